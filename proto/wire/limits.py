@@ -1,0 +1,65 @@
+"""Every bound of the protocol in one place (proto/README.md, "Limits"). Sizes are bytes, times seconds."""
+
+from typing import Final
+
+VERSION: Final = 1
+"""The one protocol version that this code speaks."""
+
+DEFAULT_PORT: Final = 7800
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+ID_BYTES: Final = 16
+"""transfer_id, incarnation and nonce."""
+DIGEST_BYTES: Final = 16
+"""XXH3-128 of one segment."""
+MAC_BYTES: Final = 32
+"""HMAC-SHA-256."""
+
+FRAME_HEADER_BYTES: Final = 12
+"""Length (4) and checksum (8) before each frame's body."""
+OPENING_FRAME_BYTES: Final = 1 * KIB
+"""Largest frame body before Welcome."""
+FRAME_BYTES: Final = 64 * KIB
+"""Largest frame body after Welcome."""
+
+CHUNK_SIZE_DEFAULT: Final = 4 * MIB
+CHUNK_SIZE_MAX: Final = 1 * GIB
+SEGMENTS_PER_CHUNK: Final = 1024
+CHUNKS_PER_FILE: Final = 1 << 23
+CHUNKS_PER_FILE_COMFORTABLE: Final = 1 << 20
+"""The default chunk size doubles until a file has no more chunks than this."""
+FILE_SIZE_MAX: Final = (1 << 63) - 1
+
+CONNECTIONS_MAX: Final = 256
+CONNECTIONS_DEFAULT: Final = 8
+
+PATH_BYTES: Final = 4096
+NAME_BYTES: Final = 255
+REASON_BYTES: Final = 512
+ENTRIES_PER_PART: Final = 1024
+MANIFEST_PARTS_UNANSWERED: Final = 4
+DIGESTS_PER_HELD: Final = 2048
+RANGES_PER_NEEDED: Final = 1024
+ACKS_PER_FRAME: Final = 1024
+
+WINDOW_BYTES: Final = 16 * MIB
+"""Unacknowledged payload that a connection starts with."""
+WINDOW_CHUNKS_MIN: Final = 2
+WINDOW_CHUNKS_MAX: Final = 1024
+
+BLOCK_BYTES: Final = 256 * KIB
+"""The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
+
+OPENING_SECONDS: Final = 5.0
+"""From accept to Welcome."""
+HEARTBEAT_SECONDS: Final = 3.0
+"""Between two Progress frames."""
+DEAD_SECONDS: Final = 30.0
+"""A peer that sent nothing for this long is dead."""
+CLOSING_SECONDS: Final = 5.0
+"""From SHUT_WR to the peer's end of stream."""
+SENDS_PER_CHUNK: Final = 4
+"""A chunk that arrives wrong is sent again at most three times."""

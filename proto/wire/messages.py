@@ -1,0 +1,234 @@
+"""The messages of the protocol as frozen native values (proto/README.md, "Messages").
+
+What is decoded from a peer has the right types and is within the bounds of `limits`; whether it makes sense at this
+moment is for `session`, and whether it fits the files of the transfer for the services.
+"""
+
+import enum
+from typing import NamedTuple
+
+from wire.errors import Code
+
+
+class Role(enum.IntEnum):
+    """What a connection is for."""
+
+    CONTROL = 1
+    DATA = 2
+
+
+class EntryType(enum.IntEnum):
+    """What a manifest entry is."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+class Phase(enum.IntEnum):
+    """What the sender of a Progress is doing."""
+
+    OFFERING = 1
+    MOVING = 2
+    SYNCING = 3
+
+
+class Verdict(enum.IntEnum):
+    """What became of the chunks of a ChunkAck."""
+
+    OK = 1
+    DIGEST_MISMATCH = 2
+
+
+class Greeting(NamedTuple):
+    """Receiver, first frame: what it speaks and who it is."""
+
+    lowest_version: int
+    highest_version: int
+    incarnation: bytes
+    nonce: bytes
+    token_required: bool
+
+
+class Hello(NamedTuple):
+    """Sender, first frame: which transfer this connection belongs to."""
+
+    version: int
+    transfer_id: bytes
+    role: Role
+    connection_id: int
+    connections: int
+    nonce: bytes
+
+
+class Proof(NamedTuple):
+    """Sender, after Hello where a token is required: that it knows the token."""
+
+    mac: bytes
+
+
+class Welcome(NamedTuple):
+    """Receiver: come in; `mac` proves that it knows the token too (empty where none is required)."""
+
+    mac: bytes
+
+
+class Refusal(NamedTuple):
+    """Receiver, instead of Welcome."""
+
+    code: Code
+    reason: str
+
+
+class Abort(NamedTuple):
+    """Either side, at any time after Welcome: the transfer, or this connection, is over."""
+
+    code: Code
+    reason: str
+
+
+class Shard(NamedTuple):
+    """This transfer is share `shard_index` of `shard_count` of its files."""
+
+    shard_index: int
+    shard_count: int
+
+
+class Offer(NamedTuple):
+    """Sender: how the files that follow are cut. Sizes in bytes."""
+
+    chunk_size: int
+    shard: Shard | None
+    checksum: bool
+    total_bytes: int
+
+
+class Hole(NamedTuple):
+    """A range of a file that is not sent and reads as zeros, in bytes."""
+
+    offset: int
+    length: int
+
+
+class Xattr(NamedTuple):
+    """One extended attribute."""
+
+    name: bytes
+    value: bytes
+
+
+class Entry(NamedTuple):
+    """One file, directory or symlink. `mode` is permission bits only; `hard_link_group` 0 is none."""
+
+    path: bytes
+    type: EntryType
+    size: int
+    mode: int
+    mtime_ns: int
+    uid: int | None = None
+    gid: int | None = None
+    link_target: bytes = b""
+    hard_link_group: int = 0
+    holes: tuple[Hole, ...] = ()
+    xattrs: tuple[Xattr, ...] = ()
+
+
+class ManifestPart(NamedTuple):
+    """Sender: the entries `first_file_id`, `first_file_id + 1`, ..."""
+
+    first_file_id: int
+    entries: tuple[Entry, ...]
+    last: bool
+
+
+class FileRange(NamedTuple):
+    """Whole files: as many as `files`, from `first_file_id`."""
+
+    first_file_id: int
+    files: int
+
+
+class SegmentRange(NamedTuple):
+    """Segments of one file, as many as `segments`; segment i starts at byte i * chunk_size."""
+
+    file_id: int
+    first_segment: int
+    segments: int
+
+
+class Needed(NamedTuple):
+    """Receiver: certainly not held, so send it."""
+
+    files: tuple[FileRange, ...]
+    segments: tuple[SegmentRange, ...]
+
+
+class Held(NamedTuple):
+    """Receiver: re-hashed from disk, 16 bytes of digest for each segment from `first_segment`; send what differs."""
+
+    file_id: int
+    first_segment: int
+    digests: bytes
+    unchecked: tuple[FileRange, ...] = ()
+
+
+class Progress(NamedTuple):
+    """Either side, every few seconds: the heartbeat."""
+
+    phase: Phase
+    acknowledged_bytes: int
+    rehashed_bytes: int
+
+
+class Finish(NamedTuple):
+    """Sender: every chunk is acknowledged or held."""
+
+    chunks: int
+    root_digest: bytes
+
+
+class Complete(NamedTuple):
+    """Receiver: durable under the final name (or, for a shard whose siblings are missing, in staging)."""
+
+    committed: bool
+
+
+class Segment(NamedTuple):
+    """Where part of a chunk belongs; bytes."""
+
+    file_id: int
+    offset: int
+    length: int
+
+
+class ChunkHeader(NamedTuple):
+    """Sender: announces sum(length) raw bytes and then 16 raw bytes of digest for each segment."""
+
+    chunk_id: int
+    segments: tuple[Segment, ...]
+
+
+class ChunkAck(NamedTuple):
+    """Receiver: what became of these chunks."""
+
+    verdict: Verdict
+    chunk_ids: tuple[int, ...]
+
+
+Message = (
+    Greeting
+    | Hello
+    | Proof
+    | Welcome
+    | Refusal
+    | Offer
+    | ManifestPart
+    | Needed
+    | Held
+    | Progress
+    | Finish
+    | Complete
+    | ChunkHeader
+    | ChunkAck
+    | Abort
+)

@@ -1,0 +1,323 @@
+"""Connected sockets: whole buffers in and out, deadlines, an end in order. The only module of `wire` with sockets.
+
+Sockets block in the kernel, for a second at a time (SO_RCVTIMEO, SO_SNDTIMEO): no poll before each call. Every second
+without movement calls `patience`, which raises to give up. Another thread ends a blocked one by `shut()`. Every OSError
+of a socket becomes ConnectionLost here, with the peer's address and what to look at.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from wire import limits
+from wire.errors import ConnectionLost
+from wire.framing import check_body, frame, parse_header
+from wire.messages import Message
+
+TICK_SECONDS: Final = 1.0
+"""How long one system call blocks before `patience` is asked."""
+
+_TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
+_FRAME_AREA = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
+_DATA_BUFFER_BYTES = limits.BLOCK_BYTES + _FRAME_AREA
+
+SockAddress = tuple[str, int] | tuple[str, int, int, int]
+
+
+class Patience(Protocol):
+    """Called after every second in which a socket did not move; raises to give up."""
+
+    def __call__(self) -> None: ...
+
+
+class Deadline:
+    """Patience that ends at a moment. Raises ConnectionLost then."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.at = time.monotonic() + seconds
+        self._what = what
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self.at:
+            raise ConnectionLost(f"{self._what} took too long")
+
+
+class Channel:
+    """One connected socket with a receive buffer. One thread reads and one writes; any thread may `shut` it.
+
+    `heard_at` is the monotonic time of the last byte from the peer. `on_dry` is called before a read that has to wait
+    for the network: the moment to send what is pending. Bytes that `take` returns are a view of the buffer and stay
+    valid until the next read.
+    """
+
+    def __init__(self, sock: socket.socket, patience: Patience, *, for_payload: bool = False) -> None:
+        self.socket = sock
+        self.patience = patience
+        self.on_dry: Callable[[], None] = _nothing
+        self.peer = format_address(sock.getpeername())
+        self.heard_at = time.monotonic()
+        self._buffer = memoryview(bytearray(_DATA_BUFFER_BYTES if for_payload else _FRAME_AREA))
+        self._start = 0
+        self._end = 0
+
+    # --- reading
+
+    def take(self, count: int) -> memoryview:
+        """Return the next `count` bytes (at most BLOCK_BYTES, or a frame), having waited for them.
+
+        Raises ConnectionLost where the stream ends first, and whatever `patience` raises.
+        """
+        if self._end - self._start < count:
+            self._fill(count)
+        start = self._start
+        self._start = start + count
+        return self._buffer[start : self._start]
+
+    def payload(self, count: int) -> Iterator[memoryview]:
+        """Yield the next `count` bytes as blocks of BLOCK_BYTES, the last one shorter."""
+        while count > 0:
+            size = min(count, limits.BLOCK_BYTES)
+            yield self.take(size)
+            count -= size
+
+    def read_body(self, limit: int = limits.FRAME_BYTES) -> bytes:
+        """Read one frame's body, its checksum checked. Raises ConnectionLost, RemoteProtocolError."""
+        length, expected = parse_header(self.take(limits.FRAME_HEADER_BYTES), limit)
+        body = bytes(self.take(length))
+        check_body(body, expected)
+        return body
+
+    def poll_body(self, limit: int = limits.FRAME_BYTES) -> bytes | None:
+        """Return one frame's body if it is here already, without waiting; None if it is not.
+
+        Raises ConnectionLost where the stream has ended, RemoteProtocolError.
+        """
+        while True:
+            available = self._end - self._start
+            wanted = limits.FRAME_HEADER_BYTES
+            if available >= wanted:
+                header = self._buffer[self._start : self._start + wanted]
+                wanted += parse_header(header, limit)[0]
+            if available >= wanted:
+                return self.read_body(limit)
+            self._make_room(wanted)
+            if not self._receive(socket.MSG_DONTWAIT):
+                return None
+
+    def _fill(self, count: int) -> None:
+        """Wait until `count` bytes are in the buffer."""
+        self._make_room(count)
+        self.on_dry()
+        while self._end - self._start < count:
+            if not self._receive(0):
+                self.patience()
+
+    def _make_room(self, count: int) -> None:
+        """Move what is left to the front where `count` bytes would not fit behind it."""
+        if self._start + count <= len(self._buffer):
+            return
+        left = self._end - self._start
+        self._buffer[:left] = self._buffer[self._start : self._end]
+        self._start, self._end = 0, left
+
+    def _receive(self, flags: int) -> bool:
+        """Receive once, into all the room there is; False where nothing came within the time."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        try:
+            count = self.socket.recv_into(self._buffer[self._end :], 0, flags)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._lost(error) from None
+        if not count:
+            raise ConnectionLost(f"{self.peer} closed the connection")
+        self._end += count
+        self.heard_at = time.monotonic()
+        return True
+
+    # --- writing
+
+    def send(self, data: bytes | bytearray | memoryview, *, more: bool = False) -> None:
+        """Send all of `data`; `more` says that the rest of a unit follows at once. Raises ConnectionLost."""
+        flags = socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0)
+        view = memoryview(data)
+        while view:
+            try:
+                sent = self.socket.send(view, flags)
+            except BlockingIOError:
+                self.patience()
+                continue
+            except OSError as error:
+                raise self._lost(error) from None
+            view = view[sent:]
+
+    def send_message(self, message: Message) -> None:
+        """Send one frame."""
+        self.send(frame(message))
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send `count` bytes of a file from `offset` without copying them; return how many there were.
+
+        Fewer than `count` means that the file ends there. Raises ConnectionLost; OSError where the file can't be read.
+        """
+        end = offset + count
+        out = self.socket.fileno()
+        while offset < end:
+            try:
+                sent = os.sendfile(out, fd, offset, end - offset)
+            except BlockingIOError:
+                self.patience()
+                continue
+            except OSError as error:
+                if error.errno in _FILE_ERRNOS:
+                    raise
+                raise self._lost(error) from None
+            if not sent:
+                break
+            offset += sent
+        return count - (end - offset)
+
+    def unacknowledged_bytes(self) -> int:
+        """Bytes that the kernel holds for the peer, sent or not (SIOCOUTQ): they shrink while the peer is alive."""
+        import fcntl
+        import termios
+
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        except OSError:
+            return 0
+
+    # --- ending
+
+    def shut(self) -> None:
+        """End both directions now, from any thread: whoever is blocked on it wakes. Idempotent."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Release the socket; only its owner may. Idempotent."""
+        self.socket.close()
+
+    def close_in_order(self) -> None:
+        """Say that nothing follows, read to the peer's end for at most CLOSING_SECONDS, close. Never raises."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+            self.patience = Deadline(limits.CLOSING_SECONDS, "closing")
+            self.on_dry = _nothing
+            while True:
+                self._start = self._end = 0
+                if not self._receive(0):
+                    self.patience()
+        except (OSError, ConnectionLost):
+            pass
+        finally:
+            self.close()
+
+    def _lost(self, error: OSError) -> ConnectionLost:
+        return ConnectionLost(f"{self.peer}: {error.strerror or error}")
+
+
+_FILE_ERRNOS = frozenset({5, 22, 116})
+"""EIO, EINVAL, ESTALE: what sendfile says of the file rather than of the socket."""
+
+
+def _nothing() -> None:
+    pass
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+
+def format_address(address: tuple[object, ...]) -> str:
+    """Write a socket address as HOST:PORT, with brackets around IPv6."""
+    host, port = str(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[int, SockAddress]]:
+    """Look a name up, each time anew; (family, address) of every address of it, in the resolver's order.
+
+    Raises ConnectionLost, which is retryable: in a container network a name may come later than its user.
+    """
+    flags = socket.AI_PASSIVE if passive else 0
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    except OSError as error:
+        raise ConnectionLost(f"{host} does not resolve: {error.strerror}") from None
+    except UnicodeError:
+        raise ConnectionLost(f"{host} is not a host name") from None
+    unique = dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found)
+    return [(family, sockaddr) for family, sockaddr in unique if family in (socket.AF_INET, socket.AF_INET6)]  # type: ignore[misc]
+
+
+def connect(
+    addresses: list[tuple[int, SockAddress]],
+    timeout_seconds: float,
+    on_socket: Callable[[socket.socket], None] | None = None,
+) -> socket.socket:
+    """Connect to the first address that answers, giving each at most `timeout_seconds`.
+
+    `on_socket` is told of each socket before it connects, so that another thread can shut it. Raises ConnectionLost,
+    which says what each address answered.
+    """
+    failures = []
+    for family, address in addresses:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if on_socket:
+                on_socket(sock)
+            sock.settimeout(timeout_seconds)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failures.append(f"{format_address(address)}: {error.strerror or 'no answer'}")
+    raise ConnectionLost("; ".join(failures) or "the name has no address")
+
+
+def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
+    """Make a connected socket block for a tick at a time, send at once, and notice a dead peer; return it.
+
+    TCP_USER_TIMEOUT is `dead_seconds`: never below the time after which a peer counts as dead, as a closed window is
+    not death.
+    """
+    sock.setblocking(True)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_seconds * 1000))
+    return sock
+
+
+def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:
+    """Listen on every address of `host`; port 0 takes one free port for all of them. `[::]` takes IPv4, too.
+
+    Raises ConnectionLost where the name does not resolve, OSError where an address can't be bound.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in resolve(host, port, passive=True):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+            sock.bind((address[0], port, *address[2:]))
+            sock.listen(backlog)
+            sock.setblocking(False)
+            port = sock.getsockname()[1]
+    except OSError:
+        for sock in listeners:
+            sock.close()
+        raise
+    return listeners

@@ -1,0 +1,343 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_CONTROL: _ClassVar[Role]
+    ROLE_DATA: _ClassVar[Role]
+
+class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODE_UNSPECIFIED: _ClassVar[Code]
+    CODE_VERSION: _ClassVar[Code]
+    CODE_TOKEN: _ClassVar[Code]
+    CODE_POLICY: _ClassVar[Code]
+    CODE_PATH: _ClassVar[Code]
+    CODE_EXISTS: _ClassVar[Code]
+    CODE_PROTOCOL: _ClassVar[Code]
+    CODE_CORRUPT: _ClassVar[Code]
+    CODE_BUSY: _ClassVar[Code]
+    CODE_UNKNOWN_TRANSFER: _ClassVar[Code]
+    CODE_LIMIT: _ClassVar[Code]
+    CODE_SHUTTING_DOWN: _ClassVar[Code]
+    CODE_SUPERSEDED: _ClassVar[Code]
+    CODE_TIMEOUT: _ClassVar[Code]
+    CODE_SOURCE: _ClassVar[Code]
+    CODE_SOURCE_CHANGED: _ClassVar[Code]
+    CODE_DESTINATION: _ClassVar[Code]
+    CODE_NO_SPACE: _ClassVar[Code]
+    CODE_DIGEST: _ClassVar[Code]
+    CODE_INTERNAL: _ClassVar[Code]
+
+class EntryType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENTRY_TYPE_UNSPECIFIED: _ClassVar[EntryType]
+    ENTRY_TYPE_FILE: _ClassVar[EntryType]
+    ENTRY_TYPE_DIRECTORY: _ClassVar[EntryType]
+    ENTRY_TYPE_SYMLINK: _ClassVar[EntryType]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_OFFERING: _ClassVar[Phase]
+    PHASE_MOVING: _ClassVar[Phase]
+    PHASE_SYNCING: _ClassVar[Phase]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_OK: _ClassVar[Verdict]
+    VERDICT_DIGEST_MISMATCH: _ClassVar[Verdict]
+ROLE_UNSPECIFIED: Role
+ROLE_CONTROL: Role
+ROLE_DATA: Role
+CODE_UNSPECIFIED: Code
+CODE_VERSION: Code
+CODE_TOKEN: Code
+CODE_POLICY: Code
+CODE_PATH: Code
+CODE_EXISTS: Code
+CODE_PROTOCOL: Code
+CODE_CORRUPT: Code
+CODE_BUSY: Code
+CODE_UNKNOWN_TRANSFER: Code
+CODE_LIMIT: Code
+CODE_SHUTTING_DOWN: Code
+CODE_SUPERSEDED: Code
+CODE_TIMEOUT: Code
+CODE_SOURCE: Code
+CODE_SOURCE_CHANGED: Code
+CODE_DESTINATION: Code
+CODE_NO_SPACE: Code
+CODE_DIGEST: Code
+CODE_INTERNAL: Code
+ENTRY_TYPE_UNSPECIFIED: EntryType
+ENTRY_TYPE_FILE: EntryType
+ENTRY_TYPE_DIRECTORY: EntryType
+ENTRY_TYPE_SYMLINK: EntryType
+PHASE_UNSPECIFIED: Phase
+PHASE_OFFERING: Phase
+PHASE_MOVING: Phase
+PHASE_SYNCING: Phase
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_OK: Verdict
+VERDICT_DIGEST_MISMATCH: Verdict
+
+class Frame(_message.Message):
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "chunk_header", "chunk_ack", "abort")
+    GREETING_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_PART_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    greeting: Greeting
+    hello: Hello
+    proof: Proof
+    welcome: Welcome
+    refusal: Refusal
+    offer: Offer
+    manifest_part: ManifestPart
+    needed: Needed
+    held: Held
+    progress: Progress
+    finish: Finish
+    complete: Complete
+    chunk_header: ChunkHeader
+    chunk_ack: ChunkAck
+    abort: Abort
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+
+class Greeting(_message.Message):
+    __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required")
+    LOWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    lowest_version: int
+    highest_version: int
+    incarnation: bytes
+    nonce: bytes
+    token_required: bool
+    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "transfer_id", "role", "connection_id", "connections", "nonce")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    transfer_id: bytes
+    role: Role
+    connection_id: int
+    connections: int
+    nonce: bytes
+    def __init__(self, version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class Proof(_message.Message):
+    __slots__ = ("mac",)
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    mac: bytes
+    def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("mac",)
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    mac: bytes
+    def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: Code
+    reason: str
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("code", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: Code
+    reason: str
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("shard_index", "shard_count")
+    SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    shard_index: int
+    shard_count: int
+    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes")
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    chunk_size: int
+    shard: Shard
+    checksum: bool
+    total_bytes: int
+    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class Hole(_message.Message):
+    __slots__ = ("offset", "length")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length: int
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class Xattr(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    value: bytes
+    def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "holes", "xattrs")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    LINK_TARGET_FIELD_NUMBER: _ClassVar[int]
+    HARD_LINK_GROUP_FIELD_NUMBER: _ClassVar[int]
+    HOLES_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    type: EntryType
+    size: int
+    mode: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    link_target: bytes
+    hard_link_group: int
+    holes: _containers.RepeatedCompositeFieldContainer[Hole]
+    xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
+    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., holes: _Optional[_Iterable[_Union[Hole, _Mapping]]] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
+
+class ManifestPart(_message.Message):
+    __slots__ = ("first_file_id", "entries", "last")
+    FIRST_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    first_file_id: int
+    entries: _containers.RepeatedCompositeFieldContainer[Entry]
+    last: bool
+    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class FileRange(_message.Message):
+    __slots__ = ("first_file_id", "files")
+    FIRST_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    first_file_id: int
+    files: int
+    def __init__(self, first_file_id: _Optional[int] = ..., files: _Optional[int] = ...) -> None: ...
+
+class SegmentRange(_message.Message):
+    __slots__ = ("file_id", "first_segment", "segments")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    first_segment: int
+    segments: int
+    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., segments: _Optional[int] = ...) -> None: ...
+
+class Needed(_message.Message):
+    __slots__ = ("files", "segments")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[FileRange]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentRange]
+    def __init__(self, files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("file_id", "first_segment", "digests", "unchecked")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    UNCHECKED_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    first_segment: int
+    digests: bytes
+    unchecked: _containers.RepeatedCompositeFieldContainer[FileRange]
+    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REHASHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    acknowledged_bytes: int
+    rehashed_bytes: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ("chunks", "root_digest")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    root_digest: bytes
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ...) -> None: ...
+
+class Complete(_message.Message):
+    __slots__ = ("committed",)
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    committed: bool
+    def __init__(self, committed: _Optional[bool] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("file_id", "offset", "length")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    offset: int
+    length: int
+    def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class ChunkHeader(_message.Message):
+    __slots__ = ("chunk_id", "segments")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    def __init__(self, chunk_id: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+
+class ChunkAck(_message.Message):
+    __slots__ = ("verdict", "chunk_ids")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    chunk_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
