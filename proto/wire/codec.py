@@ -2,7 +2,7 @@
 
 `decode` accepts exactly what proto/README.md allows, whatever the sender of the bytes intended: a body that does not
 parse, has no known kind, an unspecified or unknown enum value, or a field out of bounds raises RemoteProtocolError.
-Unknown fields are ignored. `encode` raises LocalProtocolError for what a peer would refuse.
+Unknown fields are ignored. `encode` raises LocalProtocolError for what a frame can't carry.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,13 @@ _MAX_U63 = (1 << 63) - 1
 def encode(message: m.Message) -> bytes:
     """Serialize a message to a frame body.
 
-    Raises LocalProtocolError for a message that is larger than a frame may be.
+    Raises LocalProtocolError for a message that is larger than a frame may be, and for a value that does not fit its
+    field. Whether a peer would accept it is for the caller to know.
     """
-    body: bytes = _ENCODERS[type(message)](message).SerializeToString()
+    try:
+        body: bytes = _ENCODERS[type(message)](message).SerializeToString()
+    except (TypeError, ValueError) as error:
+        raise LocalProtocolError(f"{type(message).__name__} can't be encoded: {error}") from None
     if len(body) > limits.FRAME_BYTES:
         raise LocalProtocolError(f"{type(message).__name__} of {len(body)} bytes is over {limits.FRAME_BYTES}")
     return body
@@ -75,7 +79,7 @@ def _enum(kind: type[E], value: int, what: str) -> E:
 
 def _reason(text: str) -> str:
     """Make a peer's text fit for one line of a log: bounded, printable."""
-    return "".join(c if c.isprintable() else "?" for c in text[: limits.REASON_BYTES])
+    return "".join(c if c.isprintable() else "?" for c in clip_reason(text))
 
 
 def clip_reason(text: str) -> str:
@@ -182,6 +186,7 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
     _require(
         bool(e.link_target) == (kind is m.EntryType.SYMLINK), "Entry.link_target is for symlinks, and only for them"
     )
+    _require(not e.size or kind is m.EntryType.FILE, "Entry.size is for files only")
     return m.Entry(
         e.path,
         kind,

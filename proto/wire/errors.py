@@ -5,6 +5,7 @@
     ├── LocalProtocolError     this side is about to break the protocol: a bug                exit 1
     ├── RemoteProtocolError    the peer broke the protocol                                    by its code
     ├── ConnectionLost         reset, closed, timed out, refused: another one may work        exit 1, retryable
+    │   └── ConnectionClosed   the peer closed it in order
     ├── Refused                the peer said Refusal                                          by its code
     ├── Aborted                the peer said Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
@@ -109,6 +110,10 @@ class ConnectionLost(FilestreamerError):
 
     retryable = True
     name = "connection_lost"
+
+
+class ConnectionClosed(ConnectionLost):
+    """The peer closed the connection in order: nothing was lost on its way."""
 
 
 class _Coded(FilestreamerError):

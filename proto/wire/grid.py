@@ -18,7 +18,7 @@ def comfortable_chunk_size(size: int, default: int = limits.CHUNK_SIZE_DEFAULT) 
 
 
 def smallest_chunk_size(size: int) -> int:
-    """The smallest chunk size, in bytes, that cuts a file of `size` bytes into at most CHUNKS_PER_FILE chunks."""
+    """Return the smallest chunk size, in bytes, that cuts `size` bytes into at most CHUNKS_PER_FILE chunks."""
     return max(1, -(-size // limits.CHUNKS_PER_FILE))
 
 

@@ -47,6 +47,8 @@ ACKS_PER_FRAME: Final = 1024
 
 WINDOW_BYTES: Final = 16 * MIB
 """Unacknowledged payload that a connection starts with."""
+WINDOW_BYTES_MAX: Final = 256 * MIB
+"""What it grows to where the path carries more."""
 WINDOW_CHUNKS_MIN: Final = 2
 WINDOW_CHUNKS_MAX: Final = 1024
 

@@ -5,9 +5,11 @@
                                                                  └──────Needed────────┘
     data      moving
 
-Progress and Abort are legal in every state. The table is of the conversation, not of one end: both ends step the same
-state with what they send and with what they receive, which works because no message that changes the state can cross
-one from the other side that its new state forbids.
+Abort is legal in every state, and the last frame of who sends it; Progress is legal on control until Complete. The
+table is of the conversation, not of one end: both ends step the same state with what they send and with what they
+receive, which works because no message that changes the state can cross one from the other side that its new state
+forbids. So Complete waits for the last ManifestPart, answers may cross a Finish that follows it at once (rejoining), and
+a Finish may cross a Needed, or the Complete that makes it meaningless.
 """
 
 from typing import Literal
@@ -22,14 +24,14 @@ _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Offer: "manifest", m.Progress: "offer"},
     "manifest": {m.ManifestPart: "manifest", m.Progress: "manifest"},
     "moving": {m.Progress: "moving", m.Finish: "finishing"},
-    "finishing": {m.Progress: "finishing"},
-    "complete": {m.Progress: "complete"},
+    "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
+    "complete": {m.Progress: "complete", m.Finish: "complete"},
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
-    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Progress: "manifest", m.Complete: "complete"},
+    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Progress: "manifest"},
     "moving": {m.Needed: "moving", m.Held: "moving", m.Progress: "moving", m.Complete: "complete"},
-    "finishing": {m.Needed: "moving", m.Progress: "finishing", m.Complete: "complete"},
+    "finishing": {m.Needed: "moving", m.Held: "finishing", m.Progress: "finishing", m.Complete: "complete"},
     "complete": {},
 }
 _SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}

@@ -5,6 +5,8 @@ without movement calls `patience`, which raises to give up. Another thread ends 
 of a socket becomes ConnectionLost here, with the peer's address and what to look at.
 """
 
+import errno
+import contextlib
 import os
 import socket
 import struct
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from wire import limits
-from wire.errors import ConnectionLost
+from wire.errors import ConnectionClosed, ConnectionLost
 from wire.framing import check_body, frame, parse_header
 from wire.messages import Message
 
@@ -21,6 +23,7 @@ TICK_SECONDS: Final = 1.0
 """How long one system call blocks before `patience` is asked."""
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
+_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
 _FRAME_AREA = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
 _DATA_BUFFER_BYTES = limits.BLOCK_BYTES + _FRAME_AREA
 
@@ -34,7 +37,10 @@ class Patience(Protocol):
 
 
 class Deadline:
-    """Patience that ends at a moment. Raises ConnectionLost then."""
+    """Patience that ends at a moment. Raises ConnectionLost then.
+
+    A read asks it after every system call, not only after a second without movement: who dribbles moves for ever.
+    """
 
     def __init__(self, seconds: float, what: str) -> None:
         self.at = time.monotonic() + seconds
@@ -50,14 +56,17 @@ class Channel:
 
     `heard_at` is the monotonic time of the last byte from the peer. `on_dry` is called before a read that has to wait
     for the network: the moment to send what is pending. Bytes that `take` returns are a view of the buffer and stay
-    valid until the next read.
+    valid until the next read. The constructor raises ConnectionLost where the peer has reset the connection already.
     """
 
     def __init__(self, sock: socket.socket, patience: Patience, *, for_payload: bool = False) -> None:
         self.socket = sock
         self.patience = patience
         self.on_dry: Callable[[], None] = _nothing
-        self.peer = format_address(sock.getpeername())
+        try:
+            self.peer = format_address(sock.getpeername())
+        except OSError as error:
+            raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
         self._buffer = memoryview(bytearray(_DATA_BUFFER_BYTES if for_payload else _FRAME_AREA))
         self._start = 0
@@ -111,8 +120,11 @@ class Channel:
         """Wait until `count` bytes are in the buffer."""
         self._make_room(count)
         self.on_dry()
-        while self._end - self._start < count:
-            if not self._receive(0):
+        while True:
+            moved = self._receive(0)
+            if self._end - self._start >= count:
+                return
+            if not moved or isinstance(self.patience, Deadline):
                 self.patience()
 
     def _make_room(self, count: int) -> None:
@@ -134,7 +146,7 @@ class Channel:
         except OSError as error:
             raise self._lost(error) from None
         if not count:
-            raise ConnectionLost(f"{self.peer} closed the connection")
+            raise ConnectionClosed(f"{self.peer} closed the connection")
         self._end += count
         self.heard_at = time.monotonic()
         return True
@@ -183,22 +195,31 @@ class Channel:
 
     def unacknowledged_bytes(self) -> int:
         """Bytes that the kernel holds for the peer, sent or not (SIOCOUTQ): they shrink while the peer is alive."""
+        return self._queue_bytes(_SIOCOUTQ)
+
+    def is_window_bound(self) -> bool:
+        """Whether bytes are under way and none of them waits here (SIOCOUTQNSD): the path could carry more."""
+        return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(_SIOCOUTQ)
+
+    def _queue_bytes(self, request: int) -> int:
         import fcntl
-        import termios
 
         try:
-            return int(struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-        except OSError:
+            return int(struct.unpack("i", fcntl.ioctl(self.socket, request, b"\0\0\0\0"))[0])
+        except (OSError, ValueError):  # ValueError: its owner has closed it
             return 0
 
     # --- ending
 
     def shut(self) -> None:
         """End both directions now, from any thread: whoever is blocked on it wakes. Idempotent."""
-        try:
+        with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+
+    def finish_writing(self) -> None:
+        """Say that nothing follows (SHUT_WR); the peer's end of stream then ends the reader. Never raises."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Release the socket; only its owner may. Idempotent."""
@@ -212,8 +233,8 @@ class Channel:
             self.on_dry = _nothing
             while True:
                 self._start = self._end = 0
-                if not self._receive(0):
-                    self.patience()
+                self._receive(0)
+                self.patience()
         except (OSError, ConnectionLost):
             pass
         finally:
@@ -268,17 +289,29 @@ def connect(
     """
     failures = []
     for family, address in addresses:
-        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if on_socket:
-                on_socket(sock)
-            sock.settimeout(timeout_seconds)
-            sock.connect(address)
-            return sock
+            return _connect(family, address, timeout_seconds, on_socket)
         except OSError as error:
-            sock.close()
             failures.append(f"{format_address(address)}: {error.strerror or 'no answer'}")
     raise ConnectionLost("; ".join(failures) or "the name has no address")
+
+
+def _connect(
+    family: int, address: SockAddress, timeout_seconds: float, on_socket: Callable[[socket.socket], None] | None
+) -> socket.socket:
+    """Connect to one address; the socket is closed where that fails. Raises OSError, and what `on_socket` raises."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if on_socket:
+            on_socket(sock)
+        sock.settimeout(timeout_seconds)
+        sock.connect(address)
+        if sock.getsockname() == sock.getpeername():  # who retries a free port often enough meets himself there
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
@@ -302,22 +335,39 @@ def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
 def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:
     """Listen on every address of `host`; port 0 takes one free port for all of them. `[::]` takes IPv4, too.
 
-    Raises ConnectionLost where the name does not resolve, OSError where an address can't be bound.
+    An address that this machine does not have is left out where the name has others: `localhost` often names ::1 where
+    there is no IPv6. Raises ConnectionLost where the name does not resolve, OSError where an address can't be bound.
     """
+    addresses = resolve(host, port, passive=True)
     listeners: list[socket.socket] = []
-    try:
-        for family, address in resolve(host, port, passive=True):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            listeners.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
-            sock.bind((address[0], port, *address[2:]))
-            sock.listen(backlog)
-            sock.setblocking(False)
-            port = sock.getsockname()[1]
-    except OSError:
-        for sock in listeners:
-            sock.close()
-        raise
+    absent: OSError | None = None
+    for family, address in addresses:
+        try:
+            listeners.append(_listen(family, (address[0], port, *address[2:]), backlog, alone=len(addresses) == 1))
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                absent = error
+                continue
+            for sock in listeners:
+                sock.close()
+            raise
+        port = listeners[-1].getsockname()[1]
+    if absent and not listeners:
+        raise absent
     return listeners
+
+
+def _listen(family: int, address: tuple[object, ...], backlog: int, *, alone: bool) -> socket.socket:
+    """Listen on one address. `::` takes IPv4 only where it is alone: beside 0.0.0.0 the two would collide."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::" or not alone))
+        sock.bind(address)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

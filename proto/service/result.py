@@ -1,0 +1,260 @@
+"""The result object of one transfer: what scripts read of it. Fields are only ever added (proto/README.md names them).
+
+It goes to standard output, as one line of JSON or, on a terminal, as a few words for people, and to `--result-file`.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
+
+from service.counters import TransferCounters
+from service.log import printable
+from service.sizes import format_rate, format_size
+from wire.errors import Exit, FilestreamerError, Interrupted, LocalProtocolError
+
+if TYPE_CHECKING:
+    from service.log import Logger
+
+Status = Literal["complete", "failed", "refused", "interrupted"]
+
+Digest: TypeAlias = bytes
+"""A name for `bytes` where a field has that name."""
+
+UNKNOWN_VERSION: Final = "0+unknown"
+
+
+@functools.cache
+def version() -> str:
+    """Return the version of the installed distribution."""
+    # Imported only here: it takes 15 ms, which most runs can spend after their last byte.
+    from importlib import metadata
+
+    try:
+        return metadata.version("filestreamer")
+    except metadata.PackageNotFoundError:
+        return UNKNOWN_VERSION
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResultError:
+    """Why a transfer did not complete."""
+
+    code: str
+    """A word for scripts: `name` of wire.errors, such as `no_space`."""
+    message: str
+    """One line for people."""
+    retryable: bool
+    """Whether the same command may succeed when it is run again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionResult:
+    """What one data connection did. Bytes are payload bytes."""
+
+    connection_id: int
+    bytes: int
+    """Acknowledged: written and verified by the receiver."""
+    sent_bytes: int
+    """Sent, or at the receiver read, what was never acknowledged included."""
+    chunks: int
+    resent_chunks: int
+    stolen_chunks: int
+    reconnects: int
+    stage_seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TransferResult:
+    """One transfer, or one run that never came to a transfer: then counts are 0 and `transfer_id` is None."""
+
+    status: Status
+    exit_code: int
+    error: ResultError | None = None
+    transfer_id: str | None = None
+    """32 hexadecimal digits."""
+    committed: bool = False
+    """Whether the files stand under their final names, durably."""
+    files: int = 0
+    bytes: int = 0
+    """Size of all files of the transfer."""
+    sent_bytes: int = 0
+    """Payload bytes that crossed the network, those that crossed it twice included."""
+    held_bytes: int = 0
+    """Bytes that were there before, found by their digests."""
+    unchecked_bytes: int = 0
+    """Bytes of files accepted for their size and mtime alone."""
+    seconds: float = 0.0
+    bytes_per_second: float = 0.0
+    """Acknowledged bytes over seconds: held ones don't count."""
+    connections: int = 0
+    chunk_size: int | None = None
+    chunks: int = 0
+    resent_chunks: int = 0
+    stolen_chunks: int = 0
+    reconnects: int = 0
+    straggler_seconds: float = 0.0
+    """Between the first and the last connection's last acknowledgement."""
+    bottleneck: str | None = None
+    root_digest: str | None = None
+    """32 hexadecimal digits."""
+    per_connection: tuple[ConnectionResult, ...] = ()
+
+    @classmethod
+    def without_transfer(cls, error: BaseException) -> "TransferResult":
+        """Make the result of a run that ended before there was a transfer: wrong usage, or nobody to talk to."""
+        return cls(**_ending(error))
+
+    @classmethod
+    def from_counters(
+        cls, counters: TransferCounters, *, error: BaseException | None, committed: bool, root_digest: Digest | None
+    ) -> "TransferResult":
+        """Make the result of a transfer that has ended; without an error it is complete."""
+        connections = counters.connections
+        finished = [item.finished_at for item in connections if item.finished_at is not None]
+        seconds = counters.seconds
+        return cls(
+            **_ending(error),
+            transfer_id=counters.transfer_id.hex(),
+            committed=committed,
+            files=counters.files,
+            bytes=counters.size_bytes,
+            sent_bytes=counters.moved_bytes,
+            held_bytes=counters.held_bytes,
+            unchecked_bytes=counters.unchecked_bytes,
+            seconds=round(seconds, 6),
+            bytes_per_second=round(counters.acknowledged_bytes / seconds, 1) if seconds > 0 else 0.0,
+            connections=len(connections),
+            chunk_size=counters.chunk_size or None,
+            chunks=counters.chunks,
+            resent_chunks=sum(item.resent_chunks for item in connections),
+            stolen_chunks=sum(item.stolen_chunks for item in connections),
+            reconnects=sum(item.reconnects for item in connections),
+            straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
+            root_digest=root_digest.hex() if root_digest is not None else None,
+            per_connection=tuple(
+                ConnectionResult(
+                    connection_id=item.connection_id,
+                    bytes=item.acknowledged_bytes,
+                    sent_bytes=item.moved_bytes,
+                    chunks=item.chunks,
+                    resent_chunks=item.resent_chunks,
+                    stolen_chunks=item.stolen_chunks,
+                    reconnects=item.reconnects,
+                    stage_seconds={stage: round(value, 6) for stage, value in item.stage_seconds.items()},
+                )
+                for item in connections
+            ),
+        )
+
+    def to_json(self) -> str:
+        """Write it as one line of JSON, without the line's end."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({"status": fields.pop("status"), "version": version(), **fields})
+
+    def summary(self) -> str:
+        """Write it for people: one to three lines, without the last one's end."""
+        if self.error is not None:
+            return f"{self.status}: {printable(self.error.message)}"
+        lines = [
+            f"{self.status}: {format_size(self.bytes)} in {self.seconds:.2f} s"
+            f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
+        ]
+        if there := self.held_bytes + self.unchecked_bytes:
+            lines.append(f"  {format_size(there)} of it were there already")
+        troubles = (
+            (self.resent_chunks, "chunk resent", "chunks resent"),
+            (self.reconnects, "reconnect", "reconnects"),
+        )
+        if any(number for number, *_ in troubles):
+            lines.append("  " + ", ".join(_count(*trouble) for trouble in troubles if trouble[0]))
+        return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _ending(error: BaseException | None) -> dict[str, Any]:
+    """Return the fields that say how it ended."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted(signal.SIGINT)
+    if error is None:
+        return {"status": "complete", "exit_code": int(Exit.COMPLETE)}
+    if not isinstance(error, FilestreamerError):
+        message = f"a bug in this program: {type(error).__name__}: {error}"
+        return {
+            "status": "failed",
+            "exit_code": int(Exit.FAILED),
+            "error": ResultError(LocalProtocolError.name, message, retryable=False),
+        }
+    status: Status = "failed"
+    if isinstance(error, Interrupted):
+        status = "interrupted"
+    elif error.exit_code == Exit.REFUSED:
+        status = "refused"
+    return {
+        "status": status,
+        "exit_code": int(error.exit_code),
+        "error": ResultError(error.name, str(error), error.retryable),
+    }
+
+
+def write(result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger") -> None:
+    """Write a result to `stdout` and, as JSON, to `result_file`. What can't be written is a warning in the log."""
+    try:
+        # None: the process was started with standard output closed.
+        if stdout is not None:
+            stdout.write((result.summary() if stdout.isatty() else result.to_json()) + "\n")
+            stdout.flush()
+    except OSError as error:
+        log.warning("result_not_written", to="standard output", reason=error.strerror)
+        _discard(stdout)
+    try:
+        if result_file is not None:
+            _write_file(os.path.realpath(result_file), result.to_json() + "\n")
+    except OSError as error:
+        log.warning("result_not_written", to=result_file, reason=error.strerror)
+
+
+def _discard(stdout: TextIO | None) -> None:
+    # The interpreter flushes standard output once more when it ends, and would fail again and exit with 120.
+    with contextlib.suppress(OSError, ValueError):
+        if stdout is not None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stdout.fileno())
+            os.close(null)
+
+
+_IN_PLACE_ERRORS: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
+"""A directory that takes no new file, or a file that is a mount point: Kubernetes' termination log can be both."""
+
+
+def _write_file(path: str, content: str) -> None:
+    """Replace a file atomically; a device, a pipe or a mount point is written in place. Raises OSError."""
+    if not os.path.exists(path) or os.path.isfile(path):
+        try:
+            _replace_file(path, content)
+            return
+        except OSError as error:
+            if error.errno not in _IN_PLACE_ERRORS or not os.path.isfile(path):
+                raise
+    with open(path, "w", encoding="ascii") as file:
+        file.write(content)
+
+
+def _replace_file(path: str, content: str) -> None:
+    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        with open(temporary, "x", encoding="ascii") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,28 @@
+"""SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
+
+The handler only reports; the service's own loop acts. As PID 1 of a container a process has no default handlers: these
+are set explicitly, so that `docker stop` ends a transfer at once.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def on_end(report: Callable[[int], None]) -> None:
+    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is)."""
+    seen = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        if seen:
+            os._exit(128 + number)
+        seen = True
+        report(number)
+
+    for number in SIGNALS:
+        signal.signal(number, handle)

@@ -1,0 +1,13 @@
+"""The receiver: one port, any number of senders, every byte checked, nothing partial under a final name.
+
+The data path, in the order of the modules:
+
+1. `server`      accepts, lives through the opening with strangers, and hands connections to their transfer (`token`);
+2. `transfer`    coordinates one transfer: takes the offer, answers, commits, one event at a time;
+3. `store`       stages the file in `.filestreamer/`, under a lock;
+4. `ledger`      says what an earlier run left there (pure), which
+5. `rehash`      hashes again, while what is certainly missing flows already;
+6. `connection`  receives chunks: checks each segment, hashes and writes block by block, compares digests, acknowledges;
+7. `assembly`    keeps the state of each chunk (pure): no write ever lands on a verified one;
+8. `store`       commits: sync, rename, sync the directory; only then Complete.
+"""

@@ -1,0 +1,85 @@
+"""The `receiver` command: settings in, transfers, a result for each, the exit code of its cause."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from receiver.settings import ReceiverSettings, parse
+from wire.errors import FilestreamerError, Interrupted, UsageError
+
+
+def main() -> NoReturn:
+    """Run the command with this process's arguments and environment, and exit."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    from service import log
+    from service.report import report
+    from service.result import TransferResult
+
+    try:
+        settings, warnings = parse(argv, environ)
+    except UsageError as error:
+        logger = log.configure("receiver")
+        report(TransferResult.without_transfer(error), None, logger)
+        return error.exit_code
+    logger = log.configure("receiver", settings.log_level)
+    for warning in warnings:
+        logger.warning("unknown_variable", reason=warning)
+    try:
+        _serve(settings, logger)
+    except FilestreamerError as error:
+        report(TransferResult.without_transfer(error), settings.result_file, logger)
+        return error.exit_code
+    return 0
+
+
+def _serve(settings: ReceiverSettings, logger: Any) -> None:
+    """Serve until the work is done. Raises what ended the service otherwise."""
+    from receiver import token
+    from receiver.server import Server
+    from receiver.store import Destination, check_name
+    from service import signals
+    from service.progress import Progress
+    from wire import transport
+
+    directory, output_name = settings.directory, None
+    if settings.output_file is not None:
+        directory, name = os.path.split(os.path.abspath(settings.output_file))
+        output_name = check_name(os.fsencode(name))
+    destination = Destination(directory, replace=not settings.no_replace)
+    try:
+        listeners = transport.listen(settings.listen.host, settings.listen.port)
+    except OSError as error:
+        raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
+    except FilestreamerError as error:
+        raise UsageError(f"--listen: {error}") from None
+    addresses = [listener.getsockname() for listener in listeners]
+    secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
+    server = Server(settings, destination, output_name, listeners, secret, logger)
+    signals.on_end(lambda number: server.end(Interrupted(number)))
+    for address in addresses:
+        logger.info("listening", address=transport.format_address(address), directory=directory)
+    if secret is not None and settings.token is None:
+        port = addresses[0][1]
+        _show_command(secret, port)
+    progress = Progress(server.counters, logger, direction="receiving")
+    progress.start()
+    try:
+        server.run()
+    finally:
+        progress.stop()
+
+
+def _show_command(token: str, port: int) -> None:
+    """Print the command that sends a file here."""
+    import socket
+
+    print(f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {socket.gethostname()}:{port}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The state of each chunk of a file at the receiver, purely (proto/README.md, "Chunk states").
+
+    FREE      not here                                        answered: Needed
+    CLAIMED   the ledger says it is here; to be re-hashed     not answered yet
+    HELD      re-hashed, its digest is known                  answered: Held
+    WRITING   one connection is writing it                    answered: Needed
+    VERIFIED  written in this transfer, its digest checked    answered: Held
+
+No write ever lands on a VERIFIED chunk: a second delivery is read, compared and dropped.
+"""
+
+import enum
+from collections.abc import Iterator
+from typing import Final
+
+from wire import limits
+from wire.errors import RemoteProtocolError
+from wire.grid import Grid
+
+FREE: Final = 0
+CLAIMED: Final = 1
+HELD: Final = 2
+WRITING: Final = 3
+VERIFIED: Final = 4
+
+Writer = object
+"""Whoever writes a chunk: compared by identity."""
+
+
+class Turn(enum.Enum):
+    """What a connection that was sent a chunk is to do with its bytes."""
+
+    WRITE = enum.auto()
+    COMPARE = enum.auto()
+    """It is VERIFIED: read, hash and drop them."""
+    WAIT = enum.auto()
+    """Another connection is writing it: that one has to leave first."""
+
+
+class Assembly:
+    """The chunks of one file: 17 bytes each. Not thread-safe: the transfer holds the lock."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.open = grid.segments
+        """Chunks that are neither HELD nor VERIFIED."""
+        self._states = bytearray(grid.segments)
+        self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
+        self._writers: dict[int, Writer] = {}
+
+    def state(self, index: int) -> int:
+        """The state of one chunk."""
+        return self._states[index]
+
+    def digest(self, index: int) -> bytes:
+        """The digest of one chunk; meaningful where it is HELD or VERIFIED."""
+        at = index * limits.DIGEST_BYTES
+        return bytes(self._digests[at : at + limits.DIGEST_BYTES])
+
+    def digests(self) -> memoryview:
+        """All digests, in order."""
+        return memoryview(self._digests).toreadonly()
+
+    def writer(self, index: int) -> Writer | None:
+        """Who is writing a chunk, if anybody."""
+        return self._writers.get(index)
+
+    @property
+    def has_writers(self) -> bool:
+        return bool(self._writers)
+
+    def _settle(self, index: int, state: int, digest: bytes) -> None:
+        at = index * limits.DIGEST_BYTES
+        self._digests[at : at + limits.DIGEST_BYTES] = digest
+        self._states[index] = state
+        self.open -= 1
+
+    # --- what the ledger claims
+
+    def claim(self, index: int) -> None:
+        """FREE to CLAIMED: the ledger says that it is here."""
+        if self._states[index] == FREE:
+            self._states[index] = CLAIMED
+
+    def rehashed(self, index: int, digest: bytes) -> None:
+        """CLAIMED to HELD: this is what is on the disk."""
+        if self._states[index] == CLAIMED:
+            self._settle(index, HELD, digest)
+
+    def disclaim(self, index: int) -> None:
+        """CLAIMED to FREE: what is on the disk is not what the ledger says."""
+        if self._states[index] == CLAIMED:
+            self._states[index] = FREE
+
+    # --- what connections deliver
+
+    def begin(self, index: int, writer: Writer) -> Turn:
+        """A connection was sent this chunk; WRITE makes it WRITING by that connection.
+
+        Raises RemoteProtocolError for a chunk that was not answered yet, or that the same connection is writing.
+        """
+        state = self._states[index]
+        if state == CLAIMED:
+            raise RemoteProtocolError(f"segment {index} was sent before it was answered")
+        if state == VERIFIED:
+            return Turn.COMPARE
+        if state == WRITING:
+            if self._writers[index] is writer:
+                raise RemoteProtocolError(f"segment {index} stands in a chunk twice")
+            return Turn.WAIT
+        if state == HELD:
+            self.open += 1
+        self._states[index] = WRITING
+        self._writers[index] = writer
+        return Turn.WRITE
+
+    def deliver(self, index: int, writer: Writer, digest: bytes, computed: bytes) -> bool:
+        """End the turn of `writer`: WRITING to VERIFIED where the digests are equal, to FREE where not; which it was.
+
+        For a chunk that was compared only, whether it equals what is VERIFIED; nothing changes.
+        """
+        if self._writers.get(index) is not writer:
+            return digest == computed == self.digest(index)
+        del self._writers[index]
+        if digest != computed:
+            self._states[index] = FREE
+            return False
+        self._settle(index, VERIFIED, digest)
+        return True
+
+    def abandon(self, writer: Writer) -> None:
+        """WRITING to FREE for everything that this connection was writing."""
+        for index in [index for index, held_by in self._writers.items() if held_by is writer]:
+            del self._writers[index]
+            self._states[index] = FREE
+
+    # --- answers
+
+    def runs(self, *states: int) -> Iterator[tuple[int, int]]:
+        """The runs [first, end) of chunks in any of these states, in order, as they are now."""
+        marks = self._states.translate(bytes(state in states for state in range(256)))
+        first = marks.find(1)
+        while first >= 0:
+            end = marks.find(0, first)
+            end = len(marks) if end < 0 else end
+            yield first, end
+            first = marks.find(1, end)
+
+    def held_bytes(self) -> int:
+        """Bytes of the chunks that are HELD."""
+        return sum(self.grid.bytes_between(first, end) for first, end in self.runs(HELD))

@@ -1,0 +1,177 @@
+"""One data connection, in one thread, both directions (proto/README.md, "Chunks and segments").
+
+header frame: every segment checked against the files of the transfer, and begun (assembly)
+for each block of payload: receive it, hash it, write it at its place
+digests: compared; equal is VERIFIED, different is to be sent again
+acknowledgements, ledger first, whenever the next read would have to wait
+"""
+
+import threading
+import time
+from typing import Any, NamedTuple
+
+from receiver.assembly import Assembly, Turn
+from receiver.store import Staged
+from service.counters import ConnectionCounters
+from wire import limits
+from wire import messages as m
+from wire.codec import decode
+from wire.digests import segment_hasher
+from wire.errors import (
+    Aborted,
+    Code,
+    ConnectionLost,
+    FilestreamerError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransferFailed,
+)
+from wire.session import Session
+from wire.transport import Channel
+
+
+class Part(NamedTuple):
+    """One segment of a chunk that is being received."""
+
+    staged: Staged
+    assembly: Assembly
+    position: int
+    """Which segment of its file."""
+    segment: m.Segment
+    write: bool
+
+
+class DataConnection(threading.Thread):
+    """Receives chunks over one connection until it ends; `transfer` is told what concerns the whole."""
+
+    def __init__(self, transfer: Any, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters) -> None:
+        super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
+        self.connection_id = counters.connection_id
+        self.channel = channel
+        self.counters = counters
+        self._transfer = transfer
+        self._welcome = welcome
+        self._session = Session("receiver", m.Role.DATA)
+        self._hasher = segment_hasher()
+        self._written: list[Part] = []  # verified, not in the ledger yet
+        self._received: list[tuple[int, int]] = []  # (chunk_id, bytes) of chunks to be acknowledged OK
+        self._left = threading.Event()
+
+    def run(self) -> None:
+        """Take the place of an older connection, say Welcome, receive."""
+        error: FilestreamerError | None = None
+        try:
+            self._transfer.join_data(self)
+            self.counters.up = True
+            self.channel.patience = self._patience
+            self.channel.on_dry = self._acknowledge
+            self.channel.send_message(self._welcome)
+            while True:
+                self._take_in(self.channel.read_body())
+        except FilestreamerError as failure:
+            error = failure
+        except Exception as failure:  # the top of a thread: whatever it is, the transfer must hear of it
+            error = TransferFailed(Code.INTERNAL, f"connection {self.connection_id}: {failure!r} (a bug)")
+        finally:
+            self._leave(error)
+
+    def _leave(self, error: FilestreamerError | None) -> None:
+        """Leave the files, then the transfer; tell the peer what it did, where it did something."""
+        counters = self.counters
+        counters.up = False
+        counters.abandoned_bytes = counters.moved_bytes - counters.acknowledged_bytes
+        self._transfer.leave_data(self, error)
+        self._left.set()
+        if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
+            try:
+                self.channel.send_message(m.Abort(error.code, error.reason))
+                self.channel.close_in_order()
+            except FilestreamerError:
+                pass
+        self.channel.close()
+
+    def end(self, seconds: float) -> bool:
+        """Shut the connection and wait until its thread has left the files; whether it has."""
+        self.channel.shut()
+        return self._left.wait(seconds)
+
+    # --- one frame
+
+    def _take_in(self, body: bytes) -> None:
+        message = decode(body)
+        self._session.received(message)
+        if isinstance(message, m.Abort):
+            raise Aborted(message.code, message.reason)
+        if not isinstance(message, m.ChunkHeader):
+            raise RemoteProtocolError(f"{type(message).__name__} on a data connection")
+        self._receive_chunk(message)
+
+    def _receive_chunk(self, header: m.ChunkHeader) -> None:
+        parts = self._transfer.begin_chunk(self, header)
+        computed = [self._receive_segment(part) for part in parts]
+        told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
+        digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
+        good = self._transfer.end_chunk(self, parts, digests, computed)
+        size = sum(segment.length for segment in header.segments)
+        if not good:
+            self._transfer.note_mismatch(self, header.chunk_id)
+            self.counters.abandoned_bytes += size
+            self.counters.resent_chunks += 1
+            self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
+            return
+        self._written += [part for part in parts if part.write]
+        self._received.append((header.chunk_id, size))
+        if len(self._received) >= limits.ACKS_PER_FRAME:
+            self._acknowledge()
+
+    def _receive_segment(self, part: Part) -> bytes:
+        """Receive, hash and write the bytes of one segment; return the digest of what came."""
+        stages, counters, hasher = self.counters.stage_seconds, self.counters, self._hasher
+        offset = part.segment.offset
+        hasher.reset()
+        clock = time.perf_counter
+        receive = digest = write = 0.0
+        begun = clock()
+        for view in self.channel.payload(part.segment.length):
+            was_received = clock()
+            hasher.update(view)
+            was_hashed = clock()
+            if part.write:
+                part.staged.write(view, offset)
+            offset += len(view)
+            counters.moved_bytes += len(view)
+            receive += was_received - begun
+            digest += was_hashed - was_received
+            begun = clock()
+            write += begun - was_hashed
+        stages["receive"] += receive
+        stages["digest"] += digest
+        stages["write"] += write
+        return hasher.digest()
+
+    # --- acknowledgements
+
+    def _acknowledge(self) -> None:
+        """Append what was written to the ledgers, then acknowledge it."""
+        if not self._received:
+            return
+        records: dict[Staged, list[tuple[int, bytes]]] = {}
+        for part in self._written:
+            records.setdefault(part.staged, []).append((part.position, part.assembly.digest(part.position)))
+        for staged, pairs in records.items():
+            staged.record(pairs)
+        acknowledged = self._received
+        self._written, self._received = [], []
+        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _ in acknowledged)))
+        self.counters.acknowledged_bytes += sum(size for _, size in acknowledged)
+        self.counters.chunks += len(acknowledged)
+        self.counters.finished_at = time.monotonic()
+
+    def _send(self, message: m.Message) -> None:
+        self._session.sending(message)
+        self.channel.send_message(message)
+
+    def _patience(self) -> None:
+        """After each second without movement: a peer that is heard on any connection is alive."""
+        if self._transfer.peer_is_silent():
+            raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")

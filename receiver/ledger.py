@@ -1,0 +1,135 @@
+"""The ledger, purely: which chunks of a staged file were written, in a file that may be torn anywhere.
+
+    header   "FSLEDGR1", size, chunk_size (8 bytes each, big-endian), XXH3-64 of these
+    record   segment index (8 bytes, big-endian), XXH3-128 of the segment (16), XXH3-64 of these (8)
+
+Records are appended before their chunk is acknowledged, in any order; a later record of a segment replaces an earlier
+one. Records have one size, so that a damaged one costs itself and no other. What the ledger says is a hint where
+re-hashing is worth it, never a proof: another chunk size, another source and a lost write all show when the staged
+bytes are hashed again.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from wire import limits
+from wire.digests import checksum
+from wire.grid import Grid
+
+_MAGIC: Final = b"FSLEDGR1"
+_HEADER: Final = struct.Struct(">8sQQ")
+_RECORD: Final = struct.Struct(">Q16s")
+CHECK_BYTES: Final = 8
+HEADER_BYTES: Final = _HEADER.size + CHECK_BYTES
+RECORD_BYTES: Final = _RECORD.size + CHECK_BYTES
+UNKNOWN_DIGEST: Final = bytes(limits.DIGEST_BYTES)
+"""Stands where a chunk of another grid was claimed and has not been hashed on this one."""
+
+
+class Claims(NamedTuple):
+    """Which segments of `grid` are claimed, and the digests that they had: 17 bytes a segment."""
+
+    grid: Grid
+    present: bytearray
+    """1 for each segment that is claimed, 0 for the others."""
+    digests: bytearray
+    """16 bytes for each segment; UNKNOWN_DIGEST where there is none."""
+
+    @classmethod
+    def none(cls, grid: Grid) -> "Claims":
+        """No claim at all."""
+        return cls(grid, bytearray(grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments))
+
+    @property
+    def claimed(self) -> int:
+        """Number of segments that are claimed."""
+        return self.present.count(1)
+
+    def digest(self, index: int) -> bytes:
+        """The digest that a segment had, or UNKNOWN_DIGEST."""
+        at = index * limits.DIGEST_BYTES
+        return bytes(self.digests[at : at + limits.DIGEST_BYTES])
+
+    def claim(self, index: int, digest: bytes) -> None:
+        """Claim one segment."""
+        at = index * limits.DIGEST_BYTES
+        self.present[index] = 1
+        self.digests[at : at + limits.DIGEST_BYTES] = digest
+
+    def indices(self) -> Iterator[int]:
+        """The claimed segments, in order."""
+        at = self.present.find(1)
+        while at >= 0:
+            yield at
+            at = self.present.find(1, at + 1)
+
+
+def encode_header(grid: Grid) -> bytes:
+    """Begin a ledger: HEADER_BYTES."""
+    header = _HEADER.pack(_MAGIC, grid.size, grid.chunk_size)
+    return header + checksum(header)
+
+
+def encode_records(records: Iterable[tuple[int, bytes]]) -> bytes:
+    """Encode (segment index, digest) pairs: RECORD_BYTES each."""
+    return b"".join([(body := _RECORD.pack(index, digest)) + checksum(body) for index, digest in records])
+
+
+def decode(content: bytes) -> Claims | None:
+    """Read a ledger; None where its header is missing or damaged. Damaged records are left out."""
+    header = content[: _HEADER.size]
+    if len(content) < HEADER_BYTES or content[_HEADER.size : HEADER_BYTES] != checksum(header):
+        return None
+    magic, size, chunk_size = _HEADER.unpack(header)
+    if magic != _MAGIC or not 0 < chunk_size <= limits.CHUNK_SIZE_MAX or size > limits.FILE_SIZE_MAX:
+        return None
+    grid = Grid(size, chunk_size)
+    if grid.segments > limits.CHUNKS_PER_FILE:
+        return None
+    claims = Claims.none(grid)
+    for index, digest in _records(content):
+        if index < grid.segments:
+            claims.claim(index, digest)
+    return claims
+
+
+def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
+    view = memoryview(content)
+    for at in range(HEADER_BYTES, len(content) - RECORD_BYTES + 1, RECORD_BYTES):
+        body = view[at : at + _RECORD.size]
+        if view[at + _RECORD.size : at + RECORD_BYTES] == checksum(body):
+            yield _RECORD.unpack(body)
+
+
+def is_exact(content_bytes: int, claims: Claims, grid: Grid) -> bool:
+    """Whether a ledger of `content_bytes` that was read as `claims` is one record for each claim of `grid`, and sound."""
+    return claims.grid == grid and content_bytes == HEADER_BYTES + claims.claimed * RECORD_BYTES
+
+
+def claims_on(claims: Claims, grid: Grid) -> Claims:
+    """Translate claims to another grid of the same file: its segments that lie wholly in claimed bytes.
+
+    Where the grids are the same, that is what the ledger says; on another chunk size the digests are UNKNOWN_DIGEST.
+    """
+    if claims.grid == grid:
+        return claims
+    found = Claims.none(grid)
+    same = claims.grid.chunk_size == grid.chunk_size
+    for start, end in _byte_runs(claims):
+        first = -(-start // grid.chunk_size)
+        last = grid.segments if end >= grid.size else end // grid.chunk_size
+        for index in range(first, last):
+            known = same and grid.length(index) == claims.grid.length(index)
+            found.claim(index, claims.digest(index) if known else UNKNOWN_DIGEST)
+    return found
+
+
+def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
+    """The claimed bytes as runs [start, end), merged, in order."""
+    first = claims.present.find(1)
+    while first >= 0:
+        end = claims.present.find(0, first)
+        end = len(claims.present) if end < 0 else end
+        yield claims.grid.offset(first), min(claims.grid.offset(end), claims.grid.size)
+        first = claims.present.find(1, end)

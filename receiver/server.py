@@ -1,0 +1,291 @@
+"""One port: every connection begins here, in one thread with one selector, until it is welcomed or turned away.
+
+A stranger costs one slot and OPENING_SECONDS. When all slots are taken, the one that has waited longest gives way, so
+that a thousand silent connections keep nobody out. Who says Hello (and proves the token, where one is asked for) goes on
+in a thread of its transfer.
+"""
+
+import contextlib
+import os
+import queue
+import selectors
+import socket
+import threading
+import time
+from typing import Any, Final
+
+from receiver.connection import DataConnection
+from receiver.settings import ReceiverSettings
+from receiver.store import Destination, Staged, check_name
+from receiver.transfer import ControlUp, Failed, Transfer
+from service.counters import TransferCounters
+from service.report import report
+from service.result import TransferResult
+from wire import limits
+from wire import messages as m
+from wire.errors import (
+    Code,
+    ConnectionLost,
+    FilestreamerError,
+    RemoteProtocolError,
+    TransferFailed,
+)
+from wire.framing import check_body, frame, frame_of, parse_header
+from wire.grid import Grid
+from wire.opening import ReceiverOpening, random_id
+from wire.transport import Channel, format_address, prepare
+
+SLOTS: Final = 512
+"""Connections that may be in their opening at once."""
+TRANSFERS: Final = 64
+"""Transfers that may be under way at once."""
+TICK_SECONDS: Final = 0.5
+FENCE_SECONDS: Final = 10.0
+
+
+class Slot:
+    """A connection in its opening."""
+
+    def __init__(self, sock: socket.socket, opening: ReceiverOpening) -> None:
+        self.socket = sock
+        self.opening = opening
+        self.until = time.monotonic() + limits.OPENING_SECONDS
+        self._received = bytearray()
+        self._wanted = limits.FRAME_HEADER_BYTES
+        self._checksum = b""
+
+    def receive(self) -> m.Hello | None:
+        """Read what has come, never beyond one frame; the Hello once the peer may come in.
+
+        Raises ConnectionLost, RemoteProtocolError.
+        """
+        try:
+            some = self.socket.recv(self._wanted - len(self._received))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ConnectionLost(str(error.strerror)) from None
+        if not some:
+            raise ConnectionLost("closed before it said Hello")
+        self._received += some
+        if len(self._received) < self._wanted:
+            return None
+        received, self._received = bytes(self._received), bytearray()
+        if not self._checksum:
+            self._wanted, self._checksum = parse_header(received, limits.OPENING_FRAME_BYTES)
+            return None
+        check_body(received, self._checksum)
+        self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
+        return self.opening.receive(received)
+
+
+class Server:
+    """Serves transfers into one destination until it is told to end."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        destination: Destination,
+        output_name: bytes | None,
+        listeners: list[socket.socket],
+        token: str | None,
+        log: Any,
+    ) -> None:
+        """`output_name` replaces the name that senders give; `listeners` are bound, listening, and not blocking."""
+        self._settings = settings
+        self._destination = destination
+        self._output_name = output_name
+        self._listeners = listeners
+        self._token = token.encode() if token else None
+        self._log = log
+        self._incarnation = random_id()
+        self._selector = selectors.DefaultSelector()
+        self._slots: dict[int, Slot] = {}  # by descriptor, oldest first
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._transfers: dict[bytes, Transfer] = {}  # protected
+        self._owners: dict[bytes, tuple[Transfer, int]] = {}  # protected: who writes a name, and how many bytes
+        self._busy_at = time.monotonic()
+
+    # --- the selector thread
+
+    def end(self, error: FilestreamerError | None) -> None:
+        """End the service, from any thread or signal handler; None: its work is done."""
+        self._mailbox.put(error)
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b"\0")
+
+    def counters(self) -> list[TransferCounters]:
+        """The transfers that are under way, for whoever shows them."""
+        with self._lock:
+            return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
+
+    def run(self) -> None:
+        """Serve until the work is done; raises what ended the service otherwise."""
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, listener)
+        try:
+            while self._mailbox.empty():
+                for key, _ in self._selector.select(TICK_SECONDS):
+                    self._act(key.data)
+                self._tick()
+            error = self._mailbox.get()
+            if error is not None:
+                raise error
+        finally:
+            self._close()
+
+    def _act(self, ready: socket.socket | Slot | None) -> None:
+        if isinstance(ready, Slot):
+            if ready.socket.fileno() in self._slots:  # it may have given way to another in this round
+                self._receive(ready)
+        elif ready is not None:
+            self._accept(ready)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:  # it is gone already, or there are no descriptors left: the next tick frees some
+            return
+        sock.setblocking(False)
+        if len(self._slots) >= SLOTS:
+            self._turn_away(next(iter(self._slots.values())), Code.LIMIT, "too many connections are being opened")
+        slot = Slot(sock, ReceiverOpening(self._incarnation, self._token))
+        self._slots[sock.fileno()] = slot
+        self._selector.register(sock, selectors.EVENT_READ, slot)
+        try:
+            sock.send(frame_of(slot.opening.greeting_body))
+        except OSError:
+            self._drop(slot).close()
+
+    def _receive(self, slot: Slot) -> None:
+        try:
+            hello = slot.receive()
+            if hello is not None:
+                self._let_in(slot, hello)
+        except ConnectionLost:
+            self._drop(slot).close()
+        except RemoteProtocolError as error:
+            self._turn_away(slot, error.code, error.reason)
+        except TransferFailed as error:
+            self._turn_away(slot, error.code, error.reason)
+
+    def _drop(self, slot: Slot) -> socket.socket:
+        """Take a connection out of its opening."""
+        del self._slots[slot.socket.fileno()]
+        self._selector.unregister(slot.socket)
+        return slot.socket
+
+    def _turn_away(self, slot: Slot, code: Code, reason: str) -> None:
+        """Say why, if that can be said at once, and close."""
+        sock = self._drop(slot)
+        with contextlib.suppress(OSError):
+            self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=_peer(sock))
+            sock.send(frame(m.Refusal(code, reason)))
+            sock.shutdown(socket.SHUT_WR)
+        sock.close()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for slot in [slot for slot in self._slots.values() if slot.until <= now]:
+            self._turn_away(slot, Code.TIMEOUT, f"no Hello within {limits.OPENING_SECONDS:g} s")
+        with self._lock:
+            if self._transfers:
+                self._busy_at = now
+        timeout = self._settings.idle_timeout
+        if timeout is not None and now - self._busy_at > timeout:
+            self.end(TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)"))
+
+    def _let_in(self, slot: Slot, hello: m.Hello) -> None:
+        """Hand a connection to its transfer. Raises TransferFailed: UNKNOWN_TRANSFER, LIMIT."""
+        transfer = self._transfer_of(hello)
+        sock = prepare(self._drop(slot), max(limits.DEAD_SECONDS, self._settings.give_up_after))
+        is_data = hello.role is m.Role.DATA
+        try:
+            channel = Channel(sock, _no_patience, for_payload=is_data)
+        except ConnectionLost:
+            sock.close()
+            return
+        if is_data:
+            counters = transfer.counters_of(hello.connection_id)
+            DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
+        else:
+            transfer.post(ControlUp(channel, slot.opening.welcome()))
+
+    def _transfer_of(self, hello: m.Hello) -> Transfer:
+        with self._lock:
+            transfer = self._transfers.get(hello.transfer_id)
+            if transfer is not None:
+                return transfer
+            if hello.role is m.Role.DATA:
+                raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
+            if len(self._transfers) >= TRANSFERS:
+                raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+            log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
+            transfer = Transfer(self, hello, self._settings.give_up_after, log)
+            self._transfers[hello.transfer_id] = transfer
+        transfer.start()
+        return transfer
+
+    def _close(self) -> None:
+        """Turn everybody away, end every transfer, release the port."""
+        for slot in list(self._slots.values()):
+            self._turn_away(slot, Code.SHUTTING_DOWN, "the receiver ends")
+        for listener in self._listeners:
+            listener.close()
+        with self._lock:
+            transfers = list(self._transfers.values())
+        for transfer in transfers:
+            transfer.post(Failed(TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")))
+        for transfer in transfers:
+            transfer.join(FENCE_SECONDS)
+        self._selector.close()
+
+    # --- what transfers call (Registry)
+
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid) -> Staged:
+        """Stage a file for a transfer, if no other one is writing it; a deserted one is fenced off and gives way.
+
+        Raises TransferFailed: PATH, BUSY, EXISTS, DESTINATION, NO_SPACE.
+        """
+        name = self._output_name or check_name(entry.path)
+        with self._lock:
+            owner = self._owners.get(name)
+        if owner is not None and owner[0].is_deserted:
+            owner[0].post(Failed(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place")))
+            owner[0].join(FENCE_SECONDS)
+        with self._lock:
+            if name in self._owners:
+                raise TransferFailed(Code.BUSY, f"{os.fsdecode(name)} is being received from another sender")
+            reserved = sum(size for _, size in self._owners.values())
+            self._owners[name] = (transfer, entry.size)
+        return self._destination.stage(name, entry, grid, reserved)
+
+    def release(self, transfer: Transfer) -> None:
+        """Let others write what a transfer wrote."""
+        with self._lock:
+            for name in [name for name, owner in self._owners.items() if owner[0] is transfer]:
+                del self._owners[name]
+
+    def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
+        """Report how a transfer ended; with --once a committed one ends the service."""
+        with self._lock:
+            self._transfers.pop(transfer.transfer_id, None)
+        committed = transfer.committed
+        outcome = TransferResult.from_counters(
+            transfer.counters, error=None if committed else error, committed=committed, root_digest=transfer.root_digest
+        )
+        if transfer.counters.name or not isinstance(error, ConnectionLost):
+            report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
+        if committed and self._settings.once:
+            self.end(None)
+
+
+def _peer(sock: socket.socket) -> str:
+    return format_address(sock.getpeername())
+
+
+def _no_patience() -> None:
+    pass

@@ -1,0 +1,53 @@
+"""The settings of the receiver: `receiver --help`, FILESTREAMER_RECEIVER_*, and the config file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service import settings, values
+from service.address import Address, parse_address
+from service.settings import CommonSettings, setting
+from wire import limits
+
+SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverSettings(CommonSettings):
+    """What the receiver is to do."""
+
+    listen: Address = setting(
+        parse_address, "Where to listen.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
+    )
+    """Where to listen; an empty host is every address of this machine, port 0 a free port."""
+
+    directory: str = setting(values.text, "Where received files go.", default=".", metavar="DIR")
+    """The destination directory, relative to the working directory. `output_file` goes before it."""
+
+    output_file: str | None = setting(
+        values.text, "Receive one file, under this name whatever the sender calls it; implies --once.", metavar="PATH"
+    )
+    """Path of the one file to receive, relative to the working directory and not to `directory`."""
+
+    once: bool = setting(bool, "End after the first complete transfer.", default=False)
+    """End after the first committed transfer; always true with `output_file`."""
+
+    no_replace: bool = setting(bool, "Refuse a file that exists already.", default=False)
+    """Refuse a transfer whose destination exists, instead of replacing it atomically."""
+
+    idle_timeout: float | None = setting(
+        values.seconds, "End with exit 1 after this long without a transfer.", metavar="SECONDS"
+    )
+    """Seconds without any transfer after which the receiver ends with exit 1; None waits for ever."""
+
+    anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
+    """Ask for no token, on whatever address."""
+
+    def __post_init__(self) -> None:
+        """Let `output_file` imply `once`."""
+        if self.output_file is not None:
+            object.__setattr__(self, "once", True)
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
+    """Return the settings and warnings for the log; see `service.settings.parse` for what it raises."""
+    return settings.parse(ReceiverSettings, "receiver", SUMMARY, argv, environ)

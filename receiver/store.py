@@ -1,0 +1,288 @@
+"""The destination directory: staging, commit, and nothing outside of it (proto/README.md, "Paths").
+
+Everything is opened relative to directory descriptors, without following a symlink. An incomplete file lives in
+`.filestreamer/` (0700), under the digest of its destination path, so that any later run finds it:
+
+    KEY.data     its bytes, at their places
+    KEY.ledger   which of them are there; its flock keeps a second process away
+
+Commit (`Staged.commit`): truncate, mode, times; sync the file; rename it; sync the directory; drop the ledger. A crash
+between any two of these leaves either the staged file or the final one, never half of it under the final name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from typing import Final
+
+from receiver import ledger
+from wire import limits
+from wire.digests import segment_digest
+from wire.errors import Code, TransferFailed, from_os_error
+from wire.grid import Grid
+from wire.messages import Entry
+
+STAGING: Final = ".filestreamer"
+_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_RENAME_TRIES: Final = 3
+
+
+def check_name(path: bytes) -> bytes:
+    """Return a manifest path that is one plain name. Raises TransferFailed(PATH).
+
+    NUL, '.', '..', `.filestreamer`, absolute and overlong names are refused, whatever the sender meant by them.
+    """
+    if b"\0" in path or not path or path in (b".", b"..") or path.startswith(b"/") or b".." in path.split(b"/"):
+        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it leaves the destination")
+    if b"/" in path:
+        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it is not a plain file name")
+    if path == STAGING.encode() or len(path) > limits.NAME_BYTES:
+        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: reserved, or too long")
+    return path
+
+
+def _shown(path: bytes) -> str:
+    return ascii(os.fsdecode(path[:80]))
+
+
+class Destination:
+    """The directory that files go to. Descriptors are opened once and kept."""
+
+    def __init__(self, directory: str, *, replace: bool = True) -> None:
+        """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
+        self.path = directory
+        self.replace = replace
+        try:
+            self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write into {directory}") from None
+
+    def staging(self, *, create: bool) -> int:
+        """Open the staging directory, making it where it is missing. Raises OSError, TransferFailed(DESTINATION)."""
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(STAGING, 0o700, dir_fd=self.fd)
+        fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=self.fd)
+        if os.fstat(fd).st_dev != os.fstat(self.fd).st_dev:
+            os.close(fd)
+            raise TransferFailed(
+                Code.DESTINATION, f"{self.path}/{STAGING} is on another file system than {self.path}: unmount it"
+            )
+        return fd
+
+    def free_bytes(self) -> int:
+        """Bytes that may still be written here."""
+        space = os.fstatvfs(self.fd)
+        return space.f_bavail * space.f_frsize
+
+    def tidy(self) -> None:
+        """Remove the staging directory where nothing is left in it."""
+        with contextlib.suppress(OSError):
+            os.rmdir(STAGING, dir_fd=self.fd)
+
+    def stage(self, name: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> "Staged":
+        """Open the staging of one file, new or left by an earlier run, and lock it against other processes.
+
+        `reserved_bytes` is what other transfers are still going to write here. Raises TransferFailed: BUSY, EXISTS,
+        DESTINATION, NO_SPACE (before anything is written).
+        """
+        shown = os.path.join(self.path, os.fsdecode(name))
+        try:
+            self._check_final(name, shown)
+            for _ in range(_RENAME_TRIES):
+                with contextlib.suppress(FileNotFoundError):  # somebody tidied the staging directory just now
+                    return Staged(self, self.staging(create=True), name, shown, entry, grid, reserved_bytes)
+        except OSError as error:
+            self.tidy()
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+        except TransferFailed:
+            self.tidy()
+            raise
+        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: the staging directory vanishes")
+
+    def _check_final(self, name: bytes, shown: str) -> None:
+        try:
+            there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(there.st_mode):
+            raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
+        if not self.replace:
+            raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids to replace it")
+
+
+class Staged:
+    """One file in staging. `claims` is what its ledger says, on today's grid; the lock is held until `close`."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        staging_fd: int,
+        name: bytes,
+        shown: str,
+        entry: Entry,
+        grid: Grid,
+        reserved_bytes: int,
+    ) -> None:
+        self.path = shown
+        self.entry = entry
+        self._destination = destination
+        self._name = name
+        key = segment_digest(name).hex()
+        self._data_name, self._ledger_name = f"{key}.data", f"{key}.ledger"
+        self._fds = [staging_fd]
+        self._staging_fd = staging_fd
+        try:
+            self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            self._lock()
+            self.claims = self._load(grid)
+            self._check_space(entry.size, reserved_bytes)
+            self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
+            os.ftruncate(self.fd, entry.size)
+        except BaseException:
+            self._discard_if_empty()
+            self.close()
+            raise
+
+    def _open(self, name: str, flags: int) -> int:
+        fd = os.open(name, flags | _OPEN, 0o600, dir_fd=self._staging_fd)
+        self._fds.append(fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is not a regular file: remove it")
+        return fd
+
+    def _lock(self) -> None:
+        """Lock the ledger; what was locked must still be the file of that name. Raises TransferFailed(BUSY)."""
+        try:
+            fcntl.flock(self._ledger_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransferFailed(Code.BUSY, f"{self.path} is being received by another process") from None
+        there = os.stat(self._ledger_name, dir_fd=self._staging_fd, follow_symlinks=False)
+        if there.st_ino != os.fstat(self._ledger_fd).st_ino:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _load(self, grid: Grid) -> ledger.Claims:
+        """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
+        length = os.fstat(self._ledger_fd).st_size
+        found = ledger.decode(os.pread(self._ledger_fd, length, 0)) if length and self._data_exists() else None
+        if found is None:
+            found = ledger.Claims.none(grid)
+        claims = ledger.claims_on(found, grid)
+        if not ledger.is_exact(length, found, grid):
+            os.ftruncate(self._ledger_fd, 0)
+            records = ((index, claims.digest(index)) for index in claims.indices())
+            self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(records))
+        return claims
+
+    def _data_exists(self) -> bool:
+        try:
+            os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _check_space(self, size: int, reserved_bytes: int) -> None:
+        try:
+            there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            there = 0
+        free = self._destination.free_bytes() - reserved_bytes
+        if size - there > free:
+            raise TransferFailed(
+                Code.NO_SPACE, f"no space for {self.path}: {size - there} bytes are missing and {max(0, free)} are free"
+            )
+
+    def _write_ledger(self, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(self._ledger_fd, view) :]
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes at their place. Raises TransferFailed: NO_SPACE, DESTINATION."""
+        try:
+            written = os.pwrite(self.fd, view, offset)
+            while written < len(view):
+                written += os.pwrite(self.fd, view[written:], offset + written)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with staged bytes. Raises TransferFailed(DESTINATION)."""
+        done = 0
+        try:
+            while done < len(view):
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+                if not count:
+                    raise TransferFailed(Code.DESTINATION, f"the staging of {self.path} is shorter than it was")
+                done += count
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't read the staging of {self.path}") from None
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Append (segment, digest) pairs to the ledger, before they are acknowledged."""
+        try:
+            self._write_ledger(ledger.encode_records(records))
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write the ledger of {self.path}") from None
+
+    def write_back(self) -> None:
+        """Have the kernel write what it holds, so that the last sync is short. Errors show at commit."""
+        with contextlib.suppress(OSError):
+            os.fdatasync(self.fd)
+
+    def commit(self) -> None:
+        """Put the file under its final name, durably. Raises TransferFailed: DESTINATION, NO_SPACE, EXISTS.
+
+        A failed sync discards the staging: what the kernel dropped can't be found by hashing what it still caches.
+        """
+        entry = self.entry
+        try:
+            os.ftruncate(self.fd, entry.size)
+            os.fchmod(self.fd, entry.mode & 0o777)
+            os.utime(self.fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            self._sync()
+            self._rename()
+            os.fsync(self._destination.fd)
+            os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self.fd)
+        except OSError:
+            self.discard()
+            raise
+
+    def _rename(self) -> None:
+        to = {"src_dir_fd": self._staging_fd, "dst_dir_fd": self._destination.fd}
+        if self._destination.replace:
+            os.rename(self._data_name, self._name, **to)
+            return
+        try:
+            os.link(self._data_name, self._name, follow_symlinks=False, **to)
+        except FileExistsError:
+            raise TransferFailed(Code.EXISTS, f"{self.path} exists by now, and --no-replace forbids it") from None
+        os.unlink(self._data_name, dir_fd=self._staging_fd)
+
+    def discard(self) -> None:
+        """Remove the staged bytes and their ledger."""
+        for name in (self._data_name, self._ledger_name):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._staging_fd)
+
+    def _discard_if_empty(self) -> None:
+        """Leave nothing behind where staging could not begin, and an earlier run left nothing either."""
+        claims: ledger.Claims | None = getattr(self, "claims", None)
+        if claims is not None and not claims.claimed and not self._data_exists():
+            self.discard()
+
+    def close(self) -> None:
+        """Release the descriptors, and with them the lock. Idempotent."""
+        while self._fds:
+            os.close(self._fds.pop())
+        self._destination.tidy()

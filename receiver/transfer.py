@@ -1,0 +1,572 @@
+"""One transfer from the receiver's side: the coordinator thread acts on one event at a time.
+
+It alone writes to the control connection and decides what the transfer does next. A reader thread for the control
+connection never writes; each data connection has a thread of its own. The lock protects the chunk states, the list of
+data connections and the phase.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, Protocol
+
+from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn
+from receiver.connection import DataConnection, Part
+from receiver.ledger import UNKNOWN_DIGEST
+from receiver.rehash import Rehashed, Rehasher
+from receiver.store import Staged
+from service.counters import ConnectionCounters, TransferCounters
+from wire import limits
+from wire import messages as m
+from wire.codec import decode
+from wire.digests import root_digest
+from wire.errors import (
+    Aborted,
+    Code,
+    ConnectionClosed,
+    ConnectionLost,
+    FilestreamerError,
+    RemoteProtocolError,
+    TransferFailed,
+)
+from wire.grid import Grid
+from wire.session import Session
+from wire.transport import Channel
+
+TICK_SECONDS: Final = 1.0
+LEAVE_SECONDS: Final = 10.0
+"""How long a connection may take to leave a file after its socket was shut: one write to a slow disk."""
+COMPLETE_SECONDS: Final = 60.0
+"""How long a committed transfer is kept to answer a sender that has not heard of it."""
+MAILBOX_EVENTS: Final = 256
+WRITE_BACK_BYTES: Final = 64 * limits.MIB
+STAGES: Final = ("receive", "digest", "write")
+
+
+class ControlUp(NamedTuple):
+    """A control connection was let in; `welcome` is to be said on it."""
+
+    channel: Channel
+    welcome: m.Welcome
+
+
+class ControlDown(NamedTuple):
+    """It ended."""
+
+    channel: Channel
+    error: FilestreamerError
+
+
+class Received(NamedTuple):
+    """A message came over it."""
+
+    channel: Channel
+    message: m.Message
+
+
+class Failed(NamedTuple):
+    """Some thread, or the server, ends the transfer."""
+
+    error: FilestreamerError
+
+
+class Committed(NamedTuple):
+    """Every file is durable under its final name."""
+
+
+Event = ControlUp | ControlDown | Received | Failed | Committed | Rehashed
+
+
+class File(NamedTuple):
+    """One file of the manifest."""
+
+    entry: m.Entry
+    staged: Staged
+    assembly: Assembly
+
+
+class Registry(Protocol):
+    """What a transfer needs of the server."""
+
+    def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid) -> Staged:
+        """Stage a file that no other transfer writes. Raises TransferFailed."""
+
+    def release(self, transfer: "Transfer") -> None:
+        """Let others write the files of a transfer."""
+
+    def ended(self, transfer: "Transfer", error: FilestreamerError | None) -> None:
+        """Take the end of a transfer."""
+
+
+class Transfer(threading.Thread):
+    """Receives what one sender offers. `post` may be called from any thread."""
+
+    def __init__(self, registry: Registry, hello: m.Hello, give_up_after: float, log: Any) -> None:
+        super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
+        self.transfer_id = hello.transfer_id
+        self.counters = TransferCounters(hello.transfer_id, "")
+        self.root_digest: bytes | None = None
+        self.committed = False
+        self._registry = registry
+        self._connections = hello.connections
+        self._give_up_after = give_up_after
+        self._log = log
+        self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
+        self._lock = threading.Condition(threading.Lock())
+        self._files: list[File] = []  # protected: appended by the coordinator, read by all
+        self._data: dict[int, DataConnection] = {}  # protected
+        self._counters_by_id: dict[int, ConnectionCounters] = {}  # protected
+        self._closed_to_writers = False  # protected
+        self._channel: Channel | None = None
+        self._session = Session("receiver", m.Role.CONTROL)
+        self._offer: m.Offer | None = None
+        self._manifest: tuple[m.Entry, ...] = ()
+        self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
+        self._committer: threading.Thread | None = None
+        self._over = threading.Event()
+        self._said_at = 0.0
+        self._heard_at = time.monotonic()
+        self._committed_at = 0.0
+        self._closed_by_sender = False
+
+    def post(self, event: Event) -> None:
+        """Give the coordinator an event; waits where it is far behind, so that no peer can fill the memory."""
+        while not self._over.is_set():
+            try:
+                self._mailbox.put(event, timeout=TICK_SECONDS)
+                return
+            except queue.Full:
+                continue
+
+    # --- the coordinator
+
+    def run(self) -> None:
+        """Act on events until the transfer is over; whatever happens, the registry hears how it ended."""
+        error: FilestreamerError | None = None
+        try:
+            while not self._is_done():
+                self._act(self._next_event())
+                self._tick()
+        except FilestreamerError as failure:
+            error = failure
+        except Exception as failure:  # the top of a thread: whatever it is, the transfer must end and say so
+            error = TransferFailed(Code.INTERNAL, f"transfer: {failure!r} (a bug)")
+        finally:
+            self._end(error)
+
+    def _is_done(self) -> bool:
+        """A committed transfer stays until its sender has closed after Complete, or for COMPLETE_SECONDS."""
+        if not self.committed:
+            return False
+        return self._closed_by_sender or time.monotonic() - self._committed_at > COMPLETE_SECONDS
+
+    def _next_event(self) -> Event | None:
+        try:
+            return self._mailbox.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            return None
+
+    def _act(self, event: Event | None) -> None:
+        match event:
+            case None:
+                pass
+            case Received(channel, message):
+                if channel is self._channel:
+                    self._receive(message)
+            case Rehashed():
+                self._take_rehashed(event)
+            case Committed():
+                self._complete()
+            case ControlUp(channel, welcome):
+                self._welcome(channel, welcome)
+            case ControlDown(channel, error):
+                self._lose_control(channel, error)
+            case Failed(error):
+                if not self.committed:
+                    raise error
+
+    def _welcome(self, channel: Channel, welcome: m.Welcome) -> None:
+        """Let a control connection in; it takes the place of an older one."""
+        if self._channel is not None:
+            self._channel.shut()
+        self._channel = channel
+        self._session = Session("receiver", m.Role.CONTROL)
+        channel.patience = self._control_patience
+        threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True).start()
+        try:
+            channel.send_message(welcome)
+        except ConnectionLost:
+            channel.shut()
+
+    def _read_control(self, channel: Channel) -> None:
+        """Read the control connection until it ends: a thread that never writes."""
+        error: FilestreamerError
+        try:
+            while not self._over.is_set():
+                self.post(Received(channel, decode(channel.read_body())))
+            return
+        except FilestreamerError as failure:
+            error = failure
+        except Exception as failure:  # the top of a thread
+            error = TransferFailed(Code.INTERNAL, f"control connection: {failure!r} (a bug)")
+        self.post(ControlDown(channel, error))
+
+    def _control_patience(self) -> None:
+        if self._over.is_set():
+            raise ConnectionLost("the transfer is over")
+        if self.peer_is_silent():
+            raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _lose_control(self, channel: Channel, error: FilestreamerError) -> None:
+        if channel is not self._channel:
+            channel.close()
+            return
+        self._closed_by_sender = isinstance(error, ConnectionClosed)
+        if isinstance(error, RemoteProtocolError):
+            raise error
+        self._channel = None
+        if self.committed and self._closed_by_sender:
+            channel.close_in_order()
+            return
+        channel.close()
+        self._log.warning("control_lost", reason=str(error))
+
+    def _receive(self, message: m.Message) -> None:
+        self._session.received(message)
+        match message:
+            case m.Offer():
+                self._take_offer(message)
+            case m.ManifestPart():
+                self._take_manifest_part(message)
+            case m.Finish():
+                self._take_finish(message)
+            case m.Abort():
+                raise Aborted(message.code, message.reason)
+            case _:
+                pass  # Progress: the heartbeat; that it came is all it says here
+
+    def _take_offer(self, offer: m.Offer) -> None:
+        if self._offer is not None and offer != self._offer:
+            raise RemoteProtocolError("the transfer is offered again, otherwise than before")
+        if offer.shard is not None:
+            raise TransferFailed(Code.POLICY, "this receiver does not put shards together yet: send without --shard")
+        self._offer = offer
+        self.counters.chunk_size = offer.chunk_size
+
+    def _take_manifest_part(self, part: m.ManifestPart) -> None:
+        """Stage the file, the first time; answer what is needed and what is held, every time."""
+        if part.first_file_id != 0 or len(part.entries) != 1 or not part.last:
+            raise TransferFailed(Code.POLICY, "this receiver takes one file at a time, not yet trees")
+        if not self._manifest:
+            self._manifest = part.entries
+            self._stage(part.entries[0])
+        elif part.entries != self._manifest:
+            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
+        if self.committed:
+            self._say_complete()
+            return
+        self.counters.phase = "moving"
+        for file_id in range(len(self._files)):
+            self._answer(file_id)
+
+    def _stage(self, entry: m.Entry) -> None:
+        assert self._offer is not None  # the session table has an Offer before the first ManifestPart
+        if entry.type is not m.EntryType.FILE:
+            raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories and links")
+        grid = Grid(entry.size, self._offer.chunk_size)
+        if grid.segments > limits.CHUNKS_PER_FILE:
+            raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
+        staged = self._registry.claim(self, entry, grid)
+        assembly = Assembly(grid)
+        for index in staged.claims.indices():
+            assembly.claim(index)
+        self.counters.size_bytes += entry.size
+        self.counters.chunks += grid.segments
+        self.counters.name = staged.path
+        with self._lock:
+            self._files.append(File(entry, staged, assembly))
+        self._log.info("transfer_started", file=staged.path, size_bytes=entry.size, claimed_chunks=staged.claims.claimed)
+        for first, end in assembly.runs(CLAIMED):
+            self._rehasher.add(len(self._files) - 1, staged, assembly, first, end)
+        if entry.size >= WRITE_BACK_BYTES:
+            threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True).start()
+
+    def _write_back(self, staged: Staged) -> None:
+        """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
+        while not self._over.wait(TICK_SECONDS) and not self._closed_to_writers:
+            staged.write_back()
+
+    def _answer(self, file_id: int) -> None:
+        """Say what of a file is needed, then what is held; what is still being re-hashed follows by itself."""
+        assembly = self._files[file_id].assembly
+        with self._lock:
+            needed = list(assembly.runs(FREE, WRITING))
+            held = [
+                (start, min(start + limits.DIGESTS_PER_HELD, end))
+                for first, end in assembly.runs(HELD, VERIFIED)
+                for start in range(first, end, limits.DIGESTS_PER_HELD)
+            ]
+        self._say_needed(file_id, needed)
+        for start, end in held:
+            self._say(m.Held(file_id, start, b"".join(assembly.digest(index) for index in range(start, end))))
+
+    def _say_needed(self, file_id: int, runs: list[tuple[int, int]]) -> None:
+        for at in range(0, len(runs), limits.RANGES_PER_NEEDED):
+            some = runs[at : at + limits.RANGES_PER_NEEDED]
+            self._say(m.Needed((), tuple(m.SegmentRange(file_id, first, end - first) for first, end in some)))
+
+    def _take_rehashed(self, batch: Rehashed) -> None:
+        """Claimed chunks are known now: held, or needed where the disk differs from what the ledger says."""
+        file = self._files[batch.file_id]
+        end = batch.first + len(batch.digests)
+        with self._lock:
+            for index, digest in enumerate(batch.digests, batch.first):
+                expected = file.staged.claims.digest(index)
+                if expected in (digest, UNKNOWN_DIGEST):
+                    file.assembly.rehashed(index, digest)
+                else:
+                    file.assembly.disclaim(index)
+            runs = {state: list(_clip(file.assembly.runs(state), batch.first, end)) for state in (FREE, HELD)}
+        self.counters.rehashed_bytes += batch.bytes
+        self.counters.last_progress_at = time.monotonic()
+        self._say_needed(batch.file_id, runs[FREE])
+        for first, stop in runs[HELD]:
+            self._say(m.Held(batch.file_id, first, b"".join(batch.digests[first - batch.first : stop - batch.first])))
+
+    def _take_finish(self, finish: m.Finish) -> None:
+        """Every chunk is here, the sender says: commit, or say what is missing."""
+        if self.committed:
+            self._say_complete()
+            return
+        if self._committer is not None:
+            return
+        missing = 0
+        for file_id, file in enumerate(self._files):
+            with self._lock:
+                runs = list(file.assembly.runs(FREE, CLAIMED, WRITING))
+            self._say_needed(file_id, runs)
+            missing += len(runs)
+        if missing:
+            return
+        with self._lock:
+            self._closed_to_writers = True
+            self.counters.held_bytes = sum(file.assembly.held_bytes() for file in self._files)
+        self.root_digest = root_digest([file.assembly.digests() for file in self._files])
+        if self.root_digest != finish.root_digest:
+            reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
+            for file in self._files:
+                file.staged.discard()
+            raise TransferFailed(Code.DIGEST, reason)
+        self.counters.phase = "syncing"
+        self._committer = threading.Thread(target=self._commit, name="commit", daemon=True)
+        self._committer.start()
+
+    def _commit(self) -> None:
+        """Put every file in place; the coordinator goes on saying that this side lives."""
+        try:
+            for file in self._files:
+                file.staged.commit()
+            self.post(Committed())
+        except FilestreamerError as error:
+            self.post(Failed(error))
+        except Exception as error:  # the top of a thread
+            self.post(Failed(TransferFailed(Code.INTERNAL, f"commit: {error!r} (a bug)")))
+
+    def _complete(self) -> None:
+        self.committed = True
+        self._committed_at = time.monotonic()
+        self.counters.phase = "complete"
+        self.counters.ended_at = self._committed_at
+        self._registry.release(self)
+        if self._channel is not None and self._session.state in ("moving", "finishing"):
+            self._say_complete()
+
+    def _say_complete(self) -> None:
+        self._say(m.Complete(True))
+
+    def _say(self, message: m.Message) -> None:
+        """Write to the control connection; where that fails, its reader notices, and the sender opens another."""
+        if self._channel is None:
+            return
+        self._session.sending(message)
+        try:
+            self._channel.send_message(message)
+            self._said_at = time.monotonic()
+        except ConnectionLost:
+            self._channel.shut()
+
+    # --- the clock
+
+    def heard_at(self) -> float:
+        """When the sender was last heard, on any connection (monotonic)."""
+        with self._lock:
+            channels = [connection.channel for connection in self._data.values()]
+        if self._channel is not None:
+            channels.append(self._channel)
+        self._heard_at = max([self._heard_at, *(channel.heard_at for channel in channels)])
+        return self._heard_at
+
+    def peer_is_silent(self) -> bool:
+        """Whether the sender said nothing, on any connection, for longer than the living do."""
+        return time.monotonic() - self.heard_at() > limits.DEAD_SECONDS
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether the sender has no connection left, or is silent: another one may take its place."""
+        with self._lock:
+            connected = self._channel is not None or bool(self._data)
+        return not self.committed and (not connected or self.peer_is_silent())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.committed:
+            phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(self.counters.phase, m.Phase.MOVING)
+            self._say(m.Progress(phase, self.counters.acknowledged_bytes, self.counters.rehashed_bytes))
+        with self._lock:
+            connected = self._channel is not None or bool(self._data)
+        if connected or self.committed:
+            self._connected_at = now
+        elif now - self._connected_at > self._give_up_after:
+            seconds = f"{self._give_up_after:g} s"
+            raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; what came is kept")
+
+    _connected_at = 0.0
+
+    # --- what the data connections call
+
+    def counters_of(self, connection_id: int) -> ConnectionCounters:
+        """The counters of a connection id: one for all connections that have it in turn."""
+        with self._lock:
+            counters = self._counters_by_id.get(connection_id)
+            if counters is None:
+                counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(STAGES, 0.0))
+                self._counters_by_id[connection_id] = counters
+                self.counters.connections.append(counters)
+            else:
+                counters.reconnects += 1
+            return counters
+
+    def join_data(self, connection: DataConnection) -> None:
+        """Take the place of an older connection of the same id, which has left every file by then.
+
+        Raises RemoteProtocolError for an id beyond what the transfer announced, ConnectionLost where the older
+        connection does not leave, or the transfer is over.
+        """
+        if connection.connection_id >= self._connections:
+            raise RemoteProtocolError(f"connection {connection.connection_id} of {self._connections}")
+        while True:
+            with self._lock:
+                older = self._data.get(connection.connection_id)
+                if self._over.is_set():
+                    raise ConnectionLost("the transfer is over")
+                if older is None:
+                    self._data[connection.connection_id] = connection
+                    return
+            if not older.end(LEAVE_SECONDS):
+                raise ConnectionLost(f"the older connection {connection.connection_id} does not leave")
+
+    def leave_data(self, connection: DataConnection, error: FilestreamerError | None) -> None:
+        """Take back what a connection was writing; a failure that is not the connection's own ends the transfer."""
+        with self._lock:
+            for file in self._files:
+                file.assembly.abandon(connection)
+            if self._data.get(connection.connection_id) is connection:
+                del self._data[connection.connection_id]
+            self._heard_at = max(self._heard_at, connection.channel.heard_at)
+            self._lock.notify_all()
+        if isinstance(error, TransferFailed):
+            self.post(Failed(error))
+        elif error is not None and not isinstance(error, ConnectionClosed) and not self._over.is_set():
+            self._log.warning("connection_lost", connection=connection.connection_id, reason=str(error))
+
+    def begin_chunk(self, connection: DataConnection, header: m.ChunkHeader) -> list[Part]:
+        """Check every segment of a chunk against the files of the transfer, and begin them.
+
+        Raises RemoteProtocolError for a segment that is none of an offered file's, or that was not answered.
+        """
+        parts = []
+        for segment in header.segments:
+            if segment.file_id >= len(self._files):
+                raise RemoteProtocolError(f"chunk {header.chunk_id}: file {segment.file_id} was not offered")
+            file = self._files[segment.file_id]
+            index = file.assembly.grid.index_of(segment.offset, segment.length)
+            if index is None:
+                where = f"bytes {segment.offset} to {segment.offset + segment.length}"
+                raise RemoteProtocolError(f"chunk {header.chunk_id}: {where} are no segment of file {segment.file_id}")
+            write = self._begin_segment(connection, file.assembly, index)
+            parts.append(Part(file.staged, file.assembly, index, segment, write))
+        return parts
+
+    def _begin_segment(self, connection: DataConnection, assembly: Assembly, index: int) -> bool:
+        """Begin one segment, whether to write it; who else is writing it is shut and has left first."""
+        while True:
+            with self._lock:
+                if self._closed_to_writers and assembly.state(index) != VERIFIED:
+                    raise RemoteProtocolError(f"segment {index} was sent after Finish")
+                turn = assembly.begin(index, connection)
+                other = assembly.writer(index)
+            if turn is not Turn.WAIT:
+                return turn is Turn.WRITE
+            assert isinstance(other, DataConnection)
+            if not other.end(LEAVE_SECONDS):
+                raise ConnectionLost(f"connection {other.connection_id} does not leave segment {index}")
+
+    def end_chunk(
+        self, connection: DataConnection, parts: list[Part], digests: list[bytes], computed: list[bytes]
+    ) -> bool:
+        """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
+        with self._lock:
+            good = [
+                part.assembly.deliver(part.position, connection, digest, actual)
+                for part, digest, actual in zip(parts, digests, computed, strict=True)
+            ]
+        self.counters.last_progress_at = time.monotonic()
+        return all(good)
+
+    def note_mismatch(self, connection: DataConnection, chunk_id: int) -> None:
+        """Log that a chunk arrived damaged."""
+        self._log.warning("digest_mismatch", connection=connection.connection_id, chunk=chunk_id)
+
+    # --- the end
+
+    def _end(self, error: FilestreamerError | None) -> None:
+        """End every connection, leave every file, tell the registry."""
+        if error is not None and self._channel is not None:
+            self._say_goodbye(self._channel, error)
+        self._over.set()
+        with self._lock:
+            self._closed_to_writers = True
+            data = list(self._data.values())
+        for connection in data:
+            connection.channel.shut()
+        for connection in data:
+            connection.end(LEAVE_SECONDS)
+        self._rehasher.end(LEAVE_SECONDS)
+        if self._committer is not None:
+            self._committer.join()
+        if self._channel is not None:
+            self._channel.close_in_order()
+        for file in self._files:
+            file.staged.close()
+        self.counters.ended_at = self.counters.ended_at or time.monotonic()
+        self._registry.release(self)
+        self._registry.ended(self, error)
+
+    def _say_goodbye(self, channel: Channel, error: FilestreamerError) -> None:
+        """Tell the sender why this ends."""
+        if isinstance(error, Aborted) or self._session.state in ("aborted", "complete"):
+            return
+        code = getattr(error, "code", Code.SHUTTING_DOWN)
+        try:
+            channel.send_message(m.Abort(code, str(error)))
+            channel.finish_writing()
+        except FilestreamerError:
+            channel.shut()
+
+
+def _clip(runs: Iterator[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of runs that lie inside [first, end)."""
+    for start, stop in runs:
+        if start < end and stop > first:
+            yield max(start, first), min(stop, end)

@@ -1,0 +1,71 @@
+"""The `sender` command: settings in, one transfer, the result out, the exit code of its cause."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sender.settings import SenderSettings, parse
+from wire.errors import FilestreamerError, UsageError
+
+if TYPE_CHECKING:
+    from service.result import TransferResult
+
+
+def main() -> NoReturn:
+    """Run the command with this process's arguments and environment, and exit."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    from service import log
+    from service.report import report
+    from service.result import TransferResult
+
+    try:
+        settings, warnings = parse(argv, environ)
+    except UsageError as error:
+        report(TransferResult.without_transfer(error), None, log.configure("sender"))
+        return error.exit_code
+    logger = log.configure("sender", settings.log_level)
+    for warning in warnings:
+        logger.warning("unknown_variable", reason=warning)
+    outcome = _send(settings, logger)
+    report(outcome, settings.result_file, logger, file=settings.input_file)
+    return outcome.exit_code
+
+
+def _send(settings: SenderSettings, logger: Any) -> "TransferResult":
+    """Send the file; return how it ended, whatever happens."""
+    from sender.control import Signalled
+    from sender.source import Source
+    from sender.transfer import Transfer
+    from service import signals
+    from service.progress import Progress
+    from service.result import TransferResult
+
+    try:
+        source = Source(settings.input_file)
+        transfer = Transfer(settings, source, logger)
+    except FilestreamerError as error:
+        return TransferResult.without_transfer(error)
+    signals.on_end(lambda number: transfer.post(Signalled(number)))
+    progress = Progress(lambda: [transfer.counters], logger, direction="sending")
+    progress.start()
+    failure: FilestreamerError | None = None
+    committed = False
+    try:
+        committed = transfer.run()
+    except FilestreamerError as error:
+        failure = error
+    finally:
+        progress.stop()
+        source.close()
+    return TransferResult.from_counters(
+        transfer.counters, error=failure, committed=committed, root_digest=transfer.root_digest
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""One data connection, in one thread, both directions (proto/README.md, "Chunks and segments").
+
+    for each chunk that the deal gives this connection:
+        header frame                                         ┐ small ones are gathered
+        for each block: read it, hash it, hand it to the     │ into one system call
+        kernel straight from the page cache (sendfile)       │
+        one digest for each segment                          ┘
+        take in what acknowledgements have come, without waiting
+    wait for acknowledgements only where the window is full, or nothing is left to send
+
+Nobody can block writing while the other blocks writing: the receiver's acknowledgements fit into the kernel's buffers,
+the window sees to that.
+"""
+
+import threading
+import time
+from typing import Final, Protocol
+
+from sender.chunks import Layout
+from sender.deal import Deal
+from sender.rate import RateLimit
+from sender.source import Source
+from service.backoff import Backoff
+from service.counters import ConnectionCounters
+from wire import limits
+from wire import messages as m
+from wire.codec import decode
+from wire.digests import segment_digest, segment_hasher
+from wire.errors import Aborted, Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.framing import frame
+from wire.session import Session
+from wire.transport import Channel
+
+GATHER_BYTES: Final = 64 * limits.KIB
+"""Segments up to this size are copied and gathered; larger ones are sent by sendfile."""
+
+IDLE_SECONDS: Final = 1.0
+
+
+class Host(Protocol):
+    """What a data connection needs of its transfer."""
+
+    source: Source
+    layout: Layout
+    deal: Deal
+    limit: RateLimit | None
+
+    def dial_data(self, connection_id: int) -> Channel:
+        """Open the connection. Raises ConnectionLost, Refused, RemoteProtocolError."""
+
+    def hang_up(self, channel: Channel, *, in_order: bool) -> None:
+        """Close it."""
+
+    def connection_changed(self, counters: ConnectionCounters, error: FilestreamerError | None) -> None:
+        """Tell that it is up (None), or why it went down."""
+
+    def failed(self, error: FilestreamerError) -> None:
+        """End the transfer."""
+
+
+class DataConnection(threading.Thread):
+    """Sends chunks until the transfer is over; reconnects for as long as it goes on."""
+
+    def __init__(self, host: Host, counters: ConnectionCounters) -> None:
+        super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
+        self.connection_id = counters.connection_id
+        self.counters = counters
+        self._host = host
+        self._deal = host.deal
+        self._channel: Channel | None = None
+        self._session = Session("sender", m.Role.DATA)
+        self._epoch = 0
+        self._outstanding: dict[int, int] = {}  # chunk_id to its bytes, in the order of sending
+        self._outbox = bytearray()
+        self._block = memoryview(bytearray(limits.BLOCK_BYTES))
+        self._hasher = segment_hasher()
+        self._backoff = Backoff()
+        self._window_bytes = limits.WINDOW_BYTES
+        self._left_bytes = 0
+        self._left_at = 0.0
+
+    @property
+    def channel(self) -> Channel | None:
+        """The open channel, for the coordinator's liveness clock and for TCP_INFO."""
+        return self._channel
+
+    def run(self) -> None:
+        """Connect, move chunks, and do it again where the connection fails; ends when the transfer is over."""
+        try:
+            while not self._deal.is_over and not self._run_once():
+                self._deal.wait_over(self._backoff.next())
+        except FilestreamerError as error:
+            self._host.failed(error)
+        except Exception as error:  # the top of a thread: whatever it is, the transfer must hear of it
+            self._host.failed(TransferFailed(Code.INTERNAL, f"connection {self.connection_id}: {error!r} (a bug)"))
+
+    def _run_once(self) -> bool:
+        """Live through one connection; whether the transfer is over."""
+        try:
+            self._channel = channel = self._host.dial_data(self.connection_id)
+            self._come_up(channel)
+            self._move(channel)
+            return True
+        except (ConnectionLost, FilestreamerError) as error:
+            self._go_down(error)
+            if not error.retryable:
+                raise
+            return False
+        finally:
+            self._abandon()
+
+    def _come_up(self, channel: Channel) -> None:
+        channel.patience = self._patience
+        self._epoch = self._deal.epoch
+        self._session = Session("sender", m.Role.DATA)
+        self._left_at = time.monotonic()
+        self.counters.up = True
+        self._host.connection_changed(self.counters, None)
+
+    def _go_down(self, error: FilestreamerError) -> None:
+        if self._channel is not None and not self._deal.is_over:
+            self.counters.reconnects += 1
+        if not self._deal.is_over:
+            self._host.connection_changed(self.counters, error)
+
+    def _abandon(self) -> None:
+        """Close the connection; what it had not got acknowledged goes back to the deal."""
+        self.counters.up = False
+        if self._channel is not None:
+            self._host.hang_up(self._channel, in_order=self._deal.is_complete)
+            self._channel = None
+        self._outbox.clear()
+        self.counters.abandoned_bytes = self.counters.moved_bytes - self.counters.acknowledged_bytes
+        if self._outstanding:
+            self.counters.resent_chunks += len(self._outstanding)
+            self._deal.put_back(list(self._outstanding), self._epoch)
+            self._outstanding.clear()
+
+    # --- moving
+
+    def _move(self, channel: Channel) -> None:
+        """Send chunks and take in acknowledgements until the transfer is over."""
+        while True:
+            while (body := channel.poll_body()) is not None:
+                self._take_in(body)
+            if self._window_is_full():
+                self._flush(channel)
+                self._grow_window(channel)
+                self._wait_for_acknowledgement(channel)
+                continue
+            chunk_id = self._deal.next(self.connection_id, wait_seconds=0 if self._outstanding else IDLE_SECONDS)
+            if chunk_id is not None:
+                self._send_chunk(channel, chunk_id)
+            elif self._outstanding:
+                self._flush(channel)
+                self._wait_for_acknowledgement(channel)
+            elif self._deal.is_complete:
+                return
+
+    def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
+        segments = self._host.layout.segments(chunk_id)
+        header = m.ChunkHeader(chunk_id, segments)
+        self._session.sending(header)
+        if not self._outstanding:
+            self._left_at = time.monotonic()
+        self._outstanding[chunk_id] = sum(segment.length for segment in segments)
+        self._outbox += frame(header)
+        digests = b"".join([self._send_segment(channel, segment) for segment in segments])
+        self._host.source.check_unchanged()
+        if not self._deal.bind(chunk_id, digests):
+            raise self._host.source.changed("it reads differently than before")
+        self._outbox += digests
+        if len(self._outbox) >= limits.BLOCK_BYTES:
+            self._flush(channel)
+        if not self._deal.is_home(chunk_id, self.connection_id):
+            self.counters.stolen_chunks += 1
+
+    def _send_segment(self, channel: Channel, segment: m.Segment) -> bytes:
+        """Send the bytes of one segment, block by block; return their digest."""
+        if segment.length <= GATHER_BYTES:
+            return self._gather(segment)
+        stages = self.counters.stage_seconds
+        source, limit = self._host.source, self._host.limit
+        piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
+        offset, end = segment.offset, segment.offset + segment.length
+        self._hasher.reset()
+        read = digest = send = 0.0
+        clock = time.perf_counter
+        while offset < end:
+            size = min(piece, end - offset)
+            view = self._block[:size]
+            begun = clock()
+            source.read_into(view, offset)
+            was_read = clock()
+            self._hasher.update(view)
+            was_hashed = clock()
+            if limit is not None:
+                limit.wait(size)
+            self._send_block(channel, offset, size)
+            self.counters.moved_bytes += size
+            read += was_read - begun
+            digest += was_hashed - was_read
+            send += clock() - was_hashed
+            offset += size
+        stages["read"] += read
+        stages["digest"] += digest
+        stages["send"] += send
+        return self._hasher.digest()
+
+    def _send_block(self, channel: Channel, offset: int, size: int) -> None:
+        if self._outbox:
+            self._flush(channel, more=True)
+        try:
+            sent = channel.send_file(self._host.source.fd, offset, size)
+        except OSError as error:
+            raise TransferFailed(Code.SOURCE, f"can't read {self._host.source.path}: {error.strerror}") from None
+        if sent != size:
+            raise self._host.source.changed("it is shorter than it was")
+
+    def _gather(self, segment: m.Segment) -> bytes:
+        """Copy a small segment behind what waits to be sent; return its digest."""
+        view = self._block[: segment.length]
+        begun = time.perf_counter()
+        self._host.source.read_into(view, segment.offset)
+        self.counters.stage_seconds["read"] += time.perf_counter() - begun
+        if self._host.limit is not None:
+            self._host.limit.wait(segment.length)
+        self._outbox += view
+        self.counters.moved_bytes += segment.length
+        return segment_digest(view)
+
+    def _flush(self, channel: Channel, *, more: bool = False) -> None:
+        """Send what has been gathered."""
+        if self._outbox:
+            channel.send(self._outbox, more=more)
+            self._outbox.clear()
+
+    # --- acknowledgements
+
+    def _window_is_full(self) -> bool:
+        waiting = len(self._outstanding)
+        if waiting < limits.WINDOW_CHUNKS_MIN:
+            return False
+        return waiting >= limits.WINDOW_CHUNKS_MAX or waiting * self._host.layout.chunk_size >= self._window_bytes
+
+    def _grow_window(self, channel: Channel) -> None:
+        """Double the window where the path carries all of it and could carry more: nothing waits in the kernel."""
+        if self._window_bytes < limits.WINDOW_BYTES_MAX and channel.is_window_bound():
+            self._window_bytes *= 2
+
+    def _wait_for_acknowledgement(self, channel: Channel) -> None:
+        begun = time.perf_counter()
+        body = channel.read_body()
+        self.counters.stage_seconds["wait_ack"] += time.perf_counter() - begun
+        self._take_in(body)
+
+    def _take_in(self, body: bytes) -> None:
+        """Act on one frame from the receiver. Raises Aborted, RemoteProtocolError, TransferFailed(DIGEST)."""
+        message = decode(body)
+        self._session.received(message)
+        if isinstance(message, m.Abort):
+            raise Aborted(message.code, message.reason)
+        if not isinstance(message, m.ChunkAck):
+            raise RemoteProtocolError(f"{type(message).__name__} on a data connection")
+        self._backoff.reset()
+        for chunk_id in message.chunk_ids:
+            if chunk_id not in self._outstanding:
+                raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
+            size = self._outstanding.pop(chunk_id)
+            if message.verdict is m.Verdict.OK:
+                self.counters.acknowledged_bytes += size
+                self.counters.chunks += 1
+            else:
+                self.counters.abandoned_bytes += size
+                self.counters.resent_chunks += 1
+                self._deal.mismatch(chunk_id, self.counters)
+        self.counters.finished_at = time.monotonic()
+        if message.verdict is m.Verdict.OK:
+            self._deal.settle(message.chunk_ids, self._epoch)
+
+    def _patience(self) -> None:
+        """After each second without movement: go on while the peer is merely slow.
+
+        What the kernel still holds shrinks while the peer takes it, even where no acknowledgement comes.
+        """
+        if self._deal.is_over and not self._deal.is_complete:
+            raise ConnectionLost("the transfer is over")
+        channel = self._channel
+        if channel is None:
+            return
+        now, left = time.monotonic(), channel.unacknowledged_bytes()
+        if left < self._left_bytes or not self._outstanding:
+            self._left_at = now
+        self._left_bytes = left
+        if now - max(self._left_at, channel.heard_at) > limits.DEAD_SECONDS:
+            raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")

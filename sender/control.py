@@ -1,0 +1,108 @@
+"""The control connection: a thread that opens it, reads it, and opens it again. It never writes after the opening.
+
+What it has to say goes into the coordinator's mailbox; the coordinator writes. So neither end can block writing while
+the other one does.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sender.dial import Dialer, Party
+from service.backoff import LONGEST_SECONDS, Backoff
+from wire import limits
+from wire.codec import decode
+from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from wire.messages import Message
+from wire.transport import Channel
+
+
+class ControlUp(NamedTuple):
+    """The control connection was welcomed."""
+
+    channel: Channel
+    party: Party
+
+
+class ControlDown(NamedTuple):
+    """It failed, or could not be opened; another try follows by itself."""
+
+    error: FilestreamerError
+
+
+class Received(NamedTuple):
+    """A message came over it."""
+
+    message: Message
+    channel: Channel
+
+
+class Failed(NamedTuple):
+    """Some thread ends the transfer."""
+
+    error: FilestreamerError
+
+
+class Settled(NamedTuple):
+    """The last open chunk settled."""
+
+
+class Signalled(NamedTuple):
+    """The process was asked to end."""
+
+    signal_number: int
+
+
+Event = ControlUp | ControlDown | Received | Failed | Settled | Signalled
+
+
+class ControlReader(threading.Thread):
+    """Opens and reads the control connection until `end`."""
+
+    def __init__(self, dialer: Dialer, post: Callable[[Event], None]) -> None:
+        super().__init__(name="control", daemon=True)
+        self._dialer = dialer
+        self._post = post
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Open, read until it fails, wait, again."""
+        backoff = Backoff()
+        try:
+            while not self._ended.is_set():
+                opened_at = time.monotonic()
+                try:
+                    channel, party = self._dialer.control()
+                    channel.patience = self._patience
+                    self._post(ControlUp(channel, party))
+                    self._read(channel)
+                except FilestreamerError as error:
+                    if not error.retryable:
+                        raise
+                    self._post(ControlDown(error))
+                if time.monotonic() - opened_at > LONGEST_SECONDS:
+                    backoff.reset()
+                self._ended.wait(backoff.next())
+        except FilestreamerError as error:
+            self._post(Failed(error))
+        except Exception as error:  # the top of a thread: whatever it is, the transfer must hear of it
+            self._post(Failed(TransferFailed(Code.INTERNAL, f"control connection: {error!r} (a bug)")))
+
+    def _read(self, channel: Channel) -> None:
+        try:
+            while True:
+                self._post(Received(decode(channel.read_body()), channel))
+        finally:
+            self._dialer.close(channel)
+
+    def _patience(self) -> None:
+        if self._ended.is_set():
+            raise ConnectionLost("the transfer is over")
+
+    def end(self, in_order: Channel | None) -> None:
+        """End the thread: `in_order` names the open channel, whose peer gets a moment to read and close it."""
+        self._ended.set()
+        if in_order is not None:
+            in_order.finish_writing()
+            self.join(limits.CLOSING_SECONDS)

@@ -1,0 +1,123 @@
+"""Connections to the receiver, opened and welcomed: one for control, N for data.
+
+The control connection resolves the name anew each time and tries every address. The data connections use the address
+that control reached, and insist on the same incarnation there: a restarted receiver, or a name that leads to several,
+must not get half of a transfer each.
+"""
+
+import socket
+import threading
+from typing import NamedTuple
+
+from service.address import Address
+from wire import limits, transport
+from wire.errors import ConnectionLost, FilestreamerError
+from wire.framing import frame_of
+from wire.messages import Role
+from wire.opening import SenderOpening
+from wire.transport import Channel, Deadline
+
+
+class Party(NamedTuple):
+    """Who was reached by the control connection."""
+
+    family: int
+    address: transport.SockAddress
+    incarnation: bytes
+
+
+class Dialer:
+    """Opens the connections of one transfer. Any thread may dial; `end` wakes them all."""
+
+    def __init__(
+        self, to: Address, transfer_id: bytes, connections: int, token: str | None, give_up_after: float
+    ) -> None:
+        self._to = to
+        self._transfer_id = transfer_id
+        self._connections = connections
+        self._token = token.encode() if token else None
+        self._user_timeout = max(limits.DEAD_SECONDS, give_up_after)
+        self._mutex = threading.Lock()  # protects _sockets and _ended
+        self._sockets: set[socket.socket] = set()
+        self._ended = False
+
+    def control(self) -> tuple[Channel, Party]:
+        """Open the control connection. Raises ConnectionLost, Refused, RemoteProtocolError."""
+        addresses = transport.resolve(self._to.host, self._to.port)
+        failures = []
+        for address in addresses:
+            try:
+                channel, incarnation = self._open(address, Role.CONTROL, 0)
+            except ConnectionLost as error:
+                failures.append(str(error))
+                continue
+            return channel, Party(*address, incarnation)
+        raise ConnectionLost("; ".join(failures))
+
+    def data(self, party: Party, connection_id: int) -> Channel:
+        """Open a data connection to the party. Raises ConnectionLost, Refused, RemoteProtocolError."""
+        channel, incarnation = self._open((party.family, party.address), Role.DATA, connection_id)
+        if incarnation != party.incarnation:
+            self.close(channel)
+            raise ConnectionLost(
+                f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
+            )
+        return channel
+
+    def _open(
+        self, address: tuple[int, transport.SockAddress], role: Role, connection_id: int
+    ) -> tuple[Channel, bytes]:
+        sock = transport.connect([address], limits.OPENING_SECONDS, self._register)
+        try:
+            deadline = Deadline(
+                limits.OPENING_SECONDS, f"{transport.format_address(address[1])}: the receiver's answer"
+            )
+            channel = Channel(transport.prepare(sock, self._user_timeout), deadline)
+            return channel, self._greet(channel, role, connection_id)
+        except OSError as error:
+            self._forget(sock)
+            raise ConnectionLost(f"{transport.format_address(address[1])}: {error.strerror}") from None
+        except FilestreamerError:
+            self._forget(sock)
+            raise
+
+    def _greet(self, channel: Channel, role: Role, connection_id: int) -> bytes:
+        """Live through the opening; return the receiver's incarnation."""
+        opening = SenderOpening(self._token)
+        greeting = channel.read_body(limits.OPENING_FRAME_BYTES)
+        bodies = opening.answer(greeting, self._transfer_id, role, connection_id, self._connections)
+        channel.send(b"".join(map(frame_of, bodies)))
+        opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
+        return opening.incarnation
+
+    def _register(self, sock: socket.socket) -> None:
+        with self._mutex:
+            self._sockets.add(sock)
+            if self._ended:
+                raise ConnectionLost("the transfer is over")
+
+    def _forget(self, sock: socket.socket) -> None:
+        with self._mutex:
+            self._sockets.discard(sock)
+        sock.close()
+
+    def close(self, channel: Channel, *, in_order: bool = False) -> None:
+        """Close a channel that was opened here."""
+        if in_order:
+            channel.close_in_order()
+        self._forget(channel.socket)
+
+    def shut_all(self) -> None:
+        """Shut every connection: who is blocked on one gets ConnectionLost, and may dial again."""
+        with self._mutex:
+            for sock in self._sockets:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def end(self) -> None:
+        """Shut every connection, and let nobody open another."""
+        with self._mutex:
+            self._ended = True
+        self.shut_all()

@@ -1,0 +1,78 @@
+"""The settings of the sender: `sender --help`, FILESTREAMER_SENDER_*, and the config file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service import settings, values
+from service.address import Address, parse_address
+from service.settings import CommonSettings, setting
+from wire import limits
+
+SUMMARY = "Send INPUT_FILE to a receiver, over several TCP connections at once."
+
+
+def peer(value: object) -> Address:
+    """Read an address to connect to; without a host it is this machine."""
+    address = parse_address(value)
+    if address.port == 0:
+        raise ValueError(f"{value!r} can't be connected to: ports begin at 1")
+    return address if address.host else address._replace(host="localhost")
+
+
+def file_name(value: object) -> str:
+    """Read a name that a file can have in a directory."""
+    name = values.text(value)
+    length = len(os.fsencode(name))
+    if name in (".", "..") or "/" in name or length > limits.NAME_BYTES:
+        raise ValueError(f"{value!r} is not a file name: no '/', no '..', at most {limits.NAME_BYTES} bytes")
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenderSettings(CommonSettings):
+    """What the sender is to do."""
+
+    input_file: str = setting(values.text, "The file to send.", flag="INPUT_FILE", required=True)
+    """Path of the file to send, as the user wrote it: relative to the working directory."""
+
+    to: Address = setting(peer, "Where the receiver listens.", required=True, metavar="HOST:PORT")
+    """Where the receiver listens. There is no default: a forgotten one must not send to this machine."""
+
+    as_name: str = setting(file_name, "Name at the destination.  [default: INPUT_FILE's]", flag="--as", metavar="NAME")
+    """The file's name at the destination; by default the last part of `input_file`."""
+
+    connections: int = setting(
+        values.whole(1, limits.CONNECTIONS_MAX),
+        "Data connections.",
+        default=limits.CONNECTIONS_DEFAULT,
+        metavar="N",
+    )
+    """Number of data connections, 1 to 256."""
+
+    chunk_size: int | None = setting(
+        values.size(1, limits.CHUNK_SIZE_MAX),
+        "Bytes in a chunk, such as 512KiB or 8MiB.  [default: 4MiB, more for very large files]",
+        metavar="SIZE",
+    )
+    """Bytes in every chunk but the last, up to 1 GiB; None lets the size of the file decide."""
+
+    rate_limit: int | None = setting(
+        values.rate, "Send no faster than this over all connections, such as 100MiB/s or 1Gbit/s.", metavar="RATE"
+    )
+    """Payload bytes per second over all connections together; None is as fast as it goes."""
+
+    strict_modulo: bool = setting(
+        bool, "Keep each chunk on its home connection, chunk_id % N, while that lives.", default=False
+    )
+    """Never let a connection take over chunks from a slower one that lives."""
+
+    def __post_init__(self) -> None:
+        """Name the file at the destination as it is named here, unless it has a name."""
+        if not self.as_name:
+            object.__setattr__(self, "as_name", os.path.basename(os.path.abspath(self.input_file)))
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettings, list[str]]:
+    """Return the settings and warnings for the log; see `service.settings.parse` for what it raises."""
+    return settings.parse(SenderSettings, "sender", SUMMARY, argv, environ)

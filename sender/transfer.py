@@ -1,0 +1,365 @@
+"""One transfer from the sender's side: the coordinator, in the main thread, acts on one event at a time.
+
+It alone writes to the control connection and decides what the transfer does next. Chunks move in the threads of the
+data connections; everything that concerns the whole arrives here as an event.
+"""
+
+import contextlib
+import queue
+import time
+from typing import Any, Final
+
+from sender import control
+from sender.chunks import Layout
+from sender.connection import DataConnection
+from sender.control import ControlReader, Event
+from sender.deal import Deal
+from sender.dial import Dialer, Party
+from sender.rate import RateLimit
+from sender.schedule import Schedule
+from sender.settings import SenderSettings
+from sender.source import Source
+from sender.verify import Verifier
+from service.counters import ConnectionCounters, TransferCounters
+from wire import limits
+from wire import messages as m
+from wire.errors import (
+    Aborted,
+    Code,
+    ConnectionLost,
+    FilestreamerError,
+    Interrupted,
+    RemoteProtocolError,
+    TransferFailed,
+    UsageError,
+)
+from wire.grid import comfortable_chunk_size, smallest_chunk_size
+from wire.opening import random_id
+from wire.session import Session
+from wire.transport import Channel
+
+TICK_SECONDS: Final = 1.0
+STAGES: Final = ("read", "digest", "send", "wait_ack")
+
+
+class Transfer:
+    """Sends one file. Make it, `run` it once; `counters` may be read at any time, `post` called from any thread."""
+
+    def __init__(self, settings: SenderSettings, source: Source, log: Any) -> None:
+        self.source = source
+        self.layout = Layout(_chunk_size(settings, source))
+        self.layout.add(source.size)
+        self.limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+        self._settings = settings
+        self._log = log
+        self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.counters = self._make_counters(settings)
+        self.deal = Deal(self.layout.chunks, self._make_schedule, lambda: self.post(control.Settled()))
+        self._dialer = Dialer(
+            settings.to, self.counters.transfer_id, settings.connections, settings.token, settings.give_up_after
+        )
+        self._reader = ControlReader(self._dialer, self.post)
+        self._verifier = Verifier(source, self.layout, self.deal, self.counters, self.failed)
+        self._data: dict[int, DataConnection] = {}
+        self._channel: Channel | None = None
+        self._party: Party | None = None
+        self._session = Session("sender", m.Role.CONTROL)
+        self._committed: bool | None = None
+        self._said_at = 0.0
+        self._progress_at = time.monotonic()
+        self._progress_mark = (0, 0, 0)
+        self._peer_rehashed_bytes = 0
+        self._delivered_bytes = 0
+        self._last_trouble: FilestreamerError | None = None
+        self.root_digest: bytes | None = None
+
+    def _make_counters(self, settings: SenderSettings) -> TransferCounters:
+        counters = TransferCounters(random_id(), settings.as_name)
+        counters.size_bytes = self.source.size
+        counters.chunks = self.layout.chunks
+        counters.chunk_size = self.layout.chunk_size
+        return counters
+
+    def _make_schedule(self) -> Schedule:
+        return Schedule(self._settings.connections, strict_modulo=self._settings.strict_modulo)
+
+    # --- what the threads call
+
+    def post(self, event: Event) -> None:
+        """Give the coordinator an event: from any thread, and from a signal handler."""
+        self._mailbox.put(event)
+
+    def failed(self, error: FilestreamerError) -> None:
+        """End the transfer for this error."""
+        self.post(control.Failed(error))
+
+    def dial_data(self, connection_id: int) -> Channel:
+        """Open a data connection to where control is. Raises ConnectionLost, Refused, RemoteProtocolError."""
+        party = self._party
+        if party is None:
+            raise ConnectionLost("the control connection is down")
+        return self._dialer.data(party, connection_id)
+
+    def hang_up(self, channel: Channel, *, in_order: bool) -> None:
+        """Close a data connection."""
+        self._dialer.close(channel, in_order=in_order)
+
+    def connection_changed(self, counters: ConnectionCounters, error: FilestreamerError | None) -> None:
+        """Log that a data connection came up, or why it went down."""
+        if error is None:
+            self._log.debug("connection_up", connection=counters.connection_id)
+        else:
+            self._last_trouble = error
+            self._log.warning("connection_lost", connection=counters.connection_id, reason=str(error))
+
+    # --- the coordinator
+
+    def run(self) -> bool:
+        """Move the file; return whether it is committed (False: a shard's share that waits for the others).
+
+        Raises the FilestreamerError that ended the transfer.
+        """
+        self._reader.start()
+        try:
+            while self._committed is None:
+                self._act(self._next_event())
+                self._tick()
+            self.counters.phase = "complete"
+            self.deal.complete()
+            return self._committed
+        except FilestreamerError as error:
+            self.deal.fail(error)
+            self._say_goodbye(error)
+            raise
+        finally:
+            self.counters.ended_at = time.monotonic()
+            self._end()
+
+    def _next_event(self) -> Event | None:
+        try:
+            return self._mailbox.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            return None
+
+    def _act(self, event: Event | None) -> None:
+        match event:
+            case None:
+                pass
+            case control.Received(message, channel):
+                if channel is self._channel:
+                    self._receive(message)
+            case control.Settled():
+                self._finish_if_settled()
+            case control.ControlUp(channel, party):
+                self._offer(channel, party)
+            case control.ControlDown(error):
+                self._lose_control(error)
+            case control.Failed(error):
+                raise error
+            case control.Signalled(signal_number):
+                raise Interrupted(signal_number)
+
+    def _offer(self, channel: Channel, party: Party) -> None:
+        """Offer the file on a new control connection; another incarnation answers everything anew."""
+        if self._party is not None and party.incarnation != self._party.incarnation:
+            self._log.warning("receiver_restarted", address=channel.peer)
+            self._shut_data()
+            self.deal.start_over()
+            self.counters.held_bytes = 0
+        self._channel, self._party = channel, party
+        self._session = Session("sender", m.Role.CONTROL)
+        self._log.info("connected", address=channel.peer)
+        source = self.source
+        self._send(m.Offer(self.layout.chunk_size, None, False, source.size))
+        name = self._settings.as_name.encode(errors="surrogateescape")
+        entry = m.Entry(name, m.EntryType.FILE, source.size, source.mode & 0o777, source.mtime_ns)
+        self._send(m.ManifestPart(0, (entry,), True))
+        self._finish_if_settled()
+
+    def _shut_data(self) -> None:
+        for connection in self._data.values():
+            if connection.channel is not None:
+                connection.channel.shut()
+
+    def _lose_control(self, error: FilestreamerError) -> None:
+        if self._channel is not None or str(error) != str(self._last_trouble):
+            self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
+        self._channel = None
+        self._last_trouble = error
+
+    def _receive(self, message: m.Message) -> None:
+        finishing = self._session.state == "finishing"
+        self._session.received(message)
+        match message:
+            case m.Needed():
+                self._take_needed(message, reopen=finishing)
+            case m.Held():
+                self._take_held(message)
+            case m.Progress():
+                self._take_progress(message)
+            case m.Complete():
+                self._committed = message.committed
+            case m.Abort():
+                self._take_abort(message)
+            case _:
+                pass  # the session table lets nothing else through
+
+    def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
+        for chunks in self._chunk_ranges(message):
+            if reopen:
+                self.deal.reopen(chunks.start, chunks.stop)
+            else:
+                self.deal.need(chunks.start, chunks.stop)
+        self.counters.phase = "moving"
+        self._start_connections()
+
+    def _chunk_ranges(self, message: m.Needed) -> list[range]:
+        ranges = [range(0, self.layout.chunks) for files in message.files if self._is_our_file(files.first_file_id)]
+        for segments in message.segments:
+            ranges.append(self._checked_range(segments.file_id, segments.first_segment, segments.segments))
+        return ranges
+
+    def _checked_range(self, file_id: int, first: int, count: int) -> range:
+        self._is_our_file(file_id)
+        if first + count > self.layout.chunks:
+            raise RemoteProtocolError(f"the receiver answers segments up to {first + count} of {self.layout.chunks}")
+        return range(first, first + count)
+
+    def _is_our_file(self, file_id: int) -> bool:
+        if file_id != 0:
+            raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
+        return True
+
+    def _take_held(self, message: m.Held) -> None:
+        if message.unchecked:
+            raise RemoteProtocolError("the receiver accepts a single file unread, which it may not")
+        size = limits.DIGEST_BYTES
+        chunks = self._checked_range(message.file_id, message.first_segment, len(message.digests) // size)
+        for start, stop in self.deal.hold(chunks.start, chunks.stop):
+            at = (start - chunks.start) * size
+            self._verifier.compare(start, message.digests[at : at + (stop - start) * size], self.deal.epoch)
+        self.counters.phase = "moving"
+
+    def _take_progress(self, message: m.Progress) -> None:
+        """A receiver that syncs makes progress; so does one that re-hashes, as long as it gets on."""
+        self._peer_rehashed_bytes = message.rehashed_bytes
+        if message.phase is m.Phase.SYNCING:
+            self._progress_at = time.monotonic()
+
+    def _take_abort(self, message: m.Abort) -> None:
+        error = Aborted(message.code, message.reason)
+        if not error.retryable:
+            raise error
+        self._lose_control(error)
+        self._dialer.shut_all()
+
+    def _start_connections(self) -> None:
+        """Start as many data connections as there are chunks for, their homes' first."""
+        for connection_id in self.deal.wanted_connections(set(self._data)):
+            counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(STAGES, 0.0))
+            self.counters.connections.append(counters)
+            self._data[connection_id] = connection = DataConnection(self, counters)
+            connection.start()
+
+    def _finish_if_settled(self) -> None:
+        if not self.deal.all_settled or self._channel is None or self._session.state != "moving":
+            return
+        self.source.check_in_place()
+        self.counters.phase = "syncing"
+        self.root_digest = self.deal.root_digest()
+        self._send(m.Finish(self.layout.chunks, self.root_digest))
+
+    def _send(self, message: m.Message) -> None:
+        """Write to the control connection; where that fails, its reader notices and opens another."""
+        if self._channel is None:
+            return
+        self._session.sending(message)
+        try:
+            self._channel.send_message(message)
+            self._said_at = time.monotonic()
+        except ConnectionLost:
+            self._channel.shut()
+
+    # --- the clock
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._said_at > limits.HEARTBEAT_SECONDS and self._channel is not None:
+            phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(self.counters.phase, m.Phase.MOVING)
+            self._send(m.Progress(phase, self.counters.acknowledged_bytes, self.counters.rehashed_bytes))
+        self._note_progress(now)
+        self._check_liveness(now)
+        self._start_connections()
+        if now - self._progress_at > self._settings.give_up_after:
+            raise self._gave_up()
+
+    def _note_progress(self, now: float) -> None:
+        """Progress is bytes acknowledged, compared, or taken by the peer's kernel beyond what it ever took before."""
+        counters = self.counters
+        delivered = sum(
+            connection.counters.moved_bytes
+            - connection.counters.abandoned_bytes
+            - (channel.unacknowledged_bytes() if (channel := connection.channel) else 0)
+            for connection in self._data.values()
+        )
+        mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes)
+        if mark != self._progress_mark or delivered > self._delivered_bytes:
+            self._progress_mark = mark
+            self._delivered_bytes = max(delivered, self._delivered_bytes)
+            self._progress_at = counters.last_progress_at = now
+
+    def _check_liveness(self, now: float) -> None:
+        """A peer that said nothing on any connection for DEAD_SECONDS is dead: drop the connections, try again."""
+        if self._channel is None:
+            return
+        channels = [self._channel, *(c for d in self._data.values() if (c := d.channel) is not None)]
+        if now - max(channel.heard_at for channel in channels) > limits.DEAD_SECONDS:
+            self._last_trouble = ConnectionLost(f"{self._channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+            self._dialer.shut_all()
+
+    def _gave_up(self) -> FilestreamerError:
+        trouble = f": {self._last_trouble}" if self._last_trouble else ""
+        seconds = f"{self._settings.give_up_after:g} s"
+        advice = "run the same command again to resume"
+        if self._last_trouble is not None and getattr(self._last_trouble, "code", None) is Code.BUSY:
+            return TransferFailed(Code.BUSY, f"gave up after {seconds}{trouble}")
+        return TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}; {advice}")
+
+    # --- the end
+
+    def _say_goodbye(self, error: FilestreamerError) -> None:
+        """Tell the receiver why this ends, if it can be told at once."""
+        if self._channel is None or isinstance(error, Aborted) or self._session.state in ("aborted", "complete"):
+            return
+        code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
+        with contextlib.suppress(FilestreamerError):
+            self._send(m.Abort(code, str(error)))
+
+    def _end(self) -> None:
+        """End every thread; in order where the transfer is complete."""
+        if self.limit is not None:
+            self.limit.end()
+        self._verifier.end()
+        if self._committed is None:
+            self._shut_data()
+        deadline = time.monotonic() + limits.CLOSING_SECONDS
+        for connection in self._data.values():
+            connection.join(max(0.0, deadline - time.monotonic()))
+        self._reader.end(in_order=self._channel)
+        self._dialer.end()
+
+
+def _chunk_size(settings: SenderSettings, source: Source) -> int:
+    """The chunk size asked for, or the automatic one, in bytes.
+
+    Raises UsageError where the one asked for would cut the file into too many chunks.
+    """
+    if settings.chunk_size is None:
+        return comfortable_chunk_size(source.size)
+    smallest = smallest_chunk_size(source.size)
+    if settings.chunk_size < smallest:
+        raise UsageError(
+            f"chunk_size {settings.chunk_size} cuts {source.path} into more than {limits.CHUNKS_PER_FILE} chunks:"
+            f" use at least {smallest}"
+        )
+    return settings.chunk_size
