@@ -59,7 +59,7 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         raise UsageError(f"--listen: {error}") from None
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
-    server = Server(settings, destination, output_name, listeners, secret, logger)
+    server = Server(settings, destination, output_name=output_name, listeners=listeners, token=secret, log=logger)
     signals.on_end(lambda number: server.end(Interrupted(number)))
     for address in addresses:
         logger.info("listening", address=transport.format_address(address), directory=directory)

@@ -49,20 +49,20 @@ class Assembly:
         self._writers: dict[int, Writer] = {}
 
     def state(self, index: int) -> int:
-        """The state of one chunk."""
+        """Return the state of one chunk."""
         return self._states[index]
 
     def digest(self, index: int) -> bytes:
-        """The digest of one chunk; meaningful where it is HELD or VERIFIED."""
+        """Return the digest of one chunk; meaningful where it is HELD or VERIFIED."""
         at = index * limits.DIGEST_BYTES
         return bytes(self._digests[at : at + limits.DIGEST_BYTES])
 
     def digests(self) -> memoryview:
-        """All digests, in order."""
+        """Return all digests, in order."""
         return memoryview(self._digests).toreadonly()
 
     def writer(self, index: int) -> Writer | None:
-        """Who is writing a chunk, if anybody."""
+        """Return who is writing a chunk, if anybody."""
         return self._writers.get(index)
 
     @property
@@ -95,7 +95,7 @@ class Assembly:
     # --- what connections deliver
 
     def begin(self, index: int, writer: Writer) -> Turn:
-        """A connection was sent this chunk; WRITE makes it WRITING by that connection.
+        """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
 
         Raises RemoteProtocolError for a chunk that was not answered yet, or that the same connection is writing.
         """
@@ -129,7 +129,7 @@ class Assembly:
         return True
 
     def abandon(self, writer: Writer) -> None:
-        """WRITING to FREE for everything that this connection was writing."""
+        """Turn WRITING to FREE for everything that this connection was writing."""
         for index in [index for index, held_by in self._writers.items() if held_by is writer]:
             del self._writers[index]
             self._states[index] = FREE
@@ -137,7 +137,7 @@ class Assembly:
     # --- answers
 
     def runs(self, *states: int) -> Iterator[tuple[int, int]]:
-        """The runs [first, end) of chunks in any of these states, in order, as they are now."""
+        """Yield the runs [first, end) of chunks in any of these states, in order, as they are now."""
         marks = self._states.translate(bytes(state in states for state in range(256)))
         first = marks.find(1)
         while first >= 0:
@@ -147,5 +147,5 @@ class Assembly:
             first = marks.find(1, end)
 
     def held_bytes(self) -> int:
-        """Bytes of the chunks that are HELD."""
+        """Count the bytes of the chunks that are HELD."""
         return sum(self.grid.bytes_between(first, end) for first, end in self.runs(HELD))

@@ -10,21 +10,19 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from receiver.assembly import Assembly, Turn
+from receiver.assembly import Assembly
 from receiver.store import Staged
 from service.counters import ConnectionCounters
+from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
 from wire.digests import segment_hasher
 from wire.errors import (
     Aborted,
-    Code,
     ConnectionLost,
     FilestreamerError,
-    LocalProtocolError,
     RemoteProtocolError,
-    TransferFailed,
 )
 from wire.session import Session
 from wire.transport import Channel
@@ -59,21 +57,16 @@ class DataConnection(threading.Thread):
 
     def run(self) -> None:
         """Take the place of an older connection, say Welcome, receive."""
-        error: FilestreamerError | None = None
-        try:
-            self._transfer.join_data(self)
-            self.counters.up = True
-            self.channel.patience = self._patience
-            self.channel.on_dry = self._acknowledge
-            self.channel.send_message(self._welcome)
-            while True:
-                self._take_in(self.channel.read_body())
-        except FilestreamerError as failure:
-            error = failure
-        except Exception as failure:  # the top of a thread: whatever it is, the transfer must hear of it
-            error = TransferFailed(Code.INTERNAL, f"connection {self.connection_id}: {failure!r} (a bug)")
-        finally:
-            self._leave(error)
+        self._leave(run_to_end(f"connection {self.connection_id}", self._serve))
+
+    def _serve(self) -> None:
+        self._transfer.join_data(self)
+        self.counters.up = True
+        self.channel.patience = self._patience
+        self.channel.on_dry = self._acknowledge
+        self.channel.send_message(self._welcome)
+        while True:
+            self._take_in(self.channel.read_body())
 
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""

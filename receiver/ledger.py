@@ -47,7 +47,7 @@ class Claims(NamedTuple):
         return self.present.count(1)
 
     def digest(self, index: int) -> bytes:
-        """The digest that a segment had, or UNKNOWN_DIGEST."""
+        """Return the digest that a segment had, or UNKNOWN_DIGEST."""
         at = index * limits.DIGEST_BYTES
         return bytes(self.digests[at : at + limits.DIGEST_BYTES])
 
@@ -58,7 +58,7 @@ class Claims(NamedTuple):
         self.digests[at : at + limits.DIGEST_BYTES] = digest
 
     def indices(self) -> Iterator[int]:
-        """The claimed segments, in order."""
+        """Yield the claimed segments, in order."""
         at = self.present.find(1)
         while at >= 0:
             yield at
@@ -103,7 +103,7 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def is_exact(content_bytes: int, claims: Claims, grid: Grid) -> bool:
-    """Whether a ledger of `content_bytes` that was read as `claims` is one record for each claim of `grid`, and sound."""
+    """Return whether a ledger of `content_bytes`, read as `claims`, is one sound record for each claim of `grid`."""
     return claims.grid == grid and content_bytes == HEADER_BYTES + claims.claimed * RECORD_BYTES
 
 
@@ -126,7 +126,7 @@ def claims_on(claims: Claims, grid: Grid) -> Claims:
 
 
 def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
-    """The claimed bytes as runs [start, end), merged, in order."""
+    """Yield the claimed bytes as runs [start, end), merged, in order."""
     first = claims.present.find(1)
     while first >= 0:
         end = claims.present.find(0, first)

@@ -1,11 +1,12 @@
 """One port: every connection begins here, in one thread with one selector, until it is welcomed or turned away.
 
 A stranger costs one slot and OPENING_SECONDS. When all slots are taken, the one that has waited longest gives way, so
-that a thousand silent connections keep nobody out. Who says Hello (and proves the token, where one is asked for) goes on
-in a thread of its transfer.
+that a thousand silent connections keep nobody out. Who says Hello (and proves the token, where one is asked for) goes
+on in a thread of its transfer.
 """
 
 import contextlib
+import errno
 import os
 import queue
 import selectors
@@ -86,6 +87,7 @@ class Server:
         self,
         settings: ReceiverSettings,
         destination: Destination,
+        *,
         output_name: bytes | None,
         listeners: list[socket.socket],
         token: str | None,
@@ -117,7 +119,7 @@ class Server:
             os.write(self._wake_writer, b"\0")
 
     def counters(self) -> list[TransferCounters]:
-        """The transfers that are under way, for whoever shows them."""
+        """Return the transfers that are under way, for whoever shows them."""
         with self._lock:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
 
@@ -147,7 +149,9 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:  # it is gone already, or there are no descriptors left: the next tick frees some
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # the port stays readable: don't spin
+                time.sleep(TICK_SECONDS / 10)
             return
         sock.setblocking(False)
         if len(self._slots) >= SLOTS:
@@ -211,8 +215,8 @@ class Server:
         if is_data:
             counters = transfer.counters_of(hello.connection_id)
             DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
-        else:
-            transfer.post(ControlUp(channel, slot.opening.welcome()))
+        elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
+            channel.close()
 
     def _transfer_of(self, hello: m.Hello) -> Transfer:
         with self._lock:
@@ -277,8 +281,10 @@ class Server:
         outcome = TransferResult.from_counters(
             transfer.counters, error=None if committed else error, committed=committed, root_digest=transfer.root_digest
         )
-        if transfer.counters.name or not isinstance(error, ConnectionLost):
+        if transfer.was_offered:
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
+        else:
+            self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
         if committed and self._settings.once:
             self.end(None)
 

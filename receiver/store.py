@@ -95,7 +95,15 @@ class Destination:
             self._check_final(name, shown)
             for _ in range(_RENAME_TRIES):
                 with contextlib.suppress(FileNotFoundError):  # somebody tidied the staging directory just now
-                    return Staged(self, self.staging(create=True), name, shown, entry, grid, reserved_bytes)
+                    return Staged(
+                        self,
+                        self.staging(create=True),
+                        name=name,
+                        shown=shown,
+                        entry=entry,
+                        grid=grid,
+                        reserved_bytes=reserved_bytes,
+                    )
         except OSError as error:
             self.tidy()
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
@@ -122,6 +130,7 @@ class Staged:
         self,
         destination: Destination,
         staging_fd: int,
+        *,
         name: bytes,
         shown: str,
         entry: Entry,

@@ -8,7 +8,7 @@ data connections and the phase.
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn
@@ -17,6 +17,7 @@ from receiver.ledger import UNKNOWN_DIGEST
 from receiver.rehash import Rehashed, Rehasher
 from receiver.store import Staged
 from service.counters import ConnectionCounters, TransferCounters
+from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -129,6 +130,8 @@ class Transfer(threading.Thread):
         self._heard_at = time.monotonic()
         self._committed_at = 0.0
         self._closed_by_sender = False
+        self._connected_at = self._started_at = time.monotonic()
+        self._was_offered = False
 
     def post(self, event: Event) -> None:
         """Give the coordinator an event; waits where it is far behind, so that no peer can fill the memory."""
@@ -139,24 +142,32 @@ class Transfer(threading.Thread):
             except queue.Full:
                 continue
 
+    def post_now(self, event: Event) -> bool:
+        """Give the coordinator an event if that needs no waiting; whether it did not."""
+        try:
+            self._mailbox.put_nowait(event)
+        except queue.Full:
+            return False
+        return True
+
+    @property
+    def was_offered(self) -> bool:
+        """Whether the sender came as far as to offer a file that nobody else is writing."""
+        return self._was_offered
+
     # --- the coordinator
 
     def run(self) -> None:
         """Act on events until the transfer is over; whatever happens, the registry hears how it ended."""
-        error: FilestreamerError | None = None
-        try:
-            while not self._is_done():
-                self._act(self._next_event())
-                self._tick()
-        except FilestreamerError as failure:
-            error = failure
-        except Exception as failure:  # the top of a thread: whatever it is, the transfer must end and say so
-            error = TransferFailed(Code.INTERNAL, f"transfer: {failure!r} (a bug)")
-        finally:
-            self._end(error)
+        self._end(run_to_end("transfer", self._coordinate))
+
+    def _coordinate(self) -> None:
+        while not self._is_done():
+            self._act(self._next_event())
+            self._tick()
 
     def _is_done(self) -> bool:
-        """A committed transfer stays until its sender has closed after Complete, or for COMPLETE_SECONDS."""
+        """Return whether it is committed, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
         if not self.committed:
             return False
         return self._closed_by_sender or time.monotonic() - self._committed_at > COMPLETE_SECONDS
@@ -201,16 +212,13 @@ class Transfer(threading.Thread):
 
     def _read_control(self, channel: Channel) -> None:
         """Read the control connection until it ends: a thread that never writes."""
-        error: FilestreamerError
-        try:
+
+        def read() -> None:
             while not self._over.is_set():
                 self.post(Received(channel, decode(channel.read_body())))
-            return
-        except FilestreamerError as failure:
-            error = failure
-        except Exception as failure:  # the top of a thread
-            error = TransferFailed(Code.INTERNAL, f"control connection: {failure!r} (a bug)")
-        self.post(ControlDown(channel, error))
+
+        if error := run_to_end("control connection", read):
+            self.post(ControlDown(channel, error))
 
     def _control_patience(self) -> None:
         if self._over.is_set():
@@ -260,6 +268,7 @@ class Transfer(threading.Thread):
             raise TransferFailed(Code.POLICY, "this receiver takes one file at a time, not yet trees")
         if not self._manifest:
             self._manifest = part.entries
+            self._was_offered = True
             self._stage(part.entries[0])
         elif part.entries != self._manifest:
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
@@ -277,7 +286,11 @@ class Transfer(threading.Thread):
         grid = Grid(entry.size, self._offer.chunk_size)
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
-        staged = self._registry.claim(self, entry, grid)
+        try:
+            staged = self._registry.claim(self, entry, grid)
+        except TransferFailed as error:
+            self._was_offered = error.code is not Code.BUSY
+            raise
         assembly = Assembly(grid)
         for index in staged.claims.indices():
             assembly.claim(index)
@@ -286,9 +299,9 @@ class Transfer(threading.Thread):
         self.counters.name = staged.path
         with self._lock:
             self._files.append(File(entry, staged, assembly))
-        self._log.info("transfer_started", file=staged.path, size_bytes=entry.size, claimed_chunks=staged.claims.claimed)
+        self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=staged.claims.claimed)
         for first, end in assembly.runs(CLAIMED):
-            self._rehasher.add(len(self._files) - 1, staged, assembly, first, end)
+            self._rehasher.add(len(self._files) - 1, staged, grid, first, end)
         if entry.size >= WRITE_BACK_BYTES:
             threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True).start()
 
@@ -364,14 +377,13 @@ class Transfer(threading.Thread):
 
     def _commit(self) -> None:
         """Put every file in place; the coordinator goes on saying that this side lives."""
-        try:
+
+        def commit() -> None:
             for file in self._files:
                 file.staged.commit()
-            self.post(Committed())
-        except FilestreamerError as error:
-            self.post(Failed(error))
-        except Exception as error:  # the top of a thread
-            self.post(Failed(TransferFailed(Code.INTERNAL, f"commit: {error!r} (a bug)")))
+
+        error = run_to_end("commit", commit)
+        self.post(Failed(error) if error else Committed())
 
     def _complete(self) -> None:
         self.committed = True
@@ -430,13 +442,13 @@ class Transfer(threading.Thread):
         elif now - self._connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
             raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; what came is kept")
-
-    _connected_at = 0.0
+        if not self._manifest and now - self._started_at > limits.DEAD_SECONDS:
+            raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
 
     # --- what the data connections call
 
     def counters_of(self, connection_id: int) -> ConnectionCounters:
-        """The counters of a connection id: one for all connections that have it in turn."""
+        """Return the counters of a connection id: one for all connections that have it in turn."""
         with self._lock:
             counters = self._counters_by_id.get(connection_id)
             if counters is None:
@@ -540,15 +552,15 @@ class Transfer(threading.Thread):
             data = list(self._data.values())
         for connection in data:
             connection.channel.shut()
-        for connection in data:
-            connection.end(LEAVE_SECONDS)
-        self._rehasher.end(LEAVE_SECONDS)
+        all_left = all([connection.end(LEAVE_SECONDS) for connection in data])
+        all_left = self._rehasher.end(LEAVE_SECONDS) and all_left
         if self._committer is not None:
             self._committer.join()
         if self._channel is not None:
             self._channel.close_in_order()
-        for file in self._files:
-            file.staged.close()
+        if all_left:  # else a thread that hangs in a write could write into whatever has the descriptor next
+            for file in self._files:
+                file.staged.close()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.release(self)
         self._registry.ended(self, error)
@@ -566,7 +578,7 @@ class Transfer(threading.Thread):
 
 
 def _clip(runs: Iterator[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of runs that lie inside [first, end)."""
+    """Yield the parts of runs that lie inside [first, end)."""
     for start, stop in runs:
         if start < end and stop > first:
             yield max(start, first), min(stop, end)

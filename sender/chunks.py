@@ -62,15 +62,15 @@ class Layout:
         self._bundle_bytes = self._bundle_segments = 0
 
     def grid(self, file_id: int) -> Grid:
-        """The segments of one file."""
+        """Return the segments of one file."""
         return self._grids[file_id]
 
     def chunk_of(self, file_id: int, segment: int) -> int:
-        """Which chunk carries segment `segment` of a file."""
+        """Return which chunk carries segment `segment` of a file."""
         return self._first_chunks[file_id] + (segment if self._grids[file_id].segments > 1 else 0)
 
     def segments(self, chunk_id: int) -> tuple[Segment, ...]:
-        """What one chunk carries, in order. Raises IndexError for a chunk that is not in this layout."""
+        """Return what one chunk carries, in order. Raises IndexError for a chunk that is not in this layout."""
         if not 0 <= chunk_id < self.chunks:
             raise IndexError(f"chunk {chunk_id} of {self.chunks}")
         first_chunk, file_id = self._runs[bisect_right(self._run_starts, chunk_id) - 1]

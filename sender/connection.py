@@ -22,6 +22,7 @@ from sender.rate import RateLimit
 from sender.source import Source
 from service.backoff import Backoff
 from service.counters import ConnectionCounters
+from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -86,13 +87,12 @@ class DataConnection(threading.Thread):
 
     def run(self) -> None:
         """Connect, move chunks, and do it again where the connection fails; ends when the transfer is over."""
-        try:
-            while not self._deal.is_over and not self._run_once():
-                self._deal.wait_over(self._backoff.next())
-        except FilestreamerError as error:
+        if error := run_to_end(f"connection {self.connection_id}", self._keep_running):
             self._host.failed(error)
-        except Exception as error:  # the top of a thread: whatever it is, the transfer must hear of it
-            self._host.failed(TransferFailed(Code.INTERNAL, f"connection {self.connection_id}: {error!r} (a bug)"))
+
+    def _keep_running(self) -> None:
+        while not self._deal.is_over and not self._run_once():
+            self._deal.wait_over(self._backoff.next())
 
     def _run_once(self) -> bool:
         """Live through one connection; whether the transfer is over."""

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from sender.dial import Dialer, Party
 from service.backoff import LONGEST_SECONDS, Backoff
+from service.threads import run_to_end
 from wire import limits
 from wire.codec import decode
-from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from wire.errors import ConnectionLost, FilestreamerError
 from wire.messages import Message
 from wire.transport import Channel
 
@@ -68,26 +69,25 @@ class ControlReader(threading.Thread):
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""
-        backoff = Backoff()
-        try:
-            while not self._ended.is_set():
-                opened_at = time.monotonic()
-                try:
-                    channel, party = self._dialer.control()
-                    channel.patience = self._patience
-                    self._post(ControlUp(channel, party))
-                    self._read(channel)
-                except FilestreamerError as error:
-                    if not error.retryable:
-                        raise
-                    self._post(ControlDown(error))
-                if time.monotonic() - opened_at > LONGEST_SECONDS:
-                    backoff.reset()
-                self._ended.wait(backoff.next())
-        except FilestreamerError as error:
+        if error := run_to_end("control connection", self._keep_running):
             self._post(Failed(error))
-        except Exception as error:  # the top of a thread: whatever it is, the transfer must hear of it
-            self._post(Failed(TransferFailed(Code.INTERNAL, f"control connection: {error!r} (a bug)")))
+
+    def _keep_running(self) -> None:
+        backoff = Backoff()
+        while not self._ended.is_set():
+            opened_at = time.monotonic()
+            try:
+                channel, party = self._dialer.control()
+                channel.patience = self._patience
+                self._post(ControlUp(channel, party))
+                self._read(channel)
+            except FilestreamerError as error:
+                if not error.retryable:
+                    raise
+                self._post(ControlDown(error))
+            if time.monotonic() - opened_at > LONGEST_SECONDS:
+                backoff.reset()
+            self._ended.wait(backoff.next())
 
     def _read(self, channel: Channel) -> None:
         try:

@@ -78,8 +78,8 @@ class Deal:
             self._changed.notify_all()
 
     def _unanswered(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """The ranges inside [first, end) that no answer has covered."""
-        while 0 <= (start := self._answered.find(0, first, end)):
+        """Yield the ranges inside [first, end) that no answer has covered."""
+        while (start := self._answered.find(0, first, end)) >= 0:
             stop = self._answered.find(1, start, end)
             first = end if stop < 0 else stop
             yield start, first
@@ -184,7 +184,7 @@ class Deal:
             return (own + others)[: max(0, schedule.remaining - len(started))]
 
     def root_digest(self) -> bytes:
-        """The digest over all segment digests in manifest order."""
+        """Compute the digest over all segment digests in manifest order."""
         return root_digest([self._digests])
 
     def complete(self) -> None:

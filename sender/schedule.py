@@ -20,7 +20,7 @@ class Schedule:
         self._left = [0] * connections
 
     def home(self, chunk_id: int) -> int:
-        """The connection that this chunk belongs to."""
+        """Return the connection that this chunk belongs to."""
         return (chunk_id // self._shard_count) % self.connections
 
     @property

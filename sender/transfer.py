@@ -6,6 +6,7 @@ data connections; everything that concerns the whole arrives here as an event.
 
 import contextlib
 import queue
+import threading
 import time
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from wire import messages as m
 from wire.errors import (
     Aborted,
     Code,
+    ConnectionClosed,
     ConnectionLost,
     FilestreamerError,
     Interrupted,
@@ -63,6 +65,7 @@ class Transfer:
         self._data: dict[int, DataConnection] = {}
         self._channel: Channel | None = None
         self._party: Party | None = None
+        self._control_is_up = threading.Event()
         self._session = Session("sender", m.Role.CONTROL)
         self._committed: bool | None = None
         self._said_at = 0.0
@@ -94,7 +97,13 @@ class Transfer:
         self.post(control.Failed(error))
 
     def dial_data(self, connection_id: int) -> Channel:
-        """Open a data connection to where control is. Raises ConnectionLost, Refused, RemoteProtocolError."""
+        """Open a data connection to where control is, once it is somewhere.
+
+        Raises ConnectionLost, Refused, RemoteProtocolError.
+        """
+        while not self._control_is_up.wait(TICK_SECONDS):
+            if self.deal.is_over:
+                raise ConnectionLost("the transfer is over")
         party = self._party
         if party is None:
             raise ConnectionLost("the control connection is down")
@@ -153,7 +162,8 @@ class Transfer:
             case control.ControlUp(channel, party):
                 self._offer(channel, party)
             case control.ControlDown(error):
-                self._lose_control(error)
+                if self._channel is not None or not isinstance(error, ConnectionClosed):
+                    self._lose_control(error)
             case control.Failed(error):
                 raise error
             case control.Signalled(signal_number):
@@ -165,8 +175,9 @@ class Transfer:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._shut_data()
             self.deal.start_over()
-            self.counters.held_bytes = 0
+            self.counters.start_over()
         self._channel, self._party = channel, party
+        self._control_is_up.set()
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
         source = self.source
@@ -185,6 +196,7 @@ class Transfer:
         if self._channel is not None or str(error) != str(self._last_trouble):
             self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
         self._channel = None
+        self._control_is_up.clear()
         self._last_trouble = error
 
     def _receive(self, message: m.Message) -> None:
@@ -214,7 +226,7 @@ class Transfer:
         self._start_connections()
 
     def _chunk_ranges(self, message: m.Needed) -> list[range]:
-        ranges = [range(0, self.layout.chunks) for files in message.files if self._is_our_file(files.first_file_id)]
+        ranges = [range(self.layout.chunks) for files in message.files if self._is_our_file(files.first_file_id)]
         for segments in message.segments:
             ranges.append(self._checked_range(segments.file_id, segments.first_segment, segments.segments))
         return ranges
@@ -241,7 +253,7 @@ class Transfer:
         self.counters.phase = "moving"
 
     def _take_progress(self, message: m.Progress) -> None:
-        """A receiver that syncs makes progress; so does one that re-hashes, as long as it gets on."""
+        """Note that the receiver syncs, which is progress, or how far it has re-hashed."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         if message.phase is m.Phase.SYNCING:
             self._progress_at = time.monotonic()
@@ -309,7 +321,7 @@ class Transfer:
             self._progress_at = counters.last_progress_at = now
 
     def _check_liveness(self, now: float) -> None:
-        """A peer that said nothing on any connection for DEAD_SECONDS is dead: drop the connections, try again."""
+        """Drop all connections to a peer that said nothing on any of them for DEAD_SECONDS: it is dead; dial anew."""
         if self._channel is None:
             return
         channels = [self._channel, *(c for d in self._data.values() if (c := d.channel) is not None)]
@@ -350,7 +362,7 @@ class Transfer:
 
 
 def _chunk_size(settings: SenderSettings, source: Source) -> int:
-    """The chunk size asked for, or the automatic one, in bytes.
+    """Return the chunk size asked for, or the automatic one, in bytes.
 
     Raises UsageError where the one asked for would cut the file into too many chunks.
     """

@@ -12,9 +12,10 @@ from sender.chunks import Layout
 from sender.deal import Deal
 from sender.source import Source
 from service.counters import TransferCounters
+from service.threads import run_to_end
 from wire import limits
 from wire.digests import segment_hasher
-from wire.errors import Code, FilestreamerError, TransferFailed
+from wire.errors import FilestreamerError
 from wire.messages import Segment
 
 _Work = tuple[int, bytes, int]  # first chunk, their digests, epoch
@@ -54,14 +55,13 @@ class Verifier:
             self._work.put(None)
 
     def _run(self) -> None:
-        block = memoryview(bytearray(limits.BLOCK_BYTES))
-        try:
-            while (work := self._work.get()) is not None:
-                self._compare(block, *work)
-        except FilestreamerError as error:
+        if error := run_to_end("comparing held chunks", self._compare_all):
             self._failed(error)
-        except Exception as error:  # the top of a thread: whatever it is, the transfer must hear of it
-            self._failed(TransferFailed(Code.INTERNAL, f"comparing held chunks: {error!r} (a bug)"))
+
+    def _compare_all(self) -> None:
+        block = memoryview(bytearray(limits.BLOCK_BYTES))
+        while (work := self._work.get()) is not None:
+            self._compare(block, *work)
 
     def _compare(self, block: memoryview, first_chunk: int, digests: bytes, epoch: int) -> None:
         size = limits.DIGEST_BYTES

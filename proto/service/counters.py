@@ -54,6 +54,8 @@ class TransferCounters:
     """Bytes that both sides agree are there already."""
     unchecked_bytes: int = 0
     rehashed_bytes: int = 0
+    forgotten_bytes: int = 0
+    """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
     files: int = 1
     chunks: int = 0
     chunk_size: int = 0
@@ -66,7 +68,12 @@ class TransferCounters:
     @property
     def acknowledged_bytes(self) -> int:
         """Bytes that the receiver has written and verified in this transfer."""
-        return sum(connection.acknowledged_bytes for connection in self.connections)
+        return sum(connection.acknowledged_bytes for connection in self.connections) - self.forgotten_bytes
+
+    def start_over(self) -> None:
+        """Forget what was acknowledged and held: a restarted receiver answers anew."""
+        self.held_bytes = 0
+        self.forgotten_bytes += self.acknowledged_bytes
 
     @property
     def moved_bytes(self) -> int:

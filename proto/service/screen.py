@@ -55,7 +55,10 @@ class Screen:
 
 def frame(views: Sequence[TransferView], direction: Direction, lines: int) -> Group:
     """Draw transfers in at most `lines` lines, or three: two for each, and what is left for connections."""
-    shown = len(views) if 2 * len(views) <= lines else max(1, (lines - 1) // 2)
+    shown = len(views)
+    if 2 * shown > lines:
+        lines -= 1  # for the line of those that are not shown
+        shown = max(1, lines // 2)
     room = (lines - 2 * shown) // shown if shown else 0
     parts: list[RenderableType] = []
     for view in views[:shown]:
