@@ -552,13 +552,13 @@ class Transfer(threading.Thread):
             data = list(self._data.values())
         for connection in data:
             connection.channel.shut()
-        all_left = all([connection.end(LEAVE_SECONDS) for connection in data])
-        all_left = self._rehasher.end(LEAVE_SECONDS) and all_left
+        left = [connection.end(LEAVE_SECONDS) for connection in data]
+        left.append(self._rehasher.end(LEAVE_SECONDS))
         if self._committer is not None:
             self._committer.join()
         if self._channel is not None:
             self._channel.close_in_order()
-        if all_left:  # else a thread that hangs in a write could write into whatever has the descriptor next
+        if all(left):  # else a thread that hangs in a write could write into whatever has the descriptor next
             for file in self._files:
                 file.staged.close()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()

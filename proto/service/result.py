@@ -1,4 +1,4 @@
-"""The result object of one transfer: what scripts read of it. Fields are only ever added (proto/README.md names them).
+"""The result object of one transfer: what scripts read of it. Fields are only ever added.
 
 It goes to standard output, as one line of JSON or, on a terminal, as a few words for people, and to `--result-file`.
 """
@@ -6,7 +6,6 @@ It goes to standard output, as one line of JSON or, on a terminal, as a few word
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 from service.counters import TransferCounters
 from service.log import printable
 from service.sizes import format_rate, format_size
+from service.version import VERSION
 from wire.errors import Exit, FilestreamerError, Interrupted, LocalProtocolError
 
 if TYPE_CHECKING:
@@ -25,20 +25,6 @@ Status = Literal["complete", "failed", "refused", "interrupted"]
 
 Digest: TypeAlias = bytes
 """A name for `bytes` where a field has that name."""
-
-UNKNOWN_VERSION: Final = "0+unknown"
-
-
-@functools.cache
-def version() -> str:
-    """Return the version of the installed distribution."""
-    # Imported only here: it takes 15 ms, which most runs can spend after their last byte.
-    from importlib import metadata
-
-    try:
-        return metadata.version("filestreamer")
-    except metadata.PackageNotFoundError:
-        return UNKNOWN_VERSION
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,7 +141,7 @@ class TransferResult:
     def to_json(self) -> str:
         """Write it as one line of JSON, without the line's end."""
         fields = dataclasses.asdict(self)
-        return json.dumps({"status": fields.pop("status"), "version": version(), **fields})
+        return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self) -> str:
         """Write it for people: one to three lines, without the last one's end."""

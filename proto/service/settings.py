@@ -24,6 +24,7 @@ import click
 import click.core
 
 from service import log, values
+from service.version import VERSION
 from wire import limits
 from wire.errors import UsageError
 
@@ -211,10 +212,7 @@ def _command(
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        # Only here: a plain run needs no version before it has a result to write.
-        from service.result import version
-
-        click.echo(f"{context.info_name} {version()} (protocol {limits.VERSION})")
+        click.echo(f"{context.info_name} {VERSION} (protocol {limits.VERSION})")
         context.exit()
 
 

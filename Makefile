@@ -1,0 +1,49 @@
+# `make demo` and `make test` are the two commands; `make help` lists the others.
+
+PYTHON ?= python3
+FILE ?=
+ARGS ?=
+
+# The development environment, made anew when pyproject.toml changes.
+VENV := .venv
+STAMP := $(VENV)/.complete
+BIN := $(VENV)/bin
+DEMO := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt proto clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: export DEMO_FILE = $(FILE)
+demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=path)
+	@$(PYTHON) -m venv --clear $(DEMO)
+	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@$(DEMO)/bin/python tests/support/demo.py $${DEMO_FILE:+-- "$$DEMO_FILE"}
+
+test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
+	$(BIN)/pytest $(ARGS)
+
+check: $(STAMP)  ## format, lint, types, and who may import whom
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+fmt: $(STAMP)  ## format the code and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+proto: $(STAMP)  ## generate wire_pb2.py and wire_pb2.pyi from wire.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto wire/v1/wire.proto
+
+clean:  ## remove environments, builds and caches
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find proto sender receiver tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first to know dependency groups
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@

@@ -1,0 +1,455 @@
+"""Make the golden vectors anew: `python -m tests.golden.generate`, in the project's root.
+
+A deliberate step. What is committed was on the wire once; a difference means that the protocol has changed, so that old
+and new peers no longer understand each other. Look at `git diff tests/golden` before you commit one. With `--readme` it
+prints the example exchange as it stands in proto/README.md.
+
+Everything here is fixed: ids and nonces count up, and negative vectors are written byte by byte, not by the codec.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tests.golden.vectors import GOLDEN, fields_of, packed
+from wire import auth, limits
+from wire import messages as m
+from wire.codec import encode
+from wire.digests import checksum, root_digest, segment_digest
+from wire.errors import Code
+from wire.framing import frame_of
+from wire.grid import Grid
+
+TOKEN = "correct horse battery staple"
+TRANSFER_ID = bytes(range(0x10))
+INCARNATION = bytes(range(0x10, 0x20))
+RECEIVER_NONCE = bytes(range(0x20, 0x30))
+SENDER_NONCE = bytes(range(0x30, 0x40))
+CERTIFICATE_SHA256 = bytes(range(0x80, 0xA0))
+MTIME_NS = 1_767_225_600_123_456_789  # 2026-01-01 00:00:00.123456789 UTC
+CONTENT = b"hello, world\n"
+CHUNK_SIZE = 8
+
+GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True)
+GREETING_OPEN = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, False)
+HELLO_CONTROL = m.Hello(1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE)
+HELLO_DATA = m.Hello(1, TRANSFER_ID, m.Role.DATA, 7, 8, SENDER_NONCE)
+
+FILE = m.Entry(b"hello.txt", m.EntryType.FILE, len(CONTENT), 0o644, MTIME_NS)
+TREE = (
+    m.Entry(b"photos", m.EntryType.DIRECTORY, 0, 0o755, MTIME_NS),
+    m.Entry("photos/Übersicht 1.jpg".encode(), m.EntryType.FILE, 5_000_000_000, 0o640, MTIME_NS, uid=0, gid=1000),
+    m.Entry(b"photos/\xff\x01", m.EntryType.FILE, 0, 0, -1),
+    m.Entry(b"latest", m.EntryType.SYMLINK, 0, 0o777, 0, link_target=b"photos/../photos"),
+    m.Entry(
+        b"disk.img",
+        m.EntryType.FILE,
+        1 << 20,
+        0o600,
+        MTIME_NS,
+        hard_link_group=1,
+        holes=(m.Hole(0, 4096), m.Hole(8192, 4096)),
+        xattrs=(m.Xattr(b"user.origin", b"camera \x00 1"), m.Xattr(b"user.empty", b"")),
+    ),
+)
+
+MESSAGES: list[tuple[str, m.Message]] = [
+    ("a receiver that wants a token", GREETING),
+    ("a receiver that lets everybody in", GREETING_OPEN),
+    ("a receiver that speaks versions 1 to 3", GREETING_OPEN._replace(highest_version=3)),
+    ("a control connection; connection_id is 0 and so not on the wire", HELLO_CONTROL),
+    ("the last of eight data connections", HELLO_DATA),
+    ("the largest connection_id there is", HELLO_DATA._replace(connection_id=255, connections=256)),
+    ("a sender's proof", m.Proof(bytes(range(0x40, 0x60)))),
+    ("come in; nobody has to prove anything", m.Welcome(b"")),
+    ("come in; the receiver proves that it knows the token", m.Welcome(bytes(range(0x60, 0x80)))),
+    ("turned away", m.Refusal(Code.TOKEN, "the token is wrong")),
+    ("turned away, without a word", m.Refusal(Code.LIMIT, "")),
+    ("one file in chunks of 8 bytes", m.Offer(CHUNK_SIZE, None, False, len(CONTENT))),
+    (
+        "the largest chunk size, share 0 of 4, final files compared, size not known yet",
+        m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 4), True, 0),
+    ),
+    ("the whole manifest of a transfer of one file", m.ManifestPart(0, (FILE,), True)),
+    ("a manifest with everything an entry may have", m.ManifestPart(0, TREE, False)),
+    ("the end of a manifest whose last entry was in the part before", m.ManifestPart(5, (), True)),
+    ("file 0 is needed as a whole", m.Needed((m.FileRange(0, 1),), ())),
+    (
+        "files 3 to 12 are needed, and of file 1 the segments 0 to 4 and 1000",
+        m.Needed((m.FileRange(3, 10),), (m.SegmentRange(1, 0, 5), m.SegmentRange(1, 1000, 1))),
+    ),
+    ("segments 5 and 6 of file 1 are held", m.Held(1, 5, segment_digest(b"five") + segment_digest(b"six"))),
+    ("files 20 to 29 are accepted unread", m.Held(0, 0, b"", (m.FileRange(20, 10),))),
+    ("the heartbeat of a receiver that syncs", m.Progress(m.Phase.SYNCING, 5_000_000_000, 1 << 40)),
+    ("the first heartbeat of a sender", m.Progress(m.Phase.OFFERING, 0, 0)),
+    ("every chunk is acknowledged or held", m.Finish(2, root_digest([segment_digest(b"one"), segment_digest(b"two")]))),
+    ("nothing had to be moved: the digest of no digests", m.Finish(0, root_digest([]))),
+    ("the file has its final name", m.Complete(True)),
+    ("a share is synced in staging; the empty message", m.Complete(False)),
+    ("one segment of a large file", m.ChunkHeader(1200, (m.Segment(1, 1200 << 22, 1 << 22),))),
+    ("a bundle of three small files", m.ChunkHeader(0, (m.Segment(0, 0, 3), m.Segment(2, 0, 1), m.Segment(3, 0, 4)))),
+    ("three chunks are written and in the ledger", m.ChunkAck(m.Verdict.OK, (0, 1, 1200))),
+    ("a chunk arrived damaged", m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,))),
+    ("the transfer ends", m.Abort(Code.SOURCE_CHANGED, "input changed while it was sent (its times changed)")),
+    ("a reason outside ASCII", m.Abort(Code.NO_SPACE, "kein Platz auf »/srv«")),
+    ("the last code there is", m.Abort(Code.INTERNAL, "a bug")),
+]
+
+
+def frame_vector(message: m.Message) -> dict[str, Any]:
+    """Describe one message and its bytes."""
+    body = encode(message)
+    return {
+        "message": type(message).__name__,
+        "fields": fields_of(message),
+        "body": body.hex(),
+        "frame": frame_of(body).hex(),
+    }
+
+
+def messages() -> dict[str, Any]:
+    """Every message, at least once."""
+    return {
+        "about": "each message: its fields, the body that encodes them, and the whole frame",
+        "vectors": [{"description": description, **frame_vector(message)} for description, message in MESSAGES],
+    }
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def opening_steps(
+    greeting: m.Greeting, hello: m.Hello, token: bytes | None, certificate: bytes = b""
+) -> list[tuple[str, m.Message]]:
+    """Who says what in an opening that succeeds."""
+    bodies = encode(greeting), encode(hello)
+    if token is None:
+        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b""))]
+    proof = auth.sender_proof(token, *bodies, certificate)
+    mac = auth.receiver_proof(token, *bodies, proof, certificate)
+    return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", m.Welcome(mac))]
+
+
+def opening() -> dict[str, Any]:
+    """Openings that succeed, with and without a token."""
+    cases: list[tuple[str, m.Hello, str | None, bytes]] = [
+        ("control, with a token", HELLO_CONTROL, TOKEN, b""),
+        ("data, with a token outside ASCII", HELLO_DATA, "Schlüssel aus 25 Zeichen!", b""),
+        ("data, with a token, inside TLS", HELLO_DATA, TOKEN, CERTIFICATE_SHA256),
+        ("control, without a token", HELLO_CONTROL, None, b""),
+    ]
+    vectors = []
+    for description, hello, token, certificate in cases:
+        greeting = GREETING if token else GREETING_OPEN
+        steps = opening_steps(greeting, hello, token.encode() if token else None, certificate)
+        frames = [{"from": who, **frame_vector(message)} for who, message in steps]
+        vectors.append(
+            {"description": description, "token": token, "certificate_sha256": certificate.hex(), "frames": frames}
+        )
+    return {"about": "openings with fixed nonces; the proofs are in Proof and in Welcome", "vectors": vectors}
+
+
+# --- chunks ------------------------------------------------------------------------------------------------------
+
+
+def chunk_vector(description: str, header: m.ChunkHeader, payload: bytes) -> dict[str, Any]:
+    """Describe one chunk on the wire."""
+    digests, at = [], 0
+    for segment in header.segments:
+        digests.append(segment_digest(payload[at : at + segment.length]))
+        at += segment.length
+    vector = {"description": description, "header": frame_vector(header), "payload": payload.hex()}
+    vector["digests"] = [digest.hex() for digest in digests]
+    vector["wire"] = (frame_of(encode(header)) + payload + b"".join(digests)).hex()
+    return vector
+
+
+def chunks() -> dict[str, Any]:
+    """Build chunks on the wire, and root digests."""
+    grid = Grid(len(CONTENT), CHUNK_SIZE)
+    parts = [CONTENT[grid.offset(i) : grid.offset(i) + grid.length(i)] for i in range(grid.segments)]
+    sliced = [
+        chunk_vector(
+            f"chunk {i} of a file of {len(CONTENT)} bytes in chunks of {CHUNK_SIZE}",
+            m.ChunkHeader(i, (m.Segment(0, grid.offset(i), grid.length(i)),)),
+            part,
+        )
+        for i, part in enumerate(parts)
+    ]
+    bundle = m.ChunkHeader(0, (m.Segment(0, 0, 3), m.Segment(2, 0, 1), m.Segment(3, 0, 4)))
+    roots = [
+        ("the file above", parts),
+        ("the three files of the bundle", [b"abc", b"d", b"efgh"]),
+        ("an empty file: no segment, no digest", []),
+    ]
+    return {
+        "about": "chunks as they are on a data connection, and root digests (XXH3-128 over the segments' digests)",
+        "vectors": [*sliced, chunk_vector("a bundle: files 0, 2 and 3, file 1 being empty", bundle, b"abcdefgh")],
+        "root_digests": [
+            {
+                "description": description,
+                "segments": [part.hex() for part in segments],
+                "root_digest": root_digest([segment_digest(part) for part in segments]).hex(),
+            }
+            for description, segments in roots
+        ],
+    }
+
+
+# --- one exchange ------------------------------------------------------------------------------------------------
+
+
+def exchange_steps() -> Iterator[tuple[str, str, str, bytes]]:
+    """Yield (connection, who, what, bytes) for a transfer of CONTENT over one data connection, with a token."""
+    token = TOKEN.encode()
+    hellos = {
+        "control": HELLO_CONTROL._replace(connections=1),
+        "data 0": HELLO_DATA._replace(connection_id=0, connections=1),
+    }
+    openings = {
+        connection: [
+            (connection, who, type(message).__name__, frame_of(encode(message)))
+            for who, message in opening_steps(GREETING._replace(nonce=nonce), hello, token)
+        ]
+        for (connection, hello), nonce in zip(
+            hellos.items(), (RECEIVER_NONCE, bytes(range(0xA0, 0xB0))), strict=True
+        )
+    }
+
+    def said(connection: str, who: str, message: m.Message, raw: bytes = b"") -> tuple[str, str, str, bytes]:
+        what = type(message).__name__ + (", payload, digest" if raw else "")
+        return connection, who, what, frame_of(encode(message)) + raw
+
+    yield from openings["control"]
+    yield said("control", "sender", m.Offer(CHUNK_SIZE, None, False, len(CONTENT)))
+    yield said("control", "sender", m.ManifestPart(0, (FILE,), True))
+    yield said("control", "receiver", m.Needed((m.FileRange(0, 1),), ()))
+    yield from openings["data 0"]
+    grid = Grid(len(CONTENT), CHUNK_SIZE)
+    digests = []
+    for index in range(grid.segments):
+        offset, length = grid.offset(index), grid.length(index)
+        payload = CONTENT[offset : offset + length]
+        digests.append(segment_digest(payload))
+        header = m.ChunkHeader(index, (m.Segment(0, offset, length),))
+        yield said("data 0", "sender", header, payload + digests[-1])
+    yield said("data 0", "receiver", m.ChunkAck(m.Verdict.OK, (0, 1)))
+    yield said("control", "sender", m.Finish(2, root_digest(digests)))
+    yield said("control", "receiver", m.Progress(m.Phase.SYNCING, len(CONTENT), 0))
+    yield said("control", "receiver", m.Complete(True))
+
+
+def exchange() -> dict[str, Any]:
+    """Describe that transfer."""
+    steps = [
+        {"connection": connection, "from": who, "what": what, "wire": wire.hex()}
+        for connection, who, what, wire in exchange_steps()
+    ]
+    about = "a whole transfer, frame by frame: hello.txt over one data connection, in chunks of 8 bytes"
+    return {"about": about, "token": TOKEN, "content": CONTENT.hex(), "chunk_size": CHUNK_SIZE, "steps": steps}
+
+
+def readme_exchange() -> str:
+    """Write that transfer as proto/README.md shows it."""
+    lines = []
+    for connection, who, what, wire in exchange_steps():
+        other = "receiver" if who == "sender" else "sender"
+        lines.append(f"{connection:<8} {who:>8} -> {other:<8}  {what}")
+        lines += [f"    {wire[at : at + 32].hex(' ', -4)}" for at in range(0, len(wire), 32)]
+    return "\n".join(lines)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    """Write one base-128 number."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def pb(*fields: tuple[int, int | bytes]) -> bytes:
+    """Write protobuf fields, in this order: an int as a varint, bytes with their length."""
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value % (1 << 64))
+        else:
+            out += varint(number << 3 | 2) + varint(len(value)) + value
+    return out
+
+
+ID = bytes(16)
+MAC = bytes(32)
+_HELLO = {1: 1, 2: ID, 3: 2, 4: 0, 5: 8, 6: ID}
+_GREETING = {1: 1, 2: 1, 3: ID, 4: ID}
+_ENTRY = {1: b"f", 2: 1, 3: 8}
+
+
+def hello(**changes: int | bytes) -> bytes:
+    """Write a Hello, with the fields `f1`, `f2`, ... changed."""
+    return pb((2, _changed(_HELLO, changes)))
+
+
+def greeting(**changes: int | bytes) -> bytes:
+    """Write a Greeting, likewise."""
+    return pb((1, _changed(_GREETING, changes)))
+
+
+def entry(*more: tuple[int, int | bytes], **changes: int | bytes) -> bytes:
+    """Write a ManifestPart of one Entry, likewise."""
+    return pb((17, pb((2, _changed(_ENTRY, changes) + pb(*more)))))
+
+
+def _changed(fields: dict[int, Any], changes: dict[str, int | bytes]) -> bytes:
+    merged = {**fields, **{int(name[1:]): value for name, value in changes.items()}}
+    return pb(*sorted(merged.items()))
+
+
+def header(*segments: bytes) -> bytes:
+    """Write a ChunkHeader."""
+    return pb((32, pb((1, 3), *((2, segment) for segment in segments))))
+
+
+U64 = (1 << 64) - 1
+
+REFUSED_BODIES: list[tuple[str, bytes, str]] = [
+    # (what is wrong, the body, what the refusal has to name)
+    ("an empty body: no kind", b"", "no known kind"),
+    ("a kind of a later version", pb((15, b"")), "no known kind"),
+    ("a kind whose wire type is wrong", pb((1, 5)), "no known kind"),
+    ("not protobuf", b"GET / HTTP/1.1\r\n\r\n", "does not parse"),
+    ("a field that ends early", pb((2, _changed(_HELLO, {})))[:-1], "does not parse"),
+    ("a group that never ends", b"\x0b", "does not parse"),
+    ("a reason that is not UTF-8", pb((48, pb((1, 3), (2, b"\xff\xfe")))), "does not parse"),
+    ("versions from 0", greeting(f1=0), "Greeting.lowest_version"),
+    ("versions from 2 to 1", greeting(f1=2), "Greeting.lowest_version"),
+    ("a short incarnation", greeting(f3=ID[1:]), "Greeting.incarnation"),
+    ("a long receiver's nonce", greeting(f4=ID + b"\0"), "Greeting.nonce"),
+    ("a short transfer_id", hello(f2=ID[1:]), "Hello.transfer_id"),
+    ("no transfer_id", hello(f2=b""), "Hello.transfer_id"),
+    ("a role of 0", hello(f3=0), "Hello.role"),
+    ("an unknown role", hello(f3=3), "Hello.role"),
+    ("a negative role", hello(f3=-1), "Hello.role"),
+    ("no connections", hello(f5=0), "Hello.connections"),
+    ("257 connections", hello(f5=257), "Hello.connections"),
+    ("connection 8 of 8", hello(f4=8), "Hello.connection_id"),
+    ("a control connection with an id", hello(f3=1, f4=1), "Hello.connection_id"),
+    ("no sender's nonce", hello(f6=b""), "Hello.nonce"),
+    ("an empty proof", pb((3, b"")), "Proof.mac"),
+    ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
+    ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),
+    ("a refusal without a code", pb((5, pb((2, b"no")))), "Refusal.code"),
+    ("a refusal with an unknown code", pb((5, pb((1, 20)))), "Refusal.code"),
+    ("chunks of 0 bytes", pb((16, pb((4, 1)))), "Offer.chunk_size"),
+    ("chunks of 1 GiB and a byte", pb((16, pb((1, limits.CHUNK_SIZE_MAX + 1)))), "Offer.chunk_size"),
+    ("more bytes than files can have", pb((16, pb((1, 8), (4, 1 << 63)))), "Offer.total_bytes"),
+    ("one shard", pb((16, pb((1, 8), (2, pb((2, 1)))))), "Offer.shard.shard_count"),
+    ("2^20 + 1 shards", pb((16, pb((1, 8), (2, pb((2, (1 << 20) + 1)))))), "Offer.shard.shard_count"),
+    ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
+    ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
+    ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),
+    ("1025 entries", pb((17, pb((2, pb(*sorted(_ENTRY.items())))) * 1025)), "ManifestPart.entries"),
+    ("an entry without a path", entry(f1=b""), "Entry.path"),
+    ("a path of 4097 bytes", entry(f1=b"x" * 4097), "Entry.path"),
+    ("an entry of type 0", entry(f2=0), "Entry.type"),
+    ("an entry of an unknown type", entry(f2=4), "Entry.type"),
+    ("a directory of 8 bytes", entry(f2=2), "Entry.size"),
+    ("a file of 2^63 bytes", entry(f3=1 << 63), "Entry.size"),
+    ("mode bits beyond the permissions", entry(f4=0o10000), "Entry.mode"),
+    ("a file with a link target", entry(f8=b"x"), "Entry.link_target"),
+    ("a symlink without a target", entry(f2=3, f3=0), "Entry.link_target"),
+    ("a link target of 4097 bytes", entry(f2=3, f3=0, f8=b"x" * 4097), "Entry.link_target"),
+    ("an empty hole", entry((10, pb((1, 0)))), "Entry.holes"),
+    ("a hole that leaves the file", entry((10, pb((1, 1), (2, 8)))), "Entry.holes"),
+    ("a hole whose end runs over", entry((10, pb((1, 1), (2, U64)))), "Entry.holes"),
+    ("holes that overlap", entry((10, pb((1, 0), (2, 4))), (10, pb((1, 3), (2, 4)))), "Entry.holes"),
+    ("holes out of order", entry((10, pb((1, 4), (2, 2))), (10, pb((1, 0), (2, 2)))), "Entry.holes"),
+    ("1025 ranges of files", pb((18, pb((1, pb((2, 1)))) * 1025)), "Needed.files"),
+    ("no file at all", pb((18, pb((1, pb((1, 3)))))), "Needed.files.files"),
+    ("files that run over", pb((18, pb((1, pb((1, 1), (2, (1 << 63) - 1)))))), "Needed.files.files"),
+    ("a first file that runs over", pb((18, pb((1, pb((1, 1 << 63), (2, 1)))))), "Needed.files.first_file_id"),
+    ("1025 ranges of segments", pb((18, pb((2, pb((3, 1)))) * 1025)), "Needed.segments"),
+    ("a first segment beyond any file", pb((18, pb((2, pb((2, (1 << 23) + 1), (3, 1)))))), "first_segment"),
+    ("no segment at all", pb((18, pb((2, pb((2, 3)))))), "Needed.segments.segments"),
+    ("2^23 segments from the second", pb((18, pb((2, pb((2, 1), (3, 1 << 23)))))), "Needed.segments.segments"),
+    ("17 bytes of digests", pb((19, pb((3, bytes(17))))), "Held.digests"),
+    ("2049 digests", pb((19, pb((3, bytes(2049 * 16))))), "Held.digests"),
+    ("a digest beyond any file", pb((19, pb((2, 1 << 23), (3, bytes(16))))), "Held.first_segment"),
+    ("no unchecked file at all", pb((19, pb((4, b"")))), "Held.unchecked.files"),
+    ("a heartbeat without a phase", pb((20, b"")), "Progress.phase"),
+    ("a heartbeat of an unknown phase", pb((20, pb((1, 4)))), "Progress.phase"),
+    ("a root digest of 15 bytes", pb((21, pb((1, 1), (2, bytes(15))))), "Finish.root_digest"),
+    ("a chunk without segments", header(), "ChunkHeader.segments"),
+    ("1025 segments", header(*[pb((3, 1))] * 1025), "ChunkHeader.segments"),
+    ("an empty segment", header(pb((1, 1))), "ChunkHeader.segments.length"),
+    ("a segment of 1 GiB and a byte", header(pb((3, (1 << 30) + 1))), "ChunkHeader.segments.length"),
+    ("a segment whose end runs over", header(pb((2, (1 << 63) - 1), (3, 1))), "ChunkHeader.segments.offset"),
+    ("a chunk of 1 GiB and a byte", header(pb((3, 1 << 30)), pb((1, 1), (3, 1))), "payload"),
+    ("an acknowledgement of nothing", pb((33, pb((1, 1)))), "ChunkAck.chunk_ids"),
+    ("1025 acknowledgements", pb((33, pb((1, 1), (2, bytes(1025))))), "ChunkAck.chunk_ids"),
+    ("an acknowledgement without a verdict", pb((33, pb((2, b"\x01")))), "ChunkAck.verdict"),
+    ("an unknown verdict", pb((33, pb((1, 3), (2, b"\x01")))), "ChunkAck.verdict"),
+    ("an abort without a code", pb((48, b"")), "Abort.code"),
+    ("an abort with a code beyond 32 bits", pb((48, pb((1, 1 << 31)))), "Abort.code"),
+]
+
+
+def refused_frames() -> Iterator[dict[str, Any]]:
+    """Yield frames that are refused before their body is looked at."""
+    body = encode(m.Complete(True))
+    good = frame_of(body)
+    wrong_body = bytes([*good[:-1], good[-1] ^ 1])
+    wrong_checksum = good[:4] + bytes([good[4] ^ 0x80]) + good[5:]
+    little_endian = good[:4] + checksum(body)[::-1] + body
+    for description, wire, limit, code, says in [
+        ("a frame of no bytes", bytes(12), limits.FRAME_BYTES, Code.PROTOCOL, "0 bytes"),
+        ("a byte too many after Welcome", b"\x00\x01\x00\x01" + bytes(8), limits.FRAME_BYTES, Code.PROTOCOL, "65537"),
+        ("a byte too many before Welcome", b"\x00\x00\x04\x01" + bytes(8), 1024, Code.PROTOCOL, "1025"),
+        ("the largest length there is", b"\xff" * 12, limits.FRAME_BYTES, Code.PROTOCOL, "4294967295"),
+        ("an HTTP request", b"GET / HTTP/1.1\r\n", 1024, Code.PROTOCOL, "HTTP"),
+        ("a TLS ClientHello", bytes.fromhex("160301020001000001fc0303"), 1024, Code.PROTOCOL, "TLS"),
+        ("an SSH banner", b"SSH-2.0-OpenSSH_9.9\r\n", 1024, Code.PROTOCOL, "SSH"),
+        ("a bit flipped in the body", wrong_body, limits.FRAME_BYTES, Code.CORRUPT, "checksum"),
+        ("a bit flipped in the checksum", wrong_checksum, limits.FRAME_BYTES, Code.CORRUPT, "checksum"),
+        ("a checksum in little-endian order", little_endian, limits.FRAME_BYTES, Code.CORRUPT, "checksum"),
+    ]:
+        yield {"description": description, "wire": wire.hex(), "limit": limit, "code": code.name, "says": says}
+
+
+def refused() -> dict[str, Any]:
+    """Describe what a decoder must not accept."""
+    return {
+        "about": "what is refused: frames with the limit that holds, and bodies; the code, and what the reason names",
+        "frames": list(refused_frames()),
+        "bodies": [
+            {"description": description, "body": packed(body), "code": Code.PROTOCOL.name, "says": says}
+            for description, body, says in REFUSED_BODIES
+        ],
+    }
+
+
+FILES = {
+    "messages.json": messages,
+    "opening.json": opening,
+    "chunks.json": chunks,
+    "exchange.json": exchange,
+    "refused.json": refused,
+}
+
+
+def main() -> None:
+    """Write every file, or print the example of proto/README.md."""
+    if sys.argv[1:] == ["--readme"]:
+        print(readme_exchange())
+        return
+    for name, make in FILES.items():
+        (GOLDEN / name).write_text(json.dumps(make(), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""Peers that speak the protocol frame by frame, and say what no decent one would.
+
+`RawSender` opens connections to a real receiver, `RawReceiver` takes those of a real sender. Each step is the test's own:
+nothing is checked and nothing answered by itself. Every wait ends after a few UNIT seconds.
+"""
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, Self, TypeVar
+
+from tests.support.services import UNIT
+from wire import limits
+from wire import messages as m
+from wire.codec import decode, encode
+from wire.digests import root_digest, segment_digest
+from wire.errors import Refused
+from wire.framing import frame, frame_of, read_body, read_message
+from wire.grid import Grid
+from wire.opening import ReceiverOpening, SenderOpening, random_id
+
+M = TypeVar("M", bound=tuple[object, ...])
+
+
+class Ended(Exception):
+    """The other end closed or reset the connection."""
+
+
+class Link:
+    """One connection, frame by frame."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(3 * UNIT)
+
+    def read_exact(self, count: int) -> bytes:
+        """Read so many bytes. Raises Ended where the stream ends first."""
+        received = bytearray()
+        while len(received) < count:
+            try:
+                some = self.socket.recv(count - len(received))
+            except ConnectionError as error:
+                raise Ended(str(error)) from None
+            if not some:
+                raise Ended(f"after {len(received)} of {count} bytes")
+            received += some
+        return bytes(received)
+
+    def read(self) -> m.Message:
+        """Read the next message. Raises Ended."""
+        return read_message(self.read_exact)
+
+    def expect(self, kind: type[M]) -> M:
+        """Read the next message, which is of this kind; heartbeats are passed over."""
+        message = self.read()
+        while isinstance(message, m.Progress) and kind is not m.Progress:
+            message = self.read()
+        assert isinstance(message, kind), f"{kind.__name__} was expected, and this came: {message}"
+        return message
+
+    def rest(self) -> list[m.Message]:
+        """Read to the end of the stream; return the messages without heartbeats."""
+        messages = []
+        with contextlib.suppress(Ended):
+            while True:
+                messages.append(self.read())
+        return [message for message in messages if not isinstance(message, m.Progress)]
+
+    def ends(self) -> None:
+        """Assert that the other end closes without another word."""
+        assert self.rest() == []
+
+    def send(self, *messages: m.Message) -> None:
+        """Send frames."""
+        self.send_raw(b"".join(map(frame, messages)))
+
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes that need not be frames. A peer that is gone by now is for the next read to find out."""
+        with contextlib.suppress(ConnectionError):
+            self.socket.sendall(data)
+
+    def end_writing(self) -> None:
+        """Say that nothing follows."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with a reset, as a crash would."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self.socket.close()
+
+
+class Sample(NamedTuple):
+    """A file as the protocol sees it. `name` as on the wire."""
+
+    name: bytes
+    content: bytes
+    chunk_size: int
+
+    @classmethod
+    def random(cls, seed: int, size: int, chunk_size: int, name: bytes = b"sample.bin") -> Self:
+        """Make `size` random bytes."""
+        return cls(name, random.Random(seed).randbytes(size), chunk_size)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(len(self.content), self.chunk_size)
+
+    @property
+    def entry(self) -> m.Entry:
+        return m.Entry(self.name, m.EntryType.FILE, len(self.content), 0o644, 1_700_000_000_000_000_000)
+
+    @property
+    def offer(self) -> m.Offer:
+        return m.Offer(self.chunk_size, None, False, len(self.content))
+
+    def segment(self, index: int) -> m.Segment:
+        return m.Segment(0, self.grid.offset(index), self.grid.length(index))
+
+    def payload(self, index: int) -> bytes:
+        offset = self.grid.offset(index)
+        return self.content[offset : offset + self.grid.length(index)]
+
+    def digest(self, index: int) -> bytes:
+        return segment_digest(self.payload(index))
+
+    def chunk(self, index: int, *, digest: bytes | None = None) -> bytes:
+        """One chunk as it is on the wire: header, payload, digest."""
+        header = frame(m.ChunkHeader(index, (self.segment(index),)))
+        return header + self.payload(index) + (digest or self.digest(index))
+
+    @property
+    def finish(self) -> m.Finish:
+        return m.Finish(self.grid.segments, root_digest(map(self.digest, range(self.grid.segments))))
+
+
+class RawSender:
+    """Opens connections of one transfer to a receiver; closes them all with the block."""
+
+    def __init__(self, address: str, *, connections: int = 4, token: str | None = None) -> None:
+        host, _, port = address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._token = token.encode() if token else None
+        self.transfer_id = random_id()
+        self.connections = connections
+        self._links: list[Link] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for link in self._links:
+            link.close()
+
+    def connect(self) -> Link:
+        """Connect, and no more."""
+        link = Link(socket.create_connection(self._address, timeout=3 * UNIT))
+        self._links.append(link)
+        return link
+
+    def hello(self, role: m.Role, connection_id: int = 0) -> m.Hello:
+        """Make a Hello of this transfer."""
+        return m.Hello(limits.VERSION, self.transfer_id, role, connection_id, self.connections, random_id())
+
+    def open(self, role: m.Role, connection_id: int = 0) -> Link:
+        """Open a connection up to Welcome. Raises Refused."""
+        link = self.connect()
+        opening = SenderOpening(self._token)
+        greeting = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
+        bodies = opening.answer(greeting, self.transfer_id, role, connection_id, self.connections)
+        link.send_raw(b"".join(map(frame_of, bodies)))
+        opening.enter(read_body(link.read_exact, limits.OPENING_FRAME_BYTES))
+        return link
+
+    def refused(self, role: m.Role, connection_id: int = 0) -> Refused:
+        """Open a connection that the receiver refuses; return how."""
+        try:
+            self.open(role, connection_id)
+        except Refused as refusal:
+            return refusal
+        raise AssertionError(f"the receiver let {role.name} {connection_id} in")
+
+    def control(self) -> Link:
+        """Open the control connection."""
+        return self.open(m.Role.CONTROL)
+
+    def data(self, connection_id: int = 0) -> Link:
+        """Open a data connection."""
+        return self.open(m.Role.DATA, connection_id)
+
+    def offer(self, sample: Sample) -> Link:
+        """Open control and offer a file; the answer is still to be read."""
+        control = self.control()
+        control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+        return control
+
+    def offers(self, *messages: m.Message) -> m.Abort:
+        """Open control and say something that ends the transfer; return how."""
+        control = self.control()
+        control.send(*messages)
+        abort = control.expect(m.Abort)
+        control.end_writing()
+        control.ends()
+        return abort
+
+
+def ack(link: Link) -> m.ChunkAck:
+    """Read one acknowledgement."""
+    return link.expect(m.ChunkAck)
+
+
+def acknowledged(link: Link, count: int) -> list[int]:
+    """Read OK acknowledgements until `count` chunks are."""
+    chunk_ids: list[int] = []
+    while len(chunk_ids) < count:
+        message = ack(link)
+        assert message.verdict is m.Verdict.OK
+        chunk_ids += message.chunk_ids
+    return chunk_ids
+
+
+class RawReceiver:
+    """Takes the connections of a sender; closes them all with the block."""
+
+    def __init__(self, token: str | None = None) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(3 * UNIT)
+        self._token = token.encode() if token else None
+        self.incarnation = random_id()
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._links: list[Link] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for link in self._links:
+            link.close()
+
+    def accept(self) -> Link:
+        """Accept a connection, and no more."""
+        link = Link(self._listener.accept()[0])
+        self._links.append(link)
+        return link
+
+    def hello(self) -> tuple[Link, m.Hello, m.Welcome]:
+        """Accept a connection up to its Hello; return it, and the Welcome that would be right."""
+        link = self.accept()
+        opening = ReceiverOpening(self.incarnation, self._token)
+        link.send_raw(frame_of(opening.greeting_body))
+        hello = None
+        while hello is None:
+            hello = opening.receive(read_body(link.read_exact, limits.OPENING_FRAME_BYTES))
+        return link, hello, opening.welcome()
+
+    def welcome(self, role: m.Role) -> tuple[Link, m.Hello]:
+        """Accept a connection of this role and let it in."""
+        link, hello, welcome = self.hello()
+        assert hello.role is role
+        link.send(welcome)
+        return link, hello
+
+    def control(self) -> tuple[Link, m.Offer, m.Entry]:
+        """Let the control connection in, and take what it offers."""
+        link, _ = self.welcome(m.Role.CONTROL)
+        offer = link.expect(m.Offer)
+        (entry,) = link.expect(m.ManifestPart).entries
+        return link, offer, entry
+
+    def needs(self, segments: int) -> tuple[Link, Link]:
+        """Let control in, need everything, let the first data connection in: (control, data)."""
+        control, _, _ = self.control()
+        control.send(m.Needed((), (m.SegmentRange(0, 0, segments),)))
+        data, _ = self.welcome(m.Role.DATA)
+        return control, data
+
+
+class Received(NamedTuple):
+    """A chunk that came over a data connection."""
+
+    chunk_id: int
+    segments: tuple[m.Segment, ...]
+    payload: bytes
+    digests: bytes
+
+
+def read_chunk(link: Link) -> Received:
+    """Read one whole chunk. Raises Ended."""
+    header = link.expect(m.ChunkHeader)
+    payload = link.read_exact(sum(segment.length for segment in header.segments))
+    return Received(header.chunk_id, header.segments, payload, link.read_exact(16 * len(header.segments)))
+
+
+def receive_all(receiver: RawReceiver, connections: int, segments: int) -> dict[int, list[Received]]:
+    """Receive a whole file from a sender as a decent receiver would; return what came over which connection.
+
+    The sender opens as many as `connections` data connections, each of which gets a thread here.
+    """
+    control, _, _ = receiver.control()
+    control.send(m.Needed((), (m.SegmentRange(0, 0, segments),)))
+    received: dict[int, list[Received]] = {}
+    threads = []
+    for _ in range(min(connections, segments)):
+        data, hello = receiver.welcome(m.Role.DATA)
+        received[hello.connection_id] = chunks = []
+        threads.append(threading.Thread(target=lambda link, into: into.extend(_acknowledge_all(link)), args=(data, chunks)))
+        threads[-1].start()
+    finish = control.expect(m.Finish)
+    assert segments == finish.chunks
+    control.send(m.Complete(True))
+    for thread in threads:
+        thread.join(3 * UNIT)
+    return received
+
+
+def _acknowledge_all(link: Link) -> Iterator[Received]:
+    with contextlib.suppress(Ended):
+        while True:
+            chunk = read_chunk(link)
+            link.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
+            yield chunk
+    link.close()
+
+
+__all__ = [
+    "Ended",
+    "Link",
+    "RawReceiver",
+    "RawSender",
+    "Received",
+    "Sample",
+    "ack",
+    "acknowledged",
+    "decode",
+    "encode",
+    "read_chunk",
+    "receive_all",
+]

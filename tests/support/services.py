@@ -1,0 +1,251 @@
+"""The real services as processes: started, watched through their logs, ended by their own process id.
+
+`Service` runs one command with its standard output and error in files; `wait_for` waits for a log event instead of
+sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SECONDS scales them all.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
+"""Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
+
+
+class Service:
+    """One `sender` or `receiver` process. Log lines and results are parsed JSON."""
+
+    def __init__(
+        self,
+        command: str,
+        *args: object,
+        directory: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        under: Sequence[str] = (),
+    ) -> None:
+        """Start `python -m COMMAND ARGS`; its output goes to files in `directory`.
+
+        `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory.
+        """
+        self.command = command
+        number = len(list(directory.glob(f"{command}-*.err")))
+        self._out = directory / f"{command}-{number}.out"
+        self._err = directory / f"{command}-{number}.err"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FILESTREAMER_")}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*under, sys.executable, "-m", command, *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env={**environment, **(env or {})},
+                cwd=cwd,
+            )
+
+    @property
+    def stderr(self) -> str:
+        """All that was written to standard error so far."""
+        return self._err.read_text(errors="replace")
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The log lines so far."""
+        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The result objects so far, one a transfer."""
+        return [json.loads(line) for line in self._out.read_text().splitlines()]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The one result object."""
+        (result,) = self.results
+        return result
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines of one event."""
+        return [line for line in self.log if line["event"] == name]
+
+    def wait_for(self, event: str, *, count: int = 1, seconds: float = 2 * UNIT) -> dict[str, Any]:
+        """Wait until an event was logged `count` times; return that line. Fails where the process ends before."""
+        end = time.monotonic() + seconds
+        while True:
+            ended = self.process.poll() is not None
+            found = self.events(event)
+            if len(found) >= count:
+                return found[count - 1]
+            assert not ended, f"{self.command} ended with {self.process.returncode} before {event}:\n{self.stderr}"
+            assert time.monotonic() < end, f"no {event} from {self.command} within {seconds} s:\n{self.stderr}"
+            time.sleep(0.01)
+
+    def wait(self, seconds: float = 3 * UNIT) -> int:
+        """Wait for the end of the process; return its exit code (128+N where a signal ended it)."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.command} still runs after {seconds} s:\n{self.stderr}") from None
+        return code if code >= 0 else 128 - code
+
+    def succeeds(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+        """Wait for the end with exit 0; return the result object, which says complete and committed."""
+        code = self.wait(seconds)
+        assert code == 0, f"{self.command} exited with {code}:\n{self.stderr}"
+        assert "Traceback" not in self.stderr
+        result = self.result
+        assert (result["status"], result["committed"], result["error"]) == ("complete", True, None)
+        return result
+
+    def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = 3 * UNIT) -> str:
+        """Wait for the end with `exit_code`; return the error, which is the same one line in log and result."""
+        code = self.wait(seconds)
+        assert code == exit_code, f"{self.command} exited with {code}, not {exit_code}:\n{self.stderr}"
+        assert "Traceback" not in self.stderr
+        result = self.result
+        assert (status, False, exit_code) == (result["status"], result["committed"], result["exit_code"])
+        assert error_code == result["error"]["code"]
+        errors = [line for line in self.log if line["level"] == "error"]
+        assert len(errors) == 1, f"{self.command} logged {len(errors)} errors:\n{self.stderr}"
+        message: str = result["error"]["message"]
+        assert message == errors[0]["reason"]
+        assert message
+        assert "\n" not in message
+        return message
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to this process."""
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill the process if it still runs. Idempotent."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+
+class Pair:
+    """A scratch directory with a source and a destination, and the services that were started in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.source = root / "source"
+        self.destination = root / "destination"
+        self.logs = root / "logs"
+        for directory in (self.source, self.destination, self.logs):
+            directory.mkdir()
+        self._services: list[Service] = []
+
+    def start(
+        self,
+        command: str,
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        under: Sequence[str] = (),
+    ) -> Service:
+        """Start a service; it is ended with the pair."""
+        service = Service(command, *args, directory=self.logs, env=env, cwd=cwd, under=under)
+        self._services.append(service)
+        return service
+
+    def receiver(self, *args: object, listen: str = "127.0.0.1:0", env: Mapping[str, str] | None = None) -> Service:
+        """Start a receiver into `destination`."""
+        return self.start("receiver", "--listen", listen, "--directory", self.destination, *args, env=env)
+
+    def sender(self, file: Path, to: str, *args: object, env: Mapping[str, str] | None = None) -> Service:
+        """Start a sender."""
+        return self.start("sender", file, "--to", to, *args, env=env)
+
+    @staticmethod
+    def address(receiver: Service) -> str:
+        """Wait until a receiver listens; return HOST:PORT."""
+        return str(receiver.wait_for("listening")["address"])
+
+    def received(self) -> list[str]:
+        """Every name in the destination, the staging directory included."""
+        return sorted(os.listdir(self.destination))
+
+    def file(self, name: str | bytes, size: int, seed: int = 0) -> Path:
+        """Make a source file of random bytes."""
+        return make_file(self.source / os.fsdecode(name), size, seed)
+
+    def end(self) -> None:
+        """End what still runs."""
+        for service in self._services:
+            service.end()
+
+
+@contextlib.contextmanager
+def pair(root: Path) -> Iterator[Pair]:
+    """Make a pair whose services end with the block."""
+    made = Pair(root)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def make_file(path: Path, size: int, seed: int = 0) -> Path:
+    """Write a file of `size` bytes that differ from block to block, the same for the same seed."""
+    import random
+
+    generator = random.Random(seed)
+    with path.open("wb") as file:
+        left = size
+        while left:
+            block = generator.randbytes(min(left, 1 << 20))
+            file.write(block)
+            left -= len(block)
+    return path
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two files have the same bytes."""
+    if a.stat().st_size != b.stat().st_size:
+        return False
+    with a.open("rb", buffering=0) as left, b.open("rb", buffering=0) as right:
+        while block := left.read(1 << 22):
+            if block != right.read(1 << 22):
+                return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port on loopback that nobody listens on right now."""
+    with held_port() as port:
+        return port
+
+
+@contextlib.contextmanager
+def held_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """Keep a port that nobody listens on from everybody but a listener that is told its number.
+
+    The socket is bound and does not listen: the kernel gives the port to nobody else, and refuses who connects.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, 0))
+        yield sock.getsockname()[1]
+
+
+def tree(root: Path) -> dict[str, int | str]:
+    """Everything below a directory: size of each file, target of each symlink, -1 for each directory."""
+    found: dict[str, int | str] = {}
+    for directory, names, files in os.walk(root):
+        for name in [*names, *files]:
+            path = Path(directory, name)
+            shown = str(path.relative_to(root))
+            if path.is_symlink():
+                found[shown] = os.readlink(path)
+            else:
+                found[shown] = -1 if path.is_dir() else path.stat().st_size
+    return found

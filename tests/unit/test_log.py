@@ -1,0 +1,160 @@
+"""Log lines: JSON for programs, short ones for people, never torn, and never a reason for anything to fail."""
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from service import log
+
+
+class Terminal(io.StringIO):
+    """Standard error, as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make standard error a terminal without colours, and return it."""
+    terminal = Terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def test_json_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("sender").info("connection_lost", connection=3, name="ü\n\x1b[2J\udcff")
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    line = json.loads(captured.err)
+    assert list(line)[:3] == ["timestamp", "level", "event"]
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "level": "info",
+        "event": "connection_lost",
+        "service": "sender",
+        "connection": 3,
+        "name": "ü\n\x1b[2J\udcff",
+    }
+
+
+def test_short_lines_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    log.configure("receiver").warning("connection_lost", connection=3)
+
+    assert terminal.getvalue()[len("12:34:56 ") :] == "[warning] connection_lost service=receiver connection=3\n"
+
+
+def test_what_a_terminal_would_obey_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    log.configure("receiver").info("transfer", name="a\x1b[2Jb\nc\udcff")
+
+    assert terminal.getvalue().count("\n") == 1
+    assert "\x1b" not in terminal.getvalue()
+    assert r"a\x1b[2Jb\nc\udcff" in terminal.getvalue()
+
+
+def test_a_bug_has_its_traceback_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = log.configure("sender")
+    try:
+        raise RuntimeError("the bug")
+    except RuntimeError:
+        logger.exception("thread_failed")
+
+    line = json.loads(capsys.readouterr().err)
+    assert line["level"] == "error"
+    assert "RuntimeError: the bug" in line["exception"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "level", "expected"),
+    [
+        ({}, None, ["info", "warning", "error"]),
+        ({"FILESTREAMER_LOG_LEVEL": "debug"}, None, ["debug", "info", "warning", "error"]),
+        ({"FILESTREAMER_LOG_LEVEL": "error"}, None, ["error"]),
+        ({"FILESTREAMER_LOG_LEVEL": "error", "FILESTREAMER_SENDER_LOG_LEVEL": "warning"}, None, ["warning", "error"]),
+        ({"FILESTREAMER_LOG_LEVEL": "nonsense"}, None, ["info", "warning", "error"]),
+        ({"FILESTREAMER_LOG_LEVEL": "debug"}, "warning", ["warning", "error"]),
+    ],
+)
+def test_level(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environ: dict[str, str],
+    level: str | None,
+    expected: list[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    logger = log.configure("sender", level)
+    for method in (logger.debug, logger.info, logger.warning, logger.error):
+        method("event")
+
+    assert expected == [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
+
+
+def test_standard_error_is_looked_up_for_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = log.configure("sender")
+    replaced = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", replaced)
+    logger.info("event")
+
+    assert json.loads(replaced.getvalue())["event"] == "event"
+
+
+def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = log.configure("sender")
+
+    def write(number: int) -> None:
+        bound = logger.bind(number=number)
+        for _ in range(50):
+            bound.info("event", filler="x" * 5000)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert sorted(line["number"] for line in lines) == sorted(list(range(8)) * 50)
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_a_log_that_can_not_be_written_fails_nothing(redirection: str) -> None:
+    program = "from service import log; log.configure('sender').info('event'); print('still here')"
+    command = ["/bin/sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30, check=False)
+
+    assert done.stdout == "still here\n"
+
+
+def test_colours_on_a_real_terminal() -> None:
+    main, secondary = pty.openpty()
+    program = "from service import log; log.configure('sender').info('event')"
+    environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    subprocess.run([sys.executable, "-c", program], stderr=secondary, env=environ, timeout=30, check=True)
+    os.close(secondary)
+    shown = os.read(main, 1000)
+    os.close(main)
+
+    assert b"\x1b[" in shown
+    assert b"event" in shown
+
+
+def test_structlog_is_imported_late_and_rich_not_at_all() -> None:
+    program = (
+        "import sys; from service import log; before = 'structlog' in sys.modules;"
+        "log.configure('sender'); print(before, 'structlog' in sys.modules, 'rich' in sys.modules); import rich.text"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+
+    assert done.stdout == "False True False\n"

@@ -1,0 +1,271 @@
+"""The result object: what a script reads of every kind of end, and where it is written."""
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.counters import ConnectionCounters, TransferCounters
+from service.result import TransferResult, write
+from service.version import VERSION
+from wire.errors import (
+    Code,
+    ConnectionLost,
+    Interrupted,
+    Refused,
+    RemoteProtocolError,
+    TransferFailed,
+    UsageError,
+)
+
+FIELDS = (
+    "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
+    "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
+    "bottleneck root_digest per_connection"
+).split()
+
+
+class Log:
+    """Remembers warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+
+@pytest.fixture
+def log() -> Any:
+    return Log()
+
+
+class Terminal(io.StringIO):
+    """Standard output, as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def counters(**fields: Any) -> TransferCounters:
+    """Return the counters of a transfer of 10 seconds over two connections, of which some was there before."""
+    connections = [
+        ConnectionCounters(0, moved_bytes=700, acknowledged_bytes=600, chunks=6, resent_chunks=1, finished_at=107.5),
+        ConnectionCounters(1, moved_bytes=400, acknowledged_bytes=400, chunks=4, stolen_chunks=2, finished_at=109.0),
+        ConnectionCounters(2, reconnects=3, stage_seconds={"read": 0.25}),
+    ]
+    known: dict[str, Any] = {
+        "transfer_id": bytes(range(16)),
+        "name": "in.txt",
+        "size_bytes": 1500,
+        "held_bytes": 500,
+        "chunks": 15,
+        "chunk_size": 100,
+        "phase": "complete",
+        "started_at": 100.0,
+        "ended_at": 110.0,
+        "connections": connections,
+    }
+    return TransferCounters(**known | fields)
+
+
+def result(error: BaseException | None = None, **fields: Any) -> TransferResult:
+    committed = error is None
+    digest = b"\xab" * 16 if committed else None
+    return TransferResult.from_counters(counters(**fields), error=error, committed=committed, root_digest=digest)
+
+
+def test_a_complete_transfer() -> None:
+    read = json.loads(result().to_json())
+
+    assert list(read) == FIELDS
+    per_connection = read.pop("per_connection")
+    assert read == {
+        "status": "complete",
+        "version": VERSION,
+        "exit_code": 0,
+        "error": None,
+        "transfer_id": "000102030405060708090a0b0c0d0e0f",
+        "committed": True,
+        "files": 1,
+        "bytes": 1500,
+        "sent_bytes": 1100,
+        "held_bytes": 500,
+        "unchecked_bytes": 0,
+        "seconds": 10.0,
+        "bytes_per_second": 100.0,
+        "connections": 3,
+        "chunk_size": 100,
+        "chunks": 15,
+        "resent_chunks": 1,
+        "stolen_chunks": 2,
+        "reconnects": 3,
+        "straggler_seconds": 1.5,
+        "bottleneck": None,
+        "root_digest": "ab" * 16,
+    }
+    assert [item["connection_id"] for item in per_connection] == [0, 1, 2]
+    assert [item["bytes"] for item in per_connection] == [600, 400, 0]
+    assert [item["chunks"] for item in per_connection] == [6, 4, 0]
+    assert [item["reconnects"] for item in per_connection] == [0, 0, 3]
+    assert per_connection[2]["stage_seconds"] == {"read": 0.25}
+
+
+def test_json_is_one_line_of_ascii() -> None:
+    line = result(TransferFailed(Code.SOURCE, "can't read ü\n\udcff")).to_json()
+
+    assert line.isascii()
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "exit_code", "code", "retryable"),
+    [
+        (ConnectionLost("nobody answers"), "failed", 1, "connection_lost", True),
+        (TransferFailed(Code.BUSY, "busy"), "failed", 1, "busy", True),
+        (TransferFailed(Code.NO_SPACE, "full"), "failed", 4, "no_space", False),
+        (RemoteProtocolError("nonsense"), "refused", 3, "protocol", False),
+        (Refused(Code.TOKEN, "wrong token"), "refused", 3, "token", False),
+        (Refused(Code.BUSY, "busy"), "failed", 1, "busy", True),
+        (Interrupted(15), "interrupted", 143, "interrupted", True),
+        (KeyboardInterrupt(), "interrupted", 130, "interrupted", True),
+        (UsageError("--to is required"), "failed", 2, "usage", False),
+        (ZeroDivisionError("division by zero"), "failed", 1, "internal", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_every_end_has_its_status(
+    error: BaseException, status: str, exit_code: int, code: str, *, retryable: bool
+) -> None:
+    for made in (result(error), TransferResult.without_transfer(error)):
+        read = json.loads(made.to_json())
+        assert list(read) == FIELDS
+        assert (read["status"], read["exit_code"], read["committed"]) == (status, exit_code, False)
+        assert (read["error"]["code"], read["error"]["retryable"]) == (code, retryable)
+        assert str(error) in read["error"]["message"]
+
+
+def test_without_a_transfer_there_is_no_id() -> None:
+    read = json.loads(TransferResult.without_transfer(UsageError("--to is required")).to_json())
+
+    assert read["error"] == {"code": "usage", "message": "--to is required", "retryable": False}
+    assert read["transfer_id"] is None
+    assert read["per_connection"] == []
+    assert (read["bytes"], read["seconds"]) == (0, 0.0)
+
+
+def test_an_empty_file_in_no_time() -> None:
+    read = json.loads(result(size_bytes=0, held_bytes=0, connections=[], chunk_size=0, ended_at=100.0).to_json())
+
+    assert (read["bytes_per_second"], read["straggler_seconds"], read["chunk_size"]) == (0.0, 0.0, None)
+
+
+def test_a_line_of_json_where_standard_output_is_no_terminal(log: Any) -> None:
+    stdout = io.StringIO()
+    write(result(), stdout, None, log)
+
+    assert stdout.getvalue() == result().to_json() + "\n"
+    assert log.lines == []
+
+
+def test_a_summary_on_a_terminal(log: Any) -> None:
+    stdout = Terminal()
+    write(result(), stdout, None, log)
+
+    assert stdout.getvalue().splitlines() == [
+        "complete: 1.46 KiB in 10.00 s (100 B/s over 3 connections)",
+        "  500 B of it were there already",
+        "  1 chunk resent, 3 reconnects",
+    ]
+
+
+def test_a_plain_summary_is_one_line() -> None:
+    made = result(held_bytes=0, connections=[ConnectionCounters(0, acknowledged_bytes=1500)])
+
+    assert made.summary() == "complete: 1.46 KiB in 10.00 s (150 B/s over 1 connection)"
+
+
+def test_an_error_on_a_terminal_is_one_line_that_the_terminal_does_not_obey() -> None:
+    shown = TransferResult.without_transfer(Refused(Code.POLICY, "no\x1b[2J\nreally")).summary()
+
+    assert shown == r"refused: the receiver refused: no\x1b[2J\nreally"
+
+
+def test_the_result_file_holds_json_even_on_a_terminal(tmp_path: Path, log: Any) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("an older and much longer result" * 1000)
+    write(result(), Terminal(), str(path), log)
+
+    assert path.read_text() == result().to_json() + "\n"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_link_to_the_result_file_stays_a_link(tmp_path: Path, log: Any) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(result(), io.StringIO(), str(tmp_path / "link"), log)
+
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real").read_text())["status"] == "complete"
+
+
+def test_a_device_is_written_and_not_replaced(log: Any) -> None:
+    write(result(), io.StringIO(), os.devnull, log)
+
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert log.lines == []
+
+
+def test_a_file_that_can_not_be_replaced_is_written_in_place(
+    tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes' termination log: a mount point."""
+    path = tmp_path / "termination-log"
+    path.write_text("")
+
+    def busy(_from: str, _to: str) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    write(result(), io.StringIO(), str(path), log)
+
+    assert json.loads(path.read_text())["status"] == "complete"
+    assert os.listdir(tmp_path) == ["termination-log"]
+
+
+def test_a_result_file_that_can_not_be_written_is_one_warning(tmp_path: Path, log: Any) -> None:
+    path = str(tmp_path / "missing" / "result.json")
+    stdout = io.StringIO()
+    write(result(), stdout, path, log)
+
+    assert log.lines == [("result_not_written", {"to": path, "reason": "No such file or directory"})]
+    assert stdout.getvalue() != ""
+
+
+def test_no_standard_output_is_no_failure(tmp_path: Path, log: Any) -> None:
+    write(result(), None, str(tmp_path / "result.json"), log)
+
+    assert (tmp_path / "result.json").exists()
+    assert log.lines == []
+
+
+def test_a_full_standard_output_changes_no_exit_code() -> None:
+    """Without care the interpreter fails a second time, at its end, and exits with 120."""
+    program = (
+        "import sys; from service import log, result; from wire.errors import Interrupted;"
+        "made = result.TransferResult.without_transfer(Interrupted(15));"
+        "result.write(made, sys.stdout, None, log.configure('sender')); sys.exit(made.exit_code)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
+
+    assert done.returncode == 143
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["event"] == "result_not_written"
