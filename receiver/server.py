@@ -11,12 +11,14 @@ import os
 import queue
 import selectors
 import socket
+import ssl
 import threading
 import time
 from typing import Any, Final
 
 from receiver.connection import DataConnection
 from receiver.settings import ReceiverSettings
+from receiver.slot import Slot
 from receiver.store import Destination, Staged, check_name
 from receiver.transfer import ControlUp, Failed, Transfer
 from service.counters import TransferCounters
@@ -31,10 +33,8 @@ from wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
-from wire.framing import check_body, frame, frame_of, parse_header
 from wire.grid import Grid
 from wire.opening import ReceiverOpening, random_id
-from wire.transport import Channel, format_address, prepare
 
 SLOTS: Final = 512
 """Connections that may be in their opening at once."""
@@ -42,42 +42,6 @@ TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
 FENCE_SECONDS: Final = 10.0
-
-
-class Slot:
-    """A connection in its opening."""
-
-    def __init__(self, sock: socket.socket, opening: ReceiverOpening) -> None:
-        self.socket = sock
-        self.opening = opening
-        self.until = time.monotonic() + limits.OPENING_SECONDS
-        self._received = bytearray()
-        self._wanted = limits.FRAME_HEADER_BYTES
-        self._checksum = b""
-
-    def receive(self) -> m.Hello | None:
-        """Read what has come, never beyond one frame; the Hello once the peer may come in.
-
-        Raises ConnectionLost, RemoteProtocolError.
-        """
-        try:
-            some = self.socket.recv(self._wanted - len(self._received))
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise ConnectionLost(str(error.strerror)) from None
-        if not some:
-            raise ConnectionLost("closed before it said Hello")
-        self._received += some
-        if len(self._received) < self._wanted:
-            return None
-        received, self._received = bytes(self._received), bytearray()
-        if not self._checksum:
-            self._wanted, self._checksum = parse_header(received, limits.OPENING_FRAME_BYTES)
-            return None
-        check_body(received, self._checksum)
-        self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
-        return self.opening.receive(received)
 
 
 class Server:
@@ -93,12 +57,16 @@ class Server:
         token: str | None,
         log: Any,
     ) -> None:
-        """`output_name` replaces the name that senders give; `listeners` are bound, listening, and not blocking."""
+        """`output_name` replaces the name that senders give; `listeners` are bound, listening, and not blocking.
+
+        Raises UsageError where a TLS file can't be used.
+        """
         self._settings = settings
         self._destination = destination
         self._output_name = output_name
         self._listeners = listeners
         self._token = token.encode() if token else None
+        self._tls, self._certificate_sha256 = _tls_context(settings)
         self._log = log
         self._incarnation = random_id()
         self._selector = selectors.DefaultSelector()
@@ -153,43 +121,40 @@ class Server:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # the port stays readable: don't spin
                 time.sleep(TICK_SECONDS / 10)
             return
-        sock.setblocking(False)
         if len(self._slots) >= SLOTS:
             self._turn_away(next(iter(self._slots.values())), Code.LIMIT, "too many connections are being opened")
-        slot = Slot(sock, ReceiverOpening(self._incarnation, self._token))
-        self._slots[sock.fileno()] = slot
-        self._selector.register(sock, selectors.EVENT_READ, slot)
         try:
-            sock.send(frame_of(slot.opening.greeting_body))
+            opening = ReceiverOpening(self._incarnation, self._token, self._certificate_sha256)
+            slot = Slot(sock, opening, self._tls)
+            slot.greet()
         except OSError:
-            self._drop(slot).close()
+            sock.close()
+            return
+        self._slots[slot.socket.fileno()] = slot
+        self._selector.register(slot.socket, selectors.EVENT_READ, slot)
 
     def _receive(self, slot: Slot) -> None:
         try:
             hello = slot.receive()
             if hello is not None:
                 self._let_in(slot, hello)
-        except ConnectionLost:
-            self._drop(slot).close()
-        except RemoteProtocolError as error:
-            self._turn_away(slot, error.code, error.reason)
-        except TransferFailed as error:
+        except ConnectionLost as error:
+            self._log.debug("connection_left", address=slot.peer, reason=str(error))
+            self._drop(slot)
+            slot.socket.close()
+        except (RemoteProtocolError, TransferFailed) as error:
             self._turn_away(slot, error.code, error.reason)
 
-    def _drop(self, slot: Slot) -> socket.socket:
+    def _drop(self, slot: Slot) -> None:
         """Take a connection out of its opening."""
-        del self._slots[slot.socket.fileno()]
-        self._selector.unregister(slot.socket)
-        return slot.socket
+        if self._slots.pop(slot.socket.fileno(), None) is not None:
+            self._selector.unregister(slot.socket)
 
     def _turn_away(self, slot: Slot, code: Code, reason: str) -> None:
         """Say why, if that can be said at once, and close."""
-        sock = self._drop(slot)
-        with contextlib.suppress(OSError):
-            self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=_peer(sock))
-            sock.send(frame(m.Refusal(code, reason)))
-            sock.shutdown(socket.SHUT_WR)
-        sock.close()
+        self._drop(slot)
+        self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=slot.peer)
+        slot.refuse(code, reason)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -205,13 +170,10 @@ class Server:
     def _let_in(self, slot: Slot, hello: m.Hello) -> None:
         """Hand a connection to its transfer. Raises TransferFailed: UNKNOWN_TRANSFER, LIMIT."""
         transfer = self._transfer_of(hello)
-        sock = prepare(self._drop(slot), max(limits.DEAD_SECONDS, self._settings.give_up_after))
+        self._drop(slot)
         is_data = hello.role is m.Role.DATA
-        try:
-            channel = Channel(sock, _no_patience, for_payload=is_data)
-        except ConnectionLost:
-            sock.close()
-            return
+        user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
+        channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
         if is_data:
             counters = transfer.counters_of(hello.connection_id)
             DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
@@ -289,9 +251,18 @@ class Server:
             self.end(None)
 
 
-def _peer(sock: socket.socket) -> str:
-    return format_address(sock.getpeername())
-
-
 def _no_patience() -> None:
     pass
+
+
+def _tls_context(settings: ReceiverSettings) -> tuple[ssl.SSLContext | None, bytes]:
+    """Make the context of this receiver, and its certificate's digest; (None, b"") where it speaks clear text.
+
+    Raises UsageError.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None, b""
+    from wire import tls
+
+    context = tls.server_context(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    return context, tls.certificate_sha256(settings.tls_cert)

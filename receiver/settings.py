@@ -7,6 +7,7 @@ from service import settings, values
 from service.address import Address, parse_address
 from service.settings import CommonSettings, setting
 from wire import limits
+from wire.errors import UsageError
 
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
 
@@ -39,13 +40,22 @@ class ReceiverSettings(CommonSettings):
     )
     """Seconds without any transfer after which the receiver ends with exit 1; None waits for ever."""
 
+    discard_staging_after: float | None = setting(
+        values.seconds, "At start, discard incomplete files that nothing was added to for this long.", metavar="SECONDS"
+    )
+    """Seconds after which what an unfinished transfer left in staging is discarded at start; None keeps it for ever."""
+
     anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
     """Ask for no token, on whatever address."""
 
     def __post_init__(self) -> None:
-        """Let `output_file` imply `once`."""
+        """Let `output_file` imply `once`. Raises UsageError where TLS settings don't go together."""
         if self.output_file is not None:
             object.__setattr__(self, "once", True)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key go together")
+        if self.tls_ca is not None and self.tls_cert is None:
+            raise UsageError("--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key")
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:

@@ -196,7 +196,7 @@ class DataConnection(threading.Thread):
             was_hashed = clock()
             if limit is not None:
                 limit.wait(size)
-            self._send_block(channel, offset, size)
+            self._send_block(channel, view, offset)
             self.counters.moved_bytes += size
             read += was_read - begun
             digest += was_hashed - was_read
@@ -207,14 +207,14 @@ class DataConnection(threading.Thread):
         stages["send"] += send
         return self._hasher.digest()
 
-    def _send_block(self, channel: Channel, offset: int, size: int) -> None:
+    def _send_block(self, channel: Channel, view: memoryview, offset: int) -> None:
         if self._outbox:
             self._flush(channel, more=True)
         try:
-            sent = channel.send_file(self._host.source.fd, offset, size)
+            sent = channel.send_block(view, self._host.source.fd, offset)
         except OSError as error:
             raise TransferFailed(Code.SOURCE, f"can't read {self._host.source.path}: {error.strerror}") from None
-        if sent != size:
+        if sent != len(view):
             raise self._host.source.changed("it is shorter than it was")
 
     def _gather(self, segment: m.Segment) -> bytes:

@@ -5,17 +5,21 @@ that control reached, and insist on the same incarnation there: a restarted rece
 must not get half of a transfer each.
 """
 
+import contextlib
 import socket
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from service.address import Address
+from sender.settings import SenderSettings
 from wire import limits, transport
 from wire.errors import ConnectionLost, FilestreamerError
 from wire.framing import frame_of
 from wire.messages import Role
 from wire.opening import SenderOpening
 from wire.transport import Channel, Deadline
+
+if TYPE_CHECKING:
+    import ssl
 
 
 class Party(NamedTuple):
@@ -29,14 +33,14 @@ class Party(NamedTuple):
 class Dialer:
     """Opens the connections of one transfer. Any thread may dial; `end` wakes them all."""
 
-    def __init__(
-        self, to: Address, transfer_id: bytes, connections: int, token: str | None, give_up_after: float
-    ) -> None:
-        self._to = to
+    def __init__(self, settings: SenderSettings, transfer_id: bytes) -> None:
+        """Prepare to dial; raises UsageError where a TLS file can't be used."""
+        self._to = settings.to
         self._transfer_id = transfer_id
-        self._connections = connections
-        self._token = token.encode() if token else None
-        self._user_timeout = max(limits.DEAD_SECONDS, give_up_after)
+        self._connections = settings.connections
+        self._token = settings.token.encode() if settings.token else None
+        self._tls = _tls_context(settings)
+        self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
         self._mutex = threading.Lock()  # protects _sockets and _ended
         self._sockets: set[socket.socket] = set()
         self._ended = False
@@ -67,23 +71,41 @@ class Dialer:
     def _open(
         self, address: tuple[int, transport.SockAddress], role: Role, connection_id: int
     ) -> tuple[Channel, bytes]:
+        """Connect and live through the opening; return the channel and the receiver's incarnation."""
         sock = transport.connect([address], limits.OPENING_SECONDS, self._register)
+        shown = transport.format_address(address[1])
+        deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
-            deadline = Deadline(
-                limits.OPENING_SECONDS, f"{transport.format_address(address[1])}: the receiver's answer"
-            )
+            if self._tls is not None:
+                return self._open_tls(self._tls, sock, deadline, role, connection_id)
             channel = Channel(transport.prepare(sock, self._user_timeout), deadline)
-            return channel, self._greet(channel, role, connection_id)
+            return channel, self._greet(channel, role, connection_id, b"")
         except OSError as error:
             self._forget(sock)
-            raise ConnectionLost(f"{transport.format_address(address[1])}: {error.strerror}") from None
+            raise ConnectionLost(f"{shown}: {error.strerror or error}") from None
         except FilestreamerError:
             self._forget(sock)
             raise
 
-    def _greet(self, channel: Channel, role: Role, connection_id: int) -> bytes:
+    def _open_tls(
+        self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline, role: Role, connection_id: int
+    ) -> tuple[Channel, bytes]:
+        from wire import tls
+
+        secured = tls.handshake_as_sender(context, sock, self._to.host)
+        self._register(secured)
+        self._forget(sock)
+        try:
+            transport.prepare(secured, self._user_timeout)
+            channel = tls.TlsChannel(secured, deadline)
+            return channel, self._greet(channel, role, connection_id, tls.peer_certificate_sha256(secured))
+        except (OSError, FilestreamerError):
+            self._forget(secured)
+            raise
+
+    def _greet(self, channel: Channel, role: Role, connection_id: int, certificate_sha256: bytes) -> bytes:
         """Live through the opening; return the receiver's incarnation."""
-        opening = SenderOpening(self._token)
+        opening = SenderOpening(self._token, certificate_sha256)
         greeting = channel.read_body(limits.OPENING_FRAME_BYTES)
         bodies = opening.answer(greeting, self._transfer_id, role, connection_id, self._connections)
         channel.send(b"".join(map(frame_of, bodies)))
@@ -111,13 +133,20 @@ class Dialer:
         """Shut every connection: who is blocked on one gets ConnectionLost, and may dial again."""
         with self._mutex:
             for sock in self._sockets:
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def end(self) -> None:
         """Shut every connection, and let nobody open another."""
         with self._mutex:
             self._ended = True
         self.shut_all()
+
+
+def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":
+    """Make the context of this sender; None where it speaks clear text. Raises UsageError."""
+    if not settings.tls:
+        return None
+    from wire import tls
+
+    return tls.client_context(settings.tls_ca, settings.tls_cert, settings.tls_key)

@@ -8,6 +8,7 @@ from service import settings, values
 from service.address import Address, parse_address
 from service.settings import CommonSettings, setting
 from wire import limits
+from wire.errors import UsageError
 
 SUMMARY = "Send INPUT_FILE to a receiver, over several TCP connections at once."
 
@@ -67,8 +68,18 @@ class SenderSettings(CommonSettings):
     )
     """Never let a connection take over chunks from a slower one that lives."""
 
+    tls: bool = setting(bool, "Speak TLS, and trust the system's CAs; any --tls-... file implies it.", default=False)
+    """Speak TLS; always true where `tls_cert`, `tls_key` or `tls_ca` is given."""
+
     def __post_init__(self) -> None:
-        """Name the file at the destination as it is named here, unless it has a name."""
+        """Name the file at the destination as it is named here, unless it has a name; let TLS files imply `tls`.
+
+        Raises UsageError where TLS settings don't go together.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key go together")
+        if self.tls_cert is not None or self.tls_ca is not None:
+            object.__setattr__(self, "tls", True)
         if not self.as_name:
             object.__setattr__(self, "as_name", os.path.basename(os.path.abspath(self.input_file)))
 

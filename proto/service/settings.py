@@ -36,8 +36,10 @@ SERVICES: Final = ("sender", "receiver")
 PREFIX: Final = "FILESTREAMER_"
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset("input_file to as connections chunk_size rate_limit strict_modulo".split()),
-    "receiver": frozenset("listen directory output_file once no_replace idle_timeout anonymous".split()),
+    "sender": frozenset("input_file to as connections chunk_size rate_limit strict_modulo tls".split()),
+    "receiver": frozenset(
+        "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after".split()
+    ),
 }
 """Config keys that one service has and the other must let pass. The services never import each other, so the keys are
 repeated here; `parse` fails at once where a service and its line differ."""
@@ -140,6 +142,17 @@ class CommonSettings:
         literal="TOKEN",
     )
     """The shared secret: 16 characters or more, without white space around it. Never logged, never in a repr."""
+
+    tls_cert: str | None = setting(values.text, "PEM certificate that this side shows.", metavar="FILE")
+    """PEM file with this side's certificate, and what leads from it to its CA."""
+
+    tls_key: str | None = setting(values.text, "PEM private key of --tls-cert.", metavar="FILE")
+    """PEM file with the private key of `tls_cert`, not encrypted."""
+
+    tls_ca: str | None = setting(
+        values.text, "PEM certificates of the CAs that sign the other side's certificate.", metavar="FILE"
+    )
+    """PEM file with the CAs that the other side's certificate is checked against."""
 
     result_file: str | None = setting(values.text, "Write the result there, too.", metavar="FILE")
     """Where the JSON result of each transfer is written, beside standard output."""

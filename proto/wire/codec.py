@@ -217,7 +217,7 @@ def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
 
 
 def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
-    _within(len(p.entries), 0, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
+    _within(len(p.entries), 0 if p.last else 1, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
     first = _within(p.first_file_id, 0, _MAX_U63, "ManifestPart.first_file_id")
     return m.ManifestPart(first, tuple(_decode_entry(entry) for entry in p.entries), p.last)
 

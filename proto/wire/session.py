@@ -8,8 +8,8 @@
 Abort is legal in every state, and the last frame of who sends it; Progress is legal on control until Complete. The
 table is of the conversation, not of one end: both ends step the same state with what they send and with what they
 receive, which works because no message that changes the state can cross one from the other side that its new state
-forbids. So Complete waits for the last ManifestPart, answers may cross a Finish that follows it at once (rejoining), and
-a Finish may cross a Needed, or the Complete that makes it meaningless.
+forbids. So Complete waits for the last ManifestPart, answers may cross a Finish that follows it at once (rejoining),
+and a Finish may cross a Needed, or the Complete that makes it meaningless.
 """
 
 from typing import Literal

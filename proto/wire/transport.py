@@ -5,8 +5,8 @@ without movement calls `patience`, which raises to give up. Another thread ends 
 of a socket becomes ConnectionLost here, with the peer's address and what to look at.
 """
 
-import errno
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from wire import limits
-from wire.errors import ConnectionClosed, ConnectionLost
+from wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
 from wire.framing import check_body, frame, parse_header
 from wire.messages import Message
 
@@ -24,6 +24,8 @@ TICK_SECONDS: Final = 1.0
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
+_AHEAD_BYTES = 4 * limits.KIB
+"""What may be read behind a block: digests, the next header, and little of its payload."""
 _FRAME_AREA = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
 _DATA_BUFFER_BYTES = limits.BLOCK_BYTES + _FRAME_AREA
 
@@ -74,23 +76,26 @@ class Channel:
 
     # --- reading
 
-    def take(self, count: int) -> memoryview:
+    def take(self, count: int, *, ahead: int | None = None) -> memoryview:
         """Return the next `count` bytes (at most BLOCK_BYTES, or a frame), having waited for them.
 
-        Raises ConnectionLost where the stream ends first, and whatever `patience` raises.
+        `ahead` bounds how much of what follows may be read with them, as what is read ahead of a block has to be moved;
+        None is as much as there is room for. Raises ConnectionLost where the stream ends first, and whatever
+        `patience` raises.
         """
         if self._end - self._start < count:
-            self._fill(count)
+            self._fill(count, ahead)
         start = self._start
         self._start = start + count
         return self._buffer[start : self._start]
 
     def payload(self, count: int) -> Iterator[memoryview]:
         """Yield the next `count` bytes as blocks of BLOCK_BYTES, the last one shorter."""
-        while count > 0:
-            size = min(count, limits.BLOCK_BYTES)
-            yield self.take(size)
-            count -= size
+        while count > limits.BLOCK_BYTES:
+            yield self.take(limits.BLOCK_BYTES, ahead=0)
+            count -= limits.BLOCK_BYTES
+        if count:
+            yield self.take(count, ahead=_AHEAD_BYTES if count > _AHEAD_BYTES else None)
 
     def read_body(self, limit: int = limits.FRAME_BYTES) -> bytes:
         """Read one frame's body, its checksum checked. Raises ConnectionLost, RemoteProtocolError."""
@@ -113,15 +118,15 @@ class Channel:
             if available >= wanted:
                 return self.read_body(limit)
             self._make_room(wanted)
-            if not self._receive(socket.MSG_DONTWAIT):
+            if not self._receive(wait=False):
                 return None
 
-    def _fill(self, count: int) -> None:
+    def _fill(self, count: int, ahead: int | None) -> None:
         """Wait until `count` bytes are in the buffer."""
         self._make_room(count)
         self.on_dry()
         while True:
-            moved = self._receive(0)
+            moved = self._receive(room=None if ahead is None else count + ahead - (self._end - self._start))
             if self._end - self._start >= count:
                 return
             if not moved or isinstance(self.patience, Deadline):
@@ -135,37 +140,54 @@ class Channel:
         self._buffer[:left] = self._buffer[self._start : self._end]
         self._start, self._end = 0, left
 
-    def _receive(self, flags: int) -> bool:
-        """Receive once, into all the room there is; False where nothing came within the time."""
+    def _receive(self, *, wait: bool = True, room: int | None = None) -> bool:
+        """Receive once, into the room there is, or `room` bytes of it; False where nothing came within the time.
+
+        Raises ConnectionLost, ConnectionClosed.
+        """
         if self._start == self._end:
             self._start = self._end = 0
+        view = self._buffer[self._end :] if room is None else self._buffer[self._end : self._end + room]
         try:
-            count = self.socket.recv_into(self._buffer[self._end :], 0, flags)
-        except BlockingIOError:
-            return False
+            count = self._receive_some(view, wait)
         except OSError as error:
             raise self._lost(error) from None
+        if count is None:
+            return False
         if not count:
             raise ConnectionClosed(f"{self.peer} closed the connection")
         self._end += count
         self.heard_at = time.monotonic()
         return True
 
+    def _receive_some(self, view: memoryview, wait: bool) -> int | None:
+        """Receive into `view`; 0 at the end of the stream, None where nothing came. Raises OSError."""
+        try:
+            return self.socket.recv_into(view, 0, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+
     # --- writing
 
     def send(self, data: bytes | bytearray | memoryview, *, more: bool = False) -> None:
         """Send all of `data`; `more` says that the rest of a unit follows at once. Raises ConnectionLost."""
-        flags = socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0)
         view = memoryview(data)
         while view:
             try:
-                sent = self.socket.send(view, flags)
-            except BlockingIOError:
-                self.patience()
-                continue
+                sent = self._send_some(view, more)
             except OSError as error:
                 raise self._lost(error) from None
-            view = view[sent:]
+            if sent is None:
+                self.patience()
+            else:
+                view = view[sent:]
+
+    def _send_some(self, view: memoryview, more: bool) -> int | None:
+        """Send from `view`; None where nothing could be sent. Raises OSError."""
+        try:
+            return self.socket.send(view, socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0))
+        except BlockingIOError:
+            return None
 
     def send_message(self, message: Message) -> None:
         """Send one frame."""
@@ -193,6 +215,13 @@ class Channel:
             offset += sent
         return count - (end - offset)
 
+    def send_block(self, view: memoryview, fd: int, offset: int) -> int:
+        """Send the block that was read into `view` from `offset` of a file, as `send_file` does and with its errors.
+
+        The bytes go from the page cache; where a channel has to transform them, they are taken from `view`.
+        """
+        return self.send_file(fd, offset, len(view))
+
     def unacknowledged_bytes(self) -> int:
         """Bytes that the kernel holds for the peer, sent or not (SIOCOUTQ): they shrink while the peer is alive."""
         return self._queue_bytes(_SIOCOUTQ)
@@ -214,12 +243,12 @@ class Channel:
     def shut(self) -> None:
         """End both directions now, from any thread: whoever is blocked on it wakes. Idempotent."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def finish_writing(self) -> None:
         """Say that nothing follows (SHUT_WR); the peer's end of stream then ends the reader. Never raises."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def close(self) -> None:
         """Release the socket; only its owner may. Idempotent."""
@@ -228,19 +257,19 @@ class Channel:
     def close_in_order(self) -> None:
         """Say that nothing follows, read to the peer's end for at most CLOSING_SECONDS, close. Never raises."""
         try:
-            self.socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)
             self.patience = Deadline(limits.CLOSING_SECONDS, "closing")
             self.on_dry = _nothing
             while True:
                 self._start = self._end = 0
-                self._receive(0)
+                self._receive()
                 self.patience()
         except (OSError, ConnectionLost):
             pass
         finally:
             self.close()
 
-    def _lost(self, error: OSError) -> ConnectionLost:
+    def _lost(self, error: OSError) -> FilestreamerError:
         return ConnectionLost(f"{self.peer}: {error.strerror or error}")
 
 

@@ -1,0 +1,116 @@
+"""A connection in its opening: TLS handshake, Greeting, Hello, Proof, step by step as bytes come, never blocking."""
+
+import contextlib
+import socket
+import ssl
+import time
+from typing import Final
+
+from wire import limits
+from wire import messages as m
+from wire.errors import Code, ConnectionLost, RemoteProtocolError
+from wire.framing import check_body, frame, frame_of, parse_header
+from wire.opening import ReceiverOpening
+from wire.transport import Channel, Patience, format_address, prepare
+
+DRAIN_READS: Final = 16
+"""How much of what a stranger went on sending is read before it is closed: at most this many times 64 KiB."""
+
+
+class Slot:
+    """One socket that was accepted. The server calls `receive` whenever it is readable."""
+
+    def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
+        """Take over a socket; with `tls` it is wrapped. Raises OSError where it is gone already."""
+        self.until = time.monotonic() + limits.OPENING_SECONDS
+        self.opening = opening
+        self.peer = format_address(sock.getpeername())
+        sock.setblocking(False)
+        self._tls: ssl.SSLSocket | None = None
+        if tls is not None:
+            self._tls = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self.socket: socket.socket = self._tls or sock
+        self._is_secured = tls is None
+        self._was_heard = False
+        self._received = bytearray()
+        self._wanted = limits.FRAME_HEADER_BYTES
+        self._checksum = b""
+
+    def greet(self) -> None:
+        """Say Greeting; with TLS, that follows the handshake by itself. Raises OSError."""
+        if self._is_secured:
+            self.socket.send(frame_of(self.opening.greeting_body))
+
+    def receive(self) -> m.Hello | None:
+        """Read what has come, never beyond the last frame; the Hello once the peer may come in.
+
+        Raises ConnectionLost, RemoteProtocolError.
+        """
+        try:
+            self._was_heard = True
+            if not self._is_secured:
+                self._shake_hands()
+            while True:
+                hello = self._read_on()
+                if hello is not None:
+                    return hello
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            raise ConnectionLost("closed in the TLS handshake") from None
+        except ssl.SSLError as error:
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            raise RemoteProtocolError(f"no TLS that this receiver accepts: {reason}", Code.POLICY) from None
+        except OSError as error:
+            raise ConnectionLost(str(error.strerror or error)) from None
+
+    def _shake_hands(self) -> None:
+        """Go on with the TLS handshake; raises what OpenSSL does until it is done."""
+        if self._tls is not None:
+            self._tls.do_handshake()
+        self._is_secured = True
+        self.greet()
+
+    def _read_on(self) -> m.Hello | None:
+        some = self.socket.recv(self._wanted - len(self._received))
+        if not some:
+            raise ConnectionLost("closed before it said Hello")
+        self._received += some
+        if len(self._received) < self._wanted:
+            return None
+        received, self._received = bytes(self._received), bytearray()
+        if not self._checksum:
+            self._wanted, self._checksum = parse_header(received, limits.OPENING_FRAME_BYTES)
+            return None
+        check_body(received, self._checksum)
+        self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
+        return self.opening.receive(received)
+
+    def refuse(self, code: Code, reason: str) -> None:
+        """Say why the peer is turned away, where that can be said at once, and close.
+
+        A peer that said nothing at all to a receiver that speaks TLS waits for a Greeting in clear text: it is told so.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            if self._is_secured:
+                self.socket.send(frame(m.Refusal(code, reason)))
+            elif not self._was_heard:
+                reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
+                socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)
+            for _ in range(DRAIN_READS):  # what is unread at close would reset what was just said
+                if not socket.socket.recv(self.socket, 65536):
+                    break
+        self.socket.close()
+
+    def into_channel(self, patience: Patience, user_timeout: float, *, for_payload: bool) -> Channel:
+        """Hand the connection over to the thread that goes on with it. Raises ConnectionLost where it is gone."""
+        try:
+            prepare(self.socket, user_timeout)
+        except OSError as error:
+            raise ConnectionLost(str(error.strerror)) from None
+        if self._tls is None:
+            return Channel(self.socket, patience, for_payload=for_payload)
+        from wire.tls import TlsChannel
+
+        return TlsChannel(self._tls, patience, for_payload=for_payload)
