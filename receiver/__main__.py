@@ -2,11 +2,15 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from receiver.settings import ReceiverSettings, parse
 from wire.errors import FilestreamerError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from receiver.store import Destination
 
 
 def main() -> NoReturn:
@@ -57,6 +61,7 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
     except FilestreamerError as error:
         raise UsageError(f"--listen: {error}") from None
+    _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
     server = Server(settings, destination, output_name=output_name, listeners=listeners, token=secret, log=logger)
@@ -72,6 +77,15 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         server.run()
     finally:
         progress.stop()
+
+
+def _clean_staging(settings: ReceiverSettings, destination: "Destination", logger: Any) -> None:
+    """Discard what unfinished transfers left long ago, if that is wanted; say what is left to be resumed."""
+    removed, left = destination.discard_older_than(settings.discard_staging_after, time.time())  # noqa: TID251 - file times
+    if removed:
+        logger.info("staging_discarded", files=removed)
+    if left:
+        logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")
 
 
 def _show_command(token: str, port: int) -> None:

@@ -26,6 +26,7 @@ from wire.messages import Entry
 
 STAGING: Final = ".filestreamer"
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_SUFFIXES: Final = (".data", ".ledger")
 _RENAME_TRIES: Final = 3
 
 
@@ -79,6 +80,26 @@ class Destination:
         space = os.fstatvfs(self.fd)
         return space.f_bavail * space.f_frsize
 
+    def discard_older_than(self, seconds: float | None, now: float) -> tuple[int, int]:
+        """Remove staged files that nothing was added to for `seconds`; None removes none.
+
+        `now` is the time since the epoch, as file times are. Return how many staged files were removed, and how many
+        are left. A file that another process is receiving stays. Raises TransferFailed(DESTINATION).
+        """
+        try:
+            staging = self.staging(create=False)
+        except FileNotFoundError:
+            return 0, 0
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't open {self.path}/{STAGING}") from None
+        try:
+            keys = {stem for stem, suffix in map(os.path.splitext, os.listdir(staging)) if suffix in _SUFFIXES}
+            removed = sum(_discard(staging, key, seconds, now) for key in keys) if seconds is not None else 0
+        finally:
+            os.close(staging)
+        self.tidy()
+        return removed, len(keys) - removed
+
     def tidy(self) -> None:
         """Remove the staging directory where nothing is left in it."""
         with contextlib.suppress(OSError):
@@ -121,6 +142,28 @@ class Destination:
             raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
         if not self.replace:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids to replace it")
+
+
+def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
+    """Remove one staged file and its ledger if they are older than `seconds` and not in use; whether they were."""
+    names = [key + suffix for suffix in _SUFFIXES]
+    ages = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            ages.append(now - os.stat(name, dir_fd=staging_fd, follow_symlinks=False).st_mtime)
+    if not ages or min(ages) < seconds:
+        return False
+    fd = os.open(names[1], os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=staging_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=staging_fd)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 class Staged:
