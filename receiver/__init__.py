@@ -7,7 +7,7 @@ The data path, in the order of the modules:
 3. `store`       stages the file in `.filestreamer/`, under a lock;
 4. `ledger`      says what an earlier run left there (pure), which
 5. `rehash`      hashes again, while what is certainly missing flows already;
-6. `connection`  receives chunks: checks each segment, hashes and writes block by block, compares digests, acknowledges;
+6. `connection`  receives chunks into the `intake`: checks each segment, hashes and writes block by block, compares digests, acknowledges;
 7. `assembly`    keeps the state of each chunk (pure): no write ever lands on a verified one;
 8. `store`       commits: sync, rename, sync the directory; only then Complete.
 """

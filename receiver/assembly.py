@@ -11,7 +11,7 @@ No write ever lands on a VERIFIED chunk: a second delivery is read, compared and
 
 import enum
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from wire import limits
 from wire.errors import RemoteProtocolError
@@ -23,8 +23,12 @@ HELD: Final = 2
 WRITING: Final = 3
 VERIFIED: Final = 4
 
-Writer = object
-"""Whoever writes a chunk: compared by identity."""
+
+class Writer(Protocol):
+    """Whoever writes a chunk; compared by identity."""
+
+    def end(self, seconds: float) -> bool:
+        """Stop writing, at once; whether it has within `seconds`."""
 
 
 class Turn(enum.Enum):

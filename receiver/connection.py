@@ -8,9 +8,9 @@ acknowledgements, ledger first, whenever the next read would have to wait
 
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Protocol
 
-from receiver.assembly import Assembly
+from receiver.intake import Intake, Part
 from receiver.store import Staged
 from service.counters import ConnectionCounters
 from service.threads import run_to_end
@@ -28,26 +28,31 @@ from wire.session import Session
 from wire.transport import Channel
 
 
-class Part(NamedTuple):
-    """One segment of a chunk that is being received."""
+class Host(Protocol):
+    """What a data connection needs of its transfer."""
 
-    staged: Staged
-    assembly: Assembly
-    position: int
-    """Which segment of its file."""
-    segment: m.Segment
-    write: bool
+    intake: Intake
+
+    def left(self, connection: "DataConnection", error: FilestreamerError | None) -> None:
+        """Hear why it ended."""
+
+    def note_mismatch(self, connection: "DataConnection", chunk_id: int) -> None:
+        """Log that a chunk arrived damaged."""
+
+    def peer_is_silent(self) -> bool:
+        """Say whether the sender is silent on every connection."""
 
 
 class DataConnection(threading.Thread):
-    """Receives chunks over one connection until it ends; `transfer` is told what concerns the whole."""
+    """Receives chunks over one connection until it ends; the `host` is told what concerns the whole."""
 
-    def __init__(self, transfer: Any, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters) -> None:
+    def __init__(self, host: Host, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters) -> None:
         super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
         self.connection_id = counters.connection_id
         self.channel = channel
         self.counters = counters
-        self._transfer = transfer
+        self._host = host
+        self._intake = host.intake
         self._welcome = welcome
         self._session = Session("receiver", m.Role.DATA)
         self._hasher = segment_hasher()
@@ -60,7 +65,7 @@ class DataConnection(threading.Thread):
         self._leave(run_to_end(f"connection {self.connection_id}", self._serve))
 
     def _serve(self) -> None:
-        self._transfer.join_data(self)
+        self._intake.join(self)
         self.counters.up = True
         self.channel.patience = self._patience
         self.channel.on_dry = self._acknowledge
@@ -73,7 +78,8 @@ class DataConnection(threading.Thread):
         counters = self.counters
         counters.up = False
         counters.abandoned_bytes = counters.moved_bytes - counters.acknowledged_bytes
-        self._transfer.leave_data(self, error)
+        self._intake.leave(self)
+        self._host.left(self, error)
         self._left.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
@@ -100,14 +106,14 @@ class DataConnection(threading.Thread):
         self._receive_chunk(message)
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
-        parts = self._transfer.begin_chunk(self, header)
+        parts = self._intake.begin_chunk(self, header)
         computed = [self._receive_segment(part) for part in parts]
         told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
         digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
-        good = self._transfer.end_chunk(self, parts, digests, computed)
+        good = self._intake.end_chunk(self, parts, digests, computed)
         size = sum(segment.length for segment in header.segments)
         if not good:
-            self._transfer.note_mismatch(self, header.chunk_id)
+            self._host.note_mismatch(self, header.chunk_id)
             self.counters.abandoned_bytes += size
             self.counters.resent_chunks += 1
             self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
@@ -130,7 +136,7 @@ class DataConnection(threading.Thread):
             hasher.update(view)
             was_hashed = clock()
             if part.write:
-                part.staged.write(view, offset)
+                part.file.staged.write(view, offset)
             offset += len(view)
             counters.moved_bytes += len(view)
             receive += was_received - begun
@@ -150,7 +156,7 @@ class DataConnection(threading.Thread):
             return
         records: dict[Staged, list[tuple[int, bytes]]] = {}
         for part in self._written:
-            records.setdefault(part.staged, []).append((part.position, part.assembly.digest(part.position)))
+            records.setdefault(part.file.staged, []).append((part.position, part.file.assembly.digest(part.position)))
         for staged, pairs in records.items():
             staged.record(pairs)
         acknowledged = self._received
@@ -166,5 +172,5 @@ class DataConnection(threading.Thread):
 
     def _patience(self) -> None:
         """After each second without movement: a peer that is heard on any connection is alive."""
-        if self._transfer.peer_is_silent():
+        if self._host.peer_is_silent():
             raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")

@@ -170,12 +170,14 @@ class Server:
     def _let_in(self, slot: Slot, hello: m.Hello) -> None:
         """Hand a connection to its transfer. Raises TransferFailed: UNKNOWN_TRANSFER, LIMIT."""
         transfer = self._transfer_of(hello)
-        self._drop(slot)
         is_data = hello.role is m.Role.DATA
+        if is_data and not transfer.intake.admit():
+            raise TransferFailed(Code.LIMIT, "too many connections for one transfer")
+        self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
         if is_data:
-            counters = transfer.counters_of(hello.connection_id)
+            counters = transfer.intake.counters_of(hello.connection_id)
             DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
         elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
             channel.close()

@@ -1,27 +1,25 @@
 """One transfer from the receiver's side: the coordinator thread acts on one event at a time.
 
 It alone writes to the control connection and decides what the transfer does next. A reader thread for the control
-connection never writes; each data connection has a thread of its own. The lock protects the chunk states, the list of
-data connections and the phase.
+connection never writes; each data connection has a thread of its own, and brings chunks to the `intake`.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn
-from receiver.connection import DataConnection, Part
-from receiver.ledger import UNKNOWN_DIGEST
+from receiver.assembly import CLAIMED, Assembly
+from receiver.connection import DataConnection
+from receiver.intake import LEAVE_SECONDS, File, Intake, held_messages, needed_messages
 from receiver.rehash import Rehashed, Rehasher
 from receiver.store import Staged
-from service.counters import ConnectionCounters, TransferCounters
+from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
-from wire.digests import root_digest
 from wire.errors import (
     Aborted,
     Code,
@@ -36,13 +34,10 @@ from wire.session import Session
 from wire.transport import Channel
 
 TICK_SECONDS: Final = 1.0
-LEAVE_SECONDS: Final = 10.0
-"""How long a connection may take to leave a file after its socket was shut: one write to a slow disk."""
 COMPLETE_SECONDS: Final = 60.0
 """How long a committed transfer is kept to answer a sender that has not heard of it."""
 MAILBOX_EVENTS: Final = 256
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
-STAGES: Final = ("receive", "digest", "write")
 
 
 class ControlUp(NamedTuple):
@@ -79,14 +74,6 @@ class Committed(NamedTuple):
 Event = ControlUp | ControlDown | Received | Failed | Committed | Rehashed
 
 
-class File(NamedTuple):
-    """One file of the manifest."""
-
-    entry: m.Entry
-    staged: Staged
-    assembly: Assembly
-
-
 class Registry(Protocol):
     """What a transfer needs of the server."""
 
@@ -110,15 +97,9 @@ class Transfer(threading.Thread):
         self.root_digest: bytes | None = None
         self.committed = False
         self._registry = registry
-        self._connections = hello.connections
         self._give_up_after = give_up_after
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
-        self._lock = threading.Condition(threading.Lock())
-        self._files: list[File] = []  # protected: appended by the coordinator, read by all
-        self._data: dict[int, DataConnection] = {}  # protected
-        self._counters_by_id: dict[int, ConnectionCounters] = {}  # protected
-        self._closed_to_writers = False  # protected
         self._channel: Channel | None = None
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
@@ -126,6 +107,8 @@ class Transfer(threading.Thread):
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
         self._committer: threading.Thread | None = None
         self._over = threading.Event()
+        self._write_back_ended = threading.Event()
+        self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self._committed_at = 0.0
@@ -276,8 +259,10 @@ class Transfer(threading.Thread):
             self._say_complete()
             return
         self.counters.phase = "moving"
-        for file_id in range(len(self._files)):
-            self._answer(file_id)
+        for file_id, file in enumerate(self.intake.files):
+            answer = self.intake.answer(file_id)
+            self._say_all(needed_messages(file_id, answer.needed))
+            self._say_all(held_messages(file_id, file.assembly, answer.held))
 
     def _stage(self, entry: m.Entry) -> None:
         assert self._offer is not None  # the session table has an Offer before the first ManifestPart
@@ -297,55 +282,25 @@ class Transfer(threading.Thread):
         self.counters.size_bytes += entry.size
         self.counters.chunks += grid.segments
         self.counters.name = staged.path
-        with self._lock:
-            self._files.append(File(entry, staged, assembly))
+        self.intake.files.append(File(entry, staged, assembly))
         self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=staged.claims.claimed)
         for first, end in assembly.runs(CLAIMED):
-            self._rehasher.add(len(self._files) - 1, staged, grid, first, end)
+            self._rehasher.add(len(self.intake.files) - 1, staged, grid, first, end)
         if entry.size >= WRITE_BACK_BYTES:
             threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True).start()
 
     def _write_back(self, staged: Staged) -> None:
         """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
-        while not self._over.wait(TICK_SECONDS) and not self._closed_to_writers:
+        while not self._write_back_ended.wait(TICK_SECONDS):
             staged.write_back()
 
-    def _answer(self, file_id: int) -> None:
-        """Say what of a file is needed, then what is held; what is still being re-hashed follows by itself."""
-        assembly = self._files[file_id].assembly
-        with self._lock:
-            needed = list(assembly.runs(FREE, WRITING))
-            held = [
-                (start, min(start + limits.DIGESTS_PER_HELD, end))
-                for first, end in assembly.runs(HELD, VERIFIED)
-                for start in range(first, end, limits.DIGESTS_PER_HELD)
-            ]
-        self._say_needed(file_id, needed)
-        for start, end in held:
-            self._say(m.Held(file_id, start, b"".join(assembly.digest(index) for index in range(start, end))))
-
-    def _say_needed(self, file_id: int, runs: list[tuple[int, int]]) -> None:
-        for at in range(0, len(runs), limits.RANGES_PER_NEEDED):
-            some = runs[at : at + limits.RANGES_PER_NEEDED]
-            self._say(m.Needed((), tuple(m.SegmentRange(file_id, first, end - first) for first, end in some)))
-
     def _take_rehashed(self, batch: Rehashed) -> None:
-        """Claimed chunks are known now: held, or needed where the disk differs from what the ledger says."""
-        file = self._files[batch.file_id]
-        end = batch.first + len(batch.digests)
-        with self._lock:
-            for index, digest in enumerate(batch.digests, batch.first):
-                expected = file.staged.claims.digest(index)
-                if expected in (digest, UNKNOWN_DIGEST):
-                    file.assembly.rehashed(index, digest)
-                else:
-                    file.assembly.disclaim(index)
-            runs = {state: list(_clip(file.assembly.runs(state), batch.first, end)) for state in (FREE, HELD)}
+        """Answer claimed chunks, now that it is known what is on the disk."""
+        answer = self.intake.take_rehashed(batch)
         self.counters.rehashed_bytes += batch.bytes
         self.counters.last_progress_at = time.monotonic()
-        self._say_needed(batch.file_id, runs[FREE])
-        for first, stop in runs[HELD]:
-            self._say(m.Held(batch.file_id, first, b"".join(batch.digests[first - batch.first : stop - batch.first])))
+        self._say_all(needed_messages(batch.file_id, answer.needed))
+        self._say_all(held_messages(batch.file_id, self.intake.files[batch.file_id].assembly, answer.held))
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
@@ -354,21 +309,19 @@ class Transfer(threading.Thread):
             return
         if self._committer is not None:
             return
-        missing = 0
-        for file_id, file in enumerate(self._files):
-            with self._lock:
-                runs = list(file.assembly.runs(FREE, CLAIMED, WRITING))
-            self._say_needed(file_id, runs)
-            missing += len(runs)
+        missing = [
+            message
+            for file_id in range(len(self.intake.files))
+            for message in needed_messages(file_id, self.intake.missing(file_id))
+        ]
+        self._say_all(missing)
         if missing:
             return
-        with self._lock:
-            self._closed_to_writers = True
-            self.counters.held_bytes = sum(file.assembly.held_bytes() for file in self._files)
-        self.root_digest = root_digest([file.assembly.digests() for file in self._files])
+        self.root_digest = self.intake.close()
+        self._write_back_ended.set()
         if self.root_digest != finish.root_digest:
             reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
-            for file in self._files:
+            for file in self.intake.files:
                 file.staged.discard()
             raise TransferFailed(Code.DIGEST, reason)
         self.counters.phase = "syncing"
@@ -379,7 +332,7 @@ class Transfer(threading.Thread):
         """Put every file in place; the coordinator goes on saying that this side lives."""
 
         def commit() -> None:
-            for file in self._files:
+            for file in self.intake.files:
                 file.staged.commit()
 
         error = run_to_end("commit", commit)
@@ -397,6 +350,10 @@ class Transfer(threading.Thread):
     def _say_complete(self) -> None:
         self._say(m.Complete(True))
 
+    def _say_all(self, messages: Sequence[m.Message]) -> None:
+        for message in messages:
+            self._say(message)
+
     def _say(self, message: m.Message) -> None:
         """Write to the control connection; where that fails, its reader notices, and the sender opens another."""
         if self._channel is None:
@@ -410,34 +367,27 @@ class Transfer(threading.Thread):
 
     # --- the clock
 
-    def heard_at(self) -> float:
-        """When the sender was last heard, on any connection (monotonic)."""
-        with self._lock:
-            channels = [connection.channel for connection in self._data.values()]
-        if self._channel is not None:
-            channels.append(self._channel)
-        self._heard_at = max([self._heard_at, *(channel.heard_at for channel in channels)])
-        return self._heard_at
-
     def peer_is_silent(self) -> bool:
         """Whether the sender said nothing, on any connection, for longer than the living do."""
-        return time.monotonic() - self.heard_at() > limits.DEAD_SECONDS
+        channel = self._channel
+        heard_at = max(self._heard_at, self.intake.heard_at(), channel.heard_at if channel is not None else 0.0)
+        return time.monotonic() - heard_at > limits.DEAD_SECONDS
 
     @property
     def is_deserted(self) -> bool:
         """Whether the sender has no connection left, or is silent: another one may take its place."""
-        with self._lock:
-            connected = self._channel is not None or bool(self._data)
-        return not self.committed and (not connected or self.peer_is_silent())
+        return not self.committed and (not self._is_connected or self.peer_is_silent())
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._channel is not None or self.intake.is_connected
 
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.committed:
             phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(self.counters.phase, m.Phase.MOVING)
             self._say(m.Progress(phase, self.counters.acknowledged_bytes, self.counters.rehashed_bytes))
-        with self._lock:
-            connected = self._channel is not None or bool(self._data)
-        if connected or self.committed:
+        if self._is_connected or self.committed:
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
@@ -447,94 +397,12 @@ class Transfer(threading.Thread):
 
     # --- what the data connections call
 
-    def counters_of(self, connection_id: int) -> ConnectionCounters:
-        """Return the counters of a connection id: one for all connections that have it in turn."""
-        with self._lock:
-            counters = self._counters_by_id.get(connection_id)
-            if counters is None:
-                counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(STAGES, 0.0))
-                self._counters_by_id[connection_id] = counters
-                self.counters.connections.append(counters)
-            else:
-                counters.reconnects += 1
-            return counters
-
-    def join_data(self, connection: DataConnection) -> None:
-        """Take the place of an older connection of the same id, which has left every file by then.
-
-        Raises RemoteProtocolError for an id beyond what the transfer announced, ConnectionLost where the older
-        connection does not leave, or the transfer is over.
-        """
-        if connection.connection_id >= self._connections:
-            raise RemoteProtocolError(f"connection {connection.connection_id} of {self._connections}")
-        while True:
-            with self._lock:
-                older = self._data.get(connection.connection_id)
-                if self._over.is_set():
-                    raise ConnectionLost("the transfer is over")
-                if older is None:
-                    self._data[connection.connection_id] = connection
-                    return
-            if not older.end(LEAVE_SECONDS):
-                raise ConnectionLost(f"the older connection {connection.connection_id} does not leave")
-
-    def leave_data(self, connection: DataConnection, error: FilestreamerError | None) -> None:
-        """Take back what a connection was writing; a failure that is not the connection's own ends the transfer."""
-        with self._lock:
-            for file in self._files:
-                file.assembly.abandon(connection)
-            if self._data.get(connection.connection_id) is connection:
-                del self._data[connection.connection_id]
-            self._heard_at = max(self._heard_at, connection.channel.heard_at)
-            self._lock.notify_all()
+    def left(self, connection: DataConnection, error: FilestreamerError | None) -> None:
+        """Hear why a data connection ended; a failure that is not the connection's own ends the transfer."""
         if isinstance(error, TransferFailed):
             self.post(Failed(error))
         elif error is not None and not isinstance(error, ConnectionClosed) and not self._over.is_set():
             self._log.warning("connection_lost", connection=connection.connection_id, reason=str(error))
-
-    def begin_chunk(self, connection: DataConnection, header: m.ChunkHeader) -> list[Part]:
-        """Check every segment of a chunk against the files of the transfer, and begin them.
-
-        Raises RemoteProtocolError for a segment that is none of an offered file's, or that was not answered.
-        """
-        parts = []
-        for segment in header.segments:
-            if segment.file_id >= len(self._files):
-                raise RemoteProtocolError(f"chunk {header.chunk_id}: file {segment.file_id} was not offered")
-            file = self._files[segment.file_id]
-            index = file.assembly.grid.index_of(segment.offset, segment.length)
-            if index is None:
-                where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-                raise RemoteProtocolError(f"chunk {header.chunk_id}: {where} are no segment of file {segment.file_id}")
-            write = self._begin_segment(connection, file.assembly, index)
-            parts.append(Part(file.staged, file.assembly, index, segment, write))
-        return parts
-
-    def _begin_segment(self, connection: DataConnection, assembly: Assembly, index: int) -> bool:
-        """Begin one segment, whether to write it; who else is writing it is shut and has left first."""
-        while True:
-            with self._lock:
-                if self._closed_to_writers and assembly.state(index) != VERIFIED:
-                    raise RemoteProtocolError(f"segment {index} was sent after Finish")
-                turn = assembly.begin(index, connection)
-                other = assembly.writer(index)
-            if turn is not Turn.WAIT:
-                return turn is Turn.WRITE
-            assert isinstance(other, DataConnection)
-            if not other.end(LEAVE_SECONDS):
-                raise ConnectionLost(f"connection {other.connection_id} does not leave segment {index}")
-
-    def end_chunk(
-        self, connection: DataConnection, parts: list[Part], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
-        with self._lock:
-            good = [
-                part.assembly.deliver(part.position, connection, digest, actual)
-                for part, digest, actual in zip(parts, digests, computed, strict=True)
-            ]
-        self.counters.last_progress_at = time.monotonic()
-        return all(good)
 
     def note_mismatch(self, connection: DataConnection, chunk_id: int) -> None:
         """Log that a chunk arrived damaged."""
@@ -547,19 +415,14 @@ class Transfer(threading.Thread):
         if error is not None and self._channel is not None:
             self._say_goodbye(self._channel, error)
         self._over.set()
-        with self._lock:
-            self._closed_to_writers = True
-            data = list(self._data.values())
-        for connection in data:
-            connection.channel.shut()
-        left = [connection.end(LEAVE_SECONDS) for connection in data]
-        left.append(self._rehasher.end(LEAVE_SECONDS))
+        self._write_back_ended.set()
+        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
         if self._committer is not None:
             self._committer.join()
         if self._channel is not None:
             self._channel.close_in_order()
         if all(left):  # else a thread that hangs in a write could write into whatever has the descriptor next
-            for file in self._files:
+            for file in self.intake.files:
                 file.staged.close()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.release(self)
@@ -575,10 +438,3 @@ class Transfer(threading.Thread):
             channel.finish_writing()
         except FilestreamerError:
             channel.shut()
-
-
-def _clip(runs: Iterator[tuple[int, int]], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of runs that lie inside [first, end)."""
-    for start, stop in runs:
-        if start < end and stop > first:
-            yield max(start, first), min(stop, end)
