@@ -92,6 +92,11 @@ class Intake:
             self._threads += 1
             return True
 
+    def withdraw(self) -> None:
+        """Take back an `admit` that came to nothing."""
+        with self._lock:
+            self._threads -= 1
+
     def join(self, connection: "DataConnection") -> None:
         """Take the place of an older connection of the same id, which has left every file by then.
 
@@ -248,12 +253,6 @@ def held_messages(file_id: int, assembly: Assembly, runs: list[tuple[int, int]])
 
 def needed_messages(file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
     """Say what is needed in messages that are small enough."""
-    return [
-        m.Needed(
-            (),
-            tuple(
-                m.SegmentRange(file_id, first, end - first) for first, end in runs[at : at + limits.RANGES_PER_NEEDED]
-            ),
-        )
-        for at in range(0, len(runs), limits.RANGES_PER_NEEDED)
-    ]
+    ranges = [m.SegmentRange(file_id, first, end - first) for first, end in runs]
+    size = limits.RANGES_PER_NEEDED
+    return [m.Needed((), tuple(ranges[at : at + size])) for at in range(0, len(ranges), size)]

@@ -175,7 +175,12 @@ class Server:
             raise TransferFailed(Code.LIMIT, "too many connections for one transfer")
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
-        channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
+        try:
+            channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
+        except ConnectionLost:
+            if is_data:
+                transfer.intake.withdraw()
+            raise
         if is_data:
             counters = transfer.intake.counters_of(hello.connection_id)
             DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
