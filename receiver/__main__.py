@@ -55,6 +55,8 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         directory, name = os.path.split(os.path.abspath(settings.output_file))
         output_name = check_name(os.fsencode(name))
     destination = Destination(directory, replace=not settings.no_replace)
+    if output_name is not None:
+        destination.check_final(output_name)
     try:
         listeners = transport.listen(settings.listen.host, settings.listen.port)
     except OSError as error:

@@ -101,11 +101,10 @@ class Assembly:
     def begin(self, index: int, writer: Writer) -> Turn:
         """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
 
-        Raises RemoteProtocolError for a chunk that was not answered yet, or that the same connection is writing.
+        A CLAIMED one may be sent, too: by a sender that knew the answer of an earlier transfer. Raises
+        RemoteProtocolError for a chunk that the same connection is writing.
         """
         state = self._states[index]
-        if state == CLAIMED:
-            raise RemoteProtocolError(f"segment {index} was sent before it was answered")
         if state == VERIFIED:
             return Turn.COMPARE
         if state == WRITING:

@@ -61,7 +61,7 @@ class Intake:
         self.files: list[File] = []
         """Appended by the coordinator; read by all."""
         self._counters = counters
-        self._most = connections
+        self.most = connections
         self._is_over = is_over
         self._lock = threading.Lock()
         self._connections: dict[int, DataConnection] = {}
@@ -87,7 +87,7 @@ class Intake:
     def admit(self) -> bool:
         """Count a connection that is about to join; whether there is a place for it, and for one that it replaces."""
         with self._lock:
-            if self._threads >= 2 * self._most:
+            if self._threads >= 2 * self.most:
                 return False
             self._threads += 1
             return True
@@ -100,11 +100,8 @@ class Intake:
     def join(self, connection: "DataConnection") -> None:
         """Take the place of an older connection of the same id, which has left every file by then.
 
-        Raises RemoteProtocolError for an id beyond what the transfer announced, ConnectionLost where the older
-        connection does not leave, or the transfer is over.
+        Raises ConnectionLost where the older connection does not leave, or the transfer is over.
         """
-        if connection.connection_id >= self._most:
-            raise RemoteProtocolError(f"connection {connection.connection_id} of {self._most}")
         while True:
             with self._lock:
                 if self._is_over():
@@ -153,17 +150,23 @@ class Intake:
     def begin_chunk(self, connection: "DataConnection", header: m.ChunkHeader) -> list[Part]:
         """Check every segment of a chunk against the files of the transfer, and begin them.
 
-        Raises RemoteProtocolError for a segment that is none of an offered file's, or that was not answered.
+        Raises RemoteProtocolError for a segment that is none of an offered file's, and for more than a chunk's bytes.
         """
-        return [self._begin_segment(connection, header.chunk_id, segment) for segment in header.segments]
+        places = [self._place(header.chunk_id, segment) for segment in header.segments]
+        length = sum(segment.length for segment in header.segments)
+        if length > places[0][0].assembly.grid.chunk_size:
+            raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
+        return [
+            self._begin_segment(connection, file, position, segment)
+            for (file, position), segment in zip(places, header.segments, strict=True)
+        ]
 
-    def _begin_segment(self, connection: "DataConnection", chunk_id: int, segment: m.Segment) -> Part:
+    def _begin_segment(self, connection: "DataConnection", file: File, position: int, segment: m.Segment) -> Part:
         """Begin one segment; who else is writing it is shut and has left first."""
-        file, position = self._place(chunk_id, segment)
         while True:
             with self._lock:
                 if self._is_closed and file.assembly.state(position) != VERIFIED:
-                    raise RemoteProtocolError(f"chunk {chunk_id}: segment {position} was sent after Finish")
+                    raise RemoteProtocolError(f"segment {position} was sent after Finish")
                 turn = file.assembly.begin(position, connection)
                 other = file.assembly.writer(position)
             if turn is not Turn.WAIT:
@@ -210,15 +213,16 @@ class Intake:
     def take_rehashed(self, batch: "Rehashed") -> Answer:
         """Settle claimed chunks: held, or needed where the disk differs from what the ledger says."""
         file = self.files[batch.file_id]
-        needed, held = [], []
+        needed: list[int] = []
+        held: list[int] = []
         with self._lock:
             for position, digest in enumerate(batch.digests, batch.first):
                 if file.staged.claims.digest(position) in (digest, UNKNOWN_DIGEST):
                     file.assembly.rehashed(position, digest)
-                    held.append(position)
                 else:
                     file.assembly.disclaim(position)
-                    needed.append(position)
+                is_held = file.assembly.state(position) in (HELD, VERIFIED)
+                (held if is_held else needed).append(position)
         return Answer(_runs(needed), _runs(held))
 
     def close(self) -> bytes:

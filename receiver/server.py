@@ -168,7 +168,7 @@ class Server:
             self.end(TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)"))
 
     def _let_in(self, slot: Slot, hello: m.Hello) -> None:
-        """Hand a connection to its transfer. Raises TransferFailed: UNKNOWN_TRANSFER, LIMIT."""
+        """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
         transfer = self._transfer_of(hello)
         is_data = hello.role is m.Role.DATA
         if is_data and not transfer.intake.admit():
@@ -191,6 +191,7 @@ class Server:
         with self._lock:
             transfer = self._transfers.get(hello.transfer_id)
             if transfer is not None:
+                transfer.check(hello)
                 return transfer
             if hello.role is m.Role.DATA:
                 raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")

@@ -31,16 +31,18 @@ _RENAME_TRIES: Final = 3
 
 
 def check_name(path: bytes) -> bytes:
-    """Return a manifest path that is one plain name. Raises TransferFailed(PATH).
+    """Return a manifest path that is one plain name. Raises TransferFailed (PATH, POLICY).
 
-    NUL, '.', '..', `.filestreamer`, absolute and overlong names are refused, whatever the sender meant by them.
+    NUL, '.', '..', empty components, `.filestreamer`, absolute and overlong names are refused with PATH, whatever the
+    sender meant by them; a sound path of several components with POLICY, as trees are not taken yet.
     """
-    if b"\0" in path or not path or path in (b".", b"..") or path.startswith(b"/") or b".." in path.split(b"/"):
-        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it leaves the destination")
-    if b"/" in path:
-        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it is not a plain file name")
-    if path == STAGING.encode() or len(path) > limits.NAME_BYTES:
+    parts = path.split(b"/")
+    if b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
+        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it is no path inside a directory")
+    if STAGING.encode() in parts or any(len(part) > limits.NAME_BYTES for part in parts):
         raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: reserved, or too long")
+    if len(parts) > 1:
+        raise TransferFailed(Code.POLICY, f"the name {_shown(path)} has directories: this receiver takes no trees yet")
     return path
 
 
@@ -113,7 +115,7 @@ class Destination:
         """
         shown = os.path.join(self.path, os.fsdecode(name))
         try:
-            self._check_final(name, shown)
+            self.check_final(name)
             for _ in range(_RENAME_TRIES):
                 with contextlib.suppress(FileNotFoundError):  # somebody tidied the staging directory just now
                     return Staged(
@@ -133,7 +135,9 @@ class Destination:
             raise
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: the staging directory vanishes")
 
-    def _check_final(self, name: bytes, shown: str) -> None:
+    def check_final(self, name: bytes) -> None:
+        """Check that a file may be put under this name. Raises TransferFailed (DESTINATION, EXISTS), OSError."""
+        shown = os.path.join(self.path, os.fsdecode(name))
         try:
             there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -300,6 +304,7 @@ class Staged:
             self._rename()
             os.fsync(self._destination.fd)
             os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+            self._destination.tidy()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 

@@ -116,6 +116,11 @@ class Transfer(threading.Thread):
         self._connected_at = self._started_at = time.monotonic()
         self._was_offered = False
 
+    def check(self, hello: m.Hello) -> None:
+        """Compare another Hello with the first. Raises RemoteProtocolError where they don't fit together."""
+        if hello.connections != self.intake.most:
+            raise RemoteProtocolError(f"{hello.connections} connections were announced, and {self.intake.most} before")
+
     def post(self, event: Event) -> None:
         """Give the coordinator an event; waits where it is far behind, so that no peer can fill the memory."""
         while not self._over.is_set():
@@ -266,8 +271,8 @@ class Transfer(threading.Thread):
 
     def _stage(self, entry: m.Entry) -> None:
         assert self._offer is not None  # the session table has an Offer before the first ManifestPart
-        if entry.type is not m.EntryType.FILE:
-            raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories and links")
+        if entry.type is not m.EntryType.FILE or entry.holes or entry.xattrs or entry.hard_link_group:
+            raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories, links and holes")
         grid = Grid(entry.size, self._offer.chunk_size)
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
@@ -299,16 +304,15 @@ class Transfer(threading.Thread):
         answer = self.intake.take_rehashed(batch)
         self.counters.rehashed_bytes += batch.bytes
         self.counters.last_progress_at = time.monotonic()
+        if self._session.state == "offer":
+            return  # control is being opened anew: the manifest is answered whole
         self._say_all(needed_messages(batch.file_id, answer.needed))
         self._say_all(held_messages(batch.file_id, self.intake.files[batch.file_id].assembly, answer.held))
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
-        if self.committed:
-            self._say_complete()
-            return
         if self._committer is not None:
-            return
+            return  # Complete was said, or follows
         missing = [
             message
             for file_id in range(len(self.intake.files))
@@ -319,7 +323,7 @@ class Transfer(threading.Thread):
             return
         self.root_digest = self.intake.close()
         self._write_back_ended.set()
-        if self.root_digest != finish.root_digest:
+        if self.root_digest != finish.root_digest or self.counters.chunks != finish.chunks:
             reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
             for file in self.intake.files:
                 file.staged.discard()

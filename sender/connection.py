@@ -129,7 +129,7 @@ class DataConnection(threading.Thread):
         if self._channel is not None:
             self._host.hang_up(self._channel, in_order=self._deal.is_complete)
             self._channel = None
-        self._outbox.clear()
+        self._outbox = bytearray()  # not cleared: the error may still hold a view of it
         self.counters.abandoned_bytes = self.counters.moved_bytes - self.counters.acknowledged_bytes
         if self._outstanding:
             self.counters.resent_chunks += len(self._outstanding)

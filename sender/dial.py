@@ -114,6 +114,7 @@ class Dialer:
 
     def _register(self, sock: socket.socket) -> None:
         with self._mutex:
+            self._sockets = {known for known in self._sockets if known.fileno() >= 0}  # without those that failed
             self._sockets.add(sock)
             if self._ended:
                 raise ConnectionLost("the transfer is over")

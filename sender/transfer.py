@@ -171,9 +171,7 @@ class Transfer:
         """Offer the file on a new control connection; another incarnation answers everything anew."""
         if self._party is not None and party.incarnation != self._party.incarnation:
             self._log.warning("receiver_restarted", address=channel.peer)
-            self._shut_data()
-            self.deal.start_over()
-            self.counters.start_over()
+            self._start_over()
         self._channel, self._party = channel, party
         self._control_is_up.set()
         self._session = Session("sender", m.Role.CONTROL)
@@ -184,6 +182,12 @@ class Transfer:
         entry = m.Entry(name, m.EntryType.FILE, source.size, source.mode & 0o777, source.mtime_ns)
         self._send(m.ManifestPart(0, (entry,), True))
         self._finish_if_settled()
+
+    def _start_over(self) -> None:
+        """Forget what was answered, acknowledged and held: the receiver answers anew."""
+        self._shut_data()
+        self.deal.start_over()
+        self.counters.start_over()
 
     def _shut_data(self) -> None:
         for connection in self._data.values():
@@ -208,7 +212,7 @@ class Transfer:
             case m.Progress():
                 self._take_progress(message)
             case m.Complete():
-                self._committed = message.committed
+                self._take_complete(message)
             case m.Abort():
                 self._take_abort(message)
             case _:
@@ -256,12 +260,18 @@ class Transfer:
         if message.phase is m.Phase.SYNCING:
             self._progress_at = time.monotonic()
 
+    def _take_complete(self, message: m.Complete) -> None:
+        if not message.committed:
+            raise RemoteProtocolError("the receiver keeps back a file that is no shard")
+        self._committed = True
+
     def _take_abort(self, message: m.Abort) -> None:
         error = Aborted(message.code, message.reason)
         if not error.retryable:
             raise error
         self._lose_control(error)
         self._dialer.shut_all()
+        self._start_over()  # whatever it knew of this transfer, it has let go
 
     def _start_connections(self) -> None:
         """Start as many data connections as there are chunks for, their homes' first."""

@@ -74,7 +74,7 @@ def certificate_sha256(certificate: str) -> bytes:
     Raises UsageError.
     """
     try:
-        with open(certificate, encoding="ascii") as file:
+        with open(certificate, encoding="latin-1") as file:
             pem = file.read()
         begin = pem.index("-----BEGIN CERTIFICATE-----")
         end = pem.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")

@@ -264,7 +264,7 @@ class Channel:
                 self._start = self._end = 0
                 self._receive()
                 self.patience()
-        except (OSError, ConnectionLost):
+        except (OSError, FilestreamerError):
             pass
         finally:
             self.close()
