@@ -13,6 +13,7 @@ import enum
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from receiver.ledger import UNKNOWN_DIGEST
 from wire import limits
 from wire.errors import RemoteProtocolError
 from wire.grid import Grid
@@ -46,8 +47,6 @@ class Assembly:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.open = grid.segments
-        """Chunks that are neither HELD nor VERIFIED."""
         self._states = bytearray(grid.segments)
         self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
         self._writers: dict[int, Writer] = {}
@@ -73,27 +72,29 @@ class Assembly:
     def has_writers(self) -> bool:
         return bool(self._writers)
 
-    def _settle(self, index: int, state: int, digest: bytes) -> None:
+    def _put_digest(self, index: int, digest: bytes) -> None:
         at = index * limits.DIGEST_BYTES
         self._digests[at : at + limits.DIGEST_BYTES] = digest
+
+    def _settle(self, index: int, state: int, digest: bytes) -> None:
+        self._put_digest(index, digest)
         self._states[index] = state
-        self.open -= 1
 
     # --- what the ledger claims
 
-    def claim(self, index: int) -> None:
-        """FREE to CLAIMED: the ledger says that it is here."""
+    def claim(self, index: int, digest: bytes) -> None:
+        """Turn FREE to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
         if self._states[index] == FREE:
             self._states[index] = CLAIMED
+            self._put_digest(index, digest)
 
     def rehashed(self, index: int, digest: bytes) -> None:
-        """CLAIMED to HELD: this is what is on the disk."""
-        if self._states[index] == CLAIMED:
+        """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
+        if self._states[index] != CLAIMED:
+            return
+        if self.digest(index) in (digest, UNKNOWN_DIGEST):
             self._settle(index, HELD, digest)
-
-    def disclaim(self, index: int) -> None:
-        """CLAIMED to FREE: what is on the disk is not what the ledger says."""
-        if self._states[index] == CLAIMED:
+        else:
             self._states[index] = FREE
 
     # --- what connections deliver
@@ -111,8 +112,6 @@ class Assembly:
             if self._writers[index] is writer:
                 raise RemoteProtocolError(f"segment {index} stands in a chunk twice")
             return Turn.WAIT
-        if state == HELD:
-            self.open += 1
         self._states[index] = WRITING
         self._writers[index] = writer
         return Turn.WRITE

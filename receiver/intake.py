@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn
-from receiver.ledger import UNKNOWN_DIGEST
 from receiver.store import Staged
 from service.counters import ConnectionCounters, TransferCounters
 from wire import limits
@@ -124,6 +123,11 @@ class Intake:
             self._heard_at = max(self._heard_at, connection.channel.heard_at)
 
     @property
+    def threads(self) -> int:
+        """Connections that were admitted and have not left."""
+        return self._threads
+
+    @property
     def is_connected(self) -> bool:
         """Whether any data connection is there."""
         with self._lock:
@@ -135,13 +139,19 @@ class Intake:
             self._heard_at = max([self._heard_at, *(c.channel.heard_at for c in self._connections.values())])
             return self._heard_at
 
+    def shut(self) -> list["DataConnection"]:
+        """Shut every connection: whoever hangs on one wakes. Return them."""
+        with self._lock:
+            connections = list(self._connections.values())
+        for connection in connections:
+            connection.channel.shut()
+        return connections
+
     def end(self) -> bool:
         """Shut every connection, and wait until its thread has left the files; whether all have."""
         with self._lock:
             self._is_closed = True
-            connections = list(self._connections.values())
-        for connection in connections:
-            connection.channel.shut()
+        connections = self.shut()
         left = [connection.end(LEAVE_SECONDS) for connection in connections]
         return all(left)
 
@@ -217,10 +227,7 @@ class Intake:
         held: list[int] = []
         with self._lock:
             for position, digest in enumerate(batch.digests, batch.first):
-                if file.staged.claims.digest(position) in (digest, UNKNOWN_DIGEST):
-                    file.assembly.rehashed(position, digest)
-                else:
-                    file.assembly.disclaim(position)
+                file.assembly.rehashed(position, digest)
                 is_held = file.assembly.state(position) in (HELD, VERIFIED)
                 (held if is_held else needed).append(position)
         return Answer(_runs(needed), _runs(held))

@@ -32,14 +32,28 @@ class Claims(NamedTuple):
 
     grid: Grid
     present: bytearray
-    """1 for each segment that is claimed, 0 for the others."""
+    """1 for each segment that is claimed, 0 for the others; empty where none is."""
     digests: bytearray
     """16 bytes for each segment; UNKNOWN_DIGEST where there is none."""
 
     @classmethod
     def none(cls, grid: Grid) -> "Claims":
-        """No claim at all."""
-        return cls(grid, bytearray(grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments))
+        """No claim at all, and no tables for any."""
+        return cls(grid, bytearray(), bytearray())
+
+    @classmethod
+    def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]]) -> "Claims":
+        """Claim these (segment index, digest) pairs; those beyond the grid are left out."""
+        claims = cls.none(grid)
+        for index, digest in records:
+            if index < grid.segments:
+                if not claims.present:
+                    claims.present.extend(bytes(grid.segments))
+                    claims.digests.extend(bytes(limits.DIGEST_BYTES * grid.segments))
+                at = index * limits.DIGEST_BYTES
+                claims.present[index] = 1
+                claims.digests[at : at + limits.DIGEST_BYTES] = digest
+        return claims
 
     @property
     def claimed(self) -> int:
@@ -50,12 +64,6 @@ class Claims(NamedTuple):
         """Return the digest that a segment had, or UNKNOWN_DIGEST."""
         at = index * limits.DIGEST_BYTES
         return bytes(self.digests[at : at + limits.DIGEST_BYTES])
-
-    def claim(self, index: int, digest: bytes) -> None:
-        """Claim one segment."""
-        at = index * limits.DIGEST_BYTES
-        self.present[index] = 1
-        self.digests[at : at + limits.DIGEST_BYTES] = digest
 
     def indices(self) -> Iterator[int]:
         """Yield the claimed segments, in order."""
@@ -87,11 +95,7 @@ def decode(content: bytes) -> Claims | None:
     grid = Grid(size, chunk_size)
     if grid.segments > limits.CHUNKS_PER_FILE:
         return None
-    claims = Claims.none(grid)
-    for index, digest in _records(content):
-        if index < grid.segments:
-            claims.claim(index, digest)
-    return claims
+    return Claims.of(grid, _records(content))
 
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -114,15 +118,17 @@ def claims_on(claims: Claims, grid: Grid) -> Claims:
     """
     if claims.grid == grid:
         return claims
-    found = Claims.none(grid)
+    return Claims.of(grid, _translated(claims, grid))
+
+
+def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
     same = claims.grid.chunk_size == grid.chunk_size
     for start, end in _byte_runs(claims):
         first = -(-start // grid.chunk_size)
         last = grid.segments if end >= grid.size else end // grid.chunk_size
         for index in range(first, last):
             known = same and grid.length(index) == claims.grid.length(index)
-            found.claim(index, claims.digest(index) if known else UNKNOWN_DIGEST)
-    return found
+            yield index, claims.digest(index) if known else UNKNOWN_DIGEST
 
 
 def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:

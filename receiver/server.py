@@ -20,7 +20,7 @@ from receiver.connection import DataConnection
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
 from receiver.store import Destination, Staged, check_name
-from receiver.transfer import ControlUp, Failed, Transfer
+from receiver.transfer import ControlUp, Transfer
 from service.counters import TransferCounters
 from service.report import report
 from service.result import TransferResult
@@ -38,9 +38,15 @@ from wire.opening import ReceiverOpening, random_id
 
 SLOTS: Final = 512
 """Connections that may be in their opening at once."""
+CONNECTIONS: Final = 1024
+"""Data connections that may be open at once, over all transfers."""
+SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
+"""Segments that the files of all transfers may have together: 17 bytes of memory each."""
 TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
+GOODBYE_SECONDS: Final = 2.0
+"""How long a transfer may take to say goodbye before its connections are cut."""
 FENCE_SECONDS: Final = 10.0
 
 
@@ -75,7 +81,7 @@ class Server:
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._transfers: dict[bytes, Transfer] = {}  # protected
-        self._owners: dict[bytes, tuple[Transfer, int]] = {}  # protected: who writes a name, and how many bytes
+        self._owners: dict[bytes, tuple[Transfer, Grid]] = {}  # protected: who writes a name, and how much
         self._busy_at = time.monotonic()
 
     # --- the selector thread
@@ -158,7 +164,7 @@ class Server:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for slot in [slot for slot in self._slots.values() if slot.until <= now]:
+        for slot in [slot for slot in self._slots.values() if slot.is_overdue(now)]:
             self._turn_away(slot, Code.TIMEOUT, f"no Hello within {limits.OPENING_SECONDS:g} s")
         with self._lock:
             if self._transfers:
@@ -171,8 +177,8 @@ class Server:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
         transfer = self._transfer_of(hello)
         is_data = hello.role is m.Role.DATA
-        if is_data and not transfer.intake.admit():
-            raise TransferFailed(Code.LIMIT, "too many connections for one transfer")
+        if is_data and not (self._has_room() and transfer.intake.admit()):
+            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
@@ -183,9 +189,18 @@ class Server:
             raise
         if is_data:
             counters = transfer.intake.counters_of(hello.connection_id)
-            DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
+            try:
+                DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
+            except RuntimeError:
+                self._log.warning("connection_refused", code="limit", reason="no thread can be started")
+                transfer.intake.withdraw()
+                channel.close()
         elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
             channel.close()
+
+    def _has_room(self) -> bool:
+        with self._lock:
+            return sum(transfer.intake.threads for transfer in self._transfers.values()) < CONNECTIONS
 
     def _transfer_of(self, hello: m.Hello) -> Transfer:
         with self._lock:
@@ -200,7 +215,12 @@ class Server:
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
             transfer = Transfer(self, hello, self._settings.give_up_after, log)
             self._transfers[hello.transfer_id] = transfer
-        transfer.start()
+        try:
+            transfer.start()
+        except RuntimeError:
+            with self._lock:
+                del self._transfers[hello.transfer_id]
+            raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
         return transfer
 
     def _close(self) -> None:
@@ -212,9 +232,8 @@ class Server:
         with self._lock:
             transfers = list(self._transfers.values())
         for transfer in transfers:
-            transfer.post(Failed(TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")))
-        for transfer in transfers:
-            transfer.join(FENCE_SECONDS)
+            transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again"))
+        _join(transfers)
         self._selector.close()
 
     # --- what transfers call (Registry)
@@ -228,13 +247,15 @@ class Server:
         with self._lock:
             owner = self._owners.get(name)
         if owner is not None and owner[0].is_deserted:
-            owner[0].post(Failed(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place")))
-            owner[0].join(FENCE_SECONDS)
+            owner[0].end_soon(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place"))
+            _join([owner[0]])
         with self._lock:
             if name in self._owners:
                 raise TransferFailed(Code.BUSY, f"{os.fsdecode(name)} is being received from another sender")
-            reserved = sum(size for _, size in self._owners.values())
-            self._owners[name] = (transfer, entry.size)
+            reserved = sum(grid.size for _, grid in self._owners.values())
+            if grid.segments + sum(other.segments for _, other in self._owners.values()) > SEGMENTS:
+                raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
+            self._owners[name] = (transfer, grid)
         return self._destination.stage(name, entry, grid, reserved)
 
     def release(self, transfer: Transfer) -> None:
@@ -257,6 +278,17 @@ class Server:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
         if committed and self._settings.once:
             self.end(None)
+
+
+def _join(transfers: list[Transfer]) -> None:
+    """Wait for the end of transfers; those that hang on a peer are cut off."""
+    until = time.monotonic() + GOODBYE_SECONDS
+    for transfer in transfers:
+        transfer.join(max(0.0, until - time.monotonic()))
+    for transfer in transfers:
+        transfer.cut()
+    for transfer in transfers:
+        transfer.join(FENCE_SECONDS)
 
 
 def _no_patience() -> None:

@@ -22,7 +22,7 @@ class Slot:
 
     def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
         """Take over a socket; with `tls` it is wrapped. Raises OSError where it is gone already."""
-        self.until = time.monotonic() + limits.OPENING_SECONDS
+        self._begun_at = time.monotonic()
         self.opening = opening
         self.peer = format_address(sock.getpeername())
         sock.setblocking(False)
@@ -35,6 +35,13 @@ class Slot:
         self._received = bytearray()
         self._wanted = limits.FRAME_HEADER_BYTES
         self._checksum = b""
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the opening took too long. Who says nothing to a receiver that speaks TLS hears that sooner."""
+        patience = limits.OPENING_SECONDS
+        if not self._is_secured and not self._was_heard:
+            patience /= 2
+        return now - self._begun_at > patience
 
     def greet(self) -> None:
         """Say Greeting; with TLS, that follows the handshake by itself. Raises OSError."""

@@ -70,11 +70,17 @@ class Destination:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(STAGING, 0o700, dir_fd=self.fd)
         fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=self.fd)
-        if os.fstat(fd).st_dev != os.fstat(self.fd).st_dev:
+        status = os.fstat(fd)
+        wrong = None
+        if status.st_dev != os.fstat(self.fd).st_dev:
+            wrong = f"is on another file system than {self.path}: unmount it"
+        elif status.st_uid != os.geteuid():
+            wrong = "belongs to somebody else: remove it"
+        if wrong:
             os.close(fd)
-            raise TransferFailed(
-                Code.DESTINATION, f"{self.path}/{STAGING} is on another file system than {self.path}: unmount it"
-            )
+            raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {wrong}")
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o700)
         return fd
 
     def free_bytes(self) -> int:
@@ -171,7 +177,7 @@ def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
 
 
 class Staged:
-    """One file in staging. `claims` is what its ledger says, on today's grid; the lock is held until `close`."""
+    """One file in staging; its lock is held until `close`."""
 
     def __init__(
         self,
@@ -192,11 +198,12 @@ class Staged:
         self._data_name, self._ledger_name = f"{key}.data", f"{key}.ledger"
         self._fds = [staging_fd]
         self._staging_fd = staging_fd
+        self._is_locked = False
         try:
             self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._lock()
-            self.claims = self._load(grid)
             self._check_space(entry.size, reserved_bytes)
+            self._claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
         except BaseException:
@@ -207,8 +214,11 @@ class Staged:
     def _open(self, name: str, flags: int) -> int:
         fd = os.open(name, flags | _OPEN, 0o600, dir_fd=self._staging_fd)
         self._fds.append(fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is not a regular file: remove it")
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
+            raise TransferFailed(
+                Code.DESTINATION, f"{self.path}: its staging is not a plain file of our own under one name: remove it"
+            )
         return fd
 
     def _lock(self) -> None:
@@ -220,6 +230,12 @@ class Staged:
         there = os.stat(self._ledger_name, dir_fd=self._staging_fd, follow_symlinks=False)
         if there.st_ino != os.fstat(self._ledger_fd).st_ino:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._is_locked = True
+
+    def take_claims(self) -> ledger.Claims:
+        """Return what the ledger says, on today's grid, and forget it here."""
+        claims, self._claims = self._claims, ledger.Claims.none(self._claims.grid)
+        return claims
 
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
@@ -334,8 +350,7 @@ class Staged:
 
     def _discard_if_empty(self) -> None:
         """Leave nothing behind where staging could not begin, and an earlier run left nothing either."""
-        claims: ledger.Claims | None = getattr(self, "claims", None)
-        if claims is not None and not claims.claimed and not self._data_exists():
+        if self._is_locked and not self._data_exists():
             self.discard()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import os
 import secrets
+import stat
 from typing import Any, Final
 
 from receiver.settings import ReceiverSettings
@@ -49,11 +50,15 @@ def _kept(destination: Destination) -> str:
 
 
 def _read(staging: int) -> str | None:
+    """Return the token that was kept; None where there is none that only we could have put there."""
     try:
-        fd = os.open(_NAME, os.O_RDONLY | _OPEN, dir_fd=staging)
-    except FileNotFoundError:
+        fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=staging)
+    except OSError:
         return None
     with open(fd, encoding="ascii", errors="replace") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return None
         token = file.read(4096).strip()
     return token if len(token) >= TOKEN_CHARACTERS_MIN else None
 

@@ -37,6 +37,7 @@ TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
 """How long a committed transfer is kept to answer a sender that has not heard of it."""
 MAILBOX_EVENTS: Final = 256
+MISMATCHES_LOGGED: Final = 8
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
 
 
@@ -115,6 +116,8 @@ class Transfer(threading.Thread):
         self._closed_by_sender = False
         self._connected_at = self._started_at = time.monotonic()
         self._was_offered = False
+        self._ending: FilestreamerError | None = None
+        self._writing_since: float | None = None
 
     def check(self, hello: m.Hello) -> None:
         """Compare another Hello with the first. Raises RemoteProtocolError where they don't fit together."""
@@ -129,6 +132,18 @@ class Transfer(threading.Thread):
                 return
             except queue.Full:
                 continue
+
+    def end_soon(self, error: FilestreamerError) -> None:
+        """Have the coordinator end the transfer for this error, before it acts on anything else. Never waits."""
+        self._ending = error
+        self.post_now(Failed(error))
+
+    def cut(self) -> None:
+        """Shut every connection: whoever hangs on one wakes."""
+        channel = self._channel
+        if channel is not None:
+            channel.shut()
+        self.intake.shut()
 
     def post_now(self, event: Event) -> bool:
         """Give the coordinator an event if that needs no waiting; whether it did not."""
@@ -151,7 +166,10 @@ class Transfer(threading.Thread):
 
     def _coordinate(self) -> None:
         while not self._is_done():
-            self._act(self._next_event())
+            event = self._next_event()
+            if self._ending is not None and not self.committed:
+                raise self._ending
+            self._act(event)
             self._tick()
 
     def _is_done(self) -> bool:
@@ -190,6 +208,7 @@ class Transfer(threading.Thread):
         if self._channel is not None:
             self._channel.shut()
         self._channel = channel
+        self._writing_since = None
         self._session = Session("receiver", m.Role.CONTROL)
         channel.patience = self._control_patience
         threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True).start()
@@ -211,7 +230,9 @@ class Transfer(threading.Thread):
     def _control_patience(self) -> None:
         if self._over.is_set():
             raise ConnectionLost("the transfer is over")
-        if self.peer_is_silent():
+        since = self._writing_since
+        takes_nothing = since is not None and time.monotonic() - since > limits.DEAD_SECONDS
+        if takes_nothing or self.peer_is_silent():
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 
     def _lose_control(self, channel: Channel, error: FilestreamerError) -> None:
@@ -219,7 +240,7 @@ class Transfer(threading.Thread):
             channel.close()
             return
         self._closed_by_sender = isinstance(error, ConnectionClosed)
-        if isinstance(error, RemoteProtocolError):
+        if isinstance(error, RemoteProtocolError) or not self._manifest:
             raise error
         self._channel = None
         if self.committed and self._closed_by_sender:
@@ -282,13 +303,14 @@ class Transfer(threading.Thread):
             self._was_offered = error.code is not Code.BUSY
             raise
         assembly = Assembly(grid)
-        for index in staged.claims.indices():
-            assembly.claim(index)
+        claims = staged.take_claims()
+        for index in claims.indices():
+            assembly.claim(index, claims.digest(index))
         self.counters.size_bytes += entry.size
         self.counters.chunks += grid.segments
         self.counters.name = staged.path
         self.intake.files.append(File(entry, staged, assembly))
-        self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=staged.claims.claimed)
+        self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=claims.claimed)
         for first, end in assembly.runs(CLAIMED):
             self._rehasher.add(len(self.intake.files) - 1, staged, grid, first, end)
         if entry.size >= WRITE_BACK_BYTES:
@@ -363,9 +385,11 @@ class Transfer(threading.Thread):
         if self._channel is None:
             return
         self._session.sending(message)
+        self._writing_since = time.monotonic()
         try:
             self._channel.send_message(message)
             self._said_at = time.monotonic()
+            self._writing_since = None
         except ConnectionLost:
             self._channel.shut()
 
@@ -403,14 +427,15 @@ class Transfer(threading.Thread):
 
     def left(self, connection: DataConnection, error: FilestreamerError | None) -> None:
         """Hear why a data connection ended; a failure that is not the connection's own ends the transfer."""
-        if isinstance(error, TransferFailed):
+        if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
             self.post(Failed(error))
         elif error is not None and not isinstance(error, ConnectionClosed) and not self._over.is_set():
             self._log.warning("connection_lost", connection=connection.connection_id, reason=str(error))
 
     def note_mismatch(self, connection: DataConnection, chunk_id: int) -> None:
-        """Log that a chunk arrived damaged."""
-        self._log.warning("digest_mismatch", connection=connection.connection_id, chunk=chunk_id)
+        """Log that a chunk arrived damaged: the first few of a connection, the result counts them all."""
+        if connection.counters.resent_chunks < MISMATCHES_LOGGED:
+            self._log.warning("digest_mismatch", connection=connection.connection_id, chunk=chunk_id)
 
     # --- the end
 

@@ -7,7 +7,7 @@ the other one does.
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sender.dial import Dialer, Party
 from service.backoff import LONGEST_SECONDS, Backoff
@@ -16,7 +16,9 @@ from wire import limits
 from wire.codec import decode
 from wire.errors import ConnectionLost, FilestreamerError
 from wire.messages import Message
-from wire.transport import Channel
+from wire.transport import TICK_SECONDS, Channel
+
+MAILBOX_MESSAGES: Final = 256
 
 
 class ControlUp(NamedTuple):
@@ -66,6 +68,8 @@ class ControlReader(threading.Thread):
         self._dialer = dialer
         self._post = post
         self._ended = threading.Event()
+        self.room = threading.Semaphore(MAILBOX_MESSAGES)
+        """Released by the coordinator for each message it has acted on, so that no peer can fill the memory."""
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""
@@ -92,7 +96,10 @@ class ControlReader(threading.Thread):
     def _read(self, channel: Channel) -> None:
         try:
             while True:
-                self._post(Received(decode(channel.read_body()), channel))
+                message = decode(channel.read_body())
+                while not self.room.acquire(timeout=TICK_SECONDS):
+                    self._patience()
+                self._post(Received(message, channel))
         finally:
             self._dialer.close(channel)
 

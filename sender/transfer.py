@@ -66,6 +66,7 @@ class Transfer:
         self._control_is_up = threading.Event()
         self._session = Session("sender", m.Role.CONTROL)
         self._committed: bool | None = None
+        self._was_finished = False
         self._said_at = 0.0
         self._progress_at = time.monotonic()
         self._progress_mark = (0, 0, 0)
@@ -153,6 +154,7 @@ class Transfer:
             case None:
                 pass
             case control.Received(message, channel):
+                self._reader.room.release()
                 if channel is self._channel:
                     self._receive(message)
             case control.Settled():
@@ -186,6 +188,7 @@ class Transfer:
     def _start_over(self) -> None:
         """Forget what was answered, acknowledged and held: the receiver answers anew."""
         self._shut_data()
+        self._was_finished = False
         self.deal.start_over()
         self.counters.start_over()
 
@@ -228,21 +231,22 @@ class Transfer:
         self._start_connections()
 
     def _chunk_ranges(self, message: m.Needed) -> list[range]:
-        ranges = [range(self.layout.chunks) for files in message.files if self._is_our_file(files.first_file_id)]
+        """Turn an answer into ranges of chunks. Raises RemoteProtocolError for what was not offered."""
+        ranges = []
+        for files in message.files:
+            if files != (0, 1):
+                raise RemoteProtocolError("the receiver answers files that were not offered")
+            ranges.append(range(self.layout.chunks))
         for segments in message.segments:
             ranges.append(self._checked_range(segments.file_id, segments.first_segment, segments.segments))
         return ranges
 
     def _checked_range(self, file_id: int, first: int, count: int) -> range:
-        self._is_our_file(file_id)
+        if file_id != 0:
+            raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
         if first + count > self.layout.chunks:
             raise RemoteProtocolError(f"the receiver answers segments up to {first + count} of {self.layout.chunks}")
         return range(first, first + count)
-
-    def _is_our_file(self, file_id: int) -> bool:
-        if file_id != 0:
-            raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
-        return True
 
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked:
@@ -263,6 +267,8 @@ class Transfer:
     def _take_complete(self, message: m.Complete) -> None:
         if not message.committed:
             raise RemoteProtocolError("the receiver keeps back a file that is no shard")
+        if not self._was_finished:
+            raise RemoteProtocolError("the receiver says Complete before everything was sent")
         self._committed = True
 
     def _take_abort(self, message: m.Abort) -> None:
@@ -287,6 +293,7 @@ class Transfer:
         self.source.check_in_place()
         self.counters.phase = "syncing"
         self.root_digest = self.deal.root_digest()
+        self._was_finished = True
         self._send(m.Finish(self.layout.chunks, self.root_digest))
 
     def _send(self, message: m.Message) -> None:
@@ -349,7 +356,7 @@ class Transfer:
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
         """Tell the receiver why this ends, if it can be told at once."""
-        if self._channel is None or isinstance(error, Aborted) or self._session.state in ("aborted", "complete"):
+        if self._channel is None or isinstance(error, Aborted) or self._session.state == "aborted":
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
         with contextlib.suppress(FilestreamerError):
