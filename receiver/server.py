@@ -243,7 +243,8 @@ class Server:
 
         Raises TransferFailed: PATH, BUSY, EXISTS, DESTINATION, NO_SPACE.
         """
-        name = self._output_name or check_name(entry.path)
+        name = check_name(entry.path)
+        name = self._output_name or name
         with self._lock:
             owner = self._owners.get(name)
         if owner is not None and owner[0].is_deserted:
@@ -252,7 +253,7 @@ class Server:
         with self._lock:
             if name in self._owners:
                 raise TransferFailed(Code.BUSY, f"{os.fsdecode(name)} is being received from another sender")
-            reserved = sum(grid.size for _, grid in self._owners.values())
+            reserved = sum(max(0, grid.size - other.allocated_bytes()) for other, grid in self._owners.values())
             if grid.segments + sum(other.segments for _, other in self._owners.values()) > SEGMENTS:
                 raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
             self._owners[name] = (transfer, grid)

@@ -79,7 +79,7 @@ class Destination:
         if wrong:
             os.close(fd)
             raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {wrong}")
-        if status.st_mode & 0o077:
+        if status.st_mode & 0o022:
             os.fchmod(fd, 0o700)
         return fd
 
@@ -92,20 +92,19 @@ class Destination:
         """Remove staged files that nothing was added to for `seconds`; None removes none.
 
         `now` is the time since the epoch, as file times are. Return how many staged files were removed, and how many
-        are left. A file that another process is receiving stays. Raises TransferFailed(DESTINATION).
+        are left. A file that another process is receiving stays.
         """
         try:
             staging = self.staging(create=False)
-        except FileNotFoundError:
+        except (OSError, TransferFailed):  # none, or none that a transfer will take either
             return 0, 0
-        except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't open {self.path}/{STAGING}") from None
         try:
             keys = {stem for stem, suffix in map(os.path.splitext, os.listdir(staging)) if suffix in _SUFFIXES}
             removed = sum(_discard(staging, key, seconds, now) for key in keys) if seconds is not None else 0
         finally:
             os.close(staging)
-        self.tidy()
+        if removed:
+            self.tidy()
         return removed, len(keys) - removed
 
     def tidy(self) -> None:
@@ -177,7 +176,7 @@ def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
 
 
 class Staged:
-    """One file in staging; its lock is held until `close`."""
+    """One file in staging; its lock is held until `close`. `claims` is what its ledger says, on today's grid."""
 
     def __init__(
         self,
@@ -203,7 +202,7 @@ class Staged:
             self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._lock()
             self._check_space(entry.size, reserved_bytes)
-            self._claims = self._load(grid)
+            self.claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
         except BaseException:
@@ -212,13 +211,15 @@ class Staged:
             raise
 
     def _open(self, name: str, flags: int) -> int:
-        fd = os.open(name, flags | _OPEN, 0o600, dir_fd=self._staging_fd)
+        """Open a staged file, making it where it is missing. One that has other names, too, is left to those."""
+        fd = os.open(name, flags | os.O_NONBLOCK | _OPEN, 0o600, dir_fd=self._staging_fd)
         self._fds.append(fd)
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
-            raise TransferFailed(
-                Code.DESTINATION, f"{self.path}: its staging is not a plain file of our own under one name: remove it"
-            )
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is no plain file of our own: remove it")
+        if status.st_nlink > 1:
+            os.unlink(name, dir_fd=self._staging_fd)
+            return self._open(name, flags | os.O_EXCL)
         return fd
 
     def _lock(self) -> None:
@@ -234,7 +235,7 @@ class Staged:
 
     def take_claims(self) -> ledger.Claims:
         """Return what the ledger says, on today's grid, and forget it here."""
-        claims, self._claims = self._claims, ledger.Claims.none(self._claims.grid)
+        claims, self.claims = self.claims, ledger.Claims.none(self.claims.grid)
         return claims
 
     def _load(self, grid: Grid) -> ledger.Claims:
@@ -281,6 +282,10 @@ class Staged:
                 written += os.pwrite(self.fd, view[written:], offset + written)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+
+    def allocated_bytes(self) -> int:
+        """Count the bytes on the disk that the staged file has taken so far."""
+        return os.fstat(self.fd).st_blocks * 512 if self._fds else 0
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with staged bytes. Raises TransferFailed(DESTINATION)."""

@@ -53,7 +53,7 @@ def _read(staging: int) -> str | None:
     """Return the token that was kept; None where there is none that only we could have put there."""
     try:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=staging)
-    except OSError:
+    except FileNotFoundError:
         return None
     with open(fd, encoding="ascii", errors="replace") as file:
         status = os.fstat(fd)

@@ -208,6 +208,7 @@ class Transfer(threading.Thread):
         if self._channel is not None:
             self._channel.shut()
         self._channel = channel
+        self._closed_by_sender = False
         self._writing_since = None
         self._session = Session("receiver", m.Role.CONTROL)
         channel.patience = self._control_patience
@@ -239,9 +240,11 @@ class Transfer(threading.Thread):
         if channel is not self._channel:
             channel.close()
             return
-        self._closed_by_sender = isinstance(error, ConnectionClosed)
-        if isinstance(error, RemoteProtocolError) or not self._manifest:
+        self._closed_by_sender = self.committed and isinstance(error, ConnectionClosed)
+        if not error.retryable or not self._manifest:
             raise error
+        if isinstance(error, RemoteProtocolError):
+            self._say_goodbye(channel, error)
         self._channel = None
         if self.committed and self._closed_by_sender:
             channel.close_in_order()
@@ -400,6 +403,10 @@ class Transfer(threading.Thread):
         channel = self._channel
         heard_at = max(self._heard_at, self.intake.heard_at(), channel.heard_at if channel is not None else 0.0)
         return time.monotonic() - heard_at > limits.DEAD_SECONDS
+
+    def allocated_bytes(self) -> int:
+        """Count the bytes on the disk that its files have taken so far."""
+        return sum(file.staged.allocated_bytes() for file in self.intake.files)
 
     @property
     def is_deserted(self) -> bool:

@@ -81,7 +81,9 @@ class Layout:
         return tuple(self._bundled(file_id, chunk_id))
 
     def _bundled(self, file_id: int, chunk_id: int) -> Iterator[Segment]:
-        while file_id < len(self._grids) and self._first_chunks[file_id] == chunk_id:
-            if self._grids[file_id].segments == 1:
-                yield Segment(file_id, 0, self._grids[file_id].size)
-            file_id += 1
+        for at in range(file_id, len(self._grids)):
+            if not self._grids[at].segments:
+                continue  # an empty file, which belongs to no chunk
+            if self._first_chunks[at] != chunk_id:
+                return
+            yield Segment(at, 0, self._grids[at].size)

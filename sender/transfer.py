@@ -117,7 +117,7 @@ class Transfer:
         if error is None:
             self._log.debug("connection_up", connection=counters.connection_id)
         else:
-            self._last_trouble = error
+            self._last_trouble = error.with_traceback(None)  # which would keep the buffers of its frames
             self._log.warning("connection_lost", connection=counters.connection_id, reason=str(error))
 
     # --- the coordinator
@@ -202,7 +202,7 @@ class Transfer:
             self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
         self._channel = None
         self._control_is_up.clear()
-        self._last_trouble = error
+        self._last_trouble = error.with_traceback(None)
 
     def _receive(self, message: m.Message) -> None:
         finishing = self._session.state == "finishing"

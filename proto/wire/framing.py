@@ -30,11 +30,14 @@ def frame_of(body: bytes) -> bytes:
 def parse_header(header: bytes | memoryview, limit: int) -> tuple[int, bytes]:
     """Read a frame header of FRAME_HEADER_BYTES into (body length, checksum).
 
-    Raises RemoteProtocolError where the length is 0 or over `limit`, with a guess at who the stranger is.
+    Raises RemoteProtocolError where the length is 0 or over `limit`: PROTOCOL where the bytes are a stranger's, whom
+    the text names, and else CORRUPT, as nobody who speaks this protocol sends such a length.
     """
     length, expected = _HEADER.unpack(header)
     if not 0 < length <= limit:
-        raise RemoteProtocolError(f"a frame announces {length} bytes, the limit is {limit}{_stranger(bytes(header))}")
+        stranger = _stranger(bytes(header))
+        reason = f"a frame announces {length} bytes, the limit is {limit}{stranger}"
+        raise RemoteProtocolError(reason, Code.PROTOCOL if stranger else Code.CORRUPT)
     return length, expected
 
 

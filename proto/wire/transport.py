@@ -100,6 +100,8 @@ class Channel:
     def read_body(self, limit: int = limits.FRAME_BYTES) -> bytes:
         """Read one frame's body, its checksum checked. Raises ConnectionLost, RemoteProtocolError."""
         length, expected = parse_header(self.take(limits.FRAME_HEADER_BYTES), limit)
+        if self._end - self._start < length:
+            self._fill(length, None, Deadline(limits.DEAD_SECONDS, f"{self.peer}: the rest of a frame"))
         body = bytes(self.take(length))
         check_body(body, expected)
         return body
@@ -121,8 +123,8 @@ class Channel:
             if not self._receive(wait=False):
                 return None
 
-    def _fill(self, count: int, ahead: int | None) -> None:
-        """Wait until `count` bytes are in the buffer."""
+    def _fill(self, count: int, ahead: int | None, deadline: Deadline | None = None) -> None:
+        """Wait until `count` bytes are in the buffer, and not beyond the deadline: who dribbles moves for ever."""
         self._make_room(count)
         self.on_dry()
         while True:
@@ -131,6 +133,8 @@ class Channel:
                 return
             if not moved or isinstance(self.patience, Deadline):
                 self.patience()
+            if deadline is not None:
+                deadline()
 
     def _make_room(self, count: int) -> None:
         """Move what is left to the front where `count` bytes would not fit behind it."""

@@ -132,7 +132,7 @@ def opening_steps(
 
 
 def opening() -> dict[str, Any]:
-    """Openings that succeed, with and without a token."""
+    """Build openings that succeed, with and without a token."""
     cases: list[tuple[str, m.Hello, str | None, bytes]] = [
         ("control, with a token", HELLO_CONTROL, TOKEN, b""),
         ("data, with a token outside ASCII", HELLO_DATA, "Schlüssel aus 25 Zeichen!", b""),
@@ -212,9 +212,7 @@ def exchange_steps() -> Iterator[tuple[str, str, str, bytes]]:
             (connection, who, type(message).__name__, frame_of(encode(message)))
             for who, message in opening_steps(GREETING._replace(nonce=nonce), hello, token)
         ]
-        for (connection, hello), nonce in zip(
-            hellos.items(), (RECEIVER_NONCE, bytes(range(0xA0, 0xB0))), strict=True
-        )
+        for (connection, hello), nonce in zip(hellos.items(), (RECEIVER_NONCE, bytes(range(0xA0, 0xB0))), strict=True)
     }
 
     def said(connection: str, who: str, message: m.Message, raw: bytes = b"") -> tuple[str, str, str, bytes]:
@@ -285,9 +283,9 @@ def pb(*fields: tuple[int, int | bytes]) -> bytes:
 
 ID = bytes(16)
 MAC = bytes(32)
-_HELLO = {1: 1, 2: ID, 3: 2, 4: 0, 5: 8, 6: ID}
-_GREETING = {1: 1, 2: 1, 3: ID, 4: ID}
-_ENTRY = {1: b"f", 2: 1, 3: 8}
+_HELLO: dict[int, int | bytes] = {1: 1, 2: ID, 3: 2, 4: 0, 5: 8, 6: ID}
+_GREETING: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: ID}
+_ENTRY: dict[int, int | bytes] = {1: b"f", 2: 1, 3: 8}
 
 
 def hello(**changes: int | bytes) -> bytes:
@@ -305,7 +303,7 @@ def entry(*more: tuple[int, int | bytes], **changes: int | bytes) -> bytes:
     return pb((17, pb((2, _changed(_ENTRY, changes) + pb(*more)))))
 
 
-def _changed(fields: dict[int, Any], changes: dict[str, int | bytes]) -> bytes:
+def _changed(fields: dict[int, int | bytes], changes: dict[str, int | bytes]) -> bytes:
     merged = {**fields, **{int(name[1:]): value for name, value in changes.items()}}
     return pb(*sorted(merged.items()))
 
@@ -407,10 +405,10 @@ def refused_frames() -> Iterator[dict[str, Any]]:
     wrong_checksum = good[:4] + bytes([good[4] ^ 0x80]) + good[5:]
     little_endian = good[:4] + checksum(body)[::-1] + body
     for description, wire, limit, code, says in [
-        ("a frame of no bytes", bytes(12), limits.FRAME_BYTES, Code.PROTOCOL, "0 bytes"),
-        ("a byte too many after Welcome", b"\x00\x01\x00\x01" + bytes(8), limits.FRAME_BYTES, Code.PROTOCOL, "65537"),
-        ("a byte too many before Welcome", b"\x00\x00\x04\x01" + bytes(8), 1024, Code.PROTOCOL, "1025"),
-        ("the largest length there is", b"\xff" * 12, limits.FRAME_BYTES, Code.PROTOCOL, "4294967295"),
+        ("a frame of no bytes", bytes(12), limits.FRAME_BYTES, Code.CORRUPT, "0 bytes"),
+        ("a byte too many after Welcome", b"\x00\x01\x00\x01" + bytes(8), limits.FRAME_BYTES, Code.CORRUPT, "65537"),
+        ("a byte too many before Welcome", b"\x00\x00\x04\x01" + bytes(8), 1024, Code.CORRUPT, "1025"),
+        ("the largest length there is", b"\xff" * 12, limits.FRAME_BYTES, Code.CORRUPT, "4294967295"),
         ("an HTTP request", b"GET / HTTP/1.1\r\n", 1024, Code.PROTOCOL, "HTTP"),
         ("a TLS ClientHello", bytes.fromhex("160301020001000001fc0303"), 1024, Code.PROTOCOL, "TLS"),
         ("an SSH banner", b"SSH-2.0-OpenSSH_9.9\r\n", 1024, Code.PROTOCOL, "SSH"),

@@ -1,4 +1,4 @@
-"""The golden vectors: files of frames as they are on the wire, beside what they mean (proto/README.md, "Golden vectors").
+"""The golden vectors: bytes as they are on the wire, beside what they mean (proto/README.md, "Golden vectors").
 
 In the files bytes are hex, an enum is the name of its member, a tuple is a list, an absent value is null. `native` and
 `plain` go between that and the messages of `wire.messages`. In hex, `(0a01)*3` stands for `0a010a010a01`.

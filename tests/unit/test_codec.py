@@ -242,11 +242,11 @@ def test_what_does_not_fit_its_field_is_our_error(message: m.Message) -> None:
 
 def test_counts_are_checked_before_ranges() -> None:
     """A frame full of empty messages names its count, and not the first thing that is wrong inside."""
-    with pytest.raises(RemoteProtocolError, match="the number of Needed.segments is 30000"):
+    with pytest.raises(RemoteProtocolError, match=r"the number of Needed\.segments is 30000"):
         decode(pb((18, bytes([18, 0]) * 30_000)))
-    with pytest.raises(RemoteProtocolError, match=r"the number of ManifestPart.entries is 30000"):
+    with pytest.raises(RemoteProtocolError, match=r"the number of ManifestPart\.entries is 30000"):
         decode(pb((17, bytes([18, 0]) * 30_000)))
-    with pytest.raises(RemoteProtocolError, match="the number of ChunkHeader.segments is 30000"):
+    with pytest.raises(RemoteProtocolError, match=r"the number of ChunkHeader\.segments is 30000"):
         decode(pb((32, bytes([18, 0]) * 30_000)))
 
 

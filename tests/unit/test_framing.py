@@ -62,7 +62,7 @@ def test_the_limit_is_the_largest_length(limit: int) -> None:
     assert read_body(Source(frame_of(body)), limit) == body
     with pytest.raises(RemoteProtocolError, match=f"announces {limit + 1} bytes, the limit is {limit}$") as caught:
         read_body(Source(frame_of(bytes(limit + 1))), limit)
-    assert caught.value.code is Code.PROTOCOL
+    assert caught.value.code is Code.CORRUPT
 
 
 @pytest.mark.parametrize("length", [0, limits.FRAME_BYTES + 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])

@@ -225,7 +225,8 @@ def test_exchange_moves_the_file() -> None:
         if isinstance(message, m.ChunkHeader):
             (segment,) = message.segments
             payload, digest = rest[: segment.length], rest[segment.length :]
-            assert Grid(len(content), EXCHANGE["chunk_size"]).index_of(segment.offset, segment.length) == message.chunk_id
+            grid = Grid(len(content), EXCHANGE["chunk_size"])
+            assert grid.index_of(segment.offset, segment.length) == message.chunk_id
             assert digest == xxh3_128(payload)
             content[segment.offset : segment.offset + segment.length] = payload
             digests[message.chunk_id] = digest
@@ -237,7 +238,8 @@ def test_exchange_moves_the_file() -> None:
 
 @pytest.mark.parametrize("connection", ["control", "data 0"])
 def test_exchange_proofs(connection: str) -> None:
-    by_name = {step["what"]: split(bytes.fromhex(step["wire"]))[0] for step in EXCHANGE["steps"] if step["connection"] == connection}
+    steps = (step for step in EXCHANGE["steps"] if step["connection"] == connection)
+    by_name = {step["what"]: split(bytes.fromhex(step["wire"]))[0] for step in steps}
     greeting, hello = by_name["Greeting"], by_name["Hello"]
     token = EXCHANGE["token"].encode()
     transcript = struct.pack(">I", len(greeting)) + greeting + struct.pack(">I", len(hello)) + hello

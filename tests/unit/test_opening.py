@@ -107,9 +107,7 @@ def test_a_hello_of_another_opening_is_let_in_by_its_own_proof_only() -> None:
 def test_a_proof_of_another_connection() -> None:
     meeting = Meeting()
     hello, _ = meeting.answer()
-    other_hello, other_proof = SenderOpening(TOKEN).answer(
-        meeting.receiver.greeting_body, TRANSFER, m.Role.DATA, 1, 5
-    )
+    other_hello, other_proof = SenderOpening(TOKEN).answer(meeting.receiver.greeting_body, TRANSFER, m.Role.DATA, 1, 5)
     assert hello != other_hello
 
     with pytest.raises(RemoteProtocolError) as caught:

@@ -169,11 +169,11 @@ def test_the_opening_is_over(role: m.Role, name: str) -> None:
     vector = next(v for v in load("messages.json")["vectors"] if v["message"] == name)
     message = message_of(name, vector["fields"])
 
-    for both in (ends(role), ends(role)):
+    for session in ends(role).values():
         with pytest.raises(RemoteProtocolError):
-            both["sender"].received(message)
-        with pytest.raises(RemoteProtocolError):
-            both["receiver"].received(message)
+            session.received(message)
+        with pytest.raises(LocalProtocolError):
+            session.sending(message)
 
 
 @pytest.mark.parametrize("role", m.Role)
