@@ -466,9 +466,9 @@ class Transfer(threading.Thread):
 
     def _say_goodbye(self, channel: Channel, error: FilestreamerError) -> None:
         """Tell the sender why this ends."""
-        if isinstance(error, Aborted) or self._session.state in ("aborted", "complete"):
+        if isinstance(error, Aborted | ConnectionLost) or self._session.state in ("aborted", "complete"):
             return
-        code = getattr(error, "code", Code.SHUTTING_DOWN)
+        code: Code = getattr(error, "code", Code.INTERNAL)
         try:
             channel.send_message(m.Abort(code, str(error)))
             channel.finish_writing()
