@@ -253,7 +253,7 @@ class Server:
         with self._lock:
             if name in self._owners:
                 raise TransferFailed(Code.BUSY, f"{os.fsdecode(name)} is being received from another sender")
-            reserved = sum(max(0, grid.size - other.allocated_bytes()) for other, grid in self._owners.values())
+            reserved = sum(max(0, grid.size - other.taken_bytes()) for other, grid in self._owners.values())
             if grid.segments + sum(other.segments for _, other in self._owners.values()) > SEGMENTS:
                 raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
             self._owners[name] = (transfer, grid)

@@ -198,6 +198,8 @@ class Staged:
         self._fds = [staging_fd]
         self._staging_fd = staging_fd
         self._is_locked = False
+        self.taken_bytes = 0
+        """About how many bytes it takes on the disk by now: a hint for what others may still take."""
         try:
             self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._lock()
@@ -263,6 +265,7 @@ class Staged:
             there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
             there = 0
+        self.taken_bytes = there
         free = self._destination.free_bytes() - reserved_bytes
         if size - there > free:
             raise TransferFailed(
@@ -282,10 +285,7 @@ class Staged:
                 written += os.pwrite(self.fd, view[written:], offset + written)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
-
-    def allocated_bytes(self) -> int:
-        """Count the bytes on the disk that the staged file has taken so far."""
-        return os.fstat(self.fd).st_blocks * 512 if self._fds else 0
+        self.taken_bytes += len(view)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with staged bytes. Raises TransferFailed(DESTINATION)."""

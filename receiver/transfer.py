@@ -36,7 +36,7 @@ from wire.transport import Channel
 TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
 """How long a committed transfer is kept to answer a sender that has not heard of it."""
-MAILBOX_EVENTS: Final = 256
+MAILBOX_EVENTS: Final = 64
 MISMATCHES_LOGGED: Final = 8
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
 
@@ -56,10 +56,10 @@ class ControlDown(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A message came over it."""
+    """A frame came over it; not decoded yet, as what is decoded can be far larger."""
 
     channel: Channel
-    message: m.Message
+    body: bytes
 
 
 class Failed(NamedTuple):
@@ -188,9 +188,9 @@ class Transfer(threading.Thread):
         match event:
             case None:
                 pass
-            case Received(channel, message):
+            case Received(channel, body):
                 if channel is self._channel:
-                    self._receive(message)
+                    self._receive(decode(body))
             case Rehashed():
                 self._take_rehashed(event)
             case Committed():
@@ -223,7 +223,7 @@ class Transfer(threading.Thread):
 
         def read() -> None:
             while not self._over.is_set():
-                self.post(Received(channel, decode(channel.read_body())))
+                self.post(Received(channel, channel.read_body()))
 
         if error := run_to_end("control connection", read):
             self.post(ControlDown(channel, error))
@@ -404,9 +404,9 @@ class Transfer(threading.Thread):
         heard_at = max(self._heard_at, self.intake.heard_at(), channel.heard_at if channel is not None else 0.0)
         return time.monotonic() - heard_at > limits.DEAD_SECONDS
 
-    def allocated_bytes(self) -> int:
-        """Count the bytes on the disk that its files have taken so far."""
-        return sum(file.staged.allocated_bytes() for file in self.intake.files)
+    def taken_bytes(self) -> int:
+        """Count, about, the bytes on the disk that its files have taken so far."""
+        return sum(file.staged.taken_bytes for file in self.intake.files)
 
     @property
     def is_deserted(self) -> bool:

@@ -13,12 +13,10 @@ from sender.dial import Dialer, Party
 from service.backoff import LONGEST_SECONDS, Backoff
 from service.threads import run_to_end
 from wire import limits
-from wire.codec import decode
 from wire.errors import ConnectionLost, FilestreamerError
-from wire.messages import Message
 from wire.transport import TICK_SECONDS, Channel
 
-MAILBOX_MESSAGES: Final = 256
+MAILBOX_FRAMES: Final = 64
 
 
 class ControlUp(NamedTuple):
@@ -35,9 +33,9 @@ class ControlDown(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A message came over it."""
+    """A frame came over it; not decoded yet, as what is decoded can be far larger."""
 
-    message: Message
+    body: bytes
     channel: Channel
 
 
@@ -68,8 +66,8 @@ class ControlReader(threading.Thread):
         self._dialer = dialer
         self._post = post
         self._ended = threading.Event()
-        self.room = threading.Semaphore(MAILBOX_MESSAGES)
-        """Released by the coordinator for each message it has acted on, so that no peer can fill the memory."""
+        self.room = threading.Semaphore(MAILBOX_FRAMES)
+        """Released by the coordinator for each frame it has acted on, so that no peer can fill the memory."""
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""
@@ -96,10 +94,10 @@ class ControlReader(threading.Thread):
     def _read(self, channel: Channel) -> None:
         try:
             while True:
-                message = decode(channel.read_body())
+                body = channel.read_body()
                 while not self.room.acquire(timeout=TICK_SECONDS):
                     self._patience()
-                self._post(Received(message, channel))
+                self._post(Received(body, channel))
         finally:
             self._dialer.close(channel)
 

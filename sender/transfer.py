@@ -24,6 +24,7 @@ from sender.verify import Verifier
 from service.counters import ConnectionCounters, TransferCounters
 from wire import limits
 from wire import messages as m
+from wire.codec import decode
 from wire.errors import (
     Aborted,
     Code,
@@ -153,10 +154,10 @@ class Transfer:
         match event:
             case None:
                 pass
-            case control.Received(message, channel):
+            case control.Received(body, channel):
                 self._reader.room.release()
                 if channel is self._channel:
-                    self._receive(message)
+                    self._receive(decode(body))
             case control.Settled():
                 self._finish_if_settled()
             case control.ControlUp(channel, party):
