@@ -210,8 +210,11 @@ class Server:
                 return transfer
             if hello.role is m.Role.DATA:
                 raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
-            if len(self._transfers) >= TRANSFERS:
+            committed = [known for known in self._transfers.values() if known.committed]
+            if len(self._transfers) - len(committed) >= TRANSFERS:
                 raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+            for known in committed[: max(0, len(committed) - TRANSFERS + 1)]:
+                known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
             transfer = Transfer(self, hello, self._settings.give_up_after, log)
             self._transfers[hello.transfer_id] = transfer

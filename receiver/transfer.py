@@ -145,6 +145,10 @@ class Transfer(threading.Thread):
             channel.shut()
         self.intake.shut()
 
+    def forget(self) -> None:
+        """End, soon, a committed transfer that is only kept to answer a sender that has not heard of it."""
+        self._closed_by_sender = True
+
     def post_now(self, event: Event) -> bool:
         """Give the coordinator an event if that needs no waiting; whether it did not."""
         try:
