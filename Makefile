@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt proto clean
+.PHONY: help demo test faults fuzz check fmt proto clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -23,7 +23,13 @@ demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=
 	@$(DEMO)/bin/python tests/support/demo.py $${DEMO_FILE:+-- "$$DEMO_FILE"}
 
 test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+
+faults: $(STAMP)  ## the whole campaign of faults, some 20 minutes (CI runs a part of it)
+	$(BIN)/python -m tests.faults.campaign --cases 400 --jobs 4 $(ARGS)
+
+fuzz: $(STAMP)  ## millions of mutated frames against both ends (CI runs a part of it)
+	$(BIN)/python -m tests.fuzz.run --cases 5000000 $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check

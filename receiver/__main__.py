@@ -71,8 +71,7 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
     for address in addresses:
         logger.info("listening", address=transport.format_address(address), directory=directory)
     if secret is not None and settings.token is None:
-        port = addresses[0][1]
-        _show_command(secret, port)
+        _show_command(secret, addresses[0], tls=settings.tls_cert is not None)
     progress = Progress(server.counters, logger, direction="receiving")
     progress.start()
     try:
@@ -90,11 +89,16 @@ def _clean_staging(settings: ReceiverSettings, destination: "Destination", logge
         logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")
 
 
-def _show_command(token: str, port: int) -> None:
-    """Print the command that sends a file here."""
+def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None:
+    """Print the command that sends a file here; a wildcard address becomes this machine's name."""
     import socket
 
-    print(f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {socket.gethostname()}:{port}", file=sys.stderr)
+    from wire.transport import format_address
+
+    if address[0] in ("0.0.0.0", "::"):
+        address = (socket.gethostname(), address[1])
+    secure = " --tls" if tls else ""
+    print(f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {format_address(address)}{secure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

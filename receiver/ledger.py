@@ -9,6 +9,7 @@ re-hashing is worth it, never a proof: another chunk size, another source and a 
 bytes are hashed again.
 """
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -23,6 +24,8 @@ _RECORD: Final = struct.Struct(">Q16s")
 CHECK_BYTES: Final = 8
 HEADER_BYTES: Final = _HEADER.size + CHECK_BYTES
 RECORD_BYTES: Final = _RECORD.size + CHECK_BYTES
+BYTES_MAX: Final = HEADER_BYTES + 2 * limits.CHUNKS_PER_FILE * RECORD_BYTES
+"""No run leaves a longer one: it begins with one record for each claim, and adds one for each chunk."""
 UNKNOWN_DIGEST: Final = bytes(limits.DIGEST_BYTES)
 """Stands where a chunk of another grid was claimed and has not been hashed on this one."""
 
@@ -84,8 +87,11 @@ def encode_records(records: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join([(body := _RECORD.pack(index, digest)) + checksum(body) for index, digest in records])
 
 
-def decode(content: bytes) -> Claims | None:
-    """Read a ledger; None where its header is missing or damaged. Damaged records are left out."""
+def decode(content: bytes, more: Iterable[bytes] = ()) -> Claims | None:
+    """Read a ledger; None where its header is missing or damaged. Damaged records are left out.
+
+    `content` has the header and some whole records, or all there is; `more` are further pieces of whole records.
+    """
     header = content[: _HEADER.size]
     if len(content) < HEADER_BYTES or content[_HEADER.size : HEADER_BYTES] != checksum(header):
         return None
@@ -95,12 +101,13 @@ def decode(content: bytes) -> Claims | None:
     grid = Grid(size, chunk_size)
     if grid.segments > limits.CHUNKS_PER_FILE:
         return None
-    return Claims.of(grid, _records(content))
+    pieces = itertools.chain((content[HEADER_BYTES:],), more)
+    return Claims.of(grid, (record for piece in pieces for record in _records(piece)))
 
 
-def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
-    view = memoryview(content)
-    for at in range(HEADER_BYTES, len(content) - RECORD_BYTES + 1, RECORD_BYTES):
+def _records(piece: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
+    view = memoryview(piece)
+    for at in range(0, len(view) - RECORD_BYTES + 1, RECORD_BYTES):
         body = view[at : at + _RECORD.size]
         if view[at + _RECORD.size : at + RECORD_BYTES] == checksum(body):
             yield _RECORD.unpack(body)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from typing import Final
 
 from receiver import ledger
@@ -28,6 +29,7 @@ STAGING: Final = ".filestreamer"
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _SUFFIXES: Final = (".data", ".ledger")
 _RENAME_TRIES: Final = 3
+_RECORDS_AT_ONCE: Final = 32768
 
 
 def check_name(path: bytes) -> bytes:
@@ -154,7 +156,16 @@ class Destination:
 
 
 def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
-    """Remove one staged file and its ledger if they are older than `seconds` and not in use; whether they were."""
+    """Remove one staged file and its ledger if they are older than `seconds` and not in use; whether they were.
+
+    What lies there that is no such file stays.
+    """
+    with contextlib.suppress(OSError):
+        return _discard_files(staging_fd, key, seconds, now)
+    return False
+
+
+def _discard_files(staging_fd: int, key: str, seconds: float, now: float) -> bool:
     names = [key + suffix for suffix in _SUFFIXES]
     ages = []
     for name in names:
@@ -168,8 +179,6 @@ def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=staging_fd)
-    except BlockingIOError:
-        return False
     finally:
         os.close(fd)
     return True
@@ -243,7 +252,10 @@ class Staged:
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
         length = os.fstat(self._ledger_fd).st_size
-        found = ledger.decode(os.pread(self._ledger_fd, length, 0)) if length and self._data_exists() else None
+        found = None
+        if 0 < length <= ledger.BYTES_MAX and self._data_exists():
+            first = os.pread(self._ledger_fd, ledger.HEADER_BYTES, 0)
+            found = ledger.decode(first, self._ledger_pieces(length))
         if found is None:
             found = ledger.Claims.none(grid)
         claims = ledger.claims_on(found, grid)
@@ -252,6 +264,11 @@ class Staged:
             records = ((index, claims.digest(index)) for index in claims.indices())
             self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(records))
         return claims
+
+    def _ledger_pieces(self, length: int) -> Iterator[bytes]:
+        step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
+        for at in range(ledger.HEADER_BYTES, length, step):
+            yield os.pread(self._ledger_fd, step, at)
 
     def _data_exists(self) -> bool:
         try:
@@ -337,6 +354,9 @@ class Staged:
             raise
 
     def _rename(self) -> None:
+        there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
+        if not os.path.samestat(there, os.fstat(self.fd)):
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: somebody replaced its staging: send it again")
         to = {"src_dir_fd": self._staging_fd, "dst_dir_fd": self._destination.fd}
         if self._destination.replace:
             os.rename(self._data_name, self._name, **to)

@@ -273,7 +273,7 @@ class DataConnection(threading.Thread):
             else:
                 self.counters.abandoned_bytes += size
                 self.counters.resent_chunks += 1
-                self._deal.mismatch(chunk_id, self.counters)
+                self._deal.mismatch(chunk_id, self.counters, self._epoch)
         self.counters.finished_at = time.monotonic()
         if message.verdict is m.Verdict.OK:
             self._deal.settle(message.chunk_ids, self._epoch)

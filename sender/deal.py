@@ -140,9 +140,11 @@ class Deal:
                 self._schedule.put_back([chunk_id])
                 self._changed.notify_all()
 
-    def mismatch(self, chunk_id: int, connection: ConnectionCounters) -> None:
+    def mismatch(self, chunk_id: int, connection: ConnectionCounters, epoch: int) -> None:
         """Take a DIGEST_MISMATCH: deal the chunk again. Raises TransferFailed(DIGEST) after SENDS_PER_CHUNK sends."""
         with self._changed:
+            if epoch != self.epoch:
+                return
             sends = self._sends.get(chunk_id, 1) + 1
             if sends > limits.SENDS_PER_CHUNK:
                 raise TransferFailed(

@@ -130,18 +130,19 @@ class Dialer:
             channel.close_in_order()
         self._forget(channel.socket)
 
-    def shut_all(self) -> None:
-        """Shut every connection: who is blocked on one gets ConnectionLost, and may dial again."""
+    def shut_all(self, keep: Channel | None = None) -> None:
+        """Shut every connection but `keep`: who is blocked on one gets ConnectionLost, and may dial again."""
+        kept = None if keep is None else keep.socket
         with self._mutex:
-            for sock in self._sockets:
+            for sock in self._sockets - {kept}:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def end(self) -> None:
-        """Shut every connection, and let nobody open another."""
+    def end(self, keep: Channel | None = None) -> None:
+        """Shut every connection but `keep`, and let nobody open another."""
         with self._mutex:
             self._ended = True
-        self.shut_all()
+        self.shut_all(keep)
 
 
 def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":

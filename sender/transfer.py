@@ -369,7 +369,7 @@ class Transfer:
             self.limit.end()
         self._verifier.end()
         if self._committed is None:
-            self._shut_data()
+            self._dialer.end(keep=self._channel)
         deadline = time.monotonic() + limits.CLOSING_SECONDS
         for connection in self._data.values():
             connection.join(max(0.0, deadline - time.monotonic()))

@@ -1,7 +1,7 @@
 """Peers that speak the protocol frame by frame, and say what no decent one would.
 
-`RawSender` opens connections to a real receiver, `RawReceiver` takes those of a real sender. Each step is the test's own:
-nothing is checked and nothing answered by itself. Every wait ends after a few UNIT seconds.
+`RawSender` opens connections to a real receiver, `RawReceiver` takes those of a real sender. Each step is the test's
+own: nothing is checked and nothing answered by itself. Every wait ends after a few UNIT seconds.
 """
 
 import contextlib
@@ -9,13 +9,11 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from typing import NamedTuple, Self, TypeVar
 
 from tests.support.services import UNIT
 from wire import limits
 from wire import messages as m
-from wire.codec import decode, encode
 from wire.digests import root_digest, segment_digest
 from wire.errors import Refused
 from wire.framing import frame, frame_of, read_body, read_message
@@ -34,7 +32,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        sock.settimeout(3 * UNIT)
+        sock.settimeout(2 * UNIT)
 
     def read_exact(self, count: int) -> bytes:
         """Read so many bytes. Raises Ended where the stream ends first."""
@@ -241,11 +239,19 @@ class RawReceiver:
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close every connection."""
         for link in self._links:
             link.close()
 
+    def patience(self, seconds: float) -> None:
+        """Wait no longer than this for connections from now on: `accept` raises TimeoutError."""
+        self._listener.settimeout(seconds)
+
     def accept(self) -> Link:
-        """Accept a connection, and no more."""
+        """Accept a connection, and no more. Raises TimeoutError."""
         link = Link(self._listener.accept()[0])
         self._links.append(link)
         return link
@@ -309,8 +315,9 @@ def receive_all(receiver: RawReceiver, connections: int, segments: int) -> dict[
     threads = []
     for _ in range(min(connections, segments)):
         data, hello = receiver.welcome(m.Role.DATA)
-        received[hello.connection_id] = chunks = []
-        threads.append(threading.Thread(target=lambda link, into: into.extend(_acknowledge_all(link)), args=(data, chunks)))
+        chunks: list[Received] = []
+        received[hello.connection_id] = chunks
+        threads.append(threading.Thread(target=_acknowledge_all, args=(data, chunks)))
         threads[-1].start()
     finish = control.expect(m.Finish)
     assert segments == finish.chunks
@@ -320,26 +327,9 @@ def receive_all(receiver: RawReceiver, connections: int, segments: int) -> dict[
     return received
 
 
-def _acknowledge_all(link: Link) -> Iterator[Received]:
+def _acknowledge_all(link: Link, received: list[Received]) -> None:
     with contextlib.suppress(Ended):
         while True:
-            chunk = read_chunk(link)
+            received.append(chunk := read_chunk(link))
             link.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
-            yield chunk
     link.close()
-
-
-__all__ = [
-    "Ended",
-    "Link",
-    "RawReceiver",
-    "RawSender",
-    "Received",
-    "Sample",
-    "ack",
-    "acknowledged",
-    "decode",
-    "encode",
-    "read_chunk",
-    "receive_all",
-]

@@ -5,6 +5,7 @@ sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SE
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from typing import Any
 
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
+
+_NUMBERS = itertools.count()
+"""Of the services of this process; next() is atomic, so that threads may start services at once."""
 
 
 class Service:
@@ -37,7 +41,7 @@ class Service:
         `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory.
         """
         self.command = command
-        number = len(list(directory.glob(f"{command}-*.err")))
+        number = next(_NUMBERS)
         self._out = directory / f"{command}-{number}.out"
         self._err = directory / f"{command}-{number}.err"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FILESTREAMER_")}
@@ -64,7 +68,7 @@ class Service:
     @property
     def results(self) -> list[dict[str, Any]]:
         """The result objects so far, one a transfer."""
-        return [json.loads(line) for line in self._out.read_text().splitlines()]
+        return [json.loads(line) for line in self._out.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     @property
     def result(self) -> dict[str, Any]:
@@ -87,6 +91,14 @@ class Service:
             assert not ended, f"{self.command} ended with {self.process.returncode} before {event}:\n{self.stderr}"
             assert time.monotonic() < end, f"no {event} from {self.command} within {seconds} s:\n{self.stderr}"
             time.sleep(0.01)
+
+    def wait_for_results(self, count: int = 1, seconds: float = 2 * UNIT) -> list[dict[str, Any]]:
+        """Wait for so many result objects, of a service that stays (its log line comes a moment before); return all."""
+        end = time.monotonic() + seconds
+        while len(found := self.results) < count:
+            assert time.monotonic() < end, f"no {count} results from {self.command} within {seconds} s:\n{self.stderr}"
+            time.sleep(0.01)
+        return found
 
     def wait(self, seconds: float = 3 * UNIT) -> int:
         """Wait for the end of the process; return its exit code (128+N where a signal ended it)."""

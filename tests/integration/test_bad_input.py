@@ -1,0 +1,527 @@
+"""Bad input: one clear line, the documented exit code, no traceback, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.peer import RawSender, Sample
+from tests.support.services import UNIT, Pair, Service, held_port, tree
+from wire import limits
+from wire import messages as m
+from wire.errors import Code
+
+NOBODY = "127.0.0.1:1"
+"""An address that these tests never come to: what is wrong is found before."""
+
+PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+"""Runs a command as root that is bound by the modes of files, as everybody else is."""
+
+
+@pytest.fixture
+def obeying_modes() -> list[str]:
+    """Return what to run a service under so that it obeys the modes of files: nothing, unless this is root."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None or subprocess.run([*PLAIN_ROOT, "true"], check=False).returncode != 0:
+        pytest.skip("root here can't give up reading every file, so that none is unreadable")
+    return PLAIN_ROOT
+
+
+def check_untouched(pair: Pair, receiver: Service) -> None:
+    """Check that the destination is as empty as before, and that the receiver still serves."""
+    assert pair.received() == []
+    assert receiver.process.poll() is None
+    assert "Traceback" not in receiver.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- the source
+
+
+def test_missing_source(pair: Pair) -> None:
+    file = pair.source / "missing"
+    message = pair.sender(file, NOBODY).fails(4, "source")
+    assert message == f"can't read {file}: No such file or directory"
+
+
+def test_unreadable_source(pair: Pair, obeying_modes: list[str]) -> None:
+    file = pair.file("f", 10)
+    file.chmod(0)
+    message = pair.start("sender", file, "--to", NOBODY, under=obeying_modes).fails(4, "source")
+    assert message == f"can't read {file}: Permission denied"
+
+
+def test_source_in_an_unreadable_directory(pair: Pair, obeying_modes: list[str]) -> None:
+    file = pair.file("f", 10)
+    pair.source.chmod(0)
+    try:
+        message = pair.start("sender", file, "--to", NOBODY, under=obeying_modes).fails(4, "source")
+    finally:
+        pair.source.chmod(0o700)
+    assert message == f"can't read {file}: Permission denied"
+
+
+def test_source_is_a_directory(pair: Pair) -> None:
+    message = pair.sender(pair.source, NOBODY).fails(4, "source")
+    assert str(pair.source) in message
+    assert "directory" in message
+    assert "not yet" in message
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_source_is_no_file(pair: Pair, kind: str, tmp_path: Path) -> None:
+    """Refused at once: opening a FIFO would wait for who writes to it."""
+    path = pair.source / "f"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as sock:
+            here = os.getcwd()
+            os.chdir(pair.source)  # the paths of sockets are short
+            try:
+                sock.bind("f")
+            finally:
+                os.chdir(here)
+    else:
+        path = Path(os.devnull)
+    assert str(path) in pair.sender(path, NOBODY).fails(4, "source")
+
+
+@pytest.mark.parametrize("how", ["grows", "shrinks", "touched", "replaced", "removed"])
+def test_source_changes_while_it_is_sent(pair: Pair, how: str) -> None:
+    """Exit 4 at once or at the end, at both sides; nothing stands under the final name, never a mixture."""
+    file = pair.file("f", 1 << 20)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), "--rate-limit", "1MiB/s", "--chunk-size", "64KiB")
+    receiver.wait_for("transfer_started")
+    if how == "grows":
+        with file.open("ab") as stream:
+            stream.write(b"more")
+    elif how == "shrinks":
+        os.truncate(file, 1000)
+    elif how == "touched":
+        os.utime(file)
+    elif how == "replaced":
+        pair.file("other", 1 << 20, seed=1).rename(file)
+    else:
+        file.unlink()
+    message = sender.fails(4, "source_changed")
+    assert str(file) in message
+    (result,) = receiver.wait_for_results()
+    assert (result["exit_code"], result["error"]["code"]) == (4, "source_changed")
+    assert pair.received() in ([], [".filestreamer"])
+
+
+def test_source_is_a_dangling_symlink(pair: Pair) -> None:
+    (pair.source / "f").symlink_to("nowhere")
+    assert str(pair.source / "f") in pair.sender(pair.source / "f", NOBODY).fails(4, "source")
+
+
+# ------------------------------------------------------------------------------------------------------ the destination
+
+
+def fails_to_start(pair: Pair, *args: object, under: list[str] | None = None) -> str:
+    """Start a receiver that can't serve; return the error. It must not have listened."""
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", *args, under=under or [])
+    message = receiver.fails(4, "destination", seconds=UNIT)
+    assert not receiver.events("listening")
+    return message
+
+
+def test_missing_destination(pair: Pair) -> None:
+    missing = pair.destination / "missing"
+    assert f"can't write into {missing}: No such file or directory" == fails_to_start(pair, "--directory", missing)
+    assert pair.received() == []
+
+
+def test_destination_is_a_file(pair: Pair) -> None:
+    file = pair.file("f", 10)
+    assert f"can't write into {file}: Not a directory" == fails_to_start(pair, "--directory", file)
+
+
+def test_destination_is_not_writable(pair: Pair, obeying_modes: list[str]) -> None:
+    pair.destination.chmod(0o555)
+    message = fails_to_start(pair, "--directory", pair.destination, under=obeying_modes)
+    assert message == f"can't write into {pair.destination}: Permission denied"
+
+
+def test_output_file_in_a_missing_directory(pair: Pair) -> None:
+    message = fails_to_start(pair, "--output-file", pair.destination / "missing" / "f")
+    assert message == f"can't write into {pair.destination / 'missing'}: No such file or directory"
+
+
+@pytest.mark.parametrize("written", ["there", "there/"])
+def test_output_file_is_a_directory(pair: Pair, written: str) -> None:
+    """It can never be written: that is told before anybody sends."""
+    (pair.destination / "there").mkdir()
+    message = fails_to_start(pair, "--output-file", f"{pair.destination}/{written}")
+    assert str(pair.destination / "there") in message
+    assert "directory" in message
+
+
+def test_final_name_is_a_directory(pair: Pair) -> None:
+    """Exit 4 at the sender too; the receiver stays."""
+    file = pair.file("f", 1000)
+    (pair.destination / "f").mkdir()
+    receiver = pair.receiver()
+    message = pair.sender(file, pair.address(receiver)).fails(4, "destination")
+    assert str(pair.destination / "f") in message
+    assert "it is a directory" in message
+    assert pair.received() == ["f"]
+    assert receiver.process.poll() is None
+
+
+def test_staging_is_not_writable(pair: Pair, obeying_modes: list[str]) -> None:
+    file = pair.file("f", 1000)
+    (pair.destination / ".filestreamer").mkdir(0o555)
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=obeying_modes)
+    message = pair.sender(file, pair.address(receiver)).fails(4, "destination")
+    assert str(pair.destination) in message
+    assert "Permission denied" in message
+    assert receiver.process.poll() is None
+
+
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_staging_is_no_directory(pair: Pair, kind: str) -> None:
+    """A symlink is not followed, wherever it leads."""
+    elsewhere = pair.source / "elsewhere"
+    elsewhere.mkdir()
+    staging = pair.destination / ".filestreamer"
+    if kind == "file":
+        staging.write_bytes(b"")
+    else:
+        staging.symlink_to(elsewhere)
+    receiver = pair.receiver()
+    pair.sender(pair.file("f", 1000), pair.address(receiver)).fails(4, "destination")
+    assert list(elsewhere.iterdir()) == []
+    assert pair.received() == [".filestreamer"]
+
+
+def test_no_space(pair: Pair) -> None:
+    """A file larger than the disk is refused before its first byte; both sides say no_space."""
+    file = pair.source / "f"
+    with file.open("wb") as stream:
+        stream.truncate(shutil.disk_usage(pair.destination).free + (64 << 30))
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), "--chunk-size", "1GiB")
+    message = sender.fails(4, "no_space")
+    assert "no space" in message
+    assert str(pair.destination / "f") in message
+    assert (sender.result["sent_bytes"], sender.result["connections"]) == (0, 0)
+    (result,) = receiver.wait_for_results()
+    assert (result["status"], result["exit_code"], result["error"]["code"]) == ("failed", 4, "no_space")
+    check_untouched(pair, receiver)
+
+
+@pytest.fixture
+def small_disk(pair: Pair) -> Iterator[int]:
+    """Mount a RAM disk of 64 MiB over the destination; return its size in bytes."""
+    size = 64 << 20
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(pair.destination)], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        yield size
+    finally:
+        pair.end()
+        subprocess.run(["umount", "--lazy", str(pair.destination)], check=True)
+
+
+def test_no_space_on_a_small_disk(pair: Pair, small_disk: int) -> None:
+    too_large, fits = pair.file("too large", small_disk + 1), pair.file("fits", 60 << 20)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    pair.sender(too_large, address).fails(4, "no_space")
+    assert pair.received() == []
+    pair.sender(fits, address).succeeds()
+    assert pair.received() == ["fits"]
+
+
+def test_two_that_do_not_fit_together(pair: Pair, small_disk: int) -> None:
+    """Each would fit alone: space that is promised to one transfer is not promised to another."""
+    chunk = 1 << 20
+    first = Sample(b"first", bytes(40 << 20), chunk)
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.offer(first)
+        control.expect(m.Needed)
+        pair.sender(pair.file("second", 40 << 20), pair.address(receiver)).fails(4, "no_space")
+
+
+def test_space_that_is_used_is_not_counted_twice(pair: Pair, small_disk: int) -> None:
+    """40 of 64 MiB are written by one transfer; another one of 16 MiB fits beside it."""
+    chunk = 1 << 20
+    first = Sample(b"first", bytes(40 << 20), chunk)
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.offer(first)
+        control.expect(m.Needed)
+        data = peer.data()
+        for index in range(40):
+            data.send_raw(first.chunk(index))
+            data.expect(m.ChunkAck)
+        second = pair.file("second", 16 << 20)
+        pair.sender(second, pair.address(receiver)).succeeds()
+
+
+# ---------------------------------------------------------------------------------------------------------- the network
+
+
+def test_port_in_use(pair: Pair) -> None:
+    first = pair.receiver()
+    address = pair.address(first)
+    second = pair.receiver(listen=address)
+    message = second.fails(2, "usage")
+    assert "--listen" in message
+    assert address in message
+    assert "in use" in message
+    assert pair.received() == []
+    pair.sender(pair.file("f", 10), address).succeeds()
+
+
+@pytest.mark.parametrize("listen", ["198.51.100.7:0", "no.such.host.invalid:0"])
+def test_listening_where_this_machine_is_not(pair: Pair, listen: str) -> None:
+    message = pair.receiver(listen=listen).fails(2, "usage")
+    assert "--listen" in message
+    assert listen.removesuffix(":0") in message
+
+
+def test_receiver_not_there(pair: Pair) -> None:
+    """Bounded: it tries again until --give-up-after, then exit 1, and the error names the address and the cause."""
+    file = pair.file("f", 10)
+    with held_port() as port:
+        sender = pair.sender(file, f"127.0.0.1:{port}", "--give-up-after", 1)
+        message = sender.fails(1, "timeout")
+        assert f"127.0.0.1:{port}" in message
+        assert "refused" in message
+        assert sender.result["error"]["retryable"]
+        assert sender.result["seconds"] >= 1
+
+
+def test_name_that_does_not_resolve(pair: Pair) -> None:
+    file = pair.file("f", 10)
+    message = pair.sender(file, "no.such.host.invalid:1", "--give-up-after", 1).fails(1, "timeout")
+    assert "no.such.host.invalid" in message
+
+
+def test_idle_timeout(pair: Pair) -> None:
+    message = pair.receiver("--idle-timeout", 0.2).fails(1, "timeout")
+    assert "--idle-timeout" in message
+
+
+# --------------------------------------------------------------------------------------------------------- the settings
+
+
+def fails_usage(service: Service, *words: str) -> str:
+    """Wait for exit 2; the one line names all of `words`."""
+    message = service.fails(2, "usage")
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{missing} is not named: {message}"
+    return message
+
+
+@pytest.mark.parametrize("size", ["0", "1025MiB", "1GB.", "-1", "many", "1073741825"])
+def test_chunk_size(pair: Pair, size: str) -> None:
+    fails_usage(pair.sender(pair.file("f", 10), NOBODY, f"--chunk-size={size}"), "--chunk-size", size)
+
+
+@pytest.mark.parametrize("connections", ["0", "257", "-1", "1.5", "many"])
+def test_connections(pair: Pair, connections: str) -> None:
+    fails_usage(pair.sender(pair.file("f", 10), NOBODY, f"--connections={connections}"), "--connections", connections)
+
+
+@pytest.mark.parametrize("key", ["chunk_size", "Chunk"])
+@pytest.mark.parametrize("value", [0, (1 << 30) + 1, "2GiB", -5, "x", True], ids=repr)
+def test_chunk_size_in_a_config(pair: Pair, tmp_path: Path, key: str, value: object) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({key: value}))
+    fails_usage(pair.sender(pair.file("f", 10), NOBODY, "--config", config), str(config), key)
+
+
+def test_too_many_chunks(pair: Pair) -> None:
+    """The error says which chunk size fits, and that one does."""
+    file = pair.source / "f"
+    chunks = 2**23
+    with file.open("wb") as stream:
+        stream.truncate(1024 * chunks + 1)
+    fails_usage(pair.sender(file, NOBODY, "--chunk-size", 1024), str(file), "1025", str(chunks))
+    with held_port() as port:
+        sender = pair.sender(file, f"127.0.0.1:{port}", "--chunk-size", 1025, "--give-up-after", 0.5)
+        sender.fails(1, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", ["line 1 column 2"]),
+        ("", ["line 1 column 1"]),
+        ("[]", ["object"]),
+        ('{"connections": 8,}', ["line 1"]),
+        ('{"conections": 8}', ["conections", "connections"]),
+        ('{"connections": "eight"}', ["connections", "eight"]),
+        ('{"connections": [8]}', ["connections"]),
+        ('{"sender": {"conections": 8}}', ["sender.conections"]),
+        ('{"sender": 8}', ["sender"]),
+        ('{"receiver": {"to": "x:1"}}', ["receiver.to"]),
+        ('{"listen": "x:99999"}', None),
+        ('{"to": "x:99999"}', ["to", "65535"]),
+        ('{"give_up_after": 0}', ["give_up_after"]),
+        ('{"rate_limit": "fast"}', ["rate_limit", "fast"]),
+        ('{"Chunk": 1024, "chunk_size": 4096}', ["Chunk", "chunk_size"]),
+        ('{"ParallelPage": 0}', ["ParallelPage", "0"]),
+        ('{"to": "\xff"}', ["not JSON"]),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_malformed_config(pair: Pair, tmp_path: Path, content: str, words: list[str] | None) -> None:
+    """Which key, and what is wrong with it; what only the receiver reads is not the sender's affair."""
+    config = tmp_path / "config.json"
+    config.write_text(content, encoding="latin-1")
+    flags = () if '"to"' in content else ("--to", NOBODY)
+    sender = pair.start("sender", pair.source / "missing", *flags, "--config", config)
+    if words is None:
+        sender.fails(4, "source")
+    else:
+        fails_usage(sender, str(config), *words)
+
+
+def test_missing_config(pair: Pair, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    fails_usage(pair.receiver("--config", config), str(config), "No such file")
+
+
+@pytest.mark.parametrize("command", ["sender", "receiver"])
+def test_unknown_flag(pair: Pair, command: str) -> None:
+    fails_usage(pair.start(command, "--conections", "8"), "--conections")
+
+
+def test_what_is_required(pair: Pair) -> None:
+    fails_usage(pair.start("sender", "--to", NOBODY), "INPUT_FILE")
+    fails_usage(pair.start("sender", pair.file("f", 1)), "--to")
+    fails_usage(pair.start("sender", pair.source / "f", pair.source / "g", "--to", NOBODY), str(pair.source / "g"))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc/passwd", "x" * 256, ""])
+def test_as_no_file_name(pair: Pair, name: str) -> None:
+    fails_usage(pair.sender(pair.file("f", 10), NOBODY, "--as", name), "--as")
+
+
+def test_short_token(pair: Pair) -> None:
+    fails_usage(pair.receiver(env={"FILESTREAMER_TOKEN": "short"}), "FILESTREAMER_TOKEN")
+    assert pair.received() == []
+
+
+def test_unknown_variable_is_a_warning(pair: Pair) -> None:
+    """Kubernetes injects variables of its own: FILESTREAMER_PORT is not a reason to end."""
+    receiver = pair.receiver("--once", env={"FILESTREAMER_PORT": "tcp://10.0.0.1:7800"})
+    pair.sender(pair.file("f", 10), pair.address(receiver)).succeeds()
+    receiver.succeeds()
+    assert "FILESTREAMER_PORT" in receiver.events("unknown_variable")[0]["reason"]
+
+
+# -------------------------------------------------------------------------------------------------------- hostile names
+
+
+HOSTILE_NAMES = {
+    "dot dot": b"..",
+    "dot": b".",
+    "up": b"../evil",
+    "up and up": b"../../../../../../../../tmp/evil",
+    "up in the middle": b"a/../../evil",
+    "up at the end": b"a/..",
+    "root": b"/",
+    "absolute": b"/tmp/evil",
+    "end of string": b"evil\0",
+    "end of string inside": b"evil\0.txt",
+    "staging": b".filestreamer",
+    "into staging": b".filestreamer/token",
+    "staging below": b"a/.filestreamer",
+    "300 bytes": b"x" * 300,
+    "256 bytes": b"x" * 256,
+    "empty component": b"a//b",
+    "ends with a slash": b"a/",
+}
+
+
+def places(pair: Pair, root: Path) -> list[object]:
+    """Everything that hostile names could lead to, logs aside."""
+    return [tree(pair.source), tree(pair.destination), sorted(os.listdir(root)), Path("/tmp/evil").exists()]
+
+
+def test_hostile_names(pair: Pair, tmp_path: Path) -> None:
+    """Refused with PATH; nothing is written, wherever the name leads."""
+    receiver = pair.receiver("--once")
+    address = pair.address(receiver)
+    before = places(pair, tmp_path)
+    codes = {}
+    for what, name in {**HOSTILE_NAMES, "absolute here": os.fsencode(tmp_path / "evil")}.items():
+        sample = Sample(name, b"evil content", 4)
+        with RawSender(address) as peer:
+            codes[what] = peer.offers(sample.offer, m.ManifestPart(0, (sample.entry,), True)).code
+    assert {what: code for what, code in codes.items() if code is not Code.PATH} == {}
+    assert before == places(pair, tmp_path)
+    assert "Traceback" not in receiver.stderr
+    pair.sender(pair.file("f", 10), address).succeeds()
+    assert receiver.wait() == 0
+    assert pair.received() == ["f"]
+
+
+def test_hostile_names_where_they_are_not_used(pair: Pair, tmp_path: Path) -> None:
+    """With --output-file a name may be refused or ignored; it leads nowhere either way."""
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", pair.destination / "out")
+    address = pair.address(receiver)
+    before = places(pair, tmp_path)
+    for name in HOSTILE_NAMES.values():
+        sample = Sample(name, b"evil content", 4)
+        with RawSender(address) as peer:
+            control = peer.offer(sample)
+            answer = control.expect(tuple)
+            assert isinstance(answer, m.Needed) or (isinstance(answer, m.Abort) and answer.code is Code.PATH)
+            control.send(m.Abort(Code.SHUTTING_DOWN, "enough"))
+            control.end_writing()
+            control.ends()
+    now = places(pair, tmp_path)
+    now[1] = {path: size for path, size in tree(pair.destination).items() if not path.startswith(".filestreamer")}
+    assert before == now
+    pair.sender(pair.file("f", 10), address).succeeds()
+    assert receiver.wait() == 0
+    assert pair.received() == ["out"]
+
+
+@pytest.mark.parametrize("name", [b"a/b", b"a/b/c"], ids=repr)
+def test_path_of_several_components(pair: Pair, name: bytes) -> None:
+    """A good path, and more than a receiver of single files does: POLICY, not PATH."""
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        sample = Sample(name, b"content", 4)
+        assert peer.offers(sample.offer, m.ManifestPart(0, (sample.entry,), True)).code is Code.POLICY
+    check_untouched(pair, receiver)
+
+
+def test_name_that_is_too_long_for_a_frame_field(pair: Pair) -> None:
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        sample = Sample(b"x" * (limits.PATH_BYTES + 1), b"content", 4)
+        abort = peer.offers(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    assert abort.code in (Code.PATH, Code.PROTOCOL)
+    check_untouched(pair, receiver)
+
+
+def test_hostile_name_from_the_real_sender(pair: Pair) -> None:
+    """What a user of the real sender sees of it: exit 3, and why."""
+    receiver = pair.receiver()
+    message = pair.sender(pair.file("f", 10), pair.address(receiver), "--as", ".filestreamer").fails(
+        3, "path", status="refused"
+    )
+    assert ".filestreamer" in message
+    check_untouched(pair, receiver)
+    receiver.signal(signal.SIGTERM)
+    assert receiver.wait(2 * UNIT) == 143

@@ -1,0 +1,47 @@
+"""Put on a service's PYTHONPATH: one call of `os` fails there, or the process is killed around it.
+
+INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process; `how` is
+`before` or `after` (killed then, as by a crash), or the name of an errno that the call fails with. With "path": "ledger"
+only calls count whose first argument is, or is a descriptor of, a file with this in its name.
+"""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+
+def _inject(call: str, nth: int, how: str, path: str = "") -> None:
+    real: Callable[..., Any] = getattr(os, call)
+    seen = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        if not path or path in _name(args[0]):
+            seen += 1
+            if seen == nth:
+                return _happen(real, how, *args, **kwargs)
+        return real(*args, **kwargs)
+
+    setattr(os, call, wrapped)
+
+
+def _happen(real: Callable[..., Any], how: str, *args: Any, **kwargs: Any) -> Any:
+    if how in ("before", "after"):
+        if how == "after":
+            real(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+    number = getattr(errno, how)
+    raise OSError(number, os.strerror(number))
+
+
+def _name(argument: object) -> str:
+    if isinstance(argument, int):
+        return os.readlink(f"/proc/self/fd/{argument}")
+    return os.fsdecode(argument) if isinstance(argument, str | bytes) else ""
+
+
+if "INJECT" in os.environ:
+    _inject(**json.loads(os.environ["INJECT"]))

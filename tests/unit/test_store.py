@@ -1,0 +1,484 @@
+"""The destination directory: what is staged and where, who may, what a commit leaves, and what is refused."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from receiver import ledger
+from receiver.store import Destination, Staged, check_name
+from wire.digests import segment_digest
+from wire.errors import Code, TransferFailed
+from wire.grid import Grid
+from wire.messages import Entry, EntryType
+
+NAME = b"f"
+KEY = segment_digest(NAME).hex()
+CONTENT = b"0123456789" * 10
+GRID = Grid(len(CONTENT), 30)
+ENTRY = Entry(NAME, EntryType.FILE, len(CONTENT), 0o4640, 1_234_567_890_123_456_789)
+
+
+def failure(code: Code, call: object, *args: object) -> str:
+    """Call something that fails; return the line that says why."""
+    assert callable(call)
+    with pytest.raises(TransferFailed) as caught:
+        call(*args)
+    assert code is caught.value.code
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "destination").mkdir()
+    return tmp_path / "destination"
+
+
+@pytest.fixture
+def destination(path: Path) -> Iterator[Destination]:
+    destination = Destination(str(path))
+    yield destination
+    os.close(destination.fd)
+
+
+def stage(destination: Destination, grid: Grid = GRID, entry: Entry = ENTRY, reserved_bytes: int = 0) -> Staged:
+    return destination.stage(NAME, entry._replace(size=grid.size), grid, reserved_bytes)
+
+
+def write(staged: Staged, *indices: int) -> None:
+    """Write segments of CONTENT, and say so in the ledger."""
+    for index in indices:
+        offset = GRID.offset(index)
+        block = CONTENT[offset : offset + GRID.length(index)]
+        staged.write(memoryview(block), offset)
+        staged.record([(index, segment_digest(block))])
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name", [b"f", b"x" * 255, b"..f", b"f..", b" ", b"\n", b"\xff\xfe", b".filestreamer2", b"-", b"a\\b"]
+)
+def test_names_that_may_be_written(name: bytes) -> None:
+    assert name == check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"", b".", b"..", b"/", b"/f", b"//f", b"../f", b"f/..", b"f/../g", b"./f", b"f/.", b"f/", b"f//g"),
+        *(b"\0", b"f\0", b"\0f", b".filestreamer", b".filestreamer/f", b"f/.filestreamer"),
+        *(b"x" * 256, b"f/" + b"x" * 256),
+    ],
+    ids=repr,
+)
+def test_names_that_may_not(name: bytes) -> None:
+    failure(Code.PATH, check_name, name)
+
+
+@pytest.mark.parametrize("name", [b"f/g", b"a/b/c/d"])
+def test_names_of_trees(name: bytes) -> None:
+    failure(Code.POLICY, check_name, name)
+
+
+def test_names_are_shown_escaped() -> None:
+    message = failure(Code.PATH, check_name, b"\x1b[2J\n\xff\0" + b"x" * 1000)
+    assert message.isascii()
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+# ---------------------------------------------------------------------------------------------------------- destination
+
+
+def test_destinations_that_are_none(path: Path) -> None:
+    (path / "file").write_bytes(b"")
+    assert failure(Code.DESTINATION, Destination, str(path / "missing")).endswith("No such file or directory")
+    assert failure(Code.DESTINATION, Destination, str(path / "file")).endswith("Not a directory")
+
+
+def test_nothing_is_made_before_it_is_needed(path: Path, destination: Destination) -> None:
+    assert destination.free_bytes() > 0
+    assert os.listdir(path) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- staging
+
+
+def test_what_is_staged(path: Path, destination: Destination) -> None:
+    """In `.filestreamer`, for the owner alone, under the digest of the name; not under the name."""
+    staged = stage(destination)
+    assert sorted(os.listdir(path)) == [".filestreamer"]
+    staging = path / ".filestreamer"
+    assert (path / ".filestreamer").stat().st_mode == 0o40700
+    assert sorted(os.listdir(staging)) == [f"{KEY}.data", f"{KEY}.ledger"]
+    assert [(staging / name).stat().st_mode for name in os.listdir(staging)] == [0o100600] * 2
+    assert (staging / f"{KEY}.data").stat().st_size == len(CONTENT)
+    assert staged.claims.claimed == 0
+    staged.close()
+
+
+def test_a_later_run_finds_it(destination: Destination) -> None:
+    first = stage(destination)
+    write(first, 2, 0)
+    first.close()
+    second = stage(destination)
+    assert list(second.claims.indices()) == [0, 2]
+    assert second.claims.digest(2) == segment_digest(CONTENT[60:90])
+    block = memoryview(bytearray(30))
+    second.read_into(block, 60)
+    assert CONTENT[60:90] == bytes(block)
+    second.close()
+
+
+def test_a_later_run_goes_on_in_the_same_ledger(path: Path, destination: Destination) -> None:
+    for index in range(3):
+        staged = stage(destination)
+        write(staged, index)
+        staged.close()
+    content = (path / ".filestreamer" / f"{KEY}.ledger").read_bytes()
+    assert len(content) == ledger.HEADER_BYTES + 3 * ledger.RECORD_BYTES
+    staged = stage(destination)
+    assert list(staged.claims.indices()) == [0, 1, 2]
+    staged.close()
+
+
+def test_a_torn_ledger_is_written_anew(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0, 1)
+    staged.close()
+    file = path / ".filestreamer" / f"{KEY}.ledger"
+    os.truncate(file, file.stat().st_size - 3)
+    staged = stage(destination)
+    assert list(staged.claims.indices()) == [0]
+    write(staged, 3)
+    staged.close()
+    claims = ledger.decode(file.read_bytes())
+    assert claims is not None
+    assert list(claims.indices()) == [0, 3]
+
+
+def test_another_chunk_size_keeps_what_it_covers(destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0, 1)
+    staged.close()
+    staged = stage(destination, Grid(len(CONTENT), 20))
+    assert list(staged.claims.indices()) == [0, 1, 2]
+    assert staged.claims.digest(0) == ledger.UNKNOWN_DIGEST
+    staged.close()
+
+
+def test_a_ledger_without_its_data_claims_nothing(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0)
+    staged.close()
+    (path / ".filestreamer" / f"{KEY}.data").unlink()
+    staged = stage(destination)
+    assert staged.claims.claimed == 0
+    staged.close()
+
+
+def test_a_smaller_file_cuts_what_is_staged(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    staged.close()
+    staged = stage(destination, Grid(30, 30))
+    assert list(staged.claims.indices()) == [0]
+    assert (path / ".filestreamer" / f"{KEY}.data").stat().st_size == 30
+    staged.close()
+
+
+def test_staging_that_is_shorter_than_it_was(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    os.truncate(path / ".filestreamer" / f"{KEY}.data", 10)
+    assert "shorter" in failure(Code.DESTINATION, staged.read_into, memoryview(bytearray(30)), 0)
+    staged.close()
+
+
+def test_one_at_a_time(path: Path, destination: Destination) -> None:
+    """Another process, or another receiver in this one: BUSY, and nothing is changed."""
+    first = stage(destination)
+    write(first, 0)
+    other = Destination(str(path))
+    assert "another process" in failure(Code.BUSY, stage, other)
+    write(first, 1)
+    first.close()
+    second = stage(other)
+    assert list(second.claims.indices()) == [0, 1]
+    second.close()
+    os.close(other.fd)
+
+
+def test_different_names_at_once(destination: Destination) -> None:
+    first = stage(destination)
+    second = destination.stage(b"g", ENTRY._replace(path=b"g"), GRID, 0)
+    first.close()
+    second.close()
+
+
+def test_what_holds_nothing_is_not_left_behind(path: Path, destination: Destination) -> None:
+    """Where staging can't begin, the directory is as before."""
+    assert "no space" in failure(Code.NO_SPACE, stage, destination, GRID, ENTRY, 1 << 62)
+    (path / "f").mkdir()
+    failure(Code.DESTINATION, stage, destination)
+    assert os.listdir(path) == ["f"]
+
+
+def test_no_space_leaves_what_an_earlier_run_brought(destination: Destination) -> None:
+    """Also where it was refused on another chunk size: an offer that comes to nothing costs no resuming."""
+    staged = stage(destination)
+    write(staged, 0)
+    staged.close()
+    failure(Code.NO_SPACE, stage, destination, Grid(len(CONTENT), 50), ENTRY, 1 << 62)
+    staged = stage(destination)
+    assert list(staged.claims.indices()) == [0]
+    staged.close()
+
+
+def test_what_is_there_needs_no_space_again(path: Path, destination: Destination) -> None:
+    """A staged file that is written in part needs only the rest."""
+    size = 1 << 20
+    grid = Grid(size, size)
+    staged = stage(destination, grid)
+    staged.write(memoryview(bytes(range(256)) * (size // 256)), 0)
+    staged.record([(0, bytes(16))])
+    os.fsync(staged.fd)
+    staged.close()
+    staged = stage(destination, grid, reserved_bytes=destination.free_bytes())
+    staged.close()
+
+
+@pytest.mark.parametrize("suffix", [".data", ".ledger"])
+def test_staged_files_that_are_symlinks(path: Path, destination: Destination, suffix: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"outside")
+    (path / ".filestreamer").mkdir()
+    (path / ".filestreamer" / f"{KEY}{suffix}").symlink_to(outside)
+    failure(Code.DESTINATION, stage, destination)
+    assert outside.read_bytes() == b"outside"
+
+
+@pytest.mark.parametrize("suffix", [".data", ".ledger"])
+def test_staged_files_that_are_no_files(path: Path, destination: Destination, suffix: str) -> None:
+    (path / ".filestreamer").mkdir()
+    (path / ".filestreamer" / f"{KEY}{suffix}").mkdir()
+    failure(Code.DESTINATION, stage, destination)
+
+
+def test_a_staging_directory_that_is_a_symlink(path: Path, destination: Destination, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (path / ".filestreamer").symlink_to(tmp_path / "outside")
+    failure(Code.DESTINATION, stage, destination)
+    assert os.listdir(tmp_path / "outside") == []
+
+
+def test_every_descriptor_is_released(destination: Destination, path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    staged = stage(destination)
+    staged.close()
+    staged.close()
+    staged = stage(destination)
+    write(staged, 0)
+    staged.commit()
+    staged.close()
+    failure(Code.NO_SPACE, stage, destination, GRID, ENTRY, 1 << 62)
+    (path / "f").unlink()
+    (path / "f").mkdir()
+    failure(Code.DESTINATION, stage, destination)
+    assert before == len(os.listdir("/proc/self/fd"))
+
+
+# --------------------------------------------------------------------------------------------------------------- commit
+
+
+def test_commit(path: Path, destination: Destination) -> None:
+    """The file under its name with mode and mtime, without setuid; nothing else is left."""
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    assert not (path / "f").exists()
+    staged.commit()
+    staged.close()
+    assert os.listdir(path) == ["f"]
+    status = (path / "f").stat()
+    assert ((path / "f").read_bytes(), status.st_mode) == (CONTENT, 0o100640)
+    assert status.st_mtime_ns == ENTRY.mtime_ns
+
+
+def test_commit_of_an_empty_file(path: Path, destination: Destination) -> None:
+    staged = stage(destination, Grid(0, 30))
+    staged.commit()
+    staged.close()
+    assert (path / "f").read_bytes() == b""
+
+
+def test_commit_cuts_what_is_too_long(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    with (path / ".filestreamer" / f"{KEY}.data").open("ab") as file:
+        file.write(b"left by an earlier run")
+    staged.commit()
+    staged.close()
+    assert (path / "f").read_bytes() == CONTENT
+
+
+def test_commit_replaces(path: Path, destination: Destination) -> None:
+    """Another file under the name: who has the old one open keeps it. A symlink is replaced, not followed."""
+    outside = path.parent / "outside"
+    outside.write_bytes(b"outside")
+    (path / "f").symlink_to(outside)
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    staged.commit()
+    staged.close()
+    assert stat.S_ISREG((path / "f").lstat().st_mode)
+    assert ((path / "f").read_bytes(), outside.read_bytes()) == (CONTENT, b"outside")
+
+
+def test_existing_file_where_nothing_may_be_replaced(path: Path) -> None:
+    (path / "f").write_bytes(b"old")
+    destination = Destination(str(path), replace=False)
+    assert "--no-replace" in failure(Code.EXISTS, stage, destination)
+    assert ((path / "f").read_bytes(), os.listdir(path)) == (b"old", ["f"])
+    os.close(destination.fd)
+
+
+def test_a_dangling_symlink_exists_too(path: Path) -> None:
+    (path / "f").symlink_to("nowhere")
+    destination = Destination(str(path), replace=False)
+    failure(Code.EXISTS, stage, destination)
+    os.close(destination.fd)
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(path: Path) -> None:
+    destination = Destination(str(path), replace=False)
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    (path / "f").write_bytes(b"newer")
+    assert "--no-replace" in failure(Code.EXISTS, staged.commit)
+    staged.close()
+    assert (path / "f").read_bytes() == b"newer"
+    os.close(destination.fd)
+
+
+def test_commit_without_replacing(path: Path) -> None:
+    destination = Destination(str(path), replace=False)
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    staged.commit()
+    staged.close()
+    assert ((path / "f").read_bytes(), os.listdir(path)) == (CONTENT, ["f"])
+    assert (path / "f").stat().st_nlink == 1
+    os.close(destination.fd)
+
+
+def test_a_directory_that_appears_meanwhile(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    (path / "f").mkdir()
+    failure(Code.DESTINATION, staged.commit)
+    staged.close()
+    staged = Destination(str(path)).stage(b"g", ENTRY, GRID, 0)
+    staged.close()
+
+
+def test_the_same_name_again_after_a_commit(path: Path, destination: Destination) -> None:
+    """Nothing of the first run is claimed: its bytes are under the final name, not in staging."""
+    for round_ in range(2):
+        staged = stage(destination)
+        assert staged.claims.claimed == 0
+        write(staged, *range(4))
+        staged.commit()
+        staged.close()
+        assert (path / "f").read_bytes() == CONTENT, round_
+
+
+@pytest.mark.parametrize("crash_after", ["rename", "unlink of the data"])
+def test_a_crash_after_the_rename(path: Path, destination: Destination, crash_after: str) -> None:
+    """The ledger is still there without its data: the next run begins anew, and the final file stays."""
+    staged = stage(destination)
+    write(staged, *range(4))
+    data = path / ".filestreamer" / f"{KEY}.data"
+    if crash_after == "rename":
+        data.rename(path / "f")
+    else:
+        os.link(data, path / "f")
+        data.unlink()
+    staged.close()
+    staged = stage(destination)
+    assert staged.claims.claimed == 0
+    assert (path / "f").read_bytes() == CONTENT
+    staged.close()
+
+
+def test_a_crash_between_link_and_unlink(path: Path) -> None:
+    """With --no-replace: the next run says EXISTS, and does not write into what is final already."""
+    destination = Destination(str(path), replace=False)
+    staged = stage(destination)
+    write(staged, *range(4))
+    os.link(path / ".filestreamer" / f"{KEY}.data", path / "f")
+    staged.close()
+    failure(Code.EXISTS, stage, destination)
+    assert (path / "f").read_bytes() == CONTENT
+    os.close(destination.fd)
+
+
+def test_staged_data_that_is_also_a_final_file_is_not_written_into(path: Path, destination: Destination) -> None:
+    """The same crash, and then a receiver that may replace: the final file is never partial, so it is not touched."""
+    staged = stage(destination)
+    write(staged, *range(4))
+    os.link(path / ".filestreamer" / f"{KEY}.data", path / "f")
+    staged.close()
+    staged = stage(destination)
+    staged.write(memoryview(b"x" * 30), 0)
+    assert (path / "f").read_bytes() == CONTENT
+    staged.close()
+
+
+def test_discard(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0)
+    staged.discard()
+    staged.close()
+    assert os.listdir(path) == []
+
+
+def test_tidy_keeps_what_is_not_empty(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    staged.close()
+    destination.tidy()
+    assert os.listdir(path) == [".filestreamer"]
+
+
+# -------------------------------------------------------------------------------------------------------- stale staging
+
+
+def test_stale_staging_is_found_and_discarded(path: Path, destination: Destination) -> None:
+    assert destination.discard_older_than(0.0, 0.0) == (0, 0)
+    staged = stage(destination)
+    write(staged, 0)
+    staged.close()
+    now = max(file.stat().st_mtime for file in (path / ".filestreamer").iterdir())
+    assert destination.discard_older_than(None, now + 1000) == (0, 1)
+    assert destination.discard_older_than(100.0, now + 50) == (0, 1)
+    assert destination.discard_older_than(100.0, now + 150) == (1, 0)
+    assert os.listdir(path) == []
+
+
+def test_stale_staging_that_is_in_use_stays(path: Path, destination: Destination) -> None:
+    staged = stage(destination)
+    write(staged, 0)
+    assert destination.discard_older_than(0.0, 1 << 40) == (0, 1)
+    write(staged, 1)
+    staged.close()
+    assert len(os.listdir(path / ".filestreamer")) == 2
+
+
+def test_the_token_is_no_staging(path: Path, destination: Destination) -> None:
+    os.close(destination.staging(create=True))
+    (path / ".filestreamer" / "token").write_text("x" * 20)
+    assert destination.discard_older_than(0.0, 1 << 40) == (0, 0)
+    assert os.listdir(path / ".filestreamer") == ["token"]
