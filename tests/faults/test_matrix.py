@@ -1,0 +1,740 @@
+"""The matrix of events: something fails in the middle of a transfer, and it recovers, or ends as it should.
+
+Where it can recover, it does so by itself: exit 0, the file identical. Where it can't, there is one clear line, the
+exit code of the cause, nothing under the final name, and the same command completes once the cause is gone. Nothing
+takes longer than the give-up time and END_SECONDS.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.disks import MIB, disk, fill
+from tests.support.proxy import (
+    Blackhole,
+    Cut,
+    Delay,
+    Fault,
+    FlipFrame,
+    FlipPayload,
+    HalfOpen,
+    Proxy,
+    Reset,
+    SlowReader,
+    Stall,
+    Truncate,
+)
+from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.staging import Staging
+
+SIZE = 12 * MIB
+CHUNK_SIZE = 128 * 1024
+CHUNKS = SIZE // CHUNK_SIZE
+STEADY = ("--connections", 4, "--chunk-size", CHUNK_SIZE, "--rate-limit", "8MiB/s")
+"""One second and a half for a file of SIZE: time for something to happen in the middle."""
+END_SECONDS = 15.0
+"""What an end may take beyond --give-up-after."""
+SOME = CHUNKS // 4
+
+
+def check_arrived(pair: Pair, file: Path) -> None:
+    """Assert that the file is there, identical, and nothing else is."""
+    assert same(file, pair.destination / file.name)
+    assert [file.name] == pair.received()
+
+
+def staging(pair: Pair, file: Path) -> Staging:
+    """Return where the receiver keeps the file until it is complete."""
+    return Staging(pair.destination, file.name)
+
+
+def check_nothing_arrived(pair: Pair) -> None:
+    """Assert that nothing stands under a final name."""
+    assert pair.received() in ([], [".filestreamer"])
+
+
+def kill(service: Service) -> None:
+    """End a service as a crash would, and wait until it is gone."""
+    service.signal(signal.SIGKILL)
+    assert service.wait() == 137
+
+
+def no_accident(*running: Service) -> None:
+    """Assert that no service met a bug of its own."""
+    for service in running:
+        assert "Traceback" not in service.stderr
+        assert "a bug" not in service.stderr
+
+
+# -------------------------------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_receiver_is_killed_and_started_again(pair: Pair, seed: int, kills: int) -> None:
+    """The sender that is running finds it again, and sends what is not there."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    sender = pair.sender(file, address, *STEADY)
+    for count in range(1, kills + 1):
+        staging(pair, file).wait_for_records(CHUNKS * count // (kills + 1))
+        kill(receiver)
+        receiver = pair.receiver(listen=address)
+        sender.wait_for("receiver_restarted", count=count)
+    result = sender.succeeds()
+    check_arrived(pair, file)
+    assert result["held_bytes"] > 0
+    assert result["sent_bytes"] < SIZE + kills * 4 * MIB
+    receiver.wait_for("transfer_complete")
+    no_accident(sender, receiver)
+
+
+def test_sender_is_killed_and_run_again(pair: Pair, seed: int) -> None:
+    """The second run sends what is missing, and nothing else."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    sender = pair.sender(file, address, *STEADY)
+    staging(pair, file).wait_for_records(SOME)
+    kill(sender)
+    check_nothing_arrived(pair)
+    result = pair.sender(file, address, *STEADY).succeeds()
+    check_arrived(pair, file)
+    assert result["held_bytes"] >= SOME * CHUNK_SIZE
+    assert result["held_bytes"] + result["sent_bytes"] == SIZE
+    no_accident(receiver)
+
+
+def test_both_are_killed_and_run_again(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    for _ in range(3):
+        receiver = pair.receiver()
+        sender = pair.sender(file, pair.address(receiver), *STEADY)
+        before = staging(pair, file).records
+        staging(pair, file).wait_for_records(before + CHUNKS // 5)
+        kill(receiver)
+        kill(sender)
+    receiver = pair.receiver("--once")
+    result = pair.sender(file, pair.address(receiver), *STEADY).succeeds()
+    assert receiver.wait() == 0
+    check_arrived(pair, file)
+    assert result["held_bytes"] >= CHUNKS * 3 // 5 * CHUNK_SIZE
+    assert result["held_bytes"] + result["sent_bytes"] == SIZE
+
+
+def test_receiver_starts_long_after_the_sender(pair: Pair, seed: int) -> None:
+    file = pair.file("f", MIB, seed)
+    with held_port() as port, Proxy(f"127.0.0.1:{port}") as proxy:
+        sender = pair.sender(file, proxy.address)
+        proxy.wait_until(lambda: proxy.refused >= 6, "trying again")
+        receiver = pair.receiver("--once", listen=f"127.0.0.1:{port}")
+        sender.succeeds()
+        assert receiver.wait() == 0
+    check_arrived(pair, file)
+
+
+def test_nobody_ever_listens(pair: Pair) -> None:
+    """It ends when it gives up, and says where it found nobody."""
+    file = pair.file("f", 1000)
+    with held_port() as port:
+        message = pair.sender(file, f"127.0.0.1:{port}", "--give-up-after", 2).fails(
+            1, "timeout", seconds=2 + END_SECONDS
+        )
+    assert f"127.0.0.1:{port}" in message
+
+
+# --------------------------------------------------------------------------------------------------------- connections
+
+
+def moved_through(pair: Pair, file: Path, plan: Sequence[Fault], *settings: object) -> dict[str, Any]:
+    """Send a file through a proxy with faults that a sender recovers from; each of them strikes. Return the result."""
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver), plan) as proxy:
+        sender = pair.sender(file, proxy.address, *(settings or STEADY))
+        result = sender.succeeds(45)
+        missed = [fault for fault in plan if fault not in proxy.struck]
+    assert not missed, f"these did not happen: {missed}"
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+    return result
+
+
+@pytest.mark.parametrize("fault", [Reset, Cut], ids=["reset", "cut"])
+def test_a_data_connection_ends(pair: Pair, seed: int, fault: type[Fault]) -> None:
+    file = pair.file("f", SIZE, seed)
+    result = moved_through(pair, file, [fault(on="data 1", at=MIB + 100)])
+    assert result["reconnects"] >= 1
+    assert result["sent_bytes"] < SIZE + 4 * MIB
+
+
+def test_others_take_over_from_a_connection_that_never_lasts(pair: Pair, seed: int) -> None:
+    """Each time that data 1 is opened, it is reset inside its first chunk; the others send what was its own."""
+    file = pair.file("f", SIZE, seed)
+    result = moved_through(pair, file, [Reset(on="data 1", at=CHUNK_SIZE // 2, nth=None)])
+    by_id = {each["connection_id"]: each for each in result["per_connection"]}
+    assert by_id[1]["bytes"] == 0
+    assert by_id[1]["reconnects"] >= 2
+    assert result["stolen_chunks"] >= CHUNKS // 4 - 1
+
+
+def test_every_data_connection_is_reset_again_and_again(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    result = moved_through(pair, file, [Reset(on="data *", at=MIB, nth=None)])
+    assert result["reconnects"] >= 4
+
+
+def test_a_data_connection_is_half_open(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=200)]
+    assert moved_through(pair, file, plan)["reconnects"] >= 2
+
+
+def test_what_a_connection_carried_last_is_lost(pair: Pair, seed: int) -> None:
+    """The sender's kernel says that it was taken, and it never arrives; acknowledgements likewise."""
+    file = pair.file("f", SIZE, seed)
+    plan = [
+        Truncate(on="data 0", at=MIB, lost=300_000),
+        Truncate(on="data 1", direction="down", at=200, lost=50),
+    ]
+    assert moved_through(pair, file, plan)["reconnects"] >= 2
+
+
+def test_connections_are_late_slow_and_stall(pair: Pair, seed: int) -> None:
+    """None of that is a failure."""
+    file = pair.file("f", SIZE, seed)
+    plan = [
+        Delay(on="data 0", seconds=2.0),
+        Stall(on="data 1", at=MIB, seconds=2.0),
+        SlowReader(on="data 2", at=1000, bytes_per_read=1000, pause_seconds=0.002, span=400_000),
+        Stall(on="control", direction="down", at=100, seconds=1.0),
+    ]
+    result = moved_through(pair, file, plan)
+    assert (result["reconnects"], result["sent_bytes"]) == (0, SIZE)
+
+
+def test_control_alone_is_lost(pair: Pair, seed: int) -> None:
+    """Data goes on while control is away; then all ends well, without one data connection lost."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    plan = [Delay(on="control", nth=1, seconds=1.5)]
+    with Proxy(pair.address(receiver), plan) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME // 2)
+        proxy.reset("control")
+        sender.wait_for("control_lost")
+        before = staging(pair, file).records
+        staging(pair, file).wait_for_records(before + 10)
+        assert len(sender.events("connected")) == 1, "control was back before data was seen to move"
+        result = sender.succeeds()
+    check_arrived(pair, file)
+    assert len(sender.events("connected")) == 2
+    assert (result["reconnects"], result["sent_bytes"]) == (0, SIZE)
+    no_accident(sender, receiver)
+
+
+@pytest.mark.parametrize("how", ["reset", "cut"])
+def test_all_connections_are_lost_for_a_while(pair: Pair, seed: int, how: str) -> None:
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        proxy.refuse()
+        getattr(proxy, how)("*")
+        proxy.wait_until(lambda: proxy.refused >= 3, "trying again")
+        proxy.refuse(False)
+        result = sender.succeeds()
+    check_arrived(pair, file)
+    assert len(sender.events("control_lost")) == 1
+    assert SIZE <= result["sent_bytes"] < SIZE + 4 * MIB
+    no_accident(sender, receiver)
+
+
+def test_all_connections_are_lost_for_longer_than_the_receiver_waits(pair: Pair, seed: int) -> None:
+    """The receiver has given the transfer up, and the sender that comes back begins it anew, from what was kept."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver("--give-up-after", 1)
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        proxy.refuse()
+        proxy.reset("*")
+        receiver.wait_for("transfer_failed")
+        proxy.refuse(False)
+        sender.succeeds()
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+
+
+def test_all_connections_are_lost_when_everything_was_sent(pair: Pair, seed: int) -> None:
+    """Acknowledgements are held back until all of it is there; then all is lost for longer than the receiver waits."""
+    file = pair.file("f", 8 * MIB, seed)
+    receiver = pair.receiver("--give-up-after", 1)
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        proxy.wait_until(lambda: any(each.name == "data 3" for each in proxy.connections), "data connections")
+        for connection_id in range(4):
+            proxy.hold(f"data {connection_id}", "down")
+        staging(pair, file).wait_for_records(64)
+        proxy.refuse()
+        proxy.reset("*")
+        receiver.wait_for("transfer_failed")
+        proxy.refuse(False)
+        sender.succeeds()
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+
+
+def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) -> None:
+    """No connection moves anything, and no one says so: exit 1 in time; the same command completes."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver), [Blackhole(on="*", at=MIB)]) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY, "--give-up-after", 4)
+        message = sender.fails(1, "timeout", seconds=4 + END_SECONDS + UNIT)
+    assert "without progress" in message
+    check_nothing_arrived(pair)
+    result = pair.sender(file, pair.address(receiver), "--chunk-size", CHUNK_SIZE).succeeds()
+    check_arrived(pair, file)
+    assert result["held_bytes"] > 0
+    no_accident(sender, receiver)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_one_connection_is_a_black_hole(pair: Pair, seed: int) -> None:
+    """It counts as dead after 30 s; then its chunks go over others."""
+    file = pair.file("f", SIZE, seed)
+    result = moved_through(pair, file, [Blackhole(on="data 1", at=MIB)])
+    assert result["reconnects"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_control_is_a_black_hole(pair: Pair, seed: int) -> None:
+    """Data has ended long before control counts as dead; the next control connection brings the end."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        proxy.hold("control", "up")
+        proxy.hold("control", "down")
+        result = sender.succeeds(55)
+    check_arrived(pair, file)
+    assert result["sent_bytes"] == SIZE
+    no_accident(sender, receiver)
+
+
+def test_complete_is_lost(pair: Pair, seed: int) -> None:
+    """The receiver has committed, and its word is lost: the sender that comes back is told again."""
+    file = pair.file("f", MIB, seed)
+    receiver = pair.receiver("--once")
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        receiver.wait_for("transfer_started")
+        with holding(proxy, "control"):
+            wait_for_file(pair.destination / "f")
+            proxy.reset("control")
+        sender.succeeds()
+    assert receiver.wait() == 0
+    check_arrived(pair, file)
+    assert sender.result["sent_bytes"] == MIB
+
+
+def test_complete_is_lost_after_control_was_lost_before(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver("--once")
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        proxy.cut("control")
+        sender.wait_for("connected", count=2)
+        with holding(proxy, "control"):
+            wait_for_file(pair.destination / "f")
+            proxy.reset("control")
+        sender.succeeds()
+    assert receiver.wait() == 0
+    check_arrived(pair, file)
+    assert sender.result["sent_bytes"] == SIZE
+
+
+@contextlib.contextmanager
+def holding(proxy: Proxy, name: str) -> Iterator[None]:
+    """Hold back what the receiver says over a connection."""
+    proxy.hold(name, "down")
+    yield
+
+
+def wait_for_file(path: Path, seconds: float = 3 * UNIT) -> None:
+    """Wait until a file stands under its name."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path.name} within {seconds} s"
+        time.sleep(0.01)
+
+
+# ----------------------------------------------------------------------------------------------------------- bits flip
+
+
+@pytest.mark.parametrize("at", [0, CHUNK_SIZE // 2 + 1, CHUNK_SIZE - 1], ids=["first", "middle", "last"])
+def test_a_bit_of_the_payload_flips(pair: Pair, seed: int, at: int) -> None:
+    file = pair.file("f", 4 * MIB, seed)
+    result = moved_through(pair, file, [FlipPayload(on="data *", chunk=5, at=at, bit=6)], "--chunk-size", CHUNK_SIZE)
+    assert result["resent_chunks"] >= 1
+    assert result["sent_bytes"] == 4 * MIB + CHUNK_SIZE
+
+
+def test_a_bit_of_a_digest_flips(pair: Pair, seed: int) -> None:
+    file = pair.file("f", 4 * MIB, seed)
+    plan = [FlipPayload(on="data *", chunk=5, at=CHUNK_SIZE + 3)]
+    result = moved_through(pair, file, plan, "--chunk-size", CHUNK_SIZE)
+    assert result["resent_chunks"] >= 1
+
+
+LONGER = pytest.param(2, marks=pytest.mark.slow, id="length, third")
+"""Then 2 KiB more are waited for, which do not come while nothing else moves: it counts as dead after 30 s."""
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(0, id="length, high"),
+        LONGER,
+        pytest.param(3, id="length, low"),
+        pytest.param(7, id="checksum"),
+        pytest.param(12, id="body"),
+    ],
+)
+@pytest.mark.parametrize(
+    "flip",
+    [
+        FlipFrame(on="data 1", direction="up", frame=2),
+        FlipFrame(on="data 1", direction="down", frame=2),
+        FlipFrame(on="control", direction="up", frame=1),
+        FlipFrame(on="control", direction="down", frame=2),
+    ],
+    ids=["chunk header", "acknowledgement", "offer", "answer"],
+)
+def test_a_bit_of_a_frame_flips(pair: Pair, seed: int, flip: FlipFrame, at: int) -> None:
+    """The frame's checksum, or its length, gives it away; that connection is made again."""
+    file = pair.file("f", 4 * MIB, seed)
+    plan = [dataclasses.replace(flip, at=at, bit=3)]
+    moved_through(pair, file, plan, "--chunk-size", CHUNK_SIZE, "--connections", 4, "--rate-limit", "8MiB/s")
+
+
+@pytest.mark.parametrize("at", [1, 12], ids=["length", "body"])
+@pytest.mark.parametrize(
+    "flip",
+    [
+        FlipFrame(on="#0", direction="down", frame=0),
+        FlipFrame(on="#2", direction="down", frame=0),
+        FlipFrame(on="control", direction="up", frame=0),
+        FlipFrame(on="data 1", direction="up", frame=0),
+        FlipFrame(on="data 1", direction="down", frame=1),
+    ],
+    ids=["control's greeting", "data's greeting", "control's hello", "data's hello", "data's welcome"],
+)
+def test_a_bit_of_the_opening_flips(pair: Pair, seed: int, flip: FlipFrame, at: int) -> None:
+    file = pair.file("f", 4 * MIB, seed)
+    plan = [dataclasses.replace(flip, at=at, bit=2)]
+    moved_through(pair, file, plan, "--chunk-size", CHUNK_SIZE, "--connections", 4, "--rate-limit", "8MiB/s")
+
+
+def test_a_chunk_that_always_arrives_damaged(pair: Pair, seed: int) -> None:
+    """It is sent a few times; then one line says what to suspect. Without the cause, the same command completes."""
+    file = pair.file("f", 4 * MIB, seed)
+    receiver = pair.receiver()
+    settings = ("--chunk-size", CHUNK_SIZE)
+    with Proxy(pair.address(receiver), [FlipPayload(on="data *", chunk=5, nth=None, again=True)]) as proxy:
+        message = pair.sender(file, proxy.address, *settings).fails(1, "digest")
+    assert "chunk 5" in message
+    assert "suspect" in message
+    assert receiver.wait_for("transfer_failed")["error"] == "digest"
+    assert len(receiver.events("digest_mismatch")) == 4
+    check_nothing_arrived(pair)
+    pair.sender(file, pair.address(receiver), *settings).succeeds()
+    check_arrived(pair, file)
+
+
+# -------------------------------------------------------------------------------------------------- the source changes
+
+
+def shrink(file: Path) -> None:
+    """Cut off the second half."""
+    os.truncate(file, SIZE // 2)
+
+
+def shrink_a_little(file: Path) -> None:
+    """Cut off the last byte."""
+    os.truncate(file, SIZE - 1)
+
+
+def grow(file: Path) -> None:
+    """Append."""
+    with file.open("ab") as stream:
+        stream.write(b"more")
+
+
+def replace(file: Path) -> None:
+    """Put another file of the same size in its place."""
+    other = file.with_name("other")
+    other.write_bytes(bytes(SIZE))
+    other.rename(file)
+
+
+def overwrite_what_was_read(file: Path) -> None:
+    """Change bytes in place, in what has been sent."""
+    with file.open("r+b") as stream:
+        stream.write(b"other bytes")
+
+
+def overwrite_what_was_not_read(file: Path) -> None:
+    """Change bytes in place, in what will be sent."""
+    with file.open("r+b") as stream:
+        stream.seek(SIZE - 100)
+        stream.write(b"other bytes")
+
+
+def overwrite_and_put_the_time_back(file: Path) -> None:
+    """Change bytes in place, and make the mtime what it was."""
+    before = file.stat()
+    overwrite_what_was_not_read(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = [
+    shrink,
+    shrink_a_little,
+    grow,
+    replace,
+    overwrite_what_was_read,
+    overwrite_what_was_not_read,
+    overwrite_and_put_the_time_back,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_source_changes(pair: Pair, seed: int, change: Callable[[Path], None]) -> None:
+    """It ends with exit 4 on both sides, never with a mixture; a run after that sends what the file is then."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    sender = pair.sender(file, address, *STEADY)
+    staging(pair, file).wait_for_records(SOME)
+    change(file)
+    message = sender.fails(4, "source_changed")
+    assert str(file) in message
+    assert sender.result["sent_bytes"] < SIZE * 3 // 4, "it was noticed at the end only"
+    assert receiver.wait_for("transfer_failed")["error"] == "source_changed"
+    check_nothing_arrived(pair)
+    result = pair.sender(file, address, "--chunk-size", CHUNK_SIZE).succeeds()
+    check_arrived(pair, file)
+    if change is not replace:
+        assert result["held_bytes"] >= (SOME - 8) * CHUNK_SIZE
+    no_accident(sender, receiver)
+
+
+def test_source_is_removed(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), *STEADY)
+    staging(pair, file).wait_for_records(SOME)
+    file.unlink()
+    sender.fails(4, "source_changed")
+    check_nothing_arrived(pair)
+
+
+# --------------------------------------------------------------------------------------------------- the disk fills up
+
+
+def test_destination_fills_up(pair: Pair, memory: Path, seed: int) -> None:
+    """Exit 4 on both sides, what was there stays untouched; with room, the same command completes."""
+    file = pair.file("f", SIZE, seed)
+    with disk(memory / "small", SIZE + 8 * MIB) as small:
+        final = small / "f"
+        final.write_bytes(b"what was there before")
+        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", small)
+        address = pair.address(receiver)
+        sender = pair.sender(file, address, *STEADY)
+        Staging(small, "f").wait_for_records(SOME)
+        ballast = fill(small)
+        message = sender.fails(4, "no_space")
+        assert str(final) in message
+        failed = receiver.wait_for("transfer_failed")
+        assert (failed["error"], str(final) in failed["reason"]) == ("no_space", True)
+        assert final.read_bytes() == b"what was there before"
+        pair.sender(file, address, *STEADY).fails(4, "no_space")
+        assert final.read_bytes() == b"what was there before"
+        ballast.unlink()
+        result = pair.sender(file, address, "--chunk-size", CHUNK_SIZE).succeeds()
+        assert same(file, final)
+        assert sorted(os.listdir(small)) == ["f"]
+        assert result["held_bytes"] >= (SOME - 8) * CHUNK_SIZE
+        no_accident(sender, receiver)
+
+
+def test_destination_was_too_small_from_the_beginning(pair: Pair, memory: Path, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    with disk(memory / "small", SIZE - MIB) as small:
+        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", small)
+        sender = pair.sender(file, pair.address(receiver), *STEADY)
+        sender.fails(4, "no_space")
+        assert sender.result["sent_bytes"] == 0
+        assert os.listdir(small) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- frozen
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("side", ["receiver", pytest.param("sender", marks=pytest.mark.slow)])
+def test_one_side_is_frozen_for_20_seconds(pair: Pair, seed: int, side: str) -> None:
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), *STEADY)
+    frozen = {"receiver": receiver, "sender": sender}[side]
+    staging(pair, file).wait_for_records(SOME)
+    frozen.signal(signal.SIGSTOP)
+    with pytest.raises(AssertionError, match="still runs"):
+        (sender if side == "receiver" else receiver).wait(20)
+    frozen.signal(signal.SIGCONT)
+    sender.succeeds()
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+
+
+def test_receiver_is_frozen_for_ever(pair: Pair, seed: int) -> None:
+    """The sender gives up in time; what is thawed later takes the next run."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    sender = pair.sender(file, address, *STEADY, "--give-up-after", 3)
+    staging(pair, file).wait_for_records(SOME)
+    receiver.signal(signal.SIGSTOP)
+    message = sender.fails(1, "timeout", seconds=3 + END_SECONDS + UNIT)
+    assert "without progress" in message
+    check_nothing_arrived(pair)
+    receiver.signal(signal.SIGCONT)
+    pair.sender(file, address).succeeds()
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_receiver_is_frozen_for_ever_and_the_sender_waits_long(pair: Pair, seed: int) -> None:
+    """Longer than after what a peer counts as dead: dialling anew finds nobody who answers."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), *STEADY, "--give-up-after", 45)
+    staging(pair, file).wait_for_records(SOME)
+    receiver.signal(signal.SIGSTOP)
+    sender.fails(1, "timeout", seconds=45 + END_SECONDS + UNIT)
+    check_nothing_arrived(pair)
+    no_accident(sender)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_sender_is_frozen_for_ever(pair: Pair, seed: int) -> None:
+    """Once it counts as dead, another sender of the file takes its place; what it held is not sent again."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    frozen = pair.sender(file, address, *STEADY)
+    staging(pair, file).wait_for_records(SOME)
+    frozen.signal(signal.SIGSTOP)
+    result = pair.sender(file, address, *STEADY).succeeds(6 * UNIT)
+    check_arrived(pair, file)
+    assert result["held_bytes"] >= SOME * CHUNK_SIZE
+    assert result["held_bytes"] + result["sent_bytes"] == SIZE
+    frozen.signal(signal.SIGCONT)
+    assert frozen.wait() in (0, 1), "thawed, it may find that it was superseded, or begin anew"
+    check_arrived(pair, file)
+    no_accident(frozen, receiver)
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_a_signal_ends_it_in_the_middle_of_a_chunk(pair: Pair, seed: int, side: str, number: signal.Signals) -> None:
+    """At once, with exit 128+N, and the same commands resume."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    settings = ("--chunk-size", "2MiB", "--connections", 2, "--rate-limit", "5MiB/s")  # nearly a second a chunk
+    sender = pair.sender(file, address, *settings)
+    staging(pair, file).wait_for_records(2)
+    ended = {"receiver": receiver, "sender": sender}[side]
+    ended.signal(number)
+    assert ended.wait(UNIT) == 128 + number
+    assert "interrupted" in [result["status"] for result in ended.results]
+    check_nothing_arrived(pair)
+    if side == "receiver":
+        receiver = pair.receiver(listen=address)
+        sender.succeeds()
+    else:
+        sender = pair.sender(file, address, *settings)
+        assert sender.succeeds()["held_bytes"] >= 4 * MIB
+    check_arrived(pair, file)
+    no_accident(sender, receiver)
+
+
+def test_a_second_signal_ends_the_sender_now(pair: Pair, seed: int) -> None:
+    """The first lets it say goodbye, for which a frozen receiver never thanks."""
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        receiver.signal(signal.SIGSTOP)
+        control = next(each for each in proxy.connections if each.name == "control")
+        sender.signal(signal.SIGTERM)
+        proxy.wait_until(lambda: control.up.has_ended, "the sender's goodbye")
+        sender.signal(signal.SIGINT)
+        assert sender.wait(UNIT) == 130
+    receiver.signal(signal.SIGCONT)
+    check_nothing_arrived(pair)
+
+
+def test_a_second_signal_ends_the_receiver_now(pair: Pair, seed: int) -> None:
+    file = pair.file("f", SIZE, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(file, proxy.address, *STEADY)
+        staging(pair, file).wait_for_records(SOME)
+        sender.signal(signal.SIGSTOP)
+        control = next(each for each in proxy.connections if each.name == "control")
+        receiver.signal(signal.SIGTERM)
+        proxy.wait_until(lambda: control.down.has_ended, "the receiver's goodbye")
+        receiver.signal(signal.SIGINT)
+        assert receiver.wait(UNIT) == 130
+    check_nothing_arrived(pair)
+
+
+def test_a_signal_ends_a_sender_that_has_reached_nobody(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    with held_port() as port:
+        sender = pair.sender(file, f"127.0.0.1:{port}")
+        sender.wait_for("cannot_connect")
+        sender.signal(signal.SIGTERM)
+        assert sender.wait(UNIT) == 143
+    assert sender.result["status"] == "interrupted"
+
+
+def test_a_signal_ends_a_receiver_without_work(pair: Pair) -> None:
+    receiver = pair.receiver()
+    pair.address(receiver)
+    receiver.signal(signal.SIGINT)
+    assert receiver.wait(UNIT) == 130
+    no_accident(receiver)
