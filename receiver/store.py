@@ -324,9 +324,16 @@ class Staged:
             raise from_os_error(error, Code.DESTINATION, f"can't write the ledger of {self.path}") from None
 
     def write_back(self) -> None:
-        """Have the kernel write what it holds, so that the last sync is short. Errors show at commit."""
-        with contextlib.suppress(OSError):
+        """Have the kernel write what it holds, so that the last sync is short.
+
+        Raises TransferFailed (NO_SPACE, DESTINATION) and discards the staging: the kernel tells a failed write-back once
+        for each open file, so that the fsync of `commit` would not hear of it again.
+        """
+        try:
             os.fdatasync(self.fd)
+        except OSError as error:
+            self.discard()
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
 
     def commit(self) -> None:
         """Put the file under its final name, durably. Raises TransferFailed: DESTINATION, NO_SPACE, EXISTS.

@@ -109,6 +109,8 @@ class Transfer(threading.Thread):
         self._committer: threading.Thread | None = None
         self._over = threading.Event()
         self._write_back_ended = threading.Event()
+        self._write_backs: list[threading.Thread] = []
+        self._write_back_error: FilestreamerError | None = None
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
@@ -321,12 +323,20 @@ class Transfer(threading.Thread):
         for first, end in assembly.runs(CLAIMED):
             self._rehasher.add(len(self.intake.files) - 1, staged, grid, first, end)
         if entry.size >= WRITE_BACK_BYTES:
-            threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True).start()
+            thread = threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True)
+            self._write_backs.append(thread)
+            thread.start()
 
     def _write_back(self, staged: Staged) -> None:
         """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
-        while not self._write_back_ended.wait(TICK_SECONDS):
-            staged.write_back()
+
+        def write_back() -> None:
+            while not self._write_back_ended.wait(TICK_SECONDS):
+                staged.write_back()
+
+        self._write_back_error = run_to_end("write-back", write_back)
+        if self._write_back_error is not None:
+            self.post(Failed(self._write_back_error))
 
     def _take_rehashed(self, batch: Rehashed) -> None:
         """Answer claimed chunks, now that it is known what is on the disk."""
@@ -365,6 +375,10 @@ class Transfer(threading.Thread):
         """Put every file in place; the coordinator goes on saying that this side lives."""
 
         def commit() -> None:
+            for thread in self._write_backs:
+                thread.join()
+            if self._write_back_error is not None:
+                raise self._write_back_error
             for file in self.intake.files:
                 file.staged.commit()
 
@@ -457,6 +471,9 @@ class Transfer(threading.Thread):
         self._over.set()
         self._write_back_ended.set()
         left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
+        for thread in self._write_backs:
+            thread.join(LEAVE_SECONDS)
+            left.append(not thread.is_alive())
         if self._committer is not None:
             self._committer.join()
         if self._channel is not None:
