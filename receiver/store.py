@@ -326,8 +326,8 @@ class Staged:
     def write_back(self) -> None:
         """Have the kernel write what it holds, so that the last sync is short.
 
-        Raises TransferFailed (NO_SPACE, DESTINATION) and discards the staging: the kernel tells a failed write-back once
-        for each open file, so that the fsync of `commit` would not hear of it again.
+        Raises TransferFailed (NO_SPACE, DESTINATION) and discards the staging: the kernel tells a failed write-back
+        once for each open file, so that the fsync of `commit` would not hear of it again.
         """
         try:
             os.fdatasync(self.fd)

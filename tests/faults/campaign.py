@@ -187,7 +187,27 @@ class DamageData:
         return True
 
 
-Damage = DamageLedger | DamageData
+@dataclasses.dataclass(frozen=True)
+class KillResuming:
+    """Between the runs: another one resumes, in which `side` is killed after a while; then the sender, in any case."""
+
+    side: str
+    seconds: float
+
+    def strike(self, stage: "Stage") -> bool:
+        """Happen now; whether there was anything to resume."""
+        if not stage.staging.records:
+            return False
+        stage.sender = stage.send()
+        time.sleep(self.seconds)
+        if self.side == "receiver":
+            stage.kill("receiver")
+            stage.start_receiver()
+        stage.kill("sender")
+        return True
+
+
+Damage = DamageLedger | DamageData | KillResuming
 
 
 # ----------------------------------------------------------------------------------------------------------- a case
@@ -373,6 +393,10 @@ class Drawing:
         how = self._random.choice(["bytes", "bytes", "torn", "gone"])
         self.damages.append(DamageData(how, self._random.randrange(1 << 30)))
 
+    def kill_resuming(self) -> None:
+        self._kill_in_the_middle()
+        self.damages.append(KillResuming(self._random.choice(["sender", "receiver"]), self._seconds(1.2)))
+
     def _kill_in_the_middle(self) -> None:
         self.events.append(Kill("sender", Moment(round(self._random.uniform(0.2, 0.9), 3), 0.0)))
 
@@ -396,6 +420,7 @@ DRAW: Final[dict[str, Callable[[Drawing], None]]] = {
     "disk full": Drawing.disk_full,
     "damaged ledger": Drawing.damaged_ledger,
     "damaged data": Drawing.damaged_data,
+    "kill resuming": Drawing.kill_resuming,
 }
 KINDS: Final = tuple(DRAW)
 
@@ -426,7 +451,7 @@ class Stage:
             self.final.write_bytes(OLD)
         self.start_receiver()
         self.proxy = Proxy(self._listen, case.plan)
-        self.sender = self._send(self.proxy.address)
+        self.sender = self.send(self.proxy.address)
 
     def start_receiver(self) -> None:
         """Start a receiver, at the port of the one before."""
@@ -436,11 +461,19 @@ class Stage:
         )
         self._listen = self._pair.address(self.receivers[-1])
 
-    def _send(self, to: str, *settings: object) -> Service:
+    def send(self, to: str = "", *settings: object) -> Service:
+        """Start a sender, to the receiver itself unless told otherwise."""
         case = self.case
         command = ("--chunk-size", case.chunk_size, "--connections", case.connections, "--rate-limit", case.rate)
         return self._pair.sender(
-            self.source, to, *command, "--give-up-after", case.give_up_after, "--log-level", "debug", *settings
+            self.source,
+            to or self._listen,
+            *command,
+            "--give-up-after",
+            case.give_up_after,
+            "--log-level",
+            "debug",
+            *settings,
         )
 
     def service(self, side: str) -> Service:
@@ -510,18 +543,20 @@ class Stage:
     # --- between the runs, and the second
 
     def damage(self) -> None:
-        """Let what is to happen to staging happen, while no receiver runs."""
-        if not self.case.damages:
-            return
-        self.kill("receiver")
-        self.struck += [damage for damage in self.case.damages if damage.strike(self)]
-        self.start_receiver()
+        """Let happen what is to happen between the runs: to staging while no receiver runs, then in a run by itself."""
+        files = [damage for damage in self.case.damages if not isinstance(damage, KillResuming)]
+        if files:
+            self.kill("receiver")
+            self.struck += [damage for damage in files if damage.strike(self)]
+            self.start_receiver()
+        runs = [damage for damage in self.case.damages if isinstance(damage, KillResuming)]
+        self.struck += [damage for damage in runs if damage.strike(self)]
 
     def run_again(self) -> None:
         """Run without faults; assert that it completes, sends what is missing and leaves nothing."""
         if self.ballast is not None:
             self.ballast.unlink()
-        self.sender = self._send(self._listen, "--rate-limit", "1GiB/s", "--give-up-after", PATIENT_SECONDS)
+        self.sender = self.send(self._listen, "--rate-limit", "1GiB/s", "--give-up-after", PATIENT_SECONDS)
         result = self.sender.succeeds(PATIENT_SECONDS + END_SECONDS)
         assert self.is_complete(), "the next run exited with 0, and the file is not there"
         assert self.case.size == result["sent_bytes"] + result["held_bytes"]
@@ -564,6 +599,7 @@ _KIND_OF_CLASS: Final[dict[type, str]] = {
     FillDisk: "disk full",
     DamageLedger: "damaged ledger",
     DamageData: "damaged data",
+    KillResuming: "kill resuming",
 }
 
 

@@ -333,6 +333,27 @@ def test_control_is_a_black_hole(pair: Pair, seed: int) -> None:
     no_accident(sender, receiver)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_chunk_that_takes_long_to_send_may_be_acknowledged_late(pair: Pair, seed: int) -> None:
+    """For 35 s the sender says what its rate allows and hears nothing; the answer that is late by 2 s is in time."""
+    file = pair.file("f", 35 * 64 * 1024, seed)
+    receiver = pair.receiver()
+    with Proxy(pair.address(receiver)) as proxy:
+        settings = ("--connections", 1, "--chunk-size", "4MiB", "--rate-limit", "64KiB/s", "--log-level", "debug")
+        sender = pair.sender(file, proxy.address, *settings)
+        sender.wait_for("connection_up")
+        proxy.hold("data 0", "down")
+        staging(pair, file).wait_for_records(1, seconds=60)
+        with pytest.raises(AssertionError, match="still runs"):
+            sender.wait(2.5)
+        proxy.release("data 0", "down")
+        result = sender.succeeds()
+    check_arrived(pair, file)
+    assert (result["reconnects"], result["sent_bytes"]) == (0, file.stat().st_size)
+    no_accident(sender, receiver)
+
+
 def test_complete_is_lost(pair: Pair, seed: int) -> None:
     """The receiver has committed, and its word is lost: the sender that comes back is told again."""
     file = pair.file("f", MIB, seed)

@@ -451,6 +451,10 @@ class Connection:
                 fault for fault in self.proxy.plan if fault.direction == half.direction and fault.is_on(name, self.nth)
             ]
 
+    def half(self, direction: Direction) -> Half:
+        """Return one of its directions."""
+        return self.up if direction == "up" else self.down
+
     def hold_back(self, data: bytes) -> bytes:
         """Keep the first bytes; return all of them so far."""
         self._hello += data
@@ -576,8 +580,12 @@ class Proxy:
         self._each(name, Connection.cut)
 
     def hold(self, name: str, direction: Direction) -> None:
-        """Let nothing through, in this direction, until `reset` or `cut`."""
-        self._each(name, lambda connection: (connection.up if direction == "up" else connection.down).stop())
+        """Let nothing through, in this direction, until `release`, `reset` or `cut`."""
+        self._each(name, lambda connection: connection.half(direction).stop())
+
+    def release(self, name: str, direction: Direction) -> None:
+        """Take back `hold`."""
+        self._each(name, lambda connection: connection.half(direction).go())
 
     def refuse(self, refuses: bool = True) -> None:
         """Reset whoever connects from now on, or let them in again."""

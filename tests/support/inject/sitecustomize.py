@@ -1,8 +1,9 @@
 """Put on a service's PYTHONPATH: one call of `os` fails there, or the process is killed around it.
 
-INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process; `how` is
-`before` or `after` (killed then, as by a crash), or the name of an errno that the call fails with. With "path": "ledger"
-only calls count whose first argument is, or is a descriptor of, a file with this in its name.
+INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process, and 0 is
+every call; `how` is `before` or `after` (killed then, as by a crash), `short` (it does a third of what it was asked),
+or the name of an errno that it fails with. With "path": "ledger" only calls count whose first argument is, or is a
+descriptor of, a file with this in its name.
 """
 
 import errno
@@ -21,7 +22,7 @@ def _inject(call: str, nth: int, how: str, path: str = "") -> None:
         nonlocal seen
         if not path or path in _name(args[0]):
             seen += 1
-            if seen == nth:
+            if nth in (0, seen):
                 return _happen(real, how, *args, **kwargs)
         return real(*args, **kwargs)
 
@@ -33,8 +34,20 @@ def _happen(real: Callable[..., Any], how: str, *args: Any, **kwargs: Any) -> An
         if how == "after":
             real(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "short":
+        return real(*_third(real.__name__, args), **kwargs)
     number = getattr(errno, how)
     raise OSError(number, os.strerror(number))
+
+
+def _third(call: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments that ask for a third: (out, in, offset, count), (fd, [view], ...) or (fd, view, ...)."""
+    if call == "sendfile":
+        return (*args[:3], max(1, args[3] // 3))
+    if call == "preadv":
+        (view,) = args[1]
+        return (args[0], [view[: max(1, len(view) // 3)]], *args[2:])
+    return (args[0], args[1][: max(1, len(args[1]) // 3)], *args[2:])
 
 
 def _name(argument: object) -> str:
