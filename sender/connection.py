@@ -170,7 +170,7 @@ class DataConnection(threading.Thread):
         if not self._deal.bind(chunk_id, digests):
             raise self._host.source.changed("it reads differently than before")
         self._outbox += digests
-        if len(self._outbox) >= limits.BLOCK_BYTES:
+        if len(self._outbox) >= limits.BLOCK_BYTES or self._host.limit is not None:
             self._flush(channel)
         if not self._deal.is_home(chunk_id, self.connection_id):
             self.counters.stolen_chunks += 1
@@ -250,6 +250,7 @@ class DataConnection(threading.Thread):
 
     def _wait_for_acknowledgement(self, channel: Channel) -> None:
         begun = time.perf_counter()
+        self._left_at = time.monotonic()  # sending may have taken long: the peer's silence begins now
         body = channel.read_body()
         self.counters.stage_seconds["wait_ack"] += time.perf_counter() - begun
         self._take_in(body)
