@@ -260,7 +260,11 @@ class Server:
             if grid.segments + sum(other.segments for _, other in self._owners.values()) > SEGMENTS:
                 raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
             self._owners[name] = (transfer, grid)
-        return self._destination.stage(name, entry, grid, reserved)
+        try:
+            return self._destination.stage(name, entry, grid, reserved)
+        except TransferFailed:
+            self.release(transfer)
+            raise
 
     def release(self, transfer: Transfer) -> None:
         """Let others write what a transfer wrote."""

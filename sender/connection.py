@@ -148,7 +148,8 @@ class DataConnection(threading.Thread):
                 self._grow_window(channel)
                 self._wait_for_acknowledgement(channel)
                 continue
-            chunk_id = self._deal.next(self.connection_id, wait_seconds=0 if self._outstanding else IDLE_SECONDS)
+            wait_seconds = 0 if self._outstanding else IDLE_SECONDS
+            chunk_id = self._deal.next(self.connection_id, self._epoch, wait_seconds=wait_seconds)
             if chunk_id is not None:
                 self._send_chunk(channel, chunk_id)
             elif self._outstanding:

@@ -12,7 +12,7 @@ from sender.schedule import Schedule
 from service.counters import ConnectionCounters
 from wire import limits
 from wire.digests import root_digest
-from wire.errors import Code, FilestreamerError, TransferFailed
+from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
 
 _UNBOUND = bytes(limits.DIGEST_BYTES)
 
@@ -90,21 +90,24 @@ class Deal:
 
     # --- the data connections
 
-    def next(self, connection_id: int, *, wait_seconds: float = 0.0) -> int | None:
+    def next(self, connection_id: int, epoch: int, *, wait_seconds: float = 0.0) -> int | None:
         """Deal a chunk to a connection; None where there is none for it within `wait_seconds`.
 
-        Raises what ended the transfer, if anything did.
+        Raises what ended the transfer, if anything did, and ConnectionLost for a connection of an earlier epoch: what
+        it can't send any more would be lost.
         """
         with self._changed:
-            chunk_id = self._next(connection_id)
+            chunk_id = self._next(connection_id, epoch)
             if chunk_id is None and wait_seconds and not self._complete:
                 self._changed.wait(wait_seconds)
-                chunk_id = self._next(connection_id)
+                chunk_id = self._next(connection_id, epoch)
             return chunk_id
 
-    def _next(self, connection_id: int) -> int | None:
+    def _next(self, connection_id: int, epoch: int) -> int | None:
         if self._over is not None:
             raise self._over
+        if epoch != self.epoch:
+            raise ConnectionLost("the receiver forgot this transfer: connect again")
         return self._schedule.deal(connection_id)
 
     def is_home(self, chunk_id: int, connection_id: int) -> bool:

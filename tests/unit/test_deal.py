@@ -30,14 +30,14 @@ def make(chunks: int, connections: int = 2, *, strict_modulo: bool = False) -> t
 
 def dealt(deal: Deal, connection_id: int = 0) -> list[int]:
     chunk_ids = []
-    while (chunk_id := deal.next(connection_id)) is not None:
+    while (chunk_id := deal.next(connection_id, deal.epoch)) is not None:
         chunk_ids.append(chunk_id)
     return chunk_ids
 
 
 def test_only_what_was_answered_is_dealt() -> None:
     deal, _ = make(10)
-    assert deal.next(0) is None
+    assert deal.next(0, deal.epoch) is None
     assert deal.need(2, 5) == 3
     assert sorted(dealt(deal)) == [2, 3, 4]
 
@@ -117,9 +117,9 @@ def test_damaged_chunks_are_dealt_again_until_it_is_enough() -> None:
     deal, _ = make(1)
     deal.need(0, 1)
     for _ in range(limits.SENDS_PER_CHUNK - 1):
-        assert deal.next(0) == 0
+        assert deal.next(0, deal.epoch) == 0
         deal.mismatch(0, ConnectionCounters(7), deal.epoch)
-    assert deal.next(0) == 0
+    assert deal.next(0, deal.epoch) == 0
     with pytest.raises(TransferFailed, match="chunk 0 arrived damaged 4 times over connection 7") as caught:
         deal.mismatch(0, ConnectionCounters(7), deal.epoch)
     assert caught.value.code is Code.DIGEST
@@ -137,7 +137,7 @@ def test_another_incarnation_answers_anew() -> None:
     deal.settle((2,), old)
     deal.put_back([1], old)
     deal.differs(0, old)
-    assert (deal.all_settled, settled.calls, deal.next(0)) == (False, 0, None)
+    assert (deal.all_settled, settled.calls, deal.next(0, deal.epoch)) == (False, 0, None)
     assert deal.need(0, 3) == 3
     assert sorted(dealt(deal)) == [0, 1, 2]
     assert not deal.bind(0, b"b" * 16)
@@ -156,14 +156,14 @@ def test_the_first_failure_counts() -> None:
     deal.fail(ConnectionLost("first"))
     deal.fail(ConnectionLost("second"))
     with pytest.raises(ConnectionLost, match="first"):
-        deal.next(0)
+        deal.next(0, deal.epoch)
     assert (deal.is_over, deal.is_complete) == (True, False)
 
 
 def test_completing_ends_the_waiting() -> None:
     deal, _ = make(1)
     deal.complete()
-    assert deal.next(0, wait_seconds=100 * UNIT) is None
+    assert deal.next(0, deal.epoch, wait_seconds=100 * UNIT) is None
     assert (deal.is_over, deal.is_complete, deal.wait_over(0)) == (True, True, True)
 
 
@@ -174,13 +174,13 @@ def test_whoever_waits_is_woken(how: str) -> None:
 
     def wait() -> None:
         try:
-            got.append(deal.next(0, wait_seconds=100 * UNIT))
+            got.append(deal.next(0, deal.epoch, wait_seconds=100 * UNIT))
         except ConnectionLost as error:
             got.append(str(error))
 
     if how == "put_back":
         deal.need(0, 1)
-        assert deal.next(1) == 0
+        assert deal.next(1, deal.epoch) == 0
     thread = threading.Thread(target=wait)
     thread.start()
     if how == "need":
@@ -214,3 +214,15 @@ def test_which_connections_to_start_for_a_strict_modulo() -> None:
     deal.need(4, 5)
     deal.need(8, 9)
     assert deal.wanted_connections(set()) == [0]
+
+
+def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
+    """A chunk that it took from the new schedule, and could not put back into it, would be lost."""
+    deal = Deal(3, lambda: Schedule(1), lambda: None)
+    earlier = deal.epoch
+    deal.need(0, 3)
+    deal.start_over()
+    deal.need(0, 3)
+    with pytest.raises(ConnectionLost):
+        deal.next(0, earlier)
+    assert [deal.next(0, deal.epoch) for _ in range(4)] == [0, 1, 2, None]
