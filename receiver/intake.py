@@ -15,7 +15,7 @@ from service.counters import ConnectionCounters, TransferCounters
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
-from wire.errors import ConnectionLost, RemoteProtocolError
+from wire.errors import Code, ConnectionLost, RemoteProtocolError
 
 if TYPE_CHECKING:
     from receiver.connection import DataConnection
@@ -185,6 +185,8 @@ class Intake:
                 raise ConnectionLost(f"another connection does not leave segment {position}")
 
     def _place(self, chunk_id: int, segment: m.Segment) -> tuple[File, int]:
+        if not self.files:  # a sender that came back faster than its manifest was taken
+            raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
         if segment.file_id >= len(self.files):
             raise RemoteProtocolError(f"chunk {chunk_id}: file {segment.file_id} was not offered")
         file = self.files[segment.file_id]

@@ -64,7 +64,7 @@ class Transfer:
         self._data: dict[int, DataConnection] = {}
         self._channel: Channel | None = None
         self._party: Party | None = None
-        self._control_is_up = threading.Event()
+        self._is_answered = threading.Event()
         self._session = Session("sender", m.Role.CONTROL)
         self._committed: bool | None = None
         self._was_finished = False
@@ -97,11 +97,11 @@ class Transfer:
         self.post(control.Failed(error))
 
     def dial_data(self, connection_id: int) -> Channel:
-        """Open a data connection to where control is, once it is somewhere.
+        """Open a data connection to where control is, once the receiver has answered the offer there.
 
         Raises ConnectionLost, Refused, RemoteProtocolError.
         """
-        while not self._control_is_up.wait(TICK_SECONDS):
+        while not self._is_answered.wait(TICK_SECONDS):
             if self.deal.is_over:
                 raise ConnectionLost("the transfer is over")
         party = self._party
@@ -176,7 +176,6 @@ class Transfer:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._start_over()
         self._channel, self._party = channel, party
-        self._control_is_up.set()
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
         source = self.source
@@ -202,12 +201,14 @@ class Transfer:
         if self._channel is not None or str(error) != str(self._last_trouble):
             self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
         self._channel = None
-        self._control_is_up.clear()
+        self._is_answered.clear()
         self._last_trouble = error.with_traceback(None)
 
     def _receive(self, message: m.Message) -> None:
         finishing = self._session.state == "finishing"
         self._session.received(message)
+        if isinstance(message, m.Needed | m.Held):
+            self._is_answered.set()
         match message:
             case m.Needed():
                 self._take_needed(message, reopen=finishing)

@@ -53,15 +53,10 @@ def check_untouched(pair: Pair, content: bytes = OLD) -> None:
 
 STEPS = [
     ("ftruncate", "before", 3),
-    ("fchmod", "before", 1),
-    ("utime", "before", 1),
     ("fsync", "before", 1),
-    ("fsync", "after", 1),
     ("rename", "before", 1),
     ("rename", "after", 1),
-    ("fsync", "before", 2),
     ("fsync", "after", 2),
-    ("unlink", "before", 1),
     ("unlink", "after", 1),
     ("rmdir", "after", 1),
 ]
@@ -69,7 +64,7 @@ RENAMED = STEPS.index(("rename", "after", 1))
 
 
 GOES_ON = [(step, True) for step in range(len(STEPS))]
-DIES = [(step, False) for step in (3, RENAMED - 1, RENAMED, 9)]
+DIES = [(step, False) for step in (1, RENAMED - 1, RENAMED)]
 
 
 @pytest.mark.parametrize(
@@ -204,11 +199,12 @@ def test_staged_data_can_not_be_read_again(pair: Pair, file: Path, nth: int) -> 
 # -------------------------------------------------------------------------------------------- calls of the sender fail
 
 
-@pytest.mark.parametrize(("call", "nth"), [("preadv", 1), ("preadv", 9), ("sendfile", 1), ("sendfile", 9)])
-@pytest.mark.parametrize("error", ["EIO", "ESTALE"])
-def test_the_source_can_not_be_read(pair: Pair, seed: int, call: str, nth: int, error: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "nth", "error"),
+    [("preadv", 1, "EIO"), ("preadv", 9, "ESTALE"), ("sendfile", 1, "ESTALE"), ("sendfile", 9, "EIO")],
+)
+def test_the_source_can_not_be_read(pair: Pair, file: Path, call: str, nth: int, error: str) -> None:
     """Exit 4 on both sides; when it can be read again, the same command resumes."""
-    file = pair.file("f", SIZE, seed)
     receiver = pair.receiver()
     address = pair.address(receiver)
     settings = ("--chunk-size", 2 * CHUNK_SIZE)  # beyond what is gathered
