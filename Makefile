@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz check fmt proto clean
+.PHONY: help demo test measure faults fuzz check fmt proto clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -24,6 +24,9 @@ demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=
 
 test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
 	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+
+measure: $(STAMP)  ## GB/s over loopback beside cp of the same file, RAM disk to RAM disk
+	$(BIN)/python -m tests.bench.measure $(ARGS)
 
 faults: $(STAMP)  ## the whole campaign of faults, some 20 minutes (CI runs a part of it)
 	$(BIN)/python -m tests.faults.campaign --cases 400 --jobs 4 $(ARGS)

@@ -1125,7 +1125,7 @@ def check_code(pair: Pair, source: Path, code: Code, how: str) -> None:
     verdict = VERDICTS[code]
     tries = 0
     with RawReceiver() as receiver:
-        sender = start_sender(pair, source, receiver, "--give-up-after", 0.7)
+        sender = start_sender(pair, source, receiver, "--give-up-after", 2)
         receiver.patience(0.1)
         while sender.process.poll() is None:
             try:
