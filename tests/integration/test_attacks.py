@@ -208,7 +208,7 @@ def test_superseding_without_the_token(pair: Pair) -> None:
     receiver = pair.receiver(env=WITH_TOKEN)
     with Relay(pair.address(receiver)) as relay:
         running = Running(pair, relay.address, env=WITH_TOKEN)
-        overheard = [bytes(each.up) for each in relay.carried]
+        overheard = relay.openings(4 + 1)
         host, _, port = pair.address(receiver).rpartition(":")
         for recording in overheard:
             hello = decode(read_body(reader(recording), limits.OPENING_FRAME_BYTES))

@@ -17,10 +17,23 @@ import time
 from typing import Self
 
 from tests.support.services import UNIT
+from wire import limits
 
 READ_BYTES = 64 * 1024
 KEPT_BYTES = 4 << 20
 """How much of a direction is remembered."""
+
+
+def _frames(said: bytes | bytearray) -> int:
+    """Count the whole frames at the beginning, of which an opening has two each way; 2 is as far as it counts."""
+    at = 0
+    for seen in range(2):
+        if len(said) < at + limits.FRAME_HEADER_BYTES:
+            return seen
+        at += limits.FRAME_HEADER_BYTES + int.from_bytes(said[at : at + 4], "big")
+        if len(said) < at:
+            return seen
+    return 2
 
 
 class Carried:
@@ -98,6 +111,17 @@ class Relay:
         """The connections so far, in the order in which they came."""
         with self._lock:
             return list(self._carried)
+
+    def openings(self, count: int, seconds: float = 3 * UNIT) -> list[bytes]:
+        """Wait until `count` connections have been let in; return what the sender said on each so far."""
+        deadline = time.monotonic() + seconds
+        while True:
+            carried = self.carried
+            if len(carried) >= count and all(_frames(each.up) >= 2 and _frames(each.down) >= 2 for each in carried):
+                return [bytes(each.up) for each in carried]
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{len(carried)} connections, not all of them open: {count} were expected")
+            time.sleep(0.005)
 
     @property
     def heard(self) -> bytes:
