@@ -369,7 +369,8 @@ def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:
     """Listen on every address of `host`; port 0 takes one free port for all of them. `[::]` takes IPv4, too.
 
     An address that this machine does not have is left out where the name has others: `localhost` often names ::1 where
-    there is no IPv6. Raises ConnectionLost where the name does not resolve, OSError where an address can't be bound.
+    there is no IPv6. There, `[::]` is every address of IPv4: the images listen on it, on whatever kernel. Raises
+    ConnectionLost where the name does not resolve, OSError where an address can't be bound.
     """
     addresses = resolve(host, port, passive=True)
     listeners: list[socket.socket] = []
@@ -386,6 +387,8 @@ def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:
             raise
         port = listeners[-1].getsockname()[1]
     if absent and not listeners:
+        if host == "::" and absent.errno == errno.EAFNOSUPPORT:
+            return listen("0.0.0.0", port, backlog)
         raise absent
     return listeners
 

@@ -963,6 +963,18 @@ def reach(family: int, host: str, port: int) -> None:
         sock.connect((host, port))
 
 
+def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel answer as one that was started with ipv6.disable=1."""
+
+    class Ipv4Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "socket", Ipv4Socket)
+
+
 def closing(listeners: list[socket.socket], pair: Pairs) -> list[socket.socket]:
     pair.keep(*listeners)
     return listeners
@@ -987,6 +999,22 @@ def test_listen_on_all_addresses_takes_ipv4_too(pair: Pairs) -> None:
     accepted, _ = listener.accept()
     with accepted:
         assert Channel(accepted, endless).peer.startswith("[::ffff:127.0.0.1]:")
+
+
+def test_listen_on_all_addresses_of_a_machine_without_ipv6(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ipv6(monkeypatch)
+    (listener,) = closing(transport.listen("::", 0), pair)
+    host, port = listener.getsockname()
+
+    assert host == "0.0.0.0"
+    reach(socket.AF_INET, "127.0.0.1", port)
+
+
+def test_an_ipv6_address_of_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for one address gets that one or an error."""
+    without_ipv6(monkeypatch)
+    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)):
+        transport.listen("::1", 0)
 
 
 def test_listen_on_one_ipv6_address_does_not_take_ipv4(pair: Pairs) -> None:
