@@ -10,8 +10,12 @@ STAMP := $(VENV)/.complete
 BIN := $(VENV)/bin
 DEMO := build/demo
 
+# Wheels of every platform that there are, for every Python from the oldest one on.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' --output-file
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test measure faults fuzz check fmt proto clean
+.PHONY: help demo test measure faults fuzz check fmt proto images lock clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -46,6 +50,16 @@ fmt: $(STAMP)  ## format the code and fix what can be fixed
 
 proto: $(STAMP)  ## generate wire_pb2.py and wire_pb2.pyi from wire.proto
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto wire/v1/wire.proto
+
+images:  ## the images `sender` and `receiver` (a base of your own: make images ARGS='--build-arg BASE=...')
+	DOCKER_BUILDKIT=1 docker build --quiet $(ARGS) --file deploy/Dockerfile --target receiver --tag receiver .
+	DOCKER_BUILDKIT=1 docker build --quiet $(ARGS) --file deploy/Dockerfile --target sender --tag sender .
+
+lock: $(STAMP)  ## pin what the images install, by hash: deploy/requirements*.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(LOCK) deploy/requirements.txt pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+		| $(LOCK) deploy/requirements-build.txt -
 
 clean:  ## remove environments, builds and caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
