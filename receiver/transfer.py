@@ -4,6 +4,7 @@ It alone writes to the control connection and decides what the transfer does nex
 connection never writes; each data connection has a thread of its own, and brings chunks to the `intake`.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -115,6 +116,8 @@ class Transfer(threading.Thread):
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self._committed_at = 0.0
+        self._told: Channel | None = None
+        """The control connection that Complete was said on."""
         self._closed_by_sender = False
         self._connected_at = self._started_at = time.monotonic()
         self._was_offered = False
@@ -157,6 +160,8 @@ class Transfer(threading.Thread):
             self._mailbox.put_nowait(event)
         except queue.Full:
             return False
+        if self._over.is_set():  # it ended meanwhile, and may not have seen it
+            self._turn_away()
         return True
 
     @property
@@ -246,13 +251,14 @@ class Transfer(threading.Thread):
         if channel is not self._channel:
             channel.close()
             return
-        self._closed_by_sender = self.committed and isinstance(error, ConnectionClosed)
+        # A write that failed takes the kernel's error: to the reader a reset then looks like an end in order.
+        self._closed_by_sender = channel is self._told and isinstance(error, ConnectionClosed)
         if not error.retryable or not self._manifest:
             raise error
         if isinstance(error, RemoteProtocolError):
             self._say_goodbye(channel, error)
         self._channel = None
-        if self.committed and self._closed_by_sender:
+        if self._closed_by_sender:
             channel.close_in_order()
             return
         channel.close()
@@ -395,24 +401,30 @@ class Transfer(threading.Thread):
             self._say_complete()
 
     def _say_complete(self) -> None:
-        self._say(m.Complete(True))
+        if self._say(m.Complete(True)):
+            self._told = self._channel
 
     def _say_all(self, messages: Sequence[m.Message]) -> None:
         for message in messages:
             self._say(message)
 
-    def _say(self, message: m.Message) -> None:
-        """Write to the control connection; where that fails, its reader notices, and the sender opens another."""
+    def _say(self, message: m.Message) -> bool:
+        """Write to the control connection; whether the kernel took it.
+
+        Where it did not, the reader of the connection notices, and the sender opens another.
+        """
         if self._channel is None:
-            return
+            return False
         self._session.sending(message)
         self._writing_since = time.monotonic()
         try:
             self._channel.send_message(message)
-            self._said_at = time.monotonic()
-            self._writing_since = None
         except ConnectionLost:
             self._channel.shut()
+            return False
+        self._said_at = time.monotonic()
+        self._writing_since = None
+        return True
 
     # --- the clock
 
@@ -484,6 +496,15 @@ class Transfer(threading.Thread):
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.release(self)
         self._registry.ended(self, error)
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Close the control connections that were let in too late to be acted on: their sender connects again."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._mailbox.get_nowait()
+                if isinstance(event, ControlUp):
+                    event.channel.close()
 
     def _say_goodbye(self, channel: Channel, error: FilestreamerError) -> None:
         """Tell the sender why this ends."""

@@ -1,0 +1,129 @@
+"""The coordinator of a transfer, with control connections whose every step is the test's own."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from receiver.store import Destination, Staged
+from receiver.transfer import ControlUp, Registry, Transfer
+from service import log
+from tests.support.services import UNIT
+from wire import limits
+from wire import messages as m
+from wire.digests import root_digest
+from wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
+from wire.framing import frame
+from wire.grid import Grid
+from wire.opening import random_id
+
+ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
+OFFER = (m.Offer(1024, None, False, 0), m.ManifestPart(0, (ENTRY,), True))
+FINISH = m.Finish(0, root_digest(()))
+
+
+class Scripted:
+    """A control connection: what the peer says is put in, what the receiver says is got out."""
+
+    def __init__(self, *, breaks_at: type[m.Message] | None = None) -> None:
+        """`breaks_at` is the message whose writing meets a reset of the peer."""
+        self.peer = "scripted"
+        self.heard_at = time.monotonic()
+        self.patience: Callable[[], None] = lambda: None
+        self.said: queue.Queue[m.Message] = queue.Queue()
+        self.closed = threading.Event()
+        self._breaks_at = breaks_at
+        self._bodies: queue.Queue[bytes | None] = queue.Queue()
+
+    def hear(self, *messages: m.Message) -> None:
+        for message in messages:
+            self._bodies.put(frame(message)[limits.FRAME_HEADER_BYTES :])
+
+    def read_body(self) -> bytes:
+        body = self._bodies.get()
+        if body is None:  # the kernel tells a reset once, here to the writer
+            raise ConnectionClosed("closed")
+        return body
+
+    def send_message(self, message: m.Message) -> None:
+        if self._breaks_at is not None and isinstance(message, self._breaks_at):
+            raise ConnectionLost("reset")
+        self.said.put(message)
+
+    def shut(self) -> None:
+        self._bodies.put(None)
+
+    def finish_writing(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._bodies.put(None)
+        self.closed.set()
+
+    close_in_order = close
+
+    def expect(self, kind: type[m.Message]) -> None:
+        while not isinstance(self.said.get(timeout=2 * UNIT), kind):
+            pass
+
+
+class Alone(Registry):
+    """The registry of a server that has one transfer."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self.ends: list[FilestreamerError | None] = []
+
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid) -> Staged:
+        return self._destination.stage(entry.path, entry, grid, 0)
+
+    def release(self, transfer: Transfer) -> None:
+        pass
+
+    def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
+        self.ends.append(error)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Alone:
+    return Alone(Destination(str(tmp_path)))
+
+
+@pytest.fixture
+def transfer(registry: Alone) -> Iterator[Transfer]:
+    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    made = Transfer(registry, hello, UNIT, log.configure("receiver"))
+    made.start()
+    yield made
+    made.forget()
+    made.join(3 * UNIT)
+    assert not made.is_alive()
+
+
+def control(transfer: Transfer, *, breaks_at: type[m.Message] | None = None) -> Scripted:
+    channel = Scripted(breaks_at=breaks_at)
+    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    return channel
+
+
+def test_a_reset_that_only_the_writer_hears_of_is_no_close_after_complete(transfer: Transfer) -> None:
+    """Complete met a reset: the sender has not heard it, and hears it when it comes back."""
+    first = control(transfer, breaks_at=m.Complete)
+    first.hear(*OFFER, FINISH)
+    assert first.closed.wait(2 * UNIT)
+    again = control(transfer)
+    again.hear(*OFFER)
+    again.expect(m.Complete)
+
+
+def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: Transfer, registry: Alone) -> None:
+    first = control(transfer)
+    first.hear(*OFFER, FINISH)
+    first.expect(m.Complete)
+    first.shut()
+    transfer.join(2 * UNIT)
+    assert registry.ends == [None]
+    assert control(transfer).closed.wait(2 * UNIT)
