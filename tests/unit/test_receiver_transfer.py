@@ -78,12 +78,14 @@ class Alone(Registry):
         self.ends: list[FilestreamerError | None] = []
 
     def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid) -> Staged:
+        del transfer
         return self._destination.stage(entry.path, entry, grid, 0)
 
     def release(self, transfer: Transfer) -> None:
-        pass
+        del transfer
 
     def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
+        del transfer
         self.ends.append(error)
 
 
