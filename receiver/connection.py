@@ -8,7 +8,8 @@ acknowledgements, ledger first, whenever the next read would have to wait
 
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from receiver.intake import Intake, Part
 from receiver.store import Staged
@@ -26,6 +27,8 @@ from wire.errors import (
 )
 from wire.session import Session
 from wire.transport import Channel
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -57,7 +60,8 @@ class DataConnection(threading.Thread):
         self._session = Session("receiver", m.Role.DATA)
         self._hasher = segment_hasher()
         self._written: list[Part] = []  # verified, not in the ledger yet
-        self._received: list[tuple[int, int]] = []  # (chunk_id, bytes) of chunks to be acknowledged OK
+        self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
+        self._acknowledge_seconds = 0.0  # spent in the middle of a wait for the network
         self._left = threading.Event()
 
     def run(self) -> None:
@@ -66,18 +70,16 @@ class DataConnection(threading.Thread):
 
     def _serve(self) -> None:
         self._intake.join(self)
-        self.counters.up = True
+        self.counters.connect(self.channel.socket)
         self.channel.patience = self._patience
         self.channel.on_dry = self._acknowledge
         self.channel.send_message(self._welcome)
         while True:
-            self._take_in(self.channel.read_body())
+            self._take_in(self._wait(self.channel.read_body))
 
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""
-        counters = self.counters
-        counters.up = False
-        counters.abandoned_bytes = counters.moved_bytes - counters.acknowledged_bytes
+        self.counters.disconnect()
         self._intake.leave(self)
         self._host.left(self, error)
         self._left.set()
@@ -106,9 +108,10 @@ class DataConnection(threading.Thread):
         self._receive_chunk(message)
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
+        begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
         computed = [self._receive_segment(part) for part in parts]
-        told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
+        told = bytes(self._wait(lambda: self.channel.take(limits.DIGEST_BYTES * len(parts))))
         digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
         good = self._intake.end_chunk(self, parts, digests, computed)
         size = sum(segment.length for segment in header.segments)
@@ -116,20 +119,22 @@ class DataConnection(threading.Thread):
             self._host.note_mismatch(self, header.chunk_id)
             self.counters.abandoned_bytes += size
             self.counters.resent_chunks += 1
+            self.counters.mismatches += 1
             self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
             return
         self._written += [part for part in parts if part.write]
-        self._received.append((header.chunk_id, size))
+        self._received.append((header.chunk_id, size, begun_at))
         if len(self._received) >= limits.ACKS_PER_FRAME:
             self._acknowledge()
 
     def _receive_segment(self, part: Part) -> bytes:
         """Receive, hash and write the bytes of one segment; return the digest of what came."""
-        stages, counters, hasher = self.counters.stage_seconds, self.counters, self._hasher
+        counters, hasher = self.counters, self._hasher
         offset = part.segment.offset
         hasher.reset()
         clock = time.perf_counter
         receive = digest = write = 0.0
+        acknowledging = self._acknowledge_seconds
         begun = clock()
         for view in self.channel.payload(part.segment.length):
             was_received = clock()
@@ -143,10 +148,20 @@ class DataConnection(threading.Thread):
             digest += was_hashed - was_received
             begun = clock()
             write += begun - was_hashed
-        stages["receive"] += receive
-        stages["digest"] += digest
-        stages["write"] += write
+        self._add_stage("receive", receive - (self._acknowledge_seconds - acknowledging))
+        self._add_stage("digest", digest)
+        self._add_stage("write", write)
         return hasher.digest()
+
+    def _wait(self, read: Callable[[], T]) -> T:
+        """Read what is not payload; the time counts as receiving, but for what was acknowledged in the middle of it."""
+        begun, acknowledging = time.perf_counter(), self._acknowledge_seconds
+        result = read()
+        self._add_stage("receive", time.perf_counter() - begun - (self._acknowledge_seconds - acknowledging))
+        return result
+
+    def _add_stage(self, stage: str, seconds: float) -> None:
+        self.counters.stage_seconds[stage] += seconds
 
     # --- acknowledgements
 
@@ -154,6 +169,7 @@ class DataConnection(threading.Thread):
         """Append what was written to the ledgers, then acknowledge it."""
         if not self._received:
             return
+        begun = time.perf_counter()
         records: dict[Staged, list[tuple[int, bytes]]] = {}
         for part in self._written:
             records.setdefault(part.file.staged, []).append((part.position, part.file.assembly.digest(part.position)))
@@ -161,10 +177,16 @@ class DataConnection(threading.Thread):
             staged.record(pairs)
         acknowledged = self._received
         self._written, self._received = [], []
-        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _ in acknowledged)))
-        self.counters.acknowledged_bytes += sum(size for _, size in acknowledged)
+        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _, _ in acknowledged)))
+        now = time.monotonic()
+        for _, size, begun_at in acknowledged:
+            self.counters.acknowledged_bytes += size
+            self.counters.latencies.observe(now - begun_at)
         self.counters.chunks += len(acknowledged)
-        self.counters.finished_at = time.monotonic()
+        self.counters.finished_at = now
+        spent = time.perf_counter() - begun
+        self._acknowledge_seconds += spent
+        self._add_stage("acknowledge", spent)
 
     def _send(self, message: m.Message) -> None:
         self._session.sending(message)

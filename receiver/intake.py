@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS: Final = 10.0
 """How long a connection may take to leave a file after its socket was shut: one write to a slow disk."""
-STAGES: Final = ("receive", "digest", "write")
 
 
 class File(NamedTuple):
@@ -76,9 +75,7 @@ class Intake:
         with self._lock:
             counters = self._counters_by_id.get(connection_id)
             if counters is None:
-                counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(STAGES, 0.0))
-                self._counters_by_id[connection_id] = counters
-                self._counters.connections.append(counters)
+                self._counters_by_id[connection_id] = counters = self._counters.add_connection(connection_id)
             else:
                 counters.reconnects += 1
             return counters

@@ -95,7 +95,7 @@ class Transfer(threading.Thread):
     def __init__(self, registry: Registry, hello: m.Hello, give_up_after: float, log: Any) -> None:
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
-        self.counters = TransferCounters(hello.transfer_id, "")
+        self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
         self.root_digest: bytes | None = None
         self.committed = False
         self._registry = registry
@@ -273,10 +273,12 @@ class Transfer(threading.Thread):
                 self._take_manifest_part(message)
             case m.Finish():
                 self._take_finish(message)
+            case m.Progress():
+                self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
             case m.Abort():
                 raise Aborted(message.code, message.reason)
             case _:
-                pass  # Progress: the heartbeat; that it came is all it says here
+                pass  # the session table lets nothing else through
 
     def _take_offer(self, offer: m.Offer) -> None:
         if self._offer is not None and offer != self._offer:
@@ -401,8 +403,15 @@ class Transfer(threading.Thread):
             self._say_complete()
 
     def _say_complete(self) -> None:
+        self._say_progress()
         if self._say(m.Complete(True)):
             self._told = self._channel
+
+    def _say_progress(self) -> None:
+        counters = self.counters
+        phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(counters.phase, m.Phase.MOVING)
+        stages = counters.stage_microseconds()
+        self._say(m.Progress(phase, counters.acknowledged_bytes, counters.rehashed_bytes, stages))
 
     def _say_all(self, messages: Sequence[m.Message]) -> None:
         for message in messages:
@@ -450,8 +459,7 @@ class Transfer(threading.Thread):
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.committed:
-            phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(self.counters.phase, m.Phase.MOVING)
-            self._say(m.Progress(phase, self.counters.acknowledged_bytes, self.counters.rehashed_bytes))
+            self._say_progress()
         if self._is_connected or self.committed:
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:

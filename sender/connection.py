@@ -71,7 +71,7 @@ class DataConnection(threading.Thread):
         self._channel: Channel | None = None
         self._session = Session("sender", m.Role.DATA)
         self._epoch = 0
-        self._outstanding: dict[int, int] = {}  # chunk_id to its bytes, in the order of sending
+        self._outstanding: dict[int, tuple[int, float]] = {}  # chunk_id: its bytes, when it was dealt; in that order
         self._outbox = bytearray()
         self._block = memoryview(bytearray(limits.BLOCK_BYTES))
         self._hasher = segment_hasher()
@@ -114,7 +114,7 @@ class DataConnection(threading.Thread):
         self._epoch = self._deal.epoch
         self._session = Session("sender", m.Role.DATA)
         self._left_at = time.monotonic()
-        self.counters.up = True
+        self.counters.connect(channel.socket)
         self._host.connection_changed(self.counters, None)
 
     def _go_down(self, error: FilestreamerError) -> None:
@@ -125,12 +125,11 @@ class DataConnection(threading.Thread):
 
     def _abandon(self) -> None:
         """Close the connection; what it had not got acknowledged goes back to the deal."""
-        self.counters.up = False
+        self.counters.disconnect()
         if self._channel is not None:
             self._host.hang_up(self._channel, in_order=self._deal.is_complete)
             self._channel = None
         self._outbox = bytearray()  # not cleared: the error may still hold a view of it
-        self.counters.abandoned_bytes = self.counters.moved_bytes - self.counters.acknowledged_bytes
         if self._outstanding:
             self.counters.resent_chunks += len(self._outstanding)
             self._deal.put_back(list(self._outstanding), self._epoch)
@@ -144,7 +143,7 @@ class DataConnection(threading.Thread):
             while (body := channel.poll_body()) is not None:
                 self._take_in(body)
             if self._window_is_full():
-                self._flush(channel)
+                self._flush_timed(channel)
                 self._grow_window(channel)
                 self._wait_for_acknowledgement(channel)
                 continue
@@ -153,7 +152,7 @@ class DataConnection(threading.Thread):
             if chunk_id is not None:
                 self._send_chunk(channel, chunk_id)
             elif self._outstanding:
-                self._flush(channel)
+                self._flush_timed(channel)
                 self._wait_for_acknowledgement(channel)
             elif self._deal.is_complete:
                 return
@@ -164,7 +163,7 @@ class DataConnection(threading.Thread):
         self._session.sending(header)
         if not self._outstanding:
             self._left_at = time.monotonic()
-        self._outstanding[chunk_id] = sum(segment.length for segment in segments)
+        self._outstanding[chunk_id] = (sum(segment.length for segment in segments), time.monotonic())
         self._outbox += frame(header)
         digests = b"".join([self._send_segment(channel, segment) for segment in segments])
         self._host.source.check_unchanged()
@@ -172,7 +171,7 @@ class DataConnection(threading.Thread):
             raise self._host.source.changed("it reads differently than before")
         self._outbox += digests
         if len(self._outbox) >= limits.BLOCK_BYTES or self._host.limit is not None:
-            self._flush(channel)
+            self._flush_timed(channel)
         if not self._deal.is_home(chunk_id, self.connection_id):
             self.counters.stolen_chunks += 1
 
@@ -185,7 +184,7 @@ class DataConnection(threading.Thread):
         piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
         self._hasher.reset()
-        read = digest = send = 0.0
+        read = digest = waited = send = 0.0
         clock = time.perf_counter
         while offset < end:
             size = min(piece, end - offset)
@@ -197,14 +196,17 @@ class DataConnection(threading.Thread):
             was_hashed = clock()
             if limit is not None:
                 limit.wait(size)
+            may_go = clock()
             self._send_block(channel, view, offset)
             self.counters.moved_bytes += size
             read += was_read - begun
             digest += was_hashed - was_read
-            send += clock() - was_hashed
+            waited += may_go - was_hashed
+            send += clock() - may_go
             offset += size
         stages["read"] += read
         stages["digest"] += digest
+        stages["limit"] += waited
         stages["send"] += send
         return self._hasher.digest()
 
@@ -221,20 +223,32 @@ class DataConnection(threading.Thread):
     def _gather(self, segment: m.Segment) -> bytes:
         """Copy a small segment behind what waits to be sent; return its digest."""
         view = self._block[: segment.length]
-        begun = time.perf_counter()
+        stages, clock = self.counters.stage_seconds, time.perf_counter
+        begun = clock()
         self._host.source.read_into(view, segment.offset)
-        self.counters.stage_seconds["read"] += time.perf_counter() - begun
+        was_read = clock()
+        digest = segment_digest(view)
+        was_hashed = clock()
+        stages["read"] += was_read - begun
+        stages["digest"] += was_hashed - was_read
         if self._host.limit is not None:
             self._host.limit.wait(segment.length)
+            stages["limit"] += clock() - was_hashed
         self._outbox += view
         self.counters.moved_bytes += segment.length
-        return segment_digest(view)
+        return digest
 
     def _flush(self, channel: Channel, *, more: bool = False) -> None:
         """Send what has been gathered."""
         if self._outbox:
             channel.send(self._outbox, more=more)
             self._outbox.clear()
+
+    def _flush_timed(self, channel: Channel) -> None:
+        """Send what has been gathered, where no block's time holds the sending's."""
+        begun = time.perf_counter()
+        self._flush(channel)
+        self.counters.stage_seconds["send"] += time.perf_counter() - begun
 
     # --- acknowledgements
 
@@ -265,18 +279,21 @@ class DataConnection(threading.Thread):
         if not isinstance(message, m.ChunkAck):
             raise RemoteProtocolError(f"{type(message).__name__} on a data connection")
         self._backoff.reset()
+        now = time.monotonic()
         for chunk_id in message.chunk_ids:
             if chunk_id not in self._outstanding:
                 raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
-            size = self._outstanding.pop(chunk_id)
+            size, dealt_at = self._outstanding.pop(chunk_id)
             if message.verdict is m.Verdict.OK:
                 self.counters.acknowledged_bytes += size
                 self.counters.chunks += 1
+                self.counters.latencies.observe(now - dealt_at)
             else:
                 self.counters.abandoned_bytes += size
                 self.counters.resent_chunks += 1
+                self.counters.mismatches += 1
                 self._deal.mismatch(chunk_id, self.counters, self._epoch)
-        self.counters.finished_at = time.monotonic()
+        self.counters.finished_at = now
         if message.verdict is m.Verdict.OK:
             self._deal.settle(message.chunk_ids, self._epoch)
 

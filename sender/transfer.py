@@ -42,7 +42,6 @@ from wire.session import Session
 from wire.transport import Channel
 
 TICK_SECONDS: Final = 1.0
-STAGES: Final = ("read", "digest", "send", "wait_ack")
 
 
 class Transfer:
@@ -77,7 +76,7 @@ class Transfer:
         self.root_digest: bytes | None = None
 
     def _make_counters(self, settings: SenderSettings) -> TransferCounters:
-        counters = TransferCounters(random_id(), settings.as_name)
+        counters = TransferCounters(random_id(), settings.as_name, m.SENDER_STAGES)
         counters.size_bytes = self.source.size
         counters.chunks = self.layout.chunks
         counters.chunk_size = self.layout.chunk_size
@@ -263,6 +262,7 @@ class Transfer:
     def _take_progress(self, message: m.Progress) -> None:
         """Note that the receiver syncs, which is progress, or how far it has re-hashed."""
         self._peer_rehashed_bytes = message.rehashed_bytes
+        self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
         if message.phase is m.Phase.SYNCING:
             self._progress_at = time.monotonic()
 
@@ -284,8 +284,7 @@ class Transfer:
     def _start_connections(self) -> None:
         """Start as many data connections as there are chunks for, their homes' first."""
         for connection_id in self.deal.wanted_connections(set(self._data)):
-            counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(STAGES, 0.0))
-            self.counters.connections.append(counters)
+            counters = self.counters.add_connection(connection_id)
             self._data[connection_id] = connection = DataConnection(self, counters)
             connection.start()
 
@@ -296,6 +295,7 @@ class Transfer:
         self.counters.phase = "syncing"
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
+        self._send_progress()
         self._send(m.Finish(self.layout.chunks, self.root_digest))
 
     def _send(self, message: m.Message) -> None:
@@ -314,13 +314,18 @@ class Transfer:
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._said_at > limits.HEARTBEAT_SECONDS and self._channel is not None:
-            phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(self.counters.phase, m.Phase.MOVING)
-            self._send(m.Progress(phase, self.counters.acknowledged_bytes, self.counters.rehashed_bytes))
+            self._send_progress()
         self._note_progress(now)
         self._check_liveness(now)
         self._start_connections()
         if now - self._progress_at > self._settings.give_up_after:
             raise self._gave_up()
+
+    def _send_progress(self) -> None:
+        counters = self.counters
+        phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(counters.phase, m.Phase.MOVING)
+        stages = counters.stage_microseconds()
+        self._send(m.Progress(phase, counters.acknowledged_bytes, counters.rehashed_bytes, stages))
 
     def _note_progress(self, now: float) -> None:
         """Progress is bytes acknowledged, compared, or taken by the peer's kernel beyond what it ever took before."""

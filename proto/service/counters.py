@@ -4,11 +4,35 @@ One thread writes each field, nobody locks: a reader may see one field a moment 
 display, the log lines, the result object and the metrics all read these and nothing else.
 """
 
+import socket
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
+
+from service import tcp_info
+from service.bottleneck import Bottleneck, bottleneck
+from wire.messages import SENDER_STAGES
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
+
+LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets in which the time of a chunk is counted."""
+
+
+class Latencies:
+    """How long chunks took, dealt to acknowledged: a count for each bucket, and one for what is beyond the last."""
+
+    __slots__ = ("counts", "sum_seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_SECONDS) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one chunk."""
+        self.counts[bisect_left(LATENCY_SECONDS, seconds)] += 1
+        self.sum_seconds += seconds
 
 
 @dataclass(slots=True)
@@ -25,21 +49,35 @@ class ConnectionCounters:
     """Chunks acknowledged."""
     reconnects: int = 0
     resent_chunks: int = 0
+    mismatches: int = 0
+    """Chunks that arrived with another digest than their sender's."""
     stolen_chunks: int = 0
     up: bool = False
+    latencies: Latencies = field(default_factory=Latencies)
+    link: tuple[socket.socket | None, int] = (None, 0)
+    """The open socket, for TCP_INFO, and the segments that were sent again on those before it: replaced as one."""
     finished_at: float | None = None
     """Monotonic time of the last acknowledgement."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Sender: read, digest, send, wait_ack. Receiver: receive, digest, write."""
+    """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
 
     @property
     def bytes_in_flight(self) -> int:
         """Bytes moved and neither acknowledged nor abandoned."""
         return max(0, self.moved_bytes - self.acknowledged_bytes - self.abandoned_bytes)
 
-    def add_stage(self, stage: str, seconds: float) -> None:
-        """Add time spent in one stage; call it once a chunk, not once a block."""
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+    def connect(self, opened: socket.socket) -> None:
+        """Say that the connection is up, on this socket."""
+        self.link = (opened, self.link[1])
+        self.up = True
+
+    def disconnect(self) -> None:
+        """Say that it is down, before the socket is closed; what was moved and not acknowledged is abandoned."""
+        opened, retransmits = self.link
+        if opened is not None and (info := tcp_info.read(opened)):
+            retransmits += info.retransmits
+        self.link, self.up = (None, retransmits), False
+        self.abandoned_bytes = self.moved_bytes - self.acknowledged_bytes
 
 
 @dataclass(slots=True)
@@ -49,6 +87,8 @@ class TransferCounters:
     transfer_id: bytes
     name: str
     """The file's name, for people; never a metric label."""
+    stages: tuple[str, ...] = ()
+    """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     size_bytes: int = 0
     held_bytes: int = 0
     """Bytes that both sides agree are there already."""
@@ -60,7 +100,10 @@ class TransferCounters:
     chunks: int = 0
     chunk_size: int = 0
     phase: Phase = "offering"
+    peer_stages: tuple[int, ...] = ()
+    """What the peer said last of its stages, in microseconds; () before it said any."""
     started_at: float = field(default_factory=time.monotonic)
+    started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
     last_progress_at: float = field(default_factory=time.monotonic)
     connections: list[ConnectionCounters] = field(default_factory=list)
@@ -74,6 +117,24 @@ class TransferCounters:
         """Forget what was acknowledged and held: a restarted receiver answers anew."""
         self.held_bytes = 0
         self.forgotten_bytes += self.acknowledged_bytes
+
+    def add_connection(self, connection_id: int) -> ConnectionCounters:
+        """Begin to count another data connection."""
+        counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(self.stages, 0.0))
+        self.connections.append(counters)
+        return counters
+
+    def stage_microseconds(self) -> tuple[int, ...]:
+        """Sum up what all connections spent in each stage."""
+        return tuple(round(1e6 * sum(item.stage_seconds[stage] for item in self.connections)) for stage in self.stages)
+
+    @property
+    def bottleneck(self) -> Bottleneck | None:
+        """What it is bound by, as far as both ends have told their stages."""
+        mine = self.stage_microseconds()
+        if self.stages == SENDER_STAGES:
+            return bottleneck(mine, self.peer_stages)
+        return bottleneck(self.peer_stages, mine)
 
     @property
     def moved_bytes(self) -> int:

@@ -38,6 +38,7 @@ def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:
             "chunks": outcome.chunks,
             "resent_chunks": outcome.resent_chunks,
             "reconnects": outcome.reconnects,
+            "bottleneck": outcome.bottleneck,
         }
     if outcome.error is None:
         log.info("transfer_complete", **fields)

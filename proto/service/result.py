@@ -12,6 +12,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
+from service.bottleneck import TEXTS, Bottleneck
 from service.counters import TransferCounters
 from service.log import printable
 from service.sizes import format_rate, format_size
@@ -86,7 +87,8 @@ class TransferResult:
     reconnects: int = 0
     straggler_seconds: float = 0.0
     """Between the first and the last connection's last acknowledgement."""
-    bottleneck: str | None = None
+    bottleneck: Bottleneck | None = None
+    """What the transfer was bound by: one of service.bottleneck; None where the peer did not say enough."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
     per_connection: tuple[ConnectionResult, ...] = ()
@@ -122,6 +124,7 @@ class TransferResult:
             stolen_chunks=sum(item.stolen_chunks for item in connections),
             reconnects=sum(item.reconnects for item in connections),
             straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
+            bottleneck=counters.bottleneck,
             root_digest=root_digest.hex() if root_digest is not None else None,
             per_connection=tuple(
                 ConnectionResult(
@@ -151,6 +154,8 @@ class TransferResult:
             f"{self.status}: {format_size(self.bytes)} in {self.seconds:.2f} s"
             f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
         ]
+        if self.bottleneck is not None:
+            lines.append(f"  bound by {TEXTS[self.bottleneck]}")
         if there := self.held_bytes + self.unchecked_bytes:
             lines.append(f"  {format_size(there)} of it were there already")
         troubles = (

@@ -271,12 +271,15 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             phase=int(p.phase),  # type: ignore[arg-type]
             acknowledged_bytes=p.acknowledged_bytes,
             rehashed_bytes=p.rehashed_bytes,
+            stage_microseconds=p.stage_microseconds,
         )
     )
 
 
 def _decode_progress(p: pb.Progress) -> m.Progress:
-    return m.Progress(_enum(m.Phase, p.phase, "Progress.phase"), p.acknowledged_bytes, p.rehashed_bytes)
+    _within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
+    phase = _enum(m.Phase, p.phase, "Progress.phase")
+    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds))
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:

@@ -44,6 +44,7 @@ MANIFEST_PARTS_UNANSWERED: Final = 4
 DIGESTS_PER_HELD: Final = 2048
 RANGES_PER_NEEDED: Final = 1024
 ACKS_PER_FRAME: Final = 1024
+STAGES_PER_PROGRESS: Final = 16
 
 WINDOW_BYTES: Final = 16 * MIB
 """Unacknowledged payload that a connection starts with."""

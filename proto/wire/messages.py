@@ -33,6 +33,11 @@ class Phase(enum.IntEnum):
     SYNCING = 3
 
 
+SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
+RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
+"""What a data connection does with its time, in the order in which Progress tells it."""
+
+
 class Verdict(enum.IntEnum):
     """What became of the chunks of a ChunkAck."""
 
@@ -178,6 +183,8 @@ class Progress(NamedTuple):
     phase: Phase
     acknowledged_bytes: int
     rehashed_bytes: int
+    stage_microseconds: tuple[int, ...] = ()
+    """What its data connections spent in each stage, all together: SENDER_STAGES or RECEIVER_STAGES, in that order."""
 
 
 class Finish(NamedTuple):
