@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from receiver.settings import ReceiverSettings, parse
+from receiver.settings import METRICS, ReceiverSettings, parse
 from wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    import socket
+
     from receiver.store import Destination
 
 
@@ -47,8 +49,9 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
     from receiver.server import Server
     from receiver.store import Destination, check_name
     from service import signals
+    from service.monitor import Monitor
     from service.progress import Progress
-    from wire import transport
+    from wire.transport import format_address
 
     directory, output_name = settings.directory, None
     if settings.output_file is not None:
@@ -57,19 +60,24 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
     destination = Destination(directory, replace=not settings.no_replace)
     if output_name is not None:
         destination.check_final(output_name)
-    try:
-        listeners = transport.listen(settings.listen.host, settings.listen.port)
-    except OSError as error:
-        raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
-    except FilestreamerError as error:
-        raise UsageError(f"--listen: {error}") from None
+    listeners = _listen(settings)
     _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
-    server = Server(settings, destination, output_name=output_name, listeners=listeners, token=secret, log=logger)
-    signals.on_end(lambda number: server.end(Interrupted(number)))
+    monitor = Monitor("receiver", settings, logger, directory)
+    server = Server(
+        settings, destination, monitor, output_name=output_name, listeners=listeners, token=secret, log=logger
+    )
+
+    def end(number: int) -> None:
+        server.end(Interrupted(number))
+        monitor.release()
+
+    signals.on_end(end)
+    monitor.watch(server.counters, lambda: None)
+    monitor.start(METRICS)
     for address in addresses:
-        logger.info("listening", address=transport.format_address(address), directory=directory)
+        logger.info("listening", address=format_address(address), directory=directory)
     if secret is not None and settings.token is None:
         _show_command(secret, addresses[0], tls=settings.tls_cert is not None)
     progress = Progress(server.counters, logger, direction="receiving")
@@ -78,6 +86,19 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         server.run()
     finally:
         progress.stop()
+        monitor.finish()
+
+
+def _listen(settings: ReceiverSettings) -> "list[socket.socket]":
+    """Listen where the settings say. Raises UsageError."""
+    from wire import transport
+
+    try:
+        return transport.listen(settings.listen.host, settings.listen.port)
+    except OSError as error:
+        raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
+    except FilestreamerError as error:
+        raise UsageError(f"--listen: {error}") from None
 
 
 def _clean_staging(settings: ReceiverSettings, destination: "Destination", logger: Any) -> None:

@@ -22,6 +22,7 @@ from receiver.slot import Slot
 from receiver.store import Destination, Staged, check_name
 from receiver.transfer import ControlUp, Transfer
 from service.counters import TransferCounters
+from service.monitor import Monitor
 from service.report import report
 from service.result import TransferResult
 from wire import limits
@@ -57,6 +58,7 @@ class Server:
         self,
         settings: ReceiverSettings,
         destination: Destination,
+        monitor: Monitor,
         *,
         output_name: bytes | None,
         listeners: list[socket.socket],
@@ -69,6 +71,7 @@ class Server:
         """
         self._settings = settings
         self._destination = destination
+        self._monitor = monitor
         self._output_name = output_name
         self._listeners = listeners
         self._token = token.encode() if token else None
@@ -159,6 +162,7 @@ class Server:
     def _turn_away(self, slot: Slot, code: Code, reason: str) -> None:
         """Say why, if that can be said at once, and close."""
         self._drop(slot)
+        self._monitor.refused(code.name.lower())
         self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=slot.peer)
         slot.refuse(code, reason)
 
@@ -274,13 +278,16 @@ class Server:
 
     def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         """Report how a transfer ended; with --once a committed one ends the service."""
-        with self._lock:
-            self._transfers.pop(transfer.transfer_id, None)
         committed = transfer.committed
         outcome = TransferResult.from_counters(
             transfer.counters, error=None if committed else error, committed=committed, root_digest=transfer.root_digest
         )
+        if transfer.was_offered:  # remembered before it is forgotten: no scrape in between misses it
+            self._monitor.ended(transfer.counters, outcome.status)
+        with self._lock:
+            self._transfers.pop(transfer.transfer_id, None)
         if transfer.was_offered:
+            self._monitor.push()
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))

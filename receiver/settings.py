@@ -9,6 +9,8 @@ from service.settings import CommonSettings, setting
 from wire import limits
 from wire.errors import UsageError
 
+METRICS = Address("127.0.0.1", 9464)
+"""Where metrics are served unless the settings say otherwise."""
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
 
 
@@ -44,6 +46,13 @@ class ReceiverSettings(CommonSettings):
         values.seconds, "At start, discard incomplete files that nothing was added to for this long.", metavar="SECONDS"
     )
     """Seconds after which what an unfinished transfer left in staging is discarded at start; None keeps it for ever."""
+
+    metrics: values.MetricsAddress | None = setting(
+        values.metrics_address,
+        f"Where to serve metrics, health and the live page, or off.  [default: {METRICS}, where that is free]",
+        metavar="HOST:PORT",
+    )
+    """Where the metrics endpoint listens, or "off"; None is METRICS, where that is free."""
 
     anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
     """Ask for no token, on whatever address."""

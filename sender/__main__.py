@@ -9,6 +9,7 @@ from sender.settings import SenderSettings, parse
 from wire.errors import FilestreamerError, UsageError
 
 if TYPE_CHECKING:
+    from service.monitor import Monitor
     from service.result import TransferResult
 
 
@@ -20,6 +21,7 @@ def main() -> NoReturn:
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
     from service import log
+    from service.monitor import Monitor
     from service.report import report
     from service.result import TransferResult
 
@@ -31,12 +33,14 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logger = log.configure("sender", settings.log_level)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
-    outcome = _send(settings, logger)
+    monitor = Monitor("sender", settings, logger)
+    outcome = _send(settings, logger, monitor)
     report(outcome, settings.result_file, logger, file=settings.input_file)
+    monitor.finish()
     return outcome.exit_code
 
 
-def _send(settings: SenderSettings, logger: Any) -> "TransferResult":
+def _send(settings: SenderSettings, logger: Any, monitor: "Monitor") -> "TransferResult":
     """Send the file; return how it ended, whatever happens."""
     from sender.control import Signalled
     from sender.source import Source
@@ -46,11 +50,18 @@ def _send(settings: SenderSettings, logger: Any) -> "TransferResult":
     from service.result import TransferResult
 
     try:
+        monitor.start()
         source = Source(settings.input_file)
         transfer = Transfer(settings, source, logger)
     except FilestreamerError as error:
         return TransferResult.without_transfer(error)
-    signals.on_end(lambda number: transfer.post(Signalled(number)))
+
+    def end(number: int) -> None:
+        transfer.post(Signalled(number))
+        monitor.release()
+
+    signals.on_end(end)
+    monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = Progress(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
     failure: FilestreamerError | None = None
@@ -62,9 +73,12 @@ def _send(settings: SenderSettings, logger: Any) -> "TransferResult":
     finally:
         progress.stop()
         source.close()
-    return TransferResult.from_counters(
+    outcome = TransferResult.from_counters(
         transfer.counters, error=failure, committed=committed, root_digest=transfer.root_digest
     )
+    monitor.ended(transfer.counters, outcome.status)
+    monitor.push()
+    return outcome
 
 
 if __name__ == "__main__":

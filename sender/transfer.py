@@ -85,6 +85,11 @@ class Transfer:
     def _make_schedule(self) -> Schedule:
         return Schedule(self._settings.connections, strict_modulo=self._settings.strict_modulo)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the control connection is up."""
+        return self._channel is not None
+
     # --- what the threads call
 
     def post(self, event: Event) -> None:

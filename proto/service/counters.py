@@ -136,6 +136,14 @@ class TransferCounters:
             return bottleneck(mine, self.peer_stages)
         return bottleneck(self.peer_stages, mine)
 
+    def troubles(self) -> dict[str, int]:
+        """Sum up what does not happen on a good day, by the names that metrics give it."""
+        return {
+            "digest_mismatches": sum(item.mismatches for item in self.connections),
+            "chunks_resent": sum(item.resent_chunks for item in self.connections),
+            "chunks_stolen": sum(item.stolen_chunks for item in self.connections),
+        }
+
     @property
     def moved_bytes(self) -> int:
         return sum(connection.moved_bytes for connection in self.connections)

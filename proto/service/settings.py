@@ -24,6 +24,7 @@ import click
 import click.core
 
 from service import log, values
+from service.values import MetricsAddress
 from service.version import VERSION
 from wire import limits
 from wire.errors import UsageError
@@ -153,6 +154,21 @@ class CommonSettings:
         values.text, "PEM certificates of the CAs that sign the other side's certificate.", metavar="FILE"
     )
     """PEM file with the CAs that the other side's certificate is checked against."""
+
+    metrics: MetricsAddress | None = setting(
+        values.metrics_address, "Where to serve metrics, health and the live page, or off.", metavar="HOST:PORT"
+    )
+    """Where the metrics endpoint listens, or "off"; None is what the service does by default."""
+
+    metrics_linger: float | None = setting(
+        values.seconds, "Keep serving metrics for this long after the last transfer's end.", metavar="SECONDS"
+    )
+    """Seconds for which the last values are served: an ending process waits that long. None does not wait."""
+
+    pushgateway: str | None = setting(
+        values.url, "Push each transfer's last values to this Prometheus Pushgateway.", metavar="URL"
+    )
+    """Base URL of a Pushgateway; /metrics/job/NAME behind it names the job."""
 
     result_file: str | None = setting(values.text, "Write the result there, too.", metavar="FILE")
     """Where the JSON result of each transfer is written, beside standard output."""

@@ -6,9 +6,12 @@ Each reader is a function of one value, text or what JSON has for it, that raise
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from service import sizes
+from service.address import Address, parse_address
+
+MetricsAddress: TypeAlias = Address | Literal["off"]
 
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
@@ -20,6 +23,24 @@ def text(value: object) -> str:
         raise ValueError(f"{value!r} is not text")
     os.fsencode(value)  # raises ValueError for half a surrogate pair, which JSON can spell and no path can hold
     return value
+
+
+def metrics_address(value: object) -> MetricsAddress:
+    """Read HOST:PORT, or `off`."""
+    if value == "off":
+        return "off"
+    address = parse_address(value)
+    if not str(value).endswith(f":{address.port}"):
+        raise ValueError(f"{value!r} has no port: write it as HOST:PORT")
+    return address
+
+
+def url(value: object) -> str:
+    """Read the address of something that speaks HTTP."""
+    address = text(value)
+    if not address.startswith(("http://", "https://")) or not address.partition("://")[2]:
+        raise ValueError(f"{value!r} is not a URL: it begins with http:// or https://")
+    return address
 
 
 def one_of(*words: str) -> Callable[[object], str]:

@@ -1,0 +1,153 @@
+"""What others see of a service while it runs, and a while longer: the metrics endpoint, the page, the push at the end.
+
+Nothing here costs the data path anything: counters are read when somebody asks, and what it takes to answer is
+imported then.
+"""
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from service.address import Address
+from service.counters import TransferCounters
+from service.endpoint import Endpoint, Response
+from service.history import History, Look
+from service.result import Status
+from wire import transport
+from wire.errors import FilestreamerError, UsageError
+
+if TYPE_CHECKING:
+    from service.metrics import Collector
+    from service.settings import CommonSettings, Service
+
+KEEP_SECONDS: Final = 60.0
+"""How long a service that goes on shows a transfer that has ended, unless --metrics-linger says otherwise."""
+
+
+class Monitor:
+    """Shows the transfers of a service. `start` it, tell it each end, `finish` it when the service's work is done."""
+
+    def __init__(self, service: "Service", settings: "CommonSettings", log: Any, directory: str | None = None) -> None:
+        """`directory` is the destination, whose free space is told."""
+        self._service = service
+        self._settings = settings
+        self._log = log
+        self._directory = directory
+        self._history = History(settings.metrics_linger or KEEP_SECONDS)
+        self._running: Callable[[], Sequence[TransferCounters]] = tuple
+        self._trouble: Callable[[], str | None] = _starting
+        self._endpoint: Endpoint | None = None
+        self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    # --- what it reads
+
+    def look(self) -> Look:
+        """Return what there is to see at this moment."""
+        return self._history.look(self._running())
+
+    @property
+    def history(self) -> History:
+        """What is remembered of transfers that ended."""
+        return self._history
+
+    def free_bytes(self) -> int | None:
+        """Read what the destination's file system has left; None where there is no destination, or no answer."""
+        if self._directory is None:
+            return None
+        try:
+            found = os.statvfs(self._directory)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
+
+    # --- its life
+
+    def start(self, default: Address | None = None) -> None:
+        """Serve where the settings say, or at `default`, where a port in use is no more than a warning.
+
+        Raises UsageError where the address given can't be had.
+        """
+        address = self._settings.metrics
+        if address == "off" or (address is None and default is None):
+            return
+        where = default if address is None else address
+        assert isinstance(where, Address)
+        try:
+            listeners = transport.listen(where.host, where.port)
+        except (OSError, FilestreamerError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if address is not None:
+                raise UsageError(f"--metrics {where}: {reason}") from None
+            self._log.warning("no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another")
+            return
+        routes = {"/metrics": self._metrics, "/healthz": _healthz, "/readyz": self._readyz}
+        self._endpoint = Endpoint(listeners, routes)
+        self._endpoint.start()
+        for listener in listeners:
+            self._log.info("metrics", address=transport.format_address(listener.getsockname()))
+
+    def watch(self, running: Callable[[], Sequence[TransferCounters]], trouble: Callable[[], str | None]) -> None:
+        """Show these transfers; `trouble` says why the service is not ready, None where it is."""
+        self._running, self._trouble = running, trouble
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that was turned away."""
+        self._history.refused[reason] += 1
+
+    def ended(self, transfer: TransferCounters, status: Status) -> None:
+        """Take the last values of a transfer."""
+        self._history.add(transfer, status)
+
+    def push(self) -> None:
+        """Push the values of this moment where that is wanted."""
+        url = self._settings.pushgateway
+        if url is None:
+            return
+        from service import metrics
+
+        try:
+            metrics.push(self._collector(connections=False), url)
+        except (OSError, ValueError) as error:
+            self._log.warning("not_pushed", to=url, reason=str(error))
+
+    def finish(self) -> None:
+        """End, after --metrics-linger where there was a transfer; `release` cuts that short."""
+        if self._endpoint is None:
+            return
+        seconds = self._settings.metrics_linger
+        if seconds is not None and any(self._history.results.values()):
+            self._log.info("metrics_linger", seconds=seconds)
+            try:
+                self._released.get(timeout=seconds)
+            except queue.Empty:
+                pass
+        self._endpoint.stop()
+
+    def release(self) -> None:
+        """Linger no more; safe in a signal handler."""
+        self._released.put(None)
+
+    # --- routes
+
+    def _collector(self, *, connections: bool) -> "Collector":
+        from service.metrics import Collector
+
+        return Collector(self._service, self, connections=connections)
+
+    def _metrics(self, accept: str) -> Response:
+        from service import metrics
+
+        return metrics.exposition(self._collector(connections=True), accept)
+
+    def _readyz(self, _accept: str) -> Response:
+        trouble = self._trouble()
+        return Response(b"ready\n") if trouble is None else Response(f"{trouble}\n".encode(), status=503)
+
+
+def _healthz(_accept: str) -> Response:
+    return Response(b"alive\n")
+
+
+def _starting() -> str:
+    return "starting"
