@@ -15,7 +15,7 @@ LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.1
 	--custom-compile-command 'make lock' --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test measure faults fuzz check fmt proto images lock clean
+.PHONY: help demo test measure faults fuzz check fmt proto images lock grafana clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -60,6 +60,9 @@ lock: $(STAMP)  ## pin what the images install, by hash: deploy/requirements*.tx
 	$(LOCK) deploy/requirements.txt pyproject.toml
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
 		| $(LOCK) deploy/requirements-build.txt -
+
+grafana:  ## generate the dashboard from deploy/grafana/dashboard.py
+	$(PYTHON) deploy/grafana/dashboard.py > deploy/grafana/dashboards/filestreamer.json
 
 clean:  ## remove environments, builds and caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,163 @@
+"""deploy/prometheus and deploy/grafana name only metrics that exist, and are what promtool and Grafana can read."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.prometheus import DASHBOARD, DEPLOY, RULES, dashboard, panel_queries, promtool, rules
+
+CONNECTION = """
+    connection_bytes_in_flight connection_acknowledged_bytes_total connection_chunks_total connection_up
+    connection_reconnects_total connection_tcp_unacknowledged_bytes connection_tcp_unsent_bytes
+    connection_tcp_rtt_seconds connection_tcp_congestion_window_bytes connection_tcp_delivery_rate_bytes_per_second
+    connection_tcp_retransmits_total connection_stage_seconds_total
+"""
+TRANSFER = """
+    transfer_size_bytes transfer_acknowledged_bytes transfer_held_bytes transfer_start_time_seconds transfer_phase
+    transfer_last_progress_time_seconds
+"""
+PROCESS = "build_info transfers_total digest_mismatches_total chunks_resent_total"
+ONLY = {
+    "sender": """
+        connection_sent_bytes_total chunks_stolen_total chunk_seconds_bucket chunk_seconds_sum chunk_seconds_count
+    """,
+    "receiver": "connection_received_bytes_total destination_free_bytes refused_connections_total",
+}
+METRICS = {
+    f"filestreamer_{side}_{name}"
+    for side, own in ONLY.items()
+    for name in f"{CONNECTION} {TRANSFER} {PROCESS} {own}".split()
+}
+"""What the services tell, by contract."""
+
+RECORDED = {rule["record"] for rule in rules() if "record" in rule}
+ALERTS = [rule for rule in rules() if "alert" in rule]
+
+
+def metrics_of(expr: str) -> set[str]:
+    """Return the names of the project's metrics, recorded ones included, that an expression asks for."""
+    return set(re.findall(r"[\w:]*\bfilestreamer_[\w:]+", re.sub(r'"[^"]*"', "", expr)))
+
+
+def test_the_configuration_is_valid() -> None:
+    """The rules that it names included."""
+    said = promtool("check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert f"{len(rules())} rules found" in said
+
+
+def test_each_alert_fires_where_it_should_and_only_there() -> None:
+    promtool("test", "rules", DEPLOY / "prometheus" / "tests" / "rules.yml")
+
+
+def test_each_alert_is_tested() -> None:
+    tested = (DEPLOY / "prometheus" / "tests" / "rules.yml").read_text()
+    assert {alert["alert"] for alert in ALERTS} == set(re.findall(r'alertname="(\w+)", alertstate="firing"', tested))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])
+def test_each_alert_says_what_to_do(alert: dict[str, Any]) -> None:
+    assert set(alert["annotations"]) == {"summary", "description", "runbook"}
+    assert len(alert["annotations"]["summary"]) <= 100
+    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+
+
+def test_panels_that_a_runbook_names_exist() -> None:
+    titles = {panel["title"] for panel in dashboard()["panels"]}
+    named = {name for alert in ALERTS for name in re.findall(r'"([A-Z][^"]+)"', alert["annotations"]["runbook"])}
+    assert named
+    assert named <= titles
+
+
+def test_rules_and_panels_name_only_what_is_told() -> None:
+    assert metrics_of(" ".join(rule["expr"] for rule in rules())) <= METRICS | RECORDED
+    assert metrics_of(" ".join(query.expr for query in panel_queries())) <= METRICS | RECORDED
+
+
+def test_each_recorded_series_is_asked_for() -> None:
+    expressions = [*(alert["expr"] for alert in ALERTS), *(query.expr for query in panel_queries())]
+    assert metrics_of(" ".join(expressions)) >= RECORDED
+
+
+def test_each_query_of_the_dashboard_parses(tmp_path: Path) -> None:
+    """As rules, which promtool reads."""
+    queries = panel_queries()
+    made = [{"record": f"panel:{number}", "expr": query.expr} for number, query in enumerate(queries)]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": made}]}))
+    assert f"{len(queries)} rules found" in promtool("check", "rules", file)
+    assert "$" not in " ".join(query.expr for query in queries)
+
+
+def test_the_dashboard_is_what_its_program_makes() -> None:
+    command = [sys.executable, str(DEPLOY / "grafana" / "dashboard.py")]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+    assert made == DASHBOARD.read_text(), "out of date: run `make grafana`"
+
+
+def data_sources(node: Any) -> Iterator[Any]:
+    """Yield every data source that the model names, at any depth."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        if key == "datasource":
+            yield child
+        yield from data_sources(child)
+
+
+def test_the_data_source_is_chosen_everywhere() -> None:
+    model = dashboard()
+    found = list(data_sources(model))
+    targets = sum(len(panel.get("targets", [])) for panel in model["panels"])
+    assert len(found) > targets
+    assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in found)
+
+
+def test_panels_are_placed_side_by_side_and_numbered() -> None:
+    panels = dashboard()["panels"]
+    numbers = [panel["id"] for panel in panels]
+    taken = Counter(
+        (x, y)
+        for grid in (panel["gridPos"] for panel in panels)
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
+    )
+    assert len(numbers) == len(set(numbers))
+    assert set(taken.values()) == {1}
+    assert {x for x, _ in taken} == set(range(24))
+
+
+def test_each_panel_explains_itself() -> None:
+    asking = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    assert len({panel["title"] for panel in asking}) == len(asking)
+    assert [panel["title"] for panel in asking if len(panel["description"]) < 20 or not panel["targets"]] == []
+
+
+def test_transfers_and_connections_can_be_chosen() -> None:
+    """Several at once, all at first; what has these labels is asked for those that were chosen."""
+    variables = {item["name"]: item for item in dashboard()["templating"]["list"]}
+    assert set(variables) == {"datasource", "transfer", "connection"}
+    for name in ("transfer", "connection"):
+        assert (variables[name]["multi"], variables[name]["includeAll"]) == (True, True)
+    for panel, expr in panel_queries(transfer="these", connection="those"):
+        names = " ".join(metrics_of(expr))
+        if re.search(r"\bconnection:|er_connection_", names):
+            assert '{transfer=~"these", connection=~"those"}' in expr
+        elif re.search(r"\btransfer:|er_transfer_|chunk_seconds", names) and panel != "Free space at the receiver":
+            assert 'transfer=~"these"' in expr
+
+
+def test_grafana_finds_what_it_is_given() -> None:
+    """The provisioned data source asks as often as Prometheus scrapes the services."""
+    grafana = DEPLOY / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((grafana / "datasources" / "prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((grafana / "dashboards" / "filestreamer.yml").read_text())["providers"]
+    jobs = yaml.safe_load((RULES.parent / "prometheus.yml").read_text())["scrape_configs"]
+    assert source["type"] == "prometheus"
+    assert {job["scrape_interval"] for job in jobs} == {source["jsonData"]["timeInterval"]}
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
