@@ -616,7 +616,8 @@ class Proxy:
 
     def _command(self, act: Callable[[], None] | None) -> None:
         self._commands.put(act)
-        self._wake_writer.send(b"\0")
+        with contextlib.suppress(OSError):  # closed: the thread was awake, and obeyed the command to end already
+            self._wake_writer.send(b"\0")
 
     # --- the thread
 

@@ -51,7 +51,8 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**environment, **(env or {})},
+                # Many receivers run at once: each that wants metrics says where.
+                env={**environment, "FILESTREAMER_METRICS": "off", **(env or {})},
                 cwd=cwd,
             )
 
