@@ -208,9 +208,18 @@ def write(result: TransferResult, stdout: TextIO | None, result_file: str | None
         _discard(stdout)
     try:
         if result_file is not None:
-            _write_file(os.path.realpath(result_file), result.to_json() + "\n")
+            path = os.path.realpath(result_file)
+            _write_file(path, _content(result, path) + "\n")
     except OSError as error:
         log.warning("result_not_written", to=result_file, reason=error.strerror)
+
+
+def _content(result: TransferResult, path: str) -> str:
+    """Return what goes into the file: all of it, but no more than is kept of it there."""
+    content = result.to_json()
+    if path == TERMINATION_LOG and len(content) >= TERMINATION_LOG_BYTES:
+        content = dataclasses.replace(result, per_connection=()).to_json()
+    return content
 
 
 def _discard(stdout: TextIO | None) -> None:
@@ -221,6 +230,10 @@ def _discard(stdout: TextIO | None) -> None:
             os.dup2(null, stdout.fileno())
             os.close(null)
 
+
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LOG_BYTES: Final = 4096
+"""Where Kubernetes looks for a container's result, and how much of it, from its end, it keeps."""
 
 _IN_PLACE_ERRORS: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
 """A directory that takes no new file, or a file that is a mount point: Kubernetes' termination log can be both."""

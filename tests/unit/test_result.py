@@ -238,6 +238,24 @@ def test_a_file_that_can_not_be_replaced_is_written_in_place(
     assert os.listdir(tmp_path) == ["termination-log"]
 
 
+def test_a_termination_message_is_whole_json_however_many_connections(
+    tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes keeps the last 4096 bytes: the end of a longer one would be no JSON."""
+    path = tmp_path / "termination-log"
+    monkeypatch.setattr("service.result.TERMINATION_LOG", str(path))
+    many = result(connections=[ConnectionCounters(number) for number in range(256)])
+    stdout = io.StringIO()
+    write(many, stdout, str(path), log)
+
+    assert len(path.read_bytes()) <= 4096
+    kept = json.loads(path.read_text())
+    assert kept["connections"] == len(json.loads(stdout.getvalue())["per_connection"]) == 256
+    assert kept["per_connection"] == []
+    write(result(), None, str(path), log)
+    assert len(json.loads(path.read_text())["per_connection"]) == 3
+
+
 def test_a_result_file_that_can_not_be_written_is_one_warning(tmp_path: Path, log: Any) -> None:
     path = str(tmp_path / "missing" / "result.json")
     stdout = io.StringIO()
