@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -258,3 +259,11 @@ def test_free_space(pair: Pair) -> None:
     free = os.statvfs(pair.destination)
     seen = scrape(receiver).value("destination_free_bytes")
     assert 0.5 < seen / (free.f_bavail * free.f_frsize) < 2
+
+
+def test_the_readme_lists_them_all() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for service in ("sender", "receiver"):
+        for name, (kind, _) in contract(service).items():
+            suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
+            assert re.search(rf"`{name}{suffix}(\{{\w+\}})?`", readme), name
