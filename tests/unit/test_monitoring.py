@@ -22,12 +22,11 @@ CONNECTION = """
 TRANSFER = """
     transfer_size_bytes transfer_acknowledged_bytes transfer_held_bytes transfer_start_time_seconds transfer_phase
     transfer_last_progress_time_seconds
+    chunk_seconds_bucket chunk_seconds_sum chunk_seconds_count
 """
-PROCESS = "build_info transfers_total digest_mismatches_total chunks_resent_total"
+PROCESS = "build_info transfers_total digest_mismatches_total chunks_resent_total chunks_stolen_total"
 ONLY = {
-    "sender": """
-        connection_sent_bytes_total chunks_stolen_total chunk_seconds_bucket chunk_seconds_sum chunk_seconds_count
-    """,
+    "sender": "connection_sent_bytes_total",
     "receiver": "connection_received_bytes_total destination_free_bytes refused_connections_total",
 }
 METRICS = {
