@@ -15,44 +15,13 @@ from typing import Final
 
 import pytest
 
+from tests.support.contract import STAGES, contract
 from tests.support.proxy import Proxy
 from tests.support.scrape import METRICS, Scrape, scrape
 from tests.support.services import UNIT, Pair, Service
 from wire.limits import MIB
 
 STEADY: Final = ("--rate-limit", "8MiB/s", "--chunk-size", "64KiB", "--connections", 4)
-
-BY_CONNECTION: Final = """
-    gauge connection_bytes_in_flight
-    counter connection_acknowledged_bytes
-    counter connection_chunks
-    gauge connection_up
-    counter connection_reconnects
-    gauge connection_tcp_unacknowledged_bytes
-    gauge connection_tcp_unsent_bytes
-    gauge connection_tcp_rtt_seconds
-    gauge connection_tcp_congestion_window_bytes
-    gauge connection_tcp_delivery_rate_bytes_per_second
-    counter connection_tcp_retransmits
-"""
-BY_TRANSFER: Final = """
-    gauge transfer_size_bytes
-    gauge transfer_acknowledged_bytes
-    gauge transfer_held_bytes
-    gauge transfer_start_time_seconds
-    gauge transfer_last_progress_time_seconds
-    histogram chunk_seconds
-"""
-OF_THE_PROCESS: Final = """
-    counter digest_mismatches
-    counter chunks_resent
-    counter chunks_stolen
-    info build
-"""
-STAGES: Final = {
-    "sender": {"read", "digest", "send", "wait_ack", "limit"},
-    "receiver": {"receive", "digest", "write", "acknowledge"},
-}
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
@@ -75,31 +44,6 @@ def running(pair: Pair, *flags: object) -> tuple[Service, Service]:
 def _all_have_moved(seen: Scrape) -> bool:
     chunks = seen.values("connection_chunks_total")
     return len(chunks) == 4 and min(chunks) > 0
-
-
-def contract(service: str) -> dict[str, tuple[str, set[str]]]:
-    """Return type and labels of every family, by name: DESIGN's contract."""
-    moved = "connection_sent_bytes" if service == "sender" else "connection_received_bytes"
-    families = {
-        moved: ("counter", {"transfer", "connection"}),
-        "connection_stage_seconds": ("counter", {"transfer", "connection", "stage"}),
-        "transfer_phase": ("gauge", {"transfer", "phase"}),
-        "transfers": ("counter", {"result"}),
-    }
-    if service == "receiver":
-        families["refused_connections"] = ("counter", {"reason"})
-        families["destination_free_bytes"] = ("gauge", set())
-    for block, labels in (
-        (BY_CONNECTION, {"transfer", "connection"}),
-        (BY_TRANSFER, {"transfer"}),
-        (OF_THE_PROCESS, set()),
-    ):
-        for line in block.split("\n"):
-            if line.strip():
-                kind, name = line.split()
-                families[name] = (kind, labels)
-    families["build"] = ("info", {"version", "protocol"})
-    return families
 
 
 def test_names_types_and_labels(pair: Pair) -> None:

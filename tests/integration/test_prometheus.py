@@ -11,9 +11,10 @@ import pytest
 
 from tests.support.prometheus import RULES, PanelQuery, Prometheus, panel_queries, prometheus, rules, wait_for
 from tests.support.proxy import Blackhole, Proxy
+from tests.support.scrape import METRICS, metrics_address
 from tests.support.services import UNIT, Pair, Service, held_port, same
+from wire.limits import MIB
 
-MIB = 1 << 20
 LINGER = ("--metrics-linger", 600)
 """So that whatever is asked, the answer does not depend on how soon."""
 
@@ -33,9 +34,9 @@ class Watched:
 @contextlib.contextmanager
 def watched(pair: Pair, directory: Path, rules_text: str, *, only: str | None = None) -> Iterator[Watched]:
     """Start everything but the sender, and wait until it is scraped: nothing of the transfer is missed."""
-    receiver = pair.receiver("--metrics", "127.0.0.1:0", *LINGER)
+    receiver = pair.receiver(*METRICS, *LINGER)
     with held_port() as port:
-        targets = {"receiver": str(receiver.wait_for("metrics")["address"]), "sender": f"127.0.0.1:{port}"}
+        targets = {"receiver": metrics_address(receiver), "sender": f"127.0.0.1:{port}"}
         scraped = {job: address for job, address in targets.items() if only in (job, None)}
         with prometheus(directory, scraped, rules_text) as server:
             wait_for(lambda: len(server.query("up")) == len(scraped), "each target was scraped, or tried")

@@ -11,31 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.contract import sample_names
 from tests.support.prometheus import DASHBOARD, DEPLOY, RULES, dashboard, panel_queries, promtool, rules
 
-CONNECTION = """
-    connection_bytes_in_flight connection_acknowledged_bytes_total connection_chunks_total connection_up
-    connection_reconnects_total connection_tcp_unacknowledged_bytes connection_tcp_unsent_bytes
-    connection_tcp_rtt_seconds connection_tcp_congestion_window_bytes connection_tcp_delivery_rate_bytes_per_second
-    connection_tcp_retransmits_total connection_stage_seconds_total
-"""
-TRANSFER = """
-    transfer_size_bytes transfer_acknowledged_bytes transfer_held_bytes transfer_start_time_seconds transfer_phase
-    transfer_last_progress_time_seconds
-    chunk_seconds_bucket chunk_seconds_sum chunk_seconds_count
-"""
-PROCESS = "build_info transfers_total digest_mismatches_total chunks_resent_total chunks_stolen_total"
-ONLY = {
-    "sender": "connection_sent_bytes_total",
-    "receiver": "connection_received_bytes_total destination_free_bytes refused_connections_total",
-}
-METRICS = {
-    f"filestreamer_{side}_{name}"
-    for side, own in ONLY.items()
-    for name in f"{CONNECTION} {TRANSFER} {PROCESS} {own}".split()
-}
-"""What the services tell, by contract."""
-
+METRICS = sample_names("sender") | sample_names("receiver")
 RECORDED = {rule["record"] for rule in rules() if "record" in rule}
 ALERTS = [rule for rule in rules() if "alert" in rule]
 
