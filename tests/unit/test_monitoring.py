@@ -39,6 +39,11 @@ def test_each_alert_is_tested() -> None:
     assert {alert["alert"] for alert in ALERTS} == set(re.findall(r'alertname="(\w+)", alertstate="firing"', tested))
 
 
+def test_each_alert_is_documented() -> None:
+    rows = re.findall(r"^\| `(Filestreamer\w+)` \| (\w+) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(alert["alert"], alert["labels"]["severity"]) for alert in ALERTS]
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])
 def test_each_alert_says_what_to_do(alert: dict[str, Any]) -> None:
     assert set(alert["annotations"]) == {"summary", "description", "runbook"}
