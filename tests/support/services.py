@@ -4,6 +4,7 @@
 sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SECONDS scales them all.
 """
 
+import abc
 import contextlib
 import itertools
 import json
@@ -24,8 +25,97 @@ _NUMBERS = itertools.count()
 """Of the services of this process; next() is atomic, so that threads may start services at once."""
 
 
-class Service:
-    """One `sender` or `receiver` process. Log lines and results are parsed JSON."""
+class Command(abc.ABC):
+    """A `sender` or `receiver` that was started, wherever it runs. Log lines and results are parsed JSON."""
+
+    command: str
+
+    @property
+    @abc.abstractmethod
+    def stdout(self) -> str:
+        """All that was written to standard output so far."""
+
+    @property
+    @abc.abstractmethod
+    def stderr(self) -> str:
+        """All that was written to standard error so far."""
+
+    @abc.abstractmethod
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+
+    @abc.abstractmethod
+    def wait(self, seconds: float = 3 * UNIT) -> int:
+        """Wait for the end; return the exit code (128+N where a signal ended it)."""
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The log lines so far."""
+        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The result objects so far, one a transfer."""
+        return [json.loads(line) for line in self.stdout.splitlines(keepends=True) if line.endswith("\n")]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The one result object."""
+        (result,) = self.results
+        return result
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines of one event."""
+        return [line for line in self.log if line["event"] == name]
+
+    def wait_for(self, event: str, *, count: int = 1, seconds: float = 2 * UNIT) -> dict[str, Any]:
+        """Wait until an event was logged `count` times; return that line. Fails where the process ends before."""
+        end = time.monotonic() + seconds
+        while True:
+            code = self.poll()
+            found = self.events(event)
+            if len(found) >= count:
+                return found[count - 1]
+            assert code is None, f"{self.command} ended with {code} before {event}:\n{self.stderr}"
+            assert time.monotonic() < end, f"no {event} from {self.command} within {seconds} s:\n{self.stderr}"
+            time.sleep(0.01)
+
+    def wait_for_results(self, count: int = 1, seconds: float = 2 * UNIT) -> list[dict[str, Any]]:
+        """Wait for so many result objects, of a service that stays (its log line comes a moment before); return all."""
+        end = time.monotonic() + seconds
+        while len(found := self.results) < count:
+            assert time.monotonic() < end, f"no {count} results from {self.command} within {seconds} s:\n{self.stderr}"
+            time.sleep(0.01)
+        return found
+
+    def succeeds(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+        """Wait for the end with exit 0; return the result object, which says complete and committed."""
+        code = self.wait(seconds)
+        assert code == 0, f"{self.command} exited with {code}:\n{self.stderr}"
+        assert "Traceback" not in self.stderr
+        result = self.result
+        assert (result["status"], result["committed"], result["error"]) == ("complete", True, None)
+        return result
+
+    def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = 3 * UNIT) -> str:
+        """Wait for the end with `exit_code`; return the error, which is the same one line in log and result."""
+        code = self.wait(seconds)
+        assert code == exit_code, f"{self.command} exited with {code}, not {exit_code}:\n{self.stderr}"
+        assert "Traceback" not in self.stderr
+        result = self.result
+        assert (status, False, exit_code) == (result["status"], result["committed"], result["exit_code"])
+        assert error_code == result["error"]["code"]
+        errors = [line for line in self.log if line["level"] == "error"]
+        assert len(errors) == 1, f"{self.command} logged {len(errors)} errors:\n{self.stderr}"
+        message: str = result["error"]["message"]
+        assert message == errors[0]["reason"]
+        assert message
+        assert "\n" not in message
+        return message
+
+
+class Service(Command):
+    """One process of this machine."""
 
     def __init__(
         self,
@@ -57,49 +147,18 @@ class Service:
             )
 
     @property
+    def stdout(self) -> str:
+        """All that was written to standard output so far."""
+        return self._out.read_text()
+
+    @property
     def stderr(self) -> str:
         """All that was written to standard error so far."""
         return self._err.read_text(errors="replace")
 
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """The log lines so far."""
-        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """The result objects so far, one a transfer."""
-        return [json.loads(line) for line in self._out.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The one result object."""
-        (result,) = self.results
-        return result
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the log lines of one event."""
-        return [line for line in self.log if line["event"] == name]
-
-    def wait_for(self, event: str, *, count: int = 1, seconds: float = 2 * UNIT) -> dict[str, Any]:
-        """Wait until an event was logged `count` times; return that line. Fails where the process ends before."""
-        end = time.monotonic() + seconds
-        while True:
-            ended = self.process.poll() is not None
-            found = self.events(event)
-            if len(found) >= count:
-                return found[count - 1]
-            assert not ended, f"{self.command} ended with {self.process.returncode} before {event}:\n{self.stderr}"
-            assert time.monotonic() < end, f"no {event} from {self.command} within {seconds} s:\n{self.stderr}"
-            time.sleep(0.01)
-
-    def wait_for_results(self, count: int = 1, seconds: float = 2 * UNIT) -> list[dict[str, Any]]:
-        """Wait for so many result objects, of a service that stays (its log line comes a moment before); return all."""
-        end = time.monotonic() + seconds
-        while len(found := self.results) < count:
-            assert time.monotonic() < end, f"no {count} results from {self.command} within {seconds} s:\n{self.stderr}"
-            time.sleep(0.01)
-        return found
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        return self.process.poll()
 
     def wait(self, seconds: float = 3 * UNIT) -> int:
         """Wait for the end of the process; return its exit code (128+N where a signal ended it)."""
@@ -108,31 +167,6 @@ class Service:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.command} still runs after {seconds} s:\n{self.stderr}") from None
         return code if code >= 0 else 128 - code
-
-    def succeeds(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
-        """Wait for the end with exit 0; return the result object, which says complete and committed."""
-        code = self.wait(seconds)
-        assert code == 0, f"{self.command} exited with {code}:\n{self.stderr}"
-        assert "Traceback" not in self.stderr
-        result = self.result
-        assert (result["status"], result["committed"], result["error"]) == ("complete", True, None)
-        return result
-
-    def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = 3 * UNIT) -> str:
-        """Wait for the end with `exit_code`; return the error, which is the same one line in log and result."""
-        code = self.wait(seconds)
-        assert code == exit_code, f"{self.command} exited with {code}, not {exit_code}:\n{self.stderr}"
-        assert "Traceback" not in self.stderr
-        result = self.result
-        assert (status, False, exit_code) == (result["status"], result["committed"], result["exit_code"])
-        assert error_code == result["error"]["code"]
-        errors = [line for line in self.log if line["level"] == "error"]
-        assert len(errors) == 1, f"{self.command} logged {len(errors)} errors:\n{self.stderr}"
-        message: str = result["error"]["message"]
-        assert message == errors[0]["reason"]
-        assert message
-        assert "\n" not in message
-        return message
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process."""
