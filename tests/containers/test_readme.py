@@ -1,0 +1,54 @@
+"""The `docker run` lines of deploy/README.md, as typed. Those that build are what all images here are built with."""
+
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.containers import documented, inspect, run, started
+from tests.support.disks import MIB
+from tests.support.services import UNIT, make_file, same
+
+FROM_ONE_MACHINE_TO_ANOTHER, BETWEEN_TWO_CONTAINERS = range(2)
+
+
+@pytest.fixture
+def file(images: None, tmp_path: Path, seed: int) -> Path:
+    """Return the file that the examples send, in the directory that they are typed in."""
+    return make_file(tmp_path / "big.iso", 20 * MIB, seed)
+
+
+def test_between_two_containers(file: Path) -> None:
+    taken = inspect("ps", "--all", "--quiet", "--filter", "name=^receiver$")
+    assert not taken, "a container of this machine has the name that the example uses"
+    try:
+        run(documented("Run")[BETWEEN_TWO_CONTAINERS], cwd=file.parent)
+    except BaseException:
+        run("docker rm --force receiver; docker network rm transfer")
+        raise
+    assert same(file, file.parent / "incoming/big.iso")
+
+
+def test_from_one_machine_to_another(file: Path) -> None:
+    """This machine is both: the name of the other one becomes the address at which containers reach it."""
+    receive, send = documented("Run")[FROM_ONE_MACHINE_TO_ANOTHER].split("\n\n")
+    with started(receive, cwd=file.parent) as receiver:
+        try:
+            assert receiver.stderr
+            (token,) = re.findall(r"FILESTREAMER_TOKEN=(\S+) sender FILE", "".join(_until_token(receiver.stderr)))
+            container = inspect("ps", "--quiet", "--filter", "publish=7800")
+            here = inspect("inspect", container, "--format", "{{.NetworkSettings.Gateway}}")
+            run(send.replace("receiver.example", here), cwd=file.parent, env={"FILESTREAMER_TOKEN": token})
+        finally:
+            receiver.send_signal(signal.SIGTERM)  # which `docker run` passes on
+        assert receiver.wait(UNIT) == 143
+    assert same(file, file.parent / "incoming/big.iso")
+
+
+def _until_token(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield line
+        if "FILESTREAMER_TOKEN" in line:
+            return
