@@ -174,12 +174,21 @@ def per_second(counter: str) -> str:
     return f"sum by (transfer) (rate({counter}{CONNECTION}[$__rate_interval]))"
 
 
+def total(gauge: str) -> str:
+    """Return a gauge of chosen connections, added up by transfer."""
+    return f"sum by (transfer) ({gauge}{CONNECTION})"
+
+
 def stages(side: str) -> Query:
-    """Return the seconds a second that chosen connections spend in each stage."""
-    counter = f"filestreamer_{side}_connection_stage_seconds_total{CONNECTION}"
-    return f"sum by (stage) (rate({counter}[$__rate_interval]))", "{{stage}}"
+    """Return the share of chosen connections' time that each stage takes."""
+    spent = f"rate(filestreamer_{side}_connection_stage_seconds_total{CONNECTION}[$__rate_interval])"
+    return f"sum by (stage) ({spent}) / scalar(sum({spent}))", "{{stage}}"
 
 
+IN_FLIGHT = "filestreamer_sender_connection_bytes_in_flight"
+ON_THE_WAY = "filestreamer_sender_connection_tcp_unacknowledged_bytes"
+UNSENT = "filestreamer_sender_connection_tcp_unsent_bytes"
+ARRIVED = "filestreamer_receiver_connection_bytes_in_flight"
 DONE = f"transfer:filestreamer_done_bytes:sum{TRANSFER}"
 REMAINING = f"transfer:filestreamer_remaining_bytes:sum{TRANSFER}"
 SLOPE = f"transfer:filestreamer_acknowledged_bytes:deriv1m{TRANSFER}"
@@ -234,7 +243,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Handed to the kernel and not acknowledged by the receiver, stacked by connection. A band that widens "
                 "and stays is a connection that the receiver does not answer.",
                 "bytes",
-                [(f"filestreamer_sender_connection_bytes_in_flight{CONNECTION}", EACH)],
+                [(IN_FLIGHT + CONNECTION, EACH)],
                 stack="normal",
             ),
             lines(
@@ -242,7 +251,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Read off the socket and not acknowledged yet: chunks that are under way, or being written. What the "
                 "sender has more than this is in the network and in both kernels.",
                 "bytes",
-                [(f"filestreamer_receiver_connection_bytes_in_flight{CONNECTION}", EACH)],
+                [(ARRIVED + CONNECTION, EACH)],
                 stack="normal",
             ),
         ],
@@ -250,6 +259,23 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
     (
         9,
         [
+            lines(
+                "Where the bytes in flight are",
+                "From the sender to the receiver. Unsent: in the sender's kernel. On the way: TCP has not acknowledged "
+                "them. Unread: in the receiver's kernel (the rest of what is in flight; needs both services). At the "
+                "receiver: read, being checked and written. The widest band is before what is too slow.",
+                "bytes",
+                [
+                    (total(UNSENT), "{{transfer}} unsent"),
+                    (total(ON_THE_WAY), "{{transfer}} on the way"),
+                    (
+                        f"clamp_min({total(IN_FLIGHT)} - {total(UNSENT)} - {total(ON_THE_WAY)} - {total(ARRIVED)}, 0)",
+                        "{{transfer}} unread",
+                    ),
+                    (total(ARRIVED), "{{transfer}} at the receiver"),
+                ],
+                stack="normal",
+            ),
             lines(
                 "Throughput of both ends",
                 "Payload. Sent: handed to the sender's kernel. Received: read by the receiver. Acknowledged: written, "
@@ -284,7 +310,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Unacknowledged by the other kernel",
                 "Sent and not acknowledged by TCP: on the wire, in a queue on the way, or lost.",
                 "bytes",
-                [(f"filestreamer_sender_connection_tcp_unacknowledged_bytes{CONNECTION}", EACH)],
+                [(ON_THE_WAY + CONNECTION, EACH)],
                 stack="normal",
             ),
             lines(
@@ -292,7 +318,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "In the sender's socket buffer and not sent: TCP waits for the congestion window, or the receiver does "
                 "not read.",
                 "bytes",
-                [(f"filestreamer_sender_connection_tcp_unsent_bytes{CONNECTION}", EACH)],
+                [(UNSENT + CONNECTION, EACH)],
                 stack="normal",
             ),
         ],
@@ -346,17 +372,17 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Where the time goes: sender",
                 "Share of the connections' time by stage; the widest band is the bottleneck. send: until the kernel "
                 "takes it. wait_ack: as much is in flight as may be. limit: --rate-limit.",
-                "short",
+                "percentunit",
                 [stages("sender")],
-                stack="percent",
+                stack="normal",
             ),
             lines(
                 "Where the time goes: receiver",
                 "Share of the connections' time by stage; the widest band is the bottleneck. receive: waits for the "
                 "network. write: the disk. acknowledge: the way back.",
-                "short",
+                "percentunit",
                 [stages("receiver")],
-                stack="percent",
+                stack="normal",
             ),
             heatmap(
                 "Chunk latency",

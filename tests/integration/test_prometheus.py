@@ -3,14 +3,16 @@
 import contextlib
 import math
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.address import parse_address
 from tests.support.prometheus import RULES, PanelQuery, Prometheus, panel_queries, prometheus, rules, wait_for
-from tests.support.proxy import Blackhole, Proxy
+from tests.support.proxy import Blackhole, FlipPayload, Proxy
 from tests.support.scrape import METRICS, metrics_address
 from tests.support.services import UNIT, Pair, Service, held_port, same
 from wire.limits import MIB
@@ -39,7 +41,11 @@ def watched(pair: Pair, directory: Path, rules_text: str, *, only: str | None = 
         targets = {"receiver": metrics_address(receiver), "sender": f"127.0.0.1:{port}"}
         scraped = {job: address for job, address in targets.items() if only in (job, None)}
         with prometheus(directory, scraped, rules_text) as server:
-            wait_for(lambda: len(server.query("up")) == len(scraped), "each target was scraped, or tried")
+            wait_for(
+                lambda: {one["metric"]["job"] for one in server.query("up")} == {*scraped}, "all targets are tried"
+            )
+            if "receiver" in scraped:
+                wait_for(lambda: server.query('up{job="receiver"} == 1'), "the receiver is scraped")
             yield Watched(receiver, targets["sender"], server)
 
 
@@ -156,3 +162,25 @@ def test_a_stalled_connection_fires_its_alert(pair: Pair, tmp_path: Path, seed: 
             wait_for(lambda: not stalled(), "the alert is over")
             assert sender.wait_for_results(seconds=6 * UNIT)[0]["status"] == "complete"
     assert same(file, pair.destination / "large")
+
+
+@pytest.mark.timeout(120)
+def test_damage_and_strangers_fire_their_alerts(pair: Pair, tmp_path: Path, seed: int) -> None:
+    """One chunk arrives damaged, and somebody who speaks no protocol of ours comes again and again."""
+    file = pair.file("damaged", 4 * MIB, seed)
+    with watched(pair, tmp_path, QUICK_RULES) as here:
+        address = pair.address(here.receiver)
+        with Proxy(address, [FlipPayload(on="data *", nth=None, chunk=1)]) as proxy:
+            sender = pair.sender(file, proxy.address, "--chunk-size", "1MiB", *here.sender_options)
+            assert sender.wait_for_results()[0]["resent_chunks"] == 1
+        for _ in range(40):
+            with socket.create_connection(parse_address(address), UNIT) as stranger:
+                stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+
+        def fired() -> dict[str, dict[str, Any]]:
+            found = {alert["labels"]["alertname"]: alert for alert in here.server.alerts()}
+            return found if len(found) == 2 else {}
+
+        alerts = wait_for(fired, "both alerts fire")
+        assert alerts["FilestreamerDigestMismatch"]["labels"]["severity"] == "critical"
+        assert alerts["FilestreamerManyConnectionsRefused"]["labels"]["reason"] == "protocol"
