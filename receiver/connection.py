@@ -8,12 +8,11 @@ acknowledgements, ledger first, whenever the next read would have to wait
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from receiver.intake import Intake, Part
 from receiver.store import Staged
-from service.counters import ConnectionCounters
+from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
@@ -27,8 +26,6 @@ from wire.errors import (
 )
 from wire.session import Session
 from wire.transport import Channel
-
-T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -61,7 +58,7 @@ class DataConnection(threading.Thread):
         self._hasher = segment_hasher()
         self._written: list[Part] = []  # verified, not in the ledger yet
         self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
-        self._acknowledge_seconds = 0.0  # spent in the middle of a wait for the network
+        self._clock = StageClock(counters.stage_seconds)
         self._left = threading.Event()
 
     def run(self) -> None:
@@ -75,10 +72,11 @@ class DataConnection(threading.Thread):
         self.channel.on_dry = self._acknowledge
         self.channel.send_message(self._welcome)
         while True:
-            self._take_in(self._wait(self.channel.read_body))
+            self._take_in(self._wait_for_body())
 
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""
+        self._clock.enter(None)
         self.counters.disconnect()
         self._intake.leave(self)
         self._host.left(self, error)
@@ -98,6 +96,15 @@ class DataConnection(threading.Thread):
 
     # --- one frame
 
+    def _wait_for_body(self) -> bytes:
+        """Read a frame. Waiting for one that never comes is no stage: nothing was left to be received."""
+        self._clock.enter("receive")
+        try:
+            return self.channel.read_body()
+        except FilestreamerError:
+            self._clock.drop()
+            raise
+
     def _take_in(self, body: bytes) -> None:
         message = decode(body)
         self._session.received(message)
@@ -108,10 +115,13 @@ class DataConnection(threading.Thread):
         self._receive_chunk(message)
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
+        self._clock.enter(None)
         begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
         computed = [self._receive_segment(part) for part in parts]
-        told = bytes(self._wait(lambda: self.channel.take(limits.DIGEST_BYTES * len(parts))))
+        self._clock.enter("receive")
+        told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
+        self._clock.enter(None)
         digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
         good = self._intake.end_chunk(self, parts, digests, computed)
         size = sum(segment.length for segment in header.segments)
@@ -129,39 +139,20 @@ class DataConnection(threading.Thread):
 
     def _receive_segment(self, part: Part) -> bytes:
         """Receive, hash and write the bytes of one segment; return the digest of what came."""
-        counters, hasher = self.counters, self._hasher
+        counters, hasher, clock = self.counters, self._hasher, self._clock
         offset = part.segment.offset
         hasher.reset()
-        clock = time.perf_counter
-        receive = digest = write = 0.0
-        acknowledging = self._acknowledge_seconds
-        begun = clock()
+        clock.enter("receive")
         for view in self.channel.payload(part.segment.length):
-            was_received = clock()
+            clock.enter("digest")
             hasher.update(view)
-            was_hashed = clock()
             if part.write:
+                clock.enter("write")
                 part.file.staged.write(view, offset)
             offset += len(view)
             counters.moved_bytes += len(view)
-            receive += was_received - begun
-            digest += was_hashed - was_received
-            begun = clock()
-            write += begun - was_hashed
-        self._add_stage("receive", receive - (self._acknowledge_seconds - acknowledging))
-        self._add_stage("digest", digest)
-        self._add_stage("write", write)
+            clock.enter("receive")
         return hasher.digest()
-
-    def _wait(self, read: Callable[[], T]) -> T:
-        """Read what is not payload; the time counts as receiving, but for what was acknowledged in the middle of it."""
-        begun, acknowledging = time.perf_counter(), self._acknowledge_seconds
-        result = read()
-        self._add_stage("receive", time.perf_counter() - begun - (self._acknowledge_seconds - acknowledging))
-        return result
-
-    def _add_stage(self, stage: str, seconds: float) -> None:
-        self.counters.stage_seconds[stage] += seconds
 
     # --- acknowledgements
 
@@ -169,7 +160,7 @@ class DataConnection(threading.Thread):
         """Append what was written to the ledgers, then acknowledge it."""
         if not self._received:
             return
-        begun = time.perf_counter()
+        interrupted = self._clock.enter("acknowledge")
         records: dict[Staged, list[tuple[int, bytes]]] = {}
         for part in self._written:
             records.setdefault(part.file.staged, []).append((part.position, part.file.assembly.digest(part.position)))
@@ -184,9 +175,7 @@ class DataConnection(threading.Thread):
             self.counters.latencies.observe(now - begun_at)
         self.counters.chunks += len(acknowledged)
         self.counters.finished_at = now
-        spent = time.perf_counter() - begun
-        self._acknowledge_seconds += spent
-        self._add_stage("acknowledge", spent)
+        self._clock.enter(interrupted)
 
     def _send(self, message: m.Message) -> None:
         self._session.sending(message)

@@ -387,8 +387,10 @@ class Transfer(threading.Thread):
                 thread.join()
             if self._write_back_error is not None:
                 raise self._write_back_error
+            begun = time.monotonic()
             for file in self.intake.files:
                 file.staged.commit()
+            self.counters.sync_seconds = time.monotonic() - begun
 
         error = run_to_end("commit", commit)
         self.post(Failed(error) if error else Committed())

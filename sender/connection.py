@@ -21,7 +21,7 @@ from sender.deal import Deal
 from sender.rate import RateLimit
 from sender.source import Source
 from service.backoff import Backoff
-from service.counters import ConnectionCounters
+from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
 from wire import messages as m
@@ -79,6 +79,7 @@ class DataConnection(threading.Thread):
         self._window_bytes = limits.WINDOW_BYTES
         self._left_bytes = 0
         self._left_at = 0.0
+        self._clock = StageClock(counters.stage_seconds)
 
     @property
     def channel(self) -> Channel | None:
@@ -125,6 +126,7 @@ class DataConnection(threading.Thread):
 
     def _abandon(self) -> None:
         """Close the connection; what it had not got acknowledged goes back to the deal."""
+        self._clock.enter(None)
         self.counters.disconnect()
         if self._channel is not None:
             self._host.hang_up(self._channel, in_order=self._deal.is_complete)
@@ -179,35 +181,25 @@ class DataConnection(threading.Thread):
         """Send the bytes of one segment, block by block; return their digest."""
         if segment.length <= GATHER_BYTES:
             return self._gather(segment)
-        stages = self.counters.stage_seconds
-        source, limit = self._host.source, self._host.limit
+        source, limit, clock = self._host.source, self._host.limit, self._clock
         piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
         self._hasher.reset()
-        read = digest = waited = send = 0.0
-        clock = time.perf_counter
         while offset < end:
             size = min(piece, end - offset)
             view = self._block[:size]
-            begun = clock()
+            clock.enter("read")
             source.read_into(view, offset)
-            was_read = clock()
+            clock.enter("digest")
             self._hasher.update(view)
-            was_hashed = clock()
             if limit is not None:
+                clock.enter("limit")
                 limit.wait(size)
-            may_go = clock()
+            clock.enter("send")
             self._send_block(channel, view, offset)
             self.counters.moved_bytes += size
-            read += was_read - begun
-            digest += was_hashed - was_read
-            waited += may_go - was_hashed
-            send += clock() - may_go
             offset += size
-        stages["read"] += read
-        stages["digest"] += digest
-        stages["limit"] += waited
-        stages["send"] += send
+        clock.enter(None)
         return self._hasher.digest()
 
     def _send_block(self, channel: Channel, view: memoryview, offset: int) -> None:
@@ -222,18 +214,15 @@ class DataConnection(threading.Thread):
 
     def _gather(self, segment: m.Segment) -> bytes:
         """Copy a small segment behind what waits to be sent; return its digest."""
-        view = self._block[: segment.length]
-        stages, clock = self.counters.stage_seconds, time.perf_counter
-        begun = clock()
+        view, clock = self._block[: segment.length], self._clock
+        clock.enter("read")
         self._host.source.read_into(view, segment.offset)
-        was_read = clock()
+        clock.enter("digest")
         digest = segment_digest(view)
-        was_hashed = clock()
-        stages["read"] += was_read - begun
-        stages["digest"] += was_hashed - was_read
         if self._host.limit is not None:
+            clock.enter("limit")
             self._host.limit.wait(segment.length)
-            stages["limit"] += clock() - was_hashed
+        clock.enter(None)
         self._outbox += view
         self.counters.moved_bytes += segment.length
         return digest
@@ -246,9 +235,9 @@ class DataConnection(threading.Thread):
 
     def _flush_timed(self, channel: Channel) -> None:
         """Send what has been gathered, where no block's time holds the sending's."""
-        begun = time.perf_counter()
+        self._clock.enter("send")
         self._flush(channel)
-        self.counters.stage_seconds["send"] += time.perf_counter() - begun
+        self._clock.enter(None)
 
     # --- acknowledgements
 
@@ -264,10 +253,10 @@ class DataConnection(threading.Thread):
             self._window_bytes *= 2
 
     def _wait_for_acknowledgement(self, channel: Channel) -> None:
-        begun = time.perf_counter()
         self._left_at = time.monotonic()  # sending may have taken long: the peer's silence begins now
+        self._clock.enter("wait_ack")
         body = channel.read_body()
-        self.counters.stage_seconds["wait_ack"] += time.perf_counter() - begun
+        self._clock.enter(None)
         self._take_in(body)
 
     def _take_in(self, body: bytes) -> None:

@@ -367,11 +367,12 @@ class Transfer:
     # --- the end
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
-        """Tell the receiver why this ends, if it can be told at once."""
+        """Tell the receiver what the time went into, and why this ends, if it can be told at once."""
         if self._channel is None or isinstance(error, Aborted) or self._session.state == "aborted":
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
         with contextlib.suppress(FilestreamerError):
+            self._send_progress()
             self._send(m.Abort(code, str(error)))
 
     def _end(self) -> None:

@@ -35,6 +35,34 @@ class Latencies:
         self.sum_seconds += seconds
 
 
+class StageClock:
+    """Puts the time of a connection's thread into stages: each moment into one, or into none.
+
+    Entered for each block, so that a stage is seen while a large chunk is under way.
+    """
+
+    __slots__ = ("_at", "_seconds", "_stage")
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        """Add to `seconds`, which has every stage."""
+        self._seconds = seconds
+        self._stage: str | None = None
+        self._at = 0.0
+
+    def enter(self, stage: str | None) -> str | None:
+        """End the stage that this thread is in and begin another one, or none; return the one that has ended."""
+        now = time.perf_counter()
+        ended = self._stage
+        if ended is not None:
+            self._seconds[ended] += now - self._at
+        self._stage, self._at = stage, now
+        return ended
+
+    def drop(self) -> None:
+        """Be in no stage; the time since the last one began was spent on nothing."""
+        self._stage = None
+
+
 @dataclass(slots=True)
 class ConnectionCounters:
     """One data connection. Bytes are payload bytes: frames and digests are not counted."""
@@ -92,6 +120,8 @@ class TransferCounters:
     size_bytes: int = 0
     held_bytes: int = 0
     """Bytes that both sides agree are there already."""
+    sync_seconds: float = 0.0
+    """Receiver: what putting the files in place durably took, after the last byte."""
     unchecked_bytes: int = 0
     rehashed_bytes: int = 0
     forgotten_bytes: int = 0
@@ -125,8 +155,11 @@ class TransferCounters:
         return counters
 
     def stage_microseconds(self) -> tuple[int, ...]:
-        """Sum up what all connections spent in each stage."""
-        return tuple(round(1e6 * sum(item.stage_seconds[stage] for item in self.connections)) for stage in self.stages)
+        """Sum up what all connections spent in each stage; the sync at the end is writing that all of them wait for."""
+        spent = {stage: sum(item.stage_seconds[stage] for item in self.connections) for stage in self.stages}
+        if self.sync_seconds:
+            spent["write"] += self.sync_seconds * len(self.connections)
+        return tuple(round(1e6 * seconds) for seconds in spent.values())
 
     @property
     def bottleneck(self) -> Bottleneck | None:

@@ -4,8 +4,6 @@
 the commit is a place to crash at, and a disk that fails needs no broken disk.
 """
 
-import json
-import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import MIB
-from tests.support.services import Pair, same
+from tests.support.services import Pair, inject, same
 from tests.support.staging import Staging
 
 SIZE = 3 * MIB + 77
@@ -22,14 +20,6 @@ CHUNK_SIZE = 64 * 1024
 OLD = b"what was there before"
 FAST = ("--chunk-size", CHUNK_SIZE, "--connections", 2)
 STEADY = (*FAST, "--rate-limit", "3MiB/s")
-INJECT = Path(__file__).parent.parent / "support" / "inject"
-
-
-def inject(call: str, how: str, *, nth: int = 1, path: str = "") -> Mapping[str, str]:
-    """Return the environment of a service in which this happens."""
-    what = {"call": call, "nth": nth, "how": how, "path": path}
-    search = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH", "")]))
-    return {"INJECT": json.dumps(what), "PYTHONPATH": search}
 
 
 @pytest.fixture

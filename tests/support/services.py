@@ -21,8 +21,17 @@ from typing import Any
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
 
+INJECT = Path(__file__).parent / "inject"
+
 _NUMBERS = itertools.count()
 """Of the services of this process; next() is atomic, so that threads may start services at once."""
+
+
+def inject(call: str, how: str | float, *, nth: int = 1, path: str = "") -> Mapping[str, str]:
+    """Return the environment of a service in which this happens (tests/support/inject)."""
+    what = {"call": call, "nth": nth, "how": how, "path": path}
+    search = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH", "")]))
+    return {"INJECT": json.dumps(what), "PYTHONPATH": search}
 
 
 class Command(abc.ABC):

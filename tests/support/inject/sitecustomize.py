@@ -1,8 +1,9 @@
-"""Put on a service's PYTHONPATH: one call of `os` fails there, or the process is killed around it.
+"""Put on a service's PYTHONPATH: one call of `os` fails there or takes long, or the process is killed around it.
 
 INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process, and 0 is
 every call; `how` is `before` or `after` (killed then, as by a crash), `short` (it does a third of what it was asked),
-or the name of an errno that it fails with. With "path": "ledger" only calls count whose first argument is, or is a
+the name of an errno that it fails with, or the seconds that it takes longer. The call `digest` is none of `os`: it is
+each block that is hashed. With "path": "ledger" only calls count whose first argument is, or is a
 descriptor of, a file with this in its name.
 """
 
@@ -10,11 +11,15 @@ import errno
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 
-def _inject(call: str, nth: int, how: str, path: str = "") -> None:
+def _inject(call: str, nth: int, how: str | float, path: str = "") -> None:
+    if call == "digest":
+        _slow_digests(float(how))
+        return
     real: Callable[..., Any] = getattr(os, call)
     seen = 0
 
@@ -29,7 +34,10 @@ def _inject(call: str, nth: int, how: str, path: str = "") -> None:
     setattr(os, call, wrapped)
 
 
-def _happen(real: Callable[..., Any], how: str, *args: Any, **kwargs: Any) -> Any:
+def _happen(real: Callable[..., Any], how: str | float, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(how, str):
+        time.sleep(how)
+        return real(*args, **kwargs)
     if how in ("before", "after"):
         if how == "after":
             real(*args, **kwargs)
@@ -38,6 +46,29 @@ def _happen(real: Callable[..., Any], how: str, *args: Any, **kwargs: Any) -> An
         return real(*_third(real.__name__, args), **kwargs)
     number = getattr(errno, how)
     raise OSError(number, os.strerror(number))
+
+
+def _slow_digests(seconds: float) -> None:
+    import xxhash
+
+    real, real_digest = xxhash.xxh3_128, xxhash.xxh3_128_digest
+
+    class Slow:
+        """Hashes as xxh3_128 does, later."""
+
+        def __init__(self) -> None:
+            self._real = real()
+            self.reset, self.digest = self._real.reset, self._real.digest
+
+        def update(self, view: Any) -> None:
+            time.sleep(seconds)
+            self._real.update(view)
+
+    def digest(view: Any) -> bytes:
+        time.sleep(seconds)
+        return real_digest(view)
+
+    xxhash.xxh3_128, xxhash.xxh3_128_digest = Slow, digest  # type: ignore[assignment, misc]
 
 
 def _third(call: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
