@@ -174,6 +174,8 @@ class Intake:
             with self._lock:
                 if self._is_closed and file.assembly.state(position) != VERIFIED:
                     raise RemoteProtocolError(f"segment {position} was sent after Finish")
+                if file.assembly.state(position) == HELD:  # the source has another chunk there by now
+                    self._counters.chunk_map.remove(position, was_held=True)
                 turn = file.assembly.begin(position, connection)
                 other = file.assembly.writer(position)
             if turn is not Turn.WAIT:
@@ -202,6 +204,9 @@ class Intake:
                 part.file.assembly.deliver(part.position, connection, digest, actual)
                 for part, digest, actual in zip(parts, digests, computed, strict=True)
             ]
+            for part, is_good in zip(parts, good, strict=True):
+                if is_good and part.write:
+                    self._counters.chunk_map.add(part.position, connection.connection_id)
         self._counters.last_progress_at = time.monotonic()
         return all(good)
 
@@ -226,8 +231,11 @@ class Intake:
         held: list[int] = []
         with self._lock:
             for position, digest in enumerate(batch.digests, batch.first):
+                was_claimed = file.assembly.state(position) == CLAIMED
                 file.assembly.rehashed(position, digest)
                 is_held = file.assembly.state(position) in (HELD, VERIFIED)
+                if was_claimed and is_held:
+                    self._counters.chunk_map.add(position, None)
                 (held if is_held else needed).append(position)
         return Answer(_runs(needed), _runs(held))
 

@@ -16,6 +16,7 @@ from receiver.connection import DataConnection
 from receiver.intake import LEAVE_SECONDS, File, Intake, held_messages, needed_messages
 from receiver.rehash import Rehashed, Rehasher
 from receiver.store import Staged
+from service.chunk_map import ChunkMap
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
@@ -325,6 +326,7 @@ class Transfer(threading.Thread):
             assembly.claim(index, claims.digest(index))
         self.counters.size_bytes += entry.size
         self.counters.chunks += grid.segments
+        self.counters.chunk_map = ChunkMap(self.counters.chunks)
         self.counters.name = staged.path
         self.intake.files.append(File(entry, staged, assembly))
         self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=claims.claimed)

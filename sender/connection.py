@@ -284,7 +284,7 @@ class DataConnection(threading.Thread):
                 self._deal.mismatch(chunk_id, self.counters, self._epoch)
         self.counters.finished_at = now
         if message.verdict is m.Verdict.OK:
-            self._deal.settle(message.chunk_ids, self._epoch)
+            self._deal.settle(message.chunk_ids, self._epoch, self.connection_id)
 
     def _patience(self) -> None:
         """After each second without movement: go on while the peer is merely slow.

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 
 from sender.schedule import Schedule
+from service.chunk_map import ChunkMap
 from service.counters import ConnectionCounters
 from wire import limits
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
 
 _UNBOUND = bytes(limits.DIGEST_BYTES)
+_ACKNOWLEDGED = 1
+_HELD = 2
 
 
 class Deal:
@@ -23,6 +26,7 @@ class Deal:
     def __init__(self, chunks: int, make_schedule: Callable[[], Schedule], on_settled: Callable[[], None]) -> None:
         """`on_settled` is called, without the lock, each time that the last open chunk settles."""
         self.chunks = chunks
+        self.chunk_map = ChunkMap(chunks)
         self._make_schedule = make_schedule
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
@@ -35,7 +39,8 @@ class Deal:
     def _start_over(self) -> None:
         self._schedule = self._make_schedule()
         self._answered = bytearray(self.chunks)
-        self._settled = bytearray(self.chunks)
+        self._settled = bytearray(self.chunks)  # 0, _ACKNOWLEDGED, _HELD
+        self.chunk_map.clear()
         self._answered_count = 0
         self._settled_count = 0
         self.epoch = getattr(self, "epoch", 0) + 1
@@ -71,8 +76,9 @@ class Deal:
         """Take an answer to Finish: the receiver misses these after all."""
         with self._changed:
             for chunk_id in range(first, end):
-                if self._settled[chunk_id]:
+                if how := self._settled[chunk_id]:
                     self._settled[chunk_id] = 0
+                    self.chunk_map.remove(chunk_id, was_held=how == _HELD)
                     self._settled_count -= 1
                     self._schedule.put_back([chunk_id])
             self._changed.notify_all()
@@ -123,15 +129,17 @@ class Deal:
             return True
         return bound == digest
 
-    def settle(self, chunk_ids: tuple[int, ...] | range, epoch: int) -> None:
-        """Take acknowledgements, or held chunks that are equal, of the answers of `epoch`."""
+    def settle(self, chunk_ids: tuple[int, ...] | range, epoch: int, by: int | None = None) -> None:
+        """Take chunks that `by` got acknowledged, or (None) held ones that are equal, of the answers of `epoch`."""
+        how = _HELD if by is None else _ACKNOWLEDGED
         with self._changed:
             if epoch != self.epoch:
                 return
             for chunk_id in chunk_ids:
                 if not self._settled[chunk_id]:
-                    self._settled[chunk_id] = 1
+                    self._settled[chunk_id] = how
                     self._settled_count += 1
+                    self.chunk_map.add(chunk_id, by)
             settled = self._all_settled()
         if settled:
             self._on_settled()

@@ -57,6 +57,7 @@ class Transfer:
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = self._make_counters(settings)
         self.deal = Deal(self.layout.chunks, self._make_schedule, lambda: self.post(control.Settled()))
+        self.counters.chunk_map = self.deal.chunk_map
         self._dialer = Dialer(settings, self.counters.transfer_id)
         self._reader = ControlReader(self._dialer, self.post)
         self._verifier = Verifier(source, self.layout, self.deal, self.counters, self.failed)

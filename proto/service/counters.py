@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from service import tcp_info
 from service.bottleneck import Bottleneck, bottleneck
+from service.chunk_map import ChunkMap
 from wire.messages import SENDER_STAGES
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
@@ -129,12 +130,15 @@ class TransferCounters:
     files: int = 1
     chunks: int = 0
     chunk_size: int = 0
+    chunk_map: ChunkMap = field(default_factory=ChunkMap)
     phase: Phase = "offering"
     peer_stages: tuple[int, ...] = ()
     """What the peer said last of its stages, in microseconds; () before it said any."""
     started_at: float = field(default_factory=time.monotonic)
     started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
+    status: str | None = None
+    """How it ended (service.result.Status), once that is known."""
     last_progress_at: float = field(default_factory=time.monotonic)
     connections: list[ConnectionCounters] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""A small HTTP server for what a service shows of itself: /metrics, /healthz, /readyz, and the page.
+"""A small HTTP server for what a service shows of itself: the page, /transfers, /metrics, /healthz, /readyz.
 
 It asks nobody who they are, so it tells no paths and no names, only reads, and holds little: a few connections at once,
 the oldest of which gives way, each for a few seconds. Until somebody connects it is a listening socket and a thread;

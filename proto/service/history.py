@@ -39,6 +39,7 @@ class History:
 
     def add(self, transfer: TransferCounters, status: Status) -> None:
         """Take note of a transfer that has ended; it may still be looked at as one under way for a moment."""
+        transfer.status = status
         with self._lock:
             self.results[status] += 1
             self._recent.append((time.monotonic(), transfer))

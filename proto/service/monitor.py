@@ -81,7 +81,13 @@ class Monitor:
                 raise UsageError(f"--metrics {where}: {reason}") from None
             self._log.warning("no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another")
             return
-        routes = {"/metrics": self._metrics, "/healthz": _healthz, "/readyz": self._readyz}
+        routes = {
+            "/": _page,
+            "/transfers": self._transfers,
+            "/metrics": self._metrics,
+            "/healthz": _healthz,
+            "/readyz": self._readyz,
+        }
         self._endpoint = Endpoint(listeners, routes)
         self._endpoint.start()
         for listener in listeners:
@@ -140,9 +146,20 @@ class Monitor:
 
         return metrics.exposition(self._collector(connections=True), accept)
 
+    def _transfers(self, _accept: str) -> Response:
+        from service import page
+
+        return page.transfers(self._service, self.look())
+
     def _readyz(self, _accept: str) -> Response:
         trouble = self._trouble()
         return Response(b"ready\n") if trouble is None else Response(f"{trouble}\n".encode(), status=503)
+
+
+def _page(_accept: str) -> Response:
+    from service import page
+
+    return page.page()
 
 
 def _healthz(_accept: str) -> Response:

@@ -1,0 +1,64 @@
+"""The map of the chunks: its cells are all the chunks, whatever their number and whatever happens to them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sender.deal import Deal
+from sender.schedule import Schedule
+from service.chunk_map import CELLS, ChunkMap
+from wire.limits import CHUNKS_PER_FILE
+
+
+@given(st.integers(0, CHUNKS_PER_FILE))
+def test_few_cells_hold_all_chunks(chunks: int) -> None:
+    """At most CELLS, none of them empty, each as large as the others but the last."""
+    chunk_map = ChunkMap(chunks)
+    cells = len(chunk_map.by)
+    assert cells == len(chunk_map.brought) == len(chunk_map.held) <= CELLS
+    assert (cells - 1) * chunk_map.chunks_per_cell < chunks <= cells * chunk_map.chunks_per_cell or chunks == cells == 0
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_cells_sum_up_to_the_chunks(chunks: int, connections: int) -> None:
+    chunk_map = ChunkMap(chunks)
+    for chunk_id in range(chunks):
+        chunk_map.add(chunk_id, None if chunk_id % 3 == 0 else chunk_id % connections)
+    sizes = [min(chunk_map.chunks_per_cell, chunks - at) for at in range(0, chunks, chunk_map.chunks_per_cell)]
+    assert [brought + held for brought, held in zip(chunk_map.brought, chunk_map.held, strict=True)] == sizes
+    assert sum(chunk_map.held) == -(-chunks // 3)
+
+
+Step = tuple[str, int, int]
+
+
+@given(
+    st.integers(1, 40),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["acknowledged", "held", "reopen", "start over"]), st.integers(0, 39), st.integers(0, 7)
+        ),
+        max_size=60,
+    ),
+)
+def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
+    """Settled twice, missing at the end, a restarted receiver: the map is the settled chunks, and who brought them."""
+    deal = Deal(chunks, lambda: Schedule(8), lambda: None)
+    settled: dict[int, int | None] = {}
+    for step, at, connection in steps:
+        chunk_id = at % chunks
+        match step:
+            case "acknowledged":
+                deal.settle((chunk_id,), deal.epoch, connection)
+                settled.setdefault(chunk_id, connection)
+            case "held":
+                deal.settle((chunk_id,), deal.epoch)
+                settled.setdefault(chunk_id, None)
+            case "reopen":
+                deal.reopen(chunk_id, chunk_id + 1)
+                settled.pop(chunk_id, None)
+            case _:
+                deal.start_over()
+                settled.clear()
+    there = [(int(settled.get(c) is not None), int(c in settled and settled[c] is None)) for c in range(chunks)]
+    assert list(zip(deal.chunk_map.brought, deal.chunk_map.held, strict=True)) == there
+    assert all(deal.chunk_map.by[c] == connection for c, connection in settled.items() if connection is not None)
