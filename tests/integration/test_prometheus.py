@@ -101,9 +101,9 @@ def test_every_panel_and_every_rule_has_data(pair: Pair, tmp_path: Path, seed: i
     """While a transfer of both services runs, and while what is left of it can be seen; and nobody is alerted."""
     file = pair.file("large", 32 * MIB, seed)
     with watched(pair, tmp_path, RULES.read_text()) as here:
-        slow = ("--connections", 4, "--chunk-size", "256KiB", "--rate-limit", "3MiB/s")
+        slow = ("--connections", 4, "--chunk-size", "256KiB", "--rate-limit", "2MiB/s")
         sender = pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
-        queries = {*panel_queries(window="4s"), *recorded()}
+        queries = {*panel_queries(window="10s"), *recorded()}
         (transfer,) = watch_until_all_have_data(here.server, queries, 6 * UNIT)
 
         (result,) = sender.wait_for_results(seconds=6 * UNIT)
@@ -124,9 +124,9 @@ def test_the_dashboard_of_one_side_alone(pair: Pair, tmp_path: Path, seed: int, 
     """Where only one service is scraped, every panel that it can tell something of has data."""
     file = pair.file("large", 16 * MIB, seed)
     with watched(pair, tmp_path, RULES.read_text(), only=side) as here:
-        slow = ("--connections", 2, "--chunk-size", "256KiB", "--rate-limit", "2MiB/s")
+        slow = ("--connections", 2, "--chunk-size", "256KiB", "--rate-limit", "1MiB/s")
         pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
-        queries = {query for query in panel_queries(window="4s") if tells(side, query.expr)}
+        queries = {query for query in panel_queries(window="10s") if tells(side, query.expr)}
         assert {query.panel for query in queries} >= {"Progress", "Time left", "Phase", f"Bytes in flight: {side}"}
         watch_until_all_have_data(here.server, queries, 5 * UNIT)
         check_rules(here.server)
