@@ -27,7 +27,7 @@ demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=
 	@$(DEMO)/bin/python tests/support/demo.py $${DEMO_FILE:+-- "$$DEMO_FILE"}
 
 test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
-	$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 measure: $(STAMP)  ## GB/s over loopback beside cp of the same file, RAM disk to RAM disk
 	$(BIN)/python -m tests.bench.measure $(ARGS)

@@ -1,8 +1,9 @@
 """The images, built once a run, and a site of containers for each test. Without an engine everything here is skipped.
 
-Where CI=true, a missing engine is a failure. The tests share one worker (xdist_group), as they share the engine.
+Where CI=true, a missing engine is a failure.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,10 @@ os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # it is an image of its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what is in this folder on one worker, with the time that an image takes to build."""
+    """Give what is in this folder the time that an image takes to build."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.xdist_group("containers"))
             item.add_marker(pytest.mark.timeout(300))
 
 
@@ -36,9 +36,11 @@ def engine() -> None:
 
 
 @pytest.fixture(scope="session")
-def images(engine: None) -> None:
-    """Build the images."""
-    build_images()
+def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Build the images; of several workers one does, and the others find them in the engine's cache."""
+    with (tmp_path_factory.getbasetemp().parent / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_images()
 
 
 @pytest.fixture
