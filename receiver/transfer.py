@@ -116,6 +116,7 @@ class Transfer(threading.Thread):
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
+        self._moved_bytes = 0
         self._committed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was said on."""
@@ -462,6 +463,9 @@ class Transfer(threading.Thread):
 
     def _tick(self) -> None:
         now = time.monotonic()
+        moved_bytes = self.counters.moved_bytes
+        if moved_bytes != self._moved_bytes:  # a large chunk that comes slowly is progress, too
+            self._moved_bytes, self.counters.last_progress_at = moved_bytes, now
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.committed:
             self._say_progress()
         if self._is_connected or self.committed:

@@ -211,3 +211,14 @@ def test_the_readme_lists_them_all() -> None:
         for name, (kind, _) in contract(service).items():
             suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
             assert re.search(rf"`{name}{suffix}(\{{\w+\}})?`", readme), name
+
+
+def test_a_large_chunk_that_comes_slowly_is_progress(pair: Pair) -> None:
+    """At the receiver, too, which acknowledges nothing for as long as the first chunk is under way."""
+    receiver = pair.receiver(*METRICS)
+    file = pair.file("f", 64 * MIB)
+    pair.sender(file, pair.address(receiver), "--rate-limit", "1MiB/s", "--chunk-size", "64MiB", "--connections", 1)
+    receiver.wait_for("transfer_started")
+    started = scrape(receiver).value("transfer_last_progress_time_seconds")
+    until(lambda: scrape(receiver).value("transfer_last_progress_time_seconds") > started + 1, "it gets on")
+    assert sum(scrape(receiver).values("connection_chunks_total")) == 0
