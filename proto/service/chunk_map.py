@@ -5,8 +5,9 @@
     held     how many of them were there before
     by       the connection that brought the last one; -1 where none did
 
-At most CELLS cells, whatever the number of chunks. Written once a chunk, by whoever settles it and under the lock that
-settling takes anyway; read without one.
+At most CELLS cells, whatever the number of chunks, each of an odd number of them: an even one would show, of an even
+number of connections that take turns, only every other. Written once a chunk, by whoever settles it and under the lock
+that settling takes anyway; read without one.
 """
 
 from typing import Final
@@ -21,7 +22,7 @@ class ChunkMap:
 
     def __init__(self, chunks: int = 0) -> None:
         self.chunks = chunks
-        self.chunks_per_cell = max(1, -(-chunks // CELLS))
+        self.chunks_per_cell = -(-chunks // CELLS) | 1
         self.clear()
 
     def clear(self) -> None:

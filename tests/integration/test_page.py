@@ -137,6 +137,24 @@ def test_the_map_of_a_resumed_transfer(pair: Pair) -> None:
     assert {c: sent["map"]["by"].count(c) for c in per_connection} == per_connection
 
 
+def test_the_map_of_chunks_that_came_twice(pair: Pair) -> None:
+    """Acknowledgements are lost with their connection: the sender sends again what the receiver has, which is one."""
+    receiver = pair.receiver(*METRICS)
+    with Proxy(pair.address(receiver)) as proxy:
+        sender = pair.sender(pair.file("f", 16 * MIB), proxy.address, *STEADY)
+
+        def chunks(service: Service) -> int:
+            return next((c["chunks"] for t in transfers(service) for c in t["connections"] if c["connection"] == 1), 0)
+
+        until(lambda: chunks(sender) > 4, "connection 1 moves")
+        proxy.hold("data 1", "down")
+        until(lambda: chunks(receiver) > chunks(sender) + 4, "chunks that the sender does not know of")
+        proxy.reset("data 1")
+        assert sender.succeeds()["resent_chunks"] >= 4
+    (told,) = transfers(receiver)
+    assert told["map"]["brought"] == [1] * 256
+
+
 # ------------------------------------------------------------------------------------------------------ what is drawn
 
 FIGURES = """[...document.querySelectorAll('.lane')].map(lane => ({

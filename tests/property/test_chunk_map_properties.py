@@ -31,14 +31,12 @@ def test_cells_sum_up_to_the_chunks(chunks: int, connections: int) -> None:
 Step = tuple[str, int, int]
 
 
+STEPS = ["acknowledged", "held", "reopen", "acknowledged", "held", "reopen", "start over"]
+
+
 @given(
-    st.integers(1, 40),
-    st.lists(
-        st.tuples(
-            st.sampled_from(["acknowledged", "held", "reopen", "start over"]), st.integers(0, 39), st.integers(0, 7)
-        ),
-        max_size=60,
-    ),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.integers(0, 7)), max_size=30),
 )
 def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
     """Settled twice, missing at the end, a restarted receiver: the map is the settled chunks, and who brought them."""
@@ -62,3 +60,13 @@ def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
     there = [(int(settled.get(c) is not None), int(c in settled and settled[c] is None)) for c in range(chunks)]
     assert list(zip(deal.chunk_map.brought, deal.chunk_map.held, strict=True)) == there
     assert all(deal.chunk_map.by[c] == connection for c, connection in settled.items() if connection is not None)
+
+
+@given(st.integers(1, CHUNKS_PER_FILE), st.integers(0, 8))
+def test_connections_that_take_turns_are_all_seen(chunks: int, power: int) -> None:
+    """As many as are usual, powers of two: no cell size hides some of them behind the others."""
+    connections = 1 << power
+    chunk_map = ChunkMap(chunks)
+    per_cell = chunk_map.chunks_per_cell
+    last = {((cell + 1) * per_cell - 1) % connections for cell in range(chunks // per_cell)}
+    assert len(last) == min(connections, chunks // per_cell)
