@@ -287,8 +287,8 @@ class Server:
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
         if transfer.was_offered:
-            self._monitor.push()
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
+            self._monitor.push()
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
         if committed and self._settings.once:

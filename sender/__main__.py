@@ -36,6 +36,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     monitor = Monitor("sender", settings, logger)
     outcome = _send(settings, logger, monitor)
     report(outcome, settings.result_file, logger, file=settings.input_file)
+    monitor.push()  # after the result, which does not wait for a gateway
     monitor.finish()
     return outcome.exit_code
 
@@ -77,7 +78,6 @@ def _send(settings: SenderSettings, logger: Any, monitor: "Monitor") -> "Transfe
         transfer.counters, error=failure, committed=committed, root_digest=transfer.root_digest
     )
     monitor.ended(transfer.counters, outcome.status)
-    monitor.push()
     return outcome
 
 

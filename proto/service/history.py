@@ -32,6 +32,8 @@ class History:
         """Transfers that ended, by how."""
         self.refused: collections.Counter[str] = collections.Counter()
         """Connections that were turned away, by why; one thread writes it."""
+        self.ended_at: float | None = None
+        """When the last transfer ended (monotonic)."""
         self._keep_seconds = keep_seconds
         self._lock = threading.Lock()
         self._recent: deque[tuple[float, TransferCounters]] = deque()  # oldest first; protected
@@ -42,11 +44,15 @@ class History:
         transfer.status = status
         with self._lock:
             self.results[status] += 1
-            self._recent.append((time.monotonic(), transfer))
+            self.ended_at = time.monotonic()
+            self._recent.append((self.ended_at, transfer))
             self._forget()
 
     def look(self, running: Sequence[TransferCounters]) -> Look:
-        """Return what there is to see, given the transfers that are under way."""
+        """Return what there is to see, given the transfers that are under way.
+
+        Of a transfer that failed and was begun again, under the same id, there is only the latest.
+        """
         with self._lock:
             self._forget()
             recent = [transfer for _, transfer in self._recent]
@@ -55,7 +61,7 @@ class History:
         transfers = recent + [transfer for transfer in running if id(transfer) not in known]
         for transfer in transfers:
             totals.update(transfer.troubles())
-        return Look(transfers, totals)
+        return Look(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
 
     def _forget(self) -> None:
         oldest = time.monotonic() - self._keep_seconds

@@ -5,9 +5,11 @@ for: prometheus_client costs as much time as a small transfer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote
 
-from prometheus_client import CollectorRegistry, push_to_gateway
+from prometheus_client import CollectorRegistry, pushadd_to_gateway
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -270,19 +272,24 @@ def _label(transfer: TransferCounters) -> str:
 
 def exposition(collector: Collector, accept: str) -> Response:
     """Write all of it in the format that is asked for: OpenMetrics, or Prometheus' older text."""
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares versions that are none
+        encode, content_type = choose_encoder("")
     return Response(encode(_registry(collector)), content_type)
 
 
 def push(collector: Collector, url: str) -> None:
     """Replace what a Pushgateway has of this job: NAME where `url` ends in /metrics/job/NAME, and else the service's.
 
-    Raises OSError where it can't be reached or does not take it.
+    What the other service pushed for the same job stays. Raises OSError where it can't be reached or does not take it.
     """
     gateway, _, job = url.partition("/metrics/job/")
-    push_to_gateway(
-        gateway, job.strip("/") or f"filestreamer_{collector.service}", _registry(collector), timeout=PUSH_SECONDS
-    )
+    name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
+    try:
+        pushadd_to_gateway(gateway, name, _registry(collector), timeout=PUSH_SECONDS)
+    except (HTTPException, ValueError) as error:  # what answers speaks no HTTP; the URL has no host, or no port
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _registry(collector: Collector) -> CollectorRegistry:

@@ -4,8 +4,10 @@ Nothing here costs the data path anything: counters are read when somebody asks,
 imported then.
 """
 
+import contextlib
 import os
 import queue
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,7 +90,7 @@ class Monitor:
             "/healthz": _healthz,
             "/readyz": self._readyz,
         }
-        self._endpoint = Endpoint(listeners, routes)
+        self._endpoint = Endpoint(listeners, routes, self._log)
         self._endpoint.start()
         for listener in listeners:
             self._log.info("metrics", address=transport.format_address(listener.getsockname()))
@@ -106,28 +108,26 @@ class Monitor:
         self._history.add(transfer, status)
 
     def push(self) -> None:
-        """Push the values of this moment where that is wanted."""
+        """Push the values of this moment where that is wanted, and there was a transfer."""
         url = self._settings.pushgateway
-        if url is None:
+        if url is None or self._history.ended_at is None:
             return
         from service import metrics
 
         try:
             metrics.push(self._collector(connections=False), url)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self._log.warning("not_pushed", to=url, reason=str(error))
 
     def finish(self) -> None:
         """End, after --metrics-linger where there was a transfer; `release` cuts that short."""
         if self._endpoint is None:
             return
-        seconds = self._settings.metrics_linger
-        if seconds is not None and any(self._history.results.values()):
-            self._log.info("metrics_linger", seconds=seconds)
-            try:
+        if self._settings.metrics_linger is not None and self._history.ended_at is not None:
+            seconds = max(0.0, self._history.ended_at + self._settings.metrics_linger - time.monotonic())
+            self._log.info("metrics_linger", seconds=round(seconds, 1))
+            with contextlib.suppress(queue.Empty):
                 self._released.get(timeout=seconds)
-            except queue.Empty:
-                pass
         self._endpoint.stop()
 
     def release(self) -> None:
