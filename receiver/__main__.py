@@ -6,22 +6,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from receiver.settings import METRICS, ReceiverSettings, parse
+from service import signals
 from wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     import socket
 
+    from receiver.settings import ReceiverSettings
     from receiver.store import Destination
 
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
+    signals.end_at_once()
     sys.exit(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    from receiver.settings import parse
     from service import log
     from service.report import report
     from service.result import TransferResult
@@ -43,12 +46,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _serve(settings: ReceiverSettings, logger: Any) -> None:
+def _serve(settings: "ReceiverSettings", logger: Any) -> None:
     """Serve until the work is done. Raises what ended the service otherwise."""
     from receiver import token
     from receiver.server import Server
+    from receiver.settings import METRICS
     from receiver.store import Destination, check_name
-    from service import signals
     from service.monitor import Monitor
     from service.progress import Progress
     from wire.transport import format_address
@@ -89,7 +92,7 @@ def _serve(settings: ReceiverSettings, logger: Any) -> None:
         monitor.finish()
 
 
-def _listen(settings: ReceiverSettings) -> "list[socket.socket]":
+def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
     """Listen where the settings say. Raises UsageError."""
     from wire import transport
 
@@ -101,7 +104,7 @@ def _listen(settings: ReceiverSettings) -> "list[socket.socket]":
         raise UsageError(f"--listen: {error}") from None
 
 
-def _clean_staging(settings: ReceiverSettings, destination: "Destination", logger: Any) -> None:
+def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
     """Discard what unfinished transfers left long ago, if that is wanted; say what is left to be resumed."""
     removed, left = destination.discard_older_than(settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:

@@ -5,21 +5,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sender.settings import SenderSettings, parse
+from service import signals
 from wire.errors import FilestreamerError, UsageError
 
 if TYPE_CHECKING:
+    from sender.settings import SenderSettings
     from service.monitor import Monitor
     from service.result import TransferResult
 
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
+    signals.end_at_once()
     sys.exit(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    from sender.settings import parse
     from service import log
     from service.monitor import Monitor
     from service.report import report
@@ -41,12 +44,11 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
-def _send(settings: SenderSettings, logger: Any, monitor: "Monitor") -> "TransferResult":
+def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "TransferResult":
     """Send the file; return how it ended, whatever happens."""
     from sender.control import Signalled
     from sender.source import Source
     from sender.transfer import Transfer
-    from service import signals
     from service.progress import Progress
     from service.result import TransferResult
 

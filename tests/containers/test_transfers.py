@@ -3,9 +3,11 @@
 Rates are limited so that there is time to act: what happens is tied to what the receiver has noted, never to a clock.
 """
 
+import contextlib
 import errno
 import itertools
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,26 @@ def test_stop(here: Site, file: Path, ended: str) -> None:
         result = here.sender(file, "--chunk-size", CHUNK_SIZE, name="again").succeeds()
     assert result["held_bytes"] >= CHUNKS // 4 * CHUNK_SIZE
     assert same(file, here.destination / file.name)
+
+
+def test_stop_before_it_has_begun(here: Site) -> None:
+    """A process that is PID 1 ignores what it has no handler for: it has one before it reads its settings."""
+    settings = here.destination / "settings"
+    os.mkfifo(settings)
+    settings.chmod(0o666)
+    receiver = here.receiver("--config", "settings")
+    with contextlib.ExitStack() as stack:
+
+        def is_being_read() -> bool:
+            try:
+                stack.callback(os.close, os.open(settings, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # ENXIO: nobody has opened it
+                return False
+            return True
+
+        until(is_being_read, "the receiver does not read its settings")
+        receiver.engine.stop(timeout=int(UNIT))
+        assert receiver.wait() == 143
 
 
 def test_two_senders(here: Site, file: Path, seed: int) -> None:

@@ -36,7 +36,8 @@ def test_nothing_else_is_generated(regenerated: Path) -> None:
 
 def test_the_commands_start_without_grpc(tmp_path: Path) -> None:
     """In an interpreter of its own, from another directory, so that only what is installed is found."""
-    program = "import sys, sender.__main__, receiver.__main__; print(*sorted(sys.modules), sep='\\n')"
+    modules_of_both = "sender.__main__, sender.transfer, receiver.__main__, receiver.server"
+    program = f"import sys, {modules_of_both}; print(*sorted(sys.modules), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=30
     )
