@@ -157,11 +157,22 @@ def test_the_map_of_chunks_that_came_twice(pair: Pair) -> None:
 
 # ------------------------------------------------------------------------------------------------------ what is drawn
 
-FIGURES = """[...document.querySelectorAll('.lane')].map(lane => ({
-    connection: lane.dataset.connection,
-    flight: Number(lane.querySelector('.flight data').value), text: lane.querySelector('.flight data').textContent,
-    facts: lane.querySelector('.more').textContent, rate: lane.querySelector('.rate').textContent,
-    down: lane.classList.contains('down')}))"""
+FIGURES = """[...document.querySelectorAll('.lane')].map(lane => [
+    lane.dataset.connection, Number(lane.querySelector('.flight data').value),
+    Number(lane.querySelector('.more').textContent.match(/in (\\d+) chunk/)[1]), !lane.classList.contains('down')])"""
+STANDS_STILL = """Number(document.querySelector('#percent').textContent) > 0
+    && [...document.querySelectorAll('.lane .rate')].filter(each => each.textContent === '0 B/s').length === 4"""
+"""Something was acknowledged, and nothing in the last few seconds."""
+
+
+def counted(service: Service) -> list[list[Any]]:
+    """Return what /metrics says of each connection: in flight, chunks, whether it is up."""
+    seen = scrape(service)
+    names = ("connection_bytes_in_flight", "connection_chunks_total", "connection_up")
+    return [
+        [connection, *(seen.value(name, connection=connection) for name in names)]
+        for connection in sorted(labels["connection"] for labels, _ in seen.samples("connection_up"))
+    ]
 
 
 def test_lanes_say_what_the_metrics_say(pair: Pair, browser: Browser) -> None:
@@ -175,42 +186,16 @@ def test_lanes_say_what_the_metrics_say(pair: Pair, browser: Browser) -> None:
     with Proxy(pair.address(receiver), plan) as proxy:
         sender = pair.sender(file, proxy.address, "--connections", 4, "--chunk-size", "512KiB", *METRICS)
         pages = {service: page_of(browser, service) for service in (sender, receiver)}
-        figures: dict[Service, tuple[str, str]] = {}
-
-        def stands(service: Service) -> bool:
-            lanes = _lanes(pages[service])
-            before, figures[service] = figures.get(service), (_values(service), json.dumps(lanes))
-            return before == figures[service] and all(lane["rate"] == "0 B/s" for lane in lanes)
-
         for service, page in pages.items():
-            page.wait_for("document.querySelectorAll('.lane').length === 4")
-            until(lambda service=service: stands(service), "it stands still", 4 * UNIT)  # type: ignore[misc]
+            page.wait_for(STANDS_STILL, 4 * UNIT)
+            until(lambda p=page, s=service: p.evaluate(FIGURES) == counted(s), "page and metrics agree")  # type: ignore[misc]
             seen = scrape(service)
-            for lane in _lanes(page):
-                labels = {"connection": lane["connection"]}
-                assert lane["flight"] == seen.value("connection_bytes_in_flight", **labels)
-                assert lane["rate"] == "0 B/s"
-                assert lane["down"] is (seen.value("connection_up", **labels) == 0)
-                chunks = int(seen.value("connection_chunks_total", **labels))
-                assert f"in {chunks} chunk" in lane["facts"]
             drawn = page.evaluate("Number(document.querySelector('#map-sums').textContent.split(' ')[0])")
             assert drawn == sum(seen.values("connection_chunks_total"))
             done = seen.value("transfer_acknowledged_bytes") / seen.value("transfer_size_bytes")
             assert page.evaluate("document.querySelector('#percent').textContent") == f"{int(done * 1000) / 10:.1f}"
             assert page.complaints == []
-        in_flight = [lane["flight"] for lane in _lanes(pages[sender])]
-        assert sum(flight > 0 for flight in in_flight) >= 3, "there was something to compare"
-
-
-def _values(service: Service) -> str:
-    seen = scrape(service)
-    names = ("connection_bytes_in_flight", "connection_chunks_total", "connection_acknowledged_bytes_total")
-    return str([seen.values(name) for name in names])
-
-
-def _lanes(page: Page) -> list[dict[str, Any]]:
-    lanes: list[dict[str, Any]] = page.evaluate(FIGURES)
-    return lanes
+        assert sum(flight > 0 for _, flight, _, _ in counted(sender)) >= 3, "there was something to compare"
 
 
 def test_from_waiting_to_the_verdict_and_beyond(pair: Pair, browser: Browser) -> None:
