@@ -5,14 +5,14 @@ image sets; whoever gives the receiver another address by a flag gives it to the
 """
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
+from typing import Final
 
 from service.address import parse_address
-from wire import transport
-from wire.errors import ConnectionLost
 
-TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS: Final = 2.0
 
 
 def check(environ: Mapping[str, str]) -> str | None:
@@ -23,19 +23,17 @@ def check(environ: Mapping[str, str]) -> str | None:
     try:
         host, port = parse_address(value)
         here = "127.0.0.1" if host in ("", "::", "0.0.0.0") else host
-        with transport.connect(transport.resolve(here, port), TIMEOUT_SECONDS) as sock:
+        with socket.create_connection((here, port), TIMEOUT_SECONDS) as sock:
             sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
             status = sock.recv(64).split(maxsplit=2)[1:2]
-    except (OSError, ValueError, ConnectionLost) as error:
-        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{value}: {error}"
     return None if status == [b"200"] else f"{value} does not answer as a receiver does"
 
 
 def main() -> None:
     """Exit with 0 or 1, and say why."""
-    trouble = check(os.environ)
-    if trouble is not None:
-        sys.exit(trouble)
+    sys.exit(check(os.environ))
 
 
 if __name__ == "__main__":
