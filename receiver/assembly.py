@@ -16,13 +16,14 @@ from typing import Final, Protocol
 from receiver.ledger import UNKNOWN_DIGEST
 from wire import limits
 from wire.errors import RemoteProtocolError
-from wire.grid import Grid
+from wire.grid import WHOLE, Grid, Share
 
 FREE: Final = 0
 CLAIMED: Final = 1
 HELD: Final = 2
 WRITING: Final = 3
 VERIFIED: Final = 4
+_VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
 
 
 class Writer(Protocol):
@@ -43,7 +44,7 @@ class Turn(enum.Enum):
 
 
 class Assembly:
-    """The chunks of one file: 17 bytes each. Not thread-safe: the transfer holds the lock."""
+    """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -60,9 +61,16 @@ class Assembly:
         at = index * limits.DIGEST_BYTES
         return bytes(self._digests[at : at + limits.DIGEST_BYTES])
 
-    def digests(self) -> memoryview:
-        """Return all digests, in order."""
-        return memoryview(self._digests).toreadonly()
+    def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """Yield the digests of the chunks of a share with ordinals [start, stop), in order."""
+        size = limits.DIGEST_BYTES
+        stop = share.chunks(self.grid.segments) if stop is None else stop
+        view = memoryview(self._digests).toreadonly()
+        if share.count == 1:
+            yield view[start * size : stop * size]
+            return
+        for at in range(share.chunk(start) * size, share.chunk(stop) * size, share.count * size):
+            yield view[at : at + size]
 
     def writer(self, index: int) -> Writer | None:
         """Return who is writing a chunk, if anybody."""
@@ -96,6 +104,17 @@ class Assembly:
             self._settle(index, HELD, digest)
         else:
             self._states[index] = FREE
+
+    # --- shares
+
+    def begin_again(self, share: Share) -> None:
+        """Turn VERIFIED to HELD: another transfer goes on with this share, and is asked to compare."""
+        chunks = slice(share.index, None, share.count)
+        self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
+
+    def forget(self, share: Share) -> None:
+        """Turn every chunk of a share to FREE."""
+        self._states[share.index :: share.count] = bytes(share.chunks(self.grid.segments))
 
     # --- what connections deliver
 
@@ -138,9 +157,12 @@ class Assembly:
 
     # --- answers
 
-    def runs(self, *states: int) -> Iterator[tuple[int, int]]:
-        """Yield the runs [first, end) of chunks in any of these states, in order, as they are now."""
-        marks = self._states.translate(bytes(state in states for state in range(256)))
+    def runs(self, *states: int, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
+        """Yield the runs [first, end) of chunks in any of these states, in order, as they are now.
+
+        What is counted are the chunks of `share`: runs of its ordinals.
+        """
+        marks = self._states[share.index :: share.count].translate(bytes(state in states for state in range(256)))
         first = marks.find(1)
         while first >= 0:
             end = marks.find(0, first)
@@ -148,6 +170,6 @@ class Assembly:
             yield first, end
             first = marks.find(1, end)
 
-    def held_bytes(self) -> int:
-        """Count the bytes of the chunks that are HELD."""
-        return sum(self.grid.bytes_between(first, end) for first, end in self.runs(HELD))
+    def held_bytes(self, share: Share = WHOLE) -> int:
+        """Count the bytes of the chunks of a share that are HELD."""
+        return sum(share.bytes_between(self.grid, start, stop) for start, stop in self.runs(HELD, share=share))

@@ -10,8 +10,8 @@ import threading
 import time
 from typing import Protocol
 
+from receiver.files import Stake
 from receiver.intake import Intake, Part
-from receiver.store import Staged
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -148,7 +148,7 @@ class DataConnection(threading.Thread):
             hasher.update(view)
             if part.write:
                 clock.enter("write")
-                part.file.staged.write(view, offset)
+                part.stake.write(view, offset)
             offset += len(view)
             counters.moved_bytes += len(view)
             clock.enter("receive")
@@ -161,11 +161,11 @@ class DataConnection(threading.Thread):
         if not self._received:
             return
         interrupted = self._clock.enter("acknowledge")
-        records: dict[Staged, list[tuple[int, bytes]]] = {}
+        records: dict[Stake, list[tuple[int, bytes]]] = {}
         for part in self._written:
-            records.setdefault(part.file.staged, []).append((part.position, part.file.assembly.digest(part.position)))
-        for staged, pairs in records.items():
-            staged.record(pairs)
+            records.setdefault(part.stake, []).append((part.position, part.stake.digest(part.position)))
+        for stake, pairs in records.items():
+            stake.record(pairs)
         acknowledged = self._received
         self._written, self._received = [], []
         self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _, _ in acknowledged)))

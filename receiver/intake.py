@@ -1,42 +1,29 @@
-"""What the threads of one transfer share: the files with their chunk states, and the data connections, under one lock.
+"""What the threads of one transfer share: its data connections, and what it has in which files.
 
-Connections join, begin the segments of a chunk, end them, and leave; the coordinator reads the states to answer from
-them, and closes the files to writers before it commits. No write lands on a VERIFIED chunk, or after that.
+Connections join, begin the segments of a chunk, end them, and leave; the coordinator answers from the chunk states, and
+closes the files to its connections before it commits. No write lands on a VERIFIED chunk, or after that.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn
-from receiver.store import Staged
+from receiver.assembly import Turn
+from receiver.files import LEAVE_SECONDS, Stake
 from service.counters import ConnectionCounters, TransferCounters
-from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, RemoteProtocolError
 
 if TYPE_CHECKING:
     from receiver.connection import DataConnection
-    from receiver.rehash import Rehashed
-
-LEAVE_SECONDS: Final = 10.0
-"""How long a connection may take to leave a file after its socket was shut: one write to a slow disk."""
-
-
-class File(NamedTuple):
-    """One file of the manifest."""
-
-    entry: m.Entry
-    staged: Staged
-    assembly: Assembly
 
 
 class Part(NamedTuple):
     """One segment of a chunk that is being received."""
 
-    file: File
+    stake: Stake
     position: int
     """Which segment of its file."""
     segment: m.Segment
@@ -44,20 +31,13 @@ class Part(NamedTuple):
     """False where the segment is VERIFIED already, and is only compared."""
 
 
-class Answer(NamedTuple):
-    """What the sender is to hear of some chunks of a file, as runs [first, end)."""
-
-    needed: list[tuple[int, int]]
-    held: list[tuple[int, int]]
-
-
 class Intake:
-    """Chunks come in here. The lock protects the chunk states, the list of connections, and what is closed."""
+    """Chunks come in here. The lock protects the list of connections; each file has one for its chunk states."""
 
     def __init__(self, counters: TransferCounters, connections: int, is_over: Callable[[], bool]) -> None:
         """Take at most `connections` data connections; `is_over` says whether the transfer has ended."""
-        self.files: list[File] = []
-        """Appended by the coordinator; read by all."""
+        self.stakes: list[Stake] = []
+        """By file_id; appended by the coordinator, read by all."""
         self._counters = counters
         self.most = connections
         self._is_over = is_over
@@ -65,7 +45,6 @@ class Intake:
         self._connections: dict[int, DataConnection] = {}
         self._counters_by_id: dict[int, ConnectionCounters] = {}
         self._threads = 0
-        self._is_closed = False
         self._heard_at = time.monotonic()
 
     # --- data connections
@@ -111,9 +90,9 @@ class Intake:
 
     def leave(self, connection: "DataConnection") -> None:
         """Take back what a connection was writing."""
+        for stake in self.stakes:
+            stake.abandon(connection)
         with self._lock:
-            for file in self.files:
-                file.assembly.abandon(connection)
             if self._connections.get(connection.connection_id) is connection:
                 del self._connections[connection.connection_id]
             self._threads -= 1
@@ -146,8 +125,8 @@ class Intake:
 
     def end(self) -> bool:
         """Shut every connection, and wait until its thread has left the files; whether all have."""
-        with self._lock:
-            self._is_closed = True
+        for stake in self.stakes:
+            stake.close()
         connections = self.shut()
         left = [connection.end(LEAVE_SECONDS) for connection in connections]
         return all(left)
@@ -161,116 +140,49 @@ class Intake:
         """
         places = [self._place(header.chunk_id, segment) for segment in header.segments]
         length = sum(segment.length for segment in header.segments)
-        if length > places[0][0].assembly.grid.chunk_size:
+        if length > places[0][0].grid.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
         return [
-            self._begin_segment(connection, file, position, segment)
-            for (file, position), segment in zip(places, header.segments, strict=True)
+            self._begin_segment(connection, stake, position, segment)
+            for (stake, position), segment in zip(places, header.segments, strict=True)
         ]
 
-    def _begin_segment(self, connection: "DataConnection", file: File, position: int, segment: m.Segment) -> Part:
+    def _begin_segment(self, connection: "DataConnection", stake: Stake, position: int, segment: m.Segment) -> Part:
         """Begin one segment; who else is writing it is shut and has left first."""
         while True:
-            with self._lock:
-                if self._is_closed and file.assembly.state(position) != VERIFIED:
-                    raise RemoteProtocolError(f"segment {position} was sent after Finish")
-                if file.assembly.state(position) == HELD:  # the source has another chunk there by now
-                    self._counters.chunk_map.remove(position, was_held=True)
-                turn = file.assembly.begin(position, connection)
-                other = file.assembly.writer(position)
+            turn, other = stake.begin(position, connection)
             if turn is not Turn.WAIT:
-                return Part(file, position, segment, turn is Turn.WRITE)
+                return Part(stake, position, segment, turn is Turn.WRITE)
             if other is not None and not other.end(LEAVE_SECONDS):
                 raise ConnectionLost(f"another connection does not leave segment {position}")
 
-    def _place(self, chunk_id: int, segment: m.Segment) -> tuple[File, int]:
-        if not self.files:  # a sender that came back faster than its manifest was taken
+    def _place(self, chunk_id: int, segment: m.Segment) -> tuple[Stake, int]:
+        if not self.stakes:  # a sender that came back faster than its manifest was taken
             raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
-        if segment.file_id >= len(self.files):
+        if segment.file_id >= len(self.stakes):
             raise RemoteProtocolError(f"chunk {chunk_id}: file {segment.file_id} was not offered")
-        file = self.files[segment.file_id]
-        position = file.assembly.grid.index_of(segment.offset, segment.length)
+        stake = self.stakes[segment.file_id]
+        position = stake.position(segment)
         if position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of file {segment.file_id}")
-        return file, position
+            whose = f"shard {stake.share}" if stake.share.count > 1 else f"file {segment.file_id}"
+            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
+        return stake, position
 
     def end_chunk(
         self, connection: "DataConnection", parts: list[Part], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
-        with self._lock:
-            good = [
-                part.file.assembly.deliver(part.position, connection, digest, actual)
-                for part, digest, actual in zip(parts, digests, computed, strict=True)
-            ]
-            for part, is_good in zip(parts, good, strict=True):
-                if is_good and part.write:
-                    self._counters.chunk_map.add(part.position, connection.connection_id)
+        good = [
+            part.stake.deliver(part.position, connection, digest, actual, connection.connection_id)
+            for part, digest, actual in zip(parts, digests, computed, strict=True)
+        ]
         self._counters.last_progress_at = time.monotonic()
         return all(good)
 
-    # --- answers
-
-    def answer(self, file_id: int) -> Answer:
-        """Read what is needed and what is held of a file now; what is claimed is told when it is re-hashed."""
-        assembly = self.files[file_id].assembly
-        with self._lock:
-            return Answer(list(assembly.runs(FREE, WRITING)), list(assembly.runs(HELD, VERIFIED)))
-
-    def missing(self, file_id: int) -> list[tuple[int, int]]:
-        """Read which chunks of a file are not here, as runs [first, end)."""
-        assembly = self.files[file_id].assembly
-        with self._lock:
-            return list(assembly.runs(FREE, CLAIMED, WRITING))
-
-    def take_rehashed(self, batch: "Rehashed") -> Answer:
-        """Settle claimed chunks: held, or needed where the disk differs from what the ledger says."""
-        file = self.files[batch.file_id]
-        needed: list[int] = []
-        held: list[int] = []
-        with self._lock:
-            for position, digest in enumerate(batch.digests, batch.first):
-                was_claimed = file.assembly.state(position) == CLAIMED
-                file.assembly.rehashed(position, digest)
-                is_held = file.assembly.state(position) in (HELD, VERIFIED)
-                if was_claimed and is_held:
-                    self._counters.chunk_map.add(position, None)
-                (held if is_held else needed).append(position)
-        return Answer(_runs(needed), _runs(held))
-
     def close(self) -> bytes:
-        """Let no further write in, now that nothing is missing; return the root digest of all files."""
-        with self._lock:
-            self._is_closed = True
-            self._counters.held_bytes = sum(file.assembly.held_bytes() for file in self.files)
-            return root_digest([file.assembly.digests() for file in self.files])
-
-
-def _runs(positions: list[int]) -> list[tuple[int, int]]:
-    """Join positions, in order, into runs [first, end)."""
-    runs: list[tuple[int, int]] = []
-    for position in positions:
-        if runs and runs[-1][1] == position:
-            runs[-1] = (runs[-1][0], position + 1)
-        else:
-            runs.append((position, position + 1))
-    return runs
-
-
-def held_messages(file_id: int, assembly: Assembly, runs: list[tuple[int, int]]) -> list[m.Held]:
-    """Say what is held, with digests, in messages that are small enough."""
-    size = limits.DIGEST_BYTES
-    digests = assembly.digests()
-    return [
-        m.Held(file_id, start, bytes(digests[start * size : min(start + limits.DIGESTS_PER_HELD, end) * size]))
-        for first, end in runs
-        for start in range(first, end, limits.DIGESTS_PER_HELD)
-    ]
-
-
-def needed_messages(file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
-    """Say what is needed in messages that are small enough."""
-    ranges = [m.SegmentRange(file_id, first, end - first) for first, end in runs]
-    size = limits.RANGES_PER_NEEDED
-    return [m.Needed((), tuple(ranges[at : at + size])) for at in range(0, len(ranges), size)]
+        """Let no further write in, now that nothing is missing; return the root digest."""
+        for stake in self.stakes:
+            stake.close()
+        self._counters.held_bytes = sum(stake.held_bytes() for stake in self.stakes)
+        return root_digest(digest for stake in self.stakes for digest in stake.digests())

@@ -2,11 +2,13 @@
 
     header   "FSLEDGR1", size, chunk_size (8 bytes each, big-endian), XXH3-64 of these
     record   segment index (8 bytes, big-endian), XXH3-128 of the segment (16), XXH3-64 of these (8)
+    seal     2^63 + COUNT * 2^32 + INDEX (8 bytes, big-endian), digest of a finished share (16), XXH3-64 of these (8)
 
 Records are appended before their chunk is acknowledged, in any order; a later record of a segment replaces an earlier
 one. Records have one size, so that a damaged one costs itself and no other. What the ledger says is a hint where
 re-hashing is worth it, never a proof: another chunk size, another source and a lost write all show when the staged
-bytes are hashed again.
+bytes are hashed again. A seal says that a sender finished shard INDEX of COUNT: it covers the source's size and mtime,
+the chunk size, and the digests of the share, so that it fits nothing but what that sender compared.
 """
 
 import itertools
@@ -15,17 +17,19 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from wire import limits
-from wire.digests import checksum
-from wire.grid import Grid
+from wire.digests import checksum, root_digest, segment_digest
+from wire.grid import Grid, Share
 
 _MAGIC: Final = b"FSLEDGR1"
 _HEADER: Final = struct.Struct(">8sQQ")
 _RECORD: Final = struct.Struct(">Q16s")
+_SEALED: Final = struct.Struct(">QQqQQ")
+_SEAL: Final = 1 << 63
 CHECK_BYTES: Final = 8
 HEADER_BYTES: Final = _HEADER.size + CHECK_BYTES
 RECORD_BYTES: Final = _RECORD.size + CHECK_BYTES
-BYTES_MAX: Final = HEADER_BYTES + 2 * limits.CHUNKS_PER_FILE * RECORD_BYTES
-"""No run leaves a longer one: it begins with one record for each claim, and adds one for each chunk."""
+BYTES_MAX: Final = HEADER_BYTES + 2 * (limits.CHUNKS_PER_FILE + limits.SHARDS_MAX) * RECORD_BYTES
+"""No run leaves a longer one: it begins with one record for each claim and seal, and adds one for each of these."""
 UNKNOWN_DIGEST: Final = bytes(limits.DIGEST_BYTES)
 """Stands where a chunk of another grid was claimed and has not been hashed on this one."""
 
@@ -38,18 +42,27 @@ class Claims(NamedTuple):
     """1 for each segment that is claimed, 0 for the others; empty where none is."""
     digests: bytearray
     """16 bytes for each segment; UNKNOWN_DIGEST where there is none."""
+    seals: dict[Share, bytes]
+    """Of the shares that were finished, all of one COUNT."""
 
     @classmethod
     def none(cls, grid: Grid) -> "Claims":
         """No claim at all, and no tables for any."""
-        return cls(grid, bytearray(), bytearray())
+        return cls(grid, bytearray(), bytearray(), {})
+
+    @classmethod
+    def all(cls, grid: Grid) -> "Claims":
+        """Claim every segment, whatever its digest."""
+        return cls(grid, bytearray(b"\x01" * grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments), {})
 
     @classmethod
     def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]]) -> "Claims":
-        """Claim these (segment index, digest) pairs; those beyond the grid are left out."""
+        """Claim these (segment index, digest) pairs; those beyond the grid are left out. Seals are taken in."""
         claims = cls.none(grid)
         for index, digest in records:
-            if index < grid.segments:
+            if index >= _SEAL:
+                claims._take_seal(Share(index & 0xFFFFFFFF, (index ^ _SEAL) >> 32), digest)
+            elif index < grid.segments:
                 if not claims.present:
                     claims.present.extend(bytes(grid.segments))
                     claims.digests.extend(bytes(limits.DIGEST_BYTES * grid.segments))
@@ -57,6 +70,30 @@ class Claims(NamedTuple):
                 claims.present[index] = 1
                 claims.digests[at : at + limits.DIGEST_BYTES] = digest
         return claims
+
+    def _take_seal(self, share: Share, digest: bytes) -> None:
+        """Take in a seal; those of shares of another COUNT are those of an earlier job."""
+        if share.index < share.count <= limits.SHARDS_MAX:
+            if any(share.count != other.count for other in itertools.islice(self.seals, 1)):
+                self.seals.clear()
+            self.seals[share] = digest
+
+    def is_sealed(self, share: Share, mtime_ns: int) -> bool:
+        """Whether a sender finished this share, from a source of this mtime, and all of it is claimed."""
+        if share not in self.seals:
+            return False
+        chunks = share.chunks(self.grid.segments)
+        if self.present[share.index :: share.count].count(1) < chunks:
+            return False
+        root = root_digest(self.digest(share.chunk(ordinal)) for ordinal in range(chunks))
+        return self.seals[share] == seal(self.grid, mtime_ns, share, root)
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Yield everything as the records of a new ledger, seals last."""
+        for index in self.indices():
+            yield index, self.digest(index)
+        for share, digest in self.seals.items():
+            yield seal_record(share, digest)
 
     @property
     def claimed(self) -> int:
@@ -87,6 +124,16 @@ def encode_records(records: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join([(body := _RECORD.pack(index, digest)) + checksum(body) for index, digest in records])
 
 
+def seal(grid: Grid, mtime_ns: int, share: Share, root: bytes) -> bytes:
+    """Return the digest that says that a share with this root digest was finished: 16 bytes."""
+    return segment_digest(_SEALED.pack(grid.size, grid.chunk_size, mtime_ns, share.index, share.count) + root)
+
+
+def seal_record(share: Share, digest: bytes) -> tuple[int, bytes]:
+    """Return a seal as the pair that `encode_records` takes."""
+    return _SEAL | share.count << 32 | share.index, digest
+
+
 def decode(content: bytes, more: Iterable[bytes] = ()) -> Claims | None:
     """Read a ledger; None where its header is missing or damaged. Damaged records are left out.
 
@@ -114,8 +161,9 @@ def _records(piece: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
 
 
 def is_exact(content_bytes: int, claims: Claims, grid: Grid) -> bool:
-    """Return whether a ledger of `content_bytes`, read as `claims`, is one sound record for each claim of `grid`."""
-    return claims.grid == grid and content_bytes == HEADER_BYTES + claims.claimed * RECORD_BYTES
+    """Return whether a ledger of `content_bytes`, read as `claims`, is one sound record for each, on `grid`."""
+    records = claims.claimed + len(claims.seals)
+    return claims.grid == grid and content_bytes == HEADER_BYTES + records * RECORD_BYTES
 
 
 def claims_on(claims: Claims, grid: Grid) -> Claims:

@@ -9,41 +9,43 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from receiver.store import Staged
+from receiver.store import Readable
 from service.threads import run_to_end
 from wire import limits
 from wire.digests import segment_hasher
 from wire.errors import FilestreamerError
-from wire.grid import Grid
+from wire.grid import Grid, Share
 
 BATCH_CHUNKS: Final = 256
 BATCH_BYTES: Final = 64 * limits.MIB
 
 
 class Rehashed(NamedTuple):
-    """What a run of chunks from `first` hashes to."""
+    """What a run of chunks of a share, from the one with ordinal `start`, hashes to."""
 
     file_id: int
-    first: int
+    share: Share
+    start: int
     digests: list[bytes]
     bytes: int
 
 
 class Work(NamedTuple):
-    """Chunks [first, end) of a staged file, to be hashed and posted as one."""
+    """The chunks of a share with ordinals [start, stop), to be hashed."""
 
     file_id: int
-    staged: Staged
+    content: Readable
     grid: Grid
-    first: int
-    end: int
+    share: Share
+    start: int
+    stop: int
 
 
-def batches(grid: Grid, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a run of chunks into runs [first, end) that are posted as one."""
+def batches(grid: Grid, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut a run of chunks into runs [start, stop) that are posted as one."""
     step = max(1, min(BATCH_CHUNKS, BATCH_BYTES // grid.chunk_size))
-    for start in range(first, end, step):
-        yield start, min(start + step, end)
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
 
 
 class Rehasher:
@@ -56,14 +58,17 @@ class Rehasher:
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
 
-    def add(self, file_id: int, staged: Staged, grid: Grid, first: int, end: int) -> None:
-        """Hash the chunks [first, end) of a file soon."""
-        for start, stop in batches(grid, first, end):
-            self._work.put(Work(file_id, staged, grid, start, stop))
+    def add(self, work: Work) -> int:
+        """Hash these chunks soon; return in how many batches."""
+        count = 0
+        for start, stop in batches(work.grid, work.start, work.stop):
+            self._work.put(work._replace(start=start, stop=stop))
+            count += 1
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
             self._threads.append(thread)
             thread.start()
+        return count
 
     def end(self, seconds: float) -> bool:
         """Stop soon, and wait until no thread reads a file any more; whether none does."""
@@ -85,19 +90,20 @@ class Rehasher:
 
     def _rehash(self, block: memoryview, work: Work) -> None:
         digests = []
-        for index in range(work.first, work.end):
+        for ordinal in range(work.start, work.stop):
             if self._ended.is_set():
                 return
-            digests.append(self._digest(block, work.staged, work.grid, index))
-        self._post(Rehashed(work.file_id, work.first, digests, work.grid.bytes_between(work.first, work.end)))
+            digests.append(self._digest(block, work.content, work.grid, work.share.chunk(ordinal)))
+        size = work.share.bytes_between(work.grid, work.start, work.stop)
+        self._post(Rehashed(work.file_id, work.share, work.start, digests, size))
 
-    def _digest(self, block: memoryview, staged: Staged, grid: Grid, index: int) -> bytes:
+    def _digest(self, block: memoryview, content: Readable, grid: Grid, index: int) -> bytes:
         hasher = segment_hasher()
         offset = grid.offset(index)
         end = offset + grid.length(index)
         while offset < end:
             view = block[: min(limits.BLOCK_BYTES, end - offset)]
-            staged.read_into(view, offset)
+            content.read_into(view, offset)
             hasher.update(view)
             offset += len(view)
         return hasher.digest()

@@ -17,9 +17,10 @@ import time
 from typing import Any, Final
 
 from receiver.connection import DataConnection
+from receiver.files import File, Files, Stake, join_all
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
-from receiver.store import Destination, Staged, check_name
+from receiver.store import Destination
 from receiver.transfer import ControlUp, Transfer
 from service.counters import TransferCounters
 from service.monitor import Monitor
@@ -34,21 +35,16 @@ from wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
-from wire.grid import Grid
+from wire.grid import Grid, Share
 from wire.opening import ReceiverOpening, random_id
 
 SLOTS: Final = 512
 """Connections that may be in their opening at once."""
 CONNECTIONS: Final = 1024
 """Data connections that may be open at once, over all transfers."""
-SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
-"""Segments that the files of all transfers may have together: 17 bytes of memory each."""
 TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
-GOODBYE_SECONDS: Final = 2.0
-"""How long a transfer may take to say goodbye before its connections are cut."""
-FENCE_SECONDS: Final = 10.0
 
 
 class Server:
@@ -70,9 +66,8 @@ class Server:
         Raises UsageError where a TLS file can't be used.
         """
         self._settings = settings
-        self._destination = destination
         self._monitor = monitor
-        self._output_name = output_name
+        self._files = Files(destination, output_name)
         self._listeners = listeners
         self._token = token.encode() if token else None
         self._tls, self._certificate_sha256 = _tls_context(settings)
@@ -84,7 +79,7 @@ class Server:
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._transfers: dict[bytes, Transfer] = {}  # protected
-        self._owners: dict[bytes, tuple[Transfer, Grid]] = {}  # protected: who writes a name, and how much
+        self._last_file: File | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
 
     # --- the selector thread
@@ -214,10 +209,10 @@ class Server:
                 return transfer
             if hello.role is m.Role.DATA:
                 raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
-            committed = [known for known in self._transfers.values() if known.committed]
-            if len(self._transfers) - len(committed) >= TRANSFERS:
+            complete = [known for known in self._transfers.values() if known.is_complete]
+            if len(self._transfers) - len(complete) >= TRANSFERS:
                 raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
-            for known in committed[: max(0, len(committed) - TRANSFERS + 1)]:
+            for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
             transfer = Transfer(self, hello, self._settings.give_up_after, log)
@@ -240,70 +235,45 @@ class Server:
             transfers = list(self._transfers.values())
         for transfer in transfers:
             transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again"))
-        _join(transfers)
+        join_all(transfers)
         self._selector.close()
 
     # --- what transfers call (Registry)
 
-    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid) -> Staged:
-        """Stage a file for a transfer, if no other one is writing it; a deserted one is fenced off and gives way.
-
-        Raises TransferFailed: PATH, BUSY, EXISTS, DESTINATION, NO_SPACE.
-        """
-        name = check_name(entry.path)
-        name = self._output_name or name
-        with self._lock:
-            owner = self._owners.get(name)
-        if owner is not None and owner[0].is_deserted:
-            owner[0].end_soon(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place"))
-            _join([owner[0]])
-        with self._lock:
-            if name in self._owners:
-                raise TransferFailed(Code.BUSY, f"{os.fsdecode(name)} is being received from another sender")
-            reserved = sum(max(0, grid.size - other.taken_bytes()) for other, grid in self._owners.values())
-            if grid.segments + sum(other.segments for _, other in self._owners.values()) > SEGMENTS:
-                raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
-            self._owners[name] = (transfer, grid)
-        try:
-            return self._destination.stage(name, entry, grid, reserved)
-        except TransferFailed:
-            self.release(transfer)
-            raise
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
+        """Give a transfer its share of a file. Raises TransferFailed."""
+        return self._files.claim(transfer, entry, grid, share)
 
     def release(self, transfer: Transfer) -> None:
-        """Let others write what a transfer wrote."""
-        with self._lock:
-            for name in [name for name, owner in self._owners.items() if owner[0] is transfer]:
-                del self._owners[name]
+        """Let others write the file that a transfer has committed."""
+        self._files.release(transfer)
+
+    def leave(self, transfer: Transfer, *, cleanly: bool) -> None:
+        """Take a transfer out of its file."""
+        self._files.leave(transfer, cleanly=cleanly)
 
     def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
-        """Report how a transfer ended; with --once a committed one ends the service."""
+        """Report how a transfer ended; with --once a committed one ends the service, when its shards have left."""
         committed = transfer.committed
         outcome = TransferResult.from_counters(
-            transfer.counters, error=None if committed else error, committed=committed, root_digest=transfer.root_digest
+            transfer.counters,
+            error=None if transfer.is_complete else error,
+            committed=committed,
+            root_digest=transfer.root_digest,
         )
         if transfer.was_offered:  # remembered before it is forgotten: no scrape in between misses it
             self._monitor.ended(transfer.counters, outcome.status)
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
+            if committed and self._settings.once:
+                self._last_file = self._last_file or transfer.intake.stakes[0].file
         if transfer.was_offered:
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
             self._monitor.push()
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
-        if committed and self._settings.once:
+        if self._last_file is not None and not self._files.is_in_use(self._last_file.name):
             self.end(None)
-
-
-def _join(transfers: list[Transfer]) -> None:
-    """Wait for the end of transfers; those that hang on a peer are cut off."""
-    until = time.monotonic() + GOODBYE_SECONDS
-    for transfer in transfers:
-        transfer.join(max(0.0, until - time.monotonic()))
-    for transfer in transfers:
-        transfer.cut()
-    for transfer in transfers:
-        transfer.join(FENCE_SECONDS)
 
 
 def _no_patience() -> None:

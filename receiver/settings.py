@@ -31,8 +31,8 @@ class ReceiverSettings(CommonSettings):
     )
     """Path of the one file to receive, relative to the working directory and not to `directory`."""
 
-    once: bool = setting(bool, "End after the first complete transfer.", default=False)
-    """End after the first committed transfer; always true with `output_file`."""
+    once: bool = setting(bool, "End after the first complete file.", default=False)
+    """End after the first file that is committed, all shards of it having left; always true with `output_file`."""
 
     no_replace: bool = setting(bool, "Refuse a file that exists already.", default=False)
     """Refuse a transfer whose destination exists, instead of replacing it atomically."""

@@ -8,21 +8,24 @@ Everything is opened relative to directory descriptors, without following a syml
 
 Commit (`Staged.commit`): truncate, mode, times; sync the file; rename it; sync the directory; drop the ledger. A crash
 between any two of these leaves either the staged file or the final one, never half of it under the final name.
+A file that was committed from shards is looked at where it is (`InPlace`) when one of them comes again.
 """
 
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from receiver import ledger
 from wire import limits
 from wire.digests import segment_digest
 from wire.errors import Code, TransferFailed, from_os_error
-from wire.grid import Grid
+from wire.grid import Grid, Share
 from wire.messages import Entry
 
 STAGING: Final = ".filestreamer"
@@ -109,6 +112,18 @@ class Destination:
             self.tidy()
         return removed, len(keys) - removed
 
+    def drop_ledger(self, name: bytes) -> None:
+        """Remove the ledger of a file that was committed, which a crash may have left. Raises OSError."""
+        key = segment_digest(name).hex()
+        with contextlib.suppress(FileNotFoundError, TransferFailed):
+            staging = self.staging(create=False)
+            try:
+                if f"{key}.data" not in os.listdir(staging):
+                    _discard(staging, key, -math.inf, 0)
+            finally:
+                os.close(staging)
+            self.tidy()
+
     def tidy(self) -> None:
         """Remove the staging directory where nothing is left in it."""
         with contextlib.suppress(OSError):
@@ -141,6 +156,19 @@ class Destination:
             self.tidy()
             raise
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: the staging directory vanishes")
+
+    def in_place(self, name: bytes, entry: Entry, grid: Grid) -> "InPlace | None":
+        """Open what stands under the final name if it has the size and the mtime of `entry`; None if it has not."""
+        shown = os.path.join(self.path, os.fsdecode(name))
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=self.fd)
+        except OSError:  # whatever is wrong with it, staging is going to tell
+            return None
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):
+            return InPlace(self, fd, name, shown, grid)
+        os.close(fd)
+        return None
 
     def check_final(self, name: bytes) -> None:
         """Check that a file may be put under this name. Raises TransferFailed (DESTINATION, EXISTS), OSError."""
@@ -184,7 +212,60 @@ def _discard_files(staging_fd: int, key: str, seconds: float, now: float) -> boo
     return True
 
 
-class Staged:
+class Readable:
+    """A file of the destination that can be read: staged, or under its final name."""
+
+    path: str
+    """As people know it: its final name."""
+    fd: int
+    claims: ledger.Claims
+    taken_bytes = 0
+    """About how many bytes it takes on the disk by now: a hint for what others may still take."""
+
+    def take_claims(self) -> ledger.Claims:
+        """Return what is claimed to be there, on today's grid, and forget it here."""
+        claims, self.claims = self.claims, ledger.Claims.none(self.claims.grid)
+        return claims
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with bytes of the file. Raises TransferFailed(DESTINATION)."""
+        done = 0
+        try:
+            while done < len(view):
+                count = os.preadv(self.fd, [view[done:]], offset + done)
+                if not count:
+                    raise TransferFailed(Code.DESTINATION, f"what is here of {self.path} is shorter than it was")
+                done += count
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't read what is here of {self.path}") from None
+
+
+class InPlace(Readable):
+    """A file that was committed before, and is only compared. Everything is claimed, with no digest."""
+
+    def __init__(self, destination: Destination, fd: int, name: bytes, shown: str, grid: Grid) -> None:
+        self.path = shown
+        self._name = name
+        self.fd = fd
+        self.claims = ledger.Claims.all(grid)
+        self.taken_bytes = grid.size
+        self._destination = destination
+
+    def commit(self) -> None:
+        """End what a crash may have interrupted after the rename. Raises TransferFailed(DESTINATION)."""
+        try:
+            os.fsync(self.fd)
+            os.fsync(self._destination.fd)
+            self._destination.drop_ledger(self._name)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't sync {self.path}") from None
+
+    def close(self) -> None:
+        """Release the descriptor. Once."""
+        os.close(self.fd)
+
+
+class Staged(Readable):
     """One file in staging; its lock is held until `close`. `claims` is what its ledger says, on today's grid."""
 
     def __init__(
@@ -200,6 +281,7 @@ class Staged:
     ) -> None:
         self.path = shown
         self.entry = entry
+        self._grid = grid
         self._destination = destination
         self._name = name
         key = segment_digest(name).hex()
@@ -207,8 +289,9 @@ class Staged:
         self._fds = [staging_fd]
         self._staging_fd = staging_fd
         self._is_locked = False
-        self.taken_bytes = 0
-        """About how many bytes it takes on the disk by now: a hint for what others may still take."""
+        self._sync_mutex = threading.Lock()  # protects is_lost
+        self.is_lost = False
+        """A sync failed, and the staging was discarded."""
         try:
             self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._lock()
@@ -244,11 +327,6 @@ class Staged:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._is_locked = True
 
-    def take_claims(self) -> ledger.Claims:
-        """Return what the ledger says, on today's grid, and forget it here."""
-        claims, self.claims = self.claims, ledger.Claims.none(self.claims.grid)
-        return claims
-
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
         length = os.fstat(self._ledger_fd).st_size
@@ -261,8 +339,7 @@ class Staged:
         claims = ledger.claims_on(found, grid)
         if not ledger.is_exact(length, found, grid):
             os.ftruncate(self._ledger_fd, 0)
-            records = ((index, claims.digest(index)) for index in claims.indices())
-            self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(records))
+            self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(claims.records()))
         return claims
 
     def _ledger_pieces(self, length: int) -> Iterator[bytes]:
@@ -304,18 +381,6 @@ class Staged:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
         self.taken_bytes += len(view)
 
-    def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill `view` with staged bytes. Raises TransferFailed(DESTINATION)."""
-        done = 0
-        try:
-            while done < len(view):
-                count = os.preadv(self.fd, [view[done:]], offset + done)
-                if not count:
-                    raise TransferFailed(Code.DESTINATION, f"the staging of {self.path} is shorter than it was")
-                done += count
-        except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't read the staging of {self.path}") from None
-
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (segment, digest) pairs to the ledger, before they are acknowledged."""
         try:
@@ -324,16 +389,23 @@ class Staged:
             raise from_os_error(error, Code.DESTINATION, f"can't write the ledger of {self.path}") from None
 
     def write_back(self) -> None:
-        """Have the kernel write what it holds, so that the last sync is short.
-
-        Raises TransferFailed (NO_SPACE, DESTINATION) and discards the staging: the kernel tells a failed write-back
-        once for each open file, so that the fsync of `commit` would not hear of it again.
-        """
+        """Have the kernel write what it holds, so that the last sync is short. Raises as `commit` does."""
         try:
-            os.fdatasync(self.fd)
+            self._sync(os.fdatasync)
         except OSError as error:
-            self.discard()
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+
+    def seal(self, share: Share, root: bytes) -> None:
+        """Make a share durable here that its sender has finished. Raises as `commit` does."""
+        try:
+            self._sync(os.fsync)
+            digest = ledger.seal(self._grid, self.entry.mtime_ns, share, root)
+            self._write_ledger(ledger.encode_records([ledger.seal_record(share, digest)]))
+            os.fsync(self._ledger_fd)
+            os.fsync(self._staging_fd)
+            os.fsync(self._destination.fd)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {self.path}") from None
 
     def commit(self) -> None:
         """Put the file under its final name, durably. Raises TransferFailed: DESTINATION, NO_SPACE, EXISTS.
@@ -345,7 +417,7 @@ class Staged:
             os.ftruncate(self.fd, entry.size)
             os.fchmod(self.fd, entry.mode & 0o777)
             os.utime(self.fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            self._sync()
+            self._sync(os.fsync)
             self._rename()
             os.fsync(self._destination.fd)
             os.unlink(self._ledger_name, dir_fd=self._staging_fd)
@@ -353,12 +425,20 @@ class Staged:
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
-    def _sync(self) -> None:
-        try:
-            os.fsync(self.fd)
-        except OSError:
-            self.discard()
-            raise
+    def _sync(self, sync: Callable[[int], None]) -> None:
+        """Sync the bytes. Raises OSError and discards the staging where that fails, and again ever after.
+
+        The kernel tells a failed write once for each open file: whoever syncs next would not hear of it.
+        """
+        with self._sync_mutex:
+            if self.is_lost:
+                raise OSError(errno.EIO, "an earlier sync failed")
+            try:
+                sync(self.fd)
+            except OSError:
+                self.is_lost = True
+                self.discard()
+                raise
 
     def _rename(self) -> None:
         there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)

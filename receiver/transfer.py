@@ -8,15 +8,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from receiver.assembly import CLAIMED, Assembly
 from receiver.connection import DataConnection
-from receiver.intake import LEAVE_SECONDS, File, Intake, held_messages, needed_messages
-from receiver.rehash import Rehashed, Rehasher
-from receiver.store import Staged
-from service.chunk_map import ChunkMap
+from receiver.files import LEAVE_SECONDS, Answer, Stake, Step
+from receiver.intake import Intake
+from receiver.rehash import Rehashed, Rehasher, Work
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
@@ -31,16 +29,15 @@ from wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
-from wire.grid import Grid
+from wire.grid import WHOLE, Grid, Share
 from wire.session import Session
 from wire.transport import Channel
 
 TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
-"""How long a committed transfer is kept to answer a sender that has not heard of it."""
+"""How long a complete transfer is kept to answer a sender that has not heard of it."""
 MAILBOX_EVENTS: Final = 64
 MISMATCHES_LOGGED: Final = 8
-WRITE_BACK_BYTES: Final = 64 * limits.MIB
 
 
 class ControlUp(NamedTuple):
@@ -70,21 +67,26 @@ class Failed(NamedTuple):
     error: FilestreamerError
 
 
-class Committed(NamedTuple):
-    """Every file is durable under its final name."""
+class Synced(NamedTuple):
+    """Everything is durable: under its final name or, for a shard, its share in staging."""
+
+    committed: bool
 
 
-Event = ControlUp | ControlDown | Received | Failed | Committed | Rehashed
+Event = ControlUp | ControlDown | Received | Failed | Synced | Rehashed
 
 
 class Registry(Protocol):
     """What a transfer needs of the server."""
 
-    def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid) -> Staged:
-        """Stage a file that no other transfer writes. Raises TransferFailed."""
+    def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
+        """Give a transfer its share of a file. Raises TransferFailed."""
 
     def release(self, transfer: "Transfer") -> None:
-        """Let others write the files of a transfer."""
+        """Let others write the file that a transfer has committed."""
+
+    def leave(self, transfer: "Transfer", *, cleanly: bool) -> None:
+        """Take a transfer out of its file; `cleanly` is whether none of its threads hangs there."""
 
     def ended(self, transfer: "Transfer", error: FilestreamerError | None) -> None:
         """Take the end of a transfer."""
@@ -98,7 +100,8 @@ class Transfer(threading.Thread):
         self.transfer_id = hello.transfer_id
         self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
         self.root_digest: bytes | None = None
-        self.committed = False
+        self.complete: m.Complete | None = None
+        """What the sender is told, as soon as that is so."""
         self._registry = registry
         self._give_up_after = give_up_after
         self._log = log
@@ -108,16 +111,15 @@ class Transfer(threading.Thread):
         self._offer: m.Offer | None = None
         self._manifest: tuple[m.Entry, ...] = ()
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
-        self._committer: threading.Thread | None = None
+        self._rehashing = 0
+        """Batches of other shares that are being re-hashed, before the file is committed."""
+        self._syncer: threading.Thread | None = None
         self._over = threading.Event()
-        self._write_back_ended = threading.Event()
-        self._write_backs: list[threading.Thread] = []
-        self._write_back_error: FilestreamerError | None = None
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self._moved_bytes = 0
-        self._committed_at = 0.0
+        self._completed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was said on."""
         self._closed_by_sender = False
@@ -153,8 +155,15 @@ class Transfer(threading.Thread):
         self.intake.shut()
 
     def forget(self) -> None:
-        """End, soon, a committed transfer that is only kept to answer a sender that has not heard of it."""
+        """End, soon, a complete transfer that is only kept to answer a sender that has not heard of it."""
         self._closed_by_sender = True
+
+    def give_way(self) -> None:
+        """End, soon, for a newer sender."""
+        if self.is_complete:
+            self.forget()
+        else:
+            self.end_soon(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place"))
 
     def post_now(self, event: Event) -> bool:
         """Give the coordinator an event if that needs no waiting; whether it did not."""
@@ -165,6 +174,16 @@ class Transfer(threading.Thread):
         if self._over.is_set():  # it ended meanwhile, and may not have seen it
             self._turn_away()
         return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is durable: committed or, for a shard, in staging."""
+        return self.complete is not None
+
+    @property
+    def committed(self) -> bool:
+        """Whether its file stands under its final name."""
+        return self.complete is not None and self.complete.committed
 
     @property
     def was_offered(self) -> bool:
@@ -180,16 +199,16 @@ class Transfer(threading.Thread):
     def _coordinate(self) -> None:
         while not self._is_done():
             event = self._next_event()
-            if self._ending is not None and not self.committed:
+            if self._ending is not None and not self.is_complete:
                 raise self._ending
             self._act(event)
             self._tick()
 
     def _is_done(self) -> bool:
-        """Return whether it is committed, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
-        if not self.committed:
+        """Return whether it is complete, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
+        if not self.is_complete:
             return False
-        return self._closed_by_sender or time.monotonic() - self._committed_at > COMPLETE_SECONDS
+        return self._closed_by_sender or time.monotonic() - self._completed_at > COMPLETE_SECONDS
 
     def _next_event(self) -> Event | None:
         try:
@@ -206,14 +225,14 @@ class Transfer(threading.Thread):
                     self._receive(decode(body))
             case Rehashed():
                 self._take_rehashed(event)
-            case Committed():
-                self._complete()
+            case Synced(committed):
+                self._take_synced(committed=committed)
             case ControlUp(channel, welcome):
                 self._welcome(channel, welcome)
             case ControlDown(channel, error):
                 self._lose_control(channel, error)
             case Failed(error):
-                if not self.committed:
+                if not self.is_complete:
                     raise error
 
     def _welcome(self, channel: Channel, welcome: m.Welcome) -> None:
@@ -285,131 +304,162 @@ class Transfer(threading.Thread):
     def _take_offer(self, offer: m.Offer) -> None:
         if self._offer is not None and offer != self._offer:
             raise RemoteProtocolError("the transfer is offered again, otherwise than before")
-        if offer.shard is not None:
-            raise TransferFailed(Code.POLICY, "this receiver does not put shards together yet: send without --shard")
         self._offer = offer
         self.counters.chunk_size = offer.chunk_size
 
     def _take_manifest_part(self, part: m.ManifestPart) -> None:
         """Stage the file, the first time; answer what is needed and what is held, every time."""
-        if part.first_file_id != 0 or len(part.entries) != 1 or not part.last:
+        assert self._offer is not None  # the session table has an Offer before the first ManifestPart
+        is_one = part.first_file_id == 0 and len(part.entries) == 1 and part.last
+        if self._offer.shard is not None and not (is_one and part.entries[0].type is m.EntryType.FILE):
+            raise RemoteProtocolError("a shard is a share of one file, and of nothing else")
+        if not is_one:
             raise TransferFailed(Code.POLICY, "this receiver takes one file at a time, not yet trees")
         if not self._manifest:
             self._manifest = part.entries
             self._was_offered = True
-            self._stage(part.entries[0])
+            self._stage(part.entries[0], Grid(part.entries[0].size, self._offer.chunk_size))
         elif part.entries != self._manifest:
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        if self.committed:
-            self._say_complete()
+        if self.complete is not None:
+            self._say_complete(self.complete)
             return
         self.counters.phase = "moving"
-        for file_id, file in enumerate(self.intake.files):
-            answer = self.intake.answer(file_id)
-            self._say_all(needed_messages(file_id, answer.needed))
-            self._say_all(held_messages(file_id, file.assembly, answer.held))
+        for file_id, stake in enumerate(self.intake.stakes):
+            self._say_answer(file_id, stake.answer())
 
-    def _stage(self, entry: m.Entry) -> None:
-        assert self._offer is not None  # the session table has an Offer before the first ManifestPart
+    def _say_answer(self, file_id: int, answer: Answer) -> None:
+        stake = self.intake.stakes[file_id]
+        self._say_all(stake.needed_messages(file_id, answer.needed))
+        self._say_all(stake.held_messages(file_id, answer.held))
+
+    @property
+    def _share(self) -> Share:
+        """What this transfer moves of its files."""
+        return Share(*self._offer.shard) if self._offer and self._offer.shard else WHOLE
+
+    def _stage(self, entry: m.Entry, grid: Grid) -> None:
         if entry.type is not m.EntryType.FILE or entry.holes or entry.xattrs or entry.hard_link_group:
             raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories, links and holes")
-        grid = Grid(entry.size, self._offer.chunk_size)
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         try:
-            staged = self._registry.claim(self, entry, grid)
+            stake = self._registry.claim(self, entry, grid, self._share)
         except TransferFailed as error:
             self._was_offered = error.code is not Code.BUSY
             raise
-        assembly = Assembly(grid)
-        claims = staged.take_claims()
-        for index in claims.indices():
-            assembly.claim(index, claims.digest(index))
-        self.counters.size_bytes += entry.size
-        self.counters.chunks += grid.segments
-        self.counters.chunk_map = ChunkMap(self.counters.chunks)
-        self.counters.name = staged.path
-        self.intake.files.append(File(entry, staged, assembly))
-        self._log.info("transfer_started", file=staged.path, bytes=entry.size, claimed_chunks=claims.claimed)
-        for first, end in assembly.runs(CLAIMED):
-            self._rehasher.add(len(self.intake.files) - 1, staged, grid, first, end)
-        if entry.size >= WRITE_BACK_BYTES:
-            thread = threading.Thread(target=self._write_back, args=(staged,), name="write-back", daemon=True)
-            self._write_backs.append(thread)
-            thread.start()
-
-    def _write_back(self, staged: Staged) -> None:
-        """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
-
-        def write_back() -> None:
-            while not self._write_back_ended.wait(TICK_SECONDS):
-                staged.write_back()
-
-        self._write_back_error = run_to_end("write-back", write_back)
-        if self._write_back_error is not None:
-            self.post(Failed(self._write_back_error))
+        file_id = len(self.intake.stakes)
+        share = stake.share
+        self.counters.size_bytes += share.bytes_of(grid)
+        self.counters.chunks += stake.chunks
+        self.counters.name = stake.content.path
+        self.counters.chunk_map = stake.chunk_map
+        self.intake.stakes.append(stake)
+        claimed = stake.claimed()
+        shard = {"shard": str(share)} if share.count > 1 else {}
+        self._log.info(
+            "transfer_started",
+            file=stake.content.path,
+            bytes=share.bytes_of(grid),
+            claimed_chunks=sum(stop - start for start, stop in claimed),
+            **shard,
+        )
+        if stake.file.set_aside:
+            self._log.warning("shares_set_aside", shares=stake.file.set_aside, reason="they are of another source")
+        for start, stop in claimed:
+            self._rehasher.add(Work(file_id, stake.content, grid, share, start, stop))
 
     def _take_rehashed(self, batch: Rehashed) -> None:
         """Answer claimed chunks, now that it is known what is on the disk."""
-        answer = self.intake.take_rehashed(batch)
+        stake = self.intake.stakes[batch.file_id]
+        answer = stake.rehashed(batch.share, batch.start, batch.digests)
         self.counters.rehashed_bytes += batch.bytes
         self.counters.last_progress_at = time.monotonic()
-        if self._session.state == "offer":
-            return  # control is being opened anew: the manifest is answered whole
-        self._say_all(needed_messages(batch.file_id, answer.needed))
-        self._say_all(held_messages(batch.file_id, self.intake.files[batch.file_id].assembly, answer.held))
+        if batch.share != stake.share:
+            self._rehashing -= 1
+            if not self._rehashing:
+                self._take_next_step()
+        elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered whole
+            self._say_answer(batch.file_id, answer)
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
-        if self._committer is not None:
+        if self._syncer is not None:
             return  # Complete was said, or follows
         missing = [
             message
-            for file_id in range(len(self.intake.files))
-            for message in needed_messages(file_id, self.intake.missing(file_id))
+            for file_id, stake in enumerate(self.intake.stakes)
+            for message in stake.needed_messages(file_id, stake.missing())
         ]
         self._say_all(missing)
         if missing:
             return
         self.root_digest = self.intake.close()
-        self._write_back_ended.set()
         if self.root_digest != finish.root_digest or self.counters.chunks != finish.chunks:
             reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
-            for file in self.intake.files:
-                file.staged.discard()
+            for stake in self.intake.stakes:
+                stake.discard()
             raise TransferFailed(Code.DIGEST, reason)
         self.counters.phase = "syncing"
-        self._committer = threading.Thread(target=self._commit, name="commit", daemon=True)
-        self._committer.start()
+        if self._share.count > 1:
+            self._sync(self.intake.stakes[0].seal, Synced(False))
+        else:
+            self._take_next_step()
+
+    def _take_next_step(self) -> None:
+        """Commit or, where a shard is not the last one, be done."""
+        for file_id, stake in enumerate(self.intake.stakes):
+            match stake.file.next_step(stake.share):
+                case Step.WAIT:
+                    self._log.info("share_complete", shard=str(stake.share), missing=stake.file.missing_shares)
+                    self._complete(m.Complete(False))
+                    return
+                case Step.REHASH:
+                    for share, start, stop in stake.file.sealed_claims():
+                        work = Work(file_id, stake.content, stake.grid, share, start, stop)
+                        self._rehashing += self._rehasher.add(work)
+                    if not self._rehashing:  # somebody else has done it just now
+                        self._take_next_step()
+                    return
+                case Step.COMMIT:
+                    pass
+        self._sync(self._commit, Synced(True))
+
+    def _sync(self, work: Callable[[], None], done: Event) -> None:
+        """Do what waits for the disk in a thread; the coordinator goes on saying that this side lives."""
+
+        def sync() -> None:
+            error = run_to_end("sync", work)
+            self.post(Failed(error) if error else done)
+
+        self._syncer = threading.Thread(target=sync, name="sync", daemon=True)
+        self._syncer.start()
 
     def _commit(self) -> None:
-        """Put every file in place; the coordinator goes on saying that this side lives."""
+        begun = time.monotonic()
+        for stake in self.intake.stakes:
+            stake.file.commit()
+        self.counters.sync_seconds = time.monotonic() - begun
 
-        def commit() -> None:
-            for thread in self._write_backs:
-                thread.join()
-            if self._write_back_error is not None:
-                raise self._write_back_error
-            begun = time.monotonic()
-            for file in self.intake.files:
-                file.staged.commit()
-            self.counters.sync_seconds = time.monotonic() - begun
+    def _take_synced(self, *, committed: bool) -> None:
+        if committed:
+            self._complete(m.Complete(True))
+        else:
+            self._take_next_step()
 
-        error = run_to_end("commit", commit)
-        self.post(Failed(error) if error else Committed())
-
-    def _complete(self) -> None:
-        self.committed = True
-        self._committed_at = time.monotonic()
+    def _complete(self, complete: m.Complete) -> None:
+        self.complete = complete
+        self._completed_at = time.monotonic()
         self.counters.phase = "complete"
-        self.counters.ended_at = self._committed_at
-        self._registry.release(self)
+        self.counters.ended_at = self._completed_at
+        if complete.committed:
+            self._registry.release(self)
         if self._channel is not None and self._session.state in ("moving", "finishing"):
-            self._say_complete()
+            self._say_complete(complete)
 
-    def _say_complete(self) -> None:
+    def _say_complete(self, complete: m.Complete) -> None:
         self._say_progress()
-        if self._say(m.Complete(True)):
+        if self._say(complete):
             self._told = self._channel
 
     def _say_progress(self) -> None:
@@ -448,14 +498,15 @@ class Transfer(threading.Thread):
         heard_at = max(self._heard_at, self.intake.heard_at(), channel.heard_at if channel is not None else 0.0)
         return time.monotonic() - heard_at > limits.DEAD_SECONDS
 
-    def taken_bytes(self) -> int:
-        """Count, about, the bytes on the disk that its files have taken so far."""
-        return sum(file.staged.taken_bytes for file in self.intake.files)
-
     @property
     def is_deserted(self) -> bool:
         """Whether the sender has no connection left, or is silent: another one may take its place."""
-        return not self.committed and (not self._is_connected or self.peer_is_silent())
+        return not self.is_complete and (not self._is_connected or self.peer_is_silent())
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether a newer sender need not wait for this one."""
+        return self.is_complete or self.is_deserted
 
     @property
     def _is_connected(self) -> bool:
@@ -466,9 +517,9 @@ class Transfer(threading.Thread):
         moved_bytes = self.counters.moved_bytes
         if moved_bytes != self._moved_bytes:  # a large chunk that comes slowly is progress, too
             self._moved_bytes, self.counters.last_progress_at = moved_bytes, now
-        if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.committed:
+        if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
             self._say_progress()
-        if self._is_connected or self.committed:
+        if self._is_connected or self.is_complete:
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
@@ -497,20 +548,13 @@ class Transfer(threading.Thread):
         if error is not None and self._channel is not None:
             self._say_goodbye(self._channel, error)
         self._over.set()
-        self._write_back_ended.set()
         left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
-        for thread in self._write_backs:
-            thread.join(LEAVE_SECONDS)
-            left.append(not thread.is_alive())
-        if self._committer is not None:
-            self._committer.join()
+        if self._syncer is not None:
+            self._syncer.join()
         if self._channel is not None:
             self._channel.close_in_order()
-        if all(left):  # else a thread that hangs in a write could write into whatever has the descriptor next
-            for file in self.intake.files:
-                file.staged.close()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
-        self._registry.release(self)
+        self._registry.leave(self, cleanly=all(left))
         self._registry.ended(self, error)
         self._turn_away()
 

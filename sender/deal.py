@@ -14,6 +14,7 @@ from service.counters import ConnectionCounters
 from wire import limits
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from wire.grid import WHOLE, Share
 
 _UNBOUND = bytes(limits.DIGEST_BYTES)
 _ACKNOWLEDGED = 1
@@ -23,14 +24,24 @@ _HELD = 2
 class Deal:
     """Shared by the coordinator and the data connections. The mutex protects every field with an underscore."""
 
-    def __init__(self, chunks: int, make_schedule: Callable[[], Schedule], on_settled: Callable[[], None]) -> None:
-        """`on_settled` is called, without the lock, each time that the last open chunk settles."""
-        self.chunks = chunks
-        self.chunk_map = ChunkMap(chunks)
+    def __init__(
+        self,
+        chunks: int,
+        make_schedule: Callable[[], Schedule],
+        on_settled: Callable[[], None],
+        share: Share = WHOLE,
+    ) -> None:
+        """Deal the chunks of a share of `chunks`; tables have a row for each of these, by ordinal.
+
+        `on_settled` is called, without the lock, each time that the last open chunk settles.
+        """
+        self.share = share
+        self.chunks = share.chunks(chunks)
+        self.chunk_map = ChunkMap(self.chunks)
         self._make_schedule = make_schedule
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
-        self._digests = bytearray(limits.DIGEST_BYTES * chunks)
+        self._digests = bytearray(limits.DIGEST_BYTES * self.chunks)
         self._sends: dict[int, int] = {}  # only of chunks that were sent again
         self._over: FilestreamerError | None = None
         self._complete = False
@@ -59,7 +70,7 @@ class Deal:
             new = 0
             for start, stop in self._unanswered(first, end):
                 self._mark_answered(start, stop)
-                self._schedule.add(start, stop)
+                self._schedule.add(*self.share.span(start, stop), self.share.count)
                 new += stop - start
             self._changed.notify_all()
         return new
@@ -70,25 +81,27 @@ class Deal:
             new = list(self._unanswered(first, end))
             for start, stop in new:
                 self._mark_answered(start, stop)
-        return new
+        return [self.share.span(start, stop) for start, stop in new]
 
     def reopen(self, first: int, end: int) -> None:
         """Take an answer to Finish: the receiver misses these after all."""
         with self._changed:
-            for chunk_id in range(first, end):
-                if how := self._settled[chunk_id]:
-                    self._settled[chunk_id] = 0
-                    self.chunk_map.remove(chunk_id, was_held=how == _HELD)
+            for ordinal in self.share.ordinals(first, end):
+                if how := self._settled[ordinal]:
+                    self._settled[ordinal] = 0
+                    self.chunk_map.remove(ordinal, was_held=how == _HELD)
                     self._settled_count -= 1
-                    self._schedule.put_back([chunk_id])
+                    self._schedule.put_back([self.share.chunk(ordinal)])
             self._changed.notify_all()
 
     def _unanswered(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges inside [first, end) that no answer has covered."""
-        while (start := self._answered.find(0, first, end)) >= 0:
-            stop = self._answered.find(1, start, end)
-            first = end if stop < 0 else stop
-            yield start, first
+        """Yield the ranges of ordinals inside the chunks [first, end) that no answer has covered."""
+        ordinals = self.share.ordinals(first, end)
+        at, last = ordinals.start, ordinals.stop
+        while (start := self._answered.find(0, at, last)) >= 0:
+            stop = self._answered.find(1, start, last)
+            at = last if stop < 0 else stop
+            yield start, at
 
     def _mark_answered(self, start: int, stop: int) -> None:
         self._answered[start:stop] = b"\x01" * (stop - start)
@@ -122,7 +135,7 @@ class Deal:
 
     def bind(self, chunk_id: int, digest: bytes) -> bool:
         """Make the first digest of a chunk binding. False where another one was bound before."""
-        at = chunk_id * limits.DIGEST_BYTES
+        at = self.share.ordinal(chunk_id) * limits.DIGEST_BYTES
         bound = self._digests[at : at + limits.DIGEST_BYTES]
         if bound == _UNBOUND:
             self._digests[at : at + limits.DIGEST_BYTES] = digest
@@ -135,11 +148,11 @@ class Deal:
         with self._changed:
             if epoch != self.epoch:
                 return
-            for chunk_id in chunk_ids:
-                if not self._settled[chunk_id]:
-                    self._settled[chunk_id] = how
+            for ordinal in map(self.share.ordinal, chunk_ids):
+                if not self._settled[ordinal]:
+                    self._settled[ordinal] = how
                     self._settled_count += 1
-                    self.chunk_map.add(chunk_id, by)
+                    self.chunk_map.add(ordinal, by)
             settled = self._all_settled()
         if settled:
             self._on_settled()

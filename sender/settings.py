@@ -9,6 +9,7 @@ from service.address import Address, parse_address
 from service.settings import CommonSettings, setting
 from wire import limits
 from wire.errors import UsageError
+from wire.grid import Share
 
 SUMMARY = "Send INPUT_FILE to a receiver, over several TCP connections at once."
 
@@ -28,6 +29,17 @@ def file_name(value: object) -> str:
     if name in (".", "..") or "/" in name or length > limits.NAME_BYTES:
         raise ValueError(f"{value!r} is not a file name: no '/', no '..', at most {limits.NAME_BYTES} bytes")
     return name
+
+
+def share(value: object) -> Share:
+    """Read INDEX/COUNT."""
+    index, slash, count = values.text(value).partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and index.isascii() and count.isascii()):
+        raise ValueError(f"{value!r} is not INDEX/COUNT, such as 0/3, 1/3 or 2/3")
+    read = Share(int(index[:9]), int(count[:9]))
+    if not read.index < read.count <= limits.SHARDS_MAX:
+        raise ValueError(f"{value!r} is no shard: COUNT is 1 to {limits.SHARDS_MAX}, and INDEX 0 to COUNT-1")
+    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +74,14 @@ class SenderSettings(CommonSettings):
         values.rate, "Send no faster than this over all connections, such as 100MiB/s or 1Gbit/s.", metavar="RATE"
     )
     """Payload bytes per second over all connections together; None is as fast as it goes."""
+
+    shard: Share = setting(
+        share,
+        "Move share INDEX of COUNT of the file: its other shards move the others.",
+        default="0/1",
+        metavar="INDEX/COUNT",
+    )
+    """Which share of the file to move, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of it."""
 
     strict_modulo: bool = setting(
         bool, "Keep each chunk on its home connection, chunk_id % N, while that lives.", default=False

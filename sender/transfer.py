@@ -56,7 +56,8 @@ class Transfer:
         self._log = log
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = self._make_counters(settings)
-        self.deal = Deal(self.layout.chunks, self._make_schedule, lambda: self.post(control.Settled()))
+        self._share = settings.shard
+        self.deal = Deal(self.layout.chunks, self._make_schedule, lambda: self.post(control.Settled()), settings.shard)
         self.counters.chunk_map = self.deal.chunk_map
         self._dialer = Dialer(settings, self.counters.transfer_id)
         self._reader = ControlReader(self._dialer, self.post)
@@ -78,13 +79,14 @@ class Transfer:
 
     def _make_counters(self, settings: SenderSettings) -> TransferCounters:
         counters = TransferCounters(random_id(), settings.as_name, m.SENDER_STAGES)
-        counters.size_bytes = self.source.size
-        counters.chunks = self.layout.chunks
+        counters.size_bytes = settings.shard.bytes_of(self.layout.grid(0))
+        counters.chunks = settings.shard.chunks(self.layout.chunks)
         counters.chunk_size = self.layout.chunk_size
         return counters
 
     def _make_schedule(self) -> Schedule:
-        return Schedule(self._settings.connections, strict_modulo=self._settings.strict_modulo)
+        count = self._settings.shard.count
+        return Schedule(self._settings.connections, shard_count=count, strict_modulo=self._settings.strict_modulo)
 
     @property
     def is_connected(self) -> bool:
@@ -184,7 +186,8 @@ class Transfer:
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
         source = self.source
-        self._send(m.Offer(self.layout.chunk_size, None, False, source.size))
+        shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
+        self._send(m.Offer(self.layout.chunk_size, shard, False, self.counters.size_bytes))
         name = self._settings.as_name.encode(errors="surrogateescape")
         entry = m.Entry(name, m.EntryType.FILE, source.size, source.mode & 0o777, source.mtime_ns)
         self._send(m.ManifestPart(0, (entry,), True))
@@ -245,24 +248,30 @@ class Transfer:
                 raise RemoteProtocolError("the receiver answers files that were not offered")
             ranges.append(range(self.layout.chunks))
         for segments in message.segments:
-            ranges.append(self._checked_range(segments.file_id, segments.first_segment, segments.segments))
+            first = segments.first_segment
+            ranges.append(self._checked_range(segments.file_id, first, first + segments.segments))
         return ranges
 
-    def _checked_range(self, file_id: int, first: int, count: int) -> range:
+    def _checked_range(self, file_id: int, first: int, end: int) -> range:
         if file_id != 0:
             raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
-        if first + count > self.layout.chunks:
-            raise RemoteProtocolError(f"the receiver answers segments up to {first + count} of {self.layout.chunks}")
-        return range(first, first + count)
+        if end > self.layout.chunks:
+            raise RemoteProtocolError(f"the receiver answers segments up to {end} of {self.layout.chunks}")
+        return range(first, end)
 
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked:
             raise RemoteProtocolError("the receiver accepts a single file unread, which it may not")
-        size = limits.DIGEST_BYTES
-        chunks = self._checked_range(message.file_id, message.first_segment, len(message.digests) // size)
-        for start, stop in self.deal.hold(chunks.start, chunks.stop):
-            at = (start - chunks.start) * size
-            self._verifier.compare(start, message.digests[at : at + (stop - start) * size], self.deal.epoch)
+        first, size, share = message.first_segment, limits.DIGEST_BYTES, self._share
+        if not share.holds(first):
+            raise RemoteProtocolError(f"the receiver answers segment {first}, which is not in shard {share}")
+        digests = len(message.digests) // size
+        end = first + (digests - 1) * share.count + 1 if digests else first
+        self._checked_range(message.file_id, first, end)
+        for start, stop in self.deal.hold(first, end):
+            ordinals = share.ordinals(start, stop)
+            at = (ordinals.start - share.ordinal(first)) * size
+            self._verifier.compare(start, message.digests[at : at + len(ordinals) * size], self.deal.epoch)
         self.counters.phase = "moving"
 
     def _take_progress(self, message: m.Progress) -> None:
@@ -273,11 +282,11 @@ class Transfer:
             self._progress_at = time.monotonic()
 
     def _take_complete(self, message: m.Complete) -> None:
-        if not message.committed:
+        if not message.committed and self._share.count == 1:
             raise RemoteProtocolError("the receiver keeps back a file that is no shard")
         if not self._was_finished:
             raise RemoteProtocolError("the receiver says Complete before everything was sent")
-        self._committed = True
+        self._committed = message.committed
 
     def _take_abort(self, message: m.Abort) -> None:
         error = Aborted(message.code, message.reason)
@@ -302,7 +311,7 @@ class Transfer:
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
         self._send_progress()
-        self._send(m.Finish(self.layout.chunks, self.root_digest))
+        self._send(m.Finish(self.deal.chunks, self.root_digest))
 
     def _send(self, message: m.Message) -> None:
         """Write to the control connection; where that fails, its reader notices and opens another."""

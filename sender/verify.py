@@ -42,7 +42,7 @@ class Verifier:
         self._threads: list[threading.Thread] = []
 
     def compare(self, first_chunk: int, digests: bytes, epoch: int) -> None:
-        """Compare the chunks from `first_chunk` with these digests, 16 bytes each, soon."""
+        """Compare the chunks of the share from `first_chunk` on with these digests, 16 bytes each, soon."""
         self._work.put((first_chunk, digests, epoch))
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
@@ -68,7 +68,7 @@ class Verifier:
         for at in range(0, len(digests), size):
             if self._deal.is_over or epoch != self._deal.epoch:
                 return
-            chunk_id = first_chunk + at // size
+            chunk_id = first_chunk + at // size * self._deal.share.count
             (segment,) = self._layout.segments(chunk_id)
             digest = self._digest(block, segment)
             self._source.check_unchanged()

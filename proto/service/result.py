@@ -66,7 +66,7 @@ class TransferResult:
     transfer_id: str | None = None
     """32 hexadecimal digits."""
     committed: bool = False
-    """Whether the files stand under their final names, durably."""
+    """Whether the files stand under their final names, durably; false for a shard whose share is, in staging."""
     files: int = 0
     bytes: int = 0
     """Size of all files of the transfer."""
@@ -147,13 +147,15 @@ class TransferResult:
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self) -> str:
-        """Write it for people: one to three lines, without the last one's end."""
+        """Write it for people: one to five lines, without the last one's end."""
         if self.error is not None:
             return f"{self.status}: {printable(self.error.message)}"
         lines = [
             f"{self.status}: {format_size(self.bytes)} in {self.seconds:.2f} s"
             f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
         ]
+        if not self.committed:
+            lines.append("  a share of the file: it waits for its other shards")
         if self.bottleneck is not None:
             lines.append(f"  bound by {TEXTS[self.bottleneck]}")
         if there := self.held_bytes + self.unchecked_bytes:

@@ -37,7 +37,7 @@ SERVICES: Final = ("sender", "receiver")
 PREFIX: Final = "FILESTREAMER_"
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset("input_file to as connections chunk_size rate_limit strict_modulo tls".split()),
+    "sender": frozenset("input_file to as connections chunk_size rate_limit shard strict_modulo tls".split()),
     "receiver": frozenset(
         "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after".split()
     ),

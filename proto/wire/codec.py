@@ -157,7 +157,7 @@ def _encode_offer(o: m.Offer) -> pb.Frame:
 def _decode_offer(o: pb.Offer) -> m.Offer:
     shard = None
     if o.HasField("shard"):
-        count = _within(o.shard.shard_count, 2, 1 << 20, "Offer.shard.shard_count")
+        count = _within(o.shard.shard_count, 2, limits.SHARDS_MAX, "Offer.shard.shard_count")
         shard = m.Shard(_within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index"), count)
     chunk_size = _within(o.chunk_size, 1, limits.CHUNK_SIZE_MAX, "Offer.chunk_size")
     return m.Offer(chunk_size, shard, o.checksum, _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes"))

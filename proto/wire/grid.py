@@ -1,10 +1,11 @@
 """Where the segments of a file lie (proto/README.md, "Chunks and segments").
 
 Segment i of a file is bytes [i*C, min((i+1)*C, size)), C being the offered chunk size. Both ends compute this from the
-Offer and the manifest; the receiver accepts no other segment.
+Offer and the manifest; the receiver accepts no other segment. A shard moves its share of them ("Shards").
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from wire import limits
 
@@ -51,3 +52,55 @@ class Grid(NamedTuple):
         if rest or not 0 <= offset < self.size or length != self.length(index):
             return None
         return index
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The chunks k of a file with k % count == index: what one shard moves, or all of them (0 of 1).
+
+    The chunks of a share are counted, too: the one with ordinal i is chunk i * count + index.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def chunks(self, chunks: int) -> int:
+        """How many of the chunks 0..`chunks` - 1 are in this share."""
+        return len(range(self.index, chunks, self.count))
+
+    def chunk(self, ordinal: int) -> int:
+        """Which chunk has this ordinal."""
+        return ordinal * self.count + self.index
+
+    def ordinal(self, chunk: int) -> int:
+        """Return the ordinal of a chunk of this share."""
+        return chunk // self.count
+
+    def holds(self, chunk: int) -> bool:
+        """Whether a chunk is in this share."""
+        return chunk % self.count == self.index
+
+    def ordinals(self, first: int, end: int) -> range:
+        """Return the ordinals of those of the chunks [first, end) that are in this share."""
+        return range(self.chunks(first), self.chunks(end))
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the chunks [first, end) from the one with ordinal `start` to the one before ordinal `stop`."""
+        return self.chunk(start), self.chunk(stop - 1) + 1
+
+    def bytes_between(self, grid: Grid, start: int, stop: int) -> int:
+        """Bytes in the chunks of this share with ordinals [start, stop)."""
+        if stop <= start:
+            return 0
+        return (stop - start - 1) * grid.chunk_size + grid.length(self.chunk(stop - 1))
+
+    def bytes_of(self, grid: Grid) -> int:
+        """Bytes of a file that are in this share."""
+        return self.bytes_between(grid, 0, self.chunks(grid.segments))
+
+
+WHOLE: Final = Share()
+"""The share of a transfer that is no shard."""

@@ -33,6 +33,9 @@ CHUNKS_PER_FILE_COMFORTABLE: Final = 1 << 20
 """The default chunk size doubles until a file has no more chunks than this."""
 FILE_SIZE_MAX: Final = (1 << 63) - 1
 
+SHARDS_MAX: Final = 1024
+"""Shards of a file: more than a receiver has connections for at once."""
+
 CONNECTIONS_MAX: Final = 256
 CONNECTIONS_DEFAULT: Final = 8
 

@@ -19,7 +19,7 @@ from wire.codec import encode
 from wire.digests import checksum, root_digest, segment_digest
 from wire.errors import Code
 from wire.framing import frame_of
-from wire.grid import Grid
+from wire.grid import Grid, Share
 
 TOKEN = "correct horse battery staple"
 TRANSFER_ID = bytes(range(0x10))
@@ -30,6 +30,9 @@ CERTIFICATE_SHA256 = bytes(range(0x80, 0xA0))
 MTIME_NS = 1_767_225_600_123_456_789  # 2026-01-01 00:00:00.123456789 UTC
 CONTENT = b"hello, world\n"
 CHUNK_SIZE = 8
+SHARD_CHUNK_SIZE = 3
+HOMES = 2
+"""Data connections of each shard."""
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True)
 GREETING_OPEN = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, False)
@@ -166,6 +169,24 @@ def chunk_vector(description: str, header: m.ChunkHeader, payload: bytes) -> dic
     return vector
 
 
+def shard_vector(share: Share, chunk_size: int) -> dict[str, Any]:
+    """Describe the share of one shard of CONTENT."""
+    parts = [CONTENT[at : at + chunk_size] for at in range(0, len(CONTENT), chunk_size)]
+    chunk_ids = list(range(share.index, len(parts), share.count))
+    return {
+        "description": f"shard {share} of a file of {len(parts)} chunks, over {HOMES} connections",
+        "content": CONTENT.hex(),
+        "chunk_size": chunk_size,
+        "shard_index": share.index,
+        "shard_count": share.count,
+        "chunk_ids": chunk_ids,
+        "homes": [(chunk_id // share.count) % HOMES for chunk_id in chunk_ids],
+        "bytes": sum(len(parts[chunk_id]) for chunk_id in chunk_ids),
+        "chunks": len(chunk_ids),
+        "root_digest": root_digest([segment_digest(parts[chunk_id]) for chunk_id in chunk_ids]).hex(),
+    }
+
+
 def chunks() -> dict[str, Any]:
     """Build chunks on the wire, and root digests."""
     grid = Grid(len(CONTENT), CHUNK_SIZE)
@@ -185,8 +206,12 @@ def chunks() -> dict[str, Any]:
         ("an empty file: no segment, no digest", []),
     ]
     return {
-        "about": "chunks as they are on a data connection, and root digests (XXH3-128 over the segments' digests)",
+        "about": "chunks as they are on a data connection, shares of shards, root digests (XXH3-128 over the digests)",
         "vectors": [*sliced, chunk_vector("a bundle: files 0, 2 and 3, file 1 being empty", bundle, b"abcdefgh")],
+        "shards": [
+            *(shard_vector(Share(index, 3), SHARD_CHUNK_SIZE) for index in range(3)),
+            shard_vector(Share(2, 3), CHUNK_SIZE),
+        ],
         "root_digests": [
             {
                 "description": description,
@@ -348,7 +373,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("chunks of 1 GiB and a byte", pb((16, pb((1, limits.CHUNK_SIZE_MAX + 1)))), "Offer.chunk_size"),
     ("more bytes than files can have", pb((16, pb((1, 8), (4, 1 << 63)))), "Offer.total_bytes"),
     ("one shard", pb((16, pb((1, 8), (2, pb((2, 1)))))), "Offer.shard.shard_count"),
-    ("2^20 + 1 shards", pb((16, pb((1, 8), (2, pb((2, (1 << 20) + 1)))))), "Offer.shard.shard_count"),
+    ("1025 shards", pb((16, pb((1, 8), (2, pb((2, limits.SHARDS_MAX + 1)))))), "Offer.shard.shard_count"),
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
     ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
     ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),

@@ -65,7 +65,7 @@ def hellos(draw: st.DrawFn) -> m.Hello:
 
 @st.composite
 def shards(draw: st.DrawFn) -> m.Shard:
-    count = draw(integers(1 << 20, 2))
+    count = draw(integers(limits.SHARDS_MAX, 2))
     return m.Shard(draw(integers(count - 1)), count)
 
 

@@ -81,8 +81,9 @@ class Link:
             self.socket.sendall(data)
 
     def end_writing(self) -> None:
-        """Say that nothing follows."""
-        self.socket.shutdown(socket.SHUT_WR)
+        """Say that nothing follows. A peer that is gone by now is for the next read to find out."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Close with a reset, as a crash would."""

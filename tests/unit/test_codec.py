@@ -48,7 +48,7 @@ WITHIN: list[m.Message] = [
     m.Abort(Code.INTERNAL, ""),
     m.Offer(1, None, False, 0),
     m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 2), True, U63),
-    m.Offer(1, m.Shard((1 << 20) - 1, 1 << 20), False, 0),
+    m.Offer(1, m.Shard(limits.SHARDS_MAX - 1, limits.SHARDS_MAX), False, 0),
     m.ManifestPart(U63, (), True),
     m.ManifestPart(0, (FILE,) * limits.ENTRIES_PER_PART, False),
     part(FILE._replace(path=b"\x00")),  # which paths may be written is for the receiver

@@ -11,6 +11,7 @@ from tests.support.services import UNIT
 from wire import limits
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, TransferFailed
+from wire.grid import Share
 
 
 class Settled:
@@ -226,3 +227,31 @@ def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
     with pytest.raises(ConnectionLost):
         deal.next(0, earlier)
     assert [deal.next(0, deal.epoch) for _ in range(4)] == [0, 1, 2, None]
+
+
+def test_the_chunks_of_a_shard() -> None:
+    """Shard 1 of 3 of 11 chunks: 1, 4, 7 and 10. Answers are ranges of chunks, and mean those of the share."""
+    settled = Settled()
+    deal = Deal(11, lambda: Schedule(2, shard_count=3), settled, Share(1, 3))
+    assert deal.chunks == 4
+    assert deal.need(0, 5) == 2
+    assert deal.hold(4, 11) == [(7, 11)]
+    assert sorted(dealt(deal)) == [1, 4]
+    for chunk_id in (1, 4, 7, 10):
+        assert deal.bind(chunk_id, bytes([chunk_id]) * 16)
+    assert not deal.bind(4, bytes(16 * [5]))
+    deal.settle((1, 4, 7), deal.epoch)
+    assert not deal.all_settled
+    deal.differs(10, deal.epoch)
+    assert dealt(deal) == [10]
+    deal.settle((10,), deal.epoch)
+    assert (deal.all_settled, settled.calls) == (True, 1)
+    assert deal.root_digest() == root_digest(bytes([chunk_id]) * 16 for chunk_id in (1, 4, 7, 10))
+    deal.reopen(2, 8)
+    assert sorted(dealt(deal)) == [4, 7]
+
+
+def test_a_shard_without_chunks_is_settled_from_the_start() -> None:
+    deal = Deal(2, lambda: Schedule(2, shard_count=3), lambda: None, Share(2, 3))
+    assert (deal.chunks, deal.all_settled) == (0, True)
+    assert deal.root_digest() == root_digest([])

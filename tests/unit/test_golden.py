@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import xxhash
 
+from sender.schedule import Schedule
 from tests.golden import generate
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, packed, unpacked
 from wire import auth, opening
@@ -20,7 +21,7 @@ from wire.codec import decode, encode
 from wire.digests import root_digest, segment_digest, segment_hasher
 from wire.errors import Code, RemoteProtocolError
 from wire.framing import frame, frame_of, read_body
-from wire.grid import Grid
+from wire.grid import Grid, Share
 from wire.opening import ReceiverOpening, SenderOpening
 from wire.session import Session
 
@@ -169,6 +170,20 @@ def test_root_digest_vector(vector: dict[str, Any]) -> None:
     digests = [xxh3_128(bytes.fromhex(segment)) for segment in vector["segments"]]
 
     assert xxh3_128(b"".join(digests)).hex() == vector["root_digest"]
+    assert root_digest(digests).hex() == vector["root_digest"]
+
+
+@pytest.mark.parametrize("vector", CHUNKS["shards"], ids=described)
+def test_shard_vector(vector: dict[str, Any]) -> None:
+    """Which chunks are in the share, where they are at home, and what its root digest covers."""
+    content = bytes.fromhex(vector["content"])
+    grid = Grid(len(content), vector["chunk_size"])
+    share = Share(vector["shard_index"], vector["shard_count"])
+    chunk_ids = [share.chunk(ordinal) for ordinal in range(share.chunks(grid.segments))]
+    assert (chunk_ids, len(chunk_ids), share.bytes_of(grid)) == (vector["chunk_ids"], vector["chunks"], vector["bytes"])
+    schedule = Schedule(2, shard_count=share.count)
+    assert [schedule.home(chunk_id) for chunk_id in chunk_ids] == vector["homes"]
+    digests = [segment_digest(content[grid.offset(k) : grid.offset(k) + grid.length(k)]) for k in chunk_ids]
     assert root_digest(digests).hex() == vector["root_digest"]
 
 

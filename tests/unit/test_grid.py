@@ -3,7 +3,7 @@
 import pytest
 
 from wire import limits
-from wire.grid import Grid, comfortable_chunk_size, smallest_chunk_size
+from wire.grid import WHOLE, Grid, Share, comfortable_chunk_size, smallest_chunk_size
 
 C = 8
 
@@ -108,3 +108,32 @@ def test_the_smallest_chunk_size_is_enough_and_no_smaller_one_is(size: int) -> N
 
     assert Grid(size, smallest).segments <= limits.CHUNKS_PER_FILE
     assert smallest == 1 or Grid(size, smallest - 1).segments > limits.CHUNKS_PER_FILE
+
+
+# ------------------------------------------------------------------------------------------------------------- shares
+
+
+def test_a_share_takes_every_third() -> None:
+    share = Share(1, 3)
+
+    assert [chunk for chunk in range(8) if share.holds(chunk)] == [1, 4, 7]
+    assert [share.chunk(ordinal) for ordinal in range(share.chunks(8))] == [1, 4, 7]
+    assert [share.ordinal(chunk) for chunk in (1, 4, 7)] == [0, 1, 2]
+    assert str(share) == "1/3"
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(Share(0, 3), 9), (Share(1, 3), 8), (Share(2, 3), 8), (Share(5, 9), 0), (WHOLE, 25)]
+)
+def test_bytes_of_a_share(share: Share, expected: int) -> None:
+    """Four chunks of 8, 8, 8 and 1 bytes: shard 0 of 3 has the first and the last."""
+    assert share.bytes_of(Grid(25, C)) == expected
+
+
+def test_a_span_covers_its_chunks_and_no_more() -> None:
+    share = Share(2, 5)
+    first, end = share.span(1, 3)
+
+    assert (first, end) == (7, 13)
+    assert share.ordinals(first, end) == range(1, 3)
+    assert share.ordinals(8, 12) == range(2, 2)

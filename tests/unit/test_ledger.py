@@ -7,7 +7,8 @@ import xxhash
 
 from receiver import ledger
 from receiver.ledger import HEADER_BYTES, RECORD_BYTES, UNKNOWN_DIGEST, Claims, claims_on, decode
-from wire.grid import Grid
+from wire.digests import root_digest
+from wire.grid import Grid, Share
 
 GRID = Grid(size=95, chunk_size=10)
 
@@ -138,3 +139,75 @@ def test_on_another_size(size: int, expected: dict[int, bytes]) -> None:
     claims = decode(written(0, 8, 9))
     assert claims is not None
     assert claimed(claims_on(claims, Grid(size, 10))) == expected
+
+
+# --------------------------------------------------------------------------------------------------------------- seals
+
+SHARE = Share(1, 3)
+MTIME_NS = -5
+
+
+def sealed(*records: tuple[int, bytes], share: Share = SHARE, grid: Grid = GRID) -> bytes:
+    """Write a ledger of share 1/3 (segments 1, 4, 7), sealed, and of what follows it."""
+    of_share = [(index, digest(index)) for index in (1, 4, 7)]
+    seal = ledger.seal(grid, MTIME_NS, share, root_digest(digest(index) for index in (1, 4, 7)))
+    return ledger.encode_header(grid) + ledger.encode_records([*of_share, ledger.seal_record(share, seal), *records])
+
+
+def is_sealed(content: bytes, share: Share = SHARE, mtime_ns: int = MTIME_NS) -> bool:
+    claims = decode(content)
+    assert claims is not None
+    return claims.is_sealed(share, mtime_ns)
+
+
+def test_the_bytes_of_a_seal() -> None:
+    """They stay in destinations from one version to the next."""
+    covered = struct.pack(">QQqQQ", 95, 10, MTIME_NS, 1, 3) + bytes(range(16))
+    seal = ledger.seal(GRID, MTIME_NS, SHARE, bytes(range(16)))
+    assert seal == xxhash.xxh3_128_digest(covered)
+    assert ledger.seal_record(SHARE, seal) == ((1 << 63) + (3 << 32) + 1, seal)
+
+
+def test_a_share_that_was_finished() -> None:
+    assert is_sealed(sealed())
+    assert is_sealed(sealed((0, digest(0)), (2, digest(2))))
+    assert not is_sealed(sealed(), share=Share(0, 3))
+    assert not is_sealed(written(1, 4, 7))
+
+
+def test_a_seal_is_of_one_source_and_one_content() -> None:
+    assert not is_sealed(sealed(), mtime_ns=MTIME_NS + 1)
+    assert not is_sealed(sealed((4, digest(5))))  # written again since
+    assert is_sealed(sealed((4, digest(5)), (4, digest(4))))
+    damaged = bytearray(sealed())
+    damaged[HEADER_BYTES + RECORD_BYTES] ^= 1  # the record of segment 4
+    assert not is_sealed(bytes(damaged))
+
+
+@pytest.mark.parametrize("grid", [Grid(95, 5), Grid(95, 20), Grid(96, 10)])
+def test_a_seal_ends_with_its_grid(grid: Grid) -> None:
+    claims = decode(sealed())
+    assert claims is not None
+    assert not claims_on(claims, grid).seals
+
+
+def test_seals_of_another_count_end_with_the_first_new_one() -> None:
+    claims = decode(sealed(ledger.seal_record(Share(0, 2), bytes(16))))
+    assert claims is not None
+    assert claims.seals == {Share(0, 2): bytes(16)}
+
+
+@pytest.mark.parametrize("share", [Share(3, 3), Share(0, 0), Share(0, 1025), Share(1 << 31, (1 << 31) - 1)])
+def test_seals_that_nobody_writes(share: Share) -> None:
+    claims = decode(sealed(ledger.seal_record(share, bytes(16))))
+    assert claims is not None
+    assert list(claims.seals) == [SHARE]
+
+
+def test_a_ledger_with_seals_that_is_written_anew() -> None:
+    claims = decode(sealed((1, digest(1))))
+    assert claims is not None
+    again = ledger.encode_header(GRID) + ledger.encode_records(claims.records())
+    assert ledger.is_exact(len(again), claims, GRID)
+    assert is_sealed(again)
+    assert not ledger.is_exact(len(sealed((1, digest(1)))), claims, GRID)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from receiver.store import Destination, Staged
+from receiver.files import Files, Stake
+from receiver.store import Destination
 from receiver.transfer import ControlUp, Registry, Transfer
 from service import log
 from tests.support.services import UNIT
@@ -17,7 +18,7 @@ from wire import messages as m
 from wire.digests import root_digest
 from wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
 from wire.framing import frame
-from wire.grid import Grid
+from wire.grid import Grid, Share
 from wire.opening import random_id
 
 ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
@@ -74,15 +75,17 @@ class Alone(Registry):
     """The registry of a server that has one transfer."""
 
     def __init__(self, destination: Destination) -> None:
-        self._destination = destination
+        self._files = Files(destination, None)
         self.ends: list[FilestreamerError | None] = []
 
-    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid) -> Staged:
-        del transfer
-        return self._destination.stage(entry.path, entry, grid, 0)
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
+        return self._files.claim(transfer, entry, grid, share)
 
     def release(self, transfer: Transfer) -> None:
-        del transfer
+        self._files.release(transfer)
+
+    def leave(self, transfer: Transfer, *, cleanly: bool) -> None:
+        self._files.leave(transfer, cleanly=cleanly)
 
     def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         del transfer

@@ -191,6 +191,12 @@ def test_a_plain_summary_is_one_line() -> None:
     assert made.summary() == "complete: 1.46 KiB in 10.00 s (150 B/s over 1 connection)"
 
 
+def test_a_summary_of_a_shard_says_that_the_file_waits() -> None:
+    made = TransferResult.from_counters(TransferCounters(bytes(16), "f"), error=None, committed=False, root_digest=None)
+
+    assert made.summary().splitlines()[1] == "  a share of the file: it waits for its other shards"
+
+
 def test_an_error_on_a_terminal_is_one_line_that_the_terminal_does_not_obey() -> None:
     shown = TransferResult.without_transfer(Refused(Code.POLICY, "no\x1b[2J\nreally")).summary()
 

@@ -12,6 +12,7 @@ import pytest
 from sender.settings import SenderSettings, parse
 from service.address import Address
 from wire.errors import UsageError
+from wire.grid import WHOLE, Share
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "config.json"
 ORIGINAL = (
@@ -59,6 +60,7 @@ def test_defaults() -> None:
         connections=8,
         chunk_size=None,
         rate_limit=None,
+        shard=WHOLE,
         strict_modulo=False,
         give_up_after=60,
         token=None,
@@ -74,7 +76,17 @@ def test_all_flags(tmp_path: Path) -> None:
     token_file.write_text(f"  {TOKEN}\n")
     parsed = settings(
         *("dir/in.txt", "--to", "[::1]:9000", "--as", "other name", "--connections", "256", "--chunk-size", "1GiB"),
-        *("--rate-limit", "1Gbit/s", "--strict-modulo", "--give-up-after", "0.5", "--token-file", str(token_file)),
+        *(
+            "--rate-limit",
+            "1Gbit/s",
+            "--shard",
+            "2/3",
+            "--strict-modulo",
+            "--give-up-after",
+            "0.5",
+            "--token-file",
+            str(token_file),
+        ),
         *("--result-file", "result.json", "--log-level", "debug"),
     )
     expected = SenderSettings(
@@ -84,6 +96,7 @@ def test_all_flags(tmp_path: Path) -> None:
         connections=256,
         chunk_size=1 << 30,
         rate_limit=125_000_000,
+        shard=Share(2, 3),
         strict_modulo=True,
         give_up_after=0.5,
         token=TOKEN,
@@ -99,6 +112,36 @@ def test_all_flags(tmp_path: Path) -> None:
 )
 def test_name_is_that_of_the_input_file(input_file: str, expected: str) -> None:
     assert expected == settings(input_file, "--to", "h").as_name
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "3/3",
+        "-1/2",
+        "1/0",
+        "0/0",
+        "1",
+        "/",
+        "1/",
+        "/2",
+        "a/b",
+        "0/1025",
+        "1/3/5",
+        "0.5/2",
+        "²/3",
+        " 0/2",
+        "9" * 5000 + "/2",
+    ],
+)
+def test_what_is_no_shard(written: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        settings(*LEAST, "--shard", written)
+
+
+@pytest.mark.parametrize(("written", "expected"), [("0/1", WHOLE), ("0/2", Share(0, 2)), ("02/03", Share(2, 3))])
+def test_shard(written: str, expected: Share) -> None:
+    assert expected == settings(*LEAST, "--shard", written).shard
 
 
 @pytest.mark.parametrize(
@@ -139,6 +182,7 @@ def test_everything_from_the_environment(tmp_path: Path) -> None:
         "FILESTREAMER_AS": "name",
         "FILESTREAMER_CHUNK_SIZE": "1KiB",
         "FILESTREAMER_RATE_LIMIT": "10",
+        "FILESTREAMER_SHARD": "1023/1024",
         "FILESTREAMER_STRICT_MODULO": "true",
         "FILESTREAMER_TOKEN": TOKEN,
         "FILESTREAMER_LOG_LEVEL": "error",
@@ -149,6 +193,7 @@ def test_everything_from_the_environment(tmp_path: Path) -> None:
         as_name="name",
         chunk_size=1024,
         rate_limit=10,
+        shard=Share(1023, 1024),
         strict_modulo=True,
         token=TOKEN,
         log_level="error",

@@ -1,0 +1,534 @@
+"""The files that are being received, and who writes what of them: one transfer the whole, or each shard its share.
+
+Shards of one job meet in one `File`: one staging, one ledger, one lock. Each has a `Stake` in it, and sees the chunks
+of its share alone. A file is here while a transfer has a stake in it, and found again in its staging after that. A
+share of it is
+
+    finished   where its sender has said so, with the right root digest, and it is durable and sealed in the ledger
+    sealed     where the ledger says that, from a run before this one: it is to be re-hashed before it counts
+
+The shard that finishes last re-hashes what is only sealed, and commits. A write into a share voids both.
+"""
+
+import enum
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn, Writer
+from receiver.store import Destination, InPlace, Staged, check_name
+from service.chunk_map import ChunkMap
+from service.threads import run_to_end
+from wire import limits
+from wire import messages as m
+from wire.digests import root_digest
+from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.grid import Grid, Share
+
+if TYPE_CHECKING:
+    from receiver.transfer import Transfer
+
+SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
+"""Segments that all files may have together: 17 bytes of memory each."""
+WRITE_BACK_BYTES: Final = 64 * limits.MIB
+WRITE_BACK_SECONDS: Final = 1.0
+LEAVE_SECONDS: Final = 10.0
+"""How long a thread may take to leave a file after it was told to: one write to a slow disk."""
+GOODBYE_SECONDS: Final = 2.0
+"""How long a transfer may take to say goodbye before its connections are cut."""
+FENCE_SECONDS: Final = 10.0
+
+
+class Source(NamedTuple):
+    """What shards must have in common to be shards of one job; two transfers of whole files never are."""
+
+    shards: int
+    size: int
+    mtime_ns: int
+    chunk_size: int
+
+
+class Step(enum.Enum):
+    """What comes after a share is finished."""
+
+    WAIT = enum.auto()
+    """Other shares are missing: this one is done."""
+    REHASH = enum.auto()
+    """The others were sealed in an earlier run: what is CLAIMED of them is to be re-hashed, then asked again."""
+    COMMIT = enum.auto()
+
+
+class Answer(NamedTuple):
+    """What the sender is to hear of some chunks of its share, as runs [start, stop) of their ordinals."""
+
+    needed: list[tuple[int, int]]
+    held: list[tuple[int, int]]
+
+
+class File:
+    """One file. The lock protects the chunk states and every field with an underscore."""
+
+    def __init__(self, name: bytes, source: Source) -> None:
+        self.name = name
+        self.source = source
+        self.grid = Grid(source.size, source.chunk_size)
+        self.assembly: Assembly
+        """Made by `open`: an offer that does not fit costs nothing."""
+        self.lock = threading.Lock()
+        self.is_committed = False
+        self.set_aside = 0
+        """Shares that an earlier job had finished, of another source: they have to be sent again."""
+        self._opening = threading.Lock()
+        self._content: Staged | InPlace | None = None
+        self._finished: set[int] = set()
+        self._sealed: set[int] = set()
+        self._is_full = False
+        self._is_committing = False
+        self.is_closing = False
+        """The last transfer is leaving it; protected by the lock of `Files`, as `is_stuck`."""
+        self.is_stuck = False
+        """A thread hangs on its descriptors, and may write into whatever has them next."""
+        self._write_back_ended = threading.Event()
+        self._write_back: threading.Thread | None = None
+
+    # --- opening and closing
+
+    @property
+    def content(self) -> Staged | InPlace:
+        """The bytes, staged or final: whoever has a stake has opened it."""
+        assert self._content is not None
+        return self._content
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the staging was discarded after a failed sync."""
+        return isinstance(self._content, Staged) and self._content.is_lost
+
+    def left_bytes(self) -> int:
+        """Count, about, the bytes that it is still going to take on the disk."""
+        return max(0, self.grid.size - (self._content.taken_bytes if self._content else 0))
+
+    def open(self, make: Callable[[], Staged | InPlace], failed: Callable[[FilestreamerError], None]) -> None:
+        """Open the content, unless another transfer has. Raises what `make` does.
+
+        `failed` hears of a failed write-back.
+        """
+        with self._opening:
+            if self._content is not None:
+                return
+            content = make()
+            claims = content.take_claims()
+            self.assembly = Assembly(self.grid)
+            for index in claims.indices():
+                self.assembly.claim(index, claims.digest(index))
+            for share in claims.seals:
+                if share.count == self.source.shards and claims.is_sealed(share, self.source.mtime_ns):
+                    self._sealed.add(share.index)
+                else:
+                    self.set_aside += 1
+            self._content = content
+            if isinstance(content, Staged) and self.grid.size >= WRITE_BACK_BYTES:
+                self._write_back = threading.Thread(
+                    target=self._keep_writing_back, args=(content, failed), name="write-back", daemon=True
+                )
+                self._write_back.start()
+
+    def _keep_writing_back(self, staged: Staged, failed: Callable[[FilestreamerError], None]) -> None:
+        """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
+
+        def write_back() -> None:
+            while not self._write_back_ended.wait(WRITE_BACK_SECONDS):
+                staged.write_back()
+
+        if error := run_to_end("write-back", write_back):
+            failed(error)
+
+    def close(self) -> None:
+        """Release the descriptors, unless a thread hangs on them."""
+        self._write_back_ended.set()
+        if self._write_back is not None:
+            self._write_back.join(LEAVE_SECONDS)
+            self.is_stuck = self.is_stuck or self._write_back.is_alive()
+        if self._content is not None and not self.is_stuck:
+            self._content.close()
+
+    # --- shares
+
+    @property
+    def missing_shares(self) -> int:
+        """How many shares no sender has finished yet, as far as this process knows."""
+        return self.source.shards - len(self._finished | self._sealed)
+
+    def void(self, share: Share) -> None:
+        """Take back that a share was finished: it is written again. Call it with the lock."""
+        self._finished.discard(share.index)
+        self._sealed.discard(share.index)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self._is_full or isinstance(self._content, InPlace)
+
+    def next_step(self, share: Share) -> Step:
+        """Count a share that its sender has finished; say what follows."""
+        with self.lock:
+            self._finished.add(share.index)
+            others = [Share(i, share.count) for i in range(share.count) if i not in self._finished]
+            if self.is_committed or isinstance(self._content, InPlace):
+                return Step.COMMIT
+            if self._is_committing:
+                return Step.WAIT
+            if any(other.index not in self._sealed for other in others):
+                return Step.WAIT
+            if any(list(self.assembly.runs(CLAIMED, share=other)) for other in others):
+                return Step.REHASH
+            for other in others:
+                self._settle_sealed(other)
+            self._is_full = self._is_committing = len(self._finished) == share.count
+            return Step.COMMIT if self._is_full else Step.WAIT
+
+    def _settle_sealed(self, share: Share) -> None:
+        """Count a sealed share as finished, now that it is re-hashed, if all of it is still there."""
+        self._sealed.discard(share.index)
+        if not list(self.assembly.runs(FREE, WRITING, share=share)):
+            self._finished.add(share.index)
+
+    def sealed_claims(self) -> list[tuple[Share, int, int]]:
+        """Read what is to be re-hashed of sealed shares: share, and a run [start, stop) of its ordinals."""
+        with self.lock:
+            sealed = [Share(index, self.source.shards) for index in sorted(self._sealed - self._finished)]
+            return [(share, *run) for share in sealed for run in self.assembly.runs(CLAIMED, share=share)]
+
+    def commit(self) -> None:
+        """Put the file in place, unless another shard has; nobody writes it any more. Raises TransferFailed."""
+        if self.is_committed:
+            return
+        self._write_back_ended.set()
+        try:
+            self.content.commit()
+            self.is_committed = True
+        finally:
+            self._is_committing = False
+
+
+class Stake:
+    """What one transfer has in a file: the chunks of its share, and no others."""
+
+    def __init__(self, file: File, share: Share) -> None:
+        self.file = file
+        self.share = share
+        self.grid = file.grid
+        self.chunks = share.chunks(file.grid.segments)
+        self.chunk_map = ChunkMap(self.chunks)
+        """Of the chunks of the share, by ordinal; written under the file's lock."""
+        self._is_closed = False  # protected by the file's lock
+
+    @property
+    def content(self) -> Staged | InPlace:
+        return self.file.content
+
+    def begin_again(self) -> None:
+        """Let what an earlier transfer of this share brought be compared, as everything that lies there."""
+        with self.file.lock:
+            self.file.assembly.begin_again(self.share)
+            for start, stop in self.file.assembly.runs(HELD, share=self.share):
+                for ordinal in range(start, stop):
+                    self.chunk_map.add(ordinal, None)
+
+    # --- chunks
+
+    def position(self, segment: m.Segment) -> int | None:
+        """Which segment of its file this is; None where it is none, or one of another share."""
+        position = self.grid.index_of(segment.offset, segment.length)
+        return position if position is not None and self.share.holds(position) else None
+
+    def begin(self, position: int, writer: Writer) -> tuple[Turn, Writer | None]:
+        """Begin one segment; where the turn is WAIT, who has to leave first.
+
+        Raises RemoteProtocolError after Finish, TransferFailed(SOURCE_CHANGED) where the file is complete already.
+        """
+        with self.file.lock:
+            if self.file.assembly.state(position) != VERIFIED:
+                if self._is_closed:
+                    raise RemoteProtocolError(f"segment {position} was sent after Finish")
+                if self.file.is_full:
+                    reason = (
+                        f"{self.content.path} is complete, and differs from the source, though not in size and mtime"
+                    )
+                    raise TransferFailed(Code.SOURCE_CHANGED, f"{reason}: remove it, or touch the source")
+            was_held = self.file.assembly.state(position) == HELD
+            turn = self.file.assembly.begin(position, writer)
+            if turn is Turn.WRITE:
+                self.file.void(self.share)
+            if was_held:  # the source has another chunk there by now
+                self.chunk_map.remove(self.share.ordinal(position), was_held=True)
+            return turn, self.file.assembly.writer(position)
+
+    def deliver(self, position: int, writer: Writer, digest: bytes, computed: bytes, by: int) -> bool:
+        """Settle a segment whose bytes connection `by` has brought; whether its digest was right."""
+        with self.file.lock:
+            was_written = self.file.assembly.writer(position) is writer
+            is_good = self.file.assembly.deliver(position, writer, digest, computed)
+            if was_written and is_good:
+                self.chunk_map.add(self.share.ordinal(position), by)
+            return is_good
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes of a segment that was begun. Raises TransferFailed: NO_SPACE, DESTINATION."""
+        assert isinstance(self.content, Staged)  # nobody begins to write what is complete
+        self.content.write(view, offset)
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Note (position, digest) of what was written, before it is acknowledged. Raises TransferFailed."""
+        assert isinstance(self.content, Staged)
+        self.content.record(records)
+
+    def digest(self, position: int) -> bytes:
+        """Return the digest of a chunk that is VERIFIED."""
+        return self.file.assembly.digest(position)
+
+    def abandon(self, writer: Writer) -> None:
+        """Take back what a connection was writing."""
+        with self.file.lock:
+            self.file.assembly.abandon(writer)
+
+    def rehashed(self, share: Share, start: int, digests: list[bytes]) -> Answer:
+        """Settle claimed chunks of any share: held, or needed where the disk differs from what the ledger says."""
+        answer = Answer([], [])
+        with self.file.lock:
+            for ordinal, digest in enumerate(digests, start):
+                position = share.chunk(ordinal)
+                was_claimed = self.file.assembly.state(position) == CLAIMED
+                self.file.assembly.rehashed(position, digest)
+                is_held = self.file.assembly.state(position) in (HELD, VERIFIED)
+                if was_claimed and is_held and share == self.share:
+                    self.chunk_map.add(ordinal, None)
+                _extend(answer.held if is_held else answer.needed, ordinal)
+        return answer
+
+    # --- answers
+
+    def answer(self) -> Answer:
+        """Read what is needed and what is held now; what is claimed is told when it is re-hashed."""
+        runs = self.file.assembly.runs
+        with self.file.lock:
+            needed, held = runs(FREE, WRITING, share=self.share), runs(HELD, VERIFIED, share=self.share)
+            return Answer(list(needed), list(held))
+
+    def claimed(self) -> list[tuple[int, int]]:
+        """Read which chunks are to be re-hashed, as runs of ordinals."""
+        with self.file.lock:
+            return list(self.file.assembly.runs(CLAIMED, share=self.share))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Read which chunks are not here, as runs of ordinals."""
+        with self.file.lock:
+            return list(self.file.assembly.runs(FREE, CLAIMED, WRITING, share=self.share))
+
+    def needed_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
+        """Say what is needed in messages that are small enough."""
+        ranges = []
+        for start, stop in runs:
+            first, end = self.share.span(start, stop)
+            ranges.append(m.SegmentRange(file_id, first, end - first))
+        size = limits.RANGES_PER_NEEDED
+        return [m.Needed((), tuple(ranges[at : at + size])) for at in range(0, len(ranges), size)]
+
+    def held_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Held]:
+        """Say what is held, with digests, in messages that are small enough."""
+        return [
+            m.Held(file_id, self.share.chunk(at), b"".join(self._digests(at, min(at + limits.DIGESTS_PER_HELD, stop))))
+            for start, stop in runs
+            for at in range(start, stop, limits.DIGESTS_PER_HELD)
+        ]
+
+    def _digests(self, start: int, stop: int) -> Iterator[memoryview]:
+        return self.file.assembly.digests(self.share, start, stop)
+
+    # --- the end
+
+    def close(self) -> None:
+        """Let no further write in, now that nothing is missing or the transfer is over."""
+        with self.file.lock:
+            self._is_closed = True
+
+    def held_bytes(self) -> int:
+        """Count the bytes that were there before."""
+        with self.file.lock:
+            return self.file.assembly.held_bytes(self.share)
+
+    def digests(self) -> Iterator[memoryview]:
+        """Yield the digests of all chunks, in order."""
+        return self._digests(0, self.chunks)
+
+    def seal(self) -> None:
+        """Make the share durable in staging. Raises TransferFailed."""
+        if isinstance(self.content, Staged):
+            self.content.seal(self.share, root_digest(self.digests()))
+
+    def discard(self) -> None:
+        """Trust nothing that was received: it differs from what the sender read, though every chunk was equal."""
+        if self.share.count == 1 and isinstance(self.content, Staged):
+            self.content.discard()
+        with self.file.lock:
+            self.file.void(self.share)
+            self.file.assembly.forget(self.share)
+
+
+def _extend(runs: list[tuple[int, int]], ordinal: int) -> None:
+    """Add the next ordinal to runs [start, stop)."""
+    if runs and runs[-1][1] == ordinal:
+        runs[-1] = (runs[-1][0], ordinal + 1)
+    else:
+        runs.append((ordinal, ordinal + 1))
+
+
+class Files:
+    """Who has a stake in which file. Transfers call it from their own threads."""
+
+    def __init__(self, destination: Destination, output_name: bytes | None) -> None:
+        """`output_name` replaces the name that senders give."""
+        self._destination = destination
+        self._output_name = output_name
+        self._lock = threading.Lock()  # protects both tables
+        self._files: dict[bytes, File] = {}  # by name: those that can be joined, or stand in the way
+        self._stakes: dict[Transfer, Stake] = {}
+
+    def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
+        """Give a transfer its share of a file, if no other one has it; those that are deserted give way.
+
+        Raises TransferFailed: PATH, POLICY, BUSY, SOURCE_CHANGED, LIMIT, EXISTS, DESTINATION, NO_SPACE.
+        """
+        name = check_name(entry.path)
+        name = self._output_name or name
+        source = Source(share.count, entry.size, entry.mtime_ns, grid.chunk_size)
+        with self._lock:
+            rivals = self._rivals(name, source, share)
+        if rivals and all(rival.gives_way for rival in rivals):
+            for rival in rivals:
+                rival.give_way()
+            join_all(rivals)
+        with self._lock:
+            if self._rivals(name, source, share):
+                raise _refusal(self._files[name], source, share, self._shown(name))
+            stake = Stake(self._file(name, source), share)
+            self._stakes[transfer] = stake
+            reserved_bytes = sum(file.left_bytes() for file in self._open_files() if file is not stake.file)
+        try:
+            stake.file.open(lambda: self._content(entry, stake, reserved_bytes), self._failing(stake.file))
+        except BaseException:
+            self.leave(transfer, cleanly=True)
+            raise
+        stake.begin_again()
+        return stake
+
+    def _rivals(self, name: bytes, source: Source, share: Share) -> "list[Transfer]":
+        """List who is in the way of a newcomer: who moves its share or, where it is of another job, everybody."""
+        file = self._files.get(name)
+        if file is None:
+            return []
+        others = [(transfer, stake.share) for transfer, stake in self._stakes.items() if stake.file is file]
+        if file.source != source or file.is_lost or file.is_closing:
+            return [transfer for transfer, _ in others]
+        return [transfer for transfer, other in others if other == share and not transfer.is_complete]
+
+    def _file(self, name: bytes, source: Source) -> File:
+        """Return the file of that name, new where there is none. Raises TransferFailed(LIMIT)."""
+        file = self._files.get(name)
+        if file is None:
+            file = File(name, source)
+            if file.grid.segments + sum(other.grid.segments for other in self._open_files()) > SEGMENTS:
+                raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
+            self._files[name] = file
+        return file
+
+    def _open_files(self) -> set[File]:
+        return {stake.file for stake in self._stakes.values()}
+
+    def _content(self, entry: m.Entry, stake: Stake, reserved_bytes: int) -> Staged | InPlace:
+        """Stage a file; where a shard comes again after the commit, open what was committed. Raises TransferFailed."""
+        name = stake.file.name
+        in_place = self._destination.in_place(name, entry, stake.grid) if stake.share.count > 1 else None
+        return in_place or self._destination.stage(name, entry, stake.grid, reserved_bytes)
+
+    def _failing(self, file: File) -> Callable[[FilestreamerError], None]:
+        """Return what ends every transfer of a file for an error."""
+
+        def fail(error: FilestreamerError) -> None:
+            with self._lock:
+                transfers = [transfer for transfer, stake in self._stakes.items() if stake.file is file]
+            for transfer in transfers:
+                transfer.end_soon(error)
+
+        return fail
+
+    def _shown(self, name: bytes) -> str:
+        return os.path.join(self._destination.path, os.fsdecode(name))
+
+    def release(self, transfer: "Transfer") -> None:
+        """Let others write the file that a transfer has committed."""
+        with self._lock:
+            self._forget(self._stakes[transfer].file)
+
+    def _forget(self, file: File) -> None:
+        if self._files.get(file.name) is file:
+            del self._files[file.name]
+
+    def leave(self, transfer: "Transfer", *, cleanly: bool) -> None:
+        """Take a transfer out of its file, and close that behind the last one.
+
+        `cleanly` is whether all its threads have left the file: where one hangs in a write, nothing is closed.
+        """
+        with self._lock:
+            stake = self._stakes.get(transfer)
+            if stake is None:
+                return
+            file = stake.file
+            file.is_stuck = file.is_stuck or not cleanly
+            is_last = all(other is stake or other.file is not file for other in self._stakes.values())
+            file.is_closing = is_last
+            if not is_last:
+                del self._stakes[transfer]
+        if not is_last:
+            if file.is_lost:
+                self._failing(file)(
+                    TransferFailed(Code.DESTINATION, f"a sync of {file.content.path} failed: run it again")
+                )
+            return
+        file.close()
+        with self._lock:
+            del self._stakes[transfer]
+            self._forget(file)
+
+    def is_in_use(self, name: bytes) -> bool:
+        """Whether any transfer has a stake in a file of this name."""
+        with self._lock:
+            return any(stake.file.name == name for stake in self._stakes.values())
+
+
+def _refusal(file: File, source: Source, share: Share, shown: str) -> TransferFailed:
+    """Say why a newcomer can't have its share of a file that others write."""
+    if file.source == source:
+        what = f"shard {share} of {shown}" if share.count > 1 else shown
+        return TransferFailed(Code.BUSY, f"{what} is being received from another sender")
+    if not file.source.shards == source.shards > 1:
+        in_shards = f", in {file.source.shards} shards" if file.source.shards > 1 else ""
+        return TransferFailed(Code.BUSY, f"{shown} is being received from another sender{in_shards}")
+    if (file.source.size, file.source.mtime_ns) != (source.size, source.mtime_ns):
+        reason = f"the other shards of {shown} have a source of another size or mtime"
+        return TransferFailed(Code.SOURCE_CHANGED, f"{reason}: run all of them again, from one source")
+    reason = f"the other shards of {shown} have chunks of {file.source.chunk_size} bytes, this one {source.chunk_size}"
+    return TransferFailed(Code.POLICY, f"{reason}: give all the same --chunk-size")
+
+
+def join_all(transfers: "list[Transfer]") -> None:
+    """Wait for the end of transfers; those that hang on a peer are cut off."""
+    until = time.monotonic() + GOODBYE_SECONDS
+    for transfer in transfers:
+        transfer.join(max(0.0, until - time.monotonic()))
+    for transfer in transfers:
+        transfer.cut()
+    for transfer in transfers:
+        transfer.join(FENCE_SECONDS)

@@ -1,0 +1,329 @@
+"""Who may have a share of which file, and when a file of several shares is complete."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.assembly import Turn
+from receiver.files import Files, Stake, Step
+from receiver.store import Destination
+from wire import messages as m
+from wire.digests import segment_digest
+from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.grid import WHOLE, Grid, Share
+
+CONTENT = b"abcdefghij"
+GRID = Grid(len(CONTENT), 3)
+ENTRY = m.Entry(b"f", m.EntryType.FILE, len(CONTENT), 0o644, 7)
+
+
+class Sender:
+    """A transfer, as far as files know it, and the connection that it writes over."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.is_complete = False
+        self.is_deserted = False
+        self.gave_way = False
+        self.errors: list[FilestreamerError] = []
+
+    @property
+    def gives_way(self) -> bool:
+        return self.is_complete or self.is_deserted
+
+    def give_way(self) -> None:
+        self.gave_way = True
+
+    def join(self, timeout: float) -> None:
+        assert timeout >= 0
+        if self.gave_way:
+            self.files.leave(self, cleanly=True)  # type: ignore[arg-type]
+
+    def cut(self) -> None:
+        pass
+
+    def end_soon(self, error: FilestreamerError) -> None:
+        self.errors.append(error)
+
+    def end(self, seconds: float) -> bool:
+        return seconds > 0
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Iterator[Destination]:
+    made = Destination(str(tmp_path))
+    yield made
+    os.close(made.fd)
+
+
+@pytest.fixture
+def files(destination: Destination) -> Files:
+    return Files(destination, None)
+
+
+def claim(
+    files: Files, share: Share = WHOLE, sender: Sender | None = None, *, grid: Grid = GRID, **entry: Any
+) -> tuple[Sender, Stake]:
+    sender = sender or Sender(files)
+    stake = files.claim(sender, ENTRY._replace(size=grid.size, **entry), grid, share)  # type: ignore[arg-type]
+    return sender, stake
+
+
+def leave(files: Files, *senders: Sender, cleanly: bool = True) -> None:
+    for sender in senders:
+        files.leave(sender, cleanly=cleanly)  # type: ignore[arg-type]
+
+
+def write(sender: Sender, stake: Stake, position: int, content: bytes = CONTENT) -> None:
+    """Bring one segment, as a connection does."""
+    turn, _ = stake.begin(position, sender)
+    assert turn is Turn.WRITE
+    offset = GRID.offset(position)
+    block = content[offset : offset + GRID.length(position)]
+    stake.write(memoryview(block), offset)
+    assert stake.deliver(position, sender, segment_digest(block), segment_digest(block), 0)
+    stake.record([(position, segment_digest(block))])
+
+
+def finish(stake: Stake) -> Step:
+    """End a share whose chunks are all here, as a transfer does after Finish."""
+    assert stake.missing() == []
+    stake.close()
+    stake.seal()
+    return stake.file.next_step(stake.share)
+
+
+def rehash(stake: Stake, share: Share, start: int, stop: int) -> None:
+    """Read claimed chunks back from the disk."""
+    digests = []
+    for ordinal in range(start, stop):
+        block = bytearray(GRID.length(share.chunk(ordinal)))
+        stake.content.read_into(memoryview(block), GRID.offset(share.chunk(ordinal)))
+        digests.append(segment_digest(bytes(block)))
+    stake.rehashed(share, start, digests)
+
+
+def move(sender: Sender, stake: Stake) -> None:
+    """Re-hash what is claimed, and bring what is missing."""
+    for start, stop in stake.claimed():
+        rehash(stake, stake.share, start, stop)
+    for start, stop in stake.missing():
+        for ordinal in range(start, stop):
+            write(sender, stake, stake.share.chunk(ordinal))
+
+
+def refused(files: Files, share: Share, **changes: Any) -> Code:
+    with pytest.raises(TransferFailed) as caught:
+        claim(files, share, **changes)
+    return caught.value.code
+
+
+# -------------------------------------------------------------------------------------------------------------- who may
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changes", "code"),
+    [
+        (WHOLE, WHOLE, {}, Code.BUSY),
+        (WHOLE, WHOLE, {"mtime_ns": 8}, Code.BUSY),
+        (WHOLE, Share(0, 2), {}, Code.BUSY),
+        (Share(0, 2), WHOLE, {}, Code.BUSY),
+        (Share(0, 2), Share(0, 2), {}, Code.BUSY),
+        (Share(0, 2), Share(1, 3), {}, Code.BUSY),
+        (Share(0, 2), Share(1, 2), {"mtime_ns": 8}, Code.SOURCE_CHANGED),
+        (Share(0, 2), Share(0, 2), {"mtime_ns": 8}, Code.SOURCE_CHANGED),
+        (Share(0, 2), Share(1, 2), {"grid": Grid(11, 3)}, Code.SOURCE_CHANGED),
+        (Share(0, 2), Share(1, 2), {"grid": Grid(10, 4)}, Code.POLICY),
+    ],
+)
+def test_who_may_not_come(files: Files, first: Share, second: Share, changes: dict[str, Any], code: Code) -> None:
+    """While the first is alive. A deserted one gives way, and nobody else is asked to."""
+    sender, _ = claim(files, first)
+    assert refused(files, second, **changes) is code
+    assert not sender.gave_way
+    sender.is_deserted = True
+    claim(files, second, **changes)
+    assert sender.gave_way
+
+
+def test_shards_of_one_job_share_a_file(files: Files) -> None:
+    (_, first), (_, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    assert first.file is second.file
+    assert (first.missing(), second.missing()) == ([(0, 2)], [(0, 2)])
+
+
+def test_a_share_that_is_done_may_come_again_beside_the_one_that_waits_to_be_heard(files: Files) -> None:
+    sender, stake = claim(files, Share(0, 2))
+    sender.is_complete = True
+    _, again = claim(files, Share(0, 2))
+    assert again.file is stake.file
+    assert not sender.gave_way
+
+
+def test_one_live_shard_keeps_out_another_job_and_its_deserted_siblings_are_left_alone(files: Files) -> None:
+    (lost, _), (live, _) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    lost.is_deserted = True
+    assert refused(files, WHOLE) is Code.BUSY
+    assert (lost.gave_way, live.gave_way) == (False, False)
+
+
+def test_the_last_one_closes_the_file(files: Files, destination: Destination) -> None:
+    """Another process may have it then, and not before: the ledger is locked."""
+    (first, _), (second, _) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    other = Files(destination, None)
+    leave(files, first)
+    assert refused(other, Share(0, 2)) is Code.BUSY
+    leave(files, second)
+    claim(other, Share(0, 2))
+
+
+def test_a_file_in_which_a_thread_hangs_is_never_closed(files: Files, destination: Destination) -> None:
+    """Its descriptors would be given to others, into which the thread would write."""
+    (first, stake), (second, _) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    leave(files, first, cleanly=False)
+    leave(files, second)
+    assert os.fstat(stake.content.fd).st_size == GRID.size
+    assert refused(Files(destination, None), WHOLE) is Code.BUSY
+    stake.content.close()
+
+
+def test_a_file_that_can_not_be_staged_keeps_nobody_out(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    assert refused(files, Share(0, 2)) is Code.DESTINATION
+    (tmp_path / "f").rmdir()
+    claim(files, Share(0, 2))
+
+
+# -------------------------------------------------------------------------------------------------------- what is whose
+
+
+def test_a_segment_of_another_share_is_none(files: Files) -> None:
+    _, stake = claim(files, Share(1, 3))
+    positions = [stake.position(m.Segment(0, GRID.offset(k), GRID.length(k))) for k in range(GRID.segments)]
+    assert positions == [None, 1, None, None]
+
+
+def test_messages_have_segments_and_not_ordinals(files: Files) -> None:
+    sender, stake = claim(files, Share(1, 2))
+    write(sender, stake, 3)
+    answer = stake.answer()
+    assert stake.needed_messages(0, answer.needed) == [m.Needed((), (m.SegmentRange(0, 1, 1),))]
+    assert stake.held_messages(0, answer.held) == [m.Held(0, 3, segment_digest(CONTENT[9:]))]
+
+
+# ------------------------------------------------------------------------------------------------------ when it is full
+
+
+def test_the_last_share_commits(files: Files, tmp_path: Path) -> None:
+    (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    write(even, first, 0)
+    write(odd, second, 1)
+    write(odd, second, 3)
+    assert finish(second) is Step.WAIT
+    assert second.file.missing_shares == 1
+    write(even, first, 2)
+    assert finish(first) is Step.COMMIT
+    first.file.commit()
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    leave(files, even, odd)
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_nothing_is_written_after_finish(files: Files) -> None:
+    sender, stake = claim(files, Share(3, 4))
+    write(sender, stake, 3)
+    stake.close()
+    assert stake.begin(3, sender)[0] is Turn.COMPARE
+    stake.file.assembly.forget(stake.share)
+    with pytest.raises(RemoteProtocolError):
+        stake.begin(3, sender)
+
+
+def test_a_write_takes_back_that_a_share_was_finished(files: Files) -> None:
+    (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    for position in (1, 3):
+        write(odd, second, position)
+    assert finish(second) is Step.WAIT
+    odd.is_complete = True
+    rerun, again = claim(files, Share(1, 2))
+    write(rerun, again, 1)
+    for position in (0, 2):
+        write(even, first, position)
+    assert finish(first) is Step.WAIT
+    assert finish(again) is Step.COMMIT
+
+
+def test_nothing_is_written_while_it_is_committed(files: Files) -> None:
+    """A shard that came again is still there when the last one fills the file."""
+    (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    for position in (1, 3):
+        write(odd, second, position)
+    finish(second)
+    odd.is_complete = True
+    rerun, again = claim(files, Share(1, 2))
+    for position in (0, 2):
+        write(even, first, position)
+    assert finish(first) is Step.COMMIT
+    with pytest.raises(TransferFailed) as caught:
+        again.begin(1, rerun)
+    assert caught.value.code is Code.SOURCE_CHANGED
+    assert finish(again) is Step.WAIT  # while the other one commits
+    first.file.commit()
+    assert again.file.next_step(again.share) is Step.COMMIT
+    again.file.commit()  # once is enough
+    leave(files, even, odd, rerun)
+
+
+@pytest.mark.parametrize("damage", ["none", "data", "mtime", "seal of another count"])
+def test_shares_of_an_earlier_run(files: Files, destination: Destination, tmp_path: Path, damage: str) -> None:
+    """A finished share counts when it is re-hashed, if it is of this source and all there."""
+    odd, second = claim(files, Share(1, 2))
+    move(odd, second)
+    assert finish(second) is Step.WAIT
+    if damage == "data":
+        second.write(memoryview(b"X"), GRID.offset(3))
+    leave(files, odd)
+    later = Files(destination, None)
+    if damage == "seal of another count":
+        third, stake = claim(later, Share(2, 4))
+        move(third, stake)
+        assert finish(stake) is Step.WAIT
+        leave(later, third)
+    even, first = claim(later, Share(0, 2), mtime_ns=8 if damage == "mtime" else 7)
+    move(even, first)
+    step = finish(first)
+    assert (step is Step.REHASH) == (damage in {"none", "data"})
+    if step is Step.REHASH:
+        assert {share for share, _, _ in first.file.sealed_claims()} == {Share(1, 2)}
+        for share, start, stop in first.file.sealed_claims():
+            rehash(first, share, start, stop)
+        step = first.file.next_step(first.share)
+    assert (step is Step.COMMIT) == (damage == "none")
+    if step is Step.COMMIT:
+        first.file.commit()
+        assert (tmp_path / "f").read_bytes() == CONTENT
+    leave(later, even)
+
+
+def test_a_lost_staging_ends_all(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells a failed write once: whoever hears of it must not keep it to himself."""
+    (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
+    monkeypatch.setattr(os, "fsync", _fails)
+    with pytest.raises(TransferFailed):
+        first.seal()
+    monkeypatch.undo()
+    with pytest.raises(TransferFailed):
+        second.seal()
+    assert refused(files, Share(0, 2)) is Code.BUSY
+    leave(files, even)
+    assert [getattr(error, "code", None) for error in odd.errors] == [Code.DESTINATION]
+    leave(files, odd)
+    _, anew = claim(files, Share(0, 2))
+    assert anew.claimed() == []
+
+
+def _fails(_fd: int) -> None:
+    raise OSError(5, "Input/output error")
