@@ -235,6 +235,27 @@ def test_two_senders(here: Site, file: Path, seed: int) -> None:
     check_arrived(here, file, other)
 
 
+def test_one_of_three_shards_is_killed_and_run_again(here: Site, file: Path) -> None:
+    """The others finish their shares meanwhile; the file is there when the last one is."""
+
+    def shard(index: int, *, name: str) -> Container:
+        return here.sender(file, *SLOW, "--rate-limit", "2MiB/s", "--shard", f"{index}/3", name=name)
+
+    receiver = here.receiver("--once")
+    shards = [shard(index, name=f"shard-{index}") for index in range(3)]
+    lost = shards.pop(1)
+    lost.wait_for_total("connection_acknowledged_bytes_total", above=0)
+    lost.engine.kill()
+    assert lost.wait() == 137
+    assert {(0, False)} == {(other.wait(), other.result["committed"]) for other in shards}
+    assert [".filestreamer"] == here.received()
+    last = shard(1, name="again").succeeds()
+    assert last["held_bytes"] > 0
+    assert sum(container.result["bytes"] for container in shards) + last["bytes"] == SIZE
+    assert receiver.wait() == 0
+    check_arrived(here, file)
+
+
 # ----------------------------------------------------------------------------------------------------------- resources
 
 
