@@ -248,7 +248,7 @@ def test_one_of_three_shards_is_killed_and_run_again(here: Site, file: Path) -> 
     lost.engine.kill()
     assert lost.wait() == 137
     assert {(0, False)} == {(other.wait(), other.result["committed"]) for other in shards}
-    assert [".filestreamer"] == here.received()
+    assert here.received() == [".filestreamer"]
     last = shard(1, name="again").succeeds()
     assert last["held_bytes"] > 0
     assert sum(container.result["bytes"] for container in shards) + last["bytes"] == SIZE
