@@ -223,3 +223,18 @@ def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> Non
 
     assert sender.exit_code() == 4
     assert "/data/example.bin" in sender.message()["error"]["message"]
+
+
+def test_the_pods_of_an_indexed_job_share_a_file(node: Node) -> None:
+    build = "overlays/shards"
+    content = fill_source(node)
+    receiver = node.start(build, job(build, "receiver"))
+    count = job(build, "sender")["spec"]["completions"]
+    senders = [
+        node.start(build, job(build, "sender"), settings={"chunk_size": "1MiB"}, index=index) for index in range(count)
+    ]
+
+    assert [sender.exit_code() for sender in senders] == [0] * count
+    assert receiver.exit_code() == 0
+    assert sum(sender.message()["sent_bytes"] for sender in senders) == SIZE
+    assert (node.volume("destination") / "example.bin").read_bytes() == content

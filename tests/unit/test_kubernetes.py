@@ -221,7 +221,7 @@ def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
     assert environ.keys() == {"FILESTREAMER_TOKEN"}
     args = [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in container["args"]]
     assert not any("$(" in arg for arg in args)
-    args = [arg.replace("--config=", f"--config={folder}") for arg in args if not arg.startswith("--shard")]
+    args = [arg.replace("--config=", f"--config={folder}") for arg in args]
     parsed, warnings = PARSERS[role](args, environ)
     assert warnings == []
     return parsed
