@@ -52,3 +52,12 @@ def _until_token(lines: Iterable[str]) -> Iterator[str]:
         yield line
         if "FILESTREAMER_TOKEN" in line:
             return
+
+
+def test_the_readme_has_the_same_lines() -> None:
+    """What the first page shows is what is run here."""
+    top = Path(__file__).parents[2]
+    shown = re.findall("^docker run .*$", (top / "README.md").read_text(), re.MULTILINE)
+    run_here = documented("Run")[FROM_ONE_MACHINE_TO_ANOTHER].splitlines()
+    assert len(shown) == 2
+    assert set(shown) <= set(run_here)
