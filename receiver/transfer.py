@@ -365,7 +365,11 @@ class Transfer(threading.Thread):
             **shard,
         )
         if stake.file.set_aside:
-            self._log.warning("shares_set_aside", shares=stake.file.set_aside, reason="they are of another source")
+            self._log.warning(
+                "shares_set_aside",
+                shares=stake.file.set_aside,
+                reason="they are of another source, or of another number of shards",
+            )
         for start, stop in claimed:
             self._rehasher.add(Work(file_id, stake.content, grid, share, start, stop))
 

@@ -3,7 +3,7 @@
 The data path, in the order of the modules:
 
 1. `source`      opens the file and watches that it stays what it is;
-2. `chunks`      cuts it (pure): chunk k is bytes [k*C, (k+1)*C);
+2. `chunks`      cuts it (pure): chunk k is bytes [k*C, (k+1)*C); a shard takes every COUNT-th of these;
 3. `dial`        opens the control connection, and the N data connections to where it led;
 4. `control`     offers the file; the receiver answers which chunks it needs, and which it holds;
 5. `verify`      compares the held ones with the source, while

@@ -603,6 +603,44 @@ def test_a_share_is_finished_by_its_sender_and_by_nothing_less(pair: Pair, sampl
         even.send_share(committed=True)
 
 
+def finished(part: Part) -> Link:
+    """Move the share up to Finish; Complete is still to be read."""
+    control = part.offered()
+    needed, _ = part.answers(control)
+    data = part.data()
+    for index in needed:
+        data.send_raw(part.sample.chunk(index))
+    acknowledged(data, len(needed))
+    control.send(part.finish)
+    return control
+
+
+def test_a_shard_that_stays_after_complete_keeps_nobody_out(pair: Pair, sample: Sample) -> None:
+    """It is kept to be asked again, for a minute; who comes with another job need not wait for that."""
+    receiver = pair.receiver()
+    with Part(receiver, sample, 0) as even, RawSender(Pair.address(receiver)) as plain:
+        assert finished(even).expect(m.Complete) == m.Complete(False)
+        answer = plain.offer(sample).expect(tuple)
+        assert answer == m.Needed((), tuple(m.SegmentRange(0, k, 1) for k in (1, 3, 5, 7, 9)))
+
+
+def test_once_waits_until_every_shard_has_heard(pair: Pair, sample: Sample) -> None:
+    """Complete was lost: the shard comes back after its siblings have committed the file, and hears it again."""
+    receiver = pair.receiver("--once")
+    with Part(receiver, sample, 0) as even, Part(receiver, sample, 1) as odd:
+        finished(even).reset()
+        receiver.wait_for("share_complete")
+        odd.send_share(committed=True)
+        receiver.wait_for_results(1)
+        assert receiver.process.poll() is None
+        again = even.offered()
+        assert again.expect(m.Complete) == m.Complete(False)
+        again.end_writing()
+        again.ends()
+    assert receiver.wait() == 0
+    assert [result["committed"] for result in receiver.results] == [True, False]
+
+
 def test_as_many_shards_as_there_may_be(pair: Pair, sample: Sample) -> None:
     """The last of 1024 shards has no chunk, and costs no more than any; 1025 are refused."""
     receiver = pair.receiver()
