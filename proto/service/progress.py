@@ -108,7 +108,7 @@ class Meter:
                     rate((counters.transfer_id, item.connection_id), item.acknowledged_bytes),
                     item.bytes_in_flight,
                 )
-                for item in counters.connections
+                for item in sorted(counters.connections, key=lambda item: item.connection_id)
             ),
         )
 

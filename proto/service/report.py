@@ -1,5 +1,6 @@
 """The end of a transfer, told three ways: one canonical log line, the result on standard output, the result file."""
 
+import os
 import sys
 import threading
 from typing import Any, Final
@@ -19,7 +20,7 @@ def report(outcome: TransferResult, result_file: str | None, log: Any, **who: An
     with _mutex:
         if not (on_terminal() and sys.stdout is not None and sys.stdout.isatty()):
             _log(outcome, log, who)
-        write(outcome, sys.stdout, result_file, log)
+        write(outcome, sys.stdout, result_file, log, os.path.basename(who.get("file", "")))
 
 
 def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:

@@ -146,12 +146,13 @@ class TransferResult:
         fields = dataclasses.asdict(self)
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
-    def summary(self) -> str:
-        """Write it for people: one to five lines, without the last one's end."""
+    def summary(self, name: str = "") -> str:
+        """Write it for people: one to five lines, without the last one's end; `name` is the file's."""
+        which = f"{self.status}: {printable(name)}: " if name else f"{self.status}: "
         if self.error is not None:
-            return f"{self.status}: {printable(self.error.message)}"
+            return which + printable(self.error.message)
         lines = [
-            f"{self.status}: {format_size(self.bytes)} in {self.seconds:.2f} s"
+            f"{which}{format_size(self.bytes)} in {self.seconds:.2f} s"
             f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
         ]
         if not self.committed:
@@ -198,12 +199,17 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
     }
 
 
-def write(result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger") -> None:
-    """Write a result to `stdout` and, as JSON, to `result_file`. What can't be written is a warning in the log."""
+def write(
+    result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger", name: str = ""
+) -> None:
+    """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`.
+
+    What can't be written is a warning in the log.
+    """
     try:
         # None: the process was started with standard output closed.
         if stdout is not None:
-            stdout.write((result.summary() if stdout.isatty() else result.to_json()) + "\n")
+            stdout.write((result.summary(name) if stdout.isatty() else result.to_json()) + "\n")
             stdout.flush()
     except OSError as error:
         log.warning("result_not_written", to="standard output", reason=error.strerror)

@@ -4,16 +4,21 @@ Each transfer has two lines, and its connections one each as far as there is roo
 
     sending ubuntu.iso                                   2.31 GiB of 5.00 GiB
     ━━━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━━━━━━  46%  1.23 GiB/s  ETA 0:02  moving
-      0  up       154 MiB/s    16.0 MiB in flight
-      1  up       154 MiB/s    12.0 MiB in flight
+      0  up        154 MiB/s   16.0 MiB in flight
+      1  up        154 MiB/s   12.0 MiB in flight
 """
 
+import contextlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
+from rich.control import Control
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -28,14 +33,19 @@ CONNECTION_LINES_MAX: Final = 16
 class Screen:
     """A live display on standard error, between `with` and its end.
 
-    While it is open, sys.stderr is rich's, which puts the lines that others write there above the display.
+    While it is open, sys.stderr is rich's, which puts the lines that others write there above the display; so is
+    sys.stdout where both are one terminal.
     """
 
     def __init__(self, direction: Direction) -> None:
         self._direction: Direction = direction
         self._console = Console(stderr=True)
-        # Standard output stays what it is: results go there, and it may not be the terminal.
-        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
+        self._fd = sys.stderr.fileno()
+        # Results go to standard output: above the display where it is this terminal, and else where it leads.
+        self._live = Live(
+            console=self._console, auto_refresh=False, redirect_stdout=_is_same_terminal(), vertical_overflow="crop"
+        )
+        self._widths: list[int] = []  # of the lines that were drawn last, in columns
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -46,11 +56,43 @@ class Screen:
 
     def show(self, views: Sequence[TransferView]) -> None:
         """Draw the transfers and their connections, as many as there is room for."""
-        self._live.update(frame(views, self._direction, self._console.height - 1), refresh=True)
+        self._measure()
+        self._draw(frame(views, self._direction, self._console.height - 1))
 
     def finish(self, views: Sequence[TransferView]) -> None:
         """Draw what stays on the terminal: the transfers, without their connections."""
-        self._live.update(frame(views, self._direction, 2 * len(views)), refresh=True)
+        self._measure()
+        self._draw(frame(views, self._direction, 2 * len(views)))
+
+    def _measure(self) -> None:
+        """Ask the terminal for its size: rich believes COLUMNS and LINES, which stay what they were."""
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self._fd)
+            if all(size):
+                self._console.size = ConsoleDimensions(*size)
+
+    def _draw(self, drawing: Group) -> None:
+        self._climb(wrapped_rows(self._widths, self._console.width))
+        self._widths = [Segment.get_line_length(line) for line in self._console.render_lines(drawing, pad=False)]
+        self._live.update(drawing, refresh=True)
+
+    def _climb(self, rows: int) -> None:
+        """Erase from the last line upwards, so that what rich erases next is the beginning of its display."""
+        if rows:
+            up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+            self._console.control(Control(ControlType.CARRIAGE_RETURN, *rows * up))
+
+
+def _is_same_terminal() -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError, AttributeError):  # closed, or None, or something else that was put there
+        return False
+
+
+def wrapped_rows(widths: Sequence[int], columns: int) -> int:
+    """Count the rows by which lines have grown on a terminal that has become narrower, and has wrapped them."""
+    return sum(max(0, width - 1) // max(1, columns) for width in widths)
 
 
 def frame(views: Sequence[TransferView], direction: Direction, lines: int) -> Group:
@@ -77,7 +119,7 @@ def _title(view: TransferView, direction: Direction) -> Table:
     title = Table.grid(expand=True, padding=(0, 2, 0, 0))
     title.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     title.add_column(justify="right", no_wrap=True)
-    title.add_row(Text(f"{direction} {printable(view.name)}", "bold"), sizes)
+    title.add_row(Text(f"{direction} {printable(os.path.basename(view.name))}", "bold"), sizes)
     return title
 
 
@@ -112,7 +154,7 @@ def _connections(connections: Sequence[ConnectionView], room: int) -> Iterator[T
 def _line(label: str, views: Sequence[ConnectionView | TransferView], style: str) -> Text:
     rate = format_rate(sum(view.bytes_per_second for view in views))
     in_flight = format_size(sum(view.bytes_in_flight for view in views))
-    return Text(f"{label:<18}{rate:>12}{in_flight:>12} in flight", style, no_wrap=True, overflow="crop")
+    return Text(f"{label:<17}{rate:>11}{in_flight:>11} in flight", style, no_wrap=True, overflow="crop")
 
 
 def _duration(seconds: float | None) -> str:

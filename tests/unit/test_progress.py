@@ -14,7 +14,7 @@ from rich.console import Console
 from service import progress
 from service.counters import ConnectionCounters, TransferCounters
 from service.progress import LogLines, Meter, Progress, TransferView
-from service.screen import Screen, frame
+from service.screen import Screen, frame, wrapped_rows
 
 MIB = 1 << 20
 
@@ -235,9 +235,9 @@ def test_eta(left_bytes: int, expected: str) -> None:
 
 
 def test_a_name_is_only_text() -> None:
-    title = draw([look(counters(name="[bold]a[/]\x1b[2J\nb\udcff"))])[0]
+    title = draw([look(counters(name="[bold]a[bold]\x1b[2J\nb\udcff"))])[0]
 
-    assert title.startswith(r"sending [bold]a[/]\x1b[2J\nb\udcff")
+    assert title.startswith(r"sending [bold]a[bold]\x1b[2J\nb\udcff")
 
 
 # Logged.
@@ -366,3 +366,36 @@ def test_lines_of_others_go_above_the_display_and_the_terminal_is_left_as_it_was
     assert "in flight" not in after[after.rindex("100%") :]
     assert before.count("\x1b[?25l") == after.count("\x1b[?25h") == 1, "the cursor is there again"
     assert written.endswith("\n\x1b[?25h")
+
+
+def test_a_result_on_the_same_terminal_goes_above_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, secondary = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with open(secondary, "w") as terminal, os.fdopen(os.dup(secondary), "w") as stdout:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with Screen("receiving") as screen:
+            screen.show([look(counters(connections=1))])
+            assert sys.stdout.isatty()
+            sys.stdout.write("complete\n")
+            screen.finish([])
+        assert sys.stdout is stdout
+    written = read_all(main)
+
+    before = written[: written.index("complete")]
+    assert before.rindex("\x1b[2K") > before.rindex("in flight"), "the display is wiped before the line is written"
+
+
+@pytest.mark.parametrize(
+    ("widths", "columns", "expected"),
+    [([], 80, 0), ([80, 80, 48], 80, 0), ([80, 80, 48], 60, 2), ([80, 80, 48], 40, 3), ([80, 0], 27, 2), ([5], 0, 4)],
+)
+def test_lines_that_a_narrower_terminal_wraps(widths: list[int], columns: int, expected: int) -> None:
+    assert expected == wrapped_rows(widths, columns)
+
+
+def test_connections_are_in_order_however_they_came() -> None:
+    transfer = counters(connections=3)
+    transfer.connections.reverse()
+
+    assert [line.split()[0] for line in draw([look(transfer)])[2:]] == ["0", "1", "2"]

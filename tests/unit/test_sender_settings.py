@@ -447,4 +447,6 @@ def test_settings_cost_no_more_than_they_need() -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30)
     imported = done.stdout.split()
     assert "click" in imported
-    assert not {"structlog", "rich", "importlib.metadata", "difflib", "socket"} & set(imported)
+    assert not {"structlog", "rich", "importlib.metadata", "difflib", "socket", "prometheus_client", "http"} & set(
+        imported
+    )
