@@ -99,7 +99,7 @@ def check_rules(server: Prometheus) -> None:
 @pytest.mark.timeout(150)
 def test_every_panel_and_every_rule_has_data(pair: Pair, tmp_path: Path, seed: int) -> None:
     """While a transfer of both services runs, and while what is left of it can be seen; and nobody is alerted."""
-    file = pair.file("large", 32 * MIB, seed)
+    file = pair.file("large", 48 * MIB, seed)
     with watched(pair, tmp_path, RULES.read_text()) as here:
         slow = ("--connections", 4, "--chunk-size", "256KiB", "--rate-limit", "2MiB/s")
         sender = pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
@@ -122,7 +122,7 @@ def test_every_panel_and_every_rule_has_data(pair: Pair, tmp_path: Path, seed: i
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 def test_the_dashboard_of_one_side_alone(pair: Pair, tmp_path: Path, seed: int, side: str) -> None:
     """Where only one service is scraped, every panel that it can tell something of has data."""
-    file = pair.file("large", 16 * MIB, seed)
+    file = pair.file("large", 64 * MIB, seed)
     with watched(pair, tmp_path, RULES.read_text(), only=side) as here:
         slow = ("--connections", 2, "--chunk-size", "256KiB", "--rate-limit", "1MiB/s")
         pair.sender(file, pair.address(here.receiver), *slow, *here.sender_options)
