@@ -289,6 +289,7 @@ class Staged(Readable):
         self._fds = [staging_fd]
         self._staging_fd = staging_fd
         self._is_locked = False
+        self._ledger_mutex = threading.Lock()  # protects the end of the ledger
         self._sync_mutex = threading.Lock()  # protects is_lost
         self.is_lost = False
         """A sync failed, and the staging was discarded."""
@@ -367,9 +368,20 @@ class Staged(Readable):
             )
 
     def _write_ledger(self, content: bytes) -> None:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(self._ledger_fd, view) :]
+        """Append whole records or none. Raises OSError.
+
+        Several threads do; a part of a record would put all that follow it out of step, until the file is staged anew.
+        """
+        with self._ledger_mutex:
+            length = os.fstat(self._ledger_fd).st_size
+            view = memoryview(content)
+            try:
+                while view:
+                    view = view[os.write(self._ledger_fd, view) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._ledger_fd, length)
+                raise
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at their place. Raises TransferFailed: NO_SPACE, DESTINATION."""
