@@ -8,7 +8,7 @@ The data path, in the order of the modules:
 4. `control`     offers the file; the receiver answers which chunks it needs, and which it holds;
 5. `verify`      compares the held ones with the source, while
 6. `schedule`    deals the needed ones (pure): chunk k to connection k mod N, and what is left over to who is free;
-7. `connection`  sends header, raw bytes by sendfile, digests; takes in acknowledgements (`rate` slows it down);
+7. `connection`  sends header, raw bytes, digests; takes in acknowledgements (`rate` slows it down);
 8. `deal`        keeps the account under one lock: answered, dealt, settled; puts back what a lost connection had;
 9. `transfer`    coordinates, one event at a time: when all chunks are settled, Finish; after Complete, exit 0.
 """

@@ -2,8 +2,8 @@
 
     for each chunk that the deal gives this connection:
         header frame                                         ┐ small ones are gathered
-        for each block: read it, hash it, hand it to the     │ into one system call
-        kernel straight from the page cache (sendfile)       │
+        for each block: read it, hash it, send it while it   │ into one system call
+        is in the CPU's cache                                │
         one digest for each segment                          ┘
         take in what acknowledgements have come, without waiting
     wait for acknowledgements only where the window is full, or nothing is left to send
@@ -27,13 +27,13 @@ from wire import limits
 from wire import messages as m
 from wire.codec import decode
 from wire.digests import segment_digest, segment_hasher
-from wire.errors import Aborted, Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
 from wire.framing import frame
 from wire.session import Session
 from wire.transport import Channel
 
 GATHER_BYTES: Final = 64 * limits.KIB
-"""Segments up to this size are copied and gathered; larger ones are sent by sendfile."""
+"""Segments up to this size are copied and gathered; larger ones are sent block by block."""
 
 IDLE_SECONDS: Final = 1.0
 
@@ -196,21 +196,13 @@ class DataConnection(threading.Thread):
                 clock.enter("limit")
                 limit.wait(size)
             clock.enter("send")
-            self._send_block(channel, view, offset)
+            if self._outbox:
+                self._flush(channel, more=True)
+            channel.send(view)
             self.counters.moved_bytes += size
             offset += size
         clock.enter(None)
         return self._hasher.digest()
-
-    def _send_block(self, channel: Channel, view: memoryview, offset: int) -> None:
-        if self._outbox:
-            self._flush(channel, more=True)
-        try:
-            sent = channel.send_block(view, self._host.source.fd, offset)
-        except OSError as error:
-            raise TransferFailed(Code.SOURCE, f"can't read {self._host.source.path}: {error.strerror}") from None
-        if sent != len(view):
-            raise self._host.source.changed("it is shorter than it was")
 
     def _gather(self, segment: m.Segment) -> bytes:
         """Copy a small segment behind what waits to be sent; return its digest."""

@@ -56,7 +56,7 @@ WINDOW_BYTES_MAX: Final = 256 * MIB
 WINDOW_CHUNKS_MIN: Final = 2
 WINDOW_CHUNKS_MAX: Final = 1024
 
-BLOCK_BYTES: Final = 256 * KIB
+BLOCK_BYTES: Final = 512 * KIB
 """The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
 
 OPENING_SECONDS: Final = 5.0

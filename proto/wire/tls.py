@@ -109,7 +109,7 @@ def explain(error: ssl.SSLError) -> RemoteProtocolError:
 
 
 class TlsChannel(Channel):
-    """A channel whose bytes TLS transforms: no sendfile, and one thread at a time inside the library.
+    """A channel whose bytes TLS transforms, with one thread at a time inside the library.
 
     One thread may be reading while another writes, which OpenSSL forbids: so its calls never block, a lock orders them,
     and waiting happens outside of it.
@@ -156,11 +156,6 @@ class TlsChannel(Channel):
         poll = select.poll()
         poll.register(self._tls, events)
         return bool(poll.poll(TICK_SECONDS * 1000))
-
-    def send_block(self, view: memoryview, fd: int, offset: int) -> int:  # noqa: ARG002 - the file can't be sent as it is
-        """Send a block out of `view`: what was hashed is what is sent."""
-        self.send(view)
-        return len(view)
 
 
 def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:

@@ -197,35 +197,6 @@ class Channel:
         """Send one frame."""
         self.send(frame(message))
 
-    def send_file(self, fd: int, offset: int, count: int) -> int:
-        """Send `count` bytes of a file from `offset` without copying them; return how many there were.
-
-        Fewer than `count` means that the file ends there. Raises ConnectionLost; OSError where the file can't be read.
-        """
-        end = offset + count
-        out = self.socket.fileno()
-        while offset < end:
-            try:
-                sent = os.sendfile(out, fd, offset, end - offset)
-            except BlockingIOError:
-                self.patience()
-                continue
-            except OSError as error:
-                if error.errno in _FILE_ERRNOS:
-                    raise
-                raise self._lost(error) from None
-            if not sent:
-                break
-            offset += sent
-        return count - (end - offset)
-
-    def send_block(self, view: memoryview, fd: int, offset: int) -> int:
-        """Send the block that was read into `view` from `offset` of a file, as `send_file` does and with its errors.
-
-        The bytes go from the page cache; where a channel has to transform them, they are taken from `view`.
-        """
-        return self.send_file(fd, offset, len(view))
-
     def unacknowledged_bytes(self) -> int:
         """Bytes that the kernel holds for the peer, sent or not (SIOCOUTQ): they shrink while the peer is alive."""
         return self._queue_bytes(_SIOCOUTQ)
@@ -275,10 +246,6 @@ class Channel:
 
     def _lost(self, error: OSError) -> FilestreamerError:
         return ConnectionLost(f"{self.peer}: {error.strerror or error}")
-
-
-_FILE_ERRNOS = frozenset({5, 22, 116})
-"""EIO, EINVAL, ESTALE: what sendfile says of the file rather than of the socket."""
 
 
 def _nothing() -> None:

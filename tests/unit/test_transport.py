@@ -7,9 +7,7 @@ import select
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -563,85 +561,6 @@ def test_send_to_a_peer_that_is_gone(pair: Pairs) -> None:
         channel.send(bytes(64 * limits.MIB))
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[tuple[int, bytes]]:
-    data = pattern(3_000_000)
-    path = tmp_path / "source"
-    path.write_bytes(data)
-    fd = os.open(path, os.O_RDONLY)
-    yield fd, data
-    os.close(fd)
-
-
-@pytest.mark.parametrize(("offset", "count"), [(0, 3_000_000), (0, 0), (1, 1), (999_999, 1_000_001), (2_999_999, 1)])
-def test_send_file(pair: Pairs, source: tuple[int, bytes], offset: int, count: int) -> None:
-    fd, data = source
-    channel, peer = pair()
-    reader = Thread(lambda: read_to_end(peer))
-
-    assert channel.send_file(fd, offset, count) == count
-    channel.finish_writing()
-    assert reader.result() == data[offset : offset + count]
-
-
-@pytest.mark.parametrize(
-    ("offset", "count", "there"), [(2_999_990, 11, 10), (0, 10_000_000, 3_000_000), (3_000_000, 1, 0), (1 << 40, 5, 0)]
-)
-def test_send_file_that_ends_early(pair: Pairs, source: tuple[int, bytes], offset: int, count: int, there: int) -> None:
-    fd, data = source
-    channel, peer = pair()
-    reader = Thread(lambda: read_to_end(peer))
-
-    assert channel.send_file(fd, offset, count) == there
-    channel.finish_writing()
-    assert reader.result() == data[offset : offset + there]
-
-
-def test_send_block(pair: Pairs, source: tuple[int, bytes]) -> None:
-    fd, data = source
-    channel, peer = pair()
-
-    assert channel.send_block(memoryview(data)[100:1100], fd, 100) == 1000
-    assert read_exactly(peer, 1000) == data[100:1100]
-
-
-def test_send_file_leaves_the_position_of_the_file(pair: Pairs, source: tuple[int, bytes]) -> None:
-    fd, _ = source
-    channel, _ = pair()
-    channel.send_file(fd, 100, 100)
-
-    assert os.lseek(fd, 0, os.SEEK_CUR) == 0
-
-
-def test_send_file_asks_patience_where_the_peer_does_not_read(pair: Pairs, tmp_path: Path) -> None:
-    with (tmp_path / "large").open("w+b") as file:
-        file.truncate(64 * limits.MIB)
-        channel, _ = pair(give_up)
-
-        with pytest.raises(Gone):
-            channel.send_file(file.fileno(), 0, 64 * limits.MIB)
-
-
-def test_send_file_to_a_peer_that_is_gone(pair: Pairs, source: tuple[int, bytes]) -> None:
-    fd, _ = source
-    channel, peer = pair()
-    reset(peer)
-
-    with pytest.raises(ConnectionLost):
-        deque(iter(lambda: channel.send_file(fd, 0, 3_000_000), None))  # the first may fit into the kernel's buffers
-
-
-def test_send_file_of_what_can_not_be_read(pair: Pairs, tmp_path: Path) -> None:
-    """The error is the file's, not the connection's."""
-    channel, _ = pair()
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
-            channel.send_file(fd, 0, 10)
-    finally:
-        os.close(fd)
-
-
 def test_unacknowledged_bytes(pair: Pairs) -> None:
     channel, peer = pair(give_up)
     assert channel.unacknowledged_bytes() == 0
@@ -688,20 +607,6 @@ def test_shut_wakes_a_blocked_writer(pair: Pairs) -> None:
 
     with pytest.raises(ConnectionLost):
         writer.result()
-
-
-def test_shut_wakes_a_blocked_sender_of_a_file(pair: Pairs, tmp_path: Path) -> None:
-    with (tmp_path / "large").open("w+b") as file:
-        file.truncate(64 * limits.MIB)
-        fd = file.fileno()
-        blocked = threading.Event()
-        channel, _ = pair(blocked.set)
-        writer = Thread(lambda: channel.send_file(fd, 0, 64 * limits.MIB))
-        assert blocked.wait(LONG_SECONDS)
-        channel.shut()
-
-        with pytest.raises(ConnectionLost):
-            writer.result()
 
 
 def test_shut_and_close_are_idempotent(pair: Pairs) -> None:

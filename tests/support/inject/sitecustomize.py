@@ -72,9 +72,7 @@ def _slow_digests(seconds: float) -> None:
 
 
 def _third(call: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments that ask for a third: (out, in, offset, count), (fd, [view], ...) or (fd, view, ...)."""
-    if call == "sendfile":
-        return (*args[:3], max(1, args[3] // 3))
+    """Return the arguments that ask for a third: (fd, [view], ...) or (fd, view, ...)."""
     if call == "preadv":
         (view,) = args[1]
         return (args[0], [view[: max(1, len(view) // 3)]], *args[2:])
