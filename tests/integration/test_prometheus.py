@@ -145,8 +145,8 @@ def test_a_stalled_connection_fires_its_alert(pair: Pair, tmp_path: Path, seed: 
             name = "FilestreamerConnectionStalled"
             return [alert for alert in here.server.alerts() if alert["labels"]["alertname"] == name]
 
-        # In the middle of a chunk, so that the receiver has some of it in flight.
-        with Proxy(pair.address(here.receiver), [Blackhole(on="data 1", at=2 * MIB + MIB // 2)]) as proxy:
+        # In the middle of a chunk, beyond its first block: the receiver has that one in flight.
+        with Proxy(pair.address(here.receiver), [Blackhole(on="data 1", at=2 * MIB + 3 * MIB // 4)]) as proxy:
             slow = ("--connections", 4, "--chunk-size", "1MiB", "--rate-limit", "4MiB/s")
             sender = pair.sender(file, proxy.address, *slow, *here.sender_options)
             alerts = wait_for(lambda: found if len(found := stalled()) >= 2 else [], "both sides alert")

@@ -115,7 +115,7 @@ class Prometheus:
         return [alert for alert in self.get("alerts")["alerts"] if alert["state"] == state]
 
 
-def wait_for(find: Callable[[], Found], what: str, seconds: float = 3 * UNIT) -> Found:
+def wait_for(find: Callable[[], Found], what: str, seconds: float = 6 * UNIT) -> Found:
     """Wait until something is found; return it."""
     end = time.monotonic() + seconds
     while not (found := find()):
