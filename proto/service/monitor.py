@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.metrics import Collector
     from service.settings import CommonSettings, Service
 
+TICK_SECONDS: Final = 1.0
 KEEP_SECONDS: Final = 60.0
 """How long a service that goes on shows a transfer that has ended, unless --metrics-linger says otherwise."""
 
@@ -126,9 +127,16 @@ class Monitor:
         if self._settings.metrics_linger is not None and self._history.ended_at is not None:
             seconds = max(0.0, self._history.ended_at + self._settings.metrics_linger - time.monotonic())
             self._log.info("metrics_linger", seconds=round(seconds, 1))
-            with contextlib.suppress(queue.Empty):
-                self._released.get(timeout=seconds)
+            self._linger(seconds)
         self._endpoint.stop()
+
+    def _linger(self, seconds: float) -> None:
+        """Wait for `release`, a tick at a time: a signal that another thread takes does not wake this one."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._released.get(timeout=min(left, TICK_SECONDS))
+                return
 
     def release(self) -> None:
         """Linger no more; safe in a signal handler."""

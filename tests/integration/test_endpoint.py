@@ -1,6 +1,7 @@
 """The metrics port of real services: attacked while they move files, lingering, pushing, and where it can't be had."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -255,6 +256,19 @@ def test_last_values_are_served_and_a_signal_ends_that(pair: Pair, seed: int) ->
         assert seen.value("transfers_total", result="complete") == 1
         service.signal(signal.SIGTERM)
         assert service.wait(SOON_SECONDS) == 0
+
+
+def test_a_signal_that_another_thread_takes_ends_the_linger(pair: Pair, seed: int) -> None:
+    """The kernel may give it to any thread, or to the main one just before that begins to wait: neither wakes it."""
+    receiver = pair.receiver(*METRICS)
+    sender = pair.sender(pair.file("f", 1000, seed), pair.address(receiver), *METRICS, "--metrics-linger", 600)
+    sender.wait_for("metrics_linger")
+    pid = sender.process.pid
+    other = max(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))
+    assert other != pid
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+
+    assert sender.wait(SOON_SECONDS) == 0
 
 
 def test_a_signal_during_the_transfer_leaves_no_linger(pair: Pair, seed: int) -> None:
