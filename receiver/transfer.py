@@ -462,15 +462,9 @@ class Transfer(threading.Thread):
             self._say_complete(complete)
 
     def _say_complete(self, complete: m.Complete) -> None:
-        self._say_progress()
+        self._say(self.counters.heartbeat())
         if self._say(complete):
             self._told = self._channel
-
-    def _say_progress(self) -> None:
-        counters = self.counters
-        phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(counters.phase, m.Phase.MOVING)
-        stages = counters.stage_microseconds()
-        self._say(m.Progress(phase, counters.acknowledged_bytes, counters.rehashed_bytes, stages))
 
     def _say_all(self, messages: Sequence[m.Message]) -> None:
         for message in messages:
@@ -522,7 +516,7 @@ class Transfer(threading.Thread):
         if moved_bytes != self._moved_bytes:  # a large chunk that comes slowly is progress, too
             self._moved_bytes, self.counters.last_progress_at = moved_bytes, now
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
-            self._say_progress()
+            self._say(self.counters.heartbeat())
         if self._is_connected or self.is_complete:
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:

@@ -310,7 +310,7 @@ class Transfer:
         self.counters.phase = "syncing"
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
-        self._send_progress()
+        self._send(self.counters.heartbeat())
         self._send(m.Finish(self.deal.chunks, self.root_digest))
 
     def _send(self, message: m.Message) -> None:
@@ -329,18 +329,12 @@ class Transfer:
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._said_at > limits.HEARTBEAT_SECONDS and self._channel is not None:
-            self._send_progress()
+            self._send(self.counters.heartbeat())
         self._note_progress(now)
         self._check_liveness(now)
         self._start_connections()
         if now - self._progress_at > self._settings.give_up_after:
             raise self._gave_up()
-
-    def _send_progress(self) -> None:
-        counters = self.counters
-        phase = {"offering": m.Phase.OFFERING, "syncing": m.Phase.SYNCING}.get(counters.phase, m.Phase.MOVING)
-        stages = counters.stage_microseconds()
-        self._send(m.Progress(phase, counters.acknowledged_bytes, counters.rehashed_bytes, stages))
 
     def _note_progress(self, now: float) -> None:
         """Progress is bytes acknowledged, compared, or taken by the peer's kernel beyond what it ever took before."""
@@ -382,7 +376,7 @@ class Transfer:
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
         with contextlib.suppress(FilestreamerError):
-            self._send_progress()
+            self._send(self.counters.heartbeat())
             self._send(m.Abort(code, str(error)))
 
     def _end(self) -> None:

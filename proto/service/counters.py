@@ -13,7 +13,8 @@ from typing import Final, Literal
 from service import tcp_info
 from service.bottleneck import Bottleneck, bottleneck
 from service.chunk_map import ChunkMap
-from wire.messages import SENDER_STAGES
+from wire.messages import SENDER_STAGES, Progress
+from wire.messages import Phase as WirePhase
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
 
@@ -172,6 +173,11 @@ class TransferCounters:
         if self.stages == SENDER_STAGES:
             return bottleneck(mine, self.peer_stages)
         return bottleneck(self.peer_stages, mine)
+
+    def heartbeat(self) -> Progress:
+        """Return what the peer is told of this end, every few seconds."""
+        phase = {"offering": WirePhase.OFFERING, "syncing": WirePhase.SYNCING}.get(self.phase, WirePhase.MOVING)
+        return Progress(phase, self.acknowledged_bytes, self.rehashed_bytes, self.stage_microseconds())
 
     def troubles(self) -> dict[str, int]:
         """Sum up what does not happen on a good day, by the names that metrics give it."""

@@ -5,12 +5,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from service.counters import TransferCounters
 from service.result import Status
 
-RESULTS: Final[tuple[Status, ...]] = ("complete", "failed", "refused", "interrupted")
+RESULTS: Final[tuple[Status, ...]] = get_args(Status)
 RECENT: Final = 64
 """Transfers whose last values are kept at most: it bounds the number of series."""
 

@@ -6,7 +6,7 @@ for: prometheus_client costs as much time as a small transfer.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import unquote
 
 from prometheus_client import CollectorRegistry, pushadd_to_gateway
@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import (
 )
 
 from service import tcp_info
-from service.counters import LATENCY_SECONDS, ConnectionCounters, TransferCounters
+from service.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from service.endpoint import Response
 from service.history import History, Look
 from service.settings import Service
@@ -30,7 +30,7 @@ from wire import limits
 
 T = TypeVar("T")
 
-PHASES: Final = ("offering", "moving", "syncing", "complete")
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 PUSH_SECONDS: Final = 5.0
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are turned away: there from the beginning, so that the first one is seen as an increase."""

@@ -5,7 +5,6 @@ What the metrics port does when it is attacked, and what it does after the end, 
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ from typing import Final
 import pytest
 
 from tests.support.contract import STAGES, contract
+from tests.support.prometheus import program
 from tests.support.proxy import Proxy
 from tests.support.scrape import METRICS, Scrape, scrape
 from tests.support.services import UNIT, Pair, Service
@@ -70,14 +70,13 @@ def test_no_name_and_no_path_is_told(pair: Pair) -> None:
         assert str(pair.destination) not in text
 
 
-@pytest.mark.skipif(not shutil.which("promtool") and not os.environ.get("CI"), reason="no promtool: install prometheus")
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
 def test_promtool_finds_nothing(pair: Pair, accept: str) -> None:
     for service in running(pair):
         text = scrape(service, accept).text
         if accept == "text/plain":  # the only format that it reads
             checked = subprocess.run(
-                ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False
+                [program("promtool"), "check", "metrics"], input=text, text=True, capture_output=True, check=False
             )
             assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
         assert re.search(r"^# HELP .*bytes", text, re.MULTILINE)
