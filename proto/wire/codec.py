@@ -187,6 +187,7 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         bool(e.link_target) == (kind is m.EntryType.SYMLINK), "Entry.link_target is for symlinks, and only for them"
     )
     _require(not e.size or kind is m.EntryType.FILE, "Entry.size is for files only")
+    _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
     return m.Entry(
         e.path,
         kind,
@@ -235,7 +236,8 @@ def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:
 
 def _encode_needed(n: m.Needed) -> pb.Frame:
     files = [pb.FileRange(**r._asdict()) for r in n.files]
-    return pb.Frame(needed=pb.Needed(files=files, segments=[pb.SegmentRange(**r._asdict()) for r in n.segments]))
+    segments = [pb.SegmentRange(**r._asdict()) for r in n.segments]
+    return pb.Frame(needed=pb.Needed(files=files, segments=segments, window_bytes=n.window_bytes))
 
 
 def _decode_needed(n: pb.Needed) -> m.Needed:
@@ -248,13 +250,16 @@ def _decode_needed(n: pb.Needed) -> m.Needed:
         )
         for r in n.segments
     )
-    return m.Needed(_file_ranges(n.files, "Needed.files"), segments)
+    window_bytes = _within(n.window_bytes, 0, _MAX_U63, "Needed.window_bytes")
+    return m.Needed(_file_ranges(n.files, "Needed.files"), segments, window_bytes)
 
 
 def _encode_held(h: m.Held) -> pb.Frame:
     unchecked = [pb.FileRange(**r._asdict()) for r in h.unchecked]
     return pb.Frame(
-        held=pb.Held(file_id=h.file_id, first_segment=h.first_segment, digests=h.digests, unchecked=unchecked)
+        held=pb.Held(
+            file_id=h.file_id, first_segment=h.first_segment, digests=h.digests, unchecked=unchecked, final=h.final
+        )
     )
 
 
@@ -262,7 +267,7 @@ def _decode_held(h: pb.Held) -> m.Held:
     count, rest = divmod(len(h.digests), limits.DIGEST_BYTES)
     _require(rest == 0 and count <= limits.DIGESTS_PER_HELD, f"Held.digests has {len(h.digests)} bytes")
     first = _within(h.first_segment, 0, limits.CHUNKS_PER_FILE - count, "Held.first_segment")
-    return m.Held(h.file_id, first, h.digests, _file_ranges(h.unchecked, "Held.unchecked"))
+    return m.Held(h.file_id, first, h.digests, _file_ranges(h.unchecked, "Held.unchecked"), h.final)
 
 
 def _encode_progress(p: m.Progress) -> pb.Frame:
@@ -283,11 +288,20 @@ def _decode_progress(p: pb.Progress) -> m.Progress:
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:
-    return pb.Frame(finish=pb.Finish(chunks=f.chunks, root_digest=f.root_digest))
+    return pb.Frame(finish=pb.Finish(chunks=f.chunks, root_digest=f.root_digest, stream_bytes=f.stream_bytes))
 
 
 def _decode_finish(f: pb.Finish) -> m.Finish:
-    return m.Finish(f.chunks, _sized(f.root_digest, limits.DIGEST_BYTES, "Finish.root_digest"))
+    return m.Finish(
+        f.chunks,
+        _sized(f.root_digest, limits.DIGEST_BYTES, "Finish.root_digest"),
+        _within(f.stream_bytes, 0, limits.FILE_SIZE_MAX, "Finish.stream_bytes"),
+    )
+
+
+def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:
+    _within(len(w.file_ids), 1, limits.FILES_PER_WITHDRAWN, "the number of Withdrawn.file_ids")
+    return m.Withdrawn(tuple(w.file_ids))
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -339,6 +353,7 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     m.Progress: _encode_progress,
     m.Finish: _encode_finish,
     m.Complete: lambda c: pb.Frame(complete=pb.Complete(committed=c.committed)),
+    m.Withdrawn: lambda w: pb.Frame(withdrawn=pb.Withdrawn(file_ids=w.file_ids)),
     m.ChunkHeader: _encode_chunk_header,
     m.ChunkAck: _encode_chunk_ack,
     m.Abort: lambda a: pb.Frame(abort=pb.Abort(**_encode_end(a))),
@@ -357,6 +372,7 @@ _DECODERS: dict[str, Callable[[Any], m.Message]] = {
     "progress": _decode_progress,
     "finish": _decode_finish,
     "complete": lambda c: m.Complete(c.committed),
+    "withdrawn": _decode_withdrawn,
     "chunk_header": _decode_chunk_header,
     "chunk_ack": _decode_chunk_ack,
     "abort": _decode_abort,

@@ -23,6 +23,8 @@ class EntryType(enum.IntEnum):
     FILE = 1
     DIRECTORY = 2
     SYMLINK = 3
+    STREAM = 4
+    """A file whose size nobody knows before its end."""
 
 
 class Phase(enum.IntEnum):
@@ -31,6 +33,8 @@ class Phase(enum.IntEnum):
     OFFERING = 1
     MOVING = 2
     SYNCING = 3
+    WAITING = 4
+    """Whoever reads what the receiver writes takes nothing at the moment."""
 
 
 SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
@@ -166,6 +170,8 @@ class Needed(NamedTuple):
 
     files: tuple[FileRange, ...]
     segments: tuple[SegmentRange, ...]
+    window_bytes: int = 0
+    """How far to send ahead of the first byte that is not acknowledged; 0 is no such bound."""
 
 
 class Held(NamedTuple):
@@ -175,6 +181,8 @@ class Held(NamedTuple):
     first_segment: int
     digests: bytes
     unchecked: tuple[FileRange, ...] = ()
+    final: bool = False
+    """The file lies under its final name: where one digest differs, all of it is needed."""
 
 
 class Progress(NamedTuple):
@@ -192,6 +200,13 @@ class Finish(NamedTuple):
 
     chunks: int
     root_digest: bytes
+    stream_bytes: int = 0
+
+
+class Withdrawn(NamedTuple):
+    """Sender: these files are not going to be sent after all: unreadable, gone, or changed since they were listed."""
+
+    file_ids: tuple[int, ...]
 
 
 class Complete(NamedTuple):
@@ -235,6 +250,7 @@ Message = (
     | Progress
     | Finish
     | Complete
+    | Withdrawn
     | ChunkHeader
     | ChunkAck
     | Abort

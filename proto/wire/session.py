@@ -22,8 +22,8 @@ State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted
 
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Offer: "manifest", m.Progress: "offer"},
-    "manifest": {m.ManifestPart: "manifest", m.Progress: "manifest"},
-    "moving": {m.Progress: "moving", m.Finish: "finishing"},
+    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Progress: "manifest"},
+    "moving": {m.Withdrawn: "moving", m.Progress: "moving", m.Finish: "finishing"},
     "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
     "complete": {m.Progress: "complete", m.Finish: "complete"},
 }

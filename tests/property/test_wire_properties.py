@@ -124,7 +124,7 @@ def segment_ranges(draw: st.DrawFn) -> m.SegmentRange:
 def helds(draw: st.DrawFn) -> m.Held:
     listed = draw(tuples_of(digests))
     first = draw(integers(CHUNKS - len(listed)))
-    return m.Held(draw(integers(U64)), first, b"".join(listed), draw(tuples_of(file_ranges())))
+    return m.Held(draw(integers(U64)), first, b"".join(listed), draw(tuples_of(file_ranges())), draw(st.booleans()))
 
 
 @st.composite
@@ -141,7 +141,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "Refusal": st.builds(m.Refusal, st.sampled_from(Code), reasons),
     "Offer": offers,
     "ManifestPart": manifest_parts(),
-    "Needed": st.builds(m.Needed, tuples_of(file_ranges()), tuples_of(segment_ranges())),
+    "Needed": st.builds(m.Needed, tuples_of(file_ranges()), tuples_of(segment_ranges()), integers(U63)),
     "Held": helds(),
     "Progress": st.builds(
         m.Progress,
@@ -150,8 +150,9 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
     ),
-    "Finish": st.builds(m.Finish, integers(U64), digests),
+    "Finish": st.builds(m.Finish, integers(U64), digests, integers(U63)),
     "Complete": st.builds(m.Complete, st.booleans()),
+    "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
     "ChunkHeader": st.builds(m.ChunkHeader, integers(U64), tuples_of(segments(limits.CHUNK_SIZE_MAX // 8), 1)),
     "ChunkAck": st.builds(m.ChunkAck, st.sampled_from(m.Verdict), tuples_of(integers(U64), 1)),
     "Abort": st.builds(m.Abort, st.sampled_from(Code), reasons),
@@ -493,12 +494,14 @@ STEPS = """
 
     CONTROL     manifest   sender    ManifestPart   manifest
     CONTROL     manifest   sender    LastPart       moving
+    CONTROL     manifest   sender    Withdrawn      manifest
     CONTROL     manifest   sender    Progress       manifest
     CONTROL     manifest   receiver  Needed         manifest
     CONTROL     manifest   receiver  Held           manifest
     CONTROL     manifest   receiver  Progress       manifest
 
     CONTROL     moving     sender    Finish         finishing
+    CONTROL     moving     sender    Withdrawn      moving
     CONTROL     moving     sender    Progress       moving
     CONTROL     moving     receiver  Needed         moving
     CONTROL     moving     receiver  Held           moving

@@ -42,6 +42,7 @@ class EntryType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENTRY_TYPE_FILE: _ClassVar[EntryType]
     ENTRY_TYPE_DIRECTORY: _ClassVar[EntryType]
     ENTRY_TYPE_SYMLINK: _ClassVar[EntryType]
+    ENTRY_TYPE_STREAM: _ClassVar[EntryType]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -49,6 +50,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_OFFERING: _ClassVar[Phase]
     PHASE_MOVING: _ClassVar[Phase]
     PHASE_SYNCING: _ClassVar[Phase]
+    PHASE_WAITING: _ClassVar[Phase]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -82,16 +84,18 @@ ENTRY_TYPE_UNSPECIFIED: EntryType
 ENTRY_TYPE_FILE: EntryType
 ENTRY_TYPE_DIRECTORY: EntryType
 ENTRY_TYPE_SYMLINK: EntryType
+ENTRY_TYPE_STREAM: EntryType
 PHASE_UNSPECIFIED: Phase
 PHASE_OFFERING: Phase
 PHASE_MOVING: Phase
 PHASE_SYNCING: Phase
+PHASE_WAITING: Phase
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +108,7 @@ class Frame(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -119,10 +124,11 @@ class Frame(_message.Message):
     progress: Progress
     finish: Finish
     complete: Complete
+    withdrawn: Withdrawn
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required")
@@ -273,24 +279,28 @@ class SegmentRange(_message.Message):
     def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., segments: _Optional[int] = ...) -> None: ...
 
 class Needed(_message.Message):
-    __slots__ = ("files", "segments")
+    __slots__ = ("files", "segments", "window_bytes")
     FILES_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[FileRange]
     segments: _containers.RepeatedCompositeFieldContainer[SegmentRange]
-    def __init__(self, files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
+    window_bytes: int
+    def __init__(self, files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ..., window_bytes: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("file_id", "first_segment", "digests", "unchecked")
+    __slots__ = ("file_id", "first_segment", "digests", "unchecked", "final")
     FILE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEGMENT_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     UNCHECKED_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     file_id: int
     first_segment: int
     digests: bytes
     unchecked: _containers.RepeatedCompositeFieldContainer[FileRange]
-    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
+    final: bool
+    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds")
@@ -305,12 +315,20 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("chunks", "root_digest")
+    __slots__ = ("chunks", "root_digest", "stream_bytes")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     root_digest: bytes
-    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ...) -> None: ...
+    stream_bytes: int
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
+
+class Withdrawn(_message.Message):
+    __slots__ = ("file_ids",)
+    FILE_IDS_FIELD_NUMBER: _ClassVar[int]
+    file_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, file_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Complete(_message.Message):
     __slots__ = ("committed",)
