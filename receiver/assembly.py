@@ -5,6 +5,7 @@
     HELD      re-hashed, its digest is known                  answered: Held
     WRITING   one connection is writing it                    answered: Needed
     VERIFIED  written in this transfer, its digest checked    answered: Held
+    HOLE      lies in holes of the file: nobody sends it      not answered, has no digest
 
 No write ever lands on a VERIFIED chunk: a second delivery is read, compared and dropped.
 """
@@ -23,6 +24,8 @@ CLAIMED: Final = 1
 HELD: Final = 2
 WRITING: Final = 3
 VERIFIED: Final = 4
+HOLE: Final = 5
+_ANY_TO_FREE: Final = bytes(HOLE if state == HOLE else FREE for state in range(256))
 _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
 
 
@@ -51,6 +54,7 @@ class Assembly:
         self._states = bytearray(grid.segments)
         self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
         self._writers: dict[int, Writer] = {}
+        self._has_holes = False
 
     def state(self, index: int) -> int:
         """Return the state of one chunk."""
@@ -62,10 +66,15 @@ class Assembly:
         return bytes(self._digests[at : at + limits.DIGEST_BYTES])
 
     def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
-        """Yield the digests of the chunks of a share with ordinals [start, stop), in order."""
+        """Yield the digests of the chunks of a share with ordinals [start, stop), in order; of all but HOLE without."""
         size = limits.DIGEST_BYTES
-        stop = share.chunks(self.grid.segments) if stop is None else stop
         view = memoryview(self._digests).toreadonly()
+        if stop is None:
+            stop = share.chunks(self.grid.segments)
+            if self._has_holes:
+                for first, end in self.runs(FREE, CLAIMED, HELD, WRITING, VERIFIED, share=share):
+                    yield from self.digests(share, first, end)
+                return
         if share.count == 1:
             yield view[start * size : stop * size]
             return
@@ -87,6 +96,11 @@ class Assembly:
     def _settle(self, index: int, state: int, digest: bytes) -> None:
         self._put_digest(index, digest)
         self._states[index] = state
+
+    def leave_out(self, first: int, end: int) -> None:
+        """Make the chunks [first, end) HOLE, before anything else happens."""
+        self._states[first:end] = bytes([HOLE]) * (end - first)
+        self._has_holes = True
 
     # --- what the ledger claims
 
@@ -113,8 +127,9 @@ class Assembly:
         self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
 
     def forget(self, share: Share) -> None:
-        """Turn every chunk of a share to FREE."""
-        self._states[share.index :: share.count] = bytes(share.chunks(self.grid.segments))
+        """Turn every chunk of a share to FREE, but for holes."""
+        chunks = slice(share.index, None, share.count)
+        self._states[chunks] = self._states[chunks].translate(_ANY_TO_FREE)
 
     # --- what connections deliver
 
@@ -122,9 +137,11 @@ class Assembly:
         """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
 
         A CLAIMED one may be sent, too: by a sender that knew the answer of an earlier transfer. Raises
-        RemoteProtocolError for a chunk that the same connection is writing.
+        RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
         """
         state = self._states[index]
+        if state == HOLE:
+            raise RemoteProtocolError(f"segment {index} lies in holes")
         if state == VERIFIED:
             return Turn.COMPARE
         if state == WRITING:

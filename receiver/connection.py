@@ -10,8 +10,8 @@ import threading
 import time
 from typing import Protocol
 
-from receiver.files import Stake
-from receiver.intake import Intake, Part
+from receiver.cargo import Part, Sink
+from receiver.intake import Intake
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -132,7 +132,7 @@ class DataConnection(threading.Thread):
             self.counters.mismatches += 1
             self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
             return
-        self._written += [part for part in parts if part.write]
+        self._written += [part for part in parts if part.write and part.stake.has_ledger]
         self._received.append((header.chunk_id, size, begun_at))
         if len(self._received) >= limits.ACKS_PER_FRAME:
             self._acknowledge()
@@ -161,7 +161,7 @@ class DataConnection(threading.Thread):
         if not self._received:
             return
         interrupted = self._clock.enter("acknowledge")
-        records: dict[Stake, list[tuple[int, bytes]]] = {}
+        records: dict[Sink, list[tuple[int, bytes]]] = {}
         for part in self._written:
             records.setdefault(part.stake, []).append((part.position, part.stake.digest(part.position)))
         for stake, pairs in records.items():

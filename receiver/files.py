@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from receiver.assembly import CLAIMED, FREE, HELD, VERIFIED, WRITING, Assembly, Turn, Writer
+from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer
 from receiver.store import Destination, InPlace, Staged, check_name
 from service.chunk_map import ChunkMap
 from service.threads import run_to_end
@@ -25,7 +25,7 @@ from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
 from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
-from wire.grid import Grid, Share
+from wire.grid import Grid, Share, hole_segments
 
 if TYPE_CHECKING:
     from receiver.transfer import Transfer
@@ -121,6 +121,8 @@ class File:
             content = make()
             claims = content.take_claims()
             self.assembly = Assembly(self.grid)
+            for first, end in hole_segments(self.grid, content.holes):
+                self.assembly.leave_out(first, end)
             for index in claims.indices():
                 self.assembly.claim(index, claims.digest(index))
             for share in claims.seals:
@@ -228,6 +230,18 @@ class Stake:
     @property
     def content(self) -> Staged | InPlace:
         return self.file.content
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether chunks are noted before they are acknowledged: always."""
+        return True
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the share that a sender sends, or that are here: all but those of chunks in holes."""
+        runs = self.file.assembly.runs(HOLE, share=self.share)
+        holes = sum(self.share.bytes_between(self.grid, start, stop) for start, stop in runs)
+        return self.share.bytes_of(self.grid) - holes
 
     def begin_again(self) -> None:
         """Let what an earlier transfer of this share brought be compared, as everything that lies there."""
@@ -360,8 +374,8 @@ class Stake:
             return self.file.assembly.held_bytes(self.share)
 
     def digests(self) -> Iterator[memoryview]:
-        """Yield the digests of all chunks, in order."""
-        return self._digests(0, self.chunks)
+        """Yield the digests of all chunks that have one, in order."""
+        return self.file.assembly.digests(self.share)
 
     def seal(self) -> None:
         """Make the share durable in staging. Raises TransferFailed."""

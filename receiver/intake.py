@@ -1,34 +1,22 @@
-"""What the threads of one transfer share: its data connections, and what it has in which files.
+"""What the threads of one transfer share: its data connections, and the cargo that their chunks belong to.
 
-Connections join, begin the segments of a chunk, end them, and leave; the coordinator answers from the chunk states, and
-closes the files to its connections before it commits. No write lands on a VERIFIED chunk, or after that.
+Connections join, begin the segments of a chunk, end them, and leave; the coordinator closes the cargo to them before it
+commits. No write lands on a VERIFIED chunk, or after that.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from receiver.assembly import Turn
-from receiver.files import LEAVE_SECONDS, Stake
+from receiver.cargo import Cargo, Part
+from receiver.files import LEAVE_SECONDS
 from service.counters import ConnectionCounters, TransferCounters
 from wire import messages as m
-from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, RemoteProtocolError
 
 if TYPE_CHECKING:
     from receiver.connection import DataConnection
-
-
-class Part(NamedTuple):
-    """One segment of a chunk that is being received."""
-
-    stake: Stake
-    position: int
-    """Which segment of its file."""
-    segment: m.Segment
-    write: bool
-    """False where the segment is VERIFIED already, and is only compared."""
 
 
 class Intake:
@@ -36,8 +24,8 @@ class Intake:
 
     def __init__(self, counters: TransferCounters, connections: int, is_over: Callable[[], bool]) -> None:
         """Take at most `connections` data connections; `is_over` says whether the transfer has ended."""
-        self.stakes: list[Stake] = []
-        """By file_id; appended by the coordinator, read by all."""
+        self.cargo: Cargo | None = None
+        """What is received; set by the coordinator when it is offered, read by all."""
         self._counters = counters
         self.most = connections
         self._is_over = is_over
@@ -90,8 +78,8 @@ class Intake:
 
     def leave(self, connection: "DataConnection") -> None:
         """Take back what a connection was writing."""
-        for stake in self.stakes:
-            stake.abandon(connection)
+        if self.cargo is not None:
+            self.cargo.abandon(connection)
         with self._lock:
             if self._connections.get(connection.connection_id) is connection:
                 del self._connections[connection.connection_id]
@@ -125,8 +113,8 @@ class Intake:
 
     def end(self) -> bool:
         """Shut every connection, and wait until its thread has left the files; whether all have."""
-        for stake in self.stakes:
-            stake.close()
+        if self.cargo is not None:
+            self.cargo.shut()
         connections = self.shut()
         left = [connection.end(LEAVE_SECONDS) for connection in connections]
         return all(left)
@@ -138,51 +126,18 @@ class Intake:
 
         Raises RemoteProtocolError for a segment that is none of an offered file's, and for more than a chunk's bytes.
         """
-        places = [self._place(header.chunk_id, segment) for segment in header.segments]
-        length = sum(segment.length for segment in header.segments)
-        if length > places[0][0].grid.chunk_size:
-            raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
-        return [
-            self._begin_segment(connection, stake, position, segment)
-            for (stake, position), segment in zip(places, header.segments, strict=True)
-        ]
-
-    def _begin_segment(self, connection: "DataConnection", stake: Stake, position: int, segment: m.Segment) -> Part:
-        """Begin one segment; who else is writing it is shut and has left first."""
-        while True:
-            turn, other = stake.begin(position, connection)
-            if turn is not Turn.WAIT:
-                return Part(stake, position, segment, turn is Turn.WRITE)
-            if other is not None and not other.end(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection does not leave segment {position}")
-
-    def _place(self, chunk_id: int, segment: m.Segment) -> tuple[Stake, int]:
-        if not self.stakes:  # a sender that came back faster than its manifest was taken
+        if self.cargo is None:  # a sender that came back faster than its manifest was taken
             raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
-        if segment.file_id >= len(self.stakes):
-            raise RemoteProtocolError(f"chunk {chunk_id}: file {segment.file_id} was not offered")
-        stake = self.stakes[segment.file_id]
-        position = stake.position(segment)
-        if position is None:
-            where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-            whose = f"shard {stake.share}" if stake.share.count > 1 else f"file {segment.file_id}"
-            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
-        return stake, position
+        length = sum(segment.length for segment in header.segments)
+        if length > self._counters.chunk_size:
+            raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
+        return self.cargo.begin(connection, header)
 
     def end_chunk(
         self, connection: "DataConnection", parts: list[Part], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
-        good = [
-            part.stake.deliver(part.position, connection, digest, actual, connection.connection_id)
-            for part, digest, actual in zip(parts, digests, computed, strict=True)
-        ]
+        assert self.cargo is not None  # what was begun was offered
+        good = self.cargo.end(connection, parts, digests, computed)
         self._counters.last_progress_at = time.monotonic()
-        return all(good)
-
-    def close(self) -> bytes:
-        """Let no further write in, now that nothing is missing; return the root digest."""
-        for stake in self.stakes:
-            stake.close()
-        self._counters.held_bytes = sum(stake.held_bytes() for stake in self.stakes)
-        return root_digest(digest for stake in self.stakes for digest in stake.digests())
+        return good

@@ -17,7 +17,7 @@ import time
 from typing import Any, Final
 
 from receiver.connection import DataConnection
-from receiver.files import File, Files, Stake, join_all
+from receiver.files import Files, Stake, join_all
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
 from receiver.store import Destination
@@ -79,7 +79,7 @@ class Server:
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._transfers: dict[bytes, Transfer] = {}  # protected
-        self._last_file: File | None = None  # protected: with --once, the first one that was committed
+        self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
 
     # --- the selector thread
@@ -266,13 +266,13 @@ class Server:
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
             if committed and self._settings.once:
-                self._last_file = self._last_file or transfer.intake.stakes[0].file
+                self._last_name = self._last_name or transfer.cargo_name
         if transfer.was_offered:
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
             self._monitor.push()
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
-        if self._last_file is not None and not self._files.is_in_use(self._last_file.name):
+        if self._last_name is not None and not self._files.is_in_use(self._last_name):
             self.end(None)
 
 

@@ -25,8 +25,8 @@ from receiver import ledger
 from wire import limits
 from wire.digests import segment_digest
 from wire.errors import Code, TransferFailed, from_os_error
-from wire.grid import Grid, Share
-from wire.messages import Entry
+from wire.grid import Grid, Share, outside_holes
+from wire.messages import Entry, Hole
 
 STAGING: Final = ".filestreamer"
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -219,6 +219,8 @@ class Readable:
     """As people know it: its final name."""
     fd: int
     claims: ledger.Claims
+    holes: tuple[Hole, ...] = ()
+    """Where the file has no bytes of its own, and none is written."""
     taken_bytes = 0
     """About how many bytes it takes on the disk by now: a hint for what others may still take."""
 
@@ -238,6 +240,25 @@ class Readable:
                 done += count
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't read what is here of {self.path}") from None
+
+
+def _has_data(fd: int, hole: Hole) -> bool:
+    """Whether anything but zeros lies in a hole. Raises OSError."""
+    at, end = hole.offset, hole.offset + hole.length
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but holes up to the end of the file
+                return False
+            raise
+        content = os.pread(fd, max(0, min(end - at, limits.BLOCK_BYTES)), at)
+        if any(content):
+            return True
+        at += len(content)
+        if not content:
+            return False
+    return False
 
 
 class InPlace(Readable):
@@ -281,6 +302,7 @@ class Staged(Readable):
     ) -> None:
         self.path = shown
         self.entry = entry
+        self.holes = entry.holes
         self._grid = grid
         self._destination = destination
         self._name = name
@@ -296,7 +318,8 @@ class Staged(Readable):
         try:
             self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._lock()
-            self._check_space(entry.size, reserved_bytes)
+            self._check_space(entry.size - sum(hole.length for hole in entry.holes), reserved_bytes)
+            self._drop_filled_holes()
             self.claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
@@ -343,6 +366,13 @@ class Staged(Readable):
             self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(claims.records()))
         return claims
 
+    def _drop_filled_holes(self) -> None:
+        """Start anew where an earlier run left anything but zeros in what is a hole now: nobody writes there again."""
+        if self.holes and self._data_exists():
+            fd = self._open(self._data_name, os.O_RDWR)
+            if any(_has_data(fd, hole) for hole in self.holes):
+                os.unlink(self._data_name, dir_fd=self._staging_fd)
+
     def _ledger_pieces(self, length: int) -> Iterator[bytes]:
         step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
         for at in range(ledger.HEADER_BYTES, length, step):
@@ -386,12 +416,19 @@ class Staged(Readable):
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at their place. Raises TransferFailed: NO_SPACE, DESTINATION."""
         try:
-            written = os.pwrite(self.fd, view, offset)
-            while written < len(view):
-                written += os.pwrite(self.fd, view[written:], offset + written)
+            if self.holes:
+                for start, end in outside_holes(offset, offset + len(view), self.holes):
+                    self._write(view[start - offset : end - offset], start)
+            else:
+                self._write(view, offset)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
         self.taken_bytes += len(view)
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        written = os.pwrite(self.fd, view, offset)
+        while written < len(view):
+            written += os.pwrite(self.fd, view[written:], offset + written)
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (segment, digest) pairs to the ledger, before they are acknowledged."""

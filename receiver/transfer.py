@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from receiver.cargo import Cargo
 from receiver.connection import DataConnection
-from receiver.files import LEAVE_SECONDS, Answer, Stake, Step
+from receiver.files import LEAVE_SECONDS, Stake
 from receiver.intake import Intake
-from receiver.rehash import Rehashed, Rehasher, Work
+from receiver.rehash import Rehashed, Rehasher
+from receiver.single import Single
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
@@ -68,9 +70,7 @@ class Failed(NamedTuple):
 
 
 class Synced(NamedTuple):
-    """Everything is durable: under its final name or, for a shard, its share in staging."""
-
-    committed: bool
+    """A step that waited for the disk is done."""
 
 
 Event = ControlUp | ControlDown | Received | Failed | Synced | Rehashed
@@ -109,10 +109,7 @@ class Transfer(threading.Thread):
         self._channel: Channel | None = None
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
-        self._manifest: tuple[m.Entry, ...] = ()
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
-        self._rehashing = 0
-        """Batches of other shares that are being re-hashed, before the file is committed."""
         self._syncer: threading.Thread | None = None
         self._over = threading.Event()
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
@@ -125,6 +122,8 @@ class Transfer(threading.Thread):
         self._closed_by_sender = False
         self._connected_at = self._started_at = time.monotonic()
         self._was_offered = False
+        self._is_finishing = False
+        """Finish was said, with the right root digest."""
         self._ending: FilestreamerError | None = None
         self._writing_since: float | None = None
 
@@ -186,6 +185,11 @@ class Transfer(threading.Thread):
         return self.complete is not None and self.complete.committed
 
     @property
+    def cargo_name(self) -> bytes:
+        """What it receives, relative to the destination: a file, or the root of a tree."""
+        return self._cargo.name
+
+    @property
     def was_offered(self) -> bool:
         """Whether the sender came as far as to offer a file that nobody else is writing."""
         return self._was_offered
@@ -202,7 +206,12 @@ class Transfer(threading.Thread):
             if self._ending is not None and not self.is_complete:
                 raise self._ending
             self._act(event)
+            self._say_more()
             self._tick()
+
+    def _say_more(self) -> None:
+        if self.intake.cargo is not None and self.complete is None and self._session.state in ("manifest", "moving"):
+            self._say_all(self.intake.cargo.more())
 
     def _is_done(self) -> bool:
         """Return whether it is complete, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
@@ -222,11 +231,11 @@ class Transfer(threading.Thread):
                 pass
             case Received(channel, body):
                 if channel is self._channel:
-                    self._receive(decode(body))
+                    self._receive(decode(body), body)
             case Rehashed():
                 self._take_rehashed(event)
-            case Synced(committed):
-                self._take_synced(committed=committed)
+            case Synced():
+                self._take_synced()
             case ControlUp(channel, welcome):
                 self._welcome(channel, welcome)
             case ControlDown(channel, error):
@@ -274,7 +283,7 @@ class Transfer(threading.Thread):
             return
         # A write that failed takes the kernel's error: to the reader a reset then looks like an end in order.
         self._closed_by_sender = channel is self._told and isinstance(error, ConnectionClosed)
-        if not error.retryable or not self._manifest:
+        if not error.retryable or self.intake.cargo is None:
             raise error
         if isinstance(error, RemoteProtocolError):
             self._say_goodbye(channel, error)
@@ -285,13 +294,15 @@ class Transfer(threading.Thread):
         channel.close()
         self._log.warning("control_lost", reason=str(error))
 
-    def _receive(self, message: m.Message) -> None:
+    def _receive(self, message: m.Message, body: bytes) -> None:
         self._session.received(message)
         match message:
             case m.Offer():
                 self._take_offer(message)
             case m.ManifestPart():
-                self._take_manifest_part(message)
+                self._take_manifest_part(message, body)
+            case m.Withdrawn():
+                self._cargo.withdraw(message.file_ids)
             case m.Finish():
                 self._take_finish(message)
             case m.Progress():
@@ -305,151 +316,100 @@ class Transfer(threading.Thread):
         if self._offer is not None and offer != self._offer:
             raise RemoteProtocolError("the transfer is offered again, otherwise than before")
         self._offer = offer
+        if self.intake.cargo is not None:
+            self.intake.cargo.rejoin()
         self.counters.chunk_size = offer.chunk_size
 
-    def _take_manifest_part(self, part: m.ManifestPart) -> None:
-        """Stage the file, the first time; answer what is needed and what is held, every time."""
+    def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
+        """Claim what is offered, the first time; answer what is needed and what is held, every time."""
+        if self.intake.cargo is None:
+            self.intake.cargo = self._claim(part)
+            self._was_offered = True
+        answers = self._cargo.take(part, body)
+        if self.complete is not None:
+            if part.last:
+                self._say_complete(self.complete)
+            return
+        self.counters.phase = "moving"
+        self._say_all(answers)
+
+    def _claim(self, part: m.ManifestPart) -> Cargo:
+        """Take what is offered from the registry. Raises TransferFailed, RemoteProtocolError."""
         assert self._offer is not None  # the session table has an Offer before the first ManifestPart
         is_one = part.first_file_id == 0 and len(part.entries) == 1 and part.last
         if self._offer.shard is not None and not (is_one and part.entries[0].type is m.EntryType.FILE):
             raise RemoteProtocolError("a shard is a share of one file, and of nothing else")
         if not is_one:
             raise TransferFailed(Code.POLICY, "this receiver takes one file at a time, not yet trees")
-        if not self._manifest:
-            self._manifest = part.entries
-            self._was_offered = True
-            self._stage(part.entries[0], Grid(part.entries[0].size, self._offer.chunk_size))
-        elif part.entries != self._manifest:
-            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        if self.complete is not None:
-            self._say_complete(self.complete)
-            return
-        self.counters.phase = "moving"
-        for file_id, stake in enumerate(self.intake.stakes):
-            self._say_answer(file_id, stake.answer())
+        entry = part.entries[0]
+        stake = self._stake(entry, Grid(entry.size, self._offer.chunk_size))
+        return Single(entry, stake, self.counters, self._rehasher, self._log)
 
-    def _say_answer(self, file_id: int, answer: Answer) -> None:
-        stake = self.intake.stakes[file_id]
-        self._say_all(stake.needed_messages(file_id, answer.needed))
-        self._say_all(stake.held_messages(file_id, answer.held))
-
-    @property
-    def _share(self) -> Share:
-        """What this transfer moves of its files."""
-        return Share(*self._offer.shard) if self._offer and self._offer.shard else WHOLE
-
-    def _stage(self, entry: m.Entry, grid: Grid) -> None:
-        if entry.type is not m.EntryType.FILE or entry.holes or entry.xattrs or entry.hard_link_group:
-            raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories, links and holes")
+    def _stake(self, entry: m.Entry, grid: Grid) -> Stake:
+        if entry.type is not m.EntryType.FILE or entry.xattrs:
+            raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories, links and xattrs")
+        share = Share(*self._offer.shard) if self._offer and self._offer.shard else WHOLE
+        if entry.holes and share.count > 1:
+            raise TransferFailed(Code.POLICY, "a shard is sent without holes")
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         try:
-            stake = self._registry.claim(self, entry, grid, self._share)
+            return self._registry.claim(self, entry, grid, share)
         except TransferFailed as error:
             self._was_offered = error.code is not Code.BUSY
             raise
-        file_id = len(self.intake.stakes)
-        share = stake.share
-        self.counters.size_bytes += share.bytes_of(grid)
-        self.counters.chunks += stake.chunks
-        self.counters.name = stake.content.path
-        self.counters.chunk_map = stake.chunk_map
-        self.intake.stakes.append(stake)
-        claimed = stake.claimed()
-        shard = {"shard": str(share)} if share.count > 1 else {}
-        self._log.info(
-            "transfer_started",
-            file=stake.content.path,
-            bytes=share.bytes_of(grid),
-            claimed_chunks=sum(stop - start for start, stop in claimed),
-            **shard,
-        )
-        if stake.file.set_aside:
-            self._log.warning(
-                "shares_set_aside",
-                shares=stake.file.set_aside,
-                reason="they are of another source, or of another number of shards",
-            )
-        for start, stop in claimed:
-            self._rehasher.add(Work(file_id, stake.content, grid, share, start, stop))
+
+    @property
+    def _cargo(self) -> Cargo:
+        """What is received: the session table has a ManifestPart before whatever asks."""
+        assert self.intake.cargo is not None
+        return self.intake.cargo
 
     def _take_rehashed(self, batch: Rehashed) -> None:
-        """Answer claimed chunks, now that it is known what is on the disk."""
-        stake = self.intake.stakes[batch.file_id]
-        answer = stake.rehashed(batch.share, batch.start, batch.digests)
-        self.counters.rehashed_bytes += batch.bytes
+        """Answer what was claimed, now that it is known what is on the disk."""
+        answers = self._cargo.rehashed(batch)
         self.counters.last_progress_at = time.monotonic()
-        if batch.share != stake.share:
-            self._rehashing -= 1
-            if not self._rehashing:
-                self._take_next_step()
-        elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered whole
-            self._say_answer(batch.file_id, answer)
+        if self._is_finishing:
+            self._go_on()
+        elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered again
+            self._say_all(answers)
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
-        if self._syncer is not None:
+        if self._is_finishing:
             return  # Complete was said, or follows
-        missing = [
-            message
-            for file_id, stake in enumerate(self.intake.stakes)
-            for message in stake.needed_messages(file_id, stake.missing())
-        ]
+        missing = self._cargo.missing()
         self._say_all(missing)
         if missing:
             return
-        self.root_digest = self.intake.close()
-        if self.root_digest != finish.root_digest or self.counters.chunks != finish.chunks:
-            reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
-            for stake in self.intake.stakes:
-                stake.discard()
-            raise TransferFailed(Code.DIGEST, reason)
+        self.root_digest = self._cargo.close(finish)
+        self._is_finishing = True
         self.counters.phase = "syncing"
-        if self._share.count > 1:
-            self._sync(self.intake.stakes[0].seal, Synced(False))
-        else:
-            self._take_next_step()
+        self._go_on()
 
-    def _take_next_step(self) -> None:
-        """Commit or, where a shard is not the last one, be done."""
-        for file_id, stake in enumerate(self.intake.stakes):
-            match stake.file.next_step(stake.share):
-                case Step.WAIT:
-                    self._log.info("share_complete", shard=str(stake.share), missing=stake.file.missing_shares)
-                    self._complete(m.Complete(False))
-                    return
-                case Step.REHASH:
-                    for share, start, stop in stake.file.sealed_claims():
-                        work = Work(file_id, stake.content, stake.grid, share, start, stop)
-                        self._rehashing += self._rehasher.add(work)
-                    if not self._rehashing:  # somebody else has done it just now
-                        self._take_next_step()
-                    return
-                case Step.COMMIT:
-                    pass
-        self._sync(self._commit, Synced(True))
+    def _go_on(self) -> None:
+        """Do what comes next on the way to Complete; what waits for the disk in a thread.
 
-    def _sync(self, work: Callable[[], None], done: Event) -> None:
-        """Do what waits for the disk in a thread; the coordinator goes on saying that this side lives."""
+        The coordinator goes on saying that this side lives.
+        """
+        if self._syncer is not None or self.complete is not None:
+            return
+        step = self._cargo.next_step()
+        if isinstance(step, m.Complete):
+            self._complete(step)
+        elif step is not None:
+            self._syncer = threading.Thread(target=self._sync, args=(step,), name="sync", daemon=True)
+            self._syncer.start()
 
-        def sync() -> None:
-            error = run_to_end("sync", work)
-            self.post(Failed(error) if error else done)
+    def _sync(self, work: Callable[[], None]) -> None:
+        error = run_to_end("sync", work)
+        self.post(Failed(error) if error else Synced())
 
-        self._syncer = threading.Thread(target=sync, name="sync", daemon=True)
-        self._syncer.start()
-
-    def _commit(self) -> None:
-        begun = time.monotonic()
-        for stake in self.intake.stakes:
-            stake.file.commit()
-        self.counters.sync_seconds = time.monotonic() - begun
-
-    def _take_synced(self, *, committed: bool) -> None:
-        if committed:
-            self._complete(m.Complete(True))
-        else:
-            self._take_next_step()
+    def _take_synced(self) -> None:
+        if self._syncer is not None:
+            self._syncer.join()
+            self._syncer = None
+        self._go_on()
 
     def _complete(self, complete: m.Complete) -> None:
         self.complete = complete
@@ -522,7 +482,7 @@ class Transfer(threading.Thread):
         elif now - self._connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
             raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; what came is kept")
-        if not self._manifest and now - self._started_at > limits.DEAD_SECONDS:
+        if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
 
     # --- what the data connections call
@@ -551,6 +511,8 @@ class Transfer(threading.Thread):
             self._syncer.join()
         if self._channel is not None:
             self._channel.close_in_order()
+        if self.intake.cargo is not None:
+            self.intake.cargo.leave(cleanly=all(left))
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.leave(self, cleanly=all(left))
         self._registry.ended(self, error)

@@ -4,6 +4,7 @@ Segment i of a file is bytes [i*C, min((i+1)*C, size)), C being the offered chun
 Offer and the manifest; the receiver accepts no other segment. A shard moves its share of them ("Shards").
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -104,3 +105,52 @@ class Share:
 
 WHOLE: Final = Share()
 """The share of a transfer that is no shard."""
+
+
+def hole_segments(grid: Grid, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of segments that lie in holes entirely; these are (offset, length), in order."""
+    at = end = 0
+    for offset, length in holes:
+        if offset > end:
+            yield from _inner_segments(grid, at, end)
+            at = offset
+        end = offset + length
+    yield from _inner_segments(grid, at, end)
+
+
+def _inner_segments(grid: Grid, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the run of segments that lie in bytes [start, end) entirely, if there is one."""
+    first = -(-start // grid.chunk_size)
+    stop = grid.segments if end >= grid.size else end // grid.chunk_size
+    if first < stop:
+        yield first, stop
+
+
+def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) of bytes [start, end) that lie in no hole, in order."""
+    for offset, length in holes:
+        if offset + length <= start:
+            continue
+        if offset >= end:
+            break
+        if offset > start:
+            yield start, offset
+        start = offset + length
+    if start < end:
+        yield start, end
+
+
+def count_chunks(sizes: Iterable[int], chunk_size: int) -> int:
+    """Count the chunks that the files of one ManifestPart make; `sizes` are of those with a segment, in order."""
+    chunks = bundle_bytes = bundle_segments = 0
+    for size in sizes:
+        if size > chunk_size:
+            chunks += Grid(size, chunk_size).segments
+            bundle_segments = 0
+        elif not bundle_segments or bundle_bytes + size > chunk_size or bundle_segments == limits.SEGMENTS_PER_CHUNK:
+            chunks += 1
+            bundle_bytes, bundle_segments = size, 1
+        else:
+            bundle_bytes += size
+            bundle_segments += 1
+    return chunks

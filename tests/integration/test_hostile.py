@@ -243,8 +243,10 @@ POLICY: Cases = {
         s.offer,
         m.ManifestPart(0, (m.Entry(b"l", m.EntryType.SYMLINK, 0, 0o777, 0, link_target=b"/etc/passwd"),), True),
     ],
-    "hard link": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(hard_link_group=7),), True)],
-    "holes": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(holes=(m.Hole(0, KIB),)),), True)],
+    "holes in a shard": lambda s: [
+        s.offer._replace(shard=m.Shard(0, 2)),
+        m.ManifestPart(0, (s.entry._replace(holes=(m.Hole(0, KIB),)),), True),
+    ],
     "xattrs": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True)],
 }
 

@@ -1,0 +1,107 @@
+"""What a transfer receives, as its coordinator and its data connections see it: one file, or a tree.
+
+The coordinator asks in the order of the control conversation (proto/README.md): `take` each manifest part, `rehashed`
+and `more` as answers become known, `missing` and `close` at Finish, then `next_step` until that is Complete, and
+`leave` at the end, whatever that is. Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from receiver.assembly import Writer
+from receiver.rehash import Rehashed
+from wire import messages as m
+
+
+class Sink(Protocol):
+    """What the bytes of a segment are written into."""
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether `record` is to be called before the segment is acknowledged."""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes of a segment that was begun, in order. Raises TransferFailed: NO_SPACE, DESTINATION."""
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Note (position, digest) of what was written. Raises TransferFailed."""
+
+    def digest(self, position: int) -> bytes:
+        """Return the digest of a segment that is VERIFIED."""
+
+
+class Part(NamedTuple):
+    """One segment of a chunk that is being received."""
+
+    stake: Sink
+    position: int
+    """Which segment of its file."""
+    segment: m.Segment
+    write: bool
+    """False where the segment is VERIFIED already, and is only compared."""
+
+
+class Connection(Writer, Protocol):
+    """A data connection."""
+
+    connection_id: int
+
+
+Step = Callable[[], None] | m.Complete | None
+"""Work for a thread that may wait for the disk; what the sender is told; None: wait for what is re-hashed."""
+
+
+class Cargo(Protocol):
+    """One file (receiver/single.py) or a tree (receiver/tree.py)."""
+
+    name: bytes
+    """What it holds in the destination, while it is there."""
+
+    # --- what the coordinator asks
+
+    def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
+        """Take a part of the manifest, or the same again; return what can be answered now. `body` is its frame's."""
+
+    def rejoin(self) -> None:
+        """Hear that control was opened anew: the manifest is repeated."""
+
+    def rehashed(self, batch: Rehashed) -> Sequence[m.Message]:
+        """Take what claimed segments hash to; return what is to be answered."""
+
+    def more(self) -> Sequence[m.Message]:
+        """Return what can be answered by now, and could not before."""
+
+    def withdraw(self, file_ids: Sequence[int]) -> None:
+        """Drop files that are not going to be sent. Raises RemoteProtocolError."""
+
+    def missing(self) -> Sequence[m.Needed]:
+        """Return what is not here, at Finish."""
+
+    def close(self, finish: m.Finish) -> bytes:
+        """Let no further write in, now that nothing is missing; return the root digest.
+
+        Raises TransferFailed(DIGEST).
+        """
+
+    def next_step(self) -> Step:
+        """Return what comes next, after `close` and after each step."""
+
+    def leave(self, *, cleanly: bool) -> None:
+        """Keep what is complete, at the end, whatever that is; `cleanly` is whether no thread hangs in a file."""
+
+    # --- what data connections ask
+
+    def begin(self, connection: Connection, header: m.ChunkHeader) -> list[Part]:
+        """Check every segment of a chunk, and begin them; who else is writing one is shut and has left first.
+
+        Raises RemoteProtocolError for a segment that is none of an offered file's.
+        """
+
+    def end(self, connection: Connection, parts: list[Part], digests: list[bytes], computed: list[bytes]) -> bool:
+        """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
+
+    def abandon(self, connection: Connection) -> None:
+        """Take back what a connection was writing."""
+
+    def shut(self) -> None:
+        """Let no further write in: the transfer is over."""
