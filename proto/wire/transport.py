@@ -329,7 +329,18 @@ def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_seconds * 1000))
+    if sock.getpeername()[0] == sock.getsockname()[0]:
+        _do_not_pace(sock)
     return sock
+
+
+def _do_not_pace(sock: socket.socket) -> None:
+    """Use the congestion control that every kernel has: nothing congests the way through a machine's own memory.
+
+    BBR, where it is the default, hands bytes out by a timer. That costs a tenth of all CPU time of a transfer.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:

@@ -854,6 +854,24 @@ def test_prepare(pair: Pairs) -> None:
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 31_500
 
 
+def test_no_pacing_between_two_ends_on_one_machine(pair: Pairs) -> None:
+    sock, _ = pair.raw()
+    assert sock.getpeername()[0] == sock.getsockname()[0]
+    assert congestion_control(sock) == "reno"
+
+
+def test_between_two_addresses_the_systems_congestion_control_stays() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        before = congestion_control(sock)
+        assert sock.getpeername()[0] != sock.getsockname()[0]
+        transport.prepare(sock, 31.5)
+        assert congestion_control(sock) == before
+
+
+def congestion_control(sock: socket.socket) -> str:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+
+
 def test_a_tick_is_a_second() -> None:
     assert struct.unpack("ll", transport._TIMEVAL) == (1, 0)
 
