@@ -23,7 +23,7 @@ from sender.source import Source
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
-from wire import limits
+from wire import limits, memory
 from wire import messages as m
 from wire.codec import decode
 from wire.digests import segment_digest, segment_hasher
@@ -73,7 +73,7 @@ class DataConnection(threading.Thread):
         self._epoch = 0
         self._outstanding: dict[int, tuple[int, float]] = {}  # chunk_id: its bytes, when it was dealt; in that order
         self._outbox = bytearray()
-        self._block = memoryview(bytearray(limits.BLOCK_BYTES))
+        self._block = memory.buffer(limits.BLOCK_BYTES)
         self._hasher = segment_hasher()
         self._backoff = Backoff()
         self._window_bytes = limits.WINDOW_BYTES

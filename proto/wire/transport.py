@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from wire import limits
+from wire import limits, memory
 from wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
 from wire.framing import check_body, frame, parse_header
 from wire.messages import Message
@@ -70,7 +70,7 @@ class Channel:
         except OSError as error:
             raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
-        self._buffer = memoryview(bytearray(_DATA_BUFFER_BYTES if for_payload else _FRAME_AREA))
+        self._buffer = memory.buffer(_DATA_BUFFER_BYTES) if for_payload else memoryview(bytearray(_FRAME_AREA))
         self._start = 0
         self._end = 0
 
