@@ -7,6 +7,7 @@ snake_case words, what varies goes into fields: `log.info("connection_lost", con
 import os
 import sys
 import threading
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -52,16 +53,19 @@ def printable(text: str) -> str:
 
 
 def _import_structlog() -> Any:
-    # structlog imports rich where it can, for tracebacks in colours that we never show: 40 of its 100 ms. While its
-    # entry in sys.modules is None, importing rich fails as if it were not installed.
-    hide = "rich" not in sys.modules and "structlog" not in sys.modules
-    if hide:
-        sys.modules["rich"] = None  # type: ignore[assignment]
+    # structlog imports rich where it can, for tracebacks in colours that we never show, and asyncio, for methods that
+    # nobody awaits here: most of its time. While it is imported, rich is as if it were not installed (None does that),
+    # and asyncio is empty.
+    hidden: dict[str, Any] = {}
+    if "structlog" not in sys.modules:
+        stand_ins = {"rich": None, "asyncio": ModuleType("asyncio")}
+        hidden = {name: stand_in for name, stand_in in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(hidden)
     try:
         import structlog
     finally:
-        if hide:
-            del sys.modules["rich"]
+        for name in hidden:
+            del sys.modules[name]
     return structlog
 
 

@@ -150,11 +150,13 @@ def test_colours_on_a_real_terminal() -> None:
     assert b"event" in shown
 
 
-def test_structlog_is_imported_late_and_rich_not_at_all() -> None:
+def test_structlog_is_imported_late_and_rich_and_asyncio_not_at_all() -> None:
     program = (
         "import sys; from service import log; before = 'structlog' in sys.modules;"
-        "log.configure('sender'); print(before, 'structlog' in sys.modules, 'rich' in sys.modules); import rich.text"
+        "log.configure('sender').info('event');"
+        "print(before, *(name in sys.modules for name in ('structlog', 'rich', 'asyncio')));"
+        "import rich.text; import asyncio; asyncio.run(asyncio.sleep(0))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
 
-    assert done.stdout == "False True False\n"
+    assert done.stdout == "False True False False\n"
