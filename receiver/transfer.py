@@ -491,7 +491,9 @@ class Transfer(threading.Thread):
         """Hear why a data connection ended; a failure that is not the connection's own ends the transfer."""
         if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
             self.post(Failed(error))
-        elif error is not None and not isinstance(error, ConnectionClosed) and not self._over.is_set():
+        elif isinstance(error, ConnectionClosed):
+            connection.counters.is_dismissed = not self.is_complete
+        elif error is not None and not self._over.is_set():
             self._log.warning("connection_lost", connection=connection.connection_id, reason=str(error))
 
     def note_mismatch(self, connection: DataConnection, chunk_id: int) -> None:

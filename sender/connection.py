@@ -87,16 +87,17 @@ class DataConnection(threading.Thread):
         return self._channel
 
     def run(self) -> None:
-        """Connect, move chunks, and do it again where the connection fails; ends when the transfer is over."""
+        """Connect, move chunks, and do it again where the connection fails; ends when the deal has dismissed it."""
         if error := run_to_end(f"connection {self.connection_id}", self._keep_running):
             self._host.failed(error)
 
     def _keep_running(self) -> None:
-        while not self._deal.is_over and not self._run_once():
+        while not (self._deal.is_over or self._deal.dismisses(self.connection_id) or self._run_once()):
             self._deal.wait_over(self._backoff.next())
+        self.counters.is_dismissed = not self._deal.is_over
 
     def _run_once(self) -> bool:
-        """Live through one connection; whether the transfer is over."""
+        """Live through one connection; whether the deal has dismissed it."""
         try:
             self._channel = channel = self._host.dial_data(self.connection_id)
             self._come_up(channel)
@@ -129,7 +130,7 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         self.counters.disconnect()
         if self._channel is not None:
-            self._host.hang_up(self._channel, in_order=self._deal.is_complete)
+            self._host.hang_up(self._channel, in_order=self._deal.dismisses(self.connection_id))
             self._channel = None
         self._outbox = bytearray()  # not cleared: the error may still hold a view of it
         if self._outstanding:
@@ -140,7 +141,7 @@ class DataConnection(threading.Thread):
     # --- moving
 
     def _move(self, channel: Channel) -> None:
-        """Send chunks and take in acknowledgements until the transfer is over."""
+        """Send chunks and take in acknowledgements until the deal dismisses this connection."""
         while True:
             while (body := channel.poll_body()) is not None:
                 self._take_in(body)
@@ -156,10 +157,12 @@ class DataConnection(threading.Thread):
             elif self._outstanding:
                 self._flush_timed(channel)
                 self._wait_for_acknowledgement(channel)
-            elif self._deal.is_complete:
+            elif self._deal.dismisses(self.connection_id):
                 return
 
     def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
+        if not self._deal.is_home(chunk_id, self.connection_id):
+            self.counters.stolen_chunks += 1
         segments = self._host.layout.segments(chunk_id)
         header = m.ChunkHeader(chunk_id, segments)
         self._session.sending(header)
@@ -174,8 +177,6 @@ class DataConnection(threading.Thread):
         self._outbox += digests
         if len(self._outbox) >= limits.BLOCK_BYTES or self._host.limit is not None:
             self._flush_timed(channel)
-        if not self._deal.is_home(chunk_id, self.connection_id):
-            self.counters.stolen_chunks += 1
 
     def _send_segment(self, channel: Channel, segment: m.Segment) -> bytes:
         """Send the bytes of one segment, block by block; return their digest."""

@@ -209,6 +209,18 @@ class Deal:
             others = [c for c in idle if not schedule.remaining_of(c)]
             return (own + others)[: max(0, schedule.remaining - len(started))]
 
+    @property
+    def undealt(self) -> int:
+        """Chunks that are needed and not dealt."""
+        with self._changed:
+            return self._schedule.remaining
+
+    def resize(self, connections: int) -> None:
+        """Deal to so many connections from now on: twice as many, or half, or those as often."""
+        with self._changed:
+            self._schedule.resize(connections)
+            self._changed.notify_all()
+
     def root_digest(self) -> bytes:
         """Compute the digest over all segment digests in manifest order."""
         return root_digest([self._digests])
@@ -228,6 +240,10 @@ class Deal:
     @property
     def is_complete(self) -> bool:
         return self._complete
+
+    def dismisses(self, connection_id: int) -> bool:
+        """Whether a connection may end in order: the transfer is complete, or goes on with fewer."""
+        return self._complete or connection_id >= self._schedule.connections
 
     @property
     def is_over(self) -> bool:

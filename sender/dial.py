@@ -37,7 +37,7 @@ class Dialer:
         """Prepare to dial; raises UsageError where a TLS file can't be used."""
         self._to = settings.to
         self._transfer_id = transfer_id
-        self._connections = settings.connections
+        self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._token = settings.token.encode() if settings.token else None
         self._tls = _tls_context(settings)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)

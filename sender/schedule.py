@@ -4,6 +4,8 @@ The home of chunk k is connection k mod N (for shard i of COUNT, (k // COUNT) mo
 chunk ids, so that a million chunks cost nothing. A connection takes from its own home; where that is empty, it takes
 over the next chunk of the home that has most left, unless the modulo is strict. A chunk is dealt to one connection at a
 time: only `put_back` lets it be dealt again.
+
+N may double and halve on the way: home h splits into h and h + N, or takes h + N/2 in. No chunk is touched for that.
 """
 
 from collections import deque
@@ -52,8 +54,36 @@ class Schedule:
             self._homes[home].appendleft(range(chunk_id, chunk_id + 1))
             self._left[home] += 1
 
+    def resize(self, connections: int) -> None:
+        """Double N, or halve it, as often as it takes to have `connections`."""
+        while self.connections < connections:
+            self._double()
+        while self.connections > connections:
+            self._halve()
+
+    def _double(self) -> None:
+        homes = self._homes
+        self.connections *= 2
+        self._homes = [deque() for _ in range(self.connections)]
+        self._left = [0] * self.connections
+        for chunk_ids in (chunk_ids for home in homes for chunk_ids in home):
+            for part in (chunk_ids[::2], chunk_ids[1::2]) if self._is_split(chunk_ids) else (chunk_ids,):
+                self._append(self.home(part[0]), part)
+
+    def _is_split(self, chunk_ids: range) -> bool:
+        """Whether the chunks of a range belong to two homes by turns: halving has left ranges that do not."""
+        return len(chunk_ids) > 1 and self.home(chunk_ids[0]) != self.home(chunk_ids[1])
+
+    def _halve(self) -> None:
+        self.connections //= 2
+        pairs = zip(self._homes[: self.connections], self._homes[self.connections :], strict=True)
+        self._homes = [deque(sorted([*lower, *upper], key=lambda chunk_ids: chunk_ids[0])) for lower, upper in pairs]
+        self._left = [sum(map(len, home)) for home in self._homes]
+
     def deal(self, connection_id: int) -> int | None:
-        """Give a connection its next chunk; None where there is none for it."""
+        """Give a connection its next chunk; None where there is none for it, or it is not one of the N any more."""
+        if connection_id >= self.connections:
+            return None
         if self._left[connection_id]:
             return self._take(connection_id)
         if self.strict_modulo:

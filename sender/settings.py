@@ -55,13 +55,13 @@ class SenderSettings(CommonSettings):
     as_name: str = setting(file_name, "Name at the destination.  [default: INPUT_FILE's]", flag="--as", metavar="NAME")
     """The file's name at the destination; by default the last part of `input_file`."""
 
-    connections: int = setting(
-        values.whole(1, limits.CONNECTIONS_MAX),
-        "Data connections.",
-        default=limits.CONNECTIONS_DEFAULT,
-        metavar="N",
+    connections: int | None = setting(
+        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX)),
+        "Data connections, or auto: as many as make it faster.",
+        default="auto",
+        metavar="N|auto",
     )
-    """Number of data connections, 1 to 256."""
+    """Number of data connections, 1 to 256; None finds it on the way, up to CONNECTIONS_AUTO."""
 
     chunk_size: int | None = setting(
         values.size(1, limits.CHUNK_SIZE_MAX),

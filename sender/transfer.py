@@ -16,11 +16,13 @@ from sender.connection import DataConnection
 from sender.control import ControlReader, Event
 from sender.deal import Deal
 from sender.dial import Dialer, Party
+from sender.parallelism import Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
 from sender.settings import SenderSettings
 from sender.source import Source
 from sender.verify import Verifier
+from service import tcp_info
 from service.counters import ConnectionCounters, TransferCounters
 from wire import limits
 from wire import messages as m
@@ -42,6 +44,8 @@ from wire.session import Session
 from wire.transport import Channel
 
 TICK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.1
+"""Ticks where the number of connections is found on the way."""
 
 
 class Transfer:
@@ -53,6 +57,7 @@ class Transfer:
         self.layout.add(source.size)
         self.limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._settings = settings
+        self._parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)
         self._log = log
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = self._make_counters(settings)
@@ -82,11 +87,12 @@ class Transfer:
         counters.size_bytes = settings.shard.bytes_of(self.layout.grid(0))
         counters.chunks = settings.shard.chunks(self.layout.chunks)
         counters.chunk_size = self.layout.chunk_size
+        counters.parallelism = self._parallelism.connections
         return counters
 
     def _make_schedule(self) -> Schedule:
         count = self._settings.shard.count
-        return Schedule(self._settings.connections, shard_count=count, strict_modulo=self._settings.strict_modulo)
+        return Schedule(self.counters.parallelism, shard_count=count, strict_modulo=self._settings.strict_modulo)
 
     @property
     def is_connected(self) -> bool:
@@ -153,7 +159,7 @@ class Transfer:
 
     def _next_event(self) -> Event | None:
         try:
-            return self._mailbox.get(timeout=TICK_SECONDS)
+            return self._mailbox.get(timeout=LOOK_SECONDS if self._parallelism.adapts else TICK_SECONDS)
         except queue.Empty:
             return None
 
@@ -298,6 +304,8 @@ class Transfer:
 
     def _start_connections(self) -> None:
         """Start as many data connections as there are chunks for, their homes' first."""
+        for connection_id in [known for known, connection in self._data.items() if not connection.is_alive()]:
+            del self._data[connection_id]  # it was dismissed
         for connection_id in self.deal.wanted_connections(set(self._data)):
             counters = self.counters.add_connection(connection_id)
             self._data[connection_id] = connection = DataConnection(self, counters)
@@ -332,6 +340,7 @@ class Transfer:
             self._send(self.counters.heartbeat())
         self._note_progress(now)
         self._check_liveness(now)
+        self._adapt(now)
         self._start_connections()
         if now - self._progress_at > self._settings.give_up_after:
             raise self._gave_up()
@@ -339,17 +348,33 @@ class Transfer:
     def _note_progress(self, now: float) -> None:
         """Progress is bytes acknowledged, compared, or taken by the peer's kernel beyond what it ever took before."""
         counters = self.counters
-        delivered = sum(
-            connection.counters.moved_bytes
-            - connection.counters.abandoned_bytes
-            - (channel.unacknowledged_bytes() if (channel := connection.channel) else 0)
-            for connection in self._data.values()
-        )
+        channels = [channel for each in self._data.values() if (channel := each.channel) is not None]
+        moved = sum(each.moved_bytes - each.abandoned_bytes for each in counters.connections)
+        delivered = moved - sum(channel.unacknowledged_bytes() for channel in channels)
         mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes)
         if mark != self._progress_mark or delivered > self._delivered_bytes:
             self._progress_mark = mark
             self._delivered_bytes = max(delivered, self._delivered_bytes)
             self._progress_at = counters.last_progress_at = now
+
+    def _adapt(self, now: float) -> None:
+        """Have more connections, or fewer, where nobody chose how many."""
+        if not self._parallelism.adapts or self.counters.phase != "moving":
+            return
+        sockets = [opened for each in self._data.values() if (opened := each.counters.link[0]) is not None]
+        links = [info for opened in sockets if (info := tcp_info.read(opened)) is not None]
+        change = self._parallelism.observe(
+            now,
+            sum(link.delivered_bytes for link in links),
+            up=len(links),
+            undealt=self.deal.undealt,
+            rtt_seconds=min((link.rtt_seconds for link in links), default=0.0),
+        )
+        if change is not None:
+            self._log.info("parallelism", **change._asdict())
+            self.counters.parallelism = change.connections
+            self.counters.parallelism_changes[change.reason] += 1
+            self.deal.resize(change.connections)
 
     def _check_liveness(self, now: float) -> None:
         """Drop all connections to a peer that said nothing on any of them for DEAD_SECONDS: it is dead; dial anew."""

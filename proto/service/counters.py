@@ -8,7 +8,7 @@ import socket
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from service import tcp_info
 from service.bottleneck import Bottleneck, bottleneck
@@ -17,6 +17,9 @@ from wire.messages import SENDER_STAGES, Progress
 from wire.messages import Phase as WirePhase
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
+
+ParallelismReason = Literal["try_more", "no_gain", "try_fewer", "needed"]
+"""Why a sender changes the number of connections: to see whether more, or fewer, do better; as these did not."""
 
 LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets in which the time of a chunk is counted."""
@@ -88,6 +91,8 @@ class ConnectionCounters:
     """The open socket, for TCP_INFO, and the segments that were sent again on those before it: replaced as one."""
     finished_at: float | None = None
     """Monotonic time of the last acknowledgement."""
+    is_dismissed: bool = False
+    """It has ended in order before the transfer did: fewer connections do."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
 
@@ -99,7 +104,7 @@ class ConnectionCounters:
     def connect(self, opened: socket.socket) -> None:
         """Say that the connection is up, on this socket."""
         self.link = (opened, self.link[1])
-        self.up = True
+        self.up, self.is_dismissed = True, False
 
     def disconnect(self) -> None:
         """Say that it is down, before the socket is closed; what was moved and not acknowledged is abandoned."""
@@ -142,6 +147,11 @@ class TransferCounters:
     """How it ended (service.result.Status), once that is known."""
     last_progress_at: float = field(default_factory=time.monotonic)
     connections: list[ConnectionCounters] = field(default_factory=list)
+    parallelism: int = 0
+    """Sender: the number of connections that chunks are dealt to."""
+    parallelism_changes: dict[ParallelismReason, int] = field(
+        default_factory=lambda: dict.fromkeys(get_args(ParallelismReason), 0)
+    )
 
     @property
     def acknowledged_bytes(self) -> int:
@@ -154,7 +164,10 @@ class TransferCounters:
         self.forgotten_bytes += self.acknowledged_bytes
 
     def add_connection(self, connection_id: int) -> ConnectionCounters:
-        """Begin to count another data connection."""
+        """Begin to count another data connection, or go on with one that was there before."""
+        for known in self.connections:
+            if known.connection_id == connection_id:
+                return known
         counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(self.stages, 0.0))
         self.connections.append(counters)
         return counters

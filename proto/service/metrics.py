@@ -150,6 +150,12 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         lambda t: t.started_time + (t.last_progress_at - t.started_at),
     ),
 ]
+PARALLELISM: Final[Reading[TransferCounters]] = Reading(
+    Gauge,
+    "transfer_connections",
+    "Data connections that chunks are dealt to: what was chosen, or what was found to be enough.",
+    lambda t: t.parallelism,
+)
 TOTALS: Final = {
     "digest_mismatches": "Chunks that arrived with another digest than their sender's.",
     "chunks_resent": "Chunks that were sent again.",
@@ -174,6 +180,8 @@ class Collector:
         rows = [([_label(transfer)], transfer) for transfer in transfers]
         for reading in TRANSFER:
             yield self._family(reading, ["transfer"], rows)
+        if self.service == "sender":
+            yield from self._parallelism(rows)
         yield self._phases(transfers)
         yield self._latencies(transfers)
         yield from self._process(totals)
@@ -203,6 +211,12 @@ class Collector:
         yield self._simple(
             Counter, "connection_tcp_retransmits", "TCP segments that were sent again.", labels, retransmits
         )
+
+    def _parallelism(self, rows: list[tuple[list[str], TransferCounters]]) -> Iterator[Metric]:
+        yield self._family(PARALLELISM, ["transfer"], rows)
+        changes = [([*values, reason], n) for values, t in rows for reason, n in list(t.parallelism_changes.items())]
+        text = "Times that a sender changed the number of connections by itself, by why."
+        yield self._simple(Counter, "transfer_connection_changes", text, ["transfer", "reason"], changes)
 
     def _phases(self, transfers: list[TransferCounters]) -> Metric:
         samples = []

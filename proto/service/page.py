@@ -108,6 +108,7 @@ def _connection(counters: ConnectionCounters) -> dict[str, Any]:
     return {
         "connection": counters.connection_id,
         "up": counters.up,
+        "dismissed": counters.is_dismissed,
         "bytes_in_flight": counters.bytes_in_flight,
         "moved_bytes": counters.moved_bytes,
         "acknowledged_bytes": counters.acknowledged_bytes,

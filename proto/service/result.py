@@ -104,7 +104,7 @@ class TransferResult:
     ) -> "TransferResult":
         """Make the result of a transfer that has ended; without an error it is complete."""
         connections = counters.connections
-        finished = [item.finished_at for item in connections if item.finished_at is not None]
+        finished = [item.finished_at for item in connections if item.finished_at and not item.is_dismissed]
         seconds = counters.seconds
         return cls(
             **_ending(error),

@@ -5,8 +5,8 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
-_FIELDS: Final = struct.Struct("16xI48xI8xI16xI40xI12xQ")
-"""tcpi_snd_mss, tcpi_rtt, tcpi_snd_cwnd, tcpi_total_retrans, tcpi_notsent_bytes, tcpi_delivery_rate."""
+_FIELDS: Final = struct.Struct("16xI48xI8xI16xI16xQ16xI12xQ")
+"""tcpi_snd_mss, _rtt, _snd_cwnd, _total_retrans, _bytes_acked, _notsent_bytes, _delivery_rate."""
 _SIOCOUTQ: Final = 0x5411
 
 
@@ -23,6 +23,8 @@ class TcpInfo(NamedTuple):
     """Bytes per second, the kernel's latest estimate."""
     retransmits: int
     """Segments sent again on this socket."""
+    delivered_bytes: int
+    """Acknowledged by the peer's kernel on this socket, frames and all."""
 
 
 def read(sock: socket.socket) -> TcpInfo | None:
@@ -34,7 +36,7 @@ def read(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _FIELDS.size:
         return None
-    mss, rtt_microseconds, window, retransmits, unsent_bytes, delivery_rate = _FIELDS.unpack(raw)
+    mss, rtt_microseconds, window, retransmits, delivered_bytes, unsent_bytes, delivery_rate = _FIELDS.unpack(raw)
     return TcpInfo(
         max(0, queued_bytes - unsent_bytes),
         unsent_bytes,
@@ -42,4 +44,5 @@ def read(sock: socket.socket) -> TcpInfo | None:
         window * mss,
         delivery_rate,
         retransmits,
+        delivered_bytes,
     )

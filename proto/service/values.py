@@ -6,10 +6,12 @@ Each reader is a function of one value, text or what JSON has for it, that raise
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from service import sizes
 from service.address import Address, parse_address
+
+T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
 
@@ -67,6 +69,18 @@ def whole(least: int, most: int) -> Callable[[object], int]:
         return number
 
     return read
+
+
+def or_auto(read: Callable[[object], T]) -> Callable[[object], T | None]:
+    """Return a reader of `auto`, which is None, or what `read` reads."""
+
+    def read_either(value: object) -> T | None:
+        try:
+            return None if value == "auto" else read(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor auto") from None
+
+    return read_either
 
 
 def size(least: int, most: int) -> Callable[[Any], int]:

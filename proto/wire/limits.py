@@ -37,7 +37,8 @@ SHARDS_MAX: Final = 1024
 """Shards of a file: more than a receiver has connections for at once."""
 
 CONNECTIONS_MAX: Final = 256
-CONNECTIONS_DEFAULT: Final = 8
+CONNECTIONS_AUTO: Final = 64
+"""What a sender announces, and at most has, where nobody chose a number."""
 
 PATH_BYTES: Final = 4096
 NAME_BYTES: Final = 255

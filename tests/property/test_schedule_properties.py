@@ -1,4 +1,7 @@
-"""Each chunk is dealt exactly once, chunk k to k mod N where that is strict, whatever is put back and taken over."""
+"""Each chunk is dealt exactly once, chunk k to k mod N where that is strict, whatever is put back and taken over.
+
+N is that of the moment of dealing: it doubles and halves on the way.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +71,7 @@ class Dealing(RuleBasedStateMachine):
         self.schedule.add(first, self.next_chunk, step)
         self.left.update(range(first, self.next_chunk, step))
 
-    @rule(connection=st.integers(0, 5))
+    @rule(connection=st.integers(0, 47))
     def deal(self, connection: int) -> None:
         connection_id = connection % self.connections
         before = [self.schedule.remaining_of(each) for each in range(self.connections)]
@@ -86,18 +89,18 @@ class Dealing(RuleBasedStateMachine):
         self.left.remove(chunk_id)
         self.held[connection_id].add(chunk_id)
 
-    @rule(connection=st.integers(0, 5), count=st.integers(1, 5))
+    @rule(connection=st.integers(0, 47), count=st.integers(1, 5))
     def deliver(self, connection: int, count: int) -> None:
-        held = self.held[connection % self.connections]
+        held = self.held[connection % len(self.held)]
         for chunk_id in sorted(held)[:count]:
             held.remove(chunk_id)
             self.delivered.add(chunk_id)
 
     @precondition(lambda self: any(self.held.values()))
-    @rule(connection=st.integers(0, 5))
+    @rule(connection=st.integers(0, 47))
     def lose(self, connection: int) -> None:
         """End a connection: what it had goes back, and comes first at home, lowest first."""
-        held = self.held[connection % self.connections]
+        held = self.held[connection % len(self.held)]
         lost = sorted(held)
         self.schedule.put_back(list(reversed(lost)))
         self.left |= held
@@ -108,6 +111,19 @@ class Dealing(RuleBasedStateMachine):
             dealt = [self.schedule.deal(home) for _ in first]
             assert dealt == first
             self.schedule.put_back(first)
+
+    @rule(doubles=st.booleans())
+    def resize(self, doubles: bool) -> None:
+        """Double or halve the connections; who is not one of them any more keeps what it has, and gets no more."""
+        if doubles and self.connections <= 24:
+            self.connections *= 2
+        elif not doubles and self.connections % 2 == 0:
+            self.connections //= 2
+        self.schedule.resize(self.connections)
+        for connection_id in range(self.connections):
+            self.held.setdefault(connection_id, set())
+        for leaving in range(self.connections, len(self.held)):
+            assert self.schedule.deal(leaving) is None
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:

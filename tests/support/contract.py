@@ -44,6 +44,9 @@ def contract(service: str) -> dict[str, tuple[str, set[str]]]:
         "transfer_phase": ("gauge", {"transfer", "phase"}),
         "transfers": ("counter", {"result"}),
     }
+    if service == "sender":
+        families["transfer_connections"] = ("gauge", {"transfer"})
+        families["transfer_connection_changes"] = ("counter", {"transfer", "reason"})
     if service == "receiver":
         families["refused_connections"] = ("counter", {"reason"})
         families["destination_free_bytes"] = ("gauge", set())

@@ -217,6 +217,35 @@ def test_which_connections_to_start_for_a_strict_modulo() -> None:
     assert deal.wanted_connections(set()) == [0]
 
 
+def test_fewer_connections_dismiss_those_beyond_and_more_of_them_are_wanted_again() -> None:
+    deal, _ = make(16, connections=4)
+    deal.need(0, 16)
+    assert deal.next(3, deal.epoch) == 3
+    deal.resize(2)
+    assert [deal.dismisses(connection_id) for connection_id in range(4)] == [False, False, True, True]
+    assert deal.next(3, deal.epoch) is None
+    assert (deal.undealt, deal.wanted_connections({0, 1})) == (15, [])
+    deal.resize(4)
+    assert deal.wanted_connections({0, 1}) == [2, 3]
+    deal.put_back([3], deal.epoch)
+    assert deal.next(3, deal.epoch) == 3
+
+
+def test_all_are_dismissed_when_it_is_complete() -> None:
+    deal, _ = make(0)
+    assert not deal.dismisses(0)
+    deal.complete()
+    assert deal.dismisses(0)
+
+
+def test_who_waits_for_a_chunk_of_its_home_gets_it_when_there_are_more_connections() -> None:
+    deal, _ = make(8, strict_modulo=True)
+    deal.need(2, 3)
+    deal.resize(4)
+    assert deal.next(0, deal.epoch) is None
+    assert deal.next(2, deal.epoch) == 2
+
+
 def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
     """A chunk that it took from the new schedule, and could not put back into it, would be lost."""
     deal = Deal(3, lambda: Schedule(1), lambda: None)

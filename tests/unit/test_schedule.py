@@ -80,6 +80,41 @@ def test_chunks_of_one_shard() -> None:
     assert dealt(schedule, 1) == [4, 10, 16]
 
 
+def test_doubling_splits_each_home_in_two() -> None:
+    schedule = Schedule(2, strict_modulo=True)
+    schedule.add(0, 16)
+    assert (schedule.deal(0), schedule.deal(1)) == (0, 1)
+    schedule.resize(4)
+    assert [dealt(schedule, connection_id) for connection_id in range(4)] == [
+        [4, 8, 12],
+        [5, 9, 13],
+        [2, 6, 10, 14],
+        [3, 7, 11, 15],
+    ]
+
+
+def test_halving_brings_the_homes_of_those_who_leave_to_those_who_stay() -> None:
+    schedule = Schedule(4, strict_modulo=True)
+    schedule.add(0, 16)
+    assert (schedule.deal(2), schedule.deal(3)) == (2, 3)
+    schedule.put_back([2])
+    schedule.resize(2)
+    assert schedule.deal(2) is None, "it is not one of the two"
+    assert sorted(dealt(schedule, 0)) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert sorted(dealt(schedule, 1)) == [1, 5, 7, 9, 11, 13, 15]
+
+
+def test_resizing_again_and_again_leaves_no_more_pieces_than_the_largest_size() -> None:
+    """A transfer of days looks for the right number of connections every half minute."""
+    schedule = Schedule(2)
+    schedule.add(0, 1 << 20)
+    for _ in range(50):
+        schedule.resize(8)
+        schedule.resize(2)
+    assert sum(map(len, schedule._homes)) == 8
+    assert schedule.remaining == 1 << 20
+
+
 @pytest.mark.parametrize("connections", [1, 7, 256])
 def test_a_million_chunks_cost_nothing(connections: int) -> None:
     schedule = Schedule(connections)

@@ -57,7 +57,7 @@ def test_defaults() -> None:
         input_file="in.txt",
         to=Address("there", 7800),
         as_name="in.txt",
-        connections=8,
+        connections=None,
         chunk_size=None,
         rate_limit=None,
         shard=WHOLE,
@@ -163,7 +163,7 @@ def test_flag_beats_variable_beats_config_beats_default(config: Any) -> None:
     path = config({"connections": 2, "sender": {"connections": 3}, "to": "from-config"})
     own, general = {"FILESTREAMER_SENDER_CONNECTIONS": "5"}, {"FILESTREAMER_CONNECTIONS": "4"}
 
-    def connections(*flags: str, environ: Mapping[str, str]) -> int:
+    def connections(*flags: str, environ: Mapping[str, str]) -> int | None:
         return settings("f", "--to", "h", *flags, environ=environ).connections
 
     assert connections("--config", path, "--connections", "6", environ=own | general) == 6
@@ -172,7 +172,8 @@ def test_flag_beats_variable_beats_config_beats_default(config: Any) -> None:
     assert connections("--config", path, environ={}) == 3
     config({"connections": 2, "to": "from-config"})
     assert connections("--config", path, environ={}) == 2
-    assert connections(environ={}) == 8
+    assert connections(environ={}) is None
+    assert connections("--connections", "auto", environ=own) is None
 
 
 def test_everything_from_the_environment(tmp_path: Path) -> None:
@@ -257,10 +258,10 @@ def test_the_token_is_not_in_the_repr() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--connections", "0"], "--connections: '0' is not a whole number from 1 to 256"),
-        (["--connections", "257"], "--connections: '257' is not a whole number from 1 to 256"),
-        (["--connections", "many"], "--connections: 'many' is not a whole number from 1 to 256"),
-        (["--connections", "9" * 5000], f"--connections: '{'9' * 5000}' is not a whole number from 1 to 256"),
+        (["--connections", "0"], "--connections: '0' is not a whole number from 1 to 256, nor auto"),
+        (["--connections", "257"], "--connections: '257' is not a whole number from 1 to 256, nor auto"),
+        (["--connections", "many"], "--connections: 'many' is not a whole number from 1 to 256, nor auto"),
+        (["--connections", "9" * 5000], f"--connections: '{'9' * 5000}' is not a whole number from 1 to 256, nor auto"),
         (["--chunk-size", "0"], "--chunk-size: '0' is out of bounds: it must be 1 B to 1.00 GiB"),
         (["--chunk-size", "1025MiB"], "--chunk-size: '1025MiB' is out of bounds: it must be 1 B to 1.00 GiB"),
         (["--chunk-size", "big"], "--chunk-size: 'big' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes"),
@@ -319,7 +320,7 @@ def test_required_settings_say_where_they_can_come_from() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("FILESTREAMER_CONNECTIONS", "0", "'0' is not a whole number from 1 to 256"),
+        ("FILESTREAMER_CONNECTIONS", "0", "'0' is not a whole number from 1 to 256, nor auto"),
         ("FILESTREAMER_SENDER_CHUNK_SIZE", "x", "'x' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes"),
         ("FILESTREAMER_TOKEN", "short", "the token has 5 characters: it must have 16 to 4096"),
         ("FILESTREAMER_TOKEN_FILE", "/not/there", "can't read '/not/there': No such file or directory"),
@@ -338,14 +339,14 @@ def test_a_bad_boolean_variable_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"connections": 0}, "connections: 0 is not a whole number from 1 to 256"),
-        ({"connections": True}, "connections: True is not a whole number from 1 to 256"),
-        ({"connections": 5.5}, "connections: 5.5 is not a whole number from 1 to 256"),
+        ({"connections": 0}, "connections: 0 is not a whole number from 1 to 256, nor auto"),
+        ({"connections": True}, "connections: True is not a whole number from 1 to 256, nor auto"),
+        ({"connections": 5.5}, "connections: 5.5 is not a whole number from 1 to 256, nor auto"),
         ({"connections": [5]}, "connections: must be text, a number, true or false"),
         ({"sender": {"chunk_size": "x"}}, "sender.chunk_size: 'x' is not a size: write it as 4MiB, 1.5GiB, 1GB or"),
         ({"chunk_size": -1}, "chunk_size: -1 is not a size: write it as"),
         ({"Chunk": 0}, "Chunk: 0 is out of bounds: it must be 1 B to 1.00 GiB"),
-        ({"ParallelPage": "x"}, "ParallelPage: 'x' is not a whole number from 1 to 256"),
+        ({"ParallelPage": "x"}, "ParallelPage: 'x' is not a whole number from 1 to 256, nor auto"),
         ({"rate_limit": False}, "rate_limit: False is not a rate"),
         ({"give_up_after": "x"}, "give_up_after: 'x' is not a number of seconds above 0"),
         ('{"give_up_after": NaN}', "give_up_after: nan is not a number of seconds above 0"),
@@ -432,7 +433,7 @@ def test_help_names_every_setting_and_exits_0(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     for name in ("INPUT_FILE", "--to HOST:PORT", "--as", "--connections", "--chunk-size", "--rate-limit", "--config"):
         assert name in shown
-    assert "[default: 8]" in shown
+    assert "[default: auto]" in shown
 
 
 def test_version_exits_0(capsys: pytest.CaptureFixture[str]) -> None:

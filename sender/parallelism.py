@@ -1,0 +1,131 @@
+"""How many connections, where nobody chose: purely.
+
+It starts with few and doubles them while that makes the transfer faster. A doubling that does not is taken back, and
+then half as many are tried: what is as fast with fewer stays with fewer. After a rest it looks again, in both
+directions, as links and machines change.
+
+What counts is the rate at which the peer's kernel takes bytes in: it is finer than acknowledged chunks, which may come
+seconds apart. It is measured when the connections that were added have had time to get up to speed, some ten
+round-trips, and once it does not rise by itself any more.
+"""
+
+from collections import deque
+from typing import Final, Literal, NamedTuple
+
+from service.counters import ParallelismReason as Reason
+from wire import limits
+
+FEW: Final = 2
+"""Connections at the start: as fast as any number over loopback, and one doubling nearer to many than one is."""
+GAIN: Final = 1.1
+"""What doubling has to make of the rate. What is given away where it makes less is less than a tenth."""
+LOSS: Final = 0.95
+"""What halving may make of it."""
+LOOK_SECONDS: Final = 0.8
+LOOK_ROUND_TRIPS: Final = 10
+LOOK_SECONDS_MAX: Final = 4.0
+"""How long a number of connections is looked at, at least, and at least where round-trips take ages."""
+PATIENCE: Final = 3
+"""Looks for which a rate may rise by itself."""
+REST_SECONDS: Final = 30.0
+SAMPLE_SECONDS: Final = 0.05
+
+CHUNKS_EACH: Final = 2
+"""Chunks that must be left for each connection of twice as many."""
+
+
+class Change(NamedTuple):
+    """One decision to have another number of connections."""
+
+    connections: int
+    """From now on."""
+    connections_before: int
+    reason: Reason
+    bytes_per_second: float
+    """The rate with `connections_before`."""
+    bytes_per_second_compared: float | None
+    """What made that too little: the rate with the number before it. None for a mere try."""
+
+
+class Parallelism:
+    """Tell it what happens by `observe`, from one thread, several times a second."""
+
+    def __init__(self, chosen: int | None = None, *, rate_limit: int | None = None) -> None:
+        """Stay at the number that somebody has `chosen`, if so.
+
+        A transfer that moves nearly `rate_limit` bytes per second needs no more connections.
+        """
+        self.adapts = chosen is None
+        self.connections = FEW if chosen is None else chosen
+        self._enough = 0.9 * rate_limit if rate_limit else float("inf")
+        self._samples: deque[tuple[float, int]] = deque()  # (now, delivered_bytes), since the last disturbance
+        self._up = 0
+        self._tried: Reason | None = None  # the try that is being looked at
+        self._compared = 0.0  # the rate before it
+        self._next: Literal["try_more", "try_fewer", "rest"] = "try_more"
+        self._is_proven = False  # fewer were seen to be slower
+        self._rest_until = 0.0
+
+    def observe(self, now: float, delivered_bytes: int, *, up: int, undealt: int, rtt_seconds: float) -> Change | None:
+        """Take in how it goes; return what is to change, if anything.
+
+        `delivered_bytes` so far; connections that are `up`; chunks that are `undealt`; the round-trip of a connection.
+        """
+        samples = self._samples
+        if up != self._up or not undealt or (samples and delivered_bytes < samples[-1][1]):
+            samples.clear()  # rates before and after this have nothing to do with each other
+        self._up = up
+        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
+            samples.append((now, delivered_bytes))
+        rate = self._steady_rate(min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX))
+        if rate is None or not up or now < self._rest_until:
+            return None
+        change = self._judge(now, rate, undealt)
+        if change is not None:
+            self.connections = change.connections
+            samples.clear()
+        return change
+
+    def _steady_rate(self, look_seconds: float) -> float | None:
+        """Return bytes per second over the later half of a look; None before, and while the rate rises by itself."""
+        samples = self._samples
+        while len(samples) > 2 and samples[-1][0] - samples[1][0] >= PATIENCE * look_seconds:
+            samples.popleft()
+        last = len(samples) - 1
+        seconds = samples[last][0] - samples[0][0]
+        if last < 4 or seconds < look_seconds:
+            return None
+        is_rising = self._rate(3 * last // 4, last) > GAIN * self._rate(last // 2, 3 * last // 4)
+        if is_rising and seconds < (PATIENCE - 0.5) * look_seconds:
+            return None
+        return self._rate(last // 2, last)
+
+    def _rate(self, first: int, last: int) -> float:
+        (begun, before), (ended, after) = self._samples[first], self._samples[last]
+        return (after - before) / (ended - begun)
+
+    def _judge(self, now: float, rate: float, undealt: int) -> Change | None:
+        """Take back what was tried in vain, and try what comes next."""
+        tried, self._tried = self._tried, None
+        if tried == "try_more":
+            if rate < GAIN * self._compared:
+                self._next = "rest" if self._is_proven else "try_fewer"
+                return Change(self.connections // 2, self.connections, "no_gain", rate, self._compared)
+            self._is_proven = True
+        elif tried == "try_fewer" and rate < LOSS * self._compared:
+            self._next = "rest"
+            return Change(2 * self.connections, self.connections, "needed", rate, self._compared)
+        if self._next == "try_more" and (rate >= self._enough or 2 * self.connections > limits.CONNECTIONS_AUTO):
+            self._next = "rest" if self._is_proven else "try_fewer"
+        if self._next == "try_fewer" and self.connections > 1:
+            self._tried = "try_fewer"
+            self._compared = max(rate, self._compared) if tried == "try_fewer" else rate
+            return Change(self.connections // 2, self.connections, "try_fewer", rate, None)
+        if self._next == "try_more":
+            if undealt < CHUNKS_EACH * 2 * self.connections:
+                return None
+            self._tried, self._compared = "try_more", rate
+            return Change(2 * self.connections, self.connections, "try_more", rate, None)
+        self._rest_until = now + REST_SECONDS
+        self._next, self._is_proven = "try_more", False
+        return None
