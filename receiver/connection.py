@@ -118,8 +118,8 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
-        computed = [self._receive_segment(part) for part in parts]
         self._clock.enter("receive")
+        computed = [self._receive_segment(part) for part in parts]
         told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
         self._clock.enter(None)
         digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
@@ -142,7 +142,6 @@ class DataConnection(threading.Thread):
         counters, hasher, clock = self.counters, self._hasher, self._clock
         offset = part.segment.offset
         hasher.reset()
-        clock.enter("receive")
         for view in self.channel.payload(part.segment.length):
             clock.enter("digest")
             hasher.update(view)

@@ -77,6 +77,7 @@ class DataConnection(threading.Thread):
         self._hasher = segment_hasher()
         self._backoff = Backoff()
         self._window_bytes = limits.WINDOW_BYTES
+        self._polled_at = 0  # moved bytes
         self._left_bytes = 0
         self._left_at = 0.0
         self._clock = StageClock(counters.stage_seconds)
@@ -143,8 +144,8 @@ class DataConnection(threading.Thread):
     def _move(self, channel: Channel) -> None:
         """Send chunks and take in acknowledgements until the deal dismisses this connection."""
         while True:
-            while (body := channel.poll_body()) is not None:
-                self._take_in(body)
+            if self.counters.moved_bytes >= self._polled_at + GATHER_BYTES or not self._outstanding or self._host.limit:
+                self._poll(channel)
             if self._window_is_full():
                 self._flush_timed(channel)
                 self._grow_window(channel)
@@ -159,6 +160,12 @@ class DataConnection(threading.Thread):
                 self._wait_for_acknowledgement(channel)
             elif self._deal.dismisses(self.connection_id):
                 return
+
+    def _poll(self, channel: Channel) -> None:
+        """Take in what has come; not after each small chunk, as looking costs a system call."""
+        self._polled_at = self.counters.moved_bytes
+        while (body := channel.poll_body()) is not None:
+            self._take_in(body)
 
     def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
         if not self._deal.is_home(chunk_id, self.connection_id):
