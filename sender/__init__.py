@@ -10,5 +10,6 @@ The data path, in the order of the modules:
 6. `schedule`    deals the needed ones (pure): chunk k to connection k mod N, and what is left over to who is free;
 7. `connection`  sends header, raw bytes, digests; takes in acknowledgements (`rate` slows it down);
 8. `deal`        keeps the account under one lock: answered, dealt, settled; puts back what a lost connection had;
-9. `transfer`    coordinates, one event at a time: when all chunks are settled, Finish; after Complete, exit 0.
+9. `parallelism` finds how many connections make it fast (pure), where nobody chose: N doubles and halves on the way;
+10. `transfer`   coordinates, one event at a time: when all chunks are settled, Finish; after Complete, exit 0.
 """

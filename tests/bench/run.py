@@ -47,7 +47,7 @@ def cases(disk: str) -> dict[str, Case]:
         "start": Case("1 KiB: what starting costs", (c.filestreamer(), c.CP, c.SOCAT, c.GRIDFTP, c.RSYNC), KIB),
         "connections": Case(
             "2 GiB by number of connections",
-            tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in (8, 1, 2, 4, 16, 64)),
+            tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in ("auto", 1, 2, 4, 8, 16, 64)),
             2 * GIB,
         ),
         "chunks": Case(
@@ -65,8 +65,8 @@ def cases(disk: str) -> dict[str, Case]:
         ),
     }
     for name, each in LINKS.items():
-        pairs = tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in (8, 1, 16))
-        found[f"link-{name}"] = Case(f"256 MiB over {each}", (*pairs, c.SOCAT, c.IPERF3), 256 * MIB, over=each)
+        pairs = tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in ("auto", 1, 4, 8, 16))
+        found[f"link-{name}"] = Case(f"1 GiB over {each}", (*pairs, c.SOCAT, c.IPERF3), GIB, over=each)
     return found
 
 

@@ -1,5 +1,6 @@
 """`--connections auto`: a real pair finds out how many connections make it fast."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -82,3 +83,34 @@ def test_a_number_that_was_chosen_stays(pair: Pair, seed: int) -> None:
 
     assert sent["connections"] == 2
     assert changes(sender) == []
+
+
+def test_an_interrupted_transfer_resumes_with_any_number(pair: Pair, seed: int) -> None:
+    """Interrupted while its connections become more; the rest goes over two."""
+    file = pair.file("f", 48 * MIB, seed)
+    receiver = pair.receiver()
+    with Relay(pair.address(receiver), delay_seconds=READ_BYTES / (2 * MIB)) as relay:
+        first = pair.sender(file, relay.address, "--chunk-size", "64KiB")
+        first.wait_for("parallelism", count=2)
+        first.signal(signal.SIGTERM)
+        assert first.wait() == 143
+    second = pair.sender(file, pair.address(receiver), "--chunk-size", "64KiB", "--connections", 2).succeeds()
+
+    assert same(file, pair.destination / "f")
+    assert second["held_bytes"] > 0
+
+
+def test_connections_that_are_reset_come_back_while_they_become_more(pair: Pair, seed: int) -> None:
+    file = pair.file("f", 48 * MIB, seed)
+    receiver = pair.receiver("--once")
+    with Relay(pair.address(receiver), delay_seconds=READ_BYTES / (4 * MIB)) as relay:
+        sender = pair.sender(file, relay.address, "--chunk-size", "64KiB")
+        sender.wait_for("parallelism")
+        for carried in relay.carried:
+            carried.reset()
+            carried.close()
+        sent = sender.succeeds()
+
+    assert receiver.wait() == 0
+    assert same(file, pair.destination / "f")
+    assert sent["reconnects"] >= 1

@@ -56,6 +56,14 @@ def test_counters_are_told_as_they_are() -> None:
     assert seen["stage_microseconds"]["receiver"] == {}, "the receiver has not said"
 
 
+def test_a_connection_that_is_not_needed_any_more_is_not_down() -> None:
+    counters = transfer()
+    counters.add_connection(0).is_dismissed = True
+    counters.add_connection(1)
+    (seen,) = told(counters)
+    assert [(lane["up"], lane["dismissed"]) for lane in seen["connections"]] == [(False, True), (False, False)]
+
+
 def test_a_receiver_tells_its_own_stages_and_the_senders() -> None:
     counters = TransferCounters(bytes(16), NAME, RECEIVER_STAGES)
     counters.peer_stages = tuple(range(len(SENDER_STAGES) + 1))  # of a later version, which knows one more

@@ -117,6 +117,15 @@ def test_a_complete_transfer() -> None:
     assert per_connection[2]["stage_seconds"] == {"read": 0.25}
 
 
+def test_a_connection_that_was_given_up_on_the_way_is_no_first_one_of_many() -> None:
+    """It ended because fewer did as well; it waited for nobody."""
+    made = counters()
+    made.connections.append(ConnectionCounters(3, chunks=1, finished_at=101.0, is_dismissed=True))
+
+    outcome = TransferResult.from_counters(made, error=None, committed=True, root_digest=None)
+    assert (outcome.connections, outcome.straggler_seconds) == (4, 1.5)
+
+
 def test_json_is_one_line_of_ascii() -> None:
     line = result(TransferFailed(Code.SOURCE, "can't read ü\n\udcff")).to_json()
 
