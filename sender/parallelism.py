@@ -19,6 +19,8 @@ FEW: Final = 2
 """Connections at the start: as fast as any number over loopback, and one doubling nearer to many than one is."""
 GAIN: Final = 1.1
 """What doubling has to make of the rate. What is given away where it makes less is less than a tenth."""
+CLEAR_GAIN: Final = 1.25
+"""A smaller gain may be a busy machine's: whether fewer do as well is tried later, which costs no more than it."""
 LOSS: Final = 0.95
 """What halving may make of it."""
 LOOK_SECONDS: Final = 0.8
@@ -63,7 +65,7 @@ class Parallelism:
         self._tried: Reason | None = None  # the try that is being looked at
         self._compared = 0.0  # the rate before it
         self._next: Literal["try_more", "try_fewer", "rest"] = "try_more"
-        self._is_proven = False  # fewer were seen to be slower
+        self._is_proven = False  # fewer were clearly slower
         self._rest_until = 0.0
 
     def observe(self, now: float, delivered_bytes: int, *, up: int, undealt: int, rtt_seconds: float) -> Change | None:
@@ -111,7 +113,7 @@ class Parallelism:
             if rate < GAIN * self._compared:
                 self._next = "rest" if self._is_proven else "try_fewer"
                 return Change(self.connections // 2, self.connections, "no_gain", rate, self._compared)
-            self._is_proven = True
+            self._is_proven = rate >= CLEAR_GAIN * self._compared
         elif tried == "try_fewer" and rate < LOSS * self._compared:
             self._next = "rest"
             return Change(2 * self.connections, self.connections, "needed", rate, self._compared)

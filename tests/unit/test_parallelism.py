@@ -135,6 +135,15 @@ def test_fewer_are_tried_where_more_did_nothing() -> None:
     assert simulation.connections == FEW
 
 
+def test_what_looked_like_a_gain_is_looked_at_again() -> None:
+    """The machine had something else to do while two were looked at: twelve tenths are not the connections' merit."""
+    simulation = Simulation(flat(100 * MB))
+    while not simulation.changes:
+        simulation.run(TICK)
+    simulation.path = flat(120 * MB)
+    assert simulation.run(10).connections == 1
+
+
 def test_connections_that_are_slow_to_start_are_given_the_time() -> None:
     """At 300 ms each takes seconds to be up to speed."""
     assert Simulation(lossy(20 * MB, 80 * MB, 0.3)).run(30).connections == 4
