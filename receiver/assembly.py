@@ -81,6 +81,20 @@ class Assembly:
         for at in range(share.chunk(start) * size, share.chunk(stop) * size, share.count * size):
             yield view[at : at + size]
 
+    def all_digests(self) -> bytes:
+        """Return the digests of all chunks, zeros for those that have none."""
+        return bytes(self._digests)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every chunk is VERIFIED, but for holes."""
+        return self._states.count(VERIFIED) + self._states.count(HOLE) == len(self._states)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk is VERIFIED or HELD, but for holes."""
+        return all(self._states.find(state) < 0 for state in (FREE, CLAIMED, WRITING))
+
     def writer(self, index: int) -> Writer | None:
         """Return who is writing a chunk, if anybody."""
         return self._writers.get(index)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from receiver.assembly import Writer
-from receiver.rehash import Rehashed
+from receiver.rehash import FinalsRehashed, Rehashed
 from wire import messages as m
 
 
@@ -65,7 +65,7 @@ class Cargo(Protocol):
     def rejoin(self) -> None:
         """Hear that control was opened anew: the manifest is repeated."""
 
-    def rehashed(self, batch: Rehashed) -> Sequence[m.Message]:
+    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Take what claimed segments hash to; return what is to be answered."""
 
     def more(self) -> Sequence[m.Message]:

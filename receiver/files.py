@@ -409,6 +409,38 @@ class Files:
         self._lock = threading.Lock()  # protects both tables
         self._files: dict[bytes, File] = {}  # by name: those that can be joined, or stand in the way
         self._stakes: dict[Transfer, Stake] = {}
+        self._trees: dict[bytes, Transfer] = {}  # by the names of their roots
+
+    def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
+        """Give a tree one name in the destination, if no other transfer has it; who is deserted gives way.
+
+        Raises TransferFailed: POLICY, BUSY.
+        """
+        if self._output_name is not None:
+            raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
+        with self._lock:
+            rivals = self._holders(name, transfer)
+        self._displace(rivals)
+        with self._lock:
+            if self._holders(name, transfer):
+                raise TransferFailed(Code.BUSY, f"{self._shown(name)} is being received from another sender")
+            self._trees[name] = transfer
+        return self._destination
+
+    def _holders(self, name: bytes, transfer: "Transfer") -> "list[Transfer]":
+        """List who else has a name in the destination, as a file or as the root of a tree."""
+        file = self._files.get(name)
+        holders = [holder for holder, stake in self._stakes.items() if file is not None and stake.file is file]
+        if name in self._trees:
+            holders.append(self._trees[name])
+        return [holder for holder in holders if holder is not transfer]
+
+    def _displace(self, rivals: "list[Transfer]") -> None:
+        """Have others give way, if all of them do."""
+        if rivals and all(rival.gives_way for rival in rivals):
+            for rival in rivals:
+                rival.give_way()
+            join_all(rivals)
 
     def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file, if no other one has it; those that are deserted give way.
@@ -420,11 +452,10 @@ class Files:
         source = Source(share.count, entry.size, entry.mtime_ns, grid.chunk_size)
         with self._lock:
             rivals = self._rivals(name, source, share)
-        if rivals and all(rival.gives_way for rival in rivals):
-            for rival in rivals:
-                rival.give_way()
-            join_all(rivals)
+        self._displace(rivals)
         with self._lock:
+            if name in self._trees:
+                raise TransferFailed(Code.BUSY, f"{self._shown(name)} is being received from another sender")
             if self._rivals(name, source, share):
                 raise _refusal(self._files[name], source, share, self._shown(name))
             stake = Stake(self._file(name, source), share)
@@ -440,6 +471,8 @@ class Files:
 
     def _rivals(self, name: bytes, source: Source, share: Share) -> "list[Transfer]":
         """List who is in the way of a newcomer: who moves its share or, where it is of another job, everybody."""
+        if name in self._trees:
+            return [self._trees[name]]
         file = self._files.get(name)
         if file is None:
             return []
@@ -482,9 +515,10 @@ class Files:
         return os.path.join(self._destination.path, os.fsdecode(name))
 
     def release(self, transfer: "Transfer") -> None:
-        """Let others write the file that a transfer has committed."""
+        """Let others write what a transfer has committed."""
         with self._lock:
-            self._forget(self._stakes[transfer].file)
+            if transfer in self._stakes:
+                self._forget(self._stakes[transfer].file)
 
     def _forget(self, file: File) -> None:
         if self._files.get(file.name) is file:
@@ -496,6 +530,8 @@ class Files:
         `cleanly` is whether all its threads have left the file: where one hangs in a write, nothing is closed.
         """
         with self._lock:
+            for name in [name for name, holder in self._trees.items() if holder is transfer]:
+                del self._trees[name]
             stake = self._stakes.get(transfer)
             if stake is None:
                 return
@@ -517,9 +553,9 @@ class Files:
             self._forget(file)
 
     def is_in_use(self, name: bytes) -> bool:
-        """Whether any transfer has a stake in a file of this name."""
+        """Whether any transfer has this name, as that of a file or of the root of a tree."""
         with self._lock:
-            return any(stake.file.name == name for stake in self._stakes.values())
+            return name in self._trees or any(stake.file.name == name for stake in self._stakes.values())
 
 
 def _refusal(file: File, source: Source, share: Share, shown: str) -> TransferFailed:

@@ -1,6 +1,7 @@
 """Claimed chunks: what the ledger says is here is hashed again from the disk, by a few threads, in order.
 
-Results are posted in batches, so that the answer to the sender flows in parts.
+Results are posted in batches, so that the answer to the sender flows in parts. Files of a tree that are there already
+are hashed likewise, where the sender asked for that.
 """
 
 import os
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from receiver.store import Readable
+from receiver.store import Destination, Readable, open_below
 from service.threads import run_to_end
 from wire import limits
 from wire.digests import segment_hasher
@@ -27,6 +28,28 @@ class Rehashed(NamedTuple):
     share: Share
     start: int
     digests: list[bytes]
+    bytes: int
+
+
+class FinalFile(NamedTuple):
+    """A file of a tree that lies under its final name, and is to be compared."""
+
+    file_id: int
+    path: bytes
+    grid: Grid
+
+
+class FinalWork(NamedTuple):
+    """Files to be hashed and posted as one."""
+
+    destination: Destination
+    files: list[FinalFile]
+
+
+class FinalsRehashed(NamedTuple):
+    """What files under their final names hash to: file_id, and the digests of all segments, b"" where it is gone."""
+
+    digests: list[tuple[int, bytes]]
     bytes: int
 
 
@@ -51,10 +74,12 @@ def batches(grid: Grid, start: int, stop: int) -> Iterator[tuple[int, int]]:
 class Rehasher:
     """Hashes runs of claimed chunks; none of its threads runs where nothing is claimed."""
 
-    def __init__(self, post: Callable[[Rehashed], None], failed: Callable[[FilestreamerError], None]) -> None:
+    def __init__(
+        self, post: Callable[[Rehashed | FinalsRehashed], None], failed: Callable[[FilestreamerError], None]
+    ) -> None:
         self._post = post
         self._failed = failed
-        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Work | FinalWork | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
 
@@ -64,11 +89,29 @@ class Rehasher:
         for start, stop in batches(work.grid, work.start, work.stop):
             self._work.put(work._replace(start=start, stop=stop))
             count += 1
+        self._begin_thread()
+        return count
+
+    def add_finals(self, destination: Destination, files: list[FinalFile]) -> None:
+        """Hash these files of a tree soon; they are posted in batches."""
+        batch: list[FinalFile] = []
+        size = 0
+        for file in files:
+            batch.append(file)
+            size += file.grid.size
+            if len(batch) == BATCH_CHUNKS or size >= BATCH_BYTES:
+                self._work.put(FinalWork(destination, batch))
+                batch, size = [], 0
+                self._begin_thread()
+        if batch:
+            self._work.put(FinalWork(destination, batch))
+            self._begin_thread()
+
+    def _begin_thread(self) -> None:
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
             self._threads.append(thread)
             thread.start()
-        return count
 
     def end(self, seconds: float) -> bool:
         """Stop soon, and wait until no thread reads a file any more; whether none does."""
@@ -86,7 +129,33 @@ class Rehasher:
     def _rehash_all(self) -> None:
         block = memoryview(bytearray(limits.BLOCK_BYTES))
         while (work := self._work.get()) is not None and not self._ended.is_set():
-            self._rehash(block, work)
+            if isinstance(work, FinalWork):
+                self._rehash_finals(block, work)
+            else:
+                self._rehash(block, work)
+
+    def _rehash_finals(self, block: memoryview, work: FinalWork) -> None:
+        digests = []
+        size = 0
+        for file in work.files:
+            try:
+                content = open_below(work.destination, file.path)
+            except FilestreamerError:  # changed since it was looked at: it is received anew
+                digests.append((file.file_id, b""))
+                continue
+            try:
+                found = []
+                for index in range(file.grid.segments):
+                    if self._ended.is_set():
+                        return
+                    found.append(self._digest(block, content, file.grid, index))
+                digests.append((file.file_id, b"".join(found)))
+                size += file.grid.size
+            except FilestreamerError:
+                digests.append((file.file_id, b""))
+            finally:
+                os.close(content.fd)
+        self._post(FinalsRehashed(digests, size))
 
     def _rehash(self, block: memoryview, work: Work) -> None:
         digests = []

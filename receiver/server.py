@@ -244,8 +244,12 @@ class Server:
         """Give a transfer its share of a file. Raises TransferFailed."""
         return self._files.claim(transfer, entry, grid, share)
 
+    def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
+        """Give a tree a name in the destination. Raises TransferFailed."""
+        return self._files.claim_root(transfer, name)
+
     def release(self, transfer: Transfer) -> None:
-        """Let others write the file that a transfer has committed."""
+        """Let others write what a transfer has committed."""
         self._files.release(transfer)
 
     def leave(self, transfer: Transfer, *, cleanly: bool) -> None:

@@ -8,7 +8,7 @@ from receiver.assembly import Turn
 from receiver.cargo import Connection, Part, Step
 from receiver.files import LEAVE_SECONDS, Answer, Stake
 from receiver.files import Step as ShareStep
-from receiver.rehash import Rehashed, Rehasher, Work
+from receiver.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from service.counters import TransferCounters
 from wire import messages as m
 from wire.digests import root_digest
@@ -69,8 +69,9 @@ class Single:
         needed = self._stake.needed_messages(0, answer.needed)
         return [*needed, *self._stake.held_messages(0, answer.held)]
 
-    def rehashed(self, batch: Rehashed) -> Sequence[m.Message]:
+    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Answer claimed chunks, now that it is known what is on the disk."""
+        assert isinstance(batch, Rehashed)  # a single file is staged
         answer = self._stake.rehashed(batch.share, batch.start, batch.digests)
         self._counters.rehashed_bytes += batch.bytes
         if batch.share == self._stake.share:

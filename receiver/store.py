@@ -16,6 +16,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -31,28 +32,44 @@ from wire.messages import Entry, Hole
 STAGING: Final = ".filestreamer"
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _SUFFIXES: Final = (".data", ".ledger")
+TREE_SUFFIX: Final = ".tree"
+_UNSOUND: Final = re.compile(
+    rb"(?:^|/)(?:\.{0,2}|%s|[^/]{%d,})(?:/|\Z)|\0" % (re.escape(STAGING.encode()), limits.NAME_BYTES + 1)
+)
+"""A path with any of these may not be written."""
 _RENAME_TRIES: Final = 3
 _RECORDS_AT_ONCE: Final = 32768
 
 
-def check_name(path: bytes) -> bytes:
-    """Return a manifest path that is one plain name. Raises TransferFailed (PATH, POLICY).
+def check_path(path: bytes) -> None:
+    """Check a manifest path. Raises TransferFailed(PATH).
 
-    NUL, '.', '..', empty components, `.filestreamer`, absolute and overlong names are refused with PATH, whatever the
-    sender meant by them; a sound path of several components with POLICY, as trees are not taken yet.
+    NUL, '.', '..', empty components, `.filestreamer`, absolute and overlong names are refused, whatever the sender
+    meant by them.
     """
+    if not _UNSOUND.search(path):
+        return
     parts = path.split(b"/")
     if b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
         raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: it is no path inside a directory")
-    if STAGING.encode() in parts or any(len(part) > limits.NAME_BYTES for part in parts):
-        raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: reserved, or too long")
-    if len(parts) > 1:
-        raise TransferFailed(Code.POLICY, f"the name {_shown(path)} has directories: this receiver takes no trees yet")
+    raise TransferFailed(Code.PATH, f"the name {_shown(path)} may not be written: reserved, or too long")
+
+
+def check_name(path: bytes) -> bytes:
+    """Return a manifest path that is one plain name. Raises TransferFailed: as `check_path`, POLICY."""
+    check_path(path)
+    if b"/" in path:
+        raise TransferFailed(Code.POLICY, f"the name {_shown(path)} has directories, and one plain name is wanted")
     return path
 
 
 def _shown(path: bytes) -> str:
     return ascii(os.fsdecode(path[:80]))
+
+
+def shown_path(destination: "Destination", path: bytes) -> str:
+    """Return where a path leads, as people know it."""
+    return os.path.join(destination.path, os.fsdecode(path))
 
 
 class Destination:
@@ -97,24 +114,28 @@ class Destination:
         """Remove staged files that nothing was added to for `seconds`; None removes none.
 
         `now` is the time since the epoch, as file times are. Return how many staged files were removed, and how many
-        are left. A file that another process is receiving stays.
+        are left. A file that another process is receiving stays. Small files of a tree whose receiver was killed are
+        removed in any case, as nobody goes on with them.
         """
         try:
             staging = self.staging(create=False)
         except (OSError, TransferFailed):  # none, or none that a transfer will take either
             return 0, 0
         try:
-            keys = {stem for stem, suffix in map(os.path.splitext, os.listdir(staging)) if suffix in _SUFFIXES}
+            names = os.listdir(staging)
+            keys = {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES}
+            for name in names:
+                if name.endswith(TREE_SUFFIX):
+                    _discard_tree(staging, name)
             removed = sum(_discard(staging, key, seconds, now) for key in keys) if seconds is not None else 0
         finally:
             os.close(staging)
-        if removed:
-            self.tidy()
+        self.tidy()
         return removed, len(keys) - removed
 
     def drop_ledger(self, name: bytes) -> None:
         """Remove the ledger of a file that was committed, which a crash may have left. Raises OSError."""
-        key = segment_digest(name).hex()
+        key = Staged.key(name)
         with contextlib.suppress(FileNotFoundError, TransferFailed):
             staging = self.staging(create=False)
             try:
@@ -135,27 +156,43 @@ class Destination:
         `reserved_bytes` is what other transfers are still going to write here. Raises TransferFailed: BUSY, EXISTS,
         DESTINATION, NO_SPACE (before anything is written).
         """
-        shown = os.path.join(self.path, os.fsdecode(name))
         try:
             self.check_final(name)
+            return self.stage_below(name, entry, grid, reserved_bytes)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown_path(self, name)}") from None
+        finally:
+            self.tidy()
+
+    def stage_below(self, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> "Staged":
+        """Do the same for a file of a tree, whose final place is looked at by whoever opens its directory."""
+        shown = shown_path(self, path)
+        try:
             for _ in range(_RENAME_TRIES):
                 with contextlib.suppress(FileNotFoundError):  # somebody tidied the staging directory just now
                     return Staged(
                         self,
                         self.staging(create=True),
-                        name=name,
+                        name=path,
                         shown=shown,
                         entry=entry,
                         grid=grid,
                         reserved_bytes=reserved_bytes,
                     )
         except OSError as error:
-            self.tidy()
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
-        except TransferFailed:
-            self.tidy()
-            raise
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: the staging directory vanishes")
+
+    def staged_keys(self) -> set[str]:
+        """Return the keys of what earlier runs left in staging."""
+        try:
+            staging = self.staging(create=False)
+        except (OSError, TransferFailed):
+            return set()
+        try:
+            return {stem for stem, suffix in map(os.path.splitext, os.listdir(staging)) if suffix == _SUFFIXES[1]}
+        finally:
+            os.close(staging)
 
     def in_place(self, name: bytes, entry: Entry, grid: Grid) -> "InPlace | None":
         """Open what stands under the final name if it has the size and the mtime of `entry`; None if it has not."""
@@ -181,6 +218,24 @@ class Destination:
             raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
         if not self.replace:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids to replace it")
+
+
+def clear_tree(tree_fd: int) -> None:
+    """Remove what lies in the staging of a tree, which has no directories. Raises OSError."""
+    for name in os.listdir(tree_fd):
+        os.unlink(name, dir_fd=tree_fd)
+
+
+def _discard_tree(staging_fd: int, name: str) -> None:
+    """Remove the staging of a tree that no process is receiving."""
+    with contextlib.suppress(OSError):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=staging_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            clear_tree(fd)
+            os.rmdir(name, dir_fd=staging_fd)
+        finally:
+            os.close(fd)
 
 
 def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
@@ -210,6 +265,11 @@ def _discard_files(staging_fd: int, key: str, seconds: float, now: float) -> boo
     finally:
         os.close(fd)
     return True
+
+
+def owner(entry: Entry) -> tuple[int, int]:
+    """Return the (uid, gid) that an entry asks for, -1 being any."""
+    return (-1 if entry.uid is None else entry.uid, -1 if entry.gid is None else entry.gid)
 
 
 class Readable:
@@ -261,6 +321,26 @@ def _has_data(fd: int, hole: Hole) -> bool:
     return False
 
 
+def open_below(destination: Destination, path: bytes) -> Readable:
+    """Open a file under its final name, to read it, following no symlink. Raises TransferFailed(DESTINATION)."""
+    content = Readable()
+    content.path = shown_path(destination, path)
+    parts = path.split(b"/")
+    fd = destination.fd
+    try:
+        for at, part in enumerate(parts):
+            flags = os.O_NONBLOCK if at == len(parts) - 1 else os.O_DIRECTORY
+            above, fd = fd, os.open(part, os.O_RDONLY | flags | _OPEN, dir_fd=fd)
+            if at:
+                os.close(above)
+    except OSError as error:
+        if fd != destination.fd:
+            os.close(fd)
+        raise from_os_error(error, Code.DESTINATION, f"can't read {content.path}") from None
+    content.fd = fd
+    return content
+
+
 class InPlace(Readable):
     """A file that was committed before, and is only compared. Everything is claimed, with no digest."""
 
@@ -306,7 +386,7 @@ class Staged(Readable):
         self._grid = grid
         self._destination = destination
         self._name = name
-        key = segment_digest(name).hex()
+        key = self.key(name)
         self._data_name, self._ledger_name = f"{key}.data", f"{key}.ledger"
         self._fds = [staging_fd]
         self._staging_fd = staging_fd
@@ -327,6 +407,11 @@ class Staged(Readable):
             self._discard_if_empty()
             self.close()
             raise
+
+    @staticmethod
+    def key(path: bytes) -> str:
+        """Return under which name a file is staged that goes to this path."""
+        return segment_digest(path).hex()
 
     def _open(self, name: str, flags: int) -> int:
         """Open a staged file, making it where it is missing. One that has other names, too, is left to those."""
@@ -461,18 +546,35 @@ class Staged(Readable):
 
         A failed sync discards the staging: what the kernel dropped can't be found by hashing what it still caches.
         """
-        entry = self.entry
         try:
-            os.ftruncate(self.fd, entry.size)
-            os.fchmod(self.fd, entry.mode & 0o777)
-            os.utime(self.fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            self._finish()
             self._sync(os.fsync)
-            self._rename()
+            self._rename(self._destination.fd, self._name)
             os.fsync(self._destination.fd)
             os.unlink(self._ledger_name, dir_fd=self._staging_fd)
             self._destination.tidy()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
+
+    def _finish(self) -> None:
+        """Give it its size, mode and times, now that nobody writes any more. Raises OSError."""
+        os.ftruncate(self.fd, self.entry.size)
+        os.fchmod(self.fd, self.entry.mode & 0o777)
+        os.utime(self.fd, ns=(self.entry.mtime_ns, self.entry.mtime_ns))
+
+    def prepare(self) -> None:
+        """Make a file of a tree ready to be synced with others. Raises TransferFailed, OSError."""
+        with self._sync_mutex:
+            if self.is_lost:
+                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run it again")
+        if self.entry.uid is not None or self.entry.gid is not None:
+            os.fchown(self.fd, *owner(self.entry))
+        self._finish()
+
+    def put(self, directory_fd: int, name: bytes) -> None:
+        """Put a file of a tree under its final name, after it was synced. Raises OSError, TransferFailed."""
+        self._rename(directory_fd, name)
+        os.unlink(self._ledger_name, dir_fd=self._staging_fd)
 
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError and discards the staging where that fails, and again ever after.
@@ -489,16 +591,16 @@ class Staged(Readable):
                 self.discard()
                 raise
 
-    def _rename(self) -> None:
+    def _rename(self, directory_fd: int, final: bytes) -> None:
         there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
         if not os.path.samestat(there, os.fstat(self.fd)):
             raise TransferFailed(Code.DESTINATION, f"{self.path}: somebody replaced its staging: send it again")
-        to = {"src_dir_fd": self._staging_fd, "dst_dir_fd": self._destination.fd}
+        to = {"src_dir_fd": self._staging_fd, "dst_dir_fd": directory_fd}
         if self._destination.replace:
-            os.rename(self._data_name, self._name, **to)
+            os.rename(self._data_name, final, **to)
             return
         try:
-            os.link(self._data_name, self._name, follow_symlinks=False, **to)
+            os.link(self._data_name, final, follow_symlinks=False, **to)
         except FileExistsError:
             raise TransferFailed(Code.EXISTS, f"{self.path} exists by now, and --no-replace forbids it") from None
         os.unlink(self._data_name, dir_fd=self._staging_fd)

@@ -15,8 +15,9 @@ from receiver.cargo import Cargo
 from receiver.connection import DataConnection
 from receiver.files import LEAVE_SECONDS, Stake
 from receiver.intake import Intake
-from receiver.rehash import Rehashed, Rehasher
+from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.single import Single
+from receiver.store import Destination, check_path
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
@@ -69,11 +70,15 @@ class Failed(NamedTuple):
     error: FilestreamerError
 
 
+class Nudged(NamedTuple):
+    """There may be more to be answered."""
+
+
 class Synced(NamedTuple):
     """A step that waited for the disk is done."""
 
 
-Event = ControlUp | ControlDown | Received | Failed | Synced | Rehashed
+Event = ControlUp | ControlDown | Received | Failed | Nudged | Synced | Rehashed | FinalsRehashed
 
 
 class Registry(Protocol):
@@ -82,8 +87,11 @@ class Registry(Protocol):
     def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file. Raises TransferFailed."""
 
+    def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
+        """Give a tree a name in the destination. Raises TransferFailed."""
+
     def release(self, transfer: "Transfer") -> None:
-        """Let others write the file that a transfer has committed."""
+        """Let others write what a transfer has committed."""
 
     def leave(self, transfer: "Transfer", *, cleanly: bool) -> None:
         """Take a transfer out of its file; `cleanly` is whether none of its threads hangs there."""
@@ -227,12 +235,12 @@ class Transfer(threading.Thread):
 
     def _act(self, event: Event | None) -> None:
         match event:
-            case None:
+            case None | Nudged():
                 pass
             case Received(channel, body):
                 if channel is self._channel:
                     self._receive(decode(body), body)
-            case Rehashed():
+            case Rehashed() | FinalsRehashed():
                 self._take_rehashed(event)
             case Synced():
                 self._take_synced()
@@ -336,14 +344,42 @@ class Transfer(threading.Thread):
     def _claim(self, part: m.ManifestPart) -> Cargo:
         """Take what is offered from the registry. Raises TransferFailed, RemoteProtocolError."""
         assert self._offer is not None  # the session table has an Offer before the first ManifestPart
-        is_one = part.first_file_id == 0 and len(part.entries) == 1 and part.last
-        if self._offer.shard is not None and not (is_one and part.entries[0].type is m.EntryType.FILE):
+        if part.first_file_id:
+            raise TransferFailed(Code.UNKNOWN_TRANSFER, "the beginning of the manifest is not known here: begin again")
+        is_single = len(part.entries) == 1 and part.last and part.entries[0].type is m.EntryType.FILE
+        if self._offer.shard is not None and not is_single:
             raise RemoteProtocolError("a shard is a share of one file, and of nothing else")
-        if not is_one:
-            raise TransferFailed(Code.POLICY, "this receiver takes one file at a time, not yet trees")
-        entry = part.entries[0]
-        stake = self._stake(entry, Grid(entry.size, self._offer.chunk_size))
-        return Single(entry, stake, self.counters, self._rehasher, self._log)
+        if is_single and b"/" not in part.entries[0].path:
+            entry = part.entries[0]
+            stake = self._stake(entry, Grid(entry.size, self._offer.chunk_size))
+            return Single(entry, stake, self.counters, self._rehasher, self._log)
+        return self._plant(self._offer, part)
+
+    def _plant(self, offer: m.Offer, part: m.ManifestPart) -> Cargo:
+        from receiver.tree import Tree
+
+        if not part.entries:
+            raise RemoteProtocolError("nothing is offered")
+        check_path(part.entries[0].path)
+        root = part.entries[0].path.partition(b"/")[0]
+        return Tree(
+            offer,
+            self._claim_root(root),
+            self._claim_root,
+            root=root,
+            counters=self.counters,
+            rehasher=self._rehasher,
+            failed=self.end_soon,
+            nudge=lambda: self.post_now(Nudged()),
+            log=self._log,
+        )
+
+    def _claim_root(self, name: bytes) -> Destination:
+        try:
+            return self._registry.claim_root(self, name)
+        except TransferFailed as error:
+            self._was_offered = error.code is not Code.BUSY
+            raise
 
     def _stake(self, entry: m.Entry, grid: Grid) -> Stake:
         if entry.type is not m.EntryType.FILE or entry.xattrs:
@@ -365,7 +401,7 @@ class Transfer(threading.Thread):
         assert self.intake.cargo is not None
         return self.intake.cargo
 
-    def _take_rehashed(self, batch: Rehashed) -> None:
+    def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is known what is on the disk."""
         answers = self._cargo.rehashed(batch)
         self.counters.last_progress_at = time.monotonic()

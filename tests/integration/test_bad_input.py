@@ -496,16 +496,6 @@ def test_hostile_names_where_they_are_not_used(pair: Pair, tmp_path: Path) -> No
     assert pair.received() == ["out"]
 
 
-@pytest.mark.parametrize("name", [b"a/b", b"a/b/c"], ids=repr)
-def test_path_of_several_components(pair: Pair, name: bytes) -> None:
-    """A good path, and more than a receiver of single files does: POLICY, not PATH."""
-    receiver = pair.receiver()
-    with RawSender(pair.address(receiver)) as peer:
-        sample = Sample(name, b"content", 4)
-        assert peer.offers(sample.offer, m.ManifestPart(0, (sample.entry,), True)).code is Code.POLICY
-    check_untouched(pair, receiver)
-
-
 def test_name_that_is_too_long_for_a_frame_field(pair: Pair) -> None:
     receiver = pair.receiver()
     with RawSender(pair.address(receiver)) as peer:

@@ -236,16 +236,13 @@ def test_nonsense_on_control(pair: Pair, receiver: Service, sample: Sample) -> N
 
 
 POLICY: Cases = {
-    "two files": lambda s: [s.offer, m.ManifestPart(0, (s.entry, s.entry._replace(path=b"other")), True)],
-    "two parts": lambda s: [s.offer, m.ManifestPart(0, (s.entry,), False), m.ManifestPart(1, (), True)],
-    "directory": lambda s: [s.offer, m.ManifestPart(0, (m.Entry(b"d", m.EntryType.DIRECTORY, 0, 0o755, 0),), True)],
-    "symlink": lambda s: [
-        s.offer,
-        m.ManifestPart(0, (m.Entry(b"l", m.EntryType.SYMLINK, 0, 0o777, 0, link_target=b"/etc/passwd"),), True),
-    ],
     "holes in a shard": lambda s: [
         s.offer._replace(shard=m.Shard(0, 2)),
         m.ManifestPart(0, (s.entry._replace(holes=(m.Hole(0, KIB),)),), True),
+    ],
+    "stream in a tree": lambda s: [
+        s.offer,
+        m.ManifestPart(0, (s.entry, m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)), True),
     ],
     "xattrs": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True)],
 }

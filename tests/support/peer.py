@@ -9,7 +9,8 @@ import random
 import socket
 import struct
 import threading
-from typing import NamedTuple, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self, TypeVar
 
 from tests.support.services import UNIT
 from wire import limits
@@ -137,6 +138,98 @@ class Sample(NamedTuple):
     @property
     def finish(self) -> m.Finish:
         return m.Finish(self.grid.segments, root_digest(map(self.digest, range(self.grid.segments))))
+
+
+class TreeSample:
+    """A tree as the protocol sees it: entries, what is in the files, and how that is cut into parts and chunks."""
+
+    def __init__(self, chunk_size: int, *, part_entries: int = limits.ENTRIES_PER_PART, checksum: bool = False) -> None:
+        self.chunk_size = chunk_size
+        self.part_entries = part_entries
+        self.checksum = checksum
+        self.entries: list[m.Entry] = []
+        self.contents: list[bytes] = []
+        self.withdrawn: set[int] = set()
+        self.unchecked: set[int] = set()
+
+    def add(self, path: bytes, content: bytes = b"", type: m.EntryType = m.EntryType.FILE, **more: Any) -> int:
+        """List another entry; return its file_id."""
+        entry = m.Entry(path, type, len(content), 0o644, 1_700_000_000_000_000_000)._replace(**more)
+        self.entries.append(entry)
+        self.contents.append(content)
+        return len(self.entries) - 1
+
+    def directory(self, path: bytes, **more: Any) -> int:
+        """List a directory."""
+        return self.add(path, type=m.EntryType.DIRECTORY, **{"mode": 0o755, **more})
+
+    def symlink(self, path: bytes, target: bytes) -> int:
+        """List a symlink."""
+        return self.add(path, type=m.EntryType.SYMLINK, mode=0o777, link_target=target)
+
+    @property
+    def offer(self) -> m.Offer:
+        return m.Offer(self.chunk_size, None, self.checksum, 0)
+
+    @property
+    def parts(self) -> list[m.ManifestPart]:
+        step = self.part_entries
+        firsts = range(0, len(self.entries), step)
+        return [m.ManifestPart(at, tuple(self.entries[at : at + step]), at == firsts[-1]) for at in firsts]
+
+    def segments(self) -> Iterator[list[m.Segment]]:
+        """Yield what each chunk carries when everything is sent, holes included."""
+        groups: set[int] = set()
+        for part in self.parts:
+            bundle: list[m.Segment] = []
+            for file_id, entry in enumerate(part.entries, part.first_file_id):
+                is_follower = entry.hard_link_group in groups
+                groups |= {entry.hard_link_group} - {0}
+                grid = Grid(entry.size, self.chunk_size)
+                if is_follower or not grid.segments:
+                    continue
+                full = sum(segment.length for segment in bundle) + entry.size > self.chunk_size
+                if bundle and (full or len(bundle) == limits.SEGMENTS_PER_CHUNK):
+                    yield bundle
+                    bundle = []
+                if grid.segments == 1:
+                    bundle.append(m.Segment(file_id, 0, entry.size))
+                else:
+                    for index in range(grid.segments):
+                        yield [m.Segment(file_id, grid.offset(index), grid.length(index))]
+            if bundle:
+                yield bundle
+
+    def is_sent(self, segment: m.Segment) -> bool:
+        """Whether this segment has a digest: it is neither in holes nor withdrawn nor accepted unread."""
+        return not self.is_hole(segment) and segment.file_id not in self.withdrawn | self.unchecked
+
+    def is_hole(self, segment: m.Segment) -> bool:
+        """Whether this segment lies in one of its file's holes entirely."""
+        end = segment.offset + segment.length
+        holes = self.entries[segment.file_id].holes
+        return any(hole.offset <= segment.offset and end <= hole.offset + hole.length for hole in holes)
+
+    def payload(self, segment: m.Segment) -> bytes:
+        return self.contents[segment.file_id][segment.offset : segment.offset + segment.length]
+
+    def chunks(self) -> dict[int, list[m.Segment]]:
+        """Return the chunks that are sent, by their numbers, with what they carry."""
+        cut = ([segment for segment in chunk if self.is_sent(segment)] for chunk in self.segments())
+        return {chunk_id: chunk for chunk_id, chunk in enumerate(cut) if chunk}
+
+    def chunk(self, chunk_id: int, segments: list[m.Segment]) -> bytes:
+        """One chunk as it is on the wire."""
+        payload = [self.payload(segment) for segment in segments]
+        header = frame(m.ChunkHeader(chunk_id, tuple(segments)))
+        return b"".join([header, *payload, *map(segment_digest, payload)])
+
+    @property
+    def finish(self) -> m.Finish:
+        chunks = list(self.segments())
+        sent = [segment for chunk in chunks for segment in chunk if self.is_sent(segment)]
+        sent.sort(key=lambda segment: (segment.file_id, segment.offset))
+        return m.Finish(len(chunks), root_digest(segment_digest(self.payload(segment)) for segment in sent))
 
 
 class RawSender:

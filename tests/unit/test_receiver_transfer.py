@@ -81,6 +81,9 @@ class Alone(Registry):
     def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
         return self._files.claim(transfer, entry, grid, share)
 
+    def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
+        return self._files.claim_root(transfer, name)
+
     def release(self, transfer: Transfer) -> None:
         self._files.release(transfer)
 

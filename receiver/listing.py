@@ -1,0 +1,233 @@
+"""What a manifest of a tree lists, and what lies there already: looked at and made, entry by entry, by one thread.
+
+Directories, symlinks, and files without a byte of their own are made as they are listed; links between files, and the
+modes and times of directories, wait for the end. Nothing is looked for where this transfer made the directory.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from receiver import portion as state
+from receiver.place import MODE_BITS, Directories, Placer, TreeStaging, Whole, put_attributes
+from receiver.portion import Portion
+from receiver.small import make_file
+from receiver.store import Destination, owner, shown_path
+from wire.errors import Code, TransferFailed, from_os_error
+from wire.messages import Entry, EntryType
+
+ROOTS: Final = 1024
+"""Names in the destination itself that a transfer may have."""
+GROUPS: Final = 1 << 20
+"""Hard-link groups of a transfer."""
+
+
+class Lister:
+    """Takes entries in the order of the manifest. For the coordinator, and for the committing thread after that."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        staging: TreeStaging,
+        placer: Placer,
+        claim: Callable[[bytes], object],
+        *,
+        checksum: bool,
+    ) -> None:
+        """`claim` takes a name in the destination itself, and raises TransferFailed where another transfer has it."""
+        self._destination = destination
+        self._staging = staging
+        self._placer = placer
+        self._claim = claim
+        self._checksum = checksum
+        self._directories = Directories(destination)
+        self._roots: set[bytes] = set()
+        self._firsts: dict[int, int] = {}
+        """The file_id of the first file of each hard-link group."""
+
+    def shown(self, path: bytes) -> str:
+        """Return a path as people know it."""
+        return shown_path(self._destination, path)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._directories.close()
+
+    # --- entries
+
+    def is_follower(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was taken is a further name of a file."""
+        return entry.hard_link_group != 0 and self._firsts.get(entry.hard_link_group) != file_id
+
+    def has_segments(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was taken counts in the cut into chunks."""
+        return entry.size > 0 and not self.is_follower(entry, file_id)
+
+    def take(self, portion: Portion, index: int, entry: Entry) -> int:
+        """Look at one entry, and make it where nothing is to be sent for it; return its state.
+
+        Raises TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
+        """
+        if entry.xattrs:
+            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
+        root = entry.path.partition(b"/")[0]
+        if root not in self._roots:
+            self._claim_root(root)
+        try:
+            match entry.type:
+                case EntryType.DIRECTORY:
+                    self._directories.make(entry.path, entry.mode & MODE_BITS)
+                    portion.has_directories = True
+                    return state.NOTHING
+                case EntryType.SYMLINK:
+                    self._make_symlink(entry, portion.first + index)
+                    return state.NOTHING
+                case EntryType.FILE:
+                    return self._take_file(portion, portion.first + index, entry)
+                case _:
+                    raise TransferFailed(Code.POLICY, "a stream is sent alone")
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self.shown(entry.path)}") from None
+
+    def _claim_root(self, root: bytes) -> None:
+        if len(self._roots) >= ROOTS:
+            raise TransferFailed(Code.LIMIT, f"more than {ROOTS} names in the destination itself")
+        self._claim(root)
+        self._roots.add(root)
+
+    def _there(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
+        """Open the directory of an entry; return it, the name in it, and what lies there."""
+        parent, _, name = entry.path.rpartition(b"/")
+        directory = self._directories.get(parent, create=True)
+        if directory.is_new:
+            return directory.fd, name, None
+        try:
+            there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return directory.fd, name, None
+        if stat.S_ISDIR(there.st_mode):
+            raise TransferFailed(Code.DESTINATION, f"can't write {self.shown(entry.path)}: it is a directory")
+        return directory.fd, name, there
+
+    def _check_replace(self, entry: Entry, there: os.stat_result | None) -> None:
+        if there is not None and not self._destination.replace:
+            reason = f"{self.shown(entry.path)} exists, and --no-replace forbids to replace it"
+            raise TransferFailed(Code.EXISTS, reason)
+
+    def _take_file(self, portion: Portion, file_id: int, entry: Entry) -> int:
+        if entry.hard_link_group:
+            if self._firsts.setdefault(entry.hard_link_group, file_id) != file_id:
+                portion.has_links = True
+                return state.NOTHING
+            if len(self._firsts) > GROUPS:
+                raise TransferFailed(Code.LIMIT, f"more than {GROUPS} groups of hard links")
+        directory_fd, name, there = self._there(entry)
+        has_payload = entry.size > sum(hole.length for hole in entry.holes)
+        if there is not None and _is_same(there, entry):
+            if not self._checksum or not has_payload:
+                self._correct(directory_fd, name, entry, there)
+                return state.UNCHECKED if has_payload else state.NOTHING
+            self._correct(directory_fd, name, entry, there)
+            return state.CLAIMED
+        self._check_replace(entry, there)
+        if has_payload:
+            return state.FREE
+        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
+            make_file(self._staging, str(file_id), entry)
+            self._placer.add([Whole(entry.path, str(file_id))], 0)
+        return state.NOTHING
+
+    def _correct(self, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
+        """Give a file that is accepted as it is the mode and owner of its entry."""
+        uid, gid = owner(entry)
+        is_owned = uid in (-1, there.st_uid) and gid in (-1, there.st_gid)
+        if is_owned and stat.S_IMODE(there.st_mode) == entry.mode & MODE_BITS:
+            return
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            this = f"/proc/self/fd/{fd}"  # whoever may not read a file may change its mode
+            if not is_owned:
+                os.chown(this, uid, gid)
+            os.chmod(this, entry.mode & MODE_BITS)
+        finally:
+            os.close(fd)
+
+    def _make_symlink(self, entry: Entry, file_id: int) -> None:
+        directory_fd, name, there = self._there(entry)
+        is_same = (
+            there is not None
+            and stat.S_ISLNK(there.st_mode)
+            and os.readlink(name, dir_fd=directory_fd) == entry.link_target
+        )
+        if is_same:
+            _put_link_attributes(directory_fd, name, entry)
+            return
+        self._check_replace(entry, there)
+        temporary = str(file_id).encode()
+        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
+        _put_link_attributes(self._staging.fd, temporary, entry)
+        os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+
+    # --- the end
+
+    def link(self, portion: Portion, find: Callable[[int], tuple[Portion, int]]) -> None:
+        """Make the further names of files, now that these are in place. Raises TransferFailed."""
+        for index, entry in enumerate(portion.entries):
+            file_id = portion.first + index
+            if entry.type is not EntryType.FILE or not self.is_follower(entry, file_id):
+                continue
+            first, first_index = find(self._firsts[entry.hard_link_group])
+            if state.WITHDRAWN in (portion.state(index), first.state(first_index)):
+                continue
+            try:
+                self._link(first.entries[first_index].path, entry)
+            except OSError as error:
+                raise from_os_error(error, Code.DESTINATION, f"can't link {self.shown(entry.path)}") from None
+
+    def _link(self, first: bytes, entry: Entry) -> None:
+        parent, _, first_name = first.rpartition(b"/")
+        directory_fd, name, there = self._there(entry)
+        first_fd = self._directories.get(parent).fd
+        file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
+        if there is not None and os.path.samestat(there, file):
+            return
+        self._check_replace(entry, there)
+        os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
+        os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+
+    def finish_directories(self, portion: Portion) -> None:
+        """Give directories their modes and times, deepest first: in reverse order. Raises TransferFailed."""
+        for entry in reversed(portion.entries):
+            if entry.type is EntryType.DIRECTORY:
+                try:
+                    put_attributes(self._directories.get(entry.path).fd, entry)
+                except OSError as error:
+                    what = f"can't set the mode and time of {self.shown(entry.path)}"
+                    raise from_os_error(error, Code.DESTINATION, what) from None
+
+
+def _is_same(there: os.stat_result, entry: Entry) -> bool:
+    """Whether what lies there is a file of the entry's size and mtime."""
+    same = (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
+    return same and stat.S_ISREG(there.st_mode)
+
+
+def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:
+    """Make an empty file where nothing is; whether nothing was. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, entry.mode & MODE_BITS, dir_fd=directory_fd)
+    except FileExistsError:
+        return False
+    try:
+        put_attributes(fd, entry)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _put_link_attributes(directory_fd: int, name: bytes, entry: Entry) -> None:
+    if owner(entry) != (-1, -1):
+        os.chown(name, *owner(entry), dir_fd=directory_fd, follow_symlinks=False)
+    os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
