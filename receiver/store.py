@@ -124,13 +124,14 @@ class Destination:
         try:
             names = os.listdir(staging)
             keys = {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES}
-            for name in names:
-                if name.endswith(TREE_SUFFIX):
-                    _discard_tree(staging, name)
+            trees = [name for name in names if name.endswith(TREE_SUFFIX)]
+            for name in trees:
+                _discard_tree(staging, name)
             removed = sum(_discard(staging, key, seconds, now) for key in keys) if seconds is not None else 0
         finally:
             os.close(staging)
-        self.tidy()
+        if removed or trees:
+            self.tidy()
         return removed, len(keys) - removed
 
     def drop_ledger(self, name: bytes) -> None:

@@ -115,9 +115,9 @@ def test_a_tree_again_moves_nothing(pair: Pair, receiver: Service, seed: int) ->
     tree = TreeSample(4 * KIB)
     tree.directory(b"t")
     ids = {tree.add(b"t/%d" % at, os.urandom(at * KIB)) for at in range(1, 8)}
-    for _ in range(2):
-        answers = move(receiver, tree)
-        tree.unchecked = ids
+    move(receiver, tree)
+    tree.unchecked = ids
+    answers = move(receiver, tree)
     assert [m.Held(1, 0, b"", (m.FileRange(1, 7),))] == answers
     inode = Path(pair.destination / "t/7").stat().st_ino
     tree.entries[7] = tree.entries[7]._replace(mtime_ns=5)
