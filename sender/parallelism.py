@@ -79,9 +79,13 @@ class Parallelism:
         self._up = up
         if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
             samples.append((now, delivered_bytes))
-        rate = self._steady_rate(min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX))
+        look_seconds = min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX)
+        rate = self._steady_rate(look_seconds)
         if rate is None or not up or now < self._rest_until:
             return None
+        is_small_gain = self._tried == "try_more" and GAIN <= rate / max(self._compared, 1.0) < CLEAR_GAIN
+        if is_small_gain and now - samples[0][0] < 2 * look_seconds:
+            return None  # a queue that new connections fill looks like one, for a moment
         change = self._judge(now, rate, undealt)
         if change is not None:
             self.connections = change.connections
