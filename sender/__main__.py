@@ -36,30 +36,32 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logger = log.configure("sender", settings.log_level)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
+    if settings.dry_run:
+        return _list(settings, logger)
     monitor = Monitor("sender", settings, logger)
     outcome = _send(settings, logger, monitor)
-    report(outcome, settings.result_file, logger, file=settings.input_file)
+    report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
     monitor.finish()
     return outcome.exit_code
 
 
 def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "TransferResult":
-    """Send the file; return how it ended, whatever happens."""
+    """Send what is to be sent; return how it ended, whatever happens."""
     from sender.control import Signalled
-    from sender.source import Source
-    from sender.transfer import Transfer
+    from sender.transfer import BeginAgain, Transfer
     from service.progress import Progress
     from service.result import TransferResult
 
     try:
         monitor.start()
-        source = Source(settings.input_file)
-        transfer = Transfer(settings, source, logger)
+        transfer = Transfer(settings, logger)
     except FilestreamerError as error:
         return TransferResult.without_transfer(error)
+    signalled = []
 
     def end(number: int) -> None:
+        signalled.append(number)
         transfer.post(Signalled(number))
         monitor.release()
 
@@ -68,19 +70,50 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
     progress = Progress(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
     failure: FilestreamerError | None = None
-    committed = False
+    committed: bool | None = None
     try:
-        committed = transfer.run()
+        while committed is None:
+            try:
+                committed = transfer.run()
+            except BeginAgain:
+                logger.warning("transfer_begins_again", reason="the receiver has forgotten it; what it has stays there")
+                transfer = transfer.again()
+                if signalled:
+                    transfer.post(Signalled(signalled[0]))
+        failure = transfer.shortfall()
     except FilestreamerError as error:
         failure = error
     finally:
         progress.stop()
-        source.close()
     outcome = TransferResult.from_counters(
-        transfer.counters, error=failure, committed=committed, root_digest=transfer.root_digest
+        transfer.counters, error=failure, committed=bool(committed), root_digest=transfer.root_digest
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _list(settings: "SenderSettings", logger: Any) -> int:
+    """Print what would be offered, a line each; return the exit code."""
+    from sender.listing import make_walk
+    from service.counters import Skipped
+    from service.log import printable
+    from wire.errors import Exit
+
+    failures = 0
+
+    def skip(skipped: Skipped) -> None:
+        nonlocal failures
+        failures += skipped.is_failure
+        logger.warning("entry_skipped", path=skipped.path, reason=skipped.reason)
+
+    try:
+        for item in make_walk(settings, skip):
+            kind = item.entry.type.name.lower()
+            print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
+    except FilestreamerError as error:
+        logger.error("dry_run_failed", reason=str(error))
+        return error.exit_code
+    return Exit.DATA if failures else Exit.COMPLETE
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import threading
 import time
 from typing import Final, Protocol
 
-from sender.chunks import Layout
 from sender.deal import Deal
+from sender.manifest import Manifest
 from sender.rate import RateLimit
-from sender.source import Source
+from sender.source import Item, Reader, changed
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
@@ -27,7 +27,7 @@ from wire import limits, memory
 from wire import messages as m
 from wire.codec import decode
 from wire.digests import segment_digest, segment_hasher
-from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
+from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from wire.framing import frame
 from wire.session import Session
 from wire.transport import Channel
@@ -41,8 +41,7 @@ IDLE_SECONDS: Final = 1.0
 class Host(Protocol):
     """What a data connection needs of its transfer."""
 
-    source: Source
-    layout: Layout
+    manifest: Manifest
     deal: Deal
     limit: RateLimit | None
 
@@ -51,6 +50,9 @@ class Host(Protocol):
 
     def hang_up(self, channel: Channel, *, in_order: bool) -> None:
         """Close it."""
+
+    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+        """Leave out a file that can't be sent as it was listed. Raises `error` where nothing would be left."""
 
     def connection_changed(self, counters: ConnectionCounters, error: FilestreamerError | None) -> None:
         """Tell that it is up (None), or why it went down."""
@@ -72,6 +74,9 @@ class DataConnection(threading.Thread):
         self._session = Session("sender", m.Role.DATA)
         self._epoch = 0
         self._outstanding: dict[int, tuple[int, float]] = {}  # chunk_id: its bytes, when it was dealt; in that order
+        self._outstanding_bytes = 0
+        self._spoilt: set[int] = set()  # outstanding chunks with a file that could not be read as it was listed
+        self._reader = Reader()
         self._outbox = bytearray()
         self._block = memory.buffer(limits.BLOCK_BYTES)
         self._hasher = segment_hasher()
@@ -91,6 +96,7 @@ class DataConnection(threading.Thread):
         """Connect, move chunks, and do it again where the connection fails; ends when the deal has dismissed it."""
         if error := run_to_end(f"connection {self.connection_id}", self._keep_running):
             self._host.failed(error)
+        self._reader.close()
 
     def _keep_running(self) -> None:
         while not (self._deal.is_over or self._deal.dismisses(self.connection_id) or self._run_once()):
@@ -138,6 +144,8 @@ class DataConnection(threading.Thread):
             self.counters.resent_chunks += len(self._outstanding)
             self._deal.put_back(list(self._outstanding), self._epoch)
             self._outstanding.clear()
+            self._spoilt.clear()
+            self._outstanding_bytes = 0
 
     # --- moving
 
@@ -170,26 +178,52 @@ class DataConnection(threading.Thread):
     def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
         if not self._deal.is_home(chunk_id, self.connection_id):
             self.counters.stolen_chunks += 1
-        segments = self._host.layout.segments(chunk_id)
+        segments = self._host.manifest.segments(chunk_id)
+        if not segments:  # all of it was withdrawn
+            self._deal.settle((chunk_id,), self._epoch)
+            return
         header = m.ChunkHeader(chunk_id, segments)
         self._session.sending(header)
         if not self._outstanding:
             self._left_at = time.monotonic()
-        self._outstanding[chunk_id] = (sum(segment.length for segment in segments), time.monotonic())
+        size = sum([segment.length for segment in segments])
+        self._outstanding[chunk_id] = (size, time.monotonic())
+        self._outstanding_bytes += size
         self._outbox += frame(header)
-        digests = b"".join([self._send_segment(channel, segment) for segment in segments])
-        self._host.source.check_unchanged()
-        if not self._deal.bind(chunk_id, digests):
-            raise self._host.source.changed("it reads differently than before")
-        self._outbox += digests
+        part = self._host.manifest.part_of_chunk(chunk_id)
+        digests = [self._send_segment(channel, chunk_id, segment, part.item(segment.file_id)) for segment in segments]
+        self._outbox += b"".join(digests)
         if len(self._outbox) >= limits.BLOCK_BYTES or self._host.limit is not None:
             self._flush_timed(channel)
 
-    def _send_segment(self, channel: Channel, segment: m.Segment) -> bytes:
-        """Send the bytes of one segment, block by block; return their digest."""
-        if segment.length <= GATHER_BYTES:
-            return self._gather(segment)
-        source, limit, clock = self._host.source, self._host.limit, self._clock
+    def _send_segment(self, channel: Channel, chunk_id: int, segment: m.Segment, item: Item) -> bytes:
+        """Send the bytes of one segment; return their digest, or another one where they are not what was listed."""
+        trouble, digest = (self._gather if segment.length <= GATHER_BYTES else self._stream)(channel, segment, item)
+        if trouble is None:
+            try:
+                self._reader.check_unchanged(item)
+                if self._deal.bind(chunk_id, segment.file_id, digest):
+                    return digest
+                trouble = changed(item, "it reads differently than before")
+            except TransferFailed as error:
+                trouble = error
+        self._host.withdraw(segment.file_id, trouble)
+        self._spoilt.add(chunk_id)
+        return bytes(byte ^ 0xFF for byte in digest)
+
+    def _read(self, item: Item, view: memoryview, offset: int) -> TransferFailed | None:
+        """Read a block; where that fails, it is filled with zeros: what was announced has to be sent."""
+        try:
+            self._reader.read_into(item, view, offset)
+            return None
+        except TransferFailed as error:
+            view[:] = bytes(len(view))
+            return error
+
+    def _stream(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[TransferFailed | None, bytes]:
+        """Send a segment block by block; return what went wrong in reading it, and the digest of what was sent."""
+        trouble: TransferFailed | None = None
+        limit, clock = self._host.limit, self._clock
         piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
         self._hasher.reset()
@@ -197,7 +231,7 @@ class DataConnection(threading.Thread):
             size = min(piece, end - offset)
             view = self._block[:size]
             clock.enter("read")
-            source.read_into(view, offset)
+            trouble = trouble or self._read(item, view, offset)
             clock.enter("digest")
             self._hasher.update(view)
             if limit is not None:
@@ -210,13 +244,13 @@ class DataConnection(threading.Thread):
             self.counters.moved_bytes += size
             offset += size
         clock.enter(None)
-        return self._hasher.digest()
+        return trouble, self._hasher.digest()
 
-    def _gather(self, segment: m.Segment) -> bytes:
-        """Copy a small segment behind what waits to be sent; return its digest."""
+    def _gather(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[TransferFailed | None, bytes]:
+        """Copy a small segment behind what waits to be sent; return as `_stream` does."""
         view, clock = self._block[: segment.length], self._clock
         clock.enter("read")
-        self._host.source.read_into(view, segment.offset)
+        trouble = self._read(item, view, segment.offset)
         clock.enter("digest")
         digest = segment_digest(view)
         if self._host.limit is not None:
@@ -225,7 +259,9 @@ class DataConnection(threading.Thread):
         clock.enter(None)
         self._outbox += view
         self.counters.moved_bytes += segment.length
-        return digest
+        if len(self._outbox) >= limits.BLOCK_BYTES:
+            self._flush_timed(channel)
+        return trouble, digest
 
     def _flush(self, channel: Channel, *, more: bool = False) -> None:
         """Send what has been gathered."""
@@ -245,7 +281,7 @@ class DataConnection(threading.Thread):
         waiting = len(self._outstanding)
         if waiting < limits.WINDOW_CHUNKS_MIN:
             return False
-        return waiting >= limits.WINDOW_CHUNKS_MAX or waiting * self._host.layout.chunk_size >= self._window_bytes
+        return waiting >= limits.WINDOW_CHUNKS_MAX or self._outstanding_bytes >= self._window_bytes
 
     def _grow_window(self, channel: Channel) -> None:
         """Double the window where the path carries all of it and could carry more: nothing waits in the kernel."""
@@ -273,6 +309,7 @@ class DataConnection(threading.Thread):
             if chunk_id not in self._outstanding:
                 raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
             size, dealt_at = self._outstanding.pop(chunk_id)
+            self._outstanding_bytes -= size
             if message.verdict is m.Verdict.OK:
                 self.counters.acknowledged_bytes += size
                 self.counters.chunks += 1
@@ -280,8 +317,12 @@ class DataConnection(threading.Thread):
             else:
                 self.counters.abandoned_bytes += size
                 self.counters.resent_chunks += 1
-                self.counters.mismatches += 1
-                self._deal.mismatch(chunk_id, self.counters, self._epoch)
+                if chunk_id in self._spoilt:
+                    self._spoilt.remove(chunk_id)
+                    self._deal.put_back([chunk_id], self._epoch)
+                else:
+                    self.counters.mismatches += 1
+                    self._deal.mismatch(chunk_id, self.counters, self._epoch)
         self.counters.finished_at = now
         if message.verdict is m.Verdict.OK:
             self._deal.settle(message.chunk_ids, self._epoch, self.connection_id)

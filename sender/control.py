@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from sender.dial import Dialer, Party
+from sender.source import Item
 from service.backoff import LONGEST_SECONDS, Backoff
 from service.threads import run_to_end
 from wire import limits
-from wire.errors import ConnectionLost, FilestreamerError
+from wire.errors import ConnectionLost, FilestreamerError, TransferFailed
 from wire.transport import TICK_SECONDS, Channel
 
 MAILBOX_FRAMES: Final = 64
@@ -46,7 +47,29 @@ class Failed(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The last open chunk settled."""
+    """The last open chunk of a part settled."""
+
+
+class Listed(NamedTuple):
+    """The walk found the entries of another part."""
+
+    items: list[Item]
+    last: bool
+
+
+class Compared(NamedTuple):
+    """A small file that the receiver holds was compared, in answer to what it said in this epoch."""
+
+    file_id: int
+    epoch: int
+    is_equal: bool
+
+
+class Withdrew(NamedTuple):
+    """A file can't be sent as it was listed."""
+
+    file_id: int
+    error: TransferFailed
 
 
 class Signalled(NamedTuple):
@@ -55,14 +78,16 @@ class Signalled(NamedTuple):
     signal_number: int
 
 
-Event = ControlUp | ControlDown | Received | Failed | Settled | Signalled
+Event = ControlUp | ControlDown | Received | Failed | Settled | Listed | Compared | Withdrew | Signalled
 
 
 class ControlReader(threading.Thread):
     """Opens and reads the control connection until `end`."""
 
-    def __init__(self, dialer: Dialer, post: Callable[[Event], None]) -> None:
+    def __init__(self, dialer: Dialer, post: Callable[[Event], None], pause_seconds: float = 0.0) -> None:
+        """Begin after `pause_seconds`."""
         super().__init__(name="control", daemon=True)
+        self._pause_seconds = pause_seconds
         self._dialer = dialer
         self._post = post
         self._ended = threading.Event()
@@ -76,6 +101,7 @@ class ControlReader(threading.Thread):
 
     def _keep_running(self) -> None:
         backoff = Backoff()
+        self._ended.wait(self._pause_seconds)
         while not self._ended.is_set():
             opened_at = time.monotonic()
             try:

@@ -8,6 +8,7 @@ all chunks are answered and settled, the transfer can finish.
 import threading
 from collections.abc import Callable, Iterator
 
+from sender.manifest import Manifest, Part
 from sender.schedule import Schedule
 from service.chunk_map import ChunkMap
 from service.counters import ConnectionCounters
@@ -26,22 +27,27 @@ class Deal:
 
     def __init__(
         self,
-        chunks: int,
+        manifest: Manifest,
         make_schedule: Callable[[], Schedule],
         on_settled: Callable[[], None],
         share: Share = WHOLE,
     ) -> None:
-        """Deal the chunks of a share of `chunks`; tables have a row for each of these, by ordinal.
+        """Deal the chunks of a share of the manifest; tables have a row for each of these, by ordinal.
 
-        `on_settled` is called, without the lock, each time that the last open chunk settles.
+        `on_settled` is called, without the lock, each time that the last open chunk of a part settles.
         """
         self.share = share
-        self.chunks = share.chunks(chunks)
-        self.chunk_map = ChunkMap(self.chunks)
+        self.chunks = 0
+        self.chunk_map = ChunkMap()
+        self._manifest = manifest
         self._make_schedule = make_schedule
         self._on_settled = on_settled
         self._changed = threading.Condition(threading.Lock())
-        self._digests = bytearray(limits.DIGEST_BYTES * self.chunks)
+        self._digests = bytearray()
+        self._bundles: dict[int, dict[int, bytes] | bytes] = {}
+        """Of bundles, by chunk: digests by file, and once it is settled, of all in order."""
+        self._left_out: list[range] = []  # chunks of files that were withdrawn
+        self._whole: set[int] = set()  # first chunks of files of which all is needed
         self._sends: dict[int, int] = {}  # only of chunks that were sent again
         self._over: FilestreamerError | None = None
         self._complete = False
@@ -49,12 +55,32 @@ class Deal:
 
     def _start_over(self) -> None:
         self._schedule = self._make_schedule()
-        self._answered = bytearray(self.chunks)
-        self._settled = bytearray(self.chunks)  # 0, _ACKNOWLEDGED, _HELD
+        self._answered = bytearray()
+        self._settled = bytearray()  # 0, _ACKNOWLEDGED, _HELD
         self.chunk_map.clear()
-        self._answered_count = 0
         self._settled_count = 0
         self.epoch = getattr(self, "epoch", 0) + 1
+        for part in self._manifest.parts:
+            self._extend(part)
+
+    # --- the manifest
+
+    def extend(self, part: Part) -> None:
+        """Take in the chunks of another part; those that lie in holes are settled at once."""
+        with self._changed:
+            self._extend(part)
+
+    def _extend(self, part: Part) -> None:
+        count = self.share.chunks(part.end_chunk) - len(self._settled)
+        self._answered.extend(bytes(count))
+        self._settled.extend(bytes(count))
+        self.chunks = len(self._settled)
+        self._digests.extend(bytes(limits.DIGEST_BYTES * self.chunks - len(self._digests)))
+        self.chunk_map.extend(self.chunks)
+        part.unanswered_chunks = part.open_chunks = count
+        for ordinal in map(self.share.ordinal, filter(self.share.holds, part.hole_chunks())):
+            self._mark_answered(ordinal, ordinal + 1, part)
+            self._settle(ordinal, None, part)
 
     # --- the receiver's answers
 
@@ -69,7 +95,7 @@ class Deal:
         with self._changed:
             new = 0
             for start, stop in self._unanswered(first, end):
-                self._mark_answered(start, stop)
+                self._mark_answered(start, stop, self._manifest.part_of_chunk(first))
                 self._schedule.add(*self.share.span(start, stop), self.share.count)
                 new += stop - start
             self._changed.notify_all()
@@ -80,19 +106,25 @@ class Deal:
         with self._changed:
             new = list(self._unanswered(first, end))
             for start, stop in new:
-                self._mark_answered(start, stop)
+                self._mark_answered(start, stop, self._manifest.part_of_chunk(first))
         return [self.share.span(start, stop) for start, stop in new]
 
     def reopen(self, first: int, end: int) -> None:
         """Take an answer to Finish: the receiver misses these after all."""
         with self._changed:
             for ordinal in self.share.ordinals(first, end):
-                if how := self._settled[ordinal]:
-                    self._settled[ordinal] = 0
-                    self.chunk_map.remove(ordinal, was_held=how == _HELD)
-                    self._settled_count -= 1
+                if self._unsettle(ordinal):
                     self._schedule.put_back([self.share.chunk(ordinal)])
             self._changed.notify_all()
+
+    def _unsettle(self, ordinal: int) -> bool:
+        how = self._settled[ordinal]
+        if how:
+            self._settled[ordinal] = 0
+            self.chunk_map.remove(ordinal, was_held=how == _HELD)
+            self._settled_count -= 1
+            self._manifest.part_of_chunk(self.share.chunk(ordinal)).open_chunks += 1
+        return bool(how)
 
     def _unanswered(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges of ordinals inside the chunks [first, end) that no answer has covered."""
@@ -103,9 +135,9 @@ class Deal:
             at = last if stop < 0 else stop
             yield start, at
 
-    def _mark_answered(self, start: int, stop: int) -> None:
+    def _mark_answered(self, start: int, stop: int, part: Part) -> None:
         self._answered[start:stop] = b"\x01" * (stop - start)
-        self._answered_count += stop - start
+        part.unanswered_chunks -= stop - start
 
     # --- the data connections
 
@@ -133,8 +165,11 @@ class Deal:
         """Whether a chunk belongs to this connection, or was taken over."""
         return self._schedule.home(chunk_id) == connection_id
 
-    def bind(self, chunk_id: int, digest: bytes) -> bool:
-        """Make the first digest of a chunk binding. False where another one was bound before."""
+    def bind(self, chunk_id: int, file_id: int, digest: bytes) -> bool:
+        """Make the first digest of a segment binding. False where another one was bound before."""
+        if self._manifest.part_of_chunk(chunk_id).is_bundle(chunk_id):
+            digests = self._bundles.setdefault(chunk_id, {})
+            return (digests.setdefault(file_id, digest) if isinstance(digests, dict) else digests) == digest
         at = self.share.ordinal(chunk_id) * limits.DIGEST_BYTES
         bound = self._digests[at : at + limits.DIGEST_BYTES]
         if bound == _UNBOUND:
@@ -144,25 +179,58 @@ class Deal:
 
     def settle(self, chunk_ids: tuple[int, ...] | range, epoch: int, by: int | None = None) -> None:
         """Take chunks that `by` got acknowledged, or (None) held ones that are equal, of the answers of `epoch`."""
-        how = _HELD if by is None else _ACKNOWLEDGED
         with self._changed:
             if epoch != self.epoch:
                 return
-            for ordinal in map(self.share.ordinal, chunk_ids):
+            is_done = False
+            for chunk_id in chunk_ids:
+                ordinal = self.share.ordinal(chunk_id)
                 if not self._settled[ordinal]:
-                    self._settled[ordinal] = how
-                    self._settled_count += 1
-                    self.chunk_map.add(ordinal, by)
-            settled = self._all_settled()
-        if settled:
+                    part = self._manifest.part_of_chunk(chunk_id)
+                    self._settle(ordinal, by, part)
+                    is_done = is_done or not part.open_chunks
+        if is_done:
             self._on_settled()
 
-    def differs(self, chunk_id: int, epoch: int) -> None:
-        """Take a held chunk whose digest is not the source's: it is needed after all."""
+    def _settle(self, ordinal: int, by: int | None, part: Part) -> None:
+        self._settled[ordinal] = _HELD if by is None else _ACKNOWLEDGED
+        self._settled_count += 1
+        part.open_chunks -= 1
+        self.chunk_map.add(ordinal, by)
+        digests = self._bundles.get(ordinal)  # a bundle's number is its ordinal: shards have none
+        if isinstance(digests, dict):
+            files = [file_id for file_id in sorted(digests) if not self._manifest.is_withdrawn(file_id)]
+            self._bundles[ordinal] = b"".join([digests[file_id] for file_id in files])
+
+    def compared(self, chunk_id: int, epoch: int, *, is_equal: bool, whole: range | None = None) -> None:
+        """Take a held chunk that was compared: where it differs, it is needed after all, and `whole` with it."""
+        is_whole = whole is not None and whole.start in self._whole
+        if is_equal and not is_whole:
+            self.settle((chunk_id,), epoch)
+            return
         with self._changed:
-            if epoch == self.epoch:
-                self._schedule.put_back([chunk_id])
-                self._changed.notify_all()
+            if epoch != self.epoch or is_whole:
+                return
+            if whole is not None:
+                self._whole.add(whole.start)
+                for other in whole:
+                    self._unsettle(other)
+            needed = [chunk_id] if whole is None else [other for other in whole if self._answered[other]]
+            self._schedule.put_back(needed)
+            self._changed.notify_all()
+
+    def is_needed_whole(self, first_chunk: int) -> bool:
+        """Whether a file that is compared under its final name was found to differ, so that all of it is needed."""
+        return first_chunk in self._whole
+
+    def withdraw(self, chunks: range) -> None:
+        """Take the chunks of a file that is not going to be sent: they are settled, and out of the root digest.
+
+        What is on its way of them arrives, and counts for nothing.
+        """
+        self.hold(chunks.start, chunks.stop)
+        self._left_out.append(chunks)
+        self.settle(chunks, self.epoch)
 
     def mismatch(self, chunk_id: int, connection: ConnectionCounters, epoch: int) -> None:
         """Take a DIGEST_MISMATCH: deal the chunk again. Raises TransferFailed(DIGEST) after SENDS_PER_CHUNK sends."""
@@ -189,14 +257,11 @@ class Deal:
 
     # --- the coordinator
 
-    def _all_settled(self) -> bool:
-        return self._answered_count == self._settled_count == self.chunks
-
     @property
     def all_settled(self) -> bool:
-        """Whether every chunk was answered and is acknowledged or held."""
+        """Whether everything is listed, and every chunk is acknowledged or held."""
         with self._changed:
-            return self._all_settled()
+            return self._manifest.is_listed and self._settled_count == self.chunks
 
     def wanted_connections(self, started: set[int]) -> list[int]:
         """Which connections to start: first those whose home has chunks, then as many as can take over from them."""
@@ -222,8 +287,19 @@ class Deal:
             self._changed.notify_all()
 
     def root_digest(self) -> bytes:
-        """Compute the digest over all segment digests in manifest order."""
-        return root_digest([self._digests])
+        """Compute the digest over all segment digests in manifest order, of what was sent or compared."""
+        for chunks in self._left_out:
+            for chunk_id in chunks:
+                at = chunk_id * limits.DIGEST_BYTES
+                self._digests[at : at + limits.DIGEST_BYTES] = _UNBOUND
+        return root_digest(self._digests_in_order())
+
+    def _digests_in_order(self) -> Iterator[bytes | bytearray]:
+        size = limits.DIGEST_BYTES
+        for ordinal in range(self.chunks):
+            digest = self._bundles.get(ordinal) or self._digests[ordinal * size : (ordinal + 1) * size]
+            if not isinstance(digest, dict) and digest != _UNBOUND:
+                yield digest
 
     def complete(self) -> None:
         """End the data connections in order: the receiver said Complete."""

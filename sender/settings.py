@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from service import settings, values
 from service.address import Address, parse_address
-from service.settings import CommonSettings, setting
+from service.settings import CommonSettings, setting, several
 from wire import limits
 from wire.errors import UsageError
 from wire.grid import Share
 
-SUMMARY = "Send INPUT_FILE to a receiver, over several TCP connections at once."
+SUMMARY = "Send files and directories to a receiver, over several TCP connections at once."
 
 
 def peer(value: object) -> Address:
@@ -46,14 +46,18 @@ def share(value: object) -> Share:
 class SenderSettings(CommonSettings):
     """What the sender is to do."""
 
-    input_file: str = setting(values.text, "The file to send.", flag="INPUT_FILE", required=True)
-    """Path of the file to send, as the user wrote it: relative to the working directory."""
+    input_files: tuple[str, ...] = several(
+        values.text, "Files and directories to send; of DIR/, what is in it.", flag="INPUT_FILE...", required=True
+    )
+    """Paths to send, as the user wrote them: relative to the working directory. One plain file is all or nothing."""
 
     to: Address = setting(peer, "Where the receiver listens.", required=True, metavar="HOST:PORT")
     """Where the receiver listens. There is no default: a forgotten one must not send to this machine."""
 
-    as_name: str = setting(file_name, "Name at the destination.  [default: INPUT_FILE's]", flag="--as", metavar="NAME")
-    """The file's name at the destination; by default the last part of `input_file`."""
+    as_name: str | None = setting(
+        file_name, "Name at the destination of the one INPUT_FILE.  [default: its own]", flag="--as", metavar="NAME"
+    )
+    """The name at the destination of a single path; None is its last part."""
 
     connections: int | None = setting(
         values.or_auto(values.whole(1, limits.CONNECTIONS_MAX)),
@@ -88,20 +92,43 @@ class SenderSettings(CommonSettings):
     )
     """Never let a connection take over chunks from a slower one that lives."""
 
+    include: tuple[str, ...] = several(
+        values.text, "Of directories, send only files that match this pattern (gitignore's).", metavar="PATTERN"
+    )
+    """Patterns in gitignore's syntax, relative to each directory: only files that match one are sent."""
+
+    exclude: tuple[str, ...] = several(
+        values.text, "Of directories, leave out what matches this pattern (gitignore's).", metavar="PATTERN"
+    )
+    """Patterns in gitignore's syntax: what matches one is left out, a directory with all that is in it."""
+
+    checksum: bool = setting(
+        bool, "Compare files that are there already by their bytes, not by size and mtime.", default=False
+    )
+    """Compare digests of files that lie at the destination with the same size and mtime, too."""
+
+    owner: bool = setting(bool, "Keep numeric owners: the receiver needs the right to set them.", default=False)
+    """Tell the receiver the numeric owner and group of each entry."""
+
+    dry_run: bool = setting(bool, "List what would be offered, and send nothing.", default=False)
+    """Only list what is selected."""
+
     tls: bool = setting(bool, "Speak TLS, and trust the system's CAs; any --tls-... file implies it.", default=False)
     """Speak TLS; always true where `tls_cert`, `tls_key` or `tls_ca` is given."""
 
     def __post_init__(self) -> None:
-        """Name the file at the destination as it is named here, unless it has a name; let TLS files imply `tls`.
-
-        Raises UsageError where TLS settings don't go together.
-        """
+        """Let TLS files imply `tls`. Raises UsageError where settings don't go together."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key go together")
         if self.tls_cert is not None or self.tls_ca is not None:
             object.__setattr__(self, "tls", True)
-        if not self.as_name:
-            object.__setattr__(self, "as_name", os.path.basename(os.path.abspath(self.input_file)))
+        if self.as_name and len(self.input_files) > 1:
+            raise UsageError("--as names one path, and there are several")
+
+    @property
+    def name(self) -> str:
+        """What is sent, for people: the name at the destination, or of the first of several."""
+        return self.as_name or os.path.basename(os.path.abspath(self.input_files[0])) or "/"
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettings, list[str]]:

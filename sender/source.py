@@ -1,7 +1,8 @@
-"""The file that is sent: opened once, read at offsets by many threads, watched for changes.
+"""Reading what was listed, and nothing else: a file that is no longer what the manifest says is an error.
 
-Never mmapped: a file that shrinks would kill the process. What was read first is binding (`deal.Deal.bind`); this
-module notices that the file is no longer what the manifest said.
+Files are never mmapped: one that shrinks would kill the process. What was read first is binding (`deal.Deal.bind`);
+this module notices that a file has changed since it was listed, after each chunk and before the chunk's digest goes
+out.
 """
 
 import os
@@ -9,6 +10,7 @@ import stat
 from typing import NamedTuple
 
 from wire.errors import Code, TransferFailed, from_os_error
+from wire.messages import Entry
 
 
 class Identity(NamedTuple):
@@ -25,74 +27,107 @@ class Identity(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class Source:
-    """One regular file, open for reading. `size` in bytes; `mode` is permission bits only."""
+class Item(NamedTuple):
+    """An entry of the manifest, and where it is read from. `identity` is None where nothing of it is read."""
 
-    def __init__(self, path: str) -> None:
-        """Open `path`. Raises TransferFailed(SOURCE) where it is missing, unreadable, or no regular file."""
-        self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise from_os_error(error, Code.SOURCE, f"can't read {path}") from None
-        status = os.fstat(self.fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self.fd)
-            raise TransferFailed(Code.SOURCE, f"can't send {path}: {_what_it_is(status.st_mode)}")
-        self.identity = Identity.of(status)
-        self.size = status.st_size
-        self.mode = stat.S_IMODE(status.st_mode)
-        self.mtime_ns = status.st_mtime_ns
+    entry: Entry
+    path: bytes
+    identity: Identity | None = None
 
-    def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill `view` from `offset`. Raises TransferFailed: SOURCE_CHANGED where the file ends first, SOURCE."""
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of its segments: 0 for what is no file, and for all but the first of several hard links."""
+        return self.entry.size if self.identity is not None else 0
+
+    @property
+    def shown(self) -> str:
+        """Where it is, as people know it."""
+        return os.fsdecode(self.path)
+
+
+def changed(item: Item, how: str) -> TransferFailed:
+    """Make the error that says that a file changed, and what to do."""
+    return TransferFailed(
+        Code.SOURCE_CHANGED, f"{item.shown} changed while it was sent ({how}): run again when nothing writes to it"
+    )
+
+
+def check_in_place(item: Item) -> None:
+    """Check that the path still leads to the file that was listed. Raises TransferFailed(SOURCE_CHANGED)."""
+    try:
+        there = Identity.of(os.stat(item.path))
+    except OSError as error:
+        raise changed(item, error.strerror or "it is gone") from None
+    _compare(item, there)
+
+
+def check_readable(path: bytes) -> None:
+    """Open a file that the user named, to see early whether that is possible. Raises TransferFailed(SOURCE)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise TransferFailed(Code.SOURCE, f"can't send {os.fsdecode(path)}: it is not a regular file")
+    finally:
+        os.close(fd)
+
+
+def _compare(item: Item, now: Identity) -> None:
+    before = item.identity
+    if before is None or now == before:
+        return
+    if (now.device, now.inode) != (before.device, before.inode):
+        raise changed(item, "another file took its place")
+    if now.size != before.size:
+        raise changed(item, f"its size went from {before.size} to {now.size} bytes")
+    raise changed(item, "its times changed")
+
+
+class Reader:
+    """Reads listed files, keeping the last one open. One thread owns it."""
+
+    def __init__(self) -> None:
+        self._item: Item | None = None
+        self._fd = -1
+
+    def read_into(self, item: Item, view: memoryview, offset: int) -> None:
+        """Fill `view` with what is in a file from `offset` on. Raises TransferFailed (SOURCE_CHANGED, SOURCE)."""
+        if item is not self._item:
+            self._open(item)
         done = 0
         try:
             while done < len(view):
-                count = os.preadv(self.fd, [view[done:]], offset + done)
+                count = os.preadv(self._fd, [view[done:]], offset + done)
                 if not count:
-                    raise self.changed("it is shorter than it was")
+                    raise changed(item, "it is shorter than it was")
                 done += count
         except OSError as error:
-            raise from_os_error(error, Code.SOURCE, f"can't read {self.path}") from None
+            raise from_os_error(error, Code.SOURCE, f"can't read {item.shown}") from None
 
-    def check_unchanged(self) -> None:
-        """Compare with what the manifest said. Raises TransferFailed(SOURCE_CHANGED)."""
+    def check_unchanged(self, item: Item) -> None:
+        """Compare the file that is open with what was listed. Raises TransferFailed (SOURCE_CHANGED, SOURCE)."""
+        if item is not self._item:
+            self._open(item)
         try:
-            now = Identity.of(os.fstat(self.fd))
+            now = Identity.of(os.fstat(self._fd))
         except OSError as error:
-            raise from_os_error(error, Code.SOURCE, f"can't read {self.path}") from None
-        if now != self.identity:
-            raise self.changed(_difference(self.identity, now))
+            raise from_os_error(error, Code.SOURCE, f"can't read {item.shown}") from None
+        _compare(item, now)
 
-    def check_in_place(self) -> None:
-        """Check also that the path still leads to this file. Raises TransferFailed(SOURCE_CHANGED)."""
-        self.check_unchanged()
+    def _open(self, item: Item) -> None:
+        self.close()
         try:
-            there = Identity.of(os.stat(self.path))
+            self._fd = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise changed(item, "it is gone") from None
         except OSError as error:
-            raise self.changed(error.strerror or "it is gone") from None
-        if there != self.identity:
-            raise self.changed("another file took its place")
-
-    def changed(self, how: str) -> TransferFailed:
-        """Make the error that says that this file changed, and what to do."""
-        return TransferFailed(
-            Code.SOURCE_CHANGED, f"{self.path} changed while it was sent ({how}): run again when nothing writes to it"
-        )
+            raise from_os_error(error, Code.SOURCE, f"can't read {item.shown}") from None
+        self._item = item
 
     def close(self) -> None:
-        """Release the descriptor."""
-        os.close(self.fd)
-
-
-def _what_it_is(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "it is a directory, and this version sends single files (not yet trees)"
-    return "it is not a regular file"
-
-
-def _difference(before: Identity, now: Identity) -> str:
-    if now.size != before.size:
-        return f"its size went from {before.size} to {now.size} bytes"
-    return "its times changed"
+        """Release the descriptor. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._item, self._fd = None, -1

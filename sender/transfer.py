@@ -11,19 +11,22 @@ import time
 from typing import Any, Final
 
 from sender import control
-from sender.chunks import Layout
+from sender.answers import Answers
 from sender.connection import DataConnection
 from sender.control import ControlReader, Event
 from sender.deal import Deal
 from sender.dial import Dialer, Party
+from sender.listing import Lister
+from sender.manifest import Manifest
 from sender.parallelism import Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
 from sender.settings import SenderSettings
-from sender.source import Source
+from sender.source import Item, check_in_place
 from sender.verify import Verifier
 from service import tcp_info
-from service.counters import ConnectionCounters, TransferCounters
+from service.backoff import Backoff
+from service.counters import ConnectionCounters, Skipped, TransferCounters
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -48,25 +51,36 @@ LOOK_SECONDS: Final = 0.1
 """Ticks where the number of connections is found on the way."""
 
 
-class Transfer:
-    """Sends one file. Make it, `run` it once; `counters` may be read at any time, `post` called from any thread."""
+class BeginAgain(Exception):
+    """The receiver has forgotten a tree of which a part was let go here: a new transfer moves what is missing."""
 
-    def __init__(self, settings: SenderSettings, source: Source, log: Any) -> None:
-        self.source = source
-        self.layout = Layout(_chunk_size(settings, source))
-        self.layout.add(source.size)
-        self.limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+
+class Transfer:
+    """Sends what the settings name. Make it, `run` it once; any thread may read `counters`, and `post`."""
+
+    def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
+        """Begin to list what is sent; `before` is the transfer that this one begins again for.
+
+        Raises TransferFailed(SOURCE) where what the user names is not there or can't be read, UsageError.
+        """
         self._settings = settings
         self._parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)
         self._log = log
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.counters = self._make_counters(settings)
         self._share = settings.shard
-        self.deal = Deal(self.layout.chunks, self._make_schedule, lambda: self.post(control.Settled()), settings.shard)
+        self.limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+        self.counters = TransferCounters(random_id(), settings.name, m.SENDER_STAGES, files=0)
+        self._mutex = threading.Lock()  # protects what the counters say of entries that are left out
+        self._lister = Lister(settings, self.post, self.leave_out)
+        self.manifest = Manifest(_chunk_size(settings, self._lister.single))
+        self.counters.chunk_size = self.manifest.chunk_size
+        self.counters.parallelism = self._parallelism.connections
+        self.deal = Deal(self.manifest, self._make_schedule, lambda: self.post(control.Settled()), settings.shard)
         self.counters.chunk_map = self.deal.chunk_map
         self._dialer = Dialer(settings, self.counters.transfer_id)
-        self._reader = ControlReader(self._dialer, self.post)
-        self._verifier = Verifier(source, self.layout, self.deal, self.counters, self.failed)
+        self._reader = ControlReader(self._dialer, self.post, Backoff().next() if before else 0.0)
+        self._verifier = Verifier(self)
+        self._answers = Answers(self.manifest, self.deal, self._verifier, self.counters)
         self._data: dict[int, DataConnection] = {}
         self._channel: Channel | None = None
         self._party: Party | None = None
@@ -75,20 +89,18 @@ class Transfer:
         self._committed: bool | None = None
         self._was_finished = False
         self._said_at = 0.0
-        self._progress_at = time.monotonic()
-        self._progress_mark = (0, 0, 0)
+        self._progress_at: float = before._progress_at if before else time.monotonic()
+        self._progress_mark = (0, 0, 0, 0)
         self._peer_rehashed_bytes = 0
         self._delivered_bytes = 0
-        self._last_trouble: FilestreamerError | None = None
+        self._last_trouble: FilestreamerError | None = before._last_trouble if before else None
         self.root_digest: bytes | None = None
+        if self._lister.single is not None:
+            self._take_listed([self._lister.single], last=True)
 
-    def _make_counters(self, settings: SenderSettings) -> TransferCounters:
-        counters = TransferCounters(random_id(), settings.as_name, m.SENDER_STAGES)
-        counters.size_bytes = settings.shard.bytes_of(self.layout.grid(0))
-        counters.chunks = settings.shard.chunks(self.layout.chunks)
-        counters.chunk_size = self.layout.chunk_size
-        counters.parallelism = self._parallelism.connections
-        return counters
+    def again(self) -> "Transfer":
+        """Return a transfer of the same, after `run` raised BeginAgain. Raises as the constructor does."""
+        return Transfer(self._settings, self._log, self)
 
     def _make_schedule(self) -> Schedule:
         count = self._settings.shard.count
@@ -122,6 +134,24 @@ class Transfer:
             raise ConnectionLost("the control connection is down")
         return self._dialer.data(party, connection_id)
 
+    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+        """Leave out a file that can't be sent as it was listed. Raises `error` where it is all there is."""
+        if self._lister.single is not None:
+            raise error
+        if self.manifest.withdraw(file_id):
+            self.post(control.Withdrew(file_id, error))
+
+    def leave_out(self, skipped: Skipped) -> None:
+        """Tell of an entry that is not moved."""
+        with self._mutex:
+            self.counters.leave_out(skipped)
+        log = self._log.error if skipped.is_failure else self._log.warning
+        log("entry_skipped", path=skipped.path, reason=skipped.reason)
+
+    def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
+        """Take what came out for a small file that the receiver holds."""
+        self.post(control.Compared(file_id, epoch, is_equal))
+
     def hang_up(self, channel: Channel, *, in_order: bool) -> None:
         """Close a data connection."""
         self._dialer.close(channel, in_order=in_order)
@@ -137,11 +167,12 @@ class Transfer:
     # --- the coordinator
 
     def run(self) -> bool:
-        """Move the file; return whether it is committed (False: a shard's share that waits for the others).
+        """Move it; return whether it is committed (False: a shard's share that waits for the others).
 
-        Raises the FilestreamerError that ended the transfer.
+        Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
         self._reader.start()
+        self._lister.start()
         try:
             while self._committed is None:
                 self._act(self._next_event())
@@ -149,6 +180,9 @@ class Transfer:
             self.counters.phase = "complete"
             self.deal.complete()
             return self._committed
+        except BeginAgain:
+            self.deal.fail(ConnectionLost("the transfer begins again"))
+            raise
         except FilestreamerError as error:
             self.deal.fail(error)
             self._say_goodbye(error)
@@ -156,6 +190,15 @@ class Transfer:
         finally:
             self.counters.ended_at = time.monotonic()
             self._end()
+
+    def shortfall(self) -> TransferFailed | None:
+        """Return the error that says that not all could be read, where everything else was moved."""
+        if not self.counters.failed_files:
+            return None
+        first = next(skipped for skipped in self.counters.skipped if skipped.is_failure)
+        others = self.counters.failed_files - 1
+        reason = f"{first.path}: {first.reason}" + (f", and {others} more" if others else "")
+        return TransferFailed(Code.SOURCE, f"everything else was sent, but not {reason}")
 
     def _next_event(self) -> Event | None:
         try:
@@ -171,8 +214,6 @@ class Transfer:
                 self._reader.room.release()
                 if channel is self._channel:
                     self._receive(decode(body))
-            case control.Settled():
-                self._finish_if_settled()
             case control.ControlUp(channel, party):
                 self._offer(channel, party)
             case control.ControlDown(error):
@@ -182,25 +223,81 @@ class Transfer:
                 raise error
             case control.Signalled(signal_number):
                 raise Interrupted(signal_number)
+            case _:
+                self._take_news(event)
+                self._go_on()
+
+    def _take_news(self, event: Event) -> None:
+        """Take what the walk, the comparing or a data connection has found."""
+        match event:
+            case control.Listed(items, last):
+                self._take_listed(items, last=last)
+            case control.Compared(file_id, epoch, is_equal):
+                self._answers.compared(file_id, epoch, is_equal=is_equal)
+            case control.Withdrew(file_id, error):
+                self._take_withdrew(file_id, error)
+            case _:
+                pass  # Settled
+
+    def _take_listed(self, items: list[Item], *, last: bool) -> None:
+        """Take in another part of what is sent."""
+        part = self.manifest.add(items, last=last)
+        self.deal.extend(part)
+        counters, share = self.counters, self._share
+        counters.files += sum(item.entry.type is m.EntryType.FILE for item in items)
+        counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
+        counters.chunks = self.deal.chunks
+
+    def _take_withdrew(self, file_id: int, error: TransferFailed) -> None:
+        part = self.manifest.part_of_file(file_id)
+        if part is not None:
+            self.leave_out(Skipped(part.item(file_id).shown, str(error), True))
+        self._answers.withdraw(file_id)
+        if self._session.state in ("manifest", "moving"):
+            self._send(m.Withdrawn((file_id,)))
 
     def _offer(self, channel: Channel, party: Party) -> None:
-        """Offer the file on a new control connection; another incarnation answers everything anew."""
+        """Offer what is sent on a new control connection; another incarnation answers everything anew.
+
+        Raises BeginAgain.
+        """
         if self._party is not None and party.incarnation != self._party.incarnation:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._start_over()
         self._channel, self._party = channel, party
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
-        source = self.source
         shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
-        self._send(m.Offer(self.layout.chunk_size, shard, False, self.counters.size_bytes))
-        name = self._settings.as_name.encode(errors="surrogateescape")
-        entry = m.Entry(name, m.EntryType.FILE, source.size, source.mode & 0o777, source.mtime_ns)
-        self._send(m.ManifestPart(0, (entry,), True))
+        total_bytes = self.counters.size_bytes if self._lister.single is not None else 0
+        self._send(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
+        for part in self.manifest.parts:
+            part.is_sent = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Let go of parts that are done, say what comes next of the manifest, and finish after all of it."""
+        self._lister.room(self.manifest.let_go())
+        parts = self.manifest.parts
+        unanswered = sum(part.is_sent and part.unanswered_chunks > 0 for part in parts)
+        for part in parts:
+            if self._session.state != "manifest" or unanswered >= limits.MANIFEST_PARTS_UNANSWERED:
+                break
+            if not part.is_sent:
+                self._send(part.message)
+                part.is_sent = True
+                unanswered += part.unanswered_chunks > 0
+                withdrawn = [file_id for file_id in self.manifest.withdrawn if part.holds(file_id)]
+                if withdrawn:  # control is open anew
+                    self._send(m.Withdrawn(tuple(withdrawn)))
+        self._lister.room(self.manifest.let_go())
         self._finish_if_settled()
 
     def _start_over(self) -> None:
-        """Forget what was answered, acknowledged and held: the receiver answers anew."""
+        """Forget what was answered, acknowledged and held: the receiver answers anew. Raises BeginAgain."""
+        if self._lister.single is None:
+            raise BeginAgain
+        for part in self.manifest.parts:
+            part.forget_answers()
         self._shut_data()
         self._was_finished = False
         self.deal.start_over()
@@ -238,47 +335,23 @@ class Transfer:
                 pass  # the session table lets nothing else through
 
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
-        for chunks in self._chunk_ranges(message):
-            if reopen:
-                self.deal.reopen(chunks.start, chunks.stop)
-            else:
-                self.deal.need(chunks.start, chunks.stop)
+        """Have it dealt. Raises BeginAgain where a tree misses something after Finish."""
+        if not reopen:
+            self._answers.need(message)
+        elif self._lister.single is not None:
+            self._answers.reopen(message)
+        else:
+            raise BeginAgain
         self.counters.phase = "moving"
         self._start_connections()
-
-    def _chunk_ranges(self, message: m.Needed) -> list[range]:
-        """Turn an answer into ranges of chunks. Raises RemoteProtocolError for what was not offered."""
-        ranges = []
-        for files in message.files:
-            if files != (0, 1):
-                raise RemoteProtocolError("the receiver answers files that were not offered")
-            ranges.append(range(self.layout.chunks))
-        for segments in message.segments:
-            first = segments.first_segment
-            ranges.append(self._checked_range(segments.file_id, first, first + segments.segments))
-        return ranges
-
-    def _checked_range(self, file_id: int, first: int, end: int) -> range:
-        if file_id != 0:
-            raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
-        if end > self.layout.chunks:
-            raise RemoteProtocolError(f"the receiver answers segments up to {end} of {self.layout.chunks}")
-        return range(first, end)
+        self._go_on()
 
     def _take_held(self, message: m.Held) -> None:
-        if message.unchecked:
-            raise RemoteProtocolError("the receiver accepts a single file unread, which it may not")
-        first, size, share = message.first_segment, limits.DIGEST_BYTES, self._share
-        if not share.holds(first):
-            raise RemoteProtocolError(f"the receiver answers segment {first}, which is not in shard {share}")
-        digests = len(message.digests) // size
-        end = first + (digests - 1) * share.count + 1 if digests else first
-        self._checked_range(message.file_id, first, end)
-        for start, stop in self.deal.hold(first, end):
-            ordinals = share.ordinals(start, stop)
-            at = (ordinals.start - share.ordinal(first)) * size
-            self._verifier.compare(start, message.digests[at : at + len(ordinals) * size], self.deal.epoch)
+        if message.unchecked and (self._lister.single is not None or self._settings.checksum):
+            raise RemoteProtocolError("the receiver accepts unread what it may not")
+        self._answers.hold(message)
         self.counters.phase = "moving"
+        self._go_on()
 
     def _take_progress(self, message: m.Progress) -> None:
         """Note that the receiver syncs, which is progress, or how far it has re-hashed."""
@@ -314,7 +387,8 @@ class Transfer:
     def _finish_if_settled(self) -> None:
         if not self.deal.all_settled or self._channel is None or self._session.state != "moving":
             return
-        self.source.check_in_place()
+        if self._lister.single is not None:
+            check_in_place(self._lister.single)
         self.counters.phase = "syncing"
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
@@ -351,7 +425,8 @@ class Transfer:
         channels = [channel for each in self._data.values() if (channel := each.channel) is not None]
         moved = sum(each.moved_bytes - each.abandoned_bytes for each in counters.connections)
         delivered = moved - sum(channel.unacknowledged_bytes() for channel in channels)
-        mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes)
+        listed = self.manifest.files + sum(part.is_sent for part in self.manifest.parts)
+        mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes, listed)
         if mark != self._progress_mark or delivered > self._delivered_bytes:
             self._progress_mark = mark
             self._delivered_bytes = max(delivered, self._delivered_bytes)
@@ -408,6 +483,7 @@ class Transfer:
         """End every thread; in order where the transfer is complete."""
         if self.limit is not None:
             self.limit.end()
+        self._lister.end()
         self._verifier.end()
         if self._committed is None:
             self._dialer.end(keep=self._channel)
@@ -418,17 +494,18 @@ class Transfer:
         self._dialer.end()
 
 
-def _chunk_size(settings: SenderSettings, source: Source) -> int:
+def _chunk_size(settings: SenderSettings, single: Item | None) -> int:
     """Return the chunk size asked for, or the automatic one, in bytes.
 
     Raises UsageError where the one asked for would cut the file into too many chunks.
     """
+    size = single.entry.size if single is not None else 0
     if settings.chunk_size is None:
-        return comfortable_chunk_size(source.size)
-    smallest = smallest_chunk_size(source.size)
-    if settings.chunk_size < smallest:
+        return comfortable_chunk_size(size)
+    smallest = smallest_chunk_size(size)
+    if single is not None and settings.chunk_size < smallest:
         raise UsageError(
-            f"chunk_size {settings.chunk_size} cuts {source.path} into more than {limits.CHUNKS_PER_FILE} chunks:"
+            f"chunk_size {settings.chunk_size} cuts {single.shown} into more than {limits.CHUNKS_PER_FILE} chunks:"
             f" use at least {smallest}"
         )
     return settings.chunk_size

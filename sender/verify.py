@@ -6,44 +6,61 @@ Equal is settled, different is needed. Runs beside the data connections, so that
 import os
 import queue
 import threading
-from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
-from sender.chunks import Layout
 from sender.deal import Deal
-from sender.source import Source
+from sender.source import Item, Reader, changed
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
 from wire.digests import segment_hasher
-from wire.errors import FilestreamerError
-from wire.messages import Segment
+from wire.errors import FilestreamerError, TransferFailed
+from wire.grid import Grid
 
-_Work = tuple[int, bytes, int]  # first chunk, their digests, epoch
+
+class Held(NamedTuple):
+    """Segments of a file that the receiver holds: those of the deal's share, from the one in `first_chunk` on."""
+
+    item: Item
+    file_id: int
+    grid: Grid
+    first_segment: int
+    first_chunk: int
+    digests: bytes
+    """16 bytes for each."""
+    epoch: int
+    whole: range | None = None
+    """The chunks of all the file, where all of it is needed as soon as one segment differs."""
+
+
+class Host(Protocol):
+    """What comparing needs of its transfer."""
+
+    deal: Deal
+    counters: TransferCounters
+
+    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+        """Leave out a file that can't be read as it was listed. Raises `error` where nothing would be left."""
+
+    def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
+        """Take what came out for a small file."""
+
+    def failed(self, error: FilestreamerError) -> None:
+        """End the transfer."""
 
 
 class Verifier:
     """A few threads that compare held chunks with the source; none runs where nothing is held."""
 
-    def __init__(
-        self,
-        source: Source,
-        layout: Layout,
-        deal: Deal,
-        counters: TransferCounters,
-        failed: Callable[[FilestreamerError], None],
-    ) -> None:
-        self._source = source
-        self._layout = layout
-        self._deal = deal
-        self._counters = counters
-        self._failed = failed
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._mutex = threading.Lock()  # protects the byte counts of _counters
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._work: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
+        self._mutex = threading.Lock()  # protects the byte counts of the transfer
         self._threads: list[threading.Thread] = []
 
-    def compare(self, first_chunk: int, digests: bytes, epoch: int) -> None:
-        """Compare the chunks of the share from `first_chunk` on with these digests, 16 bytes each, soon."""
-        self._work.put((first_chunk, digests, epoch))
+    def compare(self, held: Held) -> None:
+        """Compare these segments with the source, soon."""
+        self._work.put(held)
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             self._threads.append(thread)
@@ -56,43 +73,54 @@ class Verifier:
 
     def _run(self) -> None:
         if error := run_to_end("comparing held chunks", self._compare_all):
-            self._failed(error)
+            self._host.failed(error)
 
     def _compare_all(self) -> None:
         block = memoryview(bytearray(limits.BLOCK_BYTES))
-        while (work := self._work.get()) is not None:
-            self._compare(block, *work)
+        reader = Reader()
+        try:
+            while (held := self._work.get()) is not None:
+                try:
+                    self._compare(reader, block, held)
+                except TransferFailed as error:
+                    self._host.withdraw(held.file_id, error)
+        finally:
+            reader.close()
 
-    def _compare(self, block: memoryview, first_chunk: int, digests: bytes, epoch: int) -> None:
-        size = limits.DIGEST_BYTES
-        for at in range(0, len(digests), size):
-            if self._deal.is_over or epoch != self._deal.epoch:
+    def _compare(self, reader: Reader, block: memoryview, held: Held) -> None:
+        """Compare segments. Raises TransferFailed where the source is not what was listed."""
+        deal, size = self._host.deal, limits.DIGEST_BYTES
+        for at in range(0, len(held.digests), size):
+            if deal.is_over or held.epoch != deal.epoch:
                 return
-            chunk_id = first_chunk + at // size * self._deal.share.count
-            (segment,) = self._layout.segments(chunk_id)
-            digest = self._digest(block, segment)
-            self._source.check_unchanged()
-            if not self._deal.bind(chunk_id, digest):
-                raise self._source.changed("it reads differently than before")
-            equal = digest == digests[at : at + size]
-            self._count(segment.length, equal)
-            if equal:
-                self._deal.settle((chunk_id,), epoch)
+            step = at // size * deal.share.count
+            chunk_id, segment = held.first_chunk + step, held.first_segment + step
+            if held.whole is not None and deal.is_needed_whole(held.whole.start):
+                return
+            digest = self._digest(reader, block, held, segment)
+            reader.check_unchanged(held.item)
+            if not deal.bind(chunk_id, held.file_id, digest):
+                raise changed(held.item, "it reads differently than before")
+            is_equal = digest == held.digests[at : at + size]
+            self._count(held.grid.length(segment), is_equal=is_equal)
+            if held.grid.segments == 1:
+                self._host.compared(held.file_id, held.epoch, is_equal=is_equal)
             else:
-                self._deal.differs(chunk_id, epoch)
+                deal.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
 
-    def _digest(self, block: memoryview, segment: Segment) -> bytes:
+    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
         hasher = segment_hasher()
-        offset, end = segment.offset, segment.offset + segment.length
+        offset = held.grid.offset(segment)
+        end = offset + held.grid.length(segment)
         while offset < end:
             view = block[: min(limits.BLOCK_BYTES, end - offset)]
-            self._source.read_into(view, offset)
+            reader.read_into(held.item, view, offset)
             hasher.update(view)
             offset += len(view)
         return hasher.digest()
 
-    def _count(self, length: int, equal: bool) -> None:
+    def _count(self, length: int, *, is_equal: bool) -> None:
         with self._mutex:
-            self._counters.rehashed_bytes += length
-            if equal:
-                self._counters.held_bytes += length
+            self._host.counters.rehashed_bytes += length
+            if is_equal:
+                self._host.counters.held_bytes += length

@@ -23,7 +23,23 @@ class ChunkMap:
     def __init__(self, chunks: int = 0) -> None:
         self.chunks = chunks
         self.chunks_per_cell = -(-chunks // CELLS) | 1
+        self.brought: list[int] = []
+        self.held: list[int] = []
+        self.by: list[int] = []
         self.clear()
+
+    def extend(self, chunks: int) -> None:
+        """Count so many chunks from now on; where cells run out, three become one."""
+        self.chunks = chunks
+        while chunks > CELLS * self.chunks_per_cell:
+            self.chunks_per_cell *= 3
+            self.brought = [sum(self.brought[at : at + 3]) for at in range(0, len(self.brought), 3)]
+            self.held = [sum(self.held[at : at + 3]) for at in range(0, len(self.held), 3)]
+            self.by = [max(self.by[at : at + 3]) for at in range(0, len(self.by), 3)]
+        more = -(-chunks // self.chunks_per_cell) - len(self.by)
+        self.brought += [0] * more
+        self.held += [0] * more
+        self.by += [-1] * more
 
     def clear(self) -> None:
         """Forget every chunk."""

@@ -8,7 +8,7 @@ import socket
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from service import tcp_info
 from service.bottleneck import Bottleneck, bottleneck
@@ -23,6 +23,17 @@ ParallelismReason = Literal["try_more", "no_gain", "try_fewer", "needed"]
 
 LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets in which the time of a chunk is counted."""
+
+
+SKIPPED_MAX: Final = 100
+
+
+class Skipped(NamedTuple):
+    """An entry that is not moved, and why; `is_failure` where the exit code is to say so."""
+
+    path: str
+    reason: str
+    is_failure: bool
 
 
 class Latencies:
@@ -130,6 +141,13 @@ class TransferCounters:
     sync_seconds: float = 0.0
     """Receiver: what putting the files in place durably took, after the last byte."""
     unchecked_bytes: int = 0
+    """Bytes of files that were accepted for their size and mtime alone."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Sender: the first SKIPPED_MAX entries that were left out."""
+    skipped_files: int = 0
+    """Sender: all entries that were left out."""
+    failed_files: int = 0
+    """Sender: those of them that could not be read as they were listed."""
     rehashed_bytes: int = 0
     forgotten_bytes: int = 0
     """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
@@ -157,6 +175,13 @@ class TransferCounters:
     def acknowledged_bytes(self) -> int:
         """Bytes that the receiver has written and verified in this transfer."""
         return sum(connection.acknowledged_bytes for connection in self.connections) - self.forgotten_bytes
+
+    def leave_out(self, skipped: Skipped) -> None:
+        """Count an entry that is not moved; one thread at a time."""
+        self.skipped_files += 1
+        self.failed_files += skipped.is_failure
+        if len(self.skipped) < SKIPPED_MAX:
+            self.skipped.append(skipped)
 
     def start_over(self) -> None:
         """Forget what was acknowledged and held: a restarted receiver answers anew."""

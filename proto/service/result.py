@@ -56,6 +56,14 @@ class ConnectionResult:
     stage_seconds: dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SkippedEntry:
+    """An entry that was not moved."""
+
+    path: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransferResult:
     """One transfer, or one run that never came to a transfer: then counts are 0 and `transfer_id` is None."""
@@ -91,6 +99,10 @@ class TransferResult:
     """What the transfer was bound by: one of service.bottleneck; None where the peer did not say enough."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
+    skipped_files: int = 0
+    """Entries that were not moved: unreadable, changed or gone meanwhile, or nothing that can be moved."""
+    skipped: tuple[SkippedEntry, ...] = ()
+    """The first of them."""
     per_connection: tuple[ConnectionResult, ...] = ()
 
     @classmethod
@@ -126,6 +138,8 @@ class TransferResult:
             straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
             bottleneck=counters.bottleneck,
             root_digest=root_digest.hex() if root_digest is not None else None,
+            skipped_files=counters.skipped_files,
+            skipped=tuple(SkippedEntry(item.path, item.reason) for item in counters.skipped),
             per_connection=tuple(
                 ConnectionResult(
                     connection_id=item.connection_id,
@@ -226,7 +240,7 @@ def _content(result: TransferResult, path: str) -> str:
     """Return what goes into the file: all of it, but no more than is kept of it there."""
     content = result.to_json()
     if path == TERMINATION_LOG and len(content) >= TERMINATION_LOG_BYTES:
-        content = dataclasses.replace(result, per_connection=()).to_json()
+        content = dataclasses.replace(result, per_connection=(), skipped=()).to_json()
     return content
 
 

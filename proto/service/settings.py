@@ -37,7 +37,10 @@ SERVICES: Final = ("sender", "receiver")
 PREFIX: Final = "FILESTREAMER_"
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset("input_file to as connections chunk_size rate_limit shard strict_modulo tls".split()),
+    "sender": frozenset(
+        "input_file to as connections chunk_size rate_limit shard strict_modulo tls include exclude checksum owner"
+        " dry_run".split()
+    ),
     "receiver": frozenset(
         "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after".split()
     ),
@@ -68,22 +71,37 @@ class Definition(NamedTuple):
     metavar: str | None = None
     literal: str | None = None
     """For a setting that names a file: the variable (without prefix) that may hold the file's content instead."""
+    multiple: bool = False
+    """Whether it may be given several times: a list in the config file, a line each in a variable."""
 
     @property
     def key(self) -> str:
         """The key in the config file; in capitals and prefixed it is the variable."""
-        return self.flag.removeprefix("--").replace("-", "_").lower()
+        return self.shown.removeprefix("--").replace("-", "_").lower()
+
+    @property
+    def shown(self) -> str:
+        """The flag, for people."""
+        return self.flag.removesuffix("...")
 
     def parameter(self, name: str) -> click.Parameter:
         """Return what click knows of it."""
         if not self.flag.startswith("--"):
-            return click.Argument([name], type=self.read, required=self.required, metavar=self.flag, help=self.help)
+            return click.Argument(
+                [name],
+                type=self.read,
+                required=self.required,
+                metavar=self.flag,
+                help=self.help,
+                nargs=-1 if self.multiple else 1,
+            )
         return click.Option(
             [name, self.flag],
             type=self.read,
             is_flag=True if self.read is bool else None,
             help=self.help,
             metavar=self.metavar,
+            multiple=self.multiple,
             show_default=self.default not in (None, False),
             **({"required": True} if self.required else {"default": self.default}),
         )
@@ -94,6 +112,14 @@ class Definition(NamedTuple):
             yield f"{prefix}{self.key.upper()}", str
             if self.literal:
                 yield f"{prefix}{self.literal}", values.Literally
+
+
+def several(
+    read: Callable[[Any], T], help: str, *, required: bool = False, flag: str = "", metavar: str | None = None
+) -> tuple[T, ...]:
+    """Define a setting that may be given several times, as the value of a dataclass field: a tuple, () by default."""
+    definition = Definition(read, help, None, required, flag, metavar, None, True)
+    return cast(tuple[T, ...], dataclasses.field(default=(), metadata={"definition": definition}))
 
 
 def setting(
@@ -255,7 +281,7 @@ def _explain(
     definition = defined.get(name, CONFIG)
     if isinstance(error, click.MissingParameter):
         variables = " or ".join(variable for variable, _ in definition.variables(service))
-        return f"{definition.flag} is required (or {variables}, or {definition.key} in the config file)"
+        return f"{definition.shown} is required (or {variables}, or {definition.key} in the config file)"
     from_found = error.ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP
     return f"{found[name].origin if from_found else definition.flag}: {error.message}"
 
@@ -275,7 +301,7 @@ def _from_sources(
 def _from_environment(definition: Definition, service: Service, environ: Mapping[str, str]) -> Found | None:
     for variable, kind in definition.variables(service):
         if value := environ.get(variable):
-            return Found(kind(value), variable)
+            return Found(value.splitlines() if definition.multiple else kind(value), variable)
     return None
 
 
@@ -288,7 +314,17 @@ def _from_file(defined: Mapping[str, Definition], service: Service, path: str, o
         entries = _entries(path, name, content, COMMON_KEYS | OWN_KEYS[name])
         if name == service:
             found |= entries
-    return {name: found[definition.key] for name, definition in defined.items() if definition.key in found}
+    own = {name: found[definition.key] for name, definition in defined.items() if definition.key in found}
+    return {name: _shaped(item, defined[name]) for name, item in own.items()}
+
+
+def _shaped(item: Found, definition: Definition) -> Found:
+    """Make a list of what may be given several times. Raises UsageError for a list of what may not."""
+    if definition.multiple:
+        return item if isinstance(item.value, list) else Found([item.value], item.origin)
+    if isinstance(item.value, list):
+        raise UsageError(f"{item.origin}: must be text, a number, true or false")
+    return item
 
 
 def _load_object(path: str, origin: str) -> dict[str, Any]:
@@ -322,7 +358,7 @@ def _entries(path: str, section: str, content: object, keys: frozenset[str]) -> 
             raise UsageError(f"{path}: unknown key {prefix + written!r}{hint}")
         if key in entries:
             raise UsageError(f"{path}: {prefix}{written}: the same setting as {entries[key].origin}: keep one of them")
-        if isinstance(value, dict | list):
+        if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
             raise UsageError(f"{path}: {prefix}{written}: must be text, a number, true or false")
         if value is not None:
             entries[key] = Found(value, f"{path}: {prefix}{written}")

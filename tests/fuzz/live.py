@@ -17,7 +17,6 @@ from random import Random
 from typing import Any, Final
 
 from sender.settings import parse as parse_sender
-from sender.source import Source
 from sender.transfer import Transfer
 from tests.fuzz.corpus import corpus, wire
 from tests.fuzz.mutate import changed, damaged
@@ -499,17 +498,15 @@ def one_sender(file: Path, seed: int, number: int) -> str:
     with Impostor(seed, number, token if rng.random() < 0.9 else TOKEN[::-1]) as impostor:
         flags = ["--to", impostor.address, "--give-up-after", "0.3", "--connections", "3", "--chunk-size", "1000"]
         settings, _ = parse_sender([str(file), *flags], {"FILESTREAMER_TOKEN": token} if token else {})
-        source, log = Source(str(file)), Quiet()
+        log = Quiet()
         try:
-            committed = Transfer(settings, source, log).run()
+            committed = Transfer(settings, log).run()
         except (Aborted, Refused) as error:
             return f"told {error.name}"
         except FilestreamerError as error:
             if error.name == "internal":
                 raise AssertionError(f"{error} (log: {log.lines})") from error
             return error.name
-        finally:
-            source.close()
     assert committed, "it ended well, and nothing is committed"
     assert impostor.said_complete, "it ended well, and nobody said Complete"
     assert not any("please report" in line for line in log.lines), log.lines

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sender.deal import Deal
 from sender.schedule import Schedule
 from service.chunk_map import CELLS, ChunkMap
+from tests.support.manifests import manifest_of
 from wire.limits import CHUNKS_PER_FILE
 
 
@@ -40,7 +41,7 @@ STEPS = ["acknowledged", "held", "reopen", "acknowledged", "held", "reopen", "st
 )
 def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
     """Settled twice, missing at the end, a restarted receiver: the map is the settled chunks, and who brought them."""
-    deal = Deal(chunks, lambda: Schedule(8), lambda: None)
+    deal = Deal(manifest_of(chunks), lambda: Schedule(8), lambda: None)
     settled: dict[int, int | None] = {}
     for step, at, connection in steps:
         chunk_id = at % chunks

@@ -7,6 +7,7 @@ import pytest
 from sender.deal import Deal
 from sender.schedule import Schedule
 from service.counters import ConnectionCounters
+from tests.support.manifests import manifest_of
 from tests.support.services import UNIT
 from wire import limits
 from wire.digests import root_digest
@@ -26,7 +27,7 @@ class Settled:
 
 def make(chunks: int, connections: int = 2, *, strict_modulo: bool = False) -> tuple[Deal, Settled]:
     settled = Settled()
-    return Deal(chunks, lambda: Schedule(connections, strict_modulo=strict_modulo), settled), settled
+    return Deal(manifest_of(chunks), lambda: Schedule(connections, strict_modulo=strict_modulo), settled), settled
 
 
 def dealt(deal: Deal, connection_id: int = 0) -> list[int]:
@@ -87,7 +88,7 @@ def test_settling_twice_counts_once() -> None:
 def test_held_that_differs_is_dealt() -> None:
     deal, _ = make(2)
     deal.hold(0, 2)
-    deal.differs(1, deal.epoch)
+    deal.compared(1, deal.epoch, is_equal=False)
     deal.settle((0,), deal.epoch)
     assert dealt(deal) == [1]
     assert not deal.all_settled
@@ -132,23 +133,23 @@ def test_another_incarnation_answers_anew() -> None:
     deal.need(0, 3)
     dealt(deal)
     old = deal.epoch
-    assert deal.bind(0, b"a" * 16)
+    assert deal.bind(0, 0, b"a" * 16)
     deal.settle((0, 1), old)
     deal.start_over()
     deal.settle((2,), old)
     deal.put_back([1], old)
-    deal.differs(0, old)
+    deal.compared(0, old, is_equal=False)
     assert (deal.all_settled, settled.calls, deal.next(0, deal.epoch)) == (False, 0, None)
     assert deal.need(0, 3) == 3
     assert sorted(dealt(deal)) == [0, 1, 2]
-    assert not deal.bind(0, b"b" * 16)
-    assert deal.bind(0, b"a" * 16)
+    assert not deal.bind(0, 0, b"b" * 16)
+    assert deal.bind(0, 0, b"a" * 16)
 
 
 def test_the_first_digest_is_binding() -> None:
     deal, _ = make(2)
-    assert (deal.bind(1, b"x" * 16), deal.bind(1, b"x" * 16), deal.bind(1, b"y" * 16)) == (True, True, False)
-    assert deal.bind(0, b"w" * 16)
+    assert (deal.bind(1, 0, b"x" * 16), deal.bind(1, 0, b"x" * 16), deal.bind(1, 0, b"y" * 16)) == (True, True, False)
+    assert deal.bind(0, 0, b"w" * 16)
     assert deal.root_digest() == root_digest([b"w" * 16, b"x" * 16])
 
 
@@ -248,7 +249,7 @@ def test_who_waits_for_a_chunk_of_its_home_gets_it_when_there_are_more_connectio
 
 def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
     """A chunk that it took from the new schedule, and could not put back into it, would be lost."""
-    deal = Deal(3, lambda: Schedule(1), lambda: None)
+    deal = Deal(manifest_of(3), lambda: Schedule(1), lambda: None)
     earlier = deal.epoch
     deal.need(0, 3)
     deal.start_over()
@@ -261,17 +262,17 @@ def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
 def test_the_chunks_of_a_shard() -> None:
     """Shard 1 of 3 of 11 chunks: 1, 4, 7 and 10. Answers are ranges of chunks, and mean those of the share."""
     settled = Settled()
-    deal = Deal(11, lambda: Schedule(2, shard_count=3), settled, Share(1, 3))
+    deal = Deal(manifest_of(11), lambda: Schedule(2, shard_count=3), settled, Share(1, 3))
     assert deal.chunks == 4
     assert deal.need(0, 5) == 2
     assert deal.hold(4, 11) == [(7, 11)]
     assert sorted(dealt(deal)) == [1, 4]
     for chunk_id in (1, 4, 7, 10):
-        assert deal.bind(chunk_id, bytes([chunk_id]) * 16)
-    assert not deal.bind(4, bytes(16 * [5]))
+        assert deal.bind(chunk_id, 0, bytes([chunk_id]) * 16)
+    assert not deal.bind(4, 0, bytes(16 * [5]))
     deal.settle((1, 4, 7), deal.epoch)
     assert not deal.all_settled
-    deal.differs(10, deal.epoch)
+    deal.compared(10, deal.epoch, is_equal=False)
     assert dealt(deal) == [10]
     deal.settle((10,), deal.epoch)
     assert (deal.all_settled, settled.calls) == (True, 1)
@@ -281,6 +282,6 @@ def test_the_chunks_of_a_shard() -> None:
 
 
 def test_a_shard_without_chunks_is_settled_from_the_start() -> None:
-    deal = Deal(2, lambda: Schedule(2, shard_count=3), lambda: None, Share(2, 3))
+    deal = Deal(manifest_of(2), lambda: Schedule(2, shard_count=3), lambda: None, Share(2, 3))
     assert (deal.chunks, deal.all_settled) == (0, True)
     assert deal.root_digest() == root_digest([])

@@ -245,7 +245,7 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
             assert parsed.directory == data["mountPath"]
             assert parsed.once == (workload["kind"] == "Job")
         if isinstance(parsed, sender.settings.SenderSettings):
-            assert Path(parsed.input_file).parent == Path(data["mountPath"])
+            assert Path(parsed.input_files[0]).parent == Path(data["mountPath"])
             for service in objects(build, "Service"):
                 assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
 

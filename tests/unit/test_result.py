@@ -27,7 +27,7 @@ from wire.errors import (
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest per_connection"
+    "bottleneck root_digest skipped_files skipped per_connection"
 ).split()
 
 
@@ -109,6 +109,8 @@ def test_a_complete_transfer() -> None:
         "straggler_seconds": 1.5,
         "bottleneck": None,
         "root_digest": "ab" * 16,
+        "skipped_files": 0,
+        "skipped": [],
     }
     assert [item["connection_id"] for item in per_connection] == [0, 1, 2]
     assert [item["bytes"] for item in per_connection] == [600, 400, 0]

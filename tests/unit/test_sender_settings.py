@@ -54,9 +54,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_defaults() -> None:
     expected = SenderSettings(
-        input_file="in.txt",
+        input_files=("in.txt",),
         to=Address("there", 7800),
-        as_name="in.txt",
+        as_name=None,
         connections=None,
         chunk_size=None,
         rate_limit=None,
@@ -68,7 +68,7 @@ def test_defaults() -> None:
         log_level="info",
     )
     assert expected == settings(*LEAST)
-    assert expected == SenderSettings(input_file="in.txt", to=Address("there", 7800))
+    assert expected == SenderSettings(input_files=("in.txt",), to=Address("there", 7800))
 
 
 def test_all_flags(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_all_flags(tmp_path: Path) -> None:
         *("--result-file", "result.json", "--log-level", "debug"),
     )
     expected = SenderSettings(
-        input_file="dir/in.txt",
+        input_files=("dir/in.txt",),
         to=Address("::1", 9000),
         as_name="other name",
         connections=256,
@@ -111,7 +111,7 @@ def test_all_flags(tmp_path: Path) -> None:
     [("dir/ü b.txt", "ü b.txt"), ("./a", "a"), ("/x/y", "y"), ("dir/", "dir"), ("a\udcff", "a\udcff")],
 )
 def test_name_is_that_of_the_input_file(input_file: str, expected: str) -> None:
-    assert expected == settings(input_file, "--to", "h").as_name
+    assert expected == settings(input_file, "--to", "h").name
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_everything_from_the_environment(tmp_path: Path) -> None:
         "FILESTREAMER_LOG_LEVEL": "error",
     }
     expected = SenderSettings(
-        input_file="in.txt",
+        input_files=("in.txt",),
         to=Address("there", 1),
         as_name="name",
         chunk_size=1024,
@@ -232,7 +232,7 @@ def test_keys_of_the_receiver_are_let_pass(config: Any) -> None:
 @pytest.mark.parametrize("spell", [str, str.lower, str.upper], ids=["as it was", "lower case", "upper case"])
 def test_the_original_config_works_unchanged(config: Any, spell: Any) -> None:
     path = config({spell(key): value for key, value in json.loads(ORIGINAL).items()})
-    expected = SenderSettings(input_file="./in.txt", to=Address("127.0.0.1", 8081), connections=5, chunk_size=1024)
+    expected = SenderSettings(input_files=("./in.txt",), to=Address("127.0.0.1", 8081), connections=5, chunk_size=1024)
     assert expected == settings("--config", path)
 
 
@@ -302,11 +302,28 @@ def test_a_bad_address_is_named(written: str) -> None:
         (["--strict-modulo=1"], "'--strict-modulo'"),
         (["--listen", "h"], "'--listen'"),
         (["-x"], "'-x'"),
-        (["more.txt"], "(more.txt)"),
     ],
 )
 def test_unknown_flags_and_arguments_are_named(argv: list[str], named: str) -> None:
     assert named in failure(*LEAST, *argv)
+
+
+def test_several_paths_have_no_common_name() -> None:
+    assert settings(*LEAST, "more.txt").input_files == (LEAST[0], "more.txt")
+    assert failure(*LEAST, "more.txt", "--as", "x") == "--as names one path, and there are several"
+
+
+def test_lists_in_every_source(config: Any) -> None:
+    path = config({"input_file": ["a", "b"], "exclude": "*.tmp"})
+    parsed = settings("--to", "h", "--config", path, environ={"FILESTREAMER_INCLUDE": "*.pt\n*.bin"})
+    assert (parsed.input_files, parsed.include, parsed.exclude) == (("a", "b"), ("*.pt", "*.bin"), ("*.tmp",))
+    flags = ("--include", "x", "--include", "y")
+    assert settings("--to", "h", "--config", path, *flags).include == ("x", "y")
+
+
+def test_a_list_where_one_value_belongs(config: Any) -> None:
+    path = config({"to": ["a", "b"]})
+    assert failure("f", "--config", path).endswith("to: must be text, a number, true or false")
 
 
 def test_required_settings_say_where_they_can_come_from() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sender.source import Source
+from sender.source import Identity, Item, Reader, check_in_place, check_readable
 from wire.errors import Code, TransferFailed
+from wire.messages import Entry, EntryType
 
 
 @pytest.fixture
@@ -28,57 +29,47 @@ def fails(code: Code, make: object, *args: object) -> str:
     return str(caught.value)
 
 
-def test_what_it_says_of_itself(path: Path) -> None:
-    source = Source(str(path))
-    assert (source.size, source.mode, source.mtime_ns) == (10, 0o640, 1_234_567_890_123_456_789)
-    source.close()
-
-
-def test_a_symlink_leads_to_its_file(path: Path) -> None:
-    link = path.with_name("link")
-    link.symlink_to(path)
-    source = Source(str(link))
-    assert source.size == 10
-    source.check_in_place()
-    source.close()
+def listed(path: Path) -> Item:
+    """Return the item of a file as it is now."""
+    status = path.stat()
+    entry = Entry(b"f", EntryType.FILE, status.st_size, 0o640, status.st_mtime_ns)
+    return Item(entry, os.fsencode(path), Identity.of(status))
 
 
 def test_missing(tmp_path: Path) -> None:
-    path = str(tmp_path / "missing")
-    assert fails(Code.SOURCE, Source, path) == f"can't read {path}: No such file or directory"
-
-
-def test_a_directory_is_not_sent_yet(tmp_path: Path) -> None:
-    message = fails(Code.SOURCE, Source, str(tmp_path))
-    assert message.startswith(f"can't send {tmp_path}: ")
-    assert "not yet" in message
+    path = tmp_path / "missing"
+    assert fails(Code.SOURCE, check_readable, os.fsencode(path)) == f"can't read {path}: No such file or directory"
 
 
 def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert "not a regular file" in fails(Code.SOURCE, Source, str(tmp_path / "fifo"))
+    assert "not a regular file" in fails(Code.SOURCE, check_readable, os.fsencode(tmp_path / "fifo"))
 
 
-def test_refused_files_are_closed(tmp_path: Path) -> None:
+def test_looking_leaves_nothing_open(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    fails(Code.SOURCE, Source, str(tmp_path))
+    fails(Code.SOURCE, check_readable, os.fsencode(path.parent))
+    check_readable(os.fsencode(path))
+    reader = Reader()
+    reader.check_unchanged(listed(path))
+    reader.close()
     assert before == len(os.listdir("/proc/self/fd"))
 
 
 def test_reading_at_offsets(path: Path) -> None:
-    source = Source(str(path))
+    reader, item = Reader(), listed(path)
     block = memoryview(bytearray(4))
-    source.read_into(block, 3)
+    reader.read_into(item, block, 3)
     assert bytes(block) == b"3456"
-    source.read_into(block[:0], 10)
-    source.close()
+    reader.read_into(item, block[:0], 10)
+    reader.close()
 
 
 def test_reading_beyond_the_end(path: Path) -> None:
-    source = Source(str(path))
-    message = fails(Code.SOURCE_CHANGED, source.read_into, memoryview(bytearray(4)), 8)
+    reader, item = Reader(), listed(path)
+    message = fails(Code.SOURCE_CHANGED, reader.read_into, item, memoryview(bytearray(4)), 8)
     assert message.startswith(f"{path} changed while it was sent (it is shorter than it was)")
-    source.close()
+    reader.close()
 
 
 def touch(path: Path) -> None:
@@ -103,35 +94,36 @@ def rewrite_with_the_same_size_and_mtime(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [touch, grow, shrink, rewrite_with_the_same_size_and_mtime])
 def test_a_change_is_noticed(path: Path, change: object) -> None:
-    source = Source(str(path))
-    source.check_unchanged()
-    source.check_in_place()
+    reader, item = Reader(), listed(path)
+    reader.check_unchanged(item)
+    check_in_place(item)
     assert callable(change)
     change(path)
-    assert str(path) in fails(Code.SOURCE_CHANGED, source.check_unchanged)
-    fails(Code.SOURCE_CHANGED, source.check_in_place)
-    source.close()
+    assert str(path) in fails(Code.SOURCE_CHANGED, reader.check_unchanged, item)
+    fails(Code.SOURCE_CHANGED, check_in_place, item)
+    reader.close()
 
 
 def test_reading_alone_changes_nothing(path: Path) -> None:
-    source = Source(str(path))
+    reader, item = Reader(), listed(path)
     path.read_bytes()
-    source.read_into(memoryview(bytearray(10)), 0)
-    source.check_in_place()
-    source.close()
+    reader.read_into(item, memoryview(bytearray(10)), 0)
+    check_in_place(item)
+    reader.close()
 
 
 def test_replaced(path: Path) -> None:
-    """What is read stays the old file; that it is not the one of that name any more is noticed before Finish."""
-    source = Source(str(path))
+    """What is open stays the old file; that it is not the one of that name any more is noticed before Finish."""
+    reader, item = Reader(), listed(path)
+    reader.check_unchanged(item)
     other = path.with_name("other")
     other.write_bytes(b"0123456789")
     other.rename(path)
-    fails(Code.SOURCE_CHANGED, source.check_in_place)
+    fails(Code.SOURCE_CHANGED, check_in_place, item)
     block = memoryview(bytearray(10))
-    source.read_into(block, 0)
+    reader.read_into(item, block, 0)
     assert bytes(block) == b"0123456789"
-    source.close()
+    reader.close()
 
 
 def test_another_directory_in_its_place(tmp_path: Path) -> None:
@@ -140,17 +132,18 @@ def test_another_directory_in_its_place(tmp_path: Path) -> None:
     for directory in ("directory", "another"):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "f").write_bytes(b"0123456789")
-    source = Source(str(path))
+    reader, item = Reader(), listed(path)
+    reader.check_unchanged(item)
     (tmp_path / "directory").rename(tmp_path / "moved away")
-    source.check_unchanged()
-    assert "No such file" in fails(Code.SOURCE_CHANGED, source.check_in_place)
+    reader.check_unchanged(item)
+    assert "No such file" in fails(Code.SOURCE_CHANGED, check_in_place, item)
     (tmp_path / "another").rename(tmp_path / "directory")
-    assert "another file took its place" in fails(Code.SOURCE_CHANGED, source.check_in_place)
-    source.close()
+    assert "another file took its place" in fails(Code.SOURCE_CHANGED, check_in_place, item)
+    reader.close()
 
 
 def test_removed(path: Path) -> None:
-    source = Source(str(path))
+    reader, item = Reader(), listed(path)
     path.unlink()
-    fails(Code.SOURCE_CHANGED, source.check_in_place)
-    source.close()
+    fails(Code.SOURCE_CHANGED, check_in_place, item)
+    reader.close()

@@ -1,0 +1,99 @@
+"""The walk, in a thread of its own: it lists a few parts ahead of what is sent, and waits.
+
+A single file is no tree: it is listed at once, and is all or nothing.
+"""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sender.control import Event, Failed, Listed
+from sender.manifest import Room
+from sender.settings import SenderSettings
+from sender.source import Item
+from sender.walk import Walk, pattern_filter
+from service.counters import Skipped
+from service.threads import run_to_end
+from wire.errors import Code, from_os_error
+
+PARTS_AHEAD: Final = 16
+"""Parts that are listed and not let go: some 16 thousand small files."""
+PART_SECONDS: Final = 0.25
+"""A part goes out after this long, full or not."""
+
+
+class Lister(threading.Thread):
+    """Posts parts as they are found, until the walk has ended. `single` is the item of what is one plain file."""
+
+    def __init__(self, settings: SenderSettings, post: Callable[[Event], None], skipped: Callable[[Skipped], None]):
+        """Look at what the settings name. Raises TransferFailed(SOURCE), UsageError."""
+        super().__init__(name="walk", daemon=True)
+        self._post = post
+        self._room = threading.Semaphore(PARTS_AHEAD)
+        self._ended = threading.Event()
+        self._walk = make_walk(settings, skipped)
+        self.single: Item | None = None
+        if _is_plain_file(settings.input_files):
+            item = next(iter(self._walk))
+            self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=()))
+
+    def run(self) -> None:
+        """List, unless there is one file, which is listed."""
+        if self.single is None and (error := run_to_end("the walk", self._list)):
+            self._post(Failed(error))
+
+    def _list(self) -> None:
+        items: list[Item] = []
+        room, since = Room(), time.monotonic()
+        for item in self._walk:
+            if self._ended.is_set():
+                return
+            is_room = room.take(item)
+            if not is_room or (items and time.monotonic() - since > PART_SECONDS):
+                self._say(items, last=False)
+                items, room, since = [], Room(), time.monotonic()
+                room.take(item)
+            items.append(item)
+        self._say(items, last=True)
+
+    def _say(self, items: list[Item], *, last: bool) -> None:
+        self._room.acquire()
+        self._post(Listed(items, last))
+
+    def room(self, parts: int) -> None:
+        """Go on: so many parts were let go."""
+        if parts:
+            self._room.release(parts)
+
+    def end(self) -> None:
+        """Stop soon."""
+        self._ended.set()
+        self._room.release()
+
+
+def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> Walk:
+    """Return the walk of what the settings select; `skipped` hears what is left out. Raises UsageError."""
+    wanted = None
+    if settings.include or settings.exclude:
+        wanted = pattern_filter(settings.include, settings.exclude)
+    return Walk(
+        settings.input_files,
+        skipped,
+        as_name=settings.as_name or "",
+        wanted=wanted,
+        is_sparing=bool(settings.include),
+        owner=settings.owner,
+    )
+
+
+def _is_plain_file(paths: tuple[str, ...]) -> bool:
+    """Whether the user names one file, and no directory. Raises TransferFailed(SOURCE) where it is not there."""
+    if len(paths) != 1:
+        return False
+    try:
+        return not stat.S_ISDIR(os.stat(paths[0]).st_mode)
+    except OSError as error:
+        raise from_os_error(error, Code.SOURCE, f"can't read {paths[0]}") from None

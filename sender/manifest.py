@@ -1,0 +1,275 @@
+"""What is sent, part by part: entries as they were found, the chunks they make, and what each is still to carry.
+
+A part is what one ManifestPart lists. It is cut by itself (`chunks.Layout`), answered, sent, settled, and then let go:
+of a million files, a few thousand are here at a time. The coordinator adds parts, takes answers, and lets go; data
+connections read what the chunk that they were dealt carries, and withdraw files that they can't read.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from sender.chunks import Layout
+from sender.source import Item
+from wire import limits
+from wire.errors import RemoteProtocolError
+from wire.grid import Grid
+from wire.messages import ManifestPart, Segment
+
+_ENTRY_BYTES: Final = 80
+_HOLE_BYTES: Final = 24
+"""At most so many bytes of an encoded entry, or of a hole in it, are not its path or its link's target."""
+_PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
+
+_NONE: Final = 0
+"""It has no segment, or several, which are chunks of their own."""
+_UNANSWERED: Final = 1
+_COMPARING: Final = 2
+_TO_SEND: Final = 3
+_THERE: Final = 4
+
+
+def encoded_bytes(item: Item) -> int:
+    """Return the most that an entry takes in a frame, in bytes."""
+    entry = item.entry
+    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + _HOLE_BYTES * len(entry.holes)
+
+
+class Room:
+    """Says when a part is full."""
+
+    def __init__(self) -> None:
+        self._entries = 0
+        self._bytes = 0
+
+    def take(self, item: Item) -> bool:
+        """Count one more entry; False, and nothing is counted, where it belongs into the next part."""
+        size = encoded_bytes(item)
+        if self._entries and (self._entries == limits.ENTRIES_PER_PART or self._bytes + size > _PART_BYTES):
+            return False
+        self._entries += 1
+        self._bytes += size
+        return True
+
+
+class Part:
+    """The entries of one ManifestPart, and their chunks. All ids count over the transfer."""
+
+    def __init__(
+        self, first_file_id: int, first_chunk: int, items: Sequence[Item], chunk_size: int, *, last: bool
+    ) -> None:
+        self.first_file_id = first_file_id
+        self.first_chunk = first_chunk
+        self.items = items
+        self.last = last
+        self.layout = Layout(chunk_size)
+        for item in items:
+            self.layout.add(item.sent_bytes)
+        self.forget_answers()
+        self.chunks = self.layout.chunks
+        self.end_chunk = first_chunk + self.chunks
+        self.end_file_id = first_file_id + len(items)
+        self.bytes = sum(item.sent_bytes for item in items)
+        self.unanswered_chunks = self.open_chunks = self.chunks
+        """Chunks that are not answered, and not settled: the deal counts them."""
+        self.is_sent = False
+
+    def forget_answers(self) -> None:
+        """Begin with no answer to any small file."""
+        self._states = bytearray(len(self.items))
+        self._unready: dict[int, int] = {}
+        """Of each bundle, by chunk id: its files that are not answered, or not compared yet."""
+        for index, item in enumerate(self.items):
+            if self.layout.grid(index).segments == 1:
+                chunk_id = self.first_chunk + self.layout.chunk_of(index, 0)
+                is_hole = item.entry.holes[:1] == ((0, item.entry.size),)
+                self._states[index] = _THERE if is_hole else _UNANSWERED
+                self._unready[chunk_id] = self._unready.get(chunk_id, 0) + (not is_hole)
+
+    @property
+    def message(self) -> ManifestPart:
+        """What is said of it."""
+        return ManifestPart(self.first_file_id, tuple(item.entry for item in self.items), self.last)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the receiver has been told of it and nothing of it is open any more."""
+        return self.is_sent and not self.open_chunks
+
+    def holds(self, file_id: int) -> bool:
+        """Whether an entry is in this part."""
+        return self.first_file_id <= file_id < self.end_file_id
+
+    def item(self, file_id: int) -> Item:
+        """Return one entry."""
+        return self.items[file_id - self.first_file_id]
+
+    def grid(self, file_id: int) -> Grid:
+        """Return the segments of one file."""
+        return self.layout.grid(file_id - self.first_file_id)
+
+    def is_large(self, file_id: int) -> bool:
+        """Whether a file has several segments, which are chunks of their own."""
+        return self.grid(file_id).segments > 1
+
+    def chunk_of(self, file_id: int, segment: int) -> int:
+        """Return which chunk carries a segment of a file."""
+        return self.first_chunk + self.layout.chunk_of(file_id - self.first_file_id, segment)
+
+    def chunks_of(self, file_id: int) -> range:
+        """Return the chunks of a large file."""
+        first = self.chunk_of(file_id, 0)
+        return range(first, first + self.grid(file_id).segments)
+
+    def hole_chunks(self) -> Iterator[int]:
+        """Yield the chunks that lie in holes entirely: nobody answers or sends them."""
+        yield from (chunk_id for chunk_id, unready in self._unready.items() if not unready)
+        for index, item in enumerate(self.items):
+            if item.entry.holes and self.layout.grid(index).segments > 1:
+                first = self.chunk_of(self.first_file_id + index, 0)
+                yield from (first + segment for segment in hole_segments(item, self.layout.grid(index)))
+
+    def is_bundle(self, chunk_id: int) -> bool:
+        """Whether a chunk carries small files."""
+        return chunk_id in self._unready
+
+    def carried(self, chunk_id: int) -> tuple[Segment, ...]:
+        """Return what a chunk carries where nothing of it is there or withdrawn, in order."""
+        base = self.first_file_id
+        segments = self.layout.segments(chunk_id - self.first_chunk)
+        return tuple([Segment(base + file_id, offset, length) for file_id, offset, length in segments])
+
+    def is_to_send(self, segment: Segment) -> bool:
+        """Whether a small file is to be sent, as far as its answer says; segments of large ones are."""
+        return self._states[segment.file_id - self.first_file_id] in (_NONE, _TO_SEND)
+
+    # --- the answers for small files
+
+    def needs(self, file_id: int) -> int | None:
+        """Take an answer: a small file is to be sent. Return its chunk where that is ready by now."""
+        return self._answer(file_id, _TO_SEND)
+
+    def has(self, file_id: int) -> int | None:
+        """Take an answer: a small file is there. Return its chunk where that is ready by now."""
+        return self._answer(file_id, _THERE)
+
+    def compares(self, file_id: int) -> bool:
+        """Take an answer: a small file is to be compared; whether that is new."""
+        index = file_id - self.first_file_id
+        is_new = self._states[index] == _UNANSWERED
+        if is_new:
+            self._states[index] = _COMPARING
+        return is_new
+
+    def is_answered(self, file_id: int) -> bool:
+        """Whether a small file was answered."""
+        return self._states[file_id - self.first_file_id] != _UNANSWERED
+
+    def _answer(self, file_id: int, state: int) -> int | None:
+        index = file_id - self.first_file_id
+        if self._states[index] not in (_UNANSWERED, _COMPARING):
+            return None
+        self._states[index] = state
+        chunk_id = self.chunk_of(file_id, 0)
+        self._unready[chunk_id] -= 1
+        return None if self._unready[chunk_id] else chunk_id
+
+
+def hole_segments(item: Item, grid: Grid) -> Iterator[int]:
+    """Yield the segments of a file that lie in holes entirely."""
+    for hole in item.entry.holes:
+        first = -(-hole.offset // grid.chunk_size)
+        end = hole.offset + hole.length
+        stop = grid.segments if end == grid.size else end // grid.chunk_size
+        yield from range(first, stop)
+
+
+class Manifest:
+    """The parts that are not let go. The lock protects the lists."""
+
+    def __init__(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
+        self.chunks = 0
+        """Number of chunks so far."""
+        self.files = 0
+        """Number of entries so far."""
+        self.is_listed = False
+        """Whether the last part is here."""
+        self._lock = threading.Lock()
+        self._parts: list[Part] = []
+        self._first_chunks: list[int] = []
+        self._first_files: list[int] = []
+        self._withdrawn: set[int] = set()
+        """Files that can't be sent after all; forgotten with their part."""
+
+    def add(self, items: Sequence[Item], *, last: bool) -> Part:
+        """Append a part."""
+        part = Part(self.files, self.chunks, items, self.chunk_size, last=last)
+        with self._lock:
+            self._parts.append(part)
+            self._first_chunks.append(part.first_chunk)
+            self._first_files.append(part.first_file_id)
+        self.chunks += part.chunks
+        self.files += len(items)
+        self.is_listed = last
+        return part
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that are here, in order."""
+        with self._lock:
+            return list(self._parts)
+
+    def part_of_chunk(self, chunk_id: int) -> Part:
+        """Return the part that a chunk is in."""
+        with self._lock:
+            return self._parts[bisect_right(self._first_chunks, chunk_id) - 1]
+
+    def part_of_file(self, file_id: int) -> Part | None:
+        """Return the part that an entry is in; None where that was let go. Raises RemoteProtocolError where none is."""
+        if file_id >= self.files:
+            raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
+        with self._lock:
+            at = bisect_right(self._first_files, file_id) - 1
+            return self._parts[at] if at >= 0 else None
+
+    def let_go(self) -> int:
+        """Forget the first parts that are done; return how many. The last part stays: nothing grows with it."""
+        count = 0
+        with self._lock:
+            while len(self._parts) > 1 and self._parts[0].is_done:
+                part = self._parts.pop(0)
+                del self._first_chunks[0], self._first_files[0]
+                self._withdrawn.difference_update(range(part.first_file_id, part.end_file_id))
+                count += 1
+        return count
+
+    # --- what data connections ask
+
+    def segments(self, chunk_id: int) -> tuple[Segment, ...]:
+        """Return what a chunk is to carry now: what is there, or withdrawn, is left out."""
+        part = self.part_of_chunk(chunk_id)
+        segments = part.carried(chunk_id)
+        if part.is_bundle(chunk_id):
+            segments = tuple([segment for segment in segments if part.is_to_send(segment)])
+        if self._withdrawn:
+            segments = tuple([segment for segment in segments if segment.file_id not in self._withdrawn])
+        return segments
+
+    def withdraw(self, file_id: int) -> bool:
+        """Leave a file out from now on; whether that is new."""
+        with self._lock:
+            is_new = file_id not in self._withdrawn
+            self._withdrawn.add(file_id)
+            return is_new
+
+    @property
+    def withdrawn(self) -> tuple[int, ...]:
+        """The files that are left out, of the parts that are here."""
+        with self._lock:
+            return tuple(sorted(self._withdrawn))
+
+    def is_withdrawn(self, file_id: int) -> bool:
+        """Whether a file is left out."""
+        return file_id in self._withdrawn
