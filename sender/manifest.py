@@ -70,7 +70,8 @@ class Part:
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(item.sent_bytes for item in items)
+        self.bytes = sum(item.sent_bytes for item in items) - self._hole_bytes()
+        """Bytes of its segments, but for those that lie in holes."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """Chunks that are not answered, and not settled: the deal counts them."""
         self.is_sent = False
@@ -129,6 +130,14 @@ class Part:
             if item.entry.holes and self.layout.grid(index).segments > 1:
                 first = self.chunk_of(self.first_file_id + index, 0)
                 yield from (first + segment for segment in hole_segments(item, self.layout.grid(index)))
+
+    def _hole_bytes(self) -> int:
+        size = 0
+        for index, item in enumerate(self.items):
+            grid = self.layout.grid(index)
+            if item.entry.holes:
+                size += sum(grid.length(segment) for segment in hole_segments(item, grid))
+        return size
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""
