@@ -26,16 +26,18 @@ from service.threads import run_to_end
 from wire import limits, memory
 from wire import messages as m
 from wire.codec import decode
-from wire.digests import segment_digest, segment_hasher
+from wire.digests import segment_hasher
 from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from wire.framing import frame
 from wire.session import Session
 from wire.transport import Channel
 
 GATHER_BYTES: Final = 64 * limits.KIB
-"""Segments up to this size are copied and gathered; larger ones are sent block by block."""
+"""Room for headers, digests and small segments behind a block: they go out with it in one system call."""
 
 IDLE_SECONDS: Final = 1.0
+_NO_DIGEST: Final = b"\xff" * limits.DIGEST_BYTES
+"""Says that the payload is not what was listed: no payload has it, but for one in 2^128."""
 
 
 class Host(Protocol):
@@ -76,9 +78,11 @@ class DataConnection(threading.Thread):
         self._outstanding: dict[int, tuple[int, float]] = {}  # chunk_id: its bytes, when it was dealt; in that order
         self._outstanding_bytes = 0
         self._spoilt: set[int] = set()  # outstanding chunks with a file that could not be read as it was listed
+        self._is_spoiling = False  # the chunk that is being sent
         self._reader = Reader()
-        self._outbox = bytearray()
-        self._block = memory.buffer(limits.BLOCK_BYTES)
+        self._outbox = memory.buffer(limits.BLOCK_BYTES + GATHER_BYTES)
+        self._gathered = 0  # bytes in the outbox
+        self._gathered_payload = 0  # payload bytes of these
         self._hasher = segment_hasher()
         self._backoff = Backoff()
         self._window_bytes = limits.WINDOW_BYTES
@@ -139,7 +143,7 @@ class DataConnection(threading.Thread):
         if self._channel is not None:
             self._host.hang_up(self._channel, in_order=self._deal.dismisses(self.connection_id))
             self._channel = None
-        self._outbox = bytearray()  # not cleared: the error may still hold a view of it
+        self._gathered = self._gathered_payload = 0
         if self._outstanding:
             self.counters.resent_chunks += len(self._outstanding)
             self._deal.put_back(list(self._outstanding), self._epoch)
@@ -155,7 +159,7 @@ class DataConnection(threading.Thread):
             if self.counters.moved_bytes >= self._polled_at + GATHER_BYTES or not self._outstanding or self._host.limit:
                 self._poll(channel)
             if self._window_is_full():
-                self._flush_timed(channel)
+                self._flush(channel)
                 self._grow_window(channel)
                 self._wait_for_acknowledgement(channel)
                 continue
@@ -164,7 +168,7 @@ class DataConnection(threading.Thread):
             if chunk_id is not None:
                 self._send_chunk(channel, chunk_id)
             elif self._outstanding:
-                self._flush_timed(channel)
+                self._flush(channel)
                 self._wait_for_acknowledgement(channel)
             elif self._deal.dismisses(self.connection_id):
                 return
@@ -189,90 +193,77 @@ class DataConnection(threading.Thread):
         size = sum([segment.length for segment in segments])
         self._outstanding[chunk_id] = (size, time.monotonic())
         self._outstanding_bytes += size
-        self._outbox += frame(header)
+        self._gather(channel, frame(header))
         part = self._host.manifest.part_of_chunk(chunk_id)
-        digests = [self._send_segment(channel, chunk_id, segment, part.item(segment.file_id)) for segment in segments]
-        self._outbox += b"".join(digests)
-        if len(self._outbox) >= limits.BLOCK_BYTES or self._host.limit is not None:
-            self._flush_timed(channel)
+        digests = [self._send_segment(channel, segment, part.item(segment.file_id)) for segment in segments]
+        for index in self._deal.bind(chunk_id, segments, digests):
+            digests[index] = self._withdraw(
+                segments[index], changed(part.item(segments[index].file_id), "it reads differently than before")
+            )
+        if self._is_spoiling:
+            self._spoilt.add(chunk_id)
+            self._is_spoiling = False
+        self._gather(channel, b"".join(digests))
+        if self._gathered >= limits.BLOCK_BYTES or self._host.limit is not None:
+            self._flush(channel)
 
-    def _send_segment(self, channel: Channel, chunk_id: int, segment: m.Segment, item: Item) -> bytes:
+    def _send_segment(self, channel: Channel, segment: m.Segment, item: Item) -> bytes:
         """Send the bytes of one segment; return their digest, or another one where they are not what was listed."""
-        trouble, digest = (self._gather if segment.length <= GATHER_BYTES else self._stream)(channel, segment, item)
-        if trouble is None:
-            try:
-                self._reader.check_unchanged(item)
-                if self._deal.bind(chunk_id, segment.file_id, digest):
-                    return digest
-                trouble = changed(item, "it reads differently than before")
-            except TransferFailed as error:
-                trouble = error
-        self._host.withdraw(segment.file_id, trouble)
-        self._spoilt.add(chunk_id)
-        return bytes(byte ^ 0xFF for byte in digest)
-
-    def _read(self, item: Item, view: memoryview, offset: int) -> TransferFailed | None:
-        """Read a block; where that fails, it is filled with zeros: what was announced has to be sent."""
-        try:
-            self._reader.read_into(item, view, offset)
-            return None
-        except TransferFailed as error:
-            view[:] = bytes(len(view))
-            return error
-
-    def _stream(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[TransferFailed | None, bytes]:
-        """Send a segment block by block; return what went wrong in reading it, and the digest of what was sent."""
-        trouble: TransferFailed | None = None
-        limit, clock = self._host.limit, self._clock
+        reader, limit, clock = self._reader, self._host.limit, self._clock
         piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
+        trouble: TransferFailed | None = None
         self._hasher.reset()
-        while offset < end:
+        while True:
             size = min(piece, end - offset)
-            view = self._block[:size]
+            view = self._room(channel, size)
             clock.enter("read")
-            trouble = trouble or self._read(item, view, offset)
+            try:
+                if trouble is None:
+                    reader.read_into(item, view, offset)
+                if offset + size == end:
+                    reader.check_unchanged(item)
+            except TransferFailed as error:
+                trouble = error
+            if trouble is not None:
+                view[:] = bytes(size)  # what was announced has to be sent
             clock.enter("digest")
             self._hasher.update(view)
+            self._gathered += size
+            self._gathered_payload += size
+            offset += size
             if limit is not None:
                 clock.enter("limit")
                 limit.wait(size)
-            clock.enter("send")
-            if self._outbox:
                 self._flush(channel, more=True)
-            channel.send(view)
-            self.counters.moved_bytes += size
-            offset += size
-        clock.enter(None)
-        return trouble, self._hasher.digest()
+            if offset == end:
+                clock.enter(None)
+                return self._hasher.digest() if trouble is None else self._withdraw(segment, trouble)
 
-    def _gather(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[TransferFailed | None, bytes]:
-        """Copy a small segment behind what waits to be sent; return as `_stream` does."""
-        view, clock = self._block[: segment.length], self._clock
-        clock.enter("read")
-        trouble = self._read(item, view, segment.offset)
-        clock.enter("digest")
-        digest = segment_digest(view)
-        if self._host.limit is not None:
-            clock.enter("limit")
-            self._host.limit.wait(segment.length)
-        clock.enter(None)
-        self._outbox += view
-        self.counters.moved_bytes += segment.length
-        if len(self._outbox) >= limits.BLOCK_BYTES:
-            self._flush_timed(channel)
-        return trouble, digest
+    def _withdraw(self, segment: m.Segment, trouble: TransferFailed) -> bytes:
+        """Leave a file out that is not what was listed; return a digest that is not that of what was sent of it."""
+        self._host.withdraw(segment.file_id, trouble)
+        self._is_spoiling = True
+        return _NO_DIGEST
+
+    def _room(self, channel: Channel, size: int) -> memoryview:
+        """Return `size` bytes of the outbox behind what is gathered, which is sent where they would not fit."""
+        if self._gathered + size > len(self._outbox):
+            self._flush(channel, more=True)
+        return self._outbox[self._gathered : self._gathered + size]
+
+    def _gather(self, channel: Channel, data: bytes) -> None:
+        """Put what is no payload behind what is gathered."""
+        self._room(channel, len(data))[:] = data
+        self._gathered += len(data)
 
     def _flush(self, channel: Channel, *, more: bool = False) -> None:
-        """Send what has been gathered."""
-        if self._outbox:
-            channel.send(self._outbox, more=more)
-            self._outbox.clear()
-
-    def _flush_timed(self, channel: Channel) -> None:
-        """Send what has been gathered, where no block's time holds the sending's."""
+        """Send what has been gathered; `more` says that the rest of a chunk follows at once."""
         self._clock.enter("send")
-        self._flush(channel)
+        if self._gathered:
+            channel.send(self._outbox[: self._gathered], more=more)
+            self.counters.moved_bytes += self._gathered_payload
+            self._gathered = self._gathered_payload = 0
         self._clock.enter(None)
 
     # --- acknowledgements

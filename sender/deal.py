@@ -6,7 +6,7 @@ all chunks are answered and settled, the transfer can finish.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sender.manifest import Manifest, Part
 from sender.schedule import Schedule
@@ -16,6 +16,7 @@ from wire import limits
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
 from wire.grid import WHOLE, Share
+from wire.messages import Segment
 
 _UNBOUND = bytes(limits.DIGEST_BYTES)
 _ACKNOWLEDGED = 1
@@ -165,11 +166,17 @@ class Deal:
         """Whether a chunk belongs to this connection, or was taken over."""
         return self._schedule.home(chunk_id) == connection_id
 
-    def bind(self, chunk_id: int, file_id: int, digest: bytes) -> bool:
-        """Make the first digest of a segment binding. False where another one was bound before."""
-        if self._manifest.part_of_chunk(chunk_id).is_bundle(chunk_id):
-            digests = self._bundles.setdefault(chunk_id, {})
-            return (digests.setdefault(file_id, digest) if isinstance(digests, dict) else digests) == digest
+    def bind(self, chunk_id: int, segments: Sequence[Segment], digests: Sequence[bytes]) -> list[int]:
+        """Make the first digest of each segment binding. Return the indices of those that are others than before."""
+        if not self._manifest.part_of_chunk(chunk_id).is_bundle(chunk_id):
+            return [] if self._bind_chunk(chunk_id, digests[0]) else [0]
+        bound = self._bundles.setdefault(chunk_id, {})
+        if not isinstance(bound, dict):  # settled before: a single file, whose receiver was restarted
+            return [] if bound == digests[0] else [0]
+        found = [bound.setdefault(file_id, digest) for (file_id, _, _), digest in zip(segments, digests, strict=True)]
+        return [index for index, digest in enumerate(found) if digest != digests[index]]
+
+    def _bind_chunk(self, chunk_id: int, digest: bytes) -> bool:
         at = self.share.ordinal(chunk_id) * limits.DIGEST_BYTES
         bound = self._digests[at : at + limits.DIGEST_BYTES]
         if bound == _UNBOUND:

@@ -96,8 +96,8 @@ class Reader:
         """Fill `view` with what is in a file from `offset` on. Raises TransferFailed (SOURCE_CHANGED, SOURCE)."""
         if item is not self._item:
             self._open(item)
-        done = 0
         try:
+            done = os.preadv(self._fd, (view,), offset)
             while done < len(view):
                 count = os.preadv(self._fd, [view[done:]], offset + done)
                 if not count:

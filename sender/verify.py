@@ -16,6 +16,7 @@ from wire import limits
 from wire.digests import segment_hasher
 from wire.errors import FilestreamerError, TransferFailed
 from wire.grid import Grid
+from wire.messages import Segment
 
 
 class Held(NamedTuple):
@@ -99,7 +100,7 @@ class Verifier:
                 return
             digest = self._digest(reader, block, held, segment)
             reader.check_unchanged(held.item)
-            if not deal.bind(chunk_id, held.file_id, digest):
+            if deal.bind(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
                 raise changed(held.item, "it reads differently than before")
             is_equal = digest == held.digests[at : at + size]
             self._count(held.grid.length(segment), is_equal=is_equal)

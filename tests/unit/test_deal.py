@@ -13,6 +13,7 @@ from wire import limits
 from wire.digests import root_digest
 from wire.errors import Code, ConnectionLost, TransferFailed
 from wire.grid import Share
+from wire.messages import Segment
 
 
 class Settled:
@@ -28,6 +29,10 @@ class Settled:
 def make(chunks: int, connections: int = 2, *, strict_modulo: bool = False) -> tuple[Deal, Settled]:
     settled = Settled()
     return Deal(manifest_of(chunks), lambda: Schedule(connections, strict_modulo=strict_modulo), settled), settled
+
+
+def bind(deal: Deal, chunk_id: int, digest: bytes) -> bool:
+    return not deal.bind(chunk_id, [Segment(0, chunk_id, 1)], [digest])
 
 
 def dealt(deal: Deal, connection_id: int = 0) -> list[int]:
@@ -133,7 +138,7 @@ def test_another_incarnation_answers_anew() -> None:
     deal.need(0, 3)
     dealt(deal)
     old = deal.epoch
-    assert deal.bind(0, 0, b"a" * 16)
+    assert bind(deal, 0, b"a" * 16)
     deal.settle((0, 1), old)
     deal.start_over()
     deal.settle((2,), old)
@@ -142,14 +147,14 @@ def test_another_incarnation_answers_anew() -> None:
     assert (deal.all_settled, settled.calls, deal.next(0, deal.epoch)) == (False, 0, None)
     assert deal.need(0, 3) == 3
     assert sorted(dealt(deal)) == [0, 1, 2]
-    assert not deal.bind(0, 0, b"b" * 16)
-    assert deal.bind(0, 0, b"a" * 16)
+    assert not bind(deal, 0, b"b" * 16)
+    assert bind(deal, 0, b"a" * 16)
 
 
 def test_the_first_digest_is_binding() -> None:
     deal, _ = make(2)
-    assert (deal.bind(1, 0, b"x" * 16), deal.bind(1, 0, b"x" * 16), deal.bind(1, 0, b"y" * 16)) == (True, True, False)
-    assert deal.bind(0, 0, b"w" * 16)
+    assert (bind(deal, 1, b"x" * 16), bind(deal, 1, b"x" * 16), bind(deal, 1, b"y" * 16)) == (True, True, False)
+    assert bind(deal, 0, b"w" * 16)
     assert deal.root_digest() == root_digest([b"w" * 16, b"x" * 16])
 
 
@@ -268,8 +273,8 @@ def test_the_chunks_of_a_shard() -> None:
     assert deal.hold(4, 11) == [(7, 11)]
     assert sorted(dealt(deal)) == [1, 4]
     for chunk_id in (1, 4, 7, 10):
-        assert deal.bind(chunk_id, 0, bytes([chunk_id]) * 16)
-    assert not deal.bind(4, 0, bytes(16 * [5]))
+        assert bind(deal, chunk_id, bytes([chunk_id]) * 16)
+    assert not bind(deal, 4, bytes(16 * [5]))
     deal.settle((1, 4, 7), deal.epoch)
     assert not deal.all_settled
     deal.compared(10, deal.epoch, is_equal=False)
