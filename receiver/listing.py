@@ -43,8 +43,8 @@ class Lister:
         self._checksum = checksum
         self._directories = Directories(destination)
         self._roots: set[bytes] = set()
-        self._firsts: dict[int, int] = {}
-        """The file_id of the first file of each hard-link group."""
+        self._firsts: dict[int, tuple[int, bytes]] = {}
+        """The first file of each hard-link group: file_id and path."""
 
     def shown(self, path: bytes) -> str:
         """Return a path as people know it."""
@@ -58,7 +58,7 @@ class Lister:
 
     def is_follower(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken is a further name of a file."""
-        return entry.hard_link_group != 0 and self._firsts.get(entry.hard_link_group) != file_id
+        return entry.hard_link_group != 0 and self._firsts.get(entry.hard_link_group, (file_id, b""))[0] != file_id
 
     def has_segments(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken counts in the cut into chunks."""
@@ -117,7 +117,7 @@ class Lister:
 
     def _take_file(self, portion: Portion, file_id: int, entry: Entry) -> int:
         if entry.hard_link_group:
-            if self._firsts.setdefault(entry.hard_link_group, file_id) != file_id:
+            if self._firsts.setdefault(entry.hard_link_group, (file_id, entry.path))[0] != file_id:
                 portion.has_links = True
                 return state.NOTHING
             if len(self._firsts) > GROUPS:
@@ -171,17 +171,16 @@ class Lister:
 
     # --- the end
 
-    def link(self, portion: Portion, find: Callable[[int], tuple[Portion, int]]) -> None:
+    def link(self, portion: Portion, is_withdrawn: Callable[[int], bool]) -> None:
         """Make the further names of files, now that these are in place. Raises TransferFailed."""
-        for index, entry in enumerate(portion.entries):
-            file_id = portion.first + index
+        for file_id, entry in enumerate(portion.entries, portion.first):
             if entry.type is not EntryType.FILE or not self.is_follower(entry, file_id):
                 continue
-            first, first_index = find(self._firsts[entry.hard_link_group])
-            if state.WITHDRAWN in (portion.state(index), first.state(first_index)):
+            first_id, first = self._firsts[entry.hard_link_group]
+            if is_withdrawn(file_id) or is_withdrawn(first_id):
                 continue
             try:
-                self._link(first.entries[first_index].path, entry)
+                self._link(first, entry)
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't link {self.shown(entry.path)}") from None
 

@@ -264,6 +264,8 @@ class Placer:
         self._is_busy = False
         self._is_ended = False
         self._error: FilestreamerError | None = None
+        self._is_lost = False
+        """A sync failed: nothing that was written before can be trusted."""
         self._thread: threading.Thread | None = None
         self._directories = Directories(destination)
 
@@ -351,6 +353,7 @@ class Placer:
                     _staged(whole.staged).prepare()
             sync_file_system(self._staging.fd)
         except (OSError, TransferFailed) as error:
+            self._is_lost = True
             self._discard(batch)
             if isinstance(error, TransferFailed):
                 raise
@@ -385,9 +388,11 @@ class Placer:
             raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
 
     def _discard(self, files: Iterable[Whole]) -> None:
+        """Drop files that can't be put in place; large ones are for the next run, unless a sync failed."""
         for whole in files:
             if isinstance(whole.staged, File):
-                _staged(whole.staged).discard()
+                if self._is_lost:
+                    _staged(whole.staged).discard()
                 whole.staged.close()
             else:
                 self._staging.remove(whole.staged)

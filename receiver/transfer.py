@@ -310,7 +310,9 @@ class Transfer(threading.Thread):
             case m.ManifestPart():
                 self._take_manifest_part(message, body)
             case m.Withdrawn():
-                self._cargo.withdraw(message.file_ids)
+                if self.intake.cargo is None:
+                    raise RemoteProtocolError("files are withdrawn that were not offered")
+                self.intake.cargo.withdraw(message.file_ids)
             case m.Finish():
                 self._take_finish(message)
             case m.Progress():

@@ -85,6 +85,8 @@ class Tree:
         self._waiting: deque[tuple[m.ManifestPart, bytes]] = deque()
         self._withdrawn_early: set[int] = set()
         self._stakes: dict[LargeStake, tuple[Portion, int]] = {}
+        self._needed_bytes = 0
+        """What was needed of all parts so far."""
         self._segments = 0
         """Of large files that are open."""
         self._claimable: set[str] | None = None
@@ -150,11 +152,11 @@ class Tree:
         self._firsts.append(portion.first)
         self._listed += portion.count
         self._is_listed = part.last
-        if portion.is_open:
-            self._open[portion.first] = portion
         for file_id in [i for i in self._withdrawn_early if i < self._listed]:
             self._withdrawn_early.discard(file_id)
             self._withdraw(*self._find(file_id))
+        if portion.is_open:
+            self._open[portion.first] = portion
         answers = list(self._answers(portion))
         self._rehash(portion, finals)
         with portion.lock:
@@ -200,9 +202,10 @@ class Tree:
             for index, entry in enumerate(entries)
             if portion.state(index) == state.FREE
         )
-        free = self._destination.free_bytes()
+        self._needed_bytes += needed
+        free = self._destination.free_bytes() - max(0, self._needed_bytes - needed - self._counters.moved_bytes)
         if needed > free:
-            reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {free} are free"
+            reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
             raise TransferFailed(Code.NO_SPACE, reason)
 
     def _resume(self, portion: Portion, index: int, entry: m.Entry) -> None:
@@ -330,6 +333,8 @@ class Tree:
             if kind != state.WITHDRAWN:
                 portion.set(index, state.WITHDRAWN)
                 self._counters.files -= 1
+                if not is_link:
+                    self._counters.size_bytes -= _payload_bytes(portion, index, entry)
             portion.rest()
         if index in portion.large:
             self._settle_large(portion, index)
@@ -370,7 +375,7 @@ class Tree:
                 raise ConnectionLost(f"another connection does not leave file {segment.file_id}")
 
     def _position(self, entry: m.Entry, segment: m.Segment) -> int | None:
-        if segment.length == entry.size:
+        if segment.length == entry.size <= self._offer.chunk_size:  # most are small
             return None if segment.offset else 0
         return Grid(entry.size, self._offer.chunk_size).index_of(segment.offset, segment.length)
 
@@ -459,6 +464,7 @@ class Tree:
             file.abandon()
             return False
         if digest is None:
+            file.abandon()
             portion.set(index, state.FREE)
             return False
         portion.settle(index, state.VERIFIED, digest)
@@ -541,10 +547,9 @@ class Tree:
         return root
 
     def _held_bytes(self, portion: Portion) -> int:
-        kinds = portion.states()
-        if state.HELD not in kinds:
-            return 0
-        return sum(entry.size for entry, kind in zip(portion.entries, kinds, strict=True) if kind == state.HELD)
+        held = [index for index, kind in enumerate(portion.states()) if kind == state.HELD]
+        entries = portion.entries if held else ()
+        return sum(_payload_bytes(portion, index, entries[index]) for index in held)
 
     def next_step(self) -> Step:
         """Commit, once."""
@@ -556,7 +561,7 @@ class Tree:
         self._placer.flush()
         for portion in self._portions:
             if portion.has_links:
-                self._lister.link(portion, self._find)
+                self._lister.link(portion, self._is_withdrawn)
         for portion in reversed(self._portions):
             if portion.has_directories:
                 self._lister.finish_directories(portion)
@@ -568,6 +573,10 @@ class Tree:
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 
+    def _is_withdrawn(self, file_id: int) -> bool:
+        portion, index = self._find(file_id)
+        return portion.state(index) == state.WITHDRAWN
+
     def leave(self, *, cleanly: bool) -> None:
         """Put in place what is complete, and keep what there is of large files for the next run."""
         self._placer.end()
@@ -577,6 +586,12 @@ class Tree:
                 stake.finish()
                 stake.file.close()
             self._staging.close()
+
+
+def _payload_bytes(portion: Portion, index: int, entry: m.Entry) -> int:
+    """Return the bytes of the segments of a file that do not lie in holes."""
+    large = portion.large.get(index)
+    return large.payload_bytes if large is not None else entry.size
 
 
 def _extend(ranges: list[m.FileRange], file_id: int) -> None:
