@@ -587,7 +587,7 @@ def test_withdrawn_while_it_is_written(tmp_path: Path, moving: Make) -> None:
     large[0].stake.write(memoryview(bytes(C)), 0)
     assert not it.tree.end(it.connection, small, [bytes(16)], [segment_digest(b"small")])
     it.tree.abandon(Connection(it))
-    it.tree.abandon(next(iter([large[0].stake.file.assembly.writer(0)])))  # type: ignore[arg-type]
+    it.tree.abandon(next(iter([large[0].stake.file.assembly.writer(0)])))
     it.finish()
     assert os.listdir(tmp_path / "t") == []
     assert not (tmp_path / ".filestreamer").exists()
