@@ -163,23 +163,54 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
     return m.Offer(chunk_size, shard, o.checksum, _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes"))
 
 
-def _encode_entry(e: m.Entry) -> pb.Entry:
-    return pb.Entry(
-        path=e.path,
-        type=int(e.type),  # type: ignore[arg-type]
-        size=e.size,
-        mode=e.mode,
-        mtime_ns=e.mtime_ns,
-        uid=e.uid,
-        gid=e.gid,
-        link_target=e.link_target,
-        hard_link_group=e.hard_link_group,
-        holes=[pb.Hole(offset=h.offset, length=h.length) for h in e.holes],
-        xattrs=[pb.Xattr(name=x.name, value=x.value) for x in e.xattrs],
-    )
+def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
+    """Fill in one of a million entries: what has its default needs no word."""
+    entry.path = e.path
+    entry.type = e.type  # type: ignore[assignment]
+    entry.size = e.size
+    entry.mode = e.mode
+    entry.mtime_ns = e.mtime_ns
+    if e.uid is not None:
+        entry.uid = e.uid
+    if e.gid is not None:
+        entry.gid = e.gid
+    if e.link_target:
+        entry.link_target = e.link_target
+    if e.hard_link_group:
+        entry.hard_link_group = e.hard_link_group
+    for hole in e.holes:
+        entry.holes.add(offset=hole.offset, length=hole.length)
+    for xattr in e.xattrs:
+        entry.xattrs.add(name=xattr.name, value=xattr.value)
+
+
+_ENTRY_TYPES = {int(kind): kind for kind in m.EntryType}
 
 
 def _decode_entry(e: pb.Entry) -> m.Entry:
+    """Decode one of a million entries: what is wrong with one is found out only where something is."""
+    kind = _ENTRY_TYPES.get(e.type)
+    path, size, mode, target = e.path, e.size, e.mode, e.link_target
+    is_file = kind is m.EntryType.FILE and not target and size <= limits.FILE_SIZE_MAX
+    if kind is None or not (is_file and 0 < len(path) <= limits.PATH_BYTES and mode <= 0o7777):
+        kind = _check_entry(e)
+    return m.Entry(
+        path,
+        kind,
+        size,
+        mode,
+        e.mtime_ns,
+        e.uid if e.HasField("uid") else None,
+        e.gid if e.HasField("gid") else None,
+        target,
+        e.hard_link_group,
+        _decode_holes(e) if e.holes else (),
+        tuple([m.Xattr(x.name, x.value) for x in e.xattrs]) if e.xattrs else (),
+    )
+
+
+def _check_entry(e: pb.Entry) -> m.EntryType:
+    """Return what an entry is. Raises RemoteProtocolError, which says what is wrong with it."""
     kind = _enum(m.EntryType, e.type, "Entry.type")
     _within(len(e.path), 1, limits.PATH_BYTES, "the length of Entry.path")
     _within(len(e.link_target), 0, limits.PATH_BYTES, "the length of Entry.link_target")
@@ -187,24 +218,14 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         bool(e.link_target) == (kind is m.EntryType.SYMLINK), "Entry.link_target is for symlinks, and only for them"
     )
     _require(not e.size or kind is m.EntryType.FILE, "Entry.size is for files only")
-    _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
-    return m.Entry(
-        e.path,
-        kind,
-        _within(e.size, 0, limits.FILE_SIZE_MAX, "Entry.size"),
-        _within(e.mode, 0, 0o7777, "Entry.mode"),
-        e.mtime_ns,
-        e.uid if e.HasField("uid") else None,
-        e.gid if e.HasField("gid") else None,
-        e.link_target,
-        e.hard_link_group,
-        _decode_holes(e),
-        tuple(m.Xattr(x.name, x.value) for x in e.xattrs),
-    )
+    _within(e.size, 0, limits.FILE_SIZE_MAX, "Entry.size")
+    _within(e.mode, 0, 0o7777, "Entry.mode")
+    return kind
 
 
 def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
     """Holes are in order, apart from each other, not empty, and inside the file."""
+    _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
     at = 0
     for h in e.holes:
         _require(at <= h.offset and 0 < h.length <= e.size - h.offset, "Entry.holes overlap or leave the file")
@@ -213,14 +234,19 @@ def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
 
 
 def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
-    entries = [_encode_entry(entry) for entry in p.entries]
-    return pb.Frame(manifest_part=pb.ManifestPart(first_file_id=p.first_file_id, entries=entries, last=p.last))
+    frame = pb.Frame()
+    part = frame.manifest_part
+    part.first_file_id = p.first_file_id
+    part.last = p.last
+    for entry in p.entries:
+        _encode_entry(entry, part.entries.add())
+    return frame
 
 
 def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
     _within(len(p.entries), 0 if p.last else 1, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
     first = _within(p.first_file_id, 0, _MAX_U63, "ManifestPart.first_file_id")
-    return m.ManifestPart(first, tuple(_decode_entry(entry) for entry in p.entries), p.last)
+    return m.ManifestPart(first, tuple([_decode_entry(entry) for entry in p.entries]), p.last)
 
 
 def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:
@@ -320,13 +346,14 @@ def _encode_chunk_header(h: m.ChunkHeader) -> pb.Frame:
 
 
 def _decode_chunk_header(h: pb.ChunkHeader) -> m.ChunkHeader:
-    segments = tuple(m.Segment(s.file_id, s.offset, s.length) for s in h.segments)
+    segments = tuple([m.Segment(s.file_id, s.offset, s.length) for s in h.segments])
     _within(len(segments), 1, limits.SEGMENTS_PER_CHUNK, "the number of ChunkHeader.segments")
     length = 0
-    for segment in segments:
-        _within(segment.length, 1, limits.CHUNK_SIZE_MAX, "ChunkHeader.segments.length")
-        _within(segment.offset, 0, limits.FILE_SIZE_MAX - segment.length, "ChunkHeader.segments.offset")
-        length += segment.length
+    for _, offset, size in segments:
+        if not (0 < size <= limits.CHUNK_SIZE_MAX and offset <= limits.FILE_SIZE_MAX - size):
+            _within(size, 1, limits.CHUNK_SIZE_MAX, "ChunkHeader.segments.length")
+            _within(offset, 0, limits.FILE_SIZE_MAX - size, "ChunkHeader.segments.offset")
+        length += size
     _within(length, 1, limits.CHUNK_SIZE_MAX, "the payload of a chunk")
     return m.ChunkHeader(h.chunk_id, segments)
 
