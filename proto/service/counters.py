@@ -176,6 +176,11 @@ class TransferCounters:
         """Bytes that the receiver has written and verified in this transfer."""
         return sum(connection.acknowledged_bytes for connection in self.connections) - self.forgotten_bytes
 
+    @property
+    def there_bytes(self) -> int:
+        """Bytes that were there before, compared or accepted unread."""
+        return self.held_bytes + self.unchecked_bytes
+
     def leave_out(self, skipped: Skipped) -> None:
         """Count an entry that is not moved; one thread at a time."""
         self.skipped_files += 1
@@ -185,7 +190,7 @@ class TransferCounters:
 
     def start_over(self) -> None:
         """Forget what was acknowledged and held: a restarted receiver answers anew."""
-        self.held_bytes = 0
+        self.held_bytes = self.unchecked_bytes = 0
         self.forgotten_bytes += self.acknowledged_bytes
 
     def add_connection(self, connection_id: int) -> ConnectionCounters:

@@ -140,7 +140,7 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         Gauge,
         "transfer_held_bytes",
         "Bytes that were there before, found by their digests.",
-        lambda t: t.held_bytes,
+        lambda t: t.there_bytes,
     ),
     Reading(Gauge, "transfer_start_time_seconds", "When it began, Unix time in seconds.", lambda t: t.started_time),
     Reading(

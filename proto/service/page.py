@@ -78,7 +78,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
         "seconds": counters.seconds,
         "size_bytes": counters.size_bytes,
         "acknowledged_bytes": counters.acknowledged_bytes,
-        "held_bytes": counters.held_bytes,
+        "held_bytes": counters.there_bytes,
         "rehashed_bytes": counters.rehashed_bytes,
         "chunks": counters.chunks,
         "chunk_size": counters.chunk_size,

@@ -83,7 +83,7 @@ class Meter:
             return _rate(samples, now, total_bytes)
 
         acknowledged_bytes = counters.acknowledged_bytes
-        done_bytes = acknowledged_bytes + counters.held_bytes
+        done_bytes = acknowledged_bytes + counters.there_bytes
         bytes_per_second = rate(counters.transfer_id, acknowledged_bytes)
         ended = counters.ended_at is not None
         if ended and counters.seconds > 0:

@@ -33,6 +33,7 @@ def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:
             "bytes": outcome.bytes,
             "sent_bytes": outcome.sent_bytes,
             "held_bytes": outcome.held_bytes,
+            "unchecked_bytes": outcome.unchecked_bytes,
             "seconds": round(outcome.seconds, 3),
             "bytes_per_second": round(outcome.bytes_per_second),
             "connections": outcome.connections,

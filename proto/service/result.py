@@ -166,9 +166,13 @@ class TransferResult:
         if self.error is not None:
             return which + printable(self.error.message)
         lines = [
-            f"{which}{format_size(self.bytes)} in {self.seconds:.2f} s"
+            f"{which}{format_size(self.bytes)}{self._how_many()} in {self.seconds:.2f} s"
             f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
         ]
+        if self.skipped_files:
+            lines.append(
+                f"  {_count(self.skipped_files, 'entry', 'entries')} left out: {printable(self.skipped[0].path)} ..."
+            )
         if not self.committed:
             lines.append("  a share of the file: it waits for its other shards")
         if self.bottleneck is not None:
@@ -182,6 +186,9 @@ class TransferResult:
         if any(number for number, *_ in troubles):
             lines.append("  " + ", ".join(_count(*trouble) for trouble in troubles if trouble[0]))
         return "\n".join(lines)
+
+    def _how_many(self) -> str:
+        return f" of {self.files} files" if self.files != 1 else ""
 
 
 def _count(number: int, one: str, many: str) -> str:
