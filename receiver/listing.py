@@ -134,8 +134,9 @@ class Lister:
         if has_payload:
             return state.FREE
         if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
-            make_file(self._staging, str(file_id), entry)
-            self._placer.add([Whole(entry.path, str(file_id))], 0)
+            staged = self._staging.name(file_id)
+            make_file(self._staging, staged, entry)
+            self._placer.add([Whole(entry.path, staged)], 0)
         return state.NOTHING
 
     def _correct(self, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
@@ -164,7 +165,7 @@ class Lister:
             _put_link_attributes(directory_fd, name, entry)
             return
         self._check_replace(entry, there)
-        temporary = str(file_id).encode()
+        temporary = self._staging.name(file_id).encode()
         os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
         _put_link_attributes(self._staging.fd, temporary, entry)
         os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)

@@ -34,6 +34,8 @@ BATCH_SECONDS: Final = 5.0
 """How long a complete file may wait for others."""
 BACKLOG_BATCHES: Final = 4
 """How many batches may wait before connections do."""
+SHELVES: Final = 16
+"""Directories in the staging of a tree: two threads that change one directory wait for each other."""
 DIRECTORIES: Final = 64
 """Directories that are kept open."""
 MODE_BITS: Final = 0o777
@@ -181,6 +183,8 @@ class TreeStaging:
             """Mode bits that a new file does not get: the umask's, or those of the directory's default ACL."""
             os.close(probe)
             os.unlink("probe", dir_fd=self.fd)
+            for shelf in range(SHELVES):
+                os.mkdir(str(shelf), 0o700, dir_fd=self.fd)
         except OSError as error:
             self.close()
             raise from_os_error(error, Code.DESTINATION, f"can't write into {destination.path}") from None
@@ -204,6 +208,10 @@ class TreeStaging:
                     return
             self._close_descriptors()
         raise FileNotFoundError(errno.ENOENT, "the staging directory vanishes")
+
+    def name(self, file_id: int, connection_id: int = 0) -> str:
+        """Return where a file is staged: files of one batch apart from those of the next, and each connection's."""
+        return f"{(2 * connection_id + file_id // BATCH_FILES % 2) % SHELVES}/{file_id}"
 
     def create(self, name: str, entry: Entry) -> int:
         """Open a new file for an entry; `has_mode` says whether it has its mode by that. Raises OSError."""

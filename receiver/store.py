@@ -222,9 +222,18 @@ class Destination:
 
 
 def clear_tree(tree_fd: int) -> None:
-    """Remove what lies in the staging of a tree, which has no directories. Raises OSError."""
+    """Remove what lies in the staging of a tree: files, and directories of files. Raises OSError."""
     for name in os.listdir(tree_fd):
-        os.unlink(name, dir_fd=tree_fd)
+        try:
+            os.unlink(name, dir_fd=tree_fd)
+        except IsADirectoryError:
+            shelf = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=tree_fd)
+            try:
+                for file in os.listdir(shelf):
+                    os.unlink(file, dir_fd=shelf)
+            finally:
+                os.close(shelf)
+            os.rmdir(name, dir_fd=tree_fd)
 
 
 def _discard_tree(staging_fd: int, name: str) -> None:

@@ -389,7 +389,8 @@ class Tree:
             if other is connection:
                 raise RemoteProtocolError(f"file {segment.file_id} stands in a chunk twice")
             return other
-        file = SmallFile(self._staging, str(segment.file_id), portion.entries[index], connection)
+        name = self._staging.name(segment.file_id, connection.connection_id)
+        file = SmallFile(self._staging, name, portion.entries[index], connection)
         portion.writing[index] = file
         portion.set(index, state.WRITING)
         return Part(file, 0, segment, True)
