@@ -39,32 +39,27 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     try:
-        _serve(settings, logger)
+        return _serve(settings, logger)
     except FilestreamerError as error:
         report(TransferResult.without_transfer(error), settings.result_file, logger)
         return error.exit_code
-    return 0
 
 
-def _serve(settings: "ReceiverSettings", logger: Any) -> None:
-    """Serve until the work is done. Raises what ended the service otherwise."""
+def _serve(settings: "ReceiverSettings", logger: Any) -> int:
+    """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
     from receiver import token
     from receiver.server import Server
     from receiver.settings import METRICS
-    from receiver.store import Destination, check_name
+    from receiver.stdout import Stdout
     from service.monitor import Monitor
     from service.progress import Progress
     from wire.transport import format_address
 
-    directory, output_name = settings.directory, None
-    if settings.output_file is not None:
-        directory, name = os.path.split(os.path.abspath(settings.output_file))
-        output_name = check_name(os.fsencode(name))
-    destination = Destination(directory, replace=not settings.no_replace)
-    if output_name is not None:
-        destination.check_final(output_name)
+    destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
+    directory = None if isinstance(destination, Stdout) else destination.path
     listeners = _listen(settings)
-    _clean_staging(settings, destination, logger)
+    if not isinstance(destination, Stdout):
+        _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
     monitor = Monitor("receiver", settings, logger, directory)
@@ -80,16 +75,30 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> None:
     monitor.watch(server.counters, lambda: None)
     monitor.start(METRICS)
     for address in addresses:
-        logger.info("listening", address=format_address(address), directory=directory)
+        logger.info("listening", address=format_address(address), directory=destination.path)
     if secret is not None and settings.token is None:
         _show_command(secret, addresses[0], tls=settings.tls_cert is not None)
     progress = Progress(server.counters, logger, direction="receiving")
     progress.start()
     try:
-        server.run()
+        return server.run()
     finally:
         progress.stop()
         monitor.finish()
+
+
+def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination, bytes | None]":
+    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed."""
+    from receiver.store import Destination, check_name
+
+    directory, output_name = settings.directory, None
+    if settings.output_file is not None:
+        directory, name = os.path.split(os.path.abspath(settings.output_file))
+        output_name = check_name(os.fsencode(name))
+    destination = Destination(directory, replace=not settings.no_replace)
+    if output_name is not None:
+        destination.check_final(output_name)
+    return destination, output_name
 
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":

@@ -6,12 +6,14 @@ digests: compared; equal is VERIFIED, different is to be sent again
 acknowledgements, ledger first, whenever the next read would have to wait
 """
 
+import contextlib
 import threading
 import time
 from typing import Protocol
 
 from receiver.cargo import Part, Sink
 from receiver.intake import Intake
+from receiver.output import Output
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -60,6 +62,8 @@ class DataConnection(threading.Thread):
         self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
         self._clock = StageClock(counters.stage_seconds)
         self._left = threading.Event()
+        self._sending = threading.Lock()
+        """Protects the writing side: what is passed on in order is acknowledged by the thread that does that."""
 
     def run(self) -> None:
         """Take the place of an older connection, say Welcome, receive."""
@@ -132,8 +136,12 @@ class DataConnection(threading.Thread):
             self.counters.mismatches += 1
             self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
             return
+        sink, received = parts[0].stake, (header.chunk_id, size, begun_at)
+        if isinstance(sink, Output):
+            sink.hand_over(parts[0].position, lambda: self._acknowledge_passed(received))
+            return
         self._written += [part for part in parts if part.write and part.stake.has_ledger]
-        self._received.append((header.chunk_id, size, begun_at))
+        self._received.append(received)
         if len(self._received) >= limits.ACKS_PER_FRAME:
             self._acknowledge()
 
@@ -167,6 +175,19 @@ class DataConnection(threading.Thread):
             stake.record(pairs)
         acknowledged = self._received
         self._written, self._received = [], []
+        self._say_acknowledged(acknowledged)
+        self._clock.enter(interrupted)
+
+    def _acknowledge_passed(self, received: tuple[int, int, float]) -> None:
+        """Acknowledge a chunk that was passed on; called by the thread that does that.
+
+        Where the connection is gone, its sender sends the chunk again over another one.
+        """
+        if not self._left.is_set():
+            with contextlib.suppress(ConnectionLost):  # the thread of the connection hears of it, too
+                self._say_acknowledged([received])
+
+    def _say_acknowledged(self, acknowledged: list[tuple[int, int, float]]) -> None:
         self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _, _ in acknowledged)))
         now = time.monotonic()
         for _, size, begun_at in acknowledged:
@@ -174,11 +195,11 @@ class DataConnection(threading.Thread):
             self.counters.latencies.observe(now - begun_at)
         self.counters.chunks += len(acknowledged)
         self.counters.finished_at = now
-        self._clock.enter(interrupted)
 
     def _send(self, message: m.Message) -> None:
-        self._session.sending(message)
-        self.channel.send_message(message)
+        with self._sending:
+            self._session.sending(message)
+            self.channel.send_message(message)
 
     def _patience(self) -> None:
         """After each second without movement: a peer that is heard on any connection is alive."""

@@ -131,7 +131,10 @@ class File:
                 else:
                     self.set_aside += 1
             self._content = content
-            if isinstance(content, Staged) and self.grid.size >= WRITE_BACK_BYTES:
+            is_large = isinstance(content, Staged) and (
+                self.grid.size >= WRITE_BACK_BYTES or content.entry.type is m.EntryType.STREAM
+            )
+            if is_large:
                 self._write_back = threading.Thread(
                     target=self._keep_writing_back, args=(content, failed), name="write-back", daemon=True
                 )

@@ -20,6 +20,7 @@ from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
+from receiver.stdout import Stdout
 from receiver.store import Destination
 from receiver.transfer import ControlUp, Transfer
 from service.counters import TransferCounters
@@ -53,7 +54,7 @@ class Server:
     def __init__(
         self,
         settings: ReceiverSettings,
-        destination: Destination,
+        destination: Destination | Stdout,
         monitor: Monitor,
         *,
         output_name: bytes | None,
@@ -67,7 +68,10 @@ class Server:
         """
         self._settings = settings
         self._monitor = monitor
-        self._files = Files(destination, output_name)
+        self._stdout = destination if isinstance(destination, Stdout) else None
+        self._files = None if isinstance(destination, Stdout) else Files(destination, output_name)
+        self._stdout_of: Transfer | None = None  # protected
+        self._exit_code = 0
         self._listeners = listeners
         self._token = token.encode() if token else None
         self._tls, self._certificate_sha256 = _tls_context(settings)
@@ -95,8 +99,8 @@ class Server:
         with self._lock:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
 
-    def run(self) -> None:
-        """Serve until the work is done; raises what ended the service otherwise."""
+    def run(self) -> int:
+        """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ, listener)
@@ -108,6 +112,7 @@ class Server:
             error = self._mailbox.get()
             if error is not None:
                 raise error
+            return self._exit_code
         finally:
             self._close()
 
@@ -215,7 +220,7 @@ class Server:
             for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-            transfer = Transfer(self, hello, self._settings.give_up_after, log)
+            transfer = Transfer(self, hello, self._settings.give_up_after, log, self._settings.window)
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()
@@ -242,19 +247,41 @@ class Server:
 
     def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file. Raises TransferFailed."""
+        assert self._files is not None  # with standard output, nobody asks for a file
         return self._files.claim(transfer, entry, grid, share)
 
     def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
         """Give a tree a name in the destination. Raises TransferFailed."""
+        assert self._files is not None  # nor for a tree
         return self._files.claim_root(transfer, name)
+
+    def claim_stdout(self, transfer: Transfer) -> Stdout | None:
+        """Give a transfer standard output; None where files are received instead. Raises TransferFailed(BUSY).
+
+        One that is deserted gives way, unless bytes of it were passed on: another's must not follow them.
+        """
+        if self._stdout is None:
+            return None
+        with self._lock:
+            other = self._stdout_of
+        if other is not None and other.gives_way and not other.has_passed_on:
+            other.give_way()
+            join_all([other])
+        with self._lock:
+            if self._stdout_of is not None:
+                raise TransferFailed(Code.BUSY, "this receiver passes on another sender's bytes already")
+            self._stdout_of = transfer
+        return self._stdout
 
     def release(self, transfer: Transfer) -> None:
         """Let others write what a transfer has committed."""
-        self._files.release(transfer)
+        if self._files is not None:
+            self._files.release(transfer)
 
     def leave(self, transfer: Transfer, *, cleanly: bool) -> None:
         """Take a transfer out of its file."""
-        self._files.leave(transfer, cleanly=cleanly)
+        if self._files is not None:
+            self._files.leave(transfer, cleanly=cleanly)
 
     def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         """Report how a transfer ended; with --once a committed one ends the service, when its shards have left."""
@@ -269,6 +296,9 @@ class Server:
             self._monitor.ended(transfer.counters, outcome.status)
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
+            if self._stdout_of is transfer and not (committed or transfer.has_passed_on):
+                self._stdout_of = None
+            is_spent = self._stdout_of is transfer
             if committed and self._settings.once:
                 self._last_name = self._last_name or transfer.cargo_name
         if transfer.was_offered:
@@ -276,7 +306,10 @@ class Server:
             self._monitor.push()
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
-        if self._last_name is not None and not self._files.is_in_use(self._last_name):
+        if is_spent:  # what was passed on can't be taken back: that was the one transfer, whatever became of it
+            self._exit_code = outcome.exit_code
+            self.end(None)
+        if self._files and self._last_name is not None and not self._files.is_in_use(self._last_name):
             self.end(None)
 
 

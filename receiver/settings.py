@@ -11,6 +11,8 @@ from wire.errors import UsageError
 
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served unless the settings say otherwise."""
+STDOUT = "-"
+"""The `output_file` that is standard output."""
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
 
 
@@ -27,9 +29,11 @@ class ReceiverSettings(CommonSettings):
     """The destination directory, relative to the working directory. `output_file` goes before it."""
 
     output_file: str | None = setting(
-        values.text, "Receive one file, under this name whatever the sender calls it; implies --once.", metavar="PATH"
+        values.text,
+        "Receive one file, under this name whatever the sender calls it, or - for standard output; implies --once.",
+        metavar="PATH",
     )
-    """Path of the one file to receive, relative to the working directory and not to `directory`."""
+    """Path of the one file to receive, relative to the working directory and not to `directory`; or STDOUT."""
 
     once: bool = setting(bool, "End after the first complete file.", default=False)
     """End after the first file that is committed, all shards of it having left; always true with `output_file`."""
@@ -65,6 +69,11 @@ class ReceiverSettings(CommonSettings):
             raise UsageError("--tls-cert and --tls-key go together")
         if self.tls_ca is not None and self.tls_cert is None:
             raise UsageError("--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key")
+
+    @property
+    def writes_stdout(self) -> bool:
+        """Whether what is received goes to standard output."""
+        return self.output_file == STDOUT
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:

@@ -15,8 +15,11 @@ from receiver.cargo import Cargo
 from receiver.connection import DataConnection
 from receiver.files import LEAVE_SECONDS, Stake
 from receiver.intake import Intake
+from receiver.output import Output, StagedTarget, Target, check_window
+from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.single import Single
+from receiver.stdout import Stdout
 from receiver.store import Destination, check_path
 from service.counters import TransferCounters
 from service.threads import run_to_end
@@ -90,6 +93,9 @@ class Registry(Protocol):
     def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
         """Give a tree a name in the destination. Raises TransferFailed."""
 
+    def claim_stdout(self, transfer: "Transfer") -> Stdout | None:
+        """Give a transfer standard output; None where files are received instead. Raises TransferFailed(BUSY)."""
+
     def release(self, transfer: "Transfer") -> None:
         """Let others write what a transfer has committed."""
 
@@ -103,7 +109,9 @@ class Registry(Protocol):
 class Transfer(threading.Thread):
     """Receives what one sender offers. `post` may be called from any thread."""
 
-    def __init__(self, registry: Registry, hello: m.Hello, give_up_after: float, log: Any) -> None:
+    def __init__(
+        self, registry: Registry, hello: m.Hello, give_up_after: float, log: Any, window_bytes: int = 64 * limits.MIB
+    ) -> None:
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
         self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
@@ -112,6 +120,7 @@ class Transfer(threading.Thread):
         """What the sender is told, as soon as that is so."""
         self._registry = registry
         self._give_up_after = give_up_after
+        self._window_bytes = window_bytes
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
         self._channel: Channel | None = None
@@ -196,6 +205,11 @@ class Transfer(threading.Thread):
     def cargo_name(self) -> bytes:
         """What it receives, relative to the destination: a file, or the root of a tree."""
         return self._cargo.name
+
+    @property
+    def has_passed_on(self) -> bool:
+        """Whether an output has bytes of it, which can't be taken back."""
+        return isinstance(self.intake.cargo, Piped) and self.intake.cargo.has_begun
 
     @property
     def was_offered(self) -> bool:
@@ -351,8 +365,12 @@ class Transfer(threading.Thread):
         is_single = len(part.entries) == 1 and part.last and part.entries[0].type is m.EntryType.FILE
         if self._offer.shard is not None and not is_single:
             raise RemoteProtocolError("a shard is a share of one file, and of nothing else")
-        if is_single and b"/" not in part.entries[0].path:
-            entry = part.entries[0]
+        entry = part.entries[0] if len(part.entries) == 1 and part.last else None
+        is_one = entry is not None and b"/" not in entry.path
+        stdout = self._claim_stdout(is_one=is_one)
+        if entry is not None and is_one and (stdout is not None or entry.type is m.EntryType.STREAM):
+            return self._pass_on(stdout, entry, self._offer.chunk_size)
+        if entry is not None and is_one and is_single:
             stake = self._stake(entry, Grid(entry.size, self._offer.chunk_size))
             return Single(entry, stake, self.counters, self._rehasher, self._log)
         return self._plant(self._offer, part)
@@ -383,8 +401,40 @@ class Transfer(threading.Thread):
             self._was_offered = error.code is not Code.BUSY
             raise
 
+    def _claim_stdout(self, *, is_one: bool) -> Stdout | None:
+        """Claim standard output, if that is where things go. Raises TransferFailed (POLICY, BUSY)."""
+        try:
+            stdout = self._registry.claim_stdout(self)
+        except TransferFailed:
+            self._was_offered = False
+            raise
+        if stdout is not None and not is_one:
+            raise TransferFailed(
+                Code.POLICY, "this receiver writes one file to standard output, no tree: use tar c DIR | sender -"
+            )
+        return stdout
+
+    def _pass_on(self, stdout: Stdout | None, entry: m.Entry, chunk_size: int) -> Cargo:
+        """Take what comes in order: to standard output, or a stream to a file."""
+        streams = entry.type is m.EntryType.STREAM
+        if self._offer is not None and self._offer.shard is not None:
+            raise TransferFailed(Code.POLICY, "standard output is not put together from shards")
+        if not (streams or entry.type is m.EntryType.FILE) or entry.holes:
+            raise TransferFailed(Code.POLICY, "standard output takes a plain file without holes, or a stream")
+        if streams and entry.size:
+            raise RemoteProtocolError("a stream has no size before its end")
+        check_window(chunk_size, self._window_bytes)
+        stake: Stake | None = None
+        target: Target | None = stdout
+        if target is None:
+            stake = self._stake(entry, Grid(0, chunk_size))
+            target = StagedTarget(stake.content)
+        output = Output(target, None if streams else entry.size, chunk_size, self._window_bytes)
+        output.start(lambda error: self.post(Failed(error)))
+        return Piped(entry, output, stake, self.counters, self._log)
+
     def _stake(self, entry: m.Entry, grid: Grid) -> Stake:
-        if entry.type is not m.EntryType.FILE or entry.xattrs:
+        if entry.type not in (m.EntryType.FILE, m.EntryType.STREAM) or entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver takes plain files, not yet directories, links and xattrs")
         share = Share(*self._offer.shard) if self._offer and self._offer.shard else WHOLE
         if entry.holes and share.count > 1:

@@ -56,6 +56,12 @@ class Host(Protocol):
     def withdraw(self, file_id: int, error: TransferFailed) -> None:
         """Leave out a file that can't be sent as it was listed. Raises `error` where nothing would be left."""
 
+    def idle_stage(self) -> str | None:
+        """Name the stage that a connection is in while there is no chunk for it."""
+
+    def receiver_is_heard(self) -> bool:
+        """Whether the receiver said anything lately, on whatever connection."""
+
     def connection_changed(self, counters: ConnectionCounters, error: FilestreamerError | None) -> None:
         """Tell that it is up (None), or why it went down."""
 
@@ -164,7 +170,10 @@ class DataConnection(threading.Thread):
                 self._wait_for_acknowledgement(channel)
                 continue
             wait_seconds = 0 if self._outstanding else IDLE_SECONDS
+            if wait_seconds:
+                self._clock.enter(self._host.idle_stage())
             chunk_id = self._deal.next(self.connection_id, self._epoch, wait_seconds=wait_seconds)
+            self._clock.enter(None)
             if chunk_id is not None:
                 self._send_chunk(channel, chunk_id)
             elif self._outstanding:
@@ -331,6 +340,8 @@ class DataConnection(threading.Thread):
         now, left = time.monotonic(), channel.unacknowledged_bytes()
         if left < self._left_bytes or not self._outstanding:
             self._left_at = now
+        elif not left and self._deal.is_in_order and self._host.receiver_is_heard():
+            self._left_at = now  # it has everything, and acknowledges when it has passed on what comes before
         self._left_bytes = left
         if now - max(self._left_at, channel.heard_at) > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")

@@ -72,13 +72,17 @@ class Withdrew(NamedTuple):
     error: TransferFailed
 
 
+class Grown(NamedTuple):
+    """A stream has chunks for more connections than there are."""
+
+
 class Signalled(NamedTuple):
     """The process was asked to end."""
 
     signal_number: int
 
 
-Event = ControlUp | ControlDown | Received | Failed | Settled | Listed | Compared | Withdrew | Signalled
+Event = ControlUp | ControlDown | Received | Failed | Settled | Listed | Grown | Compared | Withdrew | Signalled
 
 
 class ControlReader(threading.Thread):

@@ -8,7 +8,7 @@ all chunks are answered and settled, the transfer can finish.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from sender.manifest import Manifest, Part
+from sender.manifest import Manifest, Part, StreamPart
 from sender.schedule import Schedule
 from service.chunk_map import ChunkMap
 from service.counters import ConnectionCounters
@@ -52,6 +52,9 @@ class Deal:
         self._sends: dict[int, int] = {}  # only of chunks that were sent again
         self._over: FilestreamerError | None = None
         self._complete = False
+        self._window_chunks: int | None = None
+        self.on_advance: Callable[[int], None] = _nothing
+        """Called, without the lock, when everything below another ordinal is settled."""
         self._start_over()
 
     def _start_over(self) -> None:
@@ -60,6 +63,8 @@ class Deal:
         self._settled = bytearray()  # 0, _ACKNOWLEDGED, _HELD
         self.chunk_map.clear()
         self._settled_count = 0
+        self._lowest = 0  # every ordinal below it is settled
+        self._needs_rest = False
         self.epoch = getattr(self, "epoch", 0) + 1
         for part in self._manifest.parts:
             self._extend(part)
@@ -83,7 +88,31 @@ class Deal:
             self._mark_answered(ordinal, ordinal + 1, part)
             self._settle(ordinal, None, part)
 
+    def grow(self, part: StreamPart, *, is_whole: bool) -> None:
+        """Take in what was read of a stream; `is_whole` once nothing follows."""
+        with self._changed:
+            first, unanswered, unsettled = self.chunks, part.unanswered_chunks, part.open_chunks
+            self._manifest.grow(part, is_whole=is_whole)
+            self._extend(part)
+            part.unanswered_chunks += unanswered
+            part.open_chunks += unsettled
+            if self._needs_rest:
+                self._need(first, self.chunks)
+        if is_whole:
+            self._on_settled()
+
     # --- the receiver's answers
+
+    def need_stream(self) -> None:
+        """Take an answer: all of a stream is to be sent, and what comes of it, too."""
+        with self._changed:
+            self._needs_rest = True
+            self._need(0, self.chunks)
+
+    def bound(self, window_bytes: int) -> None:
+        """Deal nothing that lies `window_bytes` or more behind the first byte that is not acknowledged."""
+        with self._changed:
+            self._window_chunks = max(1, window_bytes // self._manifest.chunk_size)
 
     def start_over(self) -> None:
         """Forget what was answered and acknowledged: another incarnation answers anew. Digests stay binding."""
@@ -94,12 +123,15 @@ class Deal:
     def need(self, first: int, end: int) -> int:
         """Take an answer: these chunks are to be sent. Return how many of them were not answered before."""
         with self._changed:
-            new = 0
-            for start, stop in self._unanswered(first, end):
-                self._mark_answered(start, stop, self._manifest.part_of_chunk(first))
-                self._schedule.add(*self.share.span(start, stop), self.share.count)
-                new += stop - start
-            self._changed.notify_all()
+            return self._need(first, end)
+
+    def _need(self, first: int, end: int) -> int:
+        new = 0
+        for start, stop in self._unanswered(first, end):
+            self._mark_answered(start, stop, self._manifest.part_of_chunk(first))
+            self._schedule.add(*self.share.span(start, stop), self.share.count)
+            new += stop - start
+        self._changed.notify_all()
         return new
 
     def hold(self, first: int, end: int) -> list[tuple[int, int]]:
@@ -124,6 +156,7 @@ class Deal:
             self._settled[ordinal] = 0
             self.chunk_map.remove(ordinal, was_held=how == _HELD)
             self._settled_count -= 1
+            self._lowest = min(self._lowest, ordinal)
             self._manifest.part_of_chunk(self.share.chunk(ordinal)).open_chunks += 1
         return bool(how)
 
@@ -160,7 +193,8 @@ class Deal:
             raise self._over
         if epoch != self.epoch:
             raise ConnectionLost("the receiver forgot this transfer: connect again")
-        return self._schedule.deal(connection_id)
+        below = None if self._window_chunks is None else self.share.chunk(self._lowest + self._window_chunks)
+        return self._schedule.deal(connection_id, below)
 
     def is_home(self, chunk_id: int, connection_id: int) -> bool:
         """Whether a chunk belongs to this connection, or was taken over."""
@@ -196,8 +230,34 @@ class Deal:
                     part = self._manifest.part_of_chunk(chunk_id)
                     self._settle(ordinal, by, part)
                     is_done = is_done or not part.open_chunks
+            has_advanced = self._advance()
+        if has_advanced:
+            self.on_advance(self._lowest)
         if is_done:
             self._on_settled()
+
+    def _advance(self) -> bool:
+        """Find the first ordinal that is not settled; whether that is another one than before."""
+        before, lowest = self._lowest, self._settled.find(0, self._lowest)
+        self._lowest = lowest if lowest >= 0 else self.chunks
+        if self._window_chunks is not None and self._lowest > before:
+            self._changed.notify_all()
+        return self._lowest > before
+
+    @property
+    def lowest(self) -> int:
+        """Every ordinal below this is settled."""
+        return self._lowest
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the receiver passes chunks on in order, and acknowledges them when it has."""
+        return self._window_chunks is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that is there is settled."""
+        return self._settled_count == self.chunks
 
     def _settle(self, ordinal: int, by: int | None, part: Part) -> None:
         self._settled[ordinal] = _HELD if by is None else _ACKNOWLEDGED
@@ -282,6 +342,11 @@ class Deal:
             return (own + others)[: max(0, schedule.remaining - len(started))]
 
     @property
+    def connections(self) -> int:
+        """How many connections it deals to."""
+        return self._schedule.connections
+
+    @property
     def undealt(self) -> int:
         """Chunks that are needed and not dealt."""
         with self._changed:
@@ -336,3 +401,7 @@ class Deal:
         """Wait until the transfer is over, at most `seconds`; whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self.is_over, seconds)
+
+
+def _nothing(_lowest: int) -> None:
+    pass

@@ -1,6 +1,6 @@
 """The walk, in a thread of its own: it lists a few parts ahead of what is sent, and waits.
 
-A single file is no tree: it is listed at once, and is all or nothing.
+A single file is no tree: it is listed at once, and is all or nothing. So is standard input.
 """
 
 import os
@@ -14,10 +14,12 @@ from sender.control import Event, Failed, Listed
 from sender.manifest import Room
 from sender.settings import SenderSettings
 from sender.source import Item
+from sender.stream import open_stdin
 from sender.walk import Walk, pattern_filter
 from service.counters import Skipped
 from service.threads import run_to_end
 from wire.errors import Code, from_os_error
+from wire.messages import Entry, EntryType
 
 PARTS_AHEAD: Final = 16
 """Parts that are listed and not let go: some 16 thousand small files."""
@@ -26,7 +28,7 @@ PART_SECONDS: Final = 0.25
 
 
 class Lister(threading.Thread):
-    """Posts parts as they are found, until the walk has ended. `single` is the item of what is one plain file."""
+    """Posts parts as they are found, until the walk has ended. `single` is what is no tree: a file, or a stream."""
 
     def __init__(self, settings: SenderSettings, post: Callable[[Event], None], skipped: Callable[[Skipped], None]):
         """Look at what the settings name. Raises TransferFailed(SOURCE), UsageError."""
@@ -34,8 +36,11 @@ class Lister(threading.Thread):
         self._post = post
         self._room = threading.Semaphore(PARTS_AHEAD)
         self._ended = threading.Event()
-        self._walk = make_walk(settings, skipped)
         self.single: Item | None = None
+        if settings.reads_stdin:
+            self.single = _stdin(settings)
+            return
+        self._walk = make_walk(settings, skipped)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
             self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=()))
@@ -72,6 +77,14 @@ class Lister(threading.Thread):
         """Stop soon."""
         self._ended.set()
         self._room.release()
+
+
+def _stdin(settings: SenderSettings) -> Item:
+    """List standard input: made by now, and readable by all. Raises UsageError."""
+    stream = open_stdin(settings)
+    name = os.fsencode(settings.name)
+    entry = Entry(name, EntryType.STREAM, 0, 0o644, time.time_ns())
+    return Item(entry, os.fsencode(stream.path), stream=stream)
 
 
 def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> Walk:

@@ -12,6 +12,7 @@ from typing import Final
 
 from sender.chunks import Layout
 from sender.source import Item
+from sender.stream import Stream
 from wire import limits
 from wire.errors import RemoteProtocolError
 from wire.grid import Grid
@@ -185,6 +186,38 @@ class Part:
         return None if self._unready[chunk_id] else chunk_id
 
 
+class StreamPart(Part):
+    """The one part of a stream: its chunks are those that were read by now."""
+
+    def __init__(self, item: Item, stream: Stream) -> None:
+        super().__init__(0, 0, [item], stream.chunk_size, last=True)
+        self._stream = stream
+
+    def grow(self) -> None:
+        """Take in what was read since."""
+        self.bytes, self.chunks = self._stream.size, self._stream.chunks
+        self.end_chunk = self.chunks
+
+    def grid(self, file_id: int) -> Grid:
+        """Return the segments so far."""
+        del file_id
+        return Grid(self.bytes, self.layout.chunk_size)
+
+    def is_large(self, file_id: int) -> bool:
+        """Each segment is a chunk."""
+        del file_id
+        return True
+
+    def chunk_of(self, file_id: int, segment: int) -> int:
+        """Segments are numbered as chunks are."""
+        del file_id
+        return segment
+
+    def carried(self, chunk_id: int) -> tuple[Segment, ...]:
+        """Return the segment of a chunk."""
+        return self._stream.segments(chunk_id)
+
+
 def hole_segments(item: Item, grid: Grid) -> Iterator[int]:
     """Yield the segments of a file that lie in holes entirely."""
     for hole in item.entry.holes:
@@ -204,7 +237,7 @@ class Manifest:
         self.files = 0
         """Number of entries so far."""
         self.is_listed = False
-        """Whether the last part is here."""
+        """Whether the last part is here, and a stream has ended."""
         self._lock = threading.Lock()
         self._parts: list[Part] = []
         self._first_chunks: list[int] = []
@@ -214,15 +247,25 @@ class Manifest:
 
     def add(self, items: Sequence[Item], *, last: bool) -> Part:
         """Append a part."""
-        part = Part(self.files, self.chunks, items, self.chunk_size, last=last)
+        stream = items[0].stream if items else None
+        if stream is not None:
+            part: Part = StreamPart(items[0], stream)
+        else:
+            part = Part(self.files, self.chunks, items, self.chunk_size, last=last)
         with self._lock:
             self._parts.append(part)
             self._first_chunks.append(part.first_chunk)
             self._first_files.append(part.first_file_id)
         self.chunks += part.chunks
         self.files += len(items)
-        self.is_listed = last
+        self.is_listed = last and stream is None
         return part
+
+    def grow(self, part: StreamPart, *, is_whole: bool) -> None:
+        """Take in what was read of a stream; `is_whole` once nothing follows."""
+        part.grow()
+        self.chunks = part.end_chunk
+        self.is_listed = is_whole
 
     @property
     def parts(self) -> list[Part]:

@@ -80,16 +80,33 @@ class Schedule:
         self._homes = [deque(sorted([*lower, *upper], key=lambda chunk_ids: chunk_ids[0])) for lower, upper in pairs]
         self._left = [sum(map(len, home)) for home in self._homes]
 
-    def deal(self, connection_id: int) -> int | None:
-        """Give a connection its next chunk; None where there is none for it, or it is not one of the N any more."""
+    def deal(self, connection_id: int, below: int | None = None) -> int | None:
+        """Give a connection its next chunk; None where there is none for it, or it is not one of the N any more.
+
+        With `below`, only chunks before that one are dealt.
+        """
         if connection_id >= self.connections:
             return None
+        if below is not None:
+            return self._deal_below(connection_id, below)
         if self._left[connection_id]:
             return self._take(connection_id)
         if self.strict_modulo:
             return None
         furthest_behind = max(range(self.connections), key=self._left.__getitem__)
         return self._take(furthest_behind) if self._left[furthest_behind] else None
+
+    def _deal_below(self, connection_id: int, below: int) -> int | None:
+        """Deal in a window, which goes on when its first chunk has arrived: of what is left over, the lowest first."""
+        for homes in ((connection_id,), () if self.strict_modulo else range(self.connections)):
+            lowest = min(((ids[0], home) for home in homes for ids in self._homes[home]), default=(below, 0))
+            if lowest[0] < below:
+                return self._take_lowest(lowest[1])
+        return None
+
+    def _take_lowest(self, home: int) -> int:
+        self._homes[home] = deque(sorted(self._homes[home], key=lambda chunk_ids: chunk_ids[0]))
+        return self._take(home)
 
     def _take(self, home: int) -> int:
         queue = self._homes[home]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from service import settings, values
 from service.address import Address, parse_address
@@ -11,6 +12,10 @@ from wire import limits
 from wire.errors import UsageError
 from wire.grid import Share
 
+STDIN: Final = "-"
+"""The path that is standard input."""
+STDIN_NAME: Final = "stdin"
+"""Its name at the destination, unless it is given one."""
 SUMMARY = "Send files and directories to a receiver, over several TCP connections at once."
 
 
@@ -47,9 +52,15 @@ class SenderSettings(CommonSettings):
     """What the sender is to do."""
 
     input_files: tuple[str, ...] = several(
-        values.text, "Files and directories to send; of DIR/, what is in it.", flag="INPUT_FILE...", required=True
+        values.text,
+        "Files and directories to send; of DIR/, what is in it; - is standard input.",
+        flag="INPUT_FILE...",
+        required=True,
     )
-    """Paths to send, as the user wrote them: relative to the working directory. One plain file is all or nothing."""
+    """Paths to send, as the user wrote them: relative to the working directory. One plain file is all or nothing.
+
+    STDIN alone is standard input.
+    """
 
     to: Address = setting(peer, "Where the receiver listens.", required=True, metavar="HOST:PORT")
     """Where the receiver listens. There is no default: a forgotten one must not send to this machine."""
@@ -124,10 +135,30 @@ class SenderSettings(CommonSettings):
             object.__setattr__(self, "tls", True)
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as names one path, and there are several")
+        if STDIN in self.input_files:
+            self._check_stdin()
+
+    @property
+    def reads_stdin(self) -> bool:
+        """Whether what is sent is standard input."""
+        return self.input_files == (STDIN,)
+
+    def _check_stdin(self) -> None:
+        """Refuse what standard input can't do. Raises UsageError."""
+        if not self.reads_stdin:
+            raise UsageError("INPUT_FILE -: standard input goes alone; a file of that name is ./-")
+        if self.shard.count > 1:
+            raise UsageError("--shard: standard input has no shards, as it can be read by one sender only")
+        if self.dry_run:
+            raise UsageError("--dry-run: nothing is known of standard input before it is read")
+        if self.chunk_size is not None and self.chunk_size > self.window:
+            raise UsageError(f"--chunk-size {self.chunk_size}: a chunk of standard input is more than --window has")
 
     @property
     def name(self) -> str:
         """What is sent, for people: the name at the destination, or of the first of several."""
+        if self.reads_stdin:
+            return self.as_name or STDIN_NAME
         return self.as_name or os.path.basename(os.path.abspath(self.input_files[0])) or "/"
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from sender.stream import Stream
 from wire.errors import Code, TransferFailed, from_os_error
 from wire.messages import Entry
 
@@ -28,11 +29,15 @@ class Identity(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An entry of the manifest, and where it is read from. `identity` is None where nothing of it is read."""
+    """An entry of the manifest, and where it is read from.
+
+    `identity` is None where no file is read: of what has no bytes, and of a `stream`.
+    """
 
     entry: Entry
     path: bytes
     identity: Identity | None = None
+    stream: Stream | None = None
 
     @property
     def sent_bytes(self) -> int:
@@ -54,6 +59,8 @@ def changed(item: Item, how: str) -> TransferFailed:
 
 def check_in_place(item: Item) -> None:
     """Check that the path still leads to the file that was listed. Raises TransferFailed(SOURCE_CHANGED)."""
+    if item.identity is None:
+        return
     try:
         there = Identity.of(os.stat(item.path))
     except OSError as error:
@@ -94,6 +101,9 @@ class Reader:
 
     def read_into(self, item: Item, view: memoryview, offset: int) -> None:
         """Fill `view` with what is in a file from `offset` on. Raises TransferFailed (SOURCE_CHANGED, SOURCE)."""
+        if item.stream is not None:
+            item.stream.read_into(view, offset)
+            return
         if item is not self._item:
             self._open(item)
         try:
@@ -108,6 +118,8 @@ class Reader:
 
     def check_unchanged(self, item: Item) -> None:
         """Compare the file that is open with what was listed. Raises TransferFailed (SOURCE_CHANGED, SOURCE)."""
+        if item.stream is not None:
+            return  # what was read of it can't change
         if item is not self._item:
             self._open(item)
         try:

@@ -17,7 +17,7 @@ from sender.control import ControlReader, Event
 from sender.deal import Deal
 from sender.dial import Dialer, Party
 from sender.listing import Lister
-from sender.manifest import Manifest
+from sender.manifest import Manifest, StreamPart
 from sender.parallelism import Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
@@ -72,11 +72,17 @@ class Transfer:
         self.counters = TransferCounters(random_id(), settings.name, m.SENDER_STAGES, files=0)
         self._mutex = threading.Lock()  # protects what the counters say of entries that are left out
         self._lister = Lister(settings, self.post, self.leave_out)
-        self.manifest = Manifest(_chunk_size(settings, self._lister.single))
+        self._stream = self._lister.single.stream if self._lister.single is not None else None
+        self.manifest = Manifest(
+            self._stream.chunk_size if self._stream else _chunk_size(settings, self._lister.single)
+        )
         self.counters.chunk_size = self.manifest.chunk_size
         self.counters.parallelism = self._parallelism.connections
         self.deal = Deal(self.manifest, self._make_schedule, lambda: self.post(control.Settled()), settings.shard)
         self.counters.chunk_map = self.deal.chunk_map
+        if self._stream is not None:
+            self.counters.is_growing = True
+            self.deal.on_advance = self._stream.advance
         self._dialer = Dialer(settings, self.counters.transfer_id)
         self._reader = ControlReader(self._dialer, self.post, Backoff().next() if before else 0.0)
         self._verifier = Verifier(self)
@@ -164,6 +170,30 @@ class Transfer:
             self._last_trouble = error.with_traceback(None)  # which would keep the buffers of its frames
             self._log.warning("connection_lost", connection=counters.connection_id, reason=str(error))
 
+    def idle_stage(self) -> str | None:
+        """Name what a connection without chunks waits for: whoever writes the stream, or whoever reads the output."""
+        if self._stream is not None and self._stream.is_waiting:
+            return "read"
+        return "wait_ack" if self.deal.is_in_order else None
+
+    def receiver_is_heard(self) -> bool:
+        """Whether the receiver said anything within DEAD_SECONDS, on whatever connection that is up."""
+        channels = [self._channel, *(connection.channel for connection in list(self._data.values()))]
+        heard_at = max((channel.heard_at for channel in channels if channel is not None), default=0.0)
+        return time.monotonic() - heard_at <= limits.DEAD_SECONDS
+
+    def _grow(self) -> None:
+        """Take in what came of a stream; called by the thread that reads it."""
+        part = self.manifest.parts[0]
+        assert self._stream is not None  # it calls
+        assert isinstance(part, StreamPart)
+        is_whole = self._stream.is_ended
+        self.counters.size_bytes, self.counters.chunks = self._stream.size, self._stream.chunks
+        self.counters.is_growing = not is_whole
+        self.deal.grow(part, is_whole=is_whole)
+        if len(self._data) < self.deal.connections:
+            self.post(control.Grown())
+
     # --- the coordinator
 
     def run(self) -> bool:
@@ -244,7 +274,7 @@ class Transfer:
         part = self.manifest.add(items, last=last)
         self.deal.extend(part)
         counters, share = self.counters, self._share
-        counters.files += sum(item.entry.type is m.EntryType.FILE for item in items)
+        counters.files += sum(item.entry.type in (m.EntryType.FILE, m.EntryType.STREAM) for item in items)
         counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
         counters.chunks = self.deal.chunks
 
@@ -268,7 +298,7 @@ class Transfer:
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
         shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
-        total_bytes = self.counters.size_bytes if self._lister.single is not None else 0
+        total_bytes = self._lister.single.sent_bytes if self._lister.single is not None else 0
         self._send(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
         for part in self.manifest.parts:
             part.is_sent = False
@@ -299,6 +329,9 @@ class Transfer:
         for part in self.manifest.parts:
             part.forget_answers()
         self._shut_data()
+        if self._stream is not None and not self._stream.start_over():
+            reason = "the receiver has forgotten what it had of standard input, which can't be read again"
+            raise TransferFailed(Code.UNKNOWN_TRANSFER, f"{reason}: run the pipe again")
         self._was_finished = False
         self.deal.start_over()
         self.counters.start_over()
@@ -336,6 +369,11 @@ class Transfer:
 
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
         """Have it dealt. Raises BeginAgain where a tree misses something after Finish."""
+        if message.window_bytes:
+            self.deal.bound(message.window_bytes)
+        if self._stream is not None and message.files:
+            self.deal.need_stream()
+            self._stream.start(self._grow, self.failed)
         if not reopen:
             self._answers.need(message)
         elif self._lister.single is not None:
@@ -354,10 +392,10 @@ class Transfer:
         self._go_on()
 
     def _take_progress(self, message: m.Progress) -> None:
-        """Note that the receiver syncs, which is progress, or how far it has re-hashed."""
+        """Note that the receiver syncs or waits for a reader, which is progress, or how far it has re-hashed."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
-        if message.phase is m.Phase.SYNCING:
+        if message.phase in (m.Phase.SYNCING, m.Phase.WAITING):
             self._progress_at = time.monotonic()
 
     def _take_complete(self, message: m.Complete) -> None:
@@ -393,7 +431,8 @@ class Transfer:
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
         self._send(self.counters.heartbeat())
-        self._send(m.Finish(self.deal.chunks, self.root_digest))
+        stream_bytes = self._stream.size if self._stream is not None else 0
+        self._send(m.Finish(self.deal.chunks, self.root_digest, stream_bytes))
 
     def _send(self, message: m.Message) -> None:
         """Write to the control connection; where that fails, its reader notices and opens another."""
@@ -413,7 +452,7 @@ class Transfer:
         if now - self._said_at > limits.HEARTBEAT_SECONDS and self._channel is not None:
             self._send(self.counters.heartbeat())
         self._note_progress(now)
-        self._check_liveness(now)
+        self._check_liveness()
         self._adapt(now)
         self._start_connections()
         if now - self._progress_at > self._settings.give_up_after:
@@ -426,6 +465,9 @@ class Transfer:
         moved = sum(each.moved_bytes - each.abandoned_bytes for each in counters.connections)
         delivered = moved - sum(channel.unacknowledged_bytes() for channel in channels)
         listed = self.manifest.files + sum(part.is_sent for part in self.manifest.parts)
+        waits = self._stream is not None and self._channel is not None and self._stream.is_waiting
+        if waits and self.deal.is_idle:  # nothing is sent where nothing comes
+            self._progress_at = now
         mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes, listed)
         if mark != self._progress_mark or delivered > self._delivered_bytes:
             self._progress_mark = mark
@@ -451,12 +493,9 @@ class Transfer:
             self.counters.parallelism_changes[change.reason] += 1
             self.deal.resize(change.connections)
 
-    def _check_liveness(self, now: float) -> None:
+    def _check_liveness(self) -> None:
         """Drop all connections to a peer that said nothing on any of them for DEAD_SECONDS: it is dead; dial anew."""
-        if self._channel is None:
-            return
-        channels = [self._channel, *(c for d in self._data.values() if (c := d.channel) is not None)]
-        if now - max(channel.heard_at for channel in channels) > limits.DEAD_SECONDS:
+        if self._channel is not None and not self.receiver_is_heard():
             self._last_trouble = ConnectionLost(f"{self._channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
             self._dialer.shut_all()
 
@@ -484,6 +523,8 @@ class Transfer:
         if self.limit is not None:
             self.limit.end()
         self._lister.end()
+        if self._stream is not None:
+            self._stream.end()
         self._verifier.end()
         if self._committed is None:
             self._dialer.end(keep=self._channel)

@@ -136,6 +136,12 @@ class TransferCounters:
     stages: tuple[str, ...] = ()
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     size_bytes: int = 0
+    is_growing: bool = False
+    """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
+    is_waiting: bool = False
+    """Receiver: whether whoever reads its output takes nothing."""
+    passing_seconds: float = 0.0
+    """Receiver: what passing bytes on in order took, while its connections waited for that."""
     held_bytes: int = 0
     """Bytes that both sides agree are there already."""
     sync_seconds: float = 0.0
@@ -207,6 +213,10 @@ class TransferCounters:
         spent = {stage: sum(item.stage_seconds[stage] for item in self.connections) for stage in self.stages}
         if self.sync_seconds:
             spent["write"] += self.sync_seconds * len(self.connections)
+        if self.passing_seconds:
+            waited = min(spent["receive"], self.passing_seconds * len(self.connections))
+            spent["receive"] -= waited
+            spent["write"] += waited
         return tuple(round(1e6 * seconds) for seconds in spent.values())
 
     @property
@@ -220,6 +230,8 @@ class TransferCounters:
     def heartbeat(self) -> Progress:
         """Return what the peer is told of this end, every few seconds."""
         phase = {"offering": WirePhase.OFFERING, "syncing": WirePhase.SYNCING}.get(self.phase, WirePhase.MOVING)
+        if self.is_waiting:
+            phase = WirePhase.WAITING
         return Progress(phase, self.acknowledged_bytes, self.rehashed_bytes, self.stage_microseconds())
 
     def troubles(self) -> dict[str, int]:

@@ -77,6 +77,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
         "started_time_seconds": counters.started_time,
         "seconds": counters.seconds,
         "size_bytes": counters.size_bytes,
+        "is_growing": counters.is_growing,
         "acknowledged_bytes": counters.acknowledged_bytes,
         "held_bytes": counters.there_bytes,
         "rehashed_bytes": counters.rehashed_bytes,

@@ -45,7 +45,8 @@ class TransferView(NamedTuple):
     name: str
     phase: Phase
     ended: bool
-    size_bytes: int
+    size_bytes: int | None
+    """None while nobody knows it: of a stream that has not ended."""
     done_bytes: int
     """Acknowledged, or held before."""
     acknowledged_bytes: int
@@ -58,8 +59,10 @@ class TransferView(NamedTuple):
     connections: tuple[ConnectionView, ...]
 
     @property
-    def fraction(self) -> float:
-        """How much is done, 0 to 1; 1 only when all of it is."""
+    def fraction(self) -> float | None:
+        """How much is done, 0 to 1; 1 only when all of it is. None while nobody knows how much all of it is."""
+        if self.size_bytes is None:
+            return None
         if self.size_bytes == 0:
             return float(self.phase in ("syncing", "complete"))
         return min(1.0, self.done_bytes / self.size_bytes)
@@ -94,13 +97,13 @@ class Meter:
             name=counters.name,
             phase=counters.phase,
             ended=ended,
-            size_bytes=counters.size_bytes,
+            size_bytes=None if counters.is_growing else counters.size_bytes,
             done_bytes=done_bytes,
             acknowledged_bytes=acknowledged_bytes,
             rehashed_bytes=counters.rehashed_bytes,
             bytes_per_second=bytes_per_second,
             bytes_in_flight=counters.bytes_in_flight,
-            eta_seconds=left_bytes / bytes_per_second if bytes_per_second > 0 else None,
+            eta_seconds=left_bytes / bytes_per_second if bytes_per_second > 0 and not counters.is_growing else None,
             connections=tuple(
                 ConnectionView(
                     item.connection_id,
@@ -198,7 +201,7 @@ class LogLines:
                 self._log.info(
                     "progress",
                     transfer=view.transfer_id.hex()[:8],
-                    percent=math.floor(1000 * view.fraction) / 10,
+                    percent=None if view.fraction is None else math.floor(1000 * view.fraction) / 10,
                     acknowledged_bytes=view.acknowledged_bytes,
                     size_bytes=view.size_bytes,
                     bytes_per_second=round(view.bytes_per_second),

@@ -113,7 +113,8 @@ def frame(views: Sequence[TransferView], direction: Direction, lines: int) -> Gr
 
 
 def _title(view: TransferView, direction: Direction) -> Table:
-    sizes = f"{format_size(view.done_bytes)} of {format_size(view.size_bytes)}"
+    size = "?" if view.size_bytes is None else format_size(view.size_bytes)
+    sizes = f"{format_size(view.done_bytes)} of {size}"
     if view.phase == "offering" and view.rehashed_bytes:
         sizes = f"checked again: {format_size(view.rehashed_bytes)}"
     title = Table.grid(expand=True, padding=(0, 2, 0, 0))
@@ -130,8 +131,8 @@ def _bar(view: TransferView) -> Table:
     for width in (4, 10, 8, 8):
         bar.add_column(justify="right", no_wrap=True, min_width=width)
     bar.add_row(
-        ProgressBar(total=1.0, completed=view.fraction),
-        f"{int(100 * view.fraction)}%",
+        ProgressBar(total=1.0, completed=view.fraction or 0.0),
+        "" if view.fraction is None else f"{int(100 * view.fraction)}%",
         Text(format_rate(view.bytes_per_second), "cyan"),
         "" if view.ended else f"ETA {_duration(view.eta_seconds)}",
         Text(phase, "green" if phase == "complete" else "yellow"),

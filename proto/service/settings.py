@@ -35,6 +35,8 @@ S = TypeVar("S", bound="CommonSettings")
 
 SERVICES: Final = ("sender", "receiver")
 PREFIX: Final = "FILESTREAMER_"
+WINDOW_MAX: Final = 1024 * limits.GIB
+"""More memory than any machine has."""
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
@@ -195,6 +197,14 @@ class CommonSettings:
         values.url, "Push each transfer's last values to this Prometheus Pushgateway.", metavar="URL"
     )
     """Base URL of a Pushgateway; /metrics/job/NAME behind it names the job."""
+
+    window: int = setting(
+        values.size(1, WINDOW_MAX),
+        "Most bytes of a pipe that this side keeps in memory.",
+        default="64MiB",
+        metavar="SIZE",
+    )
+    """Bytes that the sender keeps of standard input, and the receiver of what it passes on in order."""
 
     result_file: str | None = setting(values.text, "Write the result there, too.", metavar="FILE")
     """Where the JSON result of each transfer is written, beside standard output."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
@@ -38,6 +38,8 @@ class Command(abc.ABC):
     """A `sender` or `receiver` that was started, wherever it runs. Log lines and results are parsed JSON."""
 
     command: str
+    stdout_is_taken = False
+    """Whether standard output is a pipe to somebody else."""
 
     @property
     @abc.abstractmethod
@@ -60,11 +62,16 @@ class Command(abc.ABC):
     @property
     def log(self) -> list[dict[str, Any]]:
         """The log lines so far."""
+        return [line for line in self._stderr_objects() if "event" in line]
+
+    def _stderr_objects(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The result objects so far, one a transfer."""
+        """The result objects so far, one a transfer; on standard error where standard output is the destination."""
+        if self.stdout_is_taken:
+            return [line for line in self._stderr_objects() if "status" in line]
         return [json.loads(line) for line in self.stdout.splitlines(keepends=True) if line.endswith("\n")]
 
     @property
@@ -134,12 +141,16 @@ class Service(Command):
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         under: Sequence[str] = (),
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
     ) -> None:
         """Start `python -m COMMAND ARGS`; its output goes to files in `directory`.
 
-        `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory.
+        `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory. What it
+        is to read and to write instead are `stdin` and `stdout`.
         """
         self.command = command
+        self.stdout_is_taken = stdout is not None
         number = next(_NUMBERS)
         self._out = directory / f"{command}-{number}.out"
         self._err = directory / f"{command}-{number}.err"
@@ -147,8 +158,8 @@ class Service(Command):
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [*under, sys.executable, "-m", command, *map(str, args)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=stdout or out,
                 stderr=err,
                 # Many receivers run at once: each that wants metrics says where.
                 env={**environment, "FILESTREAMER_METRICS": "off", **(env or {})},
@@ -206,9 +217,13 @@ class Pair:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         under: Sequence[str] = (),
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
     ) -> Service:
         """Start a service; it is ended with the pair."""
-        service = Service(command, *args, directory=self.logs, env=env, cwd=cwd, under=under)
+        service = Service(
+            command, *args, directory=self.logs, env=env, cwd=cwd, under=under, stdin=stdin, stdout=stdout
+        )
         self._services.append(service)
         return service
 

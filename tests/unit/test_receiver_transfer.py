@@ -84,6 +84,9 @@ class Alone(Registry):
     def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
         return self._files.claim_root(transfer, name)
 
+    def claim_stdout(self, transfer: Transfer) -> None:
+        """Receive files."""
+
     def release(self, transfer: Transfer) -> None:
         self._files.release(transfer)
 

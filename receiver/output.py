@@ -1,0 +1,306 @@
+"""What is passed on in order: a file or a stream to standard output, a stream to its place in staging.
+
+Chunks come over N connections, in any order. Those that come early are kept in a ring of as many chunks as the window
+has; one thread writes them in order, and tells who brought one when it is passed on: only then it is acknowledged. The
+sender never sends more than the window beyond what is not acknowledged, so there is always room for what may come, and
+no connection waits for another one.
+
+    FREE ──begin──▶ WRITING ──deliver──▶ here ──in order──▶ passed on ──▶ acknowledged
+
+What was passed on can't be taken back: nobody else may begin with the same output then.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from receiver.assembly import Turn, Writer
+from receiver.store import InPlace, Staged
+from service.chunk_map import ChunkMap
+from service.sizes import format_size
+from service.threads import run_to_end
+from wire import limits
+from wire import messages as m
+from wire.digests import segment_hasher
+from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.grid import Grid
+
+WAITING_SECONDS: Final = 1.0
+"""A write that takes longer than this is waiting: the sender is told so."""
+
+
+class Target(Protocol):
+    """Where bytes go, in order. Its calls may take as long as they like, and raise TransferFailed."""
+
+    path: str
+
+    def write(self, view: memoryview) -> None:
+        """Pass on the next bytes, all of them."""
+
+    def finish(self, size: int) -> None:
+        """Make what was written durable, where that can be, and say that nothing follows."""
+
+
+class StagedTarget:
+    """A stream's place in staging: it grows, and is put under its final name when the sender says that it is whole."""
+
+    def __init__(self, staged: Staged | InPlace) -> None:
+        assert isinstance(staged, Staged)  # only shards are looked at in place
+        self.path = staged.path
+        self._staged = staged
+        self._size = 0
+
+    def write(self, view: memoryview) -> None:
+        """Append the bytes. Raises TransferFailed: NO_SPACE, DESTINATION."""
+        self._staged.write(view, self._size)
+        self._size += len(view)
+
+    def finish(self, size: int) -> None:
+        """Note the size, which `Staged.commit` puts in place."""
+        self._staged.entry = self._staged.entry._replace(size=size)
+
+
+def check_window(chunk_size: int, window_bytes: int) -> None:
+    """Raise TransferFailed(POLICY) where the window has no room for a chunk."""
+    if chunk_size > window_bytes:
+        raise TransferFailed(
+            Code.POLICY,
+            f"chunks of {format_size(chunk_size)} don't fit into this receiver's window of {format_size(window_bytes)}:"
+            " use a smaller --chunk-size there, or a larger --window here",
+        )
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A chunk that somebody is bringing, or that is here and waits for its turn."""
+
+    writer: Writer | None
+    length: int
+    digest: bytes = b""
+    """Empty until all of it is here and right."""
+    by: int = 0
+    """The connection that brought it."""
+    passed_on: list[Callable[[], None]] = field(default_factory=list)
+    """Called when it is passed on."""
+
+
+class Output:
+    """Takes the chunks of one file or stream, and passes them on. The lock protects every field with an underscore."""
+
+    has_ledger = False
+    """What was passed on is not found again."""
+
+    def __init__(self, target: Target, size: int | None, chunk_size: int, window_bytes: int) -> None:
+        """`size` is None for a stream; the window has room for a chunk (`check_window`)."""
+        self.target = target
+        self.size = size
+        self.chunk_size = chunk_size
+        self.window_bytes = window_bytes
+        self._slots = window_bytes // chunk_size
+        self.chunk_map = ChunkMap()
+        """Of what was passed on."""
+        self._ring: dict[int, memoryview] = {}
+        self._chunks: dict[int, _Chunk] = {}
+        self._digests = [b""] * self._slots  # of what was passed on last: it may be sent once more
+        self._changed = threading.Condition(threading.Lock())
+        self._passed = 0
+        self._passed_bytes = 0
+        self._root = segment_hasher()
+        self._has_begun = False
+        self._is_over = False
+        self._writing_since: float | None = None
+        self._writing_seconds = 0.0
+        self._thread: threading.Thread | None = None
+
+    # --- what is seen of it
+
+    @property
+    def passed(self) -> int:
+        """Chunks that were passed on."""
+        with self._changed:
+            return self._passed
+
+    @property
+    def passed_bytes(self) -> int:
+        """Bytes that were passed on."""
+        with self._changed:
+            return self._passed_bytes
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was passed on, or is about to be: that can't be taken back."""
+        with self._changed:
+            return self._has_begun
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the target takes nothing."""
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > WAITING_SECONDS
+
+    @property
+    def writing_seconds(self) -> float:
+        """Seconds that the target has taken so far."""
+        with self._changed:
+            since = self._writing_since
+            return self._writing_seconds + (time.monotonic() - since if since is not None else 0.0)
+
+    # --- what connections bring
+
+    def position(self, segment: m.Segment) -> int | None:
+        """Which chunk this is; None where it is none."""
+        if self.size is not None:
+            return Grid(self.size, self.chunk_size).index_of(segment.offset, segment.length)
+        index, rest = divmod(segment.offset, self.chunk_size)
+        if rest or not 0 < segment.length <= self.chunk_size or index >= limits.CHUNKS_PER_FILE:
+            return None
+        return index
+
+    def begin(self, position: int, length: int, writer: Writer) -> tuple[Turn, Writer | None]:
+        """Begin a chunk; where the turn is WAIT, who has to leave first.
+
+        Raises RemoteProtocolError for one outside of the window, and for one that the same connection is bringing.
+        """
+        with self._changed:
+            if not self._passed - self._slots <= position < self._passed + self._slots:
+                raise RemoteProtocolError(
+                    f"chunk {position} was sent while chunk {self._passed} is missing:"
+                    f" that is outside of the window of {self.window_bytes} bytes"
+                )
+            chunk = self._chunks.get(position)
+            if position < self._passed or (chunk is not None and chunk.digest):
+                return Turn.COMPARE, None
+            if chunk is not None:
+                if chunk.writer is writer:
+                    raise RemoteProtocolError(f"chunk {position} is sent twice at once")
+                return Turn.WAIT, chunk.writer
+            self._chunks[position] = _Chunk(writer, length)
+            return Turn.WRITE, None
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Keep bytes of a chunk that was begun."""
+        position, at = divmod(offset, self.chunk_size)
+        slot = position % self._slots
+        room = self._ring.get(slot)
+        if room is None:  # nobody else writes into this slot
+            self._ring[slot] = room = memoryview(bytearray(self.chunk_size))
+        room[at : at + len(view)] = view
+
+    def deliver(self, position: int, digest: bytes, computed: bytes, by: int) -> bool:
+        """Settle a chunk that connection `by` has begun and whose bytes are all here; whether its digest was right."""
+        with self._changed:
+            chunk = self._chunks.get(position)
+            if chunk is None:  # it was passed on before
+                return digest == computed == self._digests[position % self._slots]
+            if chunk.digest:  # it waits for its turn
+                return digest == computed == chunk.digest
+            if digest != computed:
+                del self._chunks[position]
+                return False
+            chunk.writer, chunk.digest, chunk.by = None, digest, by
+            self._changed.notify_all()
+            return True
+
+    def digest(self, position: int) -> bytes:
+        """Return the digest of a chunk that was delivered and not passed on."""
+        return self._chunks[position].digest
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Note nothing: there is no ledger."""
+
+    def hand_over(self, position: int, passed_on: Callable[[], None]) -> None:
+        """Have it told when a chunk that was delivered is passed on: by the thread that does that, or at once."""
+        with self._changed:
+            if position >= self._passed:
+                self._chunks[position].passed_on.append(passed_on)
+                return
+        passed_on()
+
+    def abandon(self, writer: Writer) -> None:
+        """Take back what a connection was bringing."""
+        with self._changed:
+            for position in [at for at, chunk in self._chunks.items() if chunk.writer is writer]:
+                del self._chunks[position]
+
+    # --- passing on
+
+    def start(self, on_failure: Callable[[FilestreamerError], None]) -> None:
+        """Begin to pass on; `on_failure` hears of a target that takes nothing any more."""
+
+        def pass_on() -> None:
+            if error := run_to_end("output", self._pass_on):
+                on_failure(error)
+
+        # A daemon: where nobody takes the bytes it hangs in a write, and nothing else can end that than the process.
+        self._thread = threading.Thread(target=pass_on, name="output", daemon=True)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        while (chunk := self._next()) is not None:
+            position = self._passed
+            self._write(self._ring[position % self._slots][: chunk.length])
+            with self._changed:
+                if self._is_over:
+                    return
+                del self._chunks[position]
+                self._digests[position % self._slots] = chunk.digest
+                self._root.update(chunk.digest)
+                self.chunk_map.extend(position + 1)
+                self.chunk_map.add(position, chunk.by)
+                self._passed += 1
+                self._passed_bytes += chunk.length
+            for passed_on in chunk.passed_on:
+                passed_on()
+
+    def _next(self) -> _Chunk | None:
+        """Wait for the next chunk; None where the transfer is over. Raises RemoteProtocolError behind a short one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._is_here(self._passed))
+            if self._is_over:
+                return None
+            if self._passed_bytes < self._passed * self.chunk_size:
+                raise RemoteProtocolError(f"chunk {self._passed} follows one that is shorter than the others")
+            self._has_begun = True
+            return self._chunks[self._passed]
+
+    def _is_here(self, position: int) -> bool:
+        chunk = self._chunks.get(position)
+        return chunk is not None and bool(chunk.digest)
+
+    def _write(self, view: memoryview) -> None:
+        began = self._writing_since = time.monotonic()
+        try:
+            self.target.write(view)
+        finally:
+            with self._changed:
+                self._writing_since = None
+                self._writing_seconds += time.monotonic() - began
+
+    # --- the end
+
+    def root_digest(self) -> bytes:
+        """Return the digest over the digests of everything that was passed on."""
+        with self._changed:
+            return self._root.digest()
+
+    def is_whole(self, finish: m.Finish) -> bool:
+        """Whether what was passed on is what the sender says that it has sent."""
+        size = finish.stream_bytes if self.size is None else self.size
+        with self._changed:
+            return (finish.chunks, finish.root_digest, size) == (self._passed, self._root.digest(), self._passed_bytes)
+
+    def finish(self) -> None:
+        """End the target, now that everything was passed on. Raises TransferFailed."""
+        self.target.finish(self.passed_bytes)
+
+    def end(self, seconds: float) -> bool:
+        """Pass on nothing more; whether the thread has ended within `seconds`: it may hang in a write."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            return not self._thread.is_alive()
+        return True

@@ -1,0 +1,185 @@
+"""A pipe delivers what was put into it: whatever its chunks, its window, its connections, and whenever these are cut.
+
+The real reader of standard input, the real account of what is dealt, and the real output; in between, connections that
+hypothesis moves: each takes a chunk, delivers what it has, gets it acknowledged, or is cut and loses what it had.
+"""
+
+import os
+import threading
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from receiver.assembly import Turn
+from receiver.output import Output
+from sender.deal import Deal
+from sender.manifest import Manifest, StreamPart
+from sender.schedule import Schedule
+from sender.source import Item
+from sender.stream import Stream
+from tests.support.services import UNIT
+from wire import messages as m
+from wire.digests import segment_digest
+
+Held = tuple[m.Segment, bytes]
+
+
+class Kept:
+    """Where everything goes; a slow reader takes one piece each time that it is told to."""
+
+    path = "kept"
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def write(self, view: memoryview) -> None:
+        self.content += view
+
+    def finish(self, size: int) -> None:
+        assert size == len(self.content)
+
+
+class Connection:
+    """One connection: what it was dealt and has not delivered, and what was delivered and is not acknowledged."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.dealt: list[int] = []
+        self.delivered: set[int] = set()
+        self.lock = threading.Lock()
+
+    def end(self, seconds: float) -> bool:
+        return seconds > 0
+
+
+class Pipe:
+    """Everything between the two ends."""
+
+    def __init__(self, content: bytes, chunk_size: int, windows: tuple[int, int], connections: int) -> None:
+        read_fd, write_fd = os.pipe()
+        self.read_fd = read_fd
+        self.writing = threading.Thread(target=self._write, args=(write_fd, content))
+        self.writing.start()
+        self.stream = Stream(read_fd, chunk_size, windows[0] * chunk_size)
+        self.manifest = Manifest(chunk_size)
+        item = Item(m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0), b"", stream=self.stream)
+        part = self.manifest.add([item], last=True)
+        assert isinstance(part, StreamPart)
+        self.part = part
+        self.deal = Deal(self.manifest, lambda: Schedule(connections), lambda: None)
+        self.deal.extend(part)
+        self.deal.on_advance = self.stream.advance
+        self.kept = Kept()
+        self.output = Output(self.kept, None, chunk_size, windows[1] * chunk_size)
+        self.deal.bound(windows[1] * chunk_size)
+        self.deal.need_stream()
+        self.failures: list[object] = []
+        self.output.start(self.failures.append)
+        self.stream.start(self._grow, self.failures.append)
+        self.connections = [Connection(number) for number in range(4 * connections)]
+
+    @staticmethod
+    def _write(fd: int, content: bytes) -> None:
+        with os.fdopen(fd, "wb") as pipe:
+            pipe.write(content)
+
+    def _grow(self) -> None:
+        self.deal.grow(self.part, is_whole=self.stream.is_ended)
+
+    def take(self, connection: Connection) -> bool:
+        """Have a chunk dealt; whether there was one."""
+        chunk_id = self.deal.next(connection.number, self.deal.epoch)
+        if chunk_id is None:
+            return False
+        with connection.lock:
+            connection.dealt.append(chunk_id)
+        return True
+
+    def deliver(self, connection: Connection) -> bool:
+        """Deliver the oldest chunk of a connection; whether it had one."""
+        if not connection.dealt:
+            return False
+        chunk_id = connection.dealt.pop(0)
+        (segment,) = self.manifest.segments(chunk_id)
+        content = bytes(self.stream.bytes_at(segment.offset, segment.length))
+        position = self.output.position(segment)
+        assert position == chunk_id
+        turn, _ = self.output.begin(position, segment.length, connection)
+        assert turn is not Turn.WAIT  # who was cut has left
+        if turn is Turn.WRITE:
+            self.output.write(memoryview(content), segment.offset)
+        connection.delivered.add(chunk_id)
+        digest = segment_digest(content)
+        assert self.output.deliver(position, digest, digest, connection.number)
+        self.output.hand_over(position, lambda: self._acknowledged(connection, chunk_id))
+        return True
+
+    def _acknowledged(self, connection: Connection, chunk_id: int) -> None:
+        with connection.lock:
+            if chunk_id not in connection.delivered:
+                return  # it was cut before it heard
+            connection.delivered.discard(chunk_id)
+        assert not self.deal.bind(chunk_id, self.manifest.segments(chunk_id), [bytes(range(16))])
+        self.deal.settle((chunk_id,), self.deal.epoch, connection.number)
+
+    def cut(self, connection: Connection) -> bool:
+        """Lose what a connection had: it is dealt again, delivered or not."""
+        self.output.abandon(connection)
+        with connection.lock:
+            lost = connection.dealt + sorted(connection.delivered)
+            connection.dealt.clear()
+            connection.delivered.clear()
+        self.deal.put_back(lost, self.deal.epoch)
+        return True
+
+    def double(self, _connection: Connection) -> None:
+        """Deal to twice as many, if there are so many."""
+        if 2 * self.deal.connections <= len(self.connections):
+            self.deal.resize(2 * self.deal.connections)
+
+    def halve(self, _connection: Connection) -> None:
+        """Deal to half of them; the others deliver what they have."""
+        if self.deal.connections % 2 == 0:
+            self.deal.resize(self.deal.connections // 2)
+
+    def is_done(self) -> bool:
+        return self.deal.all_settled
+
+    def close(self) -> None:
+        self.stream.end()
+        assert self.output.end(UNIT)
+        self.writing.join(UNIT)
+        os.close(self.read_fd)
+
+
+STEPS = ["take", "take", "take", "deliver", "deliver", "cut", "double", "halve"]
+
+
+@settings(max_examples=60)
+@given(
+    content=st.binary(max_size=400),
+    chunk_size=st.integers(1, 60),
+    windows=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    connections=st.integers(1, 5),
+    steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 19)), max_size=60),
+)
+def test_a_pipe_delivers_what_was_put_into_it(
+    content: bytes, chunk_size: int, windows: tuple[int, int], connections: int, steps: list[tuple[str, int]]
+) -> None:
+    pipe = Pipe(content, chunk_size, windows, connections)
+    try:
+        for step, number in steps:
+            getattr(pipe, step)(pipe.connections[number % len(pipe.connections)])
+        deadline = time.monotonic() + UNIT
+        while not pipe.is_done():  # then every connection does what it can
+            moved = [step(each) for each in pipe.connections for step in (pipe.take, pipe.deliver)]
+            assert not pipe.failures
+            assert time.monotonic() < deadline, "it stands still"
+            if not any(moved):
+                time.sleep(0.0005)
+        assert pipe.kept.content == content
+        assert (pipe.output.passed_bytes, pipe.deal.lowest) == (len(content), pipe.deal.chunks)
+        assert pipe.failures == []
+    finally:
+        pipe.close()
