@@ -245,7 +245,7 @@ def test_no_descriptor_is_left(address: tuple[str, int]) -> None:
     for _ in range(20):
         socket.create_connection(address, SECONDS).close()
 
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # less: what earlier tests left may end meanwhile
 
 
 def test_a_route_that_fails_is_a_warning_and_tells_strangers_nothing(address: tuple[str, int], log: Log) -> None:
