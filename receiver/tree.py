@@ -167,34 +167,38 @@ class Tree:
         """Look at each entry; return which files are to be compared where they lie."""
         finals = []
         sizes = []
-        counters = self._counters
         for index, entry in enumerate(entries):
             kind = self._lister.take(portion, index, entry)
-            if entry.type is m.EntryType.FILE:
-                counters.files += 1
-            if kind == state.NOTHING and not self._lister.has_segments(entry, portion.first + index):
+            if entry.type is not m.EntryType.FILE:
                 continue
-            sizes.append(entry.size)
-            if kind == state.NOTHING:
-                continue
-            payload_bytes = entry.size
-            if entry.size > self._offer.chunk_size:
-                large = Large(entry, self._offer.chunk_size)
-                if large.grid.segments > limits.CHUNKS_PER_FILE:
-                    reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
-                    raise RemoteProtocolError(reason)
-                portion.large[index] = large
-                payload_bytes = large.payload_bytes
-            counters.size_bytes += payload_bytes
-            if kind == state.UNCHECKED:
-                counters.unchecked_bytes += payload_bytes
-            elif kind == state.CLAIMED:
+            self._counters.files += 1
+            if self._lister.has_segments(entry, portion.first + index):
+                sizes.append(entry.size)
+            if kind != state.NOTHING:
+                self._take_file(portion, index, entry, kind)
+            if kind == state.CLAIMED:
                 finals.append(index)
-            portion.set(index, kind)
-            if kind == state.FREE and index in portion.large:
-                self._resume(portion, index, entry)
-        counters.chunks += count_chunks(sizes, self._offer.chunk_size)
+        self._counters.chunks += count_chunks(sizes, self._offer.chunk_size)
         return finals
+
+    def _take_file(self, portion: Portion, index: int, entry: m.Entry, kind: int) -> None:
+        """Take in a file with segments that are sent, or are here."""
+        portion.set(index, kind)
+        payload_bytes = entry.size
+        if entry.size > self._offer.chunk_size:
+            large = portion.large[index] = Large(entry, self._offer.chunk_size)
+            if large.grid.segments > limits.CHUNKS_PER_FILE:
+                reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
+                raise RemoteProtocolError(reason)
+            payload_bytes = large.payload_bytes
+            if self._is_staged(entry.path):
+                if kind == state.FREE:
+                    self._resume(portion, index, entry)
+                else:
+                    self._drop_ledger(entry.path)
+        self._counters.size_bytes += payload_bytes
+        if kind == state.UNCHECKED:
+            self._counters.unchecked_bytes += payload_bytes
 
     def _check_space(self, portion: Portion, entries: Sequence[m.Entry]) -> None:
         needed = sum(
@@ -208,11 +212,23 @@ class Tree:
             reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
             raise TransferFailed(Code.NO_SPACE, reason)
 
-    def _resume(self, portion: Portion, index: int, entry: m.Entry) -> None:
-        """Open a large file where an earlier run left some of it."""
+    def _is_staged(self, path: bytes) -> bool:
+        """Whether an earlier run left something of a large file."""
         if self._claimable is None:
             self._claimable = self._destination.staged_keys()
-        if Staged.key(entry.path) not in self._claimable or len(self._stakes) >= LARGE_CLAIMED:
+        return Staged.key(path) in self._claimable
+
+    def _drop_ledger(self, path: bytes) -> None:
+        """Remove what a crash right after the rename left of a file that is in place."""
+        try:
+            self._destination.drop_ledger(path)
+        except OSError as error:
+            what = f"can't remove the ledger of {self._lister.shown(path)}"
+            raise from_os_error(error, Code.DESTINATION, what) from None
+
+    def _resume(self, portion: Portion, index: int, entry: m.Entry) -> None:
+        """Open a large file of which an earlier run left something."""
+        if len(self._stakes) >= LARGE_CLAIMED:
             return
         stake = self._open_large(portion, index, entry)
         for start, stop in stake.claimed():

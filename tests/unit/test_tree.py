@@ -899,7 +899,7 @@ def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving
     it.connection.end(1)
     moving(sample())  # the next transfer
     assert {"a", "b"} == set(os.listdir(tmp_path / "t"))
-    assert [".data", ".ledger"] == [os.path.splitext(name)[1] for name in staged(tmp_path)]  # for the next run
+    assert [os.path.splitext(name)[1] for name in staged(tmp_path)] == [".data", ".ledger"]  # for the next run
 
 
 def test_a_finish_that_is_wrong(moving: Make) -> None:
