@@ -43,7 +43,8 @@ class Lister(threading.Thread):
         self._walk = make_walk(settings, skipped)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
-            self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=()))
+            holes = item.entry.holes if settings.shard.count == 1 else ()  # shards may have copies of other holes
+            self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=holes))
 
     def run(self) -> None:
         """List, unless there is one file, which is listed."""

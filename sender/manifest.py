@@ -15,7 +15,7 @@ from sender.source import Item
 from sender.stream import Stream
 from wire import limits
 from wire.errors import RemoteProtocolError
-from wire.grid import Grid
+from wire.grid import Grid, hole_segments
 from wire.messages import ManifestPart, Segment
 
 _ENTRY_BYTES: Final = 80
@@ -129,15 +129,15 @@ class Part:
         yield from (chunk_id for chunk_id, unready in self._unready.items() if not unready)
         for index, item in enumerate(self.items):
             if item.entry.holes and self.layout.grid(index).segments > 1:
-                first = self.chunk_of(self.first_file_id + index, 0)
-                yield from (first + segment for segment in hole_segments(item, self.layout.grid(index)))
+                base = self.chunk_of(self.first_file_id + index, 0)
+                for first, end in hole_segments(self.layout.grid(index), item.entry.holes):
+                    yield from range(base + first, base + end)
 
     def _hole_bytes(self) -> int:
         size = 0
         for index, item in enumerate(self.items):
             grid = self.layout.grid(index)
-            if item.entry.holes:
-                size += sum(grid.length(segment) for segment in hole_segments(item, grid))
+            size += sum(grid.bytes_between(*run) for run in hole_segments(grid, item.entry.holes))
         return size
 
     def is_bundle(self, chunk_id: int) -> bool:
@@ -216,15 +216,6 @@ class StreamPart(Part):
     def carried(self, chunk_id: int) -> tuple[Segment, ...]:
         """Return the segment of a chunk."""
         return self._stream.segments(chunk_id)
-
-
-def hole_segments(item: Item, grid: Grid) -> Iterator[int]:
-    """Yield the segments of a file that lie in holes entirely."""
-    for hole in item.entry.holes:
-        first = -(-hole.offset // grid.chunk_size)
-        end = hole.offset + hole.length
-        stop = grid.segments if end == grid.size else end // grid.chunk_size
-        yield from range(first, stop)
 
 
 class Manifest:

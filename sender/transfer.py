@@ -84,7 +84,8 @@ class Transfer:
             self.counters.is_growing = True
             self.deal.on_advance = self._stream.advance
         self._dialer = Dialer(settings, self.counters.transfer_id)
-        self._reader = ControlReader(self._dialer, self.post, Backoff().next() if before else 0.0)
+        self._backoff: Backoff = before._backoff if before else Backoff()
+        self._reader = ControlReader(self._dialer, self.post, self._backoff.next() if before else 0.0)
         self._verifier = Verifier(self)
         self._answers = Answers(self.manifest, self.deal, self._verifier, self.counters)
         self._data: dict[int, DataConnection] = {}
@@ -473,6 +474,8 @@ class Transfer:
             self._progress_mark = mark
             self._delivered_bytes = max(delivered, self._delivered_bytes)
             self._progress_at = counters.last_progress_at = now
+            if counters.acknowledged_bytes:
+                self._backoff.reset()
 
     def _adapt(self, now: float) -> None:
         """Have more connections, or fewer, where nobody chose how many."""

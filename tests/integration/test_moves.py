@@ -146,15 +146,15 @@ def roomy() -> Iterator[Path]:
 
 @pytest.mark.timeout(30 * UNIT)
 def test_five_gib(roomy: Path, tmp_path: Path, seed: int) -> None:
-    """More than any 32-bit number of bytes; the source is sparse, with islands of random bytes."""
+    """More than any 32-bit number of bytes; each chunk has an island of random bytes between holes, and is sent."""
     source, destination, logs = roomy / "source", roomy / "destination", tmp_path / "logs"
     destination.mkdir()
     logs.mkdir()
-    islands = {at: make_file(tmp_path / "island", 70_001, seed + at).read_bytes() for at in range(7, GIB_5, 97 * MIB)}
+    island = make_file(tmp_path / "island", 70_001, seed).read_bytes()
     with source.open("wb") as file:
         file.truncate(GIB_5)
-        for at, content in islands.items():
-            os.pwrite(file.fileno(), content, min(at, GIB_5 - len(content)))
+        for at in range(7, GIB_5, 4 * MIB):
+            os.pwrite(file.fileno(), at.to_bytes(8, "big") + island, at)
     receiver = Service("receiver", "--listen", "127.0.0.1:0", "--directory", destination, "--once", directory=logs)
     try:
         sender = Service("sender", source, "--to", receiver.wait_for("listening")["address"], directory=logs)
@@ -167,6 +167,24 @@ def test_five_gib(roomy: Path, tmp_path: Path, seed: int) -> None:
     assert (sent["bytes"], sent["chunks"]) == (GIB_5, 1280)
     assert (sent["root_digest"], GIB_5) == (received["root_digest"], received["bytes"])
     assert same(source, destination / "source")
+    assert (destination / "source").stat().st_blocks * 512 < GIB_5 // 2  # the largest of its holes are holes
+
+
+def test_holes_are_not_sent(pair: Pair) -> None:
+    """Neither at the start, nor in the middle, nor at the end; a chunk that lies in one in part is sent whole."""
+    file = pair.source / "f"
+    contents = {5 * MIB: b"first", 30 * MIB: bytes(range(256)) * 1000, 44 * MIB - 3: b"last"}
+    with file.open("wb") as stream:
+        for at, content in contents.items():
+            stream.seek(at)
+            stream.write(content)
+        stream.truncate(64 * MIB)
+    receiver = pair.receiver("--once")
+    sent, received = moved(pair.sender(file, pair.address(receiver), "--chunk-size", "1MiB"), receiver)
+    assert same(file, pair.destination / "f")
+    assert (pair.destination / "f").stat().st_blocks * 512 < 4 * MIB
+    assert (sent["sent_bytes"], sent["bytes"], received["bytes"]) == (4 * MIB, 4 * MIB, 4 * MIB)
+    assert sent["chunks"] == received["chunks"] == 64
 
 
 # ---------------------------------------------------------------------------------------------------- what else arrives
