@@ -110,9 +110,8 @@ class Answers:
         if end > self._manifest.files:
             raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
         for part in self._manifest.parts:
-            for file_id in range(max(part.first_file_id, files.first_file_id), min(part.end_file_id, end)):
-                if part.item(file_id).sent_bytes:
-                    yield part, file_id
+            for file_id in part.with_segments(range(files.first_file_id, end)):
+                yield part, file_id
 
     def _check(self, part: Part, file_id: int, first: int, end: int) -> None:
         """Check that a file has the segments [first, end)."""

@@ -20,7 +20,7 @@ class Layout:
         self.chunk_size = chunk_size
         self.chunks = 0
         """Number of chunks so far, the open bundle included."""
-        self._grids: list[Grid] = []
+        self._sizes: list[int] = []
         self._first_chunks: list[int] = []  # of each file, in order; an empty file has the next file's
         self._runs: list[tuple[int, int]] = []  # (first chunk_id, file_id): where large files and bundles begin
         self._run_starts: list[int] = []
@@ -29,15 +29,14 @@ class Layout:
 
     def add(self, size: int) -> int:
         """Append a file of `size` bytes; return its file_id."""
-        file_id = len(self._grids)
-        grid = Grid(size, self.chunk_size)
-        self._grids.append(grid)
-        if grid.segments > 1:
+        file_id = len(self._sizes)
+        self._sizes.append(size)
+        if size > self.chunk_size:
             self._close_bundle()
             self._begin_run(file_id)
             self._first_chunks.append(self.chunks)
-            self.chunks += grid.segments
-        elif grid.segments == 1:
+            self.chunks += self.grid(file_id).segments
+        elif size:
             self._bundle(file_id, size)
         else:
             self._first_chunks.append(self.chunks)
@@ -63,27 +62,28 @@ class Layout:
 
     def grid(self, file_id: int) -> Grid:
         """Return the segments of one file."""
-        return self._grids[file_id]
+        return Grid(self._sizes[file_id], self.chunk_size)
 
     def chunk_of(self, file_id: int, segment: int) -> int:
         """Return which chunk carries segment `segment` of a file."""
-        return self._first_chunks[file_id] + (segment if self._grids[file_id].segments > 1 else 0)
+        return self._first_chunks[file_id] + (segment if self._sizes[file_id] > self.chunk_size else 0)
 
     def segments(self, chunk_id: int) -> tuple[Segment, ...]:
         """Return what one chunk carries, in order. Raises IndexError for a chunk that is not in this layout."""
         if not 0 <= chunk_id < self.chunks:
             raise IndexError(f"chunk {chunk_id} of {self.chunks}")
         first_chunk, file_id = self._runs[bisect_right(self._run_starts, chunk_id) - 1]
-        grid = self._grids[file_id]
+        grid = self.grid(file_id)
         if grid.segments > 1:
             index = chunk_id - first_chunk
             return (Segment(file_id, grid.offset(index), grid.length(index)),)
         return tuple(self._bundled(file_id, chunk_id))
 
     def _bundled(self, file_id: int, chunk_id: int) -> Iterator[Segment]:
-        for at in range(file_id, len(self._grids)):
-            if not self._grids[at].segments:
+        for at in range(file_id, len(self._sizes)):
+            size = self._sizes[at]
+            if not size:
                 continue  # an empty file, which belongs to no chunk
             if self._first_chunks[at] != chunk_id:
                 return
-            yield Segment(at, 0, self._grids[at].size)
+            yield Segment(at, 0, size)

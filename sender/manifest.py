@@ -29,6 +29,7 @@ _UNANSWERED: Final = 1
 _COMPARING: Final = 2
 _TO_SEND: Final = 3
 _THERE: Final = 4
+_SENT: Final = (_TO_SEND, _NONE)
 
 
 def encoded_bytes(item: Item) -> int:
@@ -65,13 +66,14 @@ class Part:
         self.items = items
         self.last = last
         self.layout = Layout(chunk_size)
-        for item in items:
-            self.layout.add(item.sent_bytes)
+        self._sizes = [item.sent_bytes for item in items]
+        for size in self._sizes:
+            self.layout.add(size)
         self.forget_answers()
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(item.sent_bytes for item in items) - self._hole_bytes()
+        self.bytes = sum(self._sizes) - self._hole_bytes()
         """Bytes of its segments, but for those that lie in holes."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """Chunks that are not answered, and not settled: the deal counts them."""
@@ -82,10 +84,10 @@ class Part:
         self._states = bytearray(len(self.items))
         self._unready: dict[int, int] = {}
         """Of each bundle, by chunk id: its files that are not answered, or not compared yet."""
-        for index, item in enumerate(self.items):
-            if self.layout.grid(index).segments == 1:
+        for index, size in enumerate(self._sizes):
+            if 0 < size <= self.layout.chunk_size:
                 chunk_id = self.first_chunk + self.layout.chunk_of(index, 0)
-                is_hole = item.entry.holes[:1] == ((0, item.entry.size),)
+                is_hole = self.items[index].entry.holes[:1] == ((0, size),)
                 self._states[index] = _THERE if is_hole else _UNANSWERED
                 self._unready[chunk_id] = self._unready.get(chunk_id, 0) + (not is_hole)
 
@@ -113,7 +115,13 @@ class Part:
 
     def is_large(self, file_id: int) -> bool:
         """Whether a file has several segments, which are chunks of their own."""
-        return self.grid(file_id).segments > 1
+        return self._sizes[file_id - self.first_file_id] > self.layout.chunk_size
+
+    def with_segments(self, files: range) -> list[int]:
+        """Return those of these files that are in this part and have segments."""
+        first = self.first_file_id
+        inner = range(max(files.start, first), min(files.stop, self.end_file_id))
+        return [file_id for file_id in inner if self._sizes[file_id - first]]
 
     def chunk_of(self, file_id: int, segment: int) -> int:
         """Return which chunk carries a segment of a file."""
@@ -128,7 +136,7 @@ class Part:
         """Yield the chunks that lie in holes entirely: nobody answers or sends them."""
         yield from (chunk_id for chunk_id, unready in self._unready.items() if not unready)
         for index, item in enumerate(self.items):
-            if item.entry.holes and self.layout.grid(index).segments > 1:
+            if item.entry.holes and self._sizes[index] > self.layout.chunk_size:
                 base = self.chunk_of(self.first_file_id + index, 0)
                 for first, end in hole_segments(self.layout.grid(index), item.entry.holes):
                     yield from range(base + first, base + end)
@@ -136,8 +144,9 @@ class Part:
     def _hole_bytes(self) -> int:
         size = 0
         for index, item in enumerate(self.items):
-            grid = self.layout.grid(index)
-            size += sum(grid.bytes_between(*run) for run in hole_segments(grid, item.entry.holes))
+            if item.entry.holes:
+                grid = self.layout.grid(index)
+                size += sum(grid.bytes_between(*run) for run in hole_segments(grid, item.entry.holes))
         return size
 
     def is_bundle(self, chunk_id: int) -> bool:
@@ -145,14 +154,10 @@ class Part:
         return chunk_id in self._unready
 
     def carried(self, chunk_id: int) -> tuple[Segment, ...]:
-        """Return what a chunk carries where nothing of it is there or withdrawn, in order."""
-        base = self.first_file_id
+        """Return what a chunk carries, in order, as far as its answers say."""
+        base, states = self.first_file_id, self._states
         segments = self.layout.segments(chunk_id - self.first_chunk)
-        return tuple([Segment(base + file_id, offset, length) for file_id, offset, length in segments])
-
-    def is_to_send(self, segment: Segment) -> bool:
-        """Whether a small file is to be sent, as far as its answer says; segments of large ones are."""
-        return self._states[segment.file_id - self.first_file_id] in (_NONE, _TO_SEND)
+        return tuple([Segment(base + at, offset, size) for at, offset, size in segments if states[at] in _SENT])
 
     # --- the answers for small files
 
@@ -294,8 +299,6 @@ class Manifest:
         """Return what a chunk is to carry now: what is there, or withdrawn, is left out."""
         part = self.part_of_chunk(chunk_id)
         segments = part.carried(chunk_id)
-        if part.is_bundle(chunk_id):
-            segments = tuple([segment for segment in segments if part.is_to_send(segment)])
         if self._withdrawn:
             segments = tuple([segment for segment in segments if segment.file_id not in self._withdrawn])
         return segments
