@@ -22,6 +22,8 @@ from wire.messages import Entry, EntryType, Hole
 STAGING: Final = b".filestreamer"
 """What a receiver keeps in a directory; it is never an entry."""
 NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
+_MTIME_END: Final = 1 << 63
+"""An entry's time is signed, in 64 bits: later ones, after 2262, become the last one that it can be."""
 HOLE_BYTES_MIN: Final = 64 * limits.KIB
 """Smaller holes are sent as the zeros that they read as, unless the file is smaller itself."""
 
@@ -49,7 +51,10 @@ class Walk:
         """
         self._roots = [(os.fsencode(path), _name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
-        if len(set(names)) < len(names):
+        if len(set(names)) < len(names) or any(
+            not name and any(os.path.lexists(os.path.join(path, other)) for other in names if other)
+            for path, name in self._roots
+        ):
             raise UsageError(
                 "two of the paths have the same name at the destination: send them one by one, or use --as"
             )
@@ -57,8 +62,8 @@ class Walk:
         self._wanted = wanted
         self._is_sparing = is_sparing
         self._owner = owner
-        self._links: dict[tuple[int, int], tuple[int, int]] = {}
-        """Of files with several names, (device, inode): their hard-link group, and how many names are still to come."""
+        self._links: dict[Identity, tuple[int, int]] = {}
+        """Of files with several names: their hard-link group, and how many names are still to come."""
         self._groups = 0
 
     def __iter__(self) -> Iterator[Item]:
@@ -98,7 +103,7 @@ class Walk:
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
         """Look at one entry of a directory; None where it is not moved."""
         parent = level.item
-        path = parent.path + b"/" + name
+        path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
         wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
         try:
@@ -135,7 +140,8 @@ class Walk:
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
         owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
-        return Entry(name, kind, size, status.st_mode & 0o777, status.st_mtime_ns, *owner)
+        mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
+        return Entry(name, kind, size, status.st_mode & 0o777, mtime_ns, *owner)
 
     def _item(self, path: bytes, name: bytes, status: os.stat_result) -> Item | None:
         """Return the item of what is no directory; None where it can't be moved. Raises OSError."""
@@ -149,29 +155,23 @@ class Walk:
 
     def _file(self, path: bytes, name: bytes, status: os.stat_result) -> Item:
         entry = self._entry(name, EntryType.FILE, status, status.st_size)
-        if status.st_nlink > 1:
-            group, is_first = self._link(status)
-            entry = entry._replace(hard_link_group=group)
-            if not is_first:
-                return Item(entry, path)
+        identity = Identity.of(status)
+        if status.st_nlink > 1 and (group := self._follow(identity)):
+            return Item(entry._replace(hard_link_group=group), path)
         if status.st_blocks * 512 < status.st_size:
             entry = entry._replace(holes=holes(path, status.st_size))
-        return Item(entry, path, Identity.of(status))
-
-    def _link(self, status: os.stat_result) -> tuple[int, bool]:
-        """Return the hard-link group of a file, and whether this is the first of its names."""
-        key = (status.st_dev, status.st_ino)
-        known = self._links.get(key)
-        if known is None:
+        if status.st_nlink > 1:  # and nothing has failed: the first of a group is sent
             self._groups += 1
-            self._links[key] = (self._groups, status.st_nlink - 1)
-            return self._groups, True
-        group, left = known
+            self._links[identity] = (self._groups, status.st_nlink - 1)
+            entry = entry._replace(hard_link_group=self._groups)
+        return Item(entry, path, identity)
+
+    def _follow(self, identity: Identity) -> int:
+        """Return the hard-link group of a file of which another name was listed; 0 where none was."""
+        group, left = self._links.pop(identity, (0, 0))
         if left > 1:
-            self._links[key] = (group, left - 1)
-        else:
-            del self._links[key]
-        return group, False
+            self._links[identity] = (group, left - 1)
+        return group
 
 
 class _Level:
@@ -238,14 +238,19 @@ def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:
     from pathspec import GitIgnoreSpec
 
     try:
-        included, excluded = GitIgnoreSpec.from_lines(include), GitIgnoreSpec.from_lines(exclude)
+        included, excluded = (GitIgnoreSpec.from_lines(map(_on_one_line, each)) for each in (include, exclude))
     except ValueError as error:
         raise UsageError(f"--include, --exclude: {error}") from None
 
     def wanted(path: bytes, is_directory: bool) -> bool:
-        name = os.fsdecode(path) + ("/" if is_directory else "")
+        name = _on_one_line(os.fsdecode(path)) + ("/" if is_directory else "")
         if excluded.match_file(name):
             return False
         return is_directory or not include or included.match_file(name)
 
     return wanted
+
+
+def _on_one_line(text: str) -> str:
+    """Replace newlines by what is in no name: in the regular expressions of patterns they are no character."""
+    return text.replace("\n", "\udc0a")
