@@ -78,10 +78,7 @@ class Answers:
             return
         if message.final:
             held = held._replace(whole=part.chunks_of(file_id))
-            if self._deal.is_needed_whole(start):
-                self._deal.need(start + first, start + end)
-                return
-        for begin, stop in self._deal.hold(start + first, start + end):
+        for begin, stop in self._deal.hold(start + first, start + end, held.whole):
             ordinals = share.ordinals(begin, stop)
             at = (ordinals.start - share.ordinal(held.first_chunk)) * size
             digests = message.digests[at : at + len(ordinals) * size]
@@ -98,7 +95,8 @@ class Answers:
         part = self._manifest.part_of_file(file_id)
         if part is None:
             return
-        self._counters.size_bytes -= part.item(file_id).sent_bytes
+        self._counters.files -= 1
+        self._counters.size_bytes -= part.payload_bytes(file_id)
         if part.is_large(file_id):
             self._deal.withdraw(part.chunks_of(file_id))
         else:
@@ -138,13 +136,13 @@ class Answers:
             is_new = not part.is_answered(file_id)
             self._settle_file(part.has(file_id))
         if is_new:
-            self._counters.unchecked_bytes += part.item(file_id).sent_bytes
+            self._counters.unchecked_bytes += part.payload_bytes(file_id)
 
     def _settle_file(self, ready: int | None) -> None:
         """Deal the bundle of a small file if that was the last answer it waited for, or be done with it."""
         if ready is None:
             return
-        if self._manifest.segments(ready):
+        if self._manifest.carried(ready):
             self._deal.need(ready, ready + 1)
         elif self._deal.hold(ready, ready + 1):
             self._deal.settle((ready,), self._deal.epoch)

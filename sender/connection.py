@@ -191,24 +191,22 @@ class DataConnection(threading.Thread):
     def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
         if not self._deal.is_home(chunk_id, self.connection_id):
             self.counters.stolen_chunks += 1
-        segments = self._host.manifest.segments(chunk_id)
-        if not segments:  # all of it was withdrawn
+        carried = self._host.manifest.carried(chunk_id)
+        if not carried:  # all of it was withdrawn
             self._deal.settle((chunk_id,), self._epoch)
             return
-        header = m.ChunkHeader(chunk_id, segments)
+        header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]))
         self._session.sending(header)
         if not self._outstanding:
             self._left_at = time.monotonic()
-        size = sum([segment.length for segment in segments])
+        size = sum([segment.length for segment in header.segments])
         self._outstanding[chunk_id] = (size, time.monotonic())
         self._outstanding_bytes += size
         self._gather(channel, frame(header))
-        part = self._host.manifest.part_of_chunk(chunk_id)
-        digests = [self._send_segment(channel, segment, part.item(segment.file_id)) for segment in segments]
-        for index in self._deal.bind(chunk_id, segments, digests):
-            digests[index] = self._withdraw(
-                segments[index], changed(part.item(segments[index].file_id), "it reads differently than before")
-            )
+        digests = [self._send_segment(channel, segment, item) for segment, item in carried]
+        for index in self._deal.bind(chunk_id, header.segments, digests):
+            segment, item = carried[index]
+            digests[index] = self._withdraw(segment, changed(item, "it reads differently than before"))
         if self._is_spoiling:
             self._spoilt.add(chunk_id)
             self._is_spoiling = False

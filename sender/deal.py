@@ -134,13 +134,22 @@ class Deal:
         self._changed.notify_all()
         return new
 
-    def hold(self, first: int, end: int) -> list[tuple[int, int]]:
-        """Take an answer: these chunks are to be compared. Return the ranges of them that were not answered before."""
+    def hold(self, first: int, end: int, whole: range | None = None) -> list[tuple[int, int]]:
+        """Take an answer: these chunks are to be compared. Return the ranges of them that were not answered before.
+
+        Where they are of a file that is compared as a `whole` and was found to differ, they are needed instead.
+        """
         with self._changed:
             new = list(self._unanswered(first, end))
             for start, stop in new:
                 self._mark_answered(start, stop, self._manifest.part_of_chunk(first))
-        return [self.share.span(start, stop) for start, stop in new]
+            spans = [self.share.span(start, stop) for start, stop in new]
+            if whole is None or whole.start not in self._whole:
+                return spans
+            for span in spans:
+                self._schedule.add(*span)
+            self._changed.notify_all()
+        return []
 
     def reopen(self, first: int, end: int) -> None:
         """Take an answer to Finish: the receiver misses these after all."""
@@ -202,7 +211,7 @@ class Deal:
 
     def bind(self, chunk_id: int, segments: Sequence[Segment], digests: Sequence[bytes]) -> list[int]:
         """Make the first digest of each segment binding. Return the indices of those that are others than before."""
-        if not self._manifest.part_of_chunk(chunk_id).is_bundle(chunk_id):
+        if not self._manifest.is_bundle(chunk_id):
             return [] if self._bind_chunk(chunk_id, digests[0]) else [0]
         bound = self._bundles.setdefault(chunk_id, {})
         if not isinstance(bound, dict):  # settled before: a single file, whose receiver was restarted
@@ -221,20 +230,27 @@ class Deal:
     def settle(self, chunk_ids: tuple[int, ...] | range, epoch: int, by: int | None = None) -> None:
         """Take chunks that `by` got acknowledged, or (None) held ones that are equal, of the answers of `epoch`."""
         with self._changed:
-            if epoch != self.epoch:
-                return
-            is_done = False
-            for chunk_id in chunk_ids:
-                ordinal = self.share.ordinal(chunk_id)
-                if not self._settled[ordinal]:
-                    part = self._manifest.part_of_chunk(chunk_id)
-                    self._settle(ordinal, by, part)
-                    is_done = is_done or not part.open_chunks
+            is_done = epoch == self.epoch and self._settle_all(chunk_ids, by)
             has_advanced = self._advance()
+        self._tell(is_done=is_done, has_advanced=has_advanced)
+
+    def _tell(self, *, is_done: bool, has_advanced: bool) -> None:
+        """Tell, without the lock, what settling has led to."""
         if has_advanced:
             self.on_advance(self._lowest)
         if is_done:
             self._on_settled()
+
+    def _settle_all(self, chunk_ids: tuple[int, ...] | range, by: int | None) -> bool:
+        """Settle what is not settled yet; whether that was the last open chunk of a part."""
+        is_done = False
+        for chunk_id in chunk_ids:
+            ordinal = self.share.ordinal(chunk_id)
+            if not self._settled[ordinal]:
+                part = self._manifest.part_of_chunk(chunk_id)
+                self._settle(ordinal, by, part)
+                is_done = is_done or not part.open_chunks
+        return is_done
 
     def _advance(self) -> bool:
         """Find the first ordinal that is not settled; whether that is another one than before."""
@@ -271,20 +287,24 @@ class Deal:
 
     def compared(self, chunk_id: int, epoch: int, *, is_equal: bool, whole: range | None = None) -> None:
         """Take a held chunk that was compared: where it differs, it is needed after all, and `whole` with it."""
-        is_whole = whole is not None and whole.start in self._whole
-        if is_equal and not is_whole:
-            self.settle((chunk_id,), epoch)
-            return
+        is_done = has_advanced = False
         with self._changed:
-            if epoch != self.epoch or is_whole:
+            if epoch != self.epoch or (whole is not None and whole.start in self._whole):
                 return
-            if whole is not None:
-                self._whole.add(whole.start)
-                for other in whole:
-                    self._unsettle(other)
-            needed = [chunk_id] if whole is None else [other for other in whole if self._answered[other]]
-            self._schedule.put_back(needed)
-            self._changed.notify_all()
+            if is_equal:
+                is_done = self._settle_all((chunk_id,), None)
+                has_advanced = self._advance()
+            else:
+                needed = [chunk_id]
+                if whole is not None:
+                    self._whole.add(whole.start)
+                    holes = set(self._manifest.part_of_chunk(chunk_id).hole_chunks())
+                    needed = [other for other in whole if self._answered[other] and other not in holes]
+                    for other in needed:
+                        self._unsettle(other)
+                self._schedule.put_back(needed)
+                self._changed.notify_all()
+        self._tell(is_done=is_done, has_advanced=has_advanced)
 
     def is_needed_whole(self, first_chunk: int) -> bool:
         """Whether a file that is compared under its final name was found to differ, so that all of it is needed."""

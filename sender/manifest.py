@@ -73,7 +73,9 @@ class Part:
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(self._sizes) - self._hole_bytes()
+        self.bytes = sum(self._sizes) - sum(
+            self._hole_bytes(index) for index, item in enumerate(items) if item.entry.holes
+        )
         """Bytes of its segments, but for those that lie in holes."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """Chunks that are not answered, and not settled: the deal counts them."""
@@ -141,13 +143,13 @@ class Part:
                 for first, end in hole_segments(self.layout.grid(index), item.entry.holes):
                     yield from range(base + first, base + end)
 
-    def _hole_bytes(self) -> int:
-        size = 0
-        for index, item in enumerate(self.items):
-            if item.entry.holes:
-                grid = self.layout.grid(index)
-                size += sum(grid.bytes_between(*run) for run in hole_segments(grid, item.entry.holes))
-        return size
+    def payload_bytes(self, file_id: int) -> int:
+        """Return the bytes of a file's segments, but for those that lie in holes."""
+        return self._sizes[file_id - self.first_file_id] - self._hole_bytes(file_id - self.first_file_id)
+
+    def _hole_bytes(self, index: int) -> int:
+        grid = self.layout.grid(index)
+        return sum(grid.bytes_between(*run) for run in hole_segments(grid, self.items[index].entry.holes))
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""
@@ -240,6 +242,10 @@ class Manifest:
         self._first_files: list[int] = []
         self._withdrawn: set[int] = set()
         """Files that can't be sent after all; forgotten with their part."""
+        self._untold: set[int] = set()
+        """Those of them that the coordinator has not heard of yet."""
+        self.lost_groups: set[int] = set()
+        """Hard-link groups of which the first name, whose bytes are sent for all, was withdrawn."""
 
     def add(self, items: Sequence[Item], *, last: bool) -> Part:
         """Append a part."""
@@ -270,9 +276,15 @@ class Manifest:
             return list(self._parts)
 
     def part_of_chunk(self, chunk_id: int) -> Part:
-        """Return the part that a chunk is in."""
+        """Return the part that a chunk is in, which was not let go."""
+        part = self._find_chunk(chunk_id)
+        assert part is not None
+        return part
+
+    def _find_chunk(self, chunk_id: int) -> Part | None:
         with self._lock:
-            return self._parts[bisect_right(self._first_chunks, chunk_id) - 1]
+            at = bisect_right(self._first_chunks, chunk_id) - 1
+            return self._parts[at] if at >= 0 else None
 
     def part_of_file(self, file_id: int) -> Part | None:
         """Return the part that an entry is in; None where that was let go. Raises RemoteProtocolError where none is."""
@@ -287,6 +299,8 @@ class Manifest:
         count = 0
         with self._lock:
             while len(self._parts) > 1 and self._parts[0].is_done:
+                if any(map(self._parts[0].holds, self._untold)):
+                    break
                 part = self._parts.pop(0)
                 del self._first_chunks[0], self._first_files[0]
                 self._withdrawn.difference_update(range(part.first_file_id, part.end_file_id))
@@ -295,20 +309,42 @@ class Manifest:
 
     # --- what data connections ask
 
-    def segments(self, chunk_id: int) -> tuple[Segment, ...]:
-        """Return what a chunk is to carry now: what is there, or withdrawn, is left out."""
-        part = self.part_of_chunk(chunk_id)
+    def carried(self, chunk_id: int) -> list[tuple[Segment, Item]]:
+        """Return what a chunk is to carry now, and of which entries: what is there, or withdrawn, is left out.
+
+        So a chunk that waited to be dealt when its file was withdrawn carries nothing, even if its part was let go.
+        """
+        part = self._find_chunk(chunk_id)
+        if part is None:
+            return []
         segments = part.carried(chunk_id)
         if self._withdrawn:
             segments = tuple([segment for segment in segments if segment.file_id not in self._withdrawn])
-        return segments
+        return [(segment, part.item(segment.file_id)) for segment in segments]
+
+    def is_bundle(self, chunk_id: int) -> bool:
+        """Whether a chunk carries small files."""
+        part = self._find_chunk(chunk_id)
+        return part is not None and part.is_bundle(chunk_id)
 
     def withdraw(self, file_id: int) -> bool:
-        """Leave a file out from now on; whether that is new."""
+        """Leave a file out from now on; whether that is new. Its part stays until `told_withdrawn`."""
         with self._lock:
             is_new = file_id not in self._withdrawn
-            self._withdrawn.add(file_id)
+            if is_new:
+                self._withdrawn.add(file_id)
+                self._untold.add(file_id)
             return is_new
+
+    def told_withdrawn(self, file_id: int) -> None:
+        """Hear that the coordinator, and through it the receiver, knows that a file is left out."""
+        with self._lock:
+            self._untold.discard(file_id)
+
+    @property
+    def is_all_told(self) -> bool:
+        """Whether the coordinator knows of every file that is left out."""
+        return not self._untold
 
     @property
     def withdrawn(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from sender.control import ControlReader, Event
 from sender.deal import Deal
 from sender.dial import Dialer, Party
 from sender.listing import Lister
-from sender.manifest import Manifest, StreamPart
+from sender.manifest import Manifest, Part, StreamPart
 from sender.parallelism import Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
@@ -97,7 +97,7 @@ class Transfer:
         self._was_finished = False
         self._said_at = 0.0
         self._progress_at: float = before._progress_at if before else time.monotonic()
-        self._progress_mark = (0, 0, 0, 0)
+        self._progress_mark: tuple[int, int, int, int] = (0, 0, 0, before._progress_mark[-1] if before else 0)
         self._peer_rehashed_bytes = 0
         self._delivered_bytes = 0
         self._last_trouble: FilestreamerError | None = before._last_trouble if before else None
@@ -278,14 +278,29 @@ class Transfer:
         counters.files += sum(item.entry.type in (m.EntryType.FILE, m.EntryType.STREAM) for item in items)
         counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
         counters.chunks = self.deal.chunks
+        if self.manifest.lost_groups:
+            self._withdraw_links(part)
 
     def _take_withdrew(self, file_id: int, error: TransferFailed) -> None:
         part = self.manifest.part_of_file(file_id)
-        if part is not None:
-            self.leave_out(Skipped(part.item(file_id).shown, str(error), True))
+        assert part is not None  # it stays until this is told
+        item = part.item(file_id)
+        self.leave_out(Skipped(item.shown, str(error), True))
         self._answers.withdraw(file_id)
-        if self._session.state in ("manifest", "moving"):
+        if part.is_sent and self._session.state in ("manifest", "moving"):
             self._send(m.Withdrawn((file_id,)))
+        self.manifest.told_withdrawn(file_id)
+        if item.identity is not None and item.entry.hard_link_group:
+            self.manifest.lost_groups.add(item.entry.hard_link_group)
+            for other in self.manifest.parts:
+                self._withdraw_links(other)
+
+    def _withdraw_links(self, part: Part) -> None:
+        """Leave out the further names of files that can't be sent."""
+        for file_id, item in enumerate(part.items, part.first_file_id):
+            if item.identity is None and item.entry.hard_link_group in self.manifest.lost_groups:
+                reason = f"{item.shown} is another name of a file that could not be sent"
+                self.withdraw(file_id, TransferFailed(Code.SOURCE, reason))
 
     def _offer(self, channel: Channel, party: Party) -> None:
         """Offer what is sent on a new control connection; another incarnation answers everything anew.
@@ -424,7 +439,9 @@ class Transfer:
             connection.start()
 
     def _finish_if_settled(self) -> None:
-        if not self.deal.all_settled or self._channel is None or self._session.state != "moving":
+        if not self.deal.all_settled or not self.manifest.is_all_told:
+            return
+        if self._channel is None or self._session.state != "moving":
             return
         if self._lister.single is not None:
             check_in_place(self._lister.single)
@@ -466,6 +483,7 @@ class Transfer:
         moved = sum(each.moved_bytes - each.abandoned_bytes for each in counters.connections)
         delivered = moved - sum(channel.unacknowledged_bytes() for channel in channels)
         listed = self.manifest.files + sum(part.is_sent for part in self.manifest.parts)
+        listed = max(listed, self._progress_mark[-1])  # to list the same again is none
         waits = self._stream is not None and self._channel is not None and self._stream.is_waiting
         if waits and self.deal.is_idle:  # nothing is sent where nothing comes
             self._progress_at = now
@@ -541,8 +559,10 @@ class Transfer:
 def _chunk_size(settings: SenderSettings, single: Item | None) -> int:
     """Return the chunk size asked for, or the automatic one, in bytes.
 
-    Raises UsageError where the one asked for would cut the file into too many chunks.
+    Raises UsageError where the one asked for would cut the file into too many chunks, and for shards of a tree.
     """
+    if settings.shard.count > 1 and single is None:
+        raise UsageError("--shard moves a share of one file, and a directory, or several paths, is none")
     size = single.entry.size if single is not None else 0
     if settings.chunk_size is None:
         return comfortable_chunk_size(size)

@@ -149,7 +149,7 @@ class TransferCounters:
     unchecked_bytes: int = 0
     """Bytes of files that were accepted for their size and mtime alone."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Sender: the first SKIPPED_MAX entries that were left out."""
+    """Sender: the first SKIPPED_MAX entries that were left out; those that could not be read go before others."""
     skipped_files: int = 0
     """Sender: all entries that were left out."""
     failed_files: int = 0
@@ -191,6 +191,9 @@ class TransferCounters:
         """Count an entry that is not moved; one thread at a time."""
         self.skipped_files += 1
         self.failed_files += skipped.is_failure
+        if len(self.skipped) == SKIPPED_MAX and skipped.is_failure:
+            for at in [at for at, each in enumerate(self.skipped) if not each.is_failure][-1:]:
+                del self.skipped[at]
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
 

@@ -216,7 +216,7 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
     return {
         "status": status,
         "exit_code": int(error.exit_code),
-        "error": ResultError(error.name, str(error), error.retryable),
+        "error": ResultError(error.name, printable(str(error)), error.retryable),
     }
 
 

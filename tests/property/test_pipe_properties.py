@@ -101,7 +101,7 @@ class Pipe:
         if not connection.dealt:
             return False
         chunk_id = connection.dealt.pop(0)
-        (segment,) = self.manifest.segments(chunk_id)
+        ((segment, _),) = self.manifest.carried(chunk_id)
         content = bytes(self.stream.bytes_at(segment.offset, segment.length))
         position = self.output.position(segment)
         assert position == chunk_id
@@ -120,7 +120,9 @@ class Pipe:
             if chunk_id not in connection.delivered:
                 return  # it was cut before it heard
             connection.delivered.discard(chunk_id)
-        assert not self.deal.bind(chunk_id, self.manifest.segments(chunk_id), [bytes(range(16))])
+        assert not self.deal.bind(
+            chunk_id, [segment for segment, _ in self.manifest.carried(chunk_id)], [bytes(range(16))]
+        )
         self.deal.settle((chunk_id,), self.deal.epoch, connection.number)
 
     def cut(self, connection: Connection) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.counters import ConnectionCounters, TransferCounters
+from service.counters import SKIPPED_MAX, ConnectionCounters, Skipped, TransferCounters
 from service.result import TransferResult, write
 from service.version import VERSION
 from wire.errors import (
@@ -304,3 +304,14 @@ def test_a_full_standard_output_changes_no_exit_code() -> None:
     assert done.returncode == 143
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["event"] == "result_not_written"
+
+
+def test_what_could_not_be_read_goes_before_what_is_merely_left_out() -> None:
+    """However many entries of a tree are special files: the first that failed is what the error names."""
+    counters = TransferCounters(bytes(16), "tree")
+    for number in range(SKIPPED_MAX + 5):
+        counters.leave_out(Skipped(f"fifo {number}", "it is a FIFO", False))
+    for number in range(SKIPPED_MAX + 5):
+        counters.leave_out(Skipped(f"secret {number}", "no", True))
+    assert [f"secret {number}" for number in range(SKIPPED_MAX)] == [each.path for each in counters.skipped]
+    assert (counters.skipped_files, counters.failed_files) == (2 * SKIPPED_MAX + 10, SKIPPED_MAX + 5)
