@@ -569,7 +569,8 @@ class Transfer(threading.Thread):
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
-            raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; what came is kept")
+            kept = "what came can't be resumed" if isinstance(self.intake.cargo, Piped) else "what came is kept"
+            raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; {kept}")
         if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
 

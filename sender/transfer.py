@@ -523,7 +523,7 @@ class Transfer:
     def _gave_up(self) -> FilestreamerError:
         trouble = f": {self._last_trouble}" if self._last_trouble else ""
         seconds = f"{self._settings.give_up_after:g} s"
-        advice = "run the same command again to resume"
+        advice = "run the same command again to resume" if self._stream is None else "run the pipe again"
         if self._last_trouble is not None and getattr(self._last_trouble, "code", None) is Code.BUSY:
             return TransferFailed(Code.BUSY, f"gave up after {seconds}{trouble}")
         return TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}; {advice}")
