@@ -3,14 +3,23 @@
 The data path, in the order of the modules:
 
 1. `server`      accepts; `slot` lives through the opening with strangers (`token`); then a transfer goes on;
-2. `transfer`    coordinates one transfer: takes the offer, answers, commits, one event at a time;
-3. `files`       gives it the file, or a shard its share of one, if nobody else has it, and
-   `store`       stages that in `.filestreamer/`, under a lock;
+2. `transfer`    coordinates one transfer, one event at a time, whatever its `cargo` is: a `single` file, a `tree`, or
+                 what is `piped`;
+3. `files`       gives it the file, a shard its share of one, or a tree its root, if nobody else has it, and
+   `store`       stages a file in `.filestreamer/`, under a lock;
 4. `ledger`      says what an earlier run left there (pure), which
 5. `rehash`      hashes again, while what is certainly missing flows already;
 6. `connection`  receives chunks: hashes and writes block by block, compares digests, acknowledges;
-7. `intake`      lets them in: every segment checked, one writer at a time, the answers to the sender; in it
-8. `assembly`    keeps the state of each chunk (pure): no write ever lands on a verified one;
+7. `intake`      hands them to the cargo: every segment checked, one writer at a time; in it
+8. `assembly`    keeps the state of each chunk of a file (pure): no write ever lands on a verified one;
 9. `store`       commits: sync, rename, sync the directory; only then Complete. A shard that others are missing of
                  seals its share in the ledger instead.
+
+A tree, in the order of what becomes of an entry:
+
+1. `tree`        takes parts of the manifest, a bounded number at once; `listing` makes what needs no bytes, and looks at
+                 what lies there already; `portion` keeps the states of a part's files, and `answers` tells them;
+2. `arrivals`    takes chunks: `small` files are written whole, a `large` one is staged and resumed like a single file;
+3. `place`       puts complete files in place: thousands after one sync of the file system. Links, then modes and times
+                 of directories, come last.
 """

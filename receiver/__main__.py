@@ -1,5 +1,6 @@
 """The `receiver` command: settings in, transfers, a result for each, the exit code of its cause."""
 
+import contextlib
 import os
 import sys
 import time
@@ -55,6 +56,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from service.progress import Progress
     from wire.transport import format_address
 
+    _allow_descriptors()
     destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
     directory = None if isinstance(destination, Stdout) else destination.path
     listeners = _listen(settings)
@@ -99,6 +101,15 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination, bytes
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name
+
+
+def _allow_descriptors() -> None:
+    """Have as many descriptors as this process may: connections take one each, large files of a tree three."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":

@@ -159,7 +159,7 @@ def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:
 
 def put_attributes(fd: int, entry: Entry, *, mode_is_right: bool = False) -> None:
     """Give an open file or directory the owner, mode and times of its entry. Raises OSError."""
-    if entry.uid is not None or entry.gid is not None:
+    if owner(entry) != (-1, -1):
         os.fchown(fd, *owner(entry))
         mode_is_right = False
     if not mode_is_right:

@@ -567,8 +567,10 @@ class Staged(Readable):
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
     def _finish(self) -> None:
-        """Give it its size, mode and times, now that nobody writes any more. Raises OSError."""
+        """Give it its size, owner, mode and times, now that nobody writes any more. Raises OSError."""
         os.ftruncate(self.fd, self.entry.size)
+        if owner(self.entry) != (-1, -1):
+            os.fchown(self.fd, *owner(self.entry))
         os.fchmod(self.fd, self.entry.mode & 0o777)
         os.utime(self.fd, ns=(self.entry.mtime_ns, self.entry.mtime_ns))
 
@@ -577,8 +579,6 @@ class Staged(Readable):
         with self._sync_mutex:
             if self.is_lost:
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run it again")
-        if self.entry.uid is not None or self.entry.gid is not None:
-            os.fchown(self.fd, *owner(self.entry))
         self._finish()
 
     def put(self, directory_fd: int, name: bytes) -> None:

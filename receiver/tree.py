@@ -1,8 +1,8 @@
 """A transfer of a tree: parts of the manifest come in while files go out to their places (proto/README.md, "Trees").
 
     take     each part: make directories and symlinks, look at what is there, answer what is needed (`listing`)
-    begin    a chunk: of small files (`small`), each written whole, or of a large one (`large`), staged and resumed
-    end      a file that is complete goes to the `place`r, which puts thousands in place after one sync
+    begin    a chunk (`arrivals`): of `small` files, written whole, or of a `large` one, staged and resumed
+    end      a file that is complete goes to the placer (`place`), which puts thousands in place after one sync
     close    links, then directories' modes and times, deepest first; one more sync; Complete
 
 A part is looked at whole while something of it is under way, and packed after that (`portion`). PORTIONS of them are
@@ -11,34 +11,30 @@ open at once; those that come meanwhile wait unanswered, which holds the sender 
 
 import itertools
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from receiver import portion as state
-from receiver.assembly import Turn
+from receiver.answers import answers, held
+from receiver.arrivals import Arrivals
 from receiver.cargo import Connection, Part, Step
-from receiver.files import LEAVE_SECONDS, SEGMENTS, File, Source
-from receiver.large import Large, LargeStake
+from receiver.large import Large
 from receiver.listing import Lister
-from receiver.place import Placer, TreeStaging, Whole, sync_file_system
+from receiver.place import Placer, TreeStaging, sync_file_system
 from receiver.portion import Portion
 from receiver.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work
-from receiver.small import COMPARED, SmallFile
 from receiver.store import Destination, Staged, check_path
 from service.counters import TransferCounters
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
-from wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
+from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from wire.grid import Grid, count_chunks
 
 PORTIONS: Final = 64
 """Parts of the manifest of which something is under way at once."""
 PARTS_WAITING: Final = 256
-LARGE_OPEN: Final = 512
-"""Large files that are open at once: three descriptors each."""
 LARGE_CLAIMED: Final = 64
 """Large files of an earlier run that are re-hashed at once; others are sent anew."""
 
@@ -68,29 +64,27 @@ class Tree:
         self._destination = destination
         self._counters = counters
         self._rehasher = rehasher
-        self._failed = failed
         self._nudge = nudge
         self._staging = TreeStaging(destination, root)
         self._placer = Placer(destination, self._staging, failed)
         self._lister = Lister(destination, self._staging, self._placer, claim, checksum=offer.checksum)
-        self._portions: list[Portion] = []
-        self._firsts: list[int] = []
-        self._open: dict[int, Portion] = {}
-        """Portions that were open when somebody last looked, by their first file_id."""
-        self._listed = 0
-        """Entries of all parts that were taken."""
+        self._arrivals = Arrivals(
+            offer.chunk_size,
+            destination,
+            self._staging,
+            self._placer,
+            counters,
+            failed=failed,
+            settled=self._hear_settled,
+        )
         self._expected: int | None = 0
         """The next part's first file_id; None after rejoining: any that is known."""
         self._is_listed = False
         self._waiting: deque[tuple[m.ManifestPart, bytes]] = deque()
         self._withdrawn_early: set[int] = set()
-        self._stakes: dict[LargeStake, tuple[Portion, int]] = {}
         self._needed_bytes = 0
         """What was needed of all parts so far."""
-        self._segments = 0
-        """Of large files that are open."""
         self._claimable: set[str] | None = None
-        self._is_closed = False
         self._is_committed = False
         counters.name = self._lister.shown(root)
         counters.files = 0
@@ -102,28 +96,22 @@ class Tree:
         """Take a part and answer it, now or when others are done; answer one that is known from what is known."""
         if self._expected is not None and part.first_file_id != self._expected:
             raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, and {self._expected} is next")
-        listed = self._listed + sum(len(waiting.entries) for waiting, _ in self._waiting)
+        listed = self._arrivals.listed + sum(len(waiting.entries) for waiting, _ in self._waiting)
         self._expected = part.first_file_id + len(part.entries)
         if part.first_file_id > listed:
             reason = "the parts of the manifest that were left out are not known here: begin again"
             raise TransferFailed(Code.UNKNOWN_TRANSFER, reason)
-        known = self._known(part.first_file_id)
+        known = self._arrivals.beginning_with(part.first_file_id)
         if known is not None:
             if not known.is_same(part, body):
                 raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-            return list(self._answers(known))
+            return list(answers(known))
         if part.first_file_id != listed or self._is_listed:
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
         self._waiting.append((part, body))
         if len(self._waiting) > PARTS_WAITING:
             raise TransferFailed(Code.LIMIT, "too many parts of the manifest wait")
         return self.more()
-
-    def _known(self, first: int) -> Portion | None:
-        at = bisect_right(self._firsts, first) - 1
-        if at >= 0 and self._firsts[at] == first:
-            return self._portions[at]
-        return None
 
     def rejoin(self) -> None:
         """Expect any part that is known, or the next; those that wait come again."""
@@ -132,14 +120,16 @@ class Tree:
 
     def more(self) -> Sequence[m.Message]:
         """Take parts that wait, as long as there is room for them."""
-        for first, portion in list(self._open.items()):
-            with portion.lock:
-                if not portion.is_open:
-                    del self._open[first]
-        answers: list[m.Message] = []
-        while self._waiting and len(self._open) < PORTIONS:
-            answers += self._take(*self._waiting.popleft())
-        return answers
+        self._arrivals.forget_settled()
+        told: list[m.Message] = []
+        while self._waiting and len(self._arrivals.open) < PORTIONS:
+            told += self._take(*self._waiting.popleft())
+        return told
+
+    def _hear_settled(self) -> None:
+        """Have the coordinator look at parts that wait, as there may be room."""
+        if self._waiting:
+            self._nudge()
 
     def _take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         portion = Portion(part.first_file_id, part.entries, body)
@@ -148,20 +138,18 @@ class Tree:
         with portion.lock:
             finals = self._list(portion, part.entries)
             self._check_space(portion, part.entries)
-        self._portions.append(portion)
-        self._firsts.append(portion.first)
-        self._listed += portion.count
+        self._arrivals.add(portion)
         self._is_listed = part.last
-        for file_id in [i for i in self._withdrawn_early if i < self._listed]:
+        for file_id in [i for i in self._withdrawn_early if i < self._arrivals.listed]:
             self._withdrawn_early.discard(file_id)
-            self._withdraw(*self._find(file_id))
+            self._withdraw(*self._arrivals.find(file_id))
         if portion.is_open:
-            self._open[portion.first] = portion
-        answers = list(self._answers(portion))
+            self._arrivals.open[portion.first] = portion
+        told = list(answers(portion))
         self._rehash(portion, finals)
         with portion.lock:
             portion.rest()
-        return answers
+        return told
 
     def _list(self, portion: Portion, entries: Sequence[m.Entry]) -> list[int]:
         """Look at each entry; return which files are to be compared where they lie."""
@@ -228,9 +216,9 @@ class Tree:
 
     def _resume(self, portion: Portion, index: int, entry: m.Entry) -> None:
         """Open a large file of which an earlier run left something."""
-        if len(self._stakes) >= LARGE_CLAIMED:
+        if len(self._arrivals.stakes) >= LARGE_CLAIMED:
             return
-        stake = self._open_large(portion, index, entry)
+        stake = self._arrivals.open_large(portion, index, entry)
         for start, stop in stake.claimed():
             work = Work(portion.first + index, stake.content, stake.grid, stake.share, start, stop)
             stake.rehashing += self._rehasher.add(work)
@@ -246,52 +234,12 @@ class Tree:
 
     # --- answers
 
-    def _answers(self, portion: Portion) -> Iterator[m.Message]:
-        """Say of each file of a portion what is known of it now."""
-        needed: list[m.FileRange] = []
-        unchecked: list[m.FileRange] = []
-        rest: list[m.Message] = []
-        with portion.lock:
-            for index, kind in enumerate(portion.states()):
-                file_id = portion.first + index
-                large = portion.large.get(index)
-                if kind == state.UNCHECKED:
-                    _extend(unchecked, file_id)
-                elif large is not None and large.stake is not None:
-                    answer = large.stake.answer()
-                    rest += large.stake.needed_messages(file_id, answer.needed)
-                    rest += large.stake.held_messages(file_id, answer.held)
-                elif kind in (state.FREE, state.WRITING):
-                    _extend(needed, file_id)
-                elif kind in (state.VERIFIED, state.HELD):
-                    rest += self._held(portion, index, final=kind == state.HELD)
-                elif kind == state.NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
-                    needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
-        if needed:
-            yield m.Needed(tuple(needed), ())
-        if unchecked:
-            yield m.Held(unchecked[0].first_file_id, 0, b"", tuple(unchecked))
-        yield from rest
-
-    def _held(self, portion: Portion, index: int, *, final: bool) -> Iterator[m.Held]:
-        """Tell the digests of a file that is here whole."""
-        file_id = portion.first + index
-        large = portion.large.get(index)
-        if large is None:
-            yield m.Held(file_id, 0, portion.digest(index), (), final)
-            return
-        size = limits.DIGEST_BYTES
-        for first, end in large.runs():
-            for at in range(first, end, limits.DIGESTS_PER_HELD):
-                stop = min(at + limits.DIGESTS_PER_HELD, end)
-                yield m.Held(file_id, at, large.digests[at * size : stop * size], (), final)
-
     def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Answer what was claimed, now that it is known what is on the disk."""
         self._counters.rehashed_bytes += batch.bytes
         if isinstance(batch, FinalsRehashed):
             return [answer for file_id, found in batch.digests for answer in self._take_final(file_id, found)]
-        portion, index = self._find(batch.file_id)
+        portion, index = self._arrivals.find(batch.file_id)
         with portion.lock:
             stake = portion.large[index].stake
             if stake is None:
@@ -300,11 +248,11 @@ class Tree:
             answer = stake.rehashed(batch.share, batch.start, batch.digests)
         messages: list[m.Message] = [*stake.needed_messages(batch.file_id, answer.needed)]
         messages += stake.held_messages(batch.file_id, answer.held)
-        self._settle_large(portion, index)
+        self._arrivals.settle_large(portion, index)
         return messages
 
     def _take_final(self, file_id: int, found: bytes) -> Iterator[m.Message]:
-        portion, index = self._find(file_id)
+        portion, index = self._arrivals.find(file_id)
         with portion.lock:
             if portion.state(index) != state.CLAIMED:
                 return
@@ -319,23 +267,16 @@ class Tree:
             else:
                 portion.settle(index, state.HELD, found)
             portion.rest()
-            yield from self._held(portion, index, final=True)
-
-    def _find(self, file_id: int) -> tuple[Portion, int]:
-        """Return where a file is kept. Raises RemoteProtocolError where it was not offered."""
-        if not 0 <= file_id < self._listed:
-            raise RemoteProtocolError(f"file {file_id} was not offered")
-        portion = self._portions[bisect_right(self._firsts, file_id) - 1]
-        return portion, file_id - portion.first
+            yield from held(portion, index, final=True)
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Drop files that are not going to be sent: what is there of them goes, what lies in place stays."""
-        listed = self._listed + sum(len(part.entries) for part, _ in self._waiting)
+        listed = self._arrivals.listed + sum(len(part.entries) for part, _ in self._waiting)
         for file_id in file_ids:
-            if self._listed <= file_id < listed:
+            if self._arrivals.listed <= file_id < listed:
                 self._withdrawn_early.add(file_id)
             else:
-                self._withdraw(*self._find(file_id))
+                self._withdraw(*self._arrivals.find(file_id))
 
     def _withdraw(self, portion: Portion, index: int) -> None:
         with portion.lock:
@@ -353,186 +294,25 @@ class Tree:
                     self._counters.size_bytes -= _payload_bytes(portion, index, entry)
             portion.rest()
         if index in portion.large:
-            self._settle_large(portion, index)
+            self._arrivals.settle_large(portion, index)
 
     # --- chunks
 
     def begin(self, connection: Connection, header: m.ChunkHeader) -> list[Part]:
         """Check every segment of a chunk, and begin them."""
-        portion, _ = self._find(header.segments[0].file_id)
-        parts = []
-        for segment in header.segments:
-            index = segment.file_id - portion.first
-            if not 0 <= index < portion.count:
-                raise RemoteProtocolError(f"chunk {header.chunk_id} has files of more than one ManifestPart")
-            parts.append(self._begin(portion, index, segment, connection))
-        return parts
-
-    def _begin(self, portion: Portion, index: int, segment: m.Segment, connection: Connection) -> Part:
-        while True:
-            with portion.lock:
-                entry = portion.wake()[index]
-                kind = portion.state(index)
-                if kind == state.NOTHING or self._position(entry, segment) is None:
-                    where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-                    raise RemoteProtocolError(f"{where} are no segment of file {segment.file_id}")
-                if kind == state.UNCHECKED:
-                    raise RemoteProtocolError(f"file {segment.file_id} was accepted unread")
-                if self._is_closed and kind not in (state.VERIFIED, state.WITHDRAWN):
-                    raise RemoteProtocolError(f"file {segment.file_id} was sent after Finish")
-                if index in portion.large:
-                    begun = self._begin_large(portion, index, segment, connection)
-                else:
-                    begun = self._begin_small(portion, index, segment, connection)
-                self._open.setdefault(portion.first, portion)
-            if isinstance(begun, Part):
-                return begun
-            if not begun.end(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection does not leave file {segment.file_id}")
-
-    def _position(self, entry: m.Entry, segment: m.Segment) -> int | None:
-        if segment.length == entry.size <= self._offer.chunk_size:  # most are small
-            return None if segment.offset else 0
-        return Grid(entry.size, self._offer.chunk_size).index_of(segment.offset, segment.length)
-
-    def _begin_small(self, portion: Portion, index: int, segment: m.Segment, connection: Connection) -> Part | Any:
-        """Begin a small file; return who has to leave it first, if somebody has."""
-        kind = portion.state(index)
-        if kind in (state.VERIFIED, state.WITHDRAWN):
-            return Part(COMPARED, 0, segment, False)
-        if kind == state.WRITING:
-            other = portion.writing[index].connection
-            if other is connection:
-                raise RemoteProtocolError(f"file {segment.file_id} stands in a chunk twice")
-            return other
-        name = self._staging.name(segment.file_id, connection.connection_id)
-        file = SmallFile(self._staging, name, portion.entries[index], connection)
-        portion.writing[index] = file
-        portion.set(index, state.WRITING)
-        return Part(file, 0, segment, True)
-
-    def _begin_large(self, portion: Portion, index: int, segment: m.Segment, connection: Connection) -> Part | Any:
-        """Begin a segment of a large file; return who has to leave it first, if somebody has."""
-        large = portion.large[index]
-        position = large.grid.index_of(segment.offset, segment.length)
-        assert position is not None  # it was checked
-        if portion.state(index) in (state.VERIFIED, state.WITHDRAWN):
-            return Part(COMPARED, position, segment, False)
-        stake = large.stake or self._open_large(portion, index, portion.entries[index])
-        turn, other = stake.begin(position, connection)
-        if turn is Turn.WAIT:
-            return other
-        if turn is Turn.WRITE:
-            portion.set(index, state.WRITING)
-        return Part(stake, position, segment, turn is Turn.WRITE)
-
-    def _open_large(self, portion: Portion, index: int, entry: m.Entry) -> LargeStake:
-        large = portion.large[index]
-        if len(self._stakes) >= LARGE_OPEN or self._segments + large.grid.segments > SEGMENTS:
-            raise TransferFailed(Code.LIMIT, "too many large files are under way at once")
-        source = Source(1, entry.size, entry.mtime_ns, self._offer.chunk_size)
-        file = File(entry.path, source)
-        file.open(lambda: self._destination.stage_below(entry.path, entry, file.grid, 0), self._failed)
-        large.stake = stake = LargeStake(file)
-        large.digests = b""
-        self._stakes[stake] = (portion, index)
-        self._segments += large.grid.segments
-        portion.set(index, state.WRITING)
-        return stake
+        return self._arrivals.begin(connection, header)
 
     def end(self, connection: Connection, parts: list[Part], digests: list[bytes], computed: list[bytes]) -> bool:
-        """Settle the segments of a chunk; what is complete by it goes to the placer."""
-        portion, _ = self._find(parts[0].segment.file_id)
-        whole: list[Whole] = []
-        whole_bytes = 0
-        large = []
-        good = True
-        with portion.lock:
-            for part, digest, actual in zip(parts, digests, computed, strict=True):
-                stake = part.stake
-                index = part.segment.file_id - portion.first
-                is_good = digest == actual
-                if isinstance(stake, SmallFile):
-                    if self._end_small(portion, index, stake, digest if is_good else None):
-                        whole.append(Whole(stake.entry.path, stake.name))
-                        whole_bytes += stake.entry.size
-                elif isinstance(stake, LargeStake):
-                    is_good = stake.deliver(part.position, connection, digest, actual, connection.connection_id)
-                    large.append(index)
-                elif is_good and portion.state(index) == state.VERIFIED:
-                    known = portion.large.get(index)
-                    is_good = digest == (known.digest(part.position) if known else portion.digest(index))
-                good = good and is_good
-            portion.rest()
-            is_open = portion.is_open
-        for index in large:
-            self._settle_large(portion, index)
-        if whole:
-            self._placer.add(whole, whole_bytes)
-        if not is_open and self._waiting:
-            self._nudge()
-        return good
-
-    def _end_small(self, portion: Portion, index: int, file: SmallFile, digest: bytes | None) -> bool:
-        """Settle a small file that was written; whether it is to be put in place."""
-        if portion.writing.get(index) is file:
-            del portion.writing[index]
-        if portion.state(index) == state.WITHDRAWN:
-            file.abandon()
-            return False
-        if digest is None:
-            file.abandon()
-            portion.set(index, state.FREE)
-            return False
-        portion.settle(index, state.VERIFIED, digest)
-        return True
-
-    def _settle_large(self, portion: Portion, index: int, *, is_finished: bool = False) -> None:
-        """Close a large file that is complete or not wanted; `is_finished`: what is HELD is what the sender has."""
-        with portion.lock:
-            large = portion.large[index]
-            stake = large.stake
-            if stake is None or stake.rehashing:
-                return
-            if portion.state(index) == state.WITHDRAWN:
-                if not stake.has_writers:
-                    self._forget(large, stake)
-                    stake.discard()
-                    stake.file.close()
-                return
-            is_whole = stake.is_verified or (is_finished and stake.is_settled)
-            if is_whole:
-                self._counters.held_bytes += stake.held_bytes()
-                self._forget(large, stake)
-                portion.set(index, state.VERIFIED)
-            else:
-                portion.set(index, state.HELD if stake.is_settled else state.WRITING)
-            portion.rest()
-        if is_whole:
-            self._placer.add([Whole(stake.file.name, stake.file)], stake.grid.size)
-        if not portion.is_open and self._waiting:
-            self._nudge()
-
-    def _forget(self, large: Large, stake: LargeStake) -> None:
-        large.finish()
-        del self._stakes[stake]
-        self._segments -= stake.grid.segments
+        """Settle the segments of a chunk; what is complete by it goes to its place."""
+        return self._arrivals.end(connection, parts, digests, computed)
 
     def abandon(self, connection: Connection) -> None:
         """Take back what a connection was writing."""
-        for portion in list(self._open.values()):
-            with portion.lock:
-                portion.abandon(connection)
-        for stake, (portion, index) in list(self._stakes.items()):
-            stake.abandon(connection)
-            if portion.state(index) == state.WITHDRAWN:
-                self._settle_large(portion, index)
+        self._arrivals.abandon(connection)
 
     def shut(self) -> None:
         """Let no further write in."""
-        self._is_closed = True
-        for stake in list(self._stakes):
-            stake.close()
+        self._arrivals.shut()
 
     # --- the end
 
@@ -541,22 +321,21 @@ class Tree:
         while self._waiting:
             self._take(*self._waiting.popleft())
         needed: list[m.Needed] = []
-        for portion in list(self._open.values()):
+        for portion in list(self._arrivals.open.values()):
             claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
             needed += [m.Needed((m.FileRange(portion.first + index, 1),), ()) for index in claimed]
             for index, large in portion.large.items():
                 if large.stake is not None:
                     needed += large.stake.needed_messages(portion.first + index, large.stake.missing())
-            needed += [answer for answer in self._answers(portion) if isinstance(answer, m.Needed) and answer.files]
+            needed += [answer for answer in answers(portion) if isinstance(answer, m.Needed) and answer.files]
         return needed
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is here with what the sender read."""
         self.shut()
-        for portion, index in list(self._stakes.values()):
-            self._settle_large(portion, index, is_finished=True)
-        self._counters.held_bytes += sum(self._held_bytes(portion) for portion in self._portions)
-        root = root_digest(itertools.chain.from_iterable(portion.digests() for portion in self._portions))
+        self._arrivals.finish()
+        self._counters.held_bytes += sum(self._held_bytes(portion) for portion in self._arrivals.portions)
+        root = root_digest(itertools.chain.from_iterable(portion.digests() for portion in self._arrivals.portions))
         if root != finish.root_digest or finish.chunks != self._counters.chunks:
             raise TransferFailed(
                 Code.DIGEST, "what came differs from what the sender read, though every chunk was equal"
@@ -576,10 +355,10 @@ class Tree:
         """Put everything in place that is not yet, then links, then directories; make it durable."""
         begun = time.monotonic()
         self._placer.flush()
-        for portion in self._portions:
+        for portion in self._arrivals.portions:
             if portion.has_links:
                 self._lister.link(portion, self._is_withdrawn)
-        for portion in reversed(self._portions):
+        for portion in reversed(self._arrivals.portions):
             if portion.has_directories:
                 self._lister.finish_directories(portion)
         try:
@@ -591,7 +370,7 @@ class Tree:
         self._is_committed = True
 
     def _is_withdrawn(self, file_id: int) -> bool:
-        portion, index = self._find(file_id)
+        portion, index = self._arrivals.find(file_id)
         return portion.state(index) == state.WITHDRAWN
 
     def leave(self, *, cleanly: bool) -> None:
@@ -599,7 +378,7 @@ class Tree:
         self._placer.end()
         self._lister.close()
         if cleanly:
-            for stake in list(self._stakes):
+            for stake in list(self._arrivals.stakes):
                 stake.finish()
                 stake.file.close()
             self._staging.close()
@@ -609,11 +388,3 @@ def _payload_bytes(portion: Portion, index: int, entry: m.Entry) -> int:
     """Return the bytes of the segments of a file that do not lie in holes."""
     large = portion.large.get(index)
     return large.payload_bytes if large is not None else entry.size
-
-
-def _extend(ranges: list[m.FileRange], file_id: int) -> None:
-    """Add the next file to ranges."""
-    if ranges and ranges[-1].first_file_id + ranges[-1].files == file_id:
-        ranges[-1] = ranges[-1]._replace(files=ranges[-1].files + 1)
-    else:
-        ranges.append(m.FileRange(file_id, 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver import place, tree
+from receiver import arrivals, place, tree
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.store import Destination
 from receiver.tree import Tree
@@ -358,7 +358,7 @@ def test_a_file_that_goes_while_it_is_compared_is_needed(tmp_path: Path, moving:
     take, it.tree._rehash = it.tree._rehash, lambda *_: None  # type: ignore[method-assign]
     it.offer()
     (tmp_path / "t/f").unlink()
-    take(it.tree._portions[0], [1])
+    take(it.tree._arrivals.portions[0], [1])
     assert [needed(1)] == it.rehashed()
     it.send_all()
     it.finish()
@@ -739,7 +739,7 @@ def test_limits(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         many.add(b"t/%d" % at, b"x")
     failure(Code.LIMIT, moving(many).offer)
     monkeypatch.setattr(tree, "PORTIONS", 64)
-    monkeypatch.setattr(tree, "LARGE_OPEN", 2)
+    monkeypatch.setattr(arrivals, "LARGE_OPEN", 2)
     large = sample()
     for at in range(3):
         large.add(b"t/%d" % at, bytes(100))
