@@ -17,8 +17,8 @@ The data path, in the order of the modules:
 
 A tree, in the order of what becomes of an entry:
 
-1. `tree`        takes parts of the manifest, a bounded number at once; `listing` makes what needs no bytes, and looks at
-                 what lies there already; `portion` keeps the states of a part's files, and `answers` tells them;
+1. `tree`        takes parts of the manifest, a bounded number at once; `listing` makes what needs no bytes, and looks
+                 at what lies there already; `portion` keeps the states of a part's files, and `answers` tells them;
 2. `arrivals`    takes chunks: `small` files are written whole, a `large` one is staged and resumed like a single file;
 3. `place`       puts complete files in place: thousands after one sync of the file system. Links, then modes and times
                  of directories, come last.

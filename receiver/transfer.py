@@ -600,10 +600,10 @@ class Transfer(threading.Thread):
         left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
         if self._syncer is not None:
             self._syncer.join()
-        if self._channel is not None:
-            self._channel.close_in_order()
         if self.intake.cargo is not None:
             self.intake.cargo.leave(cleanly=all(left))
+        if self._channel is not None:
+            self._channel.close_in_order()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.leave(self, cleanly=all(left))
         self._registry.ended(self, error)
