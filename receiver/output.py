@@ -25,7 +25,7 @@ from wire import limits
 from wire import messages as m
 from wire.digests import segment_hasher
 from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
-from wire.grid import Grid
+from wire.grid import Grid, hole_segments
 
 WAITING_SECONDS: Final = 1.0
 """A write that takes longer than this is waiting: the sender is told so."""
@@ -92,12 +92,20 @@ class Output:
     has_ledger = False
     """What was passed on is not found again."""
 
-    def __init__(self, target: Target, size: int | None, chunk_size: int, window_bytes: int) -> None:
-        """`size` is None for a stream; the window has room for a chunk (`check_window`)."""
+    def __init__(
+        self, target: Target, size: int | None, chunk_size: int, window_bytes: int, holes: tuple[m.Hole, ...] = ()
+    ) -> None:
+        """`size` is None for a stream; the window has room for a chunk (`check_window`).
+
+        Chunks in `holes` of a file are zeros that nobody sends: they are not counted among the positions.
+        """
         self.target = target
         self.size = size
         self.chunk_size = chunk_size
         self.window_bytes = window_bytes
+        self._grid = Grid(size or 0, chunk_size)
+        self._holes = list(hole_segments(self._grid, holes))
+        self._hole_chunks = sum(end - first for first, end in self._holes)
         self._slots = window_bytes // chunk_size
         self.chunk_map = ChunkMap()
         """Of what was passed on."""
@@ -150,12 +158,33 @@ class Output:
     # --- what connections bring
 
     def position(self, segment: m.Segment) -> int | None:
-        """Which chunk this is; None where it is none."""
+        """Which of the chunks that are sent this is; None where it is none."""
         if self.size is not None:
-            return Grid(self.size, self.chunk_size).index_of(segment.offset, segment.length)
+            index = self._grid.index_of(segment.offset, segment.length)
+            return None if index is None else self._position_of(index)
         index, rest = divmod(segment.offset, self.chunk_size)
         if rest or not 0 < segment.length <= self.chunk_size or index >= limits.CHUNKS_PER_FILE:
             return None
+        return index
+
+    def _position_of(self, index: int) -> int | None:
+        """Count the segments before this one that are no holes; None where it is one."""
+        before = 0
+        for first, end in self._holes:
+            if index < first:
+                break
+            if index < end:
+                return None
+            before += end - first
+        return index - before
+
+    def _index_of(self, position: int) -> int:
+        """Return which segment has this position; behind the last one, the number of segments."""
+        index = position
+        for first, end in self._holes:
+            if index < first:
+                break
+            index += end - first
         return index
 
     def begin(self, position: int, length: int, writer: Writer) -> tuple[Turn, Writer | None]:
@@ -181,8 +210,8 @@ class Output:
 
     def write(self, view: memoryview, offset: int) -> None:
         """Keep bytes of a chunk that was begun."""
-        position, at = divmod(offset, self.chunk_size)
-        slot = position % self._slots
+        index, at = divmod(offset, self.chunk_size)
+        slot = (self._position_of(index) or 0) % self._slots
         room = self._ring.get(slot)
         if room is None:  # nobody else writes into this slot
             self._ring[slot] = room = memoryview(bytearray(self.chunk_size))
@@ -240,6 +269,7 @@ class Output:
     def _pass_on(self) -> None:
         while (chunk := self._next()) is not None:
             position = self._passed
+            self._pass_on_zeros(self._index_of(position))
             self._write(self._ring[position % self._slots][: chunk.length])
             with self._changed:
                 if self._is_over:
@@ -254,13 +284,22 @@ class Output:
             for passed_on in chunk.passed_on:
                 passed_on()
 
+    def _pass_on_zeros(self, index: int) -> None:
+        """Pass on the holes before a segment."""
+        end = min(index * self.chunk_size, self._grid.size) if self._holes else 0
+        zeros = memoryview(bytes(min(limits.BLOCK_BYTES, max(0, end - self._passed_bytes))))
+        while self._passed_bytes < end and not self._is_over:
+            self._write(zeros[: end - self._passed_bytes])
+            with self._changed:
+                self._passed_bytes += min(len(zeros), end - self._passed_bytes)
+
     def _next(self) -> _Chunk | None:
         """Wait for the next chunk; None where the transfer is over. Raises RemoteProtocolError behind a short one."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over or self._is_here(self._passed))
             if self._is_over:
                 return None
-            if self._passed_bytes < self._passed * self.chunk_size:
+            if self.size is None and self._passed_bytes < self._passed * self.chunk_size:
                 raise RemoteProtocolError(f"chunk {self._passed} follows one that is shorter than the others")
             self._has_begun = True
             return self._chunks[self._passed]
@@ -280,6 +319,23 @@ class Output:
 
     # --- the end
 
+    def missing(self) -> m.Needed | None:
+        """Say which segment is passed on next; None where nothing is to come any more, and of a stream."""
+        index = self._index_of(self.passed)
+        if self.size is None or index >= self._grid.segments:
+            return None
+        return m.Needed((), (m.SegmentRange(0, index, 1),), self.window_bytes)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of a file that a sender sends: all but those of chunks in holes."""
+        return self._grid.size - sum(self._grid.bytes_between(first, end) for first, end in self._holes)
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether anything is to be sent."""
+        return self.size is None or self._grid.segments > self._hole_chunks
+
     def root_digest(self) -> bytes:
         """Return the digest over the digests of everything that was passed on."""
         with self._changed:
@@ -287,12 +343,14 @@ class Output:
 
     def is_whole(self, finish: m.Finish) -> bool:
         """Whether what was passed on is what the sender says that it has sent."""
-        size = finish.stream_bytes if self.size is None else self.size
+        chunks = finish.chunks - self._hole_chunks
+        size = finish.stream_bytes if self.size is None else self._passed_bytes
         with self._changed:
-            return (finish.chunks, finish.root_digest, size) == (self._passed, self._root.digest(), self._passed_bytes)
+            return (chunks, finish.root_digest, size) == (self._passed, self._root.digest(), self._passed_bytes)
 
     def finish(self) -> None:
-        """End the target, now that everything was passed on. Raises TransferFailed."""
+        """End the target, now that everything but holes at the end was passed on. Raises TransferFailed."""
+        self._pass_on_zeros(self._grid.segments)
         self.target.finish(self.passed_bytes)
 
     def end(self, seconds: float) -> bool:

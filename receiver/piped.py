@@ -38,7 +38,8 @@ class Piped:
         counters.is_growing = output.size is None
         counters.chunk_map = output.chunk_map
         if output.size is not None:
-            counters.size_bytes, counters.chunks = output.size, Grid(output.size, output.chunk_size).segments
+            counters.size_bytes = output.payload_bytes
+            counters.chunks = Grid(output.size, output.chunk_size).segments
         log.info("transfer_started", file=output.target.path, bytes=output.size, window_bytes=output.window_bytes)
 
     @property
@@ -53,7 +54,7 @@ class Piped:
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        if self._output.size == 0:
+        if not self._output.has_chunks:
             return []
         files = () if self._was_sent else (m.FileRange(0, 1),)
         return [m.Needed(files, (), self._output.window_bytes)]
@@ -85,11 +86,8 @@ class Piped:
 
     def missing(self) -> Sequence[m.Needed]:
         """Return what is not passed on; of a stream, nobody but the sender knows."""
-        passed, size = self._output.passed, self._output.size
-        chunks = passed if size is None else Grid(size, self._output.chunk_size).segments
-        if passed == chunks:
-            return []
-        return [m.Needed((), (m.SegmentRange(0, passed, chunks - passed),), self._output.window_bytes)]
+        missing = self._output.missing()
+        return [missing] if missing is not None else []
 
     def close(self, finish: m.Finish) -> bytes:
         """Compare what was passed on with what the sender read."""

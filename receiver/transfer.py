@@ -419,8 +419,8 @@ class Transfer(threading.Thread):
         streams = entry.type is m.EntryType.STREAM
         if self._offer is not None and self._offer.shard is not None:
             raise TransferFailed(Code.POLICY, "standard output is not put together from shards")
-        if not (streams or entry.type is m.EntryType.FILE) or entry.holes:
-            raise TransferFailed(Code.POLICY, "standard output takes a plain file without holes, or a stream")
+        if not (streams or entry.type is m.EntryType.FILE):
+            raise TransferFailed(Code.POLICY, "standard output takes a plain file, or a stream")
         if streams and entry.size:
             raise RemoteProtocolError("a stream has no size before its end")
         check_window(chunk_size, self._window_bytes)
@@ -429,7 +429,7 @@ class Transfer(threading.Thread):
         if target is None:
             stake = self._stake(entry, Grid(0, chunk_size))
             target = StagedTarget(stake.content)
-        output = Output(target, None if streams else entry.size, chunk_size, self._window_bytes)
+        output = Output(target, None if streams else entry.size, chunk_size, self._window_bytes, entry.holes)
         output.start(lambda error: self.post(Failed(error)))
         return Piped(entry, output, stake, self.counters, self._log)
 

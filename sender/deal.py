@@ -113,6 +113,7 @@ class Deal:
         """Deal nothing that lies `window_bytes` or more behind the first byte that is not acknowledged."""
         with self._changed:
             self._window_chunks = max(1, window_bytes // self._manifest.chunk_size)
+            self._advance()  # over holes
 
     def start_over(self) -> None:
         """Forget what was answered and acknowledged: another incarnation answers anew. Digests stay binding."""

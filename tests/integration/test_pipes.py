@@ -185,6 +185,23 @@ def test_a_file_to_standard_output(pipes: Pipes, seed: int, size: int) -> None:
     assert sent["bytes"] == received["bytes"] == size
 
 
+@pytest.mark.parametrize("data", [(), (0,), (7,), (40, 41, 90)], ids=["none", "first", "in it", "far apart"])
+def test_a_file_with_holes_to_standard_output(pipes: Pipes, seed: int, data: tuple[int, ...]) -> None:
+    """More of them than a window has chunks; nobody sends them."""
+    file = pipes.pair.source / "f"
+    with file.open("wb") as sparse:
+        sparse.truncate(100 * MIB + 1)
+        for at in data:
+            sparse.seek(at * MIB)
+            sparse.write(random_bytes(MIB, seed + at))
+    receiver, reader = pipes.receiver("--window", "4MiB")
+    sender = pipes.pair.sender(file, pipes.pair.address(receiver), "--chunk-size", "1MiB")
+    assert hashlib.sha256(reader.read_all()).digest() == hashlib.sha256(file.read_bytes()).digest()
+    sent, received = sender.succeeds(), receiver.succeeds()
+    assert sent["sent_bytes"] == sent["bytes"] == received["bytes"] == len(data) * MIB
+    assert sent["root_digest"] == received["root_digest"]
+
+
 def test_without_a_name_it_is_called_stdin(pipes: Pipes) -> None:
     receiver = pipes.pair.receiver("--once")
     sender, writer = pipes.sender(pipes.pair.address(receiver))
