@@ -81,6 +81,7 @@ class Walk:
 
     def _tree(self, root: bytes, name: bytes, status: os.stat_result) -> Iterator[Item]:
         """Walk a directory, depth first, without recursion: a tree may be deeper than the stack."""
+        root = root.rstrip(b"/") or root
         try:
             levels = [_Level(self._directory(root, name, status), b"", iter(self._list(root, NOT_AT_A_ROOT)))]
         except OSError as error:
