@@ -7,13 +7,15 @@ sees of its manifest: command, user, read-only root, volumes and who owns them, 
 import json
 import os
 import re
+import stat
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import docker
 import pytest
+import xxhash
 from docker.models.containers import Container
 from testcontainers.core.network import Network
 
@@ -117,9 +119,10 @@ class Node:
             entrypoint=spec["command"][:1] if "command" in spec else None,
             environment=env,
             user=f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}",
-            group_add=[str(pod["securityContext"]["fsGroup"])],
+            group_add=[str(group)] if (group := pod["securityContext"].get("fsGroup")) else [],
             read_only=spec["securityContext"]["readOnlyRootFilesystem"],
             cap_drop=spec["securityContext"]["capabilities"]["drop"],
+            cap_add=spec["securityContext"]["capabilities"].get("add", []),
             security_opt=["no-new-privileges"],
             mem_limit=int(memory[:-2]) * UNITS[memory[-2:]],
             volumes=mounts,
@@ -199,6 +202,83 @@ def test_volume_to_volume_whoever_is_first(node: Node) -> None:
     assert sent["committed"] is received["committed"] is True
 
 
+class Found(NamedTuple):
+    """What there is to know of an entry of a volume."""
+
+    kind: int
+    mode: int
+    mtime_ns: int
+    links: int
+    content: bytes
+    """The digest of what is in it, or where it leads."""
+    owner: tuple[int, int] | None
+
+
+def everything_in(volume: Path, *, owners: bool = False) -> dict[str, Found]:
+    """Return all that lies below a directory, by path."""
+    found = {}
+    for path in sorted(volume.rglob("*")):
+        status = path.lstat()
+        content = os.fsencode(os.readlink(path)) if path.is_symlink() else b""
+        if stat.S_ISREG(status.st_mode):
+            content = xxhash.xxh3_128_digest(path.read_bytes())
+        found[str(path.relative_to(volume))] = Found(
+            stat.S_IFMT(status.st_mode),
+            status.st_mode & 0o777,  # a volume with fsGroup has setgid directories, and so have those below
+            status.st_mtime_ns,
+            status.st_nlink,
+            content,
+            (status.st_uid, status.st_gid) if owners else None,
+        )
+    return found
+
+
+def test_a_whole_volume_moves_but_for_what_is_its_file_systems(node: Node) -> None:
+    build = "overlays/volume-to-volume"
+    fill_source(node)
+    source, destination = node.volume("source"), node.volume("destination")
+    (source / "deep/er/empty").mkdir(parents=True)
+    (source / "deep/script").write_bytes(b"#!/bin/sh")
+    (source / "deep/script").chmod(0o755)
+    (source / "deep/er/link").symlink_to("../script")
+    (source / "deep/er/script").hardlink_to(source / "deep/script")
+    expected = everything_in(source)
+    (source / "lost+found").mkdir(mode=0o700)
+    (destination / "lost+found").mkdir(mode=0o700)
+    there = everything_in(destination)
+    receiver, sender = (node.start(build, job(build, role)) for role in ("receiver", "sender"))
+
+    assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
+    assert expected | there == everything_in(destination)
+    assert sender.message()["root_digest"] == receiver.message()["root_digest"] is not None
+
+
+def test_one_file_of_a_volume_moves_alone(node: Node) -> None:
+    build = "overlays/volume-to-volume"
+    content = fill_source(node)
+    (node.volume("source") / "other").write_bytes(b"other")
+    receiver = node.start(build, job(build, "receiver"))
+    sender = node.start(build, job(build, "sender"), settings={"input_file": "/data/example.bin"})
+
+    assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
+    assert [path.name for path in node.volume("destination").iterdir()] == ["example.bin"]
+    assert (node.volume("destination") / "example.bin").read_bytes() == content
+
+
+def test_what_the_sender_may_not_read_is_told_and_the_rest_arrives(node: Node) -> None:
+    """The receiver's Job completes all the same: it has all that was sent. The sender's says what was not."""
+    build = "overlays/volume-to-volume"
+    source = volume_of_others(node)
+    receiver, sender = (node.start(build, job(build, role)) for role in ("receiver", "sender"))
+
+    assert (sender.exit_code(), receiver.exit_code()) == (4, 0)
+    message = sender.message()
+    assert {"/data/closed", "/data/home"} == {skipped["path"] for skipped in message["skipped"]}
+    assert message["committed"] is receiver.message()["committed"] is True
+    assert (node.volume("destination") / "open").read_bytes() == (source / "open").read_bytes()
+    assert sorted(everything_in(node.volume("destination"))) == ["nothing", "open"]
+
+
 def test_an_evicted_sender_says_so_and_its_successor_resumes(node: Node) -> None:
     build = "overlays/volume-to-volume"
     content = fill_source(node)
@@ -219,7 +299,7 @@ def test_an_evicted_sender_says_so_and_its_successor_resumes(node: Node) -> None
 
 def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> None:
     build = "overlays/volume-to-volume"
-    sender = node.start(build, job(build, "sender"))
+    sender = node.start(build, job(build, "sender"), settings={"input_file": "/data/example.bin"})
 
     assert sender.exit_code() == 4
     assert "/data/example.bin" in sender.message()["error"]["message"]
@@ -238,3 +318,92 @@ def test_the_pods_of_an_indexed_job_share_a_file(node: Node) -> None:
     assert receiver.exit_code() == 0
     assert sum(sender.message()["sent_bytes"] for sender in senders) == SIZE
     assert (node.volume("destination") / "example.bin").read_bytes() == content
+
+
+# --- owners
+
+
+WITH_OWNERS: Final = "overlays/volume-to-volume owners"
+
+
+def volume_of_others(node: Node) -> Path:
+    """Fill the volume `source` with what belongs to several users, none of whom is root or the images' user."""
+    if os.getuid() != 0:
+        pytest.skip("only root may give files away")
+    source = node.volume("source")
+    (source / "open").write_bytes(b"open to everybody")
+    (source / "closed").write_bytes(b"closed to everybody")
+    (source / "nothing").touch()
+    (source / "home/private").mkdir(parents=True)
+    (source / "home/private/key").write_bytes(os.urandom(1 << 20))
+    (source / "home/large").write_bytes(os.urandom(9 << 20))
+    (source / "home/link").symlink_to("private/key")
+    (source / "home/hard").hardlink_to(source / "home/large")
+    (source / "home/shut").mkdir()
+    (source / "home/shut/in").write_bytes(b"in")
+    owned: tuple[tuple[str, int, int, int], ...] = (
+        ("open", 3001, 3101, 0o644),
+        ("closed", 3002, 3102, 0o000),
+        ("nothing", 3003, 3001, 0o200),
+        ("home/private/key", 3003, 3103, 0o400),
+        ("home/private", 3003, 3103, 0o700),
+        ("home/large", 3003, 3103, 0o640),
+        ("home/shut/in", 3005, 0, 0o000),
+        ("home/shut", 3005, 3105, 0o000),
+        ("home", 3001, 3101, 0o751),
+    )
+    for name, uid, gid, mode in owned:
+        os.chown(source / name, uid, gid)
+        (source / name).chmod(mode)
+    os.chown(source / "home/link", 3004, 3104, follow_symlinks=False)
+    return source
+
+
+def keep_to_its_owner(volume: Path) -> None:
+    """Let nobody else look into a volume, as where its storage gives it to the user of the workload."""
+    os.chown(volume, 3001, 3101)
+    volume.chmod(0o700)
+
+
+def test_owners_are_kept_whoever_they_are_and_whatever_they_let_others_do(node: Node) -> None:
+    source, destination = volume_of_others(node), node.volume("destination")
+    for volume in (source, destination):
+        keep_to_its_owner(volume)
+    receiver, sender = (node.start(WITH_OWNERS, job(WITH_OWNERS, role)) for role in ("receiver", "sender"))
+
+    assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
+    assert everything_in(source, owners=True) == everything_in(destination, owners=True)
+    assert sender.message()["skipped_files"] == 0
+
+
+def test_owners_are_kept_where_a_run_meets_what_an_earlier_one_left(node: Node) -> None:
+    source, destination = volume_of_others(node), node.volume("destination")
+    for volume in (source, destination):
+        keep_to_its_owner(volume)
+    for lost in ("home/shut/in", "home/private/key", "closed"):
+        receiver, sender = (node.start(WITH_OWNERS, job(WITH_OWNERS, role)) for role in ("receiver", "sender"))
+        assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
+        assert everything_in(source, owners=True) == everything_in(destination, owners=True)
+        (destination / lost).unlink()
+        os.chown(destination / "home/large", 3009, 3009)
+
+
+@pytest.mark.parametrize(
+    ("role", "capability", "who_says_so"),
+    [
+        ("receiver", "CHOWN", "sender"),
+        ("receiver", "FOWNER", "sender"),
+        ("receiver", "DAC_OVERRIDE", "receiver"),
+        ("sender", "DAC_OVERRIDE", "sender"),
+    ],
+)
+def test_no_capability_of_the_owners_is_too_many(node: Node, role: str, capability: str, who_says_so: str) -> None:
+    source, destination = volume_of_others(node), node.volume("destination")
+    for volume in (source, destination):
+        keep_to_its_owner(volume)
+    jobs = {role: job(WITH_OWNERS, role) for role in ("receiver", "sender")}
+    container_of(jobs[role])["securityContext"]["capabilities"]["add"].remove(capability)
+    pods = {role: node.start(WITH_OWNERS, workload) for role, workload in jobs.items()}
+
+    assert pods[who_says_so].exit_code() == 4
+    assert "not permitted" in (said := pods[who_says_so].message()["error"]["message"]) or "denied" in said

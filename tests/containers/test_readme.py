@@ -11,7 +11,7 @@ from tests.support.containers import documented, inspect, run, started
 from tests.support.disks import MIB
 from tests.support.services import UNIT, make_file, same
 
-FROM_ONE_MACHINE_TO_ANOTHER, BETWEEN_TWO_CONTAINERS = range(2)
+FROM_ONE_MACHINE_TO_ANOTHER, A_DIRECTORY, BETWEEN_TWO_CONTAINERS = range(3)
 
 
 @pytest.fixture
@@ -31,7 +31,18 @@ def test_between_two_containers(file: Path) -> None:
     assert same(file, file.parent / "incoming/big.iso")
 
 
-def test_from_one_machine_to_another(file: Path) -> None:
+@pytest.fixture
+def directory(file: Path, seed: int) -> Path:
+    """Return the directory that the examples send, beside the file."""
+    top = file.parent / "photos"
+    for at in range(100):
+        (top / f"{at % 7}").mkdir(parents=True, exist_ok=True)
+        make_file(top / f"{at % 7}/{at}.jpg", at * 1000, seed + at)
+    make_file(top / "large", 9 * MIB, seed)
+    return top
+
+
+def test_from_one_machine_to_another(file: Path, directory: Path) -> None:
     """This machine is both: the name of the other one becomes the address at which containers reach it."""
     receive, send = documented("Run")[FROM_ONE_MACHINE_TO_ANOTHER].split("\n\n")
     with started(receive, cwd=file.parent) as receiver:
@@ -40,11 +51,16 @@ def test_from_one_machine_to_another(file: Path) -> None:
             (token,) = re.findall(r"FILESTREAMER_TOKEN=(\S+) sender FILE", "".join(_until_token(receiver.stderr)))
             container = inspect("ps", "--quiet", "--filter", "publish=7800")
             here = inspect("inspect", container, "--format", "{{.NetworkSettings.Gateway}}")
-            run(send.replace("receiver.example", here), cwd=file.parent, env={"FILESTREAMER_TOKEN": token})
+            for typed in (send, documented("Run")[A_DIRECTORY]):
+                run(typed.replace("receiver.example", here), cwd=file.parent, env={"FILESTREAMER_TOKEN": token})
         finally:
             receiver.send_signal(signal.SIGTERM)  # which `docker run` passes on
         assert receiver.wait(UNIT) == 143
-    assert same(file, file.parent / "incoming/big.iso")
+    arrived = file.parent / "incoming"
+    assert same(file, arrived / "big.iso")
+    files = [path.relative_to(directory.parent) for path in directory.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(path.relative_to(arrived) for path in arrived.rglob("photos/**/*") if path.is_file())
+    assert all(same(file.parent / path, arrived / path) for path in files)
 
 
 def _until_token(lines: Iterable[str]) -> Iterator[str]:

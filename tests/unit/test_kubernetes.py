@@ -40,6 +40,9 @@ TRANSFERS: Final = [build for build in BUILDS if build != "demo-source"]
 COMPONENTS: Final = sorted(path.parent.name for path in TOP.glob("components/*/kustomization.yaml"))
 COMBINED: Final = [f"{build} {component}" for build in TRANSFERS for component in COMPONENTS if component != "images"]
 """An overlay and a component that may be switched on there."""
+WITH_OWNERS: Final = [build for build in COMBINED if build.endswith(" owners")]
+"""Those whose pods are root."""
+RESTRICTED: Final = [build for build in (*BUILDS, *COMBINED) if build not in WITH_OWNERS]
 
 METRICS_PORTS: Final = {"receiver": 9464, "sender": 9465}
 PARSERS: Final = {"receiver": receiver.settings.parse, "sender": sender.settings.parse}
@@ -53,7 +56,7 @@ def test_all_builds_are_known() -> None:
     assert [
         f"overlays/{name}" for name in ("from-outside", "sender", "shards", "standing-receiver", "volume-to-volume")
     ] == OVERLAYS
-    assert COMPONENTS == ["images", "pod-monitor", "tls"]
+    assert COMPONENTS == ["images", "owners", "pod-monitor", "tls"]
 
 
 @pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
@@ -82,28 +85,83 @@ def test_the_images_are_named_once_and_have_the_version_of_the_code(build: str) 
         assert re.fullmatch(rf"filestreamer/(receiver|sender):{re.escape(VERSION)}", container_of(workload)["image"])
 
 
-# --- restricted Pod Security, and what goes with it
+# --- Pod Security, and what goes with it
 
 
-@pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
+BASELINE_CAPABILITIES: Final = {
+    *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"),
+    *("NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+}
+"""What the baseline Pod Security Standard lets a container add."""
+
+
+USERS: Final = ("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy")
+"""Of a pod's security context, what the baseline standard does not look at."""
+
+
+def is_baseline(pod: Object, container: Object) -> bool:
+    """Whether the baseline Pod Security Standard lets a pod in: one that sets nothing of what is not named here."""
+    security = container["securityContext"]
+    return (
+        not {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "initContainers", "ephemeralContainers"} & pod.keys()
+        and all("hostPort" not in port for port in container.get("ports", []))
+        and not any("hostPath" in volume for volume in pod["volumes"])
+        and pod["securityContext"].keys() <= {"seccompProfile", *USERS}
+        and security.keys() <= {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
+        and set(security["capabilities"].get("add", [])) <= BASELINE_CAPABILITIES
+        and pod["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+    )
+
+
+def is_restricted(pod: Object, container: Object) -> bool:
+    """Whether the restricted Pod Security Standard lets a pod in."""
+    user, security = pod["securityContext"], container["securityContext"]
+    return (
+        is_baseline(pod, container)
+        and {key for volume in pod["volumes"] for key in volume}
+        <= {"name", "configMap", "secret", "persistentVolumeClaim"}
+        and user["runAsNonRoot"] is True
+        and user["runAsUser"] != 0
+        and security["allowPrivilegeEscalation"] is False
+        and security["capabilities"]["drop"] == ["ALL"]
+        and set(security["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"}
+    )
+
+
+@pytest.mark.parametrize("build", RESTRICTED)
 def test_every_pod_is_restricted(build: str) -> None:
     for workload in workloads(build):
         pod, container = pod_of(workload), container_of(workload)
-        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & pod.keys()
-        assert all("hostPort" not in port for port in container.get("ports", []))
-        assert {key for volume in pod["volumes"] for key in volume} <= {
-            *("name", "configMap", "secret", "persistentVolumeClaim")
-        }
+        assert is_restricted(pod, container)
         user = pod["securityContext"]
-        assert user["runAsNonRoot"] is True
         assert user["runAsUser"] == user["runAsGroup"] == user["fsGroup"] == 10001  # the images' user
         assert user["fsGroupChangePolicy"] == "OnRootMismatch"
-        assert user["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("build", WITH_OWNERS)
+def test_with_owners_every_pod_is_baseline_and_has_no_more_than_it_takes(build: str) -> None:
+    for workload in workloads(build):
+        pod, container = pod_of(workload), container_of(workload)
+        assert is_baseline(pod, container)
+        assert not is_restricted(pod, container)
+        assert pod["securityContext"] == {
+            "runAsNonRoot": False,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
         }
+        added = {"receiver": {"CHOWN", "FOWNER", "DAC_OVERRIDE"}, "sender": {"DAC_OVERRIDE"}}
+        assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+        assert set(container["securityContext"]["capabilities"]["add"]) == added[role_of(workload)]
+
+
+@pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
+def test_every_pod_is_locked_down(build: str) -> None:
+    for workload in workloads(build):
+        pod, container = pod_of(workload), container_of(workload)
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
         for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
@@ -245,7 +303,9 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
             assert parsed.directory == data["mountPath"]
             assert parsed.once == (workload["kind"] == "Job")
         if isinstance(parsed, sender.settings.SenderSettings):
-            assert Path(parsed.input_files[0]).parent == Path(data["mountPath"])
+            assert all(Path(path).is_relative_to(data["mountPath"]) for path in parsed.input_files)
+            assert parsed.owner == (build in WITH_OWNERS)
+            assert parsed.connections is None
             for service in objects(build, "Service"):
                 assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
 
@@ -267,6 +327,16 @@ def test_jobs_that_are_scraped_wait_for_the_last_scrape(tmp_path: Path) -> None:
     for workload in workloads("base pod-monitor"):
         parsed: Any = settings_of("base pod-monitor", workload, tmp_path / role_of(workload))
         assert parsed.metrics_linger >= 2 * interval_seconds
+
+
+def test_what_is_moved_is_all_of_a_volume_or_one_file_in_shards(tmp_path: Path) -> None:
+    moved: dict[str, tuple[str, ...]] = {}
+    for build in ("overlays/volume-to-volume", "overlays/volume-to-volume owners", "overlays/shards"):
+        sender = next(item for item in workloads(build) if role_of(item) == "sender")
+        parsed: Any = settings_of(build, sender, tmp_path / str(len(moved)))
+        moved[build] = parsed.input_files
+
+    assert list(moved.values()) == [("/data/",), ("/data/",), ("/data/example.bin",)]
 
 
 # --- who reaches whom
