@@ -15,7 +15,7 @@ LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.1
 	--custom-compile-command 'make lock' --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test measure bench scrapes faults fuzz check fmt proto images lock grafana clean
+.PHONY: help demo test bench faults fuzz check fmt proto images lock grafana clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -29,14 +29,8 @@ demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=
 test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
 	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
-measure: $(STAMP)  ## GB/s over loopback beside cp of the same file, RAM disk to RAM disk
-	$(BIN)/python -m tests.bench.measure $(ARGS)
-
-bench: $(STAMP)  ## the pair beside its peers, every case (one: make bench ARGS="large --rounds 3")
+bench: $(STAMP)  ## the pair beside its peers, some hours (beside cp, half a minute: make bench ARGS=quick)
 	$(BIN)/python -m tests.bench.run $(ARGS)
-
-scrapes: $(STAMP)  ## what scraping costs a transfer over 64 connections
-	$(BIN)/python -m tests.bench.scrapes $(ARGS)
 
 faults: $(STAMP)  ## the whole campaign of faults, some 20 minutes (CI runs a part of it)
 	$(BIN)/python -m tests.faults.campaign --cases 400 --jobs 4 $(ARGS)

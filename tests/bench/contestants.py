@@ -1,27 +1,41 @@
 """Who is measured, each at the best settings that were found, and how one of its runs is timed.
 
-A run is one file from one path to another, both given. It lasts from the start of the client's process to its end, by
-when the whole file has to be in place; servers are started before. CPU time and memory are those of both ends.
+A run moves a file or a tree from one path to another, both given. It lasts from the start of the client's process to
+its end, by when all of it has to be in place; servers are started before. CPU time and memory are those of both ends.
 """
 
 import contextlib
 import functools
+import json
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-RUN_SECONDS = 600
+RUN_SECONDS = 900
+"""Whoever takes longer is left out, and the report says so."""
 START_SECONDS = 20
 GRACE_SECONDS = 2
 """What a server has to end by itself, once its client has."""
-LOOK_SECONDS = 0.002
+SETTLE_SECONDS = 0.2
+"""What one that would go on for ever has to collect its children."""
+LOOK_SECONDS = 0.01
+SCRAPE_SECONDS = 0.25
+
+ORIGINAL = os.environ.get("FILESTREAMER_ORIGINAL", "/nonexistent")
+"""The directory that holds the original Go program's `server` and `client`, built."""
+
+End = Literal["client", "server"]
 
 
 class Run(NamedTuple):
@@ -30,8 +44,10 @@ class Run(NamedTuple):
     seconds: float
     cpu_seconds: float
     """User and system time of all processes of both ends."""
-    peak_bytes: int
-    """Resident memory of the larger one."""
+    client_peak_bytes: int
+    server_peak_bytes: int
+    """Resident memory, of all processes of that end together; 0 where they ended before anybody looked."""
+    scrape_seconds: tuple[float, ...] = ()
 
 
 class Place(NamedTuple):
@@ -39,6 +55,7 @@ class Place(NamedTuple):
 
     host: str = "127.0.0.1"
     """The server's address, as the client sees it."""
+    client_host: str = "127.0.0.1"
     server: tuple[str, ...] = ()
     """What a command of the server's side is run under: `ip netns exec NAME`, or nothing."""
     client: tuple[str, ...] = ()
@@ -51,8 +68,12 @@ class Contestant(NamedTuple):
     run: Callable[[Place, Path, Path], Run]
     needs: str = ""
     """The command that has to be there."""
-    verifies: bool = True
+    verifies: bool = False
     """Whether the receiving end checks what came against a digest of the sender's."""
+    keeps_times: bool = True
+    """Whether files have the mtime of their source."""
+    makes_copy: bool = True
+    is_ours: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -60,46 +81,75 @@ class Contestant(NamedTuple):
 
 
 class Usage:
-    """Sums up what processes use while they run, and once each has ended."""
+    """Sums up what the processes of a run use while they run, and once each has ended."""
 
     def __init__(self) -> None:
         self.cpu_seconds = 0.0
-        self.peak_bytes = 0
-        self._running: list[subprocess.Popen[bytes]] = []
+        self.peak_bytes: dict[End, int] = {"client": 0, "server": 0}
+        self._running: dict[subprocess.Popen[bytes], End] = {}
 
-    def add(self, process: "subprocess.Popen[bytes]") -> None:
-        """Look at a process from now on."""
-        self._running.append(process)
+    def start(self, end: End, command: Sequence[object], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process whose output nobody needs, and look at it from now on. It leads a session of its own."""
+        silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([str(word) for word in command], start_new_session=True, **{**silent, **options})
+        self._running[process] = end
+        return process
 
-    def wait(self, process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    def wait(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
         """Wait for the end of a process, looking at the memory of all; whether it ended within the time.
 
         The peak is read while they run: what the kernel tells at the end (ru_maxrss) holds what they were forked from.
         """
-        end = time.monotonic() + seconds
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            for each in self._running:
-                self._look(each)
-            if time.monotonic() > end:
-                return False
-            time.sleep(LOOK_SECONDS)
-        self._running.remove(process)
+        end, pause = time.monotonic() + seconds, LOOK_SECONDS / 16
+        ended = os.pidfd_open(process.pid)
+        try:
+            while not select.select([ended], [], [], pause)[0]:
+                for each in self._running:
+                    self._look(each)
+                if time.monotonic() > end:
+                    return False
+                pause = min(2 * pause, LOOK_SECONDS)
+        finally:
+            os.close(ended)
+        del self._running[process]
         _, status, used = os.wait4(process.pid, 0)  # with the children that it waited for
         process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_seconds += used.ru_utime + used.ru_stime
         return True
 
-    def _look(self, process: "subprocess.Popen[bytes]") -> None:
+    def kill(self) -> None:
+        """End what still runs, with its children."""
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._running.clear()
+
+    def run(self, seconds: float, scrapes: Sequence[float] = ()) -> Run:
+        """Return the run, which took so long."""
+        return Run(seconds, self.cpu_seconds, self.peak_bytes["client"], self.peak_bytes["server"], tuple(scrapes))
+
+    def _look(self, process: subprocess.Popen[bytes]) -> None:
+        end = self._running[process]
+        self.peak_bytes[end] = max(self.peak_bytes[end], sum(map(peak_bytes, family(process.pid))))
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    self.peak_bytes = max(self.peak_bytes, int(line.split()[1]) * 1024)
+            for child in children.read_text().split():
+                yield from family(int(child))
 
 
-def start(command: Sequence[object], **options: object) -> "subprocess.Popen[bytes]":
-    """Start a process whose output nobody needs."""
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([str(word) for word in command], **{**silent, **options})  # type: ignore[call-overload,no-any-return]
+def peak_bytes(pid: int) -> int:
+    """Return the most that a process has had resident so far; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def free_port() -> int:
@@ -109,20 +159,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[object], port: int, place: Place, usage: Usage) -> Iterator[None]:
+def serving(
+    command: Sequence[object], port: int, place: Place, *, grace_seconds: float = GRACE_SECONDS, **options: Any
+) -> Iterator[Usage]:
     """Start a server, wait until it listens, and end it with the block, by SIGTERM where it has not ended by itself."""
-    process = start([*place.server, *command])
-    usage.add(process)
+    usage = Usage()
     try:
+        process = usage.start("server", [*place.server, *command], **options)
         wait_for_listener(port, place)
-        yield
-        if not usage.wait(process, GRACE_SECONDS):
+        yield usage
+        if not usage.wait(process, grace_seconds):
             process.terminate()
             usage.wait(process, START_SECONDS)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    finally:
+        usage.kill()
 
 
 def wait_for_listener(port: int, place: Place) -> None:
@@ -131,7 +181,7 @@ def wait_for_listener(port: int, place: Place) -> None:
     wanted = f":{port:04X} "
     while time.monotonic() < end:
         tables = subprocess.run(
-            [*place.server, "cat", "/proc/net/tcp", "/proc/net/tcp6"], capture_output=True, text=True, check=True
+            [*place.server, "cat", "/proc/net/tcp", "/proc/net/tcp6"], capture_output=True, text=True, check=False
         ).stdout
         if any(wanted in line and " 0A " in line for line in tables.splitlines()):
             return
@@ -139,72 +189,131 @@ def wait_for_listener(port: int, place: Place) -> None:
     raise TimeoutError(f"nobody listens on port {port}")
 
 
-def timed(command: Sequence[object], place: Place, usage: Usage) -> float:
-    """Run a client; return its seconds. Raises RuntimeError where it fails."""
+def timed(command: Sequence[object], place: Place, usage: Usage, **options: Any) -> float:
+    """Run a client; return its seconds. Raises RuntimeError where it fails, TimeoutError where it takes too long."""
     with tempfile.TemporaryFile() as said:
         begun = time.perf_counter()
-        process = start([*place.client, *command], stderr=said)
-        usage.add(process)
-        usage.wait(process, RUN_SECONDS)
+        process = usage.start("client", [*place.client, *command], stderr=said, **options)
+        has_ended = usage.wait(process, RUN_SECONDS)
         seconds = time.perf_counter() - begun
+        if not has_ended:
+            raise TimeoutError(f"took longer than {RUN_SECONDS} s")
         if process.returncode != 0:
             said.seek(0)
-            raise RuntimeError(f"{command} ended with {process.returncode}: {said.read().decode()}")
+            raise RuntimeError(f"exit code {process.returncode}: {said.read().decode(errors='replace').strip()}")
     return seconds
 
 
 # --- the pair
 
 
-def filestreamer(*flags: object, name: str = "filestreamer") -> Contestant:
+Metrics = Literal["off", "served", "scraped"]
+"""Of both ends; scraped four times a second."""
+
+
+def filestreamer(*flags: object, name: str = "filestreamer", metrics: Metrics = "off") -> Contestant:
     """Return the pair, with the sender's flags."""
-    return Contestant(name, functools.partial(_filestreamer, flags))
+    return Contestant(name, functools.partial(_filestreamer, flags, metrics), verifies=True, is_ours=True)
 
 
-def _filestreamer(flags: Sequence[object], place: Place, source: Path, target: Path) -> Run:
-    usage, port = Usage(), free_port()
-    python = [sys.executable, "-m"]
+def _filestreamer(flags: Sequence[object], metrics: Metrics, place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
     listen = f"{place.host}:{port}"
-    receiver = [*python, "receiver", "--listen", listen, "--output-file", target, "--anonymous", "--metrics", "off"]
-    sender = [*python, "sender", source, "--to", listen, *flags]
-    with serving(receiver, port, place, usage):
+    serves = ["off" if metrics == "off" else f"{host}:{free_port()}" for host in (place.host, place.client_host)]
+    python = [sys.executable, "-m"]
+    where, sent = ["--output-file", target], f"{source}"
+    if source.is_dir():
+        target.mkdir()
+        where, sent = ["--directory", target, "--once"], f"{source}/"
+    receiver = [*python, "receiver", "--listen", listen, *where, "--anonymous", "--metrics", serves[0]]
+    sender = [*python, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
+    with serving(receiver, port, place) as usage, scraping(serves if metrics == "scraped" else []) as scrapes:
         seconds = timed(sender, place, usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    return usage.run(seconds, scrapes)
+
+
+@contextlib.contextmanager
+def scraping(addresses: Sequence[str]) -> Iterator[list[float]]:
+    """Scrape these until the block ends, each in a thread; yield the seconds of scrapes that show connections.
+
+    The first one of each, which has it import what it needs, is not among them.
+    """
+    over = threading.Event()
+    seconds: list[float] = []
+
+    def scrape(url: str) -> None:
+        is_first = True
+        while not over.wait(SCRAPE_SECONDS):
+            begun = time.perf_counter()
+            with contextlib.suppress(OSError):  # it does not serve yet, or has ended
+                with urllib.request.urlopen(url, timeout=10) as response:
+                    body = response.read()
+                if b"connection_up{" in body and not is_first:
+                    seconds.append(time.perf_counter() - begun)
+                is_first = False
+
+    threads = [threading.Thread(target=scrape, args=(f"http://{each}/metrics",)) for each in addresses]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 # --- its peers
 
 
-def _cp(_place: Place, source: Path, target: Path) -> Run:
+def _cp(is_synced: bool, _place: Place, source: Path, target: Path) -> Run:
     usage = Usage()
-    seconds = timed(["cp", source, target], Place(), usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    copy = ["cp", "-a", source, target]
+    sync = "sync -f" if source.is_dir() else "sync"
+    try:
+        seconds = timed(["sh", "-c", f'"$@" && {sync} {target}', "sh", *copy] if is_synced else copy, Place(), usage)
+    finally:
+        usage.kill()
+    return usage.run(seconds)
 
 
-def _socat(place: Place, source: Path, target: Path) -> Run:
-    usage, port = Usage(), free_port()
-    common = ["socat", "-u", "-b", 1 << 20]
-    server = [*common, f"TCP-LISTEN:{port},bind={place.host},reuseaddr", f"OPEN:{target},creat,trunc,wronly"]
-    begun = time.perf_counter()
-    with serving(server, port, place, usage):
+def _socat(block_bytes: int, place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    socat = f"socat -u -b {block_bytes}"
+    listen, connect = f"TCP-LISTEN:{port},bind={place.host},reuseaddr", f"TCP:{place.host}:{port}"
+    if source.is_dir():
+        target.mkdir()
+        server = f"{socat} {listen} - | tar -C {target} -xf -"
+        client = f"tar -C {source} --format=posix -cf - . | {socat} - {connect}"
+    else:
+        server = f"exec {socat} {listen} OPEN:{target},creat,trunc,wronly"
+        client = f"exec {socat} OPEN:{source} {connect}"
+    with serving(["sh", "-c", server], port, place, grace_seconds=RUN_SECONDS) as usage:
         begun = time.perf_counter()
-        timed([*common, f"OPEN:{source}", f"TCP:{place.host}:{port}"], place, usage)
+        timed(["sh", "-c", client], place, usage)
     # The sending end does not hear when the other one has written all of it: that is when the latter has ended.
-    return Run(time.perf_counter() - begun, usage.cpu_seconds, usage.peak_bytes)
+    return usage.run(time.perf_counter() - begun)
 
 
 def _gridftp(streams: int, place: Place, source: Path, target: Path) -> Run:
-    usage, port = Usage(), free_port()
-    server = ["globus-gridftp-server", "-1", "-aa", "-allow-root", "-anonymous-user", "root", "-home-dir", "/"]
+    port = free_port()
+    server = ["globus-gridftp-server", "-aa", "-allow-root", "-anonymous-user", "root", "-home-dir", "/"]
     where = ["-control-interface", place.host, "-data-interface", place.host, "-p", port, "-c", "/dev/null"]
     client = ["globus-url-copy", "-fast", *(["-p", streams] if streams > 1 else [])]
-    with serving([*server, *where], port, place, usage):
-        seconds = timed([*client, f"file://{source}", f"ftp://{place.host}:{port}{target}"], place, usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    end, many = "", []
+    if source.is_dir():
+        end, many = "/", ["-r", "-cd", "-pp", "-cc", 4]
+    # Without a name of its own it looks one up, which takes long where there is no server to ask.
+    names = [{**os.environ, "GLOBUS_HOSTNAME": host} for host in (place.host, place.client_host)]
+    with serving([*server, *where, *([] if many else ["-1"])], port, place, env=names[0]) as usage:
+        to = f"ftp://{place.host}:{port}{target}{end}"
+        seconds = timed([*client, *many, f"file://{source}{end}", to], place, usage, env=names[1])
+    return usage.run(seconds)
 
 
 def _rsync(place: Place, source: Path, target: Path) -> Run:
-    usage, port = Usage(), free_port()
+    port = free_port()
+    end = "/" if source.is_dir() else ""
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch, "rsyncd.conf")
         config.write_text(
@@ -212,35 +321,115 @@ def _rsync(place: Place, source: Path, target: Path) -> Run:
             f"[here]\npath = {target.parent}\nread only = no\n"
         )
         server = ["rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={port}", f"--address={place.host}"]
-        client = ["rsync", "-W", "--inplace", source, f"rsync://{place.host}:{port}/here/{target.name}"]
-        with serving(server, port, place, usage):
+        client = ["rsync", "-aW", "--inplace", f"{source}{end}", f"rsync://{place.host}:{port}/here/{target.name}{end}"]
+        with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
             seconds = timed(client, place, usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    return usage.run(seconds)
 
 
 def _rclone(place: Place, source: Path, target: Path) -> Run:
-    usage, port = Usage(), free_port()
-    server = ["rclone", "--config", "/dev/null", "serve", "webdav", "--addr", f"{place.host}:{port}", target.parent]
-    remote = f":webdav,url='http://{place.host}:{port}':{target.name}"
-    client = ["rclone", "--config", "/dev/null", "copyto", "--buffer-size", "4M", source, remote]
-    with serving(server, port, place, usage):
-        seconds = timed(client, place, usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    port = free_port()
+    rclone = ["rclone", "--config", "/dev/null"]
+    if source.is_dir():  # its client of WebDAV begins a request each 10 ms and no sooner
+        protocol, options, how = "sftp", ["--user", "bench", "--pass", "bench"], ["copy", "--transfers", 8]
+        hidden = subprocess.run(["rclone", "obscure", "bench"], capture_output=True, text=True, check=True).stdout
+        remote = f":sftp,host={place.host},port={port},user=bench,pass={hidden.strip()}:{target.name}"
+    else:
+        protocol, options, how = "webdav", [], ["copyto", "--buffer-size", "4M"]
+        remote = f":webdav,url='http://{place.host}:{port}':{target.name}"
+    server = [*rclone, "serve", protocol, "--addr", f"{place.host}:{port}", *options, target.parent]
+    with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
+        seconds = timed([*rclone, *how, source, remote], place, usage)
+    return usage.run(seconds)
+
+
+def _xrootd(streams: int, is_checked: bool, place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    flags = ["-N", "-f", *(["-S", streams] if streams > 1 else []), *(["-C", "adler32"] if is_checked else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch, "xrootd.cf")
+        config.write_text(
+            f"all.export /\nall.adminpath {scratch}\nall.pidpath {scratch}\noss.localroot /\n"
+            f"xrd.port {port}\nxrd.network nodnr\nxrootd.chksum max 2 adler32\n"
+        )
+        server: list[object] = ["xrootd", "-c", config, "-l", f"{scratch}/log"]
+        if os.geteuid() == 0:  # it refuses to be root
+            server += ["-R", "nobody"]
+            for each in (scratch, target.parent):
+                shutil.chown(each, "nobody")
+        sent = [source]
+        if source.is_dir():
+            target.mkdir()
+            shutil.chown(target, "nobody" if os.geteuid() == 0 else os.geteuid())
+            flags += ["-r", "--parallel", 4]
+            sent = sorted(source.iterdir())
+        with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
+            seconds = timed(["xrdcp", *flags, *sent, f"root://{place.host}:{port}/{target}"], place, usage)
+    return usage.run(seconds)
 
 
 def _iperf3(streams: int, place: Place, source: Path, _target: Path) -> Run:
     """Move as many bytes from memory to memory: what the network alone takes."""
-    usage, port = Usage(), free_port()
+    port = free_port()
     client = ["iperf3", "-c", place.host, "-p", port, "-P", streams, "-n", source.stat().st_size]
-    with serving(["iperf3", "-s", "-1", "-p", port], port, place, usage):
+    with serving(["iperf3", "-s", "-1", "-B", place.host, "-p", port], port, place) as usage:
         seconds = timed(client, place, usage)
-    return Run(seconds, usage.cpu_seconds, usage.peak_bytes)
+    return usage.run(seconds)
 
 
-CP = Contestant("cp", _cp, verifies=False)
-SOCAT = Contestant("socat -u -b 1048576", _socat, "socat", verifies=False)
-GRIDFTP = Contestant("GridFTP -fast", functools.partial(_gridftp, 1), "globus-url-copy", verifies=False)
-GRIDFTP_4 = Contestant("GridFTP -fast -p 4", functools.partial(_gridftp, 4), "globus-url-copy", verifies=False)
-RSYNC = Contestant("rsync daemon -W --inplace", _rsync, "rsync")
-RCLONE = Contestant("rclone webdav", _rclone, "rclone", verifies=False)
-IPERF3 = Contestant("iperf3 (memory to memory)", functools.partial(_iperf3, 4), "iperf3", verifies=False)
+def _original(connections: int, chunk_bytes: int, place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    address = f"{place.host}:{port}"
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"ServerAddr": address, "InputFile": str(source), "ParallelPage": connections, "Chunk": chunk_bytes}
+        Path(scratch, "config.json").write_text(
+            json.dumps({**settings, "ClientAddr": address, "OutputFile": str(target)})
+        )
+        with serving([f"{ORIGINAL}/server"], port, place, cwd=scratch) as usage:
+            seconds = timed([f"{ORIGINAL}/client"], place, usage, cwd=scratch)
+    return usage.run(seconds)
+
+
+def cp(*, is_synced: bool = False) -> Contestant:
+    """Return `cp -a`; `is_synced` has it wait for the disk, as the pair does."""
+    return Contestant("cp and sync" if is_synced else "cp", functools.partial(_cp, is_synced))
+
+
+def socat(block_kib: int = 256, *, with_tar: bool = False) -> Contestant:
+    """Return socat, which tells nobody of what it loses; of a tree, tar at both ends of it."""
+    name = "tar, socat" if with_tar else f"socat -b {block_kib}Ki"
+    return Contestant(name, functools.partial(_socat, block_kib * 1024), "socat", keeps_times=with_tar)
+
+
+def gridftp(streams: int = 1) -> Contestant:
+    """Return GridFTP, which leaves data connections open between files and has so many of them."""
+    name = "GridFTP" if streams == 1 else f"GridFTP -p {streams}"
+    return Contestant(name, functools.partial(_gridftp, streams), "globus-gridftp-server", keeps_times=False)
+
+
+def rsync() -> Contestant:
+    """Return an rsync daemon; whole files, as there is nothing to compare with."""
+    return Contestant("rsync", _rsync, "rsync", verifies=True)
+
+
+def rclone() -> Contestant:
+    """Return rclone to its own server: of WebDAV, which encrypts nothing; of SFTP for trees."""
+    return Contestant("rclone", _rclone, "rclone", keeps_times=False)
+
+
+def xrootd(streams: int = 1, *, is_checked: bool = False) -> Contestant:
+    """Return xrdcp to a server of XRootD; `is_checked` has both ends compute a checksum, after the copy."""
+    name = "xrdcp" + (f" -S {streams}" if streams > 1 else "") + (" -C adler32" if is_checked else "")
+    run = functools.partial(_xrootd, streams, is_checked)
+    return Contestant(name, run, "xrootd", verifies=is_checked, keeps_times=False)
+
+
+def iperf3(streams: int = 1) -> Contestant:
+    """Return iperf3, which moves no file: the ceiling."""
+    return Contestant(f"iperf3 -P {streams}", functools.partial(_iperf3, streams), "iperf3", makes_copy=False)
+
+
+def original(connections: int, chunk_kib: int) -> Contestant:
+    """Return the original Go program."""
+    run = functools.partial(_original, connections, chunk_kib * 1024)
+    return Contestant("the original", run, f"{ORIGINAL}/server", keeps_times=False)

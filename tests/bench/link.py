@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from tests.bench.contestants import Place
 
 SOURCE: Final = Path(__file__).with_name("wanlink.c")
 CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
+ETC: Final = Path("/etc/netns")
+"""What `ip netns exec NAME` lays over /etc is in a directory NAME here."""
+HOSTS: Final = f"127.0.0.1 localhost\n{CLIENT} client\n{SERVER} server\n"
+"""Some peers look up the names of addresses, and their own, and there is no server of names to be asked."""
 
 
 class Link(NamedTuple):
@@ -42,20 +47,24 @@ def link(over: Link | None) -> Iterator[Place]:
     process = None
     try:
         subprocess.run(["gcc", "-O2", "-o", program, SOURCE], check=True)
-        for name in names:
+        for name, address in zip(names, (CLIENT, SERVER), strict=True):
             subprocess.run(["ip", "netns", "add", name], check=True)
             subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+            (ETC / name).mkdir(parents=True)
+            (ETC / name / "hosts").write_text(f"{HOSTS}{address} {socket.gethostname()}\n")
+            (ETC / name / "resolv.conf").touch()
         shape = [over.rtt_ms / 2, over.megabits, over.loss_percent, over.queue_kib, 9000]
         process = subprocess.Popen(
             [program, names[0], CLIENT, names[1], SERVER, *map(str, shape)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield Place(SERVER, ("ip", "netns", "exec", names[1]), ("ip", "netns", "exec", names[0]))
+        yield Place(SERVER, CLIENT, ("ip", "netns", "exec", names[1]), ("ip", "netns", "exec", names[0]))
     finally:
         if process is not None:
             process.terminate()
             process.communicate()
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
+            shutil.rmtree(ETC / name, ignore_errors=True)
         shutil.rmtree(scratch)

@@ -1,19 +1,20 @@
 """The pair beside its peers, on the same data, interleaved, every copy compared: `make bench`.
 
-    make bench                                  every case that this machine can run
-    make bench ARGS="large --rounds 3"          one case
-    make bench ARGS="large --only cp,rsync"     the pair and those
+    make bench                                   every case that this machine can run
+    make bench ARGS=quick                        the pair and cp, 1 GiB: half a minute
+    make bench ARGS="large files --rounds 3"     some cases
+    make bench ARGS="large --only cp,rsync"      the pair and those
 
-Prints a table for each case, and saves the figures of each round in build/bench.
+Prints a table for each case. All runs, tables and pictures are in build/bench: results.json, results.md, speed.svg and
+links.svg. Cases that are measured again replace what is there, others stay.
 """
 
 import argparse
-import filecmp
+import contextlib
 import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,112 +22,194 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tests.bench import contestants as c
+from tests.bench import report
+from tests.bench.data import Data, difference
 from tests.bench.link import LINKS, Link, link
 from wire.limits import GIB, KIB, MIB
 
-OUTPUT: Final = Path("build/bench")
+RAM_DISK: Final = "/dev/shm"
 
 
 class Case(NamedTuple):
-    """Some contestants on one file; the first of them is what the others are compared with."""
+    """Some contestants on the same data; the first of them is the pair."""
 
     title: str
     contestants: tuple[c.Contestant, ...]
-    size: int
-    directory: str = "/dev/shm"
+    data: Data
+    directory: str = RAM_DISK
     over: Link | None = None
     """A long link between two network namespaces; None is loopback."""
+    most_rounds: int | None = None
+    is_optional: bool = False
+    """Measured only when it is asked for."""
+
+
+def pairs(flag: str, *values: object) -> tuple[c.Contestant, ...]:
+    """Return the pair with each of these values of a flag."""
+    return tuple(c.filestreamer(flag, value, name=f"{flag} {value}") for value in values)
 
 
 def cases(disk: str) -> dict[str, Case]:
     """Return every case by name."""
-    peers = (c.CP, c.SOCAT, c.GRIDFTP, c.GRIDFTP_4, c.RSYNC, c.RCLONE, c.IPERF3)
+    ours = c.filestreamer()
+    peers = (c.socat(), c.gridftp(), c.gridftp(4), c.rsync(), c.rclone(), c.xrootd(), c.xrootd(is_checked=True))
+    for_trees = (c.cp(), c.socat(with_tar=True), c.gridftp(4), c.rsync(), c.rclone(), c.xrootd())
+    small, tiny = Data(64 * KIB, 4 * KIB, files=10_000), Data(KIB, 0, files=1_000_000)
+    synced = c.cp(is_synced=True)
     found = {
-        "large": Case("4 GiB, RAM disk to RAM disk", (c.filestreamer(), *peers), 4 * GIB),
-        "disk": Case("4 GiB on disk", (c.filestreamer(), *peers[:-1]), 4 * GIB, disk),
-        "start": Case("1 KiB: what starting costs", (c.filestreamer(), c.CP, c.SOCAT, c.GRIDFTP, c.RSYNC), KIB),
+        "quick": Case("1 GiB, RAM disk to RAM disk", (ours, c.cp()), Data(GIB), is_optional=True),
+        "large": Case(
+            "4 GiB, RAM disk to RAM disk", (ours, c.cp(), *peers, c.iperf3(2), c.original(4, 1024)), Data(4 * GIB)
+        ),
+        "disk": Case("4 GiB on disk", (ours, c.cp(), synced, *peers), Data(4 * GIB), disk),
+        "files": Case("10 000 files of 4 to 64 KiB, RAM disk", (ours, *for_trees), small),
+        "files-disk": Case("10 000 files of 4 to 64 KiB on disk", (ours, synced, *for_trees), small, disk),
+        "million": Case("1 000 000 files of 0 to 1 KiB on disk", (ours, *for_trees), tiny, disk, is_optional=True),
+        "start": Case("1 KiB: what starting costs", (ours, c.cp(), *peers), Data(KIB)),
         "connections": Case(
-            "2 GiB by number of connections",
-            tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in ("auto", 1, 2, 4, 8, 16, 64)),
-            2 * GIB,
+            "2 GiB by connections", (*pairs("--connections", "auto", 1, 2, 4, 8, 16, 64), c.cp()), Data(2 * GIB)
         ),
         "chunks": Case(
-            "1 GiB by chunk size",
-            tuple(
-                c.filestreamer("--chunk-size", size, name=f"--chunk-size {size}")
-                for size in ("4MiB", "64KiB", "256KiB", "1MiB", "16MiB", "64MiB")
-            ),
-            GIB,
+            "512 MiB by chunk size",
+            (*pairs("--chunk-size", "4MiB", "1KiB", "4KiB", "16KiB", "64KiB", "256KiB", "1MiB", "64MiB"), c.cp()),
+            Data(512 * MIB),
         ),
         "small-chunks": Case(
             "200 MB in chunks of 1 KiB, 5 connections",
-            (c.filestreamer("--chunk-size", "1KiB", "--connections", 5), c.CP),
-            200_000_000,
+            (c.filestreamer("--chunk-size", "1KiB", "--connections", 5), c.cp(), c.original(5, 1)),
+            Data(200_000_000),
+        ),
+        "scrapes": Case(
+            "4 GiB over 64 connections, scraped or not",
+            (
+                c.filestreamer("--connections", 64, name="not scraped", metrics="served"),
+                c.filestreamer("--connections", 64, name="scraped", metrics="scraped"),
+            ),
+            Data(4 * GIB),
+        ),
+        "settings": Case(
+            "1 GiB: which settings are the best ones of each peer",
+            (
+                ours,
+                c.cp(),
+                *map(c.socat, (64, 256, 1024)),
+                *map(c.gridftp, (1, 2, 4)),
+                *map(c.xrootd, (1, 4)),
+                *map(c.iperf3, (1, 2, 4)),
+            ),
+            Data(GIB),
+            is_optional=True,
         ),
     }
+    for gib in (1, 16):
+        many = c.filestreamer("--connections", 64, name="64 connections")
+        found[f"memory-{gib}"] = Case(
+            f"Memory: {gib} GiB over 64 connections", (many,), Data(gib * GIB), disk, most_rounds=1
+        )
     for name, each in LINKS.items():
-        pairs = tuple(c.filestreamer("--connections", n, name=f"--connections {n}") for n in ("auto", 1, 4, 8, 16))
-        found[f"link-{name}"] = Case(f"1 GiB over {each}", (*pairs, c.SOCAT, c.IPERF3), GIB, over=each)
+        beside = (c.socat(), c.gridftp(8), c.xrootd(8), c.iperf3(8))
+        over = (*pairs("--connections", "auto", 1, 4, 8, 16), *beside)
+        found[f"link-{name}"] = Case(f"512 MiB over {each}", over, Data(512 * MIB), over=each)
     return found
 
 
 def main() -> None:
     """Measure the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", help="which; default: all")
+    parser.add_argument("case", nargs="*", help="which; default: all but the optional ones (%(prog)s --list)")
+    parser.add_argument("--list", action="store_true", help="list the cases, and measure nothing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="parts of peers' names, with commas between; default: all")
-    parser.add_argument("--size", type=int, help="bytes of the file, instead of the case's")
-    parser.add_argument("--disk", default=tempfile.gettempdir(), help="a directory on disk")
+    parser.add_argument("--scale", type=float, default=1.0, help="so many times the bytes, or of a tree the files")
+    parser.add_argument("--disk", default=tempfile.gettempdir(), help="a directory on disk (%(default)s)")
+    parser.add_argument("--save", type=Path, default=Path("build/bench"), help="a directory (%(default)s)")
     settings = parser.parse_args()
     every = cases(settings.disk)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    for name in settings.case or every:
+    if settings.list:
+        for name, case in every.items():
+            print(f"{name:14}{case.title}{' (optional)' * case.is_optional}")
+        return
+    if unknown := set(settings.case) - every.keys():
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    wanted = [part for part in settings.only.split(",") if part]
+    has_failed = False
+    for name in settings.case or [name for name, case in every.items() if not case.is_optional]:
         case = every[name]
-        wanted = [part for part in settings.only.split(",") if part]
-        running = [
-            each
-            for at, each in enumerate(case.contestants)
-            if each.is_there and (at == 0 or not wanted or any(part in each.name for part in wanted))
+        first, *others = case.contestants
+        others = [
+            each for each in others if each.is_there and (not wanted or any(part in each.name for part in wanted))
         ]
-        measure(name, case._replace(contestants=tuple(running), size=settings.size or case.size), settings.rounds)
+        case = case._replace(contestants=(first, *others))
+        if settings.scale != 1:
+            title = f"{case.title}, {settings.scale:g} of it"
+            case = case._replace(title=title, data=case.data.scaled(settings.scale))
+        if shutil.disk_usage(case.directory).free < case.data.room_bytes:
+            print(f"\n{name}: left out, needs {case.data.room_bytes / GIB:.1f} GiB in {case.directory}")
+            continue
+        saved = measure(name, case, min(settings.rounds, case.most_rounds or settings.rounds))
+        save(settings.save, saved)
+        print("", *report.table(saved), sep="\n", flush=True)
+        has_failed |= bool(saved["failed"])
+    sys.exit(has_failed)
 
 
-def measure(name: str, case: Case, rounds: int) -> None:
-    """Run a case, print its table, and save both."""
-    root = Path(tempfile.mkdtemp(dir=case.directory, prefix="filestreamer-bench-"))
+def measure(name: str, case: Case, rounds: int) -> report.Saved:
+    """Run a case; return what is saved of it. Who fails, or makes another copy than was asked for, is left out."""
     runs: dict[str, list[c.Run]] = {each.name: [] for each in case.contestants}
-    try:
-        source = root / "source"
-        fill(source, case.size)
-        with link(case.over) as place:
-            for number in range(rounds):
-                for each in rotated(case.contestants, number):
-                    target = root / "target"
-                    runs[each.name].append(each.run(place, source, target))
-                    if target.exists():
-                        assert filecmp.cmp(source, target, shallow=False), f"{each.name}: the copy differs"
-                        target.unlink()
-    finally:
-        shutil.rmtree(root)
-    lines = list(table(case, runs))
-    sys.stdout.write(f"\n{case.title} ({rounds} interleaved rounds, medians)\n" + "\n".join(lines) + "\n")
-    saved: dict[str, Any] = {
+    failed: dict[str, str] = {}
+    with directory(case.directory) as root, link(case.over) as place:
+        source, target = root / "source", root / "target"
+        total = case.data.make(source)
+        for number in range(rounds):
+            for each in rotated(case.contestants, number):
+                if each.name in failed:
+                    continue
+                if case.directory != RAM_DISK:
+                    os.sync()  # what others wrote is not on this one's account
+                try:
+                    runs[each.name].append(one_run(each, place, source, target))
+                except (OSError, RuntimeError) as error:
+                    failed[each.name] = str(error)
+                    del runs[each.name]
+                remove(target)
+    return {
         "case": name,
         "title": case.title,
-        "bytes": case.size,
+        "bytes": total,
+        "files": case.data.files,
+        "rounds": rounds,
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
+        "ours": [each.name for each in case.contestants if each.is_ours],
+        "verifies": [each.name for each in case.contestants if each.verifies],
+        "failed": failed,
         "runs": {who: [run._asdict() for run in took] for who, took in runs.items()},
     }
-    (OUTPUT / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def fill(path: Path, size: int) -> None:
-    """Write a file that no compression makes smaller."""
-    block = os.urandom(16 * MIB)
-    with path.open("wb") as file:
-        for at in range(0, size, len(block)):
-            file.write(block[: min(len(block), size - at)])
+def one_run(each: c.Contestant, place: c.Place, source: Path, target: Path) -> c.Run:
+    """Run one of them once, and compare its copy, if it makes one."""
+    run = each.run(place, source, target)
+    if each.makes_copy and (differs := difference(source, target, times=each.keeps_times)):
+        raise RuntimeError(differs)
+    return run
+
+
+@contextlib.contextmanager
+def directory(where: str) -> Iterator[Path]:
+    """Make a directory for the files of a case, and remove it."""
+    root = Path(tempfile.mkdtemp(dir=where, prefix="filestreamer-bench-"))
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a tree, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def rotated(contestants: tuple[c.Contestant, ...], number: int) -> tuple[c.Contestant, ...]:
@@ -135,24 +218,20 @@ def rotated(contestants: tuple[c.Contestant, ...], number: int) -> tuple[c.Conte
     return contestants[at:] + contestants[:at]
 
 
-def table(case: Case, runs: dict[str, list[c.Run]]) -> Iterator[str]:
-    """Yield a table in Markdown: rates, how they compare with the first contestant's, what they cost."""
-    ours = runs[case.contestants[0].name]
-    yield "| | ms | MB/s | least to most | ratio | CPU s/GiB | peak MiB | verified |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
-    for each in case.contestants:
-        took = runs[each.name]
-        rates = sorted(case.size / run.seconds / 1e6 for run in took)
-        ratio = statistics.median(mine.seconds / run.seconds for mine, run in zip(ours, took, strict=True))
-        cpu_seconds = statistics.median(run.cpu_seconds for run in took) * GIB / case.size
-        peak = max(run.peak_bytes for run in took) / MIB
-        spread = f"{rates[0]:.0f} to {rates[-1]:.0f}"
-        milliseconds = 1000 * statistics.median(run.seconds for run in took)
-        verified = "yes" if each.verifies else "no"
-        yield (
-            f"| {each.name} | {milliseconds:.0f} | {statistics.median(rates):.0f} | {spread} | {ratio:.2f}"
-            f" | {cpu_seconds:.2f} | {peak:.0f} | {verified} |"
-        )
+def save(where: Path, saved: dict[str, Any]) -> None:
+    """Put a case beside those that were measured before, and write tables and pictures of all anew."""
+    where.mkdir(parents=True, exist_ok=True)
+    file = where / "results.json"
+    results = {**(json.loads(file.read_text()) if file.exists() else {}), saved["case"]: saved}
+    texts = {
+        "results.json": json.dumps(results, indent=1) + "\n",
+        "results.md": report.markdown(results),
+        "speed.svg": report.speeds(results),
+        "links.svg": report.links(results),
+    }
+    for name, text in texts.items():
+        if text:
+            (where / name).write_text(text)
 
 
 if __name__ == "__main__":

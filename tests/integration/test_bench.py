@@ -1,0 +1,130 @@
+"""The benchmark itself, with the pair and `cp` on little data: who is measured, what is compared, what is told."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bench import report, run
+from tests.bench.contestants import Contestant, Place, Run, cp, filestreamer
+from tests.bench.data import Data, difference
+from tests.support.services import UNIT
+
+TREE = Data(900, 0, files=30)
+
+
+def case(tmp_path: Path, data: Data, *contestants: Contestant) -> run.Case:
+    return run.Case("A case", contestants, data, str(tmp_path))
+
+
+def copies(how: Callable[[Path, Path], object]) -> Contestant:
+    """Return a contestant that makes copies in this way."""
+
+    def copy(_place: Place, source: Path, target: Path) -> Run:
+        how(source, target)
+        return Run(1.0, 1.0, 0, 0)
+
+    return Contestant("other", copy)
+
+
+@pytest.mark.timeout(12 * UNIT)
+@pytest.mark.parametrize("data", [Data(300_000), TREE], ids=["file", "tree"])
+def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
+    """Every round of both is there, with figures of both ends; nothing is left behind."""
+    saved = run.measure("a-case", case(tmp_path, data, filestreamer(), cp()), rounds=2)
+    assert saved["failed"] == {}
+    assert {who: len(took) for who, took in saved["runs"].items()} == {"filestreamer": 2, "cp": 2}
+    for took in saved["runs"]["filestreamer"]:
+        assert all(took[figure] > 0 for figure in ("seconds", "cpu_seconds", "client_peak_bytes", "server_peak_bytes"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(6 * UNIT)
+def test_scraped(tmp_path: Path) -> None:
+    """The time that scrapes take is told below the table."""
+    slow = filestreamer("--rate-limit", "1MB/s", metrics="scraped")
+    saved = run.measure("a-case", case(tmp_path, Data(2_000_000), slow), rounds=1)
+    assert saved["failed"] == {}
+    assert "filestreamer: a scrape takes " in report.markdown({"a-case": saved})
+
+
+def copy_of_long_ago(source: str | Path, target: str | Path) -> None:
+    shutil.copyfile(source, target)
+    os.utime(target, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "why"),
+    [
+        (Data(5000), lambda source, target: target.write_bytes(source.read_bytes()[:-1]), "other bytes in the file"),
+        (Data(5000), lambda source, target: target.write_bytes(bytes(source.stat().st_size)), "other bytes in the fi"),
+        (Data(5000), copy_of_long_ago, "another mtime of the file"),
+        (Data(5000), lambda *_: None, "only one has the file"),
+        (TREE, lambda source, target: shutil.copytree(source, target, copy_function=copy_of_long_ago), "another mtime"),
+        (TREE, lambda source, target: shutil.copytree(source, target / "deeper"), "only one has d"),
+    ],
+    ids=["short", "zeros", "mtime", "nothing", "mtimes of a tree", "elsewhere"],
+)
+def test_who_copies_wrongly_is_left_out(
+    tmp_path: Path, data: Data, how: Callable[[Path, Path], object], why: str
+) -> None:
+    """Not in the table, but below it, with the reason; the others are measured nevertheless."""
+    saved = run.measure("a-case", case(tmp_path, data, cp(), copies(how)), rounds=2)
+    assert list(saved["runs"]) == ["cp"]
+    assert why in saved["failed"]["other"]
+    assert f"Left out: other ({why}" in report.markdown({"a-case": saved})
+
+
+def test_who_fails_is_left_out(tmp_path: Path) -> None:
+    """With what it said."""
+    failing = filestreamer("--no-such-flag")
+    saved = run.measure("a-case", case(tmp_path, Data(100), cp(), failing), rounds=1)
+    assert list(saved["runs"]) == ["cp"]
+    assert "--no-such-flag" in saved["failed"]["filestreamer"]
+
+
+def test_data(tmp_path: Path) -> None:
+    """As many files as asked for, of the sizes asked for; the same ones each time."""
+    total = TREE.make(tmp_path / "one")
+    sizes = [path.stat().st_size for path in (tmp_path / "one").rglob("file-*")]
+    assert len(sizes) == TREE.files
+    assert sum(sizes) == total
+    assert max(sizes) <= TREE.most_bytes
+    TREE.make(tmp_path / "two")
+    assert difference(tmp_path / "one", tmp_path / "two", times=False) == ""
+
+
+def a_run(seconds: float) -> dict[str, object]:
+    return Run(seconds, 3.0, 5 << 20, 7 << 20)._asdict()
+
+
+def saved_case(name: str, title: str, runs: dict[str, list[float]]) -> report.Saved:
+    return {
+        "case": name,
+        "title": title,
+        "bytes": 1 << 30,
+        "files": 1,
+        "rounds": 3,
+        "machine": {"cpus": 2, "kernel": "6", "python": "3"},
+        "ours": ["filestreamer"],
+        "verifies": ["filestreamer"],
+        "failed": {},
+        "runs": {who: [a_run(each) for each in seconds] for who, seconds in runs.items()},
+    }
+
+
+def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
+    """Median, least and most of the rounds' ratios, not the ratio of medians; cases of other runs stay."""
+    large = saved_case("large", "Large", {"filestreamer": [2.0, 9.0, 1.0], "cp": [1.0, 3.0, 2.0]})
+    link = saved_case("link-10ms-0", "1 GiB over 10 ms", {"filestreamer": [2.0, 2.0, 2.0]})
+    run.save(tmp_path, link)
+    run.save(tmp_path, large)
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["link-10ms-0", "large"]
+    written = (tmp_path / "results.md").read_text()
+    assert "| filestreamer | 2000 | 537 | 0.50 (0.33 to 2.00) | 1.00 (1.00 to 1.00) | 3.00 | 5 + 7 | yes |" in written
+    assert "| cp | 2000 | 537 | 1.00 (1.00 to 1.00) | 0.50 (0.33 to 2.00) | 3.00 | 5 + 7 | no |" in written
+    assert ">0.50<" in (tmp_path / "speed.svg").read_text()
+    assert ">537<" in (tmp_path / "links.svg").read_text()
