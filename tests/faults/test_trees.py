@@ -110,7 +110,7 @@ def test_what_is_complete_is_kept_when_the_receiver_is_ended(pair: Pair, source:
         (source / f"file {at}").write_bytes(b"x" * 20 * KIB)
     receiver = pair.receiver()
     address = pair.address(receiver)
-    sender = pair.sender(source, address, *FAST, "--rate-limit", "1MiB/s")
+    sender = pair.sender(source, address, *FAST, "--rate-limit", "600KiB/s")
     receiver.wait_for("progress", seconds=6 * UNIT)
     receiver.signal(number)
     assert 128 + number == receiver.wait()
