@@ -378,10 +378,10 @@ class Transfer(threading.Thread):
     def _plant(self, offer: m.Offer, part: m.ManifestPart) -> Cargo:
         from receiver.tree import Tree
 
-        if not part.entries:
-            raise RemoteProtocolError("nothing is offered")
-        check_path(part.entries[0].path)
-        root = part.entries[0].path.partition(b"/")[0]
+        first = part.entries[0].path if part.entries else b""  # the contents of an empty directory
+        if part.entries:
+            check_path(first)
+        root = first.partition(b"/")[0]
         return Tree(
             offer,
             self._claim_root(root),

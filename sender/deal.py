@@ -286,12 +286,18 @@ class Deal:
             files = [file_id for file_id in sorted(digests) if not self._manifest.is_withdrawn(file_id)]
             self._bundles[ordinal] = b"".join([digests[file_id] for file_id in files])
 
-    def compared(self, chunk_id: int, epoch: int, *, is_equal: bool, whole: range | None = None) -> None:
-        """Take a held chunk that was compared: where it differs, it is needed after all, and `whole` with it."""
+    def compared(
+        self, chunk_id: int, epoch: int, *, is_equal: bool, whole: range | None = None
+    ) -> tuple[bool, list[int]]:
+        """Take a held chunk that was compared: where it differs, it is needed after all, and `whole` with it.
+
+        Return whether it counts as held, and which chunks, that did, do not any more.
+        """
         is_done = has_advanced = False
+        taken_back: list[int] = []
         with self._changed:
             if epoch != self.epoch or (whole is not None and whole.start in self._whole):
-                return
+                return False, taken_back
             if is_equal:
                 is_done = self._settle_all((chunk_id,), None)
                 has_advanced = self._advance()
@@ -301,11 +307,11 @@ class Deal:
                     self._whole.add(whole.start)
                     holes = set(self._manifest.part_of_chunk(chunk_id).hole_chunks())
                     needed = [other for other in whole if self._answered[other] and other not in holes]
-                    for other in needed:
-                        self._unsettle(other)
+                    taken_back = [other for other in needed if self._unsettle(other)]
                 self._schedule.put_back(needed)
                 self._changed.notify_all()
         self._tell(is_done=is_done, has_advanced=has_advanced)
+        return is_equal, taken_back
 
     def is_needed_whole(self, first_chunk: int) -> bool:
         """Whether a file that is compared under its final name was found to differ, so that all of it is needed."""

@@ -16,7 +16,7 @@ from sender.stream import Stream
 from wire import limits
 from wire.errors import RemoteProtocolError
 from wire.grid import Grid, hole_segments
-from wire.messages import ManifestPart, Segment
+from wire.messages import EntryType, ManifestPart, Segment
 
 _ENTRY_BYTES: Final = 80
 _HOLE_BYTES: Final = 24
@@ -306,6 +306,15 @@ class Manifest:
                 self._withdrawn.difference_update(range(part.first_file_id, part.end_file_id))
                 count += 1
         return count
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one file in the destination itself: to the protocol no tree, wherever it was found."""
+        part = self.parts[0]
+        if self.files > 1 or not part.last or not part.items:
+            return False
+        entry = part.items[0].entry
+        return entry.type is EntryType.FILE and b"/" not in entry.path
 
     # --- what data connections ask
 

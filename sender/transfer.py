@@ -143,7 +143,7 @@ class Transfer:
 
     def withdraw(self, file_id: int, error: TransferFailed) -> None:
         """Leave out a file that can't be sent as it was listed. Raises `error` where it is all there is."""
-        if self._lister.single is not None:
+        if self._lister.single is not None or self.manifest.is_single:
             raise error
         if self.manifest.withdraw(file_id):
             self.post(control.Withdrew(file_id, error))

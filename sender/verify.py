@@ -103,11 +103,14 @@ class Verifier:
             if deal.bind(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
                 raise changed(held.item, "it reads differently than before")
             is_equal = digest == held.digests[at : at + size]
-            self._count(held.grid.length(segment), is_equal=is_equal)
+            is_held, taken_back = is_equal, list[int]()
             if held.grid.segments == 1:
                 self._host.compared(held.file_id, held.epoch, is_equal=is_equal)
             else:
-                deal.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
+                is_held, taken_back = deal.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
+            length, base = held.grid.length(segment), chunk_id - segment
+            held_bytes = length * is_held - sum(held.grid.length(other - base) for other in taken_back)
+            self._count(length, held_bytes)
 
     def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
         hasher = segment_hasher()
@@ -120,8 +123,7 @@ class Verifier:
             offset += len(view)
         return hasher.digest()
 
-    def _count(self, length: int, *, is_equal: bool) -> None:
+    def _count(self, length: int, held_bytes: int) -> None:
         with self._mutex:
             self._host.counters.rehashed_bytes += length
-            if is_equal:
-                self._host.counters.held_bytes += length
+            self._host.counters.held_bytes += held_bytes

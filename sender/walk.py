@@ -86,6 +86,8 @@ class Walk:
             levels = [_Level(self._directory(root, name, status), b"", iter(self._list(root, NOT_AT_A_ROOT)))]
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root)}") from None
+        if not self._is_sparing and levels[0].is_to_be_told():
+            yield levels[0].item
         while levels:
             found = None
             for entry_name in levels[-1].names:

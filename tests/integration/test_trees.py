@@ -1,12 +1,21 @@
 """Trees from a real sender to a real receiver: what is moved arrives as it is, what is not is told."""
 
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import trees
-from tests.support.services import Pair, Service
+from sender.transfer import Transfer
+from tests.support import sending, trees
+from tests.support.proxy import Cut, Fault, FlipPayload, Proxy, Reset
+from tests.support.services import UNIT, Pair, Service
+from wire.errors import Code, TransferFailed
+from wire.limits import KIB, MIB
 
 
 def send(pair: Pair, *args: object, receiver: tuple[object, ...] = ()) -> dict[str, Any]:
@@ -47,3 +56,551 @@ def test_every_oddity(pair: Pair, chunk_size: str | None) -> None:
     assert trees.differences(tree, pair.destination / "tree") == []
     assert (again["sent_bytes"], again["bytes"]) == (0, again["unchecked_bytes"])
     assert pair.received() == ["tree"]
+
+
+def test_many_files_in_parts_and_over_connections(pair: Pair) -> None:
+    tree = trees.many(pair.source / "tree", 3500, 300)
+    sent = send(pair, tree, "--connections", 4, "--chunk-size", "4KiB")
+    assert trees.differences(tree, pair.destination / "tree") == []
+    assert (sent["files"], sent["bytes"]) == (3500, 3500 * 300)
+
+
+# ------------------------------------------------------------------------------------------------------- what is named
+
+
+def test_several_paths(pair: Pair) -> None:
+    first = trees.write(pair.source / "one" / "a", b"a").parent
+    second = trees.write(pair.source / "elsewhere" / "two" / "b" / "c", b"c").parents[1]
+    file = trees.write(pair.source / "file", b"alone")
+    os.link(file, first / "the same file")
+    sent = send(pair, first, file, second)
+    assert pair.received() == ["file", "one", "two"]
+    assert trees.differences(first, pair.destination / "one") == []
+    assert trees.differences(second, pair.destination / "two") == []
+    assert (pair.destination / "file").samefile(pair.destination / "one/the same file")
+    assert sent["files"] == 4
+
+
+def test_what_is_in_a_directory(pair: Pair) -> None:
+    """`PATH/` puts it beside what is there, and leaves the destination itself as it is."""
+    trees.write(pair.source / "a" / "b", b"b")
+    trees.write(pair.destination / "mine", b"mine")
+    pair.destination.chmod(0o700)
+    os.utime(pair.destination, ns=(0, 5))
+    send(pair, f"{pair.source}/")
+    assert pair.received() == ["a", "mine"]
+    assert trees.differences(pair.source / "a", pair.destination / "a") == []
+    assert pair.destination.stat().st_mode == 0o40700
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_an_empty_directory(pair: Pair, end: str) -> None:
+    (pair.source / "empty").mkdir(mode=0o700)
+    sent = send(pair, f"{pair.source / 'empty'}{end}")
+    assert pair.received() == ([] if end else ["empty"])
+    assert (sent["files"], sent["bytes"]) == (0, 0)
+
+
+def test_nothing_that_is_wanted(pair: Pair) -> None:
+    trees.write(pair.source / "tree" / "a", b"a")
+    assert send(pair, pair.source / "tree", "--include", "*.none")["files"] == 0
+    assert pair.received() == []
+
+
+def test_as_names_the_tree(pair: Pair) -> None:
+    tree = trees.write(pair.source / "tree" / "a", b"a").parent
+    send(pair, tree, "--as", "other")
+    assert trees.differences(tree, pair.destination / "other") == []
+    assert pair.received() == ["other"]
+
+
+def test_patterns(pair: Pair) -> None:
+    for name in ("a.txt", "a.log", "sub/b.txt", "sub/b.log", "cache/c.txt", "only/x.log"):
+        trees.write(pair.source / "tree" / name, name.encode())
+    send(pair, pair.source / "tree", "--include", "*.txt", "--exclude", "cache/")
+    there = trees.look(pair.destination)
+    assert sorted(there) == [b"", b"tree", b"tree/a.txt", b"tree/sub", b"tree/sub/b.txt"]
+    assert trees.look(pair.source / "tree" / "sub")[b""] == there[b"tree/sub"]
+
+
+def test_dry_run_lists_and_sends_nothing(pair: Pair) -> None:
+    """Nobody is asked; what could not be read makes the exit code."""
+    tree = trees.every_oddity(pair.source / "tree")
+    os.mkfifo(tree / "fifo")
+    sender = pair.start("sender", tree, "--to", "127.0.0.1:1", "--dry-run")
+    assert sender.wait() == 0
+    lines = sender.stdout.splitlines()
+    assert len(lines) == len(trees.look(tree)) - 1
+    assert any(line.startswith("symlink") and "dangling" in line for line in lines)
+    assert [line["path"] for line in sender.events("entry_skipped")] == [str(tree / "fifo")]
+
+
+def test_two_paths_of_one_name_and_shards_of_a_tree_are_wrong_usage(pair: Pair) -> None:
+    for name in ("a/x", "b/x"):
+        trees.write(pair.source / name, b"x")
+    for args in (
+        (pair.source / "a/x", pair.source / "b/x"),
+        (f"{pair.source / 'a'}/", pair.source / "b/x"),
+        (f"{pair.source / 'a'}/", f"{pair.source / 'b'}/"),
+        (pair.source / "a", "--shard", "0/2"),
+        (pair.source / "a", pair.source / "b", "--as", "c"),
+    ):
+        pair.start("sender", *args, "--to", "127.0.0.1:1").fails(2, "usage")
+
+
+def test_a_tree_into_one_output_file_is_refused(pair: Pair) -> None:
+    trees.write(pair.source / "tree" / "a", b"a")
+    out = pair.destination / "out"
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", out)
+    message = pair.sender(pair.source / "tree", pair.address(receiver)).fails(3, "policy", status="refused")
+    assert message
+    assert not out.exists()
+
+
+# ------------------------------------------------------------------------------------------- what is not moved as it is
+
+
+def test_what_is_never_moved(pair: Pair) -> None:
+    tree = trees.write(pair.source / "tree" / "a", b"a").parent
+    for name in (".filestreamer/x", "sub/.filestreamer/x", "lost+found/x"):
+        trees.write(tree / name, b"x")
+    os.mkfifo(tree / "fifo")
+    trees.make_socket(tree / "socket")
+    sent = send(pair, tree)
+    assert trees.differences(tree, pair.destination / "tree", b"fifo", b"socket", b"lost+found") == []
+    expected = [(str(tree / "fifo"), "it is a FIFO"), (str(tree / "socket"), "it is a socket")]
+    assert expected == [(entry["path"], entry["reason"]) for entry in sent["skipped"]]
+    assert sent["skipped_files"] == 2
+    assert sorted(os.listdir(pair.destination / "tree")) == ["a", "sub"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="owners are root's to give")
+def test_owners(pair: Pair) -> None:
+    tree = trees.every_oddity(pair.source / "tree")
+    for number, path in enumerate(sorted(trees.look(tree))):
+        if number % 3 == 0 and path.count(b"/") < 3:
+            os.chown(os.fsencode(tree) + b"/" + path, 1000 + number, 70_000 + number, follow_symlinks=False)
+    send(pair, tree)
+    assert trees.look(pair.destination / "tree", owner=True)[b""].owner == (0, 0)
+    sent = send(pair, tree, "--owner")
+    assert trees.differences(tree, pair.destination / "tree", owner=True) == []
+    assert sent["unchecked_bytes"] == sent["bytes"]
+
+
+def unprivileged() -> tuple[str, ...]:
+    """Return the command under which root may not read what it is not allowed to."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv takes root's right to read everything: it is not there")
+    return (
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search",
+        "--inh-caps=-dac_override,-dac_read_search",
+        "--",
+    )
+
+
+def test_what_can_not_be_read_is_told_and_everything_else_is_there(pair: Pair) -> None:
+    tree = trees.many(pair.source / "tree", 300)
+    secret = trees.write(tree / "secret\n", b"secret", mode=0)
+    os.link(secret, tree / "zz another name")
+    hollow = trees.sparse(tree / "hollow", 300 * KIB, (0, b"x"))
+    os.link(hollow, tree / "hollow too")
+    hollow.chmod(0)
+    large = trees.write(tree / "large", os.urandom(200 * KIB), mode=0)
+    closed = trees.write(tree / "closed" / "in it", b"x").parent
+    listable = trees.write(tree / "listable" / "in it", b"x").parent
+    closed.chmod(0o300)
+    listable.chmod(0o444)
+    try:
+        receiver = pair.receiver("--once")
+        sender = pair.start(
+            "sender", tree, "--to", pair.address(receiver), "--chunk-size", "8KiB", under=unprivileged()
+        )
+        unread = (secret, tree / "zz another name", hollow, tree / "hollow too", large, closed, listable / "in it")
+        reasons = falls_short(sender, *unread)
+        assert all("ermission denied" in reason or "another name" in reason for reason in reasons)
+        assert receiver.succeeds()["files"] == sender.result["files"] == 300
+    finally:
+        closed.chmod(0o755)
+        listable.chmod(0o755)
+    (pair.destination / "tree" / "listable").chmod(0o755)
+    left_out = [os.fsencode(path.relative_to(tree)) for path in unread]
+    assert trees.differences(tree, pair.destination / "tree", *left_out) == []
+
+
+def test_more_special_files_than_are_listed_and_one_that_can_not_be_read(pair: Pair) -> None:
+    tree = trees.write(pair.source / "tree" / "a", b"a").parent
+    for number in range(120):
+        os.mkfifo(tree / f"fifo {number}")
+    secret = trees.write(tree / "secret", b"secret", mode=0)
+    receiver = pair.receiver("--once")
+    sender = pair.start("sender", tree, "--to", pair.address(receiver), under=unprivileged())
+    assert sender.wait() == 4
+    assert str(secret) in sender.result["error"]["message"]
+    assert sender.result["skipped_files"] == 121
+    assert str(secret) in [entry["path"] for entry in sender.result["skipped"]]
+
+
+# ---------------------------------------------------------------------------------------------- sources that change
+
+
+@pytest.fixture
+def living(pair: Pair) -> Path:
+    """Return a tree of several parts, in which a small and a large file are going to change."""
+    tree = trees.many(pair.source / "tree", 1500)
+    trees.write(tree / "0000" / "small", b"small" * 100)
+    trees.write(tree / "0000" / "large", os.urandom(400 * KIB))
+    return tree
+
+
+def left_behind(transfer: Transfer, *paths: Path) -> str:
+    """Assert that these, and no others, were left out of what is there; return why the first was."""
+    assert {str(path) for path in paths} == {each.path for each in transfer.counters.skipped}
+    error = transfer.shortfall()
+    assert error is not None
+    assert error.exit_code == 4
+    return transfer.counters.skipped[0].reason
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.rename(path)
+
+
+def become(path: Path, make: Callable[[Path], object]) -> None:
+    path.rename(path.with_name("other"))
+    make(path)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "grows": append,
+    "shrinks": lambda path: os.truncate(path, 100),
+    "is emptied": lambda path: os.truncate(path, 0),
+    "is replaced": replace,
+    "vanishes": os.unlink,
+    "is touched": os.utime,
+    "becomes a directory": lambda path: become(path, os.mkdir),
+    "becomes a FIFO": lambda path: become(path, os.mkfifo),
+    "becomes a symlink": lambda path: become(path, lambda path: path.symlink_to("other")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_a_file_that_changes_before_it_is_read(
+    pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Path], object]
+) -> None:
+    receiver = pair.receiver("--once")
+    path = living / "0000" / name
+    expected = trees.look(living)
+    with sending.once_listed(monkeypatch, lambda: change(path)):
+        transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", 3)
+    left_behind(transfer, path)
+    received = receiver.succeeds()
+    assert trees.compare(expected, trees.look(pair.destination / "tree"), b"0000/" + name.encode()) == []
+    assert (received["files"], received["bytes"]) == (transfer.counters.files, transfer.counters.size_bytes)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_file_that_changes_while_it_is_read(
+    pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    """What was there before stays; of the new one, nothing is."""
+    receiver = pair.receiver("--once")
+    path = living / "0000" / "large"
+    there = trees.write(pair.destination / "tree" / "0000" / "large", b"old", mtime_ns=7)
+    expected = trees.look(living)
+    with sending.once_read(monkeypatch, b"large", 10, lambda: change(path)):
+        transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", 3)
+    left_behind(transfer, path)
+    assert there.read_bytes() == b"old"
+    found = trees.look(pair.destination / "tree")
+    del found[b"0000/large"]
+    assert trees.compare(expected, found, b"0000/large") == []
+    assert receiver.succeeds()["root_digest"] == (transfer.root_digest or b"").hex()
+
+
+def test_the_other_names_of_a_file_that_changes_are_left_out_with_it(
+    pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever part they are in."""
+    path = living / "0000" / "large"
+    others = [living / "0000" / "later", living / "0014" / "in another part"]
+    for other in others:
+        os.link(path, other)
+    receiver = pair.receiver("--once")
+    expected = trees.look(living)
+    with sending.once_read(monkeypatch, b"large", 10, lambda: append(path)):
+        transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", 3)
+    left_behind(transfer, path, *others)
+    left_out = [os.fsencode(each.relative_to(living)) for each in (path, *others)]
+    assert trees.compare(expected, trees.look(pair.destination / "tree"), *left_out) == []
+    assert receiver.succeeds()["files"] == transfer.counters.files == 1501
+
+
+def test_a_sparse_file_that_changes_takes_only_its_own_bytes_back(
+    pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trees.sparse(living / "hollow", 2 * MIB, (MIB, b"x" * 5000))
+    receiver = pair.receiver("--once")
+    with sending.once_listed(monkeypatch, lambda: append(path)):
+        transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB")
+    left_behind(transfer, path)
+    assert transfer.counters.size_bytes == receiver.succeeds()["bytes"] == 1500 * 100 + 500 + 400 * KIB
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_a_held_file_that_changes_while_it_is_compared(
+    pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    send(pair, living)
+    expected = trees.look(pair.destination / "tree")
+    receiver = pair.receiver("--once")
+    path = living / "0000" / name
+    with sending.once_read(monkeypatch, name.encode(), 1, lambda: append(path)):
+        transfer = sending.send(living, "--to", pair.address(receiver), "--checksum", "--chunk-size", "8KiB")
+    left_behind(transfer, path)
+    receiver.succeeds()
+    assert trees.compare(expected, trees.look(pair.destination / "tree")) == []
+
+
+def test_one_file_in_a_directory(pair: Pair) -> None:
+    """`PATH/` with a single file in it is what the protocol calls no tree, and moves like any other."""
+    file = trees.write(pair.source / "top" / "file", os.urandom(100 * KIB))
+    os.link(file, pair.source / "another name of it")
+    send(pair, f"{file.parent}/", "--chunk-size", "8KiB")
+    assert trees.look(file.parent)[b"file"] == trees.look(pair.destination)[b"file"]
+    for args in ((), ("--checksum",)):
+        assert send(pair, f"{file.parent}/", "--chunk-size", "8KiB", *args)["sent_bytes"] in (0, 100 * KIB)
+    assert trees.look(file.parent)[b"file"] == trees.look(pair.destination)[b"file"]
+
+
+def test_one_file_in_a_directory_that_changes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = trees.write(pair.source / "top" / "file", os.urandom(100 * KIB))
+    receiver = pair.receiver()
+    with sending.once_read(monkeypatch, b"file", 2, lambda: append(file)), pytest.raises(TransferFailed) as caught:
+        sending.send(f"{file.parent}/", "--to", pair.address(receiver), "--chunk-size", "8KiB")
+    assert caught.value.code is Code.SOURCE_CHANGED
+    assert not (pair.destination / "file").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- sending it again
+
+
+@pytest.fixture
+def known(pair: Pair) -> Path:
+    """Return a tree that was sent: small files and large ones, a sparse one, links."""
+    tree = trees.many(pair.source / "tree", 30)
+    for number in range(4):
+        trees.write(tree / f"large {number}", os.urandom(100 * KIB + number))
+    hollow = trees.sparse(tree / "hollow", MIB, *[(at, b"island") for at in (0, 500 * KIB, 600 * KIB)])
+    os.link(hollow, tree / "hollow too")
+    os.link(tree / "large 1", tree / "large 1 too")
+    (tree / "link").symlink_to("large 0")
+    send(pair, tree, "--chunk-size", "8KiB")
+    return tree
+
+
+def test_one_changed_file_moves_alone(pair: Pair, known: Path) -> None:
+    (known / "0000" / "7").write_bytes(b"changed")
+    sent = send(pair, known, "--chunk-size", "8KiB")
+    assert (sent["sent_bytes"], sent["bytes"] - sent["unchecked_bytes"]) == (7, 7)
+    (known / "large 2").write_bytes(b"c" * 50_000)
+    sent = send(pair, known, "--chunk-size", "8KiB")
+    assert sent["sent_bytes"] == 50_000
+    assert trees.differences(known, pair.destination / "tree") == []
+
+
+def corrupt(path: Path, at: int) -> None:
+    """Change a byte, and neither size nor mtime."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+def test_checksum_finds_what_size_and_mtime_do_not_tell(pair: Pair, known: Path, end: str) -> None:
+    top = known if end == "source" else pair.destination / "tree"
+    changed = [("0000/3", 0), ("large 0", 50_000), ("large 3", 0), ("hollow", 500 * KIB + 2)]
+    for name, at in changed:
+        corrupt(top / name, at)
+    sent = send(pair, known, "--chunk-size", "8KiB")
+    assert sent["sent_bytes"] == 0
+    assert len(trees.differences(known, pair.destination / "tree")) == len(changed) + 1  # one has two names
+    sent = send(pair, known, "--chunk-size", "8KiB", "--checksum")
+    assert trees.differences(known, pair.destination / "tree") == []
+    assert sent["unchecked_bytes"] == 0
+    assert 100 + 200 * KIB < sent["sent_bytes"] < 300 * KIB
+    sent = send(pair, known, "--chunk-size", "8KiB", "--checksum")
+    assert (sent["sent_bytes"], sent["held_bytes"]) == (0, sent["bytes"])
+
+
+def test_what_is_there_gets_modes_and_times_again(pair: Pair, known: Path) -> None:
+    for name in ("0000", "0000/3", "large 0", "link"):
+        path = pair.destination / "tree" / name
+        os.chmod(path, 0o400) if name != "link" else None
+        os.utime(path, ns=(0, path.lstat().st_mtime_ns + (name == "0000")), follow_symlinks=False)
+    sent = send(pair, known)
+    assert sent["sent_bytes"] == 0
+    assert trees.differences(known, pair.destination / "tree") == []
+
+
+@pytest.mark.parametrize("unprivileged_receiver", [False, True])
+def test_what_is_read_only_or_of_another_type_is_replaced(
+    pair: Pair, known: Path, *, unprivileged_receiver: bool
+) -> None:
+    there = pair.destination / "tree"
+    (there / "0000" / "3").unlink()
+    (there / "0000" / "3").symlink_to("/etc/passwd")
+    (there / "large 0").unlink()
+    os.mkfifo(there / "large 0")
+    (there / "link").unlink()
+    (there / "link").write_bytes(b"a file")
+    (there / "large 2").write_bytes(b"other")
+    (there / "large 2").chmod(0)
+    (there / "0000").chmod(0o500)
+    before = Path("/etc/passwd").read_bytes()
+    under = unprivileged() if unprivileged_receiver else ()
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=under)
+    pair.start("sender", known, "--to", pair.address(receiver)).succeeds()
+    assert trees.differences(known, there) == []
+    assert Path("/etc/passwd").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "is_directory_there"), [("large 0", True), ("0000", False)])
+def test_a_directory_is_not_replaced_by_a_file_nor_the_other_way(
+    pair: Pair, known: Path, name: str, *, is_directory_there: bool
+) -> None:
+    """Nothing is removed that holds more than was asked for."""
+    there = pair.destination / "tree" / name
+    if is_directory_there:
+        there.unlink()
+        trees.write(there / "mine", b"mine")
+    else:
+        shutil.rmtree(there)
+        there.write_bytes(b"mine")
+    receiver = pair.receiver()
+    message = pair.sender(known, pair.address(receiver)).fails(4, "destination")
+    assert name in message
+    assert (there / "mine" if is_directory_there else there).read_bytes() == b"mine"
+
+
+def test_no_replace(pair: Pair, known: Path) -> None:
+    """What is there stays, whatever else is new; what is the same is no obstacle."""
+    send(pair, known, receiver=("--no-replace",))
+    trees.write(known / "a new one", b"new")
+    send(pair, known, receiver=("--no-replace",))
+    assert trees.differences(known, pair.destination / "tree") == []
+    (known / "0000" / "3").write_bytes(b"changed")
+    before = trees.look(pair.destination / "tree")
+    receiver = pair.receiver("--no-replace")
+    message = pair.sender(known, pair.address(receiver)).fails(3, "exists", status="refused")
+    assert "0000/3" in message
+    del before[b""], before[b"0000"]
+    assert not {path for path, each in before.items() if trees.look(pair.destination / "tree")[path] != each}
+
+
+# -------------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.fixture
+def long(pair: Pair) -> Path:
+    """Return a tree that takes two seconds at SLOW."""
+    tree = trees.many(pair.source / "tree", 1200, 500)
+    for number in range(4):
+        trees.write(tree / f"large {number}", os.urandom(300 * KIB))
+    return tree
+
+
+SLOW = ("--rate-limit", "1MiB/s", "--connections", 3, "--chunk-size", "16KiB")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 3 * UNIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_killed_sender_goes_on_where_it_was(pair: Pair, long: Path) -> None:
+    receiver = pair.receiver()
+    sender = pair.sender(long, pair.address(receiver), *SLOW)
+    wait_until(lambda: bool(list(pair.destination.glob(".filestreamer/*.tree"))))
+    wait_until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB)
+    sender.end()
+    sent = pair.sender(long, pair.address(receiver), *SLOW[2:]).succeeds()
+    assert 0 < sent["sent_bytes"] < sent["bytes"]
+    assert sent["sent_bytes"] + sent["held_bytes"] + sent["unchecked_bytes"] == sent["bytes"]
+    assert trees.differences(long, pair.destination / "tree") == []
+    assert [path for path in staged(pair) if path.name != "token"] == []
+
+
+def staged(pair: Pair) -> list[Path]:
+    """Return the files in staging; what goes while this looks is none."""
+    return [path for path in pair.destination.glob(".filestreamer/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_receiver_that_is_started_anew_gets_the_rest(pair: Pair, long: Path, number: signal.Signals) -> None:
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    sender = pair.sender(long, address, *SLOW)
+    wait_until(lambda: len(staged(pair)) > 50)
+    receiver.signal(number)
+    receiver.wait()
+    again = pair.receiver("--once", listen=address)
+    sender.succeeds()
+    again.succeeds()
+    assert sender.events("transfer_begins_again")
+    assert trees.differences(long, pair.destination / "tree") == []
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [Reset(on="control", at=3000, nth=None)],
+        [Cut(on="control", at=40_000)],
+        [Cut(on="control", direction="down", at=300), Reset(on="data 1", at=50_000)],
+        [Reset(on="data *", at=30_000, nth=0), Reset(on="data 0", at=90_000, nth=1)],
+        [Cut(on="data 0", direction="down", at=200), Reset(on="control", at=60_000)],
+        [FlipPayload(on="data *", chunk=1, at=20), FlipPayload(on="data *", chunk=9, at=300)],
+    ],
+    ids=["control again and again", "control", "both", "data", "acknowledgements", "damage"],
+)
+def test_connections_that_are_cut(pair: Pair, long: Path, plan: list[Fault]) -> None:
+    """Even where control never lasts: each time it gets further."""
+    receiver = pair.receiver("--once")
+    with Proxy(pair.address(receiver), plan) as proxy:
+        if plan[0].nth is None:
+            pair.sender(long, proxy.address, *SLOW, "--give-up-after", 3).fails(1, "timeout")
+            pair.sender(long, pair.address(receiver), *SLOW[2:]).succeeds()
+        else:
+            sent = pair.sender(long, proxy.address, *SLOW).succeeds()
+            assert sent["reconnects"] or sent["resent_chunks"] or len(plan) == 1
+    receiver.succeeds()
+    assert trees.differences(long, pair.destination / "tree") == []
+
+
+def test_busy(pair: Pair, long: Path) -> None:
+    """Two senders of one tree: the second waits for the first, and then moves nothing; or gives up."""
+    receiver = pair.receiver()
+    first = pair.sender(long, pair.address(receiver), *SLOW)
+    receiver.wait_for("transfer_started")
+    impatient = pair.sender(long, pair.address(receiver), "--give-up-after", 1)
+    patient = pair.sender(long, pair.address(receiver))
+    impatient.fails(1, "busy")
+    first.succeeds()
+    assert patient.succeeds()["sent_bytes"] == 0
+    assert trees.differences(long, pair.destination / "tree") == []

@@ -1,0 +1,73 @@
+"""A sender inside the test's own process: what the test does in between is left to no chance."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from sender import listing
+from sender.settings import parse
+from sender.source import Item, Reader
+from sender.transfer import BeginAgain, Transfer
+
+
+class Silent:
+    """A log that nobody reads."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return self._say
+
+    def _say(self, *_: object, **__: object) -> None:
+        pass
+
+
+def send(*args: object) -> Transfer:
+    """Send as the command does; return the transfer after its end. Raises what it ends with."""
+    settings, _ = parse([str(arg) for arg in args], {})
+    transfer = Transfer(settings, Silent())
+    while True:
+        try:
+            assert transfer.run()
+            return transfer
+        except BeginAgain:
+            transfer = transfer.again()
+
+
+@contextmanager
+def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[None]:
+    """Do something when the walk has ended, before the last part of what it found is offered."""
+    real = listing.Lister._say
+
+    def say(self: listing.Lister, items: list[Item], *, last: bool) -> None:
+        if last:
+            action()
+        real(self, items, last=last)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listing.Lister, "_say", say)
+        yield
+
+
+@contextmanager
+def once_read(monkeypatch: pytest.MonkeyPatch, name: bytes, reads: int, action: Callable[[], object]) -> Iterator[None]:
+    """Do something, once, right after a file of this name was read from for the `reads`th time."""
+    real = Reader.read_into
+    lock = threading.Lock()
+    left = reads
+
+    def read_into(self: Reader, item: Item, view: memoryview, offset: int) -> Any:
+        nonlocal left
+        real(self, item, view, offset)
+        if item.path.rpartition(b"/")[2] == name:
+            with lock:
+                left -= 1
+                is_it = left == 0
+            if is_it:
+                action()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "read_into", read_into)
+        yield
+    assert left <= 0, f"{name!r} was read from {reads - left} times"
