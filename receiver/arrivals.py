@@ -1,4 +1,4 @@
-"""What data connections bring of a tree: small files whole, large ones segment by segment (proto/README.md, "Chunks and segments").
+"""What connections bring of a tree: small files whole, large ones by segment (proto/README.md, "Chunks and segments").
 
 A file that is complete goes to the placer at once. Each portion has a lock; begin and end take it once for each segment
 and once for each chunk.
