@@ -285,8 +285,6 @@ class Tree:
             is_link = self._lister.is_follower(entry, portion.first + index)
             if entry.type is not m.EntryType.FILE or (kind == state.NOTHING and not is_link):
                 raise RemoteProtocolError(f"file {portion.first + index} is withdrawn, and has nothing to be sent")
-            if kind == state.VERIFIED:
-                raise RemoteProtocolError(f"file {portion.first + index} is withdrawn, and is complete")
             if kind != state.WITHDRAWN:
                 portion.set(index, state.WITHDRAWN)
                 self._counters.files -= 1

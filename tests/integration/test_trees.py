@@ -357,6 +357,26 @@ def test_a_sparse_file_that_changes_takes_only_its_own_bytes_back(
     assert transfer.counters.size_bytes == receiver.succeeds()["bytes"] == 1500 * 100 + 500 + 400 * KIB
 
 
+@pytest.mark.parametrize("size", [5000, 100 * KIB], ids=["small", "as large as a chunk"])
+def test_a_file_that_changes_after_it_has_arrived_unheard(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The connection was lost before the acknowledgement came, and what is read again is another file."""
+    receiver = pair.receiver("--once")
+    file = trees.write(pair.source / "tree" / "file", os.urandom(size))
+    content = file.read_bytes()
+    trees.write(pair.source / "tree" / "other", b"other")
+    with (
+        Proxy(pair.address(receiver), [Cut(on="data 0", direction="down", at=72)]) as proxy,
+        sending.once_read(monkeypatch, b"file", 2, lambda: append(file), before=True),
+    ):
+        transfer = sending.send(file.parent, "--to", proxy.address, "--chunk-size", "128KiB", "--connections", 1)
+    left_behind(transfer, file)
+    assert receiver.succeeds()["root_digest"] == (transfer.root_digest or b"").hex()
+    assert (pair.destination / "tree" / "file").read_bytes() == content
+    assert (pair.destination / "tree" / "other").read_bytes() == b"other"
+
+
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_a_held_file_that_changes_while_it_is_compared(
     pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch, name: str

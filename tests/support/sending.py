@@ -51,21 +51,26 @@ def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -
 
 
 @contextmanager
-def once_read(monkeypatch: pytest.MonkeyPatch, name: bytes, reads: int, action: Callable[[], object]) -> Iterator[None]:
-    """Do something, once, right after a file of this name was read from for the `reads`th time."""
+def once_read(
+    monkeypatch: pytest.MonkeyPatch, name: bytes, reads: int, action: Callable[[], object], *, before: bool = False
+) -> Iterator[None]:
+    """Do something, once, right after (or before) a file of this name is read from for the `reads`th time."""
     real = Reader.read_into
     lock = threading.Lock()
     left = reads
 
     def read_into(self: Reader, item: Item, view: memoryview, offset: int) -> Any:
         nonlocal left
-        real(self, item, view, offset)
+        if not before:
+            real(self, item, view, offset)
         if item.path.rpartition(b"/")[2] == name:
             with lock:
                 left -= 1
                 is_it = left == 0
             if is_it:
                 action()
+        if before:
+            real(self, item, view, offset)
 
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "read_into", read_into)
