@@ -60,6 +60,10 @@ class Lister:
         """Whether an entry that was taken is a further name of a file."""
         return entry.hard_link_group != 0 and self._firsts.get(entry.hard_link_group, (file_id, b""))[0] != file_id
 
+    def is_late(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was taken is seen to when all files are in place."""
+        return entry.type is EntryType.DIRECTORY or self.is_follower(entry, file_id)
+
     def has_segments(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken counts in the cut into chunks."""
         return entry.size > 0 and not self.is_follower(entry, file_id)
@@ -78,13 +82,12 @@ class Lister:
             match entry.type:
                 case EntryType.DIRECTORY:
                     self._directories.make(entry.path, entry.mode & MODE_BITS)
-                    portion.has_directories = True
                     return state.NOTHING
                 case EntryType.SYMLINK:
                     self._make_symlink(entry, portion.first + index)
                     return state.NOTHING
                 case EntryType.FILE:
-                    return self._take_file(portion, portion.first + index, entry)
+                    return self._take_file(portion.first + index, entry)
                 case _:
                     raise TransferFailed(Code.POLICY, "a stream is sent alone")
         except OSError as error:
@@ -115,10 +118,9 @@ class Lister:
             reason = f"{self.shown(entry.path)} exists, and --no-replace forbids to replace it"
             raise TransferFailed(Code.EXISTS, reason)
 
-    def _take_file(self, portion: Portion, file_id: int, entry: Entry) -> int:
+    def _take_file(self, file_id: int, entry: Entry) -> int:
         if entry.hard_link_group:
             if self._firsts.setdefault(entry.hard_link_group, (file_id, entry.path))[0] != file_id:
-                portion.has_links = True
                 return state.NOTHING
             if len(self._firsts) > GROUPS:
                 raise TransferFailed(Code.LIMIT, f"more than {GROUPS} groups of hard links")
@@ -174,8 +176,8 @@ class Lister:
 
     def link(self, portion: Portion, is_withdrawn: Callable[[int], bool]) -> None:
         """Make the further names of files, now that these are in place. Raises TransferFailed."""
-        for file_id, entry in enumerate(portion.entries, portion.first):
-            if entry.type is not EntryType.FILE or not self.is_follower(entry, file_id):
+        for file_id, entry in portion.late_entries():
+            if entry.type is not EntryType.FILE:
                 continue
             first_id, first = self._firsts[entry.hard_link_group]
             if is_withdrawn(file_id) or is_withdrawn(first_id):
@@ -198,7 +200,7 @@ class Lister:
 
     def finish_directories(self, portion: Portion) -> None:
         """Give directories their modes and times, deepest first: in reverse order. Raises TransferFailed."""
-        for entry in reversed(portion.entries):
+        for _, entry in reversed(portion.late_entries()):
             if entry.type is EntryType.DIRECTORY:
                 try:
                     put_attributes(self._directories.get(entry.path).fd, entry)

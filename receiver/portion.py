@@ -22,7 +22,7 @@ from receiver.large import Large
 from receiver.small import SmallFile
 from wire import limits
 from wire import messages as m
-from wire.codec import decode
+from wire.codec import decode, encode
 
 NOTHING: Final = 0
 FREE: Final = 1
@@ -46,9 +46,10 @@ class Portion:
         self.first = first
         self.count = len(entries)
         self.packed = zlib.compress(body, 1)
-        self.has_directories = False
-        self.has_links = False
-        """Entries of hard-link groups that are not the first of theirs."""
+        self._late: tuple[list[int], bytes] = (
+            [],
+            b"",
+        )  # indices of the entries that are seen to last, and these, packed
         self.lock = threading.Lock()
         self.large: dict[int, Large] = {}
         """Files of more than one segment, by index."""
@@ -71,6 +72,21 @@ class Portion:
         part = decode(zlib.decompress(self.packed))
         assert isinstance(part, m.ManifestPart)  # as such it came
         return part
+
+    def keep_late(self, indices: list[int]) -> None:
+        """Remember which entries are seen to when all files are in place: directories, and further names of files."""
+        if indices:
+            late = m.ManifestPart(0, tuple([self.entries[index] for index in indices]), False)
+            self._late = (indices, zlib.compress(encode(late), 1))
+
+    def late_entries(self) -> list[tuple[int, m.Entry]]:
+        """Return them, by file_id."""
+        indices, packed = self._late
+        if not indices:
+            return []
+        late = decode(zlib.decompress(packed))
+        assert isinstance(late, m.ManifestPart)  # as such it was kept
+        return [(self.first + index, entry) for index, entry in zip(indices, late.entries, strict=True)]
 
     def is_same(self, part: m.ManifestPart, body: bytes) -> bool:
         """Whether this part is the one that was taken."""

@@ -167,6 +167,8 @@ class Tree:
             if kind == state.CLAIMED:
                 finals.append(index)
         self._counters.chunks += count_chunks(sizes, self._offer.chunk_size)
+        is_late = self._lister.is_late
+        portion.keep_late([at for at, entry in enumerate(entries) if is_late(entry, portion.first + at)])
         return finals
 
     def _take_file(self, portion: Portion, index: int, entry: m.Entry, kind: int) -> None:
@@ -354,11 +356,9 @@ class Tree:
         begun = time.monotonic()
         self._placer.flush()
         for portion in self._arrivals.portions:
-            if portion.has_links:
-                self._lister.link(portion, self._is_withdrawn)
+            self._lister.link(portion, self._is_withdrawn)
         for portion in reversed(self._arrivals.portions):
-            if portion.has_directories:
-                self._lister.finish_directories(portion)
+            self._lister.finish_directories(portion)
         try:
             sync_file_system(self._staging.fd)
             self._staging.close()

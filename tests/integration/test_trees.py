@@ -618,9 +618,13 @@ def test_busy(pair: Pair, long: Path) -> None:
     receiver = pair.receiver()
     first = pair.sender(long, pair.address(receiver), *SLOW)
     receiver.wait_for("transfer_started")
-    impatient = pair.sender(long, pair.address(receiver), "--give-up-after", 1)
-    patient = pair.sender(long, pair.address(receiver))
-    impatient.fails(1, "busy")
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        impatient = pair.sender(long, pair.address(receiver), "--give-up-after", 1)
+        patient = pair.sender(long, pair.address(receiver))
+        impatient.fails(1, "busy")
+    finally:
+        first.process.send_signal(signal.SIGCONT)
     first.succeeds()
     assert patient.succeeds()["sent_bytes"] == 0
     assert trees.differences(long, pair.destination / "tree") == []
