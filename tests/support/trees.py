@@ -16,6 +16,8 @@ import xxhash
 from wire.limits import KIB, MIB
 
 STAGING = b".filestreamer"
+READABLE = 0 if os.geteuid() == 0 else 0o400
+"""What a file's mode needs so that whoever runs the tests may read it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -207,7 +209,7 @@ def _holes(top: Path) -> None:
 
 def _modes(top: Path) -> None:
     for mode in (0o000, 0o200, 0o400, 0o444, 0o555, 0o777, 0o6755, 0o1644, 0o110):
-        write(top / f"file {mode:o}", b"%o" % mode, mode=mode)
+        write(top / f"file {mode:o}", b"%o" % mode, mode=mode | READABLE)
     for mode in (0o555, 0o500, 0o711, 0o777, 0o1777, 0o2755):
         write(top / f"directory {mode:o}" / "in it", b"%o" % mode)
         (top / f"directory {mode:o} empty").mkdir()

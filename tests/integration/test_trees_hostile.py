@@ -1,0 +1,200 @@
+"""Receivers that lie to a sender of a tree."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support import trees
+from tests.support.peer import Ended, Link, RawReceiver, read_chunk
+from tests.support.services import Pair, Service
+from wire import messages as m
+from wire.digests import segment_digest
+from wire.errors import Code
+from wire.limits import KIB
+
+TOP, EMPTY, LARGE, LINK, SMALL, TINY = range(6)
+
+
+@pytest.fixture
+def tree(pair: Pair) -> Path:
+    """Return a directory of an empty file, a large one of 10 segments with another name, and two small ones."""
+    top = trees.write(pair.source / "tree" / "empty", b"").parent
+    trees.write(top / "large", os.urandom(10 * KIB))
+    os.link(top / "large", top / "link")
+    trees.write(top / "small", b"small")
+    trees.write(top / "tiny", b"tiny")
+    return top
+
+
+def start(pair: Pair, tree: Path, receiver: RawReceiver, *args: object) -> Service:
+    return pair.sender(tree, receiver.address, "--chunk-size", KIB, "--connections", 1, *args)
+
+
+def offered(receiver: RawReceiver) -> Link:
+    """Let control in, and take all that it offers."""
+    control, _ = receiver.welcome(m.Role.CONTROL)
+    control.expect(m.Offer)
+    while not control.expect(m.ManifestPart).last:
+        pass
+    return control
+
+
+def held(file_id: int, first: int, *contents: bytes) -> m.Held:
+    return m.Held(file_id, first, b"".join(map(segment_digest, contents)))
+
+
+ANSWERS: dict[str, m.Message] = {
+    "more files than were offered": m.Needed((m.FileRange(0, 7),), ()),
+    "a file never offered": m.Needed((m.FileRange(1 << 62, 1),), ()),
+    "segments of a file never offered": m.Needed((), (m.SegmentRange(6, 0, 1),)),
+    "segments of a directory": m.Needed((), (m.SegmentRange(TOP, 0, 1),)),
+    "segments of an empty file": m.Needed((), (m.SegmentRange(EMPTY, 0, 1),)),
+    "segments of another name": m.Needed((), (m.SegmentRange(LINK, 0, 1),)),
+    "segments beyond a large file": m.Needed((), (m.SegmentRange(LARGE, 5, 6),)),
+    "segments beyond a small file": m.Needed((), (m.SegmentRange(SMALL, 0, 2),)),
+    "held beyond a large file": held(LARGE, 9, b"9", b"10"),
+    "held beyond a small file": held(SMALL, 0, b"0", b"1"),
+    "held of a directory": held(TOP, 0, b"0"),
+    "held of a file never offered": held(6, 0, b"0"),
+    "unchecked beyond the manifest": m.Held(0, 0, b"", (m.FileRange(0, 7),)),
+    "complete before Finish": m.Complete(True),
+    "a share of a tree": m.Complete(False),
+    "a manifest": m.ManifestPart(0, (), True),
+    "withdrawn": m.Withdrawn((SMALL,)),
+}
+
+
+def end_of_sender(pair: Pair, tree: Path, answer: m.Message, *args: object) -> tuple[object, int, str | None]:
+    """Answer with nonsense; return what the sender says, its exit code, and its result's error."""
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver, "--give-up-after", 5, *args)
+        control = offered(receiver)
+        control.send(answer)
+        try:
+            said: object = control.expect(m.Abort).code
+        except Ended as error:
+            said = error
+        control.close()
+        code = sender.wait()
+    assert "Traceback" not in sender.stderr
+    return said, code, (sender.result["error"] or {}).get("code")
+
+
+def test_nonsense(pair: Pair, tree: Path) -> None:
+    """The sender says PROTOCOL and exits 3; it believes none of it."""
+    with ThreadPoolExecutor(3) as pool:
+        ends = dict(zip(ANSWERS, pool.map(lambda what: end_of_sender(pair, tree, ANSWERS[what]), ANSWERS), strict=True))
+    assert ends == dict.fromkeys(ANSWERS, (Code.PROTOCOL, 3, "protocol"))
+
+
+def test_accepted_unread_though_it_was_asked_to_compare(pair: Pair, tree: Path) -> None:
+    answer = m.Held(SMALL, 0, b"", (m.FileRange(SMALL, 1),))
+    assert end_of_sender(pair, tree, answer, "--checksum") == (Code.PROTOCOL, 3, "protocol")
+
+
+def serve(
+    receiver: RawReceiver, control: Link, answer: tuple[m.Message, ...], chunks: int
+) -> tuple[dict[int, bytes], Link]:
+    """Answer, take so many chunks and acknowledge them; return what came of each file, and the data connection."""
+    control.send(*answer)
+    came: dict[int, bytes] = {}
+    data, _ = receiver.welcome(m.Role.DATA)
+    for _ in range(chunks):
+        chunk = read_chunk(data)
+        at = 0
+        for segment in chunk.segments:
+            came[segment.file_id] = came.get(segment.file_id, b"") + chunk.payload[at : at + segment.length]
+            at += segment.length
+        data.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
+    return came, data
+
+
+def test_what_is_held_and_differs_is_sent_and_nothing_else(pair: Pair, tree: Path) -> None:
+    large = (tree / "large").read_bytes()
+    segments = [large[at : at + KIB] for at in range(0, len(large), KIB)]
+    segments[4] = b"damaged"
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver)
+        control = offered(receiver)
+        answers = (held(LARGE, 0, *segments), held(SMALL, 0, b"other"), held(TINY, 0, b"tiny"))
+        came, _ = serve(receiver, control, answers, 2)
+        finish = control.expect(m.Finish)
+        control.send(m.Complete(True))
+        result = sender.succeeds()
+    assert came == {LARGE: large[4 * KIB : 5 * KIB], SMALL: b"small"}
+    assert finish.chunks == 11
+    assert (result["held_bytes"], result["sent_bytes"]) == (9 * KIB + 4, KIB + 5)
+
+
+def test_contradictions_are_taken_by_their_first_half(pair: Pair, tree: Path) -> None:
+    """What was answered stays answered: nothing is sent twice, and nothing is left out that was needed."""
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver)
+        control = offered(receiver)
+        needed = m.Needed((m.FileRange(0, 6),), ())
+        unchecked = m.Held(0, 0, b"", (m.FileRange(0, 6),))
+        came, _ = serve(receiver, control, (needed, unchecked, held(SMALL, 0, b"small"), needed), 11)
+        control.expect(m.Finish)
+        control.send(m.Complete(True))
+        result = sender.succeeds()
+    assert came == {LARGE: (tree / "large").read_bytes(), SMALL: b"small", TINY: b"tiny"}
+    assert (result["unchecked_bytes"], result["held_bytes"]) == (0, 0)
+
+
+def test_a_bundle_that_always_arrives_damaged(pair: Pair, tree: Path) -> None:
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver)
+        control = offered(receiver)
+        control.send(m.Needed((m.FileRange(SMALL, 2),), ()))
+        data, _ = receiver.welcome(m.Role.DATA)
+        for _ in range(4):
+            chunk = read_chunk(data)
+            data.send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (chunk.chunk_id,)))
+        assert control.expect(m.Abort).code is Code.DIGEST
+        receiver.hang_up()
+        sender.fails(1, "digest")
+
+
+def says(*messages: m.Message) -> Callable[[Link], None]:
+    return lambda control: control.send(*messages)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (says(m.Abort(Code.BUSY, "later")), "busy"),
+        (says(m.Abort(Code.UNKNOWN_TRANSFER, "begin again")), "timeout"),
+        (says(m.Abort(Code.LIMIT, "too much")), "timeout"),
+        (Link.reset, "timeout"),
+        (Link.close, "timeout"),
+    ],
+    ids=["busy", "forgetful", "full", "reset", "closed"],
+)
+def test_a_receiver_that_never_takes_anything_is_given_up(
+    pair: Pair, tree: Path, end: Callable[[Link], None], error: str
+) -> None:
+    """To list the same again and again is no progress."""
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver, "--give-up-after", 2)
+        receiver.patience(0.2)
+        while sender.poll() is None:
+            try:
+                end(offered(receiver))
+            except (TimeoutError, Ended):
+                continue
+        sender.fails(1, error)
+
+
+@pytest.mark.parametrize("code", [Code.PATH, Code.EXISTS, Code.POLICY, Code.NO_SPACE, Code.SUPERSEDED])
+def test_what_is_refused_for_good_ends_it(pair: Pair, tree: Path, code: Code) -> None:
+    with RawReceiver() as receiver:
+        sender = start(pair, tree, receiver)
+        control = offered(receiver)
+        control.send(m.Abort(code, "because"))
+        control.close()
+        assert sender.wait() not in (0, 2)
+    assert sender.result["error"]["code"] == code.name.lower()
+    assert len(sender.events("connected")) == 1
