@@ -401,7 +401,8 @@ class Transfer:
         self._go_on()
 
     def _take_held(self, message: m.Held) -> None:
-        if message.unchecked and (self._lister.single is not None or self._settings.checksum):
+        is_single = self._lister.single is not None or self.manifest.is_single
+        if message.unchecked and (is_single or self._settings.checksum):
             raise RemoteProtocolError("the receiver accepts unread what it may not")
         self._answers.hold(message)
         self.counters.phase = "moving"

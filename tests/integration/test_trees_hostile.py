@@ -1,18 +1,21 @@
 """Receivers that lie to a sender of a tree."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support import trees
+from service import backoff
+from tests.support import sending, trees
 from tests.support.peer import Ended, Link, RawReceiver, read_chunk
-from tests.support.services import Pair, Service
+from tests.support.services import UNIT, Pair, Service
 from wire import messages as m
 from wire.digests import segment_digest
-from wire.errors import Code
+from wire.errors import Code, TransferFailed
 from wire.limits import KIB
 
 TOP, EMPTY, LARGE, LINK, SMALL, TINY = range(6)
@@ -29,8 +32,8 @@ def tree(pair: Pair) -> Path:
     return top
 
 
-def start(pair: Pair, tree: Path, receiver: RawReceiver, *args: object) -> Service:
-    return pair.sender(tree, receiver.address, "--chunk-size", KIB, "--connections", 1, *args)
+def start(pair: Pair, tree: Path | str, receiver: RawReceiver, *args: object) -> Service:
+    return pair.start("sender", tree, "--to", receiver.address, "--chunk-size", KIB, "--connections", 1, *args)
 
 
 def offered(receiver: RawReceiver) -> Link:
@@ -67,7 +70,7 @@ ANSWERS: dict[str, m.Message] = {
 }
 
 
-def end_of_sender(pair: Pair, tree: Path, answer: m.Message, *args: object) -> tuple[object, int, str | None]:
+def end_of_sender(pair: Pair, tree: Path | str, answer: m.Message, *args: object) -> tuple[object, int, str | None]:
     """Answer with nonsense; return what the sender says, its exit code, and its result's error."""
     with RawReceiver() as receiver:
         sender = start(pair, tree, receiver, "--give-up-after", 5, *args)
@@ -93,6 +96,13 @@ def test_nonsense(pair: Pair, tree: Path) -> None:
 def test_accepted_unread_though_it_was_asked_to_compare(pair: Pair, tree: Path) -> None:
     answer = m.Held(SMALL, 0, b"", (m.FileRange(SMALL, 1),))
     assert end_of_sender(pair, tree, answer, "--checksum") == (Code.PROTOCOL, 3, "protocol")
+
+
+def test_accepted_unread_though_it_is_the_only_file(pair: Pair) -> None:
+    """One file in the destination itself is no tree, also where it was found in a directory."""
+    top = trees.write(pair.source / "top" / "file", b"alone").parent
+    answer = m.Held(0, 0, b"", (m.FileRange(0, 1),))
+    assert end_of_sender(pair, f"{top}/", answer) == (Code.PROTOCOL, 3, "protocol")
 
 
 def serve(
@@ -174,18 +184,23 @@ def says(*messages: m.Message) -> Callable[[Link], None]:
     ids=["busy", "forgetful", "full", "reset", "closed"],
 )
 def test_a_receiver_that_never_takes_anything_is_given_up(
-    pair: Pair, tree: Path, end: Callable[[Link], None], error: str
+    tree: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Link], None], error: str
 ) -> None:
-    """To list the same again and again is no progress."""
-    with RawReceiver() as receiver:
-        sender = start(pair, tree, receiver, "--give-up-after", 2)
+    """To list the same again and again is no progress, however soon that is."""
+    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as pool, RawReceiver() as receiver:
         receiver.patience(0.2)
-        while sender.poll() is None:
-            try:
+        sent = pool.submit(sending.send, tree, "--to", receiver.address, "--give-up-after", 1)
+        deadline = time.monotonic() + 2 * UNIT
+        tries = 0
+        while not sent.done():
+            assert time.monotonic() < deadline, f"not given up after {tries} tries"
+            with contextlib.suppress(TimeoutError, Ended):
                 end(offered(receiver))
-            except (TimeoutError, Ended):
-                continue
-        sender.fails(1, error)
+                tries += 1
+        failure = sent.exception()
+        assert isinstance(failure, TransferFailed)
+        assert (failure.name, tries > 3) == (error, True)
 
 
 @pytest.mark.parametrize("code", [Code.PATH, Code.EXISTS, Code.POLICY, Code.NO_SPACE, Code.SUPERSEDED])

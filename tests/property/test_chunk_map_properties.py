@@ -1,5 +1,7 @@
 """The map of the chunks: its cells are all the chunks, whatever their number and whatever happens to them."""
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,3 +73,34 @@ def test_connections_that_take_turns_are_all_seen(chunks: int, power: int) -> No
     per_cell = chunk_map.chunks_per_cell
     last = {((cell + 1) * per_cell - 1) % connections for cell in range(chunks // per_cell)}
     assert len(last) == min(connections, chunks // per_cell)
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 3), st.integers(0, 3000), st.integers(0, 100_000)), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_growing_keeps_what_was_counted(growth: list[int], random: Random) -> None:
+    """A tree is found on the way: cells become larger, and hold what they held."""
+    chunk_map = ChunkMap()
+    kinds: dict[int, int | None] = {}
+    chunks = 0
+    for more in growth:
+        chunks += more
+        chunk_map.extend(chunks)
+        for _ in range(min(more, 20)):
+            chunk_id = random.randrange(chunks)
+            if chunk_id in kinds:
+                chunk_map.remove(chunk_id, was_held=kinds.pop(chunk_id) is None)
+            else:
+                kinds[chunk_id] = random.choice([None, 0, 1, 63])
+                chunk_map.add(chunk_id, kinds[chunk_id])
+    per_cell = chunk_map.chunks_per_cell
+    cells = len(chunk_map.by)
+    assert cells == len(chunk_map.brought) == len(chunk_map.held) == -(-chunks // per_cell) <= CELLS
+    held, brought = [0] * cells, [0] * cells
+    for chunk_id, by in kinds.items():
+        (held if by is None else brought)[chunk_id // per_cell] += 1
+    assert (held, brought) == (chunk_map.held, chunk_map.brought)
+    assert per_cell % 2 == 1
+    for cell, number in enumerate(brought):
+        assert not number or chunk_map.by[cell] >= 0
