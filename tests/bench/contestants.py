@@ -364,7 +364,9 @@ def _xrootd(streams: int, is_checked: bool, place: Place, source: Path, target: 
             flags += ["-r", "--parallel", 4]
             sent = sorted(source.iterdir())
         with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
-            seconds = timed(["xrdcp", *flags, *sent, f"root://{place.host}:{port}/{target}"], place, usage)
+            no_pages = {**os.environ, "XRD_CPUSEPGWRTRD": "0"}  # without a checksum of every 4 KiB it is thrice as fast
+            to = f"root://{place.host}:{port}/{target}"
+            seconds = timed(["xrdcp", *flags, *sent, to], place, usage, env=no_pages)
     return usage.run(seconds)
 
 
@@ -395,7 +397,7 @@ def cp(*, is_synced: bool = False) -> Contestant:
     return Contestant("cp and sync" if is_synced else "cp", functools.partial(_cp, is_synced))
 
 
-def socat(block_kib: int = 256, *, with_tar: bool = False) -> Contestant:
+def socat(block_kib: int = 1024, *, with_tar: bool = False) -> Contestant:
     """Return socat, which tells nobody of what it loses; of a tree, tar at both ends of it."""
     name = "tar, socat" if with_tar else f"socat -b {block_kib}Ki"
     return Contestant(name, functools.partial(_socat, block_kib * 1024), "socat", keeps_times=with_tar)

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--disk", default=tempfile.gettempdir(), help="a directory on disk (%(default)s)")
     parser.add_argument("--save", type=Path, default=Path("build/bench"), help="a directory (%(default)s)")
     settings = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and all is cleaned up
     every = cases(settings.disk)
     if settings.list:
         for name, case in every.items():
