@@ -23,8 +23,8 @@ class Data(NamedTuple):
 
     @property
     def room_bytes(self) -> int:
-        """Say what it takes on disk, at most, with one copy."""
-        return 2 * self.files * (self.most_bytes + BLOCK)
+        """Say what it takes on disk, at most."""
+        return self.files * (self.most_bytes + BLOCK)
 
     def scaled(self, factor: float) -> "Data":
         """Return as many smaller files, or fewer of the same size."""

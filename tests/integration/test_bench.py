@@ -42,6 +42,20 @@ def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_copies_are_kept_until_the_round_is_over(tmp_path: Path) -> None:
+    """Where removing one would be on the next one's account."""
+    there: list[set[str]] = []
+
+    def look(source: Path, target: Path) -> None:
+        there.append({path.name for path in source.parent.iterdir()})
+        shutil.copytree(source, target)
+
+    rounds = case(tmp_path, TREE, cp(), copies(look))._replace(pause_seconds=0.01)
+    assert run.measure("a-case", rounds, rounds=2)["failed"] == {}
+    assert there == [{"source", "done-cp"}, {"source"}]  # the second round begins with the other one
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.timeout(6 * UNIT)
 def test_scraped(tmp_path: Path) -> None:
     """The time that scrapes take is told below the table."""
