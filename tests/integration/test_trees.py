@@ -1,8 +1,10 @@
 """Trees from a real sender to a real receiver: what is moved arrives as it is, what is not is told."""
 
 import os
+import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -628,3 +630,64 @@ def test_busy(pair: Pair, long: Path) -> None:
     first.succeeds()
     assert patient.succeeds()["sent_bytes"] == 0
     assert trees.differences(long, pair.destination / "tree") == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["connections are lost", "the receiver is killed"])
+def test_a_living_tree_over_a_bad_network(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, seed: int, *, is_restarted: bool
+) -> None:
+    """Files change while they are read, connections are lost: each file arrives as it was, or is told."""
+    rng = random.Random(seed)
+    tree = trees.many(pair.source / "tree", 2500, 200)
+    for number in range(8):
+        trees.write(tree / f"{number:04}" / "large", rng.randbytes(200 * KIB))
+        os.link(tree / f"{number:04}" / "large", tree / f"{number:04}" / "too")
+    expected = trees.look(tree)
+    changing = set(rng.sample([path for path, each in expected.items() if each.kind == "file"], 60))
+    left = {path: rng.randrange(1, 4) for path in changing}
+    lock = threading.Lock()
+    top = os.fsencode(tree) + b"/"
+    reads = 0
+
+    def about_to_read(path: bytes) -> None:
+        nonlocal reads
+        with lock:
+            reads += 1
+            left[path] = left.get(path, 0) - 1
+            if left[path] == 0 and path in changing:
+                append(Path(os.fsdecode(top + path)))
+            is_kill = is_restarted and reads == 700
+        if is_kill:
+            receivers[-1].signal(signal.SIGKILL)
+            receivers[-1].wait()
+            receivers.append(pair.receiver(listen=address))
+
+    receivers = [pair.receiver()]
+    address = pair.address(receivers[-1])
+    plan: list[Fault] = [
+        Reset(on="control", at=30_000),
+        Reset(on="control", direction="down", at=200, nth=1),
+        Reset(on="data 0", at=40_000),
+        Cut(on="data 1", direction="down", at=90),
+        Reset(on="data 2", at=100_000, nth=1),
+    ]
+    with Proxy(address, plan) as proxy, sending.before_reads(monkeypatch, top, about_to_read):
+        transfer = sending.send(tree, "--to", proxy.address, "--chunk-size", "8KiB", "--connections", 3)
+    monkeypatch.undo()
+    receivers[-1].wait_for_results()
+    missing = {os.fsencode(each.path)[len(top) :] for each in transfer.counters.skipped}
+    found = trees.look(pair.destination / "tree")
+    assert missing <= changing | {path[:-5] + b"too" for path in changing if path.endswith(b"/large")}
+    # A file that changed after it had arrived is there as it was then; one that was listed anew, as it is now.
+    now = trees.look(tree)
+    stays = {path for path in missing if path in found}
+    assert (
+        trees.compare(
+            {path: now[path] if found.get(path) == now[path] else each for path, each in expected.items()},
+            {path: each for path, each in found.items() if path not in missing},
+            *missing,
+        )
+        == []
+    )
+    assert all(found[path]._replace(names=()) == expected[path]._replace(names=()) for path in stays)
+    assert missing or is_restarted

@@ -76,3 +76,17 @@ def once_read(
         patched.setattr(Reader, "read_into", read_into)
         yield
     assert left <= 0, f"{name!r} was read from {reads - left} times"
+
+
+@contextmanager
+def before_reads(monkeypatch: pytest.MonkeyPatch, top: bytes, action: Callable[[bytes], object]) -> Iterator[None]:
+    """Do something before each read of a file, of which it is told the path below `top`."""
+    real = Reader.read_into
+
+    def read_into(self: Reader, item: Item, view: memoryview, offset: int) -> None:
+        action(item.path.removeprefix(top))
+        real(self, item, view, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "read_into", read_into)
+        yield

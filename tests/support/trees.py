@@ -89,7 +89,10 @@ def _look(status: os.stat_result, name: bytes, directory_fd: int) -> Look:
     if not stat.S_ISREG(status.st_mode):
         return Look("special")
     hasher = xxhash.xxh3_128()
-    fd = os.open(name, os.O_RDONLY, dir_fd=directory_fd)
+    try:
+        fd = os.open(name, os.O_RDONLY, dir_fd=directory_fd)
+    except PermissionError:
+        return Look("file", mode, status.st_mtime_ns, status.st_size, "not to be read")
     try:
         while block := os.read(fd, MIB):
             hasher.update(block)
