@@ -13,7 +13,7 @@ from typing import Final
 from sender.control import Event, Failed, Listed
 from sender.manifest import Room
 from sender.settings import SenderSettings
-from sender.source import Item
+from sender.source import Item, check_readable
 from sender.stream import open_stdin
 from sender.walk import Walk, pattern_filter
 from service.counters import Skipped
@@ -104,10 +104,16 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> W
 
 
 def _is_plain_file(paths: tuple[str, ...]) -> bool:
-    """Whether the user names one file, and no directory. Raises TransferFailed(SOURCE) where it is not there."""
-    if len(paths) != 1:
-        return False
-    try:
-        return not stat.S_ISDIR(os.stat(paths[0]).st_mode)
-    except OSError as error:
-        raise from_os_error(error, Code.SOURCE, f"can't read {paths[0]}") from None
+    """Whether the user names one file, and no directory.
+
+    Raises TransferFailed(SOURCE) where something is not there or can't be read, before anything is moved.
+    """
+    is_directory = []
+    for path in paths:
+        try:
+            is_directory.append(stat.S_ISDIR(os.stat(path).st_mode))
+        except OSError as error:
+            raise from_os_error(error, Code.SOURCE, f"can't read {path}") from None
+        if not is_directory[-1]:
+            check_readable(os.fsencode(path))
+    return is_directory == [False]

@@ -83,6 +83,19 @@ def test_several_paths(pair: Pair) -> None:
     assert sent["files"] == 4
 
 
+@pytest.mark.parametrize("how", ["missing", "a FIFO"])
+def test_nothing_is_moved_where_a_path_is_not_there_or_no_file(pair: Pair, how: str) -> None:
+    """Who names something hears at once, not after an hour."""
+    tree = trees.write(pair.source / "tree" / "a", b"a").parent
+    if how == "a FIFO":
+        os.mkfifo(pair.source / "other")
+    receiver = pair.receiver()
+    sender = pair.start("sender", tree, pair.source / "other", "--to", pair.address(receiver))
+    assert str(pair.source / "other") in sender.fails(4, "source")
+    assert sender.events("connected") == []
+    assert pair.received() == []
+
+
 def test_what_is_in_a_directory(pair: Pair) -> None:
     """`PATH/` puts it beside what is there, and leaves the destination itself as it is."""
     trees.write(pair.source / "a" / "b", b"b")
