@@ -11,8 +11,8 @@ from typing import Final
 
 from wire import limits
 
-ARENA_BYTES: Final = 8 * limits.MIB
-"""Addresses that are reserved at once; memory is taken as buffers are written to."""
+ARENA_BYTES: Final = 2 * limits.MIB
+"""One huge page: what one buffer that is left pins of its neighbours."""
 _ALIGNMENT: Final = 64
 
 
