@@ -161,9 +161,11 @@ class Destination:
             self.check_final(name)
             return self.stage_below(name, entry, grid, reserved_bytes)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {shown_path(self, name)}") from None
-        finally:
             self.tidy()
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown_path(self, name)}") from None
+        except TransferFailed:
+            self.tidy()
+            raise
 
     def stage_below(self, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> "Staged":
         """Do the same for a file of a tree, whose final place is looked at by whoever opens its directory."""
