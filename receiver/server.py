@@ -187,10 +187,14 @@ class Server:
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
             channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
-        except ConnectionLost:
+        except (ConnectionLost, MemoryError) as error:
             if is_data:
                 transfer.intake.withdraw()
-            raise
+            if isinstance(error, ConnectionLost):
+                raise
+            self._log.warning("connection_refused", code="limit", reason="no memory for its buffer")
+            slot.socket.close()
+            return
         if is_data:
             counters = transfer.intake.counters_of(hello.connection_id)
             try:

@@ -24,7 +24,7 @@ class Arenas:
         self._left = memoryview(b"")
 
     def buffer(self, size: int) -> memoryview:
-        """Return `size` writable bytes that nobody else has; at most ARENA_BYTES."""
+        """Return `size` writable bytes that nobody else has; at most ARENA_BYTES. Raises MemoryError."""
         taken = -(-size // _ALIGNMENT) * _ALIGNMENT
         with self._mutex:
             if len(self._left) < taken:
@@ -34,7 +34,10 @@ class Arenas:
 
 
 def _map() -> mmap.mmap:
-    arena = mmap.mmap(-1, ARENA_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        arena = mmap.mmap(-1, ARENA_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(error.strerror) from None
     with contextlib.suppress(OSError):  # a kernel without huge pages
         arena.madvise(mmap.MADV_HUGEPAGE)
     return arena

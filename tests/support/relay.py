@@ -112,12 +112,12 @@ class Relay:
         with self._lock:
             return list(self._carried)
 
-    def openings(self, count: int, seconds: float = 3 * UNIT) -> list[bytes]:
-        """Wait until `count` connections have been let in; return what the sender said on each so far."""
+    def openings(self, count: int, seconds: float = 3 * UNIT, *, said: int = 2) -> list[bytes]:
+        """Wait until `count` connections are let in, and the sender `said` so many frames on each; return these."""
         deadline = time.monotonic() + seconds
         while True:
             carried = self.carried
-            if len(carried) >= count and all(_frames(each.up) >= 2 and _frames(each.down) >= 2 for each in carried):
+            if len(carried) >= count and all(_frames(each.up) >= said and _frames(each.down) >= 2 for each in carried):
                 return [bytes(each.up) for each in carried]
             if time.monotonic() > deadline:
                 raise AssertionError(f"{len(carried)} connections, not all of them open: {count} were expected")

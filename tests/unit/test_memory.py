@@ -1,5 +1,6 @@
 """Buffers are cut from arenas: each belongs to one owner, and goes with its last view."""
 
+import errno
 import mmap  # noqa: TID251 - its name is replaced
 import os
 import weakref
@@ -45,3 +46,12 @@ def test_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mmap, "mmap", Refuses)
     assert bytes(Arenas().buffer(SIZE)) == bytes(SIZE)
+
+
+def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("mmap.mmap", fail)
+    with pytest.raises(MemoryError):
+        Arenas().buffer(1)
