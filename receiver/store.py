@@ -315,7 +315,7 @@ class Readable:
 
 
 def _has_data(fd: int, hole: Hole) -> bool:
-    """Whether anything but zeros lies in a hole. Raises OSError."""
+    """Whether anything but zeros lies in a hole; all of it is read where the disk can't tell. Raises OSError."""
     at, end = hole.offset, hole.offset + hole.length
     while at < end:
         try:
@@ -323,7 +323,6 @@ def _has_data(fd: int, hole: Hole) -> bool:
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but holes up to the end of the file
                 return False
-            raise
         content = os.pread(fd, max(0, min(end - at, limits.BLOCK_BYTES)), at)
         if any(content):
             return True

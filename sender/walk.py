@@ -8,6 +8,7 @@ two walks of one tree are the same. Symlinks are entries; only those that the us
 read, or is neither file, directory nor symlink, is told, and the walk goes on.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -208,28 +209,31 @@ def _what_it_is(mode: int) -> str:
 def holes(path: bytes, size: int) -> tuple[Hole, ...]:
     """Return the holes of a sparse file, in order, as far as they are worth it and an entry can tell them.
 
-    Raises OSError.
+    None are known where the file system can't tell them. Raises OSError where the file can't be opened.
     """
     least = min(HOLE_BYTES_MIN, size)
-    found = []
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        at = 0
-        while at < size:
-            start = os.lseek(fd, at, os.SEEK_HOLE)
-            try:
-                end = min(os.lseek(fd, start, os.SEEK_DATA), size)
-            except OSError:  # ENXIO: no data follows
-                end = size
-            if start >= size:
-                break
-            if end - start >= least:
-                found.append(Hole(start, end - start))
-            at = end
+        found = [hole for hole in _all_holes(fd, size) if hole.length >= least]
+    except OSError:
+        return ()
     finally:
         os.close(fd)
     largest = sorted(found, key=lambda hole: -hole.length)[: limits.HOLES_PER_FILE]
     return tuple(sorted(largest))
+
+
+def _all_holes(fd: int, size: int) -> Iterator[Hole]:
+    """Yield the holes in the first `size` bytes. Raises OSError where they can't be told."""
+    end = 0
+    while end < size and (start := os.lseek(fd, end, os.SEEK_HOLE)) < size:
+        try:
+            end = min(os.lseek(fd, start, os.SEEK_DATA), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            end = size  # no data follows
+        yield Hole(start, end - start)
 
 
 def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from receiver import ledger
 from tests.support.disks import MIB, disk
-from tests.support.services import UNIT, Pair, Service, make_file, same
+from tests.support.services import UNIT, Pair, Service, make_file, no_holes, same
 from tests.support.staging import Staging
 from wire.grid import Grid
 
@@ -302,6 +302,23 @@ def test_staged_data_is_damaged_and_the_chunk_size_is_another(pair: Pair, file: 
     check_sent(run(pair, file, "--chunk-size", CHUNK_SIZE // 4), missing + CHUNK_SIZE // 4)
 
 
+@pytest.mark.parametrize("env", [{}, no_holes()], ids=["told", "not told"])
+@pytest.mark.parametrize("was_hole", [True, False], ids=["was a hole", "was data"])
+def test_holes(pair: Pair, file: Path, staging: Staging, was_hole: bool, env: Mapping[str, str]) -> None:
+    """What was staged counts, unless it has data where a hole is now; also if the disk can't tell where data is."""
+    data_bytes = 20 * CHUNK_SIZE
+    os.truncate(file, data_bytes)
+    os.truncate(file, SIZE)
+    if was_hole:
+        staging.make(file, CHUNK_SIZE, range(15))
+    receiver = pair.receiver("--once", env=env)
+    sent = pair.sender(file, pair.address(receiver), "--chunk-size", CHUNK_SIZE).succeeds()
+    receiver.succeeds()
+    assert same(file, pair.destination / file.name)
+    assert sent["bytes"] == data_bytes
+    check_sent(sent, 5 * CHUNK_SIZE if was_hole else data_bytes)
+
+
 def test_staged_data_is_shorter(pair: Pair, file: Path, staging: Staging) -> None:
     os.truncate(staging.data, 10 * CHUNK_SIZE + 1)
     check_sent(run(pair, file), SIZE - 10 * CHUNK_SIZE)
@@ -346,7 +363,7 @@ def sparse(path: Path, size: int, island_every: int, seed: int) -> Path:
 
 
 class Large:
-    """Directories on a file system of holes, and services that use them."""
+    """Directories on a file system of holes, which the services are not told of: all of it is moved, or compared."""
 
     def __init__(self, root: Path, logs: Path) -> None:
         self.source = root / "source"
@@ -357,7 +374,7 @@ class Large:
 
     def start(self, command: str, *args: object) -> Service:
         """Start a service; it is ended with the fixture."""
-        self.services.append(Service(command, *args, directory=self.logs))
+        self.services.append(Service(command, *args, directory=self.logs, env=no_holes()))
         return self.services[-1]
 
 

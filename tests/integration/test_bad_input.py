@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.peer import RawSender, Sample
-from tests.support.services import UNIT, Pair, Service, held_port, tree
+from tests.support.services import UNIT, Pair, Service, held_port, no_holes, tree
 from wire import limits
 from wire import messages as m
 from wire.errors import Code
@@ -197,12 +197,15 @@ def test_staging_is_no_directory(pair: Pair, kind: str) -> None:
 
 
 def test_no_space(pair: Pair) -> None:
-    """A file larger than the disk is refused before its first byte; both sides say no_space."""
+    """A file larger than the disk is refused before its first byte; both sides say no_space.
+
+    It is all holes, and whoever knows that would find room for it: here the sender's file system can't tell.
+    """
     file = pair.source / "f"
     with file.open("wb") as stream:
         stream.truncate(shutil.disk_usage(pair.destination).free + (64 << 30))
     receiver = pair.receiver()
-    sender = pair.sender(file, pair.address(receiver), "--chunk-size", "1GiB")
+    sender = pair.sender(file, pair.address(receiver), "--chunk-size", "1GiB", env=no_holes())
     message = sender.fails(4, "no_space")
     assert "no space" in message
     assert str(pair.destination / "f") in message

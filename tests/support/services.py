@@ -34,6 +34,11 @@ def inject(call: str, how: str | float, *, nth: int = 1, path: str = "") -> Mapp
     return {"INJECT": json.dumps(what), "PYTHONPATH": search}
 
 
+def no_holes() -> Mapping[str, str]:
+    """Return the environment of a service to which no file has holes: all of a sparse one is moved."""
+    return inject("lseek", "EINVAL", nth=0)
+
+
 class Command(abc.ABC):
     """A `sender` or `receiver` that was started, wherever it runs. Log lines and results are parsed JSON."""
 

@@ -1,5 +1,6 @@
 """The walk: what it lists, in which order, and what it tells instead."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -235,6 +236,26 @@ def test_of_too_many_holes_the_largest_are_told(tmp_path: Path) -> None:
     found = holes(os.fsencode(file), file.stat().st_size)
     assert len(found) == HOLES_PER_FILE
     assert sorted(found) == list(found)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("whence", [os.SEEK_HOLE, os.SEEK_DATA], ids=["hole", "data"])
+def test_where_holes_can_not_be_told_none_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, whence: int
+) -> None:
+    """What can't be told to be a hole is sent: data might lie in it."""
+    file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"))
+    real = os.lseek
+
+    def lseek(fd: int, at: int, how: int) -> int:
+        if how == whence and at:
+            raise OSError(number, os.strerror(number))
+        return real(fd, at, how)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    items, skipped = walked(file)
+    assert [(item.entry.size, item.entry.holes) for item in items] == [(1000 * KIB, ())]
+    assert skipped == []
 
 
 # ------------------------------------------------------------------------------------------------------------- patterns
