@@ -241,7 +241,7 @@ class Manifest:
         self._first_chunks: list[int] = []
         self._first_files: list[int] = []
         self._withdrawn: set[int] = set()
-        """Files that can't be sent after all; forgotten with their part."""
+        """Files that can't be sent after all."""
         self._untold: set[int] = set()
         """Those of them that the coordinator has not heard of yet."""
         self.lost_groups: set[int] = set()
@@ -301,9 +301,8 @@ class Manifest:
             while len(self._parts) > 1 and self._parts[0].is_done:
                 if any(map(self._parts[0].holds, self._untold)):
                     break
-                part = self._parts.pop(0)
+                self._parts.pop(0)
                 del self._first_chunks[0], self._first_files[0]
-                self._withdrawn.difference_update(range(part.first_file_id, part.end_file_id))
                 count += 1
         return count
 

@@ -58,6 +58,8 @@ class BeginAgain(Exception):
 class Transfer:
     """Sends what the settings name. Make it, `run` it once; any thread may read `counters`, and `post`."""
 
+    _is_rejoining = False
+
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
         """Begin to list what is sent; `before` is the transfer that this one begins again for.
 
@@ -318,6 +320,7 @@ class Transfer:
         self._send(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
         for part in self.manifest.parts:
             part.is_sent = False
+        self._is_rejoining = True
         self._go_on()
 
     def _go_on(self) -> None:
@@ -332,11 +335,20 @@ class Transfer:
                 self._send(part.message)
                 part.is_sent = True
                 unanswered += part.unanswered_chunks > 0
-                withdrawn = [file_id for file_id in self.manifest.withdrawn if part.holds(file_id)]
-                if withdrawn:  # control is open anew
-                    self._send(m.Withdrawn(tuple(withdrawn)))
+                self._repeat_withdrawn(part)
         self._lister.room(self.manifest.let_go())
         self._finish_if_settled()
+
+    def _repeat_withdrawn(self, part: Part) -> None:
+        """Say again what was withdrawn of a part and, where control is open anew, of those that were let go.
+
+        What was said last on the old connection may be lost, and a file that is left out here be counted there.
+        """
+        first = 0 if self._is_rejoining else part.first_file_id
+        self._is_rejoining = False
+        withdrawn = [file_id for file_id in self.manifest.withdrawn if first <= file_id < part.end_file_id]
+        for at in range(0, len(withdrawn), limits.FILES_PER_WITHDRAWN):
+            self._send(m.Withdrawn(tuple(withdrawn[at : at + limits.FILES_PER_WITHDRAWN])))
 
     def _start_over(self) -> None:
         """Forget what was answered, acknowledged and held: the receiver answers anew. Raises BeginAgain."""
