@@ -238,14 +238,28 @@ def not_ended(sock: socket.socket) -> bool:
         return True
 
 
+def descriptors_of(address: tuple[str, int]) -> int:
+    """Count the sockets of this process that are this address's: threads of other tests may have some, too."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(fd))) as opened:
+                    count += opened.getsockname() == address
+    return count
+
+
 def test_no_descriptor_is_left(address: tuple[str, int]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors_of(address)
     for request in (GET, b"\x16\x03\x01", b"GET /broken HTTP/1.1\r\n\r\n", b"G" * (HEAD_BYTES + 1)) * 8:
         exchange(address, request)
+    held = socket.create_connection(address, SECONDS)
+    wait_until(lambda: descriptors_of(address) == before + 1)
+    held.close()
     for _ in range(20):
         socket.create_connection(address, SECONDS).close()
 
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # less: what earlier tests left may end meanwhile
+    wait_until(lambda: descriptors_of(address) == before)
 
 
 def test_a_route_that_fails_is_a_warning_and_tells_strangers_nothing(address: tuple[str, int], log: Log) -> None:
