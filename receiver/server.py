@@ -186,7 +186,7 @@ class Server:
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
-            channel = slot.into_channel(_no_patience, user_timeout, for_payload=is_data)
+            channel = slot.into_channel(_no_patience, user_timeout, payload_bytes=_payload_bytes(hello))
         except (ConnectionLost, MemoryError) as error:
             if is_data:
                 transfer.intake.withdraw()
@@ -315,6 +315,13 @@ class Server:
             self.end(None)
         if self._files and self._last_name is not None and not self._files.is_in_use(self._last_name):
             self.end(None)
+
+
+def _payload_bytes(hello: m.Hello) -> int:
+    """Return how much payload a connection has to have room for."""
+    if hello.role is not m.Role.DATA:
+        return 0
+    return limits.LARGE_BLOCK_BYTES if hello.connection_id < limits.LARGE_BLOCK_CONNECTIONS else limits.BLOCK_BYTES
 
 
 def _no_patience() -> None:

@@ -110,14 +110,14 @@ class Slot:
                     break
         self.socket.close()
 
-    def into_channel(self, patience: Patience, user_timeout: float, *, for_payload: bool) -> Channel:
+    def into_channel(self, patience: Patience, user_timeout: float, *, payload_bytes: int) -> Channel:
         """Hand the connection over to the thread that goes on with it. Raises ConnectionLost where it is gone."""
         try:
             prepare(self.socket, user_timeout)
         except OSError as error:
             raise ConnectionLost(str(error.strerror)) from None
         if self._tls is None:
-            return Channel(self.socket, patience, for_payload=for_payload)
+            return Channel(self.socket, patience, payload_bytes=payload_bytes)
         from wire.tls import TlsChannel
 
-        return TlsChannel(self._tls, patience, for_payload=for_payload)
+        return TlsChannel(self._tls, patience, payload_bytes=payload_bytes)

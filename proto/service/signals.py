@@ -1,14 +1,16 @@
-"""SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
+"""How a process ends. SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
 
 The handler only reports; the service's own loop acts. As PID 1 of a container a process has no default handlers: these
 are set explicitly, so that `docker stop` ends a transfer at once.
 """
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -17,6 +19,18 @@ def end_at_once() -> None:
     """Let a signal end the process at once, until `on_end`; nothing has begun that would have to end in order."""
     for number in SIGNALS:
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process, now that all is done and told.
+
+    To take an interpreter apart takes a fifth of the time of a short transfer, and gives back only memory.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    os._exit(exit_code)
 
 
 def on_end(report: Callable[[int], None]) -> None:

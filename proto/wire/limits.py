@@ -61,6 +61,10 @@ WINDOW_CHUNKS_MAX: Final = 1024
 
 BLOCK_BYTES: Final = 512 * KIB
 """The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
+LARGE_BLOCK_BYTES: Final = 1980 * KIB
+"""What is written at once at most, where the network brings it faster: with a frame it fits into a huge page."""
+LARGE_BLOCK_CONNECTIONS: Final = 8
+"""Connections of a transfer that have room for that. It takes more on long paths, where less comes at once."""
 
 OPENING_SECONDS: Final = 5.0
 """From accept to Welcome."""

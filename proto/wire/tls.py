@@ -115,8 +115,8 @@ class TlsChannel(Channel):
     and waiting happens outside of it.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, for_payload: bool = False) -> None:
-        super().__init__(sock, patience, for_payload=for_payload)
+    def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, payload_bytes: int = 0) -> None:
+        super().__init__(sock, patience, payload_bytes=payload_bytes)
         sock.setblocking(False)
         self._tls = sock
         self._lock = threading.Lock()  # protects the TLS state of the socket

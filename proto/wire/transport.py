@@ -27,7 +27,7 @@ _SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
 _AHEAD_BYTES = 4 * limits.KIB
 """What may be read behind a block: digests, the next header, and little of its payload."""
 _FRAME_AREA = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
-_DATA_BUFFER_BYTES = limits.BLOCK_BYTES + _FRAME_AREA
+_PAGE_BYTES = 4 * limits.KIB
 
 SockAddress = tuple[str, int] | tuple[str, int, int, int]
 
@@ -61,7 +61,8 @@ class Channel:
     valid until the next read. The constructor raises ConnectionLost where the peer has reset the connection already.
     """
 
-    def __init__(self, sock: socket.socket, patience: Patience, *, for_payload: bool = False) -> None:
+    def __init__(self, sock: socket.socket, patience: Patience, *, payload_bytes: int = 0) -> None:
+        """Take a connected socket; its buffer has room for a frame, and for as much payload as is said."""
         self.socket = sock
         self.patience = patience
         self.on_dry: Callable[[], None] = _nothing
@@ -70,38 +71,45 @@ class Channel:
         except OSError as error:
             raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
-        self._buffer = memory.buffer(_DATA_BUFFER_BYTES) if for_payload else memoryview(bytearray(_FRAME_AREA))
+        size = payload_bytes + _FRAME_AREA
+        self._buffer = memory.buffer(size) if payload_bytes else memoryview(bytearray(size))
         self._start = 0
         self._end = 0
 
     # --- reading
 
-    def take(self, count: int, *, ahead: int | None = None) -> memoryview:
+    def take(self, count: int) -> memoryview:
         """Return the next `count` bytes (at most BLOCK_BYTES, or a frame), having waited for them.
 
-        `ahead` bounds how much of what follows may be read with them, as what is read ahead of a block has to be moved;
-        None is as much as there is room for. Raises ConnectionLost where the stream ends first, and whatever
-        `patience` raises.
+        Raises ConnectionLost where the stream ends first, and whatever `patience` raises.
         """
         if self._end - self._start < count:
-            self._fill(count, ahead)
+            self._fill(count)
         start = self._start
         self._start = start + count
         return self._buffer[start : self._start]
 
     def payload(self, count: int) -> Iterator[memoryview]:
-        """Yield the next `count` bytes as blocks of BLOCK_BYTES, the last one shorter."""
-        while count > limits.BLOCK_BYTES:
-            yield self.take(limits.BLOCK_BYTES, ahead=0)
-            count -= limits.BLOCK_BYTES
-        if count:
-            yield self.take(count, ahead=_AHEAD_BYTES if count > _AHEAD_BYTES else None)
+        """Yield the next `count` bytes as they come, in whole pages but for the last of them.
+
+        A block has at least BLOCK_BYTES, and all that is here and fits into the buffer: who takes long over one finds
+        the next one larger. Little is read beyond the last one, as the next block would have to be moved for it.
+        """
+        while count:
+            least = min(count, limits.BLOCK_BYTES)
+            if self._end - self._start < least:
+                self._fill(least, count - least + _AHEAD_BYTES if count > _AHEAD_BYTES else None)
+            size = min(count, self._end - self._start)
+            if size < count:
+                size -= size % _PAGE_BYTES
+            yield self.take(size)
+            count -= size
 
     def read_body(self, limit: int = limits.FRAME_BYTES) -> bytes:
         """Read one frame's body, its checksum checked. Raises ConnectionLost, RemoteProtocolError."""
         length, expected = parse_header(self.take(limits.FRAME_HEADER_BYTES), limit)
         if self._end - self._start < length:
-            self._fill(length, None, Deadline(limits.DEAD_SECONDS, f"{self.peer}: the rest of a frame"))
+            self._fill(length, deadline=Deadline(limits.DEAD_SECONDS, f"{self.peer}: the rest of a frame"))
         body = bytes(self.take(length))
         check_body(body, expected)
         return body
@@ -123,8 +131,11 @@ class Channel:
             if not self._receive(wait=False):
                 return None
 
-    def _fill(self, count: int, ahead: int | None, deadline: Deadline | None = None) -> None:
-        """Wait until `count` bytes are in the buffer, and not beyond the deadline: who dribbles moves for ever."""
+    def _fill(self, count: int, ahead: int | None = None, deadline: Deadline | None = None) -> None:
+        """Wait until `count` bytes are in the buffer, and not beyond the deadline: who dribbles moves for ever.
+
+        `ahead` bounds how much of what follows may be read with them; None is as much as there is room for.
+        """
         self._make_room(count)
         self.on_dry()
         while True:
@@ -137,10 +148,10 @@ class Channel:
                 deadline()
 
     def _make_room(self, count: int) -> None:
-        """Move what is left to the front where `count` bytes would not fit behind it."""
-        if self._start + count <= len(self._buffer):
-            return
+        """Move what is left to the front where it is little, or `count` bytes would not fit where it is."""
         left = self._end - self._start
+        if not self._start or (left > _PAGE_BYTES and self._start + count <= len(self._buffer)):
+            return
         self._buffer[:left] = self._buffer[self._start : self._end]
         self._start, self._end = 0, left
 

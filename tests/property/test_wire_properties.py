@@ -323,8 +323,8 @@ def dry() -> None:
     raise Dry
 
 
-def channel_of(data: bytes, sizes: Iterator[int], *, for_payload: bool = False) -> Channel:
-    return Channel(Wire(data, sizes), dry, for_payload=for_payload)  # type: ignore[arg-type]
+def channel_of(data: bytes, sizes: Iterator[int], *, payload_bytes: int = 0) -> Channel:
+    return Channel(Wire(data, sizes), dry, payload_bytes=payload_bytes)  # type: ignore[arg-type]
 
 
 splits = st.lists(st.integers(1, 100), min_size=1, max_size=20).map(itertools.cycle)
@@ -374,7 +374,7 @@ def test_frames_polled_in_any_pieces(said: list[m.Message], sizes: Iterator[int]
 def test_payload_between_frames(chunks: list[tuple[m.Message, bytes]], sizes: Iterator[int], poll: bool) -> None:
     """Frames and raw bytes in turn: each is where the other ended, however they arrive."""
     whole = b"".join(frame(message) + payload for message, payload in chunks)
-    channel = channel_of(whole, sizes, for_payload=True)
+    channel = channel_of(whole, sizes, payload_bytes=limits.BLOCK_BYTES)
     for message, payload in chunks:
         body = channel.poll_body() if poll else None
         assert (body or channel.read_body()) == encode(message)

@@ -1,6 +1,7 @@
 """Sockets: whole buffers in and out, deadlines, an end in order. Real connections over loopback."""
 
 import errno
+import itertools
 import os
 import random
 import select
@@ -57,11 +58,11 @@ class Pairs:
         return ours, theirs
 
     def __call__(
-        self, patience: transport.Patience = endless, *, for_payload: bool = False
+        self, patience: transport.Patience = endless, *, payload_bytes: int = 0
     ) -> tuple[Channel, socket.socket]:
         """Return a channel, and the bare socket at its other end."""
         ours, theirs = self.raw()
-        return Channel(ours, patience, for_payload=for_payload), theirs
+        return Channel(ours, patience, payload_bytes=payload_bytes), theirs
 
     def keep(self, *sockets: socket.socket) -> None:
         self._sockets += sockets
@@ -164,7 +165,7 @@ def test_take_nothing(pair: Pairs) -> None:
 def test_take_any_counts_in_any_pieces(pair: Pairs, run: int) -> None:
     """Across the end of the buffer, many times, with views that are whole each time."""
     rng = random.Random(run)
-    channel, peer = pair(for_payload=True)
+    channel, peer = pair(payload_bytes=limits.BLOCK_BYTES)
     data = pattern(3_000_000, run)
     dribbled(channel, iter(lambda: rng.choice([1, 100, 65_536, 400_000]), None))
     feeder = Thread(lambda: peer.sendall(data))
@@ -177,21 +178,53 @@ def test_take_any_counts_in_any_pieces(pair: Pairs, run: int) -> None:
     feeder.result()
 
 
+PAGE_BYTES = 4096
+
+
+@pytest.mark.parametrize("room", [limits.BLOCK_BYTES, limits.LARGE_BLOCK_BYTES])
 @pytest.mark.parametrize(
-    "count", [1, 4096, 4097, limits.BLOCK_BYTES, limits.BLOCK_BYTES + 1, 3 * limits.BLOCK_BYTES - 1]
+    "count", [1, 4096, 4097, limits.BLOCK_BYTES, limits.BLOCK_BYTES + 1, 3 * limits.BLOCK_BYTES - 1, 5_000_001]
 )
-def test_payload_comes_in_blocks(pair: Pairs, count: int) -> None:
-    channel, peer = pair(for_payload=True)
+def test_payload_comes_in_blocks(pair: Pairs, count: int, room: int) -> None:
+    channel, peer = pair(payload_bytes=room)
     data = pattern(count)
     feeder = Thread(lambda: peer.sendall(data + b"next"))
 
     blocks = [bytes(block) for block in channel.payload(count)]
 
     assert b"".join(blocks) == data
-    assert all(len(block) == limits.BLOCK_BYTES for block in blocks[:-1])
-    assert len(blocks) == -(-count // limits.BLOCK_BYTES)
+    assert all(len(block) >= limits.BLOCK_BYTES and len(block) % PAGE_BYTES == 0 for block in blocks[:-1])
     assert bytes(channel.take(4)) == b"next"
     feeder.result()
+
+
+@pytest.mark.parametrize("size", [1, 100, limits.BLOCK_BYTES - 1, limits.BLOCK_BYTES])
+def test_who_sends_little_at_once_is_not_waited_for(pair: Pairs, size: int) -> None:
+    """A block is handed on as soon as it has BLOCK_BYTES, however much room there is."""
+    channel, peer = pair(payload_bytes=limits.LARGE_BLOCK_BYTES)
+    data = pattern(limits.BLOCK_BYTES)
+    dribbled(channel, iter(lambda: size, None))
+    feeder = Thread(lambda: peer.sendall(data))
+
+    assert bytes(next(channel.payload(1 << 30))) == data
+    feeder.result()
+
+
+class Plenty(Dribble):
+    """A socket that always has as much as there is room for."""
+
+    def recv_into(self, buffer: memoryview, _count: int, _flags: int) -> int:
+        return len(buffer)
+
+
+@pytest.mark.parametrize("room", [limits.BLOCK_BYTES, limits.LARGE_BLOCK_BYTES])
+def test_a_block_has_all_that_is_here(pair: Pairs, room: int) -> None:
+    """Who was busy meanwhile takes it in one piece."""
+    channel, _ = pair(payload_bytes=room)
+    channel.socket = Plenty(channel.socket, ones())  # type: ignore[assignment]
+
+    blocks = itertools.islice(channel.payload(1 << 30), 10)
+    assert all(len(block) >= room for block in blocks)
 
 
 class Counting(Dribble):
@@ -207,19 +240,20 @@ class Counting(Dribble):
         return received
 
 
-@pytest.mark.parametrize("ahead", [0, 100])
-def test_take_reads_no_further_ahead_than_it_is_told(pair: Pairs, ahead: int) -> None:
-    channel, peer = pair(for_payload=True)
+def test_payload_reads_little_of_what_follows(pair: Pairs) -> None:
+    """What was read of the next block would have to be moved."""
+    channel, peer = pair(payload_bytes=limits.BLOCK_BYTES)
     channel.socket = counting = Counting(channel.socket)  # type: ignore[assignment]
-    peer.sendall(pattern(1000))
+    data = pattern(100_000)
+    peer.sendall(data)
 
-    assert channel.take(500, ahead=ahead) == pattern(1000)[:500]
-    assert 500 <= counting.received <= 500 + ahead
-    assert channel.take(500) == pattern(1000)[500:]
+    assert b"".join(map(bytes, channel.payload(50_000))) == data[:50_000]
+    assert counting.received <= 50_000 + PAGE_BYTES
+    assert channel.take(50_000) == data[50_000:]
 
 
 def test_payload_byte_by_byte(pair: Pairs) -> None:
-    channel, peer = pair(for_payload=True)
+    channel, peer = pair(payload_bytes=limits.BLOCK_BYTES)
     dribbled(channel, ones())
     data = pattern(5000)
     peer.sendall(data)
@@ -229,7 +263,7 @@ def test_payload_byte_by_byte(pair: Pairs) -> None:
 
 def test_a_chunk_on_the_wire(pair: Pairs) -> None:
     """A frame, payload behind it, digests, a frame: each read by its own means from one stream."""
-    channel, peer = pair(for_payload=True)
+    channel, peer = pair(payload_bytes=limits.BLOCK_BYTES)
     digests = segment_digest(b"abc") + segment_digest(b"defg")
     peer.sendall(frame(HEADER) + b"abcdefg" + digests + frame(FINISH))
 
@@ -582,7 +616,7 @@ def test_unacknowledged_bytes(pair: Pairs) -> None:
 @pytest.mark.parametrize("what", ["take", "read_body", "payload"])
 def test_shut_wakes_a_blocked_reader(pair: Pairs, what: str) -> None:
     """Its patience never ends, so nothing else can."""
-    channel, _ = pair(for_payload=True)
+    channel, _ = pair(payload_bytes=limits.BLOCK_BYTES)
     waiting = threading.Event()
     channel.on_dry = waiting.set
     calls: dict[str, Callable[[], Any]] = {
