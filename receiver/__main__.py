@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     signals.end_at_once()
-    sys.exit(run(sys.argv[1:], os.environ))
+    signals.leave(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     signals.end_at_once()
-    sys.exit(run(sys.argv[1:], os.environ))
+    signals.leave(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -110,9 +110,13 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
         for item in make_walk(settings, skip):
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
+        sys.stdout.flush()
     except FilestreamerError as error:
         logger.error("dry_run_failed", reason=str(error))
         return error.exit_code
+    except OSError as error:
+        logger.error("dry_run_failed", reason=f"can't write the list: {error.strerror}")
+        return Exit.FAILED
     return Exit.DATA if failures else Exit.COMPLETE
 
 

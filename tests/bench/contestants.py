@@ -207,6 +207,9 @@ def timed(command: Sequence[object], place: Place, usage: Usage, **options: Any)
 # --- the pair
 
 
+COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Has Python keep what it compiled in the first run, as an installer does."""
+
 Metrics = Literal["off", "served", "scraped"]
 """Of both ends; scraped four times a second."""
 
@@ -227,8 +230,9 @@ def _filestreamer(flags: Sequence[object], metrics: Metrics, place: Place, sourc
         where, sent = ["--directory", target, "--once"], f"{source}/"
     receiver = [*python, "receiver", "--listen", listen, *where, "--anonymous", "--metrics", serves[0]]
     sender = [*python, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
-    with serving(receiver, port, place) as usage, scraping(serves if metrics == "scraped" else []) as scrapes:
-        seconds = timed(sender, place, usage)
+    scraped = serves if metrics == "scraped" else []
+    with serving(receiver, port, place, env=COMPILED) as usage, scraping(scraped) as scrapes:
+        seconds = timed(sender, place, usage, env=COMPILED)
     return usage.run(seconds, scrapes)
 
 

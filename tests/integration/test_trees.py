@@ -150,6 +150,14 @@ def test_dry_run_lists_and_sends_nothing(pair: Pair) -> None:
     assert [line["path"] for line in sender.events("entry_skipped")] == [str(tree / "fifo")]
 
 
+def test_dry_run_into_a_full_disk_fails(pair: Pair) -> None:
+    tree = trees.write(pair.source / "tree" / "a", b"a").parent
+    with open("/dev/full", "wb") as full:
+        sender = pair.start("sender", tree, "--to", "127.0.0.1:1", "--dry-run", stdout=full)
+        assert sender.wait() == 1
+    assert "No space left" in sender.events("dry_run_failed")[0]["reason"]
+
+
 def test_two_paths_of_one_name_and_shards_of_a_tree_are_wrong_usage(pair: Pair) -> None:
     for name in ("a/x", "b/x"):
         trees.write(pair.source / name, b"x")
