@@ -5,6 +5,7 @@ its end, by when all of it has to be in place; servers are started before. CPU t
 """
 
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -84,6 +85,8 @@ class Usage:
     """Sums up what the processes of a run use while they run, and once each has ended."""
 
     def __init__(self) -> None:
+        self.said = ""
+        """By the client, on standard error."""
         self.cpu_seconds = 0.0
         self.peak_bytes: dict[End, int] = {"client": 0, "server": 0}
         self._running: dict[subprocess.Popen[bytes], End] = {}
@@ -198,9 +201,10 @@ def timed(command: Sequence[object], place: Place, usage: Usage, **options: Any)
         seconds = time.perf_counter() - begun
         if not has_ended:
             raise TimeoutError(f"took longer than {RUN_SECONDS} s")
+        said.seek(0)
+        usage.said = said.read().decode(errors="replace").strip()
         if process.returncode != 0:
-            said.seek(0)
-            raise RuntimeError(f"exit code {process.returncode}: {said.read().decode(errors='replace').strip()}")
+            raise RuntimeError(f"exit code {process.returncode}: {usage.said}")
     return seconds
 
 
@@ -214,12 +218,17 @@ Metrics = Literal["off", "served", "scraped"]
 """Of both ends; scraped four times a second."""
 
 
-def filestreamer(*flags: object, name: str = "filestreamer", metrics: Metrics = "off") -> Contestant:
-    """Return the pair, with the sender's flags."""
-    return Contestant(name, functools.partial(_filestreamer, flags, metrics), verifies=True, is_ours=True)
+def filestreamer(
+    *flags: object, name: str = "filestreamer", metrics: Metrics = "off", is_steady: bool = False
+) -> Contestant:
+    """Return the pair, with the sender's flags; `is_steady` has the seconds be those at the rate after a ramp."""
+    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady)
+    return Contestant(name, run, verifies=True, is_ours=True)
 
 
-def _filestreamer(flags: Sequence[object], metrics: Metrics, place: Place, source: Path, target: Path) -> Run:
+def _filestreamer(
+    flags: Sequence[object], metrics: Metrics, place: Place, source: Path, target: Path, *, is_steady: bool
+) -> Run:
     port = free_port()
     listen = f"{place.host}:{port}"
     serves = ["off" if metrics == "off" else f"{host}:{free_port()}" for host in (place.host, place.client_host)]
@@ -233,7 +242,22 @@ def _filestreamer(flags: Sequence[object], metrics: Metrics, place: Place, sourc
     scraped = serves if metrics == "scraped" else []
     with serving(receiver, port, place, env=COMPILED) as usage, scraping(scraped) as scrapes:
         seconds = timed(sender, place, usage, env=COMPILED)
-    return usage.run(seconds, scrapes)
+    return usage.run(steady_seconds(usage.said) if is_steady else seconds, scrapes)
+
+
+def steady_seconds(log: str) -> float:
+    """Return how long a sender would have taken at its rate between its first line of progress, after 5 s, and its end.
+
+    Raises RuntimeError where it ended before.
+    """
+    events = [json.loads(line) for line in log.splitlines()]
+    begin = next((event for event in events if event["event"] == "progress"), None)
+    if begin is None:
+        raise RuntimeError("it ended within five seconds")
+    end = events[-1]
+    begun, ended = (datetime.datetime.fromisoformat(event["timestamp"]) for event in (begin, end))
+    share = 1 - float(begin["acknowledged_bytes"] / end["bytes"])
+    return (ended - begun).total_seconds() / share
 
 
 @contextlib.contextmanager

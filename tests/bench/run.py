@@ -12,6 +12,7 @@ links.svg. Cases that are measured again replace what is there, others stay.
 import argparse
 import contextlib
 import json
+import mmap  # noqa: TID251 - memory of no file
 import os
 import platform
 import shutil
@@ -126,6 +127,12 @@ def cases(disk: str) -> dict[str, Case]:
         beside = (c.socat(), c.gridftp(8), c.xrootd(8), c.iperf3(8))
         over = (*pairs("--connections", "auto", 1, 4, 8, 16), *beside)
         found[f"link-{name}"] = Case(f"512 MiB over {each}", over, Data(512 * MIB), over=each)
+        ramped = [
+            c.filestreamer("--connections", number, name=f"--connections {number}", is_steady=True)
+            for number in ("auto", 4, 8, 16)
+        ]
+        title = f"The rate after 5 s over {each}"
+        found[f"steady-{name}"] = Case(title, tuple(ramped), Data(2 * GIB), over=each, is_optional=True)
     return found
 
 
@@ -184,6 +191,7 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
                     continue
                 if case.directory != RAM_DISK:
                     os.sync()  # what others wrote is not on this one's account
+                warm_up(total)
                 try:
                     runs[each.name].append(one_run(each, place, source, target))
                 except (OSError, RuntimeError) as error:
@@ -210,6 +218,18 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
         "failed": failed,
         "runs": {who: [run._asdict() for run in took] for who, took in runs.items()},
     }
+
+
+def warm_up(size: int) -> None:
+    """Use as much memory as a run is going to fill, and give it back.
+
+    The host of a virtual machine may have taken free memory away: to get it again takes several times as long as to
+    copy a file into it, and differs from run to run.
+    """
+    pages = max(1, min(size // mmap.PAGESIZE, os.sysconf("SC_AVPHYS_PAGES") // 2))
+    with mmap.mmap(-1, pages * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[:: mmap.PAGESIZE] = bytes(pages)
 
 
 def one_run(each: c.Contestant, place: c.Place, source: Path, target: Path) -> c.Run:

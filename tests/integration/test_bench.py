@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import report, run
-from tests.bench.contestants import Contestant, Place, Run, cp, filestreamer
+from tests.bench.contestants import Contestant, Place, Run, cp, filestreamer, steady_seconds
 from tests.bench.data import Data, difference
 from tests.support.services import UNIT
 
@@ -90,6 +90,23 @@ def test_who_copies_wrongly_is_left_out(
     assert list(saved["runs"]) == ["cp"]
     assert why in saved["failed"]["other"]
     assert f"Left out: other ({why}" in report.markdown({"a-case": saved})
+
+
+PROGRESS = {"event": "progress", "timestamp": "2026-01-01T00:00:05.500000Z", "acknowledged_bytes": 250}
+END = {"event": "transfer_complete", "timestamp": "2026-01-01T00:00:11.500000Z", "bytes": 1000}
+
+
+def test_the_rate_after_a_ramp() -> None:
+    """Three quarters in the last six seconds: eight for all of it, however long the first quarter took."""
+    log = [{"event": "connected"}, PROGRESS, {**PROGRESS, "acknowledged_bytes": 900}, END]
+    assert steady_seconds("\n".join(map(json.dumps, log))) == pytest.approx(8)
+    with pytest.raises(RuntimeError, match="five seconds"):
+        steady_seconds(json.dumps(END))
+
+
+def test_a_ramp_is_longer_than_this(tmp_path: Path) -> None:
+    saved = run.measure("a-case", case(tmp_path, Data(100), cp(), filestreamer(is_steady=True)), rounds=1)
+    assert "five seconds" in saved["failed"]["filestreamer"]
 
 
 def test_who_fails_is_left_out(tmp_path: Path) -> None:
