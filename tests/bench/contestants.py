@@ -221,7 +221,7 @@ Metrics = Literal["off", "served", "scraped"]
 def filestreamer(
     *flags: object, name: str = "filestreamer", metrics: Metrics = "off", is_steady: bool = False
 ) -> Contestant:
-    """Return the pair, with the sender's flags; `is_steady` has the seconds be those at the rate after a ramp."""
+    """Return the pair, with the sender's flags; `is_steady` has the seconds be those at its rate after a ramp."""
     run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady)
     return Contestant(name, run, verifies=True, is_ours=True)
 
@@ -246,17 +246,17 @@ def _filestreamer(
 
 
 def steady_seconds(log: str) -> float:
-    """Return how long a sender would have taken at its rate between its first line of progress, after 5 s, and its end.
+    """Return what all would have taken at a sender's rate between its first line of progress, after 5 s, and its last.
 
-    Raises RuntimeError where it ended before.
+    What is under way is the same at both. Raises RuntimeError where it ended within 10 s.
     """
     events = [json.loads(line) for line in log.splitlines()]
-    begin = next((event for event in events if event["event"] == "progress"), None)
-    if begin is None:
-        raise RuntimeError("it ended within five seconds")
-    end = events[-1]
+    looks = [event for event in events if event["event"] == "progress"]
+    if len(looks) < 2:
+        raise RuntimeError("it ended within ten seconds")
+    begin, end = looks[0], looks[-1]
     begun, ended = (datetime.datetime.fromisoformat(event["timestamp"]) for event in (begin, end))
-    share = 1 - float(begin["acknowledged_bytes"] / end["bytes"])
+    share = (end["acknowledged_bytes"] - begin["acknowledged_bytes"]) / float(end["size_bytes"])
     return (ended - begun).total_seconds() / share
 
 

@@ -92,21 +92,28 @@ def test_who_copies_wrongly_is_left_out(
     assert f"Left out: other ({why}" in report.markdown({"a-case": saved})
 
 
-PROGRESS = {"event": "progress", "timestamp": "2026-01-01T00:00:05.500000Z", "acknowledged_bytes": 250}
-END = {"event": "transfer_complete", "timestamp": "2026-01-01T00:00:11.500000Z", "bytes": 1000}
+def look(second: float, acknowledged_bytes: int) -> dict[str, object]:
+    """Return a line of progress."""
+    timestamp = f"2026-01-01T00:00:{second:09.6f}Z"
+    return {
+        "event": "progress",
+        "timestamp": timestamp,
+        "acknowledged_bytes": acknowledged_bytes,
+        "size_bytes": 1000,
+    }
 
 
 def test_the_rate_after_a_ramp() -> None:
-    """Three quarters in the last six seconds: eight for all of it, however long the first quarter took."""
-    log = [{"event": "connected"}, PROGRESS, {**PROGRESS, "acknowledged_bytes": 900}, END]
+    """Three quarters in six seconds: eight for all of it, however long the first part took, and the last."""
+    log = [{"event": "connected"}, look(5.5, 100), look(10.5, 300), look(11.5, 850), {"event": "transfer_complete"}]
     assert steady_seconds("\n".join(map(json.dumps, log))) == pytest.approx(8)
-    with pytest.raises(RuntimeError, match="five seconds"):
-        steady_seconds(json.dumps(END))
+    with pytest.raises(RuntimeError, match="ten seconds"):
+        steady_seconds("\n".join(map(json.dumps, log[:2])))
 
 
 def test_a_ramp_is_longer_than_this(tmp_path: Path) -> None:
     saved = run.measure("a-case", case(tmp_path, Data(100), cp(), filestreamer(is_steady=True)), rounds=1)
-    assert "five seconds" in saved["failed"]["filestreamer"]
+    assert "ten seconds" in saved["failed"]["filestreamer"]
 
 
 def test_who_fails_is_left_out(tmp_path: Path) -> None:
