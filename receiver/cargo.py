@@ -13,21 +13,25 @@ from receiver.rehash import FinalsRehashed, Rehashed
 from wire import messages as m
 
 
-class Sink(Protocol):
-    """What the bytes of a segment are written into."""
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether `record` is to be called before the segment is acknowledged."""
-
-    def write(self, view: memoryview, offset: int) -> None:
-        """Write bytes of a segment that was begun, in order. Raises TransferFailed: NO_SPACE, DESTINATION."""
+class Recorder(Protocol):
+    """What notes segments before they are acknowledged, so that another run finds them."""
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Note (position, digest) of what was written. Raises TransferFailed."""
 
     def digest(self, position: int) -> bytes:
         """Return the digest of a segment that is VERIFIED."""
+
+
+class Sink(Protocol):
+    """What the bytes of a segment are written into."""
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What notes its segments; None where none are noted."""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes of a segment that was begun, in order. Raises TransferFailed: NO_SPACE, DESTINATION."""
 
 
 class Part(NamedTuple):

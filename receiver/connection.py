@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Protocol
 
-from receiver.cargo import Part, Sink
+from receiver.cargo import Part, Recorder
 from receiver.intake import Intake
 from receiver.output import Output
 from service.counters import ConnectionCounters, StageClock
@@ -58,7 +58,7 @@ class DataConnection(threading.Thread):
         self._welcome = welcome
         self._session = Session("receiver", m.Role.DATA)
         self._hasher = segment_hasher()
-        self._written: list[Part] = []  # verified, not in the ledger yet
+        self._written: dict[Recorder, list[int]] = {}  # positions that are verified and not noted yet
         self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
         self._clock = StageClock(counters.stage_seconds)
         self._left = threading.Event()
@@ -140,7 +140,9 @@ class DataConnection(threading.Thread):
         if isinstance(sink, Output):
             sink.hand_over(parts[0].position, lambda: self._acknowledge_passed(received))
             return
-        self._written += [part for part in parts if part.write and part.stake.has_ledger]
+        for part in parts:
+            if part.write and (recorder := part.stake.recorder) is not None:
+                self._written.setdefault(recorder, []).append(part.position)
         self._received.append(received)
         if len(self._received) >= limits.ACKS_PER_FRAME:
             self._acknowledge()
@@ -168,13 +170,10 @@ class DataConnection(threading.Thread):
         if not self._received:
             return
         interrupted = self._clock.enter("acknowledge")
-        records: dict[Sink, list[tuple[int, bytes]]] = {}
-        for part in self._written:
-            records.setdefault(part.stake, []).append((part.position, part.stake.digest(part.position)))
-        for stake, pairs in records.items():
-            stake.record(pairs)
+        for recorder, positions in self._written.items():
+            recorder.record([(position, recorder.digest(position)) for position in positions])
         acknowledged = self._received
-        self._written, self._received = [], []
+        self._written, self._received = {}, []
         self._say_acknowledged(acknowledged)
         self._clock.enter(interrupted)
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer
 from receiver.store import Destination, InPlace, Staged, check_name
@@ -235,9 +235,9 @@ class Stake:
         return self.file.content
 
     @property
-    def has_ledger(self) -> bool:
-        """Whether chunks are noted before they are acknowledged: always."""
-        return True
+    def recorder(self) -> Self:
+        """What notes chunks before they are acknowledged: it does, in the ledger."""
+        return self
 
     @property
     def payload_bytes(self) -> int:

@@ -89,7 +89,7 @@ class _Chunk:
 class Output:
     """Takes the chunks of one file or stream, and passes them on. The lock protects every field with an underscore."""
 
-    has_ledger = False
+    recorder: Final = None
     """What was passed on is not found again."""
 
     def __init__(
@@ -231,13 +231,6 @@ class Output:
             chunk.writer, chunk.digest, chunk.by = None, digest, by
             self._changed.notify_all()
             return True
-
-    def digest(self, position: int) -> bytes:
-        """Return the digest of a chunk that was delivered and not passed on."""
-        return self._chunks[position].digest
-
-    def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Note nothing: there is no ledger."""
 
     def hand_over(self, position: int, passed_on: Callable[[], None]) -> None:
         """Have it told when a chunk that was delivered is passed on: by the thread that does that, or at once."""

@@ -11,10 +11,13 @@ from wire.messages import Entry
 
 
 class SmallFile:
-    """One delivery of a small file: it is open between its first byte and its last. For one connection's thread."""
+    """One delivery of a small file: it is open between its first byte and its last. For one connection's thread.
+
+    No ledger notes it: what is not complete when a receiver is killed is sent again.
+    """
 
     __slots__ = ("_fd", "_staging", "connection", "entry", "name")
-    has_ledger: Final = False
+    recorder: Final = None
 
     def __init__(self, staging: TreeStaging, name: str, entry: Entry, connection: Connection) -> None:
         """Write it under `name` in staging."""
@@ -46,13 +49,6 @@ class SmallFile:
             shown = ascii(os.fsdecode(entry.path))
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
 
-    def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Keep no ledger: what is not complete when a receiver is killed is sent again."""
-
-    def digest(self, position: int) -> bytes:
-        """Keep no digest here."""
-        raise NotImplementedError
-
     def abandon(self) -> None:
         """Close and remove it: its connection has left, or it is not wanted."""
         if self._fd >= 0:
@@ -64,17 +60,10 @@ class SmallFile:
 class Compared:
     """Takes the place of a file whose bytes are only compared."""
 
-    has_ledger: Final = False
+    recorder: Final = None
 
     def write(self, view: memoryview, offset: int) -> None:
         """Nobody writes."""
-
-    def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Nothing was written."""
-
-    def digest(self, position: int) -> bytes:
-        """Nothing was written."""
-        raise NotImplementedError
 
 
 COMPARED: Final = Compared()

@@ -256,8 +256,9 @@ def steady_seconds(log: str) -> float:
         raise RuntimeError("it ended within ten seconds")
     begin, end = looks[0], looks[-1]
     begun, ended = (datetime.datetime.fromisoformat(event["timestamp"]) for event in (begin, end))
-    share = (end["acknowledged_bytes"] - begin["acknowledged_bytes"]) / float(end["size_bytes"])
-    return (ended - begun).total_seconds() / share
+    moved: int = end["acknowledged_bytes"] - begin["acknowledged_bytes"]
+    size: int = end["size_bytes"]
+    return (ended - begun).total_seconds() * size / moved
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from tests.support.peer import (
     Sample,
     ack,
     acknowledged,
+    end_after,
     read_chunk,
 )
 from tests.support.services import UNIT, Pair, Service, same
@@ -955,15 +956,7 @@ def end_of_sender(pair: Pair, source: Path, answer: m.Message) -> tuple[object, 
     with RawReceiver() as receiver:
         sender = start_sender(pair, source, receiver, "--give-up-after", 5)
         control, _, _ = receiver.control()
-        control.send(answer)
-        try:
-            said: object = control.expect(m.Abort).code
-        except Ended as error:
-            said = error
-        control.close()
-        code = sender.wait()
-    assert "Traceback" not in sender.stderr
-    return said, code, (sender.result["error"] or {}).get("code")
+        return end_after(sender, control, answer)
 
 
 def test_complete_before_anything_was_sent(pair: Pair, source: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from service import backoff
 from tests.support import sending, trees
-from tests.support.peer import Ended, Link, RawReceiver, read_chunk
+from tests.support.peer import Ended, Link, RawReceiver, end_after, read_chunk
 from tests.support.services import UNIT, Pair, Service
 from wire import messages as m
 from wire.digests import segment_digest
@@ -74,16 +74,7 @@ def end_of_sender(pair: Pair, tree: Path | str, answer: m.Message, *args: object
     """Answer with nonsense; return what the sender says, its exit code, and its result's error."""
     with RawReceiver() as receiver:
         sender = start(pair, tree, receiver, "--give-up-after", 5, *args)
-        control = offered(receiver)
-        control.send(answer)
-        try:
-            said: object = control.expect(m.Abort).code
-        except Ended as error:
-            said = error
-        control.close()
-        code = sender.wait()
-    assert "Traceback" not in sender.stderr
-    return said, code, (sender.result["error"] or {}).get("code")
+        return end_after(sender, offered(receiver), answer)
 
 
 def test_nonsense(pair: Pair, tree: Path) -> None:

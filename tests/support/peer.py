@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tests.support.services import UNIT
+from tests.support.services import UNIT, Service
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest, segment_digest
@@ -427,3 +427,16 @@ def _acknowledge_all(link: Link, received: list[Received]) -> None:
             received.append(chunk := read_chunk(link))
             link.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
     link.close()
+
+
+def end_after(sender: Service, control: Link, answer: m.Message) -> tuple[object, int, str | None]:
+    """Answer with nonsense; return what the sender says, its exit code, and its result's error."""
+    control.send(answer)
+    try:
+        said: object = control.expect(m.Abort).code
+    except Ended as error:
+        said = error
+    control.close()
+    code = sender.wait()
+    assert "Traceback" not in sender.stderr
+    return said, code, (sender.result["error"] or {}).get("code")

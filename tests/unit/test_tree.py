@@ -103,8 +103,8 @@ class Moving:
         computed = [segment_digest(payload) for payload in payloads]
         good = self.tree.end(connection or self.connection, parts, told, computed)
         for part, each in zip(parts, told, strict=True):
-            if good and part.write and part.stake.has_ledger:
-                part.stake.record([(part.position, each)])
+            if good and part.write and part.stake.recorder is not None:
+                part.stake.recorder.record([(part.position, each)])
         return good
 
     def send_all(self) -> None:
