@@ -12,7 +12,6 @@ links.svg. Cases that are measured again replace what is there, others stay.
 import argparse
 import contextlib
 import json
-import mmap  # noqa: TID251 - memory of no file
 import os
 import platform
 import shutil
@@ -182,16 +181,16 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
     """Run a case; return what is saved of it. Who fails, or makes another copy than was asked for, is left out."""
     runs: dict[str, list[c.Run]] = {each.name: [] for each in case.contestants}
     failed: dict[str, str] = {}
-    with directory(case.directory) as root, link(case.over) as place:
+    with directory(case.directory) as root, link(case.over) as ends:
         source, target = root / "source", root / "target"
         total = case.data.make(source)
+        place = ends._replace(fills_bytes=total)
         for number in range(rounds):
             for each in rotated(case.contestants, number):
                 if each.name in failed:
                     continue
                 if case.directory != RAM_DISK:
                     os.sync()  # what others wrote is not on this one's account
-                warm_up(total)
                 try:
                     runs[each.name].append(one_run(each, place, source, target))
                 except (OSError, RuntimeError) as error:
@@ -218,18 +217,6 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
         "failed": failed,
         "runs": {who: [run._asdict() for run in took] for who, took in runs.items()},
     }
-
-
-def warm_up(size: int) -> None:
-    """Use as much memory as a run is going to fill, and give it back.
-
-    The host of a virtual machine may have taken free memory away: to get it again takes several times as long as to
-    copy a file into it, and differs from run to run.
-    """
-    pages = max(1, min(size // mmap.PAGESIZE, os.sysconf("SC_AVPHYS_PAGES") // 2))
-    with mmap.mmap(-1, pages * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        memory[:: mmap.PAGESIZE] = bytes(pages)
 
 
 def one_run(each: c.Contestant, place: c.Place, source: Path, target: Path) -> c.Run:
