@@ -37,17 +37,21 @@ def send(*args: object) -> Transfer:
 
 @contextmanager
 def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[None]:
-    """Do something when the walk has ended, before the last part of what it found is offered."""
+    """Do something when the walk has ended, before anything of what it found is offered."""
     real = listing.Lister._say
+    found: list[list[Item]] = []
 
     def say(self: listing.Lister, items: list[Item], *, last: bool) -> None:
+        found.append(items)
         if last:
             action()
-        real(self, items, last=last)
+            for part in found[:-1]:
+                real(self, part, last=False)
+            real(self, found[-1], last=True)
+            found.clear()
 
     with monkeypatch.context() as patched:
         patched.setattr(listing.Lister, "_say", say)
-        patched.setattr(listing, "PART_SECONDS", float("inf"))  # no part goes out early where the walk is slow
         yield
 
 
