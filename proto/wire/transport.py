@@ -79,7 +79,7 @@ class Channel:
     # --- reading
 
     def take(self, count: int) -> memoryview:
-        """Return the next `count` bytes (at most BLOCK_BYTES, or a frame), having waited for them.
+        """Return the next `count` bytes (at most what the buffer has room for), having waited for them.
 
         Raises ConnectionLost where the stream ends first, and whatever `patience` raises.
         """

@@ -45,9 +45,8 @@ def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -
         found.append(items)
         if last:
             action()
-            for part in found[:-1]:
-                real(self, part, last=False)
-            real(self, found[-1], last=True)
+            for part in found:
+                real(self, part, last=part is items)
             found.clear()
 
     with monkeypatch.context() as patched:
