@@ -93,12 +93,13 @@ class Channel:
         """Yield the next `count` bytes as they come, in whole pages but for the last of them.
 
         A block has at least BLOCK_BYTES, and all that is here and fits into the buffer: who takes long over one finds
-        the next one larger. Little is read beyond the last one, as the next block would have to be moved for it.
+        the next one larger. Little is read beyond the last one, as the next block would have to be moved for it; with
+        fewer bytes than a block, all that is here comes along, as a read for each would cost more than to move them.
         """
         while count:
             least = min(count, limits.BLOCK_BYTES)
             if self._end - self._start < least:
-                self._fill(least, count - least + _AHEAD_BYTES if count > _AHEAD_BYTES else None)
+                self._fill(least, count - least + _AHEAD_BYTES if count >= limits.BLOCK_BYTES else None)
             size = min(count, self._end - self._start)
             if size < count:
                 size -= size % _PAGE_BYTES

@@ -240,16 +240,31 @@ class Counting(Dribble):
         return received
 
 
-def test_payload_reads_little_of_what_follows(pair: Pairs) -> None:
+@pytest.mark.parametrize("size", [limits.BLOCK_BYTES, 600_000])
+def test_payload_reads_little_of_what_follows_a_block(pair: Pairs, size: int) -> None:
     """What was read of the next block would have to be moved."""
-    channel, peer = pair(payload_bytes=limits.BLOCK_BYTES)
+    channel, peer = pair(payload_bytes=limits.LARGE_BLOCK_BYTES)
     channel.socket = counting = Counting(channel.socket)  # type: ignore[assignment]
-    data = pattern(100_000)
-    peer.sendall(data)
+    data = pattern(2 * size)
+    feeder = Thread(lambda: peer.sendall(data))
 
-    assert b"".join(map(bytes, channel.payload(50_000))) == data[:50_000]
-    assert counting.received <= 50_000 + PAGE_BYTES
-    assert channel.take(50_000) == data[50_000:]
+    assert b"".join(map(bytes, channel.payload(size))) == data[:size]
+    assert counting.received <= size + PAGE_BYTES
+    assert channel.take(size) == data[size:]
+    feeder.result()
+
+
+@pytest.mark.parametrize("size", [5_000, 50_000, 500_000])
+def test_small_payloads_come_by_the_buffer(pair: Pairs, size: int) -> None:
+    """One read for all that there is room for, and one round of acknowledgements: `on_dry` comes before each read."""
+    channel, _ = pair(payload_bytes=limits.LARGE_BLOCK_BYTES)
+    channel.socket = Plenty(channel.socket, ones())  # type: ignore[assignment]
+    reads: list[None] = []
+    channel.on_dry = lambda: reads.append(None)
+    count = limits.LARGE_BLOCK_BYTES // size
+
+    assert [len(block) for _ in range(count) for block in channel.payload(size)] == [size] * count
+    assert len(reads) == 1
 
 
 def test_payload_byte_by_byte(pair: Pairs) -> None:
