@@ -5,8 +5,8 @@ from typing import Final
 
 from receiver.cargo import Connection
 from receiver.place import TreeStaging, put_attributes
+from receiver.store import write_at
 from wire.errors import Code, from_os_error
-from wire.grid import outside_holes
 from wire.messages import Entry
 
 
@@ -34,11 +34,7 @@ class SmallFile:
             if not offset:
                 self._fd = self._staging.create(self.name, entry)
             fd = self._fd
-            if entry.holes:
-                for start, end in outside_holes(offset, offset + len(view), entry.holes):
-                    _write(fd, view[start - offset : end - offset], start)
-            else:
-                _write(fd, view, offset)
+            write_at(fd, view, offset, entry.holes)
             if offset + len(view) == entry.size:
                 if entry.holes:
                     os.ftruncate(fd, entry.size)
@@ -80,9 +76,3 @@ def make_file(staging: TreeStaging, name: str, entry: Entry) -> None:
             os.close(fd)
     except OSError as error:
         raise from_os_error(error, Code.DESTINATION, f"can't write {os.fsdecode(entry.path)!a}") from None
-
-
-def _write(fd: int, view: memoryview, offset: int) -> None:
-    written = os.pwrite(fd, view, offset)
-    while written < len(view):
-        written += os.pwrite(fd, view[written:], offset + written)

@@ -19,7 +19,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from receiver import ledger
@@ -352,6 +352,17 @@ def open_below(destination: Destination, path: bytes) -> Readable:
     return content
 
 
+def write_at(fd: int, view: memoryview, offset: int, holes: Sequence[Hole]) -> None:
+    """Write all of a file's bytes from `offset` on, but for its holes. Raises OSError."""
+    if holes:
+        for start, end in outside_holes(offset, offset + len(view), holes):
+            write_at(fd, view[start - offset : end - offset], start, ())
+        return
+    written = os.pwrite(fd, view, offset)
+    while written < len(view):
+        written += os.pwrite(fd, view[written:], offset + written)
+
+
 class InPlace(Readable):
     """A file that was committed before, and is only compared. Everything is claimed, with no digest."""
 
@@ -512,19 +523,10 @@ class Staged(Readable):
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at their place. Raises TransferFailed: NO_SPACE, DESTINATION."""
         try:
-            if self.holes:
-                for start, end in outside_holes(offset, offset + len(view), self.holes):
-                    self._write(view[start - offset : end - offset], start)
-            else:
-                self._write(view, offset)
+            write_at(self.fd, view, offset, self.holes)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
         self.taken_bytes += len(view)
-
-    def _write(self, view: memoryview, offset: int) -> None:
-        written = os.pwrite(self.fd, view, offset)
-        while written < len(view):
-            written += os.pwrite(self.fd, view[written:], offset + written)
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (segment, digest) pairs to the ledger, before they are acknowledged."""
