@@ -6,7 +6,8 @@ directions, as links and machines change.
 
 What counts is the rate at which the peer's kernel takes bytes in: it is finer than acknowledged chunks, which may come
 seconds apart. It is measured when the connections that were added have had time to get up to speed, some ten
-round-trips, and once it does not rise by itself any more.
+round-trips, and once it does not rise by itself any more. More connections bring more windows and more threads: where
+threads wait for processors already, more are not tried. Then the network is not what holds them up.
 """
 
 from collections import deque
@@ -23,6 +24,9 @@ CLEAR_GAIN: Final = 1.25
 """A smaller gain may be a busy machine's: whether fewer do as well is tried later, which costs no more than it."""
 LOSS: Final = 0.95
 """What halving may make of it."""
+CROWDED: Final = 0.15
+"""The part of their time that connections wait for a processor, from which on more would only wait longer. Threads that
+wait for the network get one soon after it, also from a machine that has much else to do."""
 LOOK_SECONDS: Final = 0.8
 LOOK_ROUND_TRIPS: Final = 10
 LOOK_SECONDS_MAX: Final = 4.0
@@ -34,6 +38,14 @@ SAMPLE_SECONDS: Final = 0.05
 
 CHUNKS_EACH: Final = 2
 """Chunks that must be left for each connection of twice as many."""
+
+
+class Sample(NamedTuple):
+    """How far it was at one moment."""
+
+    now: float
+    delivered_bytes: int
+    waited_seconds: float
 
 
 class Change(NamedTuple):
@@ -60,7 +72,7 @@ class Parallelism:
         self.adapts = chosen is None
         self.connections = FEW if chosen is None else chosen
         self._enough = 0.9 * rate_limit if rate_limit else float("inf")
-        self._samples: deque[tuple[float, int]] = deque()  # (now, delivered_bytes), since the last disturbance
+        self._samples: deque[Sample] = deque()  # since the last disturbance
         self._up = 0
         self._tried: Reason | None = None  # the try that is being looked at
         self._compared = 0.0  # the rate before it
@@ -68,23 +80,33 @@ class Parallelism:
         self._is_proven = False  # fewer were clearly slower
         self._rest_until = 0.0
 
-    def observe(self, now: float, delivered_bytes: int, *, up: int, undealt: int, rtt_seconds: float) -> Change | None:
+    def observe(
+        self,
+        now: float,
+        delivered_bytes: int,
+        *,
+        up: int,
+        undealt: int,
+        rtt_seconds: float,
+        waited_seconds: float = 0.0,
+    ) -> Change | None:
         """Take in how it goes; return what is to change, if anything.
 
-        `delivered_bytes` so far; connections that are `up`; chunks that are `undealt`; the round-trip of a connection.
+        `delivered_bytes` so far; connections that are `up`; chunks that are `undealt`; the round-trip of a connection;
+        what all their threads have waited for a processor so far, added up.
         """
         samples = self._samples
-        if up != self._up or not undealt or (samples and delivered_bytes < samples[-1][1]):
+        if up != self._up or not undealt or (samples and delivered_bytes < samples[-1].delivered_bytes):
             samples.clear()  # rates before and after this have nothing to do with each other
         self._up = up
-        if not samples or now - samples[-1][0] >= SAMPLE_SECONDS:
-            samples.append((now, delivered_bytes))
+        if not samples or now - samples[-1].now >= SAMPLE_SECONDS:
+            samples.append(Sample(now, delivered_bytes, waited_seconds))
         look_seconds = min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX)
         rate = self._steady_rate(look_seconds)
         if rate is None or not up or now < self._rest_until:
             return None
         is_small_gain = self._tried == "try_more" and GAIN <= rate / max(self._compared, 1.0) < CLEAR_GAIN
-        if is_small_gain and now - samples[0][0] < 2 * look_seconds:
+        if is_small_gain and now - samples[0].now < 2 * look_seconds:
             return None  # a queue that new connections fill looks like one, for a moment
         change = self._judge(now, rate, undealt)
         if change is not None:
@@ -95,10 +117,10 @@ class Parallelism:
     def _steady_rate(self, look_seconds: float) -> float | None:
         """Return bytes per second over the later half of a look; None before, and while the rate rises by itself."""
         samples = self._samples
-        while len(samples) > 2 and samples[-1][0] - samples[1][0] >= PATIENCE * look_seconds:
+        while len(samples) > 2 and samples[-1].now - samples[1].now >= PATIENCE * look_seconds:
             samples.popleft()
         last = len(samples) - 1
-        seconds = samples[last][0] - samples[0][0]
+        seconds = samples[last].now - samples[0].now
         if last < 4 or seconds < look_seconds:
             return None
         is_rising = self._rate(3 * last // 4, last) > GAIN * self._rate(last // 2, 3 * last // 4)
@@ -107,8 +129,14 @@ class Parallelism:
         return self._rate(last // 2, last)
 
     def _rate(self, first: int, last: int) -> float:
-        (begun, before), (ended, after) = self._samples[first], self._samples[last]
-        return (after - before) / (ended - begun)
+        before, after = self._samples[first], self._samples[last]
+        return (after.delivered_bytes - before.delivered_bytes) / (after.now - before.now)
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether connections wait for processors, all through the look."""
+        first, last = self._samples[0], self._samples[-1]
+        return last.waited_seconds - first.waited_seconds >= CROWDED * self._up * (last.now - first.now)
 
     def _judge(self, now: float, rate: float, undealt: int) -> Change | None:
         """Take back what was tried in vain, and try what comes next."""
@@ -121,7 +149,8 @@ class Parallelism:
         elif tried == "try_fewer" and rate < LOSS * self._compared:
             self._next = "rest"
             return Change(2 * self.connections, self.connections, "needed", rate, self._compared)
-        if self._next == "try_more" and (rate >= self._enough or 2 * self.connections > limits.CONNECTIONS_AUTO):
+        is_most = rate >= self._enough or self._is_crowded or 2 * self.connections > limits.CONNECTIONS_AUTO
+        if self._next == "try_more" and is_most:
             self._next = "rest" if self._is_proven else "try_fewer"
         if self._next == "try_fewer" and self.connections > 1:
             self._tried = "try_fewer"

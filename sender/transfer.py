@@ -27,6 +27,7 @@ from sender.verify import Verifier
 from service import tcp_info
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, Skipped, TransferCounters
+from service.threads import waited_seconds
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -520,6 +521,7 @@ class Transfer:
             up=len(links),
             undealt=self.deal.undealt,
             rtt_seconds=min((link.rtt_seconds for link in links), default=0.0),
+            waited_seconds=waited_seconds(self._data.values()),
         )
         if change is not None:
             self._log.info("parallelism", **change._asdict())

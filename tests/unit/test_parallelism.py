@@ -21,6 +21,8 @@ class Path(NamedTuple):
     rtt_seconds: float = 0.0001
     noise: float = 0.0
     """How far any tenth of a second may be from that, as a part of it."""
+    waiting: float = 0.0
+    """The part of its time that each connection waits for a processor."""
 
     @property
     def best(self) -> float:
@@ -52,6 +54,7 @@ class Simulation:
         self.changes: list[Change] = []
         self.now = 1000.0
         self.delivered = 0.0
+        self.waited = 0.0
         self._rate_limit = rate_limit or float("inf")
         self._random = random.Random(seed)
         self._begun: list[float] = []  # when each of the connections began
@@ -67,12 +70,14 @@ class Simulation:
             rate = sum(min(fair, 100_000 / self.path.rtt_seconds * 2 ** min(age, 60)) for age in ages if age > 0)
             rate = min(rate, self._rate_limit) * (1 + self._random.uniform(-self.path.noise, self.path.noise))
             self.delivered += rate * TICK
+            self.waited += sum(age > 0 for age in ages) * self.path.waiting * TICK
             change = self.parallelism.observe(
                 self.now,
                 round(self.delivered),
                 up=sum(age > 0 for age in ages),
                 undealt=self.undealt,
                 rtt_seconds=self.path.rtt_seconds,
+                waited_seconds=self.waited,
             )
             if change is not None:
                 self.changes.append(change)
@@ -133,6 +138,17 @@ def test_fewer_are_tried_where_more_did_nothing() -> None:
     simulation = Simulation(lossy(60 * MB, 100 * MB, 0.01)).run(10)
     assert [each.reason for each in simulation.changes] == ["try_more", "no_gain", "try_fewer", "needed"]
     assert simulation.connections == FEW
+
+
+def test_no_more_are_tried_where_they_wait_for_processors(seed: int) -> None:
+    """Whatever the rate does meanwhile: their number is not what makes it."""
+    simulation = Simulation(Path(lambda _: 1000 * MB, noise=0.9, waiting=0.3), seed=seed).run(300)
+    assert {each.reason for each in simulation.changes} <= {"try_fewer", "needed"}
+
+
+def test_on_a_busy_machine_a_long_way_still_gets_what_it_needs() -> None:
+    """There, connections wait for the network, and then a while for a processor."""
+    assert Simulation(lossy(12 * MB, 96 * MB, 0.05)._replace(waiting=0.1)).run(20).connections == 8
 
 
 def test_what_looked_like_a_gain_is_looked_at_again() -> None:
