@@ -149,10 +149,11 @@ class Parallelism:
         elif tried == "try_fewer" and rate < LOSS * self._compared:
             self._next = "rest"
             return Change(2 * self.connections, self.connections, "needed", rate, self._compared)
-        is_most = rate >= self._enough or self._is_crowded or 2 * self.connections > limits.CONNECTIONS_AUTO
+        is_crowded = self._is_crowded
+        is_most = rate >= self._enough or is_crowded or 2 * self.connections > limits.CONNECTIONS_AUTO
         if self._next == "try_more" and is_most:
             self._next = "rest" if self._is_proven else "try_fewer"
-        if self._next == "try_fewer" and self.connections > 1:
+        if self._next == "try_fewer" and self.connections > (FEW if is_crowded else 1):
             self._tried = "try_fewer"
             self._compared = max(rate, self._compared) if tried == "try_fewer" else rate
             return Change(self.connections // 2, self.connections, "try_fewer", rate, None)

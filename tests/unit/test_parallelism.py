@@ -142,8 +142,14 @@ def test_fewer_are_tried_where_more_did_nothing() -> None:
 
 def test_no_more_are_tried_where_they_wait_for_processors(seed: int) -> None:
     """Whatever the rate does meanwhile: their number is not what makes it."""
-    simulation = Simulation(Path(lambda _: 1000 * MB, noise=0.9, waiting=0.3), seed=seed).run(300)
-    assert {each.reason for each in simulation.changes} <= {"try_fewer", "needed"}
+    assert not Simulation(Path(lambda _: 1000 * MB, noise=0.9, waiting=0.3), seed=seed).run(300).changes
+
+
+def test_fewer_are_tried_where_many_wait_for_processors() -> None:
+    """They were needed before the machine had much else to do."""
+    simulation = Simulation(lossy(12 * MB, 96 * MB, 0.05)).run(20)
+    simulation.path = busy(300 * MB)._replace(waiting=0.3)
+    assert simulation.run(REST_SECONDS + 10).connections == FEW
 
 
 def test_on_a_busy_machine_a_long_way_still_gets_what_it_needs() -> None:
