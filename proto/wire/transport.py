@@ -93,8 +93,8 @@ class Channel:
         """Yield the next `count` bytes as they come, in whole pages but for the last of them.
 
         A block has at least BLOCK_BYTES, and all that is here and fits into the buffer: who takes long over one finds
-        the next one larger. Little is read beyond the last one, as the next block would have to be moved for it; with
-        fewer bytes than a block, all that is here comes along, as a read for each would cost more than to move them.
+        the next one larger. Little is read beyond a block, as the next one would have to be moved for it; with the last
+        bytes, fewer than a block, all that is here comes along: a read for each small chunk costs more than to move it.
         """
         while count:
             least = min(count, limits.BLOCK_BYTES)
