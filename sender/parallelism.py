@@ -1,8 +1,8 @@
 """How many connections, where nobody chose: purely.
 
-It starts with few and doubles them while that makes the transfer faster. A doubling that does not is taken back, and
-then half as many are tried: what is as fast with fewer stays with fewer. After a rest it looks again, in both
-directions, as links and machines change.
+It starts with few, with some more on a long path, and doubles them while that makes the transfer faster. A doubling
+that does not is taken back, and then half as many are tried: what is as fast with fewer stays with fewer. After a rest
+it looks again, in both directions, as links and machines change.
 
 What counts is the rate at which the peer's kernel takes bytes in: it is finer than acknowledged chunks, which may come
 seconds apart. It is measured when the connections that were added have had time to get up to speed, some ten
@@ -18,12 +18,16 @@ from wire import limits
 
 FEW: Final = 2
 """Connections at the start: as fast as any number over loopback, and one doubling nearer to many than one is."""
+LONG_SECONDS: Final = 0.03
+"""The round-trip of a long path: its windows take seconds to open, and twice as many are there from the start."""
 GAIN: Final = 1.1
 """What doubling has to make of the rate. What is given away where it makes less is less than a tenth."""
 CLEAR_GAIN: Final = 1.25
 """A smaller gain may be a busy machine's: whether fewer do as well is tried later, which costs no more than it."""
 LOSS: Final = 0.95
 """What halving may make of it."""
+CLEAR_LOSS: Final = 0.9
+"""A smaller loss may be a busy machine's, too: it is looked at for longer."""
 CROWDED: Final = 0.15
 """The part of their time that connections wait for a processor, from which on more would only wait longer. Threads that
 wait for the network get one soon after it, also from a machine that has much else to do."""
@@ -74,6 +78,7 @@ class Parallelism:
         self._enough = 0.9 * rate_limit if rate_limit else float("inf")
         self._samples: deque[Sample] = deque()  # since the last disturbance
         self._up = 0
+        self._has_begun = False
         self._tried: Reason | None = None  # the try that is being looked at
         self._compared = 0.0  # the rate before it
         self._next: Literal["try_more", "try_fewer", "rest"] = "try_more"
@@ -99,20 +104,31 @@ class Parallelism:
         if up != self._up or not undealt or (samples and delivered_bytes < samples[-1].delivered_bytes):
             samples.clear()  # rates before and after this have nothing to do with each other
         self._up = up
+        if not self._has_begun and up:
+            self._has_begun = True
+            if rtt_seconds >= LONG_SECONDS and undealt >= CHUNKS_EACH * 2 * self.connections:
+                self.connections *= 2
+                return Change(self.connections, self.connections // 2, "long_path", 0.0, None)
         if not samples or now - samples[-1].now >= SAMPLE_SECONDS:
             samples.append(Sample(now, delivered_bytes, waited_seconds))
         look_seconds = min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX)
         rate = self._steady_rate(look_seconds)
         if rate is None or not up or now < self._rest_until:
             return None
-        is_small_gain = self._tried == "try_more" and GAIN <= rate / max(self._compared, 1.0) < CLEAR_GAIN
-        if is_small_gain and now - samples[0].now < 2 * look_seconds:
-            return None  # a queue that new connections fill looks like one, for a moment
+        if self._is_doubtful(rate) and now - samples[0].now < 2 * look_seconds:
+            return None
         change = self._judge(now, rate, undealt)
         if change is not None:
             self.connections = change.connections
             samples.clear()
         return change
+
+    def _is_doubtful(self, rate: float) -> bool:
+        """Whether a gain or a loss is a small one: a queue that new connections fill looks like a gain for a moment."""
+        ratio = rate / max(self._compared, 1.0)
+        return (self._tried == "try_more" and GAIN <= ratio < CLEAR_GAIN) or (
+            self._tried == "try_fewer" and CLEAR_LOSS <= ratio < LOSS
+        )
 
     def _steady_rate(self, look_seconds: float) -> float | None:
         """Return bytes per second over the later half of a look; None before, and while the rate rises by itself."""

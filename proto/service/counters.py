@@ -18,8 +18,9 @@ from wire.messages import Phase as WirePhase
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
 
-ParallelismReason = Literal["try_more", "no_gain", "try_fewer", "needed"]
-"""Why a sender changes the number of connections: to see whether more, or fewer, do better; as these did not."""
+ParallelismReason = Literal["long_path", "try_more", "no_gain", "try_fewer", "needed"]
+"""Why a sender changes the number of connections: at the start, for the round-trip; to see whether more, or fewer, do
+better; as these did not."""
 
 LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets in which the time of a chunk is counted."""

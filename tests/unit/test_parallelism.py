@@ -134,6 +134,18 @@ def test_it_begins_with_few_and_says_why_it_changes() -> None:
     assert third.bytes_per_second_compared == second.bytes_per_second
 
 
+def test_a_long_path_begins_with_twice_as_many() -> None:
+    """Its first second would be lost; and what was not needed ends, as anywhere."""
+    begun = Simulation(lossy(12 * MB, 96 * MB, 0.05)).run(2 * TICK)
+    assert [tuple(each[:3]) for each in begun.changes] == [(2 * FEW, FEW, "long_path")]
+    assert begun.run(2).changes[1][:3] == (4 * FEW, 2 * FEW, "try_more")
+    assert Simulation(flat(100 * MB, 0.05)).run(20).connections == 1
+
+
+def test_a_few_chunks_on_a_long_path_go_over_few() -> None:
+    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), undealt=7).run(2).changes
+
+
 def test_fewer_are_tried_where_more_did_nothing() -> None:
     simulation = Simulation(lossy(60 * MB, 100 * MB, 0.01)).run(10)
     assert [each.reason for each in simulation.changes] == ["try_more", "no_gain", "try_fewer", "needed"]
