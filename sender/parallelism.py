@@ -19,7 +19,8 @@ from wire import limits
 FEW: Final = 2
 """Connections at the start: as fast as any number over loopback, and one doubling nearer to many than one is."""
 LONG_SECONDS: Final = 0.03
-"""The round-trip of a long path: its windows take seconds to open, and twice as many are there from the start."""
+"""The round-trip of a long path: windows take seconds to open there, so it has twice as many from the start, and keeps
+them until the first rest at least."""
 GAIN: Final = 1.1
 """What doubling has to make of the rate. What is given away where it makes less is less than a tenth."""
 CLEAR_GAIN: Final = 1.25
@@ -82,7 +83,7 @@ class Parallelism:
         self._tried: Reason | None = None  # the try that is being looked at
         self._compared = 0.0  # the rate before it
         self._next: Literal["try_more", "try_fewer", "rest"] = "try_more"
-        self._is_proven = False  # fewer were clearly slower
+        self._is_proven = False  # fewer were clearly slower, or are taken to be
         self._rest_until = 0.0
 
     def observe(
@@ -108,6 +109,7 @@ class Parallelism:
             self._has_begun = True
             if rtt_seconds >= LONG_SECONDS and undealt >= CHUNKS_EACH * 2 * self.connections:
                 self.connections *= 2
+                self._is_proven = True  # until the first rest: to try fewer at once costs what was won
                 return Change(self.connections, self.connections // 2, "long_path", 0.0, None)
         if not samples or now - samples[-1].now >= SAMPLE_SECONDS:
             samples.append(Sample(now, delivered_bytes, waited_seconds))

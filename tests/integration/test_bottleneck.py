@@ -15,8 +15,8 @@ from wire import limits
 
 BLOCKS = 12
 """Blocks that each connection moves."""
-SECONDS = 0.025
-"""How much longer each of them takes: far longer than anything else does."""
+SECONDS = 0.05
+"""How much longer each of them takes: far longer than anything else does, and a sync of all of it to a busy disk."""
 
 SLOWED: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
     "source_read": (inject("preadv", SECONDS, nth=0), {}),
