@@ -228,14 +228,14 @@ def test_a_block_has_all_that_is_here(pair: Pairs, room: int) -> None:
 
 
 class Counting(Dribble):
-    """A socket that counts what was received."""
+    """A socket that fills all the room there is, and counts what was received."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock, iter(lambda: 1 << 30, None))
         self.received = 0
 
     def recv_into(self, buffer: memoryview, count: int, flags: int) -> int:
-        received = super().recv_into(buffer, count, flags)
+        received = super().recv_into(buffer, count, flags | socket.MSG_WAITALL)
         self.received += received
         return received
 
@@ -246,8 +246,12 @@ def test_payload_reads_little_of_what_follows_a_block(pair: Pairs, size: int) ->
     channel, peer = pair(payload_bytes=limits.LARGE_BLOCK_BYTES)
     channel.socket = counting = Counting(channel.socket)  # type: ignore[assignment]
     data = pattern(2 * size)
-    feeder = Thread(lambda: peer.sendall(data))
 
+    def feed() -> None:
+        peer.sendall(data)
+        peer.shutdown(socket.SHUT_WR)
+
+    feeder = Thread(feed)
     assert b"".join(map(bytes, channel.payload(size))) == data[:size]
     assert counting.received <= size + PAGE_BYTES
     assert channel.take(size) == data[size:]
