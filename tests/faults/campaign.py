@@ -543,7 +543,12 @@ class Stage:
     # --- between the runs, and the second
 
     def damage(self) -> None:
-        """Let happen what is to happen between the runs: to staging while no receiver runs, then in a run by itself."""
+        """Let happen what is to happen between the runs: to staging while no receiver runs, then in a run by itself.
+
+        The disk has room again: to damage what was never written takes some.
+        """
+        if self.ballast is not None:
+            self.ballast.unlink()
         files = [damage for damage in self.case.damages if not isinstance(damage, KillResuming)]
         if files:
             self.kill("receiver")
@@ -554,8 +559,6 @@ class Stage:
 
     def run_again(self) -> None:
         """Run without faults; assert that it completes, sends what is missing and leaves nothing."""
-        if self.ballast is not None:
-            self.ballast.unlink()
         self.sender = self.send(self._listen, "--rate-limit", "1GiB/s", "--give-up-after", PATIENT_SECONDS)
         result = self.sender.succeeds(PATIENT_SECONDS + END_SECONDS)
         assert self.is_complete(), "the next run exited with 0, and the file is not there"
