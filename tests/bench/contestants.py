@@ -416,6 +416,23 @@ def _xrootd(streams: int, is_checked: bool, place: Place, source: Path, target: 
     return usage.run(seconds)
 
 
+def _wdt(ports: int, place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    both = ["wdt", "-ipv4", "-static_ports", "-start_port", port, "-num_ports", ports, "-transfer_id", "bench"]
+    both += ["-encryption_type", "none", "-enable_checksum", "-minloglevel", 2]
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wanted, files = [], source
+        if source.is_file():  # of a directory it takes those that a manifest names, and it gives nothing another name
+            Path(scratch, "manifest").write_text(source.name)
+            wanted, files = ["-manifest", f"{scratch}/manifest"], source.parent
+        server = [*both, "-directory", f"{scratch}/here"]
+        client = [*both, "-directory", files, *wanted, "-destination", place.host]
+        with serving(server, port, place) as usage:
+            seconds = timed(client, place, usage)
+        Path(scratch, "here", source.name if wanted else "").rename(target)
+    return usage.run(seconds)
+
+
 def _iperf3(streams: int, place: Place, source: Path, _target: Path) -> Run:
     """Move as many bytes from memory to memory: what the network alone takes."""
     port = free_port()
@@ -470,6 +487,12 @@ def xrootd(streams: int = 1, *, is_checked: bool = False) -> Contestant:
     name = "xrdcp" + (f" -S {streams}" if streams > 1 else "") + (" -C adler32" if is_checked else "")
     run = functools.partial(_xrootd, streams, is_checked)
     return Contestant(name, run, "xrootd", verifies=is_checked, keeps_times=False)
+
+
+def wdt(ports: int = 2) -> Contestant:
+    """Return WDT, which compares a CRC-32C of each block."""
+    name = f"WDT -num_ports {ports}"
+    return Contestant(name, functools.partial(_wdt, ports), "wdt", verifies=True, keeps_times=False)
 
 
 def iperf3(streams: int = 1) -> Contestant:

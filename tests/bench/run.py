@@ -59,8 +59,9 @@ def pairs(flag: str, *values: object) -> tuple[c.Contestant, ...]:
 def cases(disk: str) -> dict[str, Case]:
     """Return every case by name."""
     ours = c.filestreamer()
-    peers = (c.socat(), c.gridftp(), c.gridftp(4), c.rsync(), c.rclone(), c.xrootd(), c.xrootd(is_checked=True))
-    for_trees = (c.cp(), c.socat(with_tar=True), c.gridftp(4), c.rsync(), c.rclone(), c.xrootd())
+    verifying = (c.rsync(), c.wdt(), c.xrootd(is_checked=True))
+    peers = (c.socat(), c.gridftp(), c.gridftp(4), c.rclone(), c.xrootd(), *verifying)
+    for_trees = (c.cp(), c.socat(with_tar=True), c.gridftp(4), c.rsync(), c.wdt(), c.rclone(), c.xrootd())
     small, tiny = Data(64 * KIB, 4 * KIB, files=10_000), Data(KIB, 0, files=1_000_000)
     synced = c.cp(is_synced=True)
     found = {
@@ -111,6 +112,7 @@ def cases(disk: str) -> dict[str, Case]:
                 *map(c.socat, (64, 256, 1024)),
                 *map(c.gridftp, (1, 2, 4)),
                 *map(c.xrootd, (1, 4)),
+                *map(c.wdt, (1, 2, 4)),
                 *map(c.iperf3, (1, 2, 4)),
             ),
             Data(GIB),
@@ -123,7 +125,7 @@ def cases(disk: str) -> dict[str, Case]:
             f"Memory: {gib} GiB over 64 connections", (many,), Data(gib * GIB), disk, most_rounds=1
         )
     for name, each in LINKS.items():
-        beside = (c.socat(), c.gridftp(8), c.xrootd(8), c.iperf3(8))
+        beside = (c.socat(), c.gridftp(8), c.xrootd(8), c.wdt(8), c.iperf3(8))
         over = (*pairs("--connections", "auto", 1, 4, 8, 16), *beside)
         found[f"link-{name}"] = Case(f"512 MiB over {each}", over, Data(512 * MIB), over=each)
         ramped = [
