@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from receiver import ledger
+from receiver.reserve import reserve
 from wire import limits
 from wire.digests import segment_digest
 from wire.errors import Code, TransferFailed, from_os_error
@@ -425,6 +426,8 @@ class Staged(Readable):
             self.claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
+            reserve(self.fd, entry.size, self.holes)
+            self.taken_bytes = os.fstat(self.fd).st_blocks * 512
         except BaseException:
             self._discard_if_empty()
             self.close()
@@ -630,7 +633,17 @@ class Staged(Readable):
             self.discard()
 
     def close(self) -> None:
-        """Release the descriptors, and with them the lock. Idempotent."""
+        """Release the descriptors, and with them the lock; where nothing was noted, the space, too. Idempotent."""
+        if self._fds:
+            self._discard_if_nothing_was_noted()
         while self._fds:
             os.close(self._fds.pop())
         self._destination.tidy()
+
+    def _discard_if_nothing_was_noted(self) -> None:
+        """Keep no space for what can't be resumed. What has the names by now may be another one's."""
+        with contextlib.suppress(OSError):
+            if self._is_locked and os.fstat(self._ledger_fd).st_size <= ledger.HEADER_BYTES:
+                there = os.stat(self._ledger_name, dir_fd=self._staging_fd, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(self._ledger_fd)):
+                    self.discard()

@@ -31,7 +31,7 @@ from tests.support.proxy import (
     Stall,
     Truncate,
 )
-from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.services import UNIT, Pair, Service, held_port, inject, same
 from tests.support.staging import Staging
 
 SIZE = 12 * MIB
@@ -576,13 +576,27 @@ def test_source_is_removed(pair: Pair, seed: int) -> None:
 # --------------------------------------------------------------------------------------------------- the disk fills up
 
 
+def test_space_that_others_want(pair: Pair, memory: Path, seed: int) -> None:
+    """It was taken when the file began."""
+    file = pair.file("f", SIZE, seed)
+    with disk(memory / "small", SIZE + 8 * MIB) as small:
+        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", small)
+        sender = pair.sender(file, pair.address(receiver), *STEADY)
+        Staging(small, "f").wait_for_records(SOME)
+        ballast = fill(small)
+        assert ballast.stat().st_size <= 8 * MIB
+        sender.succeeds()
+        assert same(file, small / "f")
+
+
 def test_destination_fills_up(pair: Pair, memory: Path, seed: int) -> None:
-    """Exit 4 on both sides, what was there stays untouched; with room, the same command completes."""
+    """Where no space can be taken ahead: exit 4 on both sides, what was there stays; with room, it completes."""
     file = pair.file("f", SIZE, seed)
     with disk(memory / "small", SIZE + 8 * MIB) as small:
         final = small / "f"
         final.write_bytes(b"what was there before")
-        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", small)
+        none_ahead = inject("fallocate", "EOPNOTSUPP", nth=0)
+        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", small, env=none_ahead)
         address = pair.address(receiver)
         sender = pair.sender(file, address, *STEADY)
         Staging(small, "f").wait_for_records(SOME)

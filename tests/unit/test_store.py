@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from receiver import ledger
+from receiver import ledger, reserve
 from receiver.store import Destination, Staged, check_name
 from wire.digests import segment_digest
 from wire.errors import Code, TransferFailed
 from wire.grid import Grid
-from wire.messages import Entry, EntryType
+from wire.messages import Entry, EntryType, Hole
 
 NAME = b"f"
 KEY = segment_digest(NAME).hex()
@@ -450,6 +450,7 @@ def test_discard(path: Path, destination: Destination) -> None:
 
 def test_tidy_keeps_what_is_not_empty(path: Path, destination: Destination) -> None:
     staged = stage(destination)
+    write(staged, 0)
     staged.close()
     destination.tidy()
     assert os.listdir(path) == [".filestreamer"]
@@ -537,3 +538,61 @@ def test_the_token_is_no_staging(path: Path, destination: Destination) -> None:
     (path / ".filestreamer" / "token").write_text("x" * 20)
     assert destination.discard_older_than(0.0, 1 << 40) == (0, 0)
     assert os.listdir(path / ".filestreamer") == ["token"]
+
+
+# --------------------------------------------------------------------------------------------------------------- space
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def staged_data(path: Path) -> Path:
+    return path / ".filestreamer" / f"{KEY}.data"
+
+
+def test_space_is_taken_for_all_of_a_file_but_its_holes(destination: Destination, path: Path) -> None:
+    grid = Grid(8 << 20, 1 << 20)
+    staged = stage(destination, grid)
+    assert allocated(staged_data(path)) == staged.taken_bytes == grid.size
+    staged.close()
+    staged = stage(destination, grid, ENTRY._replace(holes=(Hole(1 << 20, 4 << 20),)))
+    assert allocated(staged_data(path)) == staged.taken_bytes == 4 << 20
+    staged.close()
+
+
+def test_space_that_a_file_system_can_not_take_ahead(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken when it is written, as ever."""
+
+    def fallocate(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(reserve, "fallocate", fallocate)
+    staged = stage(destination)
+    assert allocated(staged_data(path)) == staged.taken_bytes == 0
+    write(staged, *range(GRID.segments))
+    staged.commit()
+    assert (path / "f").read_bytes() == CONTENT
+    staged.close()
+
+
+def test_what_takes_its_time_is_left_to_writers(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "STEP_BYTES", 1 << 20)
+    monkeypatch.setattr(reserve, "RESERVE_SECONDS", 0.0)
+    staged = stage(destination, Grid(8 << 20, 1 << 20))
+    assert allocated(staged_data(path)) == staged.taken_bytes < 8 << 20
+    staged.close()
+
+
+@pytest.mark.parametrize("noted", [0, 1])
+def test_a_file_of_which_nothing_was_noted_keeps_no_space(destination: Destination, path: Path, noted: int) -> None:
+    staged = stage(destination)
+    staged.write(memoryview(CONTENT), 0)
+    write(staged, *range(noted))
+    staged.close()
+    assert staged_data(path).exists() == bool(noted)
+    assert list(stage(destination).claims.indices()) == list(range(noted))
