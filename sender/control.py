@@ -4,13 +4,15 @@ What it has to say goes into the coordinator's mailbox; the coordinator writes. 
 the other one does.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from sender.dial import Dialer, Party
+from sender.dial import Address, Dialer
 from sender.source import Item
+from service import tcp_info
 from service.backoff import LONGEST_SECONDS, Backoff
 from service.threads import run_to_end
 from wire import limits
@@ -20,11 +22,20 @@ from wire.transport import TICK_SECONDS, Channel
 MAILBOX_FRAMES: Final = 64
 
 
+class Connected(NamedTuple):
+    """The control connection leads somewhere; what the receiver there says is still to come."""
+
+    address: Address
+    rtt_seconds: float
+
+
 class ControlUp(NamedTuple):
     """The control connection was welcomed."""
 
     channel: Channel
-    party: Party
+    address: Address
+    incarnation: bytes
+    """Of the receiver."""
 
 
 class ControlDown(NamedTuple):
@@ -82,7 +93,9 @@ class Signalled(NamedTuple):
     signal_number: int
 
 
-Event = ControlUp | ControlDown | Received | Failed | Settled | Listed | Grown | Compared | Withdrew | Signalled
+Event = (
+    Connected | ControlUp | ControlDown | Received | Failed | Settled | Listed | Grown | Compared | Withdrew | Signalled
+)
 
 
 class ControlReader(threading.Thread):
@@ -109,9 +122,9 @@ class ControlReader(threading.Thread):
         while not self._ended.is_set():
             opened_at = time.monotonic()
             try:
-                channel, party = self._dialer.control()
+                channel, address, incarnation = self._dialer.control(self._connected)
                 channel.patience = self._patience
-                self._post(ControlUp(channel, party))
+                self._post(ControlUp(channel, address, incarnation))
                 self._read(channel)
             except FilestreamerError as error:
                 if not error.retryable:
@@ -120,6 +133,10 @@ class ControlReader(threading.Thread):
             if time.monotonic() - opened_at > LONGEST_SECONDS:
                 backoff.reset()
             self._ended.wait(backoff.next())
+
+    def _connected(self, address: Address, sock: socket.socket) -> None:
+        info = tcp_info.read(sock)
+        self._post(Connected(address, info.rtt_seconds if info is not None else 0.0))
 
     def _read(self, channel: Channel) -> None:
         try:

@@ -358,15 +358,25 @@ class Deal:
             return self._manifest.is_listed and self._settled_count == self.chunks
 
     def wanted_connections(self, started: set[int]) -> list[int]:
-        """Which connections to start: first those whose home has chunks, then as many as can take over from them."""
+        """Which connections to start: first those whose home has chunks, then as many as can take over from them.
+
+        What is not answered yet counts as needed, as that is what it mostly is.
+        """
+        unanswered = self.unanswered
         with self._changed:
             schedule = self._schedule
             idle = [c for c in range(schedule.connections) if c not in started]
             own = [c for c in idle if schedule.remaining_of(c)]
-            if schedule.strict_modulo:
-                return own
             others = [c for c in idle if not schedule.remaining_of(c)]
-            return (own + others)[: max(0, schedule.remaining - len(started))]
+            if schedule.strict_modulo:
+                return own + [c for c in others if c < unanswered]
+            return (own + others)[: max(0, schedule.remaining + unanswered - len(started))]
+
+    @property
+    def unanswered(self) -> int:
+        """Chunks of which the receiver has not said whether it needs them."""
+        with self._changed:
+            return sum(part.unanswered_chunks for part in self._manifest.parts)
 
     @property
     def connections(self) -> int:

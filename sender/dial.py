@@ -3,11 +3,15 @@
 The control connection resolves the name anew each time and tries every address. The data connections use the address
 that control reached, and insist on the same incarnation there: a restarted receiver, or a name that leads to several,
 must not get half of a transfer each.
+
+Each step of an opening takes a round-trip. At first, data connections go as far as they may while control is still on
+its way: they connect where it has connected, say Hello when it was welcomed, and move chunks when it has an answer.
 """
 
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sender.settings import SenderSettings
@@ -22,12 +26,79 @@ if TYPE_CHECKING:
     import ssl
 
 
-class Party(NamedTuple):
-    """Who was reached by the control connection."""
+Address = tuple[int, transport.SockAddress]
+"""An address family, and an address of it."""
 
-    family: int
-    address: transport.SockAddress
-    incarnation: bytes
+
+class Rendezvous:
+    """How far the control connection has come. The coordinator tells, data connections wait; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._address: Address | None = None
+        self._incarnation: bytes | None = None
+        self._is_answered = False
+        self._is_over = False
+        self.was_open = False
+        """Whether data connections were ever allowed to dial."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether data connections may dial."""
+        return self._address is not None
+
+    def tell(self, address: Address | None, incarnation: bytes | None = None, *, is_answered: bool = False) -> None:
+        """Say where control is, as whom the receiver has welcomed it, and whether it has answered; None: it is lost."""
+        with self._changed:
+            self._address, self._incarnation, self._is_answered = address, incarnation, is_answered
+            self.was_open = self.was_open or address is not None
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Wake everybody: the transfer is over."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def address(self) -> Address:
+        """Wait until data connections may dial; return where. Raises ConnectionLost where the transfer is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._address is not None)
+            self._check()
+            assert self._address is not None
+            return self._address
+
+    def incarnation(self, address: Address) -> bytes | None:
+        """Wait until the receiver has welcomed control there; return its incarnation, None where control is lost."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._address != address or self._incarnation is not None)
+            self._check()
+            return self._incarnation if self._address == address else None
+
+    def is_answered(self, address: Address) -> bool:
+        """Wait until the receiver there has answered what was offered to it; False where control is lost."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._address != address or self._is_answered)
+            self._check()
+            return self._address == address
+
+    def _check(self) -> None:
+        if self._is_over:
+            raise ConnectionLost("the transfer is over")
+
+
+class _Greeted(NamedTuple):
+    """A connection on which the receiver has said its Greeting, and waits for Hello."""
+
+    channel: Channel
+    body: bytes
+    """Of the Greeting."""
+    certificate_sha256: bytes
+    """Of the receiver's TLS certificate, if it has one."""
+
+
+def _ignore(_address: Address, _sock: socket.socket) -> None:
+    pass
 
 
 class Dialer:
@@ -45,41 +116,63 @@ class Dialer:
         self._sockets: set[socket.socket] = set()
         self._ended = False
 
-    def control(self) -> tuple[Channel, Party]:
-        """Open the control connection. Raises ConnectionLost, Refused, RemoteProtocolError."""
+    def control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
+        """Open the control connection; return it, where it leads, and the incarnation of the receiver.
+
+        `on_connected` hears of each address that answers, before the receiver says anything. Raises ConnectionLost,
+        Refused, RemoteProtocolError.
+        """
         addresses = transport.resolve(self._to.host, self._to.port)
         failures = []
         for address in addresses:
+            greeted: _Greeted | None = None
             try:
-                channel, incarnation = self._open(address, Role.CONTROL, 0)
-            except ConnectionLost as error:
+                greeted = self._open(address, on_connected)
+                return greeted.channel, address, self._enter(greeted, Role.CONTROL, 0)
+            except FilestreamerError as error:
+                if greeted is not None:
+                    self.close(greeted.channel)
+                if not isinstance(error, ConnectionLost):
+                    raise
                 failures.append(str(error))
-                continue
-            return channel, Party(*address, incarnation)
         raise ConnectionLost("; ".join(failures))
 
-    def data(self, party: Party, connection_id: int) -> Channel:
-        """Open a data connection to the party. Raises ConnectionLost, Refused, RemoteProtocolError."""
-        channel, incarnation = self._open((party.family, party.address), Role.DATA, connection_id)
-        if incarnation != party.incarnation:
-            self.close(channel)
-            raise ConnectionLost(
-                f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
-            )
+    def data(self, rendezvous: Rendezvous, connection_id: int) -> Channel:
+        """Open a data connection to where control is. Raises ConnectionLost, Refused, RemoteProtocolError."""
+        while (channel := self._data(rendezvous, connection_id)) is None:
+            pass
         return channel
 
-    def _open(
-        self, address: tuple[int, transport.SockAddress], role: Role, connection_id: int
-    ) -> tuple[Channel, bytes]:
-        """Connect and live through the opening; return the channel and the receiver's incarnation."""
+    def _data(self, rendezvous: Rendezvous, connection_id: int) -> Channel | None:
+        """Do so, unless control is lost meanwhile: its trouble is told once, and there is nobody to join."""
+        address = rendezvous.address()
+        greeted: _Greeted | None = None
+        try:
+            greeted = self._open(address)
+            incarnation = rendezvous.incarnation(address)
+            if incarnation is not None:
+                self._enter(greeted, Role.DATA, connection_id, incarnation)
+                if rendezvous.is_answered(address):
+                    return greeted.channel
+            self.close(greeted.channel)
+        except FilestreamerError:
+            if greeted is not None:
+                self.close(greeted.channel)
+            if rendezvous.is_answered(address):
+                raise
+        return None
+
+    def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _ignore) -> _Greeted:
+        """Connect and read the Greeting, which `_enter` answers."""
         sock = transport.connect([address], limits.OPENING_SECONDS, self._register)
+        on_connected(address, sock)
         shown = transport.format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
             if self._tls is not None:
-                return self._open_tls(self._tls, sock, deadline, role, connection_id)
+                return self._open_tls(self._tls, sock, deadline)
             channel = Channel(transport.prepare(sock, self._user_timeout), deadline)
-            return channel, self._greet(channel, role, connection_id, b"")
+            return _Greeted(channel, channel.read_body(limits.OPENING_FRAME_BYTES), b"")
         except OSError as error:
             self._forget(sock)
             raise ConnectionLost(f"{shown}: {error.strerror or error}") from None
@@ -87,9 +180,7 @@ class Dialer:
             self._forget(sock)
             raise
 
-    def _open_tls(
-        self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline, role: Role, connection_id: int
-    ) -> tuple[Channel, bytes]:
+    def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
         from wire import tls
 
         secured = tls.handshake_as_sender(context, sock, self._to.host)
@@ -98,16 +189,22 @@ class Dialer:
         try:
             transport.prepare(secured, self._user_timeout)
             channel = tls.TlsChannel(secured, deadline)
-            return channel, self._greet(channel, role, connection_id, tls.peer_certificate_sha256(secured))
+            body = channel.read_body(limits.OPENING_FRAME_BYTES)
+            return _Greeted(channel, body, tls.peer_certificate_sha256(secured))
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
 
-    def _greet(self, channel: Channel, role: Role, connection_id: int, certificate_sha256: bytes) -> bytes:
-        """Live through the opening; return the receiver's incarnation."""
-        opening = SenderOpening(self._token, certificate_sha256)
-        greeting = channel.read_body(limits.OPENING_FRAME_BYTES)
-        bodies = opening.answer(greeting, self._transfer_id, role, connection_id, self._connections)
+    def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
+        """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one."""
+        channel = greeted.channel
+        channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
+        opening = SenderOpening(self._token, greeted.certificate_sha256)
+        bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
+        if expected not in (None, opening.incarnation):
+            raise ConnectionLost(
+                f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
+            )
         channel.send(b"".join(map(frame_of, bodies)))
         opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
         return opening.incarnation

@@ -86,6 +86,18 @@ class Parallelism:
         self._is_proven = False  # fewer were clearly slower, or are taken to be
         self._rest_until = 0.0
 
+    def begin(self, rtt_seconds: float, chunks: int) -> Change | None:
+        """Take in the round-trip before any connection is up, and how many chunks there may be; return what changes.
+
+        Where that is too little to go by, the first `observe` with connections that are up decides.
+        """
+        if self._has_begun or rtt_seconds < LONG_SECONDS or chunks < CHUNKS_EACH * 2 * self.connections:
+            return None
+        self._has_begun = True
+        self.connections *= 2
+        self._is_proven = True  # until the first rest: to try fewer at once costs what was won
+        return Change(self.connections, self.connections // 2, "long_path", 0.0, None)
+
     def observe(
         self,
         now: float,
@@ -105,12 +117,11 @@ class Parallelism:
         if up != self._up or not undealt or (samples and delivered_bytes < samples[-1].delivered_bytes):
             samples.clear()  # rates before and after this have nothing to do with each other
         self._up = up
-        if not self._has_begun and up:
+        if up and not self._has_begun:
+            begun = self.begin(rtt_seconds, undealt)
             self._has_begun = True
-            if rtt_seconds >= LONG_SECONDS and undealt >= CHUNKS_EACH * 2 * self.connections:
-                self.connections *= 2
-                self._is_proven = True  # until the first rest: to try fewer at once costs what was won
-                return Change(self.connections, self.connections // 2, "long_path", 0.0, None)
+            if begun is not None:
+                return begun
         if not samples or now - samples[-1].now >= SAMPLE_SECONDS:
             samples.append(Sample(now, delivered_bytes, waited_seconds))
         look_seconds = min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX)

@@ -15,10 +15,10 @@ from sender.answers import Answers
 from sender.connection import DataConnection
 from sender.control import ControlReader, Event
 from sender.deal import Deal
-from sender.dial import Dialer, Party
+from sender.dial import Address, Dialer, Rendezvous
 from sender.listing import Lister
 from sender.manifest import Manifest, Part, StreamPart
-from sender.parallelism import Parallelism
+from sender.parallelism import Change, Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
 from sender.settings import SenderSettings
@@ -87,14 +87,14 @@ class Transfer:
             self.counters.is_growing = True
             self.deal.on_advance = self._stream.advance
         self._dialer = Dialer(settings, self.counters.transfer_id)
+        self._rendezvous = Rendezvous()
         self._backoff: Backoff = before._backoff if before else Backoff()
         self._reader = ControlReader(self._dialer, self.post, self._backoff.next() if before else 0.0)
         self._verifier = Verifier(self)
         self._answers = Answers(self.manifest, self.deal, self._verifier, self.counters)
         self._data: dict[int, DataConnection] = {}
         self._channel: Channel | None = None
-        self._party: Party | None = None
-        self._is_answered = threading.Event()
+        self._reached: tuple[Address, bytes] | None = None  # where control led last, and the incarnation there
         self._session = Session("sender", m.Role.CONTROL)
         self._committed: bool | None = None
         self._was_finished = False
@@ -132,17 +132,11 @@ class Transfer:
         self.post(control.Failed(error))
 
     def dial_data(self, connection_id: int) -> Channel:
-        """Open a data connection to where control is, once the receiver has answered the offer there.
+        """Open a data connection to where control is, where the receiver has answered the offer by then.
 
         Raises ConnectionLost, Refused, RemoteProtocolError.
         """
-        while not self._is_answered.wait(TICK_SECONDS):
-            if self.deal.is_over:
-                raise ConnectionLost("the transfer is over")
-        party = self._party
-        if party is None:
-            raise ConnectionLost("the control connection is down")
-        return self._dialer.data(party, connection_id)
+        return self._dialer.data(self._rendezvous, connection_id)
 
     def withdraw(self, file_id: int, error: TransferFailed) -> None:
         """Leave out a file that can't be sent as it was listed. Raises `error` where it is all there is."""
@@ -248,9 +242,12 @@ class Transfer:
                 self._reader.room.release()
                 if channel is self._channel:
                     self._receive(decode(body))
-            case control.ControlUp(channel, party):
-                self._offer(channel, party)
+            case control.Connected(address, rtt_seconds):
+                self._go_ahead(address, rtt_seconds)
+            case control.ControlUp(channel, address, incarnation):
+                self._offer(channel, address, incarnation)
             case control.ControlDown(error):
+                self._rendezvous.tell(None)
                 if self._channel is not None or not isinstance(error, ConnectionClosed):
                     self._lose_control(error)
             case control.Failed(error):
@@ -305,15 +302,25 @@ class Transfer:
                 reason = f"{item.shown} is another name of a file that could not be sent"
                 self.withdraw(file_id, TransferFailed(Code.SOURCE, reason))
 
-    def _offer(self, channel: Channel, party: Party) -> None:
+    def _go_ahead(self, address: Address, rtt_seconds: float) -> None:
+        """Have data connections opened while control still is, once: whom the receiver turned away has to wait."""
+        if self._rendezvous.was_open:
+            return
+        self._rendezvous.tell(address)
+        if self._parallelism.adapts:
+            self._change(self._parallelism.begin(rtt_seconds, self.deal.unanswered))
+
+    def _offer(self, channel: Channel, address: Address, incarnation: bytes) -> None:
         """Offer what is sent on a new control connection; another incarnation answers everything anew.
 
         Raises BeginAgain.
         """
-        if self._party is not None and party.incarnation != self._party.incarnation:
+        if self._reached is not None and incarnation != self._reached[1]:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._start_over()
-        self._channel, self._party = channel, party
+        self._channel, self._reached = channel, (address, incarnation)
+        if self._rendezvous.is_open:
+            self._rendezvous.tell(address, incarnation)
         self._session = Session("sender", m.Role.CONTROL)
         self._log.info("connected", address=channel.peer)
         shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
@@ -374,14 +381,15 @@ class Transfer:
         if self._channel is not None or str(error) != str(self._last_trouble):
             self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
         self._channel = None
-        self._is_answered.clear()
+        self._rendezvous.tell(None)
         self._last_trouble = error.with_traceback(None)
 
     def _receive(self, message: m.Message) -> None:
         finishing = self._session.state == "finishing"
         self._session.received(message)
         if isinstance(message, m.Needed | m.Held):
-            self._is_answered.set()
+            assert self._reached is not None
+            self._rendezvous.tell(*self._reached, is_answered=True)
         match message:
             case m.Needed():
                 self._take_needed(message, reopen=finishing)
@@ -445,6 +453,8 @@ class Transfer:
 
     def _start_connections(self) -> None:
         """Start as many data connections as there are chunks for, their homes' first."""
+        if not self._rendezvous.is_open:
+            return
         for connection_id in [known for known, connection in self._data.items() if not connection.is_alive()]:
             del self._data[connection_id]  # it was dismissed
         for connection_id in self.deal.wanted_connections(set(self._data)):
@@ -523,6 +533,9 @@ class Transfer:
             rtt_seconds=min((link.rtt_seconds for link in links), default=0.0),
             waited_seconds=waited_seconds(self._data.values()),
         )
+        self._change(change)
+
+    def _change(self, change: Change | None) -> None:
         if change is not None:
             self._log.info("parallelism", **change._asdict())
             self.counters.parallelism = change.connections
@@ -556,6 +569,7 @@ class Transfer:
 
     def _end(self) -> None:
         """End every thread; in order where the transfer is complete."""
+        self._rendezvous.end()
         if self.limit is not None:
             self.limit.end()
         self._lister.end()
@@ -564,6 +578,8 @@ class Transfer:
         self._verifier.end()
         if self._committed is None:
             self._dialer.end(keep=self._channel)
+        elif self._channel is not None:
+            self._channel.finish_writing()  # the data connections do so meanwhile
         deadline = time.monotonic() + limits.CLOSING_SECONDS
         for connection in self._data.values():
             connection.join(max(0.0, deadline - time.monotonic()))

@@ -33,6 +33,7 @@ from wire import messages as m
 from wire.digests import root_digest, segment_digest
 from wire.errors import VERDICTS, Code, Refused
 from wire.framing import frame, frame_of
+from wire.opening import ReceiverOpening, SenderOpening
 
 KIB = 1024
 TOKEN = "a token of the tests"
@@ -179,7 +180,6 @@ def test_token_is_asked_for_before_anything_is_looked_up(pair: Pair) -> None:
 def test_proof_is_not_replayed(pair: Pair) -> None:
     """The proof of one connection opens no other one."""
     from wire.framing import read_body
-    from wire.opening import SenderOpening
 
     receiver = pair.receiver(env={"FILESTREAMER_TOKEN": TOKEN})
     with RawSender(pair.address(receiver), token=TOKEN) as peer:
@@ -1088,6 +1088,47 @@ def test_damage_on_control_is_not_the_end(pair: Pair, source: Path, damage: byte
         sender.fails(3, "policy", status="refused")
 
 
+def test_data_connections_are_opened_while_control_is(pair: Pair, source: Path) -> None:
+    """Each step as soon as it may be: on a long path every one of them takes a round-trip."""
+    with RawReceiver() as receiver:
+        sender = start_sender(pair, source, receiver)
+        control, data = receiver.accept(), receiver.accept()
+        openings = [ReceiverOpening(receiver.incarnation, None) for _ in range(2)]
+        for link, opening in zip((control, data), openings, strict=True):
+            link.send_raw(frame_of(opening.greeting_body))
+        assert control.expect(m.Hello).role is m.Role.CONTROL
+        control.send(openings[0].welcome())
+        assert data.expect(m.Hello).role is m.Role.DATA
+        data.send(openings[1].welcome())
+        control.expect(m.Offer)
+        control.expect(m.ManifestPart)
+        control.send(m.Needed((), (m.SegmentRange(0, 0, 10),)))
+        chunk_ids = tuple(read_chunk(data).chunk_id for _ in range(10))
+        data.send(m.ChunkAck(m.Verdict.OK, chunk_ids))
+        assert control.expect(m.Finish).chunks == 10
+        control.send(m.Complete(True))
+        receiver.hang_up()
+        assert sender.succeeds()["connections"] == 1
+
+
+def test_data_connections_say_nothing_where_control_is_turned_away(pair: Pair, source: Path) -> None:
+    """The second try, and what is told of the first: once, by control."""
+    with RawReceiver() as receiver:
+        sender = start_sender(pair, source, receiver)
+        control, data = receiver.accept(), receiver.accept()
+        for link in (control, data):
+            link.send_raw(frame_of(ReceiverOpening(receiver.incarnation, None).greeting_body))
+        control.expect(m.Hello)
+        control.send(m.Refusal(Code.BUSY, "later"))
+        data.ends()
+        _, data = receiver.needs(10)
+        data.send(m.ChunkAck(m.Verdict.OK, tuple(read_chunk(data).chunk_id for _ in range(10))))
+        sender.wait_for("connected")
+        receiver.hang_up()
+        assert len(sender.events("cannot_connect")) == 1
+        assert sender.events("connection_lost") == []
+
+
 def test_damage_on_data_is_not_the_end(pair: Pair, source: Path) -> None:
     """What was sent on that connection and not acknowledged is sent again, over a new one of the same number."""
     with RawReceiver() as receiver:
@@ -1125,10 +1166,10 @@ def check_code(pair: Pair, source: Path, code: Code, how: str) -> None:
         receiver.patience(0.1)
         while sender.process.poll() is None:
             try:
-                link, _, welcome = receiver.hello()
+                link, hello, welcome = receiver.hello()
             except (TimeoutError, Ended):
                 continue
-            tries += 1
+            tries += hello.role is m.Role.CONTROL
             reason = "because of\x1b[31m a test\n"
             link.send(*([m.Refusal(code, reason)] if how == "refusal" else [welcome, m.Abort(code, reason)]))
             link.end_writing()

@@ -47,15 +47,15 @@ def test_connections_are_added_where_each_brings_so_much(pair: Pair, seed: int, 
     ended_in_order(sender, receiver)
 
 
-def test_at_a_rate_limit_no_connection_is_added_and_one_that_is_not_needed_ends(pair: Pair, seed: int) -> None:
-    """It is the default; one connection makes 40 MiB/s as two do."""
+def test_at_a_rate_limit_no_connection_is_added(pair: Pair, seed: int) -> None:
+    """It is the default. One makes 40 MiB/s as two do, and is tried where the machine has nothing else to do."""
     file = pair.file("f", 200 * MIB, seed)
     receiver = pair.receiver("--once")
     sender = pair.sender(file, pair.address(receiver), "--rate-limit", "40MiB/s", "--chunk-size", "64KiB")
     sent, received = sender.succeeds(), receiver.succeeds()
 
     assert same(file, pair.destination / "f")
-    assert changes(sender)[0] == (2, 1, "try_fewer")
+    assert changes(sender)[:1] in ([], [(2, 1, "try_fewer")])
     assert sent["connections"] == received["connections"] == 2
     assert (sent["resent_chunks"], received["resent_chunks"]) == (0, 0)
     ended_in_order(sender, receiver)

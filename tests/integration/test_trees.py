@@ -292,6 +292,15 @@ def append(path: Path) -> None:
         file.write(b"more")
 
 
+def append_when_listed(path: Path) -> None:
+    """Change a file of which every name was seen as it was before."""
+    for thread in threading.enumerate():
+        if thread.name == "walk":
+            thread.join(UNIT)
+            assert not thread.is_alive()
+    append(path)
+
+
 def replace(path: Path) -> None:
     other = path.with_name("other")
     other.write_bytes(path.read_bytes())
@@ -361,7 +370,7 @@ def test_the_other_names_of_a_file_that_changes_are_left_out_with_it(
         os.link(path, other)
     receiver = pair.receiver("--once")
     expected = trees.look(living)
-    with sending.once_read(monkeypatch, b"large", 10, lambda: append(path)):
+    with sending.once_read(monkeypatch, b"large", 10, lambda: append_when_listed(path)):
         transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", 3)
     left_behind(transfer, path, *others)
     left_out = [os.fsencode(each.relative_to(living)) for each in (path, *others)]

@@ -327,6 +327,7 @@ class RawReceiver:
         self.incarnation = random_id()
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._links: list[Link] = []
+        self._ahead: list[tuple[Link, m.Hello, m.Welcome]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -361,11 +362,15 @@ class RawReceiver:
         return link, hello, opening.welcome()
 
     def welcome(self, role: m.Role) -> tuple[Link, m.Hello]:
-        """Accept a connection of this role and let it in."""
-        link, hello, welcome = self.hello()
-        assert hello.role is role
-        link.send(welcome)
-        return link, hello
+        """Accept a connection of this role and let it in; others wait, and those that were opened in vain are gone."""
+        while True:
+            at = next((at for at, (_, hello, _) in enumerate(self._ahead) if hello.role is role), None)
+            if at is not None:
+                link, hello, welcome = self._ahead.pop(at)
+                link.send(welcome)
+                return link, hello
+            with contextlib.suppress(Ended):
+                self._ahead.append(self.hello())
 
     def control(self) -> tuple[Link, m.Offer, m.Entry]:
         """Let the control connection in, and take what it offers."""

@@ -204,12 +204,19 @@ def test_whoever_waits_is_woken(how: str) -> None:
 
 
 def test_which_connections_to_start() -> None:
-    """As many as there are chunks; those whose home has some come first."""
+    """As many as there are chunks that are, or may be, needed; those whose home has some come first."""
     deal, _ = make(8, connections=4)
-    assert deal.wanted_connections(set()) == []
+    assert deal.wanted_connections(set()) == [0, 1, 2, 3]
     deal.need(3, 5)
+    assert deal.wanted_connections(set()) == [0, 3, 1, 2]
+    deal.hold(0, 3)
+    deal.hold(5, 8)
     assert deal.wanted_connections(set()) == [0, 3]
     assert deal.wanted_connections({3}) == [0]
+
+
+def test_all_connections_are_started_where_all_is_needed() -> None:
+    deal, _ = make(8, connections=4)
     deal.need(0, 8)
     assert deal.wanted_connections({0, 3}) == [1, 2]
     assert deal.wanted_connections({0, 1, 2, 3}) == []
@@ -217,9 +224,9 @@ def test_which_connections_to_start() -> None:
 
 def test_which_connections_to_start_for_a_strict_modulo() -> None:
     deal, _ = make(9, connections=4, strict_modulo=True)
-    deal.need(0, 1)
-    deal.need(4, 5)
-    deal.need(8, 9)
+    for home in range(3):
+        deal.need(4 * home, 4 * home + 1)
+        deal.hold(4 * home + 1, min(4 * home + 4, 9))
     assert deal.wanted_connections(set()) == [0]
 
 
