@@ -58,13 +58,13 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
 
     _allow_descriptors()
     destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
-    directory = None if isinstance(destination, Stdout) else destination.path
+    free_bytes = None if isinstance(destination, Stdout) else destination.free_bytes
     listeners = _listen(settings)
     if not isinstance(destination, Stdout):
         _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
-    monitor = Monitor("receiver", settings, logger, directory)
+    monitor = Monitor("receiver", settings, logger, free_bytes)
     server = Server(
         settings, destination, monitor, output_name=output_name, listeners=listeners, token=secret, log=logger
     )

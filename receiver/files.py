@@ -141,9 +141,10 @@ class File:
                 self._write_back.start()
 
     def _keep_writing_back(self, staged: Staged, failed: Callable[[FilestreamerError], None]) -> None:
-        """Have the kernel write while the rest still comes in, so that the sync at the end is short."""
+        """Take the space first; have the kernel write while the rest still comes in: the sync at the end is short."""
 
         def write_back() -> None:
+            staged.reserve(self._write_back_ended.is_set)
             while not self._write_back_ended.wait(WRITE_BACK_SECONDS):
                 staged.write_back()
 

@@ -80,6 +80,8 @@ class Destination:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.path = directory
         self.replace = replace
+        self.staged: set[Staged] = set()
+        """What is staged here now."""
         try:
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
@@ -107,9 +109,9 @@ class Destination:
         return fd
 
     def free_bytes(self) -> int:
-        """Bytes that may still be written here."""
+        """Bytes that may still be written here, what was taken ahead for files under way included."""
         space = os.fstatvfs(self.fd)
-        return space.f_bavail * space.f_frsize
+        return space.f_bavail * space.f_frsize + sum([staged.ahead_bytes for staged in tuple(self.staged)])
 
     def discard_older_than(self, seconds: float | None, now: float) -> tuple[int, int]:
         """Remove staged files that nothing was added to for `seconds`; None removes none.
@@ -426,8 +428,7 @@ class Staged(Readable):
             self.claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
-            reserve(self.fd, entry.size, self.holes)
-            self.taken_bytes = os.fstat(self.fd).st_blocks * 512
+            destination.staged.add(self)
         except BaseException:
             self._discard_if_empty()
             self.close()
@@ -522,6 +523,21 @@ class Staged(Readable):
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._ledger_fd, length)
                 raise
+
+    def reserve(self, is_over: Callable[[], bool]) -> None:
+        """Take the space of all of it ahead, until it `is_over`. Raises TransferFailed: NO_SPACE."""
+        try:
+            reserve(self.fd, self.entry.size, self.holes, is_over)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+
+    @property
+    def ahead_bytes(self) -> int:
+        """About how much of the space that was taken ahead is still to be written to."""
+        try:
+            return max(0, os.fstat(self.fd).st_blocks * 512 - self.taken_bytes)
+        except OSError:  # it was closed a moment ago
+            return 0
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at their place. Raises TransferFailed: NO_SPACE, DESTINATION."""
@@ -634,6 +650,7 @@ class Staged(Readable):
 
     def close(self) -> None:
         """Release the descriptors, and with them the lock; where nothing was noted, the space, too. Idempotent."""
+        self._destination.staged.discard(self)
         if self._fds:
             self._discard_if_nothing_was_noted()
         while self._fds:

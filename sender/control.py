@@ -152,9 +152,14 @@ class ControlReader(threading.Thread):
         if self._ended.is_set():
             raise ConnectionLost("the transfer is over")
 
-    def end(self, in_order: Channel | None) -> None:
-        """End the thread: `in_order` names the open channel, whose peer gets a moment to read and close it."""
+    def finish(self, in_order: Channel | None) -> None:
+        """Begin to end: `in_order` names the open channel, whose peer may read and close it."""
         self._ended.set()
         if in_order is not None:
             in_order.finish_writing()
+
+    def end(self, in_order: Channel | None) -> None:
+        """End the thread, as `finish` does; the peer gets a moment."""
+        self.finish(in_order)
+        if in_order is not None:
             self.join(limits.CLOSING_SECONDS)

@@ -33,13 +33,13 @@ Address = tuple[int, transport.SockAddress]
 class Rendezvous:
     """How far the control connection has come. The coordinator tells, data connections wait; any thread may ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, was_open: bool = False) -> None:
         self._changed = threading.Condition()
         self._address: Address | None = None
         self._incarnation: bytes | None = None
         self._is_answered = False
         self._is_over = False
-        self.was_open = False
+        self.was_open = was_open
         """Whether data connections were ever allowed to dial."""
 
     @property
@@ -75,12 +75,16 @@ class Rendezvous:
             self._check()
             return self._incarnation if self._address == address else None
 
-    def is_answered(self, address: Address) -> bool:
-        """Wait until the receiver there has answered what was offered to it; False where control is lost."""
+    def is_answered(self, address: Address, incarnation: bytes | None = None) -> bool:
+        """Wait until the receiver there, this one if so, has answered what was offered; False where control is lost."""
+
+        def is_lost() -> bool:
+            return self._address != address or incarnation not in (None, self._incarnation)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._address != address or self._is_answered)
+            self._changed.wait_for(lambda: self._is_over or is_lost() or self._is_answered)
             self._check()
-            return self._address == address
+            return not is_lost()
 
     def _check(self) -> None:
         if self._is_over:
@@ -119,8 +123,8 @@ class Dialer:
     def control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
         """Open the control connection; return it, where it leads, and the incarnation of the receiver.
 
-        `on_connected` hears of each address that answers, before the receiver says anything. Raises ConnectionLost,
-        Refused, RemoteProtocolError.
+        `on_connected` hears of each address that answers: over TLS with the Greeting, else before it. Raises
+        ConnectionLost, Refused, RemoteProtocolError.
         """
         addresses = transport.resolve(self._to.host, self._to.port)
         failures = []
@@ -152,7 +156,7 @@ class Dialer:
             incarnation = rendezvous.incarnation(address)
             if incarnation is not None:
                 self._enter(greeted, Role.DATA, connection_id, incarnation)
-                if rendezvous.is_answered(address):
+                if rendezvous.is_answered(address, incarnation):
                     return greeted.channel
             self.close(greeted.channel)
         except FilestreamerError:
@@ -165,12 +169,14 @@ class Dialer:
     def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _ignore) -> _Greeted:
         """Connect and read the Greeting, which `_enter` answers."""
         sock = transport.connect([address], limits.OPENING_SECONDS, self._register)
-        on_connected(address, sock)
         shown = transport.format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
             if self._tls is not None:
-                return self._open_tls(self._tls, sock, deadline)
+                greeted = self._open_tls(self._tls, sock, deadline)
+                on_connected(address, greeted.channel.socket)  # not before: if TLS fails, it fails once
+                return greeted
+            on_connected(address, sock)
             channel = Channel(transport.prepare(sock, self._user_timeout), deadline)
             return _Greeted(channel, channel.read_body(limits.OPENING_FRAME_BYTES), b"")
         except OSError as error:

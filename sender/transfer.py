@@ -87,7 +87,7 @@ class Transfer:
             self.counters.is_growing = True
             self.deal.on_advance = self._stream.advance
         self._dialer = Dialer(settings, self.counters.transfer_id)
-        self._rendezvous = Rendezvous()
+        self._rendezvous = Rendezvous(was_open=before is not None)
         self._backoff: Backoff = before._backoff if before else Backoff()
         self._reader = ControlReader(self._dialer, self.post, self._backoff.next() if before else 0.0)
         self._verifier = Verifier(self)
@@ -578,8 +578,8 @@ class Transfer:
         self._verifier.end()
         if self._committed is None:
             self._dialer.end(keep=self._channel)
-        elif self._channel is not None:
-            self._channel.finish_writing()  # the data connections do so meanwhile
+        else:
+            self._reader.finish(self._channel)  # while the data connections do so
         deadline = time.monotonic() + limits.CLOSING_SECONDS
         for connection in self._data.values():
             connection.join(max(0.0, deadline - time.monotonic()))

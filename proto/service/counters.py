@@ -98,8 +98,6 @@ class ConnectionCounters:
     """Chunks that arrived with another digest than their sender's."""
     stolen_chunks: int = 0
     up: bool = False
-    was_up: bool = False
-    """Whether chunks could go over it at any time."""
     latencies: Latencies = field(default_factory=Latencies)
     link: tuple[socket.socket | None, int] = (None, 0)
     """The open socket, for TCP_INFO, and the segments that were sent again on those before it: replaced as one."""
@@ -118,8 +116,7 @@ class ConnectionCounters:
     def connect(self, opened: socket.socket) -> None:
         """Say that the connection is up, on this socket."""
         self.link = (opened, self.link[1])
-        self.up = self.was_up = True
-        self.is_dismissed = False
+        self.up, self.is_dismissed = True, False
 
     def disconnect(self) -> None:
         """Say that it is down, before the socket is closed; what was moved and not acknowledged is abandoned."""

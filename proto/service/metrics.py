@@ -256,7 +256,7 @@ class Collector:
             yield self._simple(Counter, name, text, [], [([], totals[name])])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
-            text = "Bytes that the destination's file system has left for files."
+            text = "Bytes that the destination's file system has left for files, those under way included."
             yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
         yield InfoMetricFamily(
             f"filestreamer_{self.service}_build",

@@ -5,7 +5,6 @@ imported then.
 """
 
 import contextlib
-import os
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +30,14 @@ KEEP_SECONDS: Final = 60.0
 class Monitor:
     """Shows the transfers of a service. `start` it, tell it each end, `finish` it when the service's work is done."""
 
-    def __init__(self, service: "Service", settings: "CommonSettings", log: Any, directory: str | None = None) -> None:
-        """`directory` is the destination, whose free space is told."""
+    def __init__(
+        self, service: "Service", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
+    ) -> None:
+        """`free_bytes` says how much space the destination has left, if there is one; it may raise OSError."""
         self._service = service
         self._settings = settings
         self._log = log
-        self._directory = directory
+        self._free_bytes = free_bytes
         self._history = History(settings.metrics_linger or KEEP_SECONDS)
         self._running: Callable[[], Sequence[TransferCounters]] = tuple
         self._trouble: Callable[[], str | None] = _starting
@@ -55,14 +56,11 @@ class Monitor:
         return self._history
 
     def free_bytes(self) -> int | None:
-        """Read what the destination's file system has left; None where there is no destination, or no answer."""
-        if self._directory is None:
-            return None
+        """Read what the destination has left for files; None where there is no destination, or no answer."""
         try:
-            found = os.statvfs(self._directory)
+            return self._free_bytes() if self._free_bytes is not None else None
         except OSError:
             return None
-        return found.f_bavail * found.f_frsize
 
     # --- its life
 

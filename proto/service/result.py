@@ -115,7 +115,7 @@ class TransferResult:
         cls, counters: TransferCounters, *, error: BaseException | None, committed: bool, root_digest: Digest | None
     ) -> "TransferResult":
         """Make the result of a transfer that has ended; without an error it is complete."""
-        connections = [item for item in counters.connections if item.was_up]
+        connections = [item for item in counters.connections if item.moved_bytes or item.reconnects]
         finished = [item.finished_at for item in connections if item.finished_at and not item.is_dismissed]
         seconds = counters.seconds
         return cls(

@@ -56,13 +56,9 @@ class Terminal(io.StringIO):
 def counters(**fields: Any) -> TransferCounters:
     """Return the counters of a transfer of 10 seconds over two connections, of which some was there before."""
     connections = [
-        ConnectionCounters(
-            0, was_up=True, moved_bytes=700, acknowledged_bytes=600, chunks=6, resent_chunks=1, finished_at=107.5
-        ),
-        ConnectionCounters(
-            1, was_up=True, moved_bytes=400, acknowledged_bytes=400, chunks=4, stolen_chunks=2, finished_at=109.0
-        ),
-        ConnectionCounters(2, was_up=True, reconnects=3, stage_seconds={"read": 0.25}),
+        ConnectionCounters(0, moved_bytes=700, acknowledged_bytes=600, chunks=6, resent_chunks=1, finished_at=107.5),
+        ConnectionCounters(1, moved_bytes=400, acknowledged_bytes=400, chunks=4, stolen_chunks=2, finished_at=109.0),
+        ConnectionCounters(2, reconnects=3, stage_seconds={"read": 0.25}),
         ConnectionCounters(3),  # opened ahead, and not needed
     ]
     known: dict[str, Any] = {
@@ -127,7 +123,7 @@ def test_a_complete_transfer() -> None:
 def test_a_connection_that_was_given_up_on_the_way_is_no_first_one_of_many() -> None:
     """It ended because fewer did as well; it waited for nobody."""
     made = counters()
-    made.connections.append(ConnectionCounters(3, was_up=True, chunks=1, finished_at=101.0, is_dismissed=True))
+    made.connections.append(ConnectionCounters(3, moved_bytes=100, chunks=1, finished_at=101.0, is_dismissed=True))
 
     outcome = TransferResult.from_counters(made, error=None, committed=True, root_digest=None)
     assert (outcome.connections, outcome.straggler_seconds) == (4, 1.5)
@@ -202,7 +198,7 @@ def test_a_summary_on_a_terminal(log: Any) -> None:
 
 
 def test_a_plain_summary_is_one_line() -> None:
-    made = result(held_bytes=0, connections=[ConnectionCounters(0, was_up=True, acknowledged_bytes=1500)])
+    made = result(held_bytes=0, connections=[ConnectionCounters(0, moved_bytes=1500, acknowledged_bytes=1500)])
 
     assert made.summary() == "complete: 1.46 KiB in 10.00 s (150 B/s over 1 connection)"
 
@@ -266,7 +262,7 @@ def test_a_termination_message_is_whole_json_however_many_connections(
     """Kubernetes keeps the last 4096 bytes: the end of a longer one would be no JSON."""
     path = tmp_path / "termination-log"
     monkeypatch.setattr("service.result.TERMINATION_LOG", str(path))
-    many = result(connections=[ConnectionCounters(number, was_up=True) for number in range(256)])
+    many = result(connections=[ConnectionCounters(number, moved_bytes=1) for number in range(256)])
     stdout = io.StringIO()
     write(many, stdout, str(path), log)
 

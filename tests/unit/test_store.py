@@ -4,8 +4,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -551,41 +552,84 @@ def staged_data(path: Path) -> Path:
     return path / ".filestreamer" / f"{KEY}.data"
 
 
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have space be denied with this errno."""
+
+    def fail(number: int) -> None:
+        def fallocate(*_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(reserve, "fallocate", fallocate)
+
+    return fail
+
+
 def test_space_is_taken_for_all_of_a_file_but_its_holes(destination: Destination, path: Path) -> None:
     grid = Grid(8 << 20, 1 << 20)
     staged = stage(destination, grid)
-    assert allocated(staged_data(path)) == staged.taken_bytes == grid.size
+    staged.reserve(never)
+    assert allocated(staged_data(path)) == staged.ahead_bytes == grid.size
     staged.close()
     staged = stage(destination, grid, ENTRY._replace(holes=(Hole(1 << 20, 4 << 20),)))
-    assert allocated(staged_data(path)) == staged.taken_bytes == 4 << 20
+    staged.reserve(never)
+    assert allocated(staged_data(path)) == staged.ahead_bytes == 4 << 20
     staged.close()
 
 
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
 def test_space_that_a_file_system_can_not_take_ahead(
-    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+    destination: Destination, path: Path, failing: Callable[[int], None], number: int
 ) -> None:
     """It is taken when it is written, as ever."""
-
-    def fallocate(*_: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(reserve, "fallocate", fallocate)
+    failing(number)
     staged = stage(destination)
-    assert allocated(staged_data(path)) == staged.taken_bytes == 0
+    staged.reserve(never)
+    assert allocated(staged_data(path)) == staged.ahead_bytes == 0
     write(staged, *range(GRID.segments))
     staged.commit()
     assert (path / "f").read_bytes() == CONTENT
     staged.close()
 
 
-def test_what_takes_its_time_is_left_to_writers(
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_or_a_quota_that_is_full_is_known_ahead(
+    destination: Destination, path: Path, failing: Callable[[int], None], number: int
+) -> None:
+    failing(number)
+    staged = stage(destination)
+    assert os.strerror(number) in failure(Code.NO_SPACE, staged.reserve, never)
+    staged.close()
+    assert os.listdir(path) == []
+
+
+def test_taking_space_ends_when_it_is_told_to(
     destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reserve, "STEP_BYTES", 1 << 20)
-    monkeypatch.setattr(reserve, "RESERVE_SECONDS", 0.0)
+    answers = iter([False, False, True])
     staged = stage(destination, Grid(8 << 20, 1 << 20))
-    assert allocated(staged_data(path)) == staged.taken_bytes < 8 << 20
+    staged.reserve(lambda: next(answers))
+    assert allocated(staged_data(path)) == 2 << 20
     staged.close()
+
+
+def test_space_that_was_taken_ahead_counts_as_free(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there for what is still to come of its file, and is not missing a second time."""
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=10 << 20, f_frsize=1))
+    staged = stage(destination, Grid(8 << 20, 1 << 20))
+    staged.reserve(never)
+    assert (destination.free_bytes(), staged.taken_bytes) == (18 << 20, 0)
+    staged.write(memoryview(bytes(3 << 20)), 0)
+    assert (destination.free_bytes(), staged.taken_bytes) == (15 << 20, 3 << 20)
+    staged.close()
+    assert destination.free_bytes() == 10 << 20
 
 
 @pytest.mark.parametrize("noted", [0, 1])

@@ -3,12 +3,11 @@
 INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process, and 0 is
 every call; `how` is `before` or `after` (killed then, as by a crash), `short` (it does a third of what it was asked),
 the name of an errno that it fails with, or the seconds that it takes longer. The call `digest` is none of `os`: it is
-each block that is hashed; nor is `fallocate`. With "path": "ledger" only calls count whose first argument is, or is a
+each block that is hashed. With "path": "ledger" only calls count whose first argument is, or is a
 descriptor of, a file with this in its name.
 """
 
 import errno
-import importlib
 import json
 import os
 import signal
@@ -21,8 +20,7 @@ def _inject(call: str, nth: int, how: str | float, path: str = "") -> None:
     if call == "digest":
         _slow_digests(float(how))
         return
-    module = importlib.import_module("receiver.reserve") if call == "fallocate" else os
-    real: Callable[..., Any] = getattr(module, call)
+    real: Callable[..., Any] = getattr(os, call)
     seen = 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -33,7 +31,7 @@ def _inject(call: str, nth: int, how: str | float, path: str = "") -> None:
                 return _happen(real, how, *args, **kwargs)
         return real(*args, **kwargs)
 
-    setattr(module, call, wrapped)
+    setattr(os, call, wrapped)
 
 
 def _happen(real: Callable[..., Any], how: str | float, *args: Any, **kwargs: Any) -> Any:
