@@ -42,6 +42,7 @@ class Code(enum.IntEnum):
     NO_SPACE = 17
     DIGEST = 18
     INTERNAL = 19
+    TOO_LARGE = 20
 
 
 class Exit(enum.IntEnum):
@@ -52,6 +53,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     REFUSED = 3
     DATA = 4
+    PARTIAL = 5
 
 
 class Verdict(NamedTuple):
@@ -81,6 +83,7 @@ VERDICTS: dict[Code, Verdict] = {
     Code.NO_SPACE: Verdict(False, Exit.DATA),
     Code.DIGEST: Verdict(False, Exit.FAILED),
     Code.INTERNAL: Verdict(False, Exit.FAILED),
+    Code.TOO_LARGE: Verdict(False, Exit.REFUSED),
 }
 
 

@@ -106,7 +106,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a chunk arrived damaged", m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,))),
     ("the transfer ends", m.Abort(Code.SOURCE_CHANGED, "input changed while it was sent (its times changed)")),
     ("a reason outside ASCII", m.Abort(Code.NO_SPACE, "kein Platz auf »/srv«")),
-    ("the last code there is", m.Abort(Code.INTERNAL, "a bug")),
+    ("the last code there is", m.Abort(Code.TOO_LARGE, "too many chunks")),
 ]
 
 

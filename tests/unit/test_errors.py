@@ -40,6 +40,7 @@ def test_the_exit_codes_that_users_script_against() -> None:
         "USAGE": 2,
         "REFUSED": 3,
         "DATA": 4,
+        "PARTIAL": 5,
     }
 
 

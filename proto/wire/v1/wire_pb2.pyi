@@ -35,6 +35,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_NO_SPACE: _ClassVar[Code]
     CODE_DIGEST: _ClassVar[Code]
     CODE_INTERNAL: _ClassVar[Code]
+    CODE_TOO_LARGE: _ClassVar[Code]
 
 class EntryType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -80,6 +81,7 @@ CODE_DESTINATION: Code
 CODE_NO_SPACE: Code
 CODE_DIGEST: Code
 CODE_INTERNAL: Code
+CODE_TOO_LARGE: Code
 ENTRY_TYPE_UNSPECIFIED: EntryType
 ENTRY_TYPE_FILE: EntryType
 ENTRY_TYPE_DIRECTORY: EntryType
