@@ -84,7 +84,8 @@ class Account:
     def borrow(self, count: int, patience: Callable[[], None]) -> None:
         """Borrow bytes, waiting for them; `patience` is called each second, and raises to give up.
 
-        The caller holds nothing borrowed that it could do without. Raises TransferFailed(TOO_LARGE) for what never fits.
+        The caller holds nothing borrowed that it could do without. Raises TransferFailed(TOO_LARGE) for what never
+        fits.
         """
         budget = self.budget
         budget.check(count)

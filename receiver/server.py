@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any, Final
 
+from receiver.budget import Budget
 from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
 from receiver.settings import ReceiverSettings
@@ -46,6 +47,8 @@ CONNECTIONS: Final = 1024
 TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
+BUDGET_BYTES: Final = 352 * limits.MIB
+TRANSFER_BYTES: Final = 4 * limits.MIB
 
 
 class Server:
@@ -85,6 +88,7 @@ class Server:
         self._transfers: dict[bytes, Transfer] = {}  # protected
         self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
+        self._budget = Budget(BUDGET_BYTES)
 
     # --- the selector thread
 
@@ -179,7 +183,7 @@ class Server:
 
     def _let_in(self, slot: Slot, hello: m.Hello) -> None:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
-        transfer = self._transfer_of(hello)
+        transfer = self._transfer_of(hello, slot.peer.rpartition(":")[0])
         is_data = hello.role is m.Role.DATA
         if is_data and not (self._has_room() and transfer.intake.admit()):
             raise TransferFailed(Code.LIMIT, "too many connections: try again later")
@@ -210,7 +214,7 @@ class Server:
         with self._lock:
             return sum(transfer.intake.threads for transfer in self._transfers.values()) < CONNECTIONS
 
-    def _transfer_of(self, hello: m.Hello) -> Transfer:
+    def _transfer_of(self, hello: m.Hello, peer: str) -> Transfer:
         with self._lock:
             transfer = self._transfers.get(hello.transfer_id)
             if transfer is not None:
@@ -224,13 +228,15 @@ class Server:
             for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-            transfer = Transfer(self, hello, self._settings.give_up_after, log, self._settings.window)
+            account = self._budget.admit(peer, TRANSFER_BYTES)
+            transfer = Transfer(self, hello, account, self._settings.give_up_after, log, self._settings.window)
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()
         except RuntimeError:
             with self._lock:
                 del self._transfers[hello.transfer_id]
+            account.close()
             raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
         return transfer
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from receiver.budget import Account
 from receiver.cargo import Cargo
 from receiver.connection import DataConnection
 from receiver.files import LEAVE_SECONDS, Stake
@@ -110,10 +111,19 @@ class Transfer(threading.Thread):
     """Receives what one sender offers. `post` may be called from any thread."""
 
     def __init__(
-        self, registry: Registry, hello: m.Hello, give_up_after: float, log: Any, window_bytes: int = 64 * limits.MIB
+        self,
+        registry: Registry,
+        hello: m.Hello,
+        account: Account,
+        give_up_after: float,
+        log: Any,
+        window_bytes: int = 64 * limits.MIB,
     ) -> None:
+        """`account` is closed when the transfer has ended."""
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
+        self.account = account
+        """What it may hold of the memory that peers have."""
         self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
         self.root_digest: bytes | None = None
         self.complete: m.Complete | None = None
@@ -387,6 +397,7 @@ class Transfer(threading.Thread):
             self._claim_root(root),
             self._claim_root,
             root=root,
+            account=self.account,
             counters=self.counters,
             rehasher=self._rehasher,
             failed=self.end_soon,
@@ -606,6 +617,7 @@ class Transfer(threading.Thread):
             self._channel.close_in_order()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
         self._registry.leave(self, cleanly=all(left))
+        self.account.close()
         self._registry.ended(self, error)
         self._turn_away()
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from receiver import portion as state
 from receiver.answers import answers, held
 from receiver.arrivals import Arrivals
+from receiver.budget import Account
 from receiver.cargo import Connection, Part, Step
 from receiver.large import Large
 from receiver.listing import Lister
@@ -49,6 +50,7 @@ class Tree:
         claim: Callable[[bytes], object],
         *,
         root: bytes,
+        account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
         failed: Callable[[FilestreamerError], None],
@@ -61,6 +63,7 @@ class Tree:
         """
         self.name = root
         self._offer = offer
+        self._account = account
         self._destination = destination
         self._counters = counters
         self._rehasher = rehasher

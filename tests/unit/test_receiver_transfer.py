@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.budget import Budget
 from receiver.files import Files, Stake
 from receiver.store import Destination
 from receiver.transfer import ControlUp, Registry, Transfer
@@ -106,7 +107,7 @@ def registry(tmp_path: Path) -> Alone:
 @pytest.fixture
 def transfer(registry: Alone) -> Iterator[Transfer]:
     hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
-    made = Transfer(registry, hello, UNIT, log.configure("receiver"))
+    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
     made.start()
     yield made
     made.forget()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from receiver import arrivals, place, tree
+from receiver.budget import Budget
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.store import Destination
 from receiver.tree import Tree
@@ -61,6 +62,7 @@ class Moving:
             self.destination,
             self.claimed.append,
             root=sample.entries[0].path.split(b"/")[0],
+            account=Budget(1 << 30).admit("somebody", 1 << 20),
             counters=self.counters,
             rehasher=self._rehasher,
             failed=self.failures.append,
