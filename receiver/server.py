@@ -229,7 +229,8 @@ class Server:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
             account = self._budget.admit(peer, TRANSFER_BYTES)
-            transfer = Transfer(self, hello, account, self._settings.give_up_after, log, self._settings.window)
+            give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
+            transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()

@@ -117,6 +117,7 @@ class Transfer(threading.Thread):
         account: Account,
         give_up_after: float,
         log: Any,
+        *,
         window_bytes: int = 64 * limits.MIB,
     ) -> None:
         """`account` is closed when the transfer has ended."""

@@ -377,7 +377,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
     ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),
     ("a refusal without a code", pb((5, pb((2, b"no")))), "Refusal.code"),
-    ("a refusal with an unknown code", pb((5, pb((1, 20)))), "Refusal.code"),
+    ("a refusal with an unknown code", pb((5, pb((1, 99)))), "Refusal.code"),
     ("chunks of 0 bytes", pb((16, pb((4, 1)))), "Offer.chunk_size"),
     ("chunks of 1 GiB and a byte", pb((16, pb((1, limits.CHUNK_SIZE_MAX + 1)))), "Offer.chunk_size"),
     ("more bytes than files can have", pb((16, pb((1, 8), (4, 1 << 63)))), "Offer.total_bytes"),
