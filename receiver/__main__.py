@@ -24,7 +24,7 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
     from receiver.settings import parse
     from service import log
     from service.report import report

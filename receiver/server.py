@@ -231,6 +231,7 @@ class Server:
             account = self._budget.admit(peer, TRANSFER_BYTES)
             give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
             transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
+            transfer.counters.tolerated = self._settings.tolerated
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()
@@ -299,7 +300,7 @@ class Server:
         committed = transfer.committed
         outcome = TransferResult.from_counters(
             transfer.counters,
-            error=None if transfer.is_complete else error,
+            error=transfer.counters.shortfall() if transfer.is_complete else error,
             committed=committed,
             root_digest=transfer.root_digest,
         )
@@ -310,8 +311,8 @@ class Server:
             if self._stdout_of is transfer and not (committed or transfer.has_passed_on):
                 self._stdout_of = None
             is_spent = self._stdout_of is transfer
-            if committed and self._settings.once:
-                self._last_name = self._last_name or transfer.cargo_name
+            if committed and self._settings.once and self._last_name is None:
+                self._last_name, self._exit_code = transfer.cargo_name, outcome.exit_code
         if transfer.was_offered:
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
             self._monitor.push()

@@ -374,10 +374,10 @@ class Transfer(threading.Thread):
         if part.first_file_id:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "the beginning of the manifest is not known here: begin again")
         is_single = len(part.entries) == 1 and part.last and part.entries[0].type is m.EntryType.FILE
-        if self._offer.shard is not None and not is_single:
-            raise RemoteProtocolError("a shard is a share of one file, and of nothing else")
         entry = part.entries[0] if len(part.entries) == 1 and part.last else None
         is_one = entry is not None and b"/" not in entry.path
+        if self._offer.shard is not None and not (is_single and is_one):
+            raise RemoteProtocolError("a shard is a share of one file, which has no directory, and of nothing else")
         stdout = self._claim_stdout(is_one=is_one)
         if entry is not None and is_one and (stdout is not None or entry.type is m.EntryType.STREAM):
             return self._pass_on(stdout, entry, self._offer.chunk_size)
@@ -478,6 +478,7 @@ class Transfer(threading.Thread):
         """Every chunk is here, the sender says: commit, or say what is missing."""
         if self._is_finishing:
             return  # Complete was said, or follows
+        self.counters.hear_left_out(finish)
         missing = self._cargo.missing()
         self._say_all(missing)
         if missing:

@@ -21,7 +21,7 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 128+N by signal N)."""
+    """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
     from sender.settings import parse
     from service import log
     from service.monitor import Monitor
@@ -80,7 +80,7 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
                 transfer = transfer.again()
                 if signalled:
                     transfer.post(Signalled(signalled[0]))
-        failure = transfer.shortfall()
+        failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
     finally:
@@ -95,16 +95,15 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
 def _list(settings: "SenderSettings", logger: Any) -> int:
     """Print what would be offered, a line each; return the exit code."""
     from sender.listing import make_walk
-    from service.counters import Skipped
+    from service.counters import Skipped, TransferCounters
     from service.log import printable
     from wire.errors import Exit
 
-    failures = 0
+    counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
 
     def skip(skipped: Skipped) -> None:
-        nonlocal failures
-        failures += skipped.is_failure
-        logger.warning("entry_skipped", path=skipped.path, reason=skipped.reason)
+        counters.leave_out(skipped)
+        logger.warning("entry_skipped", path=skipped.path, kind=skipped.kind.name.lower(), reason=skipped.reason)
 
     try:
         for item in make_walk(settings, skip):
@@ -117,7 +116,7 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     except OSError as error:
         logger.error("dry_run_failed", reason=f"can't write the list: {error.strerror}")
         return Exit.FAILED
-    return Exit.DATA if failures else Exit.COMPLETE
+    return Exit.PARTIAL if counters.failed_files else Exit.COMPLETE
 
 
 if __name__ == "__main__":

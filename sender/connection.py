@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from sender.deal import Deal
 from sender.manifest import Manifest
 from sender.rate import RateLimit
-from sender.source import Item, Reader, changed
+from sender.source import Item, Reader, Unsendable, changed
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
@@ -27,7 +27,7 @@ from wire import limits, memory
 from wire import messages as m
 from wire.codec import decode
 from wire.digests import segment_hasher
-from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
 from wire.framing import frame
 from wire.session import Session
 from wire.transport import Channel
@@ -53,7 +53,7 @@ class Host(Protocol):
     def hang_up(self, channel: Channel, *, in_order: bool) -> None:
         """Close it."""
 
-    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+    def withdraw(self, file_id: int, error: Unsendable) -> None:
         """Leave out a file that can't be sent as it was listed. Raises `error` where nothing would be left."""
 
     def idle_stage(self) -> str | None:
@@ -219,7 +219,7 @@ class DataConnection(threading.Thread):
         reader, limit, clock = self._reader, self._host.limit, self._clock
         piece = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
-        trouble: TransferFailed | None = None
+        trouble: Unsendable | None = None
         self._hasher.reset()
         while True:
             size = min(piece, end - offset)
@@ -230,7 +230,7 @@ class DataConnection(threading.Thread):
                     reader.read_into(item, view, offset)
                 if offset + size == end:
                     reader.check_unchanged(item)
-            except TransferFailed as error:
+            except Unsendable as error:
                 trouble = error
             if trouble is not None:
                 view[:] = bytes(size)  # what was announced has to be sent
@@ -247,7 +247,7 @@ class DataConnection(threading.Thread):
                 clock.enter(None)
                 return self._hasher.digest() if trouble is None else self._withdraw(segment, trouble)
 
-    def _withdraw(self, segment: m.Segment, trouble: TransferFailed) -> bytes:
+    def _withdraw(self, segment: m.Segment, trouble: Unsendable) -> bytes:
         """Leave a file out that is not what was listed; return a digest that is not that of what was sent of it."""
         self._host.withdraw(segment.file_id, trouble)
         self._is_spoiling = True

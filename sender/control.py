@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from sender.dial import Address, Dialer
-from sender.source import Item
+from sender.source import Item, Unsendable
 from service import tcp_info
 from service.backoff import LONGEST_SECONDS, Backoff
 from service.threads import run_to_end
 from wire import limits
-from wire.errors import ConnectionLost, FilestreamerError, TransferFailed
+from wire.errors import ConnectionLost, FilestreamerError
 from wire.transport import TICK_SECONDS, Channel
 
 MAILBOX_FRAMES: Final = 64
@@ -80,7 +80,7 @@ class Withdrew(NamedTuple):
     """A file can't be sent as it was listed."""
 
     file_id: int
-    error: TransferFailed
+    error: Unsendable
 
 
 class Grown(NamedTuple):

@@ -43,6 +43,8 @@ class Lister(threading.Thread):
         self._walk = make_walk(settings, skipped)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
+            if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
+                return
             holes = item.entry.holes if settings.shard.count == 1 else ()  # shards may have copies of other holes
             self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=holes))
 

@@ -16,7 +16,7 @@ from sender.stream import Stream
 from wire import limits
 from wire.errors import RemoteProtocolError
 from wire.grid import Grid, hole_segments
-from wire.messages import EntryType, ManifestPart, Segment
+from wire.messages import EntryType, ManifestPart, Segment, SkipKind
 
 _ENTRY_BYTES: Final = 80
 _HOLE_BYTES: Final = 24
@@ -244,8 +244,8 @@ class Manifest:
         """Files that can't be sent after all."""
         self._untold: set[int] = set()
         """Those of them that the coordinator has not heard of yet."""
-        self.lost_groups: set[int] = set()
-        """Hard-link groups of which the first name, whose bytes are sent for all, was withdrawn."""
+        self.lost_groups: dict[int, SkipKind] = {}
+        """Hard-link groups of which the first name, whose bytes are sent for all, was withdrawn, and why."""
 
     def add(self, items: Sequence[Item], *, last: bool) -> Part:
         """Append a part."""

@@ -22,7 +22,7 @@ from sender.parallelism import Change, Parallelism
 from sender.rate import RateLimit
 from sender.schedule import Schedule
 from sender.settings import SenderSettings
-from sender.source import Item, check_in_place
+from sender.source import Item, Unsendable, check_in_place
 from sender.verify import Verifier
 from service import tcp_info
 from service.backoff import Backoff
@@ -72,7 +72,9 @@ class Transfer:
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._share = settings.shard
         self.limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
-        self.counters = TransferCounters(random_id(), settings.name, m.SENDER_STAGES, files=0)
+        self.counters = TransferCounters(
+            random_id(), settings.name, m.SENDER_STAGES, files=0, tolerated=settings.tolerated
+        )
         self._mutex = threading.Lock()  # protects what the counters say of entries that are left out
         self._lister = Lister(settings, self.post, self.leave_out)
         self._stream = self._lister.single.stream if self._lister.single is not None else None
@@ -138,7 +140,7 @@ class Transfer:
         """
         return self._dialer.data(self._rendezvous, connection_id)
 
-    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+    def withdraw(self, file_id: int, error: Unsendable) -> None:
         """Leave out a file that can't be sent as it was listed. Raises `error` where it is all there is."""
         if self._lister.single is not None or self.manifest.is_single:
             raise error
@@ -149,8 +151,8 @@ class Transfer:
         """Tell of an entry that is not moved."""
         with self._mutex:
             self.counters.leave_out(skipped)
-        log = self._log.error if skipped.is_failure else self._log.warning
-        log("entry_skipped", path=skipped.path, reason=skipped.reason)
+        log = self._log.error if self.counters.is_failure(skipped.kind) else self._log.warning
+        log("entry_skipped", path=skipped.path, kind=skipped.kind.name.lower(), reason=skipped.reason)
 
     def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
         """Take what came out for a small file that the receiver holds."""
@@ -219,15 +221,6 @@ class Transfer:
             self.counters.ended_at = time.monotonic()
             self._end()
 
-    def shortfall(self) -> TransferFailed | None:
-        """Return the error that says that not all could be read, where everything else was moved."""
-        if not self.counters.failed_files:
-            return None
-        first = next(skipped for skipped in self.counters.skipped if skipped.is_failure)
-        others = self.counters.failed_files - 1
-        reason = f"{first.path}: {first.reason}" + (f", and {others} more" if others else "")
-        return TransferFailed(Code.SOURCE, f"everything else was sent, but not {reason}")
-
     def _next_event(self) -> Event | None:
         try:
             return self._mailbox.get(timeout=LOOK_SECONDS if self._parallelism.adapts else TICK_SECONDS)
@@ -281,26 +274,27 @@ class Transfer:
         if self.manifest.lost_groups:
             self._withdraw_links(part)
 
-    def _take_withdrew(self, file_id: int, error: TransferFailed) -> None:
+    def _take_withdrew(self, file_id: int, error: Unsendable) -> None:
         part = self.manifest.part_of_file(file_id)
         assert part is not None  # it stays until this is told
         item = part.item(file_id)
-        self.leave_out(Skipped(item.shown, str(error), True))
+        self.leave_out(Skipped(item.shown, error.why, error.kind, item.entry.path))
         self._answers.withdraw(file_id)
         if part.is_sent and self._session.state in ("manifest", "moving"):
             self._send(m.Withdrawn((file_id,)))
         self.manifest.told_withdrawn(file_id)
         if item.identity is not None and item.entry.hard_link_group:
-            self.manifest.lost_groups.add(item.entry.hard_link_group)
+            self.manifest.lost_groups[item.entry.hard_link_group] = error.kind
             for other in self.manifest.parts:
                 self._withdraw_links(other)
 
     def _withdraw_links(self, part: Part) -> None:
         """Leave out the further names of files that can't be sent."""
         for file_id, item in enumerate(part.items, part.first_file_id):
-            if item.identity is None and item.entry.hard_link_group in self.manifest.lost_groups:
-                reason = f"{item.shown} is another name of a file that could not be sent"
-                self.withdraw(file_id, TransferFailed(Code.SOURCE, reason))
+            kind = self.manifest.lost_groups.get(item.entry.hard_link_group)
+            if item.identity is None and kind is not None:
+                why = "it is another name of a file that could not be sent"
+                self.withdraw(file_id, Unsendable(Code.SOURCE, f"{item.shown}: {why}", kind, why))
 
     def _go_ahead(self, address: Address, rtt_seconds: float) -> None:
         """Have data connections opened while control still is, once: whom the receiver turned away has to wait."""
@@ -474,7 +468,9 @@ class Transfer:
         self._was_finished = True
         self._send(self.counters.heartbeat())
         stream_bytes = self._stream.size if self._stream is not None else 0
-        self._send(m.Finish(self.deal.chunks, self.root_digest, stream_bytes))
+        with self._mutex:
+            counts, left_out = self.counters.tell_left_out()
+        self._send(m.Finish(self.deal.chunks, self.root_digest, stream_bytes, counts, left_out))
 
     def _send(self, message: m.Message) -> None:
         """Write to the control connection; where that fails, its reader notices and opens another."""

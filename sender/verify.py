@@ -9,12 +9,12 @@ import threading
 from typing import NamedTuple, Protocol
 
 from sender.deal import Deal
-from sender.source import Item, Reader, changed
+from sender.source import Item, Reader, Unsendable, changed
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
 from wire.digests import segment_hasher
-from wire.errors import FilestreamerError, TransferFailed
+from wire.errors import FilestreamerError
 from wire.grid import Grid
 from wire.messages import Segment
 
@@ -40,7 +40,7 @@ class Host(Protocol):
     deal: Deal
     counters: TransferCounters
 
-    def withdraw(self, file_id: int, error: TransferFailed) -> None:
+    def withdraw(self, file_id: int, error: Unsendable) -> None:
         """Leave out a file that can't be read as it was listed. Raises `error` where nothing would be left."""
 
     def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
@@ -83,13 +83,13 @@ class Verifier:
             while (held := self._work.get()) is not None:
                 try:
                     self._compare(reader, block, held)
-                except TransferFailed as error:
+                except Unsendable as error:
                     self._host.withdraw(held.file_id, error)
         finally:
             reader.close()
 
     def _compare(self, reader: Reader, block: memoryview, held: Held) -> None:
-        """Compare segments. Raises TransferFailed where the source is not what was listed."""
+        """Compare segments. Raises Unsendable where the source is not what was listed."""
         deal, size = self._host.deal, limits.DIGEST_BYTES
         for at in range(0, len(held.digests), size):
             if deal.is_over or held.epoch != deal.epoch:

@@ -4,30 +4,40 @@
     PATH/    what is in a directory, straight into the destination
 
 Names are bytes, in whatever encoding they have. Directories come before what is in them, and names in order, so that
-two walks of one tree are the same. Symlinks are entries; only those that the user names are followed. What can't be
-read, or is neither file, directory nor symlink, is told, and the walk goes on.
+two walks of one tree are the same. Symlinks are entries; only those that the user names are followed: everything below
+is looked at by its name in the open directory that it was listed in (`directories`). What can't be read, or is neither
+file, directory nor symlink, is told, and the walk goes on.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from sender.source import Identity, Item, check_readable
+from sender.directories import Directories, Root
+from sender.source import Identity, Item, Unsendable, check_readable, kind_of, open_listed
 from service.counters import Skipped
 from wire import limits
 from wire.errors import Code, UsageError, from_os_error
-from wire.messages import Entry, EntryType, Hole
+from wire.messages import Entry, EntryType, Hole, SkipKind
 
 STAGING: Final = b".filestreamer"
 """What a receiver keeps in a directory; it is never an entry."""
 NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
 _MTIME_END: Final = 1 << 63
 """An entry's time is signed, in 64 bits: later ones, after 2262, become the last one that it can be."""
+_REASONS: Final = {
+    SkipKind.VANISHED: "it vanished while the tree was walked",
+    SkipKind.CHANGED: "it was replaced while the tree was walked",
+}
 HOLE_BYTES_MIN: Final = 64 * limits.KIB
 """Smaller holes are sent as the zeros that they read as, unless the file is smaller itself."""
 
+ROOTS_HELD: Final = 64
+"""As many paths as these may be named, and each that is a directory stays open; of more, one at a time is."""
+DIRECTORIES_OPEN: Final = 32
+"""How many directories the walk keeps open: a tree may be deeper than a process may have descriptors."""
 
 Wanted = Callable[[bytes, bool], bool]
 """Whether a path below a root (and whether that is a directory) is to be moved."""
@@ -66,29 +76,37 @@ class Walk:
         self._links: dict[Identity, tuple[int, int]] = {}
         """Of files with several names: their hard-link group, and how many names are still to come."""
         self._groups = 0
+        self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
 
     def __iter__(self) -> Iterator[Item]:
         """Walk. Raises TransferFailed(SOURCE) where a path that the user named is not there or can't be read."""
         for path, name in self._roots:
             try:
                 status = os.stat(path)
+                root = None
+                if stat.S_ISDIR(status.st_mode):
+                    root = Root(path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD)
             except OSError as error:
                 raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
-            if stat.S_ISDIR(status.st_mode):
-                yield from self._tree(path, name, status)
+            if root is not None:
+                yield from self._tree(root, name)
             else:
-                check_readable(path)
-                yield self._file(path, name, status)
+                yield self._file(path, None, name, check_readable(path))
 
-    def _tree(self, root: bytes, name: bytes, status: os.stat_result) -> Iterator[Item]:
+    def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first, without recursion: a tree may be deeper than the stack."""
-        root = root.rstrip(b"/") or root
         try:
-            levels = [_Level(self._directory(root, name, status), b"", iter(self._list(root, NOT_AT_A_ROOT)))]
+            levels = [self._open(root.path, root, name, b"")]
         except OSError as error:
-            raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root)}") from None
+            raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
         if not self._is_sparing and levels[0].is_to_be_told():
             yield levels[0].item
+        try:
+            yield from self._below(levels)
+        finally:
+            self._directories.close()
+
+    def _below(self, levels: "list[_Level]") -> Iterator[Item]:
         while levels:
             found = None
             for entry_name in levels[-1].names:
@@ -106,69 +124,86 @@ class Walk:
 
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
         """Look at one entry of a directory; None where it is not moved."""
-        parent = level.item
+        root, parent = level.root, level.item
         path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
         wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
         try:
-            status = os.lstat(path)
+            directory_fd = self._directories.get(root, level.below)
+            status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             is_directory = stat.S_ISDIR(status.st_mode)
             if self._wanted is not None and not self._wanted(below, is_directory):
                 return None
             if len(wire_path) > limits.PATH_BYTES:
-                self._skip(path, f"its path is longer than {limits.PATH_BYTES} bytes", is_failure=True)
+                reason = f"its path is longer than {limits.PATH_BYTES} bytes"
+                self._skip(path, wire_path, SkipKind.UNREADABLE, reason)
                 return None
             if is_directory:
-                return _Level(self._directory(path, wire_path, status), below, iter(self._list(path)))
-            return self._item(path, wire_path, status)
-        except FileNotFoundError:
-            self._skip(path, "it vanished while the tree was walked")
+                return self._open(path, root, wire_path, below)
+            return self._item(path, root, wire_path, status)
+        except Unsendable as error:
+            self._skip(path, wire_path, error.kind, error.why)
         except OSError as error:
-            self._skip(path, error.strerror or str(error), is_failure=True)
+            kind = kind_of(error)
+            self._skip(path, wire_path, kind, _REASONS.get(kind) or error.strerror or str(error))
         return None
 
-    def _skip(self, path: bytes, reason: str, *, is_failure: bool = False) -> None:
-        self._skipped(Skipped(os.fsdecode(path), reason, is_failure))
+    def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
+        self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
 
-    def _list(self, path: bytes, skip: Iterable[bytes] = (STAGING,)) -> list[bytes]:
-        """List a directory, in the order of its names. Raises OSError."""
-        names = os.listdir(path)
-        for name in skip:
-            if name in names:
-                names.remove(name)
+    def _open(self, path: bytes, root: Root, name: bytes, below: bytes) -> "_Level":
+        """Open a directory and list it, in the order of its names. Raises OSError."""
+        fd = self._directories.get(root, below)
+        entry = self._entry(name, EntryType.DIRECTORY, os.fstat(fd))
+        left_out = (STAGING,) if below else NOT_AT_A_ROOT
+        names = [name for name in map(os.fsencode, os.listdir(fd)) if name not in left_out]
         names.sort()
-        return names
-
-    def _directory(self, path: bytes, name: bytes, status: os.stat_result) -> Item:
-        return Item(self._entry(name, EntryType.DIRECTORY, status), path)
+        return _Level(Item(entry, path), root, below, iter(names))
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
         owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
         mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
         return Entry(name, kind, size, status.st_mode & 0o777, mtime_ns, *owner)
 
-    def _item(self, path: bytes, name: bytes, status: os.stat_result) -> Item | None:
-        """Return the item of what is no directory; None where it can't be moved. Raises OSError."""
+    def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
+        """Return the item of what is no directory; None where it can't be moved. Raises OSError, Unsendable."""
         if stat.S_ISREG(status.st_mode):
-            return self._file(path, name, status)
+            return self._file(path, root, name, status)
         if stat.S_ISLNK(status.st_mode):
-            target = os.readlink(path)
-            return Item(self._entry(name, EntryType.SYMLINK, status)._replace(link_target=target), path)
-        self._skip(path, f"it is {_what_it_is(status.st_mode)}")
+            entry = self._entry(name, EntryType.SYMLINK, status)
+            return Item(entry._replace(link_target=self._target(path, root)), path)
+        self._skip(path, name, SkipKind.SPECIAL, f"it is {_what_it_is(status.st_mode)}")
         return None
 
-    def _file(self, path: bytes, name: bytes, status: os.stat_result) -> Item:
+    def _target(self, path: bytes, root: Root) -> bytes:
+        """Return what a symlink says. Raises OSError."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            return os.readlink(name, dir_fd=self._directories.get(root, parent[root.skip :]))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise OSError(errno.ELOOP, "it is no symbolic link any more") from None
+            raise
+
+    def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
         entry = self._entry(name, EntryType.FILE, status, status.st_size)
         identity = Identity.of(status)
         if status.st_nlink > 1 and (group := self._follow(identity)):
             return Item(entry._replace(hard_link_group=group), path)
         if status.st_blocks * 512 < status.st_size:
-            entry = entry._replace(holes=holes(path, status.st_size))
+            entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
         if status.st_nlink > 1:  # and nothing has failed: the first of a group is sent
             self._groups += 1
             self._links[identity] = (self._groups, status.st_nlink - 1)
             entry = entry._replace(hard_link_group=self._groups)
-        return Item(entry, path, identity)
+        return Item(entry, path, identity, None, root)
+
+    def _holes(self, found: Item) -> tuple[Hole, ...]:
+        fd = open_listed(found, self._directories)
+        try:
+            return holes(fd, found.entry.size)
+        finally:
+            os.close(fd)
 
     def _follow(self, identity: Identity) -> int:
         """Return the hard-link group of a file of which another name was listed; 0 where none was."""
@@ -181,9 +216,10 @@ class Walk:
 class _Level:
     """A directory that is being walked."""
 
-    def __init__(self, item: Item, below: bytes, names: Iterator[bytes]) -> None:
-        """`below` is its path below the one that the user named."""
+    def __init__(self, item: Item, root: Root, below: bytes, names: Iterator[bytes]) -> None:
+        """`below` is its path below the root, which the user named."""
         self.item = item
+        self.root = root
         self.below = below
         self.names = names
         self._is_told = not item.entry.path  # the destination itself is no entry
@@ -206,19 +242,16 @@ def _what_it_is(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "no regular file")
 
 
-def holes(path: bytes, size: int) -> tuple[Hole, ...]:
+def holes(fd: int, size: int) -> tuple[Hole, ...]:
     """Return the holes of a sparse file, in order, as far as they are worth it and an entry can tell them.
 
-    None are known where the file system can't tell them. Raises OSError where the file can't be opened.
+    None are known where the file system can't tell them.
     """
     least = min(HOLE_BYTES_MIN, size)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = [hole for hole in _all_holes(fd, size) if hole.length >= least]
     except OSError:
         return ()
-    finally:
-        os.close(fd)
     largest = sorted(found, key=lambda hole: -hole.length)[: limits.HOLES_PER_FILE]
     return tuple(sorted(largest))
 

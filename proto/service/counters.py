@@ -4,6 +4,7 @@ One thread writes each field, nobody locks: a reader may see one field a moment 
 display, the log lines, the result object and the metrics all read these and nothing else.
 """
 
+import os
 import socket
 import time
 from bisect import bisect_left
@@ -13,7 +14,9 @@ from typing import Final, Literal, NamedTuple, get_args
 from service import tcp_info
 from service.bottleneck import Bottleneck, bottleneck
 from service.chunk_map import ChunkMap
-from wire.messages import SENDER_STAGES, Progress
+from service.log import printable
+from wire.errors import Partial
+from wire.messages import SENDER_STAGES, Finish, LeftOut, LeftOutCount, Progress, SkipKind
 from wire.messages import Phase as WirePhase
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
@@ -30,11 +33,13 @@ SKIPPED_MAX: Final = 100
 
 
 class Skipped(NamedTuple):
-    """An entry that is not moved, and why; `is_failure` where the exit code is to say so."""
+    """An entry that is not moved, and why."""
 
     path: str
     reason: str
-    is_failure: bool
+    kind: SkipKind
+    name: bytes = b""
+    """Its path at the destination."""
 
 
 class Latencies:
@@ -150,11 +155,11 @@ class TransferCounters:
     unchecked_bytes: int = 0
     """Bytes of files that were accepted for their size and mtime alone."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Sender: the first SKIPPED_MAX entries that were left out; those that could not be read go before others."""
-    skipped_files: int = 0
-    """Sender: all entries that were left out."""
-    failed_files: int = 0
-    """Sender: those of them that could not be read as they were listed."""
+    """The first SKIPPED_MAX entries that were left out; those that are failures go before others."""
+    skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
+    """How many entries were left out, by why. A receiver knows both from its sender's Finish."""
+    tolerated: frozenset[SkipKind] = frozenset()
+    """Kinds that are no failure, as the user said."""
     rehashed_bytes: int = 0
     forgotten_bytes: int = 0
     """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
@@ -188,15 +193,55 @@ class TransferCounters:
         """Bytes that were there before, compared or accepted unread."""
         return self.held_bytes + self.unchecked_bytes
 
+    @property
+    def skipped_files(self) -> int:
+        """All entries that were left out."""
+        return sum(self.skipped_kinds.values())
+
+    @property
+    def failed_files(self) -> int:
+        """Those of them that are failures."""
+        return sum(count for kind, count in self.skipped_kinds.items() if self.is_failure(kind))
+
+    def is_failure(self, kind: SkipKind) -> bool:
+        """Whether the exit code is to say that something was left out for this reason."""
+        return kind is not SkipKind.SPECIAL and kind not in self.tolerated
+
     def leave_out(self, skipped: Skipped) -> None:
         """Count an entry that is not moved; one thread at a time."""
-        self.skipped_files += 1
-        self.failed_files += skipped.is_failure
-        if len(self.skipped) == SKIPPED_MAX and skipped.is_failure:
-            for at in [at for at, each in enumerate(self.skipped) if not each.is_failure][-1:]:
+        self.skipped_kinds[skipped.kind] = self.skipped_kinds.get(skipped.kind, 0) + 1
+        is_failure = self.is_failure(skipped.kind)
+        if len(self.skipped) == SKIPPED_MAX and is_failure:
+            for at in [at for at, each in enumerate(self.skipped) if not self.is_failure(each.kind)][-1:]:
                 del self.skipped[at]
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
+
+    def tell_left_out(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
+        """Return what Finish says of the entries that were left out."""
+        counts = tuple(LeftOutCount(kind, self.skipped_kinds[kind]) for kind in sorted(self.skipped_kinds))
+        return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
+
+    def hear_left_out(self, finish: Finish) -> None:
+        """Take what the sender left out, as its last Finish says. Names come from a peer."""
+        self.skipped_kinds = {count.kind: count.entries for count in finish.left_out_counts}
+        self.skipped = [
+            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path) for each in finish.left_out
+        ]
+
+    def shortfall(self) -> Partial | None:
+        """Return the error that says that not all could be moved, where everything else was."""
+        if not self.failed_files:
+            return None
+        first = next((each for each in self.skipped if self.is_failure(each.kind)), None)
+        kinds = [
+            f"{count} {kind.name.lower()}"
+            for kind, count in sorted(self.skipped_kinds.items())
+            if self.is_failure(kind)
+        ]
+        reason = f", first of all {first.path}: {first.reason}" if first is not None else ""
+        entries = "entry" if self.failed_files == 1 else "entries"
+        return Partial(f"everything else was moved, but not {self.failed_files} {entries} ({', '.join(kinds)}){reason}")
 
     def start_over(self) -> None:
         """Forget what was acknowledged and held: a restarted receiver answers anew."""

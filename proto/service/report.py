@@ -42,6 +42,8 @@ def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:
             "reconnects": outcome.reconnects,
             "bottleneck": outcome.bottleneck,
         }
+    if outcome.skipped_files:
+        fields |= {"skipped_files": outcome.skipped_files, "skipped_kinds": outcome.skipped_kinds}
     if outcome.error is None:
         log.info("transfer_complete", **fields)
     else:

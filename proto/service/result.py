@@ -62,6 +62,8 @@ class SkippedEntry:
 
     path: str
     reason: str
+    kind: str
+    """A word for scripts: a name of wire.messages.SkipKind, such as `vanished`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,8 @@ class TransferResult:
     """32 hexadecimal digits."""
     skipped_files: int = 0
     """Entries that were not moved: unreadable, changed or gone meanwhile, or nothing that can be moved."""
+    skipped_kinds: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many of them, by kind."""
     skipped: tuple[SkippedEntry, ...] = ()
     """The first of them."""
     per_connection: tuple[ConnectionResult, ...] = ()
@@ -139,7 +143,8 @@ class TransferResult:
             bottleneck=counters.bottleneck,
             root_digest=root_digest.hex() if root_digest is not None else None,
             skipped_files=counters.skipped_files,
-            skipped=tuple(SkippedEntry(item.path, item.reason) for item in counters.skipped),
+            skipped_kinds={kind.name.lower(): count for kind, count in sorted(counters.skipped_kinds.items())},
+            skipped=tuple(SkippedEntry(item.path, item.reason, item.kind.name.lower()) for item in counters.skipped),
             per_connection=tuple(
                 ConnectionResult(
                     connection_id=item.connection_id,
@@ -161,18 +166,20 @@ class TransferResult:
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self, name: str = "") -> str:
-        """Write it for people: one to five lines, without the last one's end; `name` is the file's."""
+        """Write it for people: one to seven lines, without the last one's end; `name` is the file's."""
         which = f"{self.status}: {printable(name)}: " if name else f"{self.status}: "
-        if self.error is not None:
+        if self.error is not None and self.exit_code != Exit.PARTIAL:
             return which + printable(self.error.message)
-        lines = [
+        lines = [which + printable(self.error.message)] if self.error is not None else []
+        which = "  moved: " if lines else which
+        lines.append(
             f"{which}{format_size(self.bytes)}{self._how_many()} in {self.seconds:.2f} s"
             f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
-        ]
+        )
         if self.skipped_files:
-            lines.append(
-                f"  {_count(self.skipped_files, 'entry', 'entries')} left out: {printable(self.skipped[0].path)} ..."
-            )
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped_kinds.items())
+            first = f": {printable(self.skipped[0].path)} ..." if self.skipped else ""
+            lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} left out ({kinds}){first}")
         if not self.committed:
             lines.append("  a share of the file: it waits for its other shards")
         if self.bottleneck is not None:
@@ -246,9 +253,20 @@ def write(
 def _content(result: TransferResult, path: str) -> str:
     """Return what goes into the file: all of it, but no more than is kept of it there."""
     content = result.to_json()
-    if path == TERMINATION_LOG and len(content) >= TERMINATION_LOG_BYTES:
-        content = dataclasses.replace(result, per_connection=(), skipped=()).to_json()
-    return content
+    if path != TERMINATION_LOG or len(content) < TERMINATION_LOG_BYTES:
+        return content
+    shorter = dataclasses.replace(result, per_connection=(), skipped=())
+    room = TERMINATION_LOG_BYTES - 1 - len(shorter.to_json())
+    if room < 0 and shorter.error is not None:
+        message = shorter.error.message[: max(0, len(shorter.error.message) - (-room + 5) // 6 * 6)]
+        shorter = dataclasses.replace(shorter, error=dataclasses.replace(shorter.error, message=message))
+    fitting = 0
+    for entry in result.skipped:
+        room -= len(json.dumps(dataclasses.asdict(entry))) + len(", ")
+        if room < 0:
+            break
+        fitting += 1
+    return dataclasses.replace(shorter, skipped=result.skipped[:fitting]).to_json()
 
 
 def _discard(stdout: TextIO | None) -> None:

@@ -28,6 +28,7 @@ from service.values import MetricsAddress
 from service.version import VERSION
 from wire import limits
 from wire.errors import UsageError
+from wire.messages import SkipKind
 
 Service = Literal["sender", "receiver"]
 T = TypeVar("T")
@@ -209,8 +210,20 @@ class CommonSettings:
     result_file: str | None = setting(values.text, "Write the result there, too.", metavar="FILE")
     """Where the JSON result of each transfer is written, beside standard output."""
 
+    tolerate: tuple[tuple[str, ...], ...] = several(
+        values.words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
+        "Exit 0 also where entries were skipped for such reasons: vanished, changed, unreadable, declined, attribute.",
+        metavar="KIND,...",
+    )
+    """Kinds of skipped entries that don't make the exit code 5; they are told all the same."""
+
     log_level: str = setting(values.one_of(*log.LEVELS), "Least level of log lines.", default="info", metavar="LEVEL")
     """The least level of log lines that are written: debug, info, warning or error."""
+
+    @property
+    def tolerated(self) -> frozenset[SkipKind]:
+        """The kinds of `tolerate`."""
+        return frozenset(SkipKind[word.upper()] for words in self.tolerate for word in words)
 
 
 class Found(NamedTuple):

@@ -56,6 +56,16 @@ def one_of(*words: str) -> Callable[[object], str]:
     return read
 
 
+def words(*known: str) -> Callable[[object], tuple[str, ...]]:
+    """Return a reader of some of the words, with commas between them."""
+    read_one = one_of(*known)
+
+    def read(value: object) -> tuple[str, ...]:
+        return tuple(read_one(word.strip()) for word in text(value).split(","))
+
+    return read
+
+
 def whole(least: int, most: int) -> Callable[[object], int]:
     """Return a reader of whole numbers between two bounds, both included."""
 

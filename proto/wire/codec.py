@@ -67,7 +67,7 @@ def _within(value: int, lowest: int, highest: int, what: str) -> int:
     return value
 
 
-E = TypeVar("E", m.Role, m.EntryType, m.Phase, m.Verdict, Code)
+E = TypeVar("E", m.Role, m.EntryType, m.Phase, m.Verdict, m.SkipKind, Code)
 
 
 def _enum(kind: type[E], value: int, what: str) -> E:
@@ -78,13 +78,23 @@ def _enum(kind: type[E], value: int, what: str) -> E:
 
 
 def _reason(text: str) -> str:
-    """Make a peer's text fit for one line of a log: bounded, printable."""
-    return "".join(c if c.isprintable() else "?" for c in clip_reason(text))
+    """Make a peer's reason fit for one line of a log."""
+    return _line(text, limits.REASON_BYTES)
+
+
+def _line(text: str, most: int) -> str:
+    """Make a peer's text fit for one line of a log: bounded, in bytes of UTF-8, and printable."""
+    return "".join(c if c.isprintable() else "?" for c in clip(text, most))
 
 
 def clip_reason(text: str) -> str:
     """Cut a reason of our own to REASON_BYTES of UTF-8."""
-    return text.encode("utf-8", "replace")[: limits.REASON_BYTES].decode("utf-8", "ignore")
+    return clip(text, limits.REASON_BYTES)
+
+
+def clip(text: str, most: int) -> str:
+    """Cut a text of our own to `most` bytes of UTF-8."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -314,15 +324,46 @@ def _decode_progress(p: pb.Progress) -> m.Progress:
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:
-    return pb.Frame(finish=pb.Finish(chunks=f.chunks, root_digest=f.root_digest, stream_bytes=f.stream_bytes))
+    frame = pb.Frame()
+    finish = frame.finish
+    finish.chunks, finish.root_digest, finish.stream_bytes = f.chunks, f.root_digest, f.stream_bytes
+    for kind, entries in f.left_out_counts:
+        finish.left_out_counts.add(kind=int(kind), entries=entries)
+    for path, kind, reason in f.left_out:
+        clipped = clip(reason, limits.LEFT_OUT_REASON_BYTES)
+        finish.left_out.add(path=clip_path(path), kind=int(kind), reason=clipped)
+    return frame
+
+
+def clip_path(path: bytes) -> bytes:
+    """Cut a path to LEFT_OUT_PATH_BYTES, of which the end says most."""
+    return path if len(path) <= limits.LEFT_OUT_PATH_BYTES else b"..." + path[3 - limits.LEFT_OUT_PATH_BYTES :]
 
 
 def _decode_finish(f: pb.Finish) -> m.Finish:
+    counts = {}
+    for count in f.left_out_counts:
+        kind = _enum(m.SkipKind, count.kind, "Finish.left_out_counts.kind")
+        _require(kind not in counts, "Finish.left_out_counts has a kind twice")
+        counts[kind] = _within(count.entries, 1, _MAX_U63, "Finish.left_out_counts.entries")
+    _within(len(f.left_out), 0, limits.LEFT_OUT_PER_FINISH, "the number of Finish.left_out")
+    left_out = tuple([_decode_left_out(each) for each in f.left_out])
+    for kind in m.SkipKind:
+        listed = sum(each.kind is kind for each in left_out)
+        _require(listed <= counts.get(kind, 0), "Finish.left_out has more of a kind than Finish.left_out_counts")
     return m.Finish(
         f.chunks,
         _sized(f.root_digest, limits.DIGEST_BYTES, "Finish.root_digest"),
         _within(f.stream_bytes, 0, limits.FILE_SIZE_MAX, "Finish.stream_bytes"),
+        tuple([m.LeftOutCount(kind, entries) for kind, entries in counts.items()]),
+        left_out,
     )
+
+
+def _decode_left_out(e: pb.LeftOut) -> m.LeftOut:
+    _within(len(e.path), 1, limits.LEFT_OUT_PATH_BYTES, "the length of Finish.left_out.path")
+    kind = _enum(m.SkipKind, e.kind, "Finish.left_out.kind")
+    return m.LeftOut(e.path, kind, _line(e.reason, limits.LEFT_OUT_REASON_BYTES))
 
 
 def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:

@@ -9,6 +9,7 @@
     ├── Refused                the peer said Refusal                                          by its code
     ├── Aborted                the peer said Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
+    ├── Partial                everything was moved but for what is listed as skipped         exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
 
 `VERDICTS` is the only place that maps a wire code to `retryable` and to an exit code; both ends exit by it, so a full
@@ -156,6 +157,13 @@ class Aborted(_Coded):
 
 class TransferFailed(_Coded):
     """This side ends the transfer for a reason of its own, and sends the peer an Abort with it."""
+
+
+class Partial(FilestreamerError):
+    """The transfer is complete and durable, but for entries that were left out."""
+
+    exit_code = Exit.PARTIAL
+    name = "partial"
 
 
 class Interrupted(FilestreamerError):

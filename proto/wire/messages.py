@@ -49,6 +49,23 @@ class Verdict(enum.IntEnum):
     DIGEST_MISMATCH = 2
 
 
+class SkipKind(enum.IntEnum):
+    """Why an entry is not moved, or not all of it."""
+
+    VANISHED = 1
+    """It was gone when it was to be looked at or read."""
+    CHANGED = 2
+    """It was another one when it was read than when it was listed."""
+    UNREADABLE = 3
+    """It could not be read, or its path is too long to be sent."""
+    DECLINED = 4
+    """The receiver could not make or replace it."""
+    ATTRIBUTE = 5
+    """It was moved, but for an attribute that the receiver could not set."""
+    SPECIAL = 6
+    """It is a FIFO, a socket or a device, which are never moved: no failure."""
+
+
 class Greeting(NamedTuple):
     """Receiver, first frame: what it speaks and who it is."""
 
@@ -195,12 +212,31 @@ class Progress(NamedTuple):
     """What its data connections spent in each stage, all together: SENDER_STAGES or RECEIVER_STAGES, in that order."""
 
 
+class LeftOutCount(NamedTuple):
+    """How many entries were left out for a reason of one kind."""
+
+    kind: SkipKind
+    entries: int
+
+
+class LeftOut(NamedTuple):
+    """An entry that was left out: its path at the destination, as far as a frame has room for it, and why."""
+
+    path: bytes
+    kind: SkipKind
+    reason: str
+
+
 class Finish(NamedTuple):
     """Sender: every chunk is acknowledged or held."""
 
     chunks: int
     root_digest: bytes
     stream_bytes: int = 0
+    left_out_counts: tuple[LeftOutCount, ...] = ()
+    """What the sender did not offer, or withdrew, by kind."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The first of these."""
 
 
 class Withdrawn(NamedTuple):

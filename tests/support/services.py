@@ -118,6 +118,18 @@ class Command(abc.ABC):
         assert (result["status"], result["committed"], result["error"]) == ("complete", True, None)
         return result
 
+    def falls_short(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+        """Wait for the end with exit 5; return the result, in which everything is durable that is not skipped."""
+        code = self.wait(seconds)
+        assert code == 5, f"{self.command} exited with {code}:\n{self.stderr}"
+        assert "Traceback" not in self.stderr
+        result = self.result
+        assert (result["status"], result["committed"], result["exit_code"]) == ("failed", True, 5)
+        assert result["error"]["code"] == "partial"
+        assert "\n" not in result["error"]["message"]
+        assert result["skipped_files"] == sum(result["skipped_kinds"].values()) > 0
+        return result
+
     def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = 3 * UNIT) -> str:
         """Wait for the end with `exit_code`; return the error, which is the same one line in log and result."""
         code = self.wait(seconds)

@@ -23,11 +23,12 @@ from wire.errors import (
     TransferFailed,
     UsageError,
 )
+from wire.messages import SkipKind
 
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest skipped_files skipped per_connection"
+    "bottleneck root_digest skipped_files skipped_kinds skipped per_connection"
 ).split()
 
 
@@ -111,6 +112,7 @@ def test_a_complete_transfer() -> None:
         "bottleneck": None,
         "root_digest": "ab" * 16,
         "skipped_files": 0,
+        "skipped_kinds": {},
         "skipped": [],
     }
     assert [item["connection_id"] for item in per_connection] == [0, 1, 2]
@@ -311,8 +313,8 @@ def test_what_could_not_be_read_goes_before_what_is_merely_left_out() -> None:
     """However many entries of a tree are special files: the first that failed is what the error names."""
     counters = TransferCounters(bytes(16), "tree")
     for number in range(SKIPPED_MAX + 5):
-        counters.leave_out(Skipped(f"fifo {number}", "it is a FIFO", False))
+        counters.leave_out(Skipped(f"fifo {number}", "it is a FIFO", SkipKind.SPECIAL))
     for number in range(SKIPPED_MAX + 5):
-        counters.leave_out(Skipped(f"secret {number}", "no", True))
+        counters.leave_out(Skipped(f"secret {number}", "no", SkipKind.UNREADABLE))
     assert [f"secret {number}" for number in range(SKIPPED_MAX)] == [each.path for each in counters.skipped]
     assert (counters.skipped_files, counters.failed_files) == (2 * SKIPPED_MAX + 10, SKIPPED_MAX + 5)

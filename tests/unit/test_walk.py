@@ -14,7 +14,7 @@ from tests.support import trees
 from wire.codec import decode, encode
 from wire.errors import Code, TransferFailed, UsageError
 from wire.limits import HOLES_PER_FILE, KIB, PATH_BYTES
-from wire.messages import Entry, EntryType, Hole, ManifestPart
+from wire.messages import Entry, EntryType, Hole, ManifestPart, SkipKind
 
 
 def walked(*paths: Path | str, **options: object) -> tuple[list[Item], list[Skipped]]:
@@ -113,8 +113,8 @@ def test_special_files_are_told(top: Path) -> None:
     trees.make_socket(top / "socket")
     _, skipped = walked(top)
     assert skipped == [
-        Skipped(str(top / "fifo"), "it is a FIFO", False),
-        Skipped(str(top / "socket"), "it is a socket", False),
+        Skipped(str(top / "fifo"), "it is a FIFO", SkipKind.SPECIAL, b"top/fifo"),
+        Skipped(str(top / "socket"), "it is a socket", SkipKind.SPECIAL, b"top/socket"),
     ]
 
 
@@ -123,7 +123,7 @@ def test_a_path_longer_than_the_protocol_takes_is_told(top: Path) -> None:
     trees.deepen(top, b"n" * 250, 20)
     items, skipped = walked(top)
     assert skipped
-    assert all(each.is_failure for each in skipped)
+    assert all(each.kind is SkipKind.UNREADABLE for each in skipped)
     assert max(map(len, names(items))) <= PATH_BYTES
     assert all(len(os.fsencode(each.path)) >= PATH_BYTES for each in skipped)
     assert len(skipped) <= 2  # the leaf, and the next directory
@@ -137,7 +137,8 @@ def test_what_vanishes_while_it_is_walked_is_told(top: Path) -> None:
         if item.entry.path == b"top/b":
             (top / "b/2").unlink()
     assert b"top/b/2" not in found
-    assert skipped == [Skipped(str(top / "b/2"), "it vanished while the tree was walked", False)]
+    reason = "it vanished while the tree was walked"
+    assert skipped == [Skipped(str(top / "b/2"), reason, SkipKind.VANISHED, b"top/b/2")]
 
 
 def test_a_time_beyond_the_protocol_is_the_last_one_that_it_has(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_group_does_not_begin_with_a_name_that_can_not_be_read(top: Path, monk
     os.link(sparse, top / "hollow too")
     real = walk.holes
 
-    def fail_once(path: bytes, size: int) -> tuple[Hole, ...]:
+    def fail_once(fd: int, size: int) -> tuple[Hole, ...]:
         monkeypatch.setattr(walk, "holes", real)
         raise PermissionError(13, "Permission denied")
 
@@ -215,9 +216,14 @@ def islands(*found: Hole, size: int) -> list[tuple[int, int]]:
     return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
+def holes_of(path: Path) -> tuple[Hole, ...]:
+    with path.open("rb") as file:
+        return holes(file.fileno(), path.stat().st_size)
+
+
 def test_holes(tmp_path: Path) -> None:
     file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"), (999 * KIB, b"end"))
-    found = holes(os.fsencode(file), 1000 * KIB)
+    found = holes_of(file)
     content = file.read_bytes()
     assert found
     for hole in found:
@@ -226,14 +232,14 @@ def test_holes(tmp_path: Path) -> None:
 
 
 def test_small_holes_are_not_worth_it_unless_they_are_all(tmp_path: Path) -> None:
-    assert holes(os.fsencode(trees.sparse(tmp_path / "f", 40 * KIB, (0, b"x"))), 40 * KIB) == ()
-    assert holes(os.fsencode(trees.sparse(tmp_path / "g", 100)), 100) == (Hole(0, 100),)
+    assert holes_of(trees.sparse(tmp_path / "f", 40 * KIB, (0, b"x"))) == ()
+    assert holes_of(trees.sparse(tmp_path / "g", 100)) == (Hole(0, 100),)
 
 
 def test_of_too_many_holes_the_largest_are_told(tmp_path: Path) -> None:
     step = 72 * KIB
     file = trees.sparse(tmp_path / "f", (HOLES_PER_FILE + 50) * step, *[(at * step, b"x") for at in range(1100)])
-    found = holes(os.fsencode(file), file.stat().st_size)
+    found = holes_of(file)
     assert len(found) == HOLES_PER_FILE
     assert sorted(found) == list(found)
 

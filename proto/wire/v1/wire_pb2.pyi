@@ -53,6 +53,16 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_SYNCING: _ClassVar[Phase]
     PHASE_WAITING: _ClassVar[Phase]
 
+class SkipKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SKIP_KIND_UNSPECIFIED: _ClassVar[SkipKind]
+    SKIP_KIND_VANISHED: _ClassVar[SkipKind]
+    SKIP_KIND_CHANGED: _ClassVar[SkipKind]
+    SKIP_KIND_UNREADABLE: _ClassVar[SkipKind]
+    SKIP_KIND_DECLINED: _ClassVar[SkipKind]
+    SKIP_KIND_ATTRIBUTE: _ClassVar[SkipKind]
+    SKIP_KIND_SPECIAL: _ClassVar[SkipKind]
+
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VERDICT_UNSPECIFIED: _ClassVar[Verdict]
@@ -92,6 +102,13 @@ PHASE_OFFERING: Phase
 PHASE_MOVING: Phase
 PHASE_SYNCING: Phase
 PHASE_WAITING: Phase
+SKIP_KIND_UNSPECIFIED: SkipKind
+SKIP_KIND_VANISHED: SkipKind
+SKIP_KIND_CHANGED: SkipKind
+SKIP_KIND_UNREADABLE: SkipKind
+SKIP_KIND_DECLINED: SkipKind
+SKIP_KIND_ATTRIBUTE: SkipKind
+SKIP_KIND_SPECIAL: SkipKind
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
@@ -316,15 +333,37 @@ class Progress(_message.Message):
     stage_microseconds: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class LeftOutCount(_message.Message):
+    __slots__ = ("kind", "entries")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    kind: SkipKind
+    entries: int
+    def __init__(self, kind: _Optional[_Union[SkipKind, str]] = ..., entries: _Optional[int] = ...) -> None: ...
+
+class LeftOut(_message.Message):
+    __slots__ = ("path", "kind", "reason")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    kind: SkipKind
+    reason: str
+    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[_Union[SkipKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class Finish(_message.Message):
-    __slots__ = ("chunks", "root_digest", "stream_bytes")
+    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     root_digest: bytes
     stream_bytes: int
-    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
+    left_out_counts: _containers.RepeatedCompositeFieldContainer[LeftOutCount]
+    left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ...) -> None: ...
 
 class Withdrawn(_message.Message):
     __slots__ = ("file_ids",)
