@@ -98,6 +98,19 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("the first heartbeat of a sender", m.Progress(m.Phase.OFFERING, 0, 0)),
     ("every chunk is acknowledged or held", m.Finish(2, root_digest([segment_digest(b"one"), segment_digest(b"two")]))),
     ("nothing had to be moved: the digest of no digests", m.Finish(0, root_digest([]))),
+    (
+        "all but three entries of a tree, of which two are named",
+        m.Finish(
+            1,
+            root_digest([segment_digest(b"one")]),
+            0,
+            (m.LeftOutCount(m.SkipKind.VANISHED, 2), m.LeftOutCount(m.SkipKind.SPECIAL, 1)),
+            (
+                m.LeftOut(b"photos/tmp", m.SkipKind.VANISHED, "changed while it was sent (it is gone)"),
+                m.LeftOut(b"photos/fifo", m.SkipKind.SPECIAL, "it is a FIFO"),
+            ),
+        ),
+    ),
     ("the file has its final name", m.Complete(True)),
     ("a share is synced in staging; the empty message", m.Complete(False)),
     ("one segment of a large file", m.ChunkHeader(1200, (m.Segment(1, 1200 << 22, 1 << 22),))),
@@ -338,6 +351,17 @@ def entry(*more: tuple[int, int | bytes], **changes: int | bytes) -> bytes:
     return pb((17, pb((2, _changed(_ENTRY, changes) + pb(*more)))))
 
 
+VANISHED = (4, b"\x08\x01\x10\x02")
+"""Of a Finish: two entries vanished."""
+LEFT_OUT = b"\x0a\x01x\x10\x01"
+"""One of them."""
+
+
+def finish(*more: tuple[int, int | bytes]) -> bytes:
+    """Write a Finish, with more fields."""
+    return pb((21, pb((1, 1), (2, bytes(16)), *more)))
+
+
 def _changed(fields: dict[int, int | bytes], changes: dict[str, int | bytes]) -> bytes:
     merged = {**fields, **{int(name[1:]): value for name, value in changes.items()}}
     return pb(*sorted(merged.items()))
@@ -418,6 +442,17 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a heartbeat of an unknown phase", pb((20, pb((1, 5)))), "Progress.phase"),
     ("a heartbeat with 17 stages", pb((20, pb((1, 2), (4, bytes(17))))), "Progress.stage_microseconds"),
     ("a root digest of 15 bytes", pb((21, pb((1, 1), (2, bytes(15))))), "Finish.root_digest"),
+    ("left out for no reason", finish((4, pb((2, 1)))), "Finish.left_out_counts.kind"),
+    ("left out for an unknown reason", finish((4, pb((1, 7), (2, 1)))), "Finish.left_out_counts.kind"),
+    ("left out, and not one entry", finish((4, pb((1, 1)))), "Finish.left_out_counts.entries"),
+    ("2^63 entries left out", finish((4, pb((1, 1), (2, 1 << 63)))), "Finish.left_out_counts.entries"),
+    ("a kind that is counted twice", finish((4, pb((1, 1), (2, 1))), (4, pb((1, 1), (2, 3)))), "a kind twice"),
+    ("101 entries left out", finish(VANISHED, *[(5, LEFT_OUT)] * 101), "Finish.left_out"),
+    ("more entries left out than were counted", finish(VANISHED, *[(5, LEFT_OUT)] * 3), "more of a kind"),
+    ("an entry left out of another kind", finish(VANISHED, (5, pb((1, b"x"), (2, 2)))), "more of a kind"),
+    ("an entry left out for no reason", finish(VANISHED, (5, pb((1, b"x")))), "Finish.left_out.kind"),
+    ("an entry left out without a path", finish(VANISHED, (5, pb((2, 1)))), "Finish.left_out.path"),
+    ("left out, with a path of 257 bytes", finish(VANISHED, (5, pb((1, b"x" * 257), (2, 1)))), "Finish.left_out.path"),
     ("a chunk without segments", header(), "ChunkHeader.segments"),
     ("1025 segments", header(*[pb((3, 1))] * 1025), "ChunkHeader.segments"),
     ("an empty segment", header(pb((1, 1))), "ChunkHeader.segments.length"),

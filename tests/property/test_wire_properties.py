@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, unpacked
 from wire import limits
 from wire import messages as m
-from wire.codec import clip_reason, decode, encode
+from wire.codec import clip, clip_reason, decode, encode
 from wire.digests import root_digest, segment_digest, segment_hasher
 from wire.errors import Code, ConnectionLost, LocalProtocolError, Refused, RemoteProtocolError
 from wire.framing import frame, frame_of, read_body
@@ -61,6 +61,15 @@ def hellos(draw: st.DrawFn) -> m.Hello:
     connections = draw(integers(limits.CONNECTIONS_MAX, 1))
     connection_id = draw(integers(connections - 1)) if role is m.Role.DATA else 0
     return m.Hello(draw(integers(U32)), draw(ids), role, connection_id, connections, draw(ids))
+
+
+@st.composite
+def finishes(draw: st.DrawFn) -> m.Finish:
+    kinds = draw(st.lists(st.sampled_from(m.SkipKind), unique=True))
+    counts = tuple(m.LeftOutCount(kind, draw(integers(U63, 8))) for kind in kinds)
+    reason = st.text(max_size=300).map(lambda text: clip(text, limits.LEFT_OUT_REASON_BYTES)).filter(str.isprintable)
+    left_out = tuples_of(st.builds(m.LeftOut, paths, st.sampled_from(kinds), reason)) if kinds else st.just(())
+    return m.Finish(draw(integers(U64)), draw(digests), draw(integers(U63)), counts, draw(left_out))
 
 
 @st.composite
@@ -150,7 +159,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
     ),
-    "Finish": st.builds(m.Finish, integers(U64), digests, integers(U63)),
+    "Finish": finishes(),
     "Complete": st.builds(m.Complete, st.booleans()),
     "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
     "ChunkHeader": st.builds(m.ChunkHeader, integers(U64), tuples_of(segments(limits.CHUNK_SIZE_MAX // 8), 1)),

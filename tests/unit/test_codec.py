@@ -34,6 +34,17 @@ def returned(message: m.Message) -> m.Message:
 
 # --- what is just within bounds
 
+LEFT_OUT = m.Finish(
+    U64,
+    ID,
+    U63,
+    tuple(m.LeftOutCount(kind, U63) for kind in m.SkipKind),
+    tuple(
+        m.LeftOut(b"p" * limits.LEFT_OUT_PATH_BYTES, m.SkipKind(1 + at % 6), "r" * limits.LEFT_OUT_REASON_BYTES)
+        for at in range(limits.LEFT_OUT_PER_FINISH)
+    ),
+)
+
 WITHIN: list[m.Message] = [
     m.Greeting(1, 1, ID, ID, False),
     m.Greeting(1, U32, ID, ID, True),
@@ -77,6 +88,8 @@ WITHIN: list[m.Message] = [
     m.Progress(m.Phase.SYNCING, U64, U64),
     m.Finish(0, ID),
     m.Finish(U64, ID),
+    LEFT_OUT,
+    LEFT_OUT._replace(left_out=()),
     m.Complete(True),
     m.Complete(False),
     m.ChunkHeader(0, (m.Segment(0, 0, 1),)),
@@ -98,6 +111,7 @@ LARGEST: list[m.Message] = [
         ID * limits.DIGESTS_PER_HELD,
         (m.FileRange(1 << 62, 1 << 61),) * limits.RANGES_PER_NEEDED,
     ),
+    LEFT_OUT,
     m.ChunkHeader(U64, (m.Segment(U64, 1 << 62, 1 << 20),) * limits.SEGMENTS_PER_CHUNK),
     m.ChunkAck(m.Verdict.OK, (U64,) * limits.ACKS_PER_FRAME),
 ]
@@ -253,3 +267,19 @@ def test_counts_are_checked_before_ranges() -> None:
 def test_deep_nesting_does_not_parse() -> None:
     with pytest.raises(RemoteProtocolError, match="does not parse"):
         decode(b"\x0b" * 1000)
+
+
+def test_what_was_left_out_is_cut_to_fit_and_printable() -> None:
+    """Of a long path its end stays, as that is where its name is."""
+    long = b"d/" * 1000 + b"name"
+    counts = (m.LeftOutCount(m.SkipKind.CHANGED, 1),)
+    sent = m.Finish(0, ID, 0, counts, (m.LeftOut(long, m.SkipKind.CHANGED, "\x1b[2J\n" + "é" * 300),))
+    got = returned(sent)
+    assert isinstance(got, m.Finish)
+    (entry,) = got.left_out
+    assert len(entry.path) == limits.LEFT_OUT_PATH_BYTES
+    assert entry.path.startswith(b"...")
+    assert entry.path.endswith(b"d/name")
+    assert entry.reason.isprintable()
+    assert entry.reason.endswith("é")
+    assert len(entry.reason.encode()) <= limits.LEFT_OUT_REASON_BYTES

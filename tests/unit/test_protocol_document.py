@@ -65,6 +65,7 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "EntryType": m.EntryType,
     "Phase": m.Phase,
     "Verdict": m.Verdict,
+    "SkipKind": m.SkipKind,
 }
 STRUCTS = [name for name in IN_PROTO if name not in ENUMS and name != "Frame"]
 
