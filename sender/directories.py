@@ -58,6 +58,8 @@ class Directories:
         self._below: bytes | None = None
         """Which one the last descriptor is of; None where the last step failed."""
         self._names: list[bytes] = []
+        self._identities: list[tuple[int, int]] = []
+        """Of the directory of each name: device and inode."""
         self._fds: list[int] = []
         """Of the root and of each name; -1 from 1 on to `_first`."""
         self._first = 1
@@ -77,9 +79,12 @@ class Directories:
             if name != known:
                 break
             same += 1
-        self._leave(same)
-        if self._fds[-1] < 0:  # it was deeper than what stays open
-            self._leave(0)
+        if self._first <= same or self._first > 2 * same:
+            self._leave(same)
+        else:
+            self._climb(same)
+        if self._fds[-1] < 0:
+            self._leave(0)  # to go down again takes fewer steps than to climb, or climbing failed
         for name in names[len(self._names) :]:
             self._enter(name)
         self._below = below
@@ -95,15 +100,39 @@ class Directories:
         return os.open(name, flags, dir_fd=directory_fd)
 
     def _enter(self, name: bytes) -> None:
-        self._fds.append(self.open(name, self._flags, self._fds[-1]))
+        fd = self.open(name, self._flags, self._fds[-1])
+        status = os.fstat(fd)
+        self._fds.append(fd)
         self._names.append(name)
+        self._identities.append((status.st_dev, status.st_ino))
         if len(self._fds) - self._first > self._most:
             self._close_first()
 
+    def _climb(self, names: int) -> None:
+        """Go up to a directory that is not open any more, step by step, where each is still in the one before."""
+        while len(self._names) > names and self._fds[-1] >= 0:
+            if self._fds[-2] < 0 and (fd := self._parent()) >= 0:
+                self._fds[-2] = fd
+                self._first = len(self._fds) - 2
+            self._leave(len(self._names) - 1)
+
+    def _parent(self) -> int:
+        """Open the directory that the last one is in; -1 where that is another one than it was."""
+        try:
+            fd = self.open(b"..", self._flags, self._fds[-1])
+        except OSError:
+            return -1
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) == self._identities[-2]:
+            return fd
+        os.close(fd)
+        return -1
+
     def _leave(self, names: int) -> None:
-        """Go up, until as many names are left."""
+        """Forget all but the first names."""
         while len(self._names) > names:
             self._names.pop()
+            self._identities.pop()
             if (fd := self._fds.pop()) >= 0:
                 os.close(fd)
         self._first = min(self._first, len(self._fds))

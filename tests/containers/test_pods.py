@@ -266,14 +266,16 @@ def test_one_file_of_a_volume_moves_alone(node: Node) -> None:
 
 
 def test_what_the_sender_may_not_read_is_told_and_the_rest_arrives(node: Node) -> None:
-    """The receiver's Job completes all the same: it has all that was sent. The sender's says what was not."""
+    """Both Jobs fail, and both results say what was not moved."""
     build = "overlays/volume-to-volume"
     source = volume_of_others(node)
     receiver, sender = (node.start(build, job(build, role)) for role in ("receiver", "sender"))
 
-    assert (sender.exit_code(), receiver.exit_code()) == (4, 0)
+    assert (sender.exit_code(), receiver.exit_code()) == (5, 5)
     message = sender.message()
     assert {"/data/closed", "/data/home"} == {skipped["path"] for skipped in message["skipped"]}
+    assert {"closed", "home"} == {skipped["path"] for skipped in receiver.message()["skipped"]}
+    assert message["skipped_kinds"] == receiver.message()["skipped_kinds"] == {"unreadable": 2}
     assert message["committed"] is receiver.message()["committed"] is True
     assert (node.volume("destination") / "open").read_bytes() == (source / "open").read_bytes()
     assert sorted(everything_in(node.volume("destination"))) == ["nothing", "open"]

@@ -546,8 +546,8 @@ def test_a_finish_that_is_not_the_shares(pair: Pair, sample: Sample, wrong: str)
 
 @pytest.mark.parametrize(
     "entries",
-    [(), (b"a", b"b"), (b"directory/",)],
-    ids=["nothing", "two files", "a directory"],
+    [(), (b"a", b"b"), (b"directory/",), (b"directory/file",), (b"a/b/c",)],
+    ids=["nothing", "two files", "a directory", "a file in a directory", "a file further down"],
 )
 def test_a_shard_is_of_one_file(pair: Pair, sample: Sample, entries: tuple[bytes, ...]) -> None:
     receiver = pair.receiver()

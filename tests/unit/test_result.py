@@ -276,6 +276,53 @@ def test_a_termination_message_is_whole_json_however_many_connections(
     assert len(json.loads(path.read_text())["per_connection"]) == 3
 
 
+@pytest.mark.parametrize("length", [10, 200, 4000], ids=["short paths", "long paths", "a path longer than the message"])
+def test_a_termination_message_names_as_much_of_what_was_skipped_as_fits(
+    tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """How many there are of each kind is always there."""
+    path = tmp_path / "termination-log"
+    monkeypatch.setattr("service.result.TERMINATION_LOG", str(path))
+    counted = counters()
+    for number in range(SKIPPED_MAX + 50):
+        kind = SkipKind.VANISHED if number % 3 else SkipKind.SPECIAL
+        counted.leave_out(Skipped(f"{number:03}é" + "x" * length, "it is gone", kind))
+    error = counted.shortfall()
+    assert error is not None
+    full = TransferResult.from_counters(counted, error=error, committed=True, root_digest=None)
+    write(full, None, str(path), log)
+
+    assert len(path.read_bytes()) <= 4096
+    kept = json.loads(path.read_text())
+    assert kept["skipped_kinds"] == {"vanished": 100, "special": 50}
+    assert (kept["skipped_files"], kept["exit_code"], kept["error"]["code"]) == (150, 5, "partial")
+    assert kept["error"]["message"]
+    if length < 4000:
+        assert kept["error"]["message"] == str(error)
+        assert kept["skipped"] == json.loads(full.to_json())["skipped"][: len(kept["skipped"])]
+        room = 4096 - len(path.read_bytes())
+        assert room < len(json.dumps(json.loads(full.to_json())["skipped"][0])) + 10
+
+
+def test_everything_but_what_was_skipped() -> None:
+    """The exit code says so, unless nothing but special files and tolerated kinds were skipped."""
+    counted = counters(tolerated=frozenset({SkipKind.VANISHED}))
+    assert counted.shortfall() is None
+    counted.leave_out(Skipped("a", "it is a FIFO", SkipKind.SPECIAL))
+    counted.leave_out(Skipped("b", "it is gone", SkipKind.VANISHED))
+    assert counted.shortfall() is None
+    counted.leave_out(Skipped("c", "its times changed", SkipKind.CHANGED))
+    error = counted.shortfall()
+    assert (error and error.exit_code, error and error.name, error and error.retryable) == (5, "partial", False)
+    made = TransferResult.from_counters(counted, error=error, committed=True, root_digest=None)
+    assert (made.status, made.exit_code, made.committed) == ("failed", 5, True)
+    assert made.skipped_kinds == {"vanished": 1, "changed": 1, "special": 1}
+    lines = made.summary("tree").splitlines()
+    assert lines[0].startswith("failed: tree: everything else was moved, but not 1 entry (1 changed)")
+    assert lines[1].startswith("  moved: ")
+    assert "3 entries left out (1 vanished, 1 changed, 1 special)" in lines[2]
+
+
 def test_a_result_file_that_can_not_be_written_is_one_warning(tmp_path: Path, log: Any) -> None:
     path = str(tmp_path / "missing" / "result.json")
     stdout = io.StringIO()
