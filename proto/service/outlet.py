@@ -23,6 +23,8 @@ from typing import Final, TextIO, cast
 
 BACKLOG_BYTES: Final = 1 << 20
 """What may wait to be written, in each place."""
+PAUSE_SECONDS: Final = 0.1
+"""What is waited for a reader that takes at once what is written, as nearly all do."""
 RETRY_SECONDS: Final = 0.01
 
 
@@ -42,6 +44,7 @@ class Background:
         self._is_full = False  # protected
         self._thread: threading.Thread | None = None  # protected
         self._is_busy = False  # protected: a job is being done
+        self._is_slow = False  # protected: somebody waited in vain since all were done
 
     @property
     def has_thread(self) -> bool:
@@ -71,6 +74,15 @@ class Background:
             self._do_those_that_are_ready()
         return True
 
+    def pause(self) -> None:
+        """Give the jobs a moment, once, until all are done: then who has logged something and goes on finds it written.
+
+        Hold no lock that a job takes.
+        """
+        with self._changed:
+            if self._jobs and not self._is_slow:
+                self._is_slow = not self._changed.wait_for(lambda: not self._jobs, PAUSE_SECONDS)
+
     def finish(self, seconds: float) -> bool:
         """Wait until all jobs are done, at most so long; return whether they are."""
         until = time.monotonic() + seconds
@@ -82,7 +94,7 @@ class Background:
 
     def _start(self) -> bool:
         """Start the thread, if there is none; return whether there is one."""
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
                 thread.start()
@@ -111,11 +123,16 @@ class Background:
         job, size_bytes = self._jobs[0]
         try:
             job()
+        except BaseException:
+            with self._changed:
+                self._thread = None  # it ends with this: the next job starts another
+            raise
         finally:
             with self._changed:
                 self._jobs.popleft()
                 self._waiting_bytes -= size_bytes
                 self._is_busy = False
+                self._is_slow = self._is_slow and bool(self._jobs)
                 self._changed.notify_all()
 
 
@@ -161,6 +178,7 @@ class Stderr(io.TextIOBase):
         with self._lock:
             lines, end, self._begun = (self._begun + text).rpartition("\n")
             self._hand_on(lines + end)
+        self._background.pause()
         return len(text)
 
     def flush(self) -> None:
@@ -168,6 +186,7 @@ class Stderr(io.TextIOBase):
         with self._lock:
             begun, self._begun = self._begun, ""
             self._hand_on(begun)
+        self._background.pause()
 
     def finish(self, seconds: float) -> bool:
         """Wait until all is written, at most so long; return whether it is."""

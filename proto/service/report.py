@@ -35,6 +35,10 @@ class _Place:
         if not self._background.add(job, size_bytes):
             log.warning("result_not_written", to=to, reason="those before it are not written yet: nobody reads them")
 
+    def pause(self) -> None:
+        """Give what is there a moment to be written."""
+        self._background.pause()
+
     def _settle(self, seconds: float) -> None:
         if not self._background.finish(seconds):
             self._log.warning("result_not_written", to=self._to, reason="nobody reads it, or its disk does not answer")
@@ -69,6 +73,8 @@ def report(outcome: TransferResult, result_file: str | None, log: Any, **who: An
         _stdout.add(show, size_bytes, to=STDOUT, log=log)
         if result_file is not None:
             _file.add(lambda: write(outcome, None, result_file, log), size_bytes, to=result_file, log=log)
+    for place in (_stdout, _file):
+        place.pause()
 
 
 def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:

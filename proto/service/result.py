@@ -261,8 +261,8 @@ def _show(text: str, stdout: TextIO) -> None:
         stdout.write(text)
         stdout.flush()
         return
-    # Past the buffer, which writes but part of it to a pipe that somebody made not blocking, and what it could not write
-    # it tries once more when the interpreter ends, which then exits with 120.
+    # Past the buffer, which writes but part of it to a pipe that somebody made not blocking. What it could not write it
+    # tries once more when the interpreter ends, which then exits with 120.
     view = memoryview(text.encode(stdout.encoding, "backslashreplace"))
     while view:
         view = view[write_some(fd, view) :]
