@@ -183,7 +183,7 @@ class _Counting:
         with self._lock:
             summaries = which(time.monotonic())
         for (method, fields), count, seconds in summaries:
-            getattr(self._plain, method)(**{**fields, "count": count, "seconds": seconds})
+            getattr(self._plain, method)(**{**fields, "count": count, "within_seconds": seconds})
 
     def _wake_in_time(self) -> None:
         """Have a thread write the next count, for the case that no such line comes any more."""
