@@ -38,7 +38,8 @@ class Background:
         self._name = name
         self._is_ready = is_ready
         # Reentrant: what a destructor prints is printed by whatever thread is there, maybe in one of these methods.
-        self._changed = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
         self._jobs: deque[tuple[Callable[[], None], int]] = deque()  # protected; the first one is being done
         self._waiting_bytes = 0  # protected
         self._is_full = False  # protected
@@ -149,12 +150,12 @@ class Stderr(io.TextIOBase):
         """Makes the line that says how many were dropped."""
         self.dropped = 0
         """Lines that were not written since the process began."""
-        self._lock = threading.RLock()
+        self._background = Background("log", lambda: is_writable(fd))
+        self._lock = self._background.lock  # two of them could be taken in either order, by destructors
         self._begun = ""  # protected: a line without its end
         self._lost = 0  # protected: dropped since a line was handed on
         self._untold = 0  # of the thread that writes: dropped, and not told yet
         self._is_torn = False  # of the thread that writes: a line was written in part
-        self._background = Background("log", lambda: is_writable(fd))
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -151,8 +151,13 @@ class Progress:
     def start(self) -> None:
         """Begin to show; a second call does nothing."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads: transfers need them more
+                self._log.warning("progress_display_failed", reason=str(error))
+                return
+            self._thread = thread
 
     def stop(self) -> None:
         """Show the last state, leave the terminal as it was, and return when the thread has ended; idempotent."""
