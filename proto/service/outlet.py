@@ -25,6 +25,8 @@ BACKLOG_BYTES: Final = 1 << 20
 """What may wait to be written, in each place."""
 PAUSE_SECONDS: Final = 0.1
 """What is waited for a reader that takes at once what is written, as nearly all do."""
+OVERHEAD_BYTES: Final = 256
+"""What a line takes beside its bytes while it waits."""
 RETRY_SECONDS: Final = 0.01
 
 
@@ -198,7 +200,7 @@ class Stderr(io.TextIOBase):
         if text:
             lost, self._lost = self._lost, 0
             data = text.encode(self._encoding, "backslashreplace")
-            if not self._background.add(lambda: self._write(lost, data), len(data)):
+            if not self._background.add(lambda: self._write(lost, data), len(data) + OVERHEAD_BYTES):
                 self._lost = lost + _lines(data)
                 self.dropped += _lines(data)
 
