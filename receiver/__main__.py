@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from service import signals
+from service import outlet, signals
 from wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
+    outlet.replace_stderr()
     signals.end_at_once()
     signals.leave(run(sys.argv[1:], os.environ))
 

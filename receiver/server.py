@@ -196,6 +196,7 @@ class Server:
                 transfer.intake.withdraw()
             if isinstance(error, ConnectionLost):
                 raise
+            self._monitor.refused("limit")
             self._log.warning("connection_refused", code="limit", reason="no memory for its buffer")
             slot.socket.close()
             return
@@ -204,6 +205,7 @@ class Server:
             try:
                 DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
             except RuntimeError:
+                self._monitor.refused("limit")
                 self._log.warning("connection_refused", code="limit", reason="no thread can be started")
                 transfer.intake.withdraw()
                 channel.close()

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from service import tcp_info
+from service import outlet, tcp_info
 from service.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from service.endpoint import Response
 from service.history import History, Look
@@ -254,6 +254,8 @@ class Collector:
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
+        text = "Lines of the log that were not written: nobody read it, or its disk was full."
+        yield self._simple(Counter, "log_lines_dropped", text, [], [([], outlet.dropped())])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
             text = "Bytes that the destination's file system has left for files, those under way included."

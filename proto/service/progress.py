@@ -27,6 +27,8 @@ Direction = Literal["sending", "receiving"]
 RATE_WINDOW_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.25
 LOG_LINE_SECONDS: Final = 5.0
+LOG_LINES_MAX: Final = 8
+"""Transfers that get a line of their own each time; strangers may make many more."""
 
 
 class ConnectionView(NamedTuple):
@@ -149,8 +151,13 @@ class Progress:
     def start(self) -> None:
         """Begin to show; a second call does nothing."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads: transfers need them more
+                self._log.warning("progress_display_failed", reason=str(error))
+                return
+            self._thread = thread
 
     def stop(self) -> None:
         """Show the last state, leave the terminal as it was, and return when the thread has ended; idempotent."""
@@ -195,20 +202,28 @@ class LogLines:
         pass
 
     def show(self, views: Sequence[TransferView]) -> None:
-        """Write the lines."""
-        for view in views:
-            if not view.ended:
-                self._log.info(
-                    "progress",
-                    transfer=view.transfer_id.hex()[:8],
-                    percent=None if view.fraction is None else math.floor(1000 * view.fraction) / 10,
-                    acknowledged_bytes=view.acknowledged_bytes,
-                    size_bytes=view.size_bytes,
-                    bytes_per_second=round(view.bytes_per_second),
-                    bytes_in_flight=view.bytes_in_flight,
-                    eta_seconds=None if view.eta_seconds is None else round(view.eta_seconds, 1),
-                    phase=view.phase,
-                )
+        """Write the lines: of the first transfers one each, of the others one together."""
+        active = [view for view in views if not view.ended]
+        for view in active[:LOG_LINES_MAX]:
+            self._log.info(
+                "progress",
+                transfer=view.transfer_id.hex()[:8],
+                percent=None if view.fraction is None else math.floor(1000 * view.fraction) / 10,
+                acknowledged_bytes=view.acknowledged_bytes,
+                size_bytes=view.size_bytes,
+                bytes_per_second=round(view.bytes_per_second),
+                bytes_in_flight=view.bytes_in_flight,
+                eta_seconds=None if view.eta_seconds is None else round(view.eta_seconds, 1),
+                phase=view.phase,
+            )
+        if others := active[LOG_LINES_MAX:]:
+            self._log.info(
+                "progress",
+                transfers=len(others),
+                acknowledged_bytes=sum(view.acknowledged_bytes for view in others),
+                bytes_per_second=round(sum(view.bytes_per_second for view in others)),
+                bytes_in_flight=sum(view.bytes_in_flight for view in others),
+            )
 
     def finish(self, views: Sequence[TransferView]) -> None:
         """Write nothing: the end of a transfer has a line of its own."""

@@ -6,6 +6,7 @@ It goes to standard output, as one line of JSON or, on a terminal, as a few word
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 from service.bottleneck import TEXTS, Bottleneck
 from service.counters import TransferCounters
 from service.log import printable
+from service.outlet import write_some
 from service.sizes import format_rate, format_size
 from service.version import VERSION
 from wire.errors import Exit, FilestreamerError, Interrupted, LocalProtocolError
@@ -230,18 +232,16 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
 def write(
     result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger", name: str = ""
 ) -> None:
-    """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`.
+    """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`; waits for both.
 
     What can't be written is a warning in the log.
     """
     try:
         # None: the process was started with standard output closed.
         if stdout is not None:
-            stdout.write((result.summary(name) if stdout.isatty() else result.to_json()) + "\n")
-            stdout.flush()
+            _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:
-        log.warning("result_not_written", to="standard output", reason=error.strerror)
-        _discard(stdout)
+        log.warning("result_not_written", to=STDOUT, reason=error.strerror)
     try:
         if result_file is not None:
             path = os.path.realpath(result_file)
@@ -269,14 +269,24 @@ def _content(result: TransferResult, path: str) -> str:
     return dataclasses.replace(shorter, skipped=result.skipped[:fitting]).to_json()
 
 
-def _discard(stdout: TextIO | None) -> None:
-    # The interpreter flushes standard output once more when it ends, and would fail again and exit with 120.
-    with contextlib.suppress(OSError, ValueError):
-        if stdout is not None:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stdout.fileno())
-            os.close(null)
+def _show(text: str, stdout: TextIO) -> None:
+    """Write to standard output. Raises OSError."""
+    fd = None
+    if isinstance(stdout, io.TextIOWrapper):  # and not the display's stand-in for it
+        with contextlib.suppress(OSError):  # it is in memory
+            fd = stdout.fileno()
+    if fd is None:
+        stdout.write(text)
+        stdout.flush()
+        return
+    # Past the buffer, which writes but part of it to a pipe that somebody made not blocking. What it could not write it
+    # tries once more when the interpreter ends, which then exits with 120.
+    view = memoryview(text.encode(stdout.encoding, "backslashreplace"))
+    while view:
+        view = view[write_some(fd, view) :]
 
+
+STDOUT: Final = "standard output"
 
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 4096

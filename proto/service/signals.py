@@ -4,21 +4,32 @@ The handler only reports; the service's own loop acts. As PID 1 of a container a
 are set explicitly, so that `docker stop` ends a transfer at once.
 """
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
+from service import outlet
+
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SETTLE_SECONDS: Final = 2.0
+"""What the end of a process waits for readers of its results and its log, all of them together ..."""
+LAST_SECONDS: Final = 0.25
+"""... but at least so long for each, and no longer than that after a second signal."""
+
+_unsettled: Final[list[Callable[[float], None]]] = []
 
 
 def end_at_once() -> None:
     """Let a signal end the process at once, until `on_end`; nothing has begun that would have to end in order."""
     for number in SIGNALS:
-        signal.signal(number, lambda number, _frame: os._exit(128 + number))
+        signal.signal(number, lambda number, _frame: _end_now(number))
+    atexit.register(_settle)  # after an exception that nobody caught
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -26,11 +37,32 @@ def leave(exit_code: int) -> NoReturn:
 
     To take an interpreter apart takes a fifth of the time of a short transfer, and gives back only memory.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+    _settle()
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
     os._exit(exit_code)
+
+
+def before_leaving(settle: Callable[[float], None]) -> None:
+    """Have `settle(seconds)` called at the end of the process, before those that were there earlier; it may log.
+
+    It may wait so long, for what others take, and no longer.
+    """
+    if settle not in _unsettled:
+        _unsettled.append(settle)
+
+
+def _settle() -> None:
+    until = time.monotonic() + SETTLE_SECONDS
+    while _unsettled:
+        _unsettled.pop()(max(LAST_SECONDS, until - time.monotonic()))
+    outlet.flush(max(LAST_SECONDS, until - time.monotonic()))
+
+
+def _end_now(number: int) -> None:
+    outlet.flush(LAST_SECONDS)
+    os._exit(128 + number)
 
 
 def on_end(report: Callable[[int], None]) -> None:
@@ -40,7 +72,7 @@ def on_end(report: Callable[[int], None]) -> None:
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal seen
         if seen:
-            os._exit(128 + number)
+            _end_now(number)
         seen = True
         report(number)
 

@@ -806,8 +806,8 @@ DAMAGE = {"zeros", "ones", "newlines", "frame over 1 KiB", "wrong checksum"}
 
 
 def test_strangers_are_told_why(pair: Pair, receiver: Service) -> None:
-    """A cheap end with a clear reason, at once; the log names who it was, and no result is written."""
-    reasons = []
+    """A cheap end with a clear reason, at once; the log names the first few of a kind, and no result is written."""
+    reasons: dict[Code, list[str]] = {}
     for what, first_bytes in STRANGERS.items():
         with RawSender(Pair.address(receiver)) as stranger:
             link = stranger.connect()
@@ -817,8 +817,10 @@ def test_strangers_are_told_why(pair: Pair, receiver: Service) -> None:
             link.ends()
         assert refusal.code is (Code.CORRUPT if what in DAMAGE else Code.PROTOCOL), what
         assert {"http": "HTTP", "tls": "TLS", "ssh": "SSH"}.get(what, "") in refusal.reason
-        reasons.append(refusal.reason)
-    assert reasons == [line["reason"] for line in receiver.events("connection_refused")]
+        reasons.setdefault(refusal.code, []).append(refusal.reason)
+    lines = receiver.events("connection_refused")
+    for code, told in reasons.items():
+        assert told[:5] == [line["reason"] for line in lines if line["code"] == code.name.lower()]
     assert receiver.results == []
     assert pair.received() == []
 

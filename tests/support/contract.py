@@ -27,6 +27,7 @@ OF_THE_PROCESS: Final = """
     counter digest_mismatches
     counter chunks_resent
     counter chunks_stolen
+    counter log_lines_dropped
     info build
 """
 STAGES: Final = {

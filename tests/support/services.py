@@ -89,6 +89,10 @@ class Command(abc.ABC):
         """Return the log lines of one event."""
         return [line for line in self.log if line["event"] == name]
 
+    def times(self, event: str) -> int:
+        """Return how often it happened, as its lines say: one with a `count` stands for so many."""
+        return sum(line.get("count", 1) for line in self.events(event))
+
     def wait_for(self, event: str, *, count: int = 1, seconds: float = 2 * UNIT) -> dict[str, Any]:
         """Wait until an event was logged `count` times; return that line. Fails where the process ends before."""
         end = time.monotonic() + seconds
@@ -160,11 +164,12 @@ class Service(Command):
         under: Sequence[str] = (),
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
     ) -> None:
         """Start `python -m COMMAND ARGS`; its output goes to files in `directory`.
 
         `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory. What it
-        is to read and to write instead are `stdin` and `stdout`.
+        is to read and to write instead are `stdin`, `stdout` and `stderr`.
         """
         self.command = command
         self.stdout_is_taken = stdout is not None
@@ -177,7 +182,7 @@ class Service(Command):
                 [*under, sys.executable, "-m", command, *map(str, args)],
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=stdout or out,
-                stderr=err,
+                stderr=stderr or err,
                 # Many receivers run at once: each that wants metrics says where.
                 env={**environment, "FILESTREAMER_METRICS": "off", **(env or {})},
                 cwd=cwd,
@@ -236,10 +241,19 @@ class Pair:
         under: Sequence[str] = (),
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
     ) -> Service:
         """Start a service; it is ended with the pair."""
         service = Service(
-            command, *args, directory=self.logs, env=env, cwd=cwd, under=under, stdin=stdin, stdout=stdout
+            command,
+            *args,
+            directory=self.logs,
+            env=env,
+            cwd=cwd,
+            under=under,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
         )
         self._services.append(service)
         return service

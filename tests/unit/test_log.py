@@ -1,5 +1,6 @@
 """Log lines: JSON for programs, short ones for people, never torn, and never a reason for anything to fail."""
 
+import ast
 import io
 import json
 import os
@@ -7,10 +8,15 @@ import pty
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service import log
+from tests.support.services import UNIT
 
 
 class Terminal(io.StringIO):
@@ -126,6 +132,118 @@ def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> 
 
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert sorted(line["number"] for line in lines) == sorted(list(range(8)) * 50)
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.fixture
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[float], None]]:
+    """Return what is to be called at the end of the process, for this test alone."""
+    called: list[Callable[[float], None]] = []
+    monkeypatch.setattr("service.signals._unsettled", called)
+    return called
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_trouble_that_is_repeated_is_counted(
+    capsys: pytest.CaptureFixture[str], unsettled: list[Callable[[float], None]], level: str
+) -> None:
+    """Whatever its fields say, which a peer may choose; the last one is told with the count."""
+    logger = log.configure("receiver")
+    for number in range(100):
+        getattr(logger.bind(transfer=f"{number:08x}"), level)("connection_refused", code="token", reason=f"{number}")
+    written = lines_of(capsys)
+    assert [line["reason"] for line in written] == ["0", "1", "2", "3", "4"]
+    assert not [line for line in written if "count" in line]
+    for settle in unsettled:
+        settle(1.0)
+    (last,) = lines_of(capsys)
+    assert (last["event"], last["level"], last["service"]) == ("connection_refused", level, "receiver")
+    assert (last["reason"], last["count"], last["transfer"]) == ("99", 95, "00000063")
+    assert last["within_seconds"] >= 0
+
+
+def test_other_codes_events_and_levels_are_kinds_of_their_own(
+    capsys: pytest.CaptureFixture[str], unsettled: list[Callable[[float], None]]
+) -> None:
+    logger = log.configure("receiver")
+    for _ in range(100):
+        logger.warning("connection_refused", code="token")
+    logger.warning("connection_refused", code="version")
+    logger.error("connection_refused", code="token")
+    logger.warning("control_lost")
+    assert [line.get("code") for line in lines_of(capsys)[5:]] == ["version", "token", None]
+
+
+def test_of_plain_information_only_what_peers_can_repeat_is_counted(
+    capsys: pytest.CaptureFixture[str], unsettled: list[Callable[[float], None]]
+) -> None:
+    logger = log.configure("receiver")
+    for _ in range(100):
+        logger.info("progress")
+        logger.info("connected")
+        logger.info("transfer_complete")
+    events = [line["event"] for line in lines_of(capsys)]
+    assert {event: events.count(event) for event in events} == {
+        "progress": 100,
+        "connected": 5,
+        "transfer_complete": 60,
+    }
+
+
+ONCE = {"listening", "metrics", "metrics_linger", "progress", "staging_discarded", "staging_found"}
+"""What is logged once in a process, or at a pace of its own."""
+
+
+def test_no_peer_can_repeat_a_line_that_is_not_counted() -> None:
+    """Each call of a logger below a warning: its event is counted, or known to be none that a peer can repeat."""
+    root = Path(log.__file__).parents[2]
+    calls = [
+        (path.name, node.args[0].value)
+        for folder in ("sender", "receiver", "proto/service")
+        for path in (root / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("info", "debug")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    assert len(calls) > 10
+    assert not [call for call in calls if call[1] not in log.FIRST_OF and call[1] not in ONCE]
+
+
+def test_a_count_is_written_when_its_time_is_over_without_a_further_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, unsettled: list[Callable[[float], None]]
+) -> None:
+    monkeypatch.setattr("service.quiet.WINDOW_SECONDS", 0.2)
+    logger = log.configure("receiver")
+    for _ in range(20):
+        logger.warning("control_lost")
+    written = lines_of(capsys)
+    end = time.monotonic() + UNIT
+    while not written or "count" not in written[-1]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+        written += lines_of(capsys)
+    assert sum(line.get("count", 1) for line in written) == 20
+
+
+def test_without_a_thread_the_next_line_brings_the_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, unsettled: list[Callable[[float], None]]
+) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    logger = log.configure("receiver")
+    for _ in range(20):
+        logger.warning("control_lost")
+    monkeypatch.setattr("service.quiet.WINDOW_SECONDS", 0.0)
+    logger.warning("another")
+    assert sum(line.get("count", 1) for line in lines_of(capsys) if line["event"] == "control_lost") == 20
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])

@@ -286,6 +286,31 @@ def test_a_log_line_for_each_active_transfer(log: Any) -> None:
     ]
 
 
+def test_many_transfers_share_a_line(log: Any) -> None:
+    """Strangers may begin as many as they like."""
+    many = [counters() for _ in range(64)]
+    for each in many:
+        move(each, 10 * MIB, in_flight_bytes=MIB)
+    LogLines(log).show(Meter().look(many, 10.0))
+
+    assert len(log.lines) == progress.LOG_LINES_MAX + 1
+    left = 64 - progress.LOG_LINES_MAX
+    assert log.lines[-1][1]["transfers"] == left
+    assert log.lines[-1][1]["bytes_in_flight"] == left * 2 * MIB
+
+
+def test_without_a_thread_it_says_so_and_disturbs_nobody(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        shown = Progress(list, log, direction="sending")
+        shown.start()
+        shown.stop()
+    assert log.lines == [("progress_display_failed", {"reason": "can't start new thread"})]
+
+
 def test_lines_come_from_a_thread_until_it_is_stopped(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LOG_LINE_SECONDS", 0.001)
     shown = Progress(lambda: [counters()], log, direction="receiving", clock=lambda: 10.0)
