@@ -9,8 +9,7 @@ from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import unquote
 
-from prometheus_client import CollectorRegistry, pushadd_to_gateway
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,6 +17,7 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from service import tcp_info
 from service.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 PUSH_SECONDS: Final = 5.0
+OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are turned away: there from the beginning, so that the first one is seen as an increase."""
 UNITS: Final = ("bytes", "seconds")
@@ -285,12 +286,15 @@ def _label(transfer: TransferCounters) -> str:
 
 
 def exposition(collector: Collector, accept: str) -> Response:
-    """Write all of it in the format that is asked for: OpenMetrics, or Prometheus' older text."""
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # it compares versions that are none
-        encode, content_type = choose_encoder("")
-    return Response(encode(_registry(collector)), content_type)
+    """Write all of it as OpenMetrics where that is asked for, and else in Prometheus' older text.
+
+    Nothing of `accept` is repeated in the answer: the types are ours, whatever version or parameter a client writes.
+    """
+    registry = _registry(collector)
+    ranges = [accepted.partition(";")[0].strip().lower() for accepted in accept.split(",")]
+    if OPENMETRICS in ranges:
+        return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")
+    return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
 
 
 def push(collector: Collector, url: str) -> None:
