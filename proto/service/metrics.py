@@ -293,7 +293,7 @@ def exposition(collector: Collector, accept: str) -> Response:
     registry = _registry(collector)
     ranges = [accepted.partition(";")[0].strip().lower() for accepted in accept.split(",")]
     if OPENMETRICS in ranges:
-        return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")
+        return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
 
 

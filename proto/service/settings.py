@@ -334,6 +334,8 @@ def _shaped(item: Found, definition: Definition) -> Found:
         return item if isinstance(item.value, list) else Found([item.value], item.origin)
     if isinstance(item.value, list):
         raise UsageError(f"{item.origin}: must be text, a number, true or false")
+    if definition.read is bool and isinstance(item.value, int | float) and not isinstance(item.value, bool):
+        return Found(str(item.value), item.origin)  # click reads true and false out of text only
     return item
 
 

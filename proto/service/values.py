@@ -15,6 +15,10 @@ T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
 
+SECONDS_MIN: Final = 0.001
+SECONDS_MAX: Final = 1e9
+"""Sums with a clock stay exact to a microsecond up to here, and no wait of the library overflows."""
+
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
 
@@ -108,10 +112,16 @@ def seconds(value: object) -> float:
     """Read a number of seconds above 0."""
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
+    except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    except OverflowError:  # an integer that is more than any float
+        number = math.inf
+    if not number > 0:
         raise ValueError(f"{value!r} is not a number of seconds above 0")
+    if not SECONDS_MIN <= number <= SECONDS_MAX:
+        raise ValueError(
+            f"{value!r} is out of bounds: it must be {SECONDS_MIN:g} to {SECONDS_MAX:.0f} seconds (31 years)"
+        )
     return number
 
 

@@ -199,7 +199,11 @@ def test_no_answer_repeats_the_request(request_: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\rSet-Cookie: x=1", "a\nb", "a\x00", "a\x7f", "a\x85b"])
 def test_no_header_begins_another_one(value: str) -> None:
-    for response in (Response(b"", value), Response(b"", headers={"X-Name": value}), Response(b"", headers={value: ""})):
+    for response in (
+        Response(b"", value),
+        Response(b"", headers={"X-Name": value}),
+        Response(b"", headers={value: ""}),
+    ):
         with pytest.raises(ValueError, match="control character"):
             answer(b"GET / HTTP/1.1\r\n\r\n", {"/": lambda _, response=response: response})  # type: ignore[misc]
 

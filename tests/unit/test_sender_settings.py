@@ -271,7 +271,7 @@ def test_the_token_is_not_in_the_repr() -> None:
             "--rate-limit: '1Gbps' is not a rate: write it as 100MiB/s, 1.5GB/s, 1Gbit/s or plain bytes per second",
         ),
         (["--give-up-after", "0"], "--give-up-after: '0' is not a number of seconds above 0"),
-        (["--give-up-after", "inf"], "--give-up-after: 'inf' is not a number of seconds above 0"),
+        (["--give-up-after", "nan"], "--give-up-after: 'nan' is not a number of seconds above 0"),
         (["--give-up-after", "soon"], "--give-up-after: 'soon' is not a number of seconds above 0"),
         (["--as", "a/b"], "--as: 'a/b' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", ".."], "--as: '..' is not a file name: no '/', no '..', at most 255 bytes"),
@@ -367,7 +367,7 @@ def test_a_bad_boolean_variable_is_named() -> None:
         ({"rate_limit": False}, "rate_limit: False is not a rate"),
         ({"give_up_after": "x"}, "give_up_after: 'x' is not a number of seconds above 0"),
         ('{"give_up_after": NaN}', "give_up_after: nan is not a number of seconds above 0"),
-        ({"give_up_after": 10**400}, f"give_up_after: {10**400} is not a number of seconds above 0"),
+        ({"give_up_after": 10**400}, f"give_up_after: {10**400} is out of bounds: it must be 0.001 to"),
         ({"as": "a/b"}, "as: 'a/b' is not a file name"),
         ({"strict_modulo": "maybe"}, "strict_modulo: 'maybe' is not a valid boolean"),
         ({"conections": 5}, "unknown key 'conections': did you mean connections?"),
@@ -423,6 +423,64 @@ def test_a_short_token_in_a_file_is_not_shown(tmp_path: Path) -> None:
 def test_a_token_file_that_holds_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
     assert failure(*LEAST, "--token-file", str(tmp_path / "token")).startswith("--token-file: ")
+
+
+SECONDS = ("--give-up-after", "--metrics-linger")
+BOUNDS = "is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)"
+
+
+@pytest.mark.parametrize("written", ["1e-300", "0.0009", "1000000001", "1e10", "1e300", "1e400", "inf", "9" * 5000])
+@pytest.mark.parametrize("flag", SECONDS)
+def test_seconds_have_bounds_in_every_form(config: Any, flag: str, written: str) -> None:
+    key = flag.removeprefix("--").replace("-", "_")
+    variable = f"FILESTREAMER_{key.upper()}"
+    assert failure(*LEAST, flag, written) == f"{flag}: {written!r} {BOUNDS}"
+    assert failure(*LEAST, environ={variable: written}) == f"{variable}: {written!r} {BOUNDS}"
+    assert failure(*LEAST, "--config", config({key: written})) == f"config.json: {key}: {written!r} {BOUNDS}"
+
+
+@pytest.mark.parametrize("written", ["1e-300", "1e10", "1e400", "-1e400", "Infinity", "NaN", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("flag", SECONDS)
+def test_numbers_of_json_have_the_same_bounds(config: Any, flag: str, written: str) -> None:
+    key = flag.removeprefix("--").replace("-", "_")
+    assert failure(*LEAST, "--config", config(f'{{"{key}": {written}}}')).startswith("config.json: ")
+
+
+@pytest.mark.parametrize("written", ["0.001", "3000000", "1e9", " 1_000 "])
+def test_seconds_within_the_bounds(written: str) -> None:
+    parsed = settings(*LEAST, "--give-up-after", written, "--metrics-linger", written)
+    assert parsed.give_up_after == parsed.metrics_linger == float(written)
+
+
+@pytest.mark.parametrize(
+    "written", ["0", "1e400", "-1e400", "NaN", "Infinity", "1e30", "-1", "9" * 400, "9" * 5000, "true"]
+)
+@pytest.mark.parametrize("key", ["connections", "chunk_size", "rate_limit", "shard", "window", "to", "metrics"])
+def test_a_number_that_can_not_be_is_one_clear_line(config: Any, key: str, written: str) -> None:
+    path = config(f'{{"{key}": {written}}}')
+    line = failure("f", "--config", path, *(() if key == "to" else ("--to", "h")))
+    assert line.startswith("config.json: ")
+
+
+@pytest.mark.parametrize("written", ["0000000001/2", "0" * 5000 + "1/2", "1/" + "0" * 5000 + "2"])
+def test_a_shard_with_many_digits_is_the_one_that_was_written(written: str) -> None:
+    assert settings(*LEAST, "--shard", written).shard == Share(1, 2)
+
+
+@pytest.mark.parametrize("written", ["10000000000/2", "0/10000000000", "1" * 5000 + "/" + "1" * 5000])
+def test_a_shard_of_too_many_is_none(written: str) -> None:
+    assert failure(*LEAST, "--shard", written).startswith("--shard: ")
+
+
+@pytest.mark.parametrize(("written", "expected"), [("0", False), ("1", True)])
+def test_true_and_false_as_a_number(config: Any, written: str, expected: bool) -> None:
+    assert settings(*LEAST, "--config", config(f'{{"checksum": {written}}}')).checksum is expected
+
+
+@pytest.mark.parametrize("written", ["2", "-1", "0.5", "1e400", "NaN", "9" * 400])
+def test_a_number_that_is_neither_true_nor_false(config: Any, written: str) -> None:
+    path = config(f'{{"checksum": {written}}}')
+    assert failure(*LEAST, "--config", path).startswith("config.json: checksum: ")
 
 
 def test_unknown_variables_are_warned_of_and_ignored() -> None:
