@@ -148,8 +148,9 @@ class Service(Command):
         under: Sequence[str] = (),
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
+        program: Sequence[str] = (),
     ) -> None:
-        """Start `python -m COMMAND ARGS`; its output goes to files in `directory`.
+        """Start `python -P -m COMMAND ARGS`, or `program` with ARGS; its output goes to files in `directory`.
 
         `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory. What it
         is to read and to write instead are `stdin` and `stdout`.
@@ -162,7 +163,7 @@ class Service(Command):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FILESTREAMER_")}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-m", command, *map(str, args)],
+                [*under, *(program or (sys.executable, "-P", "-m", command)), *map(str, args)],
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=stdout or out,
                 stderr=err,
@@ -224,10 +225,19 @@ class Pair:
         under: Sequence[str] = (),
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
+        program: Sequence[str] = (),
     ) -> Service:
         """Start a service; it is ended with the pair."""
         service = Service(
-            command, *args, directory=self.logs, env=env, cwd=cwd, under=under, stdin=stdin, stdout=stdout
+            command,
+            *args,
+            directory=self.logs,
+            env=env,
+            cwd=cwd,
+            under=under,
+            stdin=stdin,
+            stdout=stdout,
+            program=program,
         )
         self._services.append(service)
         return service
