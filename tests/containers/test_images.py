@@ -87,13 +87,13 @@ def test_health(here: Site) -> None:
         assert receiver.engine.exec_run(["receiver-health"], environment=variable)[0] == exit_code
 
 
-def test_nothing_that_was_received_is_executed(here: Site, tmp_path: Path) -> None:
+def test_nothing_that_was_received_is_executed(here: Site) -> None:
     """Neither by the health check, nor by what an operator runs beside the receiver, in /data as it is."""
-    marks = tmp_path / "marks"
+    marks = here.destination / "marks"
     marks.mkdir()
     marks.chmod(0o777)
-    traps.fill(here.destination, marks)
-    receiver = here.receiver(volumes={str(marks): {"bind": str(marks), "mode": "rw"}})
+    traps.fill(here.destination, Path("/data/marks"))
+    receiver = here.receiver()
     wait_until_healthy(receiver)
     file = here.file("a.bin", 100_000)
     here.sender(file).succeeds()
