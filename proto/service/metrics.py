@@ -4,10 +4,12 @@ Each family is a name, what it says, and how it is read; its unit ends its name.
 for: prometheus_client costs as much time as a small transfer.
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
 from prometheus_client.metrics_core import (
@@ -25,6 +27,7 @@ from service.endpoint import Response
 from service.history import History, Look
 from service.settings import Service
 from service.tcp_info import TcpInfo
+from service.values import without_password
 from service.version import VERSION
 from wire import limits
 
@@ -300,14 +303,44 @@ def exposition(collector: Collector, accept: str) -> Response:
 def push(collector: Collector, url: str) -> None:
     """Replace what a Pushgateway has of this job: NAME where `url` ends in /metrics/job/NAME, and else the service's.
 
-    What the other service pushed for the same job stays. Raises OSError where it can't be reached or does not take it.
+    What the other service pushed for the same job stays. A user and a password in `url` are for the gateway alone: they
+    are sent to no address that it redirects to, and are in no error. Raises OSError where it can't be reached or does
+    not take it.
     """
     gateway, _, job = url.partition("/metrics/job/")
     name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
     try:
-        pushadd_to_gateway(gateway, name, _registry(collector), timeout=PUSH_SECONDS)
+        address, handler = without_password(gateway), _handler(urlsplit(gateway))
+        pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
     except (HTTPException, ValueError) as error:  # what answers speaks no HTTP; the URL has no host, or no port
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
+    """Return what prometheus_client sends with: basic authentication as `url` has it, no redirection followed."""
+
+    def handle(
+        url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        request = Request(url, data, dict([*headers, *authorization]), method=method)
+
+        def send() -> None:
+            build_opener(_NoRedirection).open(request, timeout=timeout).close()
+
+        return send
+
+    authorization = []
+    if url.username is not None:
+        words = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
+    return handle
+
+
+class _NoRedirection(HTTPRedirectHandler):
+    """Makes an error of it: what is sent on is another request, without the values, and with the password."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def _registry(collector: Collector) -> CollectorRegistry:
