@@ -5,21 +5,31 @@ sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SE
 """
 
 import abc
+import atexit
 import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from service import own_token
+
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
+
+PRIVATE = Path(tempfile.mkdtemp(prefix="filestreamer-tests-"))
+"""Where the tests' own token lies, never the user's: what services and `RawSender` have as XDG_RUNTIME_DIR."""
+atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+own_token.make({"XDG_RUNTIME_DIR": str(PRIVATE)})
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -168,7 +178,7 @@ class Service(Command):
                 stdout=stdout or out,
                 stderr=err,
                 # Many receivers run at once: each that wants metrics says where.
-                env={**environment, "FILESTREAMER_METRICS": "off", **(env or {})},
+                env={**environment, "FILESTREAMER_METRICS": "off", "XDG_RUNTIME_DIR": str(PRIVATE), **(env or {})},
                 cwd=cwd,
             )
 
