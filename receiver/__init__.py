@@ -23,3 +23,14 @@ A tree, in the order of what becomes of an entry:
 3. `place`       puts complete files in place: thousands after one sync of the file system. Links, then modes and times
                  of directories, come last.
 """
+
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m receiver` puts the working directory first on sys.path. Nothing is imported from there, as received
+    # files may lie in it. The two modules above are loaded before any directory is searched.
+    try:
+        sys.path.remove(os.getcwd())
+    except (OSError, ValueError):  # it is gone, or was never there
+        pass

@@ -40,6 +40,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logger = log.configure("receiver", settings.log_level)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
+    for warning in settings.exposed():
+        logger.warning("secret_exposed", reason=warning)
     try:
         return _serve(settings, logger)
     except FilestreamerError as error:
@@ -64,10 +66,10 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     if not isinstance(destination, Stdout):
         _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
-    secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
+    chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
     monitor = Monitor("receiver", settings, logger, free_bytes)
     server = Server(
-        settings, destination, monitor, output_name=output_name, listeners=listeners, token=secret, log=logger
+        settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
     )
 
     def end(number: int) -> None:
@@ -79,8 +81,12 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     monitor.start(METRICS)
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=destination.path)
-    if secret is not None and settings.token is None:
-        _show_command(secret, addresses[0], tls=settings.tls_cert is not None)
+    if chosen.is_own:
+        logger.info("token", path=chosen.path, hint="this user's senders on this machine find it by themselves")
+    elif chosen.is_new and chosen.token is not None:
+        _show_command(chosen.token, addresses[0], tls=settings.tls_cert is not None)
+    elif chosen.path is not None:
+        logger.info("token", path=chosen.path, hint="senders need what it holds: --token-file or FILESTREAMER_TOKEN")
     progress = Progress(server.counters, logger, direction="receiving")
     progress.start()
     try:
@@ -143,7 +149,12 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     if address[0] in ("0.0.0.0", "::"):
         address = (socket.gethostname(), address[1])
     secure = " --tls" if tls else ""
-    print(f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {format_address(address)}{secure}", file=sys.stderr)
+    if sys.stderr is not None:  # or print would take standard output, which may be what is received
+        with contextlib.suppress(OSError):
+            print(
+                f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {format_address(address)}{secure}",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

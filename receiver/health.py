@@ -1,6 +1,7 @@
-"""`python -m receiver.health` exits with 0 while the receiver of this machine answers: the image's HEALTHCHECK.
+"""`receiver-health` exits with 0 while the receiver of this machine answers: the image's HEALTHCHECK.
 
-It takes no shell, and imports next to nothing, as it runs every few seconds. Where to ask is in the variable that the
+It takes no shell, and imports next to nothing, as it runs every few seconds. It is a command of its own, as it runs
+where received files lie, and `python -m` imports from the working directory. Where to ask is in the variable that the
 image sets; whoever gives the receiver another address by a flag gives it to the check by the variable, too.
 """
 

@@ -347,5 +347,4 @@ def _tls_context(settings: ReceiverSettings) -> tuple[ssl.SSLContext | None, byt
         return None, b""
     from wire import tls
 
-    context = tls.server_context(settings.tls_cert, settings.tls_key, settings.tls_ca)
-    return context, tls.certificate_sha256(settings.tls_cert)
+    return tls.server_context(settings.tls_cert, settings.tls_key, settings.tls_ca)

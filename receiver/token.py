@@ -1,19 +1,21 @@
-"""Who may come in: on loopback everybody, elsewhere who has the token.
+"""Who may come in: who has the token that the receiver was given, or else one that it makes.
 
-A receiver that is given no token and listens on another address than loopback makes one, keeps it in
-`.filestreamer/token` (0600) of its destination, and uses it again when it is started again.
+A receiver that is given none asks for the user's own on loopback (`service.own_token`). On any other address, and where
+this user has no place for one, it makes one, keeps it in `.filestreamer/token` (0600) of its destination, and uses it
+again when it is started again. One process has one token, whatever addresses it listens on.
 """
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import stat
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from receiver.settings import ReceiverSettings
 from receiver.stdout import Stdout
-from receiver.store import Destination
+from receiver.store import STAGING, Destination
+from service import own_token
+from service.own_token import is_loopback
 from service.values import TOKEN_CHARACTERS_MIN
 from wire.errors import Code, from_os_error
 
@@ -21,29 +23,42 @@ _NAME: Final = "token"
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a bound numeric address can be reached from this machine only."""
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+class Chosen(NamedTuple):
+    """What the receiver asks for."""
+
+    token: str | None
+    """None asks for nothing."""
+    path: str | None = None
+    """Where it lies, unless it was given, or goes with the process."""
+    is_new: bool = False
+    """Whether it was made just now: its user has not seen it yet."""
+    is_own: bool = False
+    """Whether it is the user's own, which this user's senders on this machine find by themselves."""
 
 
-def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts: list[str], log: Any) -> str | None:
-    """Return the token to ask for, None to ask for none. Raises TransferFailed(DESTINATION)."""
+def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts: list[str], log: Any) -> Chosen:
+    """Return the token to ask for. Raises TransferFailed(DESTINATION), UsageError."""
     if settings.token is not None:
-        return settings.token
-    if all(is_loopback(host) for host in hosts):
-        return None
+        return Chosen(settings.token)
+    is_local = all(is_loopback(host) for host in hosts)
     if settings.anonymous:
-        log.warning("anonymous", reason="whoever can connect may write into the destination")
-        return None
-    return secrets.token_urlsafe(24) if isinstance(destination, Stdout) else _kept(destination)
+        others = "any user of this machine" if is_local else "whoever can connect"
+        log.warning("anonymous", reason=f"{others} may write into the destination")
+        return Chosen(None)
+    own = own_token.make(os.environ) if is_local else None
+    if own is not None:
+        return Chosen(own.token, own.path, is_own=True)
+    return Chosen(secrets.token_urlsafe(24), is_new=True) if isinstance(destination, Stdout) else _kept(destination)
 
 
-def _kept(destination: Destination) -> str:
+def _kept(destination: Destination) -> Chosen:
     """Read the token that an earlier run kept, or make one and keep it."""
+    path = os.path.join(destination.path, STAGING, _NAME)
     try:
         staging = destination.staging(create=True)
         try:
-            return _read(staging) or _make(staging)
+            kept = _read(staging)
+            return Chosen(kept, path) if kept is not None else Chosen(_make(staging), path, is_new=True)
         finally:
             os.close(staging)
     except OSError as error:

@@ -14,3 +14,14 @@ The data path, in the order of the modules:
 10. `transfer`   coordinates, one event at a time, and finds the number of connections (`parallelism`): when all chunks
                  are settled, Finish; after Complete, exit 0.
 """
+
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m sender` puts the working directory first on sys.path. Nothing is imported from there, as received files
+    # may lie in it. The two modules above are loaded before any directory is searched.
+    try:
+        sys.path.remove(os.getcwd())
+    except (OSError, ValueError):  # it is gone, or was never there
+        pass

@@ -37,6 +37,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logger = log.configure("sender", settings.log_level)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
+    for warning in settings.exposed():
+        logger.warning("secret_exposed", reason=warning)
     if settings.dry_run:
         return _list(settings, logger)
     monitor = Monitor("sender", settings, logger)

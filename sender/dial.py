@@ -9,6 +9,7 @@ its way: they connect where it has connected, say Hello when it was welcomed, an
 """
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -205,7 +206,7 @@ class Dialer:
         """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one."""
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
-        opening = SenderOpening(self._token, greeted.certificate_sha256)
+        opening = SenderOpening(self._token, greeted.certificate_sha256, _own_token_for(channel.peer))
         bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
         if expected not in (None, opening.incarnation):
             raise ConnectionLost(
@@ -246,6 +247,20 @@ class Dialer:
         with self._mutex:
             self._ended = True
         self.shut_all(keep)
+
+
+def _own_token_for(peer: str) -> Callable[[], bytes | None] | None:
+    """Return what reads the user's own token, for a receiver of this machine; None for another."""
+    from service import own_token
+
+    if not own_token.is_loopback(peer.rpartition(":")[0].strip("[]")):
+        return None
+
+    def read() -> bytes | None:
+        own = own_token.read(os.environ)
+        return own.token.encode() if own is not None else None
+
+    return read
 
 
 def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":

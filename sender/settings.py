@@ -41,10 +41,16 @@ def share(value: object) -> Share:
     index, slash, count = values.text(value).partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and index.isascii() and count.isascii()):
         raise ValueError(f"{value!r} is not INDEX/COUNT, such as 0/3, 1/3 or 2/3")
-    read = Share(int(index[:9]), int(count[:9]))
+    read = Share(_shard_number(index), _shard_number(count))
     if not read.index < read.count <= limits.SHARDS_MAX:
         raise ValueError(f"{value!r} is no shard: COUNT is 1 to {limits.SHARDS_MAX}, and INDEX 0 to COUNT-1")
     return read
+
+
+def _shard_number(digits: str) -> int:
+    """Read digits, however many, of which only those of a shard count; what is more becomes one more than there are."""
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= len(str(limits.SHARDS_MAX)) else limits.SHARDS_MAX + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

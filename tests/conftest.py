@@ -10,6 +10,8 @@ import zlib
 import hypothesis
 import pytest
 
+from tests.support.services import PRIVATE
+
 SEED = int(os.environ.get("TEST_SEED", "0"))
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
@@ -35,3 +37,4 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("FILESTREAMER_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(PRIVATE))

@@ -171,6 +171,8 @@ def _http(response: Response, *, with_body: bool = True) -> bytes:
     }
     lines = [f"HTTP/1.0 {response.status} {HTTPStatus(response.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
+    if not all(map(str.isprintable, lines)):  # whatever a route answers, no header of it begins another one
+        raise ValueError("a header has a control character")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (response.body if with_body else b"")
 
 

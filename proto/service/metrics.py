@@ -4,13 +4,14 @@ Each family is a name, what it says, and how it is read; its unit ends its name.
 for: prometheus_client costs as much time as a small transfer.
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from prometheus_client import CollectorRegistry, pushadd_to_gateway
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,6 +19,7 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from service import outlet, tcp_info
 from service.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
@@ -25,6 +27,7 @@ from service.endpoint import Response
 from service.history import History, Look
 from service.settings import Service
 from service.tcp_info import TcpInfo
+from service.values import without_password
 from service.version import VERSION
 from wire import limits
 
@@ -32,6 +35,7 @@ T = TypeVar("T")
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 PUSH_SECONDS: Final = 5.0
+OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are turned away: there from the beginning, so that the first one is seen as an increase."""
 UNITS: Final = ("bytes", "seconds")
@@ -287,25 +291,58 @@ def _label(transfer: TransferCounters) -> str:
 
 
 def exposition(collector: Collector, accept: str) -> Response:
-    """Write all of it in the format that is asked for: OpenMetrics, or Prometheus' older text."""
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # it compares versions that are none
-        encode, content_type = choose_encoder("")
-    return Response(encode(_registry(collector)), content_type)
+    """Write all of it as OpenMetrics where that is asked for, and else in Prometheus' older text.
+
+    Nothing of `accept` is repeated in the answer: the types are ours, whatever version or parameter a client writes.
+    """
+    registry = _registry(collector)
+    ranges = [accepted.partition(";")[0].strip().lower() for accepted in accept.split(",")]
+    if OPENMETRICS in ranges:
+        return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")  # type: ignore[no-untyped-call]
+    return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
 
 
 def push(collector: Collector, url: str) -> None:
     """Replace what a Pushgateway has of this job: NAME where `url` ends in /metrics/job/NAME, and else the service's.
 
-    What the other service pushed for the same job stays. Raises OSError where it can't be reached or does not take it.
+    What the other service pushed for the same job stays. A user and a password in `url` are for the gateway alone: they
+    are sent to no address that it redirects to, and are in no error. Raises OSError where it can't be reached or does
+    not take it.
     """
     gateway, _, job = url.partition("/metrics/job/")
     name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
     try:
-        pushadd_to_gateway(gateway, name, _registry(collector), timeout=PUSH_SECONDS)
+        address, handler = without_password(gateway), _handler(urlsplit(gateway))
+        pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
     except (HTTPException, ValueError) as error:  # what answers speaks no HTTP; the URL has no host, or no port
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
+    """Return what prometheus_client sends with: basic authentication as `url` has it, no redirection followed."""
+
+    def handle(
+        url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        request = Request(url, data, dict([*headers, *authorization]), method=method)
+
+        def send() -> None:
+            build_opener(_NoRedirection).open(request, timeout=timeout).close()
+
+        return send
+
+    authorization = []
+    if url.username is not None:
+        words = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
+    return handle
+
+
+class _NoRedirection(HTTPRedirectHandler):
+    """Makes an error of it: what is sent on is another request, without the values, and with the password."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def _registry(collector: Collector) -> CollectorRegistry:

@@ -111,12 +111,12 @@ class Monitor:
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
             return
-        from service import metrics
+        from service import metrics, values
 
         try:
             metrics.push(self._collector(connections=False), url)
         except OSError as error:
-            self._log.warning("not_pushed", to=url, reason=str(error))
+            self._log.warning("not_pushed", to=values.without_password(url), reason=str(error))
 
     def finish(self) -> None:
         """End, after --metrics-linger where there was a transfer; `release` cuts that short."""

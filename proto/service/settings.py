@@ -17,6 +17,7 @@ Whatever is wrong is one UsageError of one line that begins with the flag, the v
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
@@ -36,6 +37,7 @@ S = TypeVar("S", bound="CommonSettings")
 
 SERVICES: Final = ("sender", "receiver")
 PREFIX: Final = "FILESTREAMER_"
+CONFIG_BYTES_MAX: Final = 16 * limits.MIB
 WINDOW_MAX: Final = 1024 * limits.GIB
 """More memory than any machine has."""
 
@@ -134,13 +136,15 @@ def setting(
     flag: str = "",
     metavar: str | None = None,
     literal: str | None = None,
+    is_secret: bool = False,
 ) -> T:
     """Define a setting, as the value of a dataclass field; `read=bool` makes it a flag without a value.
 
-    `default` is written as a user would write it. `flag` is needed only where it differs from the field's name.
+    `default` is written as a user would write it. `flag` is needed only where it differs from the field's name. What is
+    secret, as what the environment may hold literally is, is in no repr.
     """
     definition = Definition(read, help, default, required, flag, metavar, literal)
-    settings: dict[str, Any] = {"metadata": {"definition": definition}, "repr": literal is None}
+    settings: dict[str, Any] = {"metadata": {"definition": definition}, "repr": not (is_secret or literal)}
     if not required:
         settings["default"] = None if default is None else read(default)
     return cast(T, dataclasses.field(**settings))
@@ -195,9 +199,9 @@ class CommonSettings:
     """Seconds for which the last values are served: an ending process waits that long. None does not wait."""
 
     pushgateway: str | None = setting(
-        values.url, "Push each transfer's last values to this Prometheus Pushgateway.", metavar="URL"
+        values.url, "Push each transfer's last values to this Prometheus Pushgateway.", metavar="URL", is_secret=True
     )
-    """Base URL of a Pushgateway; /metrics/job/NAME behind it names the job."""
+    """Base URL of a Pushgateway; /metrics/job/NAME behind it names the job. It may have a user and a password in it."""
 
     window: int = setting(
         values.size(1, WINDOW_MAX),
@@ -224,6 +228,21 @@ class CommonSettings:
     def tolerated(self) -> frozenset[SkipKind]:
         """The kinds of `tolerate`."""
         return frozenset(SkipKind[word.upper()] for words in self.tolerate for word in words)
+
+    def exposed(self) -> list[str]:
+        """Return a warning for each file of a secret that is open to every user of this machine.
+
+        The first process of a container has no other users beside it, and what is mounted there often has such a mode.
+        """
+        files = {"--token-file": self.token.path if isinstance(self.token, values.Token) else None}
+        files["--tls-key"] = self.tls_key
+        if os.getpid() == 1:
+            return []
+        return [
+            f"{flag}: every user of this machine may read {path}, or change it: chmod 600 {path}"
+            for flag, path in files.items()
+            if path is not None and values.is_open_to_all(path)
+        ]
 
 
 class Found(NamedTuple):
@@ -347,13 +366,18 @@ def _shaped(item: Found, definition: Definition) -> Found:
         return item if isinstance(item.value, list) else Found([item.value], item.origin)
     if isinstance(item.value, list):
         raise UsageError(f"{item.origin}: must be text, a number, true or false")
+    if definition.read is bool and isinstance(item.value, int | float) and not isinstance(item.value, bool):
+        return Found(str(item.value), item.origin)  # click reads true and false out of text only
     return item
 
 
 def _load_object(path: str, origin: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            document = json.loads(file.read())
+            content = file.read(CONFIG_BYTES_MAX + 1)
+        if len(content) > CONFIG_BYTES_MAX:
+            raise UsageError(f"{path}: has more than {CONFIG_BYTES_MAX >> 20} MiB: it is no file of settings")
+        document = json.loads(content)
     except OSError as error:
         raise UsageError(f"{origin}: can't read {path!r}: {error.strerror}") from error
     except json.JSONDecodeError as error:

@@ -3,8 +3,10 @@
 Each reader is a function of one value, text or what JSON has for it, that raises ValueError with a text for people.
 """
 
+import codecs
 import math
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -15,8 +17,18 @@ T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
 
+SECONDS_MIN: Final = 0.001
+SECONDS_MAX: Final = 1e9
+"""Sums with a clock stay exact to a microsecond up to here, and no wait of the library overflows."""
+
+URL_ACCEPTED: Final = (
+    "http://[USER:PASSWORD@]HOST[:PORT][/PATH], or https, with an @ : / ? # or % of a password as %40 or so"
+)
+
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
+TOKEN_BYTES_MAX: Final = 4 * TOKEN_CHARACTERS_MAX + 1024
+"""Of a file that holds one: each character in UTF-8, and white space around it."""
 
 
 def text(value: object) -> str:
@@ -38,11 +50,27 @@ def metrics_address(value: object) -> MetricsAddress:
 
 
 def url(value: object) -> str:
-    """Read the address of something that speaks HTTP."""
-    address = text(value)
-    if not address.startswith(("http://", "https://")) or not address.partition("://")[2]:
-        raise ValueError(f"{value!r} is not a URL: it begins with http:// or https://")
-    return address
+    """Read the address of something that speaks HTTP. It may have a password in it, so no message repeats it."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(value if isinstance(value, str) and value.isprintable() and " " not in value else "")
+        before = parts.path.partition("/metrics/")[0]
+        # A password that is not escaped ends at its / or #: what follows would be taken for a path or a fragment.
+        is_split_right = not parts.fragment and "@" not in before + parts.query and parts.netloc.count("@") < 2
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and is_split_right
+    except ValueError:  # brackets that don't match, or a port that is none
+        is_good = False
+    if not is_good:
+        raise ValueError(f"it is not a URL that is written as {URL_ACCEPTED}")
+    return str(value)
+
+
+def without_password(address: str) -> str:
+    """Return a URL for people to see: without the user and the password of one that `url` has read."""
+    scheme, separator, rest = address.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def one_of(*words: str) -> Callable[[object], str]:
@@ -118,10 +146,16 @@ def seconds(value: object) -> float:
     """Read a number of seconds above 0."""
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
+    except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    except OverflowError:  # an integer that is more than any float
+        number = math.inf
+    if not number > 0:
         raise ValueError(f"{value!r} is not a number of seconds above 0")
+    if not SECONDS_MIN <= number <= SECONDS_MAX:
+        raise ValueError(
+            f"{value!r} is out of bounds: it must be {SECONDS_MIN:g} to {SECONDS_MAX:.0f} seconds (31 years)"
+        )
     return number
 
 
@@ -131,21 +165,53 @@ class Literally(str):
     __slots__ = ()
 
 
-def token(value: object) -> str:
-    """Read the token out of the file of that name, or take it as it is where the environment carries it."""
-    content = value if isinstance(value, Literally) else _file_content(text(value))
-    stripped = content.strip()
+class Token(str):
+    """A shared secret, and the file that it came from, if any."""
+
+    path: str | None = None
+
+
+def token(value: object) -> Token:
+    """Read the token out of the file of that name, or take it as it is where the environment carries it.
+
+    Both are bytes, and the same bytes are the same token. What could look the same and be another one is refused.
+    """
+    path = None if isinstance(value, Literally) else text(value)
+    # As bytes: what a variable holds is decoded by the locale, which need not be that of the other side.
+    content = os.fsencode(str(value)) if path is None else _file_content(path)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("the token is UTF-16 text: save it as UTF-8")
+    try:
+        stripped = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError("the token is not UTF-8 text: openssl rand -hex 32 makes one that is") from None
     if not TOKEN_CHARACTERS_MIN <= len(stripped) <= TOKEN_CHARACTERS_MAX:
         wanted = f"{TOKEN_CHARACTERS_MIN} to {TOKEN_CHARACTERS_MAX}"
         raise ValueError(f"the token has {len(stripped)} characters: it must have {wanted}")
-    return stripped
+    if not stripped.isprintable():
+        raise ValueError(
+            "the token has a line break in it, or a character that can't be seen: it must be one line of text"
+        )
+    made = Token(stripped)
+    made.path = path
+    return made
 
 
-def _file_content(path: str) -> str:
+def _file_content(path: str) -> bytes:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(2 * TOKEN_CHARACTERS_MAX)
+        with open(path, "rb") as file:
+            content = file.read(TOKEN_BYTES_MAX + 1)
     except OSError as error:
         raise ValueError(f"can't read {path!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not text") from error
+    if len(content) > TOKEN_BYTES_MAX:
+        raise ValueError(f"{path!r} has more than {TOKEN_BYTES_MAX} bytes: it is no token")
+    return content
+
+
+def is_open_to_all(path: str) -> bool:
+    """Whether every user of this machine may read or change a file: not a pipe, and not one that can't be looked at."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & (stat.S_IROTH | stat.S_IWOTH))

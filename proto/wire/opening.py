@@ -5,6 +5,7 @@ receiver then says in its Refusal, or Refused where the receiver said one.
 """
 
 import os
+from collections.abc import Callable
 
 from wire import limits
 from wire import messages as m
@@ -75,10 +76,17 @@ class ReceiverOpening:
 
 
 class SenderOpening:
-    """The sender's end: feed the first body to `answer`, send what it returns, feed the next body to `enter`."""
+    """The sender's end: feed the first body to `answer`, send what it returns, feed the next body to `enter`.
 
-    def __init__(self, token: bytes | None, certificate_sha256: bytes = b"") -> None:
+    `own` reads the token of the user, for a sender that was given none: it is used only where one is asked for.
+    """
+
+    def __init__(
+        self, token: bytes | None, certificate_sha256: bytes = b"", own: Callable[[], bytes | None] | None = None
+    ) -> None:
         self._token = token
+        self._own = own
+        self._is_own = False
         self._certificate = certificate_sha256
         self._expected_mac = b""
         self.incarnation = b""
@@ -112,6 +120,9 @@ class SenderOpening:
             spoken = f"{greeting.lowest_version} to {greeting.highest_version}"
             reason = f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older"
             raise RemoteProtocolError(reason, Code.VERSION)
+        if greeting.token_required and self._token is None and self._own is not None:
+            self._token = self._own()
+            self._is_own = self._token is not None
         if greeting.token_required and self._token is None:
             reason = "the receiver wants a token: pass --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
@@ -123,6 +134,9 @@ class SenderOpening:
         """Take the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
         message = decode(body)
         if isinstance(message, m.Refusal):
+            if message.code is Code.TOKEN and self._is_own:
+                reason = "the receiver's token is not this user's own: pass --token-file or FILESTREAMER_TOKEN"
+                raise RemoteProtocolError(reason, Code.TOKEN)
             raise Refused(message.code, message.reason)
         if not isinstance(message, m.Welcome):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Welcome")

@@ -4,29 +4,43 @@ TLS 1.3 only: both ends are ours. A sender always verifies the receiver's certif
 to leave that out, and no silent fall-back to clear text on either end.
 """
 
+import contextlib
 import hashlib
+import os
 import select
 import socket
 import ssl
+import stat
 import threading
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Final, cast
 
+from wire import limits, pem
 from wire.errors import Code, FilestreamerError, RemoteProtocolError, UsageError
 from wire.transport import TICK_SECONDS, Channel, Patience
 
+CONTENT_BYTES: Final = 4 * limits.MIB
+"""More than a file of certificates has."""
+_NOT_THE_KEYS: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""How OpenSSL says that a certificate is not that of a key."""
 
-def server_context(certificate: str, key: str, ca: str | None) -> ssl.SSLContext:
+_kept: Final[dict[str, bytes]] = {}
+"""What was read from pipes, by their paths: that comes once, and more than one transfer or setting may need it."""
+
+
+def server_context(certificate: str, key: str, ca: str | None) -> tuple[ssl.SSLContext, bytes]:
     """Make a receiver's context from PEM files; with `ca`, senders must show a certificate that it signed.
 
-    Raises UsageError, which names the file.
+    The SHA-256 of the certificate that it shows, as both ends put it into the proofs, comes with it: 32 bytes. Raises
+    UsageError, which names the file.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    _load_chain(context, certificate, key)
+    shown = _load_chain(context, certificate, key)
     if ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _load_ca(context, ca)
-    return context
+    return context, hashlib.sha256(shown).digest()
 
 
 def client_context(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
@@ -45,42 +59,76 @@ def client_context(ca: str | None, certificate: str | None, key: str | None) -> 
     return context
 
 
-def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {error.reason or 'not PEM'}") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {reason}") from None
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted: decrypt it first")
+def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
+    """Load a key and its certificates, whichever of them is the key's own; return that one, as DER."""
+    certificates = _parsed(pem.certificates, "--tls-cert", certificate)
+    keys = _parsed(pem.private_keys, "--tls-key", key)
+    for own in keys:
+        for at, shown in enumerate(certificates):
+            # Behind the key's own certificate comes what leads from it to a CA: some write a chain from its other end.
+            chain = [shown, *certificates[at + 1 :], *reversed(certificates[:at])]
+            try:
+                with _as_file(own + pem.chain(chain)) as path:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)  # what does not fit leaves traces
+                    context.load_cert_chain(path)
+            except ssl.SSLError as error:
+                if error.reason in _NOT_THE_KEYS:
+                    continue
+                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {_reason(error)}") from None
+            return shown
+    raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key is of another certificate")
 
 
 def _load_ca(context: ssl.SSLContext, ca: str) -> None:
     try:
-        context.load_verify_locations(ca)
+        context.load_verify_locations(cadata=b"".join(_parsed(pem.certificates, "--tls-ca", ca)))
     except ssl.SSLError as error:
-        raise UsageError(f"--tls-ca {ca}: {error.reason or 'not PEM'}") from None
-    except OSError as error:
-        raise UsageError(f"--tls-ca {ca}: {error.strerror}") from None
+        raise UsageError(f"--tls-ca {ca}: {_reason(error)}") from None
 
 
-def certificate_sha256(certificate: str) -> bytes:
-    """Compute the SHA-256 of the first certificate of a PEM file, as both ends put it into the proofs: 32 bytes.
-
-    Raises UsageError.
-    """
+def _parsed(parse: Callable[[bytes], list[bytes]], flag: str, path: str) -> list[bytes]:
+    """Read what a file has. Raises UsageError."""
     try:
-        with open(certificate, encoding="latin-1") as file:
-            pem = file.read()
-        begin = pem.index("-----BEGIN CERTIFICATE-----")
-        end = pem.index("-----END CERTIFICATE-----", begin) + len("-----END CERTIFICATE-----")
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[begin:end])).digest()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--tls-cert {certificate}: {error}") from None
+        return parse(_content(path))
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{flag} {path}: {error}") from None
+
+
+def _content(path: str) -> bytes:
+    """Read a file, or a pipe, which is read once. Raises OSError, ValueError."""
+    if path in _kept:
+        return _kept[path]
+    with open(path, "rb") as file:
+        content = file.read(CONTENT_BYTES + 1)
+        if len(content) > CONTENT_BYTES:
+            raise ValueError(f"it has more than {CONTENT_BYTES >> 20} MiB")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            _kept[path] = content
+    return content
+
+
+@contextlib.contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Give secret bytes a path for a moment, as OpenSSL wants one: in memory, or where there is no /proc on disk."""
+    with open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb") as memory:
+        memory.write(content)
+        memory.flush()
+        path = f"/proc/self/fd/{memory.fileno()}"
+        if os.path.exists(path):
+            yield path
+            return
+    from tempfile import NamedTemporaryFile
+
+    with NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield file.name
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).lower().replace("_", " ")
 
 
 def peer_certificate_sha256(sock: ssl.SSLSocket) -> bytes:

@@ -23,6 +23,7 @@ TICK_SECONDS: Final = 1.0
 """How long one system call blocks before `patience` is asked."""
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
+_INT_MAX = 2**31 - 1
 _SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
 _AHEAD_BYTES = 4 * limits.KIB
 """What may be read behind a block: digests, the next header, and little of its payload."""
@@ -330,7 +331,7 @@ def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
     """Make a connected socket block for a tick at a time, send at once, and notice a dead peer; return it.
 
     TCP_USER_TIMEOUT is `dead_seconds`: never below the time after which a peer counts as dead, as a closed window is
-    not death.
+    not death. The most that the kernel takes is 24 days.
     """
     sock.setblocking(True)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
@@ -340,7 +341,7 @@ def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_seconds * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(dead_seconds * 1000, _INT_MAX)))
     if sock.getpeername()[0] == sock.getsockname()[0]:
         _do_not_pace(sock)
     return sock

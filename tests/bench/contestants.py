@@ -250,7 +250,7 @@ def _filestreamer(
     port = free_port()
     listen = f"{place.host}:{port}"
     serves = ["off" if metrics == "off" else f"{host}:{free_port()}" for host in (place.host, place.client_host)]
-    python = [sys.executable, "-m"]
+    python = [sys.executable, "-P", "-m"]
     where, sent = ["--output-file", target], f"{source}"
     if source.is_dir():
         target.mkdir()

@@ -2,11 +2,13 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.version import VERSION
+from tests.support import traps
 from tests.support.containers import BASE, Container, Site, inspect, run, until
 from tests.support.services import UNIT
 
@@ -82,4 +84,25 @@ def test_health(here: Site) -> None:
     answers = {"127.0.0.1:9000": 1, "127.0.0.1:7800": 1, "[::]:9464": 0, "off": 0}
     for address, exit_code in answers.items():
         variable = {"FILESTREAMER_RECEIVER_METRICS": address}
-        assert receiver.engine.exec_run(["python", "-m", "receiver.health"], environment=variable)[0] == exit_code
+        assert receiver.engine.exec_run(["receiver-health"], environment=variable)[0] == exit_code
+
+
+def test_nothing_that_was_received_is_executed(here: Site) -> None:
+    """Neither by the health check, nor by what an operator runs beside the receiver, in /data as it is."""
+    marks = here.destination / "marks"
+    marks.mkdir()
+    marks.chmod(0o777)
+    traps.fill(here.destination, Path("/data/marks"))
+    receiver = here.receiver()
+    wait_until_healthy(receiver)
+    file = here.file("a.bin", 100_000)
+    here.sender(file).succeeds()
+    for command in (
+        ["receiver-health"],
+        ["python", "-m", "receiver.health"],
+        ["python", "-m", "receiver", "--version"],
+        ["python", "-c", "import socket, ssl, json, receiver.server"],
+    ):
+        code, output = receiver.engine.exec_run(command)
+        assert (code, receiver.health) == (0, "healthy"), output
+    assert traps.sprung(marks) == []

@@ -62,7 +62,7 @@ def against_receiver(
     root = directory / f"receiver-{seed}-{first}"
     root.mkdir()
     with pair(root) as services:
-        receiver = services.receiver("--give-up-after", 2, env=env)
+        receiver = services.receiver("--give-up-after", 2, *(() if token else ("--anonymous",)), env=env)
         address = services.address(receiver)
         warm_up(services, address, env)
         before = sockets(receiver), thread_count(receiver.process.pid)

@@ -866,7 +866,7 @@ class Quiet:
 def kept_token(directory: Path) -> str | None:
     """Ask for the token that a receiver on an address beyond this machine would use: no socket is needed for it."""
     settings, _ = parse_receiver(["--directory", str(directory)], {})
-    return receiver_token.choose(settings, Destination(str(directory)), ["192.0.2.1"], Quiet())
+    return receiver_token.choose(settings, Destination(str(directory)), ["192.0.2.1"], Quiet()).token
 
 
 def test_the_kept_token_is_kept_well(tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def test_tar_at_both_ends(pair: Pair, seed: int, tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     python = sys.executable
     receiving = subprocess.Popen(
-        f"set -o pipefail; {python} -m receiver --listen 127.0.0.1:0 --metrics off --output-file - 2>{errors} | tar x",
+        f"set -o pipefail;"
+        f" {python} -P -m receiver --listen 127.0.0.1:0 --metrics off --output-file - 2>{errors} | tar x",
         shell=True,
         executable="/bin/bash",
         cwd=pair.destination,
@@ -238,7 +239,7 @@ def test_tar_at_both_ends(pair: Pair, seed: int, tmp_path: Path) -> None:
     until(lambda: errors.exists() and "listening" in errors.read_text())
     port = errors.read_text().partition("127.0.0.1:")[2].partition('"')[0]
     subprocess.run(
-        f"set -o pipefail; tar c d | {python} -m sender - --to 127.0.0.1:{port} --connections 4",
+        f"set -o pipefail; tar c d | {python} -P -m sender - --to 127.0.0.1:{port} --connections 4",
         shell=True,
         executable="/bin/bash",
         cwd=pair.source,

@@ -77,7 +77,7 @@ def address(pair: Pair) -> str:
 
 
 def command(name: str, *args: object) -> tuple[object, ...]:
-    return sys.executable, "-m", name, *args
+    return sys.executable, "-P", "-m", name, *args
 
 
 def sending(file: Path, address: str, *args: object) -> tuple[object, ...]:

@@ -351,7 +351,7 @@ def test_man_in_the_middle_with_a_trusted_certificate(pair: Pair, pki: Certifica
 
 def test_without_a_token_the_certificate_alone_decides(pair: Pair, pki: Certificates) -> None:
     """What the token adds: the same man in the middle gets the file where there is none. README says so."""
-    receiver = pair.receiver(*pki.receiver.shown)
+    receiver = pair.receiver("--anonymous", *pki.receiver.shown)
     middle = pki.ours.issue("middle-without-a-token")
     as_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     as_server.load_cert_chain(middle.certificate, middle.key)

@@ -89,16 +89,17 @@ def command(name: str) -> str:
     return str(path)
 
 
-def plain_environment() -> dict[str, str]:
-    """Leave out settings of the services: the demo brings its own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("FILESTREAMER_")}
+def plain_environment(private: Path) -> dict[str, str]:
+    """Leave out settings of the services, and let the token that they make lie in a private directory of the demo's."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("FILESTREAMER_")}
+    return {**plain, "XDG_RUNTIME_DIR": str(private)}
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+def running(arguments: list[str], private: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a process for the length of the block; it does not outlive it."""
     with subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, text=True, errors="replace", env=plain_environment(), **options
+        arguments, stdin=subprocess.DEVNULL, text=True, errors="replace", env=plain_environment(private), **options
     ) as process:
         try:
             yield process
@@ -150,11 +151,11 @@ class Log:
 def transfer(source: Path, directory: Path) -> dict[str, Any]:
     """Move the file with the two commands; return the sender's result object."""
     receive = [command("receiver"), "--listen", "127.0.0.1:0", "--once", "--directory", str(directory)]
-    with running(receive, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as receiver:
+    with running(receive, directory.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as receiver:
         assert receiver.stderr is not None
         log = Log(receiver.stderr)
         send = [command("sender"), str(source), "--to", log.address()]
-        with running(send, stdout=subprocess.PIPE) as sender:
+        with running(send, directory.parent, stdout=subprocess.PIPE) as sender:
             output, _ = sender.communicate()
         if sender.returncode != 0:
             ended = "" if receiver.poll() is None else f"\nand the receiver with {receiver.returncode}:\n{log.text()}"

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tests.support.services import UNIT, Service
+from service.own_token import read as read_own_token
+from tests.support.services import PRIVATE, UNIT, Service
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest, segment_digest
@@ -232,6 +233,12 @@ class TreeSample:
         return m.Finish(len(chunks), root_digest(segment_digest(self.payload(segment)) for segment in sent))
 
 
+def own_token() -> bytes | None:
+    """Read the token that both sides of the tests have where they are given none."""
+    own = read_own_token({"XDG_RUNTIME_DIR": str(PRIVATE)})
+    return own.token.encode() if own is not None else None
+
+
 class RawSender:
     """Opens connections of one transfer to a receiver; closes them all with the block."""
 
@@ -263,7 +270,7 @@ class RawSender:
     def open(self, role: m.Role, connection_id: int = 0) -> Link:
         """Open a connection up to Welcome. Raises Refused."""
         link = self.connect()
-        opening = SenderOpening(self._token)
+        opening = SenderOpening(self._token, own=own_token)
         greeting = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
         bodies = opening.answer(greeting, self.transfer_id, role, connection_id, self.connections)
         link.send_raw(b"".join(map(frame_of, bodies)))

@@ -5,21 +5,31 @@ sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SE
 """
 
 import abc
+import atexit
 import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from service import own_token
+
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
+
+PRIVATE = Path(tempfile.mkdtemp(prefix="filestreamer-tests-"))
+"""Where the tests' own token lies, never the user's: what services and `RawSender` have as XDG_RUNTIME_DIR."""
+atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+own_token.make({"XDG_RUNTIME_DIR": str(PRIVATE)})
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -165,8 +175,9 @@ class Service(Command):
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
+        program: Sequence[str] = (),
     ) -> None:
-        """Start `python -m COMMAND ARGS`; its output goes to files in `directory`.
+        """Start `python -P -m COMMAND ARGS`, or `program` with ARGS; its output goes to files in `directory`.
 
         `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory. What it
         is to read and to write instead are `stdin`, `stdout` and `stderr`.
@@ -179,12 +190,12 @@ class Service(Command):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FILESTREAMER_")}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-m", command, *map(str, args)],
+                [*under, *(program or (sys.executable, "-P", "-m", command)), *map(str, args)],
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=stdout or out,
                 stderr=stderr or err,
                 # Many receivers run at once: each that wants metrics says where.
-                env={**environment, "FILESTREAMER_METRICS": "off", **(env or {})},
+                env={**environment, "FILESTREAMER_METRICS": "off", "XDG_RUNTIME_DIR": str(PRIVATE), **(env or {})},
                 cwd=cwd,
             )
 
@@ -242,6 +253,7 @@ class Pair:
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
+        program: Sequence[str] = (),
     ) -> Service:
         """Start a service; it is ended with the pair."""
         service = Service(
@@ -254,6 +266,7 @@ class Pair:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
+            program=program,
         )
         self._services.append(service)
         return service

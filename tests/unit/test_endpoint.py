@@ -127,13 +127,85 @@ def test_whatever_is_asked_is_answered(request_: bytes) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+OLDER_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
 @given(st.one_of(st.text(), st.from_regex(r"(application/openmetrics-text|text/plain)(; ?(version|escaping|q)=.*)*")))
 def test_metrics_are_told_whatever_format_is_asked_for(accept: str) -> None:
     from service.metrics import Collector, exposition
 
     collector = Collector("sender", Looked(), connections=True)
+    told = exposition(collector, accept)
 
-    assert b"filestreamer_sender_build_info" in exposition(collector, accept).body
+    assert b"filestreamer_sender_build_info" in told.body
+    assert told.content_type in (OPENMETRICS, OLDER_TEXT)
+    assert (told.content_type == OPENMETRICS) == told.body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", OLDER_TEXT),
+        ("*/*", OLDER_TEXT),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8", OLDER_TEXT),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("Application/OpenMetrics-Text; version=0.0.1, text/plain", OPENMETRICS),
+        ("text/plain;q=0.2, application/openmetrics-text;version=1.0.0;q=0.5", OPENMETRICS),
+        ("application/openmetrics-text; version=1.0.0.\rSet-Cookie: x=1", OPENMETRICS),
+        ("application/openmetrics-text; version=9.9.9.secret; escaping=\x00", OPENMETRICS),
+        ("application/openmetrics-text-of-another-kind", OLDER_TEXT),
+    ],
+)
+def test_the_type_is_ours_and_nothing_of_what_is_asked_for(accept: str, content_type: str) -> None:
+    from service.metrics import Collector, exposition
+
+    collector = Collector("receiver", Looked(), connections=True)
+    request_ = f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("latin-1")
+    head, _, _ = answer(request_, {"/metrics": lambda accept: exposition(collector, accept)}).partition(b"\r\n\r\n")
+
+    (found,) = [line for line in head.decode().split("\r\n") if line.startswith("Content-Type: ")]
+    assert found == f"Content-Type: {content_type}"
+    assert head.replace(b"\r\n", b"").decode().isprintable()
+
+
+MARK = "reflected"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        f"GET /{MARK} HTTP/1.1\r\n\r\n",
+        f"GET /metrics?{MARK} HTTP/1.1\r\nAccept: {MARK}\r\n\r\n",
+        f"GET http://{MARK}/ HTTP/1.1\r\nHost: {MARK}\r\nCookie: {MARK}\r\n\r\n",
+        f"{MARK} / HTTP/1.1\r\n\r\n",
+        f"GET / HTTP/{MARK}\r\nOrigin: {MARK}\r\n\r\n",
+        f"{MARK}\r\n\r\n",
+        f"GET /\r{MARK}: 1 HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_no_answer_repeats_the_request(request_: str) -> None:
+    from service import page
+    from service.metrics import Collector, exposition
+
+    collector = Collector("sender", Looked(), connections=True)
+    routes: dict[str, Callable[[str], Response]] = {
+        "/": lambda _: page.page(),
+        "/transfers": lambda _: page.transfers("sender", Looked().look()),
+        "/metrics": lambda accept: exposition(collector, accept),
+    }
+    assert MARK.encode() not in answer(request_.encode(), routes)
+
+
+@pytest.mark.parametrize("value", ["a\rSet-Cookie: x=1", "a\nb", "a\x00", "a\x7f", "a\x85b"])
+def test_no_header_begins_another_one(value: str) -> None:
+    for response in (
+        Response(b"", value),
+        Response(b"", headers={"X-Name": value}),
+        Response(b"", headers={value: ""}),
+    ):
+        with pytest.raises(ValueError, match="control character"):
+            answer(b"GET / HTTP/1.1\r\n\r\n", {"/": lambda _, response=response: response})  # type: ignore[misc]
 
 
 class Looked:

@@ -281,6 +281,63 @@ def test_a_welcome_of_another_connection() -> None:
         one.sender.enter(encode(two.receiver.welcome()))
 
 
+# --- the user's own token
+
+
+def meet(receiver_token: bytes | None, own: bytes | None) -> tuple[ReceiverOpening, SenderOpening, list[bytes | None]]:
+    """Return both ends, of which the sender was given no token, and what was read as its user's own."""
+    read: list[bytes | None] = []
+
+    def read_own() -> bytes | None:
+        read.append(own)
+        return own
+
+    return ReceiverOpening(INCARNATION, receiver_token), SenderOpening(None, own=read_own), read
+
+
+def test_the_own_token_is_used_where_one_is_asked_for() -> None:
+    receiver, sender, read = meet(TOKEN, TOKEN)
+    hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert receiver.receive(hello) is None
+    assert receiver.receive(proof) is not None
+    sender.enter(encode(receiver.welcome()))
+    assert read == [TOKEN]
+
+
+def test_the_own_token_is_not_read_where_none_is_asked_for() -> None:
+    receiver, sender, read = meet(None, TOKEN)
+    (hello,) = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert receiver.receive(hello) is not None
+    sender.enter(encode(receiver.welcome()))
+    assert read == []
+
+
+def test_without_an_own_token_the_error_says_what_to_pass() -> None:
+    receiver, sender, _ = meet(TOKEN, None)
+    with pytest.raises(RemoteProtocolError, match="wants a token: pass --token-file or FILESTREAMER_TOKEN") as caught:
+        sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_receiver_of_another_user_says_what_to_pass() -> None:
+    receiver, sender, _ = meet(TOKEN, TOKEN + b"?")
+    hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    receiver.receive(hello)
+    with pytest.raises(RemoteProtocolError) as refusal:
+        receiver.receive(proof)
+    with pytest.raises(RemoteProtocolError, match="not this user's own: pass --token-file") as caught:
+        sender.enter(encode(m.Refusal(refusal.value.code, refusal.value.reason)))
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_receiver_that_only_pretends_to_know_the_own_token() -> None:
+    """Whoever listens where the user's receiver is expected gets no file."""
+    receiver, sender, _ = meet(TOKEN, TOKEN)
+    sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    with pytest.raises(RemoteProtocolError, match="does not know the token"):
+        sender.enter(encode(m.Welcome(bytes(32))))
+
+
 # --- inside TLS
 
 

@@ -163,6 +163,13 @@ def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:
     assert failure(*argv).startswith(expected)
 
 
+@pytest.mark.parametrize("written", ["1e-300", "1e10", "1e300", "1e400", "inf"])
+@pytest.mark.parametrize("flag", ["--give-up-after", "--idle-timeout", "--metrics-linger", "--discard-staging-after"])
+def test_seconds_have_bounds(flag: str, written: str) -> None:
+    expected = f"{flag}: {written!r} is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)"
+    assert failure(flag, written) == expected
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

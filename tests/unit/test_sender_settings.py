@@ -1,9 +1,12 @@
 """The settings of the sender: every source, which of them wins, and one clear line for every mistake."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from sender.settings import SenderSettings, parse
 from service.address import Address
+from service.values import without_password
 from wire.errors import UsageError
 from wire.grid import WHOLE, Share
 
@@ -271,7 +275,7 @@ def test_the_token_is_not_in_the_repr() -> None:
             "--rate-limit: '1Gbps' is not a rate: write it as 100MiB/s, 1.5GB/s, 1Gbit/s or plain bytes per second",
         ),
         (["--give-up-after", "0"], "--give-up-after: '0' is not a number of seconds above 0"),
-        (["--give-up-after", "inf"], "--give-up-after: 'inf' is not a number of seconds above 0"),
+        (["--give-up-after", "nan"], "--give-up-after: 'nan' is not a number of seconds above 0"),
         (["--give-up-after", "soon"], "--give-up-after: 'soon' is not a number of seconds above 0"),
         (["--as", "a/b"], "--as: 'a/b' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", ".."], "--as: '..' is not a file name: no '/', no '..', at most 255 bytes"),
@@ -367,7 +371,7 @@ def test_a_bad_boolean_variable_is_named() -> None:
         ({"rate_limit": False}, "rate_limit: False is not a rate"),
         ({"give_up_after": "x"}, "give_up_after: 'x' is not a number of seconds above 0"),
         ('{"give_up_after": NaN}', "give_up_after: nan is not a number of seconds above 0"),
-        ({"give_up_after": 10**400}, f"give_up_after: {10**400} is not a number of seconds above 0"),
+        ({"give_up_after": 10**400}, f"give_up_after: {10**400} is out of bounds: it must be 0.001 to"),
         ({"as": "a/b"}, "as: 'a/b' is not a file name"),
         ({"strict_modulo": "maybe"}, "strict_modulo: 'maybe' is not a valid boolean"),
         ({"conections": 5}, "unknown key 'conections': did you mean connections?"),
@@ -423,6 +427,263 @@ def test_a_short_token_in_a_file_is_not_shown(tmp_path: Path) -> None:
 def test_a_token_file_that_holds_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
     assert failure(*LEAST, "--token-file", str(tmp_path / "token")).startswith("--token-file: ")
+
+
+BEYOND_ASCII = "Kennwort für Größe und Maß"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TOKEN.encode(),
+        f"{TOKEN}\n".encode(),
+        f"{TOKEN}\r\n".encode(),
+        f"  {TOKEN}\t\r\n\n".encode(),
+        b"\xef\xbb\xbf" + TOKEN.encode(),
+        f"\ufeff{TOKEN}\r\n".encode(),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("token", [TOKEN, BEYOND_ASCII], ids=["ascii", "beyond"])
+def test_the_same_token_whatever_wrote_it(tmp_path: Path, content: bytes, token: str) -> None:
+    """By file or by variable: editors and shells of all systems."""
+    content = content.replace(TOKEN.encode(), token.encode())
+    (tmp_path / "token").write_bytes(content)
+    assert settings(*LEAST, "--token-file", str(tmp_path / "token")).token == token
+    assert settings(*LEAST, environ={"FILESTREAMER_TOKEN": os.fsdecode(content)}).token == token
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff" * 20, "is not UTF-8 text"),
+        ("Kennwort für Größe".encode("latin-1"), "is not UTF-8 text"),
+        (TOKEN.encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        (b"\xfe\xff" + TOKEN.encode("utf-16-be"), "is UTF-16 text: save it as UTF-8"),
+        (f"{TOKEN}\nanother line".encode(), "has a line break"),
+        (f"{TOKEN}\r\nanother line".encode(), "has a line break"),
+        (f"{TOKEN}\x1b[0m..".encode(), "character"),
+        (f"{TOKEN}\u200b{TOKEN}".encode(), "character"),
+        (f"{TOKEN}\ufeff{TOKEN}".encode(), "character"),
+        (f"{TOKEN}\xa0{TOKEN}".encode(), "character"),
+        (b" \r\n", "has 0 characters"),
+        (b"x" * 5000, "has 5000 characters"),
+    ],
+    ids=repr,
+)
+def test_what_could_pass_for_another_token_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "token").write_bytes(content)
+    by_file = failure(*LEAST, "--token-file", str(tmp_path / "token"))
+    by_variable = failure(*LEAST, environ={"FILESTREAMER_TOKEN": os.fsdecode(content)})
+    for line, origin in ((by_file, "--token-file"), (by_variable, "FILESTREAMER_TOKEN")):
+        assert line.startswith(f"{origin}: the token {says}") or says == "character"
+        assert says in line
+        assert "0123456789" not in line
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/dev/null", "has 0 characters"),
+        ("/dev/zero", "is no token"),
+        ("/", "Is a directory"),
+        ("/proc/1", "directory"),
+    ],
+)
+def test_a_token_file_that_is_none(path: str, says: str) -> None:
+    line = failure(*LEAST, "--token-file", path)
+    assert line.startswith("--token-file: ")
+    assert says in line
+
+
+def test_a_token_with_nul_bytes(tmp_path: Path) -> None:
+    """UTF-16 without its mark; a variable can't hold it."""
+    (tmp_path / "token").write_bytes(TOKEN.encode("utf-16-le"))
+    assert "character" in failure(*LEAST, "--token-file", str(tmp_path / "token"))
+
+
+@contextlib.contextmanager
+def fifo(path: Path, content: bytes) -> Iterator[str]:
+    """Make a pipe by name that gives `content` to whoever reads it first."""
+    os.mkfifo(path)
+    thread = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)
+    thread.start()
+    yield str(path)
+    thread.join(10)
+    assert not thread.is_alive(), "nobody read it"
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", "config"])
+def test_a_token_from_a_pipe_which_is_read_once(tmp_path: Path, config: Any, how: str) -> None:
+    with fifo(tmp_path / "pipe", f"{TOKEN}\n".encode()) as path:
+        flags = {"flag": ["--token-file", path], "config": ["--config", config({"token_file": path})]}.get(how, [])
+        environ = {"FILESTREAMER_TOKEN_FILE": path} if how == "variable" else {}
+        assert settings(*LEAST, *flags, environ=environ).token == TOKEN
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_a_config_from_a_pipe(tmp_path: Path, how: str) -> None:
+    with fifo(tmp_path / "pipe", b'{"connections": 7}') as path:
+        environ = {"FILESTREAMER_CONFIG": path} if how == "variable" else {}
+        assert settings(*LEAST, *(["--config", path] if how == "flag" else []), environ=environ).connections == 7
+
+
+def test_a_config_without_end() -> None:
+    assert failure(*LEAST, "--config", "/dev/zero") == "/dev/zero: has more than 16 MiB: it is no file of settings"
+
+
+# --- secrets that others can read
+
+
+@pytest.mark.parametrize(("mode", "is_told"), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
+def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path, mode: int, is_told: bool) -> None:
+    token, key = tmp_path / "token", tmp_path / "key"
+    for path in (token, key):
+        path.write_text(TOKEN)
+        path.chmod(mode)
+    parsed = settings(*LEAST, "--token-file", str(token), "--tls-cert", "c", "--tls-key", str(key))
+    warnings = parsed.exposed()
+    assert [TOKEN in warning for warning in warnings] == [False, False] * is_told
+    assert [f"chmod 600 {path}" in warning for path, warning in zip((token, key), warnings, strict=False)] == (
+        [True, True] * is_told
+    )
+
+
+def test_a_pipe_and_a_variable_are_nobodys_to_read(tmp_path: Path) -> None:
+    with fifo(tmp_path / "pipe", TOKEN.encode()) as path:
+        os.chmod(path, 0o644)
+        assert settings(*LEAST, "--token-file", path).exposed() == []
+    assert settings(*LEAST, environ={"FILESTREAMER_TOKEN": TOKEN}).exposed() == []
+
+
+def test_in_a_container_there_is_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o644)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert settings(*LEAST, "--token-file", str(tmp_path / "token")).exposed() == []
+
+
+# --- a password in a URL
+
+SECRET = "s3cr3t-w0rd"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"http://me:{SECRET}@h:9091", "http://h:9091"),
+        (f"https://me:{SECRET}@h/metrics/job/x", "https://h/metrics/job/x"),
+        (f"http://me:{SECRET}%40%2F@[::1]:9091/", "http://[::1]:9091/"),
+        ("http://me@h", "http://h"),
+        ("http://h/metrics/job@base64/YS9i", "http://h/metrics/job@base64/YS9i"),
+        ("http://h", "http://h"),
+    ],
+)
+def test_a_url_with_a_password_is_taken_and_not_shown(url: str, shown: str) -> None:
+    parsed = settings(*LEAST, "--pushgateway", url)
+    assert parsed.pushgateway == url
+    assert without_password(url) == shown
+    assert url not in repr(parsed)
+    assert SECRET not in repr(parsed)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"me:{SECRET}@h:9091",
+        f"htp://me:{SECRET}@h",
+        f"http://me:{SECRET}/x@h",
+        f"http://me:12/{SECRET}@h",
+        f"http://me:12#{SECRET}@h",
+        f"http://me:12?{SECRET}@h",
+        f"http://me:{SECRET}@x@h",
+        f"http://me:{SECRET}@",
+        f"http://me:{SECRET}@h:port",
+        f"http://me:{SECRET}@h:99999",
+        f"http://me:{SECRET}@[::1",
+        f"http://me:{SECRET} @h",
+        f"http://me:{SECRET}\n@h",
+        f"http://me:{SECRET}\udcff@h",
+    ],
+)
+def test_no_error_shows_a_password(config: Any, url: str) -> None:
+    written = {
+        "--pushgateway": failure(*LEAST, "--pushgateway", url),
+        "FILESTREAMER_PUSHGATEWAY": failure(*LEAST, environ={"FILESTREAMER_PUSHGATEWAY": url}),
+        "config.json: pushgateway": failure(*LEAST, "--config", config({"pushgateway": url})),
+    }
+    for origin, line in written.items():
+        assert line.startswith(f"{origin}: it is not a URL that is written as http://[USER:PASSWORD@]HOST")
+        assert SECRET not in line
+
+
+@pytest.mark.parametrize("flag", ["--pushgatewy", "--pushgateway-url", "--token", "--pass"])
+def test_no_error_shows_the_value_of_a_flag_that_is_none(flag: str) -> None:
+    assert SECRET not in failure(*LEAST, f"{flag}={SECRET}")
+
+
+@pytest.mark.parametrize("key", ["pushgatewy", "token", "pushgateway", "tokenfile"])
+def test_no_error_shows_the_value_of_a_key_that_is_none(config: Any, key: str) -> None:
+    assert SECRET not in failure(*LEAST, "--config", config({key: [SECRET]}))
+    assert SECRET not in failure(*LEAST, "--config", config({key: {"password": SECRET}}))
+
+
+SECONDS = ("--give-up-after", "--metrics-linger")
+BOUNDS = "is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)"
+
+
+@pytest.mark.parametrize("written", ["1e-300", "0.0009", "1000000001", "1e10", "1e300", "1e400", "inf", "9" * 5000])
+@pytest.mark.parametrize("flag", SECONDS)
+def test_seconds_have_bounds_in_every_form(config: Any, flag: str, written: str) -> None:
+    key = flag.removeprefix("--").replace("-", "_")
+    variable = f"FILESTREAMER_{key.upper()}"
+    assert failure(*LEAST, flag, written) == f"{flag}: {written!r} {BOUNDS}"
+    assert failure(*LEAST, environ={variable: written}) == f"{variable}: {written!r} {BOUNDS}"
+    assert failure(*LEAST, "--config", config({key: written})) == f"config.json: {key}: {written!r} {BOUNDS}"
+
+
+@pytest.mark.parametrize("written", ["1e-300", "1e10", "1e400", "-1e400", "Infinity", "NaN", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("flag", SECONDS)
+def test_numbers_of_json_have_the_same_bounds(config: Any, flag: str, written: str) -> None:
+    key = flag.removeprefix("--").replace("-", "_")
+    assert failure(*LEAST, "--config", config(f'{{"{key}": {written}}}')).startswith("config.json: ")
+
+
+@pytest.mark.parametrize("written", ["0.001", "3000000", "1e9", " 1_000 "])
+def test_seconds_within_the_bounds(written: str) -> None:
+    parsed = settings(*LEAST, "--give-up-after", written, "--metrics-linger", written)
+    assert parsed.give_up_after == parsed.metrics_linger == float(written)
+
+
+@pytest.mark.parametrize(
+    "written", ["0", "1e400", "-1e400", "NaN", "Infinity", "1e30", "-1", "9" * 400, "9" * 5000, "true"]
+)
+@pytest.mark.parametrize("key", ["connections", "chunk_size", "rate_limit", "shard", "window", "to", "metrics"])
+def test_a_number_that_can_not_be_is_one_clear_line(config: Any, key: str, written: str) -> None:
+    path = config(f'{{"{key}": {written}}}')
+    line = failure("f", "--config", path, *(() if key == "to" else ("--to", "h")))
+    assert line.startswith("config.json: ")
+
+
+@pytest.mark.parametrize("written", ["0000000001/2", "0" * 5000 + "1/2", "1/" + "0" * 5000 + "2"])
+def test_a_shard_with_many_digits_is_the_one_that_was_written(written: str) -> None:
+    assert settings(*LEAST, "--shard", written).shard == Share(1, 2)
+
+
+@pytest.mark.parametrize("written", ["10000000000/2", "0/10000000000", "1" * 5000 + "/" + "1" * 5000])
+def test_a_shard_of_too_many_is_none(written: str) -> None:
+    assert failure(*LEAST, "--shard", written).startswith("--shard: ")
+
+
+@pytest.mark.parametrize(("written", "expected"), [("0", False), ("1", True)])
+def test_true_and_false_as_a_number(config: Any, written: str, expected: bool) -> None:
+    assert settings(*LEAST, "--config", config(f'{{"checksum": {written}}}')).checksum is expected
+
+
+@pytest.mark.parametrize("written", ["2", "-1", "0.5", "1e400", "NaN", "9" * 400])
+def test_a_number_that_is_neither_true_nor_false(config: Any, written: str) -> None:
+    path = config(f'{{"checksum": {written}}}')
+    assert failure(*LEAST, "--config", path).startswith("config.json: checksum: ")
 
 
 def test_unknown_variables_are_warned_of_and_ignored() -> None:

@@ -1,4 +1,4 @@
-"""Who may come in: on loopback everybody, elsewhere who has the token."""
+"""Who may come in: who has the token that was given, the user's own on loopback, elsewhere one that is made."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 
 from receiver import token
 from receiver.settings import ReceiverSettings
+from receiver.stdout import Stdout
 from receiver.store import Destination
 from wire.errors import Code, TransferFailed
 
@@ -32,14 +33,49 @@ def destination(tmp_path: Path) -> Iterator[Destination]:
     os.close(destination.fd)
 
 
-def choose(destination: Destination, *hosts: str, log: Log | None = None, **settings: Any) -> str | None:
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where the user's own token is to lie."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    return tmp_path / "run" / "filestreamer" / "token"
+
+
+@pytest.fixture
+def no_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the user no place for a token of its own, as in a container that is read-only."""
+    for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+
+
+def chosen(destination: Destination | Stdout, *hosts: str, log: Log | None = None, **settings: Any) -> token.Chosen:
     return token.choose(ReceiverSettings(**settings), destination, list(hosts), log or Log())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1"])
-def test_on_loopback_nobody_is_asked(destination: Destination, host: str) -> None:
-    assert choose(destination, host) is None
-    assert os.listdir(destination.path) == []
+def choose(destination: Destination, *hosts: str, log: Log | None = None, **settings: Any) -> str | None:
+    return chosen(destination, *hosts, log=log, **settings).token
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.8.9.10"], ["::1"], ["::ffff:127.0.0.1"], ["127.0.0.1", "::1"]])
+def test_on_loopback_it_is_the_users_own(destination: Destination, own: Path, hosts: list[str]) -> None:
+    first = chosen(destination, *hosts)
+    assert first == token.Chosen(own.read_text().strip(), str(own), is_own=True)
+    assert first == chosen(destination, *hosts)
+    assert ".filestreamer" not in os.listdir(destination.path)
+
+
+def test_on_loopback_without_a_place_for_it_one_is_made(destination: Destination, no_own: None) -> None:
+    first = chosen(destination, "127.0.0.1")
+    kept = Path(destination.path, ".filestreamer", "token")
+    assert first == token.Chosen(kept.read_text().strip(), str(kept), is_new=True)
+    assert chosen(destination, "127.0.0.1") == first._replace(is_new=False)
+
+
+def test_standard_output_has_no_place(own: Path) -> None:
+    first = chosen(Stdout(), "0.0.0.0", output_file="-")
+    assert first == token.Chosen(first.token, is_new=True)
+    assert first != chosen(Stdout(), "0.0.0.0", output_file="-")
+    assert chosen(Stdout(), "127.0.0.1", output_file="-").path == str(own)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "10.0.0.1", "fe80::1%lo", "2001:db8::1"])
@@ -50,7 +86,7 @@ def test_elsewhere_a_token_is_made(destination: Destination, host: str) -> None:
 
 
 def test_one_address_that_others_reach_is_enough(destination: Destination) -> None:
-    assert choose(destination, "127.0.0.1", "192.0.2.1") is not None
+    assert chosen(destination, "127.0.0.1", "192.0.2.1").is_new
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
@@ -60,12 +96,21 @@ def test_a_given_token_is_asked_for_everywhere(destination: Destination, host: s
     assert os.listdir(destination.path) == []
 
 
-def test_anonymous_asks_nobody_and_warns(destination: Destination) -> None:
+@pytest.mark.parametrize(
+    ("host", "who"), [("0.0.0.0", "whoever can connect"), ("127.0.0.1", "any user of this machine")]
+)
+def test_anonymous_asks_nobody_and_warns(destination: Destination, own: Path, host: str, who: str) -> None:
     log = Log()
-    assert choose(destination, "0.0.0.0", log=log, anonymous=True) is None
+    assert chosen(destination, host, log=log, anonymous=True) == token.Chosen(None)
     assert [event for event, _ in log.lines] == ["anonymous"]
-    assert choose(destination, "127.0.0.1", log=log, anonymous=True) is None
-    assert len(log.lines) == 1, "on loopback it changes nothing"
+    assert log.lines[0][1]["reason"].startswith(who)
+    assert not own.exists()
+
+
+def test_a_token_is_new_only_when_it_is_made(destination: Destination) -> None:
+    assert chosen(destination, "0.0.0.0").is_new
+    again = chosen(destination, "0.0.0.0")
+    assert (again.is_new, again.path) == (False, f"{destination.path}/.filestreamer/token")
 
 
 def test_a_made_token_is_kept_for_the_owner_alone(destination: Destination) -> None:

@@ -896,6 +896,14 @@ def test_a_connect_that_is_called_off_leaves_no_socket_open(listening: socket.so
     assert [sock.fileno() for sock in told] == [-1]
 
 
+@pytest.mark.parametrize("seconds", [limits.DEAD_SECONDS, 2_000_000, 2_147_483.7, 3_000_000, 1e9, 1e300])
+def test_prepare_for_a_peer_that_may_be_silent_for_as_long_as_anybody_writes(pair: Pairs, seconds: float) -> None:
+    sock, _ = pair.raw()
+    transport.prepare(sock, seconds)
+    set_to = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert set_to == int(min(seconds * 1000, 2**31 - 1))
+
+
 def test_prepare(pair: Pairs) -> None:
     sock, _ = pair.raw()
     sock.settimeout(3.0)

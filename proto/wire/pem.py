@@ -1,0 +1,101 @@
+"""Certificates and keys out of PEM files, whoever wrote them: pure, and strict about what is no certificate or key.
+
+OpenSSL takes certificates under three labels, in one order, and says little of what it does not take. Here they come
+out as DER, whatever their label, line ends and surrounding text; a ValueError says what a file is instead, and what
+makes PEM of it.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from typing import Final
+
+_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+_CERTIFICATES: Final = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
+_SEQUENCE: Final = 0x30
+_INTEGER_3: Final = b"\x02\x01\x03"
+_INTEGER: Final = b"\x02"
+
+
+def certificates(content: bytes) -> list[bytes]:
+    """Return the DER of each certificate, in the order of the file: at least one. Raises ValueError."""
+    found = [_first_value(_decoded(body)) for label, body in _blocks(content) if label in _CERTIFICATES]
+    if not found:
+        raise ValueError(_what_it_is(content, "certificate", "x509"))
+    return found
+
+
+def private_keys(content: bytes) -> list[bytes]:
+    """Return each private key as PEM that OpenSSL reads: at least one. Raises ValueError."""
+    found = []
+    for label, body in _blocks(content):
+        if label == b"ENCRYPTED PRIVATE KEY" or (label.endswith(b"PRIVATE KEY") and b"ENCRYPTED" in body):
+            raise ValueError("the key is encrypted: decrypt it with openssl pkey -in FILE -out FILE.pem")
+        if label == b"OPENSSH PRIVATE KEY":
+            raise ValueError("the key is OpenSSH's: make PEM of a copy of it with ssh-keygen -p -m PEM -f COPY")
+        if label.endswith(b"PRIVATE KEY"):
+            found.append(_encoded(label, _decoded(body)))
+    if not found:
+        raise ValueError(_what_it_is(content, "private key", "pkey"))
+    return found
+
+
+def chain(found: list[bytes]) -> bytes:
+    """Write certificates as PEM, in this order."""
+    return b"".join(_encoded(b"CERTIFICATE", der) for der in found)
+
+
+def _blocks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for match in _BLOCK.finditer(content):
+        yield match[1], match[2]
+
+
+def _decoded(body: bytes) -> bytes:
+    try:
+        return base64.b64decode(b"".join(body.split()), validate=True)
+    except binascii.Error:
+        raise ValueError("it is damaged: what is between BEGIN and END is not base64") from None
+
+
+def _encoded(label: bytes, der: bytes) -> bytes:
+    lines = base64.encodebytes(der)
+    return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, lines, label)
+
+
+def _first_value(der: bytes) -> bytes:
+    """Return the certificate without what follows it: the trust settings of a TRUSTED CERTIFICATE."""
+    end = _header_bytes(der) + _length(der)
+    if der[:1] != bytes([_SEQUENCE]) or end > len(der):
+        raise ValueError("it is damaged: a certificate in it is cut short")
+    return der[:end]
+
+
+def _header_bytes(der: bytes) -> int:
+    """Return how many bytes say the type and the length of the first value."""
+    return 2 + (der[1] & 0x7F if len(der) > 1 and der[1] & 0x80 else 0)
+
+
+def _length(der: bytes) -> int:
+    if len(der) < 2:
+        return 0
+    return int.from_bytes(der[2 : _header_bytes(der)], "big") if der[1] & 0x80 else der[1]
+
+
+def _what_it_is(content: bytes, wanted: str, command: str) -> str:
+    """Say what a file without what is wanted is, and what to do about it."""
+    if not content.strip():
+        return "it is empty"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it is UTF-16 text: save it as UTF-8"
+    labels = sorted({label.decode() for label, _ in _blocks(content)})
+    if labels:
+        return f"it has no {wanted}, but {', '.join(labels)}"
+    if content[0] != _SEQUENCE:
+        return f"it is not PEM: there is no {wanted} in it"
+    inside = content[_header_bytes(content) :]
+    if inside.startswith(_INTEGER_3):
+        return "it is PKCS#12: make PEM of it with openssl pkcs12 -in FILE -nodes -out FILE.pem"
+    if inside.startswith(_INTEGER) == (wanted == "certificate"):
+        return f"it is DER, and no {wanted}"
+    return f"it is DER: make PEM of it with openssl {command} -inform DER -in FILE -out FILE.pem"
