@@ -29,21 +29,24 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from service import log
     from service.report import report
     from service.result import TransferResult
+    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
-    except UsageError as error:
-        logger = log.configure("receiver")
-        report(TransferResult.without_transfer(error), None, logger)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+        failure = as_failure("reading the settings", error)
+        report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
+        return failure.exit_code
     logger = log.configure("receiver", settings.log_level)
+    log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     try:
         return _serve(settings, logger)
-    except FilestreamerError as error:
-        report(TransferResult.without_transfer(error), settings.result_file, logger)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        failure = as_failure("serving", error)
+        report(TransferResult.without_transfer(failure), settings.result_file, logger)
+        return failure.exit_code
 
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import signals
-from wire.errors import FilestreamerError, UsageError
+from wire.errors import FilestreamerError
 
 if TYPE_CHECKING:
     from sender.settings import SenderSettings
@@ -27,19 +27,25 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from service.monitor import Monitor
     from service.report import report
     from service.result import TransferResult
+    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
-    except UsageError as error:
-        report(TransferResult.without_transfer(error), None, log.configure("sender"))
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+        failure = as_failure("reading the settings", error)
+        report(TransferResult.without_transfer(failure), None, log.configure("sender"))
+        return failure.exit_code
     logger = log.configure("sender", settings.log_level)
+    log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     if settings.dry_run:
         return _list(settings, logger)
     monitor = Monitor("sender", settings, logger)
-    outcome = _send(settings, logger, monitor)
+    try:
+        outcome = _send(settings, logger, monitor)
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        outcome = TransferResult.without_transfer(as_failure("sending", error))
     report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
     monitor.finish()
@@ -48,7 +54,6 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "TransferResult":
     """Send what is to be sent; return how it ended, whatever happens."""
-    from sender.control import Signalled
     from sender.transfer import BeginAgain, Transfer
     from service.progress import Progress
     from service.result import TransferResult
@@ -62,13 +67,14 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
 
     def end(number: int) -> None:
         signalled.append(number)
-        transfer.post(Signalled(number))
+        transfer.interrupt(number)
         monitor.release()
 
     signals.on_end(end)
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = Progress(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
+    transfer.on_few_threads = progress.stop  # which gives the transfer that of the display
     failure: FilestreamerError | None = None
     committed: bool | None = None
     try:
@@ -79,7 +85,7 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
                 logger.warning("transfer_begins_again", reason="the receiver has forgotten it; what it has stays there")
                 transfer = transfer.again()
                 if signalled:
-                    transfer.post(Signalled(signalled[0]))
+                    transfer.interrupt(signalled[0])
         failure = transfer.shortfall()
     except FilestreamerError as error:
         failure = error

@@ -1,6 +1,8 @@
 """How a process ends. SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
 
-The handler only reports; the service's own loop acts. As PID 1 of a container a process has no default handlers: these
+The handler only reports; the service's own loop acts, and has END_SECONDS.
+
+As PID 1 of a container a process has no default handlers: these
 are set explicitly, so that `docker stop` ends a transfer at once.
 """
 
@@ -13,6 +15,8 @@ from types import FrameType
 from typing import Final, NoReturn
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+END_SECONDS: Final = 8.0
+"""How long the end may take that a signal asks for, whatever hangs: `docker stop` kills after 10."""
 
 
 def end_at_once() -> None:
@@ -42,6 +46,8 @@ def on_end(report: Callable[[int], None]) -> None:
         if seen:
             os._exit(128 + number)
         seen = True
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         report(number)
 
     for number in SIGNALS:

@@ -78,6 +78,11 @@ class Channel:
 
     # --- reading
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that have come and were not taken yet."""
+        return self._end - self._start
+
     def take(self, count: int) -> memoryview:
         """Return the next `count` bytes (at most what the buffer has room for), having waited for them.
 
