@@ -140,7 +140,7 @@ class DataConnection(threading.Thread):
         parts = self._intake.begin_chunk(self, header)
         self.idle_since = None
         self._done_bytes = self.counters.moved_bytes
-        self._is_new = any([part.write for part in parts])
+        self._is_new = any(part.write for part in parts)
         self._clock.enter("receive")
         computed = [self._receive_segment(part) for part in parts]
         told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))

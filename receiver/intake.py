@@ -112,12 +112,15 @@ class Intake:
             connection.channel.shut()
         return connections
 
-    def shed(self, now: float, idle_seconds: float) -> bool:
-        """Shut the connection that has been without a chunk for longest, at least so long; whether there is one."""
+    def shed(self, now: float, idle_seconds: float, *, busy: bool = False) -> bool:
+        """Shut the connection that has been without a chunk for longest, at least so long; whether there is one.
+
+        `busy` is whether it may also be one that brings a chunk.
+        """
         with self._lock:
-            idle = [each for each in self._connections.values() if each.idle_since is not None]
-            longest = min(idle, key=lambda each: each.idle_since or now, default=None)
-        if longest is None or now - (longest.idle_since or now) < idle_seconds:
+            since = {each: each.idle_since or now for each in self._connections.values() if busy or each.idle_since}
+        longest = min(since, key=since.__getitem__, default=None)
+        if longest is None or now - since[longest] < idle_seconds:
             return False
         longest.channel.shut()
         return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from receiver.store import Destination, Readable, open_below
-from service.threads import run_to_end, start
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_hasher
 from wire.errors import FilestreamerError, TransferFailed
@@ -119,24 +119,21 @@ class Rehasher:
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
             try:
-                start(thread, "re-hashing")
+                start_thread(thread, "re-hashing")
             except TransferFailed:
                 if not self._threads:
                     raise
             else:
                 self._threads.append(thread)
 
-    def end(self) -> None:
-        """Stop soon, and wait until no thread reads a file any more, however long that takes."""
-        self.stop()
-        for thread in self._threads:
-            thread.join()
-
-    def stop(self) -> None:
-        """Stop soon."""
+    def end(self, seconds: float | None = None) -> bool:
+        """Stop soon, and wait until no thread reads a file any more; whether none does, `seconds` for each later."""
         self._ended.set()
         for _ in self._threads:
             self._work.put(None)
+        for thread in self._threads:
+            thread.join(seconds)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
         if error := run_to_end("re-hashing", self._rehash_all):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sender.settings import SenderSettings
-from service.threads import run_to_end, start
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.errors import Code, FilestreamerError, TransferFailed, UsageError, from_os_error
 from wire.messages import Segment
@@ -132,7 +132,7 @@ class Stream:
 
         # A daemon: where nobody writes it hangs in a read, and nothing else can end that than the process.
         thread = threading.Thread(target=read, name="stream", daemon=True)
-        start(thread, "reading standard input")
+        start_thread(thread, "reading standard input")
         self._thread = thread
 
     def end(self) -> None:

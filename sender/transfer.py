@@ -28,7 +28,7 @@ from sender.verify import Verifier
 from service import tcp_info
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, Skipped, TransferCounters
-from service.threads import as_failure, start, waited_seconds
+from service.threads import as_failure, start_thread, waited_seconds
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -245,10 +245,10 @@ class Transfer:
     def _start_thread(self, thread: threading.Thread, what: str) -> None:
         """Start a thread that the transfer can't do without. Raises TransferFailed(LIMIT)."""
         try:
-            start(thread, what)
+            start_thread(thread, what)
         except TransferFailed:
             self.on_few_threads()
-            start(thread, what)
+            start_thread(thread, what)
 
     def shortfall(self) -> TransferFailed | None:
         """Return the error that says that not all could be read, where everything else was moved."""
@@ -513,7 +513,7 @@ class Transfer:
         for connection_id in self.deal.wanted_connections(set(self._data)):
             try:
                 connection = DataConnection(self, self.counters.add_connection(connection_id))
-                start(connection, f"connection {connection_id}")
+                start_thread(connection, f"connection {connection_id}")
             except (TransferFailed, MemoryError) as error:
                 self._do_with_fewer(as_failure(f"connection {connection_id}", error))
                 return
@@ -580,7 +580,8 @@ class Transfer:
             self._has_lost = False
             clock.lose(under_way)
         waits = self._stream is not None and self._channel is not None and self._stream.is_waiting
-        if waits and self.deal.is_idle:  # nothing is sent where nothing comes
+        counters.is_waiting = waits and self.deal.is_idle  # nothing is sent where nothing comes
+        if counters.is_waiting:
             clock.wait(now)
         gets_on = [
             clock.done(self.deal.settled, now),

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from sender.deal import Deal
 from sender.source import Item, Reader, changed
 from service.counters import TransferCounters
-from service.threads import run_to_end, start
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_hasher
 from wire.errors import FilestreamerError, TransferFailed
@@ -67,7 +67,7 @@ class Verifier:
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             try:
-                start(thread, "comparing held chunks")
+                start_thread(thread, "comparing held chunks")
             except TransferFailed:
                 if not self._threads:
                     raise

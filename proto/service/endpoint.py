@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from service.threads import run_to_end, start
+from service.threads import run_to_end, start_thread
 
 CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
@@ -56,7 +56,7 @@ class Endpoint:
 
     def start(self) -> None:
         """Begin to serve. Raises TransferFailed(LIMIT) where there is no thread for it."""
-        start(self._thread, "the metrics endpoint")
+        start_thread(self._thread, "the metrics endpoint")
 
     def stop(self) -> None:
         """Take no more connections, and release the port."""

@@ -16,7 +16,7 @@ from service.counters import TransferCounters
 from service.endpoint import Endpoint, Response
 from service.history import History, Look
 from service.result import Status
-from service.threads import run_to_end, start
+from service.threads import run_to_end, start_thread
 from wire import transport
 from wire.errors import FilestreamerError, TransferFailed, UsageError
 
@@ -126,7 +126,7 @@ class Monitor:
             return
         pushing = threading.Thread(target=self._push, args=(url,), name="push", daemon=True)
         try:
-            start(pushing, "pushing")
+            start_thread(pushing, "pushing")
         except TransferFailed as error:
             self._log.warning("not_pushed", to=url, reason=str(error))
             return

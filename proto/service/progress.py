@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from service.counters import Phase, TransferCounters
 from service.log import on_terminal
-from service.threads import start
+from service.threads import start_thread
 from wire.errors import TransferFailed
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Progress:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="progress", daemon=True)
             try:
-                start(thread, "progress")
+                start_thread(thread, "progress")
             except TransferFailed as error:
                 self._log.warning("no_progress", reason=str(error))
             else:

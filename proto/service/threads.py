@@ -9,7 +9,7 @@ from typing import Any, Final
 from wire.errors import Code, FilestreamerError, TransferFailed
 
 
-def run_to_end(what: str, body: Callable[[], None]) -> FilestreamerError | None:
+def run_to_end(what: str, body: Callable[[], object]) -> FilestreamerError | None:
     """Run the body of a thread; return what ended it, None where it just returned (`as_failure`)."""
     try:
         body()
@@ -46,7 +46,7 @@ _NO_THREAD: Final = "can't start new thread"
 _NO_THREAD_REASON: Final = "no thread can be started: allow this process more (docker --pids-limit, ulimit -u)"
 
 
-def start(thread: threading.Thread, what: str) -> None:
+def start_thread(thread: threading.Thread, what: str) -> None:
     """Start a thread, which is for `what`; one that could not be started may be started later.
 
     Raises TransferFailed(LIMIT) where this process may have no more threads.
