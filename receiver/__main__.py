@@ -85,6 +85,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         _show_command(secret, addresses[0], tls=settings.tls_cert is not None)
     progress = Progress(server.counters, logger, direction="receiving")
     progress.start()
+    server.on_few_threads = progress.stop  # which gives transfers that of the display
     try:
         return server.run()
     finally:

@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 from receiver.budget import Budget
@@ -85,6 +86,8 @@ class Server:
         self._token = token.encode() if token else None
         self._tls, self._certificate_sha256 = _tls_context(settings)
         self._log = log
+        self.on_few_threads: Callable[[], None] = _no_patience
+        """Called where a thread that a transfer needs does not start: others may be done without."""
         self._incarnation = random_id()
         self._selector = selectors.DefaultSelector()
         self._slots: dict[int, Slot] = {}  # by descriptor, oldest first
@@ -244,6 +247,8 @@ class Server:
             try:
                 DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
             except RuntimeError:
+                if transfer.intake.threads <= 1:
+                    self.on_few_threads()
                 reason = "no thread can be started"
                 self._log.warning("connection_refused", code="limit", reason=reason)
                 transfer.intake.withdraw()
@@ -310,6 +315,7 @@ class Server:
         try:
             transfer.start()
         except RuntimeError:
+            self.on_few_threads()
             with self._lock:
                 del self._transfers[hello.transfer_id]
             account.close()

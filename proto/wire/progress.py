@@ -10,8 +10,10 @@ from typing import Final
 
 from wire import limits
 
-FRESH_STARTS: Final = 4
-"""How often what was lost may count again, before anything more is done than ever before."""
+FRESH_STARTS: Final = 2
+"""How often all may be counted again, before anything more is done than ever before."""
+LOSSES: Final = 4
+"""How often bytes under way may be lost and counted again, before that."""
 REHASH_STEP_BYTES: Final = limits.MIB
 """The least that a peer has to re-hash for it to count: it need not hash anything to say a number."""
 SYNC_BYTES_PER_SECOND: Final = 4 * limits.MIB
@@ -34,6 +36,7 @@ class ProgressClock:
         self._bases: dict[str, int] = {}
         self._done_most = 0
         self._fresh_starts = FRESH_STARTS
+        self._losses = LOSSES
 
     def reach(self, what: str, count: int, now: float, *, most: int | None = None, step: int = 1) -> bool:
         """Take in a count, of which no more than `most` makes sense; whether it is progress.
@@ -52,7 +55,7 @@ class ProgressClock:
     def done(self, count: int, now: float) -> bool:
         """Take in how much is done for good: acknowledged, or held and equal; whether it is progress."""
         if count > self._done_most:
-            self._done_most, self._fresh_starts = count, FRESH_STARTS
+            self._done_most, self._fresh_starts, self._losses = count, FRESH_STARTS, LOSSES
         if not self.reach("done", count, now):
             return False
         self._marks.pop("under_way", None)
@@ -78,22 +81,21 @@ class ProgressClock:
 
         So many are still under way, on others.
         """
-        if self._marks.get("under_way", 0) > count and self._take_fresh_start():
+        if self._marks.get("under_way", 0) > count and self._losses:
+            self._losses -= 1
             self._marks["under_way"] = count
 
     def start_over(self, **bases: int) -> None:
         """Let everything be counted again, if it was not too often: the receiver has forgotten it.
 
-        Counts begin at 0 again; those that go on are given with the value that they have.
+        Counts begin at 0 again; those that go on are given with the value that they have. Where nothing was done,
+        nothing is lost: to be told so again and again makes no progress.
         """
-        if self._take_fresh_start():
+        if self._marks.get("done") and self._fresh_starts:
+            self._fresh_starts -= 1
             self._marks, self._bases = {}, bases
 
     def reopen(self, done: int) -> None:
         """Let what the receiver misses after Finish be counted again: only `done` is."""
         self._marks["done"] = done
         self._marks.pop("under_way", None)
-
-    def _take_fresh_start(self) -> bool:
-        self._fresh_starts -= 1
-        return self._fresh_starts >= 0
