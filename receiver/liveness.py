@@ -34,6 +34,8 @@ class Liveness:
         self._away_seconds = 0.0
         """How long its sender was away since it last got on."""
         self._listed = 0
+        self.has_listed = False
+        """Whether any part of a manifest came."""
         self._peer_rehashed_bytes = 0
         self._peer_waits = False
         self.finishing_at: float | None = None
@@ -51,14 +53,15 @@ class Liveness:
         """Whether it gives way to others."""
         return self.idle_seconds > self._stranger_seconds
 
-    def spent_seconds(self, now: float) -> float:
-        """How long it did not get on though its sender was there."""
-        return now - self._clock.at - self._away_seconds
+    def spent_seconds(self, now: float, away_most: float) -> float:
+        """How long it did not get on; that its sender was away is left out, for `away_most` in all."""
+        return now - self._clock.at - min(self._away_seconds, away_most)
 
     # --- what it is told
 
     def listed(self, part: m.ManifestPart) -> None:
         """Take in a part of the manifest; one that is repeated lists nothing."""
+        self.has_listed = True
         self._listed = max(self._listed, part.first_file_id + len(part.entries))
 
     def heard(self, message: m.Progress) -> None:

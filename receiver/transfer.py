@@ -195,7 +195,7 @@ class Transfer(threading.Thread):
 
     def yield_place(self) -> None:
         """Have it end soon, as others wait for its place: its sender may come again."""
-        reason = "nothing was offered" if self.intake.cargo is None else "there was no progress for too long"
+        reason = "nothing was offered" if not self.liveness.has_listed else "there was no progress for too long"
         self.end_soon(TransferFailed(Code.TIMEOUT, f"{reason}, and others wait for the place"))
 
     def cut(self) -> None:
@@ -399,6 +399,7 @@ class Transfer(threading.Thread):
 
     def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
         """Claim what is offered, the first time; answer what is needed and what is held, every time."""
+        self.liveness.listed(part)
         if self.intake.cargo is None:
             self.intake.cargo = self._claim(part)
             self._was_offered = True
@@ -408,7 +409,6 @@ class Transfer(threading.Thread):
                 self._say_complete(self.complete)
             return
         self.counters.phase = "moving"
-        self.liveness.listed(part)
         self._say_all(answers)
 
     def _claim(self, part: m.ManifestPart) -> Cargo:
@@ -627,7 +627,7 @@ class Transfer(threading.Thread):
     @property
     def has_offered_nothing(self) -> bool:
         """Whether its sender had time to offer something, and has not."""
-        return self.intake.cargo is None and time.monotonic() - self._started_at > limits.OPENING_SECONDS
+        return not self.liveness.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
 
     @property
     def is_ending(self) -> bool:
@@ -660,7 +660,7 @@ class Transfer(threading.Thread):
             self._give_up("the sender did not come back within")
         if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
-        if not self.is_complete and self.liveness.spent_seconds(now) > self._give_up_after:
+        if not self.is_complete and self.liveness.spent_seconds(now, self._give_up_after) > self._give_up_after:
             self._give_up("the sync did not end within" if self._is_finishing else "there was no progress for")
 
     def _give_up(self, what: str) -> None:

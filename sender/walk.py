@@ -124,6 +124,9 @@ class Walk:
         except FileNotFoundError:
             self._skip(path, "it vanished while the tree was walked")
         except OSError as error:
+            failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
+            if failure.retryable:  # no descriptor is left: nothing is wrong with the entry
+                raise failure from None
             self._skip(path, error.strerror or str(error), is_failure=True)
         return None
 
