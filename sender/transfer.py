@@ -604,7 +604,7 @@ class Transfer:
 
     def _adapt(self, now: float) -> None:
         """Have more connections, or fewer, where nobody chose how many."""
-        if not self._parallelism.adapts or self.counters.phase != "moving":
+        if not self._parallelism.adapts or self.counters.phase != "moving" or now < self._short_until:
             return
         sockets = [opened for each in self._data.values() if (opened := each.counters.link[0]) is not None]
         links = [info for opened in sockets if (info := tcp_info.read(opened)) is not None]
