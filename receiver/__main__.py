@@ -57,6 +57,8 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from receiver.stdout import Stdout
     from service.monitor import Monitor
     from service.progress import Progress
+    from service.report import report
+    from service.result import TransferResult
     from wire.transport import format_address
 
     _allow_descriptors()
@@ -76,7 +78,10 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         server.end(Interrupted(number))
         monitor.release()
 
-    signals.on_end(end)
+    def overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+    signals.on_end(end, overdue)
     monitor.watch(server.counters, lambda: None)
     monitor.start(METRICS)
     for address in addresses:

@@ -6,24 +6,25 @@ them; without any for as long as the user says, it ends by itself. Time without 
 """
 
 import time
-from typing import Final
 
 from receiver.intake import Intake
 from receiver.piped import Piped
 from receiver.rehash import Rehasher
 from service.counters import TransferCounters
+from wire import limits
 from wire import messages as m
-from wire.progress import REHASH_STEP_BYTES, ProgressClock, sync_seconds
-
-STRANGER_SECONDS: Final = 60.0
-"""How long a transfer without progress keeps a name or a place that others want, whatever its own patience."""
+from wire.progress import ProgressClock, sync_seconds
 
 
 class Liveness:
     """The progress of one transfer. Its coordinator calls it; `idle_seconds` and `has_lost` are for any thread."""
 
     def __init__(
-        self, counters: TransferCounters, intake: Intake, rehasher: Rehasher, stranger_seconds: float = STRANGER_SECONDS
+        self,
+        counters: TransferCounters,
+        intake: Intake,
+        rehasher: Rehasher,
+        stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         self._counters = counters
         self._intake = intake
@@ -80,7 +81,7 @@ class Liveness:
             self.has_lost = False
             clock.lose(under_way)
         counters.hashing_bytes = self._rehasher.hashed_bytes
-        size, step = counters.size_bytes, REHASH_STEP_BYTES
+        size, step = counters.size_bytes, limits.REHASH_STEP_BYTES
         gets_on = [
             clock.done(self._intake.new_bytes, now),
             clock.under_way(under_way, now),

@@ -17,7 +17,7 @@ from receiver.cargo import Cargo
 from receiver.connection import DataConnection
 from receiver.files import FENCE_SECONDS, LEAVE_SECONDS, Stake
 from receiver.intake import Intake
-from receiver.liveness import STRANGER_SECONDS, Liveness
+from receiver.liveness import Liveness
 from receiver.output import Output, StagedTarget, Target, check_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
@@ -129,7 +129,7 @@ class Transfer(threading.Thread):
         log: Any,
         *,
         window_bytes: int = 64 * limits.MIB,
-        stranger_seconds: float = STRANGER_SECONDS,
+        stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         """`account` is closed when the transfer has ended."""
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)

@@ -2,11 +2,11 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import signals
-from wire.errors import FilestreamerError
+from wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
     from sender.settings import SenderSettings
@@ -42,8 +42,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if settings.dry_run:
         return _list(settings, logger)
     monitor = Monitor("sender", settings, logger)
+
+    def overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
     try:
-        outcome = _send(settings, logger, monitor)
+        outcome = _send(settings, logger, monitor, overdue)
     except Exception as error:  # noqa: BLE001 - the top of the command
         outcome = TransferResult.without_transfer(as_failure("sending", error))
     report(outcome, settings.result_file, logger, file=settings.input_files[0])
@@ -52,8 +56,13 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
-def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "TransferResult":
-    """Send what is to be sent; return how it ended, whatever happens."""
+def _send(
+    settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
+) -> "TransferResult":
+    """Send what is to be sent; return how it ended, whatever happens.
+
+    `overdue` tells the result where a signal asked for the end, and it hangs.
+    """
     from sender.transfer import BeginAgain, Transfer
     from service.progress import Progress
     from service.result import TransferResult
@@ -64,13 +73,14 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
     except FilestreamerError as error:
         return TransferResult.without_transfer(error)
     signalled = []
+    is_over = False
 
     def end(number: int) -> None:
         signalled.append(number)
         transfer.interrupt(number)
         monitor.release()
 
-    signals.on_end(end)
+    signals.on_end(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = Progress(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
@@ -91,6 +101,7 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
         failure = error
     finally:
         progress.stop()
+        is_over = True
     outcome = TransferResult.from_counters(
         transfer.counters, error=failure, committed=bool(committed), root_digest=transfer.root_digest
     )

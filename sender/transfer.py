@@ -45,7 +45,7 @@ from wire.errors import (
 )
 from wire.grid import comfortable_chunk_size, smallest_chunk_size
 from wire.opening import random_id
-from wire.progress import REHASH_STEP_BYTES, ProgressClock, sync_seconds
+from wire.progress import ProgressClock, sync_seconds
 from wire.session import Session
 from wire.transport import Channel, Deadline
 
@@ -575,6 +575,7 @@ class Transfer:
         size_bytes = counters.size_bytes
         if self._lister.single is not None and self._share.count > 1:  # the receiver may hash other shares, too
             size_bytes = self._lister.single.entry.size
+        step = limits.REHASH_STEP_BYTES
         under_way = self._under_way_bytes()
         if self._has_lost:
             self._has_lost = False
@@ -589,7 +590,7 @@ class Transfer:
             clock.reach("listed", self.manifest.files, now),
             clock.reach("answered", self.deal.chunks - self.deal.unanswered, now),
             clock.reach("rehashed", counters.rehashed_bytes, now, most=size_bytes),
-            clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size_bytes, step=REHASH_STEP_BYTES),
+            clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size_bytes, step=step),
         ]
         if any(gets_on):
             counters.last_progress_at = now

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Final, NoReturn
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-END_SECONDS: Final = 8.0
+END_SECONDS: Final = 7.0
 """How long the end may take that a signal asks for, whatever hangs: `docker stop` kills after 10."""
+LAST_SECONDS: Final = 1.0
 
 
 def end_at_once() -> None:
@@ -37,8 +38,11 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def on_end(report: Callable[[int], None]) -> None:
-    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is)."""
+def on_end(report: Callable[[int], None], overdue: Callable[[int], None] | None = None) -> None:
+    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is).
+
+    What has not ended END_SECONDS later is ended; before that, `overdue(signal number)` has LAST_SECONDS to say so.
+    """
     seen = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -46,9 +50,19 @@ def on_end(report: Callable[[int], None]) -> None:
         if seen:
             os._exit(128 + number)
         seen = True
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+        signal.signal(signal.SIGALRM, lambda *_: _end_now(number, overdue))
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         report(number)
 
     for number in SIGNALS:
         signal.signal(number, handle)
+
+
+def _end_now(number: int, overdue: Callable[[int], None] | None) -> None:
+    """End the process, with a last word that must not take long either."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+    with contextlib.suppress(Exception):
+        if overdue is not None:
+            overdue(number)
+    os._exit(128 + number)

@@ -14,17 +14,11 @@ FRESH_STARTS: Final = 2
 """How often all may be counted again, before anything more is done than ever before."""
 LOSSES: Final = 4
 """How often bytes under way may be lost and counted again, before that."""
-REHASH_STEP_BYTES: Final = limits.MIB
-"""The least that a peer has to re-hash for it to count: it need not hash anything to say a number."""
-SYNC_BYTES_PER_SECOND: Final = 4 * limits.MIB
-"""The slowest disk that a sync is waited for."""
-SYNC_ENTRY_BYTES: Final = 64 * limits.KIB
-"""What an entry counts for in that: a name, a mode and times take a slow disk as long as so many bytes."""
 
 
 def sync_seconds(size_bytes: int, entries: int) -> float:
     """Return how long a sync of so much counts as progress."""
-    return (size_bytes + SYNC_ENTRY_BYTES * entries) / SYNC_BYTES_PER_SECOND
+    return (size_bytes + limits.SYNC_ENTRY_BYTES * entries) / limits.SYNC_BYTES_PER_SECOND
 
 
 class ProgressClock:

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, ack, acknowledged, read_chunk
+from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
 from tests.support.services import UNIT, Pair, Service, inject, same
 from wire import limits
 from wire import messages as m
@@ -256,7 +256,7 @@ def test_a_damaged_chunk_again_and_again_keeps_no_transfer(pair: Pair, backgroun
 def test_a_name_goes_to_who_wants_it(pair: Pair, background: Callable[..., object]) -> None:
     """Who makes no progress has it for a bounded time, whatever the patience of this receiver."""
     sample = Sample.random(1, 10 * KIB, KIB)
-    receiver = patched(pair, {"receiver.liveness.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
+    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
     file = pair.file("sample.bin", 5 * KIB)
     with RawSender(Pair.address(receiver)) as peer:
         control = peer.offer(sample)
@@ -271,7 +271,7 @@ def test_a_name_goes_to_who_wants_it(pair: Pair, background: Callable[..., objec
 def test_a_name_stays_with_who_gets_on(pair: Pair, background: Callable[..., threading.Event]) -> None:
     """Slowly: a chunk, piece by piece, over several times of what a stranger has."""
     sample = Sample.random(1, 64 * KIB, 64 * KIB)
-    receiver = patched(pair, {"receiver.liveness.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", GIVE_UP)
+    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", GIVE_UP)
     chunk = memoryview(sample.chunk(0))
     with RawSender(Pair.address(receiver)) as peer, RawSender(Pair.address(receiver)) as rival:
         control = peer.offer(sample)
@@ -288,6 +288,29 @@ def test_a_name_stays_with_who_gets_on(pair: Pair, background: Callable[..., thr
         assert abort.code is Code.BUSY
         control.send(sample.finish)
         assert control.expect(m.Complete).committed
+
+
+def test_a_sender_that_begins_again_does_not_meet_itself(pair: Pair) -> None:
+    """It has ended the transfer before; what that still puts in place is waited for."""
+    tree = TreeSample(KIB)
+    tree.directory(b"t")
+    tree.add(b"t/a", b"a" * 100)
+    receiver = pair.receiver(env=inject("rename", UNIT / 10))
+    address = Pair.address(receiver)
+    with RawSender(address) as first, RawSender(address) as second:
+        control = first.control()
+        control.send(tree.offer, *tree.parts)
+        control.expect(m.Needed)
+        data = first.data()
+        for chunk_id, segments in tree.chunks().items():
+            data.send_raw(tree.chunk(chunk_id, segments))
+        acknowledged(data, len(tree.chunks()))
+        control.send(m.Abort(Code.SUPERSEDED, "begins again"))
+        data.ends()  # by now the receiver has heard that
+        again = second.control()
+        again.send(tree.offer, *tree.parts)
+        assert again.expect(m.Held).unchecked  # put in place by the first; no Abort, no BUSY
+    assert (pair.destination / "t" / "a").read_bytes() == b"a" * 100
 
 
 PLACES: Final = 64
@@ -307,7 +330,7 @@ def test_who_only_says_hello_keeps_nobody_out(pair: Pair) -> None:
 
 
 def test_who_offers_and_goes_no_further_keeps_nobody_out(pair: Pair, background: Callable[..., object]) -> None:
-    receiver = patched(pair, {"receiver.liveness.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
+    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
     address = Pair.address(receiver)
     with contextlib.ExitStack() as stack:
         controls = []
@@ -416,7 +439,7 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
 def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> None:
     """The transfer ends and is reported; the name stays, with the reason, until the thread comes back from the disk."""
     hang = 3 * UNIT
-    bounds = {"receiver.files.LEAVE_SECONDS": UNIT / 10, "wire.progress.SYNC_BYTES_PER_SECOND": 4 * MIB}
+    bounds = {"receiver.files.LEAVE_SECONDS": UNIT / 10}
     flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--anonymous", "--give-up-after", GIVE_UP)
     env = {**inject("fsync", hang, path=".data"), "IMPATIENT": json.dumps(bounds)}
     receiver = pair.start("tests.support.impatient", *flags, env=env)

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from wire.limits import MIB
-from wire.progress import FRESH_STARTS, LOSSES, REHASH_STEP_BYTES, SYNC_BYTES_PER_SECOND, ProgressClock, sync_seconds
+from wire.limits import MIB, REHASH_STEP_BYTES, SYNC_BYTES_PER_SECOND
+from wire.progress import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
 
 
 @pytest.fixture
