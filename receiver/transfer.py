@@ -638,7 +638,8 @@ class Transfer(threading.Thread):
     def hangs(self) -> str | None:
         """Why it still has its name though it has ended: a thread of it waits for a disk. None where none does."""
         is_left_behind = self._is_left_behind and self._leaver is not None and self._leaver.is_alive()
-        is_deaf = self.is_alive() and time.monotonic() - self._told_at > LEAVE_SECONDS + FENCE_SECONDS
+        told_seconds = time.monotonic() - self._told_at
+        is_deaf = self.is_alive() and not self.is_complete and told_seconds > LEAVE_SECONDS + FENCE_SECONDS
         if not is_left_behind and not is_deaf:
             return None
         what = "the sync" if self._syncer is not None and self._syncer.is_alive() else "a write"

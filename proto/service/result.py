@@ -225,8 +225,14 @@ def write(
 ) -> None:
     """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`.
 
-    What can't be written is a warning in the log.
+    What can't be written is a warning in the log. The file comes first: whoever reads standard output may not do so.
     """
+    try:
+        if result_file is not None:
+            path = os.path.realpath(result_file)
+            _write_file(path, _content(result, path) + "\n")
+    except OSError as error:
+        log.warning("result_not_written", to=result_file, reason=error.strerror)
     try:
         # None: the process was started with standard output closed.
         if stdout is not None:
@@ -235,12 +241,6 @@ def write(
     except OSError as error:
         log.warning("result_not_written", to="standard output", reason=error.strerror)
         _discard(stdout)
-    try:
-        if result_file is not None:
-            path = os.path.realpath(result_file)
-            _write_file(path, _content(result, path) + "\n")
-    except OSError as error:
-        log.warning("result_not_written", to=result_file, reason=error.strerror)
 
 
 def _content(result: TransferResult, path: str) -> str:

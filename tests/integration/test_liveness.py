@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import pytest
 
@@ -522,6 +522,37 @@ def test_a_hung_disk_does_not_hold_the_end_of_the_process(pair: Pair) -> None:
     assert receiver.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - begun < 8 * max(1.0, UNIT / 10)
     assert receiver.results[-1]["status"] == "interrupted"
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[IO[bytes]]:
+    """Return the writing end of a pipe that is full, and that nobody reads."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(size))
+    os.set_blocking(writing, True)
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", buffering=0) as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize("command", ["sender", "receiver"])
+def test_a_result_that_nobody_reads_does_not_hold_the_end(pair: Pair, full_pipe: IO[bytes], command: str) -> None:
+    """The result file has it."""
+    result_file = pair.logs / "result.json"
+    flags: dict[str, tuple[object, ...]] = {
+        "sender": (pair.file("f", 10), "--to", "127.0.0.1:1"),
+        "receiver": ("--listen", "127.0.0.1:0", "--directory", pair.destination),
+    }
+    service = pair.start(command, *flags[command], "--result-file", result_file, stdout=full_pipe)
+    service.wait_for({"sender": "cannot_connect", "receiver": "listening"}[command])
+    begun = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < UNIT
+    assert json.loads(result_file.read_text())["status"] == "interrupted"
 
 
 def test_a_gateway_that_never_answers_does_not_hold_the_end(pair: Pair) -> None:
