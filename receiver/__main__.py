@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from receiver.settings import ReceiverSettings
     from receiver.store import Destination
+    from receiver.token import Chosen
 
 
 def main() -> NoReturn:
@@ -30,23 +31,26 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from service import log
     from service.report import report
     from service.result import TransferResult
+    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
-    except UsageError as error:
-        logger = log.configure("receiver")
-        report(TransferResult.without_transfer(error), None, logger)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+        failure = as_failure("reading the settings", error)
+        report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
+        return failure.exit_code
     logger = log.configure("receiver", settings.log_level)
+    log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     for warning in settings.exposed():
         logger.warning("secret_exposed", reason=warning)
     try:
         return _serve(settings, logger)
-    except FilestreamerError as error:
-        report(TransferResult.without_transfer(error), settings.result_file, logger)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        failure = as_failure("serving", error)
+        report(TransferResult.without_transfer(failure), settings.result_file, logger)
+        return failure.exit_code
 
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
@@ -57,7 +61,8 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from receiver.stdout import Stdout
     from service.monitor import Monitor
     from service.progress import Progress
-    from wire.transport import format_address
+    from service.report import report
+    from service.result import TransferResult
 
     _allow_descriptors()
     destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
@@ -76,24 +81,37 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         server.end(Interrupted(number))
         monitor.release()
 
-    signals.on_end(end)
+    def overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+    signals.on_end(end, overdue)
     monitor.watch(server.counters, lambda: None)
     monitor.start(METRICS)
+    _tell_where(settings, addresses, destination.path, chosen, logger)
+    progress = Progress(server.counters, logger, direction="receiving")
+    progress.start()
+    server.on_few_threads = progress.stop  # which gives transfers that of the display
+    try:
+        return server.run()
+    finally:
+        progress.stop()
+        monitor.finish()
+
+
+def _tell_where(
+    settings: "ReceiverSettings", addresses: "list[Any]", directory: str, chosen: "Chosen", logger: Any
+) -> None:
+    """Tell where this receiver listens, and what its senders need to come in."""
+    from wire.transport import format_address
+
     for address in addresses:
-        logger.info("listening", address=format_address(address), directory=destination.path)
+        logger.info("listening", address=format_address(address), directory=directory)
     if chosen.is_own:
         logger.info("token", path=chosen.path, hint="this user's senders on this machine find it by themselves")
     elif chosen.is_new and chosen.token is not None:
         _show_command(chosen.token, addresses[0], tls=settings.tls_cert is not None)
     elif chosen.path is not None:
         logger.info("token", path=chosen.path, hint="senders need what it holds: --token-file or FILESTREAMER_TOKEN")
-    progress = Progress(server.counters, logger, direction="receiving")
-    progress.start()
-    try:
-        return server.run()
-    finally:
-        progress.stop()
-        monitor.finish()
 
 
 def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination, bytes | None]":

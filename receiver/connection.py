@@ -22,9 +22,11 @@ from wire.codec import decode
 from wire.digests import segment_hasher
 from wire.errors import (
     Aborted,
+    Code,
     ConnectionLost,
     FilestreamerError,
     RemoteProtocolError,
+    TransferFailed,
 )
 from wire.session import Session
 from wire.transport import Channel
@@ -62,12 +64,19 @@ class DataConnection(threading.Thread):
         self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
         self._clock = StageClock(counters.stage_seconds)
         self._left = threading.Event()
+        self._is_new = False
+        self._done_bytes = counters.moved_bytes
+        self.idle_since: float | None = time.monotonic()
+        """Since when there is no chunk on it (monotonic); None while there is."""
         self._sending = threading.Lock()
         """Protects the writing side: what is passed on in order is acknowledged by the thread that does that."""
 
     def run(self) -> None:
         """Take the place of an older connection, say Welcome, receive."""
-        self._leave(run_to_end(f"connection {self.connection_id}", self._serve))
+        error = run_to_end(f"connection {self.connection_id}", self._serve)
+        if isinstance(error, TransferFailed) and error.code is Code.LIMIT:  # no memory: others go on without it
+            error = ConnectionLost(error.reason)
+        self._leave(error)
 
     def _serve(self) -> None:
         self._intake.join(self)
@@ -81,10 +90,12 @@ class DataConnection(threading.Thread):
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""
         self._clock.enter(None)
-        self.counters.disconnect()
-        self._intake.leave(self)
-        self._host.left(self, error)
-        self._left.set()
+        try:
+            self.counters.disconnect()
+            self._intake.leave(self)
+            self._host.left(self, error)
+        finally:  # somebody waits for it, whatever is wrong here
+            self._left.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
                 self.channel.send_message(m.Abort(error.code, error.reason))
@@ -93,8 +104,13 @@ class DataConnection(threading.Thread):
                 pass
         self.channel.close()
 
-    def end(self, seconds: float) -> bool:
-        """Shut the connection and wait until its thread has left the files; whether it has."""
+    @property
+    def under_way_bytes(self) -> int:
+        """Bytes that have come of a chunk, as far as it is new."""
+        return self.counters.moved_bytes - self._done_bytes + self.channel.buffered_bytes if self._is_new else 0
+
+    def end(self, seconds: float | None) -> bool:
+        """Shut the connection and wait until its thread has left the files, or for so long; whether it has."""
         self.channel.shut()
         return self._left.wait(seconds)
 
@@ -122,12 +138,17 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
+        self.idle_since = None
+        self._done_bytes = self.counters.moved_bytes
+        self._is_new = any(part.write for part in parts)
         self._clock.enter("receive")
         computed = [self._receive_segment(part) for part in parts]
         told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
         self._clock.enter(None)
         digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
+        self._is_new = False
         good = self._intake.end_chunk(self, parts, digests, computed)
+        self.idle_since = time.monotonic()
         size = sum(segment.length for segment in header.segments)
         if not good:
             self._host.note_mismatch(self, header.chunk_id)

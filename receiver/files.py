@@ -10,6 +10,7 @@ share of it is
 The shard that finishes last re-hashes what is only sealed, and commits. A write into a share voids both.
 """
 
+import contextlib
 import enum
 import os
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer
 from receiver.store import Destination, InPlace, Staged, check_name
 from service.chunk_map import ChunkMap
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
@@ -135,10 +136,12 @@ class File:
                 self.grid.size >= WRITE_BACK_BYTES or content.entry.type is m.EntryType.STREAM
             )
             if is_large:
-                self._write_back = threading.Thread(
+                thread = threading.Thread(
                     target=self._keep_writing_back, args=(content, failed), name="write-back", daemon=True
                 )
-                self._write_back.start()
+                with contextlib.suppress(TransferFailed):  # without it the sync at the end is longer
+                    start_thread(thread, "write-back")
+                    self._write_back = thread
 
     def _keep_writing_back(self, staged: Staged, failed: Callable[[FilestreamerError], None]) -> None:
         """Take the space first; have the kernel write while the rest still comes in: the sync at the end is short."""
@@ -152,11 +155,10 @@ class File:
             failed(error)
 
     def close(self) -> None:
-        """Release the descriptors, unless a thread hangs on them."""
+        """Release the descriptors, unless a thread hangs on them; waits for the write-back, however long it takes."""
         self._write_back_ended.set()
         if self._write_back is not None:
-            self._write_back.join(LEAVE_SECONDS)
-            self.is_stuck = self.is_stuck or self._write_back.is_alive()
+            self._write_back.join()
         if self._content is not None and not self.is_stuck:
             self._content.close()
 
@@ -440,11 +442,13 @@ class Files:
         return [holder for holder in holders if holder is not transfer]
 
     def _displace(self, rivals: "list[Transfer]") -> None:
-        """Have others give way, if all of them do."""
+        """Have others give way, if all of them do. Raises TransferFailed(BUSY) where one has ended, and hangs."""
+        _check_hanging(rivals)
         if rivals and all(rival.gives_way for rival in rivals):
             for rival in rivals:
                 rival.give_way()
             join_all(rivals)
+            _check_hanging(rivals)
 
     def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file, if no other one has it; those that are deserted give way.
@@ -557,9 +561,11 @@ class Files:
             self._forget(file)
 
     def is_in_use(self, name: bytes) -> bool:
-        """Whether any transfer has this name, as that of a file or of the root of a tree."""
+        """Whether any transfer has this name, as that of a file or of the root of a tree, and does not hang in it."""
         with self._lock:
-            return name in self._trees or any(stake.file.name == name for stake in self._stakes.values())
+            holders = [holder for holder, stake in self._stakes.items() if stake.file.name == name]
+            holders += [self._trees[name]] if name in self._trees else []
+        return any(holder.hangs is None for holder in holders)
 
 
 def _refusal(file: File, source: Source, share: Share, shown: str) -> TransferFailed:
@@ -577,12 +583,18 @@ def _refusal(file: File, source: Source, share: Share, shown: str) -> TransferFa
     return TransferFailed(Code.POLICY, f"{reason}: give all the same --chunk-size")
 
 
-def join_all(transfers: "list[Transfer]") -> None:
-    """Wait for the end of transfers; those that hang on a peer are cut off."""
-    until = time.monotonic() + GOODBYE_SECONDS
-    for transfer in transfers:
-        transfer.join(max(0.0, until - time.monotonic()))
-    for transfer in transfers:
-        transfer.cut()
-    for transfer in transfers:
-        transfer.join(FENCE_SECONDS)
+def _check_hanging(rivals: "list[Transfer]") -> None:
+    """Raise TransferFailed(BUSY), with the reason, where a transfer has ended and a thread of it hangs on a disk."""
+    for rival in rivals:
+        if (reason := rival.hangs) is not None:
+            raise TransferFailed(Code.BUSY, reason)
+
+
+def join_all(transfers: "list[Transfer]", seconds: float = GOODBYE_SECONDS + FENCE_SECONDS) -> None:
+    """Wait for the end of transfers, so long for all of them; those that hang on a peer are cut off before."""
+    now = time.monotonic()
+    for until in (now + GOODBYE_SECONDS, now + seconds):
+        for transfer in transfers:
+            transfer.join(max(0.0, until - time.monotonic()))
+        for transfer in transfers:
+            transfer.cut()

@@ -33,6 +33,7 @@ class Intake:
         self._connections: dict[int, DataConnection] = {}
         self._counters_by_id: dict[int, ConnectionCounters] = {}
         self._threads = 0
+        self._new_bytes = 0
         self._heard_at = time.monotonic()
 
     # --- data connections
@@ -111,13 +112,25 @@ class Intake:
             connection.channel.shut()
         return connections
 
-    def end(self) -> bool:
-        """Shut every connection, and wait until its thread has left the files; whether all have."""
+    def shed(self, now: float, idle_seconds: float, *, busy: bool = False) -> bool:
+        """Shut the connection that has been without a chunk for longest, at least so long; whether there is one.
+
+        `busy` is whether it may also be one that brings a chunk.
+        """
+        with self._lock:
+            since = {each: each.idle_since or now for each in self._connections.values() if busy or each.idle_since}
+        longest = min(since, key=since.__getitem__, default=None)
+        if longest is None or now - since[longest] < idle_seconds:
+            return False
+        longest.channel.shut()
+        return True
+
+    def end(self) -> None:
+        """Shut every connection, and wait until its thread has left the files, however long that takes."""
         if self.cargo is not None:
             self.cargo.shut()
-        connections = self.shut()
-        left = [connection.end(LEAVE_SECONDS) for connection in connections]
-        return all(left)
+        for connection in self.shut():
+            connection.end(None)
 
     # --- chunks
 
@@ -139,5 +152,19 @@ class Intake:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
         assert self.cargo is not None  # what was begun was offered
         good = self.cargo.end(connection, parts, digests, computed)
-        self._counters.last_progress_at = time.monotonic()
+        if good:
+            new_bytes = sum([part.segment.length for part in parts if part.write])
+            with self._lock:
+                self._new_bytes += new_bytes
         return good
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that came and were right, each segment once: what comes again is not new."""
+        with self._lock:
+            return self._new_bytes
+
+    def under_way_bytes(self) -> int:
+        """Count the bytes of chunks that are coming."""
+        with self._lock:
+            return sum(connection.under_way_bytes for connection in self._connections.values())

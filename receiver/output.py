@@ -20,7 +20,7 @@ from receiver.assembly import Turn, Writer
 from receiver.store import InPlace, Staged
 from service.chunk_map import ChunkMap
 from service.sizes import format_size
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire import messages as m
 from wire.digests import segment_hasher
@@ -256,8 +256,9 @@ class Output:
                 on_failure(error)
 
         # A daemon: where nobody takes the bytes it hangs in a write, and nothing else can end that than the process.
-        self._thread = threading.Thread(target=pass_on, name="output", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=pass_on, name="output", daemon=True)
+        start_thread(thread, "the output")
+        self._thread = thread
 
     def _pass_on(self) -> None:
         while (chunk := self._next()) is not None:
@@ -346,8 +347,8 @@ class Output:
         self._pass_on_zeros(self._grid.segments)
         self.target.finish(self.passed_bytes)
 
-    def end(self, seconds: float) -> bool:
-        """Pass on nothing more; whether the thread has ended within `seconds`: it may hang in a write."""
+    def end(self, seconds: float | None) -> bool:
+        """Pass on nothing more; whether the thread has ended, within `seconds` if so: it may hang in a write."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()

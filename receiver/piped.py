@@ -47,6 +47,11 @@ class Piped:
         """Whether anything was passed on."""
         return self._output.has_begun
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether nobody knows its size: its sender may wait for whoever writes it."""
+        return self._output.size is None
+
     # --- answers
 
     def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
@@ -72,7 +77,8 @@ class Piped:
         output, counters = self._output, self._counters
         if counters.is_growing:
             counters.size_bytes, counters.chunks = output.passed_bytes, output.passed
-        if output.is_waiting != counters.is_waiting:
+        waits = output.is_waiting and self._stake is None  # for a reader: a disk that is slow is not waited for so
+        if waits != counters.is_waiting:
             counters.is_waiting = not counters.is_waiting
             self._log.info("output_waits" if counters.is_waiting else "output_goes_on", file=output.target.path)
         counters.passing_seconds = output.writing_seconds
@@ -146,6 +152,4 @@ class Piped:
 
     def shut(self) -> None:
         """Pass on nothing more. A thread that hangs in a write to standard output ends with the process."""
-        left = self._output.end(LEAVE_SECONDS if self._stake is not None else 0.0)
-        if self._stake is not None:
-            self._stake.file.is_stuck = self._stake.file.is_stuck or not left
+        self._output.end(None if self._stake is not None else 0.0)

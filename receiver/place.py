@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from receiver.files import File
 from receiver.store import TREE_SUFFIX, Destination, Staged, clear_tree, owner, shown_path
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_digest
 from wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
@@ -277,6 +277,12 @@ class Placer:
         self._thread: threading.Thread | None = None
         self._directories = Directories(destination)
 
+    def begin(self) -> None:
+        """Start the thread, before there is anything that would be lost without it. Raises TransferFailed(LIMIT)."""
+        thread = threading.Thread(target=self._run, name="place", daemon=True)
+        start_thread(thread, "putting files in place")
+        self._thread = thread
+
     def add(self, files: list[Whole], size: int) -> None:
         """Put these files, of `size` bytes together, in place soon; waits where too many do already."""
         with self._changed:
@@ -290,8 +296,7 @@ class Placer:
             self._waiting += files
             self._waiting_bytes += size
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="place", daemon=True)
-                self._thread.start()
+                self.begin()
             elif self._is_due():
                 self._changed.notify_all()
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from receiver.store import Destination, Readable, open_below
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_hasher
-from wire.errors import FilestreamerError
+from wire.errors import FilestreamerError, TransferFailed
 from wire.grid import Grid, Share
 
 BATCH_CHUNKS: Final = 256
@@ -82,6 +82,14 @@ class Rehasher:
         self._work: queue.SimpleQueue[Work | FinalWork | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
+        self._mutex = threading.Lock()  # protects _hashed_bytes
+        self._hashed_bytes = 0
+
+    @property
+    def hashed_bytes(self) -> int:
+        """Bytes that were hashed so far, those of segments under way included."""
+        with self._mutex:
+            return self._hashed_bytes
 
     def add(self, work: Work) -> int:
         """Hash these chunks soon; return in how many batches."""
@@ -110,11 +118,16 @@ class Rehasher:
     def _begin_thread(self) -> None:
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                start_thread(thread, "re-hashing")
+            except TransferFailed:
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
 
-    def end(self, seconds: float) -> bool:
-        """Stop soon, and wait until no thread reads a file any more; whether none does."""
+    def end(self, seconds: float | None = None) -> bool:
+        """Stop soon, and wait until no thread reads a file any more; whether none does, `seconds` for each later."""
         self._ended.set()
         for _ in self._threads:
             self._work.put(None)
@@ -175,4 +188,6 @@ class Rehasher:
             content.read_into(view, offset)
             hasher.update(view)
             offset += len(view)
+            with self._mutex:
+                self._hashed_bytes += len(view)
         return hasher.digest()

@@ -9,11 +9,14 @@ import contextlib
 import errno
 import os
 import queue
+import resource
 import selectors
 import socket
 import ssl
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 from receiver.budget import Budget
@@ -47,6 +50,10 @@ CONNECTIONS: Final = 1024
 TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
+END_SECONDS: Final = 5.0
+"""How long all transfers together may take to end when the service does."""
+SPARE_DESCRIPTORS: Final = 32
+"""What data connections leave for files."""
 BUDGET_BYTES: Final = 352 * limits.MIB
 TRANSFER_BYTES: Final = 4 * limits.MIB
 
@@ -79,6 +86,8 @@ class Server:
         self._token = token.encode() if token else None
         self._tls, self._certificate_sha256 = _tls_context(settings)
         self._log = log
+        self.on_few_threads: Callable[[], None] = _no_patience
+        """Called where a thread that a transfer needs does not start: others may be done without."""
         self._incarnation = random_id()
         self._selector = selectors.DefaultSelector()
         self._slots: dict[int, Slot] = {}  # by descriptor, oldest first
@@ -89,6 +98,9 @@ class Server:
         self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
         self._budget = Budget(BUDGET_BYTES)
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
+        """Data connections have descriptors below this."""
 
     # --- the selector thread
 
@@ -122,8 +134,11 @@ class Server:
 
     def _act(self, ready: socket.socket | Slot | None) -> None:
         if isinstance(ready, Slot):
-            if ready.socket.fileno() in self._slots:  # it may have given way to another in this round
-                self._receive(ready)
+            if self._slots.get(ready.socket.fileno()) is ready:  # it may have given way to another in this round
+                if not ready.is_refused:
+                    self._receive(ready)
+                elif ready.finish_refusal():
+                    self._forget(ready)
         elif ready is not None:
             self._accept(ready)
 
@@ -135,7 +150,7 @@ class Server:
                 time.sleep(TICK_SECONDS / 10)
             return
         if len(self._slots) >= SLOTS:
-            self._turn_away(next(iter(self._slots.values())), Code.LIMIT, "too many connections are being opened")
+            self._turn_away(self._slot_to_give_way(), Code.LIMIT, "too many connections are being opened")
         try:
             opening = ReceiverOpening(self._incarnation, self._token, self._certificate_sha256)
             slot = Slot(sock, opening, self._tls)
@@ -143,14 +158,31 @@ class Server:
         except OSError:
             sock.close()
             return
-        self._slots[slot.socket.fileno()] = slot
-        self._selector.register(slot.socket, selectors.EVENT_READ, slot)
+        self._keep(slot)
+
+    def _slot_to_give_way(self) -> Slot:
+        """Return the oldest connection in its opening, of the address that has most of them."""
+        hosts = Counter(slot.host for slot in self._slots.values())
+        most = hosts.most_common(1)[0][0]
+        return next(slot for slot in self._slots.values() if slot.host == most)
+
+    def _keep(self, slot: Slot) -> None:
+        """Go on with a connection when it is readable, or writable where something is left to be sent."""
+        descriptor = slot.socket.fileno()
+        events = selectors.EVENT_READ * (not slot.is_refused) | selectors.EVENT_WRITE * slot.wants_write
+        if descriptor not in self._slots:
+            self._slots[descriptor] = slot
+            self._selector.register(slot.socket, events, slot)
+        elif self._selector.get_key(slot.socket).events != events:
+            self._selector.modify(slot.socket, events, slot)
 
     def _receive(self, slot: Slot) -> None:
         try:
             hello = slot.receive()
             if hello is not None:
                 self._let_in(slot, hello)
+            else:
+                self._keep(slot)
         except ConnectionLost as error:
             self._log.debug("connection_left", address=slot.peer, reason=str(error))
             self._drop(slot)
@@ -164,11 +196,22 @@ class Server:
             self._selector.unregister(slot.socket)
 
     def _turn_away(self, slot: Slot, code: Code, reason: str) -> None:
-        """Say why, if that can be said at once, and close."""
+        """Say why, and close; who takes nothing of that is closed the next time."""
         self._drop(slot)
+        if slot.is_refused:
+            slot.close()
+            return
         self._monitor.refused(code.name.lower())
         self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=slot.peer)
-        slot.refuse(code, reason)
+        if slot.refuse(code, reason):
+            return
+        self._keep(slot)  # until the socket takes what is said, or it is overdue
+
+    def _forget(self, slot: Slot) -> None:
+        """Take out a connection that was refused and is closed."""
+        for descriptor in [at for at, other in self._slots.items() if other is slot]:
+            del self._slots[descriptor]
+            self._selector.unregister(descriptor)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -185,7 +228,7 @@ class Server:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
         transfer = self._transfer_of(hello, slot.peer.rpartition(":")[0])
         is_data = hello.role is m.Role.DATA
-        if is_data and not (self._has_room() and transfer.intake.admit()):
+        if is_data and not (self._has_room(slot, transfer) and transfer.intake.admit()):
             raise TransferFailed(Code.LIMIT, "too many connections: try again later")
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
@@ -206,15 +249,46 @@ class Server:
                 DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
             except RuntimeError:
                 self._monitor.refused("limit")
-                self._log.warning("connection_refused", code="limit", reason="no thread can be started")
+                if transfer.intake.threads <= 1:
+                    self.on_few_threads()
+                reason = "no thread can be started"
+                self._log.warning("connection_refused", code="limit", reason=reason)
                 transfer.intake.withdraw()
+                with contextlib.suppress(FilestreamerError):
+                    channel.send_message(m.Refusal(Code.LIMIT, f"{reason}: try again later"))
                 channel.close()
         elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
             channel.close()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, slot: Slot, wanted_by: Transfer) -> bool:
+        """Whether there is a place for another data connection; else one gives way, for the next try."""
+        if slot.socket.fileno() >= self._descriptors:
+            return False
         with self._lock:
-            return sum(transfer.intake.threads for transfer in self._transfers.values()) < CONNECTIONS
+            transfers = sorted(self._transfers.values(), key=lambda each: each.intake.threads, reverse=True)
+        if sum(each.intake.threads for each in transfers) < CONNECTIONS:
+            return True
+        now = time.monotonic()
+        for other in transfers:
+            if other.intake.threads <= wanted_by.intake.threads + 1:
+                break
+            if other.intake.shed(now, limits.OPENING_SECONDS):
+                return False
+        if transfers[0].intake.threads > max(CONNECTIONS // len(transfers), wanted_by.intake.threads + 1):
+            transfers[0].intake.shed(now, 0.0, busy=True)
+        return False
+
+    def _place_given_up(self) -> bool:
+        """Have a transfer end that makes no progress, as somebody wants its place; whether there is one.
+
+        Who has offered nothing gives way first. Call it with the lock.
+        """
+        there = [each for each in self._transfers.values() if not each.is_complete and not each.is_ending]
+        idle = [each for each in there if each.has_offered_nothing]
+        idle = idle or [each for each in there if each.is_stalled]
+        if idle:
+            max(idle, key=lambda each: each.liveness.idle_seconds).yield_place()
+        return bool(idle)
 
     def _transfer_of(self, hello: m.Hello, peer: str) -> Transfer:
         with self._lock:
@@ -225,12 +299,18 @@ class Server:
             if hello.role is m.Role.DATA:
                 raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
             complete = [known for known in self._transfers.values() if known.is_complete]
-            if len(self._transfers) - len(complete) >= TRANSFERS:
+            ending = sum(known.is_ending and not known.is_complete for known in self._transfers.values())
+            is_full = len(self._transfers) - len(complete) - ending >= TRANSFERS
+            if (is_full and not self._place_given_up()) or len(self._transfers) - len(complete) >= 2 * TRANSFERS:
                 raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
             for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-            account = self._budget.admit(peer, TRANSFER_BYTES)
+            try:
+                account = self._budget.admit(peer, TRANSFER_BYTES)
+            except TransferFailed:
+                self._place_given_up()  # so that there is memory when it is tried again
+                raise
             give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
             transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
             transfer.counters.tolerated = self._settings.tolerated
@@ -238,6 +318,7 @@ class Server:
         try:
             transfer.start()
         except RuntimeError:
+            self.on_few_threads()
             with self._lock:
                 del self._transfers[hello.transfer_id]
             account.close()
@@ -252,9 +333,11 @@ class Server:
             listener.close()
         with self._lock:
             transfers = list(self._transfers.values())
+        deadline = time.monotonic() + END_SECONDS
         for transfer in transfers:
-            transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again"))
-        join_all(transfers)
+            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")
+            transfer.end_by(deadline, error)
+        join_all(transfers, END_SECONDS)
         self._selector.close()
 
     # --- what transfers call (Registry)

@@ -24,7 +24,9 @@ class Slot:
         """Take over a socket; with `tls` it is wrapped. Raises OSError where it is gone already."""
         self._begun_at = time.monotonic()
         self.opening = opening
-        self.peer = format_address(sock.getpeername())
+        address = sock.getpeername()
+        self.peer = format_address(address)
+        self.host = str(address[0])
         sock.setblocking(False)
         self._tls: ssl.SSLSocket | None = None
         if tls is not None:
@@ -35,6 +37,15 @@ class Slot:
         self._received = bytearray()
         self._wanted = limits.FRAME_HEADER_BYTES
         self._checksum = b""
+        self._unsent = b""
+        self._wants_write = False
+        self.is_refused = False
+        """Whether it is only here until the Refusal is sent."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether it goes on when the socket is writable, too."""
+        return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
         """Whether the opening took too long. Who says nothing to a receiver that speaks TLS hears that sooner."""
@@ -46,22 +57,37 @@ class Slot:
     def greet(self) -> None:
         """Say Greeting; with TLS, that follows the handshake by itself. Raises OSError."""
         if self._is_secured:
-            self.socket.send(frame_of(self.opening.greeting_body))
+            self._say(frame_of(self.opening.greeting_body))
+
+    def _say(self, data: bytes) -> None:
+        """Send this, now or when the socket takes it. Raises OSError."""
+        self._unsent += data
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while self._unsent:
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
 
     def receive(self) -> m.Hello | None:
         """Read what has come, never beyond the last frame; the Hello once the peer may come in.
 
-        Raises ConnectionLost, RemoteProtocolError.
+        What could not be sent before goes out first. Raises ConnectionLost, RemoteProtocolError.
         """
+        self._wants_write = False
         try:
             self._was_heard = True
+            self._send_unsent()
             if not self._is_secured:
                 self._shake_hands()
             while True:
                 hello = self._read_on()
                 if hello is not None:
                     return hello
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLWantWriteError:
+            self._wants_write = True
             return None
         except ssl.SSLEOFError:
             raise ConnectionLost("closed in the TLS handshake") from None
@@ -93,19 +119,37 @@ class Slot:
         self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
         return self.opening.receive(received)
 
-    def refuse(self, code: Code, reason: str) -> None:
-        """Say why the peer is turned away, where that can be said at once, and close.
+    def refuse(self, code: Code, reason: str) -> bool:
+        """Say why the peer is turned away, and close; False where the socket does not take it yet (`finish_refusal`).
 
         A peer that said nothing at all to a receiver that speaks TLS waits for a Greeting in clear text: it is told so.
         """
+        self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
-                self.socket.send(frame(m.Refusal(code, reason)))
+                self._say(frame(m.Refusal(code, reason)))
             elif not self._was_heard:
                 reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
                 socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
+            if self._unsent:
+                return False
+        self.close()
+        return True
+
+    def finish_refusal(self) -> bool:
+        """Go on with a Refusal that the socket did not take; whether it is over, and the socket closed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._send_unsent()
+            if self._unsent:
+                return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Say that nothing follows, and close: what is unread then would reset what was just said."""
+        with contextlib.suppress(OSError, ValueError):
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
-            for _ in range(DRAIN_READS):  # what is unread at close would reset what was just said
+            for _ in range(DRAIN_READS):
                 if not socket.socket.recv(self.socket, 65536):
                     break
         self.socket.close()

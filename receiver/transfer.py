@@ -5,6 +5,7 @@ connection never writes; each data connection has a thread of its own, and bring
 """
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -14,8 +15,9 @@ from typing import Any, Final, NamedTuple, Protocol
 from receiver.budget import Account
 from receiver.cargo import Cargo
 from receiver.connection import DataConnection
-from receiver.files import LEAVE_SECONDS, Stake
+from receiver.files import FENCE_SECONDS, LEAVE_SECONDS, Stake
 from receiver.intake import Intake
+from receiver.liveness import Liveness
 from receiver.output import Output, StagedTarget, Target, check_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
@@ -23,7 +25,7 @@ from receiver.single import Single
 from receiver.stdout import Stdout
 from receiver.store import Destination, check_path
 from service.counters import TransferCounters
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -110,6 +112,14 @@ class Registry(Protocol):
 class Transfer(threading.Thread):
     """Receives what one sender offers. `post` may be called from any thread."""
 
+    _leaver: threading.Thread | None = None
+    _is_left_behind = False
+    """Whether it has ended, and a thread of it hangs in a file."""
+    _end_by = math.inf
+    """When its end may wait for nothing any more (monotonic): the process ends."""
+    _told_at = math.inf
+    """When it was told to end."""
+
     def __init__(
         self,
         registry: Registry,
@@ -119,6 +129,7 @@ class Transfer(threading.Thread):
         log: Any,
         *,
         window_bytes: int = 64 * limits.MIB,
+        stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         """`account` is closed when the transfer has ended."""
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
@@ -143,7 +154,7 @@ class Transfer(threading.Thread):
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
-        self._moved_bytes = 0
+        self.liveness = Liveness(self.counters, self.intake, self._rehasher, stranger_seconds)
         self._completed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was said on."""
@@ -172,7 +183,20 @@ class Transfer(threading.Thread):
     def end_soon(self, error: FilestreamerError) -> None:
         """Have the coordinator end the transfer for this error, before it acts on anything else. Never waits."""
         self._ending = error
+        self._told_at = min(self._told_at, time.monotonic())
         self.post_now(Failed(error))
+
+    def end_by(self, deadline: float, error: FilestreamerError) -> None:
+        """Have it end soon, and wait for nothing beyond this moment: the process ends."""
+        self._end_by = deadline
+        if self.is_complete:
+            self.forget()
+        self.end_soon(error)
+
+    def yield_place(self) -> None:
+        """Have it end soon, as others wait for its place: its sender may come again."""
+        reason = "nothing was offered" if not self.liveness.has_listed else "there was no progress for too long"
+        self.end_soon(TransferFailed(Code.TIMEOUT, f"{reason}, and others wait for the place"))
 
     def cut(self) -> None:
         """Shut every connection: whoever hangs on one wakes."""
@@ -184,6 +208,7 @@ class Transfer(threading.Thread):
     def forget(self) -> None:
         """End, soon, a complete transfer that is only kept to answer a sender that has not heard of it."""
         self._closed_by_sender = True
+        self.post_now(Nudged())
 
     def give_way(self) -> None:
         """End, soon, for a newer sender."""
@@ -250,7 +275,9 @@ class Transfer(threading.Thread):
         """Return whether it is complete, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
         if not self.is_complete:
             return False
-        return self._closed_by_sender or time.monotonic() - self._completed_at > COMPLETE_SECONDS
+        if self._closed_by_sender or (self._ending is not None and self._end_by < math.inf):
+            return True
+        return time.monotonic() - self._completed_at > COMPLETE_SECONDS
 
     def _next_event(self) -> Event | None:
         try:
@@ -286,11 +313,25 @@ class Transfer(threading.Thread):
         self._writing_since = None
         self._session = Session("receiver", m.Role.CONTROL)
         channel.patience = self._control_patience
-        threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True).start()
+        reader = threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True)
+        try:
+            start_thread(reader, "the control connection")
+        except TransferFailed as error:
+            self._refuse(channel, error)
+            return
         try:
             channel.send_message(welcome)
         except ConnectionLost:
             channel.shut()
+
+    def _refuse(self, channel: Channel, error: TransferFailed) -> None:
+        """Turn away a control connection that can't be read. Raises `error` where there is nothing to go on with."""
+        self._channel = None
+        with contextlib.suppress(FilestreamerError):
+            channel.send_message(m.Refusal(error.code, error.reason))
+        channel.close_in_order()
+        if self.intake.cargo is None:
+            raise error
 
     def _read_control(self, channel: Channel) -> None:
         """Read the control connection until it ends: a thread that never writes."""
@@ -342,6 +383,7 @@ class Transfer(threading.Thread):
                 self._take_finish(message)
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
+                self.liveness.heard(message)
             case m.Abort():
                 raise Aborted(message.code, message.reason)
             case _:
@@ -357,6 +399,7 @@ class Transfer(threading.Thread):
 
     def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
         """Claim what is offered, the first time; answer what is needed and what is held, every time."""
+        self.liveness.listed(part)
         if self.intake.cargo is None:
             self.intake.cargo = self._claim(part)
             self._was_offered = True
@@ -468,7 +511,6 @@ class Transfer(threading.Thread):
     def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is known what is on the disk."""
         answers = self._cargo.rehashed(batch)
-        self.counters.last_progress_at = time.monotonic()
         if self._is_finishing:
             self._go_on()
         elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered again
@@ -485,6 +527,7 @@ class Transfer(threading.Thread):
             return
         self.root_digest = self._cargo.close(finish)
         self._is_finishing = True
+        self.liveness.finishing_at = time.monotonic()
         self.counters.phase = "syncing"
         self._go_on()
 
@@ -499,8 +542,18 @@ class Transfer(threading.Thread):
         if isinstance(step, m.Complete):
             self._complete(step)
         elif step is not None:
-            self._syncer = threading.Thread(target=self._sync, args=(step,), name="sync", daemon=True)
-            self._syncer.start()
+            syncer = threading.Thread(target=self._sync, args=(step,), name="sync", daemon=True)
+            try:
+                start_thread(syncer, "the sync")
+            except TransferFailed:  # then this one waits for the disk, and says nothing meanwhile
+                self._sync_here(step)
+            else:
+                self._syncer = syncer
+
+    def _sync_here(self, work: Callable[[], None]) -> None:
+        if error := run_to_end("sync", work):
+            raise error
+        self.post_now(Synced())
 
     def _sync(self, work: Callable[[], None]) -> None:
         error = run_to_end("sync", work)
@@ -565,7 +618,33 @@ class Transfer(threading.Thread):
     @property
     def gives_way(self) -> bool:
         """Whether a newer sender need not wait for this one."""
-        return self.is_complete or self.is_deserted
+        return self.is_complete or self._over.is_set() or self.is_deserted or self.is_stalled
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has made no progress for so long that it gives way to others."""
+        return not self.is_complete and self.liveness.is_stalled
+
+    @property
+    def has_offered_nothing(self) -> bool:
+        """Whether its sender had time to offer something, and has not."""
+        return not self.liveness.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end, or does."""
+        return self._ending is not None or self._over.is_set()
+
+    @property
+    def hangs(self) -> str | None:
+        """Why it still has its name though it has ended: a thread of it waits for a disk. None where none does."""
+        is_left_behind = self._is_left_behind and self._leaver is not None and self._leaver.is_alive()
+        told_seconds = time.monotonic() - self._told_at
+        is_deaf = self.is_alive() and not self.is_complete and told_seconds > LEAVE_SECONDS + FENCE_SECONDS
+        if not is_left_behind and not is_deaf:
+            return None
+        what = "the sync" if self._syncer is not None and self._syncer.is_alive() else "a write"
+        return f"{what} of an earlier transfer hangs in {self.counters.name}: look at the disk; it is free after that"
 
     @property
     def _is_connected(self) -> bool:
@@ -573,24 +652,28 @@ class Transfer(threading.Thread):
 
     def _tick(self) -> None:
         now = time.monotonic()
-        moved_bytes = self.counters.moved_bytes
-        if moved_bytes != self._moved_bytes:  # a large chunk that comes slowly is progress, too
-            self._moved_bytes, self.counters.last_progress_at = moved_bytes, now
+        if not self.is_complete:
+            self.liveness.tick(now, is_connected=self._is_connected)
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
             self._say(self.counters.heartbeat())
         if self._is_connected or self.is_complete:
             self._connected_at = now
         elif now - self._connected_at > self._give_up_after:
-            seconds = f"{self._give_up_after:g} s"
-            kept = "what came can't be resumed" if isinstance(self.intake.cargo, Piped) else "what came is kept"
-            raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; {kept}")
+            self._give_up("the sender did not come back within")
         if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
+        if not self.is_complete and self.liveness.spent_seconds(now, self._give_up_after) > self._give_up_after:
+            self._give_up("the sync did not end within" if self._is_finishing else "there was no progress for")
+
+    def _give_up(self, what: str) -> None:
+        kept = "what came can't be resumed" if isinstance(self.intake.cargo, Piped) else "what came is kept"
+        raise TransferFailed(Code.TIMEOUT, f"{what} {self._give_up_after:g} s; {kept}")
 
     # --- what the data connections call
 
     def left(self, connection: DataConnection, error: FilestreamerError | None) -> None:
         """Hear why a data connection ended; a failure that is not the connection's own ends the transfer."""
+        self.liveness.has_lost = True
         if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
             self.post(Failed(error))
         elif isinstance(error, ConnectionClosed):
@@ -606,22 +689,55 @@ class Transfer(threading.Thread):
     # --- the end
 
     def _end(self, error: FilestreamerError | None) -> None:
-        """End every connection, leave every file, tell the registry."""
-        if error is not None and self._channel is not None:
-            self._say_goodbye(self._channel, error)
+        """End every connection, leave every file, tell the registry: that hears of it whatever fails or hangs here."""
+        channel = self._channel
+        if error is not None and channel is not None:
+            self._try("saying goodbye", lambda: self._say_goodbye(channel, error))
         self._over.set()
-        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
+        self._try("leaving", self._leave_in_time)
+        self._try("closing", self._close_channel)
+        self.counters.ended_at = self.counters.ended_at or time.monotonic()
+        self._try("giving memory back", self.account.close)
+        self._try("the result", lambda: self._registry.ended(self, error))
+        self._try("turning away", self._turn_away)
+
+    def _try(self, what: str, step: Callable[[], object]) -> bool:
+        """Take a step of the end, and log where it fails; whether it did not."""
+        error = run_to_end(what, step)
+        if error is not None:
+            self._log.error("transfer_not_ended_well", reason=str(error))
+        return error is None
+
+    def _leave_in_time(self) -> None:
+        """Leave the files, in a thread of its own: where one hangs on a disk, the names stay until it does not."""
+        self._leaver = threading.Thread(target=self._leave, name="leave", daemon=True)
+        try:
+            start_thread(self._leaver, "leaving")
+        except TransferFailed:
+            self._leave()
+            return
+        self._leaver.join(max(0.0, min(LEAVE_SECONDS, self._end_by - time.monotonic())))
+        self._is_left_behind = self._leaver.is_alive()
+        if self._is_left_behind:
+            self._log.error("transfer_hangs", reason=self.hangs)
+
+    def _leave(self) -> None:
+        """Wait until no thread is in a file, then leave them all."""
+        steps: list[Callable[[], object]] = [self.intake.end, self._rehasher.end, self._join_syncer]
+        done = [self._try("leaving", step) for step in steps]
+        cleanly = all(done)
+        cargo = self.intake.cargo
+        if cargo is not None:
+            self._try("leaving what was received", lambda: cargo.leave(cleanly=cleanly))
+        self._try("leaving the name", lambda: self._registry.leave(self, cleanly=cleanly))
+
+    def _join_syncer(self) -> None:
         if self._syncer is not None:
             self._syncer.join()
-        if self.intake.cargo is not None:
-            self.intake.cargo.leave(cleanly=all(left))
+
+    def _close_channel(self) -> None:
         if self._channel is not None:
-            self._channel.close_in_order()
-        self.counters.ended_at = self.counters.ended_at or time.monotonic()
-        self._registry.leave(self, cleanly=all(left))
-        self.account.close()
-        self._registry.ended(self, error)
-        self._turn_away()
+            self._channel.close_in_order(min(limits.CLOSING_SECONDS, self._end_by - time.monotonic()))
 
     def _turn_away(self) -> None:
         """Close the control connections that were let in too late to be acted on: their sender connects again."""

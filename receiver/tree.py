@@ -70,6 +70,11 @@ class Tree:
         self._nudge = nudge
         self._staging = TreeStaging(destination, root)
         self._placer = Placer(destination, self._staging, failed)
+        try:
+            self._placer.begin()
+        except TransferFailed:
+            self._staging.close()
+            raise
         self._lister = Lister(destination, self._staging, self._placer, claim, checksum=offer.checksum)
         self._arrivals = Arrivals(
             offer.chunk_size,

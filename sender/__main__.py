@@ -2,11 +2,11 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from service import outlet, signals
-from wire.errors import FilestreamerError, UsageError
+from wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
     from sender.settings import SenderSettings
@@ -28,13 +28,16 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from service.monitor import Monitor
     from service.report import report
     from service.result import TransferResult
+    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
-    except UsageError as error:
-        report(TransferResult.without_transfer(error), None, log.configure("sender"))
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+        failure = as_failure("reading the settings", error)
+        report(TransferResult.without_transfer(failure), None, log.configure("sender"))
+        return failure.exit_code
     logger = log.configure("sender", settings.log_level)
+    log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     for warning in settings.exposed():
@@ -42,16 +45,27 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if settings.dry_run:
         return _list(settings, logger)
     monitor = Monitor("sender", settings, logger)
-    outcome = _send(settings, logger, monitor)
+
+    def overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+    try:
+        outcome = _send(settings, logger, monitor, overdue)
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        outcome = TransferResult.without_transfer(as_failure("sending", error))
     report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
     monitor.finish()
     return outcome.exit_code
 
 
-def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "TransferResult":
-    """Send what is to be sent; return how it ended, whatever happens."""
-    from sender.control import Signalled
+def _send(
+    settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
+) -> "TransferResult":
+    """Send what is to be sent; return how it ended, whatever happens.
+
+    `overdue` tells the result where a signal asked for the end, and it hangs.
+    """
     from sender.transfer import BeginAgain, Transfer
     from service.progress import Progress
     from service.result import TransferResult
@@ -62,16 +76,18 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
     except FilestreamerError as error:
         return TransferResult.without_transfer(error)
     signalled = []
+    is_over = False
 
     def end(number: int) -> None:
         signalled.append(number)
-        transfer.post(Signalled(number))
+        transfer.interrupt(number)
         monitor.release()
 
-    signals.on_end(end)
+    signals.on_end(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = Progress(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
+    transfer.on_few_threads = progress.stop  # which gives the transfer that of the display
     failure: FilestreamerError | None = None
     committed: bool | None = None
     try:
@@ -82,12 +98,13 @@ def _send(settings: "SenderSettings", logger: Any, monitor: "Monitor") -> "Trans
                 logger.warning("transfer_begins_again", reason="the receiver has forgotten it; what it has stays there")
                 transfer = transfer.again()
                 if signalled:
-                    transfer.post(Signalled(signalled[0]))
+                    transfer.interrupt(signalled[0])
         failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
     finally:
         progress.stop()
+        is_over = True
     outcome = TransferResult.from_counters(
         transfer.counters, error=failure, committed=bool(committed), root_digest=transfer.root_digest
     )

@@ -22,7 +22,7 @@ from sender.rate import RateLimit
 from sender.source import Item, Reader, Unsendable, changed
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, StageClock
-from service.threads import run_to_end
+from service.threads import as_failure, run_to_end
 from wire import limits, memory
 from wire import messages as m
 from wire.codec import decode
@@ -102,6 +102,14 @@ class DataConnection(threading.Thread):
         """The open channel, for the coordinator's liveness clock and for TCP_INFO."""
         return self._channel
 
+    @property
+    def delivered_bytes(self) -> int:
+        """Bytes of chunks that are not acknowledged which the peer's kernel has taken, about."""
+        channel = self._channel
+        if channel is None:
+            return 0
+        return max(0, self.counters.bytes_in_flight - channel.unacknowledged_bytes())
+
     def run(self) -> None:
         """Connect, move chunks, and do it again where the connection fails; ends when the deal has dismissed it."""
         if error := run_to_end(f"connection {self.connection_id}", self._keep_running):
@@ -120,9 +128,10 @@ class DataConnection(threading.Thread):
             self._come_up(channel)
             self._move(channel)
             return True
-        except (ConnectionLost, FilestreamerError) as error:
-            self._go_down(error)
-            if not error.retryable:
+        except (FilestreamerError, MemoryError) as error:
+            failure = as_failure(f"connection {self.connection_id}", error)
+            self._go_down(failure)
+            if not failure.retryable:
                 raise
             return False
         finally:
@@ -231,6 +240,8 @@ class DataConnection(threading.Thread):
                 if offset + size == end:
                     reader.check_unchanged(item)
             except Unsendable as error:
+                if error.retryable:  # no descriptor, say: nothing is wrong with the file
+                    raise ConnectionLost(str(error)) from None
                 trouble = error
             if trouble is not None:
                 view[:] = bytes(size)  # what was announced has to be sent

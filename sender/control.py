@@ -14,7 +14,7 @@ from sender.dial import Address, Dialer
 from sender.source import Item, Unsendable
 from service import tcp_info
 from service.backoff import LONGEST_SECONDS, Backoff
-from service.threads import run_to_end
+from service.threads import as_failure, run_to_end
 from wire import limits
 from wire.errors import ConnectionLost, FilestreamerError
 from wire.transport import TICK_SECONDS, Channel
@@ -110,6 +110,10 @@ class ControlReader(threading.Thread):
         self._ended = threading.Event()
         self.room = threading.Semaphore(MAILBOX_FRAMES)
         """Released by the coordinator for each frame it has acted on, so that no peer can fill the memory."""
+        self.writing_since: float | None = None
+        """When the coordinator began to write what it still writes."""
+        self.is_hurried = False
+        """Whether nobody is waited for any more: the process was asked to end."""
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""
@@ -126,10 +130,11 @@ class ControlReader(threading.Thread):
                 channel.patience = self._patience
                 self._post(ControlUp(channel, address, incarnation))
                 self._read(channel)
-            except FilestreamerError as error:
-                if not error.retryable:
+            except (FilestreamerError, MemoryError) as error:
+                failure = as_failure("the control connection", error)
+                if not failure.retryable:
                     raise
-                self._post(ControlDown(error))
+                self._post(ControlDown(failure))
             if time.monotonic() - opened_at > LONGEST_SECONDS:
                 backoff.reset()
             self._ended.wait(backoff.next())
@@ -149,8 +154,12 @@ class ControlReader(threading.Thread):
             self._dialer.close(channel)
 
     def _patience(self) -> None:
+        """Give up where the receiver takes nothing of what is written, which would hold the coordinator for ever."""
         if self._ended.is_set():
             raise ConnectionLost("the transfer is over")
+        since = self.writing_since
+        if since is not None and (self.is_hurried or time.monotonic() - since > limits.DEAD_SECONDS):
+            raise ConnectionLost("the receiver does not read the control connection")
 
     def finish(self, in_order: Channel | None) -> None:
         """Begin to end: `in_order` names the open channel, whose peer may read and close it."""
@@ -158,8 +167,8 @@ class ControlReader(threading.Thread):
         if in_order is not None:
             in_order.finish_writing()
 
-    def end(self, in_order: Channel | None) -> None:
-        """End the thread, as `finish` does; the peer gets a moment."""
+    def end(self, in_order: Channel | None, seconds: float) -> None:
+        """End the thread, as `finish` does; the peer gets so many seconds."""
         self.finish(in_order)
         if in_order is not None:
-            self.join(limits.CLOSING_SECONDS)
+            self.join(seconds)

@@ -272,6 +272,11 @@ class Deal:
         return self._window_chunks is not None
 
     @property
+    def settled(self) -> int:
+        """How many chunks are settled: each counts once, however often it was acknowledged."""
+        return self._settled_count
+
+    @property
     def is_idle(self) -> bool:
         """Whether everything that is there is settled."""
         return self._settled_count == self.chunks

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sender.settings import SenderSettings
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.errors import Code, FilestreamerError, TransferFailed, UsageError, from_os_error
 from wire.messages import Segment
@@ -131,8 +131,9 @@ class Stream:
                 on_failure(error)
 
         # A daemon: where nobody writes it hangs in a read, and nothing else can end that than the process.
-        self._thread = threading.Thread(target=read, name="stream", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=read, name="stream", daemon=True)
+        start_thread(thread, "reading standard input")
+        self._thread = thread
 
     def end(self) -> None:
         """Have the thread end, soon."""

@@ -8,6 +8,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from sender import control
@@ -27,7 +28,7 @@ from sender.verify import Verifier
 from service import tcp_info
 from service.backoff import Backoff
 from service.counters import ConnectionCounters, Skipped, TransferCounters
-from service.threads import waited_seconds
+from service.threads import as_failure, start_thread, waited_seconds
 from wire import limits
 from wire import messages as m
 from wire.codec import decode
@@ -44,11 +45,14 @@ from wire.errors import (
 )
 from wire.grid import comfortable_chunk_size, smallest_chunk_size
 from wire.opening import random_id
+from wire.progress import ProgressClock, sync_seconds
 from wire.session import Session
-from wire.transport import Channel
+from wire.transport import Channel, Deadline
 
 TICK_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 0.1
+GOODBYE_SECONDS: Final = 2.0
+"""How long it may take to tell the receiver why this ends."""
 """Ticks where the number of connections is found on the way."""
 
 
@@ -60,6 +64,16 @@ class Transfer:
     """Sends what the settings name. Make it, `run` it once; any thread may read `counters`, and `post`."""
 
     _is_rejoining = False
+    _is_interrupted = False
+    _peer_rehashed_bytes = 0
+    _has_lost = False
+    """Whether a connection was lost, since the clock was told."""
+    _finished_at: float | None = None
+    """When Finish was said, and nothing got on since."""
+    _reopened_chunks = 0
+    _fewest_missing: int | None = None
+    _short_until = 0.0
+    """When it is tried again to start data connections for which there was no thread or no memory."""
 
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
         """Begin to list what is sent; `before` is the transfer that this one begins again for.
@@ -101,11 +115,11 @@ class Transfer:
         self._committed: bool | None = None
         self._was_finished = False
         self._said_at = 0.0
-        self._progress_at: float = before._progress_at if before else time.monotonic()
-        self._progress_mark: tuple[int, int, int, int] = (0, 0, 0, before._progress_mark[-1] if before else 0)
-        self._peer_rehashed_bytes = 0
-        self._delivered_bytes = 0
+        self._clock: ProgressClock = before._clock if before else ProgressClock(time.monotonic())
         self._last_trouble: FilestreamerError | None = before._last_trouble if before else None
+        self._shortage = Backoff()
+        self.on_few_threads: Callable[[], None] = before.on_few_threads if before else _nothing
+        """Called where a thread that can't be done without does not start: others may be."""
         self.root_digest: bytes | None = None
         if self._lister.single is not None:
             self._take_listed([self._lister.single], last=True)
@@ -128,6 +142,11 @@ class Transfer:
     def post(self, event: Event) -> None:
         """Give the coordinator an event: from any thread, and from a signal handler."""
         self._mailbox.put(event)
+
+    def interrupt(self, signal_number: int) -> None:
+        """End soon, for a signal: from its handler. A receiver that reads nothing is not waited for."""
+        self._is_interrupted = self._reader.is_hurried = True
+        self.post(control.Signalled(signal_number))
 
     def failed(self, error: FilestreamerError) -> None:
         """End the transfer for this error."""
@@ -167,6 +186,7 @@ class Transfer:
         if error is None:
             self._log.debug("connection_up", connection=counters.connection_id)
         else:
+            self._has_lost = True
             self._last_trouble = error.with_traceback(None)  # which would keep the buffers of its frames
             self._log.warning("connection_lost", connection=counters.connection_id, reason=str(error))
 
@@ -201,9 +221,10 @@ class Transfer:
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
-        self._reader.start()
-        self._lister.start()
         try:
+            self._start_thread(self._reader, "the control connection")
+            if self._lister.single is None:
+                self._start_thread(self._lister, "the walk")
             while self._committed is None:
                 self._act(self._next_event())
                 self._tick()
@@ -212,14 +233,24 @@ class Transfer:
             return self._committed
         except BeginAgain:
             self.deal.fail(ConnectionLost("the transfer begins again"))
+            self._say_goodbye(TransferFailed(Code.SUPERSEDED, "its sender begins again"))
             raise
-        except FilestreamerError as error:
-            self.deal.fail(error)
-            self._say_goodbye(error)
-            raise
+        except Exception as error:
+            failure = as_failure("sending", error)
+            self.deal.fail(failure)
+            self._say_goodbye(failure)
+            raise failure from error
         finally:
             self.counters.ended_at = time.monotonic()
             self._end()
+
+    def _start_thread(self, thread: threading.Thread, what: str) -> None:
+        """Start a thread that the transfer can't do without. Raises TransferFailed(LIMIT)."""
+        try:
+            start_thread(thread, what)
+        except TransferFailed:
+            self.on_few_threads()
+            start_thread(thread, what)
 
     def _next_event(self) -> Event | None:
         try:
@@ -354,8 +385,11 @@ class Transfer:
 
     def _start_over(self) -> None:
         """Forget what was answered, acknowledged and held: the receiver answers anew. Raises BeginAgain."""
+        self._peer_rehashed_bytes = 0
         if self._lister.single is None:
+            self._clock.start_over()
             raise BeginAgain
+        self._clock.start_over(rehashed=self.counters.rehashed_bytes)
         for part in self.manifest.parts:
             part.forget_answers()
         self._shut_data()
@@ -408,12 +442,25 @@ class Transfer:
         if not reopen:
             self._answers.need(message)
         elif self._lister.single is not None:
-            self._answers.reopen(message)
+            self._reopen(message)
         else:
+            self._clock.start_over()
             raise BeginAgain
         self.counters.phase = "moving"
         self._start_connections()
         self._go_on()
+
+    def _reopen(self, message: m.Needed) -> None:
+        """Have sent again what is missing after Finish. All of it counts once more, and fewer than ever before do."""
+        before = self.deal.settled
+        self._answers.reopen(message)
+        done = self.deal.settled
+        missing = before - done
+        self._reopened_chunks += missing
+        fewest = self._fewest_missing
+        if self._reopened_chunks <= self.deal.chunks or (fewest is not None and missing < fewest):
+            self._clock.reopen(done)
+        self._fewest_missing = missing if fewest is None else min(missing, fewest)
 
     def _take_held(self, message: m.Held) -> None:
         is_single = self._lister.single is not None or self.manifest.is_single
@@ -427,8 +474,12 @@ class Transfer:
         """Note that the receiver syncs or waits for a reader, which is progress, or how far it has re-hashed."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
-        if message.phase in (m.Phase.SYNCING, m.Phase.WAITING):
-            self._progress_at = time.monotonic()
+        now = time.monotonic()
+        if message.phase is m.Phase.WAITING and self.deal.is_in_order:
+            self._clock.wait(now)
+        if message.phase is m.Phase.SYNCING and self._session.state == "finishing" and self._finished_at is not None:
+            seconds = sync_seconds(self.counters.size_bytes, self.manifest.files)
+            self._clock.sync(self._finished_at, seconds, now)
 
     def _take_complete(self, message: m.Complete) -> None:
         if not message.committed and self._share.count == 1:
@@ -451,10 +502,25 @@ class Transfer:
             return
         for connection_id in [known for known, connection in self._data.items() if not connection.is_alive()]:
             del self._data[connection_id]  # it was dismissed
+        if time.monotonic() < self._short_until:
+            return
         for connection_id in self.deal.wanted_connections(set(self._data)):
-            counters = self.counters.add_connection(connection_id)
-            self._data[connection_id] = connection = DataConnection(self, counters)
-            connection.start()
+            try:
+                connection = DataConnection(self, self.counters.add_connection(connection_id))
+                start_thread(connection, f"connection {connection_id}")
+            except (TransferFailed, MemoryError) as error:
+                self._do_with_fewer(as_failure(f"connection {connection_id}", error))
+                return
+            self._data[connection_id] = connection
+
+    def _do_with_fewer(self, error: FilestreamerError) -> None:
+        """Go on with the data connections that there are; others are tried later."""
+        if not self._short_until:  # told once
+            self._log.warning("fewer_connections", connections=len(self._data), reason=str(error))
+        self._last_trouble = error.with_traceback(None)
+        self._short_until = time.monotonic() + self._shortage.next()
+        if not self._data:
+            self.on_few_threads()
 
     def _finish_if_settled(self) -> None:
         if not self.deal.all_settled or not self.manifest.is_all_told:
@@ -466,6 +532,7 @@ class Transfer:
         self.counters.phase = "syncing"
         self.root_digest = self.deal.root_digest()
         self._was_finished = True
+        self._finished_at = self._finished_at or time.monotonic()
         self._send(self.counters.heartbeat())
         stream_bytes = self._stream.size if self._stream is not None else 0
         with self._mutex:
@@ -477,11 +544,13 @@ class Transfer:
         if self._channel is None:
             return
         self._session.sending(message)
+        self._reader.writing_since = time.monotonic()
         try:
             self._channel.send_message(message)
             self._said_at = time.monotonic()
         except ConnectionLost:
             self._channel.shut()
+        self._reader.writing_since = None
 
     # --- the clock
 
@@ -493,31 +562,46 @@ class Transfer:
         self._check_liveness()
         self._adapt(now)
         self._start_connections()
-        if now - self._progress_at > self._settings.give_up_after:
+        if now - self._clock.at > self._settings.give_up_after:
             raise self._gave_up()
 
     def _note_progress(self, now: float) -> None:
-        """Progress is bytes acknowledged, compared, or taken by the peer's kernel beyond what it ever took before."""
-        counters = self.counters
-        channels = [channel for each in self._data.values() if (channel := each.channel) is not None]
-        moved = sum(each.moved_bytes - each.abandoned_bytes for each in counters.connections)
-        delivered = moved - sum(channel.unacknowledged_bytes() for channel in channels)
-        listed = self.manifest.files + sum(part.is_sent for part in self.manifest.parts)
-        listed = max(listed, self._progress_mark[-1])  # to list the same again is none
+        """Tell the clock of everything that counts as progress (proto/README.md, "Liveness")."""
+        counters, clock = self.counters, self._clock
+        size_bytes = counters.size_bytes
+        if self._lister.single is not None and self._share.count > 1:  # the receiver may hash other shares, too
+            size_bytes = self._lister.single.entry.size
+        step = limits.REHASH_STEP_BYTES
+        under_way = self._under_way_bytes()
+        if self._has_lost:
+            self._has_lost = False
+            clock.lose(under_way)
         waits = self._stream is not None and self._channel is not None and self._stream.is_waiting
-        if waits and self.deal.is_idle:  # nothing is sent where nothing comes
-            self._progress_at = now
-        mark = (counters.acknowledged_bytes, counters.rehashed_bytes, self._peer_rehashed_bytes, listed)
-        if mark != self._progress_mark or delivered > self._delivered_bytes:
-            self._progress_mark = mark
-            self._delivered_bytes = max(delivered, self._delivered_bytes)
-            self._progress_at = counters.last_progress_at = now
-            if counters.acknowledged_bytes:
+        counters.is_waiting = waits and self.deal.is_idle  # nothing is sent where nothing comes
+        if counters.is_waiting:
+            clock.wait(now)
+        gets_on = [
+            clock.done(self.deal.settled, now),
+            clock.under_way(under_way, now),
+            clock.reach("listed", self.manifest.files, now),
+            clock.reach("answered", self.deal.chunks - self.deal.unanswered, now),
+            clock.reach("rehashed", counters.rehashed_bytes, now, most=size_bytes),
+            clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size_bytes, step=step),
+        ]
+        if any(gets_on):
+            counters.last_progress_at = now
+            if self._session.state != "finishing":
+                self._finished_at = None
+            if gets_on[0]:
                 self._backoff.reset()
+
+    def _under_way_bytes(self) -> int:
+        """Count the bytes of chunks that are not acknowledged which the peer's kernel has taken."""
+        return sum(connection.delivered_bytes for connection in list(self._data.values()))
 
     def _adapt(self, now: float) -> None:
         """Have more connections, or fewer, where nobody chose how many."""
-        if not self._parallelism.adapts or self.counters.phase != "moving":
+        if not self._parallelism.adapts or self.counters.phase != "moving" or now < self._short_until:
             return
         sockets = [opened for each in self._data.values() if (opened := each.counters.link[0]) is not None]
         links = [info for opened in sockets if (info := tcp_info.read(opened)) is not None]
@@ -559,6 +643,7 @@ class Transfer:
         if self._channel is None or isinstance(error, Aborted) or self._session.state == "aborted":
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
+        self._channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
         with contextlib.suppress(FilestreamerError):
             self._send(self.counters.heartbeat())
             self._send(m.Abort(code, str(error)))
@@ -576,11 +661,15 @@ class Transfer:
             self._dialer.end(keep=self._channel)
         else:
             self._reader.finish(self._channel)  # while the data connections do so
-        deadline = time.monotonic() + limits.CLOSING_SECONDS
+        deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
         for connection in self._data.values():
             connection.join(max(0.0, deadline - time.monotonic()))
-        self._reader.end(in_order=self._channel)
+        self._reader.end(self._channel, max(0.0, deadline - time.monotonic()))
         self._dialer.end()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _chunk_size(settings: SenderSettings, single: Item | None) -> int:

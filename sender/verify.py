@@ -6,17 +6,19 @@ Equal is settled, different is needed. Runs beside the data connections, so that
 import os
 import queue
 import threading
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sender.deal import Deal
 from sender.source import Item, Reader, Unsendable, changed
 from service.counters import TransferCounters
-from service.threads import run_to_end
+from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_hasher
-from wire.errors import FilestreamerError
+from wire.errors import FilestreamerError, TransferFailed
 from wire.grid import Grid
 from wire.messages import Segment
+
+RETRY_SECONDS: Final = 1.0
 
 
 class Held(NamedTuple):
@@ -64,8 +66,13 @@ class Verifier:
         self._work.put(held)
         if len(self._threads) < min(4, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                start_thread(thread, "comparing held chunks")
+            except TransferFailed:
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
 
     def end(self) -> None:
         """Let the threads run out."""
@@ -98,8 +105,7 @@ class Verifier:
             chunk_id, segment = held.first_chunk + step, held.first_segment + step
             if held.whole is not None and deal.is_needed_whole(held.whole.start):
                 return
-            digest = self._digest(reader, block, held, segment)
-            reader.check_unchanged(held.item)
+            digest = self._read(reader, block, held, segment)
             if deal.bind(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
                 raise changed(held.item, "it reads differently than before")
             is_equal = digest == held.digests[at : at + size]
@@ -110,7 +116,18 @@ class Verifier:
                 is_held, taken_back = deal.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
             length, base = held.grid.length(segment), chunk_id - segment
             held_bytes = length * is_held - sum(held.grid.length(other - base) for other in taken_back)
-            self._count(length, held_bytes)
+            self._count(0, held_bytes)
+
+    def _read(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
+        """Return the digest of a segment of the source, as it was listed. Where there is no descriptor, it waits."""
+        while True:
+            try:
+                digest = self._digest(reader, block, held, segment)
+                reader.check_unchanged(held.item)
+                return digest
+            except TransferFailed as error:
+                if not error.retryable or self._host.deal.wait_over(RETRY_SECONDS):
+                    raise
 
     def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
         hasher = segment_hasher()
@@ -121,6 +138,7 @@ class Verifier:
             reader.read_into(held.item, view, offset)
             hasher.update(view)
             offset += len(view)
+            self._count(len(view), 0)  # a large segment takes a slow disk minutes, which is progress
         return hasher.digest()
 
     def _count(self, length: int, held_bytes: int) -> None:

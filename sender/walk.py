@@ -142,8 +142,13 @@ class Walk:
                 return self._open(path, root, wire_path, below)
             return self._item(path, root, wire_path, status)
         except Unsendable as error:
+            if error.retryable:
+                raise
             self._skip(path, wire_path, error.kind, error.why)
         except OSError as error:
+            failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
+            if failure.retryable:  # no descriptor is left: nothing is wrong with the entry
+                raise failure from None
             kind = kind_of(error)
             self._skip(path, wire_path, kind, _REASONS.get(kind) or error.strerror or str(error))
         return None

@@ -145,7 +145,7 @@ class TransferCounters:
     is_growing: bool = False
     """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
     is_waiting: bool = False
-    """Receiver: whether whoever reads its output takes nothing."""
+    """Receiver: whether whoever reads its output takes nothing. Sender: whether whoever writes its stream does not."""
     passing_seconds: float = 0.0
     """Receiver: what passing bytes on in order took, while its connections waited for that."""
     held_bytes: int = 0
@@ -161,6 +161,8 @@ class TransferCounters:
     tolerated: frozenset[SkipKind] = frozenset()
     """Kinds that are no failure, as the user said."""
     rehashed_bytes: int = 0
+    hashing_bytes: int = 0
+    """Receiver: what was re-hashed so far, segments under way included."""
     forgotten_bytes: int = 0
     """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
     files: int = 1
@@ -281,7 +283,8 @@ class TransferCounters:
         phase = {"offering": WirePhase.OFFERING, "syncing": WirePhase.SYNCING}.get(self.phase, WirePhase.MOVING)
         if self.is_waiting:
             phase = WirePhase.WAITING
-        return Progress(phase, self.acknowledged_bytes, self.rehashed_bytes, self.stage_microseconds())
+        rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
+        return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds())
 
     def troubles(self) -> dict[str, int]:
         """Sum up what does not happen on a good day, by the names that metrics give it."""

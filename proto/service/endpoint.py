@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from service.threads import run_to_end, start_thread
+
 CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
 """How long a connection may take, from its first byte to its end."""
@@ -23,6 +25,7 @@ REST_BYTES: Final = 1024 * 1024
 """How much is read, and dropped, behind a request: what is left unread would take the answer with it."""
 _READ_BYTES: Final = 4096
 _PAUSE_SECONDS: Final = 0.1
+STOP_SECONDS: Final = 1.0
 
 
 class Response(NamedTuple):
@@ -52,19 +55,23 @@ class Endpoint:
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
-        self._thread.start()
+        """Begin to serve. Raises TransferFailed(LIMIT) where there is no thread for it."""
+        start_thread(self._thread, "the metrics endpoint")
 
     def stop(self) -> None:
         """Take no more connections, and release the port."""
         self._stopping = True
         for listener in self._listeners:
             _shut(listener)  # which wakes the selector
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
         for listener in self._listeners:
             listener.close()
 
     def _run(self) -> None:
+        if error := run_to_end("the metrics endpoint", self._serve_all):
+            self._log.warning("not_shown", reason=str(error))
+
+    def _serve_all(self) -> None:
         with selectors.DefaultSelector() as selector:
             for listener in self._listeners:
                 selector.register(listener, selectors.EVENT_READ, listener)

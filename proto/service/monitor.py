@@ -6,6 +6,7 @@ imported then.
 
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +16,9 @@ from service.counters import TransferCounters
 from service.endpoint import Endpoint, Response
 from service.history import History, Look
 from service.result import Status
+from service.threads import run_to_end, start_thread
 from wire import transport
-from wire.errors import FilestreamerError, UsageError
+from wire.errors import FilestreamerError, TransferFailed, UsageError
 
 if TYPE_CHECKING:
     from service.metrics import Collector
@@ -43,6 +45,7 @@ class Monitor:
         self._trouble: Callable[[], str | None] = _starting
         self._endpoint: Endpoint | None = None
         self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_released = False
 
     # --- what it reads
 
@@ -89,8 +92,15 @@ class Monitor:
             "/healthz": _healthz,
             "/readyz": self._readyz,
         }
-        self._endpoint = Endpoint(listeners, routes, self._log)
-        self._endpoint.start()
+        endpoint = Endpoint(listeners, routes, self._log)
+        try:
+            endpoint.start()
+        except TransferFailed as error:
+            for listener in listeners:
+                listener.close()
+            self._log.warning("no_metrics", address=str(where), reason=str(error))
+            return
+        self._endpoint = endpoint
         for listener in listeners:
             self._log.info("metrics", address=transport.format_address(listener.getsockname()))
 
@@ -107,16 +117,37 @@ class Monitor:
         self._history.add(transfer, status)
 
     def push(self) -> None:
-        """Push the values of this moment where that is wanted, and there was a transfer."""
+        """Push the values of this moment where that is wanted, and there was a transfer.
+
+        After `release` a gateway that does not answer is not waited for.
+        """
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
             return
-        from service import metrics, values
+        from service import values
 
+        shown = values.without_password(url)
+        pushing = threading.Thread(target=self._push, args=(url, shown), name="push", daemon=True)
         try:
-            metrics.push(self._collector(connections=False), url)
-        except OSError as error:
-            self._log.warning("not_pushed", to=values.without_password(url), reason=str(error))
+            start_thread(pushing, "pushing")
+        except TransferFailed as error:
+            self._log.warning("not_pushed", to=shown, reason=str(error))
+            return
+        while pushing.is_alive() and not self._is_released:
+            pushing.join(TICK_SECONDS)
+        pushing.join(TICK_SECONDS)
+
+    def _push(self, url: str, shown: str) -> None:
+        def push() -> None:
+            from service import metrics
+
+            try:
+                metrics.push(self._collector(connections=False), url)
+            except OSError as error:
+                self._log.warning("not_pushed", to=shown, reason=str(error))
+
+        if error := run_to_end("pushing", push):
+            self._log.warning("not_pushed", to=shown, reason=str(error))
 
     def finish(self) -> None:
         """End, after --metrics-linger where there was a transfer; `release` cuts that short."""
@@ -138,6 +169,7 @@ class Monitor:
 
     def release(self) -> None:
         """Linger no more; safe in a signal handler."""
+        self._is_released = True
         self._released.put(None)
 
     # --- routes

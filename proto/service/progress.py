@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from service.counters import Phase, TransferCounters
 from service.log import on_terminal
+from service.threads import start_thread
+from wire.errors import TransferFailed
 
 if TYPE_CHECKING:
     from service.log import Logger
@@ -29,6 +31,7 @@ FRAME_SECONDS: Final = 0.25
 LOG_LINE_SECONDS: Final = 5.0
 LOG_LINES_MAX: Final = 8
 """Transfers that get a line of their own each time; strangers may make many more."""
+STOP_SECONDS: Final = 1.0
 
 
 class ConnectionView(NamedTuple):
@@ -149,21 +152,24 @@ class Progress:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to show; a second call does nothing."""
+        """Begin to show; a second call does nothing. Where there is no thread for it, the log says so."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="progress", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:  # no more threads: transfers need them more
-                self._log.warning("progress_display_failed", reason=str(error))
-                return
-            self._thread = thread
+                start_thread(thread, "progress")
+            except TransferFailed as error:
+                self._log.warning("no_progress", reason=str(error))
+            else:
+                self._thread = thread
 
     def stop(self) -> None:
-        """Show the last state, leave the terminal as it was, and return when the thread has ended; idempotent."""
+        """Show the last state, leave the terminal as it was, and return when the thread has ended; idempotent.
+
+        One that hangs, as whoever reads the terminal or the log takes nothing, is left behind.
+        """
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         on_screen = on_terminal() and os.environ.get("TERM", "dumb") != "dumb"

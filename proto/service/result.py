@@ -234,20 +234,20 @@ def write(
 ) -> None:
     """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`; waits for both.
 
-    What can't be written is a warning in the log.
+    What can't be written is a warning in the log. The file comes first: whoever reads standard output may not do so.
     """
-    try:
-        # None: the process was started with standard output closed.
-        if stdout is not None:
-            _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
-    except OSError as error:
-        log.warning("result_not_written", to=STDOUT, reason=error.strerror)
     try:
         if result_file is not None:
             path = os.path.realpath(result_file)
             _write_file(path, _content(result, path) + "\n")
     except OSError as error:
         log.warning("result_not_written", to=result_file, reason=error.strerror)
+    try:
+        # None: the process was started with standard output closed.
+        if stdout is not None:
+            _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
+    except OSError as error:
+        log.warning("result_not_written", to=STDOUT, reason=error.strerror)
 
 
 def _content(result: TransferResult, path: str) -> str:

@@ -1,7 +1,7 @@
 """How a process ends. SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
 
-The handler only reports; the service's own loop acts. As PID 1 of a container a process has no default handlers: these
-are set explicitly, so that `docker stop` ends a transfer at once.
+The handler only reports; the service's own loop acts, and has END_SECONDS. As PID 1 of a container a process has no
+default handlers: these are set explicitly, so that `docker stop` ends a transfer at once.
 """
 
 import atexit
@@ -17,6 +17,10 @@ from typing import Final, NoReturn
 from service import outlet
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+END_SECONDS: Final = 7.0
+"""How long the end may take that a signal asks for, whatever hangs: `docker stop` kills after 10."""
+OVERDUE_SECONDS: Final = 1.0
+"""How long what hangs at that moment has to say so."""
 SETTLE_SECONDS: Final = 2.0
 """What the end of a process waits for readers of its results and its log, all of them together ..."""
 LAST_SECONDS: Final = 0.25
@@ -65,8 +69,11 @@ def _end_now(number: int) -> None:
     os._exit(128 + number)
 
 
-def on_end(report: Callable[[int], None]) -> None:
-    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is)."""
+def on_end(report: Callable[[int], None], overdue: Callable[[int], None] | None = None) -> None:
+    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is).
+
+    What has not ended END_SECONDS later is ended; before that, `overdue(signal number)` has OVERDUE_SECONDS to say so.
+    """
     seen = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -74,7 +81,20 @@ def on_end(report: Callable[[int], None]) -> None:
         if seen:
             _end_now(number)
         seen = True
+        signal.signal(signal.SIGALRM, lambda *_: _end_overdue(number, overdue))
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         report(number)
 
     for number in SIGNALS:
         signal.signal(number, handle)
+
+
+def _end_overdue(number: int, overdue: Callable[[int], None] | None) -> None:
+    """End the process, with a last word that must not take long either."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, OVERDUE_SECONDS)
+    with contextlib.suppress(Exception):
+        if overdue is not None:
+            overdue(number)
+        _settle()
+    os._exit(128 + number)

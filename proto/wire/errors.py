@@ -179,7 +179,12 @@ class Interrupted(FilestreamerError):
 
 
 def from_os_error(error: OSError, code: Code, what: str) -> TransferFailed:
-    """Map an OSError of a file (never of a socket) to the end that it means; `what` names the file and the step."""
+    """Map an OSError of a file (never of a socket) to the end that it means; `what` names the file and the step.
+
+    What this process may have no more of, for now, is LIMIT: it is nothing that is wrong with the file.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        code = Code.LIMIT
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and code is Code.DESTINATION:
         code = Code.NO_SPACE
     return TransferFailed(code, f"{what}: {error.strerror or error}")

@@ -77,5 +77,14 @@ DEAD_SECONDS: Final = 30.0
 """A peer that sent nothing for this long is dead."""
 CLOSING_SECONDS: Final = 5.0
 """From SHUT_WR to the peer's end of stream."""
+STRANGER_SECONDS: Final = 60.0
+"""How long a transfer without progress keeps a name or a place that others want, whatever its own patience."""
+REHASH_STEP_BYTES: Final = MIB
+"""The least that a peer has to re-hash for it to count: it need not hash anything to say a number."""
+SYNC_BYTES_PER_SECOND: Final = 4 * MIB
+"""The slowest disk that a sync is waited for."""
+SYNC_ENTRY_BYTES: Final = 64 * KIB
+"""What an entry counts for in that: a name, a mode and times take a slow disk as long as so many bytes."""
+
 SENDS_PER_CHUNK: Final = 4
 """A chunk that arrives wrong is sent again at most three times."""

@@ -79,6 +79,11 @@ class Channel:
 
     # --- reading
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that have come and were not taken yet."""
+        return self._end - self._start
+
     def take(self, count: int) -> memoryview:
         """Return the next `count` bytes (at most what the buffer has room for), having waited for them.
 
@@ -242,11 +247,11 @@ class Channel:
         """Release the socket; only its owner may. Idempotent."""
         self.socket.close()
 
-    def close_in_order(self) -> None:
-        """Say that nothing follows, read to the peer's end for at most CLOSING_SECONDS, close. Never raises."""
+    def close_in_order(self, seconds: float = limits.CLOSING_SECONDS) -> None:
+        """Say that nothing follows, read to the peer's end for at most so many seconds, close. Never raises."""
         try:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
-            self.patience = Deadline(limits.CLOSING_SECONDS, "closing")
+            self.patience = Deadline(seconds, "closing")
             self.on_dry = _nothing
             while True:
                 self._start = self._end = 0

@@ -28,6 +28,7 @@ class Sender:
         self.is_complete = False
         self.is_deserted = False
         self.gave_way = False
+        self.hangs: str | None = None
         self.errors: list[FilestreamerError] = []
 
     @property

@@ -65,7 +65,11 @@ class Scripted:
         self._bodies.put(None)
         self.closed.set()
 
-    close_in_order = close
+    def close_in_order(self, seconds: float = 0.0) -> None:
+        del seconds
+        self.close()
+
+    buffered_bytes = 0
 
     def expect(self, kind: type[m.Message]) -> None:
         while not isinstance(self.said.get(timeout=2 * UNIT), kind):
