@@ -129,6 +129,8 @@ def _clean_staging(settings: "ReceiverSettings", destination: "Destination", log
     removed, left = destination.discard_older_than(settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:
         logger.info("staging_discarded", files=removed)
+    if (given_back := destination.give_back_space()) > 0:
+        logger.info("space_given_back", bytes=given_back, reason="taken ahead by a receiver that was killed")
     if left:
         logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")
 
