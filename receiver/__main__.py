@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import socket
 
     from receiver.settings import ReceiverSettings
+    from receiver.stdout import OpenFile
     from receiver.store import Destination
 
 
@@ -51,16 +52,16 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from receiver import token
     from receiver.server import Server
     from receiver.settings import METRICS
-    from receiver.stdout import Stdout
+    from receiver.stdout import OpenFile
     from service.monitor import Monitor
     from service.progress import Progress
     from wire.transport import format_address
 
     _allow_descriptors()
-    destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
-    free_bytes = None if isinstance(destination, Stdout) else destination.free_bytes
+    destination, output_name = _open_destination(settings)
+    free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes
     listeners = _listen(settings)
-    if not isinstance(destination, Stdout):
+    if not isinstance(destination, OpenFile):
         _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     secret = token.choose(settings, destination, [address[0] for address in addresses], logger)
@@ -89,15 +90,22 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         monitor.finish()
 
 
-def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination, bytes | None]":
-    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed."""
+def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":
+    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed.
+
+    What is no plain file is open then, and has no name: it is written to. Raises UsageError where that can't be.
+    """
+    from receiver.stdout import Stdout, follow, open_special
     from receiver.store import Destination, check_name
 
-    directory, output_name = settings.directory, None
-    if settings.output_file is not None:
-        directory, name = os.path.split(os.path.abspath(settings.output_file))
+    directory, output_name, path = settings.directory, None, settings.output_file
+    if path is not None:
+        special = Stdout() if settings.writes_stdout else open_special(path)
+        if special is not None:
+            return special, None
+        directory, name = os.path.split(follow(path) if os.path.islink(path) else os.path.abspath(path))
         output_name = check_name(os.fsencode(name))
-    destination = Destination(directory, replace=not settings.no_replace)
+    destination = Destination(directory, replace=not settings.no_replace, replace_special=output_name is None)
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name

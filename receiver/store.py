@@ -76,10 +76,12 @@ def shown_path(destination: "Destination", path: bytes) -> str:
 class Destination:
     """The directory that files go to. Descriptors are opened once and kept."""
 
-    def __init__(self, directory: str, *, replace: bool = True) -> None:
+    def __init__(self, directory: str, *, replace: bool = True, replace_special: bool = True) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.path = directory
         self.replace = replace
+        self.replace_special = replace_special
+        """Whether a file may take the place of a single symlink, FIFO, socket or device, too."""
         self.staged: set[Staged] = set()
         """What is staged here now."""
         self._ahead_lock = threading.Lock()  # protects what each of them was granted
@@ -255,6 +257,8 @@ class Destination:
             return
         if stat.S_ISDIR(there.st_mode):
             raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
+        if not (self.replace_special or stat.S_ISREG(there.st_mode)):
+            raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is no plain file any more")
         if not self.replace:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids to replace it")
 

@@ -12,7 +12,7 @@ import stat
 from typing import Any, Final
 
 from receiver.settings import ReceiverSettings
-from receiver.stdout import Stdout
+from receiver.stdout import OpenFile
 from receiver.store import Destination
 from service.values import TOKEN_CHARACTERS_MIN
 from wire.errors import Code, from_os_error
@@ -26,7 +26,7 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
-def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts: list[str], log: Any) -> str | None:
+def choose(settings: ReceiverSettings, destination: Destination | OpenFile, hosts: list[str], log: Any) -> str | None:
     """Return the token to ask for, None to ask for none. Raises TransferFailed(DESTINATION)."""
     if settings.token is not None:
         return settings.token
@@ -35,7 +35,7 @@ def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts:
     if settings.anonymous:
         log.warning("anonymous", reason="whoever can connect may write into the destination")
         return None
-    return secrets.token_urlsafe(24) if isinstance(destination, Stdout) else _kept(destination)
+    return secrets.token_urlsafe(24) if isinstance(destination, OpenFile) else _kept(destination)
 
 
 def _kept(destination: Destination) -> str:
