@@ -106,8 +106,10 @@ def open_special(path: str) -> OpenFile | None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if stat.S_ISREG(status.st_mode) and descriptor:
             raise _unfit(path, "a file that another process has open: give its own name")
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        if stat.S_ISREG(status.st_mode):
             return None
+        if stat.S_ISDIR(status.st_mode):
+            raise _unfit(path, "a directory")
         if stat.S_ISSOCK(status.st_mode):
             raise _unfit(path, "a socket")
         return _open_device(path, place, status)
