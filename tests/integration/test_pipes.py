@@ -615,10 +615,13 @@ def test_a_fifo_that_nobody_reads(pair: Pair) -> None:
     assert stat.S_ISFIFO((pair.destination / "fifo").lstat().st_mode)
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link", "link to a link"])
+@pytest.mark.parametrize("name", ["/dev/fd/1", "/proc/self/fd/1", "link", "link to a link"])
 @pytest.mark.parametrize("is_pipe", [False, True], ids=["file", "pipe"])
 def test_standard_output_by_another_name(pair: Pair, name: str, *, is_pipe: bool) -> None:
-    """Nothing but the file gets there: the result goes to standard error, as with a hyphen."""
+    """Nothing but the file gets there: the result goes to standard error, as with a hyphen.
+
+    The links are as /dev/stdout is, which this test does not put at risk.
+    """
     (pair.destination / "link").symlink_to("/proc/self/fd/1")
     (pair.destination / "link to a link").symlink_to("link")
     path = pair.logs / "out"
