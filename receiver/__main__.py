@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import socket
 
     from receiver.settings import ReceiverSettings
+    from receiver.stdout import OpenFile
     from receiver.store import Destination
     from receiver.token import Chosen
 
@@ -58,17 +59,17 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from receiver import token
     from receiver.server import Server
     from receiver.settings import METRICS
-    from receiver.stdout import Stdout
+    from receiver.stdout import OpenFile
     from service.monitor import Monitor
     from service.progress import Progress
     from service.report import report
     from service.result import TransferResult
 
     _allow_descriptors()
-    destination, output_name = (Stdout(), None) if settings.writes_stdout else _open_destination(settings)
-    free_bytes = None if isinstance(destination, Stdout) else destination.free_bytes
+    destination, output_name = _open_destination(settings)
+    free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes
     listeners = _listen(settings)
-    if not isinstance(destination, Stdout):
+    if not isinstance(destination, OpenFile):
         _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
@@ -114,15 +115,22 @@ def _tell_where(
         logger.info("token", path=chosen.path, hint="senders need what it holds: --token-file or FILESTREAMER_TOKEN")
 
 
-def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination, bytes | None]":
-    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed."""
+def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":
+    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed.
+
+    What is no plain file is open then, and has no name: it is written to. Raises UsageError where that can't be.
+    """
+    from receiver.stdout import Stdout, follow, open_special
     from receiver.store import Destination, check_name
 
-    directory, output_name = settings.directory, None
-    if settings.output_file is not None:
-        directory, name = os.path.split(os.path.abspath(settings.output_file))
+    directory, output_name, path = settings.directory, None, settings.output_file
+    if path is not None:
+        special = Stdout() if settings.writes_stdout else open_special(path)
+        if special is not None:
+            return special, None
+        directory, name = os.path.split(follow(path) if os.path.islink(path) else os.path.abspath(path))
         output_name = check_name(os.fsencode(name))
-    destination = Destination(directory, replace=not settings.no_replace)
+    destination = Destination(directory, replace=not settings.no_replace, replace_special=output_name is None)
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name
@@ -154,6 +162,8 @@ def _clean_staging(settings: "ReceiverSettings", destination: "Destination", log
     removed, left = destination.discard_older_than(settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:
         logger.info("staging_discarded", files=removed)
+    if (given_back := destination.give_back_space()) > 0:
+        logger.info("space_given_back", bytes=given_back, reason="taken ahead by a receiver that was killed")
     if left:
         logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")
 

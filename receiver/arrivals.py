@@ -186,7 +186,7 @@ class Arrivals:
                 is_good = digest == actual
                 if isinstance(stake, SmallFile):
                     if self._end_small(portion, index, stake, digest if is_good else None):
-                        whole.append(Whole(stake.entry.path, stake.name))
+                        whole.append(Whole(stake.entry.path, stake.name, stake.entry.size))
                         whole_bytes += stake.entry.size
                 elif isinstance(stake, LargeStake):
                     is_good = stake.deliver(part.position, connection, digest, actual, connection.connection_id)
@@ -241,7 +241,7 @@ class Arrivals:
                 portion.set(index, state.HELD if stake.is_settled else state.WRITING)
             portion.rest()
         if is_whole:
-            self._placer.add([Whole(stake.file.name, stake.file)], stake.grid.size)
+            self._placer.add([Whole(stake.file.name, stake.file, stake.grid.size)], stake.grid.size)
         if not portion.is_open:
             self._settled()
 

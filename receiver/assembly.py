@@ -201,6 +201,17 @@ class Assembly:
             yield first, end
             first = marks.find(1, end)
 
+    def missing_bytes(self) -> int:
+        """Count the bytes of all chunks that are FREE or WRITING, about: while others write."""
+        missing = self._states.count(FREE) + self._states.count(WRITING)
+        return min(missing * self.grid.chunk_size, self.grid.size)
+
+    @property
+    def here_end(self) -> int:
+        """Where the last byte ends that is here, or may be."""
+        last = max(self._states.rfind(state) for state in (CLAIMED, HELD, VERIFIED))
+        return min(self.grid.offset(last + 1), self.grid.size)
+
     def held_bytes(self, share: Share = WHOLE) -> int:
         """Count the bytes of the chunks of a share that are HELD."""
         return sum(share.bytes_between(self.grid, start, stop) for start, stop in self.runs(HELD, share=share))

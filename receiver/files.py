@@ -35,6 +35,8 @@ SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
 """Segments that all files may have together: 17 bytes of memory each."""
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
 WRITE_BACK_SECONDS: Final = 1.0
+RESERVE_SECONDS: Final = 0.1
+"""How often more space is taken ahead while bytes come."""
 LEAVE_SECONDS: Final = 10.0
 """How long a thread may take to leave a file after it was told to: one write to a slow disk."""
 GOODBYE_SECONDS: Final = 2.0
@@ -104,12 +106,12 @@ class File:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the staging was discarded after a failed sync."""
+        """Whether what was written can't be trusted: a sync failed, or somebody changed the staging."""
         return isinstance(self._content, Staged) and self._content.is_lost
 
     def left_bytes(self) -> int:
         """Count, about, the bytes that it is still going to take on the disk."""
-        return max(0, self.grid.size - (self._content.taken_bytes if self._content else 0))
+        return self.assembly.missing_bytes() if self._content else self.grid.size
 
     def open(self, make: Callable[[], Staged | InPlace], failed: Callable[[FilestreamerError], None]) -> None:
         """Open the content, unless another transfer has. Raises what `make` does.
@@ -131,6 +133,8 @@ class File:
                     self._sealed.add(share.index)
                 else:
                     self.set_aside += 1
+            if isinstance(content, Staged):
+                content.expected_digest = self.assembly.digest
             self._content = content
             is_large = isinstance(content, Staged) and (
                 self.grid.size >= WRITE_BACK_BYTES or content.entry.type is m.EntryType.STREAM
@@ -144,23 +148,47 @@ class File:
                     self._write_back = thread
 
     def _keep_writing_back(self, staged: Staged, failed: Callable[[FilestreamerError], None]) -> None:
-        """Take the space first; have the kernel write while the rest still comes in: the sync at the end is short."""
+        """Take space ahead; have the kernel write while the rest still comes in: the sync at the end is short."""
 
         def write_back() -> None:
-            staged.reserve(self._write_back_ended.is_set)
-            while not self._write_back_ended.wait(WRITE_BACK_SECONDS):
-                staged.write_back()
+            ended = self._write_back_ended
+            written, written_back_at = -1, time.monotonic()
+            is_taken = staged.reserve(ended.is_set)
+            while not ended.wait(RESERVE_SECONDS if not is_taken and staged.taken_bytes > written else 1.0):
+                written = staged.taken_bytes
+                is_taken = is_taken or staged.reserve(ended.is_set)
+                if time.monotonic() - written_back_at >= WRITE_BACK_SECONDS:
+                    staged.write_back()
+                    written_back_at = time.monotonic()
 
         if error := run_to_end("write-back", write_back):
             failed(error)
 
-    def close(self) -> None:
-        """Release the descriptors, unless a thread hangs on them; waits for the write-back, however long it takes."""
+    def end_write_back(self, seconds: float | None = None) -> bool:
+        """Take no more space, and write nothing back any more; whether the thread that did has ended in time."""
         self._write_back_ended.set()
         if self._write_back is not None:
-            self._write_back.join()
+            self._write_back.join(seconds)
+            return not self._write_back.is_alive()
+        return True
+
+    def close(self) -> None:
+        """Release the descriptors, and the space of what is not here, unless a thread hangs on them.
+
+        Waits for the write-back, however long that takes.
+        """
+        self.end_write_back()
         if self._content is not None and not self.is_stuck:
+            if isinstance(self._content, Staged) and not self.is_committed:
+                self._give_back(self._content)
             self._content.close()
+
+    def _give_back(self, staged: Staged) -> None:
+        """Free the space of the chunks that did not come, or not whole."""
+        grid = self.grid
+        runs = self.assembly.runs(FREE, WRITING)
+        missing = ((grid.offset(first), min(grid.offset(end), grid.size)) for first, end in runs)
+        staged.give_back(missing, self.assembly.here_end)
 
     # --- shares
 
@@ -213,7 +241,7 @@ class File:
         """Put the file in place, unless another shard has; nobody writes it any more. Raises TransferFailed."""
         if self.is_committed:
             return
-        self._write_back_ended.set()
+        self.end_write_back()  # what it still did would change the mtime
         try:
             self.content.commit()
             self.is_committed = True
@@ -552,7 +580,7 @@ class Files:
         if not is_last:
             if file.is_lost:
                 self._failing(file)(
-                    TransferFailed(Code.DESTINATION, f"a sync of {file.content.path} failed: run it again")
+                    TransferFailed(Code.DESTINATION, f"the staging of {file.content.path} was lost: run it again")
                 )
             return
         file.close()

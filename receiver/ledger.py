@@ -186,6 +186,22 @@ def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
             yield index, claims.digest(index) if known else UNKNOWN_DIGEST
 
 
+def unclaimed(claims: Claims) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) of bytes of the file that are not claimed, in order."""
+    at = 0
+    for start, end in _byte_runs(claims):
+        if at < start:
+            yield at, start
+        at = end
+    if at < claims.grid.size:
+        yield at, claims.grid.size
+
+
+def claimed_end(claims: Claims) -> int:
+    """Return where the last byte that is claimed ends."""
+    return min(claims.grid.offset(claims.present.rfind(1) + 1), claims.grid.size)
+
+
 def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
     """Yield the claimed bytes as runs [start, end), merged, in order."""
     first = claims.present.find(1)

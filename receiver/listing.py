@@ -4,12 +4,14 @@ Directories, symlinks, and files without a byte of their own are made as they ar
 modes and times of directories, wait for the end. Nothing is looked for where this transfer made the directory.
 """
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from receiver import portion as state
+from receiver.exclusive import rename_new
 from receiver.place import MODE_BITS, Directories, Placer, TreeStaging, Whole, put_attributes
 from receiver.portion import Portion
 from receiver.small import make_file
@@ -138,7 +140,7 @@ class Lister:
         if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
             staged = self._staging.name(file_id)
             make_file(self._staging, staged, entry)
-            self._placer.add([Whole(entry.path, staged)], 0)
+            self._placer.add([Whole(entry.path, staged, entry.size)], 0)
         return state.NOTHING
 
     def _correct(self, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
@@ -170,7 +172,27 @@ class Lister:
         temporary = self._staging.name(file_id).encode()
         os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
         _put_link_attributes(self._staging.fd, temporary, entry)
-        os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+        if self._destination.replace:
+            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+            return
+        with self._refusing_what_appeared(entry):
+            try:
+                rename_new(temporary, name, self._staging.fd, directory_fd)
+            except FileExistsError:
+                raise
+            except OSError:  # no way to rename so: a symlink is whole as soon as it is there
+                os.symlink(entry.link_target, name, dir_fd=directory_fd)
+                _put_link_attributes(directory_fd, name, entry)
+            finally:
+                self._staging.remove(os.fsdecode(temporary))
+
+    @contextlib.contextmanager
+    def _refusing_what_appeared(self, entry: Entry) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError:
+            reason = f"{self.shown(entry.path)} exists by now, and --no-replace forbids to replace it"
+            raise TransferFailed(Code.EXISTS, reason) from None
 
     # --- the end
 
@@ -195,6 +217,10 @@ class Lister:
         if there is not None and os.path.samestat(there, file):
             return
         self._check_replace(entry, there)
+        if not self._destination.replace:
+            with self._refusing_what_appeared(entry):
+                os.link(first_name, name, src_dir_fd=first_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+            return
         os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
 

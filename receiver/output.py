@@ -54,7 +54,7 @@ class StagedTarget:
 
     def write(self, view: memoryview) -> None:
         """Append the bytes. Raises TransferFailed: NO_SPACE, DESTINATION."""
-        self._staged.write(view, self._size)
+        self._staged.append(view, self._size)
         self._size += len(view)
 
     def finish(self, size: int) -> None:

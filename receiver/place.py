@@ -20,8 +20,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from receiver.exclusive import rename_new
 from receiver.files import File
-from receiver.store import TREE_SUFFIX, Destination, Staged, clear_tree, owner, shown_path
+from receiver.store import TREE_SUFFIX, Destination, Staged, clear_tree, is_named, owner, shown_path
 from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_digest
@@ -175,6 +176,7 @@ class TreeStaging:
         self._destination = destination
         self._name = segment_digest(name).hex() + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
+        self._is_locked = False
         try:
             self._open(shown_path(destination, name))
             clear_tree(self.fd)
@@ -199,15 +201,24 @@ class TreeStaging:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(self._name, 0o700, dir_fd=self._staging_fd)
                 self.fd = os.open(self._name, _OPEN_DIRECTORY, dir_fd=self._staging_fd)
+                self._check_owner(shown)
                 try:
                     fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise TransferFailed(Code.BUSY, f"{shown} is being received by another process") from None
-                there = os.stat(self._name, dir_fd=self._staging_fd, follow_symlinks=False)
-                if os.path.samestat(there, os.fstat(self.fd)):
+                if is_named(self.fd, self._name, self._staging_fd):
+                    self._is_locked = True
                     return
             self._close_descriptors()
         raise FileNotFoundError(errno.ENOENT, "the staging directory vanishes")
+
+    def _check_owner(self, shown: str) -> None:
+        """Take no directory that somebody else may change. Raises TransferFailed(DESTINATION), OSError."""
+        status = os.fstat(self.fd)
+        if status.st_uid != os.geteuid():
+            raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to somebody else: remove it")
+        if status.st_mode & 0o077:
+            os.fchmod(self.fd, 0o700)
 
     def name(self, file_id: int, connection_id: int = 0) -> str:
         """Return where a file is staged: files of one batch apart from those of the next, and each connection's."""
@@ -228,11 +239,12 @@ class TreeStaging:
             os.unlink(name, dir_fd=self.fd)
 
     def close(self) -> None:
-        """Remove everything that was not put in place, and the lock. Idempotent."""
-        if self.fd >= 0:
+        """Remove everything that was not put in place, and the lock. Idempotent. What others have locked stays."""
+        if self._is_locked:
             with contextlib.suppress(OSError):
                 clear_tree(self.fd)
-                os.rmdir(self._name, dir_fd=self._staging_fd)
+                if is_named(self.fd, self._name, self._staging_fd):
+                    os.rmdir(self._name, dir_fd=self._staging_fd)
         self._close_descriptors()
         self._destination.tidy()
 
@@ -241,6 +253,7 @@ class TreeStaging:
             if fd >= 0:
                 os.close(fd)
         self._staging_fd, self.fd = -1, -1
+        self._is_locked = False
 
 
 class Whole(NamedTuple):
@@ -248,6 +261,8 @@ class Whole(NamedTuple):
 
     path: bytes
     staged: str | File
+    size: int
+    """Bytes that were written."""
     """Its name in the tree's staging, or the large file that it is."""
 
 
@@ -363,6 +378,7 @@ class Placer:
         try:
             for whole in batch:
                 if isinstance(whole.staged, File):
+                    whole.staged.end_write_back()  # what it still did would change the mtime
                     _staged(whole.staged).prepare()
             sync_file_system(self._staging.fd)
         except (OSError, TransferFailed) as error:
@@ -388,17 +404,26 @@ class Placer:
             if isinstance(whole.staged, File):
                 _staged(whole.staged).put(directory.fd, name)
                 whole.staged.close()
-            elif self._destination.replace:
+                return
+            self._check_whole(whole.staged, whole)
+            if self._destination.replace:
                 os.rename(whole.staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory.fd)
             else:
-                os.link(whole.staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
-                self._staging.remove(whole.staged)
+                rename_new(whole.staged, name, self._staging.fd, directory.fd)
         except OSError as error:
             shown = shown_path(self._destination, whole.path)
             if isinstance(error, FileExistsError):
                 reason = f"{shown} exists by now, and --no-replace forbids to replace it"
                 raise TransferFailed(Code.EXISTS, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
+
+    def _check_whole(self, staged: str, whole: Whole) -> None:
+        """Check that a small file is as it was written. Raises TransferFailed(DESTINATION), OSError."""
+        status = os.stat(staged, dir_fd=self._staging.fd, follow_symlinks=False)
+        if status.st_size != whole.size or not stat.S_ISREG(status.st_mode):
+            what = f"it has {status.st_size} bytes, and {whole.size} were written"
+            reason = f"{shown_path(self._destination, whole.path)}: somebody changed its staging ({what}): run it again"
+            raise TransferFailed(Code.DESTINATION, reason)
 
     def _discard(self, files: Iterable[Whole]) -> None:
         """Drop files that can't be put in place; large ones are for the next run, unless a sync failed."""

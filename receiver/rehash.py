@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from receiver.store import Destination, Readable, open_below
 from service.threads import run_to_end, start_thread
 from wire import limits
-from wire.digests import segment_hasher
 from wire.errors import FilestreamerError, TransferFailed
 from wire.grid import Grid, Share
 
@@ -161,7 +160,7 @@ class Rehasher:
                 for index in range(file.grid.segments):
                     if self._ended.is_set():
                         return
-                    found.append(self._digest(block, content, file.grid, index))
+                    found.append(content.digest(block, file.grid, index, self._count))
                 digests.append((file.file_id, b"".join(found)))
                 size += file.grid.size
             except FilestreamerError:
@@ -175,19 +174,10 @@ class Rehasher:
         for ordinal in range(work.start, work.stop):
             if self._ended.is_set():
                 return
-            digests.append(self._digest(block, work.content, work.grid, work.share.chunk(ordinal)))
+            digests.append(work.content.digest(block, work.grid, work.share.chunk(ordinal), self._count))
         size = work.share.bytes_between(work.grid, work.start, work.stop)
         self._post(Rehashed(work.file_id, work.share, work.start, digests, size))
 
-    def _digest(self, block: memoryview, content: Readable, grid: Grid, index: int) -> bytes:
-        hasher = segment_hasher()
-        offset = grid.offset(index)
-        end = offset + grid.length(index)
-        while offset < end:
-            view = block[: min(limits.BLOCK_BYTES, end - offset)]
-            content.read_into(view, offset)
-            hasher.update(view)
-            offset += len(view)
-            with self._mutex:
-                self._hashed_bytes += len(view)
-        return hasher.digest()
+    def _count(self, read_bytes: int) -> None:
+        with self._mutex:
+            self._hashed_bytes += read_bytes

@@ -24,7 +24,7 @@ from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
-from receiver.stdout import Stdout
+from receiver.stdout import OpenFile
 from receiver.store import Destination
 from receiver.transfer import ControlUp, Transfer
 from service.counters import TransferCounters
@@ -64,7 +64,7 @@ class Server:
     def __init__(
         self,
         settings: ReceiverSettings,
-        destination: Destination | Stdout,
+        destination: Destination | OpenFile,
         monitor: Monitor,
         *,
         output_name: bytes | None,
@@ -78,8 +78,8 @@ class Server:
         """
         self._settings = settings
         self._monitor = monitor
-        self._stdout = destination if isinstance(destination, Stdout) else None
-        self._files = None if isinstance(destination, Stdout) else Files(destination, output_name)
+        self._stdout = destination if isinstance(destination, OpenFile) else None
+        self._files = None if isinstance(destination, OpenFile) else Files(destination, output_name)
         self._stdout_of: Transfer | None = None  # protected
         self._exit_code = 0
         self._listeners = listeners
@@ -352,7 +352,7 @@ class Server:
         assert self._files is not None  # nor for a tree
         return self._files.claim_root(transfer, name)
 
-    def claim_stdout(self, transfer: Transfer) -> Stdout | None:
+    def claim_stdout(self, transfer: Transfer) -> OpenFile | None:
         """Give a transfer standard output; None where files are received instead. Raises TransferFailed(BUSY).
 
         One that is deserted gives way, unless bytes of it were passed on: another's must not follow them.

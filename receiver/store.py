@@ -14,18 +14,18 @@ A file that was committed from shards is looked at where it is (`InPlace`) when 
 import contextlib
 import errno
 import fcntl
-import math
+import itertools
 import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from receiver import ledger
-from receiver.reserve import reserve
+from receiver import ledger, reserve
+from receiver.exclusive import rename_new
 from wire import limits
-from wire.digests import segment_digest
+from wire.digests import segment_digest, segment_hasher
 from wire.errors import Code, TransferFailed, from_os_error
 from wire.grid import Grid, Share, outside_holes
 from wire.messages import Entry, Hole
@@ -76,12 +76,15 @@ def shown_path(destination: "Destination", path: bytes) -> str:
 class Destination:
     """The directory that files go to. Descriptors are opened once and kept."""
 
-    def __init__(self, directory: str, *, replace: bool = True) -> None:
+    def __init__(self, directory: str, *, replace: bool = True, replace_special: bool = True) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.path = directory
         self.replace = replace
+        self.replace_special = replace_special
+        """Whether a file may take the place of a single symlink, FIFO, socket or device, too."""
         self.staged: set[Staged] = set()
         """What is staged here now."""
+        self._ahead_lock = threading.Lock()  # protects what each of them was granted
         try:
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
@@ -113,6 +116,39 @@ class Destination:
         space = os.fstatvfs(self.fd)
         return space.f_bavail * space.f_frsize + sum([staged.ahead_bytes for staged in tuple(self.staged)])
 
+    def grant_ahead(self, staged: "Staged", count: int) -> int:
+        """Return how many of `count` bytes may be taken ahead of what a file has; none where that is not worth it.
+
+        Where AHEAD_BYTES are lent, a file gets what it has earned alone, from then on.
+        """
+        enough = min(count, reserve.GRAIN_BYTES)
+        if staged.ahead.is_on_its_own and staged.earned_bytes < enough:
+            return 0
+        with self._ahead_lock:
+            lent = sum([max(0, -other.earned_bytes) for other in tuple(self.staged)])
+            room = 0 if staged.ahead.is_on_its_own else max(0, reserve.AHEAD_BYTES - lent)
+            granted = min(count, room + max(0, staged.earned_bytes))
+            if granted < enough:
+                staged.ahead.is_on_its_own = True
+                return 0
+            staged.ahead.granted_bytes += granted
+            return granted
+
+    def give_back_space(self) -> int:
+        """Free what receivers that were killed had taken ahead: what no ledger covers, of files that nobody receives.
+
+        Return about how many bytes.
+        """
+        try:
+            staging = self.staging(create=False)
+        except (OSError, TransferFailed):
+            return 0
+        try:
+            names = {os.path.splitext(name) for name in os.listdir(staging)}
+            return sum(_give_back(staging, stem) for stem, suffix in names if suffix == _SUFFIXES[0])
+        finally:
+            os.close(staging)
+
     def discard_older_than(self, seconds: float | None, now: float) -> tuple[int, int]:
         """Remove staged files that nothing was added to for `seconds`; None removes none.
 
@@ -143,8 +179,7 @@ class Destination:
         with contextlib.suppress(FileNotFoundError, TransferFailed):
             staging = self.staging(create=False)
             try:
-                if f"{key}.data" not in os.listdir(staging):
-                    _discard(staging, key, -math.inf, 0)
+                _discard(staging, key, None, 0)
             finally:
                 os.close(staging)
             self.tidy()
@@ -222,6 +257,8 @@ class Destination:
             return
         if stat.S_ISDIR(there.st_mode):
             raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
+        if not (self.replace_special or stat.S_ISREG(there.st_mode)):
+            raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is no plain file any more")
         if not self.replace:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids to replace it")
 
@@ -247,39 +284,115 @@ def _discard_tree(staging_fd: int, name: str) -> None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=staging_fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            clear_tree(fd)
-            os.rmdir(name, dir_fd=staging_fd)
+            if is_named(fd, name, staging_fd):
+                clear_tree(fd)
+                os.rmdir(name, dir_fd=staging_fd)
         finally:
             os.close(fd)
 
 
-def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
-    """Remove one staged file and its ledger if they are older than `seconds` and not in use; whether they were.
-
-    What lies there that is no such file stays.
-    """
-    with contextlib.suppress(OSError):
-        return _discard_files(staging_fd, key, seconds, now)
-    return False
-
-
-def _discard_files(staging_fd: int, key: str, seconds: float, now: float) -> bool:
-    names = [key + suffix for suffix in _SUFFIXES]
-    ages = []
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            ages.append(now - os.stat(name, dir_fd=staging_fd, follow_symlinks=False).st_mtime)
-    if not ages or min(ages) < seconds:
+def is_named(fd: int, name: str, directory_fd: int) -> bool:
+    """Whether an open file or directory still has this name. Where it has not, another process's may have it."""
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=directory_fd, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
         return False
-    fd = os.open(names[1], os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=staging_fd)
+
+
+@contextlib.contextmanager
+def _locked(staging_fd: int, key: str) -> Iterator[tuple[int, bool]]:
+    """Lock a staged file that nobody receives, by its ledger: its descriptor, and whether it had to be made for that.
+
+    One that was made is removed again. Raises OSError where somebody receives it, and where its ledger is no file.
+    """
+    name = key + _SUFFIXES[1]
+    flags = os.O_RDWR | os.O_NONBLOCK | _OPEN
+    try:
+        fd, is_new = os.open(name, flags, dir_fd=staging_fd), False
+    except FileNotFoundError:
+        fd, is_new = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=staging_fd), True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
+        try:
+            if not is_named(fd, name, staging_fd):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            yield fd, is_new
+        finally:
+            if is_new and is_named(fd, name, staging_fd):
                 os.unlink(name, dir_fd=staging_fd)
     finally:
         os.close(fd)
-    return True
+
+
+def _discard(staging_fd: int, key: str, seconds: float | None, now: float) -> bool:
+    """Remove one staged file and its ledger if they are older than `seconds` and not in use; whether they were.
+
+    None removes a ledger that has no staged file. What lies there that is no such file stays.
+    """
+    names = [key + suffix for suffix in _SUFFIXES]
+    with contextlib.suppress(OSError):
+        if not _is_stale(staging_fd, names, seconds, now):
+            return False
+        with _locked(staging_fd, key) as (_, is_new):
+            if not _is_stale(staging_fd, names[:1] if is_new else names, seconds, now):
+                return False  # somebody added to it until now
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=staging_fd)
+        return True
+    return False
+
+
+def _is_stale(staging_fd: int, names: list[str], seconds: float | None, now: float) -> bool:
+    found = {name: status for name in names if (status := _status(staging_fd, name)) is not None}
+    if seconds is None:
+        return len(found) == 1 and names[-1] in found
+    return bool(found) and min(now - status.st_mtime for status in found.values()) >= seconds
+
+
+def _status(directory_fd: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether it is a plain file of our own, which has no other name."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+
+
+def _give_back(staging_fd: int, key: str) -> int:
+    """Free what the ledger of a staged file does not cover, unless somebody receives it; return about how much."""
+    with contextlib.suppress(OSError), _locked(staging_fd, key) as (ledger_fd, _):
+        fd = os.open(key + _SUFFIXES[0], os.O_RDWR | os.O_NONBLOCK | _OPEN, dir_fd=staging_fd)
+        try:
+            before = os.fstat(fd)
+            if not (_is_own(before) and _is_own(os.fstat(ledger_fd))):
+                return 0
+            claims = _read_ledger(ledger_fd) or ledger.Claims.none(Grid(before.st_size, limits.CHUNK_SIZE_DEFAULT))
+            _free_unclaimed(fd, claims)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # its age is that of what came last
+            return max(0, before.st_blocks - os.fstat(fd).st_blocks) * 512
+        finally:
+            os.close(fd)
+    return 0
+
+
+def _free_unclaimed(fd: int, claims: ledger.Claims) -> None:
+    """Free the space of what is not claimed, up to the end of the file. Raises OSError."""
+    tail = ((claims.grid.size, size),) if (size := os.fstat(fd).st_size) > claims.grid.size else ()
+    reserve.give_back(fd, itertools.chain(ledger.unclaimed(claims), tail), ledger.claimed_end(claims))
+
+
+def _read_ledger(fd: int) -> ledger.Claims | None:
+    """Read a ledger; None where it is empty, damaged at its head, or longer than any. Raises OSError."""
+    length = os.fstat(fd).st_size
+    if not 0 < length <= ledger.BYTES_MAX:
+        return None
+    step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
+    pieces = (os.pread(fd, step, at) for at in range(ledger.HEADER_BYTES, length, step))
+    return ledger.decode(os.pread(fd, ledger.HEADER_BYTES, 0), pieces)
 
 
 def owner(entry: Entry) -> tuple[int, int]:
@@ -296,8 +409,6 @@ class Readable:
     claims: ledger.Claims
     holes: tuple[Hole, ...] = ()
     """Where the file has no bytes of its own, and none is written."""
-    taken_bytes = 0
-    """About how many bytes it takes on the disk by now: a hint for what others may still take."""
 
     def take_claims(self) -> ledger.Claims:
         """Return what is claimed to be there, on today's grid, and forget it here."""
@@ -316,6 +427,25 @@ class Readable:
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't read what is here of {self.path}") from None
 
+    def digest(
+        self, block: memoryview, grid: Grid, index: int, on_read: Callable[[int], object] | None = None
+    ) -> bytes:
+        """Return what a segment hashes to, read into `block` bit by bit. Raises TransferFailed(DESTINATION).
+
+        `on_read` hears of the bytes as they are read.
+        """
+        hasher = segment_hasher()
+        offset = grid.offset(index)
+        end = offset + grid.length(index)
+        while offset < end:
+            view = block[: min(len(block), end - offset)]
+            self.read_into(view, offset)
+            hasher.update(view)
+            offset += len(view)
+            if on_read is not None:
+                on_read(len(view))
+        return hasher.digest()
+
 
 def _has_data(fd: int, hole: Hole) -> bool:
     """Whether anything but zeros lies in a hole; all of it is read where the disk can't tell. Raises OSError."""
@@ -333,6 +463,21 @@ def _has_data(fd: int, hole: Hole) -> bool:
         if not content:
             return False
     return False
+
+
+def _new_holes(fd: int, size: int, holes: Sequence[Hole]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) outside of its holes for which the disk has no bytes of a file."""
+    for start, end in outside_holes(0, size, holes):
+        at = start
+        while (at := _seek(fd, at, os.SEEK_HOLE, end)) < end:
+            yield at, (at := min(end, _seek(fd, at, os.SEEK_DATA, end)))
+
+
+def _seek(fd: int, at: int, how: int, otherwise: int) -> int:
+    try:
+        return os.lseek(fd, at, how)
+    except OSError:  # there is none, or the file system can't tell
+        return otherwise
 
 
 def open_below(destination: Destination, path: bytes) -> Readable:
@@ -374,7 +519,6 @@ class InPlace(Readable):
         self._name = name
         self.fd = fd
         self.claims = ledger.Claims.all(grid)
-        self.taken_bytes = grid.size
         self._destination = destination
 
     def commit(self) -> None:
@@ -419,15 +563,22 @@ class Staged(Readable):
         self._ledger_mutex = threading.Lock()  # protects the end of the ledger
         self._sync_mutex = threading.Lock()  # protects is_lost
         self.is_lost = False
-        """A sync failed, and the staging was discarded."""
+        """What was written can't be trusted: a sync failed and the staging was discarded, or somebody changed it."""
+        self.expected_digest: Callable[[int], bytes] = lambda _: ledger.UNKNOWN_DIGEST
+        """Returns what each segment hashes to, once all are here."""
+        self.ahead = reserve.Ahead(entry.size, entry.holes)
+        self.fd = -1
+        self._was_there_bytes = 0
+        self._written: dict[int, int] = {}
+        """Bytes that each thread has written, by its ident: no lock, as each changes its own alone."""
         try:
-            self._ledger_fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            self._lock()
+            self._ledger_fd = self._open_ledger()
             self._check_space(entry.size - sum(hole.length for hole in entry.holes), reserved_bytes)
             self._drop_filled_holes()
             self.claims = self._load(grid)
             self.fd = self._open(self._data_name, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self.fd, entry.size)
+            self._free_unclaimed()
             destination.staged.add(self)
         except BaseException:
             self._discard_if_empty()
@@ -439,38 +590,39 @@ class Staged(Readable):
         """Return under which name a file is staged that goes to this path."""
         return segment_digest(path).hex()
 
-    def _open(self, name: str, flags: int) -> int:
+    def _open(self, name: str, flags: int, *, with_lock: bool = False) -> int:
         """Open a staged file, making it where it is missing. One that has other names, too, is left to those."""
         fd = os.open(name, flags | os.O_NONBLOCK | _OPEN, 0o600, dir_fd=self._staging_fd)
         self._fds.append(fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is no plain file of our own: remove it")
+        if with_lock:  # before anything is changed: it may be another process's
+            self._lock(fd, name)
         if status.st_nlink > 1:
             os.unlink(name, dir_fd=self._staging_fd)
-            return self._open(name, flags | os.O_EXCL)
+            return self._open(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
 
-    def _lock(self) -> None:
-        """Lock the ledger; what was locked must still be the file of that name. Raises TransferFailed(BUSY)."""
+    def _open_ledger(self) -> int:
+        """Open and lock the ledger. Raises TransferFailed (BUSY, DESTINATION), OSError."""
+        fd = self._open(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
+        self._is_locked = True
+        return fd
+
+    def _lock(self, fd: int, name: str) -> None:
+        """Lock a file; what was locked must still have that name. Raises TransferFailed(BUSY)."""
         try:
-            fcntl.flock(self._ledger_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TransferFailed(Code.BUSY, f"{self.path} is being received by another process") from None
-        there = os.stat(self._ledger_name, dir_fd=self._staging_fd, follow_symlinks=False)
-        if there.st_ino != os.fstat(self._ledger_fd).st_ino:
+        if not is_named(fd, name, self._staging_fd):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        self._is_locked = True
 
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
         length = os.fstat(self._ledger_fd).st_size
-        found = None
-        if 0 < length <= ledger.BYTES_MAX and self._data_exists():
-            first = os.pread(self._ledger_fd, ledger.HEADER_BYTES, 0)
-            found = ledger.decode(first, self._ledger_pieces(length))
-        if found is None:
-            found = ledger.Claims.none(grid)
+        found = (_read_ledger(self._ledger_fd) if self._data_exists() else None) or ledger.Claims.none(grid)
         claims = ledger.claims_on(found, grid)
         if not ledger.is_exact(length, found, grid):
             os.ftruncate(self._ledger_fd, 0)
@@ -484,24 +636,20 @@ class Staged(Readable):
             if any(_has_data(fd, hole) for hole in self.holes):
                 os.unlink(self._data_name, dir_fd=self._staging_fd)
 
-    def _ledger_pieces(self, length: int) -> Iterator[bytes]:
-        step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
-        for at in range(ledger.HEADER_BYTES, length, step):
-            yield os.pread(self._ledger_fd, step, at)
-
     def _data_exists(self) -> bool:
-        try:
-            os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return _status(self._staging_fd, self._data_name) is not None
+
+    def _free_unclaimed(self) -> None:
+        """Begin with the space of what an earlier run noted alone: what else it had taken is decided anew."""
+        if os.fstat(self.fd).st_blocks:
+            with contextlib.suppress(OSError):
+                _free_unclaimed(self.fd, self.claims)
+                os.ftruncate(self.fd, self.entry.size)
+        self._was_there_bytes = os.fstat(self.fd).st_blocks * 512
 
     def _check_space(self, size: int, reserved_bytes: int) -> None:
-        try:
-            there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
-        except FileNotFoundError:
-            there = 0
-        self.taken_bytes = there
+        status = _status(self._staging_fd, self._data_name)
+        there = status.st_blocks * 512 if status is not None else 0
         free = self._destination.free_bytes() - reserved_bytes
         if size - there > free:
             raise TransferFailed(
@@ -524,12 +672,34 @@ class Staged(Readable):
                     os.ftruncate(self._ledger_fd, length)
                 raise
 
-    def reserve(self, is_over: Callable[[], bool]) -> None:
-        """Take the space of all of it ahead, until it `is_over`. Raises TransferFailed: NO_SPACE."""
+    def reserve(self, is_over: Callable[[], bool]) -> bool:
+        """Take space ahead of the bytes, as much as may be by now, until it `is_over`.
+
+        Return whether all of it is taken. Raises TransferFailed: NO_SPACE.
+        """
         try:
-            reserve(self.fd, self.entry.size, self.holes, is_over)
+            return self.ahead.take(self.fd, lambda count: self._destination.grant_ahead(self, count), is_over)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+
+    def give_back(self, ranges: Iterable[tuple[int, int]], kept_end: int) -> None:
+        """Free the space of ranges [start, end) that nothing was written to, now that nobody writes any more.
+
+        The bytes that are to be kept end at `kept_end`. Nothing is done to what is no staging of ours any more.
+        """
+        with contextlib.suppress(OSError):
+            if self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd) and _is_own(os.fstat(self.fd)):
+                reserve.give_back(self.fd, ranges, kept_end)
+
+    @property
+    def taken_bytes(self) -> int:
+        """About how many bytes it has on the disk by now; what was written twice counts twice."""
+        return self._was_there_bytes + sum(list(self._written.values()))
+
+    @property
+    def earned_bytes(self) -> int:
+        """How much more may be taken ahead for what was written; below zero: what is lent to it beyond that."""
+        return 2 * self.taken_bytes - self.ahead.granted_bytes
 
     @property
     def ahead_bytes(self) -> int:
@@ -545,7 +715,15 @@ class Staged(Readable):
             write_at(self.fd, view, offset, self.holes)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
-        self.taken_bytes += len(view)
+        thread = threading.get_ident()
+        self._written[thread] = self._written.get(thread, 0) + len(view)
+
+    def append(self, view: memoryview, size: int) -> None:
+        """Write the next bytes of a file that has `size` by now, and grows. Raises TransferFailed: as `write`."""
+        there = os.fstat(self.fd).st_size
+        if there != size:
+            raise self._spoilt(f"it has {there} bytes, and {size} were written")
+        self.write(view, size)
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (segment, digest) pairs to the ledger, before they are acknowledged."""
@@ -583,14 +761,18 @@ class Staged(Readable):
             self._sync(os.fsync)
             self._rename(self._destination.fd, self._name)
             os.fsync(self._destination.fd)
-            os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+            self._drop_ledger()
             self._destination.tidy()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
     def _finish(self) -> None:
-        """Give it its size, owner, mode and times, now that nobody writes any more. Raises OSError."""
-        os.ftruncate(self.fd, self.entry.size)
+        """Give it its owner, mode and times, now that nobody writes any more. Raises OSError.
+
+        What is longer was left by somebody; what is shorter is found by `_check_whole`.
+        """
+        if os.fstat(self.fd).st_size > self.entry.size:
+            os.ftruncate(self.fd, self.entry.size)
         if owner(self.entry) != (-1, -1):
             os.fchown(self.fd, *owner(self.entry))
         os.fchmod(self.fd, self.entry.mode & 0o777)
@@ -606,7 +788,7 @@ class Staged(Readable):
     def put(self, directory_fd: int, name: bytes) -> None:
         """Put a file of a tree under its final name, after it was synced. Raises OSError, TransferFailed."""
         self._rename(directory_fd, name)
-        os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+        self._drop_ledger()
 
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError and discards the staging where that fails, and again ever after.
@@ -624,24 +806,56 @@ class Staged(Readable):
                 raise
 
     def _rename(self, directory_fd: int, final: bytes) -> None:
-        there = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
-        if not os.path.samestat(there, os.fstat(self.fd)):
+        if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
             raise TransferFailed(Code.DESTINATION, f"{self.path}: somebody replaced its staging: send it again")
-        to = {"src_dir_fd": self._staging_fd, "dst_dir_fd": directory_fd}
+        self._check_whole()
         if self._destination.replace:
-            os.rename(self._data_name, final, **to)
+            os.rename(self._data_name, final, src_dir_fd=self._staging_fd, dst_dir_fd=directory_fd)
             return
         try:
-            os.link(self._data_name, final, follow_symlinks=False, **to)
+            rename_new(self._data_name, final, self._staging_fd, directory_fd)
         except FileExistsError:
             raise TransferFailed(Code.EXISTS, f"{self.path} exists by now, and --no-replace forbids it") from None
-        os.unlink(self._data_name, dir_fd=self._staging_fd)
+
+    def _check_whole(self) -> None:
+        """Check that everything that was written is still there: somebody may have shortened it meanwhile.
+
+        Where it was made longer again after that, the file system has holes that were written to. It may have them for
+        zeros, too, so that their segments are read and compared. Raises TransferFailed(DESTINATION), OSError.
+        """
+        status = os.fstat(self.fd)
+        if status.st_size != self.entry.size:
+            raise self._spoilt(f"it has {status.st_size} bytes, and {self.entry.size} were written")
+        expected_bytes = self.entry.size - sum(hole.length for hole in self.holes)
+        if not os.major(status.st_dev) and status.st_blocks * 512 >= expected_bytes:
+            return  # no disk of its own: in memory, looking for holes would visit every page
+        block = memoryview(bytearray(limits.BLOCK_BYTES))
+        grid = self._grid
+        for start, end in _new_holes(self.fd, self.entry.size, self.holes):
+            for index in range(start // grid.chunk_size, min(grid.segments, -(-end // grid.chunk_size))):
+                if self.digest(block, grid, index) != self.expected_digest(index):
+                    raise self._spoilt(f"bytes {start} to {end} are gone")
+
+    def _spoilt(self, what: str) -> TransferFailed:
+        """Trust nothing of it until it is opened anew: what is there is hashed again then."""
+        self.is_lost = True
+        return TransferFailed(Code.DESTINATION, f"{self.path}: somebody changed its staging ({what}): run it again")
+
+    def _has_lock(self) -> bool:
+        """Whether what lies in staging under its names is its own: another process's where somebody cleared it."""
+        return self._is_locked and is_named(self._ledger_fd, self._ledger_name, self._staging_fd)
+
+    def _drop_ledger(self) -> None:
+        if self._has_lock():
+            os.unlink(self._ledger_name, dir_fd=self._staging_fd)
 
     def discard(self) -> None:
         """Remove the staged bytes and their ledger."""
-        for name in (self._data_name, self._ledger_name):
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._staging_fd)
+        with contextlib.suppress(OSError):
+            if self._has_lock():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._data_name, dir_fd=self._staging_fd)
+                os.unlink(self._ledger_name, dir_fd=self._staging_fd)
 
     def _discard_if_empty(self) -> None:
         """Leave nothing behind where staging could not begin, and an earlier run left nothing either."""
@@ -661,6 +875,4 @@ class Staged(Readable):
         """Keep no space for what can't be resumed. What has the names by now may be another one's."""
         with contextlib.suppress(OSError):
             if self._is_locked and os.fstat(self._ledger_fd).st_size <= ledger.HEADER_BYTES:
-                there = os.stat(self._ledger_name, dir_fd=self._staging_fd, follow_symlinks=False)
-                if os.path.samestat(there, os.fstat(self._ledger_fd)):
-                    self.discard()
+                self.discard()

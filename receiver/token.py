@@ -12,7 +12,7 @@ import stat
 from typing import Any, Final, NamedTuple
 
 from receiver.settings import ReceiverSettings
-from receiver.stdout import Stdout
+from receiver.stdout import OpenFile
 from receiver.store import STAGING, Destination
 from service import own_token
 from service.own_token import is_loopback
@@ -36,7 +36,7 @@ class Chosen(NamedTuple):
     """Whether it is the user's own, which this user's senders on this machine find by themselves."""
 
 
-def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts: list[str], log: Any) -> Chosen:
+def choose(settings: ReceiverSettings, destination: Destination | OpenFile, hosts: list[str], log: Any) -> Chosen:
     """Return the token to ask for. Raises TransferFailed(DESTINATION), UsageError."""
     if settings.token is not None:
         return Chosen(settings.token)
@@ -48,7 +48,7 @@ def choose(settings: ReceiverSettings, destination: Destination | Stdout, hosts:
     own = own_token.make(os.environ) if is_local else None
     if own is not None:
         return Chosen(own.token, own.path, is_own=True)
-    return Chosen(secrets.token_urlsafe(24), is_new=True) if isinstance(destination, Stdout) else _kept(destination)
+    return Chosen(secrets.token_urlsafe(24), is_new=True) if isinstance(destination, OpenFile) else _kept(destination)
 
 
 def _kept(destination: Destination) -> Chosen:

@@ -22,7 +22,7 @@ from receiver.output import Output, StagedTarget, Target, check_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.single import Single
-from receiver.stdout import Stdout
+from receiver.stdout import OpenFile
 from receiver.store import Destination, check_path
 from service.counters import TransferCounters
 from service.threads import run_to_end, start_thread
@@ -96,8 +96,8 @@ class Registry(Protocol):
     def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
         """Give a tree a name in the destination. Raises TransferFailed."""
 
-    def claim_stdout(self, transfer: "Transfer") -> Stdout | None:
-        """Give a transfer standard output; None where files are received instead. Raises TransferFailed(BUSY)."""
+    def claim_stdout(self, transfer: "Transfer") -> OpenFile | None:
+        """Give a transfer what is written in order; None where files are received instead. Raises TransferFailed."""
 
     def release(self, transfer: "Transfer") -> None:
         """Let others write what a transfer has committed."""
@@ -456,8 +456,8 @@ class Transfer(threading.Thread):
             self._was_offered = error.code is not Code.BUSY
             raise
 
-    def _claim_stdout(self, *, is_one: bool) -> Stdout | None:
-        """Claim standard output, if that is where things go. Raises TransferFailed (POLICY, BUSY)."""
+    def _claim_stdout(self, *, is_one: bool) -> OpenFile | None:
+        """Claim what is written in order, if that is where things go. Raises TransferFailed (POLICY, BUSY)."""
         try:
             stdout = self._registry.claim_stdout(self)
         except TransferFailed:
@@ -465,11 +465,11 @@ class Transfer(threading.Thread):
             raise
         if stdout is not None and not is_one:
             raise TransferFailed(
-                Code.POLICY, "this receiver writes one file to standard output, no tree: use tar c DIR | sender -"
+                Code.POLICY, f"this receiver writes one file to {stdout.path}, no tree: use tar c DIR | sender -"
             )
         return stdout
 
-    def _pass_on(self, stdout: Stdout | None, entry: m.Entry, chunk_size: int) -> Cargo:
+    def _pass_on(self, stdout: OpenFile | None, entry: m.Entry, chunk_size: int) -> Cargo:
         """Take what comes in order: to standard output, or a stream to a file."""
         streams = entry.type is m.EntryType.STREAM
         if self._offer is not None and self._offer.shard is not None:

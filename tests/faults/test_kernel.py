@@ -42,7 +42,7 @@ def check_untouched(pair: Pair, content: bytes = OLD) -> None:
 # -------------------------------------------------------------------------------------------- crashes while it commits
 
 STEPS = [
-    ("ftruncate", "before", 3),
+    ("fchmod", "before", 1),
     ("fsync", "before", 1),
     ("rename", "before", 1),
     ("rename", "after", 1),

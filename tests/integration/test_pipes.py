@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -536,3 +537,201 @@ def test_the_default_window_is_what_the_documentation_says() -> None:
 
     settings, _ = parse(["-", "--to", "h:1"], {})
     assert settings.window == 64 * limits.MIB
+
+
+# --------------------------------------------------------------------------------------- an output file that is no file
+
+
+def special(pair: Pair, path: object, *args: object, **more: Any) -> Service:
+    """Start a receiver that writes one file there."""
+    return pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", path, *args, cwd=pair.destination, **more)
+
+
+def move(pair: Pair, receiver: Service, size: int = 3 * MIB + 5) -> Path:
+    """Send a file to the end; return it."""
+    file = pair.file("f", size)
+    pair.sender(file, pair.address(receiver)).succeeds()
+    assert receiver.wait() == 0, receiver.stderr
+    return file
+
+
+def node(path: Path, number: int) -> Path:
+    """Make a character device of memory: 3 is null, 7 is full."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, number))
+        os.close(os.open(path, os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("making a device takes root, and a file system that has devices")
+    return path
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-replace",)])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_device_is_written_to(pair: Pair, flags: tuple[str, ...], *, is_link: bool) -> None:
+    """It stays a device, also where a symlink leads to it; nothing is staged beside it."""
+    path = node(pair.destination / "null", 3)
+    if is_link:
+        (pair.destination / "link").symlink_to("null")
+    receiver = special(pair, "link" if is_link else "null", *flags)
+    move(pair, receiver)
+    assert stat.S_ISCHR(path.lstat().st_mode)
+    assert (pair.destination / "link").is_symlink() is is_link
+    assert pair.received() == (["link"] if is_link else []) + ["null"]
+    assert receiver.result["status"] == "complete"
+
+
+def test_a_device_that_is_full(pair: Pair) -> None:
+    path = node(pair.destination / "full", 7)
+    receiver = special(pair, path)
+    sender = pair.sender(pair.file("f", MIB), pair.address(receiver))
+    assert f"can't write to {path}: No space left on device" in sender.fails(4, "no_space")
+    assert f"can't write to {path}: No space left on device" == receiver.fails(4, "no_space")
+    assert stat.S_ISCHR(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * MIB + 5])
+def test_a_fifo_is_written_to(pair: Pair, size: int) -> None:
+    """Its reader may come later than the sender, and sees the end."""
+    path = pair.destination / "fifo"
+    os.mkfifo(path)
+    receiver = special(pair, "fifo")
+    file = pair.file("f", size)
+    sender = pair.sender(file, pair.address(receiver))
+    receiver.wait_for("transfer_started")
+    assert path.read_bytes() == file.read_bytes()
+    sender.succeeds()
+    assert receiver.wait() == 0
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+    assert pair.received() == ["fifo"]
+
+
+def test_a_fifo_that_nobody_reads(pair: Pair) -> None:
+    """It is waited for, as any reader is; a signal ends that."""
+    os.mkfifo(pair.destination / "fifo")
+    receiver = special(pair, "fifo")
+    pair.sender(pair.file("f", MIB), pair.address(receiver))
+    receiver.wait_for("output_waits")
+    receiver.signal(signal.SIGTERM)
+    assert receiver.wait() == 143
+    assert stat.S_ISFIFO((pair.destination / "fifo").lstat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/1", "/proc/self/fd/1", "link", "link to a link"])
+@pytest.mark.parametrize("is_pipe", [False, True], ids=["file", "pipe"])
+def test_standard_output_by_another_name(pair: Pair, name: str, *, is_pipe: bool) -> None:
+    """Nothing but the file gets there: the result goes to standard error, as with a hyphen.
+
+    The links are as /dev/stdout is, which this test does not put at risk.
+    """
+    (pair.destination / "link").symlink_to("/proc/self/fd/1")
+    (pair.destination / "link to a link").symlink_to("link")
+    path = pair.logs / "out"
+    reader = Reader()
+    with path.open("wb") if not is_pipe else reader.end as out:
+        receiver = special(pair, name, stdout=out)
+    file = pair.file("f", MIB + 3)
+    sender = pair.sender(file, pair.address(receiver))
+    content = reader.read_all() if is_pipe else b""
+    sender.succeeds()
+    assert receiver.succeeds()["bytes"] == MIB + 3
+    assert (content if is_pipe else path.read_bytes()) == file.read_bytes()
+    assert (pair.destination / "link").is_symlink()
+    reader.close()
+    reader.end.close()
+
+
+def test_standard_output_that_is_named_as_a_fifo(pair: Pair) -> None:
+    """Both names lead to one FIFO: the result does not get between the bytes."""
+    path = pair.destination / "fifo"
+    os.mkfifo(path)
+    with open(os.open(path, os.O_RDWR), "wb", buffering=0) as out:
+        receiver = special(pair, path, stdout=out)
+        address = pair.address(receiver)
+    file = pair.file("f", 200_000)
+    sender = pair.sender(file, address)
+    assert path.read_bytes() == file.read_bytes()
+    sender.succeeds()
+    assert receiver.succeeds()["bytes"] == 200_000
+
+
+def test_a_descriptor_that_was_opened_for_it(pair: Pair) -> None:
+    """As of a shell's `3>file`: what stands in it already stays, and the result is on standard output."""
+    path = pair.logs / "out"
+    under = ("sh", "-c", 'exec "$@" 3>>' + str(path), "sh")
+    path.write_bytes(b"before ")
+    receiver = special(pair, "/dev/fd/3", under=under)
+    file = move(pair, receiver)
+    assert path.read_bytes() == b"before " + file.read_bytes()
+    assert receiver.result["status"] == "complete"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symlink_to_a_file(pair: Pair, *, exists: bool) -> None:
+    """What it leads to is replaced whole, in its own directory, or made there; the link stays."""
+    (pair.destination / "there").mkdir()
+    target = pair.destination / "there" / "target"
+    held = None
+    if exists:
+        target.write_bytes(b"old")
+        held = target.open("rb")
+    (pair.destination / "link").symlink_to("there/target")
+    file = move(pair, special(pair, "link"))
+    assert os.readlink(pair.destination / "link") == "there/target"
+    assert same(file, target)
+    assert pair.received() == ["link", "there"]
+    assert os.listdir(target.parent) == ["target"]
+    if held is not None:
+        assert held.read() == b"old", "it was written into, and not replaced"
+        held.close()
+
+
+def test_a_symlink_to_a_file_that_may_not_be_replaced(pair: Pair) -> None:
+    (pair.destination / "target").write_bytes(b"old")
+    (pair.destination / "link").symlink_to("target")
+    assert "--no-replace" in special(pair, "link", "--no-replace").fails(3, "exists", status="refused")
+    assert (pair.destination / "target").read_bytes() == b"old"
+
+
+def test_a_file_that_becomes_a_fifo_meanwhile(pair: Pair) -> None:
+    """It is not replaced either."""
+    receiver = special(pair, "f")
+    pair.address(receiver)
+    os.mkfifo(pair.destination / "f")
+    pair.sender(pair.file("f", MIB), pair.address(receiver)).fails(4, "destination")
+    assert stat.S_ISFIFO((pair.destination / "f").lstat().st_mode)
+
+
+UNFIT: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "socket": (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), 4, "it is a socket"),
+    "loop": (lambda path: path.symlink_to(path.name), 4, "Too many levels of symbolic links"),
+    "dangling into nowhere": (lambda path: path.symlink_to("missing/f"), 4, "No such file or directory"),
+    "closed descriptor": (lambda path: path.symlink_to("/dev/fd/99"), 4, "Bad file descriptor"),
+    "standard input": (lambda path: path.symlink_to("/dev/stdin"), 4, "open for reading"),
+    "standard error": (lambda path: path.symlink_to("/dev/stderr"), 2, "where the log goes"),
+    "symlink to a directory": (lambda path: path.symlink_to("."), 4, "directory"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_can_not_be_written_to(pair: Pair, kind: str) -> None:
+    """It is told at start, in one line, and nothing is changed."""
+    make, code, says = UNFIT[kind]
+    path = pair.destination / "x"
+    make(path)
+    before = path.lstat()
+    with open(os.devnull, "rb") as nothing:
+        message = special(pair, path, stdin=nothing).fails(code, "usage" if code == 2 else "destination")
+    assert says in message
+    assert "Traceback" not in message
+    assert (before.st_ino, before.st_mode) == (path.lstat().st_ino, path.lstat().st_mode)
+    assert pair.received() == ["x"]
+
+
+def test_a_tree_does_not_go_into_a_device(pair: Pair) -> None:
+    path = node(pair.destination / "null", 3)
+    (pair.source / "tree").mkdir()
+    (pair.source / "tree" / "f").write_bytes(b"content")
+    receiver = special(pair, path)
+    message = pair.sender(pair.source / "tree", pair.address(receiver)).fails(3, "policy", status="refused")
+    assert str(path) in message
+    assert stat.S_ISCHR(path.lstat().st_mode)

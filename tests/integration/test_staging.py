@@ -1,5 +1,6 @@
 """What unfinished transfers left: found at start and told, discarded by age on request, never from under somebody."""
 
+import contextlib
 import os
 import signal
 import time
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.peer import RawSender, Sample, acknowledged
-from tests.support.services import Pair, Service, same, tree
+from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
+from tests.support.services import UNIT, Pair, Service, same, tree
 from tests.support.staging import Staging
 from wire import messages as m
+from wire.digests import segment_digest
+from wire.errors import Code
 
 CHUNK = 10_000
 DAY = 86_400.0
@@ -258,3 +261,209 @@ def test_staging_that_is_no_directory(pair: Pair, tmp_path: Path, kind: str) -> 
     assert told(receiver) == {}
     assert tree(elsewhere) == {key: 16}
     assert pair.received() == [".filestreamer"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- space
+
+MIB = 1 << 20
+OFFERED = 4096 * MIB
+SPACE = 64 * MIB
+"""What counts as nothing beside what was offered."""
+
+
+def space(pair: Pair) -> int:
+    """Count the bytes that everything in the destination takes on the disk."""
+    return sum(path.lstat().st_blocks * 512 for path in pair.destination.rglob("*"))
+
+
+def offer(peer: RawSender, *, type: m.EntryType = m.EntryType.FILE, shard: m.Shard | None = None) -> Link:
+    """Offer far more than what follows."""
+    entry = m.Entry(b"large", type, OFFERED if type is m.EntryType.FILE else 0, 0o644, 0)
+    control = peer.control()
+    control.send(m.Offer(MIB, shard, False, entry.size), m.ManifestPart(0, (entry,), True))
+    control.expect(m.Needed)
+    return control
+
+
+def one_chunk(peer: RawSender, at: int = 0) -> None:
+    """Send one chunk, until it is acknowledged."""
+    payload = bytes([7]) * MIB
+    data = peer.data()
+    data.send(m.ChunkHeader(at, (m.Segment(0, at * MIB, MIB),)))
+    data.send_raw(payload + segment_digest(payload))
+    acknowledged(data, 1)
+
+
+def until(condition: Callable[[], bool], seconds: float = 2 * UNIT) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.02)
+
+
+def tree_offer(peer: RawSender) -> Link:
+    """Offer a tree with a large file."""
+    control = peer.control()
+    entries = (m.Entry(b"t", m.EntryType.DIRECTORY, 0, 0o755, 0), m.Entry(b"t/f", m.EntryType.FILE, OFFERED, 0o644, 0))
+    control.send(m.Offer(MIB, None, False, 0), m.ManifestPart(0, entries, True))
+    control.expect(m.Needed)
+    return control
+
+
+ENDS: dict[str, Callable[[Service, Link], None]] = {
+    "the sender aborts": lambda _, control: control.send(m.Abort(Code.SHUTTING_DOWN, "enough")),
+    "the receiver is ended": lambda receiver, _: receiver.signal(signal.SIGTERM),
+    "the sender is gone": lambda _, control: control.reset(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("what", ["file", "shard", "tree"])
+def test_what_a_few_bytes_take(pair: Pair, what: str, end: str) -> None:
+    """A part of what was offered, while the transfer is under way; and what was written, when it is not."""
+    receiver = pair.receiver("--give-up-after", 1)
+    with RawSender(pair.address(receiver)) as peer:
+        match what:
+            case "tree":
+                control = tree_offer(peer)
+                payload = bytes([7]) * MIB
+                data = peer.data()
+                data.send(m.ChunkHeader(0, (m.Segment(1, 0, MIB),)))
+                data.send_raw(payload + segment_digest(payload))
+                acknowledged(data, 1)
+            case "shard":
+                control = offer(peer, shard=m.Shard(0, 2))
+                one_chunk(peer)
+            case _:
+                control = offer(peer)
+                one_chunk(peer)
+        until(lambda: space(pair) > SPACE)
+        assert space(pair) < OFFERED // 2
+        ENDS[end](receiver, control)
+    receiver.wait_for("transfer_failed")
+    assert MIB <= space(pair) < SPACE
+
+
+def test_a_stream_that_ends_early_leaves_nothing(pair: Pair) -> None:
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        control = offer(peer, type=m.EntryType.STREAM)
+        one_chunk(peer)
+        control.send(m.Abort(Code.SHUTTING_DOWN, "enough"))
+        receiver.wait_for("transfer_failed")
+    until(lambda: pair.received() == [])
+
+
+def test_what_a_killed_receiver_had_taken(pair: Pair, tmp_path: Path) -> None:
+    """The next one gives it back, says so, and goes on with what came."""
+    receiver = pair.receiver()
+    with RawSender(pair.address(receiver)) as peer:
+        offer(peer)
+        one_chunk(peer, 3)
+        until(lambda: space(pair) > SPACE)
+        receiver.signal(signal.SIGKILL)
+        receiver.wait()
+    assert space(pair) > SPACE
+    again = started(pair)
+    assert MIB <= space(pair) < SPACE
+    (told_of,) = again.events("space_given_back")
+    assert told_of["bytes"] > SPACE
+    source = tmp_path / "large"
+    with source.open("wb") as file:
+        os.pwrite(file.fileno(), bytes([7]) * MIB, 3 * MIB)
+        os.ftruncate(file.fileno(), OFFERED)
+    os.utime(source, ns=(0, 0))
+    result = pair.sender(source, pair.address(again), "--chunk-size", "1MiB").succeeds()
+    assert (result["held_bytes"], result["sent_bytes"]) == (MIB, 0)
+    with (pair.destination / "large").open("rb") as received:
+        assert os.pread(received.fileno(), MIB, 3 * MIB) == bytes([7]) * MIB
+
+
+def test_many_files_at_once_take_no_more_than_one(pair: Pair) -> None:
+    """What is lent is lent once, over all transfers: a few bytes of each change nothing about that."""
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    peers = [RawSender(address) for _ in range(6)]
+    with contextlib.ExitStack() as stack:
+        for number, peer in enumerate(peers):
+            stack.enter_context(peer)
+            entry = m.Entry(f"f{number}".encode(), m.EntryType.FILE, 1024 * MIB, 0o644, 0)
+            control = peer.control()
+            control.send(m.Offer(MIB, None, False, entry.size), m.ManifestPart(0, (entry,), True))
+            control.expect(m.Needed)
+            one_chunk(peer)
+        until(lambda: space(pair) > 512 * MIB)
+        assert space(pair) < 2048 * MIB
+
+
+def test_staging_that_is_shortened_meanwhile(pair: Pair) -> None:
+    """By whomever: both sides hear of it, nothing wrong gets the name, and the same command repairs it."""
+    file = pair.file("f", 40 * CHUNK)
+    (pair.destination / "f").write_bytes(b"old")
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    staging = Staging(pair.destination, "f")
+    sender = pair.sender(file, address, "--chunk-size", CHUNK, "--rate-limit", 20 * CHUNK)
+    staging.wait_for_records(10)
+    os.truncate(staging.data, 3 * CHUNK)
+    assert "changed" in sender.fails(4, "destination")
+    assert (pair.destination / "f").read_bytes() == b"old"
+    pair.sender(file, address, "--chunk-size", CHUNK).succeeds()
+    assert same(file, pair.destination / "f")
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+
+def refused_by_another(pair: Pair, source: Path) -> None:
+    """Send the same to a second receiver into the destination, which can't take it; end that."""
+    second = pair.receiver()
+    rival = pair.sender(source, pair.address(second), "--chunk-size", CHUNK, "--give-up-after", 1)
+    assert "another process" in rival.fails(1, "busy")
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 143
+
+
+def test_a_second_receiver_of_a_file_is_refused_and_the_first_completes(pair: Pair) -> None:
+    """Nothing that the first has staged is gone."""
+    sample = Sample.random(1, 10 * CHUNK, CHUNK)
+    (pair.source / "sample.bin").write_bytes(sample.content)
+    first = started(pair)
+    with RawSender(pair.address(first)) as peer:
+        control = peer.offer(sample)
+        control.expect(m.Needed)
+        data = peer.data()
+        data.send_raw(b"".join(map(sample.chunk, range(5))))
+        acknowledged(data, 5)
+        refused_by_another(pair, pair.source / "sample.bin")
+        data.send_raw(b"".join(map(sample.chunk, range(5, 10))))
+        acknowledged(data, 5)
+        control.send(sample.finish)
+        control.expect(m.Complete)
+    assert (pair.destination / "sample.bin").read_bytes() == sample.content
+
+
+def test_a_second_receiver_of_a_tree_is_refused_and_the_first_completes(pair: Pair) -> None:
+    """Whether its files are staged, or are staged after that: they get their names, and are whole."""
+    sample = TreeSample(CHUNK)
+    sample.directory(b"t")
+    (pair.source / "t").mkdir()
+    for number in range(12):
+        sample.add(b"t/%d" % number, os.urandom((CHUNK // 2 + 1) * (1 + 4 * (number % 2))))
+        (pair.source / f"t/{number}").write_bytes(sample.contents[-1])
+    first = started(pair)
+    chunks = list(sample.chunks().items())
+    with RawSender(pair.address(first)) as peer:
+        control = peer.control()
+        control.send(sample.offer, *sample.parts)
+        control.expect(m.Needed)
+        data = peer.data()
+        for some in (chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]):
+            data.send_raw(b"".join(sample.chunk(*chunk) for chunk in some))
+            acknowledged(data, len(some))
+            refused_by_another(pair, pair.source / "t")
+        control.send(sample.finish)
+        control.expect(m.Complete)
+    for number, content in enumerate(sample.contents[1:]):
+        assert (pair.destination / "t" / str(number)).read_bytes() == content

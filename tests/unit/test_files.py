@@ -1,15 +1,18 @@
 """Who may have a share of which file, and when a file of several shares is complete."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from receiver import reserve
 from receiver.assembly import Turn
 from receiver.files import Files, Stake, Step
-from receiver.store import Destination
+from receiver.store import Destination, Staged
+from tests.support.services import UNIT
 from wire import messages as m
 from wire.digests import segment_digest
 from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
@@ -328,3 +331,142 @@ def test_a_lost_staging_ends_all(files: Files, monkeypatch: pytest.MonkeyPatch) 
 
 def _fails(_fd: int) -> None:
     raise OSError(5, "Input/output error")
+
+
+# ------------------------------------------------------------------------------------------------------------- the disk
+
+MIB = 1 << 20
+LARGE = Grid(128 * MIB, MIB)
+
+
+@pytest.fixture
+def taking(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Have the thread that takes space say when it begins, and go on when it is told to."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = reserve.fallocate
+
+    def fallocate(fd: int, offset: int, count: int) -> None:
+        begun.set()
+        go_on.wait(UNIT)
+        real(fd, offset, count)
+
+    monkeypatch.setattr(reserve, "fallocate", fallocate)
+    yield begun, go_on
+    go_on.set()
+
+
+def bring(stake: Stake, sender: Sender, *positions: int) -> None:
+    """Bring segments of LARGE."""
+    for position in positions:
+        block = bytes([position + 1]) * MIB
+        assert stake.begin(position, sender)[0] is Turn.WRITE
+        stake.write(memoryview(block), position * MIB)
+        assert stake.deliver(position, sender, segment_digest(block), segment_digest(block), 0)
+        stake.record([(position, segment_digest(block))])
+
+
+def allocated(destination: Destination) -> int:
+    """Count the bytes that the one staged file takes on the disk."""
+    (data,) = [name for name in os.listdir(f"{destination.path}/.filestreamer") if name.endswith(".data")]
+    status = os.stat(f"{destination.path}/.filestreamer/{data}")
+    return status.st_blocks * 512 // MIB * MIB  # what the file system needs to find them is far less
+
+
+def test_the_mtime_is_the_last_that_is_set(
+    files: Files, destination: Destination, taking: tuple[threading.Event, threading.Event]
+) -> None:
+    """The thread that takes space may be slow: a commit waits until it is done."""
+    begun, go_on = taking
+    sender, stake = claim(files, grid=LARGE)
+    assert begun.wait(UNIT)
+    bring(stake, sender, *range(LARGE.segments))
+    assert finish(stake) is Step.COMMIT
+    commit = threading.Thread(target=stake.file.commit)
+    commit.start()
+    commit.join(0.3)  # it waits, or has gone ahead by then
+    go_on.set()
+    commit.join(UNIT)
+    leave(files, sender)
+    assert os.stat(f"{destination.path}/f").st_mtime_ns == ENTRY.mtime_ns
+    assert os.stat(f"{destination.path}/f").st_size == LARGE.size
+
+
+def test_an_unfinished_file_keeps_the_space_of_what_came(files: Files, destination: Destination) -> None:
+    """Of chunks that are here; not of one that was being written. Another transfer finds them."""
+    sender, stake = claim(files, grid=LARGE)
+    assert isinstance(stake.content, Staged)
+    stake.content.reserve(lambda: False)
+    bring(stake, sender, 0, 7, 127)
+    stake.begin(9, sender)
+    stake.write(memoryview(bytes(MIB)), 9 * MIB)
+    stake.abandon(sender)
+    leave(files, sender)
+    assert allocated(destination) == 3 * MIB
+    sender, stake = claim(files, grid=LARGE)
+    for start, stop in stake.claimed():
+        stake.rehashed(WHOLE, start, [segment_digest(bytes([at + 1]) * MIB) for at in range(start, stop)])
+    assert stake.answer().held == [(0, 1), (7, 8), (127, 128)]
+    leave(files, sender)
+
+
+def test_a_stuck_file_is_left_alone(files: Files, destination: Destination) -> None:
+    """A thread that hangs in it may still write: nothing is done to it until another process looks at it."""
+    sender, stake = claim(files, grid=LARGE)
+    assert isinstance(stake.content, Staged)
+    stake.content.reserve(lambda: False)
+    bring(stake, sender, 0)
+    stake.file.end_write_back()
+    leave(files, sender, cleanly=False)
+    assert allocated(destination) == LARGE.size
+
+
+def test_the_space_of_shards_is_given_back_behind_the_last(files: Files, destination: Destination) -> None:
+    """What one has not written is not missing to the other; the share that is sealed stays."""
+    first, second = (claim(files, Share(index, 2), grid=LARGE) for index in range(2))
+    assert isinstance(first[1].content, Staged)
+    first[1].content.reserve(lambda: False)
+    bring(first[1], first[0], *range(0, 128, 2))
+    bring(second[1], second[0], 1)
+    assert finish(first[1]) is Step.WAIT
+    leave(files, first[0])
+    assert allocated(destination) == LARGE.size
+    bring(second[1], second[0], 3)
+    leave(files, second[0])
+    assert allocated(destination) == 66 * MIB
+    _, stake = claim(files, Share(0, 2), grid=LARGE)
+    assert stake.file.missing_shares == 1
+
+
+def test_what_is_still_to_come_is_promised(files: Files) -> None:
+    """Neither what is here nor what was sent twice counts."""
+    sender, stake = claim(files, grid=LARGE)
+    bring(stake, sender, 0, 1)
+    for _ in range(3):
+        assert stake.begin(2, sender)[0] is Turn.WRITE
+        stake.write(memoryview(bytes(MIB)), 2 * MIB)
+        assert not stake.deliver(2, sender, bytes(16), segment_digest(bytes(MIB)), 0)
+    assert stake.file.left_bytes() == 126 * MIB
+    leave(files, sender)
+
+
+def test_a_file_that_was_shortened_is_hashed_again(files: Files, destination: Destination) -> None:
+    """The transfer ends with an error; shards that wait give way, and the next run finds what is still there."""
+    first, second = (claim(files, Share(index, 2), grid=LARGE) for index in range(2))
+    bring(first[1], first[0], *range(0, 128, 2))
+    assert finish(first[1]) is Step.WAIT
+    bring(second[1], second[0], *range(1, 128, 2))
+    (data,) = [name for name in os.listdir(f"{destination.path}/.filestreamer") if name.endswith(".data")]
+    os.truncate(f"{destination.path}/.filestreamer/{data}", 100 * MIB)
+    assert finish(second[1]) is Step.COMMIT
+    with pytest.raises(TransferFailed) as caught:
+        second[1].file.commit()
+    assert caught.value.code is Code.DESTINATION
+    leave(files, second[0])
+    assert [error.code for error in first[0].errors] == [Code.DESTINATION]  # type: ignore[attr-defined]
+    leave(files, first[0])
+    assert not os.path.exists(f"{destination.path}/f")
+    _, stake = claim(files, Share(1, 2), grid=LARGE)
+    rehashed = {index: bytes([index + 1]) * MIB if index < 100 else bytes(MIB) for index in range(1, 128, 2)}
+    stake.rehashed(stake.share, 0, [segment_digest(content) for content in rehashed.values()])
+    assert stake.answer().held == [(0, 50)]
+    assert stake.answer().needed == [(50, 64)]

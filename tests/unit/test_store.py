@@ -1,12 +1,14 @@
 """The destination directory: what is staged and where, who may, what a commit leaves, and what is refused."""
 
 import errno
+import fcntl
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -630,6 +632,456 @@ def test_space_that_was_taken_ahead_counts_as_free(
     assert (destination.free_bytes(), staged.taken_bytes) == (15 << 20, 3 << 20)
     staged.close()
     assert destination.free_bytes() == 10 << 20
+
+
+MIB = 1 << 20
+LARGE = Grid(64 * MIB, MIB)
+
+
+def fill(staged: Staged, *indices: int) -> None:
+    """Write segments of LARGE, each of another byte, and say so in the ledger."""
+    for index in indices:
+        block = bytes([index + 1]) * MIB
+        staged.write(memoryview(block), index * MIB)
+        staged.record([(index, segment_digest(block))])
+
+
+def filled(path: Path, index: int) -> bool:
+    with path.open("rb") as file:
+        return bytes([index + 1]) * MIB == os.pread(file.fileno(), MIB, index * MIB)
+
+
+def taken(path: Path) -> int:
+    """Count the bytes that a file takes on the disk, without what the file system needs to find them."""
+    return allocated(path) // MIB * MIB
+
+
+def kill(staged: Staged) -> None:
+    """Leave staging as a process that is killed does: the lock is gone, and nothing was cleaned up."""
+    while staged._fds:
+        os.close(staged._fds.pop())
+    staged._destination.staged.discard(staged)
+
+
+def free(staged: Staged, *indices: int) -> None:
+    staged.give_back([(index * MIB, (index + 1) * MIB) for index in indices], (min(indices)) * MIB)
+
+
+def test_what_may_be_taken_ahead_grows_with_what_has_come(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed amount over all files, and beyond that as much again as was written of each."""
+    monkeypatch.setattr(reserve, "STEP_BYTES", 2 * MIB)
+    monkeypatch.setattr(reserve, "GRAIN_BYTES", MIB)
+    monkeypatch.setattr(reserve, "AHEAD_BYTES", 8 * MIB)
+    first = stage(destination, LARGE)
+    assert not first.reserve(never)
+    assert taken(staged_data(path)) == 8 * MIB
+    second = destination.stage(b"g", ENTRY._replace(size=LARGE.size), LARGE, 0)
+    assert not second.reserve(never)
+    assert second.ahead_bytes == 0, "one peer's bytes were lent already"
+    fill(first, *range(10))
+    assert not first.reserve(never)
+    assert taken(staged_data(path)) == 20 * MIB
+    fill(second, 0)
+    assert not second.reserve(never)
+    assert second.ahead_bytes == MIB
+    fill(first, *range(10, 40))
+    assert first.reserve(never)
+    assert taken(staged_data(path)) == LARGE.size
+    first.close()
+    second.close()
+
+
+def test_the_space_of_what_was_not_written_is_given_back(destination: Destination, path: Path) -> None:
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 0, 5)
+    free(staged, *range(1, 5), *range(6, 64))
+    assert taken(staged_data(path)) == 2 * MIB
+    assert staged_data(path).stat().st_size == LARGE.size
+    assert [filled(staged_data(path), index) for index in (0, 5)] == [True, True]
+    staged.close()
+
+
+def test_less_than_a_block_beside_what_was_written(destination: Destination, path: Path) -> None:
+    """Nothing beyond the ranges is touched, wherever blocks begin."""
+    grid = Grid(100_001, 10_001)
+    content = os.urandom(grid.size)
+    staged = stage(destination, grid)
+    staged.reserve(never)
+    staged.write(memoryview(content), 0)
+    staged.give_back([(0, 10_001), (20_002, 30_003), (90_009, 100_001)], 90_009)
+    there = staged_data(path).read_bytes()
+    assert len(there) == grid.size
+    for start, end in ((10_001, 20_002), (30_003, 90_009)):
+        assert there[start:end] == content[start:end]
+    staged.close()
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_can_not_punch_holes(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What lies behind the last byte that counts is cut off, and the file has its size again when it is resumed."""
+
+    def punch(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(reserve, "punch", punch)
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 0, 2)
+    staged.give_back([(MIB, 2 * MIB), (3 * MIB, 64 * MIB)], 3 * MIB)
+    assert taken(staged_data(path)) == staged_data(path).stat().st_size == 3 * MIB
+    staged.close()
+    staged = stage(destination, LARGE)
+    assert list(staged.claims.indices()) == [0, 2]
+    assert staged_data(path).stat().st_size == LARGE.size
+    assert [filled(staged_data(path), index) for index in (0, 2)] == [True, True]
+    staged.close()
+
+
+def test_a_receiver_that_was_killed(destination: Destination, path: Path) -> None:
+    """What the ledger covers stays, with its age; the rest is given back, once."""
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 1, 63)
+    kill(staged)
+    os.utime(staged_data(path), ns=(7, 8_000_000_000))
+    assert 62 <= destination.give_back_space() / MIB < 63
+    status = staged_data(path).stat()
+    assert (taken(staged_data(path)), status.st_size, status.st_mtime_ns) == (2 * MIB, LARGE.size, 8_000_000_000)
+    assert destination.give_back_space() == 0
+    staged = stage(destination, LARGE)
+    assert list(staged.claims.indices()) == [1, 63]
+    assert [filled(staged_data(path), index) for index in (1, 63)] == [True, True]
+    staged.close()
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "no ledger", "another size", "no data"])
+def test_a_receiver_that_was_killed_and_a_damaged_ledger(destination: Destination, path: Path, damage: str) -> None:
+    """It costs time: whatever is claimed after that is there."""
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 0, 1)
+    kill(staged)
+    noted = path / ".filestreamer" / f"{KEY}.ledger"
+    match damage:
+        case "torn":
+            os.truncate(noted, ledger.HEADER_BYTES + ledger.RECORD_BYTES + 3)
+        case "empty":
+            os.truncate(noted, 0)
+        case "no ledger":
+            noted.unlink()
+        case "another size":
+            os.truncate(staged_data(path), 80 * MIB)
+        case _:
+            staged_data(path).unlink()
+    names = sorted(os.listdir(path / ".filestreamer"))
+    destination.give_back_space()
+    assert names == sorted(os.listdir(path / ".filestreamer"))
+    expected = {"torn": [0], "another size": [0, 1]}.get(damage, [])
+    if damage != "no data":
+        assert taken(staged_data(path)) == len(expected) * MIB
+    staged = stage(destination, LARGE)
+    assert list(staged.claims.indices()) == expected
+    assert all(filled(staged_data(path), index) for index in expected)
+    staged.close()
+
+
+def test_space_of_what_somebody_receives_stays(destination: Destination, path: Path) -> None:
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 0)
+    other = Destination(str(path))
+    assert other.give_back_space() == 0
+    assert taken(staged_data(path)) == LARGE.size
+    staged.close()
+    os.close(other.fd)
+
+
+@pytest.mark.parametrize("trap", ["final file", "symlink", "fifo"])
+def test_space_of_what_is_not_staging_alone_stays(destination: Destination, path: Path, trap: str) -> None:
+    """Data that has another name, too, may be a final file after a crash; a link leads elsewhere."""
+    staged = stage(destination, LARGE)
+    fill(staged, *range(64))
+    kill(staged)
+    os.truncate(path / ".filestreamer" / f"{KEY}.ledger", ledger.HEADER_BYTES)
+    os.rename(staged_data(path), path / "f")
+    if trap == "final file":
+        os.link(path / "f", staged_data(path))
+    elif trap == "symlink":
+        staged_data(path).symlink_to(path / "f")
+    else:
+        os.mkfifo(staged_data(path))
+    assert destination.give_back_space() == 0
+    assert taken(path / "f") == LARGE.size
+    assert all(filled(path / "f", index) for index in range(64))
+
+
+def test_a_transfer_begins_with_the_space_of_what_is_claimed_alone(destination: Destination, path: Path) -> None:
+    """What was taken by one that was killed counts neither as written nor as taken."""
+    staged = stage(destination, LARGE)
+    staged.reserve(never)
+    fill(staged, 0, 1, 2)
+    kill(staged)
+    staged = stage(destination, LARGE)
+    assert taken(staged_data(path)) == staged.taken_bytes // MIB * MIB == 3 * MIB
+    assert staged.ahead_bytes == 0
+    staged.close()
+
+
+def test_a_committed_file_keeps_its_bytes(destination: Destination, path: Path) -> None:
+    """Whoever gives back too late, or once more, does nothing to a file that has its name."""
+    staged = stage(destination, Grid(4 * MIB, MIB))
+    fill(staged, *range(4))
+    staged.commit()
+    free(staged, *range(4))
+    staged.close()
+    assert all(filled(path / "f", index) for index in range(4))
+
+
+class Block:
+    """A block in whose counting another thread gets its turn."""
+
+    def __len__(self) -> int:
+        os.sched_yield()
+        return 1
+
+
+def test_what_several_threads_wrote_is_counted(destination: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block is lost from the count, whenever threads take turns."""
+    monkeypatch.setattr(os, "pwrite", lambda _fd, view, _offset: len(view))
+    staged = stage(destination, LARGE)
+    block: Any = Block()
+
+    def write_all() -> None:
+        for _ in range(2000):
+            staged.write(block, 0)
+
+    threads = [threading.Thread(target=write_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert staged.taken_bytes == 8000
+    staged.close()
+
+
+# -------------------------------------------------------------------------------------------- what is changed meanwhile
+
+
+def whole(destination: Destination) -> Staged:
+    """Stage a file that is all there, and what its segments hash to."""
+    staged = stage(destination, Grid(8 * MIB, MIB))
+    fill(staged, *range(8))
+    staged.expected_digest = lambda index: segment_digest(bytes([index + 1]) * MIB)
+    return staged
+
+
+@pytest.mark.parametrize("length", [0, 1, 3 * MIB, 8 * MIB - 1])
+@pytest.mark.parametrize("is_longer_again", [False, True], ids=["shorter", "longer again"])
+def test_staging_that_was_shortened_is_not_put_in_place(
+    path: Path, destination: Destination, length: int, *, is_longer_again: bool
+) -> None:
+    """Nor where writes at its end, or the thread that takes space, made it as long as before."""
+    (path / "f").write_bytes(b"old")
+    staged = whole(destination)
+    os.truncate(staged_data(path), length)
+    if is_longer_again and length < 8 * MIB - 4096:  # less than a block is no hole
+        os.truncate(staged_data(path), 8 * MIB)
+    message = failure(Code.DESTINATION, staged.commit)
+    assert str(path / "f") in message
+    assert "changed" in message
+    assert staged.is_lost
+    staged.close()
+    assert (path / "f").read_bytes() == b"old"
+
+
+def test_a_file_of_a_tree_that_was_shortened(path: Path, destination: Destination) -> None:
+    staged = whole(destination)
+    os.truncate(staged_data(path), 5 * MIB)
+    staged.prepare()
+    assert "changed" in failure(Code.DESTINATION, staged.put, destination.fd, b"f")
+    staged.close()
+    assert not (path / "f").exists()
+
+
+def test_zeros_that_the_disk_does_not_keep_are_no_damage(path: Path, destination: Destination) -> None:
+    """A file system may have a hole where zeros were written: what counts is what is read."""
+    staged = stage(destination, Grid(8 * MIB, MIB))
+    staged.expected_digest = lambda _: segment_digest(bytes(MIB))
+    staged.commit()
+    staged.close()
+    assert (path / "f").read_bytes() == bytes(8 * MIB)
+
+
+def test_holes_of_a_file_are_no_damage(path: Path, destination: Destination) -> None:
+    holes = (Hole(0, MIB), Hole(2 * MIB + 5, 3 * MIB), Hole(7 * MIB, MIB))
+    staged = stage(destination, Grid(8 * MIB, MIB), ENTRY._replace(holes=holes))
+    content = bytearray(b"x" * 8 * MIB)
+    for offset, length in holes:
+        content[offset : offset + length] = bytes(length)
+    staged.write(memoryview(content), 0)
+    staged.commit()
+    staged.close()
+    assert (path / "f").read_bytes() == content
+
+
+def test_a_stream_that_was_shortened(path: Path, destination: Destination) -> None:
+    """It is noticed by the next bytes: they would make it long enough again."""
+    staged = stage(destination, Grid(0, MIB))
+    staged.append(memoryview(CONTENT), 0)
+    os.truncate(staged_data(path), 3)
+    assert "changed" in failure(Code.DESTINATION, staged.append, memoryview(CONTENT), len(CONTENT))
+    staged.close()
+
+
+# -------------------------------------------------------------------------------------------------- whose staging it is
+
+
+@pytest.fixture
+def usurper(destination: Destination, path: Path) -> Iterator[tuple[Staged, Staged]]:
+    """Return a staging whose files somebody removed, and that of another process which began again."""
+    first = stage(destination)
+    write(first, 0, 1, 2, 3)
+    for name in os.listdir(path / ".filestreamer"):
+        (path / ".filestreamer" / name).unlink()
+    other = Destination(str(path))
+    second = stage(other)
+    write(second, 0, 1)
+    yield first, second
+    first.close()
+    second.close()
+    os.close(other.fd)
+
+
+@pytest.mark.parametrize("act", ["discard", "close", "commit", "put", "give_back"])
+def test_who_lost_its_staging_leaves_another_ones_alone(
+    path: Path, usurper: tuple[Staged, Staged], destination: Destination, act: str
+) -> None:
+    first, second = usurper
+    match act:
+        case "commit":
+            failure(Code.DESTINATION, first.commit)
+        case "put":
+            failure(Code.DESTINATION, first.put, destination.fd, b"f")
+        case "give_back":
+            first.give_back([(0, len(CONTENT))], 0)
+        case _:
+            getattr(first, act)()
+    first.close()
+    write(second, 2, 3)
+    second.commit()
+    assert (path / "f").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("missing", [".data", ".ledger"])
+def test_who_lost_half_of_its_staging(path: Path, destination: Destination, missing: str) -> None:
+    """It may share the other half with a process that began again: it puts nothing in place."""
+    first = stage(destination)
+    write(first, 0, 1, 2, 3)
+    (path / ".filestreamer" / f"{KEY}{missing}").unlink()
+    failure(Code.DESTINATION, first.commit)
+    first.close()
+    assert not (path / "f").exists()
+
+
+@pytest.mark.parametrize("suffix", [".data", ".ledger"])
+def test_a_second_name_is_no_reason_to_take_a_staging_away(
+    path: Path, destination: Destination, tmp_path: Path, suffix: str
+) -> None:
+    """A backup of hard links is made of it, then another process comes: BUSY, and the first one completes."""
+    first = stage(destination)
+    write(first, 0)
+    os.link(path / ".filestreamer" / f"{KEY}{suffix}", tmp_path / "backup")
+    other = Destination(str(path))
+    assert "another process" in failure(Code.BUSY, stage, other)
+    os.close(other.fd)
+    write(first, 1, 2, 3)
+    first.commit()
+    first.close()
+    assert (path / "f").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_ledger_that_is_in_use_is_not_dropped(path: Path, destination: Destination, *, is_locked: bool) -> None:
+    """Neither one that has its data, nor one that another process has just begun."""
+    staged = stage(destination)
+    write(staged, 0)
+    if is_locked:
+        staged_data(path).unlink()
+    else:
+        staged.close()
+    destination.drop_ledger(NAME)
+    assert (path / ".filestreamer" / f"{KEY}.ledger").exists()
+    staged.close()
+
+
+def test_staging_that_is_begun_anew_while_the_old_is_discarded(
+    path: Path, destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock comes a moment after another process has removed what it locks, and made it anew."""
+    staged = stage(destination)
+    write(staged, 0)
+    staged.close()
+    other = Destination(str(path))
+    news: list[Staged] = []
+    real = fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        for name in os.listdir(path / ".filestreamer"):
+            (path / ".filestreamer" / name).unlink()
+        news.append(stage(other))
+        write(news[0], 1)
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert destination.discard_older_than(0.0, 1 << 40) == (0, 1)
+    assert len(os.listdir(path / ".filestreamer")) == 2
+    news[0].close()
+    again = stage(destination)
+    assert list(again.claims.indices()) == [1]
+    again.close()
+    os.close(other.fd)
+
+
+# ------------------------------------------------------------------------------------- where nothing may be replaced
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a file system without hard links."""
+
+    def link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_commit_without_replacing_and_without_hard_links(path: Path) -> None:
+    destination = Destination(str(path), replace=False)
+    staged = stage(destination)
+    write(staged, *range(4))
+    staged.commit()
+    staged.close()
+    assert ((path / "f").read_bytes(), os.listdir(path)) == (CONTENT, ["f"])
+    os.close(destination.fd)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_file_that_appears_where_there_are_no_hard_links(path: Path) -> None:
+    destination = Destination(str(path), replace=False)
+    staged = stage(destination)
+    write(staged, *range(4))
+    (path / "f").write_bytes(b"newer")
+    assert "--no-replace" in failure(Code.EXISTS, staged.commit)
+    staged.close()
+    assert (path / "f").read_bytes() == b"newer"
+    os.close(destination.fd)
 
 
 @pytest.mark.parametrize("noted", [0, 1])

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from receiver import arrivals, place, tree
+from receiver import arrivals, exclusive, place, tree
 from receiver.budget import Budget
+from receiver.listing import Lister
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.store import Destination
 from receiver.tree import Tree
@@ -403,6 +404,151 @@ def test_no_replace_and_a_file_that_appears_meanwhile(tmp_path: Path, moving: Ma
     assert callable(step)
     failure(Code.EXISTS, step)
     assert (tmp_path / "t/f").read_bytes() == b"another"
+
+
+@pytest.fixture
+def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have somebody put a file under a name, once, right after it was seen that nothing is there."""
+
+    def put(name: str) -> None:
+        real = Lister._check_replace
+
+        def check(self: Lister, entry: m.Entry, there: os.stat_result | None) -> None:
+            real(self, entry, there)
+            if entry.path == name.encode() and there is None:
+                monkeypatch.setattr(Lister, "_check_replace", real)
+                (tmp_path / name).write_bytes(b"another")
+
+        monkeypatch.setattr(Lister, "_check_replace", check)
+
+    return put
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
+    """Have a file system that can't do this."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if "link" in calls:
+        monkeypatch.setattr(os, "link", fail)
+    if "renameat2" in calls:
+        monkeypatch.setattr(exclusive, "_renameat2", None)
+
+
+@pytest.mark.parametrize("unable", [(), ("link",), ("link", "renameat2")], ids=["able", "no links", "no renameat2"])
+def test_no_replace_and_something_that_appears_where_a_symlink_goes(
+    tmp_path: Path, moving: Make, rival: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, unable: tuple[str, ...]
+) -> None:
+    without(monkeypatch, *unable)
+    tree = sample()
+    tree.symlink(b"t/link", b"target")
+    tree.symlink(b"t/other", b"target")
+    rival("t/link")
+    assert "--no-replace" in failure(Code.EXISTS, moving(tree, replace=False).offer)
+    assert (tmp_path / "t/link").read_bytes() == b"another"
+    (tmp_path / "t/link").unlink()
+    moving(tree, replace=False).move()
+    for name in ("link", "other"):
+        path = tmp_path / "t" / name
+        assert (os.readlink(path), path.lstat().st_mtime_ns) == ("target", tree.entries[1].mtime_ns)
+
+
+def test_no_replace_and_something_that_appears_where_a_hard_link_goes(
+    tmp_path: Path, moving: Make, rival: Callable[[str], None]
+) -> None:
+    tree = sample()
+    tree.add(b"t/a", b"content", hard_link_group=3)
+    tree.add(b"t/b", b"content", hard_link_group=3)
+    rival("t/b")
+    it = moving(tree, replace=False)
+    it.offer()
+    it.send_all()
+    it.tree.close(tree.finish)
+    step = it.tree.next_step()
+    assert callable(step)
+    assert "--no-replace" in failure(Code.EXISTS, step)
+    assert (tmp_path / "t/b").read_bytes() == b"another"
+
+
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_small_file_whose_staging_is_changed(tmp_path: Path, moving: Make, size: int, *, replace: bool) -> None:
+    """It is not put in place; others are. The next run sends it."""
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/g", b"another")
+    it = moving(tree, replace=replace)
+    it.offer()
+    it.send_all()
+    (staged,) = (tmp_path / ".filestreamer").glob("*.tree/*/1")
+    os.truncate(staged, size)
+    it.tree.close(tree.finish)
+    step = it.tree.next_step()
+    assert callable(step)
+    assert "changed" in failure(Code.DESTINATION, step)
+    assert sorted(os.listdir(tmp_path / "t")) == ["g"]
+    tree.unchecked = {2}
+    moving(tree, replace=replace).move()
+    assert (tmp_path / "t/f").read_bytes() == b"content"
+
+
+def test_a_large_file_whose_staging_is_changed(tmp_path: Path, moving: Make) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    os.truncate(data, 150)
+    it.tree.close(tree.finish)
+    step = it.tree.next_step()
+    assert callable(step)
+    assert "changed" in failure(Code.DESTINATION, step)
+    assert os.listdir(tmp_path / "t") == ["f"]
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving: Make) -> None:
+    """What the first has staged of its tree is put in place."""
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    before = sorted((tmp_path / ".filestreamer").rglob("*"))
+    other = Destination(str(tmp_path))
+    assert "another process" in failure(Code.BUSY, place.TreeStaging, other, b"t")
+    os.close(other.fd)
+    assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
+    it.finish()
+    assert (tmp_path / "t/f").read_bytes() == b"content"
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+
+
+def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Make) -> None:
+    """Who made it could change in it what is staged there: a directory of another user is not taken."""
+    staging = tmp_path / ".filestreamer"
+    staging.mkdir(mode=0o700)
+    there = staging / f"{segment_digest(b't').hex()}.tree"
+    there.mkdir()
+    there.chmod(0o777)
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    moving(tree).move()
+    there.mkdir(parents=True)
+    there.chmod(0o777)
+    destination = Destination(str(tmp_path))
+    made = place.TreeStaging(destination, b"t")
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+    made.close()
+    if os.geteuid() == 0:
+        there.mkdir(parents=True)
+        os.chown(there, 12345, 12345)
+        assert "somebody else" in failure(Code.DESTINATION, place.TreeStaging, destination, b"t")
+        assert there.exists()
+    os.close(destination.fd)
 
 
 def test_hard_links_that_are_there_stay(tmp_path: Path, moving: Make) -> None:
