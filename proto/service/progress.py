@@ -158,7 +158,7 @@ class Progress:
             try:
                 start_thread(thread, "progress")
             except TransferFailed as error:
-                self._log.warning("no_progress", reason=str(error))
+                self._log.warning("progress_display_failed", reason=str(error))
             else:
                 self._thread = thread
 
