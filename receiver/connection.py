@@ -14,6 +14,7 @@ from typing import Protocol
 from receiver.cargo import Part, Recorder
 from receiver.intake import Intake
 from receiver.output import Output
+from receiver.seat import Seat
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -48,11 +49,15 @@ class Host(Protocol):
 class DataConnection(threading.Thread):
     """Receives chunks over one connection until it ends; the `host` is told what concerns the whole."""
 
-    def __init__(self, host: Host, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters) -> None:
+    def __init__(
+        self, host: Host, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters, seat: Seat
+    ) -> None:
+        """`seat` is what it may take of memory, and gives back when it is closed."""
         super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
         self.connection_id = counters.connection_id
         self.channel = channel
         self.counters = counters
+        self._seat = seat
         self._host = host
         self._intake = host.intake
         self._welcome = welcome
@@ -67,7 +72,11 @@ class DataConnection(threading.Thread):
 
     def run(self) -> None:
         """Take the place of an older connection, say Welcome, receive."""
-        self._leave(run_to_end(f"connection {self.connection_id}", self._serve))
+        try:
+            self._leave(run_to_end(f"connection {self.connection_id}", self._serve))
+        finally:
+            self.channel.close()
+            self._intake.give_back(self._seat)
 
     def _serve(self) -> None:
         self._intake.join(self)
@@ -91,7 +100,6 @@ class DataConnection(threading.Thread):
                 self.channel.close_in_order()
             except FilestreamerError:
                 pass
-        self.channel.close()
 
     def end(self, seconds: float) -> bool:
         """Shut the connection and wait until its thread has left the files; whether it has."""

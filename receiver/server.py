@@ -16,9 +16,11 @@ import threading
 import time
 from typing import Any, Final
 
-from receiver.budget import Budget
+from receiver import memory
+from receiver.budget import Account, Budget
 from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
+from receiver.seat import CONTROL, SECURED_BYTES, Seat
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
 from receiver.stdout import Stdout
@@ -41,14 +43,19 @@ from wire.grid import Grid, Share
 from wire.opening import ReceiverOpening, random_id
 
 SLOTS: Final = 512
-"""Connections that may be in their opening at once."""
+"""Connections that may be in their opening at once, where there is memory for them."""
+SLOTS_MIN: Final = 16
 CONNECTIONS: Final = 1024
 """Data connections that may be open at once, over all transfers."""
 TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
-BUDGET_BYTES: Final = 352 * limits.MIB
 TRANSFER_BYTES: Final = 4 * limits.MIB
+"""What is reserved for a transfer, with which it can finish."""
+SLOT_BYTES: Final = 192 * limits.KIB
+"""What a connection in its opening makes this process hold: a socket whose buffer is full, half a TLS handshake."""
+SLOTS_SHARE: Final = 8
+"""Openings get one part in so many of what is for peers."""
 
 
 class Server:
@@ -88,7 +95,10 @@ class Server:
         self._transfers: dict[bytes, Transfer] = {}  # protected
         self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
-        self._budget = Budget(BUDGET_BYTES)
+        for_peers = memory.budget_bytes(settings.memory_limit or memory.default_limit())
+        self._slots_most = min(SLOTS, max(SLOTS_MIN, for_peers // SLOTS_SHARE // SLOT_BYTES))
+        self._budget = Budget(for_peers - self._slots_most * SLOT_BYTES)
+        self._reach = memory.socket_reach()._replace(secured_bytes=0 if self._tls is None else SECURED_BYTES)
 
     # --- the selector thread
 
@@ -134,7 +144,7 @@ class Server:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # the port stays readable: don't spin
                 time.sleep(TICK_SECONDS / 10)
             return
-        if len(self._slots) >= SLOTS:
+        if len(self._slots) >= self._slots_most:
             self._turn_away(next(iter(self._slots.values())), Code.LIMIT, "too many connections are being opened")
         try:
             opening = ReceiverOpening(self._incarnation, self._token, self._certificate_sha256)
@@ -185,15 +195,14 @@ class Server:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
         transfer = self._transfer_of(hello, slot.peer.rpartition(":")[0])
         is_data = hello.role is m.Role.DATA
-        if is_data and not (self._has_room() and transfer.intake.admit()):
-            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
+        seat = self._seat(transfer, hello.connection_id) if is_data else CONTROL
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
-            channel = slot.into_channel(_no_patience, user_timeout, payload_bytes=_payload_bytes(hello))
+            channel = slot.into_channel(_no_patience, user_timeout, seat)
         except (ConnectionLost, MemoryError) as error:
             if is_data:
-                transfer.intake.withdraw()
+                transfer.intake.withdraw(seat)
             if isinstance(error, ConnectionLost):
                 raise
             self._log.warning("connection_refused", code="limit", reason="no memory for its buffer")
@@ -202,13 +211,19 @@ class Server:
         if is_data:
             counters = transfer.intake.counters_of(hello.connection_id)
             try:
-                DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
+                DataConnection(transfer, channel, slot.opening.welcome(), counters, seat).start()
             except RuntimeError:
                 self._log.warning("connection_refused", code="limit", reason="no thread can be started")
-                transfer.intake.withdraw()
                 channel.close()
+                transfer.intake.withdraw(seat)
         elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
             channel.close()
+
+    def _seat(self, transfer: Transfer, connection_id: int) -> Seat:
+        """Find a place for a data connection. Raises TransferFailed(LIMIT)."""
+        if not self._has_room():
+            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
+        return transfer.intake.admit(connection_id, self._reach)
 
     def _has_room(self) -> bool:
         with self._lock:
@@ -228,7 +243,7 @@ class Server:
             for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-            account = self._budget.admit(peer, TRANSFER_BYTES)
+            account = self._admit(peer, complete)
             give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
             transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
             self._transfers[hello.transfer_id] = transfer
@@ -240,6 +255,15 @@ class Server:
             account.close()
             raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
         return transfer
+
+    def _admit(self, peer: str, complete: list[Transfer]) -> Account:
+        """Reserve what a transfer needs. Raises TransferFailed(LIMIT); then those that are complete are let go."""
+        try:
+            return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._reach.secured_bytes)
+        except TransferFailed:
+            for known in complete:
+                known.forget()
+            raise
 
     def _close(self) -> None:
         """Turn everybody away, end every transfer, release the port."""
@@ -322,13 +346,6 @@ class Server:
             self.end(None)
         if self._files and self._last_name is not None and not self._files.is_in_use(self._last_name):
             self.end(None)
-
-
-def _payload_bytes(hello: m.Hello) -> int:
-    """Return how much payload a connection has to have room for."""
-    if hello.role is not m.Role.DATA:
-        return 0
-    return limits.LARGE_BLOCK_BYTES if hello.connection_id < limits.LARGE_BLOCK_CONNECTIONS else limits.BLOCK_BYTES
 
 
 def _no_patience() -> None:

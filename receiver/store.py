@@ -14,6 +14,7 @@ A file that was committed from shards is looked at where it is (`InPlace`) when 
 import contextlib
 import errno
 import fcntl
+import itertools
 import math
 import os
 import re
@@ -39,7 +40,8 @@ _UNSOUND: Final = re.compile(
 )
 """A path with any of these may not be written."""
 _RENAME_TRIES: Final = 3
-_RECORDS_AT_ONCE: Final = 32768
+_RECORDS_AT_ONCE: Final = 8192
+_TRANSLATING: Final = threading.Lock()
 
 
 def check_path(path: bytes) -> None:
@@ -465,17 +467,28 @@ class Staged(Readable):
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
         length = os.fstat(self._ledger_fd).st_size
-        found = None
+        found, is_exact = None, False
         if 0 < length <= ledger.BYTES_MAX and self._data_exists():
             first = os.pread(self._ledger_fd, ledger.HEADER_BYTES, 0)
-            found = ledger.decode(first, self._ledger_pieces(length))
-        if found is None:
-            found = ledger.Claims.none(grid)
-        claims = ledger.claims_on(found, grid)
-        if not ledger.is_exact(length, found, grid):
-            os.ftruncate(self._ledger_fd, 0)
-            self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(claims.records()))
+            is_todays = ledger.decode_header(first) == grid
+            # One at a time: what is loaded of another grid is up to CHUNKS_PER_FILE bytes, whatever today's is.
+            with contextlib.nullcontext() if is_todays else _TRANSLATING:
+                found = ledger.decode(first, self._ledger_pieces(length), grid)
+                if found is not None:
+                    is_exact = ledger.is_exact(length, found, grid)
+                    found = ledger.claims_on(found, grid)
+        claims = ledger.Claims.none(grid) if found is None else found
+        if not is_exact:
+            self._begin_ledger(grid, claims)
         return claims
+
+    def _begin_ledger(self, grid: Grid, claims: ledger.Claims) -> None:
+        """Write the ledger anew, a piece at a time: as a whole it would be twice as large as the claims."""
+        os.ftruncate(self._ledger_fd, 0)
+        self._write_ledger(ledger.encode_header(grid))
+        records = claims.records()
+        while some := list(itertools.islice(records, _RECORDS_AT_ONCE)):
+            self._write_ledger(ledger.encode_records(some))
 
     def _drop_filled_holes(self) -> None:
         """Start anew where an earlier run left anything but zeros in what is a hole now: nobody writes there again."""

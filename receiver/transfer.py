@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from receiver.budget import Account
@@ -44,6 +44,8 @@ TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
 """How long a complete transfer is kept to answer a sender that has not heard of it."""
 MAILBOX_EVENTS: Final = 64
+CONTROL_FRAMES: Final = 4
+"""Frames of a sender that are read and not acted on yet: what is beyond waits in its socket."""
 MISMATCHES_LOGGED: Final = 8
 
 
@@ -134,13 +136,15 @@ class Transfer(threading.Thread):
         self._window_bytes = window_bytes
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
+        self._frames = threading.Semaphore(CONTROL_FRAMES)
+        """Room for further frames in the mailbox."""
         self._channel: Channel | None = None
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
-        self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
+        self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)), account)
         self._syncer: threading.Thread | None = None
         self._over = threading.Event()
-        self.intake = Intake(self.counters, hello.connections, self._over.is_set)
+        self.intake = Intake(self.counters, hello.connections, account, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self._moved_bytes = 0
@@ -263,6 +267,7 @@ class Transfer(threading.Thread):
             case None | Nudged():
                 pass
             case Received(channel, body):
+                self._frames.release()
                 if channel is self._channel:
                     self._receive(decode(body), body)
             case Rehashed() | FinalsRehashed():
@@ -297,7 +302,11 @@ class Transfer(threading.Thread):
 
         def read() -> None:
             while not self._over.is_set():
-                self.post(Received(channel, channel.read_body()))
+                body = channel.read_body()
+                while not (self._frames.acquire(timeout=TICK_SECONDS) or self._over.is_set()):
+                    channel.heard_at = time.monotonic()  # that nothing more is heard is our doing
+                self.post(Received(channel, body))
+                del body  # while the next one is waited for
 
         if error := run_to_end("control connection", read):
             self.post(ControlDown(channel, error))
@@ -526,7 +535,7 @@ class Transfer(threading.Thread):
         if self._say(complete):
             self._told = self._channel
 
-    def _say_all(self, messages: Sequence[m.Message]) -> None:
+    def _say_all(self, messages: Iterable[m.Message]) -> None:
         for message in messages:
             self._say(message)
 

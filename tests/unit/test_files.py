@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from receiver.assembly import Turn
+from receiver.budget import Budget
 from receiver.files import Files, Stake, Step
 from receiver.store import Destination
 from wire import messages as m
@@ -25,6 +26,7 @@ class Sender:
 
     def __init__(self, files: Files) -> None:
         self.files = files
+        self.account = Budget(1 << 30).admit("a peer", 1 << 20)
         self.is_complete = False
         self.is_deserted = False
         self.gave_way = False
