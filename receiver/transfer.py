@@ -16,7 +16,7 @@ from receiver.cargo import Cargo
 from receiver.connection import DataConnection
 from receiver.files import LEAVE_SECONDS, Stake
 from receiver.intake import Intake
-from receiver.output import Output, StagedTarget, Target, check_window
+from receiver.output import Output, StagedTarget, Target, borrow_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.single import Single
@@ -47,6 +47,8 @@ MAILBOX_EVENTS: Final = 64
 CONTROL_FRAMES: Final = 4
 """Frames of a sender that are read and not acted on yet: what is beyond waits in its socket."""
 MISMATCHES_LOGGED: Final = 8
+COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
+"""Whom nothing of was taken for these reasons tries again soon: each try is no transfer of its own."""
 
 
 class ControlUp(NamedTuple):
@@ -134,6 +136,8 @@ class Transfer(threading.Thread):
         self._registry = registry
         self._give_up_after = give_up_after
         self._window_bytes = window_bytes
+        self._window_cost = 0
+        """What was borrowed for the window of an output, until that is whole."""
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
         self._frames = threading.Semaphore(CONTROL_FRAMES)
@@ -419,7 +423,7 @@ class Transfer(threading.Thread):
         try:
             return self._registry.claim_root(self, name)
         except TransferFailed as error:
-            self._was_offered = error.code is not Code.BUSY
+            self._was_offered = error.code not in COMES_AGAIN
             raise
 
     def _claim_stdout(self, *, is_one: bool) -> Stdout | None:
@@ -444,15 +448,23 @@ class Transfer(threading.Thread):
             raise TransferFailed(Code.POLICY, "standard output takes a plain file, or a stream")
         if streams and entry.size:
             raise RemoteProtocolError("a stream has no size before its end")
-        check_window(chunk_size, self._window_bytes)
+        window_bytes = self._borrow_window(chunk_size)
         stake: Stake | None = None
         target: Target | None = stdout
         if target is None:
             stake = self._stake(entry, Grid(0, chunk_size))
             target = StagedTarget(stake.content)
-        output = Output(target, None if streams else entry.size, chunk_size, self._window_bytes, entry.holes)
+        output = Output(target, None if streams else entry.size, chunk_size, window_bytes, entry.holes)
         output.start(lambda error: self.post(Failed(error)))
         return Piped(entry, output, stake, self.counters, self._log)
+
+    def _borrow_window(self, chunk_size: int) -> int:
+        try:
+            window_bytes, self._window_cost = borrow_window(self.account, chunk_size, self._window_bytes)
+        except TransferFailed as error:
+            self._was_offered = error.code not in COMES_AGAIN
+            raise
+        return window_bytes
 
     def _stake(self, entry: m.Entry, grid: Grid) -> Stake:
         if entry.type not in (m.EntryType.FILE, m.EntryType.STREAM) or entry.xattrs:
@@ -465,7 +477,7 @@ class Transfer(threading.Thread):
         try:
             return self._registry.claim(self, entry, grid, share)
         except TransferFailed as error:
-            self._was_offered = error.code is not Code.BUSY
+            self._was_offered = error.code not in COMES_AGAIN
             raise
 
     @property
@@ -525,6 +537,7 @@ class Transfer(threading.Thread):
         self._completed_at = time.monotonic()
         self.counters.phase = "complete"
         self.counters.ended_at = self._completed_at
+        self.account.give_back(self._window_cost)
         if complete.committed:
             self._registry.release(self)
         if self._channel is not None and self._session.state in ("moving", "finishing"):
