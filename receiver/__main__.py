@@ -74,7 +74,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         monitor.release()
 
     signals.on_end(end)
-    monitor.watch(server.counters, lambda: None)
+    monitor.watch(server.counters, lambda: None, server.memory)
     monitor.start(METRICS)
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=destination.path)

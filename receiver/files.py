@@ -36,7 +36,7 @@ SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
 """Segments that the large files of a tree may have together: 17 bytes of memory each."""
 SEGMENT_BYTES: Final = 20
 """What a segment takes: 17 bytes in the table, and up to 3 of copies of its states while they are told."""
-SEGMENTS_RESERVED: Final = 1 << 15
+SEGMENTS_RESERVED: Final = 1 << 14
 """Segments of a single file that are in what is reserved for its transfer."""
 MISSING_MOST: Final = 1 << 15
 """Runs of missing chunks that are told at once: a sender that has sent these hears of the others."""

@@ -70,7 +70,8 @@ class Intake:
             if self._threads >= 2 * self.most:
                 raise TransferFailed(Code.LIMIT, "too many connections: try again later")
             self._threads += 1
-        seat = borrow(self._account, reach, connection_id)
+            to_come = max(0, self.most - self._threads)
+        seat = borrow(self._account, reach, connection_id, to_come)
         with self._lock:
             if seat is not None:
                 return seat

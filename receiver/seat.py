@@ -20,7 +20,7 @@ from wire.memory import ARENA_BYTES
 
 FRAME_AREA_BYTES: Final = 76 * limits.KIB
 """What a channel has room for beside payload: a frame, and pages."""
-THREAD_BYTES: Final = 192 * limits.KIB
+THREAD_BYTES: Final = 128 * limits.KIB
 """A thread: its stack as far as it was used, what the allocator keeps for it, its counters, the kernel's part."""
 SEND_BUFFER_BYTES: Final = 128 * limits.KIB
 """What the kernel keeps of what is sent, at most: acknowledgements, of which a full window is a few KiB."""
@@ -75,16 +75,17 @@ def seats(reach: Reach, connection_id: int) -> Iterator[Seat]:
     yield SMALL._replace(bytes=SMALL.bytes + reach.secured_bytes)
 
 
-def borrow(account: Account, reach: Reach, connection_id: int) -> Seat | None:
+def borrow(account: Account, reach: Reach, connection_id: int, to_come: int = 0) -> Seat | None:
     """Borrow the largest seat that there is room for; None where there is none.
 
-    Of larger seats, another two fit beside each that is taken, and a quarter of the budget is left to others; small
-    ones leave an eighth.
+    Of larger seats, another two fit beside each that is taken, and small ones for the connections that are still
+    `to_come`; a quarter of the budget is left to others. Small seats leave an eighth.
     """
     share_bytes = account.budget.share_bytes
+    small_bytes = SMALL.bytes + reach.secured_bytes
     for seat in seats(reach, connection_id):
-        leave_bytes = share_bytes // 2 if seat.is_small else share_bytes + 2 * seat.bytes
-        if account.try_borrow(seat.bytes, leave_bytes=leave_bytes):
+        leave_bytes = share_bytes + max(2 * seat.bytes, to_come * small_bytes)
+        if account.try_borrow(seat.bytes, leave_bytes=share_bytes // 2 if seat.is_small else leave_bytes):
             return seat
     return None
 

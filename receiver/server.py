@@ -30,6 +30,7 @@ from service.counters import TransferCounters
 from service.monitor import Monitor
 from service.report import report
 from service.result import TransferResult
+from service.sizes import format_size
 from wire import limits
 from wire import messages as m
 from wire.errors import (
@@ -51,7 +52,10 @@ TRANSFERS: Final = 64
 """Transfers that may be under way at once."""
 TICK_SECONDS: Final = 0.5
 TRANSFER_BYTES: Final = 4 * limits.MIB
-"""What is reserved for a transfer, with which it can finish."""
+"""What is reserved for a transfer, with which it can finish: control (0.8 MiB, its socket's buffers included), the
+smallest connection and one that takes its place (1.3), the first thread that re-hashes (0.6), the table of a small file
+(0.3), frames that wait and one that is decoded (0.6), three threads (0.4). One over one connection was measured at 1.2
+MiB: most of it is room that only a peer in a hurry, or a slow disk, fills."""
 SLOT_BYTES: Final = 192 * limits.KIB
 """What a connection in its opening makes this process hold: a socket whose buffer is full, half a TLS handshake."""
 SLOTS_SHARE: Final = 8
@@ -95,7 +99,11 @@ class Server:
         self._transfers: dict[bytes, Transfer] = {}  # protected
         self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
-        for_peers = memory.budget_bytes(settings.memory_limit or memory.default_limit())
+        limit = settings.memory_limit or memory.default_limit()
+        if limit < memory.LIMIT_MIN_BYTES:
+            least = format_size(memory.LIMIT_MIN_BYTES)
+            log.warning("little_memory", limit_bytes=limit, reason=f"a receiver takes up to {least} (--memory-limit)")
+        for_peers = memory.budget_bytes(limit)
         self._slots_most = min(SLOTS, max(SLOTS_MIN, for_peers // SLOTS_SHARE // SLOT_BYTES))
         self._budget = Budget(for_peers - self._slots_most * SLOT_BYTES)
         self._reach = memory.socket_reach()._replace(secured_bytes=0 if self._tls is None else SECURED_BYTES)
@@ -112,6 +120,10 @@ class Server:
         """Return the transfers that are under way, for whoever shows them."""
         with self._lock:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
+
+    def memory(self) -> tuple[int, int]:
+        """Return what senders may make this process hold once they are let in, and what of it is taken: bytes."""
+        return self._budget.total_bytes, self._budget.used_bytes
 
     def run(self) -> int:
         """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""

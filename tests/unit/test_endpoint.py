@@ -147,6 +147,9 @@ class Looked:
     def free_bytes(self) -> int | None:
         return None
 
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
 
 # ------------------------------------------------------------------------------------------------- over real sockets
 
