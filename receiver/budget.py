@@ -43,7 +43,7 @@ class Budget:
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self._changed = threading.Condition(threading.Lock())
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()  # by peer
         self._borrowed: Counter[str] = Counter()  # by peer
         self._tickets = itertools.count()
         self._waiting: dict[int, _Waiter] = {}  # by ticket, the first that came first
@@ -55,13 +55,19 @@ class Budget:
         return self.total_bytes // SHARE
 
     def admit(self, peer: str, minimum_bytes: int) -> "Account":
-        """Open an account with a reserved minimum. Raises TransferFailed: LIMIT now, TOO_LARGE for ever."""
+        """Open an account with a reserved minimum. Raises TransferFailed: LIMIT now, TOO_LARGE for ever.
+
+        A peer that has one already leaves room for another peer's, and waits for others as it does for what it borrows.
+        """
         self.check(minimum_bytes)
         with self._changed:
-            if self._left() < minimum_bytes:
+            has_bytes = self._reserved[peer] + self._borrowed[peer]
+            leave_bytes = min(2 * minimum_bytes, self.total_bytes // 8) if has_bytes else 0
+            is_patient = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
+            if self._left() < minimum_bytes + leave_bytes or is_patient:
                 self._note_refused(peer)
                 raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: try again")
-            self._reserved += minimum_bytes
+            self._reserved[peer] += minimum_bytes
         return Account(self, peer, minimum_bytes)
 
     def check(self, count: int) -> None:
@@ -78,7 +84,7 @@ class Budget:
             return self.total_bytes - self._left()
 
     def _left(self) -> int:
-        return self.total_bytes - self._reserved - self._borrowed.total()
+        return self.total_bytes - self._reserved.total() - self._borrowed.total()
 
     def _note_refused(self, peer: str) -> None:
         now = time.monotonic()
@@ -194,5 +200,7 @@ class Account:
             if self._is_closed:
                 return
             self._is_closed = True
-            budget._reserved -= self.minimum_bytes
+            budget._reserved[self.peer] -= self.minimum_bytes
+            if not budget._reserved[self.peer]:
+                del budget._reserved[self.peer]
             budget._take_back(self.peer, self._borrowed)

@@ -269,12 +269,20 @@ class Server:
         return transfer
 
     def _admit(self, peer: str, complete: list[Transfer]) -> Account:
-        """Reserve what a transfer needs. Raises TransferFailed(LIMIT); then those that are complete are let go."""
+        """Reserve what a transfer needs.
+
+        Raises TransferFailed(LIMIT); the next try finds what those have given back that are complete, and the one whose
+        sender has been gone for longest: what came of that is kept.
+        """
         try:
             return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._reach.secured_bytes)
         except TransferFailed:
             for known in complete:
                 known.forget()
+            gone = [known for known in self._transfers.values() if known.may_be_let_go]
+            if gone:
+                reason = "its sender is gone, and others need the memory; what came is kept"
+                min(gone, key=lambda known: known.connected_at).end_soon(TransferFailed(Code.TIMEOUT, reason))
             raise
 
     def _close(self) -> None:

@@ -156,7 +156,8 @@ class Transfer(threading.Thread):
         self._told: Channel | None = None
         """The control connection that Complete was said on."""
         self._closed_by_sender = False
-        self._connected_at = self._started_at = time.monotonic()
+        self.connected_at = self._started_at = time.monotonic()
+        """When its sender was last there, about."""
         self._was_offered = False
         self._is_finishing = False
         """Finish was said, with the right root digest."""
@@ -584,6 +585,12 @@ class Transfer(threading.Thread):
         return not self.is_complete and (not self._is_connected or self.peer_is_silent())
 
     @property
+    def may_be_let_go(self) -> bool:
+        """Whether its sender is gone, for longer than it takes to connect anew, and can resume it."""
+        is_gone = self.is_deserted and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
+        return is_gone and not self.has_passed_on
+
+    @property
     def gives_way(self) -> bool:
         """Whether a newer sender need not wait for this one."""
         return self.is_complete or self.is_deserted
@@ -600,8 +607,8 @@ class Transfer(threading.Thread):
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
             self._say(self.counters.heartbeat())
         if self._is_connected or self.is_complete:
-            self._connected_at = now
-        elif now - self._connected_at > self._give_up_after:
+            self.connected_at = now
+        elif now - self.connected_at > self._give_up_after:
             seconds = f"{self._give_up_after:g} s"
             kept = "what came can't be resumed" if isinstance(self.intake.cargo, Piped) else "what came is kept"
             raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; {kept}")

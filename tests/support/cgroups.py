@@ -1,4 +1,4 @@
-"""A memory cgroup for a service, of version 1 or 2: what the kernel counts of it, socket buffers included. Takes root."""
+"""A memory cgroup for a service, of version 1 or 2: what the kernel counts of it, its sockets included. Takes root."""
 
 import contextlib
 import itertools

@@ -24,13 +24,12 @@ class Borrower:
 
     def __init__(self, account: Account, count: int, patience: Callable[[], None] = forever) -> None:
         self.error: TransferFailed | ConnectionLost | None = None
-        self._run = lambda: account.borrow(count, patience)
-        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread = threading.Thread(target=self._wait, args=(account, count, patience), daemon=True)
         self._thread.start()
 
-    def _wait(self) -> None:
+    def _wait(self, account: Account, count: int, patience: Callable[[], None]) -> None:
         try:
-            self._run()
+            account.borrow(count, patience)
         except (TransferFailed, ConnectionLost) as error:
             self.error = error
 
@@ -76,6 +75,22 @@ def test_what_never_fits_is_told_apart() -> None:
     with pytest.raises(TransferFailed) as refused:
         account.borrow(16, forever)  # what is left beside its own minimum
     assert refused.value.code is Code.TOO_LARGE
+
+
+def test_a_peer_leaves_room_for_a_transfer_of_another() -> None:
+    budget = Budget(TOTAL)
+    accounts = [budget.admit("a", 40) for _ in range((TOTAL - 80) // 40)]
+    with pytest.raises(TransferFailed):
+        budget.admit("a", 40)
+    budget.admit("b", 40)
+    budget.admit("c", 40)
+    with pytest.raises(TransferFailed):
+        budget.admit("d", 40)
+    accounts.pop().close()
+    with pytest.raises(TransferFailed) as refused:  # others wait, and this one has more than its share
+        budget.admit("a", 40)
+    assert refused.value.code is Code.LIMIT
+    budget.admit("d", 40)
 
 
 def test_close_gives_everything_back() -> None:
@@ -143,7 +158,7 @@ def test_another_transfer_of_the_same_peer_is_no_way_around_it() -> None:
     assert rich.try_borrow(TOTAL // SHARE)
     borrower = Borrower(poor, TOTAL - 2 * MINIMUM)  # more than its share: it is served when there is room
     waiting(budget, 1)
-    again = budget.admit("a", 0)
+    again = rich.another()
     assert not again.try_borrow(1)
     assert budget.admit("c", 0).try_borrow(1)
     rich.close()
