@@ -323,6 +323,19 @@ def test_at_most_so_many_are_kept() -> None:
     assert look.totals["chunks_resent"] == 200
 
 
+def test_those_that_are_kept_have_at_most_so_many_connections() -> None:
+    kept = History(keep_seconds=1e9)
+    for number in range(20):
+        transfer = ended(number, resent_chunks=1)
+        for connection_id in range(len(transfer.connections), 256):
+            transfer.add_connection(connection_id)
+        kept.add(transfer, "complete")
+    look = kept.look([])
+
+    assert len(look.transfers) == history.RECENT_CONNECTIONS // 256
+    assert look.totals["chunks_resent"] == 20
+
+
 def test_a_transfer_that_just_ended_is_counted_once() -> None:
     kept, transfer = History(keep_seconds=10), ended(1, stolen_chunks=5)
     kept.add(transfer, "complete")
