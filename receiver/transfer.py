@@ -46,6 +46,8 @@ COMPLETE_SECONDS: Final = 60.0
 MAILBOX_EVENTS: Final = 64
 CONTROL_FRAMES: Final = 4
 """Frames of a sender that are read and not acted on yet: what is beyond waits in its socket."""
+CONTROLS: Final = 2
+"""Control connections that were let in and not acted on yet: the senders of others come again."""
 MISMATCHES_LOGGED: Final = 8
 COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
 """Whom nothing of was taken for these reasons tries again soon: each try is no transfer of its own."""
@@ -114,6 +116,9 @@ class Registry(Protocol):
 class Transfer(threading.Thread):
     """Receives what one sender offers. `post` may be called from any thread."""
 
+    _window_cost = 0
+    """What was borrowed for the window of an output, until that is whole."""
+
     def __init__(
         self,
         registry: Registry,
@@ -136,12 +141,12 @@ class Transfer(threading.Thread):
         self._registry = registry
         self._give_up_after = give_up_after
         self._window_bytes = window_bytes
-        self._window_cost = 0
-        """What was borrowed for the window of an output, until that is whole."""
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
         self._frames = threading.Semaphore(CONTROL_FRAMES)
         """Room for further frames in the mailbox."""
+        self._controls = threading.Semaphore(CONTROLS)
+        """Room for further control connections in the mailbox."""
         self._channel: Channel | None = None
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
@@ -203,9 +208,13 @@ class Transfer(threading.Thread):
 
     def post_now(self, event: Event) -> bool:
         """Give the coordinator an event if that needs no waiting; whether it did not."""
+        if isinstance(event, ControlUp) and not self._controls.acquire(blocking=False):
+            return False
         try:
             self._mailbox.put_nowait(event)
         except queue.Full:
+            if isinstance(event, ControlUp):
+                self._controls.release()
             return False
         if self._over.is_set():  # it ended meanwhile, and may not have seen it
             self._turn_away()
@@ -280,6 +289,7 @@ class Transfer(threading.Thread):
             case Synced():
                 self._take_synced()
             case ControlUp(channel, welcome):
+                self._controls.release()
                 self._welcome(channel, welcome)
             case ControlDown(channel, error):
                 self._lose_control(channel, error)
