@@ -26,6 +26,8 @@ SHARE: Final = 4
 TICK_SECONDS: Final = 1.0
 REFUSED_SECONDS: Final = 10.0
 """How long a peer that was refused counts as one that waits: its sender tries again within that."""
+SHORT_SECONDS: Final = 2.0
+"""How long those who have more than they need give back after a transfer was refused."""
 REFUSED_PEERS: Final = 256
 """Peers of which that is remembered, at most."""
 
@@ -48,6 +50,7 @@ class Budget:
         self._tickets = itertools.count()
         self._waiting: dict[int, _Waiter] = {}  # by ticket, the first that came first
         self._refused: dict[str, float] = {}  # peer: when it was refused last (monotonic)
+        self._short_until = 0.0  # monotonic
 
     @property
     def share_bytes(self) -> int:
@@ -66,6 +69,7 @@ class Budget:
             is_patient = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
             if self._left() < minimum_bytes + leave_bytes or is_patient:
                 self._note_refused(peer)
+                self._short_until = time.monotonic() + SHORT_SECONDS
                 raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: try again")
             self._reserved[peer] += minimum_bytes
         return Account(self, peer, minimum_bytes)
@@ -82,6 +86,11 @@ class Budget:
         """Bytes that are reserved or borrowed."""
         with self._changed:
             return self.total_bytes - self._left()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits, or a transfer was refused a moment ago: who can do with less gives back."""
+        return bool(self._waiting) or self._short_until > time.monotonic()
 
     def _left(self) -> int:
         return self.total_bytes - self._reserved.total() - self._borrowed.total()

@@ -14,7 +14,7 @@ from typing import Protocol
 from receiver.cargo import Part, Recorder
 from receiver.intake import Intake
 from receiver.output import Output
-from receiver.seat import Seat
+from receiver.seat import Seat, bound
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -58,6 +58,8 @@ class DataConnection(threading.Thread):
         self.channel = channel
         self.counters = counters
         self._seat = seat
+        self._begun_at = self._shrunk_at = 0.0
+        """When the latest chunk was begun, and until when its seat stays as it is."""
         self._host = host
         self._intake = host.intake
         self._welcome = welcome
@@ -86,6 +88,14 @@ class DataConnection(threading.Thread):
         self.channel.send_message(self._welcome)
         while True:
             self._take_in(self._wait_for_body())
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Do with less where others need memory: a step for each chunk, at most one a second."""
+        if self._shrunk_at < self._begun_at and (to := self._intake.shrunk(self._seat)) is not None:
+            bound(self.channel.socket, to)
+            self._intake.shrink(self._seat, to)
+            self._seat, self._shrunk_at = to, self._begun_at + 1.0
 
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""
@@ -128,7 +138,7 @@ class DataConnection(threading.Thread):
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
         self._clock.enter(None)
-        begun_at = time.monotonic()
+        begun_at = self._begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
         self._clock.enter("receive")
         computed = [self._receive_segment(part) for part in parts]

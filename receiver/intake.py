@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from receiver.budget import Account
 from receiver.cargo import Cargo, Part
 from receiver.files import LEAVE_SECONDS
-from receiver.memory import Reach
-from receiver.seat import SMALL, Seat, borrow
+from receiver.memory import socket_reach
+from receiver.seat import SMALL, Seat, borrow, smaller
 from service.counters import ConnectionCounters, TransferCounters
 from wire import messages as m
 from wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
@@ -40,6 +40,8 @@ class Intake:
         self._counters = counters
         self.most = connections
         self._account = account
+        self.reach = socket_reach()
+        """What the sockets of its connections may take; set by the server where TLS makes it more."""
         self._is_over = is_over
         self._lock = threading.Lock()
         self._connections: dict[int, DataConnection] = {}
@@ -61,7 +63,7 @@ class Intake:
                 counters.reconnects += 1
             return counters
 
-    def admit(self, connection_id: int, reach: Reach) -> Seat:
+    def admit(self, connection_id: int) -> Seat:
         """Count a connection that is about to join, and one that it replaces; return what it may take of memory.
 
         Raises TransferFailed(LIMIT) where there is no place for it.
@@ -71,7 +73,7 @@ class Intake:
                 raise TransferFailed(Code.LIMIT, "too many connections: try again later")
             self._threads += 1
             to_come = max(0, self.most - self._threads)
-        seat = borrow(self._account, reach, connection_id, to_come)
+        seat = borrow(self._account, self.reach, connection_id, to_come)
         with self._lock:
             if seat is not None:
                 return seat
@@ -83,6 +85,14 @@ class Intake:
         if older is not None:  # its sender has given it up: what it takes is there for the next try
             older.channel.shut()
         raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another connection: fewer do")
+
+    def shrunk(self, seat: Seat) -> Seat | None:
+        """Return what a connection is to have instead of its seat, now that memory is short; None: it stays."""
+        return smaller(seat, self.reach) if self._account.budget.is_short else None
+
+    def shrink(self, seat: Seat, to: Seat) -> None:
+        """Take back what a connection gave up of its seat."""
+        self._account.give_back(seat.bytes - to.bytes)
 
     def withdraw(self, seat: Seat) -> None:
         """Take back an `admit` that came to nothing."""

@@ -5,7 +5,8 @@ one needs none: the smallest seat is in what was reserved for its transfer. So a
 as there is memory.
 
 A seat of full size leaves the kernel's receive buffer to its autotuning, which a long path needs, and pays for all that
-the buffer may come to. The others lock its size (SO_RCVBUF).
+the buffer may come to. The others lock its size (SO_RCVBUF). Where a transfer was refused for want of memory, larger
+ones become smaller, a step at a time.
 """
 
 import contextlib
@@ -79,14 +80,23 @@ def borrow(account: Account, reach: Reach, connection_id: int, to_come: int = 0)
     """Borrow the largest seat that there is room for; None where there is none.
 
     Of larger seats, another two fit beside each that is taken, and small ones for the connections that are still
-    `to_come`; a quarter of the budget is left to others. Small seats leave an eighth.
+    `to_come`; three eighths of the budget are left to others. Small seats leave a quarter.
     """
     share_bytes = account.budget.share_bytes
     small_bytes = SMALL.bytes + reach.secured_bytes
     for seat in seats(reach, connection_id):
-        leave_bytes = share_bytes + max(2 * seat.bytes, to_come * small_bytes)
-        if account.try_borrow(seat.bytes, leave_bytes=share_bytes // 2 if seat.is_small else leave_bytes):
+        leave_bytes = share_bytes * 3 // 2 + max(2 * seat.bytes, to_come * small_bytes)
+        if account.try_borrow(seat.bytes, leave_bytes=share_bytes if seat.is_small else leave_bytes):
             return seat
+    return None
+
+
+def smaller(seat: Seat, reach: Reach) -> Seat | None:
+    """Return what a seat can become while its connection goes on: one of the next smaller receive buffer."""
+    kernel_bytes = 2 * seat.receive_buffer_bytes or reach.autotuned_bytes
+    for locked in (*(locked for locked in LOCKED_BYTES if 2 * locked <= reach.locked_bytes), SMALL_BUFFER_BYTES):
+        if seat.bytes and 2 * locked < kernel_bytes:
+            return seat._replace(bytes=seat.bytes - kernel_bytes + 2 * locked, receive_buffer_bytes=locked)
     return None
 
 

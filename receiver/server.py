@@ -235,7 +235,7 @@ class Server:
         """Find a place for a data connection. Raises TransferFailed(LIMIT)."""
         if not self._has_room():
             raise TransferFailed(Code.LIMIT, "too many connections: try again later")
-        return transfer.intake.admit(connection_id, self._reach)
+        return transfer.intake.admit(connection_id)
 
     def _has_room(self) -> bool:
         with self._lock:
@@ -258,6 +258,7 @@ class Server:
             account = self._admit(peer, complete)
             give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
             transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
+            transfer.intake.reach = self._reach
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()

@@ -55,8 +55,11 @@ def test_thirty_senders_at_once_stay_within_the_container(grouped: tuple[Pair, G
     address = pair.address(receiver)
     assert scrape(receiver).value("memory_budget_bytes") < 384 * MIB  # it knows its container
     files = [pair.file(f"f{number}", 6 * MIB, seed=number) for number in range(30)]
-    options = ("--connections", 12, "--chunk-size", "128KiB", "--rate-limit", "1500KiB/s", "--give-up-after", 120)
-    senders = [pair.sender(file, address, *options) for file in files]
+    options = ("--chunk-size", "128KiB", "--rate-limit", "1500KiB/s", "--give-up-after", 120)
+    connections = (12, "auto", 64)
+    senders = [
+        pair.sender(file, address, *options, "--connections", connections[at % 3]) for at, file in enumerate(files)
+    ]
     for sender in senders:
         sender.succeeds(seconds=20 * UNIT)
     assert group.oom_kills == 0
@@ -253,6 +256,39 @@ def test_one_peer_does_not_keep_another_out(pair: Pair) -> None:
         sender_ = pair.sender(file, address, "--connections", 8, "--chunk-size", "64KiB")
         sender_.succeeds(seconds=6 * UNIT)
     assert same(file, pair.destination / "f")
+
+
+def test_a_transfer_that_goes_on_makes_room_for_others(pair: Pair) -> None:
+    """What its connections have for speed is given back when others are refused; no connection is lost."""
+    receiver = pair.receiver("--memory-limit", "512MiB", env=METRICS)
+    address = pair.address(receiver)
+    with contextlib.ExitStack() as stack:
+        sender = stack.enter_context(RawSender(address, connections=8))
+        control = sender.control()
+        control.send(m.Offer(4096, None, False, 0), m.ManifestPart(0, (entry(b"f", 256 * MIB),), True))
+        control.expect(m.Needed)
+        links = [sender.data(connection_id) for connection_id in range(8)]
+        began = scrape(receiver).value("memory_used_bytes")
+        assert began > 32 * MIB
+        others = []
+        with contextlib.suppress(Refused):
+            while True:
+                others.append(stack.enter_context(RawSender(address)))
+                others[-1].control()
+        index = 0
+        until = time.monotonic() + 3 * UNIT
+        while scrape(receiver).value("memory_used_bytes") - 4 * MIB * len(others) > began / 2:
+            assert time.monotonic() < until
+            with contextlib.suppress(Refused):
+                others.append(stack.enter_context(RawSender(address)))
+                others[-1].control()
+            for link in links:
+                chunk = bytes(4096)
+                header = m.ChunkHeader(index, (m.Segment(0, 4096 * index, 4096),))
+                link.send_raw(frame(header) + chunk + segment_digest(chunk))
+                assert acknowledged(link, 1) == [index]
+                index += 1
+        assert len(others) > 30
 
 
 def test_a_transfer_goes_on_over_the_connections_that_it_gets(pair: Pair) -> None:

@@ -290,3 +290,21 @@ def test_those_who_wait_are_all_served_in_the_end() -> None:
         thread.join(3 * UNIT)
         assert not thread.is_alive()
     assert budget.used_bytes == 0
+
+
+def test_it_is_short_while_somebody_waits_and_a_moment_after_a_transfer_was_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    budget = Budget(TOTAL)
+    account = budget.admit("a", MINIMUM)
+    was_short = []
+    assert not account.try_borrow(TOTAL)  # who wanted more only for speed
+    was_short.append(budget.is_short)
+    with pytest.raises(TransferFailed):
+        budget.admit("b", TOTAL)
+    was_short.append(budget.is_short)
+    now += 5
+    was_short.append(budget.is_short)
+    assert was_short == [False, True, False]

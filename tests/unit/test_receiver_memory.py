@@ -1,5 +1,7 @@
 """What a container allows is found on any kernel's cgroups; a connection takes what of it there is."""
 
+import itertools
+
 import pytest
 
 from receiver import memory, seat
@@ -109,3 +111,20 @@ def test_where_buffers_cant_be_made_large_or_there_is_little_memory() -> None:
     account = Budget(300 * MIB).admit("a", 4 * MIB)
     found = take_all(account, 40, memory.Reach(6 * MIB, 416 * limits.KIB))
     assert {each.receive_buffer_bytes for each in found if each is not None} == {0, seat.SMALL_BUFFER_BYTES}
+
+
+def test_what_is_large_becomes_smaller_step_by_step() -> None:
+    """Its buffer stays as it is: what the kernel may keep for it shrinks."""
+    found: seat.Seat | None = next(seat.seats(REACH, 0))
+    assert found is not None
+    steps = [found]
+    while (found := seat.smaller(steps[-1], REACH)) is not None:
+        steps.append(found)
+    assert [step.receive_buffer_bytes for step in steps] == [0, 4 * MIB, MIB, seat.SMALL_BUFFER_BYTES]
+    assert [(each.bytes - after.bytes) // MIB for each, after in itertools.pairwise(steps)] == [24, 6, 1]
+    assert {step.payload_bytes for step in steps} == {limits.LARGE_BLOCK_BYTES}
+    assert seat.smaller(seat.SMALL, REACH) is None
+    assert seat.smaller(seat.SMALL._replace(bytes=0), REACH) is None
+    few = seat.smaller(steps[0], memory.Reach(6 * MIB, 416 * limits.KIB))
+    assert few is not None
+    assert few.receive_buffer_bytes == seat.SMALL_BUFFER_BYTES
