@@ -86,7 +86,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
     signals.on_end(end, overdue)
-    monitor.watch(server.counters, lambda: None)
+    monitor.watch(server.counters, lambda: None, server.memory)
     monitor.start(METRICS)
     _tell_where(settings, addresses, destination.path, chosen, logger)
     progress = Progress(server.counters, logger, direction="receiving")

@@ -14,7 +14,7 @@ import enum
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from receiver.ledger import UNKNOWN_DIGEST
+from receiver.ledger import UNKNOWN_DIGEST, Claims
 from wire import limits
 from wire.errors import RemoteProtocolError
 from wire.grid import WHOLE, Grid, Share
@@ -49,10 +49,14 @@ class Turn(enum.Enum):
 class Assembly:
     """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
+        """`claims` is what the ledger says, on this grid; its tables become these, as both at once would be twice."""
         self.grid = grid
-        self._states = bytearray(grid.segments)
-        self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
+        if claims is not None and claims.present:
+            self._states, self._digests = claims.present, claims.digests  # 1 for what is there: CLAIMED
+        else:
+            self._states = bytearray(grid.segments)
+            self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
         self._writers: dict[int, Writer] = {}
         self._has_holes = False
 
@@ -193,13 +197,11 @@ class Assembly:
 
         What is counted are the chunks of `share`: runs of its ordinals.
         """
-        marks = self._states[share.index :: share.count].translate(bytes(state in states for state in range(256)))
-        first = marks.find(1)
-        while first >= 0:
-            end = marks.find(0, first)
-            end = len(marks) if end < 0 else end
-            yield first, end
-            first = marks.find(1, end)
+        return runs(self.states(share), *states)
+
+    def states(self, share: Share = WHOLE) -> bytes:
+        """Return the states of the chunks of a share as they are now, one byte each, for `runs`."""
+        return bytes(self._states[share.index :: share.count])
 
     def missing_bytes(self) -> int:
         """Count the bytes of all chunks that are FREE or WRITING, about: while others write."""
@@ -215,3 +217,14 @@ class Assembly:
     def held_bytes(self, share: Share = WHOLE) -> int:
         """Count the bytes of the chunks of a share that are HELD."""
         return sum(share.bytes_between(self.grid, start, stop) for start, stop in self.runs(HELD, share=share))
+
+
+def runs(states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of chunks in any of the wanted states, in order."""
+    marks = states.translate(bytes(state in wanted for state in range(256)))
+    first = marks.find(1)
+    while first >= 0:
+        end = marks.find(0, first)
+        end = len(marks) if end < 0 else end
+        yield first, end
+        first = marks.find(1, end)

@@ -5,20 +5,38 @@ one small connection, one part of the manifest, the chunk table of one file. Who
 nobody; what goes beyond is borrowed here, and given back. Where nothing is left, a borrower waits or does without:
 sockets are not read, parts are not answered, buffers stay small. Nobody is refused half-way.
 
-A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. Who waits
-holds nothing that others wait for: it gives back first what it can do without.
+A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. Others wait
+where one of them is in `borrow`, and for a while after one was refused: a sender that was refused comes again. Who
+waits for no more than a quarter is served in turn. Who waits holds nothing that others wait for: it gives back first
+what it can do without.
 """
 
+import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
+from service.sizes import format_size
 from wire.errors import Code, TransferFailed
 
 SHARE: Final = 4
 """A peer borrows at most one part in so many while others wait."""
 TICK_SECONDS: Final = 1.0
+REFUSED_SECONDS: Final = 10.0
+"""How long a peer that was refused counts as one that waits: its sender tries again within that."""
+SHORT_SECONDS: Final = 2.0
+"""How long those who have more than they need give back after a transfer was refused."""
+REFUSED_PEERS: Final = 256
+"""Peers of which that is remembered, at most."""
+
+
+class _Waiter(NamedTuple):
+    """Somebody in `borrow`."""
+
+    peer: str
+    wanted: int
 
 
 class Budget:
@@ -27,23 +45,40 @@ class Budget:
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self._changed = threading.Condition(threading.Lock())
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()  # by peer
         self._borrowed: Counter[str] = Counter()  # by peer
-        self._waiting: Counter[str] = Counter()
+        self._tickets = itertools.count()
+        self._waiting: dict[int, _Waiter] = {}  # by ticket, the first that came first
+        self._refused: dict[str, float] = {}  # peer: when it was refused last (monotonic)
+        self._short_until = 0.0  # monotonic
+
+    @property
+    def share_bytes(self) -> int:
+        """What a peer borrows at most while others wait."""
+        return self.total_bytes // SHARE
 
     def admit(self, peer: str, minimum_bytes: int) -> "Account":
-        """Open an account with a reserved minimum. Raises TransferFailed: LIMIT now, TOO_LARGE for ever."""
+        """Open an account with a reserved minimum. Raises TransferFailed: LIMIT now, TOO_LARGE for ever.
+
+        A peer that has one already leaves room for another peer's, and waits for others as it does for what it borrows.
+        """
         self.check(minimum_bytes)
         with self._changed:
-            if self._left() < minimum_bytes:
-                raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: retrying")
-            self._reserved += minimum_bytes
+            has_bytes = self._reserved[peer] + self._borrowed[peer]
+            leave_bytes = min(2 * minimum_bytes, self.total_bytes // 8) if has_bytes else 0
+            is_patient = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
+            if self._left() < minimum_bytes + leave_bytes or is_patient:
+                self._note_refused(peer)
+                self._short_until = time.monotonic() + SHORT_SECONDS
+                raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: try again")
+            self._reserved[peer] += minimum_bytes
         return Account(self, peer, minimum_bytes)
 
     def check(self, count: int) -> None:
         """Raise TransferFailed(TOO_LARGE) for what never fits."""
         if count > self.total_bytes:
-            reason = f"the transfer needs {count} bytes of this receiver's memory, which has {self.total_bytes} for all"
+            needed, total = format_size(count), format_size(self.total_bytes)
+            reason = f"the transfer needs {needed} of this receiver's memory, which has {total} for all transfers"
             raise TransferFailed(Code.TOO_LARGE, f"{reason}: use larger chunks, or a larger --memory-limit there")
 
     @property
@@ -52,17 +87,51 @@ class Budget:
         with self._changed:
             return self.total_bytes - self._left()
 
-    def _left(self) -> int:
-        return self.total_bytes - self._reserved - self._borrowed.total()
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits, or a transfer was refused a moment ago: who can do with less gives back."""
+        return bool(self._waiting) or self._short_until > time.monotonic()
 
-    def _lend(self, peer: str, count: int) -> bool:
-        others_wait = any(number for other, number in self._waiting.items() if other != peer)
-        if others_wait and self._borrowed[peer] + count > self.total_bytes // SHARE:
-            return False
-        if count > self._left():
+    def _left(self) -> int:
+        return self.total_bytes - self._reserved.total() - self._borrowed.total()
+
+    def _note_refused(self, peer: str) -> None:
+        now = time.monotonic()
+        if len(self._refused) >= REFUSED_PEERS:
+            self._refused = {known: at for known, at in self._refused.items() if now - at < REFUSED_SECONDS}
+        if len(self._refused) < REFUSED_PEERS:
+            self._refused[peer] = now
+
+    def _others_wait(self, peer: str) -> bool:
+        if any(waiter.peer != peer for waiter in self._waiting.values()):
+            return True
+        since = time.monotonic() - REFUSED_SECONDS
+        return any(at > since for other, at in self._refused.items() if other != peer)
+
+    def _ahead(self, ticket: int | None) -> int:
+        """Count what those are to get who wait for longer than this one, each within its share."""
+        ahead: Counter[str] = Counter()
+        for other, waiter in self._waiting.items():
+            if ticket is not None and other >= ticket:
+                break
+            if self._borrowed[waiter.peer] + ahead[waiter.peer] + waiter.wanted <= self.share_bytes:
+                ahead[waiter.peer] += waiter.wanted
+        return ahead.total()
+
+    def _lend(self, peer: str, count: int, leave_bytes: int = 0, ticket: int | None = None) -> bool:
+        within_share = self._borrowed[peer] + count <= self.share_bytes
+        if count + leave_bytes + self._ahead(ticket) > self._left() or not (
+            within_share or not self._others_wait(peer)
+        ):
             return False
         self._borrowed[peer] += count
         return True
+
+    def _take_back(self, peer: str, count: int) -> None:
+        self._borrowed[peer] -= count
+        if not self._borrowed[peer]:
+            del self._borrowed[peer]
+        self._changed.notify_all()
 
 
 class Account:
@@ -75,36 +144,52 @@ class Account:
         self._borrowed = 0  # protected by the budget's lock
         self._is_closed = False
 
-    def try_borrow(self, count: int) -> bool:
-        """Borrow bytes if that needs no waiting; whether it did not."""
+    def another(self) -> "Account":
+        """Open another account of the same peer, with nothing reserved: for what may outlive this one."""
+        return Account(self.budget, self.peer, 0)
+
+    def try_borrow(self, count: int, *, leave_bytes: int = 0) -> bool:
+        """Borrow bytes if that needs no waiting; whether it did not.
+
+        `leave_bytes` is what has to be left for others: who can do with less leaves more.
+        """
         budget = self.budget
         with budget._changed:
-            return self._borrow(count)
+            was_lent = self._borrow(count, leave_bytes)
+            if not was_lent and not leave_bytes:
+                budget._note_refused(self.peer)
+            return was_lent
 
     def borrow(self, count: int, patience: Callable[[], None]) -> None:
         """Borrow bytes, waiting for them; `patience` is called each second, and raises to give up.
 
-        The caller holds nothing borrowed that it could do without. Raises TransferFailed(TOO_LARGE) for what never
-        fits.
+        The caller holds nothing borrowed that it could do without. Raises TransferFailed: TOO_LARGE for what never
+        fits, LIMIT where the account is closed.
         """
         budget = self.budget
-        budget.check(count)
+        budget.check(count + self.minimum_bytes)
         with budget._changed:
-            budget._waiting[self.peer] += 1
+            ticket = next(budget._tickets)
+            budget._waiting[ticket] = _Waiter(self.peer, count)
         try:
-            while not self._borrow_within(count, TICK_SECONDS):
+            while not self._borrow_within(count, ticket, TICK_SECONDS):
                 patience()
         finally:
             with budget._changed:
-                budget._waiting[self.peer] -= 1
+                del budget._waiting[ticket]
                 budget._changed.notify_all()
 
-    def _borrow_within(self, count: int, seconds: float) -> bool:
-        with self.budget._changed:
-            return self.budget._changed.wait_for(lambda: self._borrow(count), seconds)
+    def _borrow_within(self, count: int, ticket: int, seconds: float) -> bool:
+        def is_lent() -> bool:
+            if self._is_closed:
+                raise TransferFailed(Code.LIMIT, "the transfer has ended")
+            return self._borrow(count, 0, ticket)
 
-    def _borrow(self, count: int) -> bool:
-        if self._is_closed or not self.budget._lend(self.peer, count):
+        with self.budget._changed:
+            return self.budget._changed.wait_for(is_lent, seconds)
+
+    def _borrow(self, count: int, leave_bytes: int = 0, ticket: int | None = None) -> bool:
+        if self._is_closed or not self.budget._lend(self.peer, count, leave_bytes, ticket):
             return False
         self._borrowed += count
         return True
@@ -115,8 +200,7 @@ class Account:
             if not self._is_closed:
                 assert count <= self._borrowed
                 self._borrowed -= count
-                self.budget._borrowed[self.peer] -= count
-                self.budget._changed.notify_all()
+                self.budget._take_back(self.peer, count)
 
     def close(self) -> None:
         """Give everything back, the minimum included. Idempotent."""
@@ -125,8 +209,7 @@ class Account:
             if self._is_closed:
                 return
             self._is_closed = True
-            budget._reserved -= self.minimum_bytes
-            budget._borrowed[self.peer] -= self._borrowed
-            if not budget._borrowed[self.peer]:
-                del budget._borrowed[self.peer]
-            budget._changed.notify_all()
+            budget._reserved[self.peer] -= self.minimum_bytes
+            if not budget._reserved[self.peer]:
+                del budget._reserved[self.peer]
+            budget._take_back(self.peer, self._borrowed)

@@ -5,7 +5,7 @@ and `more` as answers become known, `missing` and `close` at Finish, then `next_
 `leave` at the end, whatever that is. Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from receiver.assembly import Writer
@@ -63,7 +63,7 @@ class Cargo(Protocol):
 
     # --- what the coordinator asks
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
+    def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Take a part of the manifest, or the same again; return what can be answered now. `body` is its frame's."""
 
     def rejoin(self) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from receiver.cargo import Part, Recorder
 from receiver.intake import Intake
 from receiver.output import Output
+from receiver.seat import Seat, bound
 from service.counters import ConnectionCounters, StageClock
 from service.threads import run_to_end
 from wire import limits
@@ -50,11 +51,17 @@ class Host(Protocol):
 class DataConnection(threading.Thread):
     """Receives chunks over one connection until it ends; the `host` is told what concerns the whole."""
 
-    def __init__(self, host: Host, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters) -> None:
+    def __init__(
+        self, host: Host, channel: Channel, welcome: m.Welcome, counters: ConnectionCounters, seat: Seat
+    ) -> None:
+        """`seat` is what it may take of memory, and gives back when it is closed."""
         super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
         self.connection_id = counters.connection_id
         self.channel = channel
         self.counters = counters
+        self._seat = seat
+        self._begun_at = self._shrunk_at = 0.0
+        """When the latest chunk was begun, and until when its seat stays as it is."""
         self._host = host
         self._intake = host.intake
         self._welcome = welcome
@@ -76,7 +83,11 @@ class DataConnection(threading.Thread):
         error = run_to_end(f"connection {self.connection_id}", self._serve)
         if isinstance(error, TransferFailed) and error.code is Code.LIMIT:  # no memory: others go on without it
             error = ConnectionLost(error.reason)
-        self._leave(error)
+        try:
+            self._leave(error)
+        finally:
+            self.channel.close()
+            self._intake.give_back(self._seat)
 
     def _serve(self) -> None:
         self._intake.join(self)
@@ -86,6 +97,14 @@ class DataConnection(threading.Thread):
         self.channel.send_message(self._welcome)
         while True:
             self._take_in(self._wait_for_body())
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Do with less where others need memory: a step for each chunk, at most one a second."""
+        if self._shrunk_at < self._begun_at and (to := self._intake.shrunk(self._seat)) is not None:
+            bound(self.channel.socket, to)
+            self._intake.shrink(self._seat, to)
+            self._seat, self._shrunk_at = to, self._begun_at + 1.0
 
     def _leave(self, error: FilestreamerError | None) -> None:
         """Leave the files, then the transfer; tell the peer what it did, where it did something."""
@@ -102,7 +121,6 @@ class DataConnection(threading.Thread):
                 self.channel.close_in_order()
             except FilestreamerError:
                 pass
-        self.channel.close()
 
     @property
     def under_way_bytes(self) -> int:
@@ -136,7 +154,7 @@ class DataConnection(threading.Thread):
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
         self._clock.enter(None)
-        begun_at = time.monotonic()
+        begun_at = self._begun_at = time.monotonic()
         parts = self._intake.begin_chunk(self, header)
         self.idle_since = None
         self._done_bytes = self.counters.moved_bytes

@@ -12,13 +12,15 @@ The shard that finishes last re-hashes what is only sealed, and commits. A write
 
 import contextlib
 import enum
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer
+from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer, runs
+from receiver.budget import Account
 from receiver.store import Destination, InPlace, Staged, check_name
 from service.chunk_map import ChunkMap
 from service.threads import run_to_end, start_thread
@@ -32,7 +34,13 @@ if TYPE_CHECKING:
     from receiver.transfer import Transfer
 
 SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
-"""Segments that all files may have together: 17 bytes of memory each."""
+"""Segments that the large files of a tree may have together: 17 bytes of memory each."""
+SEGMENT_BYTES: Final = 20
+"""What a segment takes: 17 bytes in the table, and up to 3 of copies of its states while they are told."""
+SEGMENTS_RESERVED: Final = 1 << 14
+"""Segments of a single file that are in what is reserved for its transfer."""
+MISSING_MOST: Final = 1 << 15
+"""Runs of missing chunks that are told at once: a sender that has sent these hears of the others."""
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
 WRITE_BACK_SECONDS: Final = 1.0
 RESERVE_SECONDS: Final = 0.1
@@ -80,6 +88,8 @@ class File:
         self.assembly: Assembly
         """Made by `open`: an offer that does not fit costs nothing."""
         self.lock = threading.Lock()
+        self.account: Account | None = None
+        """What its table has of the memory for peers: shards share it, and leave it at different times."""
         self.is_committed = False
         self.set_aside = 0
         """Shares that an earlier job had finished, of another source: they have to be sent again."""
@@ -123,11 +133,9 @@ class File:
                 return
             content = make()
             claims = content.take_claims()
-            self.assembly = Assembly(self.grid)
+            self.assembly = Assembly(self.grid, claims)
             for first, end in hole_segments(self.grid, content.holes):
                 self.assembly.leave_out(first, end)
-            for index in claims.indices():
-                self.assembly.claim(index, claims.digest(index))
             for share in claims.seals:
                 if share.count == self.source.shards and claims.is_sealed(share, self.source.mtime_ns):
                     self._sealed.add(share.index)
@@ -360,37 +368,55 @@ class Stake:
 
     def answer(self) -> Answer:
         """Read what is needed and what is held now; what is claimed is told when it is re-hashed."""
-        runs = self.file.assembly.runs
+        states = self._states()
+        return Answer(list(runs(states, FREE, WRITING)), list(runs(states, HELD, VERIFIED)))
+
+    def answers(self, file_id: int) -> Iterator[m.Needed | m.Held]:
+        """Say so, message by message: of a file of many chunks there can be as many runs."""
+        states = self._states()
+        yield from self._needed(file_id, runs(states, FREE, WRITING))
+        yield from self._held(file_id, runs(states, HELD, VERIFIED))
+
+    def _states(self) -> bytes:
         with self.file.lock:
-            needed, held = runs(FREE, WRITING, share=self.share), runs(HELD, VERIFIED, share=self.share)
-            return Answer(list(needed), list(held))
+            return self.file.assembly.states(self.share)
 
     def claimed(self) -> list[tuple[int, int]]:
         """Read which chunks are to be re-hashed, as runs of ordinals."""
         with self.file.lock:
             return list(self.file.assembly.runs(CLAIMED, share=self.share))
 
-    def missing(self) -> list[tuple[int, int]]:
-        """Read which chunks are not here, as runs of ordinals."""
-        with self.file.lock:
-            return list(self.file.assembly.runs(FREE, CLAIMED, WRITING, share=self.share))
+    def claimed_chunks(self) -> int:
+        """Count the chunks that are to be re-hashed."""
+        return self._states().count(CLAIMED)
+
+    def claimed_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield them, as they are now, as runs of ordinals: of a file of many chunks there can be as many."""
+        return runs(self._states(), CLAIMED)
+
+    def missing(self, most: int | None = None) -> list[tuple[int, int]]:
+        """Read which chunks are not here, as runs of ordinals: all of these, or the first `most`."""
+        return list(itertools.islice(runs(self._states(), FREE, CLAIMED, WRITING), most))
 
     def needed_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
         """Say what is needed in messages that are small enough."""
-        ranges = []
-        for start, stop in runs:
-            first, end = self.share.span(start, stop)
-            ranges.append(m.SegmentRange(file_id, first, end - first))
-        size = limits.RANGES_PER_NEEDED
-        return [m.Needed((), tuple(ranges[at : at + size])) for at in range(0, len(ranges), size)]
+        return list(self._needed(file_id, iter(runs)))
 
     def held_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Held]:
         """Say what is held, with digests, in messages that are small enough."""
-        return [
-            m.Held(file_id, self.share.chunk(at), b"".join(self._digests(at, min(at + limits.DIGESTS_PER_HELD, stop))))
-            for start, stop in runs
-            for at in range(start, stop, limits.DIGESTS_PER_HELD)
-        ]
+        return list(self._held(file_id, iter(runs)))
+
+    def _needed(self, file_id: int, runs: Iterator[tuple[int, int]]) -> Iterator[m.Needed]:
+        spans = (self.share.span(start, stop) for start, stop in runs)
+        ranges = (m.SegmentRange(file_id, first, end - first) for first, end in spans)
+        while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
+            yield m.Needed((), some)
+
+    def _held(self, file_id: int, runs: Iterator[tuple[int, int]]) -> Iterator[m.Held]:
+        for start, stop in runs:
+            for at in range(start, stop, limits.DIGESTS_PER_HELD):
+                digests = b"".join(self._digests(at, min(at + limits.DIGESTS_PER_HELD, stop)))
+                yield m.Held(file_id, self.share.chunk(at), digests)
 
     def _digests(self, start: int, stop: int) -> Iterator[memoryview]:
         return self.file.assembly.digests(self.share, start, stop)
@@ -494,7 +520,7 @@ class Files:
                 raise TransferFailed(Code.BUSY, f"{self._shown(name)} is being received from another sender")
             if self._rivals(name, source, share):
                 raise _refusal(self._files[name], source, share, self._shown(name))
-            stake = Stake(self._file(name, source), share)
+            stake = Stake(self._file(name, source, transfer.account), share)
             self._stakes[transfer] = stake
             reserved_bytes = sum(file.left_bytes() for file in self._open_files() if file is not stake.file)
         try:
@@ -517,13 +543,16 @@ class Files:
             return [transfer for transfer, _ in others]
         return [transfer for transfer, other in others if other == share and not transfer.is_complete]
 
-    def _file(self, name: bytes, source: Source) -> File:
-        """Return the file of that name, new where there is none. Raises TransferFailed(LIMIT)."""
+    def _file(self, name: bytes, source: Source, account: Account) -> File:
+        """Return the file of that name, new where there is none. Raises TransferFailed: TOO_LARGE, LIMIT."""
         file = self._files.get(name)
         if file is None:
             file = File(name, source)
-            if file.grid.segments + sum(other.grid.segments for other in self._open_files()) > SEGMENTS:
-                raise TransferFailed(Code.LIMIT, "too many chunks are under way: try again later")
+            file.account = account.another()
+            count = SEGMENT_BYTES * max(0, file.grid.segments - SEGMENTS_RESERVED)
+            account.budget.check(count + account.minimum_bytes)
+            if count and not file.account.try_borrow(count):
+                raise TransferFailed(Code.LIMIT, "no memory is left for the chunks of another file: try again later")
             self._files[name] = file
         return file
 
@@ -584,6 +613,8 @@ class Files:
                 )
             return
         file.close()
+        if file.account is not None:
+            file.account.close()
         with self._lock:
             del self._stakes[transfer]
             self._forget(file)

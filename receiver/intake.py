@@ -7,33 +7,49 @@ commits. No write lands on a VERIFIED chunk, or after that.
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from receiver.budget import Account
 from receiver.cargo import Cargo, Part
 from receiver.files import LEAVE_SECONDS
+from receiver.memory import socket_reach
+from receiver.seat import SMALL, Seat, borrow, smaller
 from service.counters import ConnectionCounters, TransferCounters
 from wire import messages as m
-from wire.errors import Code, ConnectionLost, RemoteProtocolError
+from wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
 
 if TYPE_CHECKING:
     from receiver.connection import DataConnection
+
+RESERVED_SEATS: Final = 2
+"""Small connections that a transfer has memory for without asking: one, and one that takes its place."""
 
 
 class Intake:
     """Chunks come in here. The lock protects the list of connections; each file has one for its chunk states."""
 
-    def __init__(self, counters: TransferCounters, connections: int, is_over: Callable[[], bool]) -> None:
-        """Take at most `connections` data connections; `is_over` says whether the transfer has ended."""
+    def __init__(
+        self, counters: TransferCounters, connections: int, account: Account, is_over: Callable[[], bool]
+    ) -> None:
+        """Take at most `connections` data connections; `is_over` says whether the transfer has ended.
+
+        What they take of memory comes out of `account`, which has reserved RESERVED_SEATS of the smallest.
+        """
         self.cargo: Cargo | None = None
         """What is received; set by the coordinator when it is offered, read by all."""
         self._counters = counters
         self.most = connections
+        self._account = account
+        self.reach = socket_reach()
+        """What the sockets of its connections may take; set by the server where TLS makes it more."""
         self._is_over = is_over
         self._lock = threading.Lock()
         self._connections: dict[int, DataConnection] = {}
         self._counters_by_id: dict[int, ConnectionCounters] = {}
         self._threads = 0
         self._new_bytes = 0
+        self._reserved_seats = 0
+        """Those that are taken."""
         self._heard_at = time.monotonic()
 
     # --- data connections
@@ -48,18 +64,50 @@ class Intake:
                 counters.reconnects += 1
             return counters
 
-    def admit(self) -> bool:
-        """Count a connection that is about to join; whether there is a place for it, and for one that it replaces."""
+    def admit(self, connection_id: int) -> Seat:
+        """Count a connection that is about to join, and one that it replaces; return what it may take of memory.
+
+        Raises TransferFailed(LIMIT) where there is no place for it.
+        """
         with self._lock:
             if self._threads >= 2 * self.most:
-                return False
+                raise TransferFailed(Code.LIMIT, "too many connections: try again later")
             self._threads += 1
-            return True
+            to_come = max(0, self.most - self._threads)
+        seat = borrow(self._account, self.reach, connection_id, to_come)
+        with self._lock:
+            if seat is not None:
+                return seat
+            older = self._connections.get(connection_id)
+            if self._reserved_seats < (RESERVED_SEATS if older is not None else 1):
+                self._reserved_seats += 1
+                return SMALL._replace(bytes=0)
+            self._threads -= 1
+        if older is not None:  # its sender has given it up: what it takes is there for the next try
+            older.channel.shut()
+        raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another connection: fewer do")
 
-    def withdraw(self) -> None:
+    def shrunk(self, seat: Seat) -> Seat | None:
+        """Return what a connection is to have instead of its seat, now that memory is short; None: it stays."""
+        return smaller(seat, self.reach) if self._account.budget.is_short else None
+
+    def shrink(self, seat: Seat, to: Seat) -> None:
+        """Take back what a connection gave up of its seat."""
+        self._account.give_back(seat.bytes - to.bytes)
+
+    def withdraw(self, seat: Seat) -> None:
         """Take back an `admit` that came to nothing."""
         with self._lock:
             self._threads -= 1
+        self.give_back(seat)
+
+    def give_back(self, seat: Seat) -> None:
+        """Take back what a connection had of memory, now that it is closed."""
+        if seat.bytes:
+            self._account.give_back(seat.bytes)
+            return
+        with self._lock:
+            self._reserved_seats -= 1
 
     def join(self, connection: "DataConnection") -> None:
         """Take the place of an older connection of the same id, which has left every file by then.

@@ -56,19 +56,24 @@ class Claims(NamedTuple):
         return cls(grid, bytearray(b"\x01" * grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments), {})
 
     @classmethod
-    def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]]) -> "Claims":
-        """Claim these (segment index, digest) pairs; those beyond the grid are left out. Seals are taken in."""
+    def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]], known: int | None = None) -> "Claims":
+        """Claim these (segment index, digest) pairs; those beyond the grid are left out. Seals are taken in.
+
+        `known` is how many segments, from the first, have room for their digests; all have without.
+        """
         claims = cls.none(grid)
+        known = grid.segments if known is None else known
         for index, digest in records:
             if index >= _SEAL:
                 claims._take_seal(Share(index & 0xFFFFFFFF, (index ^ _SEAL) >> 32), digest)
             elif index < grid.segments:
                 if not claims.present:
                     claims.present.extend(bytes(grid.segments))
-                    claims.digests.extend(bytes(limits.DIGEST_BYTES * grid.segments))
-                at = index * limits.DIGEST_BYTES
+                    claims.digests.extend(bytes(limits.DIGEST_BYTES * known))
                 claims.present[index] = 1
-                claims.digests[at : at + limits.DIGEST_BYTES] = digest
+                if index < known:
+                    at = index * limits.DIGEST_BYTES
+                    claims.digests[at : at + limits.DIGEST_BYTES] = digest
         return claims
 
     def _take_seal(self, share: Share, digest: bytes) -> None:
@@ -134,11 +139,25 @@ def seal_record(share: Share, digest: bytes) -> tuple[int, bytes]:
     return _SEAL | share.count << 32 | share.index, digest
 
 
-def decode(content: bytes, more: Iterable[bytes] = ()) -> Claims | None:
+def decode(content: bytes, more: Iterable[bytes] = (), today: Grid | None = None) -> Claims | None:
     """Read a ledger; None where its header is missing or damaged. Damaged records are left out.
 
-    `content` has the header and some whole records, or all there is; `more` are further pieces of whole records.
+    `content` has the header and some whole records, or all there is; `more` are further pieces of whole records. Where
+    the grid of `today` is another one, only the digests that `claims_on` looks at are kept: 1 byte for each other
+    segment.
     """
+    grid = decode_header(content)
+    if grid is None:
+        return None
+    known = None
+    if today is not None:
+        known = min(grid.segments, today.segments) if grid.chunk_size == today.chunk_size else 0
+    pieces = itertools.chain((content[HEADER_BYTES:],), more)
+    return Claims.of(grid, (record for piece in pieces for record in _records(piece)), known)
+
+
+def decode_header(content: bytes) -> Grid | None:
+    """Read which grid a ledger is of; None where its header is missing or damaged."""
     header = content[: _HEADER.size]
     if len(content) < HEADER_BYTES or content[_HEADER.size : HEADER_BYTES] != checksum(header):
         return None
@@ -146,10 +165,7 @@ def decode(content: bytes, more: Iterable[bytes] = ()) -> Claims | None:
     if magic != _MAGIC or not 0 < chunk_size <= limits.CHUNK_SIZE_MAX or size > limits.FILE_SIZE_MAX:
         return None
     grid = Grid(size, chunk_size)
-    if grid.segments > limits.CHUNKS_PER_FILE:
-        return None
-    pieces = itertools.chain((content[HEADER_BYTES:],), more)
-    return Claims.of(grid, (record for piece in pieces for record in _records(piece)))
+    return grid if grid.segments <= limits.CHUNKS_PER_FILE else None
 
 
 def _records(piece: bytes | memoryview) -> Iterator[tuple[int, bytes]]:

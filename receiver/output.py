@@ -12,21 +12,29 @@ What was passed on can't be taken back: nobody else may begin with the same outp
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from receiver.assembly import Turn, Writer
+from receiver.budget import Account
 from receiver.store import InPlace, Staged
 from service.chunk_map import ChunkMap
 from service.sizes import format_size
 from service.threads import run_to_end, start_thread
-from wire import limits
+from wire import limits, memory
 from wire import messages as m
 from wire.digests import segment_hasher
 from wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from wire.grid import Grid, hole_segments
 
+SLOTS_MOST: Final = 4096
+"""Chunks that a window has room for, however small they are."""
+SLOTS_LEAST: Final = 2
+"""Chunks of a window with which one can be passed on while the next one comes."""
+SLOT_BYTES: Final = 1024
+"""What a chunk of the window costs beside its bytes: what is known of it, who is to be told, its last digest."""
 WAITING_SECONDS: Final = 1.0
 """A write that takes longer than this is waiting: the sender is told so."""
 
@@ -60,6 +68,25 @@ class StagedTarget:
     def finish(self, size: int) -> None:
         """Note the size, which `Staged.commit` puts in place."""
         self._staged.entry = self._staged.entry._replace(size=size)
+
+
+def borrow_window(account: Account, chunk_size: int, most_bytes: int) -> tuple[int, int]:
+    """Borrow memory for a window of at most `most_bytes`; return how many bytes that window has, and what it costs.
+
+    It has room for whole chunks. One that is larger than two chunks leaves as much as it takes and twice that, and a
+    quarter of the budget, to others: ten pipes don't take ten windows. Raises TransferFailed: POLICY where the window
+    has no room for a chunk, TOO_LARGE where the budget never has, LIMIT where it has none now.
+    """
+    check_window(chunk_size, most_bytes)
+    cost = chunk_size + SLOT_BYTES
+    account.budget.check(cost + account.minimum_bytes)
+    slots = min(SLOTS_MOST, most_bytes // chunk_size)
+    while slots:
+        leave_bytes = 2 * slots * cost + account.budget.share_bytes if slots > SLOTS_LEAST else 0
+        if account.try_borrow(slots * cost, leave_bytes=leave_bytes):
+            return slots * chunk_size, slots * cost
+        slots //= 2
+    raise TransferFailed(Code.LIMIT, "this receiver has no memory left for the window of another pipe: try again")
 
 
 def check_window(chunk_size: int, window_bytes: int) -> None:
@@ -103,15 +130,16 @@ class Output:
         self.size = size
         self.chunk_size = chunk_size
         self.window_bytes = window_bytes
+        """Of which there is room for whole chunks, and for no more than SLOTS_MOST of them."""
         self._grid = Grid(size or 0, chunk_size)
         self._holes = list(hole_segments(self._grid, holes))
         self._hole_chunks = sum(end - first for first, end in self._holes)
-        self._slots = window_bytes // chunk_size
+        self._slots = min(SLOTS_MOST, window_bytes // chunk_size)
         self.chunk_map = ChunkMap()
         """Of what was passed on."""
         self._ring: dict[int, memoryview] = {}
         self._chunks: dict[int, _Chunk] = {}
-        self._digests = [b""] * self._slots  # of what was passed on last: it may be sent once more
+        self._digests: deque[bytes] = deque(maxlen=self._slots)  # of what was passed on last: it may be sent once more
         self._changed = threading.Condition(threading.Lock())
         self._passed = 0
         self._passed_bytes = 0
@@ -214,7 +242,7 @@ class Output:
         slot = (self._position_of(index) or 0) % self._slots
         room = self._ring.get(slot)
         if room is None:  # nobody else writes into this slot
-            self._ring[slot] = room = memoryview(bytearray(self.chunk_size))
+            self._ring[slot] = room = memory.mapped(self.chunk_size)
         room[at : at + len(view)] = view
 
     def deliver(self, position: int, digest: bytes, computed: bytes, by: int) -> bool:
@@ -222,7 +250,7 @@ class Output:
         with self._changed:
             chunk = self._chunks.get(position)
             if chunk is None:  # it was passed on before
-                return digest == computed == self._digests[position % self._slots]
+                return digest == computed == self._digests[position - self._passed]
             if chunk.digest:  # it waits for its turn
                 return digest == computed == chunk.digest
             if digest != computed:
@@ -269,7 +297,7 @@ class Output:
                 if self._is_over:
                     return
                 del self._chunks[position]
-                self._digests[position % self._slots] = chunk.digest
+                self._digests.append(chunk.digest)
                 self._root.update(chunk.digest)
                 self.chunk_map.extend(position + 1)
                 self.chunk_map.add(position, chunk.by)
@@ -346,6 +374,7 @@ class Output:
         """End the target, now that everything but holes at the end was passed on. Raises TransferFailed."""
         self._pass_on_zeros(self._grid.segments)
         self.target.finish(self.passed_bytes)
+        self._ring.clear()
 
     def end(self, seconds: float | None) -> bool:
         """Pass on nothing more; whether the thread has ended, within `seconds` if so: it may hang in a write."""

@@ -7,17 +7,21 @@ are hashed likewise, where the sender asked for that.
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from receiver.budget import Account
+from receiver.seat import THREAD_BYTES as STACK_BYTES
 from receiver.store import Destination, Readable, open_below
 from service.threads import run_to_end, start_thread
-from wire import limits
+from wire import limits, memory
 from wire.errors import FilestreamerError, TransferFailed
 from wire.grid import Grid, Share
 
 BATCH_CHUNKS: Final = 256
 BATCH_BYTES: Final = 64 * limits.MIB
+THREAD_BYTES: Final = limits.BLOCK_BYTES + STACK_BYTES
+"""What a thread takes."""
 
 
 class Rehashed(NamedTuple):
@@ -65,21 +69,42 @@ class Work(NamedTuple):
 
 def batches(grid: Grid, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Cut a run of chunks into runs [start, stop) that are posted as one."""
-    step = max(1, min(BATCH_CHUNKS, BATCH_BYTES // grid.chunk_size))
+    step = _step(grid)
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
 
 
+def _step(grid: Grid) -> int:
+    return max(1, min(BATCH_CHUNKS, BATCH_BYTES // grid.chunk_size))
+
+
+def _cut(works: Iterable[Work]) -> Iterator[Work]:
+    """Cut runs of chunks into batches."""
+    for work in works:
+        for start, stop in batches(work.grid, work.start, work.stop):
+            yield work._replace(start=start, stop=stop)
+
+
 class Rehasher:
-    """Hashes runs of claimed chunks; none of its threads runs where nothing is claimed."""
+    """Hashes runs of claimed chunks; none of its threads runs where nothing is claimed.
+
+    What is to be done is cut into batches as they are begun: a file of many chunks has many.
+    """
 
     def __init__(
-        self, post: Callable[[Rehashed | FinalsRehashed], None], failed: Callable[[FilestreamerError], None]
+        self,
+        post: Callable[[Rehashed | FinalsRehashed], None],
+        failed: Callable[[FilestreamerError], None],
+        account: Account | None = None,
     ) -> None:
+        """Borrow what all threads but the first take from `account`, until that is closed."""
         self._post = post
         self._failed = failed
-        self._work: queue.SimpleQueue[Work | FinalWork | None] = queue.SimpleQueue()
+        self._account = account
+        self._work: queue.SimpleQueue[Iterator[Work | FinalWork] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._taking = threading.Lock()  # protects _current
+        self._current: Iterator[Work | FinalWork] = iter(())
         self._ended = threading.Event()
         self._mutex = threading.Lock()  # protects _hashed_bytes
         self._hashed_bytes = 0
@@ -92,12 +117,16 @@ class Rehasher:
 
     def add(self, work: Work) -> int:
         """Hash these chunks soon; return in how many batches."""
-        count = 0
-        for start, stop in batches(work.grid, work.start, work.stop):
-            self._work.put(work._replace(start=start, stop=stop))
-            count += 1
+        self.add_all(iter((work,)))
+        return -(-(work.stop - work.start) // _step(work.grid))
+
+    def add_all(self, works: Iterable[Work]) -> None:
+        """Hash these chunks soon. They are asked for when their turn comes, by another thread."""
+        self._put(_cut(works))
+
+    def _put(self, batches: Iterator[Work | FinalWork]) -> None:
+        self._work.put(batches)
         self._begin_thread()
-        return count
 
     def add_finals(self, destination: Destination, files: list[FinalFile]) -> None:
         """Hash these files of a tree soon; they are posted in batches."""
@@ -107,15 +136,14 @@ class Rehasher:
             batch.append(file)
             size += file.grid.size
             if len(batch) == BATCH_CHUNKS or size >= BATCH_BYTES:
-                self._work.put(FinalWork(destination, batch))
+                self._put(iter((FinalWork(destination, batch),)))
                 batch, size = [], 0
-                self._begin_thread()
         if batch:
-            self._work.put(FinalWork(destination, batch))
-            self._begin_thread()
+            self._put(iter((FinalWork(destination, batch),)))
 
     def _begin_thread(self) -> None:
-        if len(self._threads) < min(4, os.cpu_count() or 1):
+        is_first = not self._threads or self._account is None
+        if len(self._threads) < min(4, os.cpu_count() or 1) and (is_first or self._may_have_another()):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
             try:
                 start_thread(thread, "re-hashing")
@@ -124,6 +152,10 @@ class Rehasher:
                     raise
             else:
                 self._threads.append(thread)
+
+    def _may_have_another(self) -> bool:
+        assert self._account is not None
+        return self._account.try_borrow(THREAD_BYTES, leave_bytes=self._account.budget.share_bytes)
 
     def end(self, seconds: float | None = None) -> bool:
         """Stop soon, and wait until no thread reads a file any more; whether none does, `seconds` for each later."""
@@ -139,12 +171,25 @@ class Rehasher:
             self._failed(error)
 
     def _rehash_all(self) -> None:
-        block = memoryview(bytearray(limits.BLOCK_BYTES))
-        while (work := self._work.get()) is not None and not self._ended.is_set():
+        block = memory.mapped(limits.BLOCK_BYTES)
+        while (work := self._next()) is not None and not self._ended.is_set():
             if isinstance(work, FinalWork):
                 self._rehash_finals(block, work)
             else:
                 self._rehash(block, work)
+
+    def _next(self) -> Work | FinalWork | None:
+        """Wait for the next batch; None at the end."""
+        while True:
+            with self._taking:
+                work = next(self._current, None)
+                if work is None:  # those who wait for the lock have nothing to do either
+                    following = self._work.get()
+                    if following is None:
+                        return None
+                    self._current = following
+            if work is not None:
+                return work
 
     def _rehash_finals(self, block: memoryview, work: FinalWork) -> None:
         digests = []

@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from receiver.budget import Budget
+from receiver import memory
+from receiver.budget import Account, Budget
 from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
+from receiver.seat import CONTROL, SECURED_BYTES, Seat
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
 from receiver.stdout import OpenFile
@@ -31,6 +33,7 @@ from service.counters import TransferCounters
 from service.monitor import Monitor
 from service.report import report
 from service.result import TransferResult
+from service.sizes import format_size
 from wire import limits
 from wire import messages as m
 from wire.errors import (
@@ -44,7 +47,8 @@ from wire.grid import Grid, Share
 from wire.opening import ReceiverOpening, random_id
 
 SLOTS: Final = 512
-"""Connections that may be in their opening at once."""
+"""Connections that may be in their opening at once, where there is memory for them."""
+SLOTS_MIN: Final = 16
 CONNECTIONS: Final = 1024
 """Data connections that may be open at once, over all transfers."""
 TRANSFERS: Final = 64
@@ -54,8 +58,15 @@ END_SECONDS: Final = 5.0
 """How long all transfers together may take to end when the service does."""
 SPARE_DESCRIPTORS: Final = 32
 """What data connections leave for files."""
-BUDGET_BYTES: Final = 352 * limits.MIB
 TRANSFER_BYTES: Final = 4 * limits.MIB
+"""What is reserved for a transfer, with which it can finish: control (0.8 MiB, its socket's buffers included), the
+smallest connection and one that takes its place (1.3), the first thread that re-hashes (0.6), the table of a small file
+(0.3), frames that wait and one that is decoded (0.6), three threads (0.4). One over one connection was measured at 1.2
+MiB: most of it is room that only a peer in a hurry, or a slow disk, fills."""
+SLOT_BYTES: Final = 192 * limits.KIB
+"""What a connection in its opening makes this process hold: a socket whose buffer is full, half a TLS handshake."""
+SLOTS_SHARE: Final = 8
+"""Openings get one part in so many of what is for peers."""
 
 
 class Server:
@@ -97,10 +108,17 @@ class Server:
         self._transfers: dict[bytes, Transfer] = {}  # protected
         self._last_name: bytes | None = None  # protected: with --once, the first one that was committed
         self._busy_at = time.monotonic()
-        self._budget = Budget(BUDGET_BYTES)
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
         """Data connections have descriptors below this."""
+        limit = settings.memory_limit or memory.default_limit()
+        if limit < memory.LIMIT_MIN_BYTES:
+            least = format_size(memory.LIMIT_MIN_BYTES)
+            log.warning("little_memory", limit_bytes=limit, reason=f"a receiver takes up to {least} (--memory-limit)")
+        for_peers = memory.budget_bytes(limit)
+        self._slots_most = min(SLOTS, max(SLOTS_MIN, for_peers // SLOTS_SHARE // SLOT_BYTES))
+        self._budget = Budget(for_peers - self._slots_most * SLOT_BYTES)
+        self._reach = memory.socket_reach()._replace(secured_bytes=0 if self._tls is None else SECURED_BYTES)
 
     # --- the selector thread
 
@@ -114,6 +132,10 @@ class Server:
         """Return the transfers that are under way, for whoever shows them."""
         with self._lock:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
+
+    def memory(self) -> tuple[int, int]:
+        """Return what senders may make this process hold once they are let in, and what of it is taken: bytes."""
+        return self._budget.total_bytes, self._budget.used_bytes
 
     def run(self) -> int:
         """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
@@ -149,7 +171,7 @@ class Server:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # the port stays readable: don't spin
                 time.sleep(TICK_SECONDS / 10)
             return
-        if len(self._slots) >= SLOTS:
+        if len(self._slots) >= self._slots_most:
             self._turn_away(self._slot_to_give_way(), Code.LIMIT, "too many connections are being opened")
         try:
             opening = ReceiverOpening(self._incarnation, self._token, self._certificate_sha256)
@@ -228,15 +250,14 @@ class Server:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
         transfer = self._transfer_of(hello, slot.peer.rpartition(":")[0])
         is_data = hello.role is m.Role.DATA
-        if is_data and not (self._has_room(slot, transfer) and transfer.intake.admit()):
-            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
+        seat = self._seat(slot, transfer, hello.connection_id) if is_data else CONTROL
         self._drop(slot)
         user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
-            channel = slot.into_channel(_no_patience, user_timeout, payload_bytes=_payload_bytes(hello))
+            channel = slot.into_channel(_no_patience, user_timeout, seat)
         except (ConnectionLost, MemoryError) as error:
             if is_data:
-                transfer.intake.withdraw()
+                transfer.intake.withdraw(seat)
             if isinstance(error, ConnectionLost):
                 raise
             self._monitor.refused("limit")
@@ -246,19 +267,25 @@ class Server:
         if is_data:
             counters = transfer.intake.counters_of(hello.connection_id)
             try:
-                DataConnection(transfer, channel, slot.opening.welcome(), counters).start()
+                DataConnection(transfer, channel, slot.opening.welcome(), counters, seat).start()
             except RuntimeError:
                 self._monitor.refused("limit")
                 if transfer.intake.threads <= 1:
                     self.on_few_threads()
                 reason = "no thread can be started"
                 self._log.warning("connection_refused", code="limit", reason=reason)
-                transfer.intake.withdraw()
                 with contextlib.suppress(FilestreamerError):
                     channel.send_message(m.Refusal(Code.LIMIT, f"{reason}: try again later"))
                 channel.close()
+                transfer.intake.withdraw(seat)
         elif not transfer.post_now(ControlUp(channel, slot.opening.welcome())):
             channel.close()
+
+    def _seat(self, slot: Slot, transfer: Transfer, connection_id: int) -> Seat:
+        """Find a place for a data connection. Raises TransferFailed(LIMIT)."""
+        if not self._has_room(slot, transfer):
+            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
+        return transfer.intake.admit(connection_id)
 
     def _has_room(self, slot: Slot, wanted_by: Transfer) -> bool:
         """Whether there is a place for another data connection; else one gives way, for the next try."""
@@ -306,13 +333,10 @@ class Server:
             for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-            try:
-                account = self._budget.admit(peer, TRANSFER_BYTES)
-            except TransferFailed:
-                self._place_given_up()  # so that there is memory when it is tried again
-                raise
+            account = self._admit(peer, complete)
             give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
             transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
+            transfer.intake.reach = self._reach
             transfer.counters.tolerated = self._settings.tolerated
             self._transfers[hello.transfer_id] = transfer
         try:
@@ -324,6 +348,25 @@ class Server:
             account.close()
             raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
         return transfer
+
+    def _admit(self, peer: str, complete: list[Transfer]) -> Account:
+        """Reserve what a transfer needs.
+
+        Raises TransferFailed(LIMIT); the next try finds what those have given back that are complete, and the one whose
+        sender has been gone for longest, or that makes no progress: what came of that is kept. Call it with the lock.
+        """
+        try:
+            return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._reach.secured_bytes)
+        except TransferFailed:
+            for known in complete:
+                known.forget()
+            gone = [known for known in self._transfers.values() if known.may_be_let_go]
+            if gone:
+                reason = "its sender is gone, and others need the memory; what came is kept"
+                min(gone, key=lambda known: known.connected_at).end_soon(TransferFailed(Code.TIMEOUT, reason))
+            else:
+                self._place_given_up()
+            raise
 
     def _close(self) -> None:
         """Turn everybody away, end every transfer, release the port."""
@@ -408,13 +451,6 @@ class Server:
             self.end(None)
         if self._files and self._last_name is not None and not self._files.is_in_use(self._last_name):
             self.end(None)
-
-
-def _payload_bytes(hello: m.Hello) -> int:
-    """Return how much payload a connection has to have room for."""
-    if hello.role is not m.Role.DATA:
-        return 0
-    return limits.LARGE_BLOCK_BYTES if hello.connection_id < limits.LARGE_BLOCK_CONNECTIONS else limits.BLOCK_BYTES
 
 
 def _no_patience() -> None:

@@ -61,6 +61,14 @@ class ReceiverSettings(CommonSettings):
     anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
     """Ask for no token, on whatever address."""
 
+    memory_limit: int | None = setting(
+        values.size(1, settings.WINDOW_MAX),
+        "Memory that this receiver is to get by with, socket buffers included."
+        "  [default: what its container may take, or 512MiB]",
+        metavar="SIZE",
+    )
+    """Bytes that the process is to get by with (`receiver.memory`); None is what its container may take."""
+
     def __post_init__(self) -> None:
         """Let `output_file` imply `once`. Raises UsageError where TLS settings don't go together."""
         if self.output_file is not None:

@@ -1,12 +1,12 @@
 """A transfer of one file, or of a share of it (`files`): what is needed is answered at once, what is claimed later."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from receiver.assembly import Turn
 from receiver.cargo import Connection, Part, Step
-from receiver.files import LEAVE_SECONDS, Answer, Stake
+from receiver.files import LEAVE_SECONDS, MISSING_MOST, Answer, Stake
 from receiver.files import Step as ShareStep
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from service.counters import TransferCounters
@@ -35,13 +35,13 @@ class Single:
         counters.chunks += stake.chunks
         counters.name = stake.content.path
         counters.chunk_map = stake.chunk_map
-        claimed = stake.claimed()
+        claimed = stake.claimed_chunks()
         shard = {"shard": str(stake.share)} if stake.share.count > 1 else {}
         log.info(
             "transfer_started",
             file=stake.content.path,
             bytes=stake.payload_bytes,
-            claimed_chunks=sum(stop - start for start, stop in claimed),
+            claimed_chunks=claimed,
             **shard,
         )
         if stake.file.set_aside:
@@ -50,17 +50,18 @@ class Single:
                 shares=stake.file.set_aside,
                 reason="they are of another source, or of another number of shards",
             )
-        for start, stop in claimed:
-            rehasher.add(Work(0, stake.content, stake.grid, stake.share, start, stop))
+        if claimed:
+            runs = stake.claimed_runs()
+            rehasher.add_all(Work(0, stake.content, stake.grid, stake.share, start, stop) for start, stop in runs)
 
     # --- answers
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
+    def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Answer what is needed and what is held, every time that the manifest comes."""
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        return self._messages(self._stake.answer())
+        return self._stake.answers(0)
 
     def rejoin(self) -> None:
         """Nothing to do: the manifest is answered whole."""
@@ -90,8 +91,8 @@ class Single:
     # --- the end
 
     def missing(self) -> Sequence[m.Needed]:
-        """Return what is not here."""
-        return self._stake.needed_messages(0, self._stake.missing())
+        """Return what is not here, or so much of it that its sender has something to do."""
+        return self._stake.needed_messages(0, self._stake.missing(MISSING_MOST))
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is staged with what the sender read."""

@@ -6,6 +6,7 @@ import ssl
 import time
 from typing import Final
 
+from receiver.seat import Seat, bound
 from wire import limits
 from wire import messages as m
 from wire.errors import Code, ConnectionLost, RemoteProtocolError
@@ -154,14 +155,18 @@ class Slot:
                     break
         self.socket.close()
 
-    def into_channel(self, patience: Patience, user_timeout: float, *, payload_bytes: int) -> Channel:
-        """Hand the connection over to the thread that goes on with it. Raises ConnectionLost where it is gone."""
+    def into_channel(self, patience: Patience, user_timeout: float, seat: Seat) -> Channel:
+        """Hand the connection over to the thread that goes on with it.
+
+        Raises ConnectionLost where it is gone, MemoryError.
+        """
         try:
+            bound(self.socket, seat)
             prepare(self.socket, user_timeout)
         except OSError as error:
             raise ConnectionLost(str(error.strerror)) from None
         if self._tls is None:
-            return Channel(self.socket, patience, payload_bytes=payload_bytes)
+            return Channel(self.socket, patience, payload_bytes=seat.payload_bytes)
         from wire.tls import TlsChannel
 
-        return TlsChannel(self._tls, patience, payload_bytes=payload_bytes)
+        return TlsChannel(self._tls, patience, payload_bytes=seat.payload_bytes)

@@ -39,7 +39,8 @@ _UNSOUND: Final = re.compile(
 )
 """A path with any of these may not be written."""
 _RENAME_TRIES: Final = 3
-_RECORDS_AT_ONCE: Final = 32768
+_RECORDS_AT_ONCE: Final = 8192
+_TRANSLATING: Final = threading.Lock()
 
 
 def check_path(path: bytes) -> None:
@@ -385,14 +386,17 @@ def _free_unclaimed(fd: int, claims: ledger.Claims) -> None:
     reserve.give_back(fd, itertools.chain(ledger.unclaimed(claims), tail), ledger.claimed_end(claims))
 
 
-def _read_ledger(fd: int) -> ledger.Claims | None:
-    """Read a ledger; None where it is empty, damaged at its head, or longer than any. Raises OSError."""
+def _read_ledger(fd: int, today: Grid | None = None) -> ledger.Claims | None:
+    """Read a ledger, for the grid of `today`; None where it is empty, damaged at its head, or longer than any.
+
+    Raises OSError.
+    """
     length = os.fstat(fd).st_size
     if not 0 < length <= ledger.BYTES_MAX:
         return None
     step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
     pieces = (os.pread(fd, step, at) for at in range(ledger.HEADER_BYTES, length, step))
-    return ledger.decode(os.pread(fd, ledger.HEADER_BYTES, 0), pieces)
+    return ledger.decode(os.pread(fd, ledger.HEADER_BYTES, 0), pieces, today)
 
 
 def owner(entry: Entry) -> tuple[int, int]:
@@ -622,12 +626,27 @@ class Staged(Readable):
     def _load(self, grid: Grid) -> ledger.Claims:
         """Read what an earlier run left; write the ledger anew where it is not exactly that, on today's grid."""
         length = os.fstat(self._ledger_fd).st_size
-        found = (_read_ledger(self._ledger_fd) if self._data_exists() else None) or ledger.Claims.none(grid)
-        claims = ledger.claims_on(found, grid)
-        if not ledger.is_exact(length, found, grid):
-            os.ftruncate(self._ledger_fd, 0)
-            self._write_ledger(ledger.encode_header(grid) + ledger.encode_records(claims.records()))
+        found, is_exact = None, False
+        if 0 < length <= ledger.BYTES_MAX and self._data_exists():
+            is_todays = ledger.decode_header(os.pread(self._ledger_fd, ledger.HEADER_BYTES, 0)) == grid
+            # One at a time: what is loaded of another grid is up to CHUNKS_PER_FILE bytes, whatever today's is.
+            with contextlib.nullcontext() if is_todays else _TRANSLATING:
+                found = _read_ledger(self._ledger_fd, grid)
+                if found is not None:
+                    is_exact = ledger.is_exact(length, found, grid)
+                    found = ledger.claims_on(found, grid)
+        claims = ledger.Claims.none(grid) if found is None else found
+        if not is_exact:
+            self._begin_ledger(grid, claims)
         return claims
+
+    def _begin_ledger(self, grid: Grid, claims: ledger.Claims) -> None:
+        """Write the ledger anew, a piece at a time: as a whole it would be twice as large as the claims."""
+        os.ftruncate(self._ledger_fd, 0)
+        self._write_ledger(ledger.encode_header(grid))
+        records = claims.records()
+        while some := list(itertools.islice(records, _RECORDS_AT_ONCE)):
+            self._write_ledger(ledger.encode_records(some))
 
     def _drop_filled_holes(self) -> None:
         """Start anew where an earlier run left anything but zeros in what is a hole now: nobody writes there again."""

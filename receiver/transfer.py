@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from receiver.budget import Account
@@ -18,7 +18,7 @@ from receiver.connection import DataConnection
 from receiver.files import FENCE_SECONDS, LEAVE_SECONDS, Stake
 from receiver.intake import Intake
 from receiver.liveness import Liveness
-from receiver.output import Output, StagedTarget, Target, check_window
+from receiver.output import Output, StagedTarget, Target, borrow_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.single import Single
@@ -46,7 +46,13 @@ TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
 """How long a complete transfer is kept to answer a sender that has not heard of it."""
 MAILBOX_EVENTS: Final = 64
+CONTROL_FRAMES: Final = 4
+"""Frames of a sender that are read and not acted on yet: what is beyond waits in its socket."""
+CONTROLS: Final = 2
+"""Control connections that were let in and not acted on yet: the senders of others come again."""
 MISMATCHES_LOGGED: Final = 8
+COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
+"""Whom nothing of was taken for these reasons tries again soon: each try is no transfer of its own."""
 
 
 class ControlUp(NamedTuple):
@@ -119,6 +125,8 @@ class Transfer(threading.Thread):
     """When its end may wait for nothing any more (monotonic): the process ends."""
     _told_at = math.inf
     """When it was told to end."""
+    _window_cost = 0
+    """What was borrowed for the window of an output, until that is whole."""
 
     def __init__(
         self,
@@ -145,13 +153,17 @@ class Transfer(threading.Thread):
         self._window_bytes = window_bytes
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
+        self._frames = threading.Semaphore(CONTROL_FRAMES)
+        """Room for further frames in the mailbox."""
+        self._controls = threading.Semaphore(CONTROLS)
+        """Room for further control connections in the mailbox."""
         self._channel: Channel | None = None
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
-        self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
+        self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)), account)
         self._syncer: threading.Thread | None = None
         self._over = threading.Event()
-        self.intake = Intake(self.counters, hello.connections, self._over.is_set)
+        self.intake = Intake(self.counters, hello.connections, account, self._over.is_set)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self.liveness = Liveness(self.counters, self.intake, self._rehasher, stranger_seconds)
@@ -159,7 +171,8 @@ class Transfer(threading.Thread):
         self._told: Channel | None = None
         """The control connection that Complete was said on."""
         self._closed_by_sender = False
-        self._connected_at = self._started_at = time.monotonic()
+        self.connected_at = self._started_at = time.monotonic()
+        """When its sender was last there, about."""
         self._was_offered = False
         self._is_finishing = False
         """Finish was said, with the right root digest."""
@@ -219,9 +232,13 @@ class Transfer(threading.Thread):
 
     def post_now(self, event: Event) -> bool:
         """Give the coordinator an event if that needs no waiting; whether it did not."""
+        if isinstance(event, ControlUp) and not self._controls.acquire(blocking=False):
+            return False
         try:
             self._mailbox.put_nowait(event)
         except queue.Full:
+            if isinstance(event, ControlUp):
+                self._controls.release()
             return False
         if self._over.is_set():  # it ended meanwhile, and may not have seen it
             self._turn_away()
@@ -290,6 +307,7 @@ class Transfer(threading.Thread):
             case None | Nudged():
                 pass
             case Received(channel, body):
+                self._frames.release()
                 if channel is self._channel:
                     self._receive(decode(body), body)
             case Rehashed() | FinalsRehashed():
@@ -297,6 +315,7 @@ class Transfer(threading.Thread):
             case Synced():
                 self._take_synced()
             case ControlUp(channel, welcome):
+                self._controls.release()
                 self._welcome(channel, welcome)
             case ControlDown(channel, error):
                 self._lose_control(channel, error)
@@ -338,7 +357,11 @@ class Transfer(threading.Thread):
 
         def read() -> None:
             while not self._over.is_set():
-                self.post(Received(channel, channel.read_body()))
+                body = channel.read_body()
+                while not (self._frames.acquire(timeout=TICK_SECONDS) or self._over.is_set()):
+                    channel.heard_at = time.monotonic()  # that nothing more is heard is our doing
+                self.post(Received(channel, body))
+                del body  # while the next one is waited for
 
         if error := run_to_end("control connection", read):
             self.post(ControlDown(channel, error))
@@ -453,7 +476,7 @@ class Transfer(threading.Thread):
         try:
             return self._registry.claim_root(self, name)
         except TransferFailed as error:
-            self._was_offered = error.code is not Code.BUSY
+            self._was_offered = error.code not in COMES_AGAIN
             raise
 
     def _claim_stdout(self, *, is_one: bool) -> OpenFile | None:
@@ -478,15 +501,23 @@ class Transfer(threading.Thread):
             raise TransferFailed(Code.POLICY, "standard output takes a plain file, or a stream")
         if streams and entry.size:
             raise RemoteProtocolError("a stream has no size before its end")
-        check_window(chunk_size, self._window_bytes)
+        window_bytes = self._borrow_window(chunk_size)
         stake: Stake | None = None
         target: Target | None = stdout
         if target is None:
             stake = self._stake(entry, Grid(0, chunk_size))
             target = StagedTarget(stake.content)
-        output = Output(target, None if streams else entry.size, chunk_size, self._window_bytes, entry.holes)
+        output = Output(target, None if streams else entry.size, chunk_size, window_bytes, entry.holes)
         output.start(lambda error: self.post(Failed(error)))
         return Piped(entry, output, stake, self.counters, self._log)
+
+    def _borrow_window(self, chunk_size: int) -> int:
+        try:
+            window_bytes, self._window_cost = borrow_window(self.account, chunk_size, self._window_bytes)
+        except TransferFailed as error:
+            self._was_offered = error.code not in COMES_AGAIN
+            raise
+        return window_bytes
 
     def _stake(self, entry: m.Entry, grid: Grid) -> Stake:
         if entry.type not in (m.EntryType.FILE, m.EntryType.STREAM) or entry.xattrs:
@@ -499,7 +530,7 @@ class Transfer(threading.Thread):
         try:
             return self._registry.claim(self, entry, grid, share)
         except TransferFailed as error:
-            self._was_offered = error.code is not Code.BUSY
+            self._was_offered = error.code not in COMES_AGAIN
             raise
 
     @property
@@ -570,6 +601,7 @@ class Transfer(threading.Thread):
         self._completed_at = time.monotonic()
         self.counters.phase = "complete"
         self.counters.ended_at = self._completed_at
+        self.account.give_back(self._window_cost)
         if complete.committed:
             self._registry.release(self)
         if self._channel is not None and self._session.state in ("moving", "finishing"):
@@ -580,7 +612,7 @@ class Transfer(threading.Thread):
         if self._say(complete):
             self._told = self._channel
 
-    def _say_all(self, messages: Sequence[m.Message]) -> None:
+    def _say_all(self, messages: Iterable[m.Message]) -> None:
         for message in messages:
             self._say(message)
 
@@ -614,6 +646,12 @@ class Transfer(threading.Thread):
     def is_deserted(self) -> bool:
         """Whether the sender has no connection left, or is silent: another one may take its place."""
         return not self.is_complete and (not self._is_connected or self.peer_is_silent())
+
+    @property
+    def may_be_let_go(self) -> bool:
+        """Whether its sender is gone, for longer than it takes to connect anew, and can resume it."""
+        is_gone = self.is_deserted and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
+        return is_gone and not self.has_passed_on
 
     @property
     def gives_way(self) -> bool:
@@ -657,8 +695,8 @@ class Transfer(threading.Thread):
         if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
             self._say(self.counters.heartbeat())
         if self._is_connected or self.is_complete:
-            self._connected_at = now
-        elif now - self._connected_at > self._give_up_after:
+            self.connected_at = now
+        elif now - self.connected_at > self._give_up_after:
             self._give_up("the sender did not come back within")
         if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")

@@ -39,6 +39,7 @@ from wire.errors import (
     ConnectionLost,
     FilestreamerError,
     Interrupted,
+    Refused,
     RemoteProtocolError,
     TransferFailed,
     UsageError,
@@ -74,6 +75,8 @@ class Transfer:
     _fewest_missing: int | None = None
     _short_until = 0.0
     """When it is tried again to start data connections for which there was no thread or no memory."""
+    _was_limited = False
+    """The log says that the receiver has no room for all connections."""
 
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
         """Begin to list what is sent; `before` is the transfer that this one begins again for.
@@ -188,7 +191,11 @@ class Transfer:
         else:
             self._has_lost = True
             self._last_trouble = error.with_traceback(None)  # which would keep the buffers of its frames
-            self._log.warning("connection_lost", connection=counters.connection_id, reason=str(error))
+            # A receiver that has no room for all connections says so to each of them, whenever it tries again.
+            is_limit = isinstance(error, Refused) and error.code is Code.LIMIT
+            log = self._log.debug if is_limit and self._was_limited else self._log.warning
+            self._was_limited = self._was_limited or is_limit
+            log("connection_lost", connection=counters.connection_id, reason=str(error))
 
     def idle_stage(self) -> str | None:
         """Name what a connection without chunks waits for: whoever writes the stream, or whoever reads the output."""

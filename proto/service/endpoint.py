@@ -23,6 +23,8 @@ HEAD_BYTES: Final = 16 * 1024
 """How long a request line may be, together with its headers."""
 REST_BYTES: Final = 1024 * 1024
 """How much is read, and dropped, behind a request: what is left unread would take the answer with it."""
+ANSWERS_BYTES: Final = 8 * 1024 * 1024
+"""Answers that clients have not taken yet, all of them together: the oldest connection gives way to more."""
 _READ_BYTES: Final = 4096
 _PAUSE_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 1.0
@@ -50,7 +52,10 @@ class Endpoint:
         self._routes = routes
         self._log = log
         self._open: dict[socket.socket, float] = {}  # when each has to end (monotonic), oldest first; protected
+        self._answers: dict[socket.socket, int] = {}  # bytes of each answer that is under way; protected
         self._changed = threading.Condition()
+        self._answering = threading.Lock()
+        """One answer is made at a time: what it takes to make one is many times what it is."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
 
@@ -108,6 +113,7 @@ class Endpoint:
     def _close(self, sock: socket.socket) -> None:
         with self._changed:
             self._open.pop(sock, None)
+            self._answers.pop(sock, None)
             sock.close()
             self._changed.notify_all()
 
@@ -117,13 +123,32 @@ class Endpoint:
         try:
             until = self._open[sock]
             head = _read_head(sock, until)
+            answer = self._answer_alone(sock, head, until)
             sock.settimeout(_left(until))
-            sock.sendall(self._answer(head))
+            sock.sendall(answer)
             _end(sock, until)
         except OSError:
             pass  # the client has left, gave way, or took too long
         finally:
             self._close(sock)
+
+    def _answer_alone(self, sock: socket.socket, head: bytes, until: float) -> bytes:
+        """Make the answer, while nobody else's is made. Raises OSError where that takes too long."""
+        if not self._answering.acquire(timeout=_left(until)):
+            raise TimeoutError
+        try:
+            answer = self._answer(head)
+        finally:
+            self._answering.release()
+        with self._changed:
+            for other, size in list(self._answers.items()):
+                if sum(self._answers.values()) + len(answer) <= ANSWERS_BYTES:
+                    break
+                self._answers[other] = 0  # soon
+                if size:
+                    _shut(other)
+            self._answers[sock] = len(answer)
+        return answer
 
     def _answer(self, head: bytes) -> bytes:
         try:

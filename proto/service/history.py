@@ -13,6 +13,8 @@ from service.result import Status
 RESULTS: Final[tuple[Status, ...]] = get_args(Status)
 RECENT: Final = 64
 """Transfers whose last values are kept at most: it bounds the number of series."""
+RECENT_CONNECTIONS: Final = 1024
+"""Connections that these have together at most; the last transfer is kept whatever it has."""
 
 
 class Look(NamedTuple):
@@ -65,5 +67,12 @@ class History:
 
     def _forget(self) -> None:
         oldest = time.monotonic() - self._keep_seconds
-        while self._recent and (self._recent[0][0] < oldest or len(self._recent) > RECENT):
-            self._forgotten.update(self._recent.popleft()[1].troubles())
+        connections = sum(len(transfer.connections) for _, transfer in self._recent)
+        while self._recent and (
+            self._recent[0][0] < oldest
+            or len(self._recent) > RECENT
+            or (connections > RECENT_CONNECTIONS and len(self._recent) > 1)
+        ):
+            forgotten = self._recent.popleft()[1]
+            connections -= len(forgotten.connections)
+            self._forgotten.update(forgotten.troubles())

@@ -54,6 +54,9 @@ class Source(Protocol):
     def free_bytes(self) -> int | None:
         """Read what the destination has room for; None for a service that has none."""
 
+    def memory(self) -> tuple[int, int] | None:
+        """Read what peers may make the service hold, and what of that is taken; None where that is not counted."""
+
 
 class Reading(NamedTuple, Generic[T]):
     """One family: a gauge or, with `_total` behind its samples' name, a counter."""
@@ -264,6 +267,11 @@ class Collector:
         if free_bytes is not None:
             text = "Bytes that the destination's file system has left for files, those under way included."
             yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
+        if memory := self._source.memory():
+            text = "Memory that senders may make this receiver hold, all of them together (--memory-limit)."
+            yield self._simple(Gauge, "memory_budget_bytes", text, [], [([], memory[0])])
+            text = "What of it is set aside for transfers, or lent to them."
+            yield self._simple(Gauge, "memory_used_bytes", text, [], [([], memory[1])])
         yield InfoMetricFamily(
             f"filestreamer_{self.service}_build",
             "The version of the service, and of the protocol that it speaks.",

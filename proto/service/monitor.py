@@ -43,6 +43,7 @@ class Monitor:
         self._history = History(settings.metrics_linger or KEEP_SECONDS)
         self._running: Callable[[], Sequence[TransferCounters]] = tuple
         self._trouble: Callable[[], str | None] = _starting
+        self._memory: Callable[[], tuple[int, int]] | None = None
         self._endpoint: Endpoint | None = None
         self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_released = False
@@ -64,6 +65,10 @@ class Monitor:
             return self._free_bytes() if self._free_bytes is not None else None
         except OSError:
             return None
+
+    def memory(self) -> tuple[int, int] | None:
+        """Read what peers may make the service hold, and how much of that is taken; None where that is not counted."""
+        return self._memory() if self._memory is not None else None
 
     # --- its life
 
@@ -104,9 +109,17 @@ class Monitor:
         for listener in listeners:
             self._log.info("metrics", address=transport.format_address(listener.getsockname()))
 
-    def watch(self, running: Callable[[], Sequence[TransferCounters]], trouble: Callable[[], str | None]) -> None:
-        """Show these transfers; `trouble` says why the service is not ready, None where it is."""
-        self._running, self._trouble = running, trouble
+    def watch(
+        self,
+        running: Callable[[], Sequence[TransferCounters]],
+        trouble: Callable[[], str | None],
+        memory: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        """Show these transfers; `trouble` says why the service is not ready, None where it is.
+
+        `memory` says what peers may make it hold, and how much of that is taken.
+        """
+        self._running, self._trouble, self._memory = running, trouble, memory
 
     def refused(self, reason: str) -> None:
         """Count a connection that was turned away."""

@@ -47,7 +47,7 @@ OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
         " dry_run".split()
     ),
     "receiver": frozenset(
-        "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after".split()
+        "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after memory_limit".split()
     ),
 }
 """Config keys that one service has and the other must let pass. The services never import each other, so the keys are

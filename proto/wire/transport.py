@@ -63,7 +63,10 @@ class Channel:
     """
 
     def __init__(self, sock: socket.socket, patience: Patience, *, payload_bytes: int = 0) -> None:
-        """Take a connected socket; its buffer has room for a frame, and for as much payload as is said."""
+        """Take a connected socket; its buffer has room for a frame, and for as much payload as is said.
+
+        It is in huge pages where there is room for a block, and goes back to the system when the channel is closed.
+        """
         self.socket = sock
         self.patience = patience
         self.on_dry: Callable[[], None] = _nothing
@@ -73,7 +76,8 @@ class Channel:
             raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
         size = payload_bytes + _FRAME_AREA
-        self._buffer = memory.buffer(size) if payload_bytes else memoryview(bytearray(size))
+        self._buffer = memory.mapped(size, huge=payload_bytes >= limits.BLOCK_BYTES)
+        self._block_bytes = min(limits.BLOCK_BYTES, payload_bytes) or limits.BLOCK_BYTES
         self._start = 0
         self._end = 0
 
@@ -98,14 +102,15 @@ class Channel:
     def payload(self, count: int) -> Iterator[memoryview]:
         """Yield the next `count` bytes as they come, in whole pages but for the last of them.
 
-        A block has at least BLOCK_BYTES, and all that is here and fits into the buffer: who takes long over one finds
-        the next one larger. Little is read beyond a block, as the next one would have to be moved for it; with the last
-        bytes, fewer than a block, all that is here comes along: a read for each small chunk costs more than to move it.
+        A block has at least BLOCK_BYTES (a small buffer: what it has room for), and all that is here and fits into the
+        buffer: who takes long over one finds the next one larger. Little is read beyond a block, as the next one would
+        have to be moved for it; with the last bytes, fewer than a block, all that is here comes along: a read for each
+        small chunk costs more than to move it.
         """
         while count:
-            least = min(count, limits.BLOCK_BYTES)
+            least = min(count, self._block_bytes)
             if self._end - self._start < least:
-                self._fill(least, count - least + _AHEAD_BYTES if count >= limits.BLOCK_BYTES else None)
+                self._fill(least, count - least + _AHEAD_BYTES if count >= self._block_bytes else None)
             size = min(count, self._end - self._start)
             if size < count:
                 size -= size % _PAGE_BYTES
@@ -244,8 +249,10 @@ class Channel:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Release the socket; only its owner may. Idempotent."""
+        """Release the socket and the buffer; only its owner may. Idempotent."""
         self.socket.close()
+        self._buffer = memoryview(bytearray())
+        self._start = self._end = 0
 
     def close_in_order(self, seconds: float = limits.CLOSING_SECONDS) -> None:
         """Say that nothing follows, read to the peer's end for at most so many seconds, close. Never raises."""

@@ -51,6 +51,8 @@ def contract(service: str) -> dict[str, tuple[str, set[str]]]:
     if service == "receiver":
         families["refused_connections"] = ("counter", {"reason"})
         families["destination_free_bytes"] = ("gauge", set())
+        families["memory_budget_bytes"] = ("gauge", set())
+        families["memory_used_bytes"] = ("gauge", set())
     for block, labels in (
         (BY_CONNECTION, {"transfer", "connection"}),
         (BY_TRANSFER, {"transfer"}),

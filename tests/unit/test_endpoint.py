@@ -219,6 +219,9 @@ class Looked:
     def free_bytes(self) -> int | None:
         return None
 
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
 
 # ------------------------------------------------------------------------------------------------- over real sockets
 
@@ -390,6 +393,19 @@ def test_at_most_so_many_are_kept() -> None:
     assert len(look.transfers) == history.RECENT
     assert look.transfers[-1].transfer_id == bytes([199]) * 16
     assert look.totals["chunks_resent"] == 200
+
+
+def test_those_that_are_kept_have_at_most_so_many_connections() -> None:
+    kept = History(keep_seconds=1e9)
+    for number in range(20):
+        transfer = ended(number, resent_chunks=1)
+        for connection_id in range(len(transfer.connections), 256):
+            transfer.add_connection(connection_id)
+        kept.add(transfer, "complete")
+    look = kept.look([])
+
+    assert len(look.transfers) == history.RECENT_CONNECTIONS // 256
+    assert look.totals["chunks_resent"] == 20
 
 
 def test_a_transfer_that_just_ended_is_counted_once() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from receiver import reserve
 from receiver.assembly import Turn
+from receiver.budget import Budget
 from receiver.files import Files, Stake, Step
 from receiver.store import Destination, Staged
 from tests.support.services import UNIT
@@ -28,6 +29,7 @@ class Sender:
 
     def __init__(self, files: Files) -> None:
         self.files = files
+        self.account = Budget(1 << 30).admit("a peer", 1 << 20)
         self.is_complete = False
         self.is_deserted = False
         self.gave_way = False
@@ -470,3 +472,43 @@ def test_a_file_that_was_shortened_is_hashed_again(files: Files, destination: De
     stake.rehashed(stake.share, 0, [segment_digest(content) for content in rehashed.values()])
     assert stake.answer().held == [(0, 50)]
     assert stake.answer().needed == [(50, 64)]
+
+
+def test_a_table_comes_out_of_the_budget_while_anybody_is_in_the_file(files: Files) -> None:
+    budget = Budget(8 << 20)
+    grid = Grid(300_000, 1)
+    senders = [Sender(files) for _ in range(4)]
+    for number, sender in enumerate(senders):
+        sender.account = budget.admit(f"peer {number}", 1 << 16)
+    claim(files, Share(0, 2), senders[0], grid=grid)
+    claim(files, Share(1, 2), senders[1], grid=grid)  # of the same file: one table
+    taken = budget.used_bytes
+    assert 17 * grid.segments < taken < 8 << 20
+    for changes, code in (({}, Code.LIMIT), ({"size": 500_000}, Code.TOO_LARGE)):
+        with pytest.raises(TransferFailed) as caught:
+            claim(files, WHOLE, senders[2], grid=Grid(changes.get("size", 300_000), 1), path=b"other")
+        assert caught.value.code is code
+    leave(files, senders[0])
+    senders[0].account.close()
+    assert budget.used_bytes == taken - (1 << 16)
+    leave(files, senders[1])
+    assert budget.used_bytes == 3 << 16
+    claim(files, WHOLE, senders[2], grid=grid, path=b"other")
+
+
+def test_answers_come_message_by_message(files: Files) -> None:
+    """A file of many runs has as many ranges: they are told as they are made, each once."""
+    grid = Grid(10_000, 1)
+    sender, stake = claim(files, grid=grid)
+    for position in range(0, grid.segments, 2):
+        stake.begin(position, sender)
+        digest = segment_digest(b"x")
+        assert stake.deliver(position, sender, digest, digest, 0)
+    told = list(stake.answers(7))
+    needed = [part for message in told if isinstance(message, m.Needed) for part in message.segments]
+    held = [message for message in told if isinstance(message, m.Held)]
+    assert [part.first_segment for part in needed] == list(range(1, grid.segments, 2))
+    assert [message.first_segment for message in held] == list(range(0, grid.segments, 2))
+    assert max(len(message.segments) for message in told if isinstance(message, m.Needed)) == 1024
+    assert stake.missing(3) == [(1, 2), (3, 4), (5, 6)]
+    leave(files, sender)

@@ -211,3 +211,17 @@ def test_a_ledger_with_seals_that_is_written_anew() -> None:
     assert ledger.is_exact(len(again), claims, GRID)
     assert is_sealed(again)
     assert not ledger.is_exact(len(sealed((1, digest(1)))), claims, GRID)
+
+
+def test_digests_that_mean_nothing_today_are_not_kept() -> None:
+    """Another chunk size: a byte for each segment that was. The same one, another size: no more than both have."""
+    content = written(0, 1, 2, 8, 9)
+    claims = decode(content, today=Grid(95, 20))
+    assert claims is not None
+    assert (len(claims.present), len(claims.digests)) == (10, 0)
+    assert claimed(claims_on(claims, Grid(95, 20))) == {0: UNKNOWN_DIGEST, 4: UNKNOWN_DIGEST}
+    claims = decode(content, today=Grid(20, 10))
+    assert claims is not None
+    assert (len(claims.present), len(claims.digests)) == (10, 32)
+    assert claimed(claims_on(claims, Grid(20, 10))) == {0: digest(0), 1: digest(1)}
+    assert decode(content, today=GRID) == decode(content)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from wire import limits
-from wire.memory import ARENA_BYTES, Arenas
+from wire.memory import ARENA_BYTES, Arenas, mapped
 
 SIZE = limits.BLOCK_BYTES + 12
 
@@ -55,3 +55,19 @@ def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmap.mmap", fail)
     with pytest.raises(MemoryError):
         Arenas().buffer(1)
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_what_lives_for_itself_goes_by_itself(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
+    class Map(mmap.mmap):
+        pass
+
+    monkeypatch.setattr(mmap, "mmap", Map)
+    views = [mapped(SIZE, huge=huge) for _ in range(3)]
+    for number, view in enumerate(views):
+        view[:] = bytes([number + 1]) * SIZE
+    pages = [weakref.ref(view.obj) for view in views]
+    del view
+    views.pop(1)
+    assert [page() is None for page in pages] == [False, True, False]
+    assert [set(view) for view in views] == [{1}, {3}]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from receiver.assembly import Turn
-from receiver.output import Output, check_window
+from receiver.budget import Budget
+from receiver.output import SLOT_BYTES, SLOTS_MOST, Output, borrow_window, check_window
 from tests.support.services import UNIT
 from wire import messages as m
 from wire.digests import root_digest, segment_digest
@@ -278,3 +279,48 @@ def test_the_end_does_not_wait_for_a_reader_that_takes_nothing(bench: Bench) -> 
     bench.pipe.open.set()
     assert bench.output.end(UNIT)
     assert bench.acknowledged == []
+
+
+MIB = 1 << 20
+
+
+def windows(budget: Budget, number: int, chunk_size: int, most_bytes: int) -> list[int]:
+    """Return the windows that so many pipes get, one after the other, of different peers."""
+    return [borrow_window(budget.admit(f"peer {at}", MIB), chunk_size, most_bytes)[0] for at in range(number)]
+
+
+def test_ten_pipes_do_not_take_ten_windows() -> None:
+    budget = Budget(256 * MIB)
+    found = windows(budget, 10, MIB, 64 * MIB)
+    assert found[0] >= 32 * MIB
+    assert found == sorted(found, reverse=True)
+    assert min(found) >= 2 * MIB
+    assert budget.used_bytes == sum(found) + sum(found) // MIB * SLOT_BYTES + 10 * MIB
+
+
+def test_a_window_has_a_bound_of_chunks() -> None:
+    assert windows(Budget(256 * MIB), 1, 1, 64 * MIB) == [SLOTS_MOST]
+    assert Output(Pipe(), None, 1, 64 * MIB)._slots == SLOTS_MOST
+
+
+def test_a_pipe_for_whose_chunk_there_is_no_memory() -> None:
+    budget = Budget(20 * MIB)
+    with pytest.raises(TransferFailed) as caught:
+        borrow_window(budget.admit("a", MIB), 32 * MIB, 64 * MIB)
+    assert caught.value.code is Code.TOO_LARGE
+    assert windows(budget, 1, 12 * MIB, 64 * MIB) == [12 * MIB]
+    with pytest.raises(TransferFailed) as caught:
+        borrow_window(budget.admit("b", MIB), 12 * MIB, 64 * MIB)
+    assert caught.value.code is Code.LIMIT
+
+
+def test_a_window_is_a_number_until_it_is_used() -> None:
+    """What is kept of chunks that were passed on is no more than there were of them."""
+    bench = Bench()
+    for position in range(3 * SLOTS):
+        assert bench.bring(position, chunk(position)) is Turn.WRITE
+        bench.until_acknowledged(*range(position + 1))
+    assert list(bench.output._digests) == [segment_digest(chunk(at)) for at in range(2 * SLOTS, 3 * SLOTS)]
+    assert bench.begin(3 * SLOTS - 1, chunk(3 * SLOTS - 1)) is Turn.COMPARE
+    assert bench.deliver(3 * SLOTS - 1, chunk(3 * SLOTS - 1))
+    assert bench.output.end(UNIT)

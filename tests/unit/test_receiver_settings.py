@@ -124,11 +124,18 @@ def test_everything_from_the_environment() -> None:
         "FILESTREAMER_RECEIVER_ONCE": "true",
         "FILESTREAMER_NO_REPLACE": "1",
         "FILESTREAMER_IDLE_TIMEOUT": "0.5",
+        "FILESTREAMER_RECEIVER_MEMORY_LIMIT": "256MiB",
         "FILESTREAMER_ANONYMOUS": "yes",
         "FILESTREAMER_RECEIVER_TOKEN": TOKEN,
     }
     expected = ReceiverSettings(
-        listen=Address("", 1), once=True, no_replace=True, idle_timeout=0.5, anonymous=True, token=TOKEN
+        listen=Address("", 1),
+        once=True,
+        no_replace=True,
+        idle_timeout=0.5,
+        memory_limit=256 << 20,
+        anonymous=True,
+        token=TOKEN,
     )
     assert expected == settings(environ=environ)
 

@@ -11,7 +11,7 @@ import pytest
 from receiver.budget import Budget
 from receiver.files import Files, Stake
 from receiver.store import Destination
-from receiver.transfer import ControlUp, Registry, Transfer
+from receiver.transfer import CONTROL_FRAMES, CONTROLS, ControlUp, Registry, Transfer
 from service import log
 from tests.support.services import UNIT
 from wire import limits
@@ -143,3 +143,66 @@ def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: T
     transfer.join(2 * UNIT)
     assert registry.ends == [None]
     assert control(transfer).closed.wait(2 * UNIT)
+
+
+class Slow(Alone):
+    """A registry whose disk hangs until the test has seen enough."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination)
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
+        self.asked.set()
+        assert self.go_on.wait(3 * UNIT)
+        return super().claim(transfer, entry, grid, share)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Slow, Transfer]]:
+    registry = Slow(Destination(str(tmp_path)))
+    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
+    made.start()
+    yield registry, made
+    registry.go_on.set()
+    made.forget()
+    made.join(3 * UNIT)
+    assert not made.is_alive()
+
+
+def test_a_sender_that_is_not_read_is_not_taken_for_dead(
+    slow: tuple[Slow, Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few frames wait beside the coordinator, the others in their socket: that nothing is heard is no silence then."""
+    registry, transfer = slow
+    monkeypatch.setattr("receiver.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
+    channel = control(transfer)
+    channel.hear(*OFFER)
+    assert registry.asked.wait(2 * UNIT)
+    progress = m.Progress(m.Phase.MOVING, 0, 0)
+    channel.hear(*[progress] * 20)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:  # several times as long as the living are silent
+        assert transfer._mailbox.qsize() <= CONTROL_FRAMES
+        time.sleep(0.01)
+    assert channel._bodies.qsize() > 20 - CONTROL_FRAMES - 2
+    assert not transfer.is_deserted
+    registry.go_on.set()
+    channel.hear(FINISH)
+    channel.expect(m.Complete)
+
+
+def test_few_control_connections_wait_for_a_coordinator(slow: tuple[Slow, Transfer]) -> None:
+    registry, transfer = slow
+    control(transfer).hear(*OFFER)
+    assert registry.asked.wait(2 * UNIT)
+    channels = [Scripted() for _ in range(20)]
+    came_in = [transfer.post_now(ControlUp(channel, m.Welcome(b""))) for channel in channels]  # type: ignore[arg-type]
+    assert came_in == [True] * CONTROLS + [False] * (20 - CONTROLS)
+    registry.go_on.set()
+    last = channels[CONTROLS - 1]
+    last.hear(*OFFER, FINISH)
+    last.expect(m.Complete)

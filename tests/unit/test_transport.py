@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -1056,3 +1057,24 @@ def test_a_port_is_free_again_at_once(pair: Pairs) -> None:
 
     (again,) = closing(transport.listen(*address), pair)
     assert again.getsockname() == address
+
+
+def test_a_buffer_goes_with_its_connection(pair: Pairs) -> None:
+    """Not with the last one that knows of it: a thread that failed is kept by its error."""
+    channel, _ = pair(payload_bytes=limits.BLOCK_BYTES)
+    pages = weakref.ref(channel._buffer.obj)
+    channel.close()
+    assert pages() is None
+    with pytest.raises(ConnectionLost):
+        channel.take(1)
+
+
+def test_payload_in_a_small_buffer(pair: Pairs) -> None:
+    channel, theirs = pair(payload_bytes=64 * limits.KIB)
+    content = random.Random(1).randbytes(3 * limits.MIB + 17)
+    sending = threading.Thread(target=theirs.sendall, args=(content + b"digest",))
+    sending.start()
+    received = b"".join(bytes(view) for view in channel.payload(len(content)))
+    assert received == content
+    assert bytes(channel.take(6)) == b"digest"
+    sending.join(LONG_SECONDS)
