@@ -382,7 +382,7 @@ def tls_context() -> ssl.SSLContext:
 
         with tempfile.TemporaryDirectory() as directory:
             pem = Authority(Path(directory), "ca").issue("receiver")
-            _made["tls"] = server_context(str(pem.certificate), str(pem.key), None)
+            _made["tls"], _ = server_context(str(pem.certificate), str(pem.key), None)
     context: ssl.SSLContext = _made["tls"]
     return context
 
