@@ -2,7 +2,7 @@
 
 The data path, in the order of the modules:
 
-1. `walk`        finds what there is below the paths that the user names, as items (`source`);
+1. `walk`        finds what there is below the paths that the user names, as items (`source`), by open `directories`;
 2. `listing`     makes parts of a thousand items, a few ahead of what is sent (one plain file is one part);
 3. `manifest`    keeps the parts that are under way, and cuts each into chunks (`chunks`, pure);
 4. `dial`        opens the control connection, and the N data connections to where it led;
