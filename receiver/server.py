@@ -19,6 +19,7 @@ from typing import Any, Final
 from receiver.budget import Budget
 from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
+from receiver.roots import Roots
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
 from receiver.stdout import Stdout
@@ -261,8 +262,8 @@ class Server:
         assert self._files is not None  # with standard output, nobody asks for a file
         return self._files.claim(transfer, entry, grid, share)
 
-    def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
-        """Give a tree a name in the destination. Raises TransferFailed."""
+    def claim_root(self, transfer: Transfer, name: bytes) -> Roots:
+        """Give a tree its first name in the destination. Raises TransferFailed."""
         assert self._files is not None  # nor for a tree
         return self._files.claim_root(transfer, name)
 

@@ -20,7 +20,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from receiver import ledger
 from receiver.reserve import reserve
@@ -263,6 +263,11 @@ def _discard(staging_fd: int, key: str, seconds: float, now: float) -> bool:
     return False
 
 
+def discard_staged(staging_fd: int, path: bytes) -> None:
+    """Remove what is staged of a file, unless somebody is receiving it."""
+    _discard(staging_fd, Staged.key(path), -math.inf, 0)
+
+
 def _discard_files(staging_fd: int, key: str, seconds: float, now: float) -> bool:
     names = [key + suffix for suffix in _SUFFIXES]
     ages = []
@@ -389,6 +394,56 @@ class InPlace(Readable):
     def close(self) -> None:
         """Release the descriptor. Once."""
         os.close(self.fd)
+
+
+class Mark(NamedTuple):
+    """What tells whether staging that was closed is still as it was left: nobody writes there and notes nothing."""
+
+    inode: int
+    ledger_inode: int
+    ledger_bytes: int
+
+    @classmethod
+    def of(cls, staging_fd: int, path: bytes) -> "Mark | None":
+        """Look at the staging of a file; None where there is none. Raises OSError."""
+        key = Staged.key(path)
+        try:
+            data, noted = (os.stat(key + each, dir_fd=staging_fd, follow_symlinks=False) for each in _SUFFIXES)
+        except FileNotFoundError:
+            return None
+        return cls(data.st_ino, noted.st_ino, noted.st_size)
+
+
+class Kept(NamedTuple):
+    """A complete file of a tree that was closed in staging, and waits to be put in place."""
+
+    data_name: str
+    ledger_name: str
+    device: int
+    inode: int
+
+    def put(self, staging_fd: int, directory_fd: int, final: bytes, *, replace: bool) -> None:
+        """Put it under its final name, after it was synced. Raises OSError."""
+        there = os.stat(self.data_name, dir_fd=staging_fd, follow_symlinks=False)
+        if (there.st_dev, there.st_ino) != (self.device, self.inode):
+            raise FileNotFoundError(errno.ENOENT, "somebody replaced its staging: send it again")
+        put_in_place(self.data_name, final, staging_fd, directory_fd, replace=replace)
+        os.unlink(self.ledger_name, dir_fd=staging_fd)
+
+    def discard(self, staging_fd: int) -> None:
+        """Remove the staged bytes and their ledger."""
+        for name in (self.data_name, self.ledger_name):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=staging_fd)
+
+
+def put_in_place(staged: str, final: bytes, staging_fd: int, directory_fd: int, *, replace: bool) -> None:
+    """Give a staged file its final name. Raises OSError: FileExistsError where it may not replace what is there."""
+    if replace:
+        os.rename(staged, final, src_dir_fd=staging_fd, dst_dir_fd=directory_fd)
+        return
+    os.link(staged, final, src_dir_fd=staging_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+    os.unlink(staged, dir_fd=staging_fd)
 
 
 class Staged(Readable):
@@ -603,10 +658,17 @@ class Staged(Readable):
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run it again")
         self._finish()
 
-    def put(self, directory_fd: int, name: bytes) -> None:
-        """Put a file of a tree under its final name, after it was synced. Raises OSError, TransferFailed."""
-        self._rename(directory_fd, name)
-        os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+    def kept(self) -> Kept:
+        """Return what puts a file of a tree in place after it was closed. Raises OSError."""
+        status = os.fstat(self.fd)
+        return Kept(self._data_name, self._ledger_name, status.st_dev, status.st_ino)
+
+    def mark(self) -> Mark | None:
+        """Return what it looks like, as nobody writes it; None where nothing is noted. Raises OSError."""
+        noted = os.fstat(self._ledger_fd)
+        if noted.st_size <= ledger.HEADER_BYTES:
+            return None
+        return Mark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
 
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError and discards the staging where that fails, and again ever after.

@@ -1,6 +1,7 @@
 """One transfer from the receiver's side: the coordinator thread acts on one event at a time.
 
-It alone writes to the control connection and decides what the transfer does next. A reader thread for the control
+It alone writes to the control connection and decides what the transfer does next. What may wait for a disk is done
+`aside`, and the coordinator waits for that, saying that this side lives. A reader thread for the control
 connection never writes; each data connection has a thread of its own, and brings chunks to the `intake`.
 """
 
@@ -8,9 +9,10 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
+from receiver.aside import Aside, Done
 from receiver.budget import Account
 from receiver.cargo import Cargo
 from receiver.connection import DataConnection
@@ -19,9 +21,10 @@ from receiver.intake import Intake
 from receiver.output import Output, StagedTarget, Target, check_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
+from receiver.roots import Roots
 from receiver.single import Single
 from receiver.stdout import Stdout
-from receiver.store import Destination, check_path
+from receiver.store import check_path
 from service.counters import TransferCounters
 from service.threads import run_to_end
 from wire import limits
@@ -91,8 +94,8 @@ class Registry(Protocol):
     def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file. Raises TransferFailed."""
 
-    def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
-        """Give a tree a name in the destination. Raises TransferFailed."""
+    def claim_root(self, transfer: "Transfer", name: bytes) -> Roots:
+        """Give a tree its first name in the destination. Raises TransferFailed."""
 
     def claim_stdout(self, transfer: "Transfer") -> Stdout | None:
         """Give a transfer standard output; None where files are received instead. Raises TransferFailed(BUSY)."""
@@ -139,6 +142,8 @@ class Transfer(threading.Thread):
         self._offer: m.Offer | None = None
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)))
         self._syncer: threading.Thread | None = None
+        self._aside = Aside()
+        self._claiming = threading.Lock()  # protects: what is claimed is let go where the transfer is over by then
         self._over = threading.Event()
         self.intake = Intake(self.counters, hello.connections, self._over.is_set)
         self._said_at = 0.0
@@ -242,9 +247,29 @@ class Transfer(threading.Thread):
             self._say_more()
             self._tick()
 
+    def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
+        """Have done what may wait for a disk; yield what it has to say. Heartbeats and the clock go on meanwhile.
+
+        Raises what the work does, and what ends the transfer meanwhile.
+        """
+        self._aside.begin(work)
+        while True:
+            said = self._aside.next(TICK_SECONDS)
+            if isinstance(said, Done):
+                if said.error is not None:
+                    raise said.error
+                return
+            if said is not None:
+                yield said
+            if self._ending is not None and not self.is_complete:
+                raise self._ending
+            self._tick()
+
     def _say_more(self) -> None:
-        if self.intake.cargo is not None and self.complete is None and self._session.state in ("manifest", "moving"):
-            self._say_all(self.intake.cargo.more())
+        cargo = self.intake.cargo
+        is_told = self.complete is None and self._session.state in ("manifest", "moving")
+        if cargo is not None and is_told and cargo.has_more:
+            self._say_all(self._beside(cargo.more))
 
     def _is_done(self) -> bool:
         """Return whether it is complete, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
@@ -337,7 +362,7 @@ class Transfer(threading.Thread):
             case m.Withdrawn():
                 if self.intake.cargo is None:
                     raise RemoteProtocolError("files are withdrawn that were not offered")
-                self.intake.cargo.withdraw(message.file_ids)
+                self._say_all(self._beside(lambda: self._withdraw(message)))
             case m.Finish():
                 self._take_finish(message)
             case m.Progress():
@@ -358,15 +383,32 @@ class Transfer(threading.Thread):
     def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
         """Claim what is offered, the first time; answer what is needed and what is held, every time."""
         if self.intake.cargo is None:
-            self.intake.cargo = self._claim(part)
+            self._say_all(self._beside(lambda: self._begin_cargo(part)))
             self._was_offered = True
-        answers = self._cargo.take(part, body)
-        if self.complete is not None:
-            if part.last:
-                self._say_complete(self.complete)
-            return
-        self.counters.phase = "moving"
-        self._say_all(answers)
+        if self.complete is None:
+            self.counters.phase = "moving"
+        for answer in self._beside(lambda: self._cargo.take(part, body)):
+            if self.complete is None:
+                self._say(answer)
+        if self.complete is not None and part.last:
+            self._say_complete(self.complete)
+
+    def _begin_cargo(self, part: m.ManifestPart) -> Iterable[m.Message]:
+        """Claim what is offered; let it go again where the transfer ended while the disk was slow."""
+        try:
+            cargo = self._claim(part)
+        except BaseException:
+            if self._over.is_set():
+                self._registry.leave(self, cleanly=True)
+            raise
+        with self._claiming:
+            if not self._over.is_set():
+                self.intake.cargo = cargo
+                return ()
+        cargo.shut()
+        cargo.leave(cleanly=True)
+        self._registry.leave(self, cleanly=True)
+        return ()
 
     def _claim(self, part: m.ManifestPart) -> Cargo:
         """Take what is offered from the registry. Raises TransferFailed, RemoteProtocolError."""
@@ -396,7 +438,6 @@ class Transfer(threading.Thread):
         return Tree(
             offer,
             self._claim_root(root),
-            self._claim_root,
             root=root,
             account=self.account,
             counters=self.counters,
@@ -406,7 +447,7 @@ class Transfer(threading.Thread):
             log=self._log,
         )
 
-    def _claim_root(self, name: bytes) -> Destination:
+    def _claim_root(self, name: bytes) -> Roots:
         try:
             return self._registry.claim_root(self, name)
         except TransferFailed as error:
@@ -467,25 +508,36 @@ class Transfer(threading.Thread):
 
     def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is known what is on the disk."""
-        answers = self._cargo.rehashed(batch)
+        for answer in self._beside(lambda: self._cargo.rehashed(batch)):
+            # In the state "offer", control is being opened anew: the manifest is answered again.
+            if not self._is_finishing and self._session.state != "offer":
+                self._say(answer)
         self.counters.last_progress_at = time.monotonic()
         if self._is_finishing:
             self._go_on()
-        elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered again
-            self._say_all(answers)
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
         if self._is_finishing:
             return  # Complete was said, or follows
-        missing = self._cargo.missing()
-        self._say_all(missing)
-        if missing:
+        is_missing = False
+        for answer in self._beside(self._cargo.missing):
+            is_missing = is_missing or isinstance(answer, m.Needed)
+            self._say(answer)
+        if is_missing:
             return
-        self.root_digest = self._cargo.close(finish)
+        self._say_all(self._beside(lambda: self._close(finish)))
         self._is_finishing = True
         self.counters.phase = "syncing"
         self._go_on()
+
+    def _withdraw(self, message: m.Withdrawn) -> Iterable[m.Message]:
+        self._cargo.withdraw(message.file_ids)
+        return ()
+
+    def _close(self, finish: m.Finish) -> Iterable[m.Message]:
+        self.root_digest = self._cargo.close(finish)
+        return ()
 
     def _go_on(self) -> None:
         """Do what comes next on the way to Complete; what waits for the disk in a thread.
@@ -526,7 +578,7 @@ class Transfer(threading.Thread):
         if self._say(complete):
             self._told = self._channel
 
-    def _say_all(self, messages: Sequence[m.Message]) -> None:
+    def _say_all(self, messages: Iterable[m.Message]) -> None:
         for message in messages:
             self._say(message)
 
@@ -583,7 +635,7 @@ class Transfer(threading.Thread):
             seconds = f"{self._give_up_after:g} s"
             kept = "what came can't be resumed" if isinstance(self.intake.cargo, Piped) else "what came is kept"
             raise TransferFailed(Code.TIMEOUT, f"the sender did not come back within {seconds}; {kept}")
-        if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
+        if self.intake.cargo is None and not self._aside.is_busy and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
 
     # --- what the data connections call
@@ -608,8 +660,9 @@ class Transfer(threading.Thread):
         """End every connection, leave every file, tell the registry."""
         if error is not None and self._channel is not None:
             self._say_goodbye(self._channel, error)
-        self._over.set()
-        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
+        with self._claiming:
+            self._over.set()
+        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS), self._aside.end(LEAVE_SECONDS)]
         if self._syncer is not None:
             self._syncer.join()
         if self.intake.cargo is not None:

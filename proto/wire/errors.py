@@ -171,7 +171,12 @@ class Interrupted(FilestreamerError):
 
 
 def from_os_error(error: OSError, code: Code, what: str) -> TransferFailed:
-    """Map an OSError of a file (never of a socket) to the end that it means; `what` names the file and the step."""
+    """Map an OSError of a file (never of a socket) to the end that it means; `what` names the file and the step.
+
+    Descriptors that have run out say nothing about the file: LIMIT, which is retryable.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TransferFailed(Code.LIMIT, f"{what}: {error.strerror or error}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and code is Code.DESTINATION:
         code = Code.NO_SPACE
     return TransferFailed(code, f"{what}: {error.strerror or error}")
