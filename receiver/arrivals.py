@@ -55,10 +55,10 @@ class Arrivals:
         destination: Destination,
         staging: TreeStaging,
         placer: Placer,
+        *,
         archive: Archive,
         account: Account,
         counters: TransferCounters,
-        *,
         failed: Callable[[FilestreamerError], None],
         settled: Callable[[], None],
     ) -> None:
@@ -347,11 +347,20 @@ class Arrivals:
                     continue
                 good = True
                 for part, digest, actual in zip(parts, digests, computed, strict=True):
-                    good = self._end_segment(portion, connection, part, digest, actual, whole) and good
+                    good = (
+                        self._end_segment(portion, connection, part, digest=digest, actual=actual, whole=whole) and good
+                    )
                 return portion, good, portion.is_open
 
     def _end_segment(
-        self, portion: Portion, connection: Connection, part: Part, digest: bytes, actual: bytes, whole: list[Whole]
+        self,
+        portion: Portion,
+        connection: Connection,
+        part: Part,
+        *,
+        digest: bytes,
+        actual: bytes,
+        whole: list[Whole],
     ) -> bool:
         stake = part.stake
         index = part.segment.file_id - portion.first

@@ -1,4 +1,4 @@
-"""What may wait for a disk is done here, in a thread of its own: the coordinator goes on saying that this side lives."""
+"""What may wait for a disk, in a thread of its own: the coordinator goes on saying that this side lives."""
 
 import queue
 import threading

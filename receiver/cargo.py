@@ -2,7 +2,8 @@
 
 The coordinator asks in the order of the control conversation (proto/README.md): `take` each manifest part, `rehashed`
 and `more` as answers become known, `missing` and `close` at Finish, then `next_step` until that is Complete, and
-`leave` at the end, whatever that is. All of that may wait for a disk, and is done by one thread at a time. Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
+`leave` at the end, whatever that is. All of that may wait for a disk, and is done by one thread at a time (`aside`).
+Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
 """
 
 from collections.abc import Callable, Iterable, Sequence

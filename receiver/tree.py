@@ -87,9 +87,9 @@ class Tree:
             destination,
             self._staging,
             self._placer,
-            self._archive,
-            account,
-            counters,
+            archive=self._archive,
+            account=account,
+            counters=counters,
             failed=failed,
             settled=self._hear_settled,
         )

@@ -757,9 +757,7 @@ def test_parts_that_wait_are_listed_again(moving: Make, monkeypatch: pytest.Monk
     it.finish()
 
 
-def test_a_few_large_files_are_open_at_once(
-    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_few_large_files_are_open_at_once(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are set aside between their chunks, and none of them is sent again."""
     monkeypatch.setattr(cache, "PLACES", Places(2))
     large = sample()
