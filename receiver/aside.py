@@ -28,6 +28,9 @@ class Aside:
         self._said: queue.Queue[Message | Done] = queue.Queue(MESSAGES)
         self._thread: threading.Thread | None = None
         self._is_ended = threading.Event()
+        self._ending = threading.Lock()  # protects what follows
+        self._is_running = False
+        self._then: Callable[[], None] | None = None
         self.is_busy = False
         """Whether work was begun whose end was not heard of."""
 
@@ -35,9 +38,11 @@ class Aside:
         """Begin work: what it yields is to be said. Raises TransferFailed(LIMIT) where no thread can be started."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="aside", daemon=True)
+            self._is_running = True
             try:
                 thread.start()
             except RuntimeError:
+                self._is_running = False
                 raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
             self._thread = thread
         self.is_busy = True
@@ -62,7 +67,23 @@ class Aside:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def afterwards(self, then: Callable[[], None]) -> None:
+        """Do this when what hangs has returned, or at once."""
+        with self._ending:
+            self._then = then
+            is_running = self._is_running
+        if not is_running:
+            then()
+
     def _run(self) -> None:
+        self._do_all()
+        with self._ending:
+            self._is_running = False
+            then = self._then
+        if then is not None:
+            then()
+
+    def _do_all(self) -> None:
         while (work := self._work.get()) is not None and not self._is_ended.is_set():
             self._say(Done(run_to_end("the transfer", lambda work=work: self._do(work))))  # type: ignore[misc]
 

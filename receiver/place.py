@@ -283,9 +283,10 @@ class Placer:
         self._is_lost = False
         """A sync failed: nothing that was written before can be trusted."""
         self._thread: threading.Thread | None = None
-        self._putting = threading.Lock()  # protects is_forsaken
+        self._is_running = False
         self._is_forsaken = False
         """Others may write the files by now."""
+        self._then: Callable[[], None] | None = None
         self._directories = Directories(destination)
 
     def add(self, files: list[Whole], size: int, *, waits: bool = True) -> None:
@@ -302,6 +303,7 @@ class Placer:
             self._waiting_bytes += size
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="place", daemon=True)
+                self._is_running = True
                 self._thread.start()
             elif self._is_due():
                 self._changed.notify_all()
@@ -347,27 +349,33 @@ class Placer:
             if self._error is not None:
                 raise self._error
 
-    def end(self, seconds: float) -> bool:
-        """Put in place what is complete, and end the thread; whether it has within `seconds`. Idempotent.
+    def end(self, seconds: float, then: Callable[[], None]) -> None:
+        """Put in place what is complete, end the thread, `then` go on; within `seconds`, or whenever the thread ends.
 
-        One that hangs in a sync puts nothing in place any more, whenever that returns.
+        One that hangs in a sync puts nothing in place any more, once that returns: others may write the files by then.
         """
         with self._changed:
             self._is_ended = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(seconds)
-            if self._thread.is_alive():
-                is_free = self._putting.acquire(timeout=seconds)  # a rename may hang, too
-                self._is_forsaken = True
-                if is_free:
-                    self._putting.release()
-                return False
-            self._thread = None
+        with self._changed:
+            if self._is_running:
+                self._is_forsaken, self._then = True, then
+                return
         self._directories.close()
-        return True
+        then()
 
     def _run(self) -> None:
+        self._put_all()
+        with self._changed:
+            self._is_running = False
+            then = self._then
+        if then is not None:
+            self._directories.close()
+            then()
+
+    def _put_all(self) -> None:
         while (batch := self._next_batch()) is not None:
             error = run_to_end("putting files in place", lambda batch=batch: self._put(batch))  # type: ignore[misc]
             with self._changed:
@@ -409,10 +417,9 @@ class Placer:
         failure: TransferFailed | None = None
         for whole in batch:
             try:
-                with self._putting:
-                    if self._is_forsaken:
-                        raise TransferFailed(Code.DESTINATION, f"a sync of {self._destination.path} took too long")
-                    self._put_one(whole)
+                if self._is_forsaken:
+                    raise TransferFailed(Code.DESTINATION, f"a sync of {self._destination.path} took too long")
+                self._put_one(whole)
                 self._placed(whole.path)
             except TransferFailed as error:
                 failure = failure or error

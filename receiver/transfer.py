@@ -662,18 +662,23 @@ class Transfer(threading.Thread):
             self._say_goodbye(self._channel, error)
         with self._claiming:
             self._over.set()
-        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS), self._aside.end(LEAVE_SECONDS)]
+        left = [self.intake.end(), self._rehasher.end(LEAVE_SECONDS)]
         if self._syncer is not None:
             self._syncer.join()
-        if self.intake.cargo is not None:
-            self.intake.cargo.leave(cleanly=all(left))
+        self._aside.end(LEAVE_SECONDS)
+        self._aside.afterwards(lambda: self._leave(cleanly=all(left)))
         if self._channel is not None:
             self._channel.close_in_order()
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
-        self._registry.leave(self, cleanly=all(left))
         self.account.close()
         self._registry.ended(self, error)
         self._turn_away()
+
+    def _leave(self, *, cleanly: bool) -> None:
+        """Leave what is received: at once or, where a disk hangs, when it has returned: the name is taken till then."""
+        if self.intake.cargo is not None:
+            self.intake.cargo.leave(cleanly=cleanly)
+        self._registry.leave(self, cleanly=cleanly)
 
     def _turn_away(self) -> None:
         """Close the control connections that were let in too late to be acted on: their sender connects again."""

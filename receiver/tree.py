@@ -74,8 +74,8 @@ class Tree:
         self._nudge = nudge
         self._staging = TreeStaging(destination, root)
         try:
-            self._spool = Spool(self._staging.fd, destination.path)
-            self._index = Spool(self._staging.fd, destination.path)
+            self._spool = Spool(self._staging.files_fd, destination.path)
+            self._index = Spool(self._staging.files_fd, destination.path)
         except BaseException:
             self._staging.close()
             raise
@@ -107,6 +107,7 @@ class Tree:
         """What was needed of all parts so far."""
         self._claimable: set[str] | None = None
         self._is_committed = False
+        self._is_over = False
         counters.name = self._lister.shown(root)
         counters.files = 0
         log.info("transfer_started", tree=counters.name)
@@ -215,6 +216,8 @@ class Tree:
         sizes = []
         late = []
         for index, entry in enumerate(entries):
+            if self._is_over:  # the disk was slow, and others may have the names by now
+                raise TransferFailed(Code.TIMEOUT, "the transfer ended while it was listed")
             kind = self._lister.take(portion, index, entry)
             if self._lister.is_late(entry, portion.first + index):
                 late.append((index, entry))
@@ -400,6 +403,7 @@ class Tree:
 
     def shut(self) -> None:
         """Let no further write in, and nobody wait: the transfer is over."""
+        self._is_over = True
         self._arrivals.shut()
         self._arrivals.end_waiting()
 
@@ -458,15 +462,14 @@ class Tree:
 
     def leave(self, *, cleanly: bool) -> None:
         """Put in place what is complete, and keep what there is of large files for the next run."""
-        has_ended = self._placer.end(LEAVE_SECONDS)
         self._lister.close()
-        if cleanly and has_ended:
-            self._arrivals.leave()
-            self._spool.close()
-            self._index.close()
-            self._staging.close()
-        else:
-            self._arrivals.files.close()
+        self._placer.end(LEAVE_SECONDS, self._close if cleanly else self._arrivals.files.close)
+
+    def _close(self) -> None:
+        self._arrivals.leave()
+        self._spool.close()
+        self._index.close()
+        self._staging.close()
 
 
 def _payload_bytes(portion: Portion, index: int, entry: m.Entry) -> int:
