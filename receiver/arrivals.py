@@ -486,12 +486,17 @@ class Arrivals:
             if portion is not None:
                 self._finish(portion)
                 self.retire()
+        for portion in self.under_way:  # a connection still brings what was withdrawn
+            with portion.lock:
+                self._archive.save(portion)
 
     def _finish(self, portion: Portion) -> None:
         for index, large in list(portion.large.items()):
             if portion.state(index) != state.WITHDRAWN and portion.is_partial(index):
                 if large.stake is None:
                     self._open_for(portion, index, None)
+                for connection in list(large.stake.inside) if large.stake is not None else ():
+                    connection.end(LEAVE_SECONDS)  # its sender has given it up
                 self.settle_large(portion, index, is_finished=True)
 
     def end_waiting(self) -> None:

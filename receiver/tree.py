@@ -44,6 +44,9 @@ STEP_BYTES: Final = 256 * limits.KIB
 """What grows with the length of the manifest, a few bytes a part or a name, is borrowed in such steps."""
 
 
+WAIT_SECONDS: Final = 0.1
+
+
 class Tree:
     """Everything of one tree; each portion has a lock of its own."""
 
@@ -412,10 +415,11 @@ class Tree:
     def missing(self) -> Iterator[m.Message]:
         """Say what is not here, of everything that was listed; parts that wait are answered first."""
         yield from self.more()
+        while self._waits and not (self._arrivals.under_way or self._is_over):
+            time.sleep(WAIT_SECONDS)  # for memory, or for the placer
+            yield from self.more()
         for portion in self._arrivals.under_way:
             yield from missing(portion, self._spool)
-        if self._waits and not self._arrivals.under_way:
-            raise TransferFailed(Code.LIMIT, "there is no memory left for the rest of the manifest: begin again")
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is here with what the sender read."""

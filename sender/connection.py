@@ -231,6 +231,8 @@ class DataConnection(threading.Thread):
                 if offset + size == end:
                     reader.check_unchanged(item)
             except TransferFailed as error:
+                if error.retryable:  # descriptors have run out: nothing is wrong with the file
+                    raise
                 trouble = error
             if trouble is not None:
                 view[:] = bytes(size)  # what was announced has to be sent
