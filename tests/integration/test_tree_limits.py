@@ -12,7 +12,7 @@ import pytest
 from tests.support import trees
 from tests.support.peer import RawSender, ack
 from tests.support.processes import resident_bytes
-from tests.support.proxy import Proxy, SlowReader
+from tests.support.proxy import Proxy, Reset, SlowReader
 from tests.support.services import UNIT, Pair, Service, inject
 from wire import limits
 from wire import messages as m
@@ -249,3 +249,21 @@ def test_a_name_at_the_top_is_another_ones_only_after_it_is_in_place(pair: Pair)
         other.expect(m.Needed)
         for name in (b"g", b"d"):
             is_busy(address, name)
+
+
+def test_lost_connections_while_files_are_set_aside(pair: Pair, seed: int) -> None:
+    """With places for three files, connections that are reset again and again: each byte lands where it belongs."""
+    rng = random.Random(seed)
+    root = pair.source / "tree"
+    root.mkdir()
+    for at in range(120):
+        (root / f"{at}").write_bytes(rng.randbytes(rng.randrange(1, 30 * KIB)))
+    where = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--once")
+    receiver = pair.start("receiver", *where, under=("prlimit", "--nofile=64:64"))
+    faults = [Reset(on="data *", at=rng.randrange(20 * KIB, 200 * KIB), nth=nth) for nth in range(4)]
+    faults += [Reset(on="control", at=at, nth=nth) for nth, at in enumerate((2000, 1500))]
+    with Proxy(pair.address(receiver), faults) as proxy:
+        sender = pair.sender(root, proxy.address, "--chunk-size", "1KiB", "--connections", 5)
+        sender.succeeds(8 * UNIT)
+    receiver.succeeds()
+    assert trees.differences(root, pair.destination / "tree") == []
