@@ -75,8 +75,11 @@ def held_messages(
             yield m.Held(portion.first + index, at, digests, (), final)
 
 
-def missing(portion: Portion, spool: Spool) -> Iterator[m.Needed]:
-    """Say what is not here of a portion, at Finish: what was claimed and is not compared yet, too."""
+def missing(portion: Portion, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
+    """Say what is not here of a portion, at Finish: what was claimed and is not compared yet, too.
+
+    Of one that was answered just now, only that.
+    """
     with portion.lock:
         claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
         partial = [index for index in portion.large if portion.is_partial(index)]
@@ -87,6 +90,8 @@ def missing(portion: Portion, spool: Spool) -> Iterator[m.Needed]:
         }
     for index in claimed:
         yield m.Needed((m.FileRange(portion.first + index, 1),), ())
+    if is_answered:
+        return
     for index, positions in runs.items():
         yield from needed_messages(portion.first + index, positions)
     yield from (each for each in answers(portion, spool) if isinstance(each, m.Needed) and each.files)

@@ -414,12 +414,13 @@ class Tree:
 
     def missing(self) -> Iterator[m.Message]:
         """Say what is not here, of everything that was listed; parts that wait are answered first."""
+        answered = self._taken
         yield from self.more()
         while self._waits and not (self._arrivals.under_way or self._is_over):
             time.sleep(WAIT_SECONDS)  # for memory, or for the placer
             yield from self.more()
         for portion in self._arrivals.under_way:
-            yield from missing(portion, self._spool)
+            yield from missing(portion, self._spool, is_answered=portion.number >= answered)
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is here with what the sender read."""

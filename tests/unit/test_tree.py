@@ -4,6 +4,7 @@ import errno
 import os
 import queue
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -881,6 +882,29 @@ def test_finish_answers_parts_that_wait(moving: Make, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tree, "PORTIONS", 64)
     told = list(it.tree.missing())
     assert told == [m.Held(1, 0, b"", (m.FileRange(1, 1),)), m.Held(2, 0, b"", (m.FileRange(2, 1),))]
+
+
+def test_who_takes_parts_never_waits_for_a_sync(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts stay where they are while the placer is far behind, and are taken when it is not."""
+    synced = threading.Event()
+    monkeypatch.setattr(place, "sync_file_system", lambda _: synced.wait(UNIT))
+    monkeypatch.setattr(place, "BACKLOG_BATCHES", 0)
+    monkeypatch.setattr(place, "BATCH_FILES", 1)
+    (tmp_path / "t").mkdir()
+    tree = sample(part_entries=2)
+    for at in range(5):
+        (tmp_path / f"t/{at}").write_bytes(b"another")
+        tree.add(b"t/%d" % at)
+    tree.add(b"t/full", b"full")
+    it = moving(tree)
+    assert it.offer() == []
+    assert (tmp_path / "t/4").read_bytes() == b"another"
+    synced.set()
+    told = list(it.tree.missing())
+    assert told == [needed(6)]
+    it.send_all()
+    it.finish()
+    assert [(tmp_path / f"t/{at}").read_bytes() for at in range(5)] == [b""] * 5
 
 
 def test_a_second_delivery_of_what_is_archived(moving: Make) -> None:
