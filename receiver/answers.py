@@ -80,21 +80,22 @@ def missing(portion: Portion, spool: Spool, *, is_answered: bool) -> Iterator[m.
 
     Of one that was answered just now, only that.
     """
+    told = () if is_answered else (assembly.FREE, assembly.WRITING)
+    wanted = (assembly.CLAIMED, *told)
     with portion.lock:
         claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
         partial = [index for index in portion.large if portion.is_partial(index)]
         runs = {
-            index: portion.large[index].positions((assembly.FREE, assembly.CLAIMED, assembly.WRITING), spool)
+            index: portion.large[index].positions(wanted, spool)
             for index in partial
             if portion.state(index) in (state.WRITING, state.HELD)
         }
     for index in claimed:
         yield m.Needed((m.FileRange(portion.first + index, 1),), ())
-    if is_answered:
-        return
     for index, positions in runs.items():
         yield from needed_messages(portion.first + index, positions)
-    yield from (each for each in answers(portion, spool) if isinstance(each, m.Needed) and each.files)
+    if not is_answered:
+        yield from (each for each in answers(portion, spool) if isinstance(each, m.Needed) and each.files)
 
 
 def _extend(ranges: list[m.FileRange], file_id: int) -> None:
