@@ -1,53 +1,101 @@
 """What the sender of a tree is told of the files of a portion, as they are now."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from receiver import assembly
 from receiver import portion as state
 from receiver.portion import Portion
+from receiver.spool import Spool
 from wire import limits
 from wire import messages as m
 
 
-def answers(portion: Portion) -> Iterator[m.Message]:
+def answers(portion: Portion, spool: Spool) -> Iterator[m.Message]:
     """Say of each file of a portion what is known of it now."""
     needed: list[m.FileRange] = []
     unchecked: list[m.FileRange] = []
-    rest: list[m.Message] = []
+    held: list[m.Held] = []
+    large: list[int] = []
     with portion.lock:
         for index, kind in enumerate(portion.states()):
             file_id = portion.first + index
-            large = portion.large.get(index)
+            is_here = kind in (state.VERIFIED, state.HELD)
             if kind == state.UNCHECKED:
                 _extend(unchecked, file_id)
-            elif large is not None and large.stake is not None:
-                answer = large.stake.answer()
-                rest += large.stake.needed_messages(file_id, answer.needed)
-                rest += large.stake.held_messages(file_id, answer.held)
+            elif index in portion.large and (is_here or (kind == state.WRITING and portion.is_partial(index))):
+                large.append(index)
             elif kind in (state.FREE, state.WRITING):
                 _extend(needed, file_id)
-            elif kind in (state.VERIFIED, state.HELD):
-                rest += held(portion, index, final=kind == state.HELD)
+            elif is_here:
+                held.append(m.Held(file_id, 0, portion.digest(index), (), kind == state.HELD))
             elif kind == state.NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
                 needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
     if needed:
         yield m.Needed(tuple(needed), ())
     if unchecked:
         yield m.Held(unchecked[0].first_file_id, 0, b"", tuple(unchecked))
-    yield from rest
+    yield from held
+    for index in large:
+        yield from _large_answers(portion, index, spool)
 
 
-def held(portion: Portion, index: int, *, final: bool) -> Iterator[m.Held]:
-    """Tell the digests of a file that is here whole."""
+def _large_answers(portion: Portion, index: int, spool: Spool) -> Iterator[m.Message]:
+    """Say what is needed of a large file, and what is held; what is CLAIMED comes later."""
     file_id = portion.first + index
-    large = portion.large.get(index)
-    if large is None:
-        yield m.Held(file_id, 0, portion.digest(index), (), final)
-        return
-    size = limits.DIGEST_BYTES
-    for first, end in large.runs():
+    needed: list[tuple[int, int]] = []
+    with portion.lock:
+        large = portion.large[index]
+        if portion.is_partial(index):
+            needed = large.positions((assembly.FREE, assembly.WRITING), spool)
+            held = large.positions((assembly.HELD, assembly.VERIFIED), spool)
+            is_final = False
+        else:
+            held = list(large.runs())
+            is_final = portion.state(index) == state.HELD
+    yield from needed_messages(file_id, needed)
+    yield from held_messages(portion, index, held, spool, final=is_final)
+
+
+def needed_messages(file_id: int, runs: Sequence[tuple[int, int]]) -> Iterator[m.Needed]:
+    """Say which segments are needed in messages that are small enough."""
+    ranges = [m.SegmentRange(file_id, first, end - first) for first, end in runs]
+    for at in range(0, len(ranges), limits.RANGES_PER_NEEDED):
+        yield m.Needed((), tuple(ranges[at : at + limits.RANGES_PER_NEEDED]))
+
+
+def held_messages(
+    portion: Portion, index: int, runs: Sequence[tuple[int, int]], spool: Spool, *, final: bool
+) -> Iterator[m.Held]:
+    """Tell the digests of segments of a large file that are here, in messages that are small enough."""
+    large = portion.large[index]
+    for first, end in runs:
         for at in range(first, end, limits.DIGESTS_PER_HELD):
-            stop = min(at + limits.DIGESTS_PER_HELD, end)
-            yield m.Held(file_id, at, large.digests[at * size : stop * size], (), final)
+            with portion.lock:
+                digests = large.digests_between(at, min(at + limits.DIGESTS_PER_HELD, end), spool)
+            yield m.Held(portion.first + index, at, digests, (), final)
+
+
+def missing(portion: Portion, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
+    """Say what is not here of a portion, at Finish: what was claimed and is not compared yet, too.
+
+    Of one that was answered just now, only that.
+    """
+    told = () if is_answered else (assembly.FREE, assembly.WRITING)
+    wanted = (assembly.CLAIMED, *told)
+    with portion.lock:
+        claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
+        partial = [index for index in portion.large if portion.is_partial(index)]
+        runs = {
+            index: portion.large[index].positions(wanted, spool)
+            for index in partial
+            if portion.state(index) in (state.WRITING, state.HELD)
+        }
+    for index in claimed:
+        yield m.Needed((m.FileRange(portion.first + index, 1),), ())
+    for index, positions in runs.items():
+        yield from needed_messages(portion.first + index, positions)
+    if not is_answered:
+        yield from (each for each in answers(portion, spool) if isinstance(each, m.Needed) and each.files)
 
 
 def _extend(ranges: list[m.FileRange], file_id: int) -> None:

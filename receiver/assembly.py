@@ -85,9 +85,15 @@ class Assembly:
         for at in range(share.chunk(start) * size, share.chunk(stop) * size, share.count * size):
             yield view[at : at + size]
 
-    def all_digests(self) -> bytes:
-        """Return the digests of all chunks, zeros for those that have none."""
-        return bytes(self._digests)
+    def states_between(self, first: int, end: int) -> bytes:
+        """Return the states of the chunks [first, end)."""
+        return bytes(self._states[first:end])
+
+    def restore(self, first: int, states: bytes, digests: bytes) -> None:
+        """Put chunks that follow each other into states that they had when nobody was writing them."""
+        size = limits.DIGEST_BYTES
+        self._states[first : first + len(states)] = states
+        self._digests[first * size : first * size + len(digests)] = digests
 
     @property
     def is_verified(self) -> bool:

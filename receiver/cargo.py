@@ -2,7 +2,8 @@
 
 The coordinator asks in the order of the control conversation (proto/README.md): `take` each manifest part, `rehashed`
 and `more` as answers become known, `missing` and `close` at Finish, then `next_step` until that is Complete, and
-`leave` at the end, whatever that is. Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
+`leave` at the end, whatever that is. All of that may wait for a disk, and is done by one thread at a time (`aside`).
+Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,13 @@ class Connection(Writer, Protocol):
 
     connection_id: int
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was told to end: what waits in its thread waits no longer."""
+
+    def acknowledge(self) -> None:
+        """Note and acknowledge what is complete, before its thread waits."""
+
 
 Step = Callable[[], None] | m.Complete | None
 """Work for a thread that may wait for the disk; what the sender is told; None: wait for what is re-hashed."""
@@ -61,6 +69,10 @@ class Cargo(Protocol):
     name: bytes
     """What it holds in the destination, while it is there."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether `more` has something to do."""
+
     # --- what the coordinator asks
 
     def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
@@ -69,17 +81,17 @@ class Cargo(Protocol):
     def rejoin(self) -> None:
         """Hear that control was opened anew: the manifest is repeated."""
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
+    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterable[m.Message]:
         """Take what claimed segments hash to; return what is to be answered."""
 
-    def more(self) -> Sequence[m.Message]:
+    def more(self) -> Iterable[m.Message]:
         """Return what can be answered by now, and could not before."""
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Drop files that are not going to be sent. Raises RemoteProtocolError."""
 
-    def missing(self) -> Sequence[m.Needed]:
-        """Return what is not here, at Finish."""
+    def missing(self) -> Iterable[m.Message]:
+        """Return what is not here, at Finish, in Needed; answers that were still to be given may be among them."""
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, now that nothing is missing; return the root digest.

@@ -75,6 +75,7 @@ class DataConnection(threading.Thread):
         self._done_bytes = counters.moved_bytes
         self.idle_since: float | None = time.monotonic()
         """Since when there is no chunk on it (monotonic); None while there is."""
+        self._is_ended = False
         self._sending = threading.Lock()
         """Protects the writing side: what is passed on in order is acknowledged by the thread that does that."""
 
@@ -93,7 +94,7 @@ class DataConnection(threading.Thread):
         self._intake.join(self)
         self.counters.connect(self.channel.socket)
         self.channel.patience = self._patience
-        self.channel.on_dry = self._acknowledge
+        self.channel.on_dry = self.acknowledge
         self.channel.send_message(self._welcome)
         while True:
             self._take_in(self._wait_for_body())
@@ -129,8 +130,14 @@ class DataConnection(threading.Thread):
 
     def end(self, seconds: float | None) -> bool:
         """Shut the connection and wait until its thread has left the files, or for so long; whether it has."""
+        self._is_ended = True
         self.channel.shut()
         return self._left.wait(seconds)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was told to end: what waits in its thread waits no longer."""
+        return self._is_ended
 
     # --- one frame
 
@@ -184,7 +191,7 @@ class DataConnection(threading.Thread):
                 self._written.setdefault(recorder, []).append(part.position)
         self._received.append(received)
         if len(self._received) >= limits.ACKS_PER_FRAME:
-            self._acknowledge()
+            self.acknowledge()
 
     def _receive_segment(self, part: Part) -> bytes:
         """Receive, hash and write the bytes of one segment; return the digest of what came."""
@@ -204,7 +211,7 @@ class DataConnection(threading.Thread):
 
     # --- acknowledgements
 
-    def _acknowledge(self) -> None:
+    def acknowledge(self) -> None:
         """Append what was written to the ledgers, then acknowledge it."""
         if not self._received:
             return

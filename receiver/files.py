@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from receiver.assembly import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Assembly, Turn, Writer, runs
 from receiver.budget import Account
+from receiver.roots import Roots
 from receiver.store import Destination, InPlace, Staged, check_name
 from service.chunk_map import ChunkMap
 from service.threads import run_to_end, start_thread
@@ -98,6 +99,7 @@ class File:
         self._finished: set[int] = set()
         self._sealed: set[int] = set()
         self._is_full = False
+        self._is_closed = False
         self._is_committing = False
         self.is_closing = False
         """The last transfer is leaving it; protected by the lock of `Files`, as `is_stuck`."""
@@ -132,6 +134,9 @@ class File:
             if self._content is not None:
                 return
             content = make()
+            if self._is_closed:  # its disk hung until nobody wanted it any more
+                content.close()
+                raise TransferFailed(Code.TIMEOUT, f"{content.path} could not be opened in time")
             claims = content.take_claims()
             self.assembly = Assembly(self.grid, claims)
             for first, end in hole_segments(self.grid, content.holes):
@@ -172,6 +177,11 @@ class File:
         if error := run_to_end("write-back", write_back):
             failed(error)
 
+    @property
+    def is_writing_back(self) -> bool:
+        """Whether a thread writes it back."""
+        return self._write_back is not None
+
     def end_write_back(self, seconds: float | None = None) -> bool:
         """Take no more space, and write nothing back any more; whether the thread that did has ended in time."""
         self._write_back_ended.set()
@@ -185,6 +195,7 @@ class File:
 
         Waits for the write-back, however long that takes.
         """
+        self._is_closed = True
         self.end_write_back()
         if self._content is not None and not self.is_stuck:
             if isinstance(self._content, Staged) and not self.is_committed:
@@ -192,7 +203,9 @@ class File:
             self._content.close()
 
     def _give_back(self, staged: Staged) -> None:
-        """Free the space of the chunks that did not come, or not whole."""
+        """Free the space of the chunks that did not come, or not whole, if space was taken ahead."""
+        if self._write_back is None:
+            return
         grid = self.grid
         runs = self.assembly.runs(FREE, WRITING)
         missing = ((grid.offset(first), min(grid.offset(end), grid.size)) for first, end in runs)
@@ -469,31 +482,40 @@ class Files:
         self._lock = threading.Lock()  # protects both tables
         self._files: dict[bytes, File] = {}  # by name: those that can be joined, or stand in the way
         self._stakes: dict[Transfer, Stake] = {}
-        self._trees: dict[bytes, Transfer] = {}  # by the names of their roots
+        self._trees: dict[Transfer, Roots] = {}
 
-    def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
-        """Give a tree one name in the destination, if no other transfer has it; who is deserted gives way.
+    def claim_root(self, transfer: "Transfer", name: bytes) -> Roots:
+        """Give a tree its first name in the destination, and what it claims the others with.
 
         Raises TransferFailed: POLICY, BUSY.
         """
         if self._output_name is not None:
             raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
+        roots = Roots(self._destination, lambda other: self._hold(transfer, roots, other))
+        roots.claim(name)
+        return roots
+
+    def _hold(self, transfer: "Transfer", roots: Roots, name: bytes) -> None:
+        """Let a tree have a name, if no other transfer has it; who is deserted gives way. Raises TransferFailed."""
         with self._lock:
             rivals = self._holders(name, transfer)
         self._displace(rivals)
         with self._lock:
             if self._holders(name, transfer):
                 raise TransferFailed(Code.BUSY, f"{self._shown(name)} is being received from another sender")
-            self._trees[name] = transfer
-        return self._destination
+            self._trees[transfer] = roots
+            roots.take(name)
 
     def _holders(self, name: bytes, transfer: "Transfer") -> "list[Transfer]":
         """List who else has a name in the destination, as a file or as the root of a tree."""
         file = self._files.get(name)
         holders = [holder for holder, stake in self._stakes.items() if file is not None and stake.file is file]
-        if name in self._trees:
-            holders.append(self._trees[name])
+        holders += self._planters(name)
         return [holder for holder in holders if holder is not transfer]
+
+    def _planters(self, name: bytes) -> "list[Transfer]":
+        """List which trees hold a name."""
+        return [transfer for transfer, roots in self._trees.items() if name in roots]
 
     def _displace(self, rivals: "list[Transfer]") -> None:
         """Have others give way, if all of them do. Raises TransferFailed(BUSY) where one has ended, and hangs."""
@@ -516,7 +538,7 @@ class Files:
             rivals = self._rivals(name, source, share)
         self._displace(rivals)
         with self._lock:
-            if name in self._trees:
+            if self._planters(name):
                 raise TransferFailed(Code.BUSY, f"{self._shown(name)} is being received from another sender")
             if self._rivals(name, source, share):
                 raise _refusal(self._files[name], source, share, self._shown(name))
@@ -533,8 +555,8 @@ class Files:
 
     def _rivals(self, name: bytes, source: Source, share: Share) -> "list[Transfer]":
         """List who is in the way of a newcomer: who moves its share or, where it is of another job, everybody."""
-        if name in self._trees:
-            return [self._trees[name]]
+        if planters := self._planters(name):
+            return planters
         file = self._files.get(name)
         if file is None:
             return []
@@ -595,8 +617,7 @@ class Files:
         `cleanly` is whether all its threads have left the file: where one hangs in a write, nothing is closed.
         """
         with self._lock:
-            for name in [name for name, holder in self._trees.items() if holder is transfer]:
-                del self._trees[name]
+            self._trees.pop(transfer, None)
             stake = self._stakes.get(transfer)
             if stake is None:
                 return
@@ -623,7 +644,7 @@ class Files:
         """Whether any transfer has this name, as that of a file or of the root of a tree, and does not hang in it."""
         with self._lock:
             holders = [holder for holder, stake in self._stakes.items() if stake.file.name == name]
-            holders += [self._trees[name]] if name in self._trees else []
+            holders += self._planters(name)
         return any(holder.hangs is None for holder in holders)
 
 

@@ -1,16 +1,32 @@
 """A file of more than one segment in a tree: staged and resumed as a single file is (`files`).
 
-It is opened with its first chunk, or when there is staging of an earlier run, and closed as soon as it is complete: a
-tree of many large files has few of them open. Then no more than its digests is kept.
+It is opened with its first chunk, or when there is staging of an earlier run, and closed as soon as it is complete.
+Between chunks it may be set aside (`cache`): then its descriptors are closed, and what is known of its segments is in
+the spool, as are the digests of one that is complete.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
+from receiver.cargo import Connection
 from receiver.files import File, Stake
+from receiver.ledger import UNKNOWN_DIGEST
+from receiver.spool import Spool
+from receiver.store import Mark, Staged
 from wire import limits
 from wire import messages as m
 from wire.grid import WHOLE, Grid, hole_segments
+
+UNSEEN: Final = 0
+"""Nothing is known of its segments but what the state of the file says."""
+TABLE: Final = 1
+"""It was set aside: the spool has the digests and states of its segments."""
+WHOLE_DIGESTS: Final = 2
+"""All of it is here, and the spool has its digests."""
+_SIZE: Final = limits.DIGEST_BYTES
+_PIECE: Final = 64 * limits.KIB
+"""Segments that are copied at once."""
 
 
 class LargeStake(Stake):
@@ -19,20 +35,53 @@ class LargeStake(Stake):
     def __init__(self, file: File) -> None:
         super().__init__(file, WHOLE)
         self.rehashing = 0
-        """Batches that are being re-hashed; protected by the lock of its portion."""
-        self._recording = threading.Lock()  # protects is_done
+        """Batches that are being re-hashed; protected by the lock of its portion, as is `inside`."""
+        self.inside: set[Connection] = set()
+        """Connections with a chunk of it."""
+        self.borrowed_bytes = 0
+        """What its table has borrowed."""
+        self.free_bytes = 0
+        """What its table has of the transfer's own."""
+        self._recording = threading.Lock()  # protects what follows
+        self._unrecorded: set[int] = set()
         self._is_done = False
 
+    def delivered(self, position: int) -> None:
+        """Hear that a segment was written that no ledger notes yet."""
+        with self._recording:
+            self._unrecorded.add(position)
+
     def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Note what was written, unless the file is complete: then it needs no ledger, and may be closed."""
+        """Note what was written, unless it was closed meanwhile: then all of it was noted before."""
         with self._recording:
             if not self._is_done:
                 super().record(records)
+                self._unrecorded.difference_update([position for position, _ in records])
+
+    def digest(self, position: int) -> bytes:
+        """Return the digest of a chunk that is VERIFIED; nothing of use after it was closed."""
+        with self._recording:
+            return UNKNOWN_DIGEST if self._is_done else super().digest(position)
 
     def finish(self) -> None:
-        """Let nobody touch its descriptors any more."""
+        """Note what is not noted yet, and let nobody touch its descriptors any more. Raises TransferFailed."""
+        with self._recording:
+            if not self._is_done:
+                self._is_done = True
+                if self._unrecorded:
+                    positions = sorted(self._unrecorded)
+                    super().record([(position, super(LargeStake, self).digest(position)) for position in positions])
+
+    def forsake(self) -> None:
+        """Let nobody touch its descriptors any more; note nothing."""
         with self._recording:
             self._is_done = True
+
+    @property
+    def staged(self) -> Staged:
+        """Its staging: a large file of a tree is never looked at in place."""
+        assert isinstance(self.content, Staged)
+        return self.content
 
     @property
     def is_verified(self) -> bool:
@@ -56,7 +105,7 @@ class LargeStake(Stake):
 class Large:
     """One large file; protected by the lock of its portion."""
 
-    __slots__ = ("digests", "grid", "holes", "stake")
+    __slots__ = ("at", "grid", "holes", "kind", "mark", "stake")
 
     def __init__(self, entry: m.Entry, chunk_size: int) -> None:
         self.grid = Grid(entry.size, chunk_size)
@@ -64,17 +113,21 @@ class Large:
         """Runs [first, end) of segments that lie in holes."""
         self.stake: LargeStake | None = None
         """While it is open."""
-        self.digests = b""
-        """Of all segments, holes included; when it is VERIFIED, or HELD under its final name."""
+        self.kind = UNSEEN
+        self.at = 0
+        """Where the spool has its digests, then its states: of the segments that do not lie in holes."""
+        self.mark: Mark | None = None
+        """What its staging looked like when it was set aside; None where nothing was in it."""
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of the segments that do not lie in holes."""
         return self.grid.size - sum(self.grid.bytes_between(*run) for run in self.holes)
 
-    def digest(self, position: int) -> bytes:
-        """Return the digest of one segment."""
-        return self.digests[position * limits.DIGEST_BYTES : (position + 1) * limits.DIGEST_BYTES]
+    @property
+    def sent_segments(self) -> int:
+        """Segments that do not lie in holes."""
+        return self.grid.segments - sum(end - first for first, end in self.holes)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield the runs [first, end) of segments that do not lie in holes."""
@@ -84,16 +137,73 @@ class Large:
                 yield at, first
             at = end
 
-    def all_digests(self) -> Iterator[bytes]:
-        """Yield the digests of the segments that have one, in order."""
-        for first, end in self.runs():
-            yield self.digests[first * limits.DIGEST_BYTES : end * limits.DIGEST_BYTES]
+    def _rank(self, position: int) -> int:
+        """Count the segments before this one that do not lie in holes."""
+        return position - sum(min(end, position) - first for first, end in self.holes if first < position)
 
-    def finish(self) -> File:
-        """Close it to connections, now that all of it is here; return what is to be put in place."""
+    def place(self, spool: Spool) -> int:
+        """Return where the spool has what is known of it, after making room for that."""
+        if not self.at:
+            self.at = spool.reserve((_SIZE + 1) * self.sent_segments)
+        return self.at
+
+    def digests_between(self, first: int, end: int, spool: Spool) -> bytes:
+        """Return the digests of segments that follow each other and do not lie in holes."""
+        stake = self.stake
+        if stake is not None:
+            with stake.file.lock:
+                return b"".join(stake.file.assembly.digests(WHOLE, first, end))
+        return spool.read(self.at + _SIZE * self._rank(first), _SIZE * (end - first))
+
+    def keep_digests(self, first: int, digests: bytes, spool: Spool) -> None:
+        """Write digests of segments that follow each other and do not lie in holes."""
+        spool.write(self.place(spool) + _SIZE * self._rank(first), digests)
+
+    def states(self, spool: Spool) -> Iterator[tuple[int, bytes]]:
+        """Yield the states of its segments (`assembly`), in runs that do not lie in holes: first position, states."""
+        stake, rank = self.stake, 0
+        for first, end in self.runs():
+            if stake is not None:
+                with stake.file.lock:
+                    yield first, stake.file.assembly.states_between(first, end)
+            else:
+                yield first, spool.read(self.at + _SIZE * self.sent_segments + rank, end - first)
+            rank += end - first
+
+    def positions(self, wanted: Iterable[int], spool: Spool) -> list[tuple[int, int]]:
+        """Return the runs [first, end) of segments in any of these states."""
+        marks = bytes(state in tuple(wanted) for state in range(256))
+        found: list[tuple[int, int]] = []
+        for start, states in self.states(spool):
+            flags = states.translate(marks)
+            first = flags.find(1)
+            while first >= 0:
+                end = flags.find(0, first)
+                end = len(flags) if end < 0 else end
+                found.append((start + first, start + end))
+                first = flags.find(1, end)
+        return found
+
+    def set_aside(self, spool: Spool, *, is_whole: bool) -> None:
+        """Write into the spool what is known of its segments, now that nobody is inside. Raises TransferFailed."""
         stake = self.stake
         assert stake is not None
-        stake.finish()
-        self.digests = stake.file.assembly.all_digests()
-        self.stake = None
-        return stake.file
+        assembly = stake.file.assembly
+        at, states_at = self.place(spool), self.at + _SIZE * self.sent_segments
+        for first, end in self.runs():
+            for start in range(first, end, _PIECE):
+                stop = min(start + _PIECE, end)
+                spool.write(at, b"".join(assembly.digests(WHOLE, start, stop)))
+                spool.write(states_at, assembly.states_between(start, stop))
+                at, states_at = at + _SIZE * (stop - start), states_at + stop - start
+        self.kind = WHOLE_DIGESTS if is_whole else TABLE
+
+    def restore(self, stake: LargeStake, spool: Spool) -> None:
+        """Put what is known of its segments into a file that was opened again."""
+        rank, states_at = 0, self.at + _SIZE * self.sent_segments
+        for first, end in self.runs():
+            for start in range(first, end, _PIECE):
+                count = min(_PIECE, end - start)
+                digests = spool.read(self.at + _SIZE * rank, _SIZE * count)
+                stake.file.assembly.restore(start, spool.read(states_at + rank, count), digests)
+                rank += count

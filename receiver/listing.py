@@ -7,22 +7,25 @@ modes and times of directories, wait for the end. Nothing is looked for where th
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from receiver import portion as state
 from receiver.exclusive import rename_new
 from receiver.place import MODE_BITS, Directories, Placer, TreeStaging, Whole, put_attributes
 from receiver.portion import Portion
+from receiver.roots import Roots
 from receiver.small import make_file
+from receiver.spool import Spool
 from receiver.store import Destination, owner, shown_path
-from wire.errors import Code, TransferFailed, from_os_error
+from wire import limits
+from wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from wire.messages import Entry, EntryType
 
-ROOTS: Final = 1024
-"""Names in the destination itself that a transfer may have."""
-GROUPS: Final = 1 << 20
-"""Hard-link groups of a transfer."""
+_FIRST: Final = struct.Struct("=QI")
+"""Of the first entry of a hard-link group: its file_id, and the length of the path that follows."""
 
 
 class Lister:
@@ -33,20 +36,22 @@ class Lister:
         destination: Destination,
         staging: TreeStaging,
         placer: Placer,
-        claim: Callable[[bytes], object],
+        roots: Roots,
+        spool: Spool,
         *,
         checksum: bool,
     ) -> None:
-        """`claim` takes a name in the destination itself, and raises TransferFailed where another transfer has it."""
         self._destination = destination
         self._staging = staging
         self._placer = placer
-        self._claim = claim
+        self._roots = roots
+        self._spool = spool
         self._checksum = checksum
+        self._waits_in_staging = False
+        """Whether the entry that was taken last is put in place later."""
         self._directories = Directories(destination)
-        self._roots: set[bytes] = set()
-        self._firsts: dict[int, tuple[int, bytes]] = {}
-        """The first file of each hard-link group: file_id and path."""
+        self._groups = array("Q")
+        """Where the spool has the first entry of each hard-link group; they are numbered as they come, from 1."""
 
     def shown(self, path: bytes) -> str:
         """Return a path as people know it."""
@@ -60,11 +65,24 @@ class Lister:
 
     def is_follower(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken is a further name of a file."""
-        return entry.hard_link_group != 0 and self._firsts.get(entry.hard_link_group, (file_id, b""))[0] != file_id
+        if entry.type is not EntryType.FILE or not entry.hard_link_group:
+            return False
+        return self._first(entry.hard_link_group)[0] != file_id
+
+    def _first(self, group: int) -> tuple[int, bytes]:
+        """Return the first entry of a hard-link group: file_id and path."""
+        kept = self._spool.read(self._groups[group - 1], _FIRST.size + limits.PATH_BYTES)
+        file_id, length = _FIRST.unpack_from(kept)
+        return file_id, kept[_FIRST.size : _FIRST.size + length]
 
     def is_late(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken is seen to when all files are in place."""
         return entry.type is EntryType.DIRECTORY or self.is_follower(entry, file_id)
+
+    @property
+    def groups(self) -> int:
+        """How many hard-link groups there are."""
+        return len(self._groups)
 
     def has_segments(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was taken counts in the cut into chunks."""
@@ -77,9 +95,21 @@ class Lister:
         """
         if entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
-        root = entry.path.partition(b"/")[0]
-        if root not in self._roots:
-            self._claim_root(root)
+        root, below, _ = entry.path.partition(b"/")
+        passes = not below and self._passes(entry)
+        self._roots.claim(root, passes=passes)
+        kind = self._take(portion, index, entry)
+        if passes and kind in (state.NOTHING, state.UNCHECKED) and not self._waits_in_staging:
+            self._roots.release(root)
+        return kind
+
+    def _passes(self, entry: Entry) -> bool:
+        """Whether the name of an entry is held only until it is in place."""
+        is_compared = self._checksum and entry.type is EntryType.FILE  # and may be sent late, if it differs
+        return not (entry.type is EntryType.DIRECTORY or entry.hard_link_group or is_compared)
+
+    def _take(self, portion: Portion, index: int, entry: Entry) -> int:
+        self._waits_in_staging = False
         try:
             match entry.type:
                 case EntryType.DIRECTORY:
@@ -94,12 +124,6 @@ class Lister:
                     raise TransferFailed(Code.POLICY, "a stream is sent alone")
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self.shown(entry.path)}") from None
-
-    def _claim_root(self, root: bytes) -> None:
-        if len(self._roots) >= ROOTS:
-            raise TransferFailed(Code.LIMIT, f"more than {ROOTS} names in the destination itself")
-        self._claim(root)
-        self._roots.add(root)
 
     def _there(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
         """Open the directory of an entry; return it, the name in it, and what lies there."""
@@ -121,11 +145,8 @@ class Lister:
             raise TransferFailed(Code.EXISTS, reason)
 
     def _take_file(self, file_id: int, entry: Entry) -> int:
-        if entry.hard_link_group:
-            if self._firsts.setdefault(entry.hard_link_group, (file_id, entry.path))[0] != file_id:
-                return state.NOTHING
-            if len(self._firsts) > GROUPS:
-                raise TransferFailed(Code.LIMIT, f"more than {GROUPS} groups of hard links")
+        if entry.hard_link_group and not self._begins_group(entry, file_id):
+            return state.NOTHING
         directory_fd, name, there = self._there(entry)
         has_payload = entry.size > sum(hole.length for hole in entry.holes)
         if there is not None and _is_same(there, entry):
@@ -140,8 +161,19 @@ class Lister:
         if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
             staged = self._staging.name(file_id)
             make_file(self._staging, staged, entry)
-            self._placer.add([Whole(entry.path, staged, entry.size)], 0)
+            self._placer.add([Whole(entry.path, staged, entry.size)], 0, waits=False)
+            self._waits_in_staging = True
         return state.NOTHING
+
+    def _begins_group(self, entry: Entry, file_id: int) -> bool:
+        """Whether a file is the first of its hard-link group, which is noted then."""
+        group = entry.hard_link_group
+        if group <= len(self._groups):
+            return False
+        if group != len(self._groups) + 1:
+            raise RemoteProtocolError(f"hard-link group {group} comes when {len(self._groups) + 1} is next")
+        self._groups.append(self._spool.append(_FIRST.pack(file_id, len(entry.path)) + entry.path))
+        return True
 
     def _correct(self, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
         """Give a file that is accepted as it is the mode and owner of its entry."""
@@ -196,12 +228,12 @@ class Lister:
 
     # --- the end
 
-    def link(self, portion: Portion, is_withdrawn: Callable[[int], bool]) -> None:
+    def link(self, late: Sequence[tuple[int, Entry]], is_withdrawn: Callable[[int], bool]) -> None:
         """Make the further names of files, now that these are in place. Raises TransferFailed."""
-        for file_id, entry in portion.late_entries():
+        for file_id, entry in late:
             if entry.type is not EntryType.FILE:
                 continue
-            first_id, first = self._firsts[entry.hard_link_group]
+            first_id, first = self._first(entry.hard_link_group)
             if is_withdrawn(file_id) or is_withdrawn(first_id):
                 continue
             try:
@@ -224,9 +256,9 @@ class Lister:
         os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
 
-    def finish_directories(self, portion: Portion) -> None:
+    def finish_directories(self, late: Sequence[tuple[int, Entry]]) -> None:
         """Give directories their modes and times, deepest first: in reverse order. Raises TransferFailed."""
-        for _, entry in reversed(portion.late_entries()):
+        for _, entry in reversed(late):
             if entry.type is EntryType.DIRECTORY:
                 try:
                     put_attributes(self._directories.get(entry.path).fd, entry)

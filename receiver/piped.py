@@ -54,6 +54,11 @@ class Piped:
 
     # --- answers
 
+    @property
+    def has_more(self) -> bool:
+        """How far it is changes all the time."""
+        return True
+
     def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         """Answer that everything is needed: nothing is found again. A sender that was answered hears of no chunk."""
         del body

@@ -20,9 +20,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from receiver.exclusive import rename_new
-from receiver.files import File
-from receiver.store import TREE_SUFFIX, Destination, Staged, clear_tree, is_named, owner, shown_path
+from receiver import descriptors
+from receiver.store import TREE_SUFFIX, Destination, Kept, clear_tree, is_named, owner, put_in_place, shown_path
 from service.threads import run_to_end, start_thread
 from wire import limits
 from wire.digests import segment_digest
@@ -37,8 +36,6 @@ BACKLOG_BATCHES: Final = 4
 """How many batches may wait before connections do."""
 SHELVES: Final = 16
 """Directories in the staging of a tree: two threads that change one directory wait for each other."""
-DIRECTORIES: Final = 64
-"""Directories that are kept open."""
 MODE_BITS: Final = 0o777
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_TRIES: Final = 3
@@ -68,6 +65,7 @@ class Directories:
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._device = os.fstat(destination.fd).st_dev
+        self._most = descriptors.directories(descriptors.allowed())
         self._open: OrderedDict[bytes, Directory] = OrderedDict({b"": Directory(destination.fd, False)})
 
     def get(self, path: bytes, *, create: bool = False) -> Directory:
@@ -109,7 +107,7 @@ class Directories:
 
     def _keep(self, path: bytes, directory: Directory) -> Directory:
         self._open[path] = directory
-        while len(self._open) > DIRECTORIES:
+        while len(self._open) > self._most:
             oldest = next(key for key in self._open if key and key != path)
             os.close(self._open.pop(oldest).fd)
         return directory
@@ -194,6 +192,11 @@ class TreeStaging:
             self.close()
             raise
 
+    @property
+    def files_fd(self) -> int:
+        """The directory where large files are staged."""
+        return self._staging_fd
+
     def _open(self, shown: str) -> None:
         for _ in range(_RENAME_TRIES):
             with contextlib.suppress(FileNotFoundError):  # somebody tidied up just now
@@ -260,10 +263,10 @@ class Whole(NamedTuple):
     """A complete file that waits to be put in place."""
 
     path: bytes
-    staged: str | File
+    staged: str | Kept | Callable[[], Kept]
+    """Its name in the tree's staging, or what a large file has in staging, or what closes such a file."""
     size: int
     """Bytes that were written."""
-    """Its name in the tree's staging, or the large file that it is."""
 
 
 class Placer:
@@ -274,18 +277,22 @@ class Placer:
         destination: Destination,
         staging: TreeStaging,
         failed: Callable[[FilestreamerError], None],
+        placed: Callable[[bytes], None],
     ) -> None:
-        """`failed` hears why a file can't be put in place."""
+        """`failed` hears why a file can't be put in place, `placed` the path of each that is."""
         self._destination = destination
         self._staging = staging
         self._failed = failed
+        self._placed = placed
         self._changed = threading.Condition()  # protects what follows
         self._waiting: list[Whole] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
         self._is_flushing = False
+        self._is_hurried = False
         self._is_busy = False
         self._is_ended = False
+        self._is_over = False
         self._error: FilestreamerError | None = None
         self._is_lost = False
         """A sync failed: nothing that was written before can be trusted."""
@@ -298,10 +305,10 @@ class Placer:
         start_thread(thread, "putting files in place")
         self._thread = thread
 
-    def add(self, files: list[Whole], size: int) -> None:
-        """Put these files, of `size` bytes together, in place soon; waits where too many do already."""
+    def add(self, files: list[Whole], size: int, *, waits: bool = True) -> None:
+        """Put these files, of `size` bytes together, in place soon; `waits` where too many do already."""
         with self._changed:
-            while self._is_far_behind():
+            while waits and self._is_far_behind():
                 self._changed.wait()
             if self._error is not None:
                 self._discard(files)
@@ -317,12 +324,30 @@ class Placer:
 
     def _is_far_behind(self) -> bool:
         far = len(self._waiting) > BACKLOG_BATCHES * BATCH_FILES or self._waiting_bytes > BACKLOG_BATCHES * BATCH_BYTES
-        return far and self._error is None and not self._is_ended
+        return far and self._error is None and not (self._is_ended or self._is_over)
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether so many wait that nothing more is to be taken."""
+        with self._changed:
+            return self._is_far_behind()
+
+    def hurry(self) -> None:
+        """Put in place at once what waits for others: somebody waits for what it has open."""
+        with self._changed:
+            self._is_hurried = bool(self._waiting)
+            self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """Let nobody wait any more: the transfer is over."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def _is_due(self) -> bool:
         if not self._waiting:
             return False
-        if self._is_flushing or self._is_ended:
+        if self._is_flushing or self._is_ended or self._is_hurried:
             return True
         full = len(self._waiting) >= BATCH_FILES or self._waiting_bytes >= BATCH_BYTES
         return full or time.monotonic() - self._waiting_since > BATCH_SECONDS
@@ -339,7 +364,7 @@ class Placer:
                 raise self._error
 
     def end(self) -> None:
-        """Put in place what is complete, and end the thread. Idempotent."""
+        """Put in place what is complete, and end the thread, however long a sync takes. Idempotent."""
         with self._changed:
             self._is_ended = True
             self._changed.notify_all()
@@ -370,16 +395,16 @@ class Placer:
                 self._changed.wait(1.0)
             batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
             self._is_busy = True
+            self._is_hurried = False
             self._changed.notify_all()
             return batch
 
     def _put(self, batch: list[Whole]) -> None:
         """Put a batch in place. Raises TransferFailed where one can't be; the others are, all the same."""
         try:
-            for whole in batch:
-                if isinstance(whole.staged, File):
-                    whole.staged.end_write_back()  # what it still did would change the mtime
-                    _staged(whole.staged).prepare()
+            for at, whole in enumerate(batch):
+                if callable(whole.staged):
+                    batch[at] = whole._replace(staged=whole.staged())
             sync_file_system(self._staging.fd)
         except (OSError, TransferFailed) as error:
             self._is_lost = True
@@ -391,6 +416,7 @@ class Placer:
         for whole in batch:
             try:
                 self._put_one(whole)
+                self._placed(whole.path)
             except TransferFailed as error:
                 failure = failure or error
                 self._discard([whole])
@@ -401,15 +427,13 @@ class Placer:
         parent, _, name = whole.path.rpartition(b"/")
         directory = self._directories.get(parent)
         try:
-            if isinstance(whole.staged, File):
-                _staged(whole.staged).put(directory.fd, name)
-                whole.staged.close()
-                return
-            self._check_whole(whole.staged, whole)
-            if self._destination.replace:
-                os.rename(whole.staged, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory.fd)
+            replace = self._destination.replace
+            assert not callable(whole.staged)  # it was closed before the sync
+            if isinstance(whole.staged, Kept):
+                whole.staged.put(self._staging.files_fd, directory.fd, name, replace=replace)
             else:
-                rename_new(whole.staged, name, self._staging.fd, directory.fd)
+                self._check_whole(whole.staged, whole)
+                put_in_place(whole.staged, name, self._staging.fd, directory.fd, replace=replace)
         except OSError as error:
             shown = shown_path(self._destination, whole.path)
             if isinstance(error, FileExistsError):
@@ -428,15 +452,13 @@ class Placer:
     def _discard(self, files: Iterable[Whole]) -> None:
         """Drop files that can't be put in place; large ones are for the next run, unless a sync failed."""
         for whole in files:
-            if isinstance(whole.staged, File):
-                if self._is_lost:
-                    _staged(whole.staged).discard()
-                whole.staged.close()
-            else:
-                self._staging.remove(whole.staged)
-
-
-def _staged(file: File) -> Staged:
-    """Return the staging of a large file of a tree, which is never looked at in place."""
-    assert isinstance(file.content, Staged)
-    return file.content
+            staged = whole.staged
+            if callable(staged):
+                try:
+                    staged = staged()
+                except TransferFailed:
+                    continue
+            if not isinstance(staged, Kept):
+                self._staging.remove(staged)
+            elif self._is_lost:
+                staged.discard(self._staging.files_fd)

@@ -1,4 +1,4 @@
-"""The files of one ManifestPart of a tree at the receiver: 17 bytes for each, and what was listed, packed.
+"""The files of one ManifestPart of a tree at the receiver, while something of them is under way: 17 bytes for each.
 
     NOTHING    no segment: a directory, a symlink, a link, an empty file, holes alone
     FREE       to be sent                                      answered: Needed
@@ -9,20 +9,17 @@
     UNCHECKED  was here before, accepted unread                answered: Held.unchecked
     WITHDRAWN  not going to be sent after all
 
-A portion is open while a file of it is FREE, CLAIMED or WRITING; only then are its entries kept as they were listed.
+A portion is open while a file of it is FREE, CLAIMED or WRITING. Then it is kept in the `archive`.
 """
 
 import threading
-import zlib
-from collections.abc import Iterator
 from typing import Final
 
 from receiver.cargo import Connection
-from receiver.large import Large
+from receiver.large import TABLE, Large
 from receiver.small import SmallFile
 from wire import limits
 from wire import messages as m
-from wire.codec import decode, encode
 
 NOTHING: Final = 0
 FREE: Final = 1
@@ -34,73 +31,38 @@ UNCHECKED: Final = 6
 WITHDRAWN: Final = 7
 
 _OPEN: Final = (FREE, CLAIMED, WRITING)
-_HAS_DIGEST: Final = bytes(state in (VERIFIED, HELD) for state in range(256))
+HAS_DIGEST: Final = bytes(state in (VERIFIED, HELD) for state in range(256))
 _SIZE: Final = limits.DIGEST_BYTES
 
 
 class Portion:
     """The lock protects every field but the first few, which do not change."""
 
-    def __init__(self, first: int, entries: tuple[m.Entry, ...], body: bytes) -> None:
-        """Begin with no segment for any file; `body` is the frame that listed them."""
+    def __init__(self, number: int, first: int, entries: tuple[m.Entry, ...]) -> None:
+        """Begin with no segment for any file. `number` counts the parts of the manifest."""
+        self.number = number
         self.first = first
         self.count = len(entries)
-        self.packed = zlib.compress(body, 1)
-        self._late: tuple[list[int], bytes] = (
-            [],
-            b"",
-        )  # indices of the entries that are seen to last, and these, packed
+        self.entries = entries
         self.lock = threading.Lock()
+        self.borrowed_bytes = 0
+        """What it has of the memory for all."""
+        self.is_kept = False
+        """Whether it is the one that is under way; any other is a copy, to be looked at."""
+        self.is_retired = False
+        """It was kept, and is in the archive by now: whoever waited for the lock looks for it anew."""
         self.large: dict[int, Large] = {}
         """Files of more than one segment, by index."""
         self.writing: dict[int, SmallFile] = {}
-        self._entries: tuple[m.Entry, ...] | None = entries
         self._states = bytearray(self.count)
         self._digests = bytearray(_SIZE * self.count)
         self._open = 0
 
-    # --- what was listed
-
-    @property
-    def entries(self) -> tuple[m.Entry, ...]:
-        """What was listed; unpacked where it is not open any more."""
-        entries = self._entries
-        return self.unpack().entries if entries is None else entries
-
-    def unpack(self) -> m.ManifestPart:
-        """Return the part as it came."""
-        part = decode(zlib.decompress(self.packed))
-        assert isinstance(part, m.ManifestPart)  # as such it came
-        return part
-
-    def keep_late(self, indices: list[int]) -> None:
-        """Remember which entries are seen to when all files are in place: directories, and further names of files."""
-        if indices:
-            late = m.ManifestPart(0, tuple([self.entries[index] for index in indices]), False)
-            self._late = (indices, zlib.compress(encode(late), 1))
-
-    def late_entries(self) -> list[tuple[int, m.Entry]]:
-        """Return them, by file_id."""
-        indices, packed = self._late
-        if not indices:
-            return []
-        late = decode(zlib.decompress(packed))
-        assert isinstance(late, m.ManifestPart)  # as such it was kept
-        return [(self.first + index, entry) for index, entry in zip(indices, late.entries, strict=True)]
-
-    def is_same(self, part: m.ManifestPart, body: bytes) -> bool:
-        """Whether this part is the one that was taken."""
-        return zlib.decompress(self.packed) == body or self.unpack() == part
-
-    def rest(self) -> None:
-        """Let go of the entries, if nothing of them is open."""
-        if not self._open:
-            self._entries = None
-
-    def wake(self) -> tuple[m.Entry, ...]:
-        """Return the entries, and keep them until `rest`."""
-        self._entries = entries = self.entries
-        return entries
+    def restore(self, states: bytes, digests: bytes) -> None:
+        """Put every file into the state that it had."""
+        self._states[:] = states
+        self._digests[:] = digests
+        self._open = sum(states.count(state) for state in _OPEN)
 
     # --- states
 
@@ -108,6 +70,13 @@ class Portion:
     def is_open(self) -> bool:
         """Whether something of it is to come, or to be compared."""
         return self._open > 0
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing of it is under way, nor in the hands of a connection."""
+        return not (self._open or self.writing) and not any(
+            large.stake is not None and (large.stake.inside or large.stake.rehashing) for large in self.large.values()
+        )
 
     def state(self, index: int) -> int:
         """Return the state of one file."""
@@ -121,6 +90,10 @@ class Portion:
     def states(self) -> bytes:
         """Return the states of all files, as they are now."""
         return bytes(self._states)
+
+    def digests(self) -> bytes:
+        """Return the digests of all small files, zeros where there is none."""
+        return bytes(self._digests)
 
     def digest(self, index: int) -> bytes:
         """Return the digest of a small file that is VERIFIED or HELD."""
@@ -138,19 +111,7 @@ class Portion:
             if self._states[index] == WRITING:
                 self.set(index, FREE)
 
-    def digests(self) -> Iterator[bytes | memoryview]:
-        """Yield the digests of everything that has one, in order."""
-        marks = self._states.translate(_HAS_DIGEST)
-        large = [index for index in sorted(self.large) if marks[index]]
-        view = memoryview(self._digests).toreadonly()
-        at = 0
-        for index in [*large, self.count]:
-            first = marks.find(1, at, index)
-            while first >= 0:
-                end = marks.find(0, first, index)
-                end = index if end < 0 else end
-                yield view[first * _SIZE : end * _SIZE]
-                first = marks.find(1, end, index)
-            if index < self.count:
-                yield from self.large[index].all_digests()
-            at = index + 1
+    def is_partial(self, index: int) -> bool:
+        """Whether a part of a large file is here, or was found in its staging."""
+        large = self.large.get(index)
+        return large is not None and (large.stake is not None or large.kind == TABLE)

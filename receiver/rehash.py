@@ -22,6 +22,12 @@ BATCH_CHUNKS: Final = 256
 BATCH_BYTES: Final = 64 * limits.MIB
 THREAD_BYTES: Final = limits.BLOCK_BYTES + STACK_BYTES
 """What a thread takes."""
+PIECE_SEGMENTS: Final = 4096
+"""Digests of a file under its final name that are held at once."""
+
+
+class _Unreadable(Exception):
+    """A file under its final name can't be read any more: it is received anew."""
 
 
 class Rehashed(NamedTuple):
@@ -47,12 +53,17 @@ class FinalWork(NamedTuple):
 
     destination: Destination
     files: list[FinalFile]
+    keep: Callable[[int, int, bytes], None]
+    """Takes the digests of large files, piece by piece: file_id, first segment, digests."""
 
 
 class FinalsRehashed(NamedTuple):
-    """What files under their final names hash to: file_id, and the digests of all segments, b"" where it is gone."""
+    """What files under their final names hash to: file_id, and the digest of one segment; None where it is gone.
 
-    digests: list[tuple[int, bytes]]
+    Those of a file of several segments were kept elsewhere, as they may be many.
+    """
+
+    digests: list[tuple[int, bytes | None]]
     bytes: int
 
 
@@ -128,18 +139,20 @@ class Rehasher:
         self._work.put(batches)
         self._begin_thread()
 
-    def add_finals(self, destination: Destination, files: list[FinalFile]) -> None:
-        """Hash these files of a tree soon; they are posted in batches."""
+    def add_finals(
+        self, destination: Destination, files: list[FinalFile], keep: Callable[[int, int, bytes], None]
+    ) -> None:
+        """Hash these files of a tree soon; they are posted in batches. `keep` takes the digests of large ones."""
         batch: list[FinalFile] = []
         size = 0
         for file in files:
             batch.append(file)
             size += file.grid.size
             if len(batch) == BATCH_CHUNKS or size >= BATCH_BYTES:
-                self._put(iter((FinalWork(destination, batch),)))
+                self._put(iter((FinalWork(destination, batch, keep),)))
                 batch, size = [], 0
         if batch:
-            self._put(iter((FinalWork(destination, batch),)))
+            self._put(iter((FinalWork(destination, batch, keep),)))
 
     def _begin_thread(self) -> None:
         is_first = not self._threads or self._account is None
@@ -192,27 +205,42 @@ class Rehasher:
                 return work
 
     def _rehash_finals(self, block: memoryview, work: FinalWork) -> None:
-        digests = []
+        digests: list[tuple[int, bytes | None]] = []
         size = 0
         for file in work.files:
             try:
                 content = open_below(work.destination, file.path)
             except FilestreamerError:  # changed since it was looked at: it is received anew
-                digests.append((file.file_id, b""))
+                digests.append((file.file_id, None))
                 continue
             try:
-                found = []
-                for index in range(file.grid.segments):
-                    if self._ended.is_set():
-                        return
-                    found.append(content.digest(block, file.grid, index, self._count))
-                digests.append((file.file_id, b"".join(found)))
+                found = self._digest_final(block, content, file, work)
                 size += file.grid.size
-            except FilestreamerError:
-                digests.append((file.file_id, b""))
+            except _Unreadable:
+                found = None
             finally:
                 os.close(content.fd)
+            if self._ended.is_set():
+                return
+            digests.append((file.file_id, found))
         self._post(FinalsRehashed(digests, size))
+
+    def _digest_final(self, block: memoryview, content: Readable, file: FinalFile, work: FinalWork) -> bytes:
+        """Return the digest of a file of one segment; of a larger one, have those of all segments kept."""
+        segments = file.grid.segments
+        for first in range(0, segments, PIECE_SEGMENTS):
+            found = []
+            for index in range(first, min(first + PIECE_SEGMENTS, segments)):
+                if self._ended.is_set():
+                    return b""
+                try:
+                    found.append(content.digest(block, file.grid, index, self._count))
+                except FilestreamerError as error:
+                    raise _Unreadable from error
+            if segments == 1:
+                return found[0]
+            work.keep(file.file_id, first, b"".join(found))
+        return b""
 
     def _rehash(self, block: memoryview, work: Work) -> None:
         digests = []

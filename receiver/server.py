@@ -23,6 +23,7 @@ from receiver import memory
 from receiver.budget import Account, Budget
 from receiver.connection import DataConnection
 from receiver.files import Files, Stake, join_all
+from receiver.roots import Roots
 from receiver.seat import CONTROL, SECURED_BYTES, Seat
 from receiver.settings import ReceiverSettings
 from receiver.slot import Slot
@@ -390,8 +391,8 @@ class Server:
         assert self._files is not None  # with standard output, nobody asks for a file
         return self._files.claim(transfer, entry, grid, share)
 
-    def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
-        """Give a tree a name in the destination. Raises TransferFailed."""
+    def claim_root(self, transfer: Transfer, name: bytes) -> Roots:
+        """Give a tree its first name in the destination. Raises TransferFailed."""
         assert self._files is not None  # nor for a tree
         return self._files.claim_root(transfer, name)
 

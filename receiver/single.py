@@ -56,6 +56,11 @@ class Single:
 
     # --- answers
 
+    @property
+    def has_more(self) -> bool:
+        """Nothing comes later but what is re-hashed."""
+        return False
+
     def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Answer what is needed and what is held, every time that the manifest comes."""
         del body

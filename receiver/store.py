@@ -15,12 +15,13 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import math
 import os
 import re
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from receiver import ledger, reserve
 from receiver.exclusive import rename_new
@@ -292,6 +293,11 @@ def _discard_tree(staging_fd: int, name: str) -> None:
             os.close(fd)
 
 
+def discard_staged(staging_fd: int, path: bytes) -> None:
+    """Remove what is staged of a file, unless somebody is receiving it."""
+    _discard(staging_fd, Staged.key(path), -math.inf, 0)
+
+
 def is_named(fd: int, name: str, directory_fd: int) -> bool:
     """Whether an open file or directory still has this name. Where it has not, another process's may have it."""
     try:
@@ -537,6 +543,60 @@ class InPlace(Readable):
     def close(self) -> None:
         """Release the descriptor. Once."""
         os.close(self.fd)
+
+
+class Mark(NamedTuple):
+    """What tells whether staging that was closed is still as it was left: nobody writes there and notes nothing."""
+
+    inode: int
+    ledger_inode: int
+    ledger_bytes: int
+
+    @classmethod
+    def of(cls, staging_fd: int, path: bytes) -> "Mark | None":
+        """Look at the staging of a file; None where there is none. Raises OSError."""
+        key = Staged.key(path)
+        try:
+            data, noted = (os.stat(key + each, dir_fd=staging_fd, follow_symlinks=False) for each in _SUFFIXES)
+        except FileNotFoundError:
+            return None
+        return cls(data.st_ino, noted.st_ino, noted.st_size)
+
+
+class Kept(NamedTuple):
+    """A complete file of a tree that was closed in staging, and waits to be put in place."""
+
+    data_name: str
+    ledger_name: str
+    looks: tuple[int, ...]
+    """Which file it is, and when it was changed last."""
+
+    def put(self, staging_fd: int, directory_fd: int, final: bytes, *, replace: bool) -> None:
+        """Put it under its final name, after it was synced. Raises OSError."""
+        there = os.stat(self.data_name, dir_fd=staging_fd, follow_symlinks=False)
+        if _looks(there) != self.looks:
+            raise OSError(errno.ESTALE, "somebody changed or replaced its staging: run it again")
+        put_in_place(self.data_name, final, staging_fd, directory_fd, replace=replace)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.ledger_name, dir_fd=staging_fd)
+
+    def discard(self, staging_fd: int) -> None:
+        """Remove the staged bytes and their ledger."""
+        for name in (self.data_name, self.ledger_name):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=staging_fd)
+
+
+def _looks(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def put_in_place(staged: str, final: bytes, staging_fd: int, directory_fd: int, *, replace: bool) -> None:
+    """Give a staged file its final name. Raises OSError: FileExistsError where it may not replace what is there."""
+    if replace:
+        os.rename(staged, final, src_dir_fd=staging_fd, dst_dir_fd=directory_fd)
+        return
+    rename_new(staged, final, staging_fd, directory_fd)
 
 
 class Staged(Readable):
@@ -804,10 +864,19 @@ class Staged(Readable):
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run it again")
         self._finish()
 
-    def put(self, directory_fd: int, name: bytes) -> None:
-        """Put a file of a tree under its final name, after it was synced. Raises OSError, TransferFailed."""
-        self._rename(directory_fd, name)
-        self._drop_ledger()
+    def kept(self) -> Kept:
+        """Return what puts a file of a tree in place after it was closed. Raises TransferFailed, OSError."""
+        self._check_named()
+        self._check_whole()
+        status = os.fstat(self.fd)
+        return Kept(self._data_name, self._ledger_name, _looks(status))
+
+    def mark(self) -> Mark | None:
+        """Return what it looks like, as nobody writes it; None where nothing is noted. Raises OSError."""
+        noted = os.fstat(self._ledger_fd)
+        if noted.st_size <= ledger.HEADER_BYTES:
+            return None
+        return Mark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
 
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError and discards the staging where that fails, and again ever after.
@@ -824,9 +893,13 @@ class Staged(Readable):
                 self.discard()
                 raise
 
-    def _rename(self, directory_fd: int, final: bytes) -> None:
+    def _check_named(self) -> None:
+        """Check that the staging still has its names. Raises TransferFailed(DESTINATION), OSError."""
         if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
             raise TransferFailed(Code.DESTINATION, f"{self.path}: somebody replaced its staging: send it again")
+
+    def _rename(self, directory_fd: int, final: bytes) -> None:
+        self._check_named()
         self._check_whole()
         if self._destination.replace:
             os.rename(self._data_name, final, src_dir_fd=self._staging_fd, dst_dir_fd=directory_fd)

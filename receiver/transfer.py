@@ -1,6 +1,7 @@
 """One transfer from the receiver's side: the coordinator thread acts on one event at a time.
 
-It alone writes to the control connection and decides what the transfer does next. A reader thread for the control
+It alone writes to the control connection and decides what the transfer does next. What may wait for a disk is done
+`aside`, and the coordinator waits for that, saying that this side lives. A reader thread for the control
 connection never writes; each data connection has a thread of its own, and brings chunks to the `intake`.
 """
 
@@ -9,9 +10,10 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
+from receiver.aside import Aside, Done
 from receiver.budget import Account
 from receiver.cargo import Cargo
 from receiver.connection import DataConnection
@@ -21,9 +23,10 @@ from receiver.liveness import Liveness
 from receiver.output import Output, StagedTarget, Target, borrow_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
+from receiver.roots import Roots
 from receiver.single import Single
 from receiver.stdout import OpenFile
-from receiver.store import Destination, check_path
+from receiver.store import check_path
 from service.counters import TransferCounters
 from service.threads import run_to_end, start_thread
 from wire import limits
@@ -99,8 +102,8 @@ class Registry(Protocol):
     def claim(self, transfer: "Transfer", entry: m.Entry, grid: Grid, share: Share) -> Stake:
         """Give a transfer its share of a file. Raises TransferFailed."""
 
-    def claim_root(self, transfer: "Transfer", name: bytes) -> Destination:
-        """Give a tree a name in the destination. Raises TransferFailed."""
+    def claim_root(self, transfer: "Transfer", name: bytes) -> Roots:
+        """Give a tree its first name in the destination. Raises TransferFailed."""
 
     def claim_stdout(self, transfer: "Transfer") -> OpenFile | None:
         """Give a transfer what is written in order; None where files are received instead. Raises TransferFailed."""
@@ -125,6 +128,7 @@ class Transfer(threading.Thread):
     """When its end may wait for nothing any more (monotonic): the process ends."""
     _told_at = math.inf
     """When it was told to end."""
+    _syncer: threading.Thread | None = None
     _window_cost = 0
     """What was borrowed for the window of an output, until that is whole."""
 
@@ -161,7 +165,8 @@ class Transfer(threading.Thread):
         self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)), account)
-        self._syncer: threading.Thread | None = None
+        self._aside = Aside()
+        self._claiming = threading.Lock()  # protects: what is claimed is let go where the transfer is over by then
         self._over = threading.Event()
         self.intake = Intake(self.counters, hello.connections, account, self._over.is_set)
         self._said_at = 0.0
@@ -284,9 +289,29 @@ class Transfer(threading.Thread):
             self._say_more()
             self._tick()
 
+    def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
+        """Have done what may wait for a disk; yield what it has to say. Heartbeats and the clock go on meanwhile.
+
+        Raises what the work does, and what ends the transfer meanwhile.
+        """
+        self._aside.begin(work)
+        while True:
+            said = self._aside.next(TICK_SECONDS)
+            if isinstance(said, Done):
+                if said.error is not None:
+                    raise said.error
+                return
+            if said is not None:
+                yield said
+            if self._ending is not None and not self.is_complete:
+                raise self._ending
+            self._tick()
+
     def _say_more(self) -> None:
-        if self.intake.cargo is not None and self.complete is None and self._session.state in ("manifest", "moving"):
-            self._say_all(self.intake.cargo.more())
+        cargo = self.intake.cargo
+        is_told = self.complete is None and self._session.state in ("manifest", "moving")
+        if cargo is not None and is_told and cargo.has_more:
+            self._say_all(self._beside(cargo.more))
 
     def _is_done(self) -> bool:
         """Return whether it is complete, and its sender has closed after Complete or been away COMPLETE_SECONDS."""
@@ -401,7 +426,7 @@ class Transfer(threading.Thread):
             case m.Withdrawn():
                 if self.intake.cargo is None:
                     raise RemoteProtocolError("files are withdrawn that were not offered")
-                self.intake.cargo.withdraw(message.file_ids)
+                self._say_all(self._beside(lambda: self._withdraw(message)))
             case m.Finish():
                 self._take_finish(message)
             case m.Progress():
@@ -424,15 +449,32 @@ class Transfer(threading.Thread):
         """Claim what is offered, the first time; answer what is needed and what is held, every time."""
         self.liveness.listed(part)
         if self.intake.cargo is None:
-            self.intake.cargo = self._claim(part)
+            self._say_all(self._beside(lambda: self._begin_cargo(part)))
             self._was_offered = True
-        answers = self._cargo.take(part, body)
-        if self.complete is not None:
-            if part.last:
-                self._say_complete(self.complete)
-            return
-        self.counters.phase = "moving"
-        self._say_all(answers)
+        if self.complete is None:
+            self.counters.phase = "moving"
+        for answer in self._beside(lambda: self._cargo.take(part, body)):
+            if self.complete is None:
+                self._say(answer)
+        if self.complete is not None and part.last:
+            self._say_complete(self.complete)
+
+    def _begin_cargo(self, part: m.ManifestPart) -> Iterable[m.Message]:
+        """Claim what is offered; let it go again where the transfer ended while the disk was slow."""
+        try:
+            cargo = self._claim(part)
+        except BaseException:
+            if self._over.is_set():
+                self._registry.leave(self, cleanly=True)
+            raise
+        with self._claiming:
+            if not self._over.is_set():
+                self.intake.cargo = cargo
+                return ()
+        cargo.shut()
+        cargo.leave(cleanly=True)
+        self._registry.leave(self, cleanly=True)
+        return ()
 
     def _claim(self, part: m.ManifestPart) -> Cargo:
         """Take what is offered from the registry. Raises TransferFailed, RemoteProtocolError."""
@@ -462,7 +504,6 @@ class Transfer(threading.Thread):
         return Tree(
             offer,
             self._claim_root(root),
-            self._claim_root,
             root=root,
             account=self.account,
             counters=self.counters,
@@ -472,7 +513,7 @@ class Transfer(threading.Thread):
             log=self._log,
         )
 
-    def _claim_root(self, name: bytes) -> Destination:
+    def _claim_root(self, name: bytes) -> Roots:
         try:
             return self._registry.claim_root(self, name)
         except TransferFailed as error:
@@ -541,26 +582,37 @@ class Transfer(threading.Thread):
 
     def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is known what is on the disk."""
-        answers = self._cargo.rehashed(batch)
+        for answer in self._beside(lambda: self._cargo.rehashed(batch)):
+            # In the state "offer", control is being opened anew: the manifest is answered again.
+            if not self._is_finishing and self._session.state != "offer":
+                self._say(answer)
         if self._is_finishing:
             self._go_on()
-        elif self._session.state != "offer":  # else control is being opened anew: the manifest is answered again
-            self._say_all(answers)
 
     def _take_finish(self, finish: m.Finish) -> None:
         """Every chunk is here, the sender says: commit, or say what is missing."""
         if self._is_finishing:
             return  # Complete was said, or follows
         self.counters.hear_left_out(finish)
-        missing = self._cargo.missing()
-        self._say_all(missing)
-        if missing:
+        is_missing = False
+        for answer in self._beside(self._cargo.missing):
+            is_missing = is_missing or isinstance(answer, m.Needed)
+            self._say(answer)
+        if is_missing:
             return
-        self.root_digest = self._cargo.close(finish)
+        self._say_all(self._beside(lambda: self._close(finish)))
         self._is_finishing = True
         self.liveness.finishing_at = time.monotonic()
         self.counters.phase = "syncing"
         self._go_on()
+
+    def _withdraw(self, message: m.Withdrawn) -> Iterable[m.Message]:
+        self._cargo.withdraw(message.file_ids)
+        return ()
+
+    def _close(self, finish: m.Finish) -> Iterable[m.Message]:
+        self.root_digest = self._cargo.close(finish)
+        return ()
 
     def _go_on(self) -> None:
         """Do what comes next on the way to Complete; what waits for the disk in a thread.
@@ -698,7 +750,7 @@ class Transfer(threading.Thread):
             self.connected_at = now
         elif now - self.connected_at > self._give_up_after:
             self._give_up("the sender did not come back within")
-        if self.intake.cargo is None and now - self._started_at > limits.DEAD_SECONDS:
+        if self.intake.cargo is None and not self._aside.is_busy and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
         if not self.is_complete and self.liveness.spent_seconds(now, self._give_up_after) > self._give_up_after:
             self._give_up("the sync did not end within" if self._is_finishing else "there was no progress for")
@@ -731,7 +783,8 @@ class Transfer(threading.Thread):
         channel = self._channel
         if error is not None and channel is not None:
             self._try("saying goodbye", lambda: self._say_goodbye(channel, error))
-        self._over.set()
+        with self._claiming:
+            self._over.set()
         self._try("leaving", self._leave_in_time)
         self._try("closing", self._close_channel)
         self.counters.ended_at = self.counters.ended_at or time.monotonic()
@@ -761,7 +814,7 @@ class Transfer(threading.Thread):
 
     def _leave(self) -> None:
         """Wait until no thread is in a file, then leave them all."""
-        steps: list[Callable[[], object]] = [self.intake.end, self._rehasher.end, self._join_syncer]
+        steps: list[Callable[[], object]] = [self.intake.end, self._rehasher.end, self._join_syncer, self._aside.end]
         done = [self._try("leaving", step) for step in steps]
         cleanly = all(done)
         cargo = self.intake.cargo

@@ -1,31 +1,33 @@
 """A transfer of a tree: parts of the manifest come in while files go out to their places (proto/README.md, "Trees").
 
-    take     each part: make directories and symlinks, look at what is there, answer what is needed (`listing`)
+    take     each part: it is kept on the disk (`archive`), and taken when there is room
+             make directories and symlinks, look at what is there, answer what is needed (`listing`)
     begin    a chunk (`arrivals`): of `small` files, written whole, or of a `large` one, staged and resumed
     end      a file that is complete goes to the placer (`place`), which puts thousands in place after one sync
     close    links, then directories' modes and times, deepest first; one more sync; Complete
 
-A part is looked at whole while something of it is under way, and packed after that (`portion`). PORTIONS of them are
-open at once; those that come meanwhile wait unanswered, which holds the sender back.
+A part is looked at whole while something of it is under way (`portion`). PORTIONS of them are open at once, each but
+one with borrowed memory; those that come meanwhile wait unanswered, which holds the sender back.
 """
 
-import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from receiver import portion as state
-from receiver.answers import answers, held
+from receiver.answers import answers, held_messages, missing, needed_messages
+from receiver.archive import Archive, cost_bytes
 from receiver.arrivals import Arrivals
 from receiver.budget import Account
 from receiver.cargo import Connection, Part, Step
-from receiver.large import Large
+from receiver.large import WHOLE_DIGESTS, Large
 from receiver.listing import Lister
 from receiver.place import Placer, TreeStaging, sync_file_system
 from receiver.portion import Portion
 from receiver.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work
-from receiver.store import Destination, Staged, check_path
+from receiver.roots import Roots
+from receiver.spool import Spool
+from receiver.store import Staged, check_path
 from service.counters import TransferCounters
 from wire import limits
 from wire import messages as m
@@ -35,19 +37,31 @@ from wire.grid import Grid, count_chunks
 
 PORTIONS: Final = 64
 """Parts of the manifest of which something is under way at once."""
-PARTS_WAITING: Final = 256
 LARGE_CLAIMED: Final = 64
 """Large files of an earlier run that are re-hashed at once; others are sent anew."""
+STEP_BYTES: Final = 256 * limits.KIB
+"""What grows with the length of the manifest, a few bytes a part or a name, is borrowed in such steps."""
+
+
+WAIT_SECONDS: Final = 0.1
 
 
 class Tree:
     """Everything of one tree; each portion has a lock of its own."""
 
+    _taken = 0
+    """Parts that were taken; those behind them wait."""
+    _withdrawn_early = 0
+    """Files of parts that wait."""
+    _needed_bytes = 0
+    """What was needed of all parts so far."""
+    _is_committed = False
+    _is_over = False
+
     def __init__(
         self,
         offer: m.Offer,
-        destination: Destination,
-        claim: Callable[[bytes], object],
+        roots: Roots,
         *,
         root: bytes,
         account: Account,
@@ -57,114 +71,165 @@ class Tree:
         nudge: Callable[[], object],
         log: Any,
     ) -> None:
-        """`claim` takes the name of a root, and raises where others have it; `root` was claimed.
+        """`roots` claims names in the destination, and raises where others have them; `root` was claimed.
 
         `failed` ends the transfer, `nudge` has the coordinator ask for `more`. Raises TransferFailed.
         """
         self.name = root
         self._offer = offer
         self._account = account
-        self._destination = destination
+        self._destination = destination = roots.destination
+        self._roots = roots
         self._counters = counters
         self._rehasher = rehasher
         self._nudge = nudge
         self._staging = TreeStaging(destination, root)
-        self._placer = Placer(destination, self._staging, failed)
+        try:
+            self._spool = Spool(self._staging.files_fd, destination.path)
+            self._index = Spool(self._staging.files_fd, destination.path)
+        except BaseException:
+            self._staging.close()
+            raise
+        self._archive = Archive(self._spool, self._index, offer.chunk_size)
+        self._placer = Placer(destination, self._staging, failed, self._hear_placed)
         try:
             self._placer.begin()
         except TransferFailed:
+            self._close_spools()
             self._staging.close()
             raise
-        self._lister = Lister(destination, self._staging, self._placer, claim, checksum=offer.checksum)
+        self._lister = Lister(destination, self._staging, self._placer, roots, self._spool, checksum=offer.checksum)
         self._arrivals = Arrivals(
             offer.chunk_size,
             destination,
             self._staging,
             self._placer,
-            counters,
+            archive=self._archive,
+            account=account,
+            counters=counters,
             failed=failed,
             settled=self._hear_settled,
         )
         self._expected: int | None = 0
         """The next part's first file_id; None after rejoining: any that is known."""
-        self._is_listed = False
-        self._waiting: deque[tuple[m.ManifestPart, bytes]] = deque()
-        self._withdrawn_early: set[int] = set()
-        self._needed_bytes = 0
-        """What was needed of all parts so far."""
+        self._came: tuple[int, m.ManifestPart] | None = None
+        """The part that came last, and its number: it need not be read back."""
+        self._owned_bytes = STEP_BYTES
+        """What there is for what grows with the manifest."""
         self._claimable: set[str] | None = None
-        self._is_committed = False
         counters.name = self._lister.shown(root)
         counters.files = 0
         log.info("transfer_started", tree=counters.name)
 
     # --- parts of the manifest
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
+    def take(self, part: m.ManifestPart, body: bytes) -> Iterator[m.Message]:
         """Take a part and answer it, now or when others are done; answer one that is known from what is known."""
+        archive = self._archive
         if self._expected is not None and part.first_file_id != self._expected:
             raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, and {self._expected} is next")
-        listed = self._arrivals.listed + sum(len(waiting.entries) for waiting, _ in self._waiting)
         self._expected = part.first_file_id + len(part.entries)
-        if part.first_file_id > listed:
+        if part.first_file_id > archive.entries:
             reason = "the parts of the manifest that were left out are not known here: begin again"
             raise TransferFailed(Code.UNKNOWN_TRANSFER, reason)
-        known = self._arrivals.beginning_with(part.first_file_id)
-        if known is not None:
-            if not known.is_same(part, body):
-                raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-            return list(answers(known))
-        if part.first_file_id != listed or self._is_listed:
+        number = archive.beginning_with(part.first_file_id)
+        if number is None and (part.first_file_id != archive.entries or archive.is_listed):
             raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        self._waiting.append((part, body))
-        if len(self._waiting) > PARTS_WAITING:
-            raise TransferFailed(Code.LIMIT, "too many parts of the manifest wait")
-        return self.more()
+        if number is None:
+            archive.append(part, body)
+            self._came = (archive.parts - 1, part)
+        elif not archive.is_same(number, part, body):
+            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
+        elif number < self._taken:
+            yield from answers(self._arrivals.portion(number), self._spool)
+        yield from self.more()
 
     def rejoin(self) -> None:
-        """Expect any part that is known, or the next; those that wait come again."""
+        """Expect any part that is known, or the next."""
         self._expected = None
-        self._waiting.clear()
 
-    def more(self) -> Sequence[m.Message]:
+    @property
+    def _waits(self) -> bool:
+        """Whether parts wait to be taken."""
+        return self._taken < self._archive.parts
+
+    @property
+    def has_more(self) -> bool:
+        """Whether parts wait, or what is done with can be let go."""
+        return self._waits or self._arrivals.has_settled or self._arrivals.files.is_to_be_trimmed
+
+    def more(self) -> Iterator[m.Message]:
         """Take parts that wait, as long as there is room for them."""
-        self._arrivals.forget_settled()
-        told: list[m.Message] = []
-        while self._waiting and len(self._arrivals.open) < PORTIONS:
-            told += self._take(*self._waiting.popleft())
-        return told
+        self._arrivals.retire()
+        while self._waits and (part := self._next_part()) is not None:
+            yield from self._take(*part)
+            self._arrivals.retire()
+        self._came = None
+        self._arrivals.files.trim()
+
+    def _next_part(self) -> tuple[m.ManifestPart, int] | None:
+        """Return the next part and what was borrowed for it; None where there is no room for it."""
+        under_way = self._arrivals.under_way
+        if len(under_way) >= PORTIONS or self._placer.is_far_behind:
+            return None
+        came = self._came
+        part = came[1] if came is not None and came[0] == self._taken else self._archive.part(self._taken)
+        if not self._grow(len(part.entries)):
+            return None
+        if all(portion.borrowed_bytes for portion in under_way):
+            return part, 0
+        cost = cost_bytes(part, self._offer.chunk_size)
+        return (part, cost) if self._account.try_borrow(cost) else None
+
+    def _grow(self, entries: int) -> bool:
+        """Get memory for what is kept to the end of so many entries; whether there is some."""
+        table_bytes = 8 * (self._archive.parts + self._lister.groups + entries)
+        most = table_bytes + table_bytes // 8 + self._roots.growth_bytes(entries)
+        while self._owned_bytes < most:
+            if not self._account.try_borrow(STEP_BYTES):
+                return False
+            self._owned_bytes += STEP_BYTES
+        return True
 
     def _hear_settled(self) -> None:
-        """Have the coordinator look at parts that wait, as there may be room."""
-        if self._waiting:
-            self._nudge()
+        """Have the coordinator look at parts that wait, as there may be room, and let go of what is done with."""
+        self._nudge()
 
-    def _take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
-        portion = Portion(part.first_file_id, part.entries, body)
+    def _hear_placed(self, path: bytes) -> None:
+        """Let others have a name in the destination itself, now that the file is in place."""
+        if b"/" not in path:
+            self._roots.release(path)
+
+    def _take(self, part: m.ManifestPart, borrowed_bytes: int) -> Iterator[m.Message]:
+        portion = Portion(self._taken, part.first_file_id, part.entries)
+        portion.borrowed_bytes = borrowed_bytes
         for entry in part.entries:
             check_path(entry.path)
         with portion.lock:
             finals = self._list(portion, part.entries)
             self._check_space(portion, part.entries)
-        self._arrivals.add(portion)
-        self._is_listed = part.last
-        for file_id in [i for i in self._withdrawn_early if i < self._arrivals.listed]:
-            self._withdrawn_early.discard(file_id)
-            self._withdraw(*self._arrivals.find(file_id))
-        if portion.is_open:
-            self._arrivals.open[portion.first] = portion
-        told = list(answers(portion))
+        early = self._archive.states(portion.number) if self._withdrawn_early else b""
+        self._arrivals.keep(portion)
+        self._arrivals.listed += portion.count
+        self._taken += 1
+        for index, kind in enumerate(early):
+            if kind == state.WITHDRAWN:
+                self._withdrawn_early -= 1
+                self._withdraw(portion, index)
+        yield from answers(portion, self._spool)
         self._rehash(portion, finals)
-        with portion.lock:
-            portion.rest()
-        return told
 
     def _list(self, portion: Portion, entries: Sequence[m.Entry]) -> list[int]:
         """Look at each entry; return which files are to be compared where they lie."""
         finals = []
         sizes = []
+        late = []
         for index, entry in enumerate(entries):
+            if self._is_over:  # the disk was slow, and others may have the names by now
+                raise TransferFailed(Code.TIMEOUT, "the transfer ended while it was listed")
             kind = self._lister.take(portion, index, entry)
+            if self._lister.is_late(entry, portion.first + index):
+                late.append((index, entry))
             if entry.type is not m.EntryType.FILE:
                 continue
             self._counters.files += 1
@@ -175,8 +240,8 @@ class Tree:
             if kind == state.CLAIMED:
                 finals.append(index)
         self._counters.chunks += count_chunks(sizes, self._offer.chunk_size)
-        is_late = self._lister.is_late
-        portion.keep_late([at for at, entry in enumerate(entries) if is_late(entry, portion.first + at)])
+        if late:
+            self._archive.keep_late(portion.number, late)
         return finals
 
     def _take_file(self, portion: Portion, index: int, entry: m.Entry, kind: int) -> None:
@@ -189,9 +254,11 @@ class Tree:
                 reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
                 raise RemoteProtocolError(reason)
             payload_bytes = large.payload_bytes
+            if kind == state.FREE:
+                self._arrivals.files.check(large)
             if self._is_staged(entry.path):
                 if kind == state.FREE:
-                    self._resume(portion, index, entry)
+                    self._resume(portion, index)
                 else:
                     self._drop_ledger(entry.path)
         self._counters.size_bytes += payload_bytes
@@ -224,11 +291,17 @@ class Tree:
             what = f"can't remove the ledger of {self._lister.shown(path)}"
             raise from_os_error(error, Code.DESTINATION, what) from None
 
-    def _resume(self, portion: Portion, index: int, entry: m.Entry) -> None:
-        """Open a large file of which an earlier run left something."""
-        if len(self._arrivals.stakes) >= LARGE_CLAIMED:
+    def _resume(self, portion: Portion, index: int) -> None:
+        """Open a large file of which an earlier run left something, if there is room for it."""
+        files, large = self._arrivals.files, portion.large[index]
+        room = files.try_room(large) if len(files) < LARGE_CLAIMED else None
+        if room is None:
             return
-        stake = self._arrivals.open_large(portion, index, entry)
+        try:
+            stake = self._arrivals.open_large(portion, index, room)
+        except BaseException:
+            files.give_back(*room)
+            raise
         for start, stop in stake.claimed():
             work = Work(portion.first + index, stake.content, stake.grid, stake.share, start, stop)
             stake.rehashing += self._rehasher.add(work)
@@ -240,51 +313,65 @@ class Tree:
                 FinalFile(portion.first + index, entries[index].path, Grid(entries[index].size, self._offer.chunk_size))
                 for index in finals
             ]
-            self._rehasher.add_finals(self._destination, files)
+            self._rehasher.add_finals(self._destination, files, self._keep_final)
+
+    def _keep_final(self, file_id: int, first: int, digests: bytes) -> None:
+        """Keep digests of a large file under its final name, from segment `first` on, as they are found."""
+        portion, index = self._arrivals.find(file_id)
+        with portion.lock:
+            large = portion.large[index]
+            for start, end in large.runs():
+                low, high = max(start, first), min(end, first + len(digests) // limits.DIGEST_BYTES)
+                if low < high:
+                    piece = digests[(low - first) * limits.DIGEST_BYTES : (high - first) * limits.DIGEST_BYTES]
+                    large.keep_digests(low, piece, self._spool)
 
     # --- answers
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
+    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
         """Answer what was claimed, now that it is known what is on the disk."""
         self._counters.rehashed_bytes += batch.bytes
         if isinstance(batch, FinalsRehashed):
-            return [answer for file_id, found in batch.digests for answer in self._take_final(file_id, found)]
+            for file_id, found in batch.digests:
+                yield from self._take_final(file_id, found)
+            return
         portion, index = self._arrivals.find(batch.file_id)
         with portion.lock:
             stake = portion.large[index].stake
             if stake is None:
-                return []
+                return
             stake.rehashing -= 1
             answer = stake.rehashed(batch.share, batch.start, batch.digests)
-        messages: list[m.Message] = [*stake.needed_messages(batch.file_id, answer.needed)]
-        messages += stake.held_messages(batch.file_id, answer.held)
-        self._arrivals.settle_large(portion, index)
-        return messages
+        self._arrivals.settle_large(portion, index, waits=False)
+        yield from needed_messages(batch.file_id, answer.needed)
+        yield from held_messages(portion, index, answer.held, self._spool, final=False)
 
-    def _take_final(self, file_id: int, found: bytes) -> Iterator[m.Message]:
+    def _take_final(self, file_id: int, found: bytes | None) -> Iterator[m.Message]:
+        """Answer a file that was compared where it lies; None where it is gone."""
         portion, index = self._arrivals.find(file_id)
         with portion.lock:
             if portion.state(index) != state.CLAIMED:
                 return
             large = portion.large.get(index)
-            if not found:
+            if found is None:
                 portion.set(index, state.FREE)
-                yield m.Needed((m.FileRange(file_id, 1),), ())
-                return
-            if large is not None:
-                large.digests = found
+            elif large is not None:
+                large.kind = WHOLE_DIGESTS
                 portion.set(index, state.HELD)
             else:
                 portion.settle(index, state.HELD, found)
-            portion.rest()
-            yield from held(portion, index, final=True)
+        if found is None:
+            yield m.Needed((m.FileRange(file_id, 1),), ())
+        elif large is not None:
+            yield from held_messages(portion, index, list(large.runs()), self._spool, final=True)
+        else:
+            yield m.Held(file_id, 0, found, (), True)
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Drop files that are not going to be sent: what is there of them goes, what lies in place stays."""
-        listed = self._arrivals.listed + sum(len(part.entries) for part, _ in self._waiting)
         for file_id in file_ids:
-            if self._arrivals.listed <= file_id < listed:
-                self._withdrawn_early.add(file_id)
+            if self._arrivals.listed <= file_id < self._archive.entries:
+                self._withdrawn_early += self._archive.withdraw(file_id)
             else:
                 self._withdraw(*self._arrivals.find(file_id))
 
@@ -295,14 +382,19 @@ class Tree:
             is_link = self._lister.is_follower(entry, portion.first + index)
             if entry.type is not m.EntryType.FILE or (kind == state.NOTHING and not is_link):
                 raise RemoteProtocolError(f"file {portion.first + index} is withdrawn, and has nothing to be sent")
-            if kind != state.WITHDRAWN:
-                portion.set(index, state.WITHDRAWN)
-                self._counters.files -= 1
-                if not is_link:
-                    self._counters.size_bytes -= _payload_bytes(portion, index, entry)
-            portion.rest()
+            if kind == state.WITHDRAWN:
+                return
+            portion.set(index, state.WITHDRAWN)
+            self._counters.files -= 1
+            if not is_link:
+                self._counters.size_bytes -= _payload_bytes(portion, index, entry)
+            if index in portion.large:
+                self._arrivals.drop_staged(portion, index)
+            if not portion.is_kept:
+                self._archive.save(portion)
+        self._hear_placed(entry.path)
         if index in portion.large:
-            self._arrivals.settle_large(portion, index)
+            self._arrivals.settle_large(portion, index, waits=False)
 
     # --- chunks
 
@@ -319,41 +411,41 @@ class Tree:
         self._arrivals.abandon(connection)
 
     def shut(self) -> None:
-        """Let no further write in."""
+        """Let no further write in, and nobody wait: the transfer is over."""
+        self._is_over = True
         self._arrivals.shut()
+        self._arrivals.end_waiting()
 
     # --- the end
 
-    def missing(self) -> Sequence[m.Needed]:
-        """Return what is not here, of everything that was listed."""
-        while self._waiting:
-            self._take(*self._waiting.popleft())
-        needed: list[m.Needed] = []
-        for portion in list(self._arrivals.open.values()):
-            claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
-            needed += [m.Needed((m.FileRange(portion.first + index, 1),), ()) for index in claimed]
-            for index, large in portion.large.items():
-                if large.stake is not None:
-                    needed += large.stake.needed_messages(portion.first + index, large.stake.missing())
-            needed += [answer for answer in answers(portion) if isinstance(answer, m.Needed) and answer.files]
-        return needed
+    def missing(self) -> Iterator[m.Message]:
+        """Say what is not here, of everything that was listed; parts that wait are answered first."""
+        answered = self._taken
+        yield from self.more()
+        while self._waits and not (self._arrivals.under_way or self._is_over):
+            time.sleep(WAIT_SECONDS)  # for memory, or for the placer
+            yield from self.more()
+        for portion in self._arrivals.under_way:
+            yield from missing(portion, self._spool, is_answered=portion.number >= answered)
 
     def close(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is here with what the sender read."""
-        self.shut()
+        self._arrivals.shut()
         self._arrivals.finish()
-        self._counters.held_bytes += sum(self._held_bytes(portion) for portion in self._arrivals.portions)
-        root = root_digest(itertools.chain.from_iterable(portion.digests() for portion in self._arrivals.portions))
+        self._counters.held_bytes += sum(map(self._held_bytes, range(self._archive.parts)))
+        root = root_digest(self._archive.digests())
         if root != finish.root_digest or finish.chunks != self._counters.chunks:
             raise TransferFailed(
                 Code.DIGEST, "what came differs from what the sender read, though every chunk was equal"
             )
         return root
 
-    def _held_bytes(self, portion: Portion) -> int:
+    def _held_bytes(self, number: int) -> int:
+        if state.HELD not in self._archive.states(number):
+            return 0
+        portion = self._archive.restore(number)
         held = [index for index, kind in enumerate(portion.states()) if kind == state.HELD]
-        entries = portion.entries if held else ()
-        return sum(_payload_bytes(portion, index, entries[index]) for index in held)
+        return sum(_payload_bytes(portion, index, portion.entries[index]) for index in held)
 
     def next_step(self) -> Step:
         """Commit, once."""
@@ -363,10 +455,11 @@ class Tree:
         """Put everything in place that is not yet, then links, then directories; make it durable."""
         begun = time.monotonic()
         self._placer.flush()
-        for portion in self._arrivals.portions:
-            self._lister.link(portion, self._is_withdrawn)
-        for portion in reversed(self._arrivals.portions):
-            self._lister.finish_directories(portion)
+        parts = range(self._archive.parts)
+        for number in parts:
+            self._lister.link(self._archive.late(number), self._is_withdrawn)
+        for number in reversed(parts):
+            self._lister.finish_directories(self._archive.late(number))
         try:
             sync_file_system(self._staging.fd)
             self._staging.close()
@@ -376,18 +469,22 @@ class Tree:
         self._is_committed = True
 
     def _is_withdrawn(self, file_id: int) -> bool:
-        portion, index = self._arrivals.find(file_id)
-        return portion.state(index) == state.WITHDRAWN
+        return self._archive.state(file_id) == state.WITHDRAWN
 
     def leave(self, *, cleanly: bool) -> None:
         """Put in place what is complete, and keep what there is of large files for the next run."""
-        self._placer.end()
         self._lister.close()
-        if cleanly:
-            for stake in list(self._arrivals.stakes):
-                stake.finish()
-                stake.file.close()
-            self._staging.close()
+        self._placer.end()
+        if not cleanly:
+            self._arrivals.files.close()
+            return
+        self._arrivals.leave()
+        self._close_spools()
+        self._staging.close()
+
+    def _close_spools(self) -> None:
+        self._spool.close()
+        self._index.close()
 
 
 def _payload_bytes(portion: Portion, index: int, entry: m.Entry) -> int:

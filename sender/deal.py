@@ -8,6 +8,7 @@ all chunks are answered and settled, the transfer can finish.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from sender.ahead import Ahead
 from sender.manifest import Manifest, Part, StreamPart
 from sender.schedule import Schedule
 from service.chunk_map import ChunkMap
@@ -32,8 +33,12 @@ class Deal:
         make_schedule: Callable[[], Schedule],
         on_settled: Callable[[], None],
         share: Share = WHOLE,
+        *,
+        is_tree: bool = False,
     ) -> None:
         """Deal the chunks of a share of the manifest; tables have a row for each of these, by ordinal.
+
+        Those of a tree are not dealt far ahead of what has arrived (`ahead`).
 
         `on_settled` is called, without the lock, each time that the last open chunk of a part settles.
         """
@@ -43,6 +48,7 @@ class Deal:
         self._manifest = manifest
         self._make_schedule = make_schedule
         self._on_settled = on_settled
+        self._is_tree = is_tree
         self._changed = threading.Condition(threading.Lock())
         self._digests = bytearray()
         self._bundles: dict[int, dict[int, bytes] | bytes] = {}
@@ -59,6 +65,7 @@ class Deal:
 
     def _start_over(self) -> None:
         self._schedule = self._make_schedule()
+        self._ahead = Ahead() if self._is_tree else None
         self._answered = bytearray()
         self._settled = bytearray()  # 0, _ACKNOWLEDGED, _HELD
         self.chunk_map.clear()
@@ -157,7 +164,7 @@ class Deal:
         with self._changed:
             for ordinal in self.share.ordinals(first, end):
                 if self._unsettle(ordinal):
-                    self._schedule.put_back([self.share.chunk(ordinal)])
+                    self._put_back([self.share.chunk(ordinal)])
             self._changed.notify_all()
 
     def _unsettle(self, ordinal: int) -> bool:
@@ -203,8 +210,29 @@ class Deal:
             raise self._over
         if epoch != self.epoch:
             raise ConnectionLost("the receiver forgot this transfer: connect again")
+        if self._ahead is not None and self._window_chunks is None:
+            return self._next_near(connection_id, self._ahead)
         below = None if self._window_chunks is None else self.share.chunk(self._lowest + self._window_chunks)
         return self._schedule.deal(connection_id, below)
+
+    def _next_near(self, connection_id: int, ahead: Ahead) -> int | None:
+        """Deal a chunk that is not far ahead of what has arrived."""
+        schedule = self._schedule
+        if connection_id >= schedule.connections or not (schedule.strict_modulo or ahead.may_take(connection_id)):
+            return None
+        chunk_id = schedule.deal(connection_id, ahead.below(schedule.lowest))
+        if chunk_id is not None:
+            ahead.dealt(chunk_id, connection_id)
+        elif schedule.remaining:
+            ahead.hold_back()
+        return chunk_id
+
+    def _put_back(self, chunk_ids: list[int]) -> None:
+        """Have chunks dealt again that were dealt, or held."""
+        self._schedule.put_back(chunk_ids)
+        if self._ahead is not None:
+            for chunk_id in chunk_ids:
+                self._ahead.returned(chunk_id)
 
     def is_home(self, chunk_id: int, connection_id: int) -> bool:
         """Whether a chunk belongs to this connection, or was taken over."""
@@ -233,6 +261,9 @@ class Deal:
         with self._changed:
             is_done = epoch == self.epoch and self._settle_all(chunk_ids, by)
             has_advanced = self._advance()
+            if self._ahead is not None and self._ahead.is_waited_for:
+                self._ahead.is_waited_for = False
+                self._changed.notify_all()
         self._tell(is_done=is_done, has_advanced=has_advanced)
 
     def _tell(self, *, is_done: bool, has_advanced: bool) -> None:
@@ -284,6 +315,8 @@ class Deal:
     def _settle(self, ordinal: int, by: int | None, part: Part) -> None:
         self._settled[ordinal] = _HELD if by is None else _ACKNOWLEDGED
         self._settled_count += 1
+        if self._ahead is not None:
+            self._ahead.arrived(ordinal)  # trees have no shards: the chunk's number
         part.open_chunks -= 1
         self.chunk_map.add(ordinal, by)
         digests = self._bundles.get(ordinal)  # a bundle's number is its ordinal: shards have none
@@ -313,7 +346,7 @@ class Deal:
                     holes = set(self._manifest.part_of_chunk(chunk_id).hole_chunks())
                     needed = [other for other in whole if self._answered[other] and other not in holes]
                     taken_back = [other for other in needed if self._unsettle(other)]
-                self._schedule.put_back(needed)
+                self._put_back(needed)
                 self._changed.notify_all()
         self._tell(is_done=is_done, has_advanced=has_advanced)
         return is_equal, taken_back
@@ -344,14 +377,14 @@ class Deal:
                     f" {connection.connection_id}: suspect the network, or the memory of either machine",
                 )
             self._sends[chunk_id] = sends
-            self._schedule.put_back([chunk_id])
+            self._put_back([chunk_id])
             self._changed.notify_all()
 
     def put_back(self, chunk_ids: list[int], epoch: int) -> None:
         """Take the unacknowledged chunks of a connection that ended, to deal them again."""
         with self._changed:
             if epoch == self.epoch:
-                self._schedule.put_back(chunk_ids)
+                self._put_back(chunk_ids)
                 self._changed.notify_all()
 
     # --- the coordinator

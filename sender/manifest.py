@@ -7,6 +7,7 @@ connections read what the chunk that they were dealt carries, and withdraw files
 
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -80,6 +81,8 @@ class Part:
         self.unanswered_chunks = self.open_chunks = self.chunks
         """Chunks that are not answered, and not settled: the deal counts them."""
         self.is_sent = False
+        self.withdrawn_before = 0
+        """How many files the receiver was told to be withdrawn, on this control connection, when this was sent."""
 
     def forget_answers(self) -> None:
         """Begin with no answer to any small file."""
@@ -241,7 +244,13 @@ class Manifest:
         self._first_chunks: list[int] = []
         self._first_files: list[int] = []
         self._withdrawn: set[int] = set()
-        """Files that can't be sent after all."""
+        """Files that can't be sent after all, of which the receiver may have to be told again."""
+        self._told: deque[int] = deque()
+        """Those of them that were said on this control connection and not heard for sure, in that order."""
+        self.told = 0
+        """How many were said on this control connection."""
+        self._heard: set[int] = set()
+        """Those that the receiver knows of."""
         self._untold: set[int] = set()
         """Those of them that the coordinator has not heard of yet."""
         self.lost_groups: dict[int, SkipKind] = {}
@@ -304,7 +313,15 @@ class Manifest:
                 self._parts.pop(0)
                 del self._first_chunks[0], self._first_files[0]
                 count += 1
+            if count:
+                self._forget_withdrawn()
         return count
+
+    def _forget_withdrawn(self) -> None:
+        """Forget what was withdrawn of parts that were let go, where the receiver knows of it."""
+        for file_id in [file_id for file_id in self._heard if file_id < self._first_files[0]]:
+            self._heard.discard(file_id)
+            self._withdrawn.discard(file_id)
 
     @property
     def is_single(self) -> bool:
@@ -338,7 +355,8 @@ class Manifest:
     def withdraw(self, file_id: int) -> bool:
         """Leave a file out from now on; whether that is new. Its part stays until `told_withdrawn`."""
         with self._lock:
-            is_new = file_id not in self._withdrawn
+            was_let_go = file_id < self._first_files[0]  # it is settled, and the receiver knows
+            is_new = file_id not in self._withdrawn and not was_let_go
             if is_new:
                 self._withdrawn.add(file_id)
                 self._untold.add(file_id)
@@ -354,11 +372,38 @@ class Manifest:
         """Whether the coordinator knows of every file that is left out."""
         return not self._untold
 
-    @property
-    def withdrawn(self) -> tuple[int, ...]:
-        """The files that are left out, of the parts that are here."""
+    def withdrawn_between(self, first: int, end: int) -> list[int]:
+        """Return the files [first, end) that are left out, and of which the receiver may not know."""
         with self._lock:
-            return tuple(sorted(self._withdrawn))
+            if len(self._withdrawn) < end - first:
+                return sorted(file_id for file_id in self._withdrawn if first <= file_id < end)
+            return [file_id for file_id in range(first, end) if file_id in self._withdrawn]
+
+    def tell_withdrawn(self, file_ids: Sequence[int]) -> None:
+        """Note that these were said on this control connection."""
+        with self._lock:
+            self._told.extend(file_ids)
+            self.told += len(file_ids)
+
+    def tell_again(self) -> None:
+        """Begin with another control connection: nothing was said on it."""
+        with self._lock:
+            self._told.clear()
+            self.told = 0
+            for part in self._parts:
+                part.is_sent = False
+
+    def hear_answer(self, file_id: int) -> None:
+        """Take notice of an answer: the receiver knows all that was said before the part that it answers."""
+        part = self.part_of_file(file_id)
+        if part is None or not part.is_sent:
+            return
+        with self._lock:
+            heard = part.withdrawn_before - (self.told - len(self._told))
+            for _ in range(heard):
+                self._heard.add(self._told.popleft())
+            if heard > 0:
+                self._forget_withdrawn()
 
     def is_withdrawn(self, file_id: int) -> bool:
         """Whether a file is left out."""

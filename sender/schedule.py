@@ -20,6 +20,7 @@ class Schedule:
         self.strict_modulo = strict_modulo
         self._homes: list[deque[range]] = [deque() for _ in range(connections)]
         self._left = [0] * connections
+        self._unsorted: set[int] = set()  # homes whose first range may not be the lowest
 
     def home(self, chunk_id: int) -> int:
         """Return the connection that this chunk belongs to."""
@@ -29,6 +30,26 @@ class Schedule:
     def remaining(self) -> int:
         """Chunks that are not dealt."""
         return sum(self._left)
+
+    @property
+    def lowest(self) -> int | None:
+        """The lowest chunk that is not dealt."""
+        return min(
+            (first for home in range(self.connections) if (first := self._first_of(home)) is not None), default=None
+        )
+
+    def _first_of(self, home: int) -> int | None:
+        """Return the lowest chunk of a home that is not dealt."""
+        if home in self._unsorted:
+            self._homes[home] = deque(sorted(self._homes[home], key=lambda chunk_ids: chunk_ids[0]))
+            self._unsorted.discard(home)
+        return self._homes[home][0][0] if self._homes[home] else None
+
+    def _mark(self, home: int) -> None:
+        """Note where the first range of a home is not the lowest any more."""
+        queue = self._homes[home]
+        if len(queue) > 1 and queue[0][0] > queue[1][0]:
+            self._unsorted.add(home)
 
     def remaining_of(self, connection_id: int) -> int:
         """Chunks of one home that are not dealt."""
@@ -44,6 +65,8 @@ class Schedule:
             self._append(self.home(start), range(start, end, stride))
 
     def _append(self, home: int, chunk_ids: range) -> None:
+        if self._homes[home] and self._homes[home][-1][0] > chunk_ids[0]:
+            self._unsorted.add(home)
         self._homes[home].append(chunk_ids)
         self._left[home] += len(chunk_ids)
 
@@ -52,6 +75,7 @@ class Schedule:
         for chunk_id in sorted(chunk_ids, reverse=True):
             home = self.home(chunk_id)
             self._homes[home].appendleft(range(chunk_id, chunk_id + 1))
+            self._mark(home)
             self._left[home] += 1
 
     def resize(self, connections: int) -> None:
@@ -60,6 +84,7 @@ class Schedule:
             self._double()
         while self.connections > connections:
             self._halve()
+        self._unsorted = set(range(self.connections))
 
     def _double(self) -> None:
         homes = self._homes
@@ -98,20 +123,17 @@ class Schedule:
 
     def _deal_below(self, connection_id: int, below: int) -> int | None:
         """Deal in a window, which goes on when its first chunk has arrived: of what is left over, the lowest first."""
-        for homes in ((connection_id,), () if self.strict_modulo else range(self.connections)):
-            lowest = min(((ids[0], home) for home in homes for ids in self._homes[home]), default=(below, 0))
-            if lowest[0] < below:
-                return self._take_lowest(lowest[1])
-        return None
-
-    def _take_lowest(self, home: int) -> int:
-        self._homes[home] = deque(sorted(self._homes[home], key=lambda chunk_ids: chunk_ids[0]))
-        return self._take(home)
+        first = self._first_of(connection_id)
+        if first is not None and first < below:
+            return self._take(connection_id)
+        lowest = None if self.strict_modulo else self.lowest
+        return self._take(self.home(lowest)) if lowest is not None and lowest < below else None
 
     def _take(self, home: int) -> int:
         queue = self._homes[home]
         chunk_ids = queue.popleft()
         if len(chunk_ids) > 1:
             queue.appendleft(chunk_ids[1:])
+            self._mark(home)
         self._left[home] -= 1
         return chunk_ids[0]

@@ -100,7 +100,13 @@ class Transfer:
         )
         self.counters.chunk_size = self.manifest.chunk_size
         self.counters.parallelism = self._parallelism.connections
-        self.deal = Deal(self.manifest, self._make_schedule, lambda: self.post(control.Settled()), settings.shard)
+        self.deal = Deal(
+            self.manifest,
+            self._make_schedule,
+            lambda: self.post(control.Settled()),
+            settings.shard,
+            is_tree=self._lister.single is None,
+        )
         self.counters.chunk_map = self.deal.chunk_map
         if self._stream is not None:
             self.counters.is_growing = True
@@ -319,7 +325,7 @@ class Transfer:
         self.leave_out(Skipped(item.shown, error.why, error.kind, item.entry.path))
         self._answers.withdraw(file_id)
         if part.is_sent and self._session.state in ("manifest", "moving"):
-            self._send(m.Withdrawn((file_id,)))
+            self._send_withdrawn((file_id,))
         self.manifest.told_withdrawn(file_id)
         if item.identity is not None and item.entry.hard_link_group:
             self.manifest.lost_groups[item.entry.hard_link_group] = error.kind
@@ -358,8 +364,7 @@ class Transfer:
         shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
         total_bytes = self._lister.single.sent_bytes if self._lister.single is not None else 0
         self._send(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
-        for part in self.manifest.parts:
-            part.is_sent = False
+        self.manifest.tell_again()
         self._is_rejoining = True
         self._go_on()
 
@@ -373,7 +378,7 @@ class Transfer:
                 break
             if not part.is_sent:
                 self._send(part.message)
-                part.is_sent = True
+                part.is_sent, part.withdrawn_before = True, self.manifest.told
                 unanswered += part.unanswered_chunks > 0
                 self._repeat_withdrawn(part)
         self._lister.room(self.manifest.let_go())
@@ -386,9 +391,13 @@ class Transfer:
         """
         first = 0 if self._is_rejoining else part.first_file_id
         self._is_rejoining = False
-        withdrawn = [file_id for file_id in self.manifest.withdrawn if first <= file_id < part.end_file_id]
+        withdrawn = self.manifest.withdrawn_between(first, part.end_file_id)
         for at in range(0, len(withdrawn), limits.FILES_PER_WITHDRAWN):
-            self._send(m.Withdrawn(tuple(withdrawn[at : at + limits.FILES_PER_WITHDRAWN])))
+            self._send_withdrawn(tuple(withdrawn[at : at + limits.FILES_PER_WITHDRAWN]))
+
+    def _send_withdrawn(self, file_ids: tuple[int, ...]) -> None:
+        self._send(m.Withdrawn(file_ids))
+        self.manifest.tell_withdrawn(file_ids)
 
     def _start_over(self) -> None:
         """Forget what was answered, acknowledged and held: the receiver answers anew. Raises BeginAgain."""
@@ -447,6 +456,8 @@ class Transfer:
             self.deal.need_stream()
             self._stream.start(self._grow, self.failed)
         if not reopen:
+            for file_id in [each.first_file_id for each in message.files] + [each.file_id for each in message.segments]:
+                self.manifest.hear_answer(file_id)
             self._answers.need(message)
         elif self._lister.single is not None:
             self._reopen(message)
@@ -473,6 +484,7 @@ class Transfer:
         is_single = self._lister.single is not None or self.manifest.is_single
         if message.unchecked and (is_single or self._settings.checksum):
             raise RemoteProtocolError("the receiver accepts unread what it may not")
+        self.manifest.hear_answer(message.file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
         self._go_on()

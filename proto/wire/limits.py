@@ -62,6 +62,9 @@ WINDOW_BYTES_MAX: Final = 256 * MIB
 WINDOW_CHUNKS_MIN: Final = 2
 WINDOW_CHUNKS_MAX: Final = 1024
 
+AHEAD_CHUNKS: Final = 1024
+"""How far beyond the first chunk that has not arrived a tree is dealt."""
+
 BLOCK_BYTES: Final = 512 * KIB
 """The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
 LARGE_BLOCK_BYTES: Final = 1980 * KIB

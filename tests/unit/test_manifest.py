@@ -170,4 +170,52 @@ def test_a_part_stays_until_the_receiver_was_told_what_is_withdrawn_of_it() -> N
     assert (manifest.is_all_told, manifest.let_go()) == (False, 0)
     manifest.told_withdrawn(0)
     assert (manifest.is_all_told, manifest.let_go()) == (True, 1)
-    assert manifest.withdrawn == (0,)  # to be said again, should the connection that it was said on be lost
+    assert manifest.withdrawn_between(0, 10) == [
+        0
+    ]  # to be said again, should the connection that it was said on be lost
+
+
+# -------------------------------------------------------------------------------------------------- what is withdrawn
+
+
+def withdrawn_and_let_go() -> Manifest:
+    """Withdraw the file of the first part, which is let go, and say so before the second part is sent."""
+    manifest, deal = two_parts()
+    assert manifest.withdraw(0)
+    deal.withdraw(range(5))
+    manifest.told_withdrawn(0)
+    manifest.tell_withdrawn((0,))
+    manifest.parts[-1].withdrawn_before = manifest.told
+    assert manifest.let_go() == 1
+    return manifest
+
+
+def test_what_is_withdrawn_is_forgotten_once_the_receiver_answers_what_was_said_after_it() -> None:
+    manifest = withdrawn_and_let_go()
+    assert manifest.withdrawn_between(0, 2) == [0]
+    manifest.hear_answer(1)
+    assert manifest.withdrawn_between(0, 2) == []
+    assert not manifest.withdraw(0), "a connection that reads it late has nothing to tell"
+
+
+def test_an_answer_on_another_connection_proves_nothing() -> None:
+    manifest = withdrawn_and_let_go()
+    manifest.tell_again()
+    manifest.hear_answer(1)
+    assert manifest.withdrawn_between(0, 2) == [0]
+    manifest.tell_withdrawn((0,))
+    manifest.parts[-1].is_sent, manifest.parts[-1].withdrawn_before = True, manifest.told
+    manifest.hear_answer(1)
+    assert manifest.withdrawn_between(0, 2) == []
+
+
+def test_what_is_withdrawn_of_a_part_that_is_here_stays() -> None:
+    """Chunks are still to be dealt without it."""
+    manifest, _ = two_parts()
+    assert manifest.withdraw(0)
+    manifest.told_withdrawn(0)
+    manifest.tell_withdrawn((0,))
+    manifest.parts[-1].withdrawn_before = manifest.told
+    manifest.hear_answer(1)
+    assert manifest.is_withdrawn(0)
+    assert manifest.carried(0) == []

@@ -10,6 +10,7 @@ import pytest
 
 from receiver.budget import Budget
 from receiver.files import Files, Stake
+from receiver.roots import Roots
 from receiver.store import Destination
 from receiver.transfer import CONTROL_FRAMES, CONTROLS, ControlUp, Registry, Transfer
 from service import log
@@ -86,7 +87,7 @@ class Alone(Registry):
     def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> Stake:
         return self._files.claim(transfer, entry, grid, share)
 
-    def claim_root(self, transfer: Transfer, name: bytes) -> Destination:
+    def claim_root(self, transfer: Transfer, name: bytes) -> Roots:
         return self._files.claim_root(transfer, name)
 
     def claim_stdout(self, transfer: Transfer) -> None:

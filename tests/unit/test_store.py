@@ -903,7 +903,7 @@ def test_a_file_of_a_tree_that_was_shortened(path: Path, destination: Destinatio
     staged = whole(destination)
     os.truncate(staged_data(path), 5 * MIB)
     staged.prepare()
-    assert "changed" in failure(Code.DESTINATION, staged.put, destination.fd, b"f")
+    assert "changed" in failure(Code.DESTINATION, staged.kept)
     staged.close()
     assert not (path / "f").exists()
 
@@ -966,7 +966,7 @@ def test_who_lost_its_staging_leaves_another_ones_alone(
         case "commit":
             failure(Code.DESTINATION, first.commit)
         case "put":
-            failure(Code.DESTINATION, first.put, destination.fd, b"f")
+            failure(Code.DESTINATION, first.kept)
         case "give_back":
             first.give_back([(0, len(CONTENT))], 0)
         case _:

@@ -4,17 +4,20 @@ import errno
 import os
 import queue
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from receiver import arrivals, exclusive, place, tree
+from receiver import cache, exclusive, place, tree
 from receiver.budget import Budget
+from receiver.descriptors import Places
 from receiver.listing import Lister
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
-from receiver.store import Destination
+from receiver.roots import Roots
+from receiver.store import Destination, Staged
 from receiver.tree import Tree
 from service import log
 from service.counters import TransferCounters
@@ -36,7 +39,10 @@ class Connection:
 
     def __init__(self, moving: "Moving") -> None:
         self._moving = moving
-        self.was_ended = False
+        self.was_ended = self.is_ended = False
+
+    def acknowledge(self) -> None:
+        """Nothing is gathered."""
 
     def end(self, seconds: float) -> bool:
         """Leave everything, as a connection that is shut does."""
@@ -49,7 +55,7 @@ class Connection:
 class Moving:
     """A transfer of a tree: the sender's steps are the test's own."""
 
-    def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True) -> None:
+    def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True, memory_bytes: int = 1 << 30) -> None:
         self.sample = sample
         self.counters = TransferCounters(bytes(16), "", m.RECEIVER_STAGES)
         self.failures: list[FilestreamerError] = []
@@ -58,12 +64,12 @@ class Moving:
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
         self.destination = Destination(str(path), replace=replace)
+        self.roots = Roots(self.destination, self._claim)
         self.tree = Tree(
             sample.offer,
-            self.destination,
-            self.claimed.append,
+            self.roots,
             root=sample.entries[0].path.split(b"/")[0],
-            account=Budget(1 << 30).admit("somebody", 1 << 20),
+            account=Budget(memory_bytes).admit("somebody", 1 << 20),
             counters=self.counters,
             rehasher=self._rehasher,
             failed=self.failures.append,
@@ -71,6 +77,10 @@ class Moving:
             log=log.configure("receiver"),
         )
         self.connection = Connection(self)
+
+    def _claim(self, name: bytes) -> None:
+        self.claimed.append(name)
+        self.roots.take(name)
 
     def _nudge(self) -> None:
         self.nudges += 1
@@ -117,7 +127,7 @@ class Moving:
 
     def finish(self) -> None:
         """Say Finish, and have everything committed."""
-        assert self.tree.missing() == []
+        assert list(self.tree.missing()) == []
         self.tree.close(self.sample.finish)
         step = self.tree.next_step()
         assert callable(step)
@@ -361,7 +371,7 @@ def test_a_file_that_goes_while_it_is_compared_is_needed(tmp_path: Path, moving:
     take, it.tree._rehash = it.tree._rehash, lambda *_: None  # type: ignore[method-assign]
     it.offer()
     (tmp_path / "t/f").unlink()
-    take(it.tree._arrivals.portions[0], [1])
+    take(it.tree._arrivals.portion(0), [1])
     assert [needed(1)] == it.rehashed()
     it.send_all()
     it.finish()
@@ -458,8 +468,8 @@ def test_no_replace_and_something_that_appears_where_a_hard_link_goes(
     tmp_path: Path, moving: Make, rival: Callable[[str], None]
 ) -> None:
     tree = sample()
-    tree.add(b"t/a", b"content", hard_link_group=3)
-    tree.add(b"t/b", b"content", hard_link_group=3)
+    tree.add(b"t/a", b"content", hard_link_group=1)
+    tree.add(b"t/b", b"content", hard_link_group=1)
     rival("t/b")
     it = moving(tree, replace=False)
     it.offer()
@@ -553,9 +563,9 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Ma
 
 def test_hard_links_that_are_there_stay(tmp_path: Path, moving: Make) -> None:
     tree = sample()
-    tree.add(b"t/a", b"content", hard_link_group=3)
-    tree.add(b"t/b", b"content", hard_link_group=3)
-    tree.add(b"t/c", b"content", hard_link_group=3)
+    tree.add(b"t/a", b"content", hard_link_group=1)
+    tree.add(b"t/b", b"content", hard_link_group=1)
+    tree.add(b"t/c", b"content", hard_link_group=1)
     moving(tree).move()
     inode = (tmp_path / "t/a").stat().st_ino
     (tmp_path / "t/c").unlink()
@@ -894,23 +904,188 @@ def test_parts_that_wait_are_listed_again(moving: Make, monkeypatch: pytest.Monk
     it.finish()
 
 
-def test_limits(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "PORTIONS", 0)
-    monkeypatch.setattr(tree, "PARTS_WAITING", 3)
-    many = sample(part_entries=1)
-    for at in range(5):
-        many.add(b"t/%d" % at, b"x")
-    failure(Code.LIMIT, moving(many).offer)
-    monkeypatch.setattr(tree, "PORTIONS", 64)
-    monkeypatch.setattr(arrivals, "LARGE_OPEN", 2)
+def test_a_few_large_files_are_open_at_once(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are set aside between their chunks, and none of them is sent again."""
+    monkeypatch.setattr(cache, "PLACES", Places(2))
     large = sample()
-    for at in range(3):
-        large.add(b"t/%d" % at, bytes(100))
+    for at in range(20):
+        large.add(b"t/%d" % at, os.urandom(200))
     it = moving(large)
     it.offer()
-    it.send(m.Segment(1, 0, C))
-    it.send(m.Segment(2, 0, C))
-    failure(Code.LIMIT, it.begin, m.Segment(3, 0, C))
+    before = len(os.listdir("/proc/self/fd"))
+    for segment in (0, 2, 1, 3):
+        for at in range(20):
+            assert it.send(m.Segment(1 + at, segment * C, min(C, 200 - segment * C)))
+            assert len(os.listdir("/proc/self/fd")) <= before + 2 * 4 + 8, "descriptors follow the number of files"
+    it.finish()
+    assert (it.counters.held_bytes, it.counters.size_bytes) == (0, 4000)
+    for at in range(20):
+        assert (tmp_path / f"t/{at}").read_bytes() == large.contents[1 + at]
+
+
+def test_a_large_file_is_set_aside_with_what_no_ledger_notes_yet(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PLACES", Places(1))
+    large = sample()
+    large.add(b"t/a", b"a" * 100)
+    large.add(b"t/b", b"b" * 100)
+    it = moving(large)
+    it.offer()
+    (part,) = it.begin(m.Segment(1, 0, C))
+    part.stake.write(memoryview(b"a" * C), 0)
+    digest = segment_digest(b"a" * C)
+    assert it.tree.end(it.connection, [part], [digest], [digest])
+    assert it.send(m.Segment(2, 0, C))
+    part.stake.recorder.record([(0, part.stake.recorder.digest(0))])
+    monkeypatch.setattr(cache, "PLACES", Places(8))
+    again = moving(sample_of(large))
+    again.offer()
+    told = again.rehashed() + again.rehashed()
+    assert sorted(each.file_id for each in told if isinstance(each, m.Held)) == [1, 2]
+
+
+def sample_of(other: TreeSample) -> TreeSample:
+    """Return the same tree once more."""
+    again = TreeSample(C)
+    again.entries, again.contents = list(other.entries), list(other.contents)
+    return again
+
+
+def test_a_large_file_that_another_process_wrote_meanwhile(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PLACES", Places(1))
+    large = sample()
+    large.add(b"t/a", b"a" * 100)
+    large.add(b"t/b", b"b" * 100)
+    it = moving(large)
+    it.offer()
+    assert it.send(m.Segment(1, 0, C))
+    assert it.send(m.Segment(2, 0, C))
+    (noted,) = [path for path in (tmp_path / ".filestreamer").glob("*.ledger") if path.stem == Staged.key(b"t/a")]
+    with noted.open("ab") as ledger:
+        ledger.write(b"x")
+    failure(Code.BUSY, it.begin, m.Segment(1, C, 100 - C))
+
+
+def test_a_file_with_more_segments_than_the_memory_for_all(moving: Make) -> None:
+    huge = sample()
+    huge.entries.append(m.Entry(b"t/huge", m.EntryType.FILE, C * (1 << 23), 0o644, MTIME))
+    it = moving(huge, memory_bytes=64 << 20)
+    failure(Code.TOO_LARGE, it.offer, m.ManifestPart(0, tuple(huge.entries), True))
+
+
+def test_a_segment_of_a_large_file_is_alone_in_its_chunk(moving: Make) -> None:
+    """Else one chunk could have a thousand files open."""
+    large = sample()
+    large.add(b"t/a", b"a" * 70)
+    large.add(b"t/b", b"b" * 70)
+    it = moving(large)
+    it.offer()
+    failure(Code.PROTOCOL, it.begin, m.Segment(1, C, 6), m.Segment(2, C, 6))
+
+
+def test_hard_link_groups_are_numbered_as_they_come(moving: Make) -> None:
+    tree = sample()
+    tree.add(b"t/a", b"a", hard_link_group=2)
+    failure(Code.PROTOCOL, moving(tree).offer)
+
+
+def test_a_name_at_the_top_is_held_until_it_is_in_place(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "BATCH_FILES", 1)
+    tree = TreeSample(C)
+    tree.directory(b"directory")
+    tree.add(b"file", b"file")
+    tree.add(b"large", b"large" * 100)
+    tree.add(b"empty")
+    tree.symlink(b"link", b"file")
+    tree.add(b"first", b"first", hard_link_group=1)
+    tree.add(b"second", b"first", hard_link_group=1)
+    it = moving(tree)
+    it.offer()
+    names = [entry.path for entry in tree.entries]
+    assert {b"directory", b"file", b"large", b"first", b"second"} <= {name for name in names if name in it.roots}
+    assert b"link" not in it.roots
+    it.send_all()
+    it.finish()
+    assert [name for name in names if name in it.roots] == [b"directory", b"first", b"second"]
+    assert sorted(os.fsencode(name) for name in os.listdir(tmp_path) if name != ".filestreamer") == sorted(names)
+
+
+def test_finish_answers_parts_that_wait(moving: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies there is told, too, not only what is missing."""
+    parts = sample(part_entries=2)
+    parts.add(b"t/0", b"0")
+    parts.add(b"t/1", b"1")
+    parts.directory(b"t/d")
+    moving(parts).move()
+    monkeypatch.setattr(tree, "PORTIONS", 0)
+    it = moving(parts)
+    assert it.offer() == []
+    monkeypatch.setattr(tree, "PORTIONS", 64)
+    told = list(it.tree.missing())
+    assert told == [m.Held(1, 0, b"", (m.FileRange(1, 1),)), m.Held(2, 0, b"", (m.FileRange(2, 1),))]
+
+
+def test_who_takes_parts_never_waits_for_a_sync(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts stay where they are while the placer is far behind, and are taken when it is not."""
+    synced = threading.Event()
+    monkeypatch.setattr(place, "sync_file_system", lambda _: synced.wait(UNIT))
+    monkeypatch.setattr(place, "BACKLOG_BATCHES", 0)
+    monkeypatch.setattr(place, "BATCH_FILES", 1)
+    (tmp_path / "t").mkdir()
+    tree = sample(part_entries=2)
+    for at in range(5):
+        (tmp_path / f"t/{at}").write_bytes(b"another")
+        tree.add(b"t/%d" % at)
+    tree.add(b"t/full", b"full")
+    it = moving(tree)
+    assert it.offer() == []
+    assert (tmp_path / "t/4").read_bytes() == b"another"
+    synced.set()
+    told = list(it.tree.missing())
+    assert told == [needed(6)]
+    it.send_all()
+    it.finish()
+    assert [(tmp_path / f"t/{at}").read_bytes() for at in range(5)] == [b""] * 5
+
+
+def test_a_second_delivery_of_what_is_archived(moving: Make) -> None:
+    tree = sample(part_entries=3)
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/large", bytes(range(100)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    list(it.tree.more())
+    assert it.tree._arrivals.open == {}
+    for segment in (m.Segment(1, 0, 5), m.Segment(2, C, 36), m.Segment(2, 0, C)):
+        assert it.send(segment)
+        assert not it.send(segment, change=lambda payload: bytes(len(payload)), digest=segment_digest(b"other"))
+    it.tree.rejoin()
+    assert [m.Held] * 2 == [type(each) for each in it.offer()]
+    it.finish()
+
+
+def test_a_file_that_was_held_where_it_lies_is_sent_after_all(tmp_path: Path, moving: Make) -> None:
+    """The sender found that it differs; its part was archived by then."""
+    tree = sample(checksum=True)
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/large", bytes(range(100)))
+    moving(tree).move()
+    it = moving(tree)
+    it.offer()
+    assert {1, 2} == {each.file_id for each in it.rehashed() if isinstance(each, m.Held)}
+    list(it.tree.more())
+    assert it.tree._arrivals.open == {}
+    tree.contents[1], tree.contents[2] = b"SMALL", bytes(reversed(range(100)))
+    it.send_all()
+    it.finish()
+    assert (tmp_path / "t/small").read_bytes() == b"SMALL"
+    assert (tmp_path / "t/large").read_bytes() == bytes(reversed(range(100)))
 
 
 def test_no_space_is_told_before_the_first_byte(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1086,7 +1261,7 @@ def test_finish_says_what_is_missing(moving: Make) -> None:
     it.offer()
     assert it.send(m.Segment(2, C, C))
     (part,) = it.begin(m.Segment(3, 0, 1))
-    missing = it.tree.missing()
+    missing = list(it.tree.missing())
     assert m.Needed((m.FileRange(1, 1), m.FileRange(3, 1)), ()) in missing
     assert m.Needed((), (m.SegmentRange(2, 0, 1), m.SegmentRange(2, 2, 2))) in missing
     it.tree.abandon(it.connection)
