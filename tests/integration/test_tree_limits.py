@@ -23,7 +23,7 @@ from wire.limits import KIB, MIB
 
 MTIME = 1_700_000_000_000_000_000
 ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 200_000
-LONG = pytest.mark.timeout(ENTRIES // 2000)
+LONG = pytest.mark.timeout(ENTRIES // 1000)
 
 
 def held_bytes(service: Service) -> int:
