@@ -294,7 +294,11 @@ class Transfer(threading.Thread):
 
         Raises what the work does, and what ends the transfer meanwhile.
         """
-        self._aside.begin(work)
+        try:
+            self._aside.begin(work)
+        except TransferFailed:  # no thread: then this one waits for the disk, and says nothing meanwhile
+            yield from work()
+            return
         while True:
             said = self._aside.next(TICK_SECONDS)
             if isinstance(said, Done):

@@ -115,6 +115,7 @@ class Dialer:
         self._transfer_id = transfer_id
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._token = settings.token.encode() if settings.token else None
+        self._own: bytes | None = None
         self._tls = _tls_context(settings)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
         self._mutex = threading.Lock()  # protects _sockets and _ended
@@ -206,7 +207,8 @@ class Dialer:
         """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one."""
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
-        opening = SenderOpening(self._token, greeted.certificate_sha256, _own_token_for(channel.peer))
+        own = self._own_token if _is_loopback(channel.peer) else None
+        opening = SenderOpening(self._token, greeted.certificate_sha256, own)
         bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
         if expected not in (None, opening.incarnation):
             raise ConnectionLost(
@@ -215,6 +217,15 @@ class Dialer:
         channel.send(b"".join(map(frame_of, bodies)))
         opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
         return opening.incarnation
+
+    def _own_token(self) -> bytes | None:
+        """Return the user's own token, as it was read last: another connection may have taken the last descriptor."""
+        from service import own_token
+
+        own = own_token.read(os.environ)
+        if own is not None:
+            self._own = own.token.encode()
+        return self._own
 
     def _register(self, sock: socket.socket) -> None:
         with self._mutex:
@@ -249,18 +260,11 @@ class Dialer:
         self.shut_all(keep)
 
 
-def _own_token_for(peer: str) -> Callable[[], bytes | None] | None:
-    """Return what reads the user's own token, for a receiver of this machine; None for another."""
+def _is_loopback(peer: str) -> bool:
+    """Whether a receiver is on this machine."""
     from service import own_token
 
-    if not own_token.is_loopback(peer.rpartition(":")[0].strip("[]")):
-        return None
-
-    def read() -> bytes | None:
-        own = own_token.read(os.environ)
-        return own.token.encode() if own is not None else None
-
-    return read
+    return own_token.is_loopback(peer.rpartition(":")[0].strip("[]"))
 
 
 def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":

@@ -23,6 +23,8 @@ from typing import Final, TextIO, cast
 
 BACKLOG_BYTES: Final = 1 << 20
 """What may wait to be written, in each place."""
+IDLE_SECONDS: Final = 1.0
+"""A thread that has nothing to write for so long ends: a process that may have few needs them for connections."""
 PAUSE_SECONDS: Final = 0.1
 """What is waited for a reader that takes at once what is written, as nearly all do."""
 OVERHEAD_BYTES: Final = 256
@@ -31,7 +33,7 @@ RETRY_SECONDS: Final = 0.01
 
 
 class Background:
-    """Does jobs one after another in a daemon thread of its own, which starts with the first one.
+    """Does jobs one after another in a daemon thread of its own, which is there while there are some.
 
     Where no thread can be started, whoever adds a job does those that need not wait, as `is_ready` says.
     """
@@ -109,7 +111,10 @@ class Background:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._jobs) and not self._is_busy)
+                while not self._changed.wait_for(lambda: bool(self._jobs) and not self._is_busy, IDLE_SECONDS):
+                    if not self._jobs:
+                        self._thread = None
+                        return
                 self._is_busy = True
             self._do_first()
 

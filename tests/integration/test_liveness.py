@@ -482,7 +482,7 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
 @pytest.mark.parametrize("reads", [True, False])
 def test_receivers_with_silent_peers_end_in_time(pair: Pair, reads: bool) -> None:
     """Peers that are told to go and do not close."""
-    receiver = pair.receiver()
+    receiver = pair.receiver("--memory-limit", "2GiB")  # for all connections
     address = Pair.address(receiver)
     with contextlib.ExitStack() as stack:
         for number in range(10):
