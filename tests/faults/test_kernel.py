@@ -189,15 +189,15 @@ def test_staged_data_can_not_be_read_again(pair: Pair, file: Path, nth: int) -> 
 # -------------------------------------------------------------------------------------------- calls of the sender fail
 
 
-@pytest.mark.parametrize(("nth", "error"), [(1, "EIO"), (9, "ESTALE")])
-def test_the_source_can_not_be_read(pair: Pair, file: Path, nth: int, error: str) -> None:
-    """Exit 4 on both sides; when it can be read again, the same command resumes."""
+@pytest.mark.parametrize(("nth", "error", "code"), [(1, "EIO", "source"), (9, "ESTALE", "source_changed")])
+def test_the_source_can_not_be_read(pair: Pair, file: Path, nth: int, error: str, code: str) -> None:
+    """Exit 4 on both sides; when it can be read again, the same command resumes. ESTALE is NFS's word for gone."""
     receiver = pair.receiver()
     address = pair.address(receiver)
     settings = ("--chunk-size", 2 * CHUNK_SIZE)  # beyond what is gathered
     sender = pair.sender(file, address, *settings, env=inject("preadv", error, nth=nth))
-    assert str(file) in sender.fails(4, "source")
-    assert receiver.wait_for("transfer_failed")["error"] == "source"
+    assert str(file) in sender.fails(4, code)
+    assert receiver.wait_for("transfer_failed")["error"] == code
     assert not (pair.destination / "f").exists()
     pair.sender(file, address, *settings).succeeds()
     check_arrived(pair, file)

@@ -461,7 +461,7 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
     """They are kept to answer a sender that has not heard Complete; SIGTERM waits for none."""
     receiver = pair.receiver()
     address = Pair.address(receiver)
-    for number in range(6):
+    for number in range(5):
         sample = Sample.random(number, 100, 100, b"f%d" % number)
         with RawSender(address) as peer:
             control = peer.offer(sample)
@@ -471,12 +471,12 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
             acknowledged(data, 1)
             control.send(sample.finish)
             control.reset()
-    receiver.wait_for("control_lost", count=6)
+    receiver.wait_for("control_lost", count=5)
     begun = time.monotonic()
     receiver.signal(signal.SIGTERM)
     assert receiver.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - begun < UNIT / 2
-    assert len(receiver.results) == 7
+    assert len(receiver.results) == 6
 
 
 @pytest.mark.parametrize("reads", [True, False])
