@@ -52,9 +52,9 @@ from wire.transport import Channel, Deadline
 
 TICK_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 0.1
+"""Ticks where the number of connections is found on the way."""
 GOODBYE_SECONDS: Final = 2.0
 """How long it may take to tell the receiver why this ends."""
-"""Ticks where the number of connections is found on the way."""
 
 
 class BeginAgain(Exception):
