@@ -969,6 +969,30 @@ def test_a_large_file_that_another_process_wrote_meanwhile(
     failure(Code.BUSY, it.begin, m.Segment(1, C, 100 - C))
 
 
+def test_a_file_that_is_all_here_and_that_another_process_wrote_before_finish(tmp_path: Path, moving: Make) -> None:
+    """Its part of the manifest is in the archive by then: what tells the staging apart is there, too."""
+    large = sample()
+    large.add(b"t/large", bytes(range(200)))
+    first = moving(large)
+    first.offer()
+    for at in (0, C, 2 * C):
+        assert first.send(m.Segment(1, at, C))
+    it = moving(sample_of(large))
+    it.offer()
+    while len(it.tree._arrivals.files) and not it.tree.has_more:
+        it.rehashed()
+        it.send(m.Segment(1, 3 * C, 8))
+    assert list(it.tree.more()) == []
+    assert not it.tree._arrivals.under_way
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    data.write_bytes(b"x" * 200)
+    with noted.open("ab") as ledger:
+        ledger.write(b"x")
+    assert "another process" in failure(Code.BUSY, it.tree.close, large.finish)
+    assert not (tmp_path / "t/large").exists()
+
+
 def test_a_file_with_more_segments_than_the_memory_for_all(moving: Make) -> None:
     huge = sample()
     huge.entries.append(m.Entry(b"t/huge", m.EntryType.FILE, C * (1 << 23), 0o644, MTIME))
