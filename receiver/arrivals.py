@@ -23,6 +23,7 @@ from receiver.portion import Portion
 from receiver.small import COMPARED, SmallFile
 from receiver.store import Destination, Kept, Mark, discard_staged, shown_path
 from service.counters import TransferCounters
+from service.threads import as_failure
 from wire import messages as m
 from wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from wire.grid import Grid
@@ -427,8 +428,12 @@ class Arrivals:
     def _place(self, stake: LargeStake, *, waits: bool) -> None:
         """Have a file put in place. What a thread still writes back is closed by the placer: that may take a while."""
         later = stake.file.is_writing_back
-        staged = (lambda: self._keep_complete(stake)) if later else self._keep_complete(stake)
-        self._placer.add([Whole(stake.file.name, staged, stake.grid.size)], stake.grid.size, waits=waits)
+        try:
+            staged = (lambda: self._keep_complete(stake)) if later else self._keep_complete(stake)
+            self._placer.add([Whole(stake.file.name, staged, stake.grid.size)], stake.grid.size, waits=waits)
+        except Exception as error:  # it counts as received by now: nothing may be committed without it
+            self._failed(as_failure("putting a file in place", error))
+            raise
 
     def _keep_complete(self, stake: LargeStake) -> Kept:
         """Close a file that is all here, with its mode and times; return what is to be put in place."""

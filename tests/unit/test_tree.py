@@ -519,6 +519,22 @@ def test_a_large_file_whose_staging_is_changed(tmp_path: Path, moving: Make) -> 
     assert os.listdir(tmp_path / "t") == ["f"]
 
 
+def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(tmp_path: Path, moving: Make) -> None:
+    """It counts as received: the transfer ends, as it would be committed without that file."""
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    assert it.send(m.Segment(1, 0, C))
+    other = Connection(it)
+    it.begin(m.Segment(1, 0, C), connection=other)  # it compares while the rest comes
+    it.send_all()
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    os.truncate(data, 150)
+    failure(Code.DESTINATION, it.tree.abandon, other)
+    assert [Code.DESTINATION] == [error.code for error in it.failures if isinstance(error, TransferFailed)]
+
+
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving: Make) -> None:
     """What the first has staged of its tree is put in place."""
     tree = sample()
