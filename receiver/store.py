@@ -959,8 +959,13 @@ class Staged(Readable):
         self._destination.staged.discard(self)
         if self._fds:
             self._discard_if_nothing_was_noted()
-        while self._fds:
-            os.close(self._fds.pop())
+        self.fd = self._ledger_fd = self._staging_fd = -1  # the numbers may be another file's from now on
+        try:
+            while self._fds:
+                os.close(self._fds.pop())
+        except OSError:  # of what was written; the others are open
+            self.close()
+            raise
         self._destination.tidy()
 
     def _discard_if_nothing_was_noted(self) -> None:
