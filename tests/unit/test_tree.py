@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from receiver import cache, exclusive, place, tree
+from receiver import cache, exclusive, files, place, tree
 from receiver.budget import Budget
 from receiver.descriptors import Places
 from receiver.listing import Lister
@@ -1261,6 +1261,37 @@ def test_a_sync_that_fails_puts_nothing_in_place(tmp_path: Path, moving: Make, m
     assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
     assert os.listdir(tmp_path / "t") == []
     assert staged(tmp_path) == []  # what was written can't be trusted
+
+
+def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything done to it after it was closed: its descriptor may be another file's by then."""
+    monkeypatch.setattr(files, "WRITE_BACK_BYTES", 100)
+    finished: list[tuple[str, bool]] = []
+    finish = Staged.prepare
+
+    def prepare(staged: Staged) -> None:
+        finished.append((os.path.basename(staged.path), staged.fd >= 0))
+        if staged.entry.uid is not None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        finish(staged)
+
+    monkeypatch.setattr(Staged, "prepare", prepare)
+    tree = sample()
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/another's", bytes(200), uid=1234)
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    it.tree.close(tree.finish)
+    step = it.tree.next_step()
+    assert callable(step)
+    assert "not permitted" in failure(Code.DESTINATION, step)
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+    assert sorted(os.listdir(tmp_path / "t")) == ["large", "small"]
+    assert sorted(finished) == [("another's", True), ("large", True)]
 
 
 def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
