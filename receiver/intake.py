@@ -177,9 +177,10 @@ class Intake:
 
     def end(self) -> None:
         """Shut every connection, and wait until its thread has left the files, however long that takes."""
+        connections = self.shut()  # first: the cargo may wait for a thread that writes to one
         if self.cargo is not None:
             self.cargo.shut()
-        for connection in self.shut():
+        for connection in connections:
             connection.end(None)
 
     # --- chunks

@@ -99,3 +99,27 @@ def test_files_that_can_not_be_left_end_the_transfer_and_keep_no_place(host: Hos
     peer.close()
     second.join(UNIT)
     assert not second.is_alive()
+
+
+def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
+    """The thread of an output writes acknowledgements, which a peer need not read."""
+    connection, peer = host.connect(1)
+    assert joined(host, connection)
+    peer.settimeout(UNIT)
+    ends = []
+
+    class Waiting(Spoilt):
+        def shut(self) -> None:
+            while some := peer.recv(1 << 16):
+                ends.append(len(some))
+            ends.append(0)
+
+        def abandon(self, connection: DataConnection) -> None:
+            """Nothing is under way."""
+
+    cargo: Any = Waiting()
+    host.intake.cargo = cargo
+    host.over.set()
+    host.intake.end()
+    assert ends[-1:] == [0]
+    peer.close()
