@@ -4,6 +4,7 @@ A file that is complete goes to the placer at once. Each portion has a lock; beg
 and once for each chunk. What waits, for memory or for a place in the cache, waits without it.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -511,8 +512,9 @@ class Arrivals:
 
     def leave(self) -> None:
         """Close what is open, and keep what there is of it for the next run."""
-        for stake, _, _ in self.files.all():
-            stake.forsake()
-            stake.file.close()
-            self.files.remove(stake)
-        self.files.close()
+        with contextlib.ExitStack() as steps:  # each is taken, whatever the disk says to another
+            steps.callback(self.files.close)
+            for stake, _, _ in self.files.all():
+                stake.forsake()
+                steps.callback(self.files.remove, stake)
+                steps.callback(stake.file.close)

@@ -124,7 +124,7 @@ class Directories:
             return known
         try:
             is_new = _make_directory(above.fd, name, mode | stat.S_IRWXU)
-            directory = self._open_directory(above.fd, name, is_new=is_new)
+            directory = self._keep(path, self._open_directory(above.fd, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
                 os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
@@ -133,7 +133,7 @@ class Directories:
                 reason = f"can't make the directory {self.shown(path)}: something else is there"
                 raise TransferFailed(Code.DESTINATION, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't make the directory {self.shown(path)}") from None
-        return self._keep(path, directory)
+        return directory
 
     def shown(self, path: bytes) -> str:
         """Return a path as people know it."""

@@ -1,6 +1,7 @@
 """A tree at the receiver, without sockets: what is listed, what is answered, what lies there afterwards."""
 
 import errno
+import itertools
 import os
 import queue
 import stat
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from receiver import cache, exclusive, files, place, tree
+from receiver import cache, exclusive, files, place, spool, tree
 from receiver.budget import Budget
 from receiver.descriptors import Places
 from receiver.listing import Lister
@@ -65,18 +66,23 @@ class Moving:
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
         self.destination = Destination(str(path), replace=replace)
         self.roots = Roots(self.destination, self._claim)
-        self.tree = Tree(
+        self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
+        self.tree = self.another(sample)
+        self.connection = Connection(self)
+
+    def another(self, sample: TreeSample) -> Tree:
+        """Make a tree in this destination."""
+        return Tree(
             sample.offer,
             self.roots,
             root=sample.entries[0].path.split(b"/")[0],
-            account=Budget(memory_bytes).admit("somebody", 1 << 20),
+            account=self._account,
             counters=self.counters,
             rehasher=self._rehasher,
             failed=self.failures.append,
             nudge=self._nudge,
             log=log.configure("receiver"),
         )
-        self.connection = Connection(self)
 
     def _claim(self, name: bytes) -> None:
         self.claimed.append(name)
@@ -1292,6 +1298,63 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
     assert sorted(os.listdir(tmp_path / "t")) == ["large", "small"]
     assert sorted(finished) == [("another's", True), ("large", True)]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_tree_that_finds_no_descriptor_leaves_none(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"f")
+    it = moving(tree)
+    before = len(os.listdir("/proc/self/fd"))
+    opened = itertools.count()
+    open_spool, start = spool._open_unnamed, threading.Thread.start
+
+    def open_unnamed(directory_fd: int) -> int:
+        if next(opened) == which:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_spool(directory_fd)
+
+    def start_thread(thread: threading.Thread) -> None:
+        if thread.name == "place":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(spool, "_open_unnamed", open_unnamed)
+    monkeypatch.setattr(threading.Thread, "start", start_thread)
+    other = sample_of(tree)
+    other.entries = [entry._replace(path=b"other" + entry.path[1:]) for entry in other.entries]
+    for _ in range(5):
+        opened = itertools.count()
+        failure(Code.LIMIT, it.another, other)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir(tmp_path / ".filestreamer")) == 1
+
+
+def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
+    moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system tells in close(2) that what was written is lost."""
+    tree = sample()
+    for at in range(3):
+        tree.add(b"t/%d" % at, bytes(200))
+    before = len(os.listdir("/proc/self/fd"))
+    it = moving(tree)
+    it.offer()
+    for at in range(3):
+        assert it.send(m.Segment(1 + at, 0, C))
+    close = files.File.close
+
+    def fail(file: files.File) -> None:
+        close(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(files.File, "close", fail)
+    with pytest.raises(OSError, match="quota"):
+        it.tree.leave(cleanly=True)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
+    assert it.tree._arrivals.files not in cache.PLACES._held
 
 
 def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
