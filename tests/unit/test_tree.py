@@ -1,6 +1,7 @@
 """A tree at the receiver, without sockets: what is listed, what is answered, what lies there afterwards."""
 
 import errno
+import fcntl
 import itertools
 import os
 import queue
@@ -539,6 +540,24 @@ def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(t
     os.truncate(data, 150)
     failure(Code.DESTINATION, it.tree.abandon, other)
     assert [Code.DESTINATION] == [error.code for error in it.failures if isinstance(error, TransferFailed)]
+
+
+def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(tmp_path: Path, moving: Make) -> None:
+    """What that one writes must not go into the file under its final name."""
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    with noted.open("rb") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        it.tree.close(tree.finish)
+        step = it.tree.next_step()
+        assert callable(step)
+        assert "another process" in failure(Code.DESTINATION, step)
+    assert not (tmp_path / "t/large").exists()
+    assert len(staged(tmp_path)) == 2
 
 
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving: Make) -> None:
