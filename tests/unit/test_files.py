@@ -216,9 +216,10 @@ def test_a_file_whose_close_fails_keeps_nobody_out(files: Files, monkeypatch: py
         close(file)
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="quota"):
+    with monkeypatch.context() as patched:
         patched.setattr(File, "close", fail)
-        leave(files, sender)
+        with pytest.raises(OSError, match="quota"):
+            leave(files, sender)
     assert not files._files
     other, _ = claim(files)
     leave(files, other)

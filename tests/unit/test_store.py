@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1100,9 +1101,9 @@ def test_what_is_closed_writes_into_no_other_file(destination: Destination, tmp_
     write(staged, 0)
     before = set(os.listdir("/proc/self/fd"))
     staged.close()
-    others = []
+    others: list[FileIO] = []
     while before - set(os.listdir("/proc/self/fd")):
-        others.append((tmp_path / f"{len(others)}").open("w+b", buffering=0))
+        others.append(FileIO(tmp_path / f"{len(others)}", "w+"))
         others[-1].write(b"x" * (ENTRY.size + 1))
     for touch in (
         lambda: staged.write(memoryview(b"y"), 0),

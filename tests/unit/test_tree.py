@@ -15,7 +15,7 @@ import pytest
 
 from receiver import cache, exclusive, files, place, spool, tree
 from receiver.budget import Budget
-from receiver.descriptors import Places
+from receiver.descriptors import PLACES, Places
 from receiver.listing import Lister
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.roots import Roots
@@ -539,7 +539,7 @@ def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(t
     (data,) = (tmp_path / ".filestreamer").glob("*.data")
     os.truncate(data, 150)
     failure(Code.DESTINATION, it.tree.abandon, other)
-    assert [Code.DESTINATION] == [error.code for error in it.failures if isinstance(error, TransferFailed)]
+    assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
 
 
 def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(tmp_path: Path, moving: Make) -> None:
@@ -1373,7 +1373,7 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
     with pytest.raises(OSError, match="quota"):
         it.tree.leave(cleanly=True)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
-    assert it.tree._arrivals.files not in cache.PLACES._held
+    assert it.tree._arrivals.files not in PLACES._held
 
 
 def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
