@@ -18,13 +18,15 @@ from receiver import portion as state
 from receiver.large import TABLE, UNSEEN, WHOLE_DIGESTS, Large
 from receiver.portion import Portion
 from receiver.spool import Spool
+from receiver.store import Mark
 from wire import limits
 from wire import messages as m
 from wire.codec import decode, encode
 from wire.errors import RemoteProtocolError
 
 _RECORD: Final = struct.Struct("=QQQQQIIIII")
-_LARGE: Final = struct.Struct("=IIQQ")
+_LARGE: Final = struct.Struct("=IIQQQQQ")
+_NO_MARK: Final = Mark(0, 0, 0)
 _SIZE: Final = limits.DIGEST_BYTES
 _PIECE: Final = 256 * limits.KIB
 ENTRY_BYTES: Final = 512
@@ -163,7 +165,8 @@ class Archive:
             return
         settled = bytearray(portion.digests())
         for index, large in sorted(portion.large.items()):
-            settled += _LARGE.pack(index, large.kind, large.at, _SIZE * large.sent_segments)
+            mark = large.mark or _NO_MARK
+            settled += _LARGE.pack(index, large.kind, large.at, _SIZE * large.sent_segments, *mark)
         if record.settled_at:
             self.spool.write(record.settled_at, settled)
             return
@@ -177,13 +180,15 @@ class Archive:
         digests = bytes(_SIZE * record.files)
         if record.settled_at:
             digests = self.spool.read(record.settled_at, _SIZE * record.files)
-            for index, kind, at, _ in self._large(record):
+            for index, kind, at, _, *mark in self._large(record):
                 large = portion.large[index] = Large(part.entries[index], self._chunk_size)
                 large.kind, large.at = kind, at
+                large.mark = Mark(*mark) if any(mark) else None
         portion.restore(self.spool.read(record.states_at, record.files), digests)
         return portion
 
-    def _large(self, record: Record) -> Iterator[tuple[int, int, int, int]]:
+    def _large(self, record: Record) -> Iterator[tuple[int, ...]]:
+        """Yield of each large file: index, kind, place, bytes of digests, and the numbers of its mark."""
         if record.settled_at and record.large:
             at = record.settled_at + _SIZE * record.files
             yield from _LARGE.iter_unpack(self.spool.read(at, record.large * _LARGE.size))
@@ -191,7 +196,7 @@ class Archive:
     def has_partial(self, number: int) -> bool:
         """Whether a large file that is HELD was set aside in its staging."""
         record = self._record(number)
-        held = [index for index, kind, _, _ in self._large(record) if kind == TABLE]
+        held = [index for index, kind, *_ in self._large(record) if kind == TABLE]
         return bool(held) and any(self.states(number)[index] == state.HELD for index in held)
 
     def digests(self) -> Iterator[bytes]:
@@ -206,7 +211,7 @@ class Archive:
         marks = self.spool.read(record.states_at, record.files).translate(state.HAS_DIGEST)
         small = self.spool.read(record.settled_at, _SIZE * record.files)
         start = 0
-        for index, kind, at, size in [*self._large(record), (record.files, UNSEEN, 0, 0)]:
+        for index, kind, at, size, *_ in [*self._large(record), (record.files, UNSEEN, 0, 0)]:
             yield from _marked(marks, small, start, index)
             if kind == WHOLE_DIGESTS and marks[index]:
                 for offset in range(0, size, _PIECE):

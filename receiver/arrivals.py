@@ -4,6 +4,7 @@ A file that is complete goes to the placer at once. Each portion has a lock; beg
 and once for each chunk. What waits, for memory or for a place in the cache, waits without it.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from receiver.portion import Portion
 from receiver.small import COMPARED, SmallFile
 from receiver.store import Destination, Kept, Mark, discard_staged, shown_path
 from service.counters import TransferCounters
+from service.threads import as_failure
 from wire import messages as m
 from wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from wire.grid import Grid
@@ -427,8 +429,12 @@ class Arrivals:
     def _place(self, stake: LargeStake, *, waits: bool) -> None:
         """Have a file put in place. What a thread still writes back is closed by the placer: that may take a while."""
         later = stake.file.is_writing_back
-        staged = (lambda: self._keep_complete(stake)) if later else self._keep_complete(stake)
-        self._placer.add([Whole(stake.file.name, staged, stake.grid.size)], stake.grid.size, waits=waits)
+        try:
+            staged = (lambda: self._keep_complete(stake)) if later else self._keep_complete(stake)
+            self._placer.add([Whole(stake.file.name, staged, stake.grid.size)], stake.grid.size, waits=waits)
+        except Exception as error:  # it counts as received by now: nothing may be committed without it
+            self._failed(as_failure("putting a file in place", error))
+            raise
 
     def _keep_complete(self, stake: LargeStake) -> Kept:
         """Close a file that is all here, with its mode and times; return what is to be put in place."""
@@ -506,8 +512,9 @@ class Arrivals:
 
     def leave(self) -> None:
         """Close what is open, and keep what there is of it for the next run."""
-        for stake, _, _ in self.files.all():
-            stake.forsake()
-            stake.file.close()
-            self.files.remove(stake)
-        self.files.close()
+        with contextlib.ExitStack() as steps:  # each is taken, whatever the disk says to another
+            steps.callback(self.files.close)
+            for stake, _, _ in self.files.all():
+                stake.forsake()
+                steps.callback(self.files.remove, stake)
+                steps.callback(stake.file.close)

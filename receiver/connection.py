@@ -112,8 +112,8 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         try:
             self.counters.disconnect()
-            self._intake.leave(self)
-            self._host.left(self, error)
+            failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._intake.leave(self))
+            self._host.left(self, failure or error)
         finally:  # somebody waits for it, whatever is wrong here
             self._left.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":

@@ -633,12 +633,14 @@ class Files:
                     TransferFailed(Code.DESTINATION, f"the staging of {file.content.path} was lost: run it again")
                 )
             return
-        file.close()
-        if file.account is not None:
-            file.account.close()
-        with self._lock:
-            del self._stakes[transfer]
-            self._forget(file)
+        try:
+            file.close()
+        finally:  # whatever the disk says, others may have the name
+            if file.account is not None:
+                file.account.close()
+            with self._lock:
+                del self._stakes[transfer]
+                self._forget(file)
 
     def is_in_use(self, name: bytes) -> bool:
         """Whether any transfer has this name, as that of a file or of the root of a tree, and does not hang in it."""

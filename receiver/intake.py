@@ -127,13 +127,15 @@ class Intake:
 
     def leave(self, connection: "DataConnection") -> None:
         """Take back what a connection was writing."""
-        if self.cargo is not None:
-            self.cargo.abandon(connection)
-        with self._lock:
-            if self._connections.get(connection.connection_id) is connection:
-                del self._connections[connection.connection_id]
-            self._threads -= 1
-            self._heard_at = max(self._heard_at, connection.channel.heard_at)
+        try:
+            if self.cargo is not None:
+                self.cargo.abandon(connection)
+        finally:  # one of the same id may wait for its place
+            with self._lock:
+                if self._connections.get(connection.connection_id) is connection:
+                    del self._connections[connection.connection_id]
+                self._threads -= 1
+                self._heard_at = max(self._heard_at, connection.channel.heard_at)
 
     @property
     def threads(self) -> int:
@@ -175,9 +177,10 @@ class Intake:
 
     def end(self) -> None:
         """Shut every connection, and wait until its thread has left the files, however long that takes."""
+        connections = self.shut()  # first: the cargo may wait for a thread that writes to one
         if self.cargo is not None:
             self.cargo.shut()
-        for connection in self.shut():
+        for connection in connections:
             connection.end(None)
 
     # --- chunks

@@ -124,7 +124,7 @@ class Directories:
             return known
         try:
             is_new = _make_directory(above.fd, name, mode | stat.S_IRWXU)
-            directory = self._open_directory(above.fd, name, is_new=is_new)
+            directory = self._keep(path, self._open_directory(above.fd, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
                 os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
@@ -133,7 +133,7 @@ class Directories:
                 reason = f"can't make the directory {self.shown(path)}: something else is there"
                 raise TransferFailed(Code.DESTINATION, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't make the directory {self.shown(path)}") from None
-        return self._keep(path, directory)
+        return directory
 
     def shown(self, path: bytes) -> str:
         """Return a path as people know it."""
@@ -310,17 +310,15 @@ class Placer:
         with self._changed:
             while waits and self._is_far_behind():
                 self._changed.wait()
-            if self._error is not None:
-                self._discard(files)
+            if self._error is None:
+                if not self._waiting:
+                    self._waiting_since = time.monotonic()
+                self._waiting += files
+                self._waiting_bytes += size
+                if self._is_due():
+                    self._changed.notify_all()
                 return
-            if not self._waiting:
-                self._waiting_since = time.monotonic()
-            self._waiting += files
-            self._waiting_bytes += size
-            if self._thread is None:
-                self.begin()
-            elif self._is_due():
-                self._changed.notify_all()
+        self._discard(files)
 
     def _is_far_behind(self) -> bool:
         far = len(self._waiting) > BACKLOG_BATCHES * BATCH_FILES or self._waiting_bytes > BACKLOG_BATCHES * BATCH_BYTES
@@ -378,13 +376,14 @@ class Placer:
             error = run_to_end("putting files in place", lambda batch=batch: self._put(batch))  # type: ignore[misc]
             with self._changed:
                 self._is_busy = False
+                waiting: list[Whole] = []
                 if error is not None:
                     self._error = error
-                    self._discard(self._waiting)
-                    self._waiting = []
+                    waiting, self._waiting = self._waiting, []
                 self._changed.notify_all()
             if error is not None:
                 self._failed(error)
+                self._discard(waiting)
                 return
 
     def _next_batch(self) -> list[Whole] | None:
@@ -401,19 +400,14 @@ class Placer:
 
     def _put(self, batch: list[Whole]) -> None:
         """Put a batch in place. Raises TransferFailed where one can't be; the others are, all the same."""
+        whole_files, failure = self._close_all(batch)
         try:
-            for at, whole in enumerate(batch):
-                if callable(whole.staged):
-                    batch[at] = whole._replace(staged=whole.staged())
             sync_file_system(self._staging.fd)
-        except (OSError, TransferFailed) as error:
+        except OSError as error:
             self._is_lost = True
-            self._discard(batch)
-            if isinstance(error, TransferFailed):
-                raise
+            self._discard(whole_files)
             raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
-        failure: TransferFailed | None = None
-        for whole in batch:
+        for whole in whole_files:
             try:
                 self._put_one(whole)
                 self._placed(whole.path)
@@ -422,6 +416,16 @@ class Placer:
                 self._discard([whole])
         if failure is not None:
             raise failure
+
+    def _close_all(self, batch: list[Whole]) -> tuple[list[Whole], TransferFailed | None]:
+        """Close what is open of a batch; return what was closed, and why something could not be finished."""
+        closed, failure = [], None
+        for whole in batch:
+            try:
+                closed.append(whole._replace(staged=whole.staged()) if callable(whole.staged) else whole)
+            except TransferFailed as error:
+                failure = failure or error
+        return closed, failure
 
     def _put_one(self, whole: Whole) -> None:
         parent, _, name = whole.path.rpartition(b"/")

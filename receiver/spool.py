@@ -106,7 +106,7 @@ def _open_unnamed(directory_fd: int) -> int:
     """Make a file without a name, or take its name away where a file system makes none without. Raises OSError."""
     with contextlib.suppress(OSError):
         return os.open(".", _OPEN | os.O_TMPFILE, 0o600, dir_fd=directory_fd)
-    name = f"spool-{threading.get_ident()}"
+    name = f"spool-{os.urandom(8).hex()}"  # nobody else's, and not that of a process that was killed here
     fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory_fd)
     try:
         os.unlink(name, dir_fd=directory_fd)

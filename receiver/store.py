@@ -572,13 +572,20 @@ class Kept(NamedTuple):
     """Which file it is, and when it was changed last."""
 
     def put(self, staging_fd: int, directory_fd: int, final: bytes, *, replace: bool) -> None:
-        """Put it under its final name, after it was synced. Raises OSError."""
-        there = os.stat(self.data_name, dir_fd=staging_fd, follow_symlinks=False)
-        if _looks(there) != self.looks:
-            raise OSError(errno.ESTALE, "somebody changed or replaced its staging: run it again")
-        put_in_place(self.data_name, final, staging_fd, directory_fd, replace=replace)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.ledger_name, dir_fd=staging_fd)
+        """Put it under its final name, after it was synced. Raises OSError.
+
+        It is locked again for that: who has just opened it would write into what is under its final name.
+        """
+        try:
+            with _locked(staging_fd, os.path.splitext(self.ledger_name)[0]):
+                there = os.stat(self.data_name, dir_fd=staging_fd, follow_symlinks=False)
+                if _looks(there) != self.looks:
+                    raise OSError(errno.ESTALE, "somebody changed or replaced its staging: run it again")
+                put_in_place(self.data_name, final, staging_fd, directory_fd, replace=replace)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.ledger_name, dir_fd=staging_fd)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another process receives it by now: run it again") from None
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""
@@ -959,8 +966,13 @@ class Staged(Readable):
         self._destination.staged.discard(self)
         if self._fds:
             self._discard_if_nothing_was_noted()
-        while self._fds:
-            os.close(self._fds.pop())
+        self.fd = self._ledger_fd = self._staging_fd = -1  # the numbers may be another file's from now on
+        try:
+            while self._fds:
+                os.close(self._fds.pop())
+        except OSError:  # of what was written; the others are open
+            self.close()
+            raise
         self._destination.tidy()
 
     def _discard_if_nothing_was_noted(self) -> None:

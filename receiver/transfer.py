@@ -847,6 +847,7 @@ class Transfer(threading.Thread):
         if isinstance(error, Aborted | ConnectionLost) or self._session.state in ("aborted", "complete"):
             return
         code: Code = getattr(error, "code", Code.INTERNAL)
+        self._writing_since = time.monotonic()  # who takes nothing of it is not waited for, however much it says
         try:
             channel.send_message(m.Abort(code, str(error)))
             channel.finish_writing()

@@ -10,6 +10,7 @@ A part is looked at whole while something of it is under way (`portion`). PORTIO
 one with borrowed memory; those that come meanwhile wait unanswered, which holds the sender back.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -84,12 +85,12 @@ class Tree:
         self._rehasher = rehasher
         self._nudge = nudge
         self._staging = TreeStaging(destination, root)
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._staging.close)
             self._spool = Spool(self._staging.files_fd, destination.path)
+            opened.callback(self._spool.close)
             self._index = Spool(self._staging.files_fd, destination.path)
-        except BaseException:
-            self._staging.close()
-            raise
+            opened.pop_all()
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
         self._placer = Placer(destination, self._staging, failed, self._hear_placed)
         try:
@@ -473,14 +474,15 @@ class Tree:
 
     def leave(self, *, cleanly: bool) -> None:
         """Put in place what is complete, and keep what there is of large files for the next run."""
-        self._lister.close()
-        self._placer.end()
-        if not cleanly:
-            self._arrivals.files.close()
-            return
-        self._arrivals.leave()
-        self._close_spools()
-        self._staging.close()
+        with contextlib.ExitStack() as steps:  # the last one first; each is taken, whatever the disk says to another
+            if cleanly:
+                steps.callback(self._staging.close)
+                steps.callback(self._close_spools)
+                steps.callback(self._arrivals.leave)
+            else:
+                steps.callback(self._arrivals.files.close)
+            steps.callback(self._placer.end)
+            steps.callback(self._lister.close)
 
     def _close_spools(self) -> None:
         self._spool.close()

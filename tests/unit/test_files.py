@@ -1,5 +1,6 @@
 """Who may have a share of which file, and when a file of several shares is complete."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from receiver import reserve
 from receiver.assembly import Turn
 from receiver.budget import Budget
-from receiver.files import Files, Stake, Step
+from receiver.files import File, Files, Stake, Step
 from receiver.store import Destination, Staged
 from tests.support.services import UNIT
 from wire import messages as m
@@ -204,6 +205,24 @@ def test_a_file_that_can_not_be_staged_keeps_nobody_out(files: Files, tmp_path: 
 
 
 # -------------------------------------------------------------------------------------------------------- what is whose
+
+
+def test_a_file_whose_close_fails_keeps_nobody_out(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system tells there that what was written is lost."""
+    sender, _ = claim(files)
+    close = File.close
+
+    def fail(file: File) -> None:
+        close(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(File, "close", fail)
+        with pytest.raises(OSError, match="quota"):
+            leave(files, sender)
+    assert not files._files
+    other, _ = claim(files)
+    leave(files, other)
 
 
 def test_a_segment_of_another_share_is_none(files: Files) -> None:

@@ -18,7 +18,7 @@ from tests.support.services import UNIT
 from wire import limits
 from wire import messages as m
 from wire.digests import root_digest
-from wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
+from wire.errors import Code, ConnectionClosed, ConnectionLost, FilestreamerError, TransferFailed
 from wire.framing import frame
 from wire.grid import Grid, Share
 from wire.opening import random_id
@@ -207,3 +207,29 @@ def test_few_control_connections_wait_for_a_coordinator(slow: tuple[Slow, Transf
     last = channels[CONTROLS - 1]
     last.hear(*OFFER, FINISH)
     last.expect(m.Complete)
+
+
+class Deaf(Scripted):
+    """A control connection of a peer that says as much as it likes, and takes no Abort."""
+
+    def send_message(self, message: m.Message) -> None:
+        while isinstance(message, m.Abort):  # as a channel does while its socket takes nothing
+            time.sleep(0.01)
+            self.patience()
+        super().send_message(message)
+
+
+def test_a_sender_that_talks_and_reads_nothing_holds_no_transfer(
+    transfer: Transfer, registry: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
+    channel = Deaf()
+    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    channel.hear(OFFER[0])
+    channel.expect(m.Welcome)
+    transfer.end_soon(TransferFailed(Code.TIMEOUT, "others wait for the place"))
+    channel.hear(*[m.Progress(m.Phase.MOVING, 0, 0)] * 1000)
+    transfer.join(2 * UNIT)
+    assert not transfer.is_alive()
+    assert [str(error) for error in registry.ends] == ["others wait for the place"]

@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1092,3 +1093,30 @@ def test_a_file_of_which_nothing_was_noted_keeps_no_space(destination: Destinati
     staged.close()
     assert staged_data(path).exists() == bool(noted)
     assert list(stage(destination).claims.indices()) == list(range(noted))
+
+
+def test_what_is_closed_writes_into_no_other_file(destination: Destination, tmp_path: Path) -> None:
+    """Its descriptors' numbers may be another file's by then."""
+    staged = stage(destination)
+    write(staged, 0)
+    before = set(os.listdir("/proc/self/fd"))
+    staged.close()
+    others: list[FileIO] = []
+    while before - set(os.listdir("/proc/self/fd")):
+        others.append(FileIO(tmp_path / f"{len(others)}", "w+"))
+        others[-1].write(b"x" * (ENTRY.size + 1))
+    for touch in (
+        lambda: staged.write(memoryview(b"y"), 0),
+        lambda: staged.record([(0, segment_digest(b"y"))]),
+        staged.prepare,
+        staged.kept,
+        staged.commit,
+    ):
+        with pytest.raises((TransferFailed, OSError)):
+            touch()
+    staged.discard()
+    staged.close()
+    for other in others:
+        other.seek(0)
+        assert other.read() == b"x" * (ENTRY.size + 1)
+        other.close()

@@ -1,6 +1,8 @@
 """A tree at the receiver, without sockets: what is listed, what is answered, what lies there afterwards."""
 
 import errno
+import fcntl
+import itertools
 import os
 import queue
 import stat
@@ -11,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from receiver import cache, exclusive, place, tree
+from receiver import cache, exclusive, files, place, spool, tree
 from receiver.budget import Budget
-from receiver.descriptors import Places
+from receiver.descriptors import PLACES, Places
 from receiver.listing import Lister
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.roots import Roots
@@ -65,18 +67,23 @@ class Moving:
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
         self.destination = Destination(str(path), replace=replace)
         self.roots = Roots(self.destination, self._claim)
-        self.tree = Tree(
+        self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
+        self.tree = self.another(sample)
+        self.connection = Connection(self)
+
+    def another(self, sample: TreeSample) -> Tree:
+        """Make a tree in this destination."""
+        return Tree(
             sample.offer,
             self.roots,
             root=sample.entries[0].path.split(b"/")[0],
-            account=Budget(memory_bytes).admit("somebody", 1 << 20),
+            account=self._account,
             counters=self.counters,
             rehasher=self._rehasher,
             failed=self.failures.append,
             nudge=self._nudge,
             log=log.configure("receiver"),
         )
-        self.connection = Connection(self)
 
     def _claim(self, name: bytes) -> None:
         self.claimed.append(name)
@@ -517,6 +524,40 @@ def test_a_large_file_whose_staging_is_changed(tmp_path: Path, moving: Make) -> 
     assert callable(step)
     assert "changed" in failure(Code.DESTINATION, step)
     assert os.listdir(tmp_path / "t") == ["f"]
+
+
+def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(tmp_path: Path, moving: Make) -> None:
+    """It counts as received: the transfer ends, as it would be committed without that file."""
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    assert it.send(m.Segment(1, 0, C))
+    other = Connection(it)
+    it.begin(m.Segment(1, 0, C), connection=other)  # it compares while the rest comes
+    it.send_all()
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    os.truncate(data, 150)
+    failure(Code.DESTINATION, it.tree.abandon, other)
+    assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
+
+
+def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(tmp_path: Path, moving: Make) -> None:
+    """What that one writes must not go into the file under its final name."""
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    with noted.open("rb") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        it.tree.close(tree.finish)
+        step = it.tree.next_step()
+        assert callable(step)
+        assert "another process" in failure(Code.DESTINATION, step)
+    assert not (tmp_path / "t/large").exists()
+    assert len(staged(tmp_path)) == 2
 
 
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving: Make) -> None:
@@ -969,6 +1010,30 @@ def test_a_large_file_that_another_process_wrote_meanwhile(
     failure(Code.BUSY, it.begin, m.Segment(1, C, 100 - C))
 
 
+def test_a_file_that_is_all_here_and_that_another_process_wrote_before_finish(tmp_path: Path, moving: Make) -> None:
+    """Its part of the manifest is in the archive by then: what tells the staging apart is there, too."""
+    large = sample()
+    large.add(b"t/large", bytes(range(200)))
+    first = moving(large)
+    first.offer()
+    for at in (0, C, 2 * C):
+        assert first.send(m.Segment(1, at, C))
+    it = moving(sample_of(large))
+    it.offer()
+    while len(it.tree._arrivals.files) and not it.tree.has_more:
+        it.rehashed()
+        it.send(m.Segment(1, 3 * C, 8))
+    assert list(it.tree.more()) == []
+    assert not it.tree._arrivals.under_way
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    data.write_bytes(b"x" * 200)
+    with noted.open("ab") as ledger:
+        ledger.write(b"x")
+    assert "another process" in failure(Code.BUSY, it.tree.close, large.finish)
+    assert not (tmp_path / "t/large").exists()
+
+
 def test_a_file_with_more_segments_than_the_memory_for_all(moving: Make) -> None:
     huge = sample()
     huge.entries.append(m.Entry(b"t/huge", m.EntryType.FILE, C * (1 << 23), 0o644, MTIME))
@@ -1221,6 +1286,94 @@ def test_a_sync_that_fails_puts_nothing_in_place(tmp_path: Path, moving: Make, m
     assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
     assert os.listdir(tmp_path / "t") == []
     assert staged(tmp_path) == []  # what was written can't be trusted
+
+
+def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything done to it after it was closed: its descriptor may be another file's by then."""
+    monkeypatch.setattr(files, "WRITE_BACK_BYTES", 100)
+    finished: list[tuple[str, bool]] = []
+    finish = Staged.prepare
+
+    def prepare(staged: Staged) -> None:
+        finished.append((os.path.basename(staged.path), staged.fd >= 0))
+        if staged.entry.uid is not None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        finish(staged)
+
+    monkeypatch.setattr(Staged, "prepare", prepare)
+    tree = sample()
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/another's", bytes(200), uid=1234)
+    tree.add(b"t/large", bytes(range(200)))
+    it = moving(tree)
+    it.offer()
+    it.send_all()
+    it.tree.close(tree.finish)
+    step = it.tree.next_step()
+    assert callable(step)
+    assert "not permitted" in failure(Code.DESTINATION, step)
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+    assert sorted(os.listdir(tmp_path / "t")) == ["large", "small"]
+    assert sorted(finished) == [("another's", True), ("large", True)]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_tree_that_finds_no_descriptor_leaves_none(
+    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"f")
+    it = moving(tree)
+    before = len(os.listdir("/proc/self/fd"))
+    opened = itertools.count()
+    open_spool, start = spool._open_unnamed, threading.Thread.start
+
+    def open_unnamed(directory_fd: int) -> int:
+        if next(opened) == which:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_spool(directory_fd)
+
+    def start_thread(thread: threading.Thread) -> None:
+        if thread.name == "place":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(spool, "_open_unnamed", open_unnamed)
+    monkeypatch.setattr(threading.Thread, "start", start_thread)
+    other = sample_of(tree)
+    other.entries = [entry._replace(path=b"other" + entry.path[1:]) for entry in other.entries]
+    for _ in range(5):
+        opened = itertools.count()
+        failure(Code.LIMIT, it.another, other)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir(tmp_path / ".filestreamer")) == 1
+
+
+def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
+    moving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system tells in close(2) that what was written is lost."""
+    tree = sample()
+    for at in range(3):
+        tree.add(b"t/%d" % at, bytes(200))
+    before = len(os.listdir("/proc/self/fd"))
+    it = moving(tree)
+    it.offer()
+    for at in range(3):
+        assert it.send(m.Segment(1 + at, 0, C))
+    close = files.File.close
+
+    def fail(file: files.File) -> None:
+        close(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(files.File, "close", fail)
+    with pytest.raises(OSError, match="quota"):
+        it.tree.leave(cleanly=True)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
+    assert it.tree._arrivals.files not in PLACES._held
 
 
 def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
