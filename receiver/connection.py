@@ -184,7 +184,7 @@ class DataConnection(threading.Thread):
             return
         sink, received = parts[0].stake, (header.chunk_id, size, begun_at)
         if isinstance(sink, Output):
-            sink.hand_over(parts[0].position, lambda: self._acknowledge_passed(received))
+            sink.hand_over(parts[0].position, self, lambda: self._acknowledge_passed(received))
             return
         for part in parts:
             if part.write and (recorder := part.stake.recorder) is not None:

@@ -35,6 +35,8 @@ SLOTS_LEAST: Final = 2
 """Chunks of a window with which one can be passed on while the next one comes."""
 SLOT_BYTES: Final = 1024
 """What a chunk of the window costs beside its bytes: what is known of it, who is to be told, its last digest."""
+TOLD_MOST: Final = 3
+"""Connections that hear of one chunk. A sender has one that it waits for, and may have closed others."""
 WAITING_SECONDS: Final = 1.0
 """A write that takes longer than this is waiting: the sender is told so."""
 
@@ -109,8 +111,8 @@ class _Chunk:
     """Empty until all of it is here and right."""
     by: int = 0
     """The connection that brought it."""
-    passed_on: list[Callable[[], None]] = field(default_factory=list)
-    """Called when it is passed on."""
+    passed_on: dict[Writer, Callable[[], None]] = field(default_factory=dict)
+    """Called when it is passed on: of the connections that brought it and are there, the last TOLD_MOST."""
 
 
 class Output:
@@ -260,19 +262,29 @@ class Output:
             self._changed.notify_all()
             return True
 
-    def hand_over(self, position: int, passed_on: Callable[[], None]) -> None:
-        """Have it told when a chunk that was delivered is passed on: by the thread that does that, or at once."""
+    def hand_over(self, position: int, writer: Writer, passed_on: Callable[[], None]) -> None:
+        """Have it told when a chunk that was delivered is passed on: by the thread that does that, or at once.
+
+        A connection hears of it once, however often it brings it, and few connections do: a sender sends a chunk again
+        only where the connection before is gone.
+        """
         with self._changed:
             if position >= self._passed:
-                self._chunks[position].passed_on.append(passed_on)
+                told = self._chunks[position].passed_on
+                told.pop(writer, None)
+                told[writer] = passed_on
+                if len(told) > TOLD_MOST:
+                    del told[next(iter(told))]
                 return
         passed_on()
 
     def abandon(self, writer: Writer) -> None:
-        """Take back what a connection was bringing."""
+        """Take back what a connection was bringing, and tell it nothing more."""
         with self._changed:
             for position in [at for at, chunk in self._chunks.items() if chunk.writer is writer]:
                 del self._chunks[position]
+            for chunk in self._chunks.values():
+                chunk.passed_on.pop(writer, None)
 
     # --- passing on
 
@@ -303,7 +315,8 @@ class Output:
                 self.chunk_map.add(position, chunk.by)
                 self._passed += 1
                 self._passed_bytes += chunk.length
-            for passed_on in chunk.passed_on:
+                told = list(chunk.passed_on.values())
+            for passed_on in told:
                 passed_on()
 
     def _pass_on_zeros(self, index: int) -> None:

@@ -144,6 +144,24 @@ def _fill(link: Link, window_bytes: int) -> None:
 # --------------------------------------------------------------------------------------------------------- small chunks
 
 
+def test_a_chunk_that_waits_costs_no_more_for_being_brought_again(pair: Pair) -> None:
+    """A pipe acknowledges a chunk when those before it have come: what is kept for that doesn't grow with repeats."""
+    receiver = pair.receiver()
+    chunk = frame(m.ChunkHeader(1, (m.Segment(0, 1024, 1),))) + b"x" + segment_digest(b"x")
+    with RawSender(pair.address(receiver)) as sender:
+        control = sender.control()
+        stream = entry(b"s", type=m.EntryType.STREAM)
+        control.send(m.Offer(1024, None, False, 0), m.ManifestPart(0, (stream,), True))
+        control.expect(m.Needed)
+        link = sender.data()
+        before = resident_bytes(receiver.process.pid)
+        for _ in range(200):
+            link.send_raw(chunk * 1000)
+        link.end_writing()
+        link.rest()  # to the end: all of it was looked at
+        assert resident_bytes(receiver.process.pid) < before + 16 * MIB
+
+
 def test_an_offer_costs_no_more_than_what_comes_of_it(pair: Pair) -> None:
     """A window is a number that a peer says: nothing is made for it, and there is a bound to its chunks."""
     receiver = pair.receiver()

@@ -112,7 +112,7 @@ class Pipe:
         connection.delivered.add(chunk_id)
         digest = segment_digest(content)
         assert self.output.deliver(position, digest, digest, connection.number)
-        self.output.hand_over(position, lambda: self._acknowledged(connection, chunk_id))
+        self.output.hand_over(position, connection, lambda: self._acknowledged(connection, chunk_id))
         return True
 
     def _acknowledged(self, connection: Connection, chunk_id: int) -> None:

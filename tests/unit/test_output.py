@@ -1,5 +1,6 @@
 """Chunks that come in any order are passed on in order, as far as the window reaches."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class Bench:
         computed = segment_digest(content)
         if not self.output.deliver(position, computed if digest is None else digest, computed, 7):
             return False
-        self.output.hand_over(position, lambda: self.acknowledged.append(position))
+        self.output.hand_over(position, self.connection, lambda: self.acknowledged.append(position))
         return True
 
     def bring(self, position: int, content: bytes) -> Turn:
@@ -174,7 +175,7 @@ def test_a_chunk_that_comes_again_before_its_turn_is_acknowledged_with_it(bench:
     assert not bench.deliver(1, chunk(7))
     assert bench.acknowledged == []
     bench.bring(0, chunk(0))
-    bench.until_acknowledged(0, 1, 1)
+    bench.until_acknowledged(0, 1)
 
 
 def test_one_connection_brings_a_chunk_at_a_time(bench: Bench) -> None:
@@ -192,6 +193,9 @@ def test_what_a_lost_connection_had_brought_stays(bench: Bench) -> None:
     bench.begin(2, chunk(2))
     bench.output.abandon(bench.connection)
     bench.bring(0, chunk(0))
+    bench.until(lambda: bench.output.passed == 2)
+    bench.until_acknowledged(0)  # 1 is acknowledged where it is brought again
+    assert bench.bring(1, chunk(1)) is Turn.COMPARE
     bench.until_acknowledged(0, 1)
     assert bench.begin(2, chunk(2)) is Turn.WRITE
 
@@ -324,3 +328,19 @@ def test_a_window_is_a_number_until_it_is_used() -> None:
     assert bench.begin(3 * SLOTS - 1, chunk(3 * SLOTS - 1)) is Turn.COMPARE
     assert bench.deliver(3 * SLOTS - 1, chunk(3 * SLOTS - 1))
     assert bench.output.end(UNIT)
+
+
+def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Bench) -> None:
+    told: list[str] = []
+    content = b"b" * CHUNK
+    bench.bring(1, content)
+    digest = segment_digest(content)
+    first, second = Connection(), Connection()
+    for name, connection in [("first", first), ("second", second), ("first", first), ("first", first)]:
+        assert bench.output.begin(1, CHUNK, connection)[0] is Turn.COMPARE
+        assert bench.output.deliver(1, digest, digest, 7)
+        bench.output.hand_over(1, connection, functools.partial(told.append, name))
+    bench.output.abandon(first)
+    bench.bring(0, b"a" * CHUNK)
+    bench.until(lambda: bench.output.passed == 2 and bool(told))
+    assert told == ["second"]
