@@ -637,7 +637,8 @@ def test_connections_that_are_cut(pair: Pair, long: Path, plan: list[Fault]) -> 
         else:
             sent = pair.sender(long, proxy.address, *SLOW).succeeds()
             assert sent["reconnects"] or sent["resent_chunks"] or len(plan) == 1
-    receiver.succeeds()
+    assert receiver.wait(3 * UNIT) == 0
+    assert receiver.results[-1]["status"] == "complete"  # a sender that gave up may have come as far as to offer
     assert trees.differences(long, pair.destination / "tree") == []
 
 
