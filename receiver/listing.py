@@ -47,6 +47,8 @@ class Lister:
         self._roots = roots
         self._spool = spool
         self._checksum = checksum
+        self._kept_root: bytes | None = None
+        """The name in the destination that the entry taken last was below, if it is held to the end."""
         self._waits_in_staging = False
         """Whether the entry that was taken last is put in place later."""
         self._directories = Directories(destination)
@@ -97,7 +99,9 @@ class Lister:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
-        self._roots.claim(root, passes=passes)
+        if root != self._kept_root:
+            self._roots.claim(root, passes=passes)
+            self._kept_root = None if passes else root
         kind = self._take(portion, index, entry)
         if passes and kind in (state.NOTHING, state.UNCHECKED) and not self._waits_in_staging:
             self._roots.release(root)
