@@ -1,6 +1,7 @@
 """What the sender of a tree is told of the files of a portion, as they are now."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 
 from receiver import assembly
 from receiver import portion as state
@@ -41,30 +42,44 @@ def answers(portion: Portion, spool: Spool) -> Iterator[m.Message]:
 
 def _large_answers(portion: Portion, index: int, spool: Spool) -> Iterator[m.Message]:
     """Say what is needed of a large file, and what is held; what is CLAIMED comes later."""
-    file_id = portion.first + index
-    needed: list[tuple[int, int]] = []
     with portion.lock:
-        large = portion.large[index]
-        if portion.is_partial(index):
-            needed = large.positions((assembly.FREE, assembly.WRITING), spool)
-            held = large.positions((assembly.HELD, assembly.VERIFIED), spool)
-            is_final = False
-        else:
-            held = list(large.runs())
-            is_final = portion.state(index) == state.HELD
-    yield from needed_messages(file_id, needed)
-    yield from held_messages(portion, index, held, spool, final=is_final)
+        is_partial = portion.is_partial(index)
+        is_final = portion.state(index) == state.HELD and not is_partial
+    if not is_partial:
+        yield from held_messages(portion, index, portion.large[index].runs(), spool, final=is_final)
+        return
+    for start, states in _states(portion, index, spool):
+        yield from needed_messages(portion.first + index, _runs(start, states, assembly.FREE, assembly.WRITING))
+        held = _runs(start, states, assembly.HELD, assembly.VERIFIED)
+        yield from held_messages(portion, index, held, spool, final=False)
 
 
-def needed_messages(file_id: int, runs: Sequence[tuple[int, int]]) -> Iterator[m.Needed]:
+def _states(portion: Portion, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:
+    """Yield the states of the segments of a large file, piece by piece, each as it is then: first segment, states.
+
+    Of many segments there can be as many runs: a list of all would take far more than the table of the file does.
+    """
+    large = portion.large[index]
+    for first, end in large.pieces():
+        with portion.lock:
+            states = large.states_between(first, end, spool)
+        yield first, states
+
+
+def _runs(start: int, states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of segments in any of the wanted states, given those from segment `start` on."""
+    return ((start + first, start + end) for first, end in assembly.runs(states, *wanted))
+
+
+def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
     """Say which segments are needed in messages that are small enough."""
-    ranges = [m.SegmentRange(file_id, first, end - first) for first, end in runs]
-    for at in range(0, len(ranges), limits.RANGES_PER_NEEDED):
-        yield m.Needed((), tuple(ranges[at : at + limits.RANGES_PER_NEEDED]))
+    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
+    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
+        yield m.Needed((), some)
 
 
 def held_messages(
-    portion: Portion, index: int, runs: Sequence[tuple[int, int]], spool: Spool, *, final: bool
+    portion: Portion, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
 ) -> Iterator[m.Held]:
     """Tell the digests of segments of a large file that are here, in messages that are small enough."""
     large = portion.large[index]
@@ -85,15 +100,12 @@ def missing(portion: Portion, spool: Spool, *, is_answered: bool) -> Iterator[m.
     with portion.lock:
         claimed = [index for index, kind in enumerate(portion.states()) if kind == state.CLAIMED]
         partial = [index for index in portion.large if portion.is_partial(index)]
-        runs = {
-            index: portion.large[index].positions(wanted, spool)
-            for index in partial
-            if portion.state(index) in (state.WRITING, state.HELD)
-        }
+        partial = [index for index in partial if portion.state(index) in (state.WRITING, state.HELD)]
     for index in claimed:
         yield m.Needed((m.FileRange(portion.first + index, 1),), ())
-    for index, positions in runs.items():
-        yield from needed_messages(portion.first + index, positions)
+    for index in partial:
+        for start, states in _states(portion, index, spool):
+            yield from needed_messages(portion.first + index, _runs(start, states, *wanted))
     if not is_answered:
         yield from (each for each in answers(portion, spool) if isinstance(each, m.Needed) and each.files)
 

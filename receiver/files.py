@@ -239,7 +239,7 @@ class File:
                 return Step.WAIT
             if any(other.index not in self._sealed for other in others):
                 return Step.WAIT
-            if any(list(self.assembly.runs(CLAIMED, share=other)) for other in others):
+            if any(any(self.assembly.runs(CLAIMED, share=other)) for other in others):
                 return Step.REHASH
             for other in others:
                 self._settle_sealed(other)
@@ -249,7 +249,7 @@ class File:
     def _settle_sealed(self, share: Share) -> None:
         """Count a sealed share as finished, now that it is re-hashed, if all of it is still there."""
         self._sealed.discard(share.index)
-        if not list(self.assembly.runs(FREE, WRITING, share=share)):
+        if not any(self.assembly.runs(FREE, WRITING, share=share)):
             self._finished.add(share.index)
 
     def sealed_claims(self) -> list[tuple[Share, int, int]]:
@@ -381,16 +381,17 @@ class Stake:
 
     def answer(self) -> Answer:
         """Read what is needed and what is held now; what is claimed is told when it is re-hashed."""
-        states = self._states()
+        states = self.states()
         return Answer(list(runs(states, FREE, WRITING)), list(runs(states, HELD, VERIFIED)))
 
     def answers(self, file_id: int) -> Iterator[m.Needed | m.Held]:
         """Say so, message by message: of a file of many chunks there can be as many runs."""
-        states = self._states()
+        states = self.states()
         yield from self._needed(file_id, runs(states, FREE, WRITING))
         yield from self._held(file_id, runs(states, HELD, VERIFIED))
 
-    def _states(self) -> bytes:
+    def states(self) -> bytes:
+        """Return the states of the chunks of the share as they are now, one byte each."""
         with self.file.lock:
             return self.file.assembly.states(self.share)
 
@@ -401,15 +402,15 @@ class Stake:
 
     def claimed_chunks(self) -> int:
         """Count the chunks that are to be re-hashed."""
-        return self._states().count(CLAIMED)
+        return self.states().count(CLAIMED)
 
     def claimed_runs(self) -> Iterator[tuple[int, int]]:
         """Yield them, as they are now, as runs of ordinals: of a file of many chunks there can be as many."""
-        return runs(self._states(), CLAIMED)
+        return runs(self.states(), CLAIMED)
 
     def missing(self, most: int | None = None) -> list[tuple[int, int]]:
         """Read which chunks are not here, as runs of ordinals: all of these, or the first `most`."""
-        return list(itertools.islice(runs(self._states(), FREE, CLAIMED, WRITING), most))
+        return list(itertools.islice(runs(self.states(), FREE, CLAIMED, WRITING), most))
 
     def needed_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
         """Say what is needed in messages that are small enough."""

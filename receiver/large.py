@@ -6,7 +6,7 @@ the spool, as are the digests of one that is complete.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from receiver.cargo import Connection
@@ -159,30 +159,21 @@ class Large:
         """Write digests of segments that follow each other and do not lie in holes."""
         spool.write(self.place(spool) + _SIZE * self._rank(first), digests)
 
-    def states(self, spool: Spool) -> Iterator[tuple[int, bytes]]:
-        """Yield the states of its segments (`assembly`), in runs that do not lie in holes: first position, states."""
-        stake, rank = self.stake, 0
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield `runs`, none of them longer than what is looked at, or copied, at once."""
         for first, end in self.runs():
-            if stake is not None:
-                with stake.file.lock:
-                    yield first, stake.file.assembly.states_between(first, end)
-            else:
-                yield first, spool.read(self.at + _SIZE * self.sent_segments + rank, end - first)
-            rank += end - first
+            for start in range(first, end, _PIECE):
+                yield start, min(start + _PIECE, end)
 
-    def positions(self, wanted: Iterable[int], spool: Spool) -> list[tuple[int, int]]:
-        """Return the runs [first, end) of segments in any of these states."""
-        marks = bytes(state in tuple(wanted) for state in range(256))
-        found: list[tuple[int, int]] = []
-        for start, states in self.states(spool):
-            flags = states.translate(marks)
-            first = flags.find(1)
-            while first >= 0:
-                end = flags.find(0, first)
-                end = len(flags) if end < 0 else end
-                found.append((start + first, start + end))
-                first = flags.find(1, end)
-        return found
+    def states_between(self, first: int, end: int, spool: Spool) -> bytes:
+        """Return the states (`assembly`) of segments that follow each other and do not lie in holes."""
+        stake = self.stake
+        if stake is not None:
+            with stake.file.lock:
+                return stake.file.assembly.states_between(first, end)
+        if self.kind == UNSEEN:  # dropped meanwhile
+            return b""
+        return spool.read(self.at + _SIZE * self.sent_segments + self._rank(first), end - first)
 
     def set_aside(self, spool: Spool, *, is_whole: bool) -> None:
         """Write into the spool what is known of its segments, now that nobody is inside. Raises TransferFailed."""

@@ -85,6 +85,11 @@ def batches(grid: Grid, start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, stop)
 
 
+def count_batches(grid: Grid, start: int, stop: int) -> int:
+    """Count them."""
+    return -(-(stop - start) // _step(grid))
+
+
 def _step(grid: Grid) -> int:
     return max(1, min(BATCH_CHUNKS, BATCH_BYTES // grid.chunk_size))
 
@@ -129,7 +134,7 @@ class Rehasher:
     def add(self, work: Work) -> int:
         """Hash these chunks soon; return in how many batches."""
         self.add_all(iter((work,)))
-        return -(-(work.stop - work.start) // _step(work.grid))
+        return count_batches(work.grid, work.start, work.stop)
 
     def add_all(self, works: Iterable[Work]) -> None:
         """Hash these chunks soon. They are asked for when their turn comes, by another thread."""

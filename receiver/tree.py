@@ -19,13 +19,14 @@ from receiver import portion as state
 from receiver.answers import answers, held_messages, missing, needed_messages
 from receiver.archive import Archive, cost_bytes
 from receiver.arrivals import Arrivals
+from receiver.assembly import CLAIMED, runs
 from receiver.budget import Account
 from receiver.cargo import Connection, Part, Step
 from receiver.large import WHOLE_DIGESTS, Large
 from receiver.listing import Lister
 from receiver.place import Placer, TreeStaging, sync_file_system
 from receiver.portion import Portion
-from receiver.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work
+from receiver.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches
 from receiver.roots import Roots
 from receiver.spool import Spool
 from receiver.store import Staged, check_path
@@ -303,9 +304,16 @@ class Tree:
         except BaseException:
             files.give_back(*room)
             raise
-        for start, stop in stake.claimed():
-            work = Work(portion.first + index, stake.content, stake.grid, stake.share, start, stop)
-            stake.rehashing += self._rehasher.add(work)
+        states = stake.states()  # as they are now: what is counted is what is re-hashed
+
+        def works() -> Iterator[Work]:
+            for start, stop in runs(states, CLAIMED):
+                yield Work(portion.first + index, stake.content, stake.grid, stake.share, start, stop)
+
+        count = sum(count_batches(work.grid, work.start, work.stop) for work in works())
+        if count:
+            stake.rehashing += count
+            self._rehasher.add_all(works())
 
     def _rehash(self, portion: Portion, finals: list[int]) -> None:
         if finals:
@@ -364,7 +372,7 @@ class Tree:
         if found is None:
             yield m.Needed((m.FileRange(file_id, 1),), ())
         elif large is not None:
-            yield from held_messages(portion, index, list(large.runs()), self._spool, final=True)
+            yield from held_messages(portion, index, large.runs(), self._spool, final=True)
         else:
             yield m.Held(file_id, 0, found, (), True)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support import services
 from tests.support.cgroups import Group, memory_group
 from tests.support.peer import Ended, Link, RawSender, acknowledged
-from tests.support.processes import resident_bytes
+from tests.support.processes import peak_bytes, resident_bytes
 from tests.support.scrape import scrape
 from tests.support.services import UNIT, Pair, Service, same
 from wire import limits
@@ -142,6 +142,44 @@ def _fill(link: Link, window_bytes: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- small chunks
+
+
+def test_every_other_chunk_of_a_file_of_a_tree_is_answered_and_resumed_in_little_memory(pair: Pair) -> None:
+    """As many runs as there can be: nothing makes a list of them, nor work for each, all at once."""
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    size = 48 * 1024
+    file = entry(b"d/f", size)
+    messages = (m.Offer(1, None, False, 0), m.ManifestPart(0, (entry(b"d", type=m.EntryType.DIRECTORY), file), True))
+    digest = segment_digest(b"x")
+    with RawSender(address) as sender:
+        control = sender.control()
+        control.send(*messages)
+        control.expect(m.Needed)
+        link = sender.data()
+        for first in range(0, size, 2048):
+            chunks = [frame(m.ChunkHeader(at, (m.Segment(1, at, 1),))) for at in range(first, first + 2048, 2)]
+            link.send_raw(b"".join([chunk + b"x" + digest for chunk in chunks]))
+            acknowledged(link, len(chunks))
+        before = resident_bytes(receiver.process.pid)
+        _expect_both(sender.control(), messages, size // 2)
+    with RawSender(address) as again:
+        _expect_both(again.control(), messages, size // 2)
+    assert peak_bytes(receiver.process.pid) < before + 10 * MIB
+
+
+def _expect_both(control: Link, messages: tuple[m.Message, ...], segments: int) -> None:
+    """Offer; so many segments are needed, and as many held."""
+    control.send(*messages)
+    needed = held = 0
+    while (needed, held) != (segments, segments):
+        answer = control.read()
+        if isinstance(answer, m.Needed):
+            needed += sum(each.segments for each in answer.segments)
+        elif isinstance(answer, m.Held):
+            held += len(answer.digests) // limits.DIGEST_BYTES
+        else:
+            assert isinstance(answer, m.Progress)
 
 
 def test_a_chunk_that_waits_costs_no_more_for_being_brought_again(pair: Pair) -> None:
