@@ -115,7 +115,9 @@ class Server:
         limit = settings.memory_limit or memory.default_limit()
         if limit < memory.LIMIT_MIN_BYTES:
             least = format_size(memory.LIMIT_MIN_BYTES)
-            log.warning("little_memory", limit_bytes=limit, reason=f"a receiver takes up to {least} (--memory-limit)")
+            log.warning(
+                "little_memory", limit_bytes=limit, reason=f"a receiver may take {least} all the same: allow it that"
+            )
         for_peers = memory.budget_bytes(limit)
         self._slots_most = min(SLOTS, max(SLOTS_MIN, for_peers // SLOTS_SHARE // SLOT_BYTES))
         self._budget = Budget(for_peers - self._slots_most * SLOT_BYTES)

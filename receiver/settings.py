@@ -35,7 +35,7 @@ class ReceiverSettings(CommonSettings):
     )
     """Path of the one file to receive, relative to the working directory and not to `directory`; or STDOUT."""
 
-    once: bool = setting(bool, "End after the first complete file.", default=False)
+    once: bool = setting(bool, "End after the first transfer that is complete.", default=False)
     """End after the first file that is committed, all shards of it having left; always true with `output_file`."""
 
     no_replace: bool = setting(bool, "Refuse a file that exists already.", default=False)
@@ -63,7 +63,7 @@ class ReceiverSettings(CommonSettings):
 
     memory_limit: int | None = setting(
         values.size(1, settings.WINDOW_MAX),
-        "Memory that this receiver is to get by with, socket buffers included."
+        "Memory that this receiver stays within, socket buffers included."
         "  [default: what its container may take, or 512MiB]",
         metavar="SIZE",
     )
