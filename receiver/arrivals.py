@@ -443,7 +443,7 @@ class Arrivals:
             self.files.remove(stake)
 
     def _drop(self, large: Large, stake: LargeStake) -> None:
-        """Close a file that is not going to be sent, and drop what is here of it."""
+        """Close a file that is not going to be sent, and drop its bytes."""
         stake.forsake()
         stake.discard()
         self._close(large, stake)
@@ -505,7 +505,7 @@ class Arrivals:
         self._placer.let_go()
 
     def leave(self) -> None:
-        """Close what is open, and keep what there is of it for the next run."""
+        """Close what is open, and keep its bytes for the next run."""
         for stake, _, _ in self.files.all():
             stake.forsake()
             stake.file.close()

@@ -145,7 +145,7 @@ class TransferCounters:
     is_growing: bool = False
     """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
     is_waiting: bool = False
-    """Receiver: whether whoever reads its output takes nothing. Sender: whether whoever writes its stream does not."""
+    """Receiver: whether the reader of its output takes nothing. Sender: whether its stream brings nothing."""
     passing_seconds: float = 0.0
     """Receiver: what passing bytes on in order took, while its connections waited for that."""
     held_bytes: int = 0
