@@ -58,7 +58,9 @@ class ReceiverSettings(CommonSettings):
     )
     """Where the metrics endpoint listens, or "off"; None is METRICS, where that is free."""
 
-    anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
+    anonymous: bool = setting(
+        bool, "Ask for no token where none is given, on any address: whoever connects may write.", default=False
+    )
     """Ask for no token, on whatever address."""
 
     memory_limit: int | None = setting(
