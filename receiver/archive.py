@@ -1,4 +1,4 @@
-"""What was listed of a tree, and what became of it: on the disk, so that a manifest may be as long as it likes.
+"""The entries of a tree and their states, on the disk: a manifest may have any length.
 
     append     a part of the manifest, as it came; it may wait long before it is taken
     save       a portion of which nothing is open: states, digests, what large files left in the spool

@@ -449,7 +449,7 @@ class Arrivals:
             self.files.remove(stake)
 
     def _drop(self, large: Large, stake: LargeStake) -> None:
-        """Close a file that is not going to be sent, and drop what is here of it."""
+        """Close a file that is not going to be sent, and drop its bytes."""
         stake.forsake()
         stake.discard()
         self._close(large, stake)
@@ -511,7 +511,7 @@ class Arrivals:
         self._placer.let_go()
 
     def leave(self) -> None:
-        """Close what is open, and keep what there is of it for the next run."""
+        """Close what is open, and keep its bytes for the next run."""
         with contextlib.ExitStack() as steps:  # each is taken, whatever the disk says to another
             steps.callback(self.files.close)
             for stake, _, _ in self.files.all():

@@ -1,14 +1,14 @@
 """Memory that peers can make this process hold: one budget, over all transfers (proto/README.md, "Memory").
 
 Each transfer has an `Account`. It is admitted with a reserved minimum, with which it can finish over one connection:
-one small connection, one part of the manifest, the chunk table of one file. Who keeps one of these for itself asks
-nobody; what goes beyond is borrowed here, and given back. Where nothing is left, a borrower waits or does without:
-sockets are not read, parts are not answered, buffers stay small. Nobody is refused half-way.
+one small connection, one part of the manifest, the chunk table of one file. A transfer uses these without asking; what
+it uses beyond them it borrows here, and gives back. Where nothing is left, a borrower waits or does without: sockets
+are not read, parts are not answered, buffers stay small. No transfer is refused after it was admitted.
 
-A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. Others wait
-where one of them is in `borrow`, and for a while after one was refused: a sender that was refused comes again. Who
-waits for no more than a quarter is served in turn. Who waits holds nothing that others wait for: it gives back first
-what it can do without.
+A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. A peer
+waits while it is in `borrow`, and for a while after it was refused: a sender that was refused comes again. Peers that
+have no more than a quarter are served in turn. A borrower that waits holds nothing that others wait for: it first gives
+back what it can do without.
 """
 
 import itertools
@@ -27,7 +27,7 @@ TICK_SECONDS: Final = 1.0
 REFUSED_SECONDS: Final = 10.0
 """How long a peer that was refused counts as one that waits: its sender tries again within that."""
 SHORT_SECONDS: Final = 2.0
-"""How long those who have more than they need give back after a transfer was refused."""
+"""How long transfers that have more than they need give back after another one was refused."""
 REFUSED_PEERS: Final = 256
 """Peers of which that is remembered, at most."""
 
@@ -89,7 +89,7 @@ class Budget:
 
     @property
     def is_short(self) -> bool:
-        """Whether somebody waits, or a transfer was refused a moment ago: who can do with less gives back."""
+        """Whether somebody waits, or a transfer was refused a moment ago: then what is not needed is given back."""
         return bool(self._waiting) or self._short_until > time.monotonic()
 
     def _left(self) -> int:
@@ -109,7 +109,7 @@ class Budget:
         return any(at > since for other, at in self._refused.items() if other != peer)
 
     def _ahead(self, ticket: int | None) -> int:
-        """Count what those are to get who wait for longer than this one, each within its share."""
+        """Count the bytes that go to borrowers that have waited for longer than this one, each within its share."""
         ahead: Counter[str] = Counter()
         for other, waiter in self._waiting.items():
             if ticket is not None and other >= ticket:

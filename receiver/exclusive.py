@@ -1,4 +1,4 @@
-"""Putting a file under a name that nothing has yet, in one step: who comes first keeps it (link(2), renameat2(2))."""
+"""Putting a file under a name in one step, unless something has that name (link(2), renameat2(2))."""
 
 import contextlib
 import ctypes

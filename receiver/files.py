@@ -497,7 +497,7 @@ class Files:
         return roots
 
     def _hold(self, transfer: "Transfer", roots: Roots, name: bytes) -> None:
-        """Let a tree have a name, if no other transfer has it; who is deserted gives way. Raises TransferFailed."""
+        """Let a tree have a name, if no other transfer has it; one without sender gives way. Raises TransferFailed."""
         with self._lock:
             rivals = self._holders(name, transfer)
         self._displace(rivals)

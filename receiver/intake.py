@@ -85,7 +85,9 @@ class Intake:
             self._threads -= 1
         if older is not None:  # its sender has given it up: what it takes is there for the next try
             older.channel.shut()
-        raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another connection: fewer do")
+        raise TransferFailed(
+            Code.LIMIT, "this receiver has no memory left for another connection: the transfer goes on with fewer"
+        )
 
     def shrunk(self, seat: Seat) -> Seat | None:
         """Return what a connection is to have instead of its seat, now that memory is short; None: it stays."""

@@ -34,7 +34,7 @@ SLOTS_MOST: Final = 4096
 SLOTS_LEAST: Final = 2
 """Chunks of a window with which one can be passed on while the next one comes."""
 SLOT_BYTES: Final = 1024
-"""What a chunk of the window costs beside its bytes: what is known of it, who is to be told, its last digest."""
+"""What a chunk of the window costs beside its bytes: its state, the connection that is told of it, its last digest."""
 TOLD_MOST: Final = 3
 """Connections that hear of one chunk. A sender has one that it waits for, and may have closed others."""
 WAITING_SECONDS: Final = 1.0

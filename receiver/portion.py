@@ -50,7 +50,7 @@ class Portion:
         self.is_kept = False
         """Whether it is the one that is under way; any other is a copy, to be looked at."""
         self.is_retired = False
-        """It was kept, and is in the archive by now: whoever waited for the lock looks for it anew."""
+        """It was kept, and is in the archive by now: a thread that waited for the lock looks for it anew."""
         self.large: dict[int, Large] = {}
         """Files of more than one segment, by index."""
         self.writing: dict[int, SmallFile] = {}

@@ -1,4 +1,4 @@
-"""The names in the destination itself that a tree holds, so that no other transfer writes there meanwhile.
+"""The names at the top of the destination that a tree holds, so that no other transfer writes there meanwhile.
 
 A file passes: its name is held from its listing until it is in place. A directory, and whatever has several names, is
 held to the end, and may be one of a million: of these, eight bytes are kept, a digest.

@@ -115,7 +115,9 @@ class Server:
         limit = settings.memory_limit or memory.default_limit()
         if limit < memory.LIMIT_MIN_BYTES:
             least = format_size(memory.LIMIT_MIN_BYTES)
-            log.warning("little_memory", limit_bytes=limit, reason=f"a receiver takes up to {least} (--memory-limit)")
+            log.warning(
+                "little_memory", limit_bytes=limit, reason=f"a receiver may take {least} all the same: allow it that"
+            )
         for_peers = memory.budget_bytes(limit)
         self._slots_most = min(SLOTS, max(SLOTS_MIN, for_peers // SLOTS_SHARE // SLOT_BYTES))
         self._budget = Budget(for_peers - self._slots_most * SLOT_BYTES)
@@ -219,7 +221,7 @@ class Server:
             self._selector.unregister(slot.socket)
 
     def _turn_away(self, slot: Slot, code: Code, reason: str) -> None:
-        """Say why, and close; who takes nothing of that is closed the next time."""
+        """Say why, and close. Where the socket does not take that, the next call closes it."""
         self._drop(slot)
         if slot.is_refused:
             slot.close()
@@ -309,7 +311,7 @@ class Server:
     def _place_given_up(self) -> bool:
         """Have a transfer end that makes no progress, as somebody wants its place; whether there is one.
 
-        Who has offered nothing gives way first. Call it with the lock.
+        One that has offered nothing gives way first. Call it with the lock.
         """
         there = [each for each in self._transfers.values() if not each.is_complete and not each.is_ending]
         idle = [each for each in there if each.has_offered_nothing]

@@ -35,7 +35,7 @@ class ReceiverSettings(CommonSettings):
     )
     """Path of the one file to receive, relative to the working directory and not to `directory`; or STDOUT."""
 
-    once: bool = setting(bool, "End after the first complete file.", default=False)
+    once: bool = setting(bool, "End after the first transfer that is complete.", default=False)
     """End after the first file that is committed, all shards of it having left; always true with `output_file`."""
 
     no_replace: bool = setting(bool, "Refuse a file that exists already.", default=False)
@@ -58,12 +58,14 @@ class ReceiverSettings(CommonSettings):
     )
     """Where the metrics endpoint listens, or "off"; None is METRICS, where that is free."""
 
-    anonymous: bool = setting(bool, "Ask for no token, on any address: whoever connects may write.", default=False)
+    anonymous: bool = setting(
+        bool, "Ask for no token where none is given, on any address: whoever connects may write.", default=False
+    )
     """Ask for no token, on whatever address."""
 
     memory_limit: int | None = setting(
         values.size(1, settings.WINDOW_MAX),
-        "Memory that this receiver is to get by with, socket buffers included."
+        "Memory that this receiver stays within, socket buffers included."
         "  [default: what its container may take, or 512MiB]",
         metavar="SIZE",
     )

@@ -129,7 +129,7 @@ def follow(path: str) -> str:
             return place
         try:
             target = os.readlink(place)
-        except OSError:  # no symlink; what else is wrong with it, who opens it hears
+        except OSError:  # no symlink; what else is wrong with it shows when it is opened
             return place
         directory, name = os.path.split(os.path.join(os.path.dirname(place), target))
     raise TransferFailed(Code.DESTINATION, f"can't write to {path}: {os.strerror(errno.ELOOP)}")

@@ -546,7 +546,7 @@ class InPlace(Readable):
 
 
 class Mark(NamedTuple):
-    """What tells whether staging that was closed is still as it was left: nobody writes there and notes nothing."""
+    """What tells whether staging that was closed is still as it was left: each write there is noted in its ledger."""
 
     inode: int
     ledger_inode: int

@@ -55,7 +55,7 @@ CONTROLS: Final = 2
 """Control connections that were let in and not acted on yet: the senders of others come again."""
 MISMATCHES_LOGGED: Final = 8
 COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
-"""Whom nothing of was taken for these reasons tries again soon: each try is no transfer of its own."""
+"""A sender from which nothing was taken yet for these reasons tries again soon: a try is no transfer of its own."""
 
 
 class ControlUp(NamedTuple):

@@ -117,7 +117,7 @@ class Tree:
         self._came: tuple[int, m.ManifestPart] | None = None
         """The part that came last, and its number: it need not be read back."""
         self._owned_bytes = STEP_BYTES
-        """What there is for what grows with the manifest."""
+        """The memory for what grows with the manifest."""
         self._claimable: set[str] | None = None
         counters.name = self._lister.shown(root)
         counters.files = 0

@@ -113,7 +113,7 @@ class ControlReader(threading.Thread):
         self.writing_since: float | None = None
         """When the coordinator began to write what it still writes."""
         self.is_hurried = False
-        """Whether nobody is waited for any more: the process was asked to end."""
+        """Whether the process was asked to end: it waits for no peer then."""
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""

@@ -145,7 +145,7 @@ class TransferCounters:
     is_growing: bool = False
     """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
     is_waiting: bool = False
-    """Receiver: whether whoever reads its output takes nothing. Sender: whether whoever writes its stream does not."""
+    """Receiver: whether the reader of its output takes nothing. Sender: whether its stream brings nothing."""
     passing_seconds: float = 0.0
     """Receiver: what passing bytes on in order took, while its connections waited for that."""
     held_bytes: int = 0
@@ -241,9 +241,9 @@ class TransferCounters:
             for kind, count in sorted(self.skipped_kinds.items())
             if self.is_failure(kind)
         ]
-        reason = f", first of all {first.path}: {first.reason}" if first is not None else ""
-        entries = "entry" if self.failed_files == 1 else "entries"
-        return Partial(f"everything else was moved, but not {self.failed_files} {entries} ({', '.join(kinds)}){reason}")
+        example = f"; the first: {first.path}: {first.reason}" if first is not None else ""
+        entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
+        return Partial(f"{entries} skipped ({', '.join(kinds)}), everything else is in place{example}")
 
     def start_over(self) -> None:
         """Forget what was acknowledged and held: a restarted receiver answers anew."""

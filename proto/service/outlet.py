@@ -1,4 +1,4 @@
-"""Writing that nobody waits for.
+"""Writing lines and results without waiting for their reader.
 
 A log that nobody reads, a terminal that is stopped and a disk that hangs make write(2) wait without end. Here only a
 thread that has nothing else to do waits for them:
@@ -26,7 +26,7 @@ BACKLOG_BYTES: Final = 1 << 20
 IDLE_SECONDS: Final = 1.0
 """A thread that has nothing to write for so long ends: a process that may have few needs them for connections."""
 PAUSE_SECONDS: Final = 0.1
-"""What is waited for a reader that takes at once what is written, as nearly all do."""
+"""How long a line may take to be written at once. Nearly every reader takes it within that."""
 OVERHEAD_BYTES: Final = 256
 """What a line takes beside its bytes while it waits."""
 RETRY_SECONDS: Final = 0.01
@@ -80,7 +80,7 @@ class Background:
         return True
 
     def pause(self) -> None:
-        """Give the jobs a moment, once, until all are done: then who has logged something and goes on finds it written.
+        """Give the jobs a moment, once, until all are done: a line is written before the thread that logged it goes on.
 
         Hold no lock that a job takes.
         """
@@ -145,7 +145,7 @@ class Background:
 
 
 class Stderr(io.TextIOBase):
-    """A text stream to a descriptor. Neither `write` nor `flush` waits for whoever reads it.
+    """A text stream to a descriptor. Neither `write` nor `flush` waits for its reader.
 
     What is written is handed on as whole lines; `flush` hands on the rest of one, as a display's frame is.
     """
@@ -278,7 +278,7 @@ _replaced: Stderr | None = None
 
 
 def replace_stderr() -> None:
-    """Let nobody in this process wait for standard error, from here on: for the beginning of a command."""
+    """From here on, no thread of this process waits for standard error. For the beginning of a command."""
     global _replaced  # noqa: PLW0603 - there is one standard error
     if sys.stderr is not None:  # it is closed otherwise
         _replaced = Stderr(sys.stderr.fileno(), sys.stderr.encoding)

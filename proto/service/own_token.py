@@ -147,7 +147,7 @@ def _read(directory: int) -> str | None:
 
 
 def _write(directory: int) -> str:
-    """Make a token, and put it there atomically; return it, or that of who was faster. Raises OSError."""
+    """Make a token, and put it there atomically; return it, or that of a process that was faster. Raises OSError."""
     import secrets
 
     token = secrets.token_urlsafe(24)

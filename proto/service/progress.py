@@ -165,7 +165,7 @@ class Progress:
     def stop(self) -> None:
         """Show the last state, leave the terminal as it was, and return when the thread has ended; idempotent.
 
-        One that hangs, as whoever reads the terminal or the log takes nothing, is left behind.
+        One that hangs, as the terminal or the log takes nothing, is left behind.
         """
         self._stopping.set()
         if self._thread is not None:

@@ -33,7 +33,7 @@ class _Place:
         self._to, self._log = to, log
         signals.before_leaving(self._settle)
         if not self._background.add(job, size_bytes):
-            log.warning("result_not_written", to=to, reason="those before it are not written yet: nobody reads them")
+            log.warning("result_not_written", to=to, reason="earlier results are not written yet: nobody reads them")
 
     def pause(self) -> None:
         """Give what is there a moment to be written."""

@@ -234,7 +234,7 @@ def write(
 ) -> None:
     """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`; waits for both.
 
-    What can't be written is a warning in the log. The file comes first: whoever reads standard output may not do so.
+    What can't be written is a warning in the log. The file comes first: standard output may have no reader.
     """
     try:
         if result_file is not None:

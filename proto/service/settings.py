@@ -216,7 +216,7 @@ class CommonSettings:
 
     tolerate: tuple[tuple[str, ...], ...] = several(
         values.words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
-        "Exit 0 also where entries were skipped for such reasons: vanished, changed, unreadable, declined, attribute.",
+        "Exit 0 also where entries were skipped for these reasons: vanished, changed, unreadable, declined, attribute.",
         metavar="KIND,...",
     )
     """Kinds of skipped entries that don't make the exit code 5; they are told all the same."""

@@ -33,7 +33,9 @@ TOKEN_BYTES_MAX: Final = 4 * TOKEN_CHARACTERS_MAX + 1024
 
 def text(value: object) -> str:
     """Read text that is not empty and could be a path."""
-    if not isinstance(value, str) or not value or "\0" in value:
+    if value == "":
+        raise ValueError("must not be empty")
+    if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"{value!r} is not text")
     os.fsencode(value)  # raises ValueError for half a surrogate pair, which JSON can spell and no path can hold
     return value

@@ -1,4 +1,4 @@
-"""Certificates and keys out of PEM files, whoever wrote them: pure, and strict about what is no certificate or key.
+"""Certificates and keys out of PEM files, whatever tool wrote them: pure, and strict about what is neither.
 
 OpenSSL takes certificates under three labels, in one order, and says little of what it does not take. Here they come
 out as DER, whatever their label, line ends and surrounding text; a ValueError says what a file is instead, and what

@@ -161,7 +161,7 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
     [
         (["--listen", "h:x"], "--listen: 'h:x' is not an address: write it as HOST:PORT"),
         (["--idle-timeout", "-1"], "--idle-timeout: '-1' is not a number of seconds above 0"),
-        (["--output-file", ""], "--output-file: '' is not text"),
+        (["--output-file", ""], "--output-file: must not be empty"),
         (["--connections", "5"], "No such option '--connections'."),
         (["in.txt"], "Got unexpected extra argument (in.txt)"),
     ],

@@ -280,7 +280,7 @@ def test_the_token_is_not_in_the_repr() -> None:
         (["--as", "a/b"], "--as: 'a/b' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", ".."], "--as: '..' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", "ü" * 128], f"--as: '{'ü' * 128}' is not a file name: no '/', no '..', at most 255 bytes"),
-        (["--as", ""], "--as: '' is not text"),
+        (["--as", ""], "--as: must not be empty"),
         (["--log-level", "loud"], "--log-level: 'loud' is none of debug, info, warning, error"),
         (["--token-file", "/not/there"], "--token-file: can't read '/not/there': No such file or directory"),
         (["--config", "/not/there"], "--config: can't read '/not/there': No such file or directory"),
