@@ -3,7 +3,8 @@
 Each transfer has an `Account`. It is admitted with a reserved minimum, with which it can finish over one connection:
 one small connection, one part of the manifest, the chunk table of one file. A transfer uses these without asking; what
 it uses beyond them it borrows here, and gives back. Where nothing is left, a borrower waits or does without: sockets
-are not read, parts are not answered, buffers stay small. No transfer is refused after it was admitted.
+are not read, parts are not answered, buffers stay small. No transfer is refused half-way: what it
+needs to begin is asked for before its first byte.
 
 A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. A peer
 waits while it is in `borrow`, and for a while after it was refused: a sender that was refused comes again. Peers that
