@@ -66,14 +66,18 @@ class Budget:
         self.check(minimum_bytes)
         with self._changed:
             has_bytes = self._reserved[peer] + self._borrowed[peer]
-            leave_bytes = min(2 * minimum_bytes, self.total_bytes // 8) if has_bytes else 0
+            leave_bytes = self._admission_bytes(minimum_bytes) if has_bytes else 0
             is_patient = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
             if self._left() < minimum_bytes + leave_bytes or is_patient:
                 self._note_refused(peer)
                 self._short_until = time.monotonic() + SHORT_SECONDS
                 raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: try again")
             self._reserved[peer] += minimum_bytes
-        return Account(self, peer, minimum_bytes)
+        return Account(self, peer, minimum_bytes, self._admission_bytes(minimum_bytes))
+
+    def _admission_bytes(self, minimum_bytes: int) -> int:
+        """Return what is left for two transfers of others, so that whatever is lent, and kept, keeps nobody out."""
+        return min(2 * minimum_bytes, self.total_bytes // 8)
 
     def check(self, count: int) -> None:
         """Raise TransferFailed(TOO_LARGE) for what never fits."""
@@ -138,16 +142,22 @@ class Budget:
 class Account:
     """What one transfer has of the budget. Any thread may borrow and give back; `close` gives everything back."""
 
-    def __init__(self, budget: Budget, peer: str, minimum_bytes: int) -> None:
+    def __init__(self, budget: Budget, peer: str, minimum_bytes: int, leave_bytes: int = 0) -> None:
         self.budget = budget
         self.peer = peer
         self.minimum_bytes = minimum_bytes
+        self._leave_bytes = leave_bytes
+        """What whoever borrows leaves for transfers that are still to be admitted."""
         self._borrowed = 0  # protected by the budget's lock
         self._is_closed = False
 
     def another(self) -> "Account":
         """Open another account of the same peer, with nothing reserved: for what may outlive this one."""
-        return Account(self.budget, self.peer, 0)
+        return Account(self.budget, self.peer, 0, self._leave_bytes)
+
+    def check(self, count: int) -> None:
+        """Raise TransferFailed(TOO_LARGE) for what can never be borrowed."""
+        self.budget.check(count + self.minimum_bytes + self._leave_bytes)
 
     def try_borrow(self, count: int, *, leave_bytes: int = 0) -> bool:
         """Borrow bytes if that needs no waiting; whether it did not.
@@ -168,7 +178,7 @@ class Account:
         fits, LIMIT where the account is closed.
         """
         budget = self.budget
-        budget.check(count + self.minimum_bytes)
+        self.check(count)
         with budget._changed:
             ticket = next(budget._tickets)
             budget._waiting[ticket] = _Waiter(self.peer, count)
@@ -190,6 +200,7 @@ class Account:
             return self.budget._changed.wait_for(is_lent, seconds)
 
     def _borrow(self, count: int, leave_bytes: int = 0, ticket: int | None = None) -> bool:
+        leave_bytes = max(leave_bytes, self._leave_bytes)
         if self._is_closed or not self.budget._lend(self.peer, count, leave_bytes, ticket):
             return False
         self._borrowed += count

@@ -67,7 +67,7 @@ class OpenFiles:
 
     def check(self, large: Large) -> None:
         """Raise TransferFailed(TOO_LARGE) for a file whose table never fits."""
-        self._account.budget.check(table_bytes(large))
+        self._account.check(table_bytes(large))
 
     # --- room for another one
 

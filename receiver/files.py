@@ -573,7 +573,7 @@ class Files:
             file = File(name, source)
             file.account = account.another()
             count = SEGMENT_BYTES * max(0, file.grid.segments - SEGMENTS_RESERVED)
-            account.budget.check(count + account.minimum_bytes)
+            account.check(count)
             if count and not file.account.try_borrow(count):
                 raise TransferFailed(Code.LIMIT, "no memory is left for the chunks of another file: try again later")
             self._files[name] = file

@@ -81,7 +81,7 @@ def borrow_window(account: Account, chunk_size: int, most_bytes: int) -> tuple[i
     """
     check_window(chunk_size, most_bytes)
     cost = chunk_size + SLOT_BYTES
-    account.budget.check(cost + account.minimum_bytes)
+    account.check(cost)
     slots = min(SLOTS_MOST, most_bytes // chunk_size)
     while slots:
         leave_bytes = 2 * slots * cost + account.budget.share_bytes if slots > SLOTS_LEAST else 0

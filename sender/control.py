@@ -20,6 +20,7 @@ from wire.errors import ConnectionLost, FilestreamerError
 from wire.transport import TICK_SECONDS, Channel
 
 MAILBOX_FRAMES: Final = 64
+BEHIND_SECONDS: Final = 0.02
 
 
 class Connected(NamedTuple):
@@ -101,10 +102,17 @@ Event = (
 class ControlReader(threading.Thread):
     """Opens and reads the control connection until `end`."""
 
-    def __init__(self, dialer: Dialer, post: Callable[[Event], None], pause_seconds: float = 0.0) -> None:
-        """Begin after `pause_seconds`."""
+    def __init__(
+        self,
+        dialer: Dialer,
+        post: Callable[[Event], None],
+        pause_seconds: float = 0.0,
+        is_behind: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin after `pause_seconds`. While this end `is_behind` with what it heard, nothing more is read."""
         super().__init__(name="control", daemon=True)
         self._pause_seconds = pause_seconds
+        self._is_behind = is_behind
         self._dialer = dialer
         self._post = post
         self._ended = threading.Event()
@@ -147,8 +155,10 @@ class ControlReader(threading.Thread):
         try:
             while True:
                 body = channel.read_body()
-                while not self.room.acquire(timeout=TICK_SECONDS):
+                while self._is_behind() or not self.room.acquire(timeout=TICK_SECONDS):
                     self._patience()
+                    channel.heard_at = time.monotonic()  # that nothing more is heard is our doing
+                    self._ended.wait(BEHIND_SECONDS)
                 self._post(Received(body, channel))
         finally:
             self._dialer.close(channel)

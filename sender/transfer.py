@@ -114,8 +114,10 @@ class Transfer:
         self._dialer = Dialer(settings, self.counters.transfer_id)
         self._rendezvous = Rendezvous(was_open=before is not None)
         self._backoff: Backoff = before._backoff if before else Backoff()
-        self._reader = ControlReader(self._dialer, self.post, self._backoff.next() if before else 0.0)
         self._verifier = Verifier(self)
+        self._reader = ControlReader(
+            self._dialer, self.post, self._backoff.next() if before else 0.0, lambda: self._verifier.is_behind
+        )
         self._answers = Answers(self.manifest, self.deal, self._verifier, self.counters)
         self._data: dict[int, DataConnection] = {}
         self._channel: Channel | None = None

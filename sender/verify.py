@@ -19,6 +19,8 @@ from wire.grid import Grid
 from wire.messages import Segment
 
 RETRY_SECONDS: Final = 1.0
+WAITING_MOST: Final = 1024
+"""Runs of held segments that wait to be compared, before the control connection is not read for a while."""
 
 
 class Held(NamedTuple):
@@ -73,6 +75,11 @@ class Verifier:
                     raise
             else:
                 self._threads.append(thread)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits to be compared that nothing more should be heard: a receiver says it far faster."""
+        return self._work.qsize() > WAITING_MOST
 
     def end(self) -> None:
         """Let the threads run out."""

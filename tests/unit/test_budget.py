@@ -96,14 +96,24 @@ def test_a_peer_leaves_room_for_a_transfer_of_another() -> None:
 def test_close_gives_everything_back() -> None:
     budget = Budget(TOTAL)
     account = budget.admit("a", MINIMUM)
-    assert account.try_borrow(TOTAL - MINIMUM)
-    assert not account.try_borrow(1)
-    assert budget.used_bytes == TOTAL
+    assert account.try_borrow(TOTAL - 3 * MINIMUM)
+    assert not account.try_borrow(1)  # room for two transfers is never lent
+    assert budget.used_bytes == TOTAL - 2 * MINIMUM
     account.close()
     assert budget.used_bytes == 0
     account.give_back(5)  # late: it was given back
     assert not account.try_borrow(1)
     assert budget.used_bytes == 0
+
+
+def test_whatever_is_lent_and_kept_keeps_no_transfer_of_another_out() -> None:
+    budget = Budget(TOTAL)
+    hostile = [budget.admit("a", MINIMUM) for _ in range(5)]
+    for account in [*hostile, *(each.another() for each in hostile)]:
+        while account.try_borrow(7):
+            pass
+    budget.admit("b", MINIMUM)
+    budget.admit("c", MINIMUM)
 
 
 def test_another_account_outlives_the_first() -> None:
@@ -121,13 +131,13 @@ def test_who_can_do_with_less_leaves_something() -> None:
     account = Budget(TOTAL).admit("a", MINIMUM)
     assert not account.try_borrow(500, leave_bytes=491)
     assert account.try_borrow(500, leave_bytes=490)
-    assert account.try_borrow(490)
+    assert account.try_borrow(490 - 2 * MINIMUM)
 
 
 def test_who_waits_is_served_when_something_is_given_back() -> None:
     budget = Budget(TOTAL)
     rich, poor = budget.admit("a", MINIMUM), budget.admit("b", MINIMUM)
-    assert rich.try_borrow(TOTAL - 2 * MINIMUM)
+    assert rich.try_borrow(TOTAL - 4 * MINIMUM)
     borrower = Borrower(poor, 100)
     waiting(budget, 1)
     rich.give_back(99)
@@ -135,20 +145,20 @@ def test_who_waits_is_served_when_something_is_given_back() -> None:
     rich.give_back(1)
     borrower.ends()
     assert borrower.error is None
-    assert budget.used_bytes == TOTAL
+    assert budget.used_bytes == TOTAL - 2 * MINIMUM
 
 
 def test_who_has_more_than_a_quarter_gets_nothing_while_others_wait() -> None:
     budget = Budget(TOTAL)
     rich, poor = budget.admit("a", MINIMUM), budget.admit("b", MINIMUM)
-    assert rich.try_borrow(TOTAL - 2 * MINIMUM)
+    assert rich.try_borrow(TOTAL - 4 * MINIMUM)
     borrower = Borrower(poor, 200)
     waiting(budget, 1)
     rich.give_back(150)
     assert not rich.try_borrow(1)
     rich.give_back(50)
     borrower.ends()
-    assert not budget.admit("c", 0).try_borrow(1)
+    assert not poor.try_borrow(1)
     assert not rich.try_borrow(1)
 
 
@@ -156,7 +166,7 @@ def test_another_transfer_of_the_same_peer_is_no_way_around_it() -> None:
     budget = Budget(TOTAL)
     rich, poor = budget.admit("a", MINIMUM), budget.admit("b", MINIMUM)
     assert rich.try_borrow(TOTAL // SHARE)
-    borrower = Borrower(poor, TOTAL - 2 * MINIMUM)  # more than its share: it is served when there is room
+    borrower = Borrower(poor, TOTAL - 3 * MINIMUM)  # more than its share: it is served when there is room
     waiting(budget, 1)
     again = rich.another()
     assert not again.try_borrow(1)
@@ -171,9 +181,9 @@ def test_who_was_refused_counts_as_waiting_for_a_while(monkeypatch: pytest.Monke
     monkeypatch.setattr("time.monotonic", lambda: now)
     budget = Budget(TOTAL)
     rich = budget.admit("a", MINIMUM)
-    assert rich.try_borrow(TOTAL - 2 * MINIMUM)
+    assert rich.try_borrow(TOTAL - 3 * MINIMUM)
     with pytest.raises(TransferFailed):
-        budget.admit("b", 2 * MINIMUM)
+        budget.admit("b", 3 * MINIMUM)
     rich.give_back(400)
     assert not rich.try_borrow(1)
     budget.admit("b", 2 * MINIMUM)
