@@ -181,20 +181,17 @@ class Large:
         assert stake is not None
         assembly = stake.file.assembly
         at, states_at = self.place(spool), self.at + _SIZE * self.sent_segments
-        for first, end in self.runs():
-            for start in range(first, end, _PIECE):
-                stop = min(start + _PIECE, end)
-                spool.write(at, b"".join(assembly.digests(WHOLE, start, stop)))
-                spool.write(states_at, assembly.states_between(start, stop))
-                at, states_at = at + _SIZE * (stop - start), states_at + stop - start
+        for start, stop in self.pieces():
+            spool.write(at, b"".join(assembly.digests(WHOLE, start, stop)))
+            spool.write(states_at, assembly.states_between(start, stop))
+            at, states_at = at + _SIZE * (stop - start), states_at + stop - start
         self.kind = WHOLE_DIGESTS if is_whole else TABLE
 
     def restore(self, stake: LargeStake, spool: Spool) -> None:
         """Put what is known of its segments into a file that was opened again."""
         rank, states_at = 0, self.at + _SIZE * self.sent_segments
-        for first, end in self.runs():
-            for start in range(first, end, _PIECE):
-                count = min(_PIECE, end - start)
-                digests = spool.read(self.at + _SIZE * rank, _SIZE * count)
-                stake.file.assembly.restore(start, spool.read(states_at + rank, count), digests)
-                rank += count
+        for start, stop in self.pieces():
+            count = stop - start
+            digests = spool.read(self.at + _SIZE * rank, _SIZE * count)
+            stake.file.assembly.restore(start, spool.read(states_at + rank, count), digests)
+            rank += count
