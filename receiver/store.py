@@ -566,8 +566,7 @@ class Mark(NamedTuple):
 class Kept(NamedTuple):
     """A complete file of a tree that was closed in staging, and waits to be put in place."""
 
-    data_name: str
-    ledger_name: str
+    key: str
     looks: tuple[int, ...]
     """Which file it is, and when it was changed last."""
 
@@ -577,21 +576,22 @@ class Kept(NamedTuple):
         It is locked again for that: who has just opened it would write into what is under its final name.
         """
         try:
-            with _locked(staging_fd, os.path.splitext(self.ledger_name)[0]):
-                there = os.stat(self.data_name, dir_fd=staging_fd, follow_symlinks=False)
+            data_name, ledger_name = (self.key + suffix for suffix in _SUFFIXES)
+            with _locked(staging_fd, self.key):
+                there = os.stat(data_name, dir_fd=staging_fd, follow_symlinks=False)
                 if _looks(there) != self.looks:
                     raise OSError(errno.ESTALE, "somebody changed or replaced its staging: run it again")
-                put_in_place(self.data_name, final, staging_fd, directory_fd, replace=replace)
+                put_in_place(data_name, final, staging_fd, directory_fd, replace=replace)
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.ledger_name, dir_fd=staging_fd)
+                    os.unlink(ledger_name, dir_fd=staging_fd)
         except BlockingIOError:
             raise OSError(errno.EBUSY, "another process receives it by now: run it again") from None
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""
-        for name in (self.data_name, self.ledger_name):
+        for suffix in _SUFFIXES:
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=staging_fd)
+                os.unlink(self.key + suffix, dir_fd=staging_fd)
 
 
 def _looks(status: os.stat_result) -> tuple[int, ...]:
@@ -876,7 +876,7 @@ class Staged(Readable):
         self._check_named()
         self._check_whole()
         status = os.fstat(self.fd)
-        return Kept(self._data_name, self._ledger_name, _looks(status))
+        return Kept(self.key(self._name), _looks(status))
 
     def mark(self) -> Mark | None:
         """Return what it looks like, as nobody writes it; None where nothing is noted. Raises OSError."""
