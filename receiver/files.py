@@ -34,8 +34,6 @@ from wire.grid import Grid, Share, hole_segments
 if TYPE_CHECKING:
     from receiver.transfer import Transfer
 
-SEGMENTS: Final = 2 * limits.CHUNKS_PER_FILE
-"""Segments that the large files of a tree may have together: 17 bytes of memory each."""
 SEGMENT_BYTES: Final = 20
 """What a segment takes: 17 bytes in the table, and up to 3 of copies of its states while they are told."""
 SEGMENTS_RESERVED: Final = 1 << 14
