@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from receiver.budget import Account
 from receiver.cargo import Cargo, Part
 from receiver.files import LEAVE_SECONDS
-from receiver.memory import socket_reach
+from receiver.memory import Reach, socket_reach
 from receiver.seat import SMALL, Seat, borrow, smaller
 from service.counters import ConnectionCounters, TransferCounters
 from wire import messages as m
@@ -29,19 +29,25 @@ class Intake:
     """Chunks come in here. The lock protects the list of connections; each file has one for its chunk states."""
 
     def __init__(
-        self, counters: TransferCounters, connections: int, account: Account, is_over: Callable[[], bool]
+        self,
+        counters: TransferCounters,
+        connections: int,
+        account: Account,
+        is_over: Callable[[], bool],
+        *,
+        reach: Reach | None = None,
     ) -> None:
         """Take at most `connections` data connections; `is_over` says whether the transfer has ended.
 
-        What they take of memory comes out of `account`, which has reserved RESERVED_SEATS of the smallest.
+        What they take of memory comes out of `account`, which has reserved RESERVED_SEATS of the smallest. `reach` is
+        what their sockets may take, read where it is None.
         """
         self.cargo: Cargo | None = None
         """What is received; set by the coordinator when it is offered, read by all."""
         self._counters = counters
         self.most = connections
         self._account = account
-        self.reach = socket_reach()
-        """What the sockets of its connections may take; set by the server where TLS makes it more."""
+        self._reach = reach or socket_reach()
         self._is_over = is_over
         self._lock = threading.Lock()
         self._connections: dict[int, DataConnection] = {}
@@ -74,7 +80,7 @@ class Intake:
                 raise TransferFailed(Code.LIMIT, "too many connections: try again later")
             self._threads += 1
             to_come = max(0, self.most - self._threads)
-        seat = borrow(self._account, self.reach, connection_id, to_come)
+        seat = borrow(self._account, self._reach, connection_id, to_come)
         with self._lock:
             if seat is not None:
                 return seat
@@ -91,7 +97,7 @@ class Intake:
 
     def shrunk(self, seat: Seat) -> Seat | None:
         """Return what a connection is to have instead of its seat, now that memory is short; None: it stays."""
-        return smaller(seat, self.reach) if self._account.budget.is_short else None
+        return smaller(seat, self._reach) if self._account.budget.is_short else None
 
     def shrink(self, seat: Seat, to: Seat) -> None:
         """Take back what a connection gave up of its seat."""

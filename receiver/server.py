@@ -251,7 +251,7 @@ class Server:
 
     def _let_in(self, slot: Slot, hello: m.Hello) -> None:
         """Hand a connection to its transfer. Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError."""
-        transfer = self._transfer_of(hello, slot.peer.rpartition(":")[0])
+        transfer = self._transfer_of(hello, slot.host)
         is_data = hello.role is m.Role.DATA
         seat = self._seat(slot, transfer, hello.connection_id) if is_data else CONTROL
         self._drop(slot)
@@ -337,10 +337,11 @@ class Server:
                 known.forget()
             log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
             account = self._admit(peer, complete)
-            give_up_after, window_bytes = self._settings.give_up_after, self._settings.window
-            transfer = Transfer(self, hello, account, give_up_after, log, window_bytes=window_bytes)
-            transfer.intake.reach = self._reach
-            transfer.counters.tolerated = self._settings.tolerated
+            settings = self._settings
+            transfer = Transfer(
+                self, hello, account, settings.give_up_after, log, window_bytes=settings.window, reach=self._reach
+            )
+            transfer.counters.tolerated = settings.tolerated
             self._transfers[hello.transfer_id] = transfer
         try:
             transfer.start()

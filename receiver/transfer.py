@@ -20,6 +20,7 @@ from receiver.connection import DataConnection
 from receiver.files import FENCE_SECONDS, LEAVE_SECONDS, Stake
 from receiver.intake import Intake
 from receiver.liveness import Liveness
+from receiver.memory import Reach
 from receiver.output import Output, StagedTarget, Target, borrow_window
 from receiver.piped import Piped
 from receiver.rehash import FinalsRehashed, Rehashed, Rehasher
@@ -141,9 +142,10 @@ class Transfer(threading.Thread):
         log: Any,
         *,
         window_bytes: int = 64 * limits.MIB,
+        reach: Reach | None = None,
         stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
-        """`account` is closed when the transfer has ended."""
+        """`account` is closed when the transfer has ended; `reach` is what sockets may take, read where it is None."""
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
         self.account = account
@@ -168,7 +170,7 @@ class Transfer(threading.Thread):
         self._aside = Aside()
         self._claiming = threading.Lock()  # protects: what is claimed is let go where the transfer is over by then
         self._over = threading.Event()
-        self.intake = Intake(self.counters, hello.connections, account, self._over.is_set)
+        self.intake = Intake(self.counters, hello.connections, account, self._over.is_set, reach=reach)
         self._said_at = 0.0
         self._heard_at = time.monotonic()
         self.liveness = Liveness(self.counters, self.intake, self._rehasher, stranger_seconds)
