@@ -49,7 +49,7 @@ fmt: $(STAMP)  ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix
 
 proto: $(STAMP)  ## generate wire_pb2.py and wire_pb2.pyi from wire.proto
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto wire/v1/wire.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto filestreamer/v1/wire.proto
 
 images:  ## the images `sender` and `receiver` (a base of your own: make images ARGS='--build-arg BASE=...')
 	DOCKER_BUILDKIT=1 docker build --quiet $(ARGS) --file deploy/Dockerfile --target receiver --tag receiver .

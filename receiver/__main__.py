@@ -7,16 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from service import outlet, signals
-from wire.errors import FilestreamerError, Interrupted, UsageError
+from filestreamer.process import outlet, signals
+from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     import socket
 
+    from receiver.disk.store import Destination
+    from receiver.pipe.standard_output import OpenFile
+    from receiver.server.token import Chosen
     from receiver.settings import ReceiverSettings
-    from receiver.stdout import OpenFile
-    from receiver.store import Destination
-    from receiver.token import Chosen
 
 
 def main() -> NoReturn:
@@ -28,11 +28,11 @@ def main() -> NoReturn:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
+    from filestreamer.process import log
+    from filestreamer.process.threads import as_failure, log_defects
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
     from receiver.settings import parse
-    from service import log
-    from service.report import report
-    from service.result import TransferResult
-    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
@@ -56,14 +56,14 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
-    from receiver import token
-    from receiver.server import Server
+    from filestreamer.telemetry.monitor import Monitor
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+    from filestreamer.terminal.progress import Progress
+    from receiver.pipe.standard_output import OpenFile
+    from receiver.server import token
+    from receiver.server.server import Server
     from receiver.settings import METRICS
-    from receiver.stdout import OpenFile
-    from service.monitor import Monitor
-    from service.progress import Progress
-    from service.report import report
-    from service.result import TransferResult
 
     _allow_descriptors()
     destination, output_name = _open_destination(settings)
@@ -103,7 +103,7 @@ def _tell_where(
     settings: "ReceiverSettings", addresses: "list[Any]", directory: str, chosen: "Chosen", logger: Any
 ) -> None:
     """Tell where this receiver listens, and what its senders need to come in."""
-    from wire.transport import format_address
+    from filestreamer.wire.sockets.transport import format_address
 
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
@@ -120,8 +120,8 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
 
     What is no plain file is open then, and has no name: it is written to. Raises UsageError where that can't be.
     """
-    from receiver.stdout import Stdout, follow, open_special
-    from receiver.store import Destination, check_name
+    from receiver.disk.store import Destination, check_name
+    from receiver.pipe.standard_output import Stdout, follow, open_special
 
     directory, output_name, path = settings.directory, None, settings.output_file
     if path is not None:
@@ -147,7 +147,7 @@ def _allow_descriptors() -> None:
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
     """Listen where the settings say. Raises UsageError."""
-    from wire import transport
+    from filestreamer.wire.sockets import transport
 
     try:
         return transport.listen(settings.listen.host, settings.listen.port)
@@ -172,7 +172,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     """Print the command that sends a file here; a wildcard address becomes this machine's name."""
     import socket
 
-    from wire.transport import format_address
+    from filestreamer.wire.sockets.transport import format_address
 
     if address[0] in ("0.0.0.0", "::"):
         address = (socket.gethostname(), address[1])

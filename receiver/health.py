@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from service.address import parse_address
+from filestreamer.settings.address import parse_address
 
 TIMEOUT_SECONDS: Final = 2.0
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service import settings, values
-from service.address import Address, parse_address
-from service.settings import CommonSettings, setting
-from wire import limits
-from wire.errors import UsageError
+from filestreamer.settings import common as settings
+from filestreamer.settings import values
+from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.common import CommonSettings, setting
+from filestreamer.wire import limits
+from filestreamer.wire.errors import UsageError
 
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served unless the settings say otherwise."""

@@ -12,7 +12,7 @@ The data path, in the order of the modules:
 7. `schedule`    deals the needed ones (pure): chunk k to connection k mod N, and what is left to connections that are
                  free; of a tree nothing too far `ahead` (pure) of the first chunk that has not arrived;
 8. `connection`  sends header, raw bytes, digests; takes in acknowledgements (`rate` slows it down);
-9. `deal`        keeps the account under one lock: answered, dealt, settled; puts back what a lost connection had;
+9. `queue`        keeps the account under one lock: answered, dealt, settled; puts back what a lost connection had;
 10. `transfer`   coordinates, one event at a time, and finds the number of connections (`parallelism`): when all chunks
                  are settled, Finish; after Complete, exit 0.
 """

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from service import outlet, signals
-from wire.errors import FilestreamerError, Interrupted
+from filestreamer.process import outlet, signals
+from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
+    from filestreamer.telemetry.monitor import Monitor
+    from filestreamer.telemetry.result import TransferResult
     from sender.settings import SenderSettings
-    from service.monitor import Monitor
-    from service.result import TransferResult
 
 
 def main() -> NoReturn:
@@ -23,12 +23,12 @@ def main() -> NoReturn:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
+    from filestreamer.process import log
+    from filestreamer.process.threads import as_failure, log_defects
+    from filestreamer.telemetry.monitor import Monitor
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
     from sender.settings import parse
-    from service import log
-    from service.monitor import Monitor
-    from service.report import report
-    from service.result import TransferResult
-    from service.threads import as_failure, log_defects
 
     try:
         settings, warnings = parse(argv, environ)
@@ -66,9 +66,9 @@ def _send(
 
     `overdue` tells the result where a signal asked for the end, and it hangs.
     """
-    from sender.transfer import BeginAgain, Transfer
-    from service.progress import Progress
-    from service.result import TransferResult
+    from filestreamer.telemetry.result import TransferResult
+    from filestreamer.terminal.progress import Progress
+    from sender.coordinator import BeginAgain, Transfer
 
     try:
         monitor.start()
@@ -114,10 +114,10 @@ def _send(
 
 def _list(settings: "SenderSettings", logger: Any) -> int:
     """Print what would be offered, a line each; return the exit code."""
-    from sender.listing import make_walk
-    from service.counters import Skipped, TransferCounters
-    from service.log import printable
-    from wire.errors import Exit
+    from filestreamer.process.log import printable
+    from filestreamer.telemetry.counters import Skipped, TransferCounters
+    from filestreamer.wire.errors import Exit
+    from sender.source.listing import make_walk
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service import settings, values
-from service.address import Address, parse_address
-from service.settings import CommonSettings, setting, several
-from wire import limits
-from wire.errors import UsageError
-from wire.grid import Share
+from filestreamer.settings import common as settings
+from filestreamer.settings import values
+from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.common import CommonSettings, setting, several
+from filestreamer.wire import limits
+from filestreamer.wire.errors import UsageError
+from filestreamer.wire.grid import Share
 
 STDIN: Final = "-"
 """The path that is standard input."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from wire.limits import KIB, MIB
+from filestreamer.wire.limits import KIB, MIB
 
 FILES_PER_DIRECTORY: Final = 1000
 BLOCK: Final = 4 * KIB

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, Final, NamedTuple
 
-from wire.limits import GIB, MIB
+from filestreamer.wire.limits import GIB, MIB
 
 Saved = dict[str, Any]
 """One case, as run.py saves it."""

@@ -23,11 +23,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from filestreamer.wire.limits import GIB, KIB, MIB
 from tests.bench import contestants as c
 from tests.bench import report
 from tests.bench.data import Data, difference
 from tests.bench.link import LINKS, Link, link
-from wire.limits import GIB, KIB, MIB
 
 RAM_DISK: Final = "/dev/shm"
 REUSE_SECONDS: Final = 65

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.version import VERSION
+from filestreamer.version import VERSION
 from tests.support import traps
 from tests.support.containers import BASE, Container, Site, inspect, run, until
 from tests.support.services import UNIT
@@ -54,7 +54,7 @@ def test_nothing_is_compiled_at_start(images: None) -> None:
     """Every module that a transfer uses comes from bytecode that is in the image."""
     script = """
 import os, sys
-import receiver.health, receiver.server, sender.transfer, service.metrics, service.screen, wire.tls
+import receiver.health, receiver.server.server, sender.coordinator, filestreamer.telemetry.metrics, filestreamer.terminal.screen, filestreamer.wire.sockets.tls
 modules = [module for module in sys.modules.values() if getattr(module, "__cached__", None)]
 print(len(modules), *[module.__name__ for module in modules if not os.path.exists(module.__cached__)])
 """
@@ -67,7 +67,7 @@ def test_only_what_runs(images: None) -> None:
     """No installer, no tests, no source of the builder's, nothing of the checkout."""
     script = "import os; print(*os.listdir('/opt/filestreamer/lib/python3.13/site-packages'), *os.listdir('/data'))"
     names = python(script).split()
-    assert {"receiver", "sender", "service", "wire"} < set(names)
+    assert {"filestreamer", "receiver", "sender"} < set(names)
     assert not {"pip", "hatchling", "setuptools", "tests", "grpc"} & set(names)
 
 

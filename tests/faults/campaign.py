@@ -34,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from filestreamer.wire.grid import Grid
 from tests.support.disks import MIB, disk, fill, scratch
 from tests.support.proxy import (
     Blackhole,
@@ -54,7 +55,6 @@ from tests.support.proxy import (
 from tests.support.services import Pair, Service, make_file, same
 from tests.support.services import pair as pair_in
 from tests.support.staging import Staging
-from wire.grid import Grid
 
 SEED: Final = int(os.environ.get("FAULT_SEED", "0"))
 NAME: Final = "file"

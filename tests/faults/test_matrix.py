@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from receiver.files import WRITE_BACK_BYTES
+from receiver.file.shared_file import WRITE_BACK_BYTES
 from tests.support.disks import MIB, disk, fill
 from tests.support.proxy import (
     Blackhole,

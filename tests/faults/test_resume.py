@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from receiver import ledger
+from filestreamer.wire.grid import Grid
+from receiver.disk import ledger
 from tests.support.disks import MIB, disk
 from tests.support.services import UNIT, Pair, Service, make_file, no_holes, same
 from tests.support.staging import Staging
-from wire.grid import Grid
 
 CHUNK_SIZE = 64 * 1024
 SIZE = 60 * CHUNK_SIZE + 12_345

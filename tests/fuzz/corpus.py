@@ -3,12 +3,12 @@
 import functools
 from typing import NamedTuple
 
-from receiver import ledger
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.framing import frame_of
+from filestreamer.wire.grid import Grid
+from receiver.disk import ledger
 from tests.golden.vectors import load, unpacked
-from wire import messages as m
-from wire.digests import segment_digest
-from wire.framing import frame_of
-from wire.grid import Grid
 
 
 class Corpus(NamedTuple):

@@ -16,8 +16,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import Aborted, Code, FilestreamerError, Refused
+from filestreamer.wire.framing import frame, frame_of, read_body
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
+from sender.coordinator import Transfer
 from sender.settings import parse as parse_sender
-from sender.transfer import Transfer
 from tests.fuzz.corpus import corpus, wire
 from tests.fuzz.mutate import changed, damaged
 from tests.fuzz.targets import Ended as StreamEnded
@@ -25,12 +31,6 @@ from tests.fuzz.targets import Reading, mutated_body, mutated_stream
 from tests.support.peer import Ended, Link, RawSender, Sample
 from tests.support.processes import Watch, descriptors, resident_bytes, thread_count
 from tests.support.services import UNIT, Pair, Service, make_file, pair, same
-from wire import limits
-from wire import messages as m
-from wire.codec import decode, encode
-from wire.errors import Aborted, Code, FilestreamerError, Refused
-from wire.framing import frame, frame_of, read_body
-from wire.opening import ReceiverOpening, SenderOpening, random_id
 
 TOKEN: Final = "correct horse battery staple"
 PEERS: Final = 6

@@ -12,22 +12,29 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
-from receiver import ledger
-from receiver.slot import Slot
-from receiver.store import check_name
+from filestreamer.wire import auth, limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import (
+    Code,
+    ConnectionLost,
+    LocalProtocolError,
+    Refused,
+    RemoteProtocolError,
+    TransferFailed,
+)
+from filestreamer.wire.framing import read_body
+from filestreamer.wire.grid import Grid
+from filestreamer.wire.messages import Role
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening
+from filestreamer.wire.session import Session, Side
+from filestreamer.wire.sockets.transport import Channel, Deadline
+from receiver.disk import ledger
+from receiver.disk.store import check_name
+from receiver.server.handshake import Handshake
 from tests.fuzz import corpus as corpora
 from tests.fuzz.corpus import Corpus, corpus
 from tests.fuzz.mutate import changed, damaged
-from wire import auth, limits
-from wire import messages as m
-from wire.codec import decode, encode
-from wire.errors import Code, ConnectionLost, LocalProtocolError, Refused, RemoteProtocolError, TransferFailed
-from wire.framing import read_body
-from wire.grid import Grid
-from wire.messages import Role
-from wire.opening import ReceiverOpening, SenderOpening
-from wire.session import Session, Side
-from wire.transport import Channel, Deadline
 
 TOKEN: Final = b"correct horse battery staple"
 
@@ -219,7 +226,7 @@ def fuzz_slot(rng: Random, have: Corpus) -> None:
     token = rng.choice((None, TOKEN))
     ours, theirs = connected()
     with contextlib.closing(theirs):
-        slot = Slot(ours, ReceiverOpening(bytes(16), token), None)
+        slot = Handshake(ours, ReceiverOpening(bytes(16), token), None)
         try:
             slot.greet()
             greeting = read_body(Reading(theirs.recv(2000)), limits.OPENING_FRAME_BYTES)
@@ -233,7 +240,7 @@ def fuzz_slot(rng: Random, have: Corpus) -> None:
             slot.socket.close()
 
 
-def drive_slot(rng: Random, slot: Slot, theirs: socket.socket, stream: bytes) -> None:
+def drive_slot(rng: Random, slot: Handshake, theirs: socket.socket, stream: bytes) -> None:
     """Feed a slot as the selector would, until it ends."""
     pieces = rng.choice((1, 1, 2, 5))
     cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(pieces - 1))
@@ -246,7 +253,7 @@ def drive_slot(rng: Random, slot: Slot, theirs: socket.socket, stream: bytes) ->
     raise Ended
 
 
-def refused_well(slot: Slot, theirs: socket.socket, error: RemoteProtocolError) -> None:
+def refused_well(slot: Handshake, theirs: socket.socket, error: RemoteProtocolError) -> None:
     """Who is turned away over a sound connection is told why, in a frame."""
     slot.refuse(error.code, error.reason)
     theirs.settimeout(10)
@@ -263,7 +270,7 @@ def fuzz_slot_tls(rng: Random, have: Corpus) -> None:
     """Do the same where a TLS handshake comes first: what OpenSSL makes of garbage ends here, too."""
     ours, theirs = connected()
     with contextlib.closing(theirs):
-        slot = Slot(ours, ReceiverOpening(bytes(16), None, bytes(32)), tls_context())
+        slot = Handshake(ours, ReceiverOpening(bytes(16), None, bytes(32)), tls_context())
         try:
             slot.greet()
             stream = damaged(rng, corpora.CLIENT_HELLO, corpora.wire([some_body(rng, have)]))
@@ -377,8 +384,8 @@ _made: dict[str, Any] = {}
 def tls_context() -> ssl.SSLContext:
     """Make a receiver's context, once a process."""
     if "tls" not in _made:
+        from filestreamer.wire.sockets.tls import server_context
         from tests.support.certificates import Authority
-        from wire.tls import server_context
 
         with tempfile.TemporaryDirectory() as directory:
             pem = Authority(Path(directory), "ca").issue("receiver")
@@ -395,7 +402,7 @@ def expect(holds: bool, what: str) -> None:
         raise Found(what)
 
 
-class Target(NamedTuple):
+class OrderedWriter(NamedTuple):
     """What runs, how often, and what it may raise."""
 
     run: Callable[[Random, Corpus], None]
@@ -407,16 +414,18 @@ class Target(NamedTuple):
 WIRE_CODES: Final = frozenset({Code.PROTOCOL, Code.CORRUPT})
 OPENING_CODES: Final = frozenset({Code.PROTOCOL, Code.VERSION, Code.TOKEN})
 
-TARGETS: dict[str, Target] = {
-    "codec": Target(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),
-    "conversation": Target(fuzz_conversation, 25, (RemoteProtocolError, Ended), WIRE_CODES),
-    "receiver opening": Target(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
-    "sender opening": Target(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
-    "channel": Target(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
-    "slot": Target(fuzz_slot, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES),
-    "slot in TLS": Target(fuzz_slot_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})),
-    "ledger": Target(fuzz_ledger, 5, (), frozenset()),
-    "name": Target(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),
+TARGETS: dict[str, OrderedWriter] = {
+    "codec": OrderedWriter(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),
+    "conversation": OrderedWriter(fuzz_conversation, 25, (RemoteProtocolError, Ended), WIRE_CODES),
+    "receiver opening": OrderedWriter(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
+    "sender opening": OrderedWriter(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
+    "channel": OrderedWriter(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
+    "slot": OrderedWriter(fuzz_slot, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES),
+    "slot in TLS": OrderedWriter(
+        fuzz_slot_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})
+    ),
+    "ledger": OrderedWriter(fuzz_ledger, 5, (), frozenset()),
+    "name": OrderedWriter(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),
 }
 _NAMES: Final = list(TARGETS)
 _WEIGHTS: Final = [target.weight for target in TARGETS.values()]

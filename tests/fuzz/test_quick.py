@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import RemoteProtocolError
 from tests.fuzz.mutate import BYTES, GROUP, GROUP_END, VARINT, Field, assemble, parse, varint
 from tests.fuzz.run import GROWTH_BYTES, run_block
 from tests.fuzz.targets import TARGETS, run_case
-from wire import limits
-from wire import messages as m
-from wire.codec import decode, encode
-from wire.errors import RemoteProtocolError
 
 CASES = 100_000
 BLOCKS = 5

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from filestreamer.wire import auth, limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import encode
+from filestreamer.wire.digests import checksum, root_digest, segment_digest
+from filestreamer.wire.errors import Code
+from filestreamer.wire.framing import frame_of
+from filestreamer.wire.grid import Grid, Share
 from tests.golden.vectors import GOLDEN, fields_of, packed
-from wire import auth, limits
-from wire import messages as m
-from wire.codec import encode
-from wire.digests import checksum, root_digest, segment_digest
-from wire.errors import Code
-from wire.framing import frame_of
-from wire.grid import Grid, Share
 
 TOKEN = "correct horse battery staple"
 TRANSFER_ID = bytes(range(0x10))

@@ -1,7 +1,7 @@
 """The golden vectors: bytes as they are on the wire, beside what they mean (proto/README.md, "Golden vectors").
 
 In the files bytes are hex, an enum is the name of its member, a tuple is a list, an absent value is null. `native` and
-`plain` go between that and the messages of `wire.messages`. In hex, `(0a01)*3` stands for `0a010a010a01`.
+`plain` go between that and the messages of `filestreamer.wire.messages`. In hex, `(0a01)*3` stands for `0a010a010a01`.
 """
 
 import enum
@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from wire import messages as m
+from filestreamer.wire import messages as m
 
 GOLDEN = Path(__file__).parent
 MESSAGES: dict[str, type] = {kind.__name__: kind for kind in get_args(m.Message)}

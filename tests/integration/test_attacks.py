@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from receiver import token as receiver_token
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code, FilestreamerError
+from filestreamer.wire.framing import frame, frame_of, read_body
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
+from receiver.disk.store import Destination
+from receiver.server import token as receiver_token
 from receiver.settings import parse as parse_receiver
-from receiver.store import Destination
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, ack, acknowledged
 from tests.support.processes import Watch, command_line, descriptors, resident_bytes
 from tests.support.relay import Relay
 from tests.support.services import UNIT, Pair, Service, make_file, same, tree
 from tests.support.staging import Staging
-from wire import limits
-from wire import messages as m
-from wire.codec import decode, encode
-from wire.digests import segment_digest
-from wire.errors import Code, FilestreamerError
-from wire.framing import frame, frame_of, read_body
-from wire.opening import ReceiverOpening, SenderOpening, random_id
 
 TOKEN = "a token that is long enough"
 WITH_TOKEN = {"FILESTREAMER_TOKEN": TOKEN}
@@ -171,7 +171,7 @@ def test_receiver_that_does_not_know_the_token(pair: Pair, answer: str) -> None:
 
 def opening_mac(opening: ReceiverOpening, hello: bytes) -> bytes:
     """Return the proof of a receiver that has another token."""
-    from wire import auth
+    from filestreamer.wire import auth
 
     return auth.receiver_proof(b"another token of some length", opening.greeting_body, hello, bytes(32))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
 from tests.support.peer import RawSender, Sample
 from tests.support.services import UNIT, Pair, Service, held_port, no_holes, tree
-from wire import limits
-from wire import messages as m
-from wire.errors import Code
 
 NOBODY = "127.0.0.1:1"
 """An address that these tests never come to: what is wrong is found before."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire import limits
 from tests.support.certificates import Authority
 from tests.support.relay import READ_BYTES, Relay
 from tests.support.services import UNIT, Pair, Service, inject, same
-from wire import limits
 
 BLOCKS = 12
 """Blocks that each connection moves."""

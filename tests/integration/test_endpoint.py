@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
 from tests.integration.test_moves import needs_ipv6
 from tests.support.processes import descriptors, peak_bytes, thread_count
 from tests.support.prometheus import program, wait_for
 from tests.support.scrape import METRICS, get, metrics_address, scrape
 from tests.support.services import UNIT, Pair, Service, free_port, held_port, same
-from wire import limits
 
 SOON_SECONDS = 2 * UNIT
 """Within which a scrape gets through, and a linger that is cut short has ended, on a machine that has much to do."""
@@ -384,7 +384,7 @@ def test_a_dead_gateway_changes_nothing(pair: Pair, seed: int, answer: str) -> N
 
 # ------------------------------------------------------------------------------------------------------- what it costs
 
-METRICS_MODULES = ("prometheus_client", "http.server", "service.metrics")
+METRICS_MODULES = ("prometheus_client", "http.server", "filestreamer.telemetry.metrics")
 
 
 def test_nothing_of_metrics_is_imported_before_somebody_asks(pair: Pair, seed: int) -> None:
@@ -400,7 +400,7 @@ def test_nothing_of_metrics_is_imported_before_somebody_asks(pair: Pair, seed: i
     assert [imported(service) & set(METRICS_MODULES) for service in (plain, receiver, asked)] == [set()] * 3
     scrape(asked)
 
-    assert {"prometheus_client", "service.metrics"} <= imported(asked)
+    assert {"prometheus_client", "filestreamer.telemetry.metrics"} <= imported(asked)
 
 
 def imported(service: Service) -> set[str]:

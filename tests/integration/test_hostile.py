@@ -16,6 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest, segment_digest
+from filestreamer.wire.errors import VERDICTS, Code, Refused
+from filestreamer.wire.framing import frame, frame_of
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening
 from tests.support.peer import (
     Ended,
     Link,
@@ -28,12 +34,6 @@ from tests.support.peer import (
     read_chunk,
 )
 from tests.support.services import UNIT, Pair, Service, same
-from wire import limits
-from wire import messages as m
-from wire.digests import root_digest, segment_digest
-from wire.errors import VERDICTS, Code, Refused
-from wire.framing import frame, frame_of
-from wire.opening import ReceiverOpening, SenderOpening
 
 KIB = 1024
 TOKEN = "a token of the tests"
@@ -179,7 +179,7 @@ def test_token_is_asked_for_before_anything_is_looked_up(pair: Pair) -> None:
 
 def test_proof_is_not_replayed(pair: Pair) -> None:
     """The proof of one connection opens no other one."""
-    from wire.framing import read_body
+    from filestreamer.wire.framing import read_body
 
     receiver = pair.receiver(env={"FILESTREAMER_TOKEN": TOKEN})
     with RawSender(pair.address(receiver), token=TOKEN) as peer:

@@ -7,13 +7,13 @@ from typing import Final
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
 from tests.support.peer import Link, RawSender, Sample, TreeSample, ack, acknowledged
 from tests.support.processes import descriptors, thread_count
 from tests.support.scrape import METRICS, scrape
 from tests.support.services import UNIT, Pair, Service
-from wire import limits
-from wire import messages as m
-from wire.errors import Code
 
 CHUNK: Final = 4 * limits.KIB
 ROUNDS: Final = 4

@@ -18,12 +18,12 @@ from typing import IO, Final
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, FilestreamerError
+from filestreamer.wire.limits import KIB, MIB
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
 from tests.support.services import UNIT, Pair, Service, inject, same
-from wire import limits
-from wire import messages as m
-from wire.errors import Code, FilestreamerError
-from wire.limits import KIB, MIB
 
 GIVE_UP: Final = UNIT / 5
 PATIENT: Final = UNIT / 2
@@ -256,7 +256,7 @@ def test_a_damaged_chunk_again_and_again_keeps_no_transfer(pair: Pair, backgroun
 def test_a_name_goes_to_who_wants_it(pair: Pair, background: Callable[..., object]) -> None:
     """Who makes no progress has it for a bounded time, whatever the patience of this receiver."""
     sample = Sample.random(1, 10 * KIB, KIB)
-    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
+    receiver = patched(pair, {"filestreamer.wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
     file = pair.file("sample.bin", 5 * KIB)
     with RawSender(Pair.address(receiver)) as peer:
         control = peer.offer(sample)
@@ -271,7 +271,7 @@ def test_a_name_goes_to_who_wants_it(pair: Pair, background: Callable[..., objec
 def test_a_name_stays_with_who_gets_on(pair: Pair, background: Callable[..., threading.Event]) -> None:
     """Slowly: a chunk, piece by piece, over several times of what a stranger has."""
     sample = Sample.random(1, 64 * KIB, 64 * KIB)
-    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", GIVE_UP)
+    receiver = patched(pair, {"filestreamer.wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", GIVE_UP)
     chunk = memoryview(sample.chunk(0))
     with RawSender(Pair.address(receiver)) as peer, RawSender(Pair.address(receiver)) as rival:
         control = peer.offer(sample)
@@ -330,7 +330,7 @@ def test_who_only_says_hello_keeps_nobody_out(pair: Pair) -> None:
 
 
 def test_who_offers_and_goes_no_further_keeps_nobody_out(pair: Pair, background: Callable[..., object]) -> None:
-    receiver = patched(pair, {"wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
+    receiver = patched(pair, {"filestreamer.wire.limits.STRANGER_SECONDS": GIVE_UP}, "--give-up-after", 1000)
     address = Pair.address(receiver)
     with contextlib.ExitStack() as stack:
         controls = []
@@ -343,7 +343,7 @@ def test_who_offers_and_goes_no_further_keeps_nobody_out(pair: Pair, background:
 
 def test_data_connections_without_a_chunk_keep_nobody_out(pair: Pair, background: Callable[..., object]) -> None:
     """All that a receiver takes are held by one sender."""
-    bounds = {"receiver.server.CONNECTIONS": 8}
+    bounds = {"receiver.server.server.CONNECTIONS": 8}
     receiver = patched(pair, bounds)
     address = Pair.address(receiver)
     sample = Sample.random(1, 100, 10)
@@ -439,7 +439,7 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
 def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> None:
     """The transfer ends and is reported; the name stays, with the reason, until the thread comes back from the disk."""
     hang = 3 * UNIT
-    bounds = {"receiver.files.LEAVE_SECONDS": UNIT / 10}
+    bounds = {"receiver.file.target.LEAVE_SECONDS": UNIT / 10}
     flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--anonymous", "--give-up-after", GIVE_UP)
     env = {**inject("fsync", hang, path=".data"), "IMPATIENT": json.dumps(bounds)}
     receiver = pair.start("tests.support.impatient", *flags, env=env)
@@ -591,11 +591,11 @@ def defective(pair: Pair, command: str, where: str, what: str, args: Sequence[ob
 @pytest.mark.parametrize(
     ("where", "what"),
     [
-        ("sender.transfer", "Transfer._tick"),
-        ("sender.transfer", "Transfer.__init__"),
-        ("sender.control", "ControlReader._keep_running"),
-        ("sender.connection", "DataConnection._move"),
-        ("service.monitor", "Monitor.start"),
+        ("sender.coordinator", "Transfer._tick"),
+        ("sender.coordinator", "Transfer.__init__"),
+        ("sender.network.control", "ControlReader._keep_running"),
+        ("sender.network.connection", "DataConnection._move"),
+        ("filestreamer.telemetry.monitor", "Monitor.start"),
     ],
 )
 def test_a_defect_of_the_sender_is_a_result(pair: Pair, where: str, what: str) -> None:
@@ -608,7 +608,9 @@ def test_a_defect_of_the_sender_is_a_result(pair: Pair, where: str, what: str) -
     assert "ZeroDivisionError" in error["message"]
 
 
-@pytest.mark.parametrize(("where", "what"), [("receiver.server", "Server._tick"), ("service.monitor", "Monitor.start")])
+@pytest.mark.parametrize(
+    ("where", "what"), [("receiver.server.server", "Server._tick"), ("filestreamer.telemetry.monitor", "Monitor.start")]
+)
 def test_a_defect_of_the_receiver_is_a_result(pair: Pair, where: str, what: str) -> None:
     args = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     code, result = defective(pair, "receiver", where, what, args)

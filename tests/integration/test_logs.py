@@ -230,7 +230,7 @@ def test_metrics_tell_what_was_dropped(pair: Pair) -> None:
 
 FLOOD = """
 import sys
-from service import log, outlet, signals
+from filestreamer.process import log, outlet, signals
 outlet.replace_stderr()
 signals.end_at_once()
 logger = log.configure("sender")
@@ -270,7 +270,7 @@ def test_lines_come_in_order_and_what_is_missing_is_told(full: FullPipe) -> None
 
 BUG = """
 import sys
-from service import outlet, signals
+from filestreamer.process import outlet, signals
 outlet.replace_stderr()
 signals.end_at_once()
 raise RuntimeError("the bug")

@@ -14,12 +14,12 @@ from typing import Final
 
 import pytest
 
+from filestreamer.wire.limits import MIB
 from tests.support.contract import STAGES, contract
 from tests.support.prometheus import program
 from tests.support.proxy import Proxy
 from tests.support.scrape import METRICS, Scrape, scrape
 from tests.support.services import UNIT, Pair, Service
-from wire.limits import MIB
 
 STEADY: Final = ("--rate-limit", "8MiB/s", "--chunk-size", "64KiB", "--connections", 4)
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import xxhash
 
+from filestreamer.wire import limits
 from tests.support.peer import RawReceiver, receive_all
 from tests.support.services import UNIT, Pair, Service, held_port, make_file, same
-from wire import limits
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20

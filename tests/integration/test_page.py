@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire.limits import KIB, MIB
 from tests.support.browser import Browser, Page
 from tests.support.proxy import Blackhole, Proxy, Stall
 from tests.support.scrape import METRICS, get, metrics_address, scrape
 from tests.support.services import UNIT, Pair, Service
-from wire.limits import KIB, MIB
 
 STEADY = ("--chunk-size", "64KiB", "--rate-limit", "8MiB/s", "--connections", 4, *METRICS)
 LINGER = ("--metrics-linger", 3 * UNIT)

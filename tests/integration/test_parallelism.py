@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire.limits import CONNECTIONS_AUTO, MIB
 from tests.support.relay import READ_BYTES, Relay
 from tests.support.scrape import METRICS, scrape
 from tests.support.services import Pair, Service, same
-from wire.limits import CONNECTIONS_AUTO, MIB
 
 
 def changes(sender: Service) -> list[tuple[int, int, str]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire import messages as m
 from tests.integration.test_trees import unprivileged
 from tests.support import sending, trees
 from tests.support.peer import RawSender, Sample, ack
 from tests.support.services import Pair, Service
-from wire import messages as m
 
 
 @pytest.fixture

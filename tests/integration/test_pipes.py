@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import pytest
 
+from filestreamer.wire import limits
 from tests.support.processes import peak_bytes
 from tests.support.relay import Relay
 from tests.support.services import UNIT, Pair, Service, make_file, same
-from wire import limits
 
 MIB = 1 << 20
 OUT = ("--output-file", "-")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
+from filestreamer.wire.framing import frame
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, ack, acknowledged, read_chunk
 from tests.support.services import UNIT, Pair, Service
-from wire import messages as m
-from wire.errors import Code
-from wire.framing import frame
 
 KIB = 1024
 WINDOW = 4

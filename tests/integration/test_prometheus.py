@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from service.address import parse_address
+from filestreamer.settings.address import parse_address
+from filestreamer.wire.limits import MIB
 from tests.support.prometheus import RULES, PanelQuery, Prometheus, panel_queries, prometheus, rules, wait_for
 from tests.support.proxy import Blackhole, FlipPayload, Proxy
 from tests.support.scrape import METRICS, metrics_address
 from tests.support.services import UNIT, Pair, Service, held_port, same
-from wire.limits import MIB
 
 LINGER = ("--metrics-linger", 600)
 """So that whatever is asked, the answer does not depend on how soon."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.limits import KIB
 from tests.support.peer import Link, RawSender, TreeSample, acknowledged
 from tests.support.services import Pair, Service
-from wire import messages as m
-from wire.limits import KIB
 
 
 @pytest.fixture

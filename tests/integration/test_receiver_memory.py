@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code, Refused
+from filestreamer.wire.framing import frame
 from tests.support import services
 from tests.support.cgroups import Group, memory_group
 from tests.support.peer import Ended, Link, RawSender, acknowledged
 from tests.support.processes import peak_bytes, resident_bytes
 from tests.support.scrape import scrape
 from tests.support.services import UNIT, Pair, Service, same
-from wire import limits
-from wire import messages as m
-from wire.digests import segment_digest
-from wire.errors import Code, Refused
-from wire.framing import frame
 
 MIB = limits.MIB
 METRICS = {"FILESTREAMER_METRICS": "127.0.0.1:0"}

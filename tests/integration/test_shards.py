@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
+from filestreamer.wire.errors import Code
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
 from tests.support.services import UNIT, Pair, Service, same
 from tests.support.staging import Staging
-from wire import messages as m
-from wire.digests import root_digest
-from wire.errors import Code
 
 MIB = 1 << 20
 CHUNK_SIZE = 64 * 1024

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
 from tests.support.services import UNIT, Pair, Service, same, tree
 from tests.support.staging import Staging
-from wire import messages as m
-from wire.digests import segment_digest
-from wire.errors import Code
 
 CHUNK = 10_000
 DAY = 86_400.0

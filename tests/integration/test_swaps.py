@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.limits import KIB
 from tests.support import trees
 from tests.support.peer import Ended, Link, RawReceiver, read_chunk
 from tests.support.services import Pair
-from wire import messages as m
-from wire.digests import segment_digest
-from wire.limits import KIB
 
 SECRET = b"TOP SECRET " * 400
 SIZE = len(SECRET)

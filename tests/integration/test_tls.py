@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode
+from filestreamer.wire.errors import Code
+from filestreamer.wire.framing import frame_of, read_body
+from filestreamer.wire.opening import SenderOpening, random_id
 from tests.support.certificates import HERE, Authority, Pem, make_key, openssl
 from tests.support.peer import Ended, Link, RawSender
 from tests.support.relay import Relay
 from tests.support.services import UNIT, Pair, Service, free_port, same
 from tests.support.staging import Staging
-from wire import limits
-from wire import messages as m
-from wire.codec import decode
-from wire.errors import Code
-from wire.framing import frame_of, read_body
-from wire.opening import SenderOpening, random_id
 
 TOKEN = "a token that is long enough"
 MIB = 1 << 20

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest, segment_digest
+from filestreamer.wire.framing import frame
+from filestreamer.wire.limits import KIB, MIB
 from tests.support import trees
 from tests.support.peer import RawSender, ack
 from tests.support.processes import resident_bytes
 from tests.support.proxy import Proxy, Reset, SlowReader
 from tests.support.services import UNIT, Pair, Service, inject
-from wire import limits
-from wire import messages as m
-from wire.digests import root_digest, segment_digest
-from wire.framing import frame
-from wire.limits import KIB, MIB
 
 MTIME = 1_700_000_000_000_000_000
 ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 200_000

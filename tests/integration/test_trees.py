@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from sender.transfer import Transfer
+from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.limits import KIB, MIB
+from sender.coordinator import Transfer
 from tests.support import sending, trees
 from tests.support.proxy import Cut, Fault, FlipPayload, Proxy, Reset
 from tests.support.services import UNIT, Pair, Service
-from wire.errors import Code, TransferFailed
-from wire.limits import KIB, MIB
 
 
 def send(pair: Pair, *args: object, receiver: tuple[object, ...] = ()) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from service import backoff
+from filestreamer.process import backoff
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.limits import KIB
 from tests.support import sending, trees
 from tests.support.peer import Ended, Link, RawReceiver, end_after, read_chunk
 from tests.support.services import UNIT, Pair, Service
-from wire import messages as m
-from wire.digests import segment_digest
-from wire.errors import Code, TransferFailed
-from wire.limits import KIB
 
 TOP, EMPTY, LARGE, LINK, SMALL, TINY = range(6)
 

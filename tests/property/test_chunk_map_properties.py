@@ -5,11 +5,11 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sender.deal import Deal
-from sender.schedule import Schedule
-from service.chunk_map import CELLS, ChunkMap
+from filestreamer.telemetry.chunk_map import CELLS, ChunkMap
+from filestreamer.wire.limits import CHUNKS_PER_FILE
+from sender.dispatch.schedule import Schedule
+from sender.dispatch.send_queue import SendQueue
 from tests.support.manifests import manifest_of
-from wire.limits import CHUNKS_PER_FILE
 
 
 @given(st.integers(0, CHUNKS_PER_FILE))
@@ -43,26 +43,26 @@ STEPS = ["acknowledged", "held", "reopen", "acknowledged", "held", "reopen", "st
 )
 def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
     """Settled twice, missing at the end, a restarted receiver: the map is the settled chunks, and who brought them."""
-    deal = Deal(manifest_of(chunks), lambda: Schedule(8), lambda: None)
+    queue = SendQueue(manifest_of(chunks), lambda: Schedule(8), lambda: None)
     settled: dict[int, int | None] = {}
     for step, at, connection in steps:
         chunk_id = at % chunks
         match step:
             case "acknowledged":
-                deal.settle((chunk_id,), deal.epoch, connection)
+                queue.mark_done((chunk_id,), queue.epoch, connection)
                 settled.setdefault(chunk_id, connection)
             case "held":
-                deal.settle((chunk_id,), deal.epoch)
+                queue.mark_done((chunk_id,), queue.epoch)
                 settled.setdefault(chunk_id, None)
             case "reopen":
-                deal.reopen(chunk_id, chunk_id + 1)
+                queue.reopen(chunk_id, chunk_id + 1)
                 settled.pop(chunk_id, None)
             case _:
-                deal.start_over()
+                queue.start_over()
                 settled.clear()
     there = [(int(settled.get(c) is not None), int(c in settled and settled[c] is None)) for c in range(chunks)]
-    assert list(zip(deal.chunk_map.brought, deal.chunk_map.held, strict=True)) == there
-    assert all(deal.chunk_map.by[c] == connection for c, connection in settled.items() if connection is not None)
+    assert list(zip(queue.chunk_map.brought, queue.chunk_map.held, strict=True)) == there
+    assert all(queue.chunk_map.by[c] == connection for c, connection in settled.items() if connection is not None)
 
 
 @given(st.integers(1, CHUNKS_PER_FILE), st.integers(0, 8))

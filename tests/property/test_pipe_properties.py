@@ -11,16 +11,16 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver.assembly import Turn
-from receiver.output import Output
-from sender.deal import Deal
-from sender.manifest import Manifest, StreamPart
-from sender.schedule import Schedule
-from sender.source import Item
-from sender.stream import Stream
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from receiver.file.chunk_states import Delivery
+from receiver.pipe.reorder_buffer import ReorderBuffer
+from sender.dispatch.manifest import Manifest, StreamPart
+from sender.dispatch.schedule import Schedule
+from sender.dispatch.send_queue import SendQueue
+from sender.source.item import Item
+from sender.source.stream import Stream
 from tests.support.services import UNIT
-from wire import messages as m
-from wire.digests import segment_digest
 
 Held = tuple[m.Segment, bytes]
 
@@ -67,13 +67,13 @@ class Pipe:
         part = self.manifest.add([item], last=True)
         assert isinstance(part, StreamPart)
         self.part = part
-        self.deal = Deal(self.manifest, lambda: Schedule(connections), lambda: None)
-        self.deal.extend(part)
-        self.deal.on_advance = self.stream.advance
+        self.queue = SendQueue(self.manifest, lambda: Schedule(connections), lambda: None)
+        self.queue.extend(part)
+        self.queue.on_advance = self.stream.advance
         self.kept = Kept()
-        self.output = Output(self.kept, None, chunk_size, windows[1] * chunk_size)
-        self.deal.bound(windows[1] * chunk_size)
-        self.deal.need_stream()
+        self.output = ReorderBuffer(self.kept, None, chunk_size, windows[1] * chunk_size)
+        self.queue.bound(windows[1] * chunk_size)
+        self.queue.need_stream()
         self.failures: list[object] = []
         self.output.start(self.failures.append)
         self.stream.start(self._grow, self.failures.append)
@@ -85,11 +85,11 @@ class Pipe:
             pipe.write(content)
 
     def _grow(self) -> None:
-        self.deal.grow(self.part, is_whole=self.stream.is_ended)
+        self.queue.grow(self.part, is_whole=self.stream.is_ended)
 
     def take(self, connection: Connection) -> bool:
         """Have a chunk dealt; whether there was one."""
-        chunk_id = self.deal.next(connection.number, self.deal.epoch)
+        chunk_id = self.queue.next(connection.number, self.queue.epoch)
         if chunk_id is None:
             return False
         with connection.lock:
@@ -106,8 +106,8 @@ class Pipe:
         position = self.output.position(segment)
         assert position == chunk_id
         turn, _ = self.output.begin(position, segment.length, connection)
-        assert turn is not Turn.WAIT  # who was cut has left
-        if turn is Turn.WRITE:
+        assert turn is not Delivery.WAIT  # who was cut has left
+        if turn is Delivery.WRITE:
             self.output.write(memoryview(content), segment.offset)
         connection.delivered.add(chunk_id)
         digest = segment_digest(content)
@@ -120,10 +120,10 @@ class Pipe:
             if chunk_id not in connection.delivered:
                 return  # it was cut before it heard
             connection.delivered.discard(chunk_id)
-        assert not self.deal.bind(
+        assert not self.queue.pin_digest(
             chunk_id, [segment for segment, _ in self.manifest.carried(chunk_id)], [bytes(range(16))]
         )
-        self.deal.settle((chunk_id,), self.deal.epoch, connection.number)
+        self.queue.mark_done((chunk_id,), self.queue.epoch, connection.number)
 
     def cut(self, connection: Connection) -> bool:
         """Lose what a connection had: it is dealt again, delivered or not."""
@@ -132,21 +132,21 @@ class Pipe:
             lost = connection.dealt + sorted(connection.delivered)
             connection.dealt.clear()
             connection.delivered.clear()
-        self.deal.put_back(lost, self.deal.epoch)
+        self.queue.put_back(lost, self.queue.epoch)
         return True
 
     def double(self, _connection: Connection) -> None:
         """Deal to twice as many, if there are so many."""
-        if 2 * self.deal.connections <= len(self.connections):
-            self.deal.resize(2 * self.deal.connections)
+        if 2 * self.queue.connections <= len(self.connections):
+            self.queue.resize(2 * self.queue.connections)
 
     def halve(self, _connection: Connection) -> None:
         """Deal to half of them; the others deliver what they have."""
-        if self.deal.connections % 2 == 0:
-            self.deal.resize(self.deal.connections // 2)
+        if self.queue.connections % 2 == 0:
+            self.queue.resize(self.queue.connections // 2)
 
     def is_done(self) -> bool:
-        return self.deal.all_settled
+        return self.queue.all_done
 
     def close(self) -> None:
         self.stream.end()
@@ -181,7 +181,7 @@ def test_a_pipe_delivers_what_was_put_into_it(
             if not any(moved):
                 time.sleep(0.0005)
         assert pipe.kept.content == content
-        assert (pipe.output.passed_bytes, pipe.deal.lowest) == (len(content), pipe.deal.chunks)
+        assert (pipe.output.passed_bytes, pipe.queue.lowest) == (len(content), pipe.queue.chunks)
         assert pipe.failures == []
     finally:
         pipe.close()

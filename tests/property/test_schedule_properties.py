@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sender.schedule import Schedule
+from sender.dispatch.schedule import Schedule
 
 
 @given(
@@ -72,7 +72,7 @@ class Dealing(RuleBasedStateMachine):
         self.left.update(range(first, self.next_chunk, step))
 
     @rule(connection=st.integers(0, 47))
-    def deal(self, connection: int) -> None:
+    def queue(self, connection: int) -> None:
         connection_id = connection % self.connections
         before = [self.schedule.remaining_of(each) for each in range(self.connections)]
         chunk_id = self.schedule.deal(connection_id)

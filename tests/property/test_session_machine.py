@@ -1,6 +1,6 @@
 """Two ends, each with its own Session, and messages under way between them: late, crossing, many at once.
 
-The claim (wire/session.py, proto/README.md "Sessions"): two ends that send only what their own Session allows never
+The claim (filestreamer/wire/session.py, proto/README.md "Sessions"): two ends that send only what their own Session allows never
 see a message of the other one refused. Queues are in order, as TCP is; how long a message stays in one is up to
 hypothesis.
 """
@@ -13,9 +13,9 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wire import messages as m
-from wire.errors import Code, LocalProtocolError, RemoteProtocolError
-from wire.session import Session, Side
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, LocalProtocolError, RemoteProtocolError
+from filestreamer.wire.session import Session, Side
 
 ID = bytes(16)
 CONTROL: dict[Side, list[m.Message]] = {

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.assembly import FREE, Assembly
-from wire import limits
-from wire.grid import Grid, Share
+from filestreamer.wire import limits
+from filestreamer.wire.grid import Grid, Share
+from receiver.file.chunk_states import FREE, ChunkStates
 
 GRIDS = st.builds(Grid, size=st.integers(0, 300), chunk_size=st.integers(1, 40))
 LARGE = st.builds(Grid, size=st.integers(0, limits.FILE_SIZE_MAX), chunk_size=st.integers(1, limits.CHUNK_SIZE_MAX))
@@ -46,7 +46,7 @@ def test_a_range_of_chunks_means_those_of_the_share(grid: Grid, count: int, data
 @given(GRIDS, COUNTS, st.data())
 def test_the_states_of_a_share_are_its_own(grid: Grid, count: int, data: st.DataObject) -> None:
     """What is written of a share is missing from its runs, and from no other one's."""
-    assembly, writer = Assembly(grid), Writer()
+    assembly, writer = ChunkStates(grid), Writer()
     written = data.draw(st.sets(st.integers(0, grid.segments - 1))) if grid.segments else set()
     for k in written:
         assembly.begin(k, writer)

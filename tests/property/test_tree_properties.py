@@ -14,13 +14,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sender.control import Signalled
-from sender.source import Item, Reader
-from sender.transfer import Transfer
+from filestreamer.wire.errors import Interrupted
+from filestreamer.wire.limits import KIB, MIB
+from sender.coordinator import Signalled, Transfer
+from sender.source.item import Item, Reader
 from tests.support import sending, trees
 from tests.support.services import Pair, pair
-from wire.errors import Interrupted
-from wire.limits import KIB, MIB
 
 EXAMPLES = 1000 if os.environ.get("TREES") == "full" else 60
 LEFT = b"lost+found"  # at the top; anywhere else it is a name like others

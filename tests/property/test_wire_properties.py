@@ -10,17 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import clip, clip_reason, decode, encode
+from filestreamer.wire.digests import root_digest, segment_digest, segment_hasher
+from filestreamer.wire.errors import Code, ConnectionLost, LocalProtocolError, Refused, RemoteProtocolError
+from filestreamer.wire.framing import frame, frame_of, read_body
+from filestreamer.wire.grid import Grid, comfortable_chunk_size, smallest_chunk_size
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening
+from filestreamer.wire.session import Session, Side, State
+from filestreamer.wire.sockets.transport import Channel
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, unpacked
-from wire import limits
-from wire import messages as m
-from wire.codec import clip, clip_reason, decode, encode
-from wire.digests import root_digest, segment_digest, segment_hasher
-from wire.errors import Code, ConnectionLost, LocalProtocolError, Refused, RemoteProtocolError
-from wire.framing import frame, frame_of, read_body
-from wire.grid import Grid, comfortable_chunk_size, smallest_chunk_size
-from wire.opening import ReceiverOpening, SenderOpening
-from wire.session import Session, Side, State
-from wire.transport import Channel
 
 # --- every message that the protocol allows ----------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The receiver with short bounds that are no settings: `python -m tests.support.impatient ARGS`.
 
-IMPATIENT says which, as JSON: {"wire.limits.STRANGER_SECONDS": 1}. They are set before anything reads them.
+IMPATIENT says which, as JSON: {"filestreamer.wire.limits.STRANGER_SECONDS": 1}.
+They are set before anything reads them.
 """
 
 import importlib

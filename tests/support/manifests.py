@@ -1,8 +1,8 @@
 """Manifests for tests that need no files."""
 
-from sender.manifest import Manifest
-from sender.source import Identity, Item
-from wire import messages as m
+from filestreamer.wire import messages as m
+from sender.dispatch.manifest import Manifest
+from sender.source.item import Identity, Item
 
 
 def item_of(size: int, path: bytes = b"f") -> Item:

@@ -12,15 +12,15 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
-from service.own_token import read as read_own_token
+from filestreamer.settings.own_token import read as read_own_token
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest, segment_digest
+from filestreamer.wire.errors import Refused
+from filestreamer.wire.framing import frame, frame_of, read_body, read_message
+from filestreamer.wire.grid import Grid
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from tests.support.services import PRIVATE, UNIT, Service
-from wire import limits
-from wire import messages as m
-from wire.digests import root_digest, segment_digest
-from wire.errors import Refused
-from wire.framing import frame, frame_of, read_body, read_message
-from wire.grid import Grid
-from wire.opening import ReceiverOpening, SenderOpening, random_id
 
 M = TypeVar("M", bound=tuple[object, ...])
 

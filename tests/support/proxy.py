@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Self
 
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode
+from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.framing import parse_header
 from tests.support.services import UNIT
-from wire import limits
-from wire import messages as m
-from wire.codec import decode
-from wire.errors import FilestreamerError
-from wire.framing import parse_header
 
 Direction = Literal["up", "down"]
 """up: from the sender to the receiver. down: back."""

@@ -16,8 +16,8 @@ import threading
 import time
 from typing import Self
 
+from filestreamer.wire import limits
 from tests.support.services import UNIT
-from wire import limits
 
 READ_BYTES = 64 * 1024
 KEPT_BYTES = 4 << 20

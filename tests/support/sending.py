@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sender import listing
+from sender.coordinator import BeginAgain, Transfer
 from sender.settings import parse
-from sender.source import Item, Reader
-from sender.transfer import BeginAgain, Transfer
+from sender.source import listing
+from sender.source.item import Item, Reader
 
 
 class Silent:

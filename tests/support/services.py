@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from service import own_token
+from filestreamer.settings import own_token
 
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""

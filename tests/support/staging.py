@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from receiver import ledger
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.grid import Grid
+from receiver.disk import ledger
 from tests.support.services import UNIT
-from wire.digests import segment_digest
-from wire.grid import Grid
 
 
 class Staging:

@@ -8,9 +8,10 @@ from pathlib import Path
 _LOADS_ALL = """
 import sys
 import click, pathspec, rich.live, structlog
-import receiver.__main__, receiver.health, receiver.server, receiver.settings
-import sender.__main__, sender.settings, sender.transfer
-import service.metrics, service.page, service.screen, wire.tls
+import receiver.__main__, receiver.health, receiver.server.server, receiver.settings
+import sender.__main__, sender.settings, sender.coordinator
+import filestreamer.telemetry.metrics, filestreamer.telemetry.page
+import filestreamer.terminal.screen, filestreamer.wire.sockets.tls
 print(*sys.modules)
 """
 
@@ -31,7 +32,9 @@ def names() -> set[str]:
     """Return the top-level name of everything that a service may import, and of all that Python brings."""
     command = [sys.executable, "-P", "-c", _LOADS_ALL]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
-    assert {"socket", "ssl", "prometheus_client", "rich", "structlog", "google", "xxhash", "wire"} <= set(loaded)
+    assert {"socket", "ssl", "prometheus_client", "rich", "structlog", "google", "xxhash", "filestreamer"} <= set(
+        loaded
+    )
     return (MISSED | {name.partition(".")[0] for name in loaded} | set(sys.stdlib_module_names)) - {
         "__main__",
         "builtins",

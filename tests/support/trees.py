@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from wire.limits import KIB, MIB
+from filestreamer.wire.limits import KIB, MIB
 
 STAGING = b".filestreamer"
 READABLE = 0 if os.geteuid() == 0 else 0o400

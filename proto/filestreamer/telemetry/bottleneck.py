@@ -1,0 +1,50 @@
+"""What a transfer was bound by, from what both ends' data connections spent their time on.
+
+    end        works                       waits for the other end
+    sender     read, digest                send, wait_ack
+    receiver   digest, write, acknowledge  receive
+
+Work that fills the time of an end holds the other one up; the network is what both wait for. So each candidate has a
+share of its end's time, the network the smaller one of the two waits, and the largest share is the bottleneck.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from filestreamer.wire.messages import RECEIVER_STAGES, SENDER_STAGES
+
+Bottleneck = Literal["source_read", "digest", "network", "destination_write", "acknowledgements", "rate_limit"]
+
+TEXTS: Final[Mapping[Bottleneck, str]] = {
+    "source_read": "reading the source",
+    "digest": "computing digests",
+    "network": "the network",
+    "destination_write": "writing at the destination",
+    "acknowledgements": "the receiver's acknowledgements",
+    "rate_limit": "--rate-limit",
+}
+
+
+def bottleneck(sender: Sequence[int], receiver: Sequence[int]) -> Bottleneck | None:
+    """Name it from the time in each of SENDER_STAGES and RECEIVER_STAGES; None where an end did not say."""
+    at_sender, at_receiver = _shares(SENDER_STAGES, sender), _shares(RECEIVER_STAGES, receiver)
+    if at_sender is None or at_receiver is None:
+        return None
+    shares: dict[Bottleneck, float] = {
+        "network": min(at_sender["send"] + at_sender["wait_ack"], at_receiver["receive"]),
+        "source_read": at_sender["read"],
+        "digest": max(at_sender["digest"], at_receiver["digest"]),
+        "destination_write": at_receiver["write"],
+        "acknowledgements": at_receiver["acknowledge"],
+        "rate_limit": at_sender["limit"],
+    }
+    return max(shares, key=lambda name: shares[name])
+
+
+def _shares(stages: Sequence[str], times: Sequence[int]) -> dict[str, float] | None:
+    """Return each stage's part of the whole, 0 to 1. A peer of another version may know other stages behind ours."""
+    times = times[: len(stages)]
+    total = sum(times)
+    if len(times) < len(stages) or not total:
+        return None
+    return {stage: time / total for stage, time in zip(stages, times, strict=True)}

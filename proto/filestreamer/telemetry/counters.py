@@ -1,0 +1,308 @@
+"""Plain numbers of what a transfer does, written by the thread that does it and read by whoever shows it.
+
+One thread writes each field, nobody locks: a reader may see one field a moment older than another. The progress
+display, the log lines, the result object and the metrics all read these and nothing else.
+"""
+
+import os
+import socket
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, get_args
+
+from filestreamer.process.log import printable
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.bottleneck import Bottleneck, bottleneck
+from filestreamer.telemetry.chunk_map import ChunkMap
+from filestreamer.wire.errors import Partial
+from filestreamer.wire.messages import SENDER_STAGES, Finish, LeftOut, LeftOutCount, Progress, SkipKind
+from filestreamer.wire.messages import Phase as WirePhase
+
+Phase = Literal["offering", "moving", "syncing", "complete"]
+
+ParallelismReason = Literal["long_path", "try_more", "no_gain", "try_fewer", "needed"]
+"""Why a sender changes the number of connections: at the start, for the round-trip; to see whether more, or fewer, do
+better; as these did not."""
+
+LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets in which the time of a chunk is counted."""
+
+
+SKIPPED_MAX: Final = 100
+
+
+class Skipped(NamedTuple):
+    """An entry that is not moved, and why."""
+
+    path: str
+    reason: str
+    kind: SkipKind
+    name: bytes = b""
+    """Its path at the destination."""
+
+
+class Latencies:
+    """How long chunks took, dealt to acknowledged: a count for each bucket, and one for what is beyond the last."""
+
+    __slots__ = ("counts", "sum_seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_SECONDS) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one chunk."""
+        self.counts[bisect_left(LATENCY_SECONDS, seconds)] += 1
+        self.sum_seconds += seconds
+
+
+class StageClock:
+    """Puts the time of a connection's thread into stages: each moment into one, or into none.
+
+    Entered for each block, so that a stage is seen while a large chunk is under way.
+    """
+
+    __slots__ = ("_at", "_seconds", "_stage")
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        """Add to `seconds`, which has every stage."""
+        self._seconds = seconds
+        self._stage: str | None = None
+        self._at = 0.0
+
+    def enter(self, stage: str | None) -> str | None:
+        """End the stage that this thread is in and begin another one, or none; return the one that has ended."""
+        now = time.perf_counter()
+        ended = self._stage
+        if ended is not None:
+            self._seconds[ended] += now - self._at
+        self._stage, self._at = stage, now
+        return ended
+
+    def drop(self) -> None:
+        """Be in no stage; the time since the last one began was spent on nothing."""
+        self._stage = None
+
+
+@dataclass(slots=True)
+class ConnectionCounters:
+    """One data connection. Bytes are payload bytes: frames and digests are not counted."""
+
+    connection_id: int
+    moved_bytes: int = 0
+    """Sender: handed to the kernel. Receiver: read off the socket."""
+    acknowledged_bytes: int = 0
+    abandoned_bytes: int = 0
+    """Moved on a connection that ended before they were acknowledged."""
+    chunks: int = 0
+    """Chunks acknowledged."""
+    reconnects: int = 0
+    resent_chunks: int = 0
+    mismatches: int = 0
+    """Chunks that arrived with another digest than their sender's."""
+    stolen_chunks: int = 0
+    up: bool = False
+    latencies: Latencies = field(default_factory=Latencies)
+    link: tuple[socket.socket | None, int] = (None, 0)
+    """The open socket, for TCP_INFO, and the segments that were sent again on those before it: replaced as one."""
+    finished_at: float | None = None
+    """Monotonic time of the last acknowledgement."""
+    is_dismissed: bool = False
+    """It has ended in order before the transfer did: fewer connections do."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes moved and neither acknowledged nor abandoned."""
+        return max(0, self.moved_bytes - self.acknowledged_bytes - self.abandoned_bytes)
+
+    def connect(self, opened: socket.socket) -> None:
+        """Say that the connection is up, on this socket."""
+        self.link = (opened, self.link[1])
+        self.up, self.is_dismissed = True, False
+
+    def disconnect(self) -> None:
+        """Say that it is down, before the socket is closed; what was moved and not acknowledged is abandoned."""
+        opened, retransmits = self.link
+        if opened is not None and (info := tcp_info.read(opened)):
+            retransmits += info.retransmits
+        self.link, self.up = (None, retransmits), False
+        self.abandoned_bytes = self.moved_bytes - self.acknowledged_bytes
+
+
+@dataclass(slots=True)
+class TransferCounters:
+    """One transfer, on either side."""
+
+    transfer_id: bytes
+    name: str
+    """The file's name, for people; never a metric label."""
+    stages: tuple[str, ...] = ()
+    """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
+    size_bytes: int = 0
+    is_growing: bool = False
+    """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
+    is_waiting: bool = False
+    """Receiver: whether the reader of its output takes nothing. Sender: whether its stream brings nothing."""
+    passing_seconds: float = 0.0
+    """Receiver: what passing bytes on in order took, while its connections waited for that."""
+    held_bytes: int = 0
+    """Bytes that both sides agree are there already."""
+    sync_seconds: float = 0.0
+    """Receiver: what putting the files in place durably took, after the last byte."""
+    unchecked_bytes: int = 0
+    """Bytes of files that were accepted for their size and mtime alone."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """The first SKIPPED_MAX entries that were left out; those that are failures go before others."""
+    skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
+    """How many entries were left out, by why. A receiver knows both from its sender's Finish."""
+    tolerated: frozenset[SkipKind] = frozenset()
+    """Kinds that are no failure, as the user said."""
+    rehashed_bytes: int = 0
+    hashing_bytes: int = 0
+    """Receiver: what was re-hashed so far, segments under way included."""
+    forgotten_bytes: int = 0
+    """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
+    files: int = 1
+    chunks: int = 0
+    chunk_size: int = 0
+    chunk_map: ChunkMap = field(default_factory=ChunkMap)
+    phase: Phase = "offering"
+    peer_stages: tuple[int, ...] = ()
+    """What the peer said last of its stages, in microseconds; () before it said any."""
+    started_at: float = field(default_factory=time.monotonic)
+    started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
+    ended_at: float | None = None
+    status: str | None = None
+    """How it ended (service.result.Status), once that is known."""
+    last_progress_at: float = field(default_factory=time.monotonic)
+    connections: list[ConnectionCounters] = field(default_factory=list)
+    parallelism: int = 0
+    """Sender: the number of connections that chunks are dealt to."""
+    parallelism_changes: dict[ParallelismReason, int] = field(
+        default_factory=lambda: dict.fromkeys(get_args(ParallelismReason), 0)
+    )
+
+    @property
+    def acknowledged_bytes(self) -> int:
+        """Bytes that the receiver has written and verified in this transfer."""
+        return sum(connection.acknowledged_bytes for connection in self.connections) - self.forgotten_bytes
+
+    @property
+    def there_bytes(self) -> int:
+        """Bytes that were there before, compared or accepted unread."""
+        return self.held_bytes + self.unchecked_bytes
+
+    @property
+    def skipped_files(self) -> int:
+        """All entries that were left out."""
+        return sum(self.skipped_kinds.values())
+
+    @property
+    def failed_files(self) -> int:
+        """Those of them that are failures."""
+        return sum(count for kind, count in self.skipped_kinds.items() if self.is_failure(kind))
+
+    def is_failure(self, kind: SkipKind) -> bool:
+        """Whether the exit code is to say that something was left out for this reason."""
+        return kind is not SkipKind.SPECIAL and kind not in self.tolerated
+
+    def leave_out(self, skipped: Skipped) -> None:
+        """Count an entry that is not moved; one thread at a time."""
+        self.skipped_kinds[skipped.kind] = self.skipped_kinds.get(skipped.kind, 0) + 1
+        is_failure = self.is_failure(skipped.kind)
+        if len(self.skipped) == SKIPPED_MAX and is_failure:
+            for at in [at for at, each in enumerate(self.skipped) if not self.is_failure(each.kind)][-1:]:
+                del self.skipped[at]
+        if len(self.skipped) < SKIPPED_MAX:
+            self.skipped.append(skipped)
+
+    def tell_left_out(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
+        """Return what Finish says of the entries that were left out."""
+        counts = tuple(LeftOutCount(kind, self.skipped_kinds[kind]) for kind in sorted(self.skipped_kinds))
+        return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
+
+    def hear_left_out(self, finish: Finish) -> None:
+        """Take what the sender left out, as its last Finish says. Names come from a peer."""
+        self.skipped_kinds = {count.kind: count.entries for count in finish.left_out_counts}
+        self.skipped = [
+            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path) for each in finish.left_out
+        ]
+
+    def shortfall(self) -> Partial | None:
+        """Return the error that says that not all could be moved, where everything else was."""
+        if not self.failed_files:
+            return None
+        first = next((each for each in self.skipped if self.is_failure(each.kind)), None)
+        kinds = [
+            f"{count} {kind.name.lower()}"
+            for kind, count in sorted(self.skipped_kinds.items())
+            if self.is_failure(kind)
+        ]
+        example = f"; the first: {first.path}: {first.reason}" if first is not None else ""
+        entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
+        return Partial(f"{entries} skipped ({', '.join(kinds)}), everything else is in place{example}")
+
+    def start_over(self) -> None:
+        """Forget what was acknowledged and held: a restarted receiver answers anew."""
+        self.held_bytes = self.unchecked_bytes = 0
+        self.forgotten_bytes += self.acknowledged_bytes
+
+    def add_connection(self, connection_id: int) -> ConnectionCounters:
+        """Begin to count another data connection, or go on with one that was there before."""
+        for known in self.connections:
+            if known.connection_id == connection_id:
+                return known
+        counters = ConnectionCounters(connection_id, stage_seconds=dict.fromkeys(self.stages, 0.0))
+        self.connections.append(counters)
+        return counters
+
+    def stage_microseconds(self) -> tuple[int, ...]:
+        """Sum up what all connections spent in each stage; the sync at the end is writing that all of them wait for."""
+        spent = {stage: sum(item.stage_seconds[stage] for item in self.connections) for stage in self.stages}
+        if self.sync_seconds:
+            spent["write"] += self.sync_seconds * len(self.connections)
+        if self.passing_seconds:
+            waited = min(spent["receive"], self.passing_seconds * len(self.connections))
+            spent["receive"] -= waited
+            spent["write"] += waited
+        return tuple(round(1e6 * seconds) for seconds in spent.values())
+
+    @property
+    def bottleneck(self) -> Bottleneck | None:
+        """What it is bound by, as far as both ends have told their stages."""
+        mine = self.stage_microseconds()
+        if self.stages == SENDER_STAGES:
+            return bottleneck(mine, self.peer_stages)
+        return bottleneck(self.peer_stages, mine)
+
+    def heartbeat(self) -> Progress:
+        """Return what the peer is told of this end, every few seconds."""
+        phase = {"offering": WirePhase.OFFERING, "syncing": WirePhase.SYNCING}.get(self.phase, WirePhase.MOVING)
+        if self.is_waiting:
+            phase = WirePhase.WAITING
+        rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
+        return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds())
+
+    def troubles(self) -> dict[str, int]:
+        """Sum up what does not happen on a good day, by the names that metrics give it."""
+        return {
+            "digest_mismatches": sum(item.mismatches for item in self.connections),
+            "chunks_resent": sum(item.resent_chunks for item in self.connections),
+            "chunks_stolen": sum(item.stolen_chunks for item in self.connections),
+        }
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(connection.moved_bytes for connection in self.connections)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        return sum(connection.bytes_in_flight for connection in self.connections)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start; fixed once the transfer has ended."""
+        return (self.ended_at if self.ended_at is not None else time.monotonic()) - self.started_at

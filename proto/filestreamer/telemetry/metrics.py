@@ -1,0 +1,360 @@
+"""The metrics of both services (README.md lists them): read from the plain counters when somebody asks.
+
+Each family is a name, what it says, and how it is read; its unit ends its name. Imported only where metrics are asked
+for: prometheus_client costs as much time as a small transfer.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.client import HTTPException
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from filestreamer.process import outlet
+from filestreamer.settings.common import Service
+from filestreamer.settings.values import without_password
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
+from filestreamer.telemetry.endpoint import Response
+from filestreamer.telemetry.history import History, Look
+from filestreamer.telemetry.tcp_info import TcpInfo
+from filestreamer.version import VERSION
+from filestreamer.wire import limits
+
+T = TypeVar("T")
+
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
+PUSH_SECONDS: Final = 5.0
+OPENMETRICS: Final = "application/openmetrics-text"
+REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
+"""Why connections are turned away: there from the beginning, so that the first one is seen as an increase."""
+UNITS: Final = ("bytes", "seconds")
+
+
+class Source(Protocol):
+    """Where the values come from."""
+
+    @property
+    def history(self) -> History:
+        """Return what is remembered of transfers that ended."""
+
+    def look(self) -> Look:
+        """Return what there is to see at this moment."""
+
+    def free_bytes(self) -> int | None:
+        """Read what the destination has room for; None for a service that has none."""
+
+    def memory(self) -> tuple[int, int] | None:
+        """Read what peers may make the service hold, and what of that is taken; None where that is not counted."""
+
+
+class Reading(NamedTuple, Generic[T]):
+    """One family: a gauge or, with `_total` behind its samples' name, a counter."""
+
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    help: str
+    read: Callable[[T], float]
+
+
+Gauge, Counter = GaugeMetricFamily, CounterMetricFamily
+
+CONNECTION: Final[list[Reading[ConnectionCounters]]] = [
+    Reading(
+        Counter,
+        "connection_acknowledged_bytes",
+        "Payload bytes that the receiver has written, verified and acknowledged.",
+        lambda c: c.acknowledged_bytes,
+    ),
+    Reading(Counter, "connection_chunks", "Chunks acknowledged.", lambda c: c.chunks),
+    Reading(Gauge, "connection_up", "Whether the connection is up (1) or down (0).", lambda c: c.up),
+    Reading(Counter, "connection_reconnects", "Times that the connection was made again.", lambda c: c.reconnects),
+]
+SENDING: Final[list[Reading[ConnectionCounters]]] = [
+    Reading(
+        Gauge,
+        "connection_bytes_in_flight",
+        "Payload bytes handed to the kernel and not yet acknowledged by the receiver.",
+        lambda c: c.bytes_in_flight,
+    ),
+    Reading(
+        Counter,
+        "connection_sent_bytes",
+        "Payload bytes handed to the kernel, resent ones included.",
+        lambda c: c.moved_bytes,
+    ),
+]
+RECEIVING: Final[list[Reading[ConnectionCounters]]] = [
+    Reading(
+        Gauge,
+        "connection_bytes_in_flight",
+        "Payload bytes read off the socket and not yet acknowledged.",
+        lambda c: c.bytes_in_flight,
+    ),
+    Reading(
+        Counter,
+        "connection_received_bytes",
+        "Payload bytes read off the socket, resent ones included.",
+        lambda c: c.moved_bytes,
+    ),
+]
+TCP: Final[list[Reading[TcpInfo]]] = [
+    Reading(
+        Gauge,
+        "connection_tcp_unacknowledged_bytes",
+        "Bytes that this end's kernel has sent and the peer's has not acknowledged (SIOCOUTQ less the unsent ones).",
+        lambda info: info.unacknowledged_bytes,
+    ),
+    Reading(
+        Gauge,
+        "connection_tcp_unsent_bytes",
+        "Bytes that wait in this end's send queue (tcpi_notsent_bytes).",
+        lambda info: info.unsent_bytes,
+    ),
+    Reading(Gauge, "connection_tcp_rtt_seconds", "Smoothed round-trip time, seconds.", lambda info: info.rtt_seconds),
+    Reading(
+        Gauge,
+        "connection_tcp_congestion_window_bytes",
+        "Congestion window, bytes: segments times their size.",
+        lambda info: info.congestion_window_bytes,
+    ),
+    Reading(
+        Gauge,
+        "connection_tcp_delivery_rate_bytes_per_second",
+        "The kernel's latest estimate of what the path delivers, bytes per second.",
+        lambda info: info.delivery_rate,
+    ),
+]
+TRANSFER: Final[list[Reading[TransferCounters]]] = [
+    Reading(Gauge, "transfer_size_bytes", "Bytes of all files of the transfer.", lambda t: t.size_bytes),
+    Reading(
+        Gauge,
+        "transfer_acknowledged_bytes",
+        "Bytes that crossed in this transfer and are written and verified.",
+        lambda t: t.acknowledged_bytes,
+    ),
+    Reading(
+        Gauge,
+        "transfer_held_bytes",
+        "Bytes that were there before, found by their digests.",
+        lambda t: t.there_bytes,
+    ),
+    Reading(Gauge, "transfer_start_time_seconds", "When it began, Unix time in seconds.", lambda t: t.started_time),
+    Reading(
+        Gauge,
+        "transfer_last_progress_time_seconds",
+        "When it last got on, Unix time in seconds.",
+        lambda t: t.started_time + (t.last_progress_at - t.started_at),
+    ),
+]
+PARALLELISM: Final[Reading[TransferCounters]] = Reading(
+    Gauge,
+    "transfer_connections",
+    "Data connections that chunks are dealt to: what was chosen, or what was found to be enough.",
+    lambda t: t.parallelism,
+)
+TOTALS: Final = {
+    "digest_mismatches": "Chunks that arrived with another digest than their sender's.",
+    "chunks_resent": "Chunks that were sent again.",
+    "chunks_stolen": "Chunks that another connection than their home took over.",
+}
+"""By the names of `TransferCounters.troubles`."""
+
+
+class Collector:
+    """Reads the counters whenever it is asked; for a Pushgateway, without those of single connections."""
+
+    def __init__(self, service: Service, source: Source, *, connections: bool = True) -> None:
+        self.service = service
+        self._source = source
+        self._connections_too = connections
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, with the values of this moment."""
+        transfers, totals = self._source.look()
+        if self._connections_too:
+            yield from self._connections(transfers)
+        rows = [([_label(transfer)], transfer) for transfer in transfers]
+        for reading in TRANSFER:
+            yield self._family(reading, ["transfer"], rows)
+        if self.service == "sender":
+            yield from self._parallelism(rows)
+        yield self._phases(transfers)
+        yield self._latencies(transfers)
+        yield from self._process(totals)
+
+    def _connections(self, transfers: list[TransferCounters]) -> Iterator[Metric]:
+        rows = [([_label(t), str(c.connection_id)], c) for t in transfers for c in t.connections]
+        labels = ["transfer", "connection"]
+        for reading in (SENDING if self.service == "sender" else RECEIVING) + CONNECTION:
+            yield self._family(reading, labels, rows)
+        stages = [([*values, stage], spent) for values, c in rows for stage, spent in list(c.stage_seconds.items())]
+        yield self._simple(
+            Counter,
+            "connection_stage_seconds",
+            "Seconds that the connection's thread spent in each stage: what takes most of it is the bottleneck.",
+            [*labels, "stage"],
+            stages,
+        )
+        infos, retransmits = [], []
+        for values, connection in rows:
+            sock, before = connection.link
+            info = tcp_info.read(sock) if sock is not None else None
+            retransmits.append((values, before + (info.retransmits if info is not None else 0)))
+            if info is not None:
+                infos.append((values, info))
+        for tcp_reading in TCP:
+            yield self._family(tcp_reading, labels, infos)
+        yield self._simple(
+            Counter, "connection_tcp_retransmits", "TCP segments that were sent again.", labels, retransmits
+        )
+
+    def _parallelism(self, rows: list[tuple[list[str], TransferCounters]]) -> Iterator[Metric]:
+        yield self._family(PARALLELISM, ["transfer"], rows)
+        changes = [([*values, reason], n) for values, t in rows for reason, n in list(t.parallelism_changes.items())]
+        text = "Times that a sender changed the number of connections by itself, by why."
+        yield self._simple(Counter, "transfer_connection_changes", text, ["transfer", "reason"], changes)
+
+    def _phases(self, transfers: list[TransferCounters]) -> Metric:
+        samples = []
+        for transfer in transfers:
+            has_failed = transfer.ended_at is not None and transfer.phase != "complete"
+            for phase in PHASES:
+                samples.append(([_label(transfer), phase], phase == transfer.phase and not has_failed))
+        text = "1 for the phase that it is in; 0 for each once it has failed."
+        return self._simple(Gauge, "transfer_phase", text, ["transfer", "phase"], samples)
+
+    def _latencies(self, transfers: list[TransferCounters]) -> Metric:
+        family = HistogramMetricFamily(
+            f"filestreamer_{self.service}_chunk_seconds",
+            "Seconds from dealing a chunk (at the receiver: from its header) to its acknowledgement.",
+            labels=["transfer"],
+            unit="seconds",
+        )
+        for transfer in transfers:
+            latencies = [connection.latencies for connection in transfer.connections]
+            buckets, number = [], 0
+            for at, bound in enumerate([*map(str, LATENCY_SECONDS), "+Inf"]):
+                number += sum(each.counts[at] for each in latencies)
+                buckets.append((bound, number))
+            family.add_metric([_label(transfer)], buckets, sum(each.sum_seconds for each in latencies))
+        return family
+
+    def _process(self, totals: Mapping[str, int]) -> Iterator[Metric]:
+        """Yield what is of the process, and outlives its transfers."""
+        history = self._source.history
+        results = [([str(status)], number) for status, number in history.results.items()]
+        yield self._simple(Counter, "transfers", "Transfers that ended, by how.", ["result"], results)
+        if self.service == "receiver":
+            refused = [([reason], history.refused[reason]) for reason in sorted({*REASONS, *history.refused})]
+            text = "Connections that were turned away, by why."
+            yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
+        for name, text in TOTALS.items():
+            yield self._simple(Counter, name, text, [], [([], totals[name])])
+        text = "Lines of the log that were not written: nobody read it, or its disk was full."
+        yield self._simple(Counter, "log_lines_dropped", text, [], [([], outlet.dropped())])
+        free_bytes = self._source.free_bytes()
+        if free_bytes is not None:
+            text = "Bytes that the destination's file system has left for files, those under way included."
+            yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
+        if memory := self._source.memory():
+            text = "Memory that senders may make this receiver hold, all of them together (--memory-limit)."
+            yield self._simple(Gauge, "memory_budget_bytes", text, [], [([], memory[0])])
+            text = "What of it is set aside for transfers, or lent to them."
+            yield self._simple(Gauge, "memory_used_bytes", text, [], [([], memory[1])])
+        yield InfoMetricFamily(
+            f"filestreamer_{self.service}_build",
+            "The version of the service, and of the protocol that it speaks.",
+            {"version": VERSION, "protocol": str(limits.VERSION)},
+        )
+
+    def _family(self, reading: Reading[T], labels: list[str], rows: Iterable[tuple[list[str], T]]) -> Metric:
+        samples = [(values, reading.read(item)) for values, item in rows]
+        return self._simple(reading.kind, reading.name, reading.help, labels, samples)
+
+    def _simple(
+        self, kind: Any, name: str, help: str, labels: list[str], samples: Iterable[tuple[list[str], float]]
+    ) -> Metric:
+        unit = name.rpartition("_")[2]
+        family: Any = kind(
+            f"filestreamer_{self.service}_{name}", help, labels=labels, unit=unit if unit in UNITS else ""
+        )
+        for values, value in samples:
+            family.add_metric(values, float(value))
+        return family  # type: ignore[no-any-return]
+
+
+def _label(transfer: TransferCounters) -> str:
+    return transfer.transfer_id.hex()[:8]
+
+
+def exposition(collector: Collector, accept: str) -> Response:
+    """Write all of it as OpenMetrics where that is asked for, and else in Prometheus' older text.
+
+    Nothing of `accept` is repeated in the answer: the types are ours, whatever version or parameter a client writes.
+    """
+    registry = _registry(collector)
+    ranges = [accepted.partition(";")[0].strip().lower() for accepted in accept.split(",")]
+    if OPENMETRICS in ranges:
+        return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")  # type: ignore[no-untyped-call]
+    return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def push(collector: Collector, url: str) -> None:
+    """Replace what a Pushgateway has of this job: NAME where `url` ends in /metrics/job/NAME, and else the service's.
+
+    What the other service pushed for the same job stays. A user and a password in `url` are for the gateway alone: they
+    are sent to no address that it redirects to, and are in no error. Raises OSError where it can't be reached or does
+    not take it.
+    """
+    gateway, _, job = url.partition("/metrics/job/")
+    name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
+    try:
+        address, handler = without_password(gateway), _handler(urlsplit(gateway))
+        pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
+    except (HTTPException, ValueError) as error:  # what answers speaks no HTTP; the URL has no host, or no port
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
+    """Return what prometheus_client sends with: basic authentication as `url` has it, no redirection followed."""
+
+    def handle(
+        url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        request = Request(url, data, dict([*headers, *authorization]), method=method)
+
+        def send() -> None:
+            build_opener(_NoRedirection).open(request, timeout=timeout).close()
+
+        return send
+
+    authorization = []
+    if url.username is not None:
+        words = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
+    return handle
+
+
+class _NoRedirection(HTTPRedirectHandler):
+    """Makes an error of it: what is sent on is another request, without the values, and with the password."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _registry(collector: Collector) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return registry

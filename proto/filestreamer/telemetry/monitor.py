@@ -1,0 +1,221 @@
+"""What others see of a service while it runs, and a while longer: the metrics endpoint, the page, the push at the end.
+
+Nothing here costs the data path anything: counters are read when somebody asks, and what it takes to answer is
+imported then.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.settings.address import Address
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.telemetry.endpoint import Endpoint, Response
+from filestreamer.telemetry.history import History, Look
+from filestreamer.telemetry.result import Status
+from filestreamer.wire.errors import FilestreamerError, TransferFailed, UsageError
+from filestreamer.wire.sockets import transport
+
+if TYPE_CHECKING:
+    from filestreamer.settings.common import CommonSettings, Service
+    from filestreamer.telemetry.metrics import Collector
+
+TICK_SECONDS: Final = 1.0
+KEEP_SECONDS: Final = 60.0
+"""How long a service that goes on shows a transfer that has ended, unless --metrics-linger says otherwise."""
+
+
+class Monitor:
+    """Shows the transfers of a service. `start` it, tell it each end, `finish` it when the service's work is done."""
+
+    def __init__(
+        self, service: "Service", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
+    ) -> None:
+        """`free_bytes` says how much space the destination has left, if there is one; it may raise OSError."""
+        self._service = service
+        self._settings = settings
+        self._log = log
+        self._free_bytes = free_bytes
+        self._history = History(settings.metrics_linger or KEEP_SECONDS)
+        self._running: Callable[[], Sequence[TransferCounters]] = tuple
+        self._trouble: Callable[[], str | None] = _starting
+        self._memory: Callable[[], tuple[int, int]] | None = None
+        self._endpoint: Endpoint | None = None
+        self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_released = False
+
+    # --- what it reads
+
+    def look(self) -> Look:
+        """Return what there is to see at this moment."""
+        return self._history.look(self._running())
+
+    @property
+    def history(self) -> History:
+        """What is remembered of transfers that ended."""
+        return self._history
+
+    def free_bytes(self) -> int | None:
+        """Read what the destination has left for files; None where there is no destination, or no answer."""
+        try:
+            return self._free_bytes() if self._free_bytes is not None else None
+        except OSError:
+            return None
+
+    def memory(self) -> tuple[int, int] | None:
+        """Read what peers may make the service hold, and how much of that is taken; None where that is not counted."""
+        return self._memory() if self._memory is not None else None
+
+    # --- its life
+
+    def start(self, default: Address | None = None) -> None:
+        """Serve where the settings say, or at `default`, where a port in use is no more than a warning.
+
+        Raises UsageError where the address given can't be had.
+        """
+        address = self._settings.metrics
+        if address == "off" or (address is None and default is None):
+            return
+        where = default if address is None else address
+        assert isinstance(where, Address)
+        try:
+            listeners = transport.listen(where.host, where.port)
+        except (OSError, FilestreamerError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if address is not None:
+                raise UsageError(f"--metrics {where}: {reason}") from None
+            self._log.warning("no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another")
+            return
+        routes = {
+            "/": _page,
+            "/transfers": self._transfers,
+            "/metrics": self._metrics,
+            "/healthz": _healthz,
+            "/readyz": self._readyz,
+        }
+        endpoint = Endpoint(listeners, routes, self._log)
+        try:
+            endpoint.start()
+        except TransferFailed as error:
+            for listener in listeners:
+                listener.close()
+            self._log.warning("no_metrics", address=str(where), reason=str(error))
+            return
+        self._endpoint = endpoint
+        for listener in listeners:
+            self._log.info("metrics", address=transport.format_address(listener.getsockname()))
+
+    def watch(
+        self,
+        running: Callable[[], Sequence[TransferCounters]],
+        trouble: Callable[[], str | None],
+        memory: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        """Show these transfers; `trouble` says why the service is not ready, None where it is.
+
+        `memory` says what peers may make it hold, and how much of that is taken.
+        """
+        self._running, self._trouble, self._memory = running, trouble, memory
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that was turned away."""
+        self._history.refused[reason] += 1
+
+    def ended(self, transfer: TransferCounters, status: Status) -> None:
+        """Take the last values of a transfer."""
+        self._history.add(transfer, status)
+
+    def push(self) -> None:
+        """Push the values of this moment where that is wanted, and there was a transfer.
+
+        After `release` a gateway that does not answer is not waited for.
+        """
+        url = self._settings.pushgateway
+        if url is None or self._history.ended_at is None:
+            return
+        from filestreamer.settings import values
+
+        shown = values.without_password(url)
+        pushing = threading.Thread(target=self._push, args=(url, shown), name="push", daemon=True)
+        try:
+            start_thread(pushing, "pushing")
+        except TransferFailed as error:
+            self._log.warning("not_pushed", to=shown, reason=str(error))
+            return
+        while pushing.is_alive() and not self._is_released:
+            pushing.join(TICK_SECONDS)
+        pushing.join(TICK_SECONDS)
+
+    def _push(self, url: str, shown: str) -> None:
+        def push() -> None:
+            from filestreamer.telemetry import metrics
+
+            try:
+                metrics.push(self._collector(connections=False), url)
+            except OSError as error:
+                self._log.warning("not_pushed", to=shown, reason=str(error))
+
+        if error := run_to_end("pushing", push):
+            self._log.warning("not_pushed", to=shown, reason=str(error))
+
+    def finish(self) -> None:
+        """End, after --metrics-linger where there was a transfer; `release` cuts that short."""
+        if self._endpoint is None:
+            return
+        if self._settings.metrics_linger is not None and self._history.ended_at is not None:
+            seconds = max(0.0, self._history.ended_at + self._settings.metrics_linger - time.monotonic())
+            self._log.info("metrics_linger", seconds=round(seconds, 1))
+            self._linger(seconds)
+        self._endpoint.stop()
+
+    def _linger(self, seconds: float) -> None:
+        """Wait for `release`, a tick at a time: a signal that another thread takes does not wake this one."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._released.get(timeout=min(left, TICK_SECONDS))
+                return
+
+    def release(self) -> None:
+        """Linger no more; safe in a signal handler."""
+        self._is_released = True
+        self._released.put(None)
+
+    # --- routes
+
+    def _collector(self, *, connections: bool) -> "Collector":
+        from filestreamer.telemetry.metrics import Collector
+
+        return Collector(self._service, self, connections=connections)
+
+    def _metrics(self, accept: str) -> Response:
+        from filestreamer.telemetry import metrics
+
+        return metrics.exposition(self._collector(connections=True), accept)
+
+    def _transfers(self, _accept: str) -> Response:
+        from filestreamer.telemetry import page
+
+        return page.transfers(self._service, self.look())
+
+    def _readyz(self, _accept: str) -> Response:
+        trouble = self._trouble()
+        return Response(b"ready\n") if trouble is None else Response(f"{trouble}\n".encode(), status=503)
+
+
+def _page(_accept: str) -> Response:
+    from filestreamer.telemetry import page
+
+    return page.page()
+
+
+def _healthz(_accept: str) -> Response:
+    return Response(b"alive\n")
+
+
+def _starting() -> str:
+    return "starting"

@@ -1,0 +1,123 @@
+"""A page of its own: `/` is page.html, which draws the transfers live from `/transfers`, a JSON of plain counters.
+
+It asks for nothing but itself: everything is in the one file, and its Content-Security-Policy names the hash of its
+script and of its style. No path, no name of a file and no token is on it, as the port asks nobody who they are. Rates
+are computed in the page, from one look to the next. Imported only where somebody asks for it.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from filestreamer.settings.common import Service
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
+from filestreamer.telemetry.endpoint import Response
+from filestreamer.telemetry.history import Look
+from filestreamer.version import VERSION
+from filestreamer.wire.messages import RECEIVER_STAGES, SENDER_STAGES
+
+ENDED_SHOWN: Final = 8
+"""Transfers that have ended and are still shown, the latest ones: it bounds what is told each second."""
+
+
+@functools.cache
+def page() -> Response:
+    """Return the page, under a policy that lets nothing run but its own script."""
+    html = Path(__file__).with_name("page.html").read_text()
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash_of('script', html)}",
+            f"style-src {_hash_of('style', html)}",
+            "connect-src 'self'",
+            "img-src data:",  # its icon
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+        ]
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Response(html.encode(), "text/html; charset=utf-8", headers=headers)
+
+
+def _hash_of(tag: str, html: str) -> str:
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def transfers(service: Service, look: Look) -> Response:
+    """Tell what there is to see at this moment, as counters: whoever reads it twice knows the rates."""
+    running = [transfer for transfer in look.transfers if transfer.ended_at is None]
+    ended = [transfer for transfer in look.transfers if transfer.ended_at is not None]
+    shown = ended[-ENDED_SHOWN:] + running
+    told = {"service": service, "version": VERSION, "transfers": [_transfer(each) for each in shown]}
+    headers = {"Cross-Origin-Resource-Policy": "same-origin"}
+    return Response(json.dumps(told, separators=(",", ":")).encode(), "application/json", headers=headers)
+
+
+def _transfer(counters: TransferCounters) -> dict[str, Any]:
+    sends = counters.stages == SENDER_STAGES
+    chunk_map = counters.chunk_map
+    return {
+        "transfer": counters.transfer_id.hex()[:8],
+        "direction": "sending" if sends else "receiving",
+        "phase": counters.phase,
+        "ended": counters.ended_at is not None,
+        "status": counters.status,
+        "started_time_seconds": counters.started_time,
+        "seconds": counters.seconds,
+        "size_bytes": counters.size_bytes,
+        "is_growing": counters.is_growing,
+        "acknowledged_bytes": counters.acknowledged_bytes,
+        "held_bytes": counters.there_bytes,
+        "rehashed_bytes": counters.rehashed_bytes,
+        "chunks": counters.chunks,
+        "chunk_size": counters.chunk_size,
+        "bottleneck": counters.bottleneck,
+        "stage_microseconds": {
+            "sender": _stages(SENDER_STAGES, counters.stage_microseconds() if sends else counters.peer_stages),
+            "receiver": _stages(RECEIVER_STAGES, counters.peer_stages if sends else counters.stage_microseconds()),
+        },
+        "connections": [_connection(connection) for connection in list(counters.connections)],
+        "map": {
+            "chunks_per_cell": chunk_map.chunks_per_cell,
+            "brought": chunk_map.brought,
+            "held": chunk_map.held,
+            "by": chunk_map.by,
+        },
+    }
+
+
+def _stages(names: tuple[str, ...], microseconds: tuple[int, ...]) -> dict[str, int]:
+    """Name them; a peer may not have said yet, and another version may know others behind ours."""
+    return dict(zip(names, microseconds, strict=False))
+
+
+def _connection(counters: ConnectionCounters) -> dict[str, Any]:
+    opened = counters.link[0]
+    info = tcp_info.read(opened) if opened is not None else None
+    return {
+        "connection": counters.connection_id,
+        "up": counters.up,
+        "dismissed": counters.is_dismissed,
+        "bytes_in_flight": counters.bytes_in_flight,
+        "moved_bytes": counters.moved_bytes,
+        "acknowledged_bytes": counters.acknowledged_bytes,
+        "chunks": counters.chunks,
+        "reconnects": counters.reconnects,
+        "resent_chunks": counters.resent_chunks,
+        "stolen_chunks": counters.stolen_chunks,
+        "unsent_bytes": None if info is None else info.unsent_bytes,
+        "unacknowledged_bytes": None if info is None else info.unacknowledged_bytes,
+        "rtt_seconds": None if info is None else info.rtt_seconds,
+    }

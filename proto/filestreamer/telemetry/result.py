@@ -1,0 +1,321 @@
+"""The result object of one transfer: what scripts read of it. Fields are only ever added.
+
+It goes to standard output, as one line of JSON or, on a terminal, as a few words for people, and to `--result-file`.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
+
+from filestreamer.process.log import printable
+from filestreamer.process.outlet import write_some
+from filestreamer.settings.sizes import format_rate, format_size
+from filestreamer.telemetry.bottleneck import TEXTS, Bottleneck
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.version import VERSION
+from filestreamer.wire.errors import Exit, FilestreamerError, Interrupted, LocalProtocolError
+
+if TYPE_CHECKING:
+    from filestreamer.process.log import Logger
+
+Status = Literal["complete", "failed", "refused", "interrupted"]
+
+Digest: TypeAlias = bytes
+"""A name for `bytes` where a field has that name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResultError:
+    """Why a transfer did not complete."""
+
+    code: str
+    """A word for scripts: `name` of wire.errors, such as `no_space`."""
+    message: str
+    """One line for people."""
+    retryable: bool
+    """Whether the same command may succeed when it is run again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionResult:
+    """What one data connection did. Bytes are payload bytes."""
+
+    connection_id: int
+    bytes: int
+    """Acknowledged: written and verified by the receiver."""
+    sent_bytes: int
+    """Sent, or at the receiver read, what was never acknowledged included."""
+    chunks: int
+    resent_chunks: int
+    stolen_chunks: int
+    reconnects: int
+    stage_seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SkippedEntry:
+    """An entry that was not moved."""
+
+    path: str
+    reason: str
+    kind: str
+    """A word for scripts: a name of wire.messages.SkipKind, such as `vanished`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TransferResult:
+    """One transfer, or one run that never came to a transfer: then counts are 0 and `transfer_id` is None."""
+
+    status: Status
+    exit_code: int
+    error: ResultError | None = None
+    transfer_id: str | None = None
+    """32 hexadecimal digits."""
+    committed: bool = False
+    """Whether the files stand under their final names, durably; false for a shard whose share is, in staging."""
+    files: int = 0
+    bytes: int = 0
+    """Size of all files of the transfer."""
+    sent_bytes: int = 0
+    """Payload bytes that crossed the network, those that crossed it twice included."""
+    held_bytes: int = 0
+    """Bytes that were there before, found by their digests."""
+    unchecked_bytes: int = 0
+    """Bytes of files accepted for their size and mtime alone."""
+    seconds: float = 0.0
+    bytes_per_second: float = 0.0
+    """Acknowledged bytes over seconds: held ones don't count."""
+    connections: int = 0
+    chunk_size: int | None = None
+    chunks: int = 0
+    resent_chunks: int = 0
+    stolen_chunks: int = 0
+    reconnects: int = 0
+    straggler_seconds: float = 0.0
+    """Between the first and the last connection's last acknowledgement."""
+    bottleneck: Bottleneck | None = None
+    """What the transfer was bound by: one of service.bottleneck; None where the peer did not say enough."""
+    root_digest: str | None = None
+    """32 hexadecimal digits."""
+    skipped_files: int = 0
+    """Entries that were not moved: unreadable, changed or gone meanwhile, or nothing that can be moved."""
+    skipped_kinds: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many of them, by kind."""
+    skipped: tuple[SkippedEntry, ...] = ()
+    """The first of them."""
+    per_connection: tuple[ConnectionResult, ...] = ()
+
+    @classmethod
+    def without_transfer(cls, error: BaseException) -> "TransferResult":
+        """Make the result of a run that ended before there was a transfer: wrong usage, or nobody to talk to."""
+        return cls(**_ending(error))
+
+    @classmethod
+    def from_counters(
+        cls, counters: TransferCounters, *, error: BaseException | None, committed: bool, root_digest: Digest | None
+    ) -> "TransferResult":
+        """Make the result of a transfer that has ended; without an error it is complete."""
+        connections = [item for item in counters.connections if item.moved_bytes or item.reconnects]
+        finished = [item.finished_at for item in connections if item.finished_at and not item.is_dismissed]
+        seconds = counters.seconds
+        return cls(
+            **_ending(error),
+            transfer_id=counters.transfer_id.hex(),
+            committed=committed,
+            files=counters.files,
+            bytes=counters.size_bytes,
+            sent_bytes=counters.moved_bytes,
+            held_bytes=counters.held_bytes,
+            unchecked_bytes=counters.unchecked_bytes,
+            seconds=round(seconds, 6),
+            bytes_per_second=round(counters.acknowledged_bytes / seconds, 1) if seconds > 0 else 0.0,
+            connections=len(connections),
+            chunk_size=counters.chunk_size or None,
+            chunks=counters.chunks,
+            resent_chunks=sum(item.resent_chunks for item in connections),
+            stolen_chunks=sum(item.stolen_chunks for item in connections),
+            reconnects=sum(item.reconnects for item in connections),
+            straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
+            bottleneck=counters.bottleneck,
+            root_digest=root_digest.hex() if root_digest is not None else None,
+            skipped_files=counters.skipped_files,
+            skipped_kinds={kind.name.lower(): count for kind, count in sorted(counters.skipped_kinds.items())},
+            skipped=tuple(SkippedEntry(item.path, item.reason, item.kind.name.lower()) for item in counters.skipped),
+            per_connection=tuple(
+                ConnectionResult(
+                    connection_id=item.connection_id,
+                    bytes=item.acknowledged_bytes,
+                    sent_bytes=item.moved_bytes,
+                    chunks=item.chunks,
+                    resent_chunks=item.resent_chunks,
+                    stolen_chunks=item.stolen_chunks,
+                    reconnects=item.reconnects,
+                    stage_seconds={stage: round(value, 6) for stage, value in item.stage_seconds.items()},
+                )
+                for item in connections
+            ),
+        )
+
+    def to_json(self) -> str:
+        """Write it as one line of JSON, without the line's end."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
+
+    def summary(self, name: str = "") -> str:
+        """Write it for people: one to seven lines, without the last one's end; `name` is the file's."""
+        which = f"{self.status}: {printable(name)}: " if name else f"{self.status}: "
+        if self.error is not None and self.exit_code != Exit.PARTIAL:
+            return which + printable(self.error.message)
+        lines = [which + printable(self.error.message)] if self.error is not None else []
+        which = "  moved: " if lines else which
+        lines.append(
+            f"{which}{format_size(self.bytes)}{self._how_many()} in {self.seconds:.2f} s"
+            f" ({format_rate(self.bytes_per_second)} over {_count(self.connections, 'connection', 'connections')})"
+        )
+        if self.skipped_files:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped_kinds.items())
+            first = f": {printable(self.skipped[0].path)} ..." if self.skipped else ""
+            lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} left out ({kinds}){first}")
+        if not self.committed:
+            lines.append("  a share of the file: it waits for its other shards")
+        if self.bottleneck is not None:
+            lines.append(f"  bound by {TEXTS[self.bottleneck]}")
+        if there := self.held_bytes + self.unchecked_bytes:
+            lines.append(f"  {format_size(there)} of it were there already")
+        troubles = (
+            (self.resent_chunks, "chunk resent", "chunks resent"),
+            (self.reconnects, "reconnect", "reconnects"),
+        )
+        if any(number for number, *_ in troubles):
+            lines.append("  " + ", ".join(_count(*trouble) for trouble in troubles if trouble[0]))
+        return "\n".join(lines)
+
+    def _how_many(self) -> str:
+        return f" of {self.files} files" if self.files != 1 else ""
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _ending(error: BaseException | None) -> dict[str, Any]:
+    """Return the fields that say how it ended."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted(signal.SIGINT)
+    if error is None:
+        return {"status": "complete", "exit_code": int(Exit.COMPLETE)}
+    if not isinstance(error, FilestreamerError):
+        message = f"a bug in this program: {type(error).__name__}: {error}"
+        return {
+            "status": "failed",
+            "exit_code": int(Exit.FAILED),
+            "error": ResultError(LocalProtocolError.name, message, retryable=False),
+        }
+    status: Status = "failed"
+    if isinstance(error, Interrupted):
+        status = "interrupted"
+    elif error.exit_code == Exit.REFUSED:
+        status = "refused"
+    return {
+        "status": status,
+        "exit_code": int(error.exit_code),
+        "error": ResultError(error.name, printable(str(error)), error.retryable),
+    }
+
+
+def write(
+    result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger", name: str = ""
+) -> None:
+    """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`; waits for both.
+
+    What can't be written is a warning in the log. The file comes first: standard output may have no reader.
+    """
+    try:
+        if result_file is not None:
+            path = os.path.realpath(result_file)
+            _write_file(path, _content(result, path) + "\n")
+    except OSError as error:
+        log.warning("result_not_written", to=result_file, reason=error.strerror)
+    try:
+        # None: the process was started with standard output closed.
+        if stdout is not None:
+            _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
+    except OSError as error:
+        log.warning("result_not_written", to=STDOUT, reason=error.strerror)
+
+
+def _content(result: TransferResult, path: str) -> str:
+    """Return what goes into the file: all of it, but no more than is kept of it there."""
+    content = result.to_json()
+    if path != TERMINATION_LOG or len(content) < TERMINATION_LOG_BYTES:
+        return content
+    shorter = dataclasses.replace(result, per_connection=(), skipped=())
+    room = TERMINATION_LOG_BYTES - 1 - len(shorter.to_json())
+    if room < 0 and shorter.error is not None:
+        message = shorter.error.message[: max(0, len(shorter.error.message) - (-room + 5) // 6 * 6)]
+        shorter = dataclasses.replace(shorter, error=dataclasses.replace(shorter.error, message=message))
+    fitting = 0
+    for entry in result.skipped:
+        room -= len(json.dumps(dataclasses.asdict(entry))) + len(", ")
+        if room < 0:
+            break
+        fitting += 1
+    return dataclasses.replace(shorter, skipped=result.skipped[:fitting]).to_json()
+
+
+def _show(text: str, stdout: TextIO) -> None:
+    """Write to standard output. Raises OSError."""
+    fd = None
+    if isinstance(stdout, io.TextIOWrapper):  # and not the display's stand-in for it
+        with contextlib.suppress(OSError):  # it is in memory
+            fd = stdout.fileno()
+    if fd is None:
+        stdout.write(text)
+        stdout.flush()
+        return
+    # Past the buffer, which writes but part of it to a pipe that somebody made not blocking. What it could not write it
+    # tries once more when the interpreter ends, which then exits with 120.
+    view = memoryview(text.encode(stdout.encoding, "backslashreplace"))
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+STDOUT: Final = "standard output"
+
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LOG_BYTES: Final = 4096
+"""Where Kubernetes looks for a container's result, and how much of it, from its end, it keeps."""
+
+_IN_PLACE_ERRORS: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
+"""A directory that takes no new file, or a file that is a mount point: Kubernetes' termination log can be both."""
+
+
+def _write_file(path: str, content: str) -> None:
+    """Replace a file atomically; a device, a pipe or a mount point is written in place. Raises OSError."""
+    if not os.path.exists(path) or os.path.isfile(path):
+        try:
+            _replace_file(path, content)
+            return
+        except OSError as error:
+            if error.errno not in _IN_PLACE_ERRORS or not os.path.isfile(path):
+                raise
+    with open(path, "w", encoding="ascii") as file:
+        file.write(content)
+
+
+def _replace_file(path: str, content: str) -> None:
+    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        with open(temporary, "x", encoding="ascii") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,447 @@
+"""Messages to frame bodies and back: the only module that sees the generated code.
+
+`decode` accepts exactly what proto/README.md allows, whatever the sender of the bytes intended: a body that does not
+parse, has no known kind, an unspecified or unknown enum value, or a field out of bounds raises RemoteProtocolError.
+Unknown fields are ignored. `encode` raises LocalProtocolError for what a frame can't carry.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from filestreamer.v1 import wire_pb2 as pb
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, LocalProtocolError, RemoteProtocolError
+
+_MAX_U63 = (1 << 63) - 1
+
+
+def encode(message: m.Message) -> bytes:
+    """Serialize a message to a frame body.
+
+    Raises LocalProtocolError for a message that is larger than a frame may be, and for a value that does not fit its
+    field. Whether a peer would accept it is for the caller to know.
+    """
+    try:
+        body: bytes = _ENCODERS[type(message)](message).SerializeToString()
+    except (TypeError, ValueError) as error:
+        raise LocalProtocolError(f"{type(message).__name__} can't be encoded: {error}") from None
+    if len(body) > limits.FRAME_BYTES:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(body)} bytes is over {limits.FRAME_BYTES}")
+    return body
+
+
+def decode(body: bytes | bytearray | memoryview) -> m.Message:
+    """Parse a frame body into a message.
+
+    Raises RemoteProtocolError, which names the message and the field, for anything that the protocol does not allow.
+    """
+    try:
+        frame = pb.Frame.FromString(body)  # type: ignore[arg-type]
+    except DecodeError:
+        raise RemoteProtocolError(f"a frame of {len(body)} bytes does not parse") from None
+    kind = frame.WhichOneof("kind")
+    if kind is None:
+        raise RemoteProtocolError("a frame of no known kind")
+    return _DECODERS[kind](getattr(frame, kind))
+
+
+# --- checks of decoded fields ------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise RemoteProtocolError(what)
+
+
+def _sized(value: bytes, size: int, what: str) -> bytes:
+    _require(len(value) == size, f"{what} has {len(value)} bytes, not {size}")
+    return value
+
+
+def _within(value: int, lowest: int, highest: int, what: str) -> int:
+    if not lowest <= value <= highest:
+        raise RemoteProtocolError(f"{what} is {value}, not in {lowest}..{highest}")
+    return value
+
+
+E = TypeVar("E", m.Role, m.EntryType, m.Phase, m.Verdict, m.SkipKind, Code)
+
+
+def _enum(kind: type[E], value: int, what: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise RemoteProtocolError(f"{what} has the unknown value {value}") from None
+
+
+def _reason(text: str) -> str:
+    """Make a peer's reason fit for one line of a log."""
+    return _line(text, limits.REASON_BYTES)
+
+
+def _line(text: str, most: int) -> str:
+    """Make a peer's text fit for one line of a log: bounded, in bytes of UTF-8, and printable."""
+    return "".join(c if c.isprintable() else "?" for c in clip(text, most))
+
+
+def clip_reason(text: str) -> str:
+    """Cut a reason of our own to REASON_BYTES of UTF-8."""
+    return clip(text, limits.REASON_BYTES)
+
+
+def clip(text: str, most: int) -> str:
+    """Cut a text of our own to `most` bytes of UTF-8."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def _encode_greeting(g: m.Greeting) -> pb.Frame:
+    return pb.Frame(greeting=pb.Greeting(**g._asdict()))
+
+
+def _decode_greeting(g: pb.Greeting) -> m.Greeting:
+    _within(g.lowest_version, 1, g.highest_version, "Greeting.lowest_version")
+    return m.Greeting(
+        g.lowest_version,
+        g.highest_version,
+        _sized(g.incarnation, limits.ID_BYTES, "Greeting.incarnation"),
+        _sized(g.nonce, limits.ID_BYTES, "Greeting.nonce"),
+        g.token_required,
+    )
+
+
+def _encode_hello(h: m.Hello) -> pb.Frame:
+    fields = h._asdict()
+    return pb.Frame(hello=pb.Hello(**{**fields, "role": int(h.role)}))
+
+
+def _decode_hello(h: pb.Hello) -> m.Hello:
+    connections = _within(h.connections, 1, limits.CONNECTIONS_MAX, "Hello.connections")
+    role = _enum(m.Role, h.role, "Hello.role")
+    highest_id = connections - 1 if role is m.Role.DATA else 0
+    return m.Hello(
+        h.version,
+        _sized(h.transfer_id, limits.ID_BYTES, "Hello.transfer_id"),
+        role,
+        _within(h.connection_id, 0, highest_id, "Hello.connection_id"),
+        connections,
+        _sized(h.nonce, limits.ID_BYTES, "Hello.nonce"),
+    )
+
+
+def _decode_proof(p: pb.Proof) -> m.Proof:
+    return m.Proof(_sized(p.mac, limits.MAC_BYTES, "Proof.mac"))
+
+
+def _decode_welcome(w: pb.Welcome) -> m.Welcome:
+    return m.Welcome(_sized(w.mac, limits.MAC_BYTES, "Welcome.mac") if w.mac else b"")
+
+
+def _encode_end(e: m.Refusal | m.Abort) -> dict[str, Any]:
+    return {"code": int(e.code), "reason": clip_reason(e.reason)}
+
+
+def _decode_refusal(r: pb.Refusal) -> m.Refusal:
+    return m.Refusal(_enum(Code, r.code, "Refusal.code"), _reason(r.reason))
+
+
+def _decode_abort(a: pb.Abort) -> m.Abort:
+    return m.Abort(_enum(Code, a.code, "Abort.code"), _reason(a.reason))
+
+
+# --- control -----------------------------------------------------------------------------------------------------
+
+
+def _encode_offer(o: m.Offer) -> pb.Frame:
+    shard = pb.Shard(**o.shard._asdict()) if o.shard else None
+    return pb.Frame(
+        offer=pb.Offer(chunk_size=o.chunk_size, shard=shard, checksum=o.checksum, total_bytes=o.total_bytes)
+    )
+
+
+def _decode_offer(o: pb.Offer) -> m.Offer:
+    shard = None
+    if o.HasField("shard"):
+        count = _within(o.shard.shard_count, 2, limits.SHARDS_MAX, "Offer.shard.shard_count")
+        shard = m.Shard(_within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index"), count)
+    chunk_size = _within(o.chunk_size, 1, limits.CHUNK_SIZE_MAX, "Offer.chunk_size")
+    return m.Offer(chunk_size, shard, o.checksum, _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes"))
+
+
+def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
+    """Fill in one of a million entries: what has its default needs no word."""
+    entry.path = e.path
+    entry.type = e.type  # type: ignore[assignment]
+    entry.size = e.size
+    entry.mode = e.mode
+    entry.mtime_ns = e.mtime_ns
+    if e.uid is not None:
+        entry.uid = e.uid
+    if e.gid is not None:
+        entry.gid = e.gid
+    if e.link_target:
+        entry.link_target = e.link_target
+    if e.hard_link_group:
+        entry.hard_link_group = e.hard_link_group
+    for hole in e.holes:
+        entry.holes.add(offset=hole.offset, length=hole.length)
+    for xattr in e.xattrs:
+        entry.xattrs.add(name=xattr.name, value=xattr.value)
+
+
+_ENTRY_TYPES = {int(kind): kind for kind in m.EntryType}
+
+
+def _decode_entry(e: pb.Entry) -> m.Entry:
+    """Decode one of a million entries: what is wrong with one is found out only where something is."""
+    kind = _ENTRY_TYPES.get(e.type)
+    path, size, mode, target = e.path, e.size, e.mode, e.link_target
+    is_file = kind is m.EntryType.FILE and not target and size <= limits.FILE_SIZE_MAX
+    if kind is None or not (is_file and 0 < len(path) <= limits.PATH_BYTES and mode <= 0o7777):
+        kind = _check_entry(e)
+    return m.Entry(
+        path,
+        kind,
+        size,
+        mode,
+        e.mtime_ns,
+        e.uid if e.HasField("uid") else None,
+        e.gid if e.HasField("gid") else None,
+        target,
+        e.hard_link_group,
+        _decode_holes(e) if e.holes else (),
+        tuple([m.Xattr(x.name, x.value) for x in e.xattrs]) if e.xattrs else (),
+    )
+
+
+def _check_entry(e: pb.Entry) -> m.EntryType:
+    """Return what an entry is. Raises RemoteProtocolError, which says what is wrong with it."""
+    kind = _enum(m.EntryType, e.type, "Entry.type")
+    _within(len(e.path), 1, limits.PATH_BYTES, "the length of Entry.path")
+    _within(len(e.link_target), 0, limits.PATH_BYTES, "the length of Entry.link_target")
+    _require(
+        bool(e.link_target) == (kind is m.EntryType.SYMLINK), "Entry.link_target is for symlinks, and only for them"
+    )
+    _require(not e.size or kind is m.EntryType.FILE, "Entry.size is for files only")
+    _within(e.size, 0, limits.FILE_SIZE_MAX, "Entry.size")
+    _within(e.mode, 0, 0o7777, "Entry.mode")
+    return kind
+
+
+def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
+    """Holes are in order, apart from each other, not empty, and inside the file."""
+    _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
+    at = 0
+    for h in e.holes:
+        _require(at <= h.offset and 0 < h.length <= e.size - h.offset, "Entry.holes overlap or leave the file")
+        at = h.offset + h.length
+    return tuple(m.Hole(h.offset, h.length) for h in e.holes)
+
+
+def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
+    frame = pb.Frame()
+    part = frame.manifest_part
+    part.first_file_id = p.first_file_id
+    part.last = p.last
+    for entry in p.entries:
+        _encode_entry(entry, part.entries.add())
+    return frame
+
+
+def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
+    _within(len(p.entries), 0 if p.last else 1, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
+    first = _within(p.first_file_id, 0, _MAX_U63, "ManifestPart.first_file_id")
+    return m.ManifestPart(first, tuple([_decode_entry(entry) for entry in p.entries]), p.last)
+
+
+def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:
+    _within(len(ranges), 0, limits.RANGES_PER_NEEDED, f"the number of {what}")
+    return tuple(
+        m.FileRange(
+            _within(r.first_file_id, 0, _MAX_U63, f"{what}.first_file_id"),
+            _within(r.files, 1, _MAX_U63 - r.first_file_id, f"{what}.files"),
+        )
+        for r in ranges
+    )
+
+
+def _encode_needed(n: m.Needed) -> pb.Frame:
+    files = [pb.FileRange(**r._asdict()) for r in n.files]
+    segments = [pb.SegmentRange(**r._asdict()) for r in n.segments]
+    return pb.Frame(needed=pb.Needed(files=files, segments=segments, window_bytes=n.window_bytes))
+
+
+def _decode_needed(n: pb.Needed) -> m.Needed:
+    _within(len(n.segments), 0, limits.RANGES_PER_NEEDED, "the number of Needed.segments")
+    segments = tuple(
+        m.SegmentRange(
+            r.file_id,
+            _within(r.first_segment, 0, limits.CHUNKS_PER_FILE, "Needed.segments.first_segment"),
+            _within(r.segments, 1, limits.CHUNKS_PER_FILE - r.first_segment, "Needed.segments.segments"),
+        )
+        for r in n.segments
+    )
+    window_bytes = _within(n.window_bytes, 0, _MAX_U63, "Needed.window_bytes")
+    return m.Needed(_file_ranges(n.files, "Needed.files"), segments, window_bytes)
+
+
+def _encode_held(h: m.Held) -> pb.Frame:
+    unchecked = [pb.FileRange(**r._asdict()) for r in h.unchecked]
+    return pb.Frame(
+        held=pb.Held(
+            file_id=h.file_id, first_segment=h.first_segment, digests=h.digests, unchecked=unchecked, final=h.final
+        )
+    )
+
+
+def _decode_held(h: pb.Held) -> m.Held:
+    count, rest = divmod(len(h.digests), limits.DIGEST_BYTES)
+    _require(rest == 0 and count <= limits.DIGESTS_PER_HELD, f"Held.digests has {len(h.digests)} bytes")
+    first = _within(h.first_segment, 0, limits.CHUNKS_PER_FILE - count, "Held.first_segment")
+    return m.Held(h.file_id, first, h.digests, _file_ranges(h.unchecked, "Held.unchecked"), h.final)
+
+
+def _encode_progress(p: m.Progress) -> pb.Frame:
+    return pb.Frame(
+        progress=pb.Progress(
+            phase=int(p.phase),  # type: ignore[arg-type]
+            acknowledged_bytes=p.acknowledged_bytes,
+            rehashed_bytes=p.rehashed_bytes,
+            stage_microseconds=p.stage_microseconds,
+        )
+    )
+
+
+def _decode_progress(p: pb.Progress) -> m.Progress:
+    _within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
+    phase = _enum(m.Phase, p.phase, "Progress.phase")
+    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds))
+
+
+def _encode_finish(f: m.Finish) -> pb.Frame:
+    frame = pb.Frame()
+    finish = frame.finish
+    finish.chunks, finish.root_digest, finish.stream_bytes = f.chunks, f.root_digest, f.stream_bytes
+    for kind, entries in f.left_out_counts:
+        finish.left_out_counts.add(kind=int(kind), entries=entries)
+    for path, kind, reason in f.left_out:
+        clipped = clip(reason, limits.LEFT_OUT_REASON_BYTES)
+        finish.left_out.add(path=clip_path(path), kind=int(kind), reason=clipped)
+    return frame
+
+
+def clip_path(path: bytes) -> bytes:
+    """Cut a path to LEFT_OUT_PATH_BYTES, of which the end says most."""
+    return path if len(path) <= limits.LEFT_OUT_PATH_BYTES else b"..." + path[3 - limits.LEFT_OUT_PATH_BYTES :]
+
+
+def _decode_finish(f: pb.Finish) -> m.Finish:
+    counts = {}
+    for count in f.left_out_counts:
+        kind = _enum(m.SkipKind, count.kind, "Finish.left_out_counts.kind")
+        _require(kind not in counts, "Finish.left_out_counts has a kind twice")
+        counts[kind] = _within(count.entries, 1, _MAX_U63, "Finish.left_out_counts.entries")
+    _within(len(f.left_out), 0, limits.LEFT_OUT_PER_FINISH, "the number of Finish.left_out")
+    left_out = tuple([_decode_left_out(each) for each in f.left_out])
+    for kind in m.SkipKind:
+        listed = sum(each.kind is kind for each in left_out)
+        _require(listed <= counts.get(kind, 0), "Finish.left_out has more of a kind than Finish.left_out_counts")
+    return m.Finish(
+        f.chunks,
+        _sized(f.root_digest, limits.DIGEST_BYTES, "Finish.root_digest"),
+        _within(f.stream_bytes, 0, limits.FILE_SIZE_MAX, "Finish.stream_bytes"),
+        tuple([m.LeftOutCount(kind, entries) for kind, entries in counts.items()]),
+        left_out,
+    )
+
+
+def _decode_left_out(e: pb.LeftOut) -> m.LeftOut:
+    _within(len(e.path), 1, limits.LEFT_OUT_PATH_BYTES, "the length of Finish.left_out.path")
+    kind = _enum(m.SkipKind, e.kind, "Finish.left_out.kind")
+    return m.LeftOut(e.path, kind, _line(e.reason, limits.LEFT_OUT_REASON_BYTES))
+
+
+def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:
+    _within(len(w.file_ids), 1, limits.FILES_PER_WITHDRAWN, "the number of Withdrawn.file_ids")
+    return m.Withdrawn(tuple(w.file_ids))
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def _encode_chunk_header(h: m.ChunkHeader) -> pb.Frame:
+    frame = pb.Frame()
+    header = frame.chunk_header
+    header.chunk_id = h.chunk_id
+    for file_id, offset, length in h.segments:
+        segment = header.segments.add()
+        segment.file_id = file_id
+        segment.offset = offset
+        segment.length = length
+    return frame
+
+
+def _decode_chunk_header(h: pb.ChunkHeader) -> m.ChunkHeader:
+    segments = tuple([m.Segment(s.file_id, s.offset, s.length) for s in h.segments])
+    _within(len(segments), 1, limits.SEGMENTS_PER_CHUNK, "the number of ChunkHeader.segments")
+    length = 0
+    for _, offset, size in segments:
+        if not (0 < size <= limits.CHUNK_SIZE_MAX and offset <= limits.FILE_SIZE_MAX - size):
+            _within(size, 1, limits.CHUNK_SIZE_MAX, "ChunkHeader.segments.length")
+            _within(offset, 0, limits.FILE_SIZE_MAX - size, "ChunkHeader.segments.offset")
+        length += size
+    _within(length, 1, limits.CHUNK_SIZE_MAX, "the payload of a chunk")
+    return m.ChunkHeader(h.chunk_id, segments)
+
+
+def _encode_chunk_ack(a: m.ChunkAck) -> pb.Frame:
+    return pb.Frame(chunk_ack=pb.ChunkAck(verdict=int(a.verdict), chunk_ids=a.chunk_ids))  # type: ignore[arg-type]
+
+
+def _decode_chunk_ack(a: pb.ChunkAck) -> m.ChunkAck:
+    _within(len(a.chunk_ids), 1, limits.ACKS_PER_FRAME, "the number of ChunkAck.chunk_ids")
+    return m.ChunkAck(_enum(m.Verdict, a.verdict, "ChunkAck.verdict"), tuple(a.chunk_ids))
+
+
+_ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
+    m.Greeting: _encode_greeting,
+    m.Hello: _encode_hello,
+    m.Proof: lambda p: pb.Frame(proof=pb.Proof(mac=p.mac)),
+    m.Welcome: lambda w: pb.Frame(welcome=pb.Welcome(mac=w.mac)),
+    m.Refusal: lambda r: pb.Frame(refusal=pb.Refusal(**_encode_end(r))),
+    m.Offer: _encode_offer,
+    m.ManifestPart: _encode_manifest_part,
+    m.Needed: _encode_needed,
+    m.Held: _encode_held,
+    m.Progress: _encode_progress,
+    m.Finish: _encode_finish,
+    m.Complete: lambda c: pb.Frame(complete=pb.Complete(committed=c.committed)),
+    m.Withdrawn: lambda w: pb.Frame(withdrawn=pb.Withdrawn(file_ids=w.file_ids)),
+    m.ChunkHeader: _encode_chunk_header,
+    m.ChunkAck: _encode_chunk_ack,
+    m.Abort: lambda a: pb.Frame(abort=pb.Abort(**_encode_end(a))),
+}
+
+_DECODERS: dict[str, Callable[[Any], m.Message]] = {
+    "greeting": _decode_greeting,
+    "hello": _decode_hello,
+    "proof": _decode_proof,
+    "welcome": _decode_welcome,
+    "refusal": _decode_refusal,
+    "offer": _decode_offer,
+    "manifest_part": _decode_manifest_part,
+    "needed": _decode_needed,
+    "held": _decode_held,
+    "progress": _decode_progress,
+    "finish": _decode_finish,
+    "complete": lambda c: m.Complete(c.committed),
+    "withdrawn": _decode_withdrawn,
+    "chunk_header": _decode_chunk_header,
+    "chunk_ack": _decode_chunk_ack,
+    "abort": _decode_abort,
+}

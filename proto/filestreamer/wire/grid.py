@@ -1,0 +1,156 @@
+"""Where the segments of a file lie (proto/README.md, "Chunks and segments").
+
+Segment i of a file is bytes [i*C, min((i+1)*C, size)), C being the offered chunk size. Both ends compute this from the
+Offer and the manifest; the receiver accepts no other segment. A shard moves its share of them ("Shards").
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from filestreamer.wire import limits
+
+
+def comfortable_chunk_size(size: int, default: int = limits.CHUNK_SIZE_DEFAULT) -> int:
+    """Double the default until a file of `size` bytes has no more than CHUNKS_PER_FILE_COMFORTABLE chunks."""
+    chunk_size = default
+    while -(-size // chunk_size) > limits.CHUNKS_PER_FILE_COMFORTABLE and chunk_size < limits.CHUNK_SIZE_MAX:
+        chunk_size *= 2
+    return chunk_size
+
+
+def smallest_chunk_size(size: int) -> int:
+    """Return the smallest chunk size, in bytes, that cuts `size` bytes into at most CHUNKS_PER_FILE chunks."""
+    return max(1, -(-size // limits.CHUNKS_PER_FILE))
+
+
+class Grid(NamedTuple):
+    """The segments of one file. Sizes in bytes."""
+
+    size: int
+    chunk_size: int
+
+    @property
+    def segments(self) -> int:
+        """Number of segments; an empty file has none."""
+        return -(-self.size // self.chunk_size)
+
+    def offset(self, index: int) -> int:
+        """First byte of segment `index`."""
+        return index * self.chunk_size
+
+    def length(self, index: int) -> int:
+        """Bytes in segment `index`: chunk_size, but for the last."""
+        return min(self.chunk_size, self.size - index * self.chunk_size)
+
+    def bytes_between(self, first: int, end: int) -> int:
+        """Bytes in the segments [first, end)."""
+        return min(end * self.chunk_size, self.size) - min(first * self.chunk_size, self.size)
+
+    def index_of(self, offset: int, length: int) -> int | None:
+        """Which segment these bytes are; None where they are not exactly one."""
+        index, rest = divmod(offset, self.chunk_size)
+        if rest or not 0 <= offset < self.size or length != self.length(index):
+            return None
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The chunks k of a file with k % count == index: what one shard moves, or all of them (0 of 1).
+
+    The chunks of a share are counted, too: the one with ordinal i is chunk i * count + index.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def chunks(self, chunks: int) -> int:
+        """How many of the chunks 0..`chunks` - 1 are in this share."""
+        return len(range(self.index, chunks, self.count))
+
+    def chunk(self, ordinal: int) -> int:
+        """Which chunk has this ordinal."""
+        return ordinal * self.count + self.index
+
+    def ordinal(self, chunk: int) -> int:
+        """Return the ordinal of a chunk of this share."""
+        return chunk // self.count
+
+    def holds(self, chunk: int) -> bool:
+        """Whether a chunk is in this share."""
+        return chunk % self.count == self.index
+
+    def ordinals(self, first: int, end: int) -> range:
+        """Return the ordinals of those of the chunks [first, end) that are in this share."""
+        return range(self.chunks(first), self.chunks(end))
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the chunks [first, end) from the one with ordinal `start` to the one before ordinal `stop`."""
+        return self.chunk(start), self.chunk(stop - 1) + 1
+
+    def bytes_between(self, grid: Grid, start: int, stop: int) -> int:
+        """Bytes in the chunks of this share with ordinals [start, stop)."""
+        if stop <= start:
+            return 0
+        return (stop - start - 1) * grid.chunk_size + grid.length(self.chunk(stop - 1))
+
+    def bytes_of(self, grid: Grid) -> int:
+        """Bytes of a file that are in this share."""
+        return self.bytes_between(grid, 0, self.chunks(grid.segments))
+
+
+WHOLE: Final = Share()
+"""The share of a transfer that is no shard."""
+
+
+def hole_segments(grid: Grid, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of segments that lie in holes entirely; these are (offset, length), in order."""
+    at = end = 0
+    for offset, length in holes:
+        if offset > end:
+            yield from _inner_segments(grid, at, end)
+            at = offset
+        end = offset + length
+    yield from _inner_segments(grid, at, end)
+
+
+def _inner_segments(grid: Grid, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the run of segments that lie in bytes [start, end) entirely, if there is one."""
+    first = -(-start // grid.chunk_size)
+    stop = grid.segments if end >= grid.size else end // grid.chunk_size
+    if first < stop:
+        yield first, stop
+
+
+def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) of bytes [start, end) that lie in no hole, in order."""
+    for offset, length in holes:
+        if offset + length <= start:
+            continue
+        if offset >= end:
+            break
+        if offset > start:
+            yield start, offset
+        start = offset + length
+    if start < end:
+        yield start, end
+
+
+def count_chunks(sizes: Iterable[int], chunk_size: int) -> int:
+    """Count the chunks that the files of one ManifestPart make; `sizes` are of those with a segment, in order."""
+    chunks = bundle_bytes = bundle_segments = 0
+    for size in sizes:
+        if size > chunk_size:
+            chunks += Grid(size, chunk_size).segments
+            bundle_segments = 0
+        elif not bundle_segments or bundle_bytes + size > chunk_size or bundle_segments == limits.SEGMENTS_PER_CHUNK:
+            chunks += 1
+            bundle_bytes, bundle_segments = size, 1
+        else:
+            bundle_bytes += size
+            bundle_segments += 1
+    return chunks

@@ -1,0 +1,148 @@
+"""Greeting, Hello, Proof, Welcome, as each end lives through them (proto/README.md, "Opening").
+
+Pure: frame bodies in, frame bodies out. An end that the peer causes is a RemoteProtocolError with the code that the
+receiver then says in its Refusal, or Refused where the receiver said one.
+"""
+
+import os
+from collections.abc import Callable
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
+
+
+def random_id() -> bytes:
+    """Make a transfer_id, an incarnation or a nonce: 16 random bytes."""
+    return os.urandom(limits.ID_BYTES)
+
+
+class ReceiverOpening:
+    """The receiver's end: send `greeting_body`, feed every body to `receive` until it returns Hello, send `welcome()`.
+
+    A token of None lets everybody in. `certificate_sha256` is that of this server's TLS certificate, if any.
+    """
+
+    def __init__(self, incarnation: bytes, token: bytes | None, certificate_sha256: bytes = b"") -> None:
+        self._token = token
+        self._certificate = certificate_sha256
+        greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None)
+        self.greeting_body = encode(greeting)
+        self._hello_body = b""
+        self._hello: m.Hello | None = None
+        self._proof = b""
+
+    def receive(self, body: bytes) -> m.Hello | None:
+        """Take one body from the sender; return its Hello once it may come in, None while its Proof is awaited.
+
+        Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN.
+        """
+        message = decode(body)
+        if self._hello is None:
+            return self._receive_hello(message, body)
+        if not isinstance(message, m.Proof):
+            raise RemoteProtocolError("this receiver wants a token: pass the sender --token-file", Code.TOKEN)
+        return self._receive_proof(message)
+
+    def _receive_hello(self, message: m.Message, body: bytes) -> m.Hello | None:
+        if not isinstance(message, m.Hello):
+            raise RemoteProtocolError(f"{type(message).__name__} before Hello")
+        if message.version != limits.VERSION:
+            reason = f"protocol version {message.version} is not spoken here, only {limits.VERSION}"
+            raise RemoteProtocolError(reason, Code.VERSION)
+        self._hello, self._hello_body = message, body
+        return message if self._token is None else None
+
+    def _receive_proof(self, message: m.Proof) -> m.Hello:
+        from filestreamer.wire import auth
+
+        if self._token is None or self._hello is None:
+            raise LocalProtocolError("a Proof was asked for without a token")
+        expected = auth.sender_proof(self._token, self.greeting_body, self._hello_body, self._certificate)
+        if not auth.equal(message.mac, expected):
+            raise RemoteProtocolError("the token is wrong", Code.TOKEN)
+        self._proof = message.mac
+        return self._hello
+
+    def welcome(self) -> m.Welcome:
+        """Make the Welcome; where a token is required, with the proof that this receiver knows it too."""
+        if self._token is None:
+            return m.Welcome(b"")
+        from filestreamer.wire import auth
+
+        mac = auth.receiver_proof(self._token, self.greeting_body, self._hello_body, self._proof, self._certificate)
+        return m.Welcome(mac)
+
+
+class SenderOpening:
+    """The sender's end: feed the first body to `answer`, send what it returns, feed the next body to `enter`.
+
+    `own` reads the token of the user, for a sender that was given none: it is used only where one is asked for.
+    """
+
+    def __init__(
+        self, token: bytes | None, certificate_sha256: bytes = b"", own: Callable[[], bytes | None] | None = None
+    ) -> None:
+        self._token = token
+        self._own = own
+        self._is_own = False
+        self._certificate = certificate_sha256
+        self._expected_mac = b""
+        self.incarnation = b""
+
+    def answer(
+        self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
+    ) -> tuple[bytes, ...]:
+        """Answer a Greeting: the bodies to send, Hello and, where a token is required, Proof.
+
+        Raises RemoteProtocolError (PROTOCOL, VERSION), Refused where the receiver turns everybody away, and
+        RemoteProtocolError(TOKEN) where only one of the two ends has a token.
+        """
+        greeting = decode(greeting_body)
+        if isinstance(greeting, m.Refusal):
+            raise Refused(greeting.code, greeting.reason)
+        if not isinstance(greeting, m.Greeting):
+            raise RemoteProtocolError(f"{type(greeting).__name__} instead of Greeting")
+        self._check(greeting)
+        self.incarnation = greeting.incarnation
+        hello = encode(m.Hello(limits.VERSION, transfer_id, role, connection_id, connections, random_id()))
+        if self._token is None:
+            return (hello,)
+        from filestreamer.wire import auth
+
+        proof = auth.sender_proof(self._token, greeting_body, hello, self._certificate)
+        self._expected_mac = auth.receiver_proof(self._token, greeting_body, hello, proof, self._certificate)
+        return hello, encode(m.Proof(proof))
+
+    def _check(self, greeting: m.Greeting) -> None:
+        if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
+            spoken = f"{greeting.lowest_version} to {greeting.highest_version}"
+            reason = f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older"
+            raise RemoteProtocolError(reason, Code.VERSION)
+        if greeting.token_required and self._token is None and self._own is not None:
+            self._token = self._own()
+            self._is_own = self._token is not None
+        if greeting.token_required and self._token is None:
+            reason = "the receiver wants a token: pass --token-file or FILESTREAMER_TOKEN"
+            raise RemoteProtocolError(reason, Code.TOKEN)
+        if not greeting.token_required and self._token is not None:
+            reason = "a token was given, but the receiver asks for none: it may be another than you think"
+            raise RemoteProtocolError(reason, Code.TOKEN)
+
+    def enter(self, body: bytes) -> None:
+        """Take the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
+        message = decode(body)
+        if isinstance(message, m.Refusal):
+            if message.code is Code.TOKEN and self._is_own:
+                reason = "the receiver's token is not this user's own: pass --token-file or FILESTREAMER_TOKEN"
+                raise RemoteProtocolError(reason, Code.TOKEN)
+            raise Refused(message.code, message.reason)
+        if not isinstance(message, m.Welcome):
+            raise RemoteProtocolError(f"{type(message).__name__} instead of Welcome")
+        if self._token is None:
+            return
+        from filestreamer.wire import auth
+
+        if not auth.equal(message.mac, self._expected_mac):
+            raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)

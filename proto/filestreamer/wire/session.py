@@ -1,0 +1,79 @@
+"""Which message is legal when, after Welcome, as one table (proto/README.md, "Sessions").
+
+    control   offer ──Offer──▶ manifest ──last ManifestPart──▶ moving ──Finish──▶ finishing ──Complete──▶ complete
+                                                                 ▲                    │
+                                                                 └──────Needed────────┘
+    data      moving
+
+Abort is legal in every state, and the last frame of who sends it; Progress is legal on control until Complete. The
+table is of the conversation, not of one end: both ends step the same state with what they send and with what they
+receive, which works because no message that changes the state can cross one from the other side that its new state
+forbids. So Complete waits for the last ManifestPart, answers may cross a Finish that follows it at once (rejoining),
+and a Finish may cross a Needed, or the Complete that makes it meaningless.
+"""
+
+from typing import Literal
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import LocalProtocolError, RemoteProtocolError
+
+Side = Literal["sender", "receiver"]
+State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted"]
+
+_SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
+    "offer": {m.Offer: "manifest", m.Progress: "offer"},
+    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Progress: "manifest"},
+    "moving": {m.Withdrawn: "moving", m.Progress: "moving", m.Finish: "finishing"},
+    "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
+    "complete": {m.Progress: "complete", m.Finish: "complete"},
+}
+_RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
+    "offer": {m.Progress: "offer"},
+    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Progress: "manifest"},
+    "moving": {m.Needed: "moving", m.Held: "moving", m.Progress: "moving", m.Complete: "complete"},
+    "finishing": {m.Needed: "moving", m.Held: "finishing", m.Progress: "finishing", m.Complete: "complete"},
+    "complete": {},
+}
+_SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}
+_RECEIVER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkAck: "moving"}}
+
+TABLE: dict[tuple[Side, m.Role], dict[State, dict[type, State]]] = {
+    ("sender", m.Role.CONTROL): _SENDER_ON_CONTROL,
+    ("receiver", m.Role.CONTROL): _RECEIVER_ON_CONTROL,
+    ("sender", m.Role.DATA): _SENDER_ON_DATA,
+    ("receiver", m.Role.DATA): _RECEIVER_ON_DATA,
+}
+FIRST: dict[m.Role, State] = {m.Role.CONTROL: "offer", m.Role.DATA: "moving"}
+
+
+class Session:
+    """The state of one connection, as this side sees it."""
+
+    def __init__(self, me: Side, role: m.Role) -> None:
+        self.me: Side = me
+        self.peer: Side = "receiver" if me == "sender" else "sender"
+        self.role = role
+        self.state: State = FIRST[role]
+
+    def sending(self, message: m.Message) -> None:
+        """Step by a message of ours. Raises LocalProtocolError where it is not legal now."""
+        state = self._step(self.me, message)
+        if state is None:
+            raise LocalProtocolError(f"{type(message).__name__} can't be sent in state {self.state}")
+        self.state = state
+
+    def received(self, message: m.Message) -> None:
+        """Step by a message of the peer's. Raises RemoteProtocolError where it is not legal now."""
+        state = self._step(self.peer, message)
+        if state is None:
+            raise RemoteProtocolError(f"{type(message).__name__} is not legal in state {self.state}")
+        self.state = state
+
+    def _step(self, side: Side, message: m.Message) -> State | None:
+        if self.state == "aborted":
+            return None
+        if type(message) is m.Abort:
+            return "aborted"
+        if type(message) is m.ManifestPart and message.last and side == "sender" and self.state == "manifest":
+            return "moving"
+        return TABLE[side, self.role][self.state].get(type(message))

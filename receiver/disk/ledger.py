@@ -1,0 +1,228 @@
+"""The ledger, purely: which chunks of a staged file were written, in a file that may be torn anywhere.
+
+    header   "FSLEDGR1", size, chunk_size (8 bytes each, big-endian), XXH3-64 of these
+    record   segment index (8 bytes, big-endian), XXH3-128 of the segment (16), XXH3-64 of these (8)
+    seal     2^63 + COUNT * 2^32 + INDEX (8 bytes, big-endian), digest of a finished share (16), XXH3-64 of these (8)
+
+Records are appended before their chunk is acknowledged, in any order; a later record of a segment replaces an earlier
+one. Records have one size, so that a damaged one costs itself and no other. What the ledger says is a hint where
+re-hashing is worth it, never a proof: another chunk size, another source and a lost write all show when the staged
+bytes are hashed again. A seal says that a sender finished shard INDEX of COUNT: it covers the source's size and mtime,
+the chunk size, and the digests of the share, so that it fits nothing but what that sender compared.
+"""
+
+import itertools
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from filestreamer.wire import limits
+from filestreamer.wire.digests import checksum, root_digest, segment_digest
+from filestreamer.wire.grid import Grid, Share
+
+_MAGIC: Final = b"FSLEDGR1"
+_HEADER: Final = struct.Struct(">8sQQ")
+_RECORD: Final = struct.Struct(">Q16s")
+_SEALED: Final = struct.Struct(">QQqQQ")
+_SEAL: Final = 1 << 63
+CHECK_BYTES: Final = 8
+HEADER_BYTES: Final = _HEADER.size + CHECK_BYTES
+RECORD_BYTES: Final = _RECORD.size + CHECK_BYTES
+BYTES_MAX: Final = HEADER_BYTES + 2 * (limits.CHUNKS_PER_FILE + limits.SHARDS_MAX) * RECORD_BYTES
+"""No run leaves a longer one: it begins with one record for each claim and seal, and adds one for each of these."""
+UNKNOWN_DIGEST: Final = bytes(limits.DIGEST_BYTES)
+"""Stands where a chunk of another grid was claimed and has not been hashed on this one."""
+
+
+class Claims(NamedTuple):
+    """Which segments of `grid` are claimed, and the digests that they had: 17 bytes a segment."""
+
+    grid: Grid
+    present: bytearray
+    """1 for each segment that is claimed, 0 for the others; empty where none is."""
+    digests: bytearray
+    """16 bytes for each segment; UNKNOWN_DIGEST where there is none."""
+    seals: dict[Share, bytes]
+    """Of the shares that were finished, all of one COUNT."""
+
+    @classmethod
+    def none(cls, grid: Grid) -> "Claims":
+        """No claim at all, and no tables for any."""
+        return cls(grid, bytearray(), bytearray(), {})
+
+    @classmethod
+    def all(cls, grid: Grid) -> "Claims":
+        """Claim every segment, whatever its digest."""
+        return cls(grid, bytearray(b"\x01" * grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments), {})
+
+    @classmethod
+    def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]], known: int | None = None) -> "Claims":
+        """Claim these (segment index, digest) pairs; those beyond the grid are left out. Seals are taken in.
+
+        `known` is how many segments, from the first, have room for their digests; all have without.
+        """
+        claims = cls.none(grid)
+        known = grid.segments if known is None else known
+        for index, digest in records:
+            if index >= _SEAL:
+                claims._take_seal(Share(index & 0xFFFFFFFF, (index ^ _SEAL) >> 32), digest)
+            elif index < grid.segments:
+                if not claims.present:
+                    claims.present.extend(bytes(grid.segments))
+                    claims.digests.extend(bytes(limits.DIGEST_BYTES * known))
+                claims.present[index] = 1
+                if index < known:
+                    at = index * limits.DIGEST_BYTES
+                    claims.digests[at : at + limits.DIGEST_BYTES] = digest
+        return claims
+
+    def _take_seal(self, share: Share, digest: bytes) -> None:
+        """Take in a seal; those of shares of another COUNT are those of an earlier job."""
+        if share.index < share.count <= limits.SHARDS_MAX:
+            if any(share.count != other.count for other in itertools.islice(self.seals, 1)):
+                self.seals.clear()
+            self.seals[share] = digest
+
+    def is_sealed(self, share: Share, mtime_ns: int) -> bool:
+        """Whether a sender finished this share, from a source of this mtime, and all of it is claimed."""
+        if share not in self.seals:
+            return False
+        chunks = share.chunks(self.grid.segments)
+        if self.present[share.index :: share.count].count(1) < chunks:
+            return False
+        root = root_digest(self.digest(share.chunk(ordinal)) for ordinal in range(chunks))
+        return self.seals[share] == seal(self.grid, mtime_ns, share, root)
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Yield everything as the records of a new ledger, seals last."""
+        for index in self.indices():
+            yield index, self.digest(index)
+        for share, digest in self.seals.items():
+            yield seal_record(share, digest)
+
+    @property
+    def claimed(self) -> int:
+        """Number of segments that are claimed."""
+        return self.present.count(1)
+
+    def digest(self, index: int) -> bytes:
+        """Return the digest that a segment had, or UNKNOWN_DIGEST."""
+        at = index * limits.DIGEST_BYTES
+        return bytes(self.digests[at : at + limits.DIGEST_BYTES])
+
+    def indices(self) -> Iterator[int]:
+        """Yield the claimed segments, in order."""
+        at = self.present.find(1)
+        while at >= 0:
+            yield at
+            at = self.present.find(1, at + 1)
+
+
+def encode_header(grid: Grid) -> bytes:
+    """Begin a ledger: HEADER_BYTES."""
+    header = _HEADER.pack(_MAGIC, grid.size, grid.chunk_size)
+    return header + checksum(header)
+
+
+def encode_records(records: Iterable[tuple[int, bytes]]) -> bytes:
+    """Encode (segment index, digest) pairs: RECORD_BYTES each."""
+    return b"".join([(body := _RECORD.pack(index, digest)) + checksum(body) for index, digest in records])
+
+
+def seal(grid: Grid, mtime_ns: int, share: Share, root: bytes) -> bytes:
+    """Return the digest that says that a share with this root digest was finished: 16 bytes."""
+    return segment_digest(_SEALED.pack(grid.size, grid.chunk_size, mtime_ns, share.index, share.count) + root)
+
+
+def seal_record(share: Share, digest: bytes) -> tuple[int, bytes]:
+    """Return a seal as the pair that `encode_records` takes."""
+    return _SEAL | share.count << 32 | share.index, digest
+
+
+def decode(content: bytes, more: Iterable[bytes] = (), today: Grid | None = None) -> Claims | None:
+    """Read a ledger; None where its header is missing or damaged. Damaged records are left out.
+
+    `content` has the header and some whole records, or all there is; `more` are further pieces of whole records. Where
+    the grid of `today` is another one, only the digests that `claims_on` looks at are kept: 1 byte for each other
+    segment.
+    """
+    grid = decode_header(content)
+    if grid is None:
+        return None
+    known = None
+    if today is not None:
+        known = min(grid.segments, today.segments) if grid.chunk_size == today.chunk_size else 0
+    pieces = itertools.chain((content[HEADER_BYTES:],), more)
+    return Claims.of(grid, (record for piece in pieces for record in _records(piece)), known)
+
+
+def decode_header(content: bytes) -> Grid | None:
+    """Read which grid a ledger is of; None where its header is missing or damaged."""
+    header = content[: _HEADER.size]
+    if len(content) < HEADER_BYTES or content[_HEADER.size : HEADER_BYTES] != checksum(header):
+        return None
+    magic, size, chunk_size = _HEADER.unpack(header)
+    if magic != _MAGIC or not 0 < chunk_size <= limits.CHUNK_SIZE_MAX or size > limits.FILE_SIZE_MAX:
+        return None
+    grid = Grid(size, chunk_size)
+    return grid if grid.segments <= limits.CHUNKS_PER_FILE else None
+
+
+def _records(piece: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
+    view = memoryview(piece)
+    for at in range(0, len(view) - RECORD_BYTES + 1, RECORD_BYTES):
+        body = view[at : at + _RECORD.size]
+        if view[at + _RECORD.size : at + RECORD_BYTES] == checksum(body):
+            yield _RECORD.unpack(body)
+
+
+def is_exact(content_bytes: int, claims: Claims, grid: Grid) -> bool:
+    """Return whether a ledger of `content_bytes`, read as `claims`, is one sound record for each, on `grid`."""
+    records = claims.claimed + len(claims.seals)
+    return claims.grid == grid and content_bytes == HEADER_BYTES + records * RECORD_BYTES
+
+
+def claims_on(claims: Claims, grid: Grid) -> Claims:
+    """Translate claims to another grid of the same file: its segments that lie wholly in claimed bytes.
+
+    Where the grids are the same, that is what the ledger says; on another chunk size the digests are UNKNOWN_DIGEST.
+    """
+    if claims.grid == grid:
+        return claims
+    return Claims.of(grid, _translated(claims, grid))
+
+
+def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
+    same = claims.grid.chunk_size == grid.chunk_size
+    for start, end in _byte_runs(claims):
+        first = -(-start // grid.chunk_size)
+        last = grid.segments if end >= grid.size else end // grid.chunk_size
+        for index in range(first, last):
+            known = same and grid.length(index) == claims.grid.length(index)
+            yield index, claims.digest(index) if known else UNKNOWN_DIGEST
+
+
+def unclaimed(claims: Claims) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) of bytes of the file that are not claimed, in order."""
+    at = 0
+    for start, end in _byte_runs(claims):
+        if at < start:
+            yield at, start
+        at = end
+    if at < claims.grid.size:
+        yield at, claims.grid.size
+
+
+def claimed_end(claims: Claims) -> int:
+    """Return where the last byte that is claimed ends."""
+    return min(claims.grid.offset(claims.present.rfind(1) + 1), claims.grid.size)
+
+
+def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
+    """Yield the claimed bytes as runs [start, end), merged, in order."""
+    first = claims.present.find(1)
+    while first >= 0:
+        end = claims.present.find(0, first)
+        end = len(claims.present) if end < 0 else end
+        yield claims.grid.offset(first), min(claims.grid.offset(end), claims.grid.size)
+        first = claims.present.find(1, end)

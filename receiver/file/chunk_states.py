@@ -1,0 +1,240 @@
+"""The state of each chunk of a file at the receiver, purely (proto/README.md, "Chunk states").
+
+    FREE      not here                                        answered: Needed
+    CLAIMED   the ledger says it is here; to be re-hashed     not answered yet
+    HELD      re-hashed, its digest is known                  answered: Held
+    WRITING   one connection is writing it                    answered: Needed
+    VERIFIED  written in this transfer, its digest checked    answered: Held
+    HOLE      lies in holes of the file: nobody sends it      not answered, has no digest
+
+No write ever lands on a VERIFIED chunk: a second delivery is read, compared and dropped.
+"""
+
+import enum
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.grid import WHOLE, Grid, Share
+from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
+
+FREE: Final = 0
+CLAIMED: Final = 1
+HELD: Final = 2
+WRITING: Final = 3
+VERIFIED: Final = 4
+HOLE: Final = 5
+_ANY_TO_FREE: Final = bytes(HOLE if state == HOLE else FREE for state in range(256))
+_VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
+
+
+class Writer(Protocol):
+    """Whoever writes a chunk; compared by identity."""
+
+    def end(self, seconds: float) -> bool:
+        """Stop writing, at once; whether it has within `seconds`."""
+
+
+class Delivery(enum.Enum):
+    """What a connection that was sent a chunk is to do with its bytes."""
+
+    WRITE = enum.auto()
+    COMPARE = enum.auto()
+    """It is VERIFIED: read, hash and drop them."""
+    WAIT = enum.auto()
+    """Another connection is writing it: that one has to leave first."""
+
+
+class ChunkStates:
+    """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
+
+    def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
+        """`claims` is what the ledger says, on this grid; its tables become these, as both at once would be twice."""
+        self.grid = grid
+        if claims is not None and claims.present:
+            self._states, self._digests = claims.present, claims.digests  # 1 for what is there: CLAIMED
+        else:
+            self._states = bytearray(grid.segments)
+            self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
+        self._writers: dict[int, Writer] = {}
+        self._has_holes = False
+
+    def state(self, index: int) -> int:
+        """Return the state of one chunk."""
+        return self._states[index]
+
+    def digest(self, index: int) -> bytes:
+        """Return the digest of one chunk; meaningful where it is HELD or VERIFIED."""
+        at = index * limits.DIGEST_BYTES
+        return bytes(self._digests[at : at + limits.DIGEST_BYTES])
+
+    def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """Yield the digests of the chunks of a share with ordinals [start, stop), in order; of all but HOLE without."""
+        size = limits.DIGEST_BYTES
+        view = memoryview(self._digests).toreadonly()
+        if stop is None:
+            stop = share.chunks(self.grid.segments)
+            if self._has_holes:
+                for first, end in self.runs(FREE, CLAIMED, HELD, WRITING, VERIFIED, share=share):
+                    yield from self.digests(share, first, end)
+                return
+        if share.count == 1:
+            yield view[start * size : stop * size]
+            return
+        for at in range(share.chunk(start) * size, share.chunk(stop) * size, share.count * size):
+            yield view[at : at + size]
+
+    def states_between(self, first: int, end: int) -> bytes:
+        """Return the states of the chunks [first, end)."""
+        return bytes(self._states[first:end])
+
+    def restore(self, first: int, states: bytes, digests: bytes) -> None:
+        """Put chunks that follow each other into states that they had when nobody was writing them."""
+        size = limits.DIGEST_BYTES
+        self._states[first : first + len(states)] = states
+        self._digests[first * size : first * size + len(digests)] = digests
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every chunk is VERIFIED, but for holes."""
+        return self._has_none(FREE, CLAIMED, HELD, WRITING)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk is VERIFIED or HELD, but for holes."""
+        return self._has_none(FREE, CLAIMED, WRITING)
+
+    def _has_none(self, *states: int) -> bool:
+        """Whether no chunk is in these states. Asked after each chunk: to find one is far less than to count all."""
+        return all(self._states.find(state) < 0 for state in states)
+
+    def writer(self, index: int) -> Writer | None:
+        """Return who is writing a chunk, if anybody."""
+        return self._writers.get(index)
+
+    @property
+    def has_writers(self) -> bool:
+        return bool(self._writers)
+
+    def _put_digest(self, index: int, digest: bytes) -> None:
+        at = index * limits.DIGEST_BYTES
+        self._digests[at : at + limits.DIGEST_BYTES] = digest
+
+    def _settle(self, index: int, state: int, digest: bytes) -> None:
+        self._put_digest(index, digest)
+        self._states[index] = state
+
+    def leave_out(self, first: int, end: int) -> None:
+        """Make the chunks [first, end) HOLE, before anything else happens."""
+        self._states[first:end] = bytes([HOLE]) * (end - first)
+        self._has_holes = True
+
+    # --- what the ledger claims
+
+    def claim(self, index: int, digest: bytes) -> None:
+        """Turn FREE to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
+        if self._states[index] == FREE:
+            self._states[index] = CLAIMED
+            self._put_digest(index, digest)
+
+    def rehashed(self, index: int, digest: bytes) -> None:
+        """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
+        if self._states[index] != CLAIMED:
+            return
+        if self.digest(index) in (digest, UNKNOWN_DIGEST):
+            self._settle(index, HELD, digest)
+        else:
+            self._states[index] = FREE
+
+    # --- shares
+
+    def begin_again(self, share: Share) -> None:
+        """Turn VERIFIED to HELD: another transfer goes on with this share, and is asked to compare."""
+        chunks = slice(share.index, None, share.count)
+        self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
+
+    def forget(self, share: Share) -> None:
+        """Turn every chunk of a share to FREE, but for holes."""
+        chunks = slice(share.index, None, share.count)
+        self._states[chunks] = self._states[chunks].translate(_ANY_TO_FREE)
+
+    # --- what connections deliver
+
+    def begin(self, index: int, writer: Writer) -> Delivery:
+        """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
+
+        A CLAIMED one may be sent, too: by a sender that knew the answer of an earlier transfer. Raises
+        RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
+        """
+        state = self._states[index]
+        if state == HOLE:
+            raise RemoteProtocolError(f"segment {index} lies in holes")
+        if state == VERIFIED:
+            return Delivery.COMPARE
+        if state == WRITING:
+            if self._writers[index] is writer:
+                raise RemoteProtocolError(f"segment {index} stands in a chunk twice")
+            return Delivery.WAIT
+        self._states[index] = WRITING
+        self._writers[index] = writer
+        return Delivery.WRITE
+
+    def deliver(self, index: int, writer: Writer, digest: bytes, computed: bytes) -> bool:
+        """End the turn of `writer`: WRITING to VERIFIED where the digests are equal, to FREE where not; which it was.
+
+        For a chunk that was compared only, whether it equals what is VERIFIED; nothing changes.
+        """
+        if self._writers.get(index) is not writer:
+            return digest == computed == self.digest(index)
+        del self._writers[index]
+        if digest != computed:
+            self._states[index] = FREE
+            return False
+        self._settle(index, VERIFIED, digest)
+        return True
+
+    def abandon(self, writer: Writer) -> None:
+        """Turn WRITING to FREE for everything that this connection was writing."""
+        for index in [index for index, held_by in self._writers.items() if held_by is writer]:
+            del self._writers[index]
+            self._states[index] = FREE
+
+    # --- answers
+
+    def runs(self, *states: int, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
+        """Yield the runs [first, end) of chunks in any of these states, in order, as they are now.
+
+        What is counted are the chunks of `share`: runs of its ordinals.
+        """
+        return runs(self.states(share), *states)
+
+    def states(self, share: Share = WHOLE) -> bytes:
+        """Return the states of the chunks of a share as they are now, one byte each, for `runs`."""
+        return bytes(self._states[share.index :: share.count])
+
+    def missing_bytes(self) -> int:
+        """Count the bytes of all chunks that are FREE or WRITING, about: while others write."""
+        missing = self._states.count(FREE) + self._states.count(WRITING)
+        return min(missing * self.grid.chunk_size, self.grid.size)
+
+    @property
+    def here_end(self) -> int:
+        """Where the last byte ends that is here, or may be."""
+        last = max(self._states.rfind(state) for state in (CLAIMED, HELD, VERIFIED))
+        return min(self.grid.offset(last + 1), self.grid.size)
+
+    def held_bytes(self, share: Share = WHOLE) -> int:
+        """Count the bytes of the chunks of a share that are HELD."""
+        return sum(share.bytes_between(self.grid, start, stop) for start, stop in self.runs(HELD, share=share))
+
+
+def runs(states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of chunks in any of the wanted states, in order."""
+    marks = states.translate(bytes(state in wanted for state in range(256)))
+    first = marks.find(1)
+    while first >= 0:
+        end = marks.find(0, first)
+        end = len(marks) if end < 0 else end
+        yield first, end
+        first = marks.find(1, end)

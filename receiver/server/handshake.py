@@ -1,0 +1,172 @@
+"""A connection in its opening: TLS handshake, Greeting, Hello, Proof, step by step as bytes come, never blocking."""
+
+import contextlib
+import socket
+import ssl
+import time
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
+from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
+from filestreamer.wire.opening import ReceiverOpening
+from filestreamer.wire.sockets.transport import Channel, Patience, format_address, prepare
+from receiver.memory.connection_budget import ConnectionBudget, bound
+
+DRAIN_READS: Final = 16
+"""How much of what a stranger went on sending is read before it is closed: at most this many times 64 KiB."""
+
+
+class Handshake:
+    """One socket that was accepted. The server calls `receive` whenever it is readable."""
+
+    def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
+        """Take over a socket; with `tls` it is wrapped. Raises OSError where it is gone already."""
+        self._begun_at = time.monotonic()
+        self.opening = opening
+        address = sock.getpeername()
+        self.peer = format_address(address)
+        self.host = str(address[0])
+        sock.setblocking(False)
+        self._tls: ssl.SSLSocket | None = None
+        if tls is not None:
+            self._tls = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self.socket: socket.socket = self._tls or sock
+        self._is_secured = tls is None
+        self._was_heard = False
+        self._received = bytearray()
+        self._wanted = limits.FRAME_HEADER_BYTES
+        self._checksum = b""
+        self._unsent = b""
+        self._wants_write = False
+        self.is_refused = False
+        """Whether it is only here until the Refusal is sent."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether it goes on when the socket is writable, too."""
+        return bool(self._unsent) or self._wants_write
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the opening took too long. Who says nothing to a receiver that speaks TLS hears that sooner."""
+        patience = limits.OPENING_SECONDS
+        if not self._is_secured and not self._was_heard:
+            patience /= 2
+        return now - self._begun_at > patience
+
+    def greet(self) -> None:
+        """Say Greeting; with TLS, that follows the handshake by itself. Raises OSError."""
+        if self._is_secured:
+            self._say(frame_of(self.opening.greeting_body))
+
+    def _say(self, data: bytes) -> None:
+        """Send this, now or when the socket takes it. Raises OSError."""
+        self._unsent += data
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while self._unsent:
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+
+    def receive(self) -> m.Hello | None:
+        """Read what has come, never beyond the last frame; the Hello once the peer may come in.
+
+        What could not be sent before goes out first. Raises ConnectionLost, RemoteProtocolError.
+        """
+        self._wants_write = False
+        try:
+            self._was_heard = True
+            self._send_unsent()
+            if not self._is_secured:
+                self._shake_hands()
+            while True:
+                hello = self._read_on()
+                if hello is not None:
+                    return hello
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLWantWriteError:
+            self._wants_write = True
+            return None
+        except ssl.SSLEOFError:
+            raise ConnectionLost("closed in the TLS handshake") from None
+        except ssl.SSLError as error:
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            raise RemoteProtocolError(f"no TLS that this receiver accepts: {reason}", Code.POLICY) from None
+        except OSError as error:
+            raise ConnectionLost(str(error.strerror or error)) from None
+
+    def _shake_hands(self) -> None:
+        """Go on with the TLS handshake; raises what OpenSSL does until it is done."""
+        if self._tls is not None:
+            self._tls.do_handshake()
+        self._is_secured = True
+        self.greet()
+
+    def _read_on(self) -> m.Hello | None:
+        some = self.socket.recv(self._wanted - len(self._received))
+        if not some:
+            raise ConnectionLost("closed before it said Hello")
+        self._received += some
+        if len(self._received) < self._wanted:
+            return None
+        received, self._received = bytes(self._received), bytearray()
+        if not self._checksum:
+            self._wanted, self._checksum = parse_header(received, limits.OPENING_FRAME_BYTES)
+            return None
+        check_body(received, self._checksum)
+        self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
+        return self.opening.receive(received)
+
+    def refuse(self, code: Code, reason: str) -> bool:
+        """Say why the peer is turned away, and close; False where the socket does not take it yet (`finish_refusal`).
+
+        A peer that said nothing at all to a receiver that speaks TLS waits for a Greeting in clear text: it is told so.
+        """
+        self.is_refused = True
+        with contextlib.suppress(OSError, ValueError):
+            if self._is_secured:
+                self._say(frame(m.Refusal(code, reason)))
+            elif not self._was_heard:
+                reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
+                socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
+            if self._unsent:
+                return False
+        self.close()
+        return True
+
+    def finish_refusal(self) -> bool:
+        """Go on with a Refusal that the socket did not take; whether it is over, and the socket closed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._send_unsent()
+            if self._unsent:
+                return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Say that nothing follows, and close: what is unread then would reset what was just said."""
+        with contextlib.suppress(OSError, ValueError):
+            socket.socket.shutdown(self.socket, socket.SHUT_WR)
+            for _ in range(DRAIN_READS):
+                if not socket.socket.recv(self.socket, 65536):
+                    break
+        self.socket.close()
+
+    def into_channel(self, patience: Patience, user_timeout: float, connection_budget: ConnectionBudget) -> Channel:
+        """Hand the connection over to the thread that goes on with it.
+
+        Raises ConnectionLost where it is gone, MemoryError.
+        """
+        try:
+            bound(self.socket, connection_budget)
+            prepare(self.socket, user_timeout)
+        except OSError as error:
+            raise ConnectionLost(str(error.strerror)) from None
+        if self._tls is None:
+            return Channel(self.socket, patience, payload_bytes=connection_budget.payload_bytes)
+        from filestreamer.wire.sockets.tls import TlsChannel
+
+        return TlsChannel(self._tls, patience, payload_bytes=connection_budget.payload_bytes)

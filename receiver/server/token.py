@@ -1,0 +1,89 @@
+"""Who may come in: who has the token that the receiver was given, or else one that it makes.
+
+A receiver that is given none asks for the user's own on loopback (`service.own_token`). On any other address, and where
+this user has no place for one, it makes one, keeps it in `.filestreamer/token` (0600) of its destination, and uses it
+again when it is started again. One process has one token, whatever addresses it listens on.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+from typing import Any, Final, NamedTuple
+
+from filestreamer.settings import own_token
+from filestreamer.settings.own_token import is_loopback
+from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
+from filestreamer.wire.errors import Code, from_os_error
+from receiver.disk.store import STAGING, Destination
+from receiver.pipe.standard_output import OpenFile
+from receiver.settings import ReceiverSettings
+
+_NAME: Final = "token"
+_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Chosen(NamedTuple):
+    """What the receiver asks for."""
+
+    token: str | None
+    """None asks for nothing."""
+    path: str | None = None
+    """Where it lies, unless it was given, or goes with the process."""
+    is_new: bool = False
+    """Whether it was made just now: its user has not seen it yet."""
+    is_own: bool = False
+    """Whether it is the user's own, which this user's senders on this machine find by themselves."""
+
+
+def choose(settings: ReceiverSettings, destination: Destination | OpenFile, hosts: list[str], log: Any) -> Chosen:
+    """Return the token to ask for. Raises TransferFailed(DESTINATION), UsageError."""
+    if settings.token is not None:
+        return Chosen(settings.token)
+    is_local = all(is_loopback(host) for host in hosts)
+    if settings.anonymous:
+        others = "any user of this machine" if is_local else "whoever can connect"
+        log.warning("anonymous", reason=f"{others} may write into the destination")
+        return Chosen(None)
+    own = own_token.make(os.environ) if is_local else None
+    if own is not None:
+        return Chosen(own.token, own.path, is_own=True)
+    return Chosen(secrets.token_urlsafe(24), is_new=True) if isinstance(destination, OpenFile) else _kept(destination)
+
+
+def _kept(destination: Destination) -> Chosen:
+    """Read the token that an earlier run kept, or make one and keep it."""
+    path = os.path.join(destination.path, STAGING, _NAME)
+    try:
+        staging = destination.staging(create=True)
+        try:
+            kept = _read(staging)
+            return Chosen(kept, path) if kept is not None else Chosen(_make(staging), path, is_new=True)
+        finally:
+            os.close(staging)
+    except OSError as error:
+        raise from_os_error(error, Code.DESTINATION, f"can't keep a token in {destination.path}") from None
+
+
+def _read(staging: int) -> str | None:
+    """Return the token that was kept; None where there is none that only we could have put there."""
+    try:
+        fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=staging)
+    except FileNotFoundError:
+        return None
+    with open(fd, encoding="ascii", errors="replace") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return None
+        token = file.read(4096).strip()
+    return token if len(token) >= TOKEN_CHARACTERS_MIN else None
+
+
+def _make(staging: int) -> str:
+    token = secrets.token_urlsafe(24)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_NAME, dir_fd=staging)
+    fd = os.open(_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=staging)
+    with open(fd, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+    return token

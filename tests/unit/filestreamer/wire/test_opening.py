@@ -1,0 +1,355 @@
+"""Greeting, Hello, Proof, Welcome at both ends (proto/README.md, "Opening" and "Proofs")."""
+
+import pytest
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
+
+TOKEN = b"a token of thirty-one characters"
+INCARNATION = bytes(range(16))
+TRANSFER = bytes(range(16, 32))
+
+
+class Meeting:
+    """Both ends of one opening, the bodies passed by hand."""
+
+    def __init__(
+        self,
+        receiver_token: bytes | None = TOKEN,
+        sender_token: bytes | None = TOKEN,
+        receiver_certificate: bytes = b"",
+        sender_certificate: bytes = b"",
+    ) -> None:
+        self.receiver = ReceiverOpening(INCARNATION, receiver_token, receiver_certificate)
+        self.sender = SenderOpening(sender_token, sender_certificate)
+
+    def answer(self, greeting: bytes | None = None, role: m.Role = m.Role.DATA) -> tuple[bytes, ...]:
+        return self.sender.answer(greeting or self.receiver.greeting_body, TRANSFER, role, 0, 5)
+
+    def receive(self, *bodies: bytes) -> m.Hello | None:
+        """Give the receiver these bodies; return what it said to the last one."""
+        answers = [self.receiver.receive(body) for body in bodies]
+        assert answers[:-1] == [None] * (len(bodies) - 1), "let in too early"
+        return answers[-1]
+
+
+def code_of(caught: pytest.ExceptionInfo[RemoteProtocolError]) -> Code:
+    return caught.value.code
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("role", m.Role)
+def test_an_opening(token: bytes | None, role: m.Role) -> None:
+    meeting = Meeting(token, token)
+    hello = meeting.receive(*meeting.answer(role=role))
+    meeting.sender.enter(encode(meeting.receiver.welcome()))
+
+    assert hello is not None
+    assert hello == m.Hello(limits.VERSION, TRANSFER, role, 0, 5, hello.nonce)
+    assert meeting.sender.incarnation == INCARNATION
+
+
+def test_the_greeting() -> None:
+    greeting = decode(Meeting().receiver.greeting_body)
+
+    assert isinstance(greeting, m.Greeting)
+    assert greeting == m.Greeting(1, 1, INCARNATION, greeting.nonce, True)
+    assert decode(Meeting(None).receiver.greeting_body)[-1] is False
+
+
+def test_nothing_repeats() -> None:
+    """Nonces, and so proofs, are others on each connection."""
+    meetings = [Meeting() for _ in range(3)]
+    answers = [meeting.answer() for meeting in meetings]
+    for meeting, answer in zip(meetings, answers, strict=True):
+        meeting.receive(*answer)
+
+    assert len({meeting.receiver.greeting_body for meeting in meetings}) == 3
+    assert len({hello for hello, _ in answers}) == 3
+    assert len({proof for _, proof in answers}) == 3
+    assert len({meeting.receiver.welcome() for meeting in meetings}) == 3
+    assert len({random_id() for _ in range(100)}) == 100
+
+
+def test_the_token_is_never_on_the_wire() -> None:
+    meeting = Meeting()
+    bodies = [meeting.receiver.greeting_body, *meeting.answer()]
+    meeting.receive(*bodies[1:])
+    bodies.append(encode(meeting.receiver.welcome()))
+
+    assert all(TOKEN not in body for body in bodies)
+
+
+# --- what the receiver refuses
+
+
+def test_another_token() -> None:
+    meeting = Meeting(sender_token=TOKEN + b"!")
+
+    with pytest.raises(RemoteProtocolError, match="the token is wrong") as caught:
+        meeting.receive(*meeting.answer())
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_hello_of_another_opening_is_let_in_by_its_own_proof_only() -> None:
+    """Replay: what a sender said to one Greeting is worth nothing behind another."""
+    recorded = Meeting().answer()
+    meeting = Meeting()
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        meeting.receive(*recorded)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_proof_of_another_connection() -> None:
+    meeting = Meeting()
+    hello, _ = meeting.answer()
+    other_hello, other_proof = SenderOpening(TOKEN).answer(meeting.receiver.greeting_body, TRANSFER, m.Role.DATA, 1, 5)
+    assert hello != other_hello
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        meeting.receive(hello, other_proof)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_each_changed_byte_of_the_hello_is_noticed() -> None:
+    """Whatever still decodes as a Hello of this version fails at its proof."""
+    meeting = Meeting()
+    hello, proof = meeting.answer()
+    let_in = refused = 0
+    for position in range(len(hello)):
+        changed = bytearray(hello)
+        changed[position] ^= 1
+        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        receiver.greeting_body = meeting.receiver.greeting_body
+        try:
+            assert receiver.receive(bytes(changed)) is None
+        except RemoteProtocolError:
+            refused += 1
+            continue
+        let_in += 1
+        with pytest.raises(RemoteProtocolError, match="the token is wrong"):
+            receiver.receive(proof)
+
+    assert let_in >= 32  # at least the bytes of both ids
+    assert refused
+
+
+def test_each_changed_byte_of_the_greeting_is_noticed() -> None:
+    meeting = Meeting()
+    noticed = 0
+    for position in range(len(meeting.receiver.greeting_body)):
+        changed = bytearray(meeting.receiver.greeting_body)
+        changed[position] ^= 1
+        try:
+            answer = SenderOpening(TOKEN).answer(bytes(changed), TRANSFER, m.Role.DATA, 0, 5)
+        except RemoteProtocolError:
+            continue
+        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        receiver.greeting_body = meeting.receiver.greeting_body
+        assert receiver.receive(answer[0]) is None
+        with pytest.raises(RemoteProtocolError, match="the token is wrong"):
+            receiver.receive(answer[1])
+        noticed += 1
+
+    assert noticed >= 32
+
+
+@pytest.mark.parametrize("message", [m.Proof(bytes(32)), m.Welcome(b""), m.Complete(True), m.Abort(Code.SOURCE, "")])
+def test_anything_before_hello(message: m.Message) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__} before Hello") as caught:
+        Meeting().receive(encode(message))
+    assert code_of(caught) is Code.PROTOCOL
+
+
+def test_no_proof_where_one_is_wanted() -> None:
+    meeting = Meeting()
+    hello, _ = meeting.answer()
+
+    for body in (hello, encode(m.Offer(8, None, False, 0))):
+        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        assert receiver.receive(hello) is None
+        with pytest.raises(RemoteProtocolError, match="wants a token") as caught:
+            receiver.receive(body)
+        assert code_of(caught) is Code.TOKEN
+
+
+@pytest.mark.parametrize("version", [0, 2, (1 << 32) - 1])
+def test_a_version_that_was_not_offered(version: int) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"version {version} is not spoken") as caught:
+        Meeting().receive(encode(m.Hello(version, TRANSFER, m.Role.DATA, 0, 5, bytes(16))))
+    assert code_of(caught) is Code.VERSION
+
+
+def test_what_does_not_decode() -> None:
+    with pytest.raises(RemoteProtocolError, match="does not parse") as caught:
+        Meeting().receive(b"\xff")
+    assert code_of(caught) is Code.PROTOCOL
+
+
+def test_a_proof_without_a_token_is_never_checked() -> None:
+    meeting = Meeting(None, None)
+    meeting.receive(*meeting.answer())
+
+    with pytest.raises(LocalProtocolError):
+        meeting.receiver.receive(encode(m.Proof(bytes(32))))
+
+
+# --- what the sender refuses
+
+
+@pytest.mark.parametrize(
+    ("receiver_token", "sender_token", "says"),
+    [(TOKEN, None, "wants a token"), (None, TOKEN, "asks for none")],
+)
+def test_only_one_end_has_a_token(receiver_token: bytes | None, sender_token: bytes | None, says: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=says) as caught:
+        Meeting(receiver_token, sender_token).answer()
+    assert code_of(caught) is Code.TOKEN
+
+
+@pytest.mark.parametrize(("lowest", "highest", "fine"), [(1, 1, True), (1, 9, True), (2, 2, False), (2, 9, False)])
+def test_versions(lowest: int, highest: int, fine: bool) -> None:
+    meeting = Meeting(None, None)
+    greeting = encode(m.Greeting(lowest, highest, INCARNATION, bytes(16), False))
+
+    if fine:
+        (hello,) = meeting.answer(greeting)
+        assert decode(hello)[0] == limits.VERSION
+    else:
+        with pytest.raises(RemoteProtocolError, match=f"versions {lowest} to {highest}") as caught:
+            meeting.answer(greeting)
+        assert code_of(caught) is Code.VERSION
+
+
+def test_a_refusal_instead_of_greeting() -> None:
+    with pytest.raises(Refused) as caught:
+        Meeting().answer(encode(m.Refusal(Code.LIMIT, "full")))
+    assert (caught.value.code, caught.value.reason) == (Code.LIMIT, "full")
+
+
+def test_a_refusal_instead_of_welcome() -> None:
+    meeting = Meeting()
+    meeting.answer()
+
+    with pytest.raises(Refused) as caught:
+        meeting.sender.enter(encode(m.Refusal(Code.UNKNOWN_TRANSFER, "who?")))
+    assert caught.value.code is Code.UNKNOWN_TRANSFER
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("message", [m.Welcome(b""), m.Offer(8, None, False, 0), m.Abort(Code.SOURCE, "")])
+def test_anything_instead_of_greeting(message: m.Message) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__} instead of Greeting") as caught:
+        Meeting().answer(encode(message))
+    assert code_of(caught) is Code.PROTOCOL
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("message", [m.Proof(bytes(32)), m.Complete(True), m.Abort(Code.SOURCE, "")])
+def test_anything_instead_of_welcome(message: m.Message, token: bytes | None) -> None:
+    meeting = Meeting(token, token)
+    meeting.answer()
+
+    with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__} instead of Welcome") as caught:
+        meeting.sender.enter(encode(message))
+    assert code_of(caught) is Code.PROTOCOL
+
+
+def test_a_receiver_that_does_not_know_the_token() -> None:
+    """It lets everybody who says anything in, and can't prove itself."""
+    meeting = Meeting()
+    _, proof = meeting.answer()
+    echoed = decode(proof)
+    assert isinstance(echoed, m.Proof)
+
+    for mac in (b"", bytes(32), echoed.mac):  # the sender's own proof, echoed, is none of the receiver
+        with pytest.raises(RemoteProtocolError, match="does not know the token") as caught:
+            meeting.sender.enter(encode(m.Welcome(mac)))
+        assert code_of(caught) is Code.TOKEN
+
+
+def test_a_welcome_of_another_connection() -> None:
+    one, two = Meeting(), Meeting()
+    one.receive(*one.answer())
+    two.receive(*two.answer())
+
+    with pytest.raises(RemoteProtocolError, match="does not know the token"):
+        one.sender.enter(encode(two.receiver.welcome()))
+
+
+# --- the user's own token
+
+
+def meet(receiver_token: bytes | None, own: bytes | None) -> tuple[ReceiverOpening, SenderOpening, list[bytes | None]]:
+    """Return both ends, of which the sender was given no token, and what was read as its user's own."""
+    read: list[bytes | None] = []
+
+    def read_own() -> bytes | None:
+        read.append(own)
+        return own
+
+    return ReceiverOpening(INCARNATION, receiver_token), SenderOpening(None, own=read_own), read
+
+
+def test_the_own_token_is_used_where_one_is_asked_for() -> None:
+    receiver, sender, read = meet(TOKEN, TOKEN)
+    hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert receiver.receive(hello) is None
+    assert receiver.receive(proof) is not None
+    sender.enter(encode(receiver.welcome()))
+    assert read == [TOKEN]
+
+
+def test_the_own_token_is_not_read_where_none_is_asked_for() -> None:
+    receiver, sender, read = meet(None, TOKEN)
+    (hello,) = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert receiver.receive(hello) is not None
+    sender.enter(encode(receiver.welcome()))
+    assert read == []
+
+
+def test_without_an_own_token_the_error_says_what_to_pass() -> None:
+    receiver, sender, _ = meet(TOKEN, None)
+    with pytest.raises(RemoteProtocolError, match="wants a token: pass --token-file or FILESTREAMER_TOKEN") as caught:
+        sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_receiver_of_another_user_says_what_to_pass() -> None:
+    receiver, sender, _ = meet(TOKEN, TOKEN + b"?")
+    hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    receiver.receive(hello)
+    with pytest.raises(RemoteProtocolError) as refusal:
+        receiver.receive(proof)
+    with pytest.raises(RemoteProtocolError, match="not this user's own: pass --token-file") as caught:
+        sender.enter(encode(m.Refusal(refusal.value.code, refusal.value.reason)))
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_receiver_that_only_pretends_to_know_the_own_token() -> None:
+    """Whoever listens where the user's receiver is expected gets no file."""
+    receiver, sender, _ = meet(TOKEN, TOKEN)
+    sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    with pytest.raises(RemoteProtocolError, match="does not know the token"):
+        sender.enter(encode(m.Welcome(bytes(32))))
+
+
+# --- inside TLS
+
+
+def test_inside_tls() -> None:
+    meeting = Meeting(receiver_certificate=b"c" * 32, sender_certificate=b"c" * 32)
+    meeting.receive(*meeting.answer())
+    meeting.sender.enter(encode(meeting.receiver.welcome()))
+
+
+@pytest.mark.parametrize(("receiver", "sender"), [(b"c" * 32, b"d" * 32), (b"c" * 32, b""), (b"", b"d" * 32)])
+def test_a_man_in_the_middle_with_a_certificate_of_his_own(receiver: bytes, sender: bytes) -> None:
+    meeting = Meeting(receiver_certificate=receiver, sender_certificate=sender)
+
+    with pytest.raises(RemoteProtocolError, match="the token is wrong"):
+        meeting.receive(*meeting.answer())

@@ -1,0 +1,93 @@
+"""A connection in its opening whose socket does not take all that is said at once."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
+from filestreamer.wire.framing import read_message
+from filestreamer.wire.opening import ReceiverOpening, random_id
+from receiver.server.handshake import Handshake
+from tests.support.services import UNIT
+
+
+class Stingy(socket.socket):
+    """A socket that takes nothing at first, then a few bytes at a time, and says so as TLS or TCP does."""
+
+    says: type[OSError] = BlockingIOError
+    _takes = True
+
+    def send(self, data: bytes, *_: int) -> int:  # type: ignore[override]
+        self._takes = not self._takes
+        if not self._takes:
+            raise self.says
+        return super().send(data[:5])
+
+
+class Bench:
+    """A slot, and its peer."""
+
+    def __init__(self, says: type[OSError]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.peer = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
+        self.peer.settimeout(2 * UNIT)
+        stingy = Stingy(fileno=accepted.detach())
+        stingy.says = says
+        self.slot = Handshake(stingy, ReceiverOpening(random_id(), None), None)
+
+    def read(self) -> m.Message:
+        def exact(count: int) -> bytes:
+            read = b""
+            while len(read) < count:
+                some = self.peer.recv(count - len(read))
+                assert some, f"closed after {len(read)} of {count} bytes"
+                read += some
+            return read
+
+        return read_message(exact)
+
+    def close(self) -> None:
+        self.peer.close()
+        self.slot.socket.close()
+
+
+@pytest.fixture(params=[ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(request.param)
+    yield made
+    made.close()
+
+
+def go_on(slot: Handshake) -> None:
+    """Do what the server does whenever the socket is ready."""
+    for _ in range(2 * limits.OPENING_FRAME_BYTES):
+        if not slot.wants_write:
+            return
+        assert slot.receive() is None
+    raise AssertionError("it never says all of it")
+
+
+def test_the_greeting_is_said_bit_by_bit(bench: Bench) -> None:
+    bench.slot.greet()
+    assert bench.slot.wants_write
+    go_on(bench.slot)
+    assert isinstance(bench.read(), m.Greeting)
+
+
+@pytest.mark.parametrize("greets", [True, False])
+def test_a_refusal_is_said_bit_by_bit(bench: Bench, greets: bool) -> None:
+    """Behind the Greeting, where that is not out yet."""
+    if greets:
+        bench.slot.greet()
+    done = bench.slot.refuse(Code.LIMIT, "too many")
+    for _ in range(limits.OPENING_FRAME_BYTES):
+        done = done or bench.slot.finish_refusal()
+    assert done
+    if greets:
+        assert isinstance(bench.read(), m.Greeting)
+    assert bench.read() == m.Refusal(Code.LIMIT, "too many")

@@ -1,0 +1,204 @@
+"""The settings of the receiver. What both services share in settings is tested with the sender's."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestreamer.settings.address import Address
+from filestreamer.wire.errors import UsageError
+from receiver.settings import ReceiverSettings, parse
+
+SAMPLE = Path(__file__).parents[3] / "deploy" / "config.json"
+ORIGINAL = (
+    '{"ServerAddr":"127.0.0.1:8080","InputFile":"./in.txt","ParallelPage":5,"Chunk":1024,'
+    '"ClientAddr":"127.0.0.1:8081","OutputFile":"./out.txt"}'
+)
+TOKEN = "0123456789abcdef"
+
+
+def settings(*argv: str, environ: Mapping[str, str] | None = None) -> ReceiverSettings:
+    """Parse without expecting warnings."""
+    parsed, warnings = parse(argv, environ or {})
+    assert warnings == []
+    return parsed
+
+
+def failure(*argv: str, environ: Mapping[str, str] | None = None) -> str:
+    """Parse what is wrong, and return the line that says so."""
+    with pytest.raises(UsageError) as caught:
+        parse(argv, environ or {})
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that writes config.json in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(content: object) -> str:
+        Path("config.json").write_text(json.dumps(content))
+        return "config.json"
+
+    return write
+
+
+def test_defaults() -> None:
+    expected = ReceiverSettings(
+        listen=Address("127.0.0.1", 7800),
+        directory=".",
+        output_file=None,
+        once=False,
+        no_replace=False,
+        idle_timeout=None,
+        anonymous=False,
+        give_up_after=60,
+        token=None,
+        result_file=None,
+        log_level="info",
+    )
+    assert expected == settings()
+    assert expected == ReceiverSettings()
+
+
+def test_all_flags(tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    parsed = settings(
+        *("--listen", "[::]:0", "--directory", "d", "--output-file", "f", "--no-replace", "--idle-timeout", "30"),
+        *("--anonymous", "--give-up-after", "1200", "--token-file", str(token_file), "--result-file", "r"),
+    )
+    expected = ReceiverSettings(
+        listen=Address("::", 0),
+        directory="d",
+        output_file="f",
+        once=True,
+        no_replace=True,
+        idle_timeout=30,
+        anonymous=True,
+        give_up_after=1200,
+        token=TOKEN,
+        result_file="r",
+    )
+    assert expected == parsed
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (":9000", Address("", 9000)),
+        ("0.0.0.0", Address("0.0.0.0", 7800)),
+        ("[::]:7800", Address("::", 7800)),
+        ("localhost:0", Address("localhost", 0)),
+    ],
+)
+def test_listen(written: str, expected: Address) -> None:
+    assert expected == settings("--listen", written).listen
+
+
+def test_output_file_implies_once_from_every_source(config: Any) -> None:
+    assert settings("--output-file", "f").once
+    assert settings(environ={"FILESTREAMER_OUTPUT_FILE": "f", "FILESTREAMER_ONCE": "no"}).once
+    assert settings("--config", config({"receiver": {"output_file": "f"}})).once
+
+
+def test_flag_beats_variable_beats_config_beats_default(config: Any) -> None:
+    path = config({"directory": "top", "receiver": {"directory": "section"}})
+    own, general = {"FILESTREAMER_RECEIVER_DIRECTORY": "own"}, {"FILESTREAMER_DIRECTORY": "general"}
+
+    assert settings("--config", path, "--directory", "flag", environ=own | general).directory == "flag"
+    assert settings("--config", path, environ=own | general).directory == "own"
+    assert settings("--config", path, environ=general).directory == "general"
+    assert settings("--config", path).directory == "section"
+    assert settings("--config", config({"directory": "top", "sender": {}})).directory == "top"
+    assert settings().directory == "."
+
+
+def test_everything_from_the_environment() -> None:
+    environ = {
+        "FILESTREAMER_LISTEN": ":1",
+        "FILESTREAMER_RECEIVER_ONCE": "true",
+        "FILESTREAMER_NO_REPLACE": "1",
+        "FILESTREAMER_IDLE_TIMEOUT": "0.5",
+        "FILESTREAMER_RECEIVER_MEMORY_LIMIT": "256MiB",
+        "FILESTREAMER_ANONYMOUS": "yes",
+        "FILESTREAMER_RECEIVER_TOKEN": TOKEN,
+    }
+    expected = ReceiverSettings(
+        listen=Address("", 1),
+        once=True,
+        no_replace=True,
+        idle_timeout=0.5,
+        memory_limit=256 << 20,
+        anonymous=True,
+        token=TOKEN,
+    )
+    assert expected == settings(environ=environ)
+
+
+@pytest.mark.parametrize("spell", [str, str.lower, str.upper], ids=["as it was", "lower case", "upper case"])
+def test_the_original_config_works_unchanged(config: Any, spell: Any) -> None:
+    path = config({spell(key): value for key, value in json.loads(ORIGINAL).items()})
+    expected = ReceiverSettings(listen=Address("127.0.0.1", 8080), output_file="./out.txt", once=True)
+    assert expected == settings("--config", path)
+
+
+def test_the_sample_config_is_good() -> None:
+    assert settings("--config", str(SAMPLE)) == ReceiverSettings()
+
+
+def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
+    path = config({"to": 5, "as": "a/b", "connections": "nonsense", "sender": {"to": "x"}})
+    assert settings("--config", path) == settings()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--listen", "h:x"], "--listen: 'h:x' is not an address: write it as HOST:PORT"),
+        (["--idle-timeout", "-1"], "--idle-timeout: '-1' is not a number of seconds above 0"),
+        (["--output-file", ""], "--output-file: must not be empty"),
+        (["--connections", "5"], "No such option '--connections'."),
+        (["in.txt"], "Got unexpected extra argument (in.txt)"),
+    ],
+)
+def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:
+    assert failure(*argv).startswith(expected)
+
+
+@pytest.mark.parametrize("written", ["1e-300", "1e10", "1e300", "1e400", "inf"])
+@pytest.mark.parametrize("flag", ["--give-up-after", "--idle-timeout", "--metrics-linger", "--discard-staging-after"])
+def test_seconds_have_bounds(flag: str, written: str) -> None:
+    expected = f"{flag}: {written!r} is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)"
+    assert failure(flag, written) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"ServerAddr": "x:y"}, "ServerAddr: 'x:y' is not an address"),
+        ({"receiver": {"directory": 7}}, "receiver.directory: 7 is not text"),
+        ({"once": "perhaps"}, "once: 'perhaps' is not a valid boolean"),
+        ({"idle_timeout": True}, "idle_timeout: True is not a number of seconds above 0"),
+        ({"receiver": {"connections": 5}}, "unknown key 'receiver.connections'"),
+        ({"sender": {"too": 5}}, "unknown key 'sender.too': did you mean sender.to"),
+    ],
+)
+def test_a_bad_config_is_named_with_its_key(config: Any, content: object, expected: str) -> None:
+    assert failure("--config", config(content)).startswith(f"config.json: {expected}")
+
+
+def test_a_bad_variable_is_named() -> None:
+    line = failure(environ={"FILESTREAMER_RECEIVER_LISTEN": "::1", "FILESTREAMER_LISTEN": ":1"})
+    assert line.startswith("FILESTREAMER_RECEIVER_LISTEN: '::1' is not an address")
+
+
+def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"], {})
+    assert caught.value.code == 0
+    assert "[default: 127.0.0.1:7800]" in capsys.readouterr().out

@@ -1,0 +1,236 @@
+"""The coordinator of a transfer, with control connections whose every step is the test's own."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from filestreamer.process import log
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
+from filestreamer.wire.errors import Code, ConnectionClosed, ConnectionLost, FilestreamerError, TransferFailed
+from filestreamer.wire.framing import frame
+from filestreamer.wire.grid import Grid, Share
+from filestreamer.wire.opening import random_id
+from receiver.disk.store import Destination
+from receiver.file.file_share import FileShare
+from receiver.memory.budget import Budget
+from receiver.server.registry import Registry
+from receiver.transfer.transfer import CONTROL_FRAMES, CONTROLS, ControlUp, Transfer, TransferHost
+from receiver.tree.top_level_names import TopLevelNames
+from tests.support.services import UNIT
+
+ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
+OFFER = (m.Offer(1024, None, False, 0), m.ManifestPart(0, (ENTRY,), True))
+FINISH = m.Finish(0, root_digest(()))
+
+
+class Scripted:
+    """A control connection: what the peer says is put in, what the receiver says is got out."""
+
+    def __init__(self, *, breaks_at: type[m.Message] | None = None) -> None:
+        """`breaks_at` is the message whose writing meets a reset of the peer."""
+        self.peer = "scripted"
+        self.heard_at = time.monotonic()
+        self.patience: Callable[[], None] = lambda: None
+        self.said: queue.Queue[m.Message] = queue.Queue()
+        self.closed = threading.Event()
+        self._breaks_at = breaks_at
+        self._bodies: queue.Queue[bytes | None] = queue.Queue()
+
+    def hear(self, *messages: m.Message) -> None:
+        for message in messages:
+            self._bodies.put(frame(message)[limits.FRAME_HEADER_BYTES :])
+
+    def read_body(self) -> bytes:
+        body = self._bodies.get()
+        if body is None:  # the kernel tells a reset once, here to the writer
+            raise ConnectionClosed("closed")
+        return body
+
+    def send_message(self, message: m.Message) -> None:
+        if self._breaks_at is not None and isinstance(message, self._breaks_at):
+            raise ConnectionLost("reset")
+        self.said.put(message)
+
+    def shut(self) -> None:
+        self._bodies.put(None)
+
+    def finish_writing(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._bodies.put(None)
+        self.closed.set()
+
+    def close_in_order(self, seconds: float = 0.0) -> None:
+        del seconds
+        self.close()
+
+    buffered_bytes = 0
+
+    def expect(self, kind: type[m.Message]) -> None:
+        while not isinstance(self.said.get(timeout=2 * UNIT), kind):
+            pass
+
+
+class Alone(TransferHost):
+    """The registry of a server that has one transfer."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._files = Registry(destination, None)
+        self.ends: list[FilestreamerError | None] = []
+
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+        return self._files.claim(transfer, entry, grid, share)
+
+    def claim_root(self, transfer: Transfer, name: bytes) -> TopLevelNames:
+        return self._files.claim_root(transfer, name)
+
+    def claim_stdout(self, transfer: Transfer) -> None:
+        """Receive files."""
+
+    def release(self, transfer: Transfer) -> None:
+        self._files.release(transfer)
+
+    def leave(self, transfer: Transfer, *, cleanly: bool) -> None:
+        self._files.leave(transfer, cleanly=cleanly)
+
+    def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
+        del transfer
+        self.ends.append(error)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Alone:
+    return Alone(Destination(str(tmp_path)))
+
+
+@pytest.fixture
+def transfer(registry: Alone) -> Iterator[Transfer]:
+    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
+    made.start()
+    yield made
+    made.forget()
+    made.join(3 * UNIT)
+    assert not made.is_alive()
+
+
+def control(transfer: Transfer, *, breaks_at: type[m.Message] | None = None) -> Scripted:
+    channel = Scripted(breaks_at=breaks_at)
+    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    return channel
+
+
+def test_a_reset_that_only_the_writer_hears_of_is_no_close_after_complete(transfer: Transfer) -> None:
+    """Complete met a reset: the sender has not heard it, and hears it when it comes back."""
+    first = control(transfer, breaks_at=m.Complete)
+    first.hear(*OFFER, FINISH)
+    assert first.closed.wait(2 * UNIT)
+    again = control(transfer)
+    again.hear(*OFFER)
+    again.expect(m.Complete)
+
+
+def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: Transfer, registry: Alone) -> None:
+    first = control(transfer)
+    first.hear(*OFFER, FINISH)
+    first.expect(m.Complete)
+    first.shut()
+    transfer.join(2 * UNIT)
+    assert registry.ends == [None]
+    assert control(transfer).closed.wait(2 * UNIT)
+
+
+class Slow(Alone):
+    """A registry whose disk hangs until the test has seen enough."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination)
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+
+    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+        self.asked.set()
+        assert self.go_on.wait(3 * UNIT)
+        return super().claim(transfer, entry, grid, share)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Slow, Transfer]]:
+    registry = Slow(Destination(str(tmp_path)))
+    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
+    made.start()
+    yield registry, made
+    registry.go_on.set()
+    made.forget()
+    made.join(3 * UNIT)
+    assert not made.is_alive()
+
+
+def test_a_sender_that_is_not_read_is_not_taken_for_dead(
+    slow: tuple[Slow, Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few frames wait beside the coordinator, the others in their socket: that nothing is heard is no silence then."""
+    registry, transfer = slow
+    monkeypatch.setattr("receiver.transfer.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
+    channel = control(transfer)
+    channel.hear(*OFFER)
+    assert registry.asked.wait(2 * UNIT)
+    progress = m.Progress(m.Phase.MOVING, 0, 0)
+    channel.hear(*[progress] * 20)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:  # several times as long as the living are silent
+        assert transfer._mailbox.qsize() <= CONTROL_FRAMES
+        time.sleep(0.01)
+    assert channel._bodies.qsize() > 20 - CONTROL_FRAMES - 2
+    assert not transfer.is_orphaned
+    registry.go_on.set()
+    channel.hear(FINISH)
+    channel.expect(m.Complete)
+
+
+def test_few_control_connections_wait_for_a_coordinator(slow: tuple[Slow, Transfer]) -> None:
+    registry, transfer = slow
+    control(transfer).hear(*OFFER)
+    assert registry.asked.wait(2 * UNIT)
+    channels = [Scripted() for _ in range(20)]
+    came_in = [transfer.post_now(ControlUp(channel, m.Welcome(b""))) for channel in channels]  # type: ignore[arg-type]
+    assert came_in == [True] * CONTROLS + [False] * (20 - CONTROLS)
+    registry.go_on.set()
+    last = channels[CONTROLS - 1]
+    last.hear(*OFFER, FINISH)
+    last.expect(m.Complete)
+
+
+class Deaf(Scripted):
+    """A control connection of a peer that says as much as it likes, and takes no Abort."""
+
+    def send_message(self, message: m.Message) -> None:
+        while isinstance(message, m.Abort):  # as a channel does while its socket takes nothing
+            time.sleep(0.01)
+            self.patience()
+        super().send_message(message)
+
+
+def test_a_sender_that_talks_and_reads_nothing_holds_no_transfer(
+    transfer: Transfer, registry: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.transfer.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
+    channel = Deaf()
+    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    channel.hear(OFFER[0])
+    channel.expect(m.Welcome)
+    transfer.end_soon(TransferFailed(Code.TIMEOUT, "others wait for the place"))
+    channel.hear(*[m.Progress(m.Phase.MOVING, 0, 0)] * 1000)
+    transfer.join(2 * UNIT)
+    assert not transfer.is_alive()
+    assert [str(error) for error in registry.ends] == ["others wait for the place"]

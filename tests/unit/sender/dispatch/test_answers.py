@@ -1,0 +1,221 @@
+"""What a receiver's answers mean, and which of them it may not give."""
+
+import pytest
+
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.limits import DIGEST_BYTES
+from sender.dispatch.answers import Answers
+from sender.dispatch.manifest import Manifest
+from sender.dispatch.schedule import Schedule
+from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.verify import Held, Verifier
+from sender.source.item import Item
+from tests.support.manifests import item_of
+
+
+class Discard(Verifier):
+    """Notes what is to be compared, and compares nothing."""
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+
+    def compare(self, held: Held) -> None:
+        self.held.append(held)
+
+
+SMALL, EMPTY, ALSO_SMALL, LARGE, HOLLOW, LINK = range(6)
+BUNDLE = 0
+LARGE_CHUNKS = range(1, 6)
+HOLLOW_CHUNKS = range(6, 10)
+
+
+class Asker:
+    """A sender of a few files, in chunks of 10 bytes; two parts."""
+
+    def __init__(self) -> None:
+        self.manifest = Manifest(10)
+        self.queue = SendQueue(self.manifest, lambda: Schedule(1), lambda: None)
+        self.verifier = Discard()
+        self.counters = TransferCounters(bytes(16), "x")
+        self.answers = Answers(self.manifest, self.queue, self.verifier, self.counters)
+        hollow = item_of(40, b"hollow")
+        hollow = hollow._replace(entry=hollow.entry._replace(holes=(m.Hole(10, 20),)))
+        link = item_of(5, b"link")._replace(identity=None)
+        self.add(item_of(4, b"small"), item_of(0, b"empty"), item_of(4, b"also small"), item_of(45, b"large"))
+        self.add(hollow, link)
+        self.counters.size_bytes = sum(part.bytes for part in self.manifest.parts)
+
+    def add(self, *items: Item) -> None:
+        self.queue.extend(self.manifest.add(items, last=False))
+
+    def dealt(self) -> list[int]:
+        """Take what is dealt by now."""
+        chunk_ids = []
+        while (chunk_id := self.queue.next(0, self.queue.epoch)) is not None:
+            chunk_ids.append(chunk_id)
+        return sorted(chunk_ids)
+
+    def carried(self, chunk_id: int) -> list[int]:
+        return [segment.file_id for segment, _ in self.manifest.carried(chunk_id)]
+
+
+@pytest.fixture
+def asker() -> Asker:
+    return Asker()
+
+
+def needed(*files: tuple[int, int]) -> m.Needed:
+    return m.Needed(tuple(m.FileRange(*each) for each in files), ())
+
+
+def segments(file_id: int, first: int, count: int) -> m.Needed:
+    return m.Needed((), (m.SegmentRange(file_id, first, count),))
+
+
+def unchecked(*files: tuple[int, int]) -> m.Held:
+    return m.Held(files[0][0], 0, b"", tuple(m.FileRange(*each) for each in files))
+
+
+def held(file_id: int, first: int, *contents: bytes, final: bool = False) -> m.Held:
+    return m.Held(file_id, first, b"".join(map(segment_digest, contents)), (), final)
+
+
+# ------------------------------------------------------------------------------------------------------- what they mean
+
+
+def test_a_range_of_files_is_everything_in_it(asker: Asker) -> None:
+    """Holes are not answered, and not sent."""
+    asker.answers.need(needed((0, 6)))
+    assert asker.dealt() == [BUNDLE, *LARGE_CHUNKS, 6, 9]
+    assert asker.carried(BUNDLE) == [SMALL, ALSO_SMALL]
+
+
+def test_a_bundle_waits_for_each_of_its_files(asker: Asker) -> None:
+    asker.answers.need(needed((SMALL, 1)))
+    assert asker.dealt() == []
+    asker.answers.hold(unchecked((ALSO_SMALL, 1)))
+    assert asker.dealt() == [BUNDLE]
+    assert asker.carried(BUNDLE) == [SMALL]
+    assert asker.counters.unchecked_bytes == 4
+
+
+def test_a_bundle_of_what_is_there_is_done(asker: Asker) -> None:
+    asker.answers.hold(unchecked((SMALL, 3)))
+    assert asker.dealt() == []
+    assert asker.queue.chunk_map.held[BUNDLE] == 1
+
+
+def test_a_small_file_is_compared_before_its_bundle_is_dealt(asker: Asker) -> None:
+    asker.answers.hold(held(SMALL, 0, b"held", final=True))
+    asker.answers.need(needed((ALSO_SMALL, 1)))
+    assert asker.dealt() == []
+    assert [each.file_id for each in asker.verifier.held] == [SMALL]
+    asker.answers.compared(SMALL, asker.queue.epoch, is_equal=True)
+    assert asker.dealt() == [BUNDLE]
+    assert asker.carried(BUNDLE) == [ALSO_SMALL]
+
+
+def test_answering_again_changes_nothing(asker: Asker) -> None:
+    asker.answers.need(needed((0, 6)))
+    asker.dealt()
+    asker.answers.need(needed((0, 6)))
+    asker.answers.hold(unchecked((0, 6)))
+    asker.answers.hold(held(SMALL, 0, b"held"))
+    asker.answers.hold(held(LARGE, 0, b"held"))
+    assert asker.dealt() == []
+    assert (asker.verifier.held, asker.counters.unchecked_bytes) == ([], 0)
+
+
+def test_what_lies_in_holes_counts_for_nothing(asker: Asker) -> None:
+    asker.answers.hold(unchecked((0, 6)))
+    assert asker.counters.unchecked_bytes == asker.counters.size_bytes == 4 + 4 + 45 + 20
+
+
+def test_withdrawing_a_file_takes_its_size_back(asker: Asker) -> None:
+    for file_id in (SMALL, ALSO_SMALL, LARGE, HOLLOW):
+        asker.manifest.withdraw(file_id)
+        asker.answers.withdraw(file_id)
+    assert asker.counters.size_bytes == 0
+    assert asker.dealt() == []
+    assert not any(part.open_chunks for part in asker.manifest.parts)
+
+
+def test_of_a_file_under_its_final_name_everything_is_needed_where_one_segment_differs(asker: Asker) -> None:
+    """Answers may come in several messages, before and after that is known; holes are never sent."""
+    asker.answers.hold(held(HOLLOW, 0, b"0", final=True))
+    (first,) = asker.verifier.held
+    assert first.whole == HOLLOW_CHUNKS
+    asker.queue.compared(6, asker.queue.epoch, is_equal=True, whole=HOLLOW_CHUNKS)
+    assert asker.dealt() == []
+    asker.answers.hold(held(LARGE, 0, b"0", b"1", b"2", final=True))
+    asker.queue.compared(1, asker.queue.epoch, is_equal=True, whole=LARGE_CHUNKS)
+    asker.queue.compared(2, asker.queue.epoch, is_equal=False, whole=LARGE_CHUNKS)
+    asker.queue.compared(3, asker.queue.epoch, is_equal=True, whole=LARGE_CHUNKS)
+    assert asker.dealt() == [1, 2, 3]
+    asker.answers.hold(held(LARGE, 3, b"3", b"4", final=True))
+    assert asker.dealt() == [4, 5]
+    asker.answers.hold(held(HOLLOW, 3, b"3", final=True))
+    asker.queue.compared(9, asker.queue.epoch, is_equal=False, whole=HOLLOW_CHUNKS)
+    assert asker.dealt() == [6, 9]
+
+
+# ------------------------------------------------------------------------------------------------- what they may not be
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        needed((0, 7)),
+        needed((6, 1)),
+        needed(((1 << 63) - 2, 1)),
+        needed((0, (1 << 63) - 1)),
+        segments(LARGE, 0, 6),
+        segments(LARGE, 5, 1),
+        segments(SMALL, 0, 2),
+        segments(EMPTY, 0, 1),
+        segments(LINK, 0, 1),
+        segments(6, 0, 1),
+    ],
+)
+def test_needing_what_was_not_offered(asker: Asker, message: m.Needed) -> None:
+    with pytest.raises(RemoteProtocolError):
+        asker.answers.need(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        unchecked((0, 7)),
+        unchecked((6, 1)),
+        unchecked((0, (1 << 63) - 1)),
+        held(LARGE, 4, b"4", b"5"),
+        held(LARGE, 5, b"5"),
+        held(SMALL, 0, b"0", b"1"),
+        held(SMALL, 1, b"1"),
+        held(EMPTY, 0, b"0"),
+        held(LINK, 0, b"0"),
+        held(6, 0, b"0"),
+        m.Held(6, 0, b""),
+        m.Held((1 << 64) - 1, 0, bytes(DIGEST_BYTES)),
+    ],
+)
+def test_holding_what_was_not_offered(asker: Asker, message: m.Held) -> None:
+    with pytest.raises(RemoteProtocolError):
+        asker.answers.hold(message)
+    assert asker.verifier.held == []
+
+
+def test_answers_for_what_was_let_go_change_nothing(asker: Asker) -> None:
+    asker.answers.hold(unchecked((0, 4)))
+    for part in asker.manifest.parts:
+        part.is_sent = True
+    assert asker.manifest.let_go() == 1
+    asker.answers.need(needed((0, 4)))
+    asker.answers.need(segments(LARGE, 0, 99))
+    asker.answers.hold(held(LARGE, 0, b"0"))
+    asker.answers.hold(unchecked((0, 4)))
+    asker.answers.compared(SMALL, asker.queue.epoch, is_equal=False)
+    assert asker.dealt() == []

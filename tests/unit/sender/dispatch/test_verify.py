@@ -1,0 +1,57 @@
+"""Held segments that come faster than they are compared are not kept without bound."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from filestreamer.wire.errors import ConnectionLost
+from sender.dispatch.verify import WAITING_MOST, Verifier
+from sender.network.control import ControlReader, Received
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing compared."""
+    monkeypatch.setattr("sender.dispatch.verify.start_thread", lambda *_: None)
+
+
+def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() -> None:
+    held: Any = None
+    verifier = Verifier(held)
+    reads = 3 * WAITING_MOST
+
+    class Channel:
+        heard_at = 0.0
+
+        def read_body(self) -> bytes:
+            nonlocal reads
+            reads -= 1
+            if not reads:
+                raise ConnectionLost("the end")
+            return b"held"
+
+    class Dialer:
+        def close(self, channel: object) -> None:
+            del channel
+
+    def post(event: object) -> None:
+        assert isinstance(event, Received)
+        verifier.compare(held)
+        reader.room.release()
+        if verifier.is_behind:
+            reader.finish(None)  # it would wait as long as nothing is compared
+
+    dialer: Any = Dialer()
+    reader = ControlReader(dialer, post, is_behind=lambda: verifier.is_behind)
+    channel: Any = Channel()
+    thread = threading.Thread(target=_until_lost, args=(reader, channel), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert WAITING_MOST < 3 * WAITING_MOST - reads < WAITING_MOST + 4
+
+
+def _until_lost(reader: ControlReader, channel: Any) -> None:
+    with pytest.raises(ConnectionLost):
+        reader._read(channel)

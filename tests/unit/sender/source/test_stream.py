@@ -1,0 +1,152 @@
+"""Standard input, cut into chunks that are kept until they are acknowledged."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
+from sender.source.stream import Stream
+from tests.support.services import UNIT
+
+CHUNK = 1000
+
+
+class PipeTarget(NamedTuple):
+    """A stream, who writes to it, and what it told."""
+
+    stream: Stream
+    write_fd: int
+    changed: threading.Semaphore
+    failures: list[FilestreamerError]
+
+    def wait(self, changes: int = 1) -> None:
+        """Wait for so many changes: a chunk, or the end."""
+        for _ in range(changes):
+            assert self.changed.acquire(timeout=UNIT)
+
+    def content(self) -> bytes:
+        """Everything that is in its chunks, which must still be there."""
+        segments = [self.stream.segments(chunk_id) for chunk_id in range(self.stream.chunks)]
+        return b"".join(bytes(self.stream.bytes_at(s.offset, s.length)) for (s,) in segments)
+
+
+@pytest.fixture
+def piped() -> Iterator[PipeTarget]:
+    """Return a stream of three chunks' window that is being read."""
+    read_fd, write_fd = os.pipe()
+    made = PipeTarget(Stream(read_fd, CHUNK, 3 * CHUNK + 1), write_fd, threading.Semaphore(0), [])
+    made.stream.start(made.changed.release, made.failures.append)
+    yield made
+    made.stream.end()
+    for fd in (read_fd, write_fd):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def until(what: object, condition: object) -> None:
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + UNIT
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, what
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+def test_every_chunk_but_the_last_is_full(piped: PipeTarget, size: int) -> None:
+    content = os.urandom(size)
+    os.write(piped.write_fd, content)
+    os.close(piped.write_fd)
+    until("the end", lambda: piped.stream.is_ended)
+    assert (piped.stream.size, piped.stream.chunks) == (size, -(-size // CHUNK))
+    assert piped.content() == content
+    with pytest.raises(IndexError):
+        piped.stream.segments(piped.stream.chunks)
+
+
+def test_a_chunk_that_comes_in_pieces_is_one_chunk(piped: PipeTarget) -> None:
+    for piece in (b"a" * 400, b"b" * 400):
+        os.write(piped.write_fd, piece)
+        until("the piece is read", lambda: piped.stream.is_waiting)
+        assert piped.stream.chunks == 0
+    os.write(piped.write_fd, b"c" * 201)
+    piped.wait()
+    assert piped.stream.chunks == 1
+    assert piped.content() == b"a" * 400 + b"b" * 400 + b"c" * 200
+
+
+def test_no_more_is_read_than_the_window_has(piped: PipeTarget) -> None:
+    os.write(piped.write_fd, bytes(range(5)) * CHUNK)
+    piped.wait(3)
+    assert not piped.changed.acquire(timeout=0.05)
+    assert piped.stream.chunks == 3
+    piped.stream.advance(1)
+    piped.wait()
+    assert not piped.changed.acquire(timeout=0.05)
+    assert piped.stream.chunks == 4
+
+
+def test_what_is_not_acknowledged_can_be_read_again(piped: PipeTarget) -> None:
+    content = os.urandom(4 * CHUNK)
+    os.write(piped.write_fd, content)
+    piped.wait(3)
+    piped.stream.advance(1)
+    piped.wait()
+    for chunk_id in (3, 1, 2):
+        at = chunk_id * CHUNK
+        assert bytes(piped.stream.bytes_at(at, CHUNK)) == content[at : at + CHUNK]
+
+
+def test_starting_over_is_possible_while_nothing_was_overwritten(piped: PipeTarget) -> None:
+    os.write(piped.write_fd, b"x" * 3 * CHUNK)
+    piped.wait(3)
+    assert piped.stream.start_over()
+    os.write(piped.write_fd, b"y")
+    piped.stream.advance(1)
+    until("the fourth is begun", lambda: piped.stream.is_waiting)
+    assert not piped.stream.start_over()
+
+
+def test_starting_over_asks_for_everything_to_be_acknowledged_again(piped: PipeTarget) -> None:
+    os.write(piped.write_fd, b"x" * 2 * CHUNK + b"y" * CHUNK + b"z" * CHUNK)
+    piped.wait(3)
+    piped.stream.advance(0)
+    assert piped.stream.start_over()
+    assert not piped.changed.acquire(timeout=0.05)
+    assert piped.content() == b"x" * 2 * CHUNK + b"y" * CHUNK
+
+
+def test_a_read_error_names_the_source(tmp_path: os.PathLike[str]) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    failures: queue.SimpleQueue[FilestreamerError] = queue.SimpleQueue()
+    Stream(fd, CHUNK, CHUNK).start(lambda: None, failures.put)
+    failure = failures.get(timeout=UNIT)
+    os.close(fd)
+    assert isinstance(failure, TransferFailed)
+    assert (failure.code, str(failure)) == (Code.SOURCE, "can't read standard input: Is a directory")
+
+
+def test_the_end_is_heard_by_a_reader_that_waits_for_room(piped: PipeTarget) -> None:
+    os.write(piped.write_fd, b"x" * 4 * CHUNK)
+    piped.wait(3)
+    piped.stream.end()
+    until("its thread ends", lambda: not any(thread.name == "stream" for thread in threading.enumerate()))
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for() -> None:
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    piped = PipeTarget(Stream(read_fd, CHUNK, CHUNK), write_fd, threading.Semaphore(0), [])
+    piped.stream.start(piped.changed.release, piped.failures.append)
+    until("it waits", lambda: piped.stream.is_waiting)
+    os.write(write_fd, b"late")
+    os.close(write_fd)
+    piped.wait()
+    assert (piped.content(), piped.failures) == (b"late", [])
+    os.close(read_fd)

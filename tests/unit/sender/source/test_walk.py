@@ -1,0 +1,302 @@
+"""The walk: what it lists, in which order, and what it tells instead."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import Code, TransferFailed, UsageError
+from filestreamer.wire.limits import HOLES_PER_FILE, KIB, PATH_BYTES
+from filestreamer.wire.messages import Entry, EntryType, Hole, ManifestPart, SkipKind
+from sender.source import walk
+from sender.source.item import Item
+from sender.source.walk import Walk, holes, pattern_filter
+from tests.support import trees
+
+
+def walked(*paths: Path | str, **options: object) -> tuple[list[Item], list[Skipped]]:
+    """Walk; return the items and what was left out."""
+    skipped: list[Skipped] = []
+    items = list(Walk([str(path) for path in paths], skipped.append, **options))  # type: ignore[arg-type]
+    return items, skipped
+
+
+def names(items: list[Item]) -> list[bytes]:
+    return [item.entry.path for item in items]
+
+
+def entry_of(items: list[Item], path: bytes) -> Entry:
+    (item,) = [item for item in items if item.entry.path == path]
+    return item.entry
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """Return a directory with a few files."""
+    for name in ("b/2", "b/1", "a", "c/d/e"):
+        trees.write(tmp_path / "top" / name, name.encode())
+    return tmp_path / "top"
+
+
+def test_directories_come_before_what_is_in_them_in_the_order_of_names(top: Path) -> None:
+    expected = [b"top", b"top/a", b"top/b", b"top/b/1", b"top/b/2", b"top/c", b"top/c/d", b"top/c/d/e"]
+    assert expected == names(walked(top)[0])
+
+
+@pytest.mark.parametrize("end", ["/", "/.", "/./", "//"])
+def test_a_slash_at_the_end_means_what_is_in_it(top: Path, end: str) -> None:
+    items, _ = walked(f"{top}{end}")
+    assert names(items) == [b"a", b"b", b"b/1", b"b/2", b"c", b"c/d", b"c/d/e"]
+
+
+def test_paths_are_shown_as_people_write_them(top: Path) -> None:
+    items, _ = walked(f"{top}/")
+    assert f"{top}/b/1" in [item.shown for item in items]
+
+
+def test_several_paths_each_under_its_name(top: Path) -> None:
+    assert names(walked(top / "c", top / "a", top / "b/1")[0]) == [b"c", b"c/d", b"c/d/e", b"a", b"1"]
+
+
+def test_the_working_directory_has_a_name(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(top / "b")
+    assert names(walked(".")[0]) == [b"b", b"b/1", b"b/2"]
+    assert names(walked("..")[0])[0] == b"top"
+    assert names(walked("./")[0]) == [b"1", b"2"]
+
+
+def test_one_name_for_two_paths_is_refused(top: Path) -> None:
+    trees.write(top / "c/a", b"another a")
+    with pytest.raises(UsageError, match="same name"):
+        walked(top / "a", top / "c/a")
+
+
+def test_one_name_for_a_path_and_for_something_in_another_is_refused(top: Path) -> None:
+    """Of two entries with one path, whichever came last would stand there."""
+    trees.write(top / "c/a", b"another a")
+    with pytest.raises(UsageError, match="same name"):
+        walked(f"{top / 'c'}/", top / "a")
+    assert names(walked(f"{top / 'c'}/", top / "b/1")[0]) == [b"a", b"d", b"d/e", b"1"]
+
+
+def test_as_names_a_single_path(top: Path) -> None:
+    assert names(walked(top / "c", as_name="other")[0]) == [b"other", b"other/d", b"other/d/e"]
+    assert names(walked(f"{top / 'c'}/", as_name="other")[0]) == [b"other", b"other/d", b"other/d/e"]
+
+
+def test_what_is_not_there_ends_it(top: Path) -> None:
+    with pytest.raises(TransferFailed, match="can't read") as caught:
+        walked(top / "missing")
+    assert caught.value.code is Code.SOURCE
+
+
+def test_staging_is_no_entry_and_lost_found_is_none_at_the_top(top: Path) -> None:
+    for name in (".filestreamer/x", "b/.filestreamer/x", "lost+found/x", "b/lost+found/x"):
+        trees.write(top / name, b"x")
+    found = names(walked(top)[0])
+    assert not [path for path in found if b".filestreamer" in path]
+    assert [path for path in found if b"lost+found" in path] == [b"top/b/lost+found", b"top/b/lost+found/x"]
+
+
+def test_only_symlinks_that_are_named_are_followed(top: Path) -> None:
+    (top / "to b").symlink_to("b")
+    items, _ = walked(top)
+    assert entry_of(items, b"top/to b").type is EntryType.SYMLINK
+    assert names(walked(top / "to b")[0]) == [b"to b", b"to b/1", b"to b/2"]
+
+
+def test_special_files_are_told(top: Path) -> None:
+    os.mkfifo(top / "fifo")
+    trees.make_socket(top / "socket")
+    _, skipped = walked(top)
+    assert skipped == [
+        Skipped(str(top / "fifo"), "it is a FIFO", SkipKind.SPECIAL, b"top/fifo"),
+        Skipped(str(top / "socket"), "it is a socket", SkipKind.SPECIAL, b"top/socket"),
+    ]
+
+
+def test_a_path_longer_than_the_protocol_takes_is_told(top: Path) -> None:
+    """All of a chain of directories that fits is listed; the first that does not is told, once."""
+    trees.deepen(top, b"n" * 250, 20)
+    items, skipped = walked(top)
+    assert skipped
+    assert all(each.kind is SkipKind.UNREADABLE for each in skipped)
+    assert max(map(len, names(items))) <= PATH_BYTES
+    assert all(len(os.fsencode(each.path)) >= PATH_BYTES for each in skipped)
+    assert len(skipped) <= 2  # the leaf, and the next directory
+
+
+def test_what_vanishes_while_it_is_walked_is_told(top: Path) -> None:
+    skipped: list[Skipped] = []
+    found = []
+    for item in Walk([str(top)], skipped.append):
+        found.append(item.entry.path)
+        if item.entry.path == b"top/b":
+            (top / "b/2").unlink()
+    assert b"top/b/2" not in found
+    reason = "it vanished while the tree was walked"
+    assert skipped == [Skipped(str(top / "b/2"), reason, SkipKind.VANISHED, b"top/b/2")]
+
+
+def test_a_time_beyond_the_protocol_is_the_last_one_that_it_has(tmp_path: Path) -> None:
+    """There are file systems with times after 2262, which is as far as 63 bits of nanoseconds go."""
+    far = trees.write(tmp_path / "top" / "far", b"x", mtime_ns=10**19)
+    if far.stat().st_mtime_ns < 10**19:
+        pytest.skip("this file system has no such times")
+    items, _ = walked(tmp_path / "top")
+    part = ManifestPart(0, tuple(item.entry for item in items), True)
+    assert decode(encode(part)) == part
+    assert entry_of(items, b"top/far").mtime_ns == 2**63 - 1
+
+
+# ----------------------------------------------------------------------------------------------------------- hard links
+
+
+def test_names_of_one_file_are_a_group_of_which_the_first_is_read(top: Path) -> None:
+    os.link(top / "a", top / "b/also a")
+    os.link(top / "a", top / "z")
+    os.link(top / "b/1", top / "y")
+    items, _ = walked(top)
+    groups = {item.entry.path: item.entry.hard_link_group for item in items if item.entry.hard_link_group}
+    assert groups[b"top/a"] == groups[b"top/b/also a"] == groups[b"top/z"] != groups[b"top/b/1"] == groups[b"top/y"]
+    assert {item.entry.path for item in items if item.identity is None and item.entry.hard_link_group} == {
+        b"top/b/also a",
+        b"top/z",
+        b"top/y",
+    }
+
+
+def test_a_group_begins_with_a_name_that_is_sent(top: Path) -> None:
+    """Where the first name is excluded, the second is the first."""
+    os.link(top / "a", top / "b/also a")
+    items, _ = walked(top, wanted=pattern_filter([], ["/a"]))
+    (link,) = [item for item in items if item.entry.hard_link_group]
+    assert (link.entry.path, link.sent_bytes) == (b"top/b/also a", 1)
+
+
+def test_a_group_does_not_begin_with_a_name_that_can_not_be_read(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sparse file is opened to find its holes: where that fails, the next name is the first."""
+    sparse = trees.sparse(top / "hollow", 100 * KIB)
+    os.link(sparse, top / "hollow too")
+    real = walk.holes
+
+    def fail_once(fd: int, size: int) -> tuple[Hole, ...]:
+        monkeypatch.setattr(walk, "holes", real)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(walk, "holes", fail_once)
+    items, skipped = walked(top)
+    assert [each.path for each in skipped] == [str(sparse)]
+    (link,) = [item for item in items if item.entry.hard_link_group]
+    assert (link.entry.path, link.sent_bytes) == (b"top/hollow too", 100 * KIB)
+
+
+def test_a_name_of_a_file_that_was_written_to_since_its_first_one_is_sent(top: Path) -> None:
+    """What was listed first is not going to arrive: it has changed."""
+    os.link(top / "a", top / "z")
+    os.link(top / "a", top / "zz")
+    groups = {}
+    skipped: list[Skipped] = []
+    for item in Walk([str(top)], skipped.append):
+        groups[item.entry.path] = item.entry.hard_link_group
+        if item.entry.path == b"top/b":
+            (top / "a").write_bytes(b"longer")
+    assert groups[b"top/a"] != groups[b"top/z"] == groups[b"top/zz"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- holes
+
+
+def islands(*found: Hole, size: int) -> list[tuple[int, int]]:
+    """Return what is not in holes."""
+    edges = [0, *(edge for hole in found for edge in (hole.offset, hole.offset + hole.length)), size]
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+
+
+def holes_of(path: Path) -> tuple[Hole, ...]:
+    with path.open("rb") as file:
+        return holes(file.fileno(), path.stat().st_size)
+
+
+def test_holes(tmp_path: Path) -> None:
+    file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"), (999 * KIB, b"end"))
+    found = holes_of(file)
+    content = file.read_bytes()
+    assert found
+    for hole in found:
+        assert content[hole.offset : hole.offset + hole.length] == bytes(hole.length)
+    assert sum(end - start for start, end in islands(*found, size=1000 * KIB)) <= 128 * KIB
+
+
+def test_small_holes_are_not_worth_it_unless_they_are_all(tmp_path: Path) -> None:
+    assert holes_of(trees.sparse(tmp_path / "f", 40 * KIB, (0, b"x"))) == ()
+    assert holes_of(trees.sparse(tmp_path / "g", 100)) == (Hole(0, 100),)
+
+
+def test_of_too_many_holes_the_largest_are_told(tmp_path: Path) -> None:
+    step = 72 * KIB
+    file = trees.sparse(tmp_path / "f", (HOLES_PER_FILE + 50) * step, *[(at * step, b"x") for at in range(1100)])
+    found = holes_of(file)
+    assert len(found) == HOLES_PER_FILE
+    assert sorted(found) == list(found)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("whence", [os.SEEK_HOLE, os.SEEK_DATA], ids=["hole", "data"])
+def test_where_holes_can_not_be_told_none_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, whence: int
+) -> None:
+    """What can't be told to be a hole is sent: data might lie in it."""
+    file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"))
+    real = os.lseek
+
+    def lseek(fd: int, at: int, how: int) -> int:
+        if how == whence and at:
+            raise OSError(number, os.strerror(number))
+        return real(fd, at, how)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    items, skipped = walked(file)
+    assert [(item.entry.size, item.entry.holes) for item in items] == [(1000 * KIB, ())]
+    assert skipped == []
+
+
+# ------------------------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], ["b"], {"a", "c", "c/d", "c/d/e"}),
+        ([], ["/c/d/"], {"a", "b", "b/1", "b/2", "c"}),
+        ([], ["*", "!a"], {"a"}),
+        (["e"], [], {"c", "c/d", "c/d/e"}),
+        (["b/*"], ["2"], {"b", "b/1"}),
+        (["nothing"], [], set()),
+    ],
+)
+def test_patterns(top: Path, include: list[str], exclude: list[str], expected: set[str]) -> None:
+    """A directory is there where something in it is, or no file was asked for by pattern."""
+    items, skipped = walked(f"{top}/", wanted=pattern_filter(include, exclude), is_sparing=bool(include))
+    assert expected == {os.fsdecode(path) for path in names(items)}
+    assert skipped == []
+
+
+@pytest.mark.parametrize("name", ["x\ny", "\nbuild", "x\n"])
+def test_patterns_hold_for_names_with_newlines(name: str) -> None:
+    """In which '.' and '$' of a regular expression see more than a character, and an end."""
+    wanted = pattern_filter([], ["build/", "out/**", "/exact"])
+    raw = os.fsencode(name)
+    assert not wanted(raw + b"/build", True)
+    assert not wanted(b"out/" + raw, False)
+    assert wanted(raw, False)
+    assert wanted(b"exact\n", False)
+    assert not pattern_filter([], ["/x\ny"])(b"x\ny", False)
+
+
+def test_no_pattern(top: Path) -> None:
+    with pytest.raises(UsageError, match="--include, --exclude"):
+        pattern_filter(["!"], [])
