@@ -32,7 +32,7 @@ _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state 
 class Writer(Protocol):
     """Whoever writes a chunk; compared by identity."""
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         """Stop writing, at once; whether it has within `seconds`."""
 
 

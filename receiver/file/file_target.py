@@ -65,7 +65,7 @@ class FileTarget:
         """Nothing comes later but what is re-hashed."""
         return False
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
+    def take_part(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Answer what is needed and what is held, every time that the manifest comes."""
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
@@ -79,7 +79,7 @@ class FileTarget:
         needed = self._file_share.needed_messages(0, answer.needed)
         return [*needed, *self._file_share.held_messages(0, answer.held)]
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
+    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Answer claimed chunks, now that it is known what is on the disk."""
         assert isinstance(batch, Rehashed)  # a single file is staged
         answer = self._file_share.rehashed(batch.share, batch.start, batch.digests)
@@ -103,7 +103,7 @@ class FileTarget:
         """Return what is not here, or so much of it that its sender has something to do."""
         return self._file_share.needed_messages(0, self._file_share.missing(MISSING_MOST))
 
-    def close(self, finish: m.Finish) -> bytes:
+    def finish(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is staged with what the sender read."""
         file_share = self._file_share
         file_share.close()
@@ -145,12 +145,12 @@ class FileTarget:
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 
-    def leave(self, *, cleanly: bool) -> None:
+    def close(self, *, cleanly: bool) -> None:
         """Nothing to do: the file stays in staging."""
 
     # --- chunks
 
-    def begin(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check every segment of a chunk, and begin them."""
         places = [(self._position(header.chunk_id, segment), segment) for segment in header.segments]
         return [begin_segment(self._file_share, connection, position, segment) for position, segment in places]
@@ -165,7 +165,7 @@ class FileTarget:
             raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
         return position
 
-    def end(
+    def end_chunk(
         self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk."""
@@ -176,11 +176,11 @@ class FileTarget:
         ]
         return all(good)
 
-    def abandon(self, connection: Connection) -> None:
+    def detach(self, connection: Connection) -> None:
         """Take back what a connection was writing."""
         self._file_share.abandon(connection)
 
-    def shut(self) -> None:
+    def stop_writes(self) -> None:
         """Let no further write in."""
         self._file_share.close()
 
@@ -191,5 +191,5 @@ def begin_segment(file_share: FileShare, connection: Connection, position: int, 
         turn, other = file_share.begin(position, connection)
         if turn is not Delivery.WAIT:
             return IncomingSegment(file_share, position, segment, turn is Delivery.WRITE)
-        if other is not None and not other.end(LEAVE_SECONDS):
+        if other is not None and not other.stop(LEAVE_SECONDS):
             raise ConnectionLost(f"another connection does not leave segment {position}")

@@ -176,7 +176,7 @@ class Rehasher:
         assert self._account is not None
         return self._account.try_borrow(THREAD_BYTES, leave_bytes=self._account.budget.share_bytes)
 
-    def end(self, seconds: float | None = None) -> bool:
+    def stop(self, seconds: float | None = None) -> bool:
         """Stop soon, and wait until no thread reads a file any more; whether none does, `seconds` for each later."""
         self._ended.set()
         for _ in self._threads:

@@ -78,13 +78,13 @@ class Target(Protocol):
 
     # --- what the coordinator asks
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
+    def take_part(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Take a part of the manifest, or the same again; return what can be answered now. `body` is its frame's."""
 
     def rejoin(self) -> None:
         """Hear that control was opened anew: the manifest is repeated."""
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterable[m.Message]:
+    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterable[m.Message]:
         """Take what claimed segments hash to; return what is to be answered."""
 
     def more(self) -> Iterable[m.Message]:
@@ -96,33 +96,33 @@ class Target(Protocol):
     def missing(self) -> Iterable[m.Message]:
         """Return what is not here, at Finish, in Needed; answers that were still to be given may be among them."""
 
-    def close(self, finish: m.Finish) -> bytes:
+    def finish(self, finish: m.Finish) -> bytes:
         """Let no further write in, now that nothing is missing; return the root digest.
 
         Raises TransferFailed(DIGEST).
         """
 
     def next_step(self) -> Step:
-        """Return what comes next, after `close` and after each step."""
+        """Return what comes next, after `finish` and after each step."""
 
-    def leave(self, *, cleanly: bool) -> None:
+    def close(self, *, cleanly: bool) -> None:
         """Keep what is complete, at the end, whatever that is; `cleanly` is whether no thread hangs in a file."""
 
     # --- what data connections ask
 
-    def begin(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check every segment of a chunk, and begin them; who else is writing one is shut and has left first.
 
         Raises RemoteProtocolError for a segment that is none of an offered file's.
         """
 
-    def end(
+    def end_chunk(
         self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
 
-    def abandon(self, connection: Connection) -> None:
+    def detach(self, connection: Connection) -> None:
         """Take back what a connection was writing."""
 
-    def shut(self) -> None:
+    def stop_writes(self) -> None:
         """Let no further write in: the transfer is over."""

@@ -59,7 +59,7 @@ class PipeTarget:
         """How far it is changes all the time."""
         return True
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
+    def take_part(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         """Answer that everything is needed: nothing is found again. A sender that was answered hears of no chunk."""
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
@@ -72,7 +72,7 @@ class PipeTarget:
     def rejoin(self) -> None:
         """Nothing to do: the manifest is answered again."""
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
+    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Nothing to do: nothing is claimed."""
         del batch
         return []
@@ -100,7 +100,7 @@ class PipeTarget:
         missing = self._output.missing()
         return [missing] if missing is not None else []
 
-    def close(self, finish: m.Finish) -> bytes:
+    def finish(self, finish: m.Finish) -> bytes:
         """Compare what was passed on with what the sender read."""
         self.more()
         if not self._output.is_whole(finish):
@@ -125,7 +125,7 @@ class PipeTarget:
         self._file_share.file.commit()
         self._is_committed = True
 
-    def leave(self, *, cleanly: bool) -> None:
+    def close(self, *, cleanly: bool) -> None:
         """Drop what is in staging of a stream that is not whole: it can't be sent once more."""
         del cleanly
         if self._file_share is not None and not self._is_committed:
@@ -133,7 +133,7 @@ class PipeTarget:
 
     # --- chunks
 
-    def begin(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check a chunk, and begin it."""
         segment = header.segments[0]
         position = self._output.position(segment)
@@ -144,19 +144,19 @@ class PipeTarget:
             turn, other = self._output.begin(position, segment.length, connection)
             if turn is not Delivery.WAIT:
                 return [IncomingSegment(self._output, position, segment, turn is Delivery.WRITE)]
-            if other is not None and not other.end(LEAVE_SECONDS):
+            if other is not None and not other.stop(LEAVE_SECONDS):
                 raise ConnectionLost(f"another connection does not leave chunk {position}")
 
-    def end(
+    def end_chunk(
         self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle a chunk."""
         return self._output.deliver(parts[0].position, digests[0], computed[0], connection.connection_id)
 
-    def abandon(self, connection: Connection) -> None:
+    def detach(self, connection: Connection) -> None:
         """Take back what a connection was bringing."""
         self._output.abandon(connection)
 
-    def shut(self) -> None:
+    def stop_writes(self) -> None:
         """Pass on nothing more. A thread that hangs in a write to standard output ends with the process."""
         self._output.end(None if self._file_share is not None else 0.0)

@@ -133,7 +133,7 @@ class DataConnection(threading.Thread):
         """Bytes that have come of a chunk, as far as it is new."""
         return self.counters.moved_bytes - self._done_bytes + self.channel.buffered_bytes if self._is_new else 0
 
-    def end(self, seconds: float | None) -> bool:
+    def stop(self, seconds: float | None) -> bool:
         """Shut the connection and wait until its thread has left the files, or for so long; whether it has."""
         self._is_ended = True
         self.channel.shut()

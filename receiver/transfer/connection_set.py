@@ -129,14 +129,14 @@ class ConnectionSet:
                 if older is None:
                     self._connections[connection.connection_id] = connection
                     return
-            if not older.end(LEAVE_SECONDS):
+            if not older.stop(LEAVE_SECONDS):
                 raise ConnectionLost(f"the older connection {connection.connection_id} does not leave")
 
     def leave(self, connection: "DataConnection") -> None:
         """Take back what a connection was writing."""
         try:
             if self.target is not None:
-                self.target.abandon(connection)
+                self.target.detach(connection)
         finally:  # one of the same id may wait for its place
             with self._lock:
                 if self._connections.get(connection.connection_id) is connection:
@@ -186,9 +186,9 @@ class ConnectionSet:
         """Shut every connection, and wait until its thread has left the files, however long that takes."""
         connections = self.shut()  # first: the cargo may wait for a thread that writes to one
         if self.target is not None:
-            self.target.shut()
+            self.target.stop_writes()
         for connection in connections:
-            connection.end(None)
+            connection.stop(None)
 
     # --- chunks
 
@@ -202,14 +202,14 @@ class ConnectionSet:
         length = sum(segment.length for segment in header.segments)
         if length > self._counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
-        return self.target.begin(connection, header)
+        return self.target.begin_chunk(connection, header)
 
     def end_chunk(
         self, connection: "DataConnection", parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
         assert self.target is not None  # what was begun was offered
-        good = self.target.end(connection, parts, digests, computed)
+        good = self.target.end_chunk(connection, parts, digests, computed)
         if good:
             new_bytes = sum([part.segment.length for part in parts if part.write])
             with self._lock:

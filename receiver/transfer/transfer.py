@@ -465,7 +465,7 @@ class Transfer(threading.Thread):
             self._was_offered = True
         if self.complete is None:
             self.counters.phase = "moving"
-        for answer in self._beside(lambda: self._claimed_target.take(part, body)):
+        for answer in self._beside(lambda: self._claimed_target.take_part(part, body)):
             if self.complete is None:
                 self._say(answer)
         if self.complete is not None and part.last:
@@ -483,8 +483,8 @@ class Transfer(threading.Thread):
             if not self._over.is_set():
                 self.connection_set.target = target
                 return ()
-        target.shut()
-        target.leave(cleanly=True)
+        target.stop_writes()
+        target.close(cleanly=True)
         self._registry.leave(self, cleanly=True)
         return ()
 
@@ -594,7 +594,7 @@ class Transfer(threading.Thread):
 
     def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is known what is on the disk."""
-        for answer in self._beside(lambda: self._claimed_target.rehashed(batch)):
+        for answer in self._beside(lambda: self._claimed_target.take_rehashed(batch)):
             # In the state "offer", control is being opened anew: the manifest is answered again.
             if not self._is_finishing and self._session.state != "offer":
                 self._say(answer)
@@ -623,7 +623,7 @@ class Transfer(threading.Thread):
         return ()
 
     def _close(self, finish: m.Finish) -> Iterable[m.Message]:
-        self.root_digest = self._claimed_target.close(finish)
+        self.root_digest = self._claimed_target.finish(finish)
         return ()
 
     def _go_on(self) -> None:
@@ -834,7 +834,7 @@ class Transfer(threading.Thread):
         """Wait until no thread is in a file, then leave them all."""
         steps: list[Callable[[], object]] = [
             self.connection_set.end,
-            self._rehasher.end,
+            self._rehasher.stop,
             self._join_syncer,
             self._disk_worker.end,
         ]
@@ -842,7 +842,7 @@ class Transfer(threading.Thread):
         cleanly = all(done)
         target = self.connection_set.target
         if target is not None:
-            self._try("leaving what was received", lambda: target.leave(cleanly=cleanly))
+            self._try("leaving what was received", lambda: target.close(cleanly=cleanly))
         self._try("leaving the name", lambda: self._registry.leave(self, cleanly=cleanly))
 
     def _join_syncer(self) -> None:

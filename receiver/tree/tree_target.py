@@ -127,7 +127,7 @@ class TreeTarget:
 
     # --- parts of the manifest
 
-    def take(self, part: m.ManifestPart, body: bytes) -> Iterator[m.Message]:
+    def take_part(self, part: m.ManifestPart, body: bytes) -> Iterator[m.Message]:
         """Take a part and answer it, now or when others are done; answer one that is known from what is known."""
         archive = self._archive
         if self._expected is not None and part.first_file_id != self._expected:
@@ -341,7 +341,7 @@ class TreeTarget:
 
     # --- answers
 
-    def rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
+    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
         """Answer what was claimed, now that it is known what is on the disk."""
         self._counters.rehashed_bytes += batch.bytes
         if isinstance(batch, FinalsRehashed):
@@ -411,21 +411,21 @@ class TreeTarget:
 
     # --- chunks
 
-    def begin(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check every segment of a chunk, and begin them."""
         return self._tree_writer.begin(connection, header)
 
-    def end(
+    def end_chunk(
         self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk; what is complete by it goes to its place."""
         return self._tree_writer.end(connection, parts, digests, computed)
 
-    def abandon(self, connection: Connection) -> None:
+    def detach(self, connection: Connection) -> None:
         """Take back what a connection was writing."""
         self._tree_writer.abandon(connection)
 
-    def shut(self) -> None:
+    def stop_writes(self) -> None:
         """Let no further write in, and nobody wait: the transfer is over."""
         self._is_over = True
         self._tree_writer.shut()
@@ -443,7 +443,7 @@ class TreeTarget:
         for part_state in self._tree_writer.under_way:
             yield from missing(part_state, self._spool, is_answered=part_state.number >= answered)
 
-    def close(self, finish: m.Finish) -> bytes:
+    def finish(self, finish: m.Finish) -> bytes:
         """Let no further write in, and compare what is here with what the sender read."""
         self._tree_writer.shut()
         self._tree_writer.finish()
@@ -486,7 +486,7 @@ class TreeTarget:
     def _is_withdrawn(self, file_id: int) -> bool:
         return self._archive.state(file_id) == state.WITHDRAWN
 
-    def leave(self, *, cleanly: bool) -> None:
+    def close(self, *, cleanly: bool) -> None:
         """Put in place what is complete, and keep what there is of large files for the next run."""
         with contextlib.ExitStack() as steps:  # the last one first; each is taken, whatever the disk says to another
             if cleanly:

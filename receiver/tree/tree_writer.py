@@ -197,7 +197,7 @@ class TreeWriter:
                 case _Open(its_portion, its_index):
                     self._open_for(its_portion, its_index, connection)
                 case _:
-                    if not begun.end(LEAVE_SECONDS):
+                    if not begun.stop(LEAVE_SECONDS):
                         raise ConnectionLost(f"another connection does not leave file {segment.file_id}")
 
     def _begin_in(
@@ -525,7 +525,7 @@ class TreeWriter:
                 if large.open_file is None:
                     self._open_for(part_state, index, None)
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
-                    connection.end(LEAVE_SECONDS)  # its sender has given it up
+                    connection.stop(LEAVE_SECONDS)  # its sender has given it up
                 self.settle_large(part_state, index, is_finished=True)
 
     def end_waiting(self) -> None:

@@ -23,7 +23,7 @@ class Connection:
     def __init__(self) -> None:
         self.turns: dict[int, Delivery] = {}
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds >= 0
 
 

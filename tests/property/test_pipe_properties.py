@@ -49,7 +49,7 @@ class Connection:
         self.delivered: set[int] = set()
         self.lock = threading.Lock()
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds > 0
 
 

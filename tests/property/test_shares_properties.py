@@ -62,5 +62,5 @@ def test_the_states_of_a_share_are_its_own(grid: Grid, count: int, data: st.Data
 class Writer:
     """Writes chunks, and leaves at once."""
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds > 0

@@ -13,7 +13,7 @@ D1, D2 = b"1" * 16, b"2" * 16
 class Connection:
     """A writer, compared by identity."""
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds >= 0
 
 

@@ -56,7 +56,7 @@ def test_every_run_is_hashed_once_and_none_is_asked_for_ahead(disk: Disk) -> Non
     assert rehasher.add(Work(0, disk, GRID, WHOLE, 0, 1000)) == 4
     batches = [posted.get(timeout=UNIT) for _ in range(4)]
     assert sum(len(batch.digests) for batch in batches) == 1000
-    assert rehasher.end(UNIT)
+    assert rehasher.stop(UNIT)
     assert posted.empty()
 
 
@@ -73,6 +73,6 @@ def test_further_threads_are_for_who_has_memory_for_them(disk: Disk, monkeypatch
         disk.open.set()
         for _ in range(8):
             posted.get(timeout=UNIT)
-        assert rehasher.end(UNIT)
+        assert rehasher.stop(UNIT)
         account.close()
         assert budget.used_bytes == 0

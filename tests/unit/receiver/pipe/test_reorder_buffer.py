@@ -45,7 +45,7 @@ class Pipe:
 class Connection:
     """Brings chunks."""
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds > 0
 
 

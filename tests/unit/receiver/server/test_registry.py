@@ -57,7 +57,7 @@ class Sender:
     def end_soon(self, error: FilestreamerError) -> None:
         self.errors.append(error)
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         return seconds > 0
 
 

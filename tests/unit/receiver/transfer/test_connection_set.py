@@ -23,11 +23,11 @@ SPOILT: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging")
 class Spoilt:
     """A cargo that can't let go of a connection: a file that it kept open can't be finished."""
 
-    def abandon(self, connection: DataConnection) -> None:
+    def detach(self, connection: DataConnection) -> None:
         del connection
         raise SPOILT
 
-    def shut(self) -> None:
+    def stop_writes(self) -> None:
         """Nothing is open."""
 
 
@@ -111,12 +111,12 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
     ends = []
 
     class Waiting(Spoilt):
-        def shut(self) -> None:
+        def stop_writes(self) -> None:
             while some := peer.recv(1 << 16):
                 ends.append(len(some))
             ends.append(0)
 
-        def abandon(self, connection: DataConnection) -> None:
+        def detach(self, connection: DataConnection) -> None:
             """Nothing is under way."""
 
     target: Any = Waiting()

@@ -51,11 +51,11 @@ class Connection:
     def acknowledge(self) -> None:
         """Nothing is gathered."""
 
-    def end(self, seconds: float) -> bool:
+    def stop(self, seconds: float) -> bool:
         """Leave everything, as a connection that is shut does."""
         assert seconds > 0
         self.was_ended = True
-        self._moving.tree.abandon(self)
+        self._moving.tree.detach(self)
         return True
 
 
@@ -99,15 +99,15 @@ class Moving:
 
     def offer(self, *parts: m.ManifestPart) -> list[m.Message]:
         """List parts, all of them where none is given; return the answers."""
-        return [answer for part in parts or self.sample.parts for answer in self.tree.take(part, encode(part))]
+        return [answer for part in parts or self.sample.parts for answer in self.tree.take_part(part, encode(part))]
 
     def rehashed(self) -> list[m.Message]:
         """Wait for a batch that was re-hashed; return the answers."""
-        return list(self.tree.rehashed(self._rehashed.get(timeout=UNIT)))
+        return list(self.tree.take_rehashed(self._rehashed.get(timeout=UNIT)))
 
     def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
         """Announce a chunk."""
-        return self.tree.begin(connection or self.connection, m.ChunkHeader(0, segments))
+        return self.tree.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
 
     def send(
         self,
@@ -126,7 +126,7 @@ class Moving:
                     part.sink.write(memoryview(payload)[at : at + half], part.segment.offset + at)
         told = [digest or segment_digest(self.sample.payload(segment)) for segment in segments]
         computed = [segment_digest(payload) for payload in payloads]
-        good = self.tree.end(connection or self.connection, parts, told, computed)
+        good = self.tree.end_chunk(connection or self.connection, parts, told, computed)
         for part, each in zip(parts, told, strict=True):
             if good and part.write and part.sink.ledger_writer is not None:
                 part.sink.ledger_writer.record([(part.position, each)])
@@ -140,7 +140,7 @@ class Moving:
     def finish(self) -> None:
         """Say Finish, and have everything committed."""
         assert list(self.tree.missing()) == []
-        self.tree.close(self.sample.finish)
+        self.tree.finish(self.sample.finish)
         step = self.tree.next_step()
         assert callable(step)
         step()
@@ -148,9 +148,9 @@ class Moving:
 
     def leave(self) -> None:
         """End, however far it came."""
-        self.tree.shut()
-        assert self._rehasher.end(UNIT)
-        self.tree.leave(cleanly=True)
+        self.tree.stop_writes()
+        assert self._rehasher.stop(UNIT)
+        self.tree.close(cleanly=True)
         os.close(self.destination.fd)
 
     def move(self) -> list[m.Message]:
@@ -324,7 +324,7 @@ def test_owner_that_may_not_be_given(moving: Make, monkeypatch: pytest.MonkeyPat
     it = moving(tree)
     it.offer()
     assert "not permitted" in failure(Code.DESTINATION, it.send, m.Segment(1, 0, 1))
-    it.tree.abandon(it.connection)
+    it.tree.detach(it.connection)
 
 
 # ------------------------------------------------------------------------------------------------ what is there already
@@ -421,7 +421,7 @@ def test_no_replace_and_a_file_that_appears_meanwhile(tmp_path: Path, moving: Ma
     it.offer()
     it.send_all()
     (tmp_path / "t/f").write_bytes(b"another")
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     failure(Code.EXISTS, step)
@@ -486,7 +486,7 @@ def test_no_replace_and_something_that_appears_where_a_hard_link_goes(
     it = moving(tree, replace=False)
     it.offer()
     it.send_all()
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "--no-replace" in failure(Code.EXISTS, step)
@@ -505,7 +505,7 @@ def test_a_small_file_whose_staging_is_changed(tmp_path: Path, moving: Make, siz
     it.send_all()
     (staged,) = (tmp_path / ".filestreamer").glob("*.tree/*/1")
     os.truncate(staged, size)
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "changed" in failure(Code.DESTINATION, step)
@@ -524,7 +524,7 @@ def test_a_large_file_whose_staging_is_changed(tmp_path: Path, moving: Make) -> 
     it.send_all()
     (data,) = (tmp_path / ".filestreamer").glob("*.data")
     os.truncate(data, 150)
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "changed" in failure(Code.DESTINATION, step)
@@ -543,7 +543,7 @@ def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(t
     it.send_all()
     (data,) = (tmp_path / ".filestreamer").glob("*.data")
     os.truncate(data, 150)
-    failure(Code.DESTINATION, it.tree.abandon, other)
+    failure(Code.DESTINATION, it.tree.detach, other)
     assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
 
 
@@ -557,7 +557,7 @@ def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(tmp_pa
     (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
     with noted.open("rb") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        it.tree.close(tree.finish)
+        it.tree.finish(tree.finish)
         step = it.tree.next_step()
         assert callable(step)
         assert "another process" in failure(Code.DESTINATION, step)
@@ -690,7 +690,7 @@ def test_a_ledger_is_left_alone_when_its_file_is_complete(moving: Make) -> None:
     it.offer()
     (part,) = it.begin(m.Segment(1, 0, C))
     part.sink.write(memoryview(bytes(C)), 0)
-    assert it.tree.end(it.connection, [part], [segment_digest(bytes(C))], [segment_digest(bytes(C))])
+    assert it.tree.end_chunk(it.connection, [part], [segment_digest(bytes(C))], [segment_digest(bytes(C))])
     assert it.send(m.Segment(1, C, 36))
     it.tree._committer.flush()
     part.sink.record([(0, segment_digest(bytes(C)))])
@@ -788,9 +788,9 @@ def test_withdrawn_while_it_is_written(tmp_path: Path, moving: Make) -> None:
     tree.withdrawn = {1, 2}
     small[0].sink.write(memoryview(b"all"), 2)
     large[0].sink.write(memoryview(bytes(C)), 0)
-    assert not it.tree.end(it.connection, small, [bytes(16)], [segment_digest(b"small")])
-    it.tree.abandon(Connection(it))
-    it.tree.abandon(next(iter([large[0].sink.file.chunk_states.writer(0)])))
+    assert not it.tree.end_chunk(it.connection, small, [bytes(16)], [segment_digest(b"small")])
+    it.tree.detach(Connection(it))
+    it.tree.detach(next(iter([large[0].sink.file.chunk_states.writer(0)])))
     it.finish()
     assert os.listdir(tmp_path / "t") == []
     assert not (tmp_path / ".filestreamer").exists()
@@ -981,7 +981,7 @@ def test_a_large_file_is_set_aside_with_what_no_ledger_notes_yet(
     (part,) = it.begin(m.Segment(1, 0, C))
     part.sink.write(memoryview(b"a" * C), 0)
     digest = segment_digest(b"a" * C)
-    assert it.tree.end(it.connection, [part], [digest], [digest])
+    assert it.tree.end_chunk(it.connection, [part], [digest], [digest])
     assert it.send(m.Segment(2, 0, C))
     part.sink.ledger_writer.record([(0, part.sink.ledger_writer.digest(0))])
     monkeypatch.setattr(cache, "PLACES", DescriptorPool(8))
@@ -1035,7 +1035,7 @@ def test_a_file_that_is_all_here_and_that_another_process_wrote_before_finish(tm
     data.write_bytes(b"x" * 200)
     with noted.open("ab") as ledger:
         ledger.write(b"x")
-    assert "another process" in failure(Code.BUSY, it.tree.close, large.finish)
+    assert "another process" in failure(Code.BUSY, it.tree.finish, large.finish)
     assert not (tmp_path / "t/large").exists()
 
 
@@ -1231,7 +1231,7 @@ def test_a_directory_that_becomes_a_symlink_is_not_followed(tmp_path: Path, movi
     (tmp_path / "t/d").rename(tmp_path / "t/moved")
     (tmp_path / "t/d").symlink_to(outside)
     it.send_all()
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     failure(Code.PATH, step)
@@ -1266,7 +1266,7 @@ def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, moving: Make)
     it.offer()
     it.send_all()
     (tmp_path / "t/a").mkdir()
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "t/a" in failure(Code.DESTINATION, step)
@@ -1284,7 +1284,7 @@ def test_a_sync_that_fails_puts_nothing_in_place(tmp_path: Path, moving: Make, m
     it = moving(tree)
     it.offer()
     it.send_all()
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "Input/output error" in failure(Code.DESTINATION, step)
@@ -1315,7 +1315,7 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     it = moving(tree)
     it.offer()
     it.send_all()
-    it.tree.close(tree.finish)
+    it.tree.finish(tree.finish)
     step = it.tree.next_step()
     assert callable(step)
     assert "not permitted" in failure(Code.DESTINATION, step)
@@ -1376,7 +1376,7 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
 
     monkeypatch.setattr(File, "close", fail)
     with pytest.raises(OSError, match="quota"):
-        it.tree.leave(cleanly=True)
+        it.tree.close(cleanly=True)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
     assert it.tree._tree_writer.files not in PLACES._held
 
@@ -1392,7 +1392,7 @@ def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving
     for segment in (m.Segment(1, 0, 1), m.Segment(2, 0, C), m.Segment(2, C, 1), m.Segment(4, 0, C)):
         assert it.send(segment)
     it.begin(m.Segment(3, 0, 1))[0].sink.write(memoryview(b"c"), 0)
-    it.connection.end(1)
+    it.connection.stop(1)
     moving(sample())  # the next transfer
     assert {"a", "b"} == set(os.listdir(tmp_path / "t"))
     assert [os.path.splitext(name)[1] for name in staged(tmp_path)] == [".data", ".ledger"]  # for the next run
@@ -1407,7 +1407,7 @@ def test_a_finish_that_is_wrong(moving: Make) -> None:
         if not tree.unchecked:
             it.send_all()
             tree.unchecked = {1}
-        failure(Code.DIGEST, it.tree.close, wrong)
+        failure(Code.DIGEST, it.tree.finish, wrong)
 
 
 def test_finish_says_what_is_missing(moving: Make) -> None:
@@ -1422,7 +1422,7 @@ def test_finish_says_what_is_missing(moving: Make) -> None:
     missing = list(it.tree.missing())
     assert m.Needed((m.FileRange(1, 1), m.FileRange(3, 1)), ()) in missing
     assert m.Needed((), (m.SegmentRange(2, 0, 1), m.SegmentRange(2, 2, 2))) in missing
-    it.tree.abandon(it.connection)
+    it.tree.detach(it.connection)
     assert part.write
     it.send_all()
     it.finish()
@@ -1460,7 +1460,7 @@ def test_segments_that_are_none(moving: Make) -> None:
         (m.Segment(2, 0, C), m.Segment(2, 0, C)),
     ):
         failure(Code.PROTOCOL, it.begin, *segments)
-        it.tree.abandon(it.connection)
+        it.tree.detach(it.connection)
     it.send_all()
     it.finish()
 
