@@ -4,7 +4,6 @@ It alone writes to the control connection and decides what the transfer does nex
 data connections; everything that concerns the whole arrives here as an event.
 """
 
-import contextlib
 import queue
 import threading
 import time
@@ -33,7 +32,7 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.grid import comfortable_chunk_size, smallest_chunk_size
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.progress import ProgressClock, sync_seconds
-from filestreamer.wire.session import Session
+from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import Manifest, Part, StreamPart
@@ -43,7 +42,7 @@ from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Verifier
 from sender.network import control
 from sender.network.connection import DataConnection
-from sender.network.control import ControlEvent, ControlReader
+from sender.network.control import MAILBOX_FRAMES, ControlEvent, ControlReader
 from sender.network.dial import Address, ControlState, Dialer
 from sender.network.rate import RateLimit
 from sender.settings import SenderSettings
@@ -147,17 +146,19 @@ class Transfer:
         self._control_state = ControlState(was_open=before is not None)
         self._backoff: Backoff = before._backoff if before else Backoff()
         self._verifier = Verifier(self)
+        self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._reader = ControlReader(
-            self._dialer, self.post, self._backoff.next() if before else 0.0, lambda: self._verifier.is_behind
+            self._dialer,
+            self._link,
+            self.post,
+            lambda: self._verifier.is_behind,
+            self._backoff.next() if before else 0.0,
         )
         self._answers = Answers(self.manifest, self.queue, self._verifier, self.counters)
         self._data: dict[int, DataConnection] = {}
-        self._channel: Channel | None = None
         self._reached: tuple[Address, bytes] | None = None  # where control led last, and the incarnation there
-        self._session = Session("sender", m.Role.CONTROL)
         self._committed: bool | None = None
         self._was_finished = False
-        self._said_at = 0.0
         self._clock: ProgressClock = before._clock if before else ProgressClock(time.monotonic())
         self._last_trouble: FilestreamerError | None = before._last_trouble if before else None
         self._shortage = Backoff()
@@ -178,7 +179,7 @@ class Transfer:
     @property
     def is_connected(self) -> bool:
         """Whether the control connection is up."""
-        return self._channel is not None
+        return self._link.channel is not None
 
     # --- what the threads call
 
@@ -188,7 +189,7 @@ class Transfer:
 
     def interrupt(self, signal_number: int) -> None:
         """End soon, for a signal: from its handler. A receiver that reads nothing is not waited for."""
-        self._is_interrupted = self._reader.is_hurried = True
+        self._is_interrupted = self._link.is_hurried = True
         self.post(Signalled(signal_number))
 
     def failed(self, error: FilestreamerError) -> None:
@@ -245,7 +246,7 @@ class Transfer:
 
     def receiver_is_heard(self) -> bool:
         """Whether the receiver said anything within DEAD_SECONDS, on whatever connection that is up."""
-        channels = [self._channel, *(connection.channel for connection in list(self._data.values()))]
+        channels = [self._link.channel, *(connection.channel for connection in list(self._data.values()))]
         heard_at = max((channel.heard_at for channel in channels if channel is not None), default=0.0)
         return time.monotonic() - heard_at <= limits.DEAD_SECONDS
 
@@ -310,8 +311,8 @@ class Transfer:
             case None:
                 pass
             case control.Received(body, channel):
-                self._reader.room.release()
-                if channel is self._channel:
+                self._link.acted()
+                if channel is self._link.channel:
                     self._receive(decode(body))
             case control.Connected(address, rtt_seconds):
                 self._go_ahead(address, rtt_seconds)
@@ -319,7 +320,7 @@ class Transfer:
                 self._offer(channel, address, incarnation)
             case control.ControlDown(error):
                 self._control_state.tell(None)
-                if self._channel is not None or not isinstance(error, ConnectionClosed):
+                if self._link.channel is not None or not isinstance(error, ConnectionClosed):
                     self._lose_control(error)
             case control.Failed(error):
                 raise error
@@ -358,7 +359,7 @@ class Transfer:
         item = part.item(file_id)
         self.leave_out(Skipped(item.shown, error.why, error.kind, item.entry.path))
         self._answers.withdraw(file_id)
-        if part.is_sent and self._session.state in ("manifest", "moving"):
+        if part.is_sent and self._link.state in ("manifest", "moving"):
             self._send_withdrawn((file_id,))
         self.manifest.told_withdrawn(file_id)
         if item.identity is not None and item.entry.hard_link_group:
@@ -390,14 +391,14 @@ class Transfer:
         if self._reached is not None and incarnation != self._reached[1]:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._start_over()
-        self._channel, self._reached = channel, (address, incarnation)
+        self._reached = (address, incarnation)
         if self._control_state.is_open:
             self._control_state.tell(address, incarnation)
-        self._session = Session("sender", m.Role.CONTROL)
+        self._link.attach(channel)
         self._log.info("connected", address=channel.peer)
         shard = m.Shard(self._share.index, self._share.count) if self._share.count > 1 else None
         total_bytes = self._lister.single.sent_bytes if self._lister.single is not None else 0
-        self._send(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
+        self._link.say(m.Offer(self.manifest.chunk_size, shard, self._settings.checksum, total_bytes))
         self.manifest.tell_again()
         self._is_rejoining = True
         self._go_on()
@@ -408,10 +409,10 @@ class Transfer:
         parts = self.manifest.parts
         unanswered = sum(part.is_sent and part.unanswered_chunks > 0 for part in parts)
         for part in parts:
-            if self._session.state != "manifest" or unanswered >= limits.MANIFEST_PARTS_UNANSWERED:
+            if self._link.state != "manifest" or unanswered >= limits.MANIFEST_PARTS_UNANSWERED:
                 break
             if not part.is_sent:
-                self._send(part.message)
+                self._link.say(part.message)
                 part.is_sent, part.withdrawn_before = True, self.manifest.told
                 unanswered += part.unanswered_chunks > 0
                 self._repeat_withdrawn(part)
@@ -430,7 +431,7 @@ class Transfer:
             self._send_withdrawn(tuple(withdrawn[at : at + limits.FILES_PER_WITHDRAWN]))
 
     def _send_withdrawn(self, file_ids: tuple[int, ...]) -> None:
-        self._send(m.Withdrawn(file_ids))
+        self._link.say(m.Withdrawn(file_ids))
         self.manifest.tell_withdrawn(file_ids)
 
     def _start_over(self) -> None:
@@ -456,15 +457,15 @@ class Transfer:
                 connection.channel.shut()
 
     def _lose_control(self, error: FilestreamerError) -> None:
-        if self._channel is not None or str(error) != str(self._last_trouble):
-            self._log.warning("control_lost" if self._channel else "cannot_connect", reason=str(error))
-        self._channel = None
+        if self._link.channel is not None or str(error) != str(self._last_trouble):
+            self._log.warning("control_lost" if self._link.channel else "cannot_connect", reason=str(error))
+        self._link.channel = None
         self._control_state.tell(None)
         self._last_trouble = error.with_traceback(None)
 
     def _receive(self, message: m.Message) -> None:
-        finishing = self._session.state == "finishing"
-        self._session.received(message)
+        finishing = self._link.state == "finishing"
+        self._link.received(message)
         if isinstance(message, m.Needed | m.Held):
             assert self._reached is not None
             self._control_state.tell(*self._reached, is_answered=True)
@@ -530,7 +531,7 @@ class Transfer:
         now = time.monotonic()
         if message.phase is m.Phase.WAITING and self.queue.is_in_order:
             self._clock.wait(now)
-        if message.phase is m.Phase.SYNCING and self._session.state == "finishing" and self._finished_at is not None:
+        if message.phase is m.Phase.SYNCING and self._link.state == "finishing" and self._finished_at is not None:
             seconds = sync_seconds(self.counters.size_bytes, self.manifest.files)
             self._clock.sync(self._finished_at, seconds, now)
 
@@ -578,7 +579,7 @@ class Transfer:
     def _finish_if_done(self) -> None:
         if not self.queue.all_done or not self.manifest.is_all_told:
             return
-        if self._channel is None or self._session.state != "moving":
+        if self._link.channel is None or self._link.state != "moving":
             return
         if self._lister.single is not None:
             check_in_place(self._lister.single)
@@ -586,31 +587,18 @@ class Transfer:
         self.root_digest = self.queue.root_digest()
         self._was_finished = True
         self._finished_at = self._finished_at or time.monotonic()
-        self._send(self.counters.heartbeat())
+        self._link.say(self.counters.heartbeat())
         stream_bytes = self._stream.size if self._stream is not None else 0
         with self._mutex:
             counts, left_out = self.counters.tell_left_out()
-        self._send(m.Finish(self.queue.chunks, self.root_digest, stream_bytes, counts, left_out))
-
-    def _send(self, message: m.Message) -> None:
-        """Write to the control connection; where that fails, its reader notices and opens another."""
-        if self._channel is None:
-            return
-        self._session.sending(message)
-        self._reader.writing_since = time.monotonic()
-        try:
-            self._channel.send_message(message)
-            self._said_at = time.monotonic()
-        except ConnectionLost:
-            self._channel.shut()
-        self._reader.writing_since = None
+        self._link.say(m.Finish(self.queue.chunks, self.root_digest, stream_bytes, counts, left_out))
 
     # --- the clock
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if now - self._said_at > limits.HEARTBEAT_SECONDS and self._channel is not None:
-            self._send(self.counters.heartbeat())
+        if self._link.is_heartbeat_due(now):
+            self._link.say(self.counters.heartbeat())
         self._note_progress(now)
         self._check_liveness()
         self._adapt(now)
@@ -629,7 +617,7 @@ class Transfer:
         if self._has_lost:
             self._has_lost = False
             clock.lose(under_way)
-        waits = self._stream is not None and self._channel is not None and self._stream.is_waiting
+        waits = self._stream is not None and self._link.channel is not None and self._stream.is_waiting
         counters.is_waiting = waits and self.queue.is_idle  # nothing is sent where nothing comes
         if counters.is_waiting:
             clock.wait(now)
@@ -643,7 +631,7 @@ class Transfer:
         ]
         if any(gets_on):
             counters.last_progress_at = now
-            if self._session.state != "finishing":
+            if self._link.state != "finishing":
                 self._finished_at = None
             if gets_on[0]:
                 self._backoff.reset()
@@ -677,8 +665,8 @@ class Transfer:
 
     def _check_liveness(self) -> None:
         """Drop all connections to a peer that said nothing on any of them for DEAD_SECONDS: it is dead; dial anew."""
-        if self._channel is not None and not self.receiver_is_heard():
-            self._last_trouble = ConnectionLost(f"{self._channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+        if self._link.channel is not None and not self.receiver_is_heard():
+            self._last_trouble = ConnectionLost(f"{self._link.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
             self._dialer.shut_all()
 
     def _gave_up(self) -> FilestreamerError:
@@ -693,13 +681,9 @@ class Transfer:
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
         """Tell the receiver what the time went into, and why this ends, if it can be told at once."""
-        if self._channel is None or isinstance(error, Aborted) or self._session.state == "aborted":
-            return
-        code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
-        self._channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
-        with contextlib.suppress(FilestreamerError):
-            self._send(self.counters.heartbeat())
-            self._send(m.Abort(code, str(error)))
+        if self._link.channel is not None:
+            self._link.channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
+        self._link.say_goodbye(error, self.counters.heartbeat())
 
     def _end(self) -> None:
         """End every thread; in order where the transfer is complete."""
@@ -711,13 +695,13 @@ class Transfer:
             self._stream.end()
         self._verifier.end()
         if self._committed is None:
-            self._dialer.end(keep=self._channel)
+            self._dialer.end(keep=self._link.channel)
         else:
-            self._reader.finish(self._channel)  # while the data connections do so
+            self._reader.finish(self._link.channel)  # while the data connections do so
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
         for connection in self._data.values():
             connection.join(max(0.0, deadline - time.monotonic()))
-        self._reader.end(self._channel, max(0.0, deadline - time.monotonic()))
+        self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
         self._dialer.end()
 
 

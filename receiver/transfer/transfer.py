@@ -28,7 +28,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.grid import WHOLE, Grid, Share
-from filestreamer.wire.session import Session
+from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
 from receiver.disk.store import check_path
 from receiver.file.file_share import FileShare
@@ -161,21 +161,17 @@ class Transfer(threading.Thread):
         self._window_bytes = window_bytes
         self._log = log
         self._mailbox: queue.Queue[Event] = queue.Queue(MAILBOX_EVENTS)
-        self._frames = threading.Semaphore(CONTROL_FRAMES)
-        """Room for further frames in the mailbox."""
         self._controls = threading.Semaphore(CONTROLS)
         """Room for further control connections in the mailbox."""
-        self._channel: Channel | None = None
-        self._session = Session("receiver", m.Role.CONTROL)
         self._offer: m.Offer | None = None
         self._rehasher = Rehasher(self.post, lambda error: self.post(Failed(error)), account)
         self._disk_worker = DiskWorker()
         self._claiming = threading.Lock()  # protects: what is claimed is let go where the transfer is over by then
         self._over = threading.Event()
+        self._link = ControlLink("receiver", CONTROL_FRAMES, self._over)
         self.connection_set = ConnectionSet(
             self.counters, hello.connections, account, self._over.is_set, socket_limits=socket_limits
         )
-        self._said_at = 0.0
         self._heard_at = time.monotonic()
         self.liveness = Liveness(self.counters, self.connection_set, self._rehasher, stranger_seconds)
         self._completed_at = 0.0
@@ -188,7 +184,6 @@ class Transfer(threading.Thread):
         self._is_finishing = False
         """Finish was said, with the right root digest."""
         self._ending: FilestreamerError | None = None
-        self._writing_since: float | None = None
 
     def check(self, hello: m.Hello) -> None:
         """Compare another Hello with the first. Raises RemoteProtocolError where they don't fit together."""
@@ -226,7 +221,7 @@ class Transfer(threading.Thread):
 
     def cut(self) -> None:
         """Shut every connection: whoever hangs on one wakes."""
-        channel = self._channel
+        channel = self._link.channel
         if channel is not None:
             channel.shut()
         self.connection_set.shut()
@@ -321,7 +316,7 @@ class Transfer(threading.Thread):
 
     def _say_more(self) -> None:
         target = self.connection_set.target
-        is_told = self.complete is None and self._session.state in ("manifest", "moving")
+        is_told = self.complete is None and self._link.state in ("manifest", "moving")
         if target is not None and is_told and target.has_more:
             self._say_all(self._beside(target.more))
 
@@ -344,8 +339,8 @@ class Transfer(threading.Thread):
             case None | Nudged():
                 pass
             case Received(channel, body):
-                self._frames.release()
-                if channel is self._channel:
+                self._link.acted()
+                if channel is self._link.channel:
                     self._receive(decode(body), body)
             case Rehashed() | FinalsRehashed():
                 self._take_rehashed(event)
@@ -362,12 +357,10 @@ class Transfer(threading.Thread):
 
     def _welcome(self, channel: Channel, welcome: m.Welcome) -> None:
         """Let a control connection in; it takes the place of an older one."""
-        if self._channel is not None:
-            self._channel.shut()
-        self._channel = channel
+        if self._link.channel is not None:
+            self._link.channel.shut()
+        self._link.attach(channel)
         self._closed_by_sender = False
-        self._writing_since = None
-        self._session = Session("receiver", m.Role.CONTROL)
         channel.patience = self._control_patience
         reader = threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True)
         try:
@@ -382,7 +375,7 @@ class Transfer(threading.Thread):
 
     def _refuse(self, channel: Channel, error: TransferFailed) -> None:
         """Turn away a control connection that can't be read. Raises `error` where there is nothing to go on with."""
-        self._channel = None
+        self._link.channel = None
         with contextlib.suppress(FilestreamerError):
             channel.send_message(m.Refusal(error.code, error.reason))
         channel.close_in_order()
@@ -393,26 +386,18 @@ class Transfer(threading.Thread):
         """Read the control connection until it ends: a thread that never writes."""
 
         def read() -> None:
-            while not self._over.is_set():
-                body = channel.read_body()
-                while not (self._frames.acquire(timeout=TICK_SECONDS) or self._over.is_set()):
-                    channel.heard_at = time.monotonic()  # that nothing more is heard is our doing
-                self.post(Received(channel, body))
-                del body  # while the next one is waited for
+            self._link.read(channel, lambda body: self.post(Received(channel, body)))
 
         if error := run_to_end("control connection", read):
             self.post(ControlDown(channel, error))
 
     def _control_patience(self) -> None:
-        if self._over.is_set():
-            raise ConnectionLost("the transfer is over")
-        since = self._writing_since
-        takes_nothing = since is not None and time.monotonic() - since > limits.DEAD_SECONDS
-        if takes_nothing or self.peer_is_silent():
+        self._link.check()
+        if self.peer_is_silent():
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 
     def _lose_control(self, channel: Channel, error: FilestreamerError) -> None:
-        if channel is not self._channel:
+        if channel is not self._link.channel:
             channel.close()
             return
         # A write that failed takes the kernel's error: to the reader a reset then looks like an end in order.
@@ -420,8 +405,8 @@ class Transfer(threading.Thread):
         if not error.retryable or self.connection_set.target is None:
             raise error
         if isinstance(error, RemoteProtocolError):
-            self._say_goodbye(channel, error)
-        self._channel = None
+            self._link.say_goodbye(error)
+        self._link.channel = None
         if self._closed_by_sender:
             channel.close_in_order()
             return
@@ -429,7 +414,7 @@ class Transfer(threading.Thread):
         self._log.warning("control_lost", reason=str(error))
 
     def _receive(self, message: m.Message, body: bytes) -> None:
-        self._session.received(message)
+        self._link.received(message)
         match message:
             case m.Offer():
                 self._take_offer(message)
@@ -467,7 +452,7 @@ class Transfer(threading.Thread):
             self.counters.phase = "moving"
         for answer in self._beside(lambda: self._claimed_target.take_part(part, body)):
             if self.complete is None:
-                self._say(answer)
+                self._link.say(answer)
         if self.complete is not None and part.last:
             self._say_complete(self.complete)
 
@@ -596,8 +581,8 @@ class Transfer(threading.Thread):
         """Answer what was claimed, now that it is known what is on the disk."""
         for answer in self._beside(lambda: self._claimed_target.take_rehashed(batch)):
             # In the state "offer", control is being opened anew: the manifest is answered again.
-            if not self._is_finishing and self._session.state != "offer":
-                self._say(answer)
+            if not self._is_finishing and self._link.state != "offer":
+                self._link.say(answer)
         if self._is_finishing:
             self._go_on()
 
@@ -609,7 +594,7 @@ class Transfer(threading.Thread):
         is_missing = False
         for answer in self._beside(self._claimed_target.missing):
             is_missing = is_missing or isinstance(answer, m.Needed)
-            self._say(answer)
+            self._link.say(answer)
         if is_missing:
             return
         self._say_all(self._beside(lambda: self._close(finish)))
@@ -668,41 +653,23 @@ class Transfer(threading.Thread):
         self.account.give_back(self._window_cost)
         if complete.committed:
             self._registry.release(self)
-        if self._channel is not None and self._session.state in ("moving", "finishing"):
+        if self._link.channel is not None and self._link.state in ("moving", "finishing"):
             self._say_complete(complete)
 
     def _say_complete(self, complete: m.Complete) -> None:
-        self._say(self.counters.heartbeat())
-        if self._say(complete):
-            self._told = self._channel
+        self._link.say(self.counters.heartbeat())
+        if self._link.say(complete):
+            self._told = self._link.channel
 
     def _say_all(self, messages: Iterable[m.Message]) -> None:
         for message in messages:
-            self._say(message)
-
-    def _say(self, message: m.Message) -> bool:
-        """Write to the control connection; whether the kernel took it.
-
-        Where it did not, the reader of the connection notices, and the sender opens another.
-        """
-        if self._channel is None:
-            return False
-        self._session.sending(message)
-        self._writing_since = time.monotonic()
-        try:
-            self._channel.send_message(message)
-        except ConnectionLost:
-            self._channel.shut()
-            return False
-        self._said_at = time.monotonic()
-        self._writing_since = None
-        return True
+            self._link.say(message)
 
     # --- the clock
 
     def peer_is_silent(self) -> bool:
         """Whether the sender said nothing, on any connection, for longer than the living do."""
-        channel = self._channel
+        channel = self._link.channel
         heard_at = max(self._heard_at, self.connection_set.heard_at(), channel.heard_at if channel is not None else 0.0)
         return time.monotonic() - heard_at > limits.DEAD_SECONDS
 
@@ -750,14 +717,14 @@ class Transfer(threading.Thread):
 
     @property
     def _is_connected(self) -> bool:
-        return self._channel is not None or self.connection_set.is_connected
+        return self._link.channel is not None or self.connection_set.is_connected
 
     def _tick(self) -> None:
         now = time.monotonic()
         if not self.is_complete:
             self.liveness.tick(now, is_connected=self._is_connected)
-        if now - self._said_at > limits.HEARTBEAT_SECONDS and not self.is_complete:
-            self._say(self.counters.heartbeat())
+        if not self.is_complete and self._link.is_heartbeat_due(now):
+            self._link.say(self.counters.heartbeat())
         if self._is_connected or self.is_complete:
             self.connected_at = now
         elif now - self.connected_at > self._give_up_after:
@@ -798,9 +765,9 @@ class Transfer(threading.Thread):
 
     def _end(self, error: FilestreamerError | None) -> None:
         """End every connection, leave every file, tell the registry: that hears of it whatever fails or hangs here."""
-        channel = self._channel
+        channel = self._link.channel
         if error is not None and channel is not None:
-            self._try("saying goodbye", lambda: self._say_goodbye(channel, error))
+            self._try("saying goodbye", lambda: self._link.say_goodbye(error))
         with self._claiming:
             self._over.set()
         self._try("leaving", self._leave_in_time)
@@ -850,8 +817,8 @@ class Transfer(threading.Thread):
             self._syncer.join()
 
     def _close_channel(self) -> None:
-        if self._channel is not None:
-            self._channel.close_in_order(min(limits.CLOSING_SECONDS, self._end_by - time.monotonic()))
+        if self._link.channel is not None:
+            self._link.channel.close_in_order(min(limits.CLOSING_SECONDS, self._end_by - time.monotonic()))
 
     def _turn_away(self) -> None:
         """Close the control connections that were let in too late to be acted on: their sender connects again."""
@@ -860,15 +827,3 @@ class Transfer(threading.Thread):
                 event = self._mailbox.get_nowait()
                 if isinstance(event, ControlUp):
                     event.channel.close()
-
-    def _say_goodbye(self, channel: Channel, error: FilestreamerError) -> None:
-        """Tell the sender why this ends."""
-        if isinstance(error, Aborted | ConnectionLost) or self._session.state in ("aborted", "complete"):
-            return
-        code: Code = getattr(error, "code", Code.INTERNAL)
-        self._writing_since = time.monotonic()  # who takes nothing of it is not waited for, however much it says
-        try:
-            channel.send_message(m.Abort(code, str(error)))
-            channel.finish_writing()
-        except FilestreamerError:
-            channel.shut()

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple
 from filestreamer.process.backoff import LONGEST_SECONDS, Backoff
 from filestreamer.process.threads import as_failure, run_to_end
 from filestreamer.telemetry import tcp_info
-from filestreamer.wire import limits
-from filestreamer.wire.errors import ConnectionLost, FilestreamerError
-from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel
+from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.sockets.control_link import ControlLink
+from filestreamer.wire.sockets.transport import Channel
 from sender.network.dial import Address, Dialer
 
 MAILBOX_FRAMES: Final = 64
-BEHIND_SECONDS: Final = 0.02
+"""Frames of the receiver that are read and not acted on yet."""
 
 
 class Connected(NamedTuple):
@@ -66,23 +66,18 @@ class ControlReader(threading.Thread):
     def __init__(
         self,
         dialer: Dialer,
+        link: ControlLink,
         post: Callable[[ControlEvent], None],
+        is_behind: Callable[[], bool],
         pause_seconds: float = 0.0,
-        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin after `pause_seconds`. While this end `is_behind` with what it heard, nothing more is read."""
         super().__init__(name="control", daemon=True)
         self._pause_seconds = pause_seconds
         self._is_behind = is_behind
         self._dialer = dialer
+        self._link = link
         self._post = post
-        self._ended = threading.Event()
-        self.room = threading.Semaphore(MAILBOX_FRAMES)
-        """Released by the coordinator for each frame it has acted on, so that no peer can fill the memory."""
-        self.writing_since: float | None = None
-        """When the coordinator began to write what it still writes."""
-        self.is_hurried = False
-        """Whether the process was asked to end: it waits for no peer then."""
 
     def run(self) -> None:
         """Open, read until it fails, wait, again."""
@@ -91,12 +86,12 @@ class ControlReader(threading.Thread):
 
     def _keep_running(self) -> None:
         backoff = Backoff()
-        self._ended.wait(self._pause_seconds)
-        while not self._ended.is_set():
+        self._link.over.wait(self._pause_seconds)
+        while not self._link.over.is_set():
             opened_at = time.monotonic()
             try:
                 channel, address, incarnation = self._dialer.control(self._connected)
-                channel.patience = self._patience
+                channel.patience = self._link.check
                 self._post(ControlUp(channel, address, incarnation))
                 self._read(channel)
             except (FilestreamerError, MemoryError) as error:
@@ -106,7 +101,7 @@ class ControlReader(threading.Thread):
                 self._post(ControlDown(failure))
             if time.monotonic() - opened_at > LONGEST_SECONDS:
                 backoff.reset()
-            self._ended.wait(backoff.next())
+            self._link.over.wait(backoff.next())
 
     def _connected(self, address: Address, sock: socket.socket) -> None:
         info = tcp_info.read(sock)
@@ -114,32 +109,18 @@ class ControlReader(threading.Thread):
 
     def _read(self, channel: Channel) -> None:
         try:
-            while True:
-                body = channel.read_body()
-                while self._is_behind() or not self.room.acquire(timeout=TICK_SECONDS):
-                    self._patience()
-                    channel.heard_at = time.monotonic()  # that nothing more is heard is our doing
-                    self._ended.wait(BEHIND_SECONDS)
-                self._post(Received(body, channel))
+            self._link.read(channel, lambda body: self._post(Received(body, channel)), self._is_behind)
         finally:
             self._dialer.close(channel)
 
-    def _patience(self) -> None:
-        """Give up where the receiver takes nothing of what is written, which would hold the coordinator for ever."""
-        if self._ended.is_set():
-            raise ConnectionLost("the transfer is over")
-        since = self.writing_since
-        if since is not None and (self.is_hurried or time.monotonic() - since > limits.DEAD_SECONDS):
-            raise ConnectionLost("the receiver does not read the control connection")
-
     def finish(self, in_order: Channel | None) -> None:
-        """Begin to end: `in_order` names the open channel, whose peer may read and close it."""
-        self._ended.set()
+        """Begin to stop: `in_order` names the open channel, whose peer may read and close it."""
+        self._link.over.set()
         if in_order is not None:
             in_order.finish_writing()
 
-    def end(self, in_order: Channel | None, seconds: float) -> None:
-        """End the thread, as `finish` does; the peer gets so many seconds."""
+    def stop(self, in_order: Channel | None, seconds: float) -> None:
+        """Stop the thread, as `finish` does; the peer gets so many seconds."""
         self.finish(in_order)
         if in_order is not None:
             self.join(seconds)

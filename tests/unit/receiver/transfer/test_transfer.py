@@ -180,6 +180,7 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
     """Few frames wait beside the coordinator, the others in their socket: that nothing is heard is no silence then."""
     registry, transfer = slow
     monkeypatch.setattr("receiver.transfer.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("filestreamer.wire.sockets.control_link.TICK_SECONDS", 0.01)
     monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = control(transfer)
     channel.hear(*OFFER)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from filestreamer.wire.errors import ConnectionLost
+from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.verify import WAITING_MOST, Verifier
 from sender.network.control import ControlReader, Received
 
@@ -23,6 +24,7 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
 
     class Channel:
         heard_at = 0.0
+        patience: Any = None
 
         def read_body(self) -> bytes:
             nonlocal reads
@@ -38,13 +40,15 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
     def post(event: object) -> None:
         assert isinstance(event, Received)
         verifier.compare(held)
-        reader.room.release()
+        link.acted()
         if verifier.is_behind:
             reader.finish(None)  # it would wait as long as nothing is compared
 
     dialer: Any = Dialer()
-    reader = ControlReader(dialer, post, is_behind=lambda: verifier.is_behind)
+    link = ControlLink("sender", 64, threading.Event())
+    reader = ControlReader(dialer, link, post, lambda: verifier.is_behind)
     channel: Any = Channel()
+    channel.patience = link.check
     thread = threading.Thread(target=_until_lost, args=(reader, channel), daemon=True)
     thread.start()
     thread.join(10)

@@ -1,0 +1,128 @@
+"""The control connection of a transfer, for the coordinator at either end (proto/README.md, "Control conversation").
+
+One `ControlLink` serves a transfer from its beginning to its end; the channel under it is replaced whenever control is
+opened anew. The coordinator's thread alone writes (`say`). A reader thread alone reads (`read`), and never writes: so
+neither end can block in a write while the other end blocks in one, too.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Aborted, Code, ConnectionLost, FilestreamerError, Interrupted
+from filestreamer.wire.messages import Abort, Message, Role
+from filestreamer.wire.session import Session, Side, State
+from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel
+
+BEHIND_SECONDS: Final = 0.02
+"""How long the reader waits before it asks again whether this end has caught up."""
+
+
+def _never() -> bool:
+    return False
+
+
+class ControlLink:
+    """The channel that is open now, if any, and the session of the conversation on it."""
+
+    def __init__(self, side: Side, frames: int, over: threading.Event) -> None:
+        """Have no channel yet. At most `frames` frames are read and not acted on; `over` is set when all is to stop."""
+        self.channel: Channel | None = None
+        self.is_hurried = False
+        """Whether this process was asked to end: a peer that reads nothing is not waited for then."""
+        self._side: Side = side
+        self.over = over
+        self._room = threading.Semaphore(frames)
+        self._session = Session(side, Role.CONTROL)
+        self._said_at = 0.0
+        self._writing_since: float | None = None
+        """When the coordinator began the write that has not returned yet (monotonic)."""
+
+    @property
+    def state(self) -> State:
+        """The state of the conversation (`filestreamer.wire.session`)."""
+        return self._session.state
+
+    def attach(self, channel: Channel) -> None:
+        """Go on with a new channel, on which a new conversation begins."""
+        self.channel = channel
+        self._session = Session(self._side, Role.CONTROL)
+
+    def received(self, message: Message) -> None:
+        """Step the session by a message of the peer. Raises RemoteProtocolError where it is not legal now."""
+        self._session.received(message)
+
+    # --- the coordinator's thread
+
+    def say(self, message: Message) -> bool:
+        """Send a message; return whether the kernel took it.
+
+        Where it did not, the channel is shut: its reader notices, and the sender opens control anew.
+        """
+        if self.channel is None:
+            return False
+        self._session.sending(message)
+        self._writing_since = time.monotonic()
+        try:
+            self.channel.send_message(message)
+        except ConnectionLost:
+            self.channel.shut()
+            return False
+        finally:
+            self._writing_since = None
+        self._said_at = time.monotonic()
+        return True
+
+    def is_heartbeat_due(self, now: float) -> bool:
+        """Return whether nothing was said for so long that the peer has to hear that this end lives."""
+        return self.channel is not None and now - self._said_at > limits.HEARTBEAT_SECONDS
+
+    def say_goodbye(self, error: FilestreamerError, *last_words: Message) -> None:
+        """Tell the peer why the transfer ends, and that nothing follows. Never raises, and never waits for an answer.
+
+        The peer is told nothing where it has ended the transfer itself, or knows how it ended.
+        """
+        if self.channel is None or isinstance(error, Aborted | ConnectionLost) or self.state in ("aborted", "complete"):
+            return
+        code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
+        with contextlib.suppress(FilestreamerError):
+            for message in (*last_words, Abort(code, str(error))):
+                if not self.say(message):
+                    return
+        self.channel.finish_writing()
+
+    def acted(self) -> None:
+        """Make room for another frame, now that one was acted on."""
+        self._room.release()
+
+    # --- the reader's thread
+
+    def read(self, channel: Channel, take: Callable[[bytes], None], is_behind: Callable[[], bool] = _never) -> None:
+        """Hand the body of each frame to `take` until the channel ends. Raises the error that ended it.
+
+        While this end `is_behind`, or the coordinator has not acted on earlier frames, further bytes stay in the socket.
+        """
+        while True:
+            body = channel.read_body()
+            while is_behind() or not self._room.acquire(timeout=TICK_SECONDS):
+                channel.patience()
+                # The peer may well have spoken meanwhile: that it was not heard is this end's doing.
+                channel.heard_at = time.monotonic()
+                self.over.wait(BEHIND_SECONDS)
+            take(body)
+            del body  # it would be kept for as long as the next frame takes to come
+
+    def check(self) -> None:
+        """Raise ConnectionLost where the transfer is over, or the peer takes nothing of what is being written.
+
+        For the channel's `patience`: a peer that never reads would block the coordinator's write for ever.
+        """
+        if self.over.is_set():
+            raise ConnectionLost("the transfer is over")
+        since = self._writing_since
+        if since is not None and (self.is_hurried or time.monotonic() - since > limits.DEAD_SECONDS):
+            peer = "receiver" if self._side == "sender" else "sender"
+            raise ConnectionLost(f"the {peer} does not read the control connection")
