@@ -35,7 +35,7 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import ReceiverOpening, random_id
-from receiver.disk.store import Destination
+from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.memory import process_limit as memory
 from receiver.memory.budget import Account, Budget
