@@ -280,7 +280,7 @@ class Staging(Readable):
         try:
             # Before the seal: it says that the bytes of the share are on the disk.
             self._sync(os.fsync)
-            digest = ledger.seal(self._grid, self.entry.mtime_ns, share, root)
+            digest = ledger.seal_digest(self._grid, self.entry.mtime_ns, share, root)
             self._ledger.append(ledger.encode_records([ledger.seal_record(share, digest)]))
             # Before the sender hears that its share is complete: the seal, both names, and the staging directory.
             os.fsync(self._ledger.fd)
