@@ -23,6 +23,6 @@ The life of a staged file, in order:
 Beside that:
 
 -   `readable`       reads and hashes files: staged ones, and those under their final name, which are only compared.
--   `sweep`          discards what earlier runs left in staging and nobody resumed, and frees space that they had taken.
+-   `sweep`          discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
 -   `descriptors`    shares the descriptors that this process may have among trees.
 """

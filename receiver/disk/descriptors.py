@@ -59,7 +59,7 @@ class DescriptorPool:
         return self._count
 
     def add_tree(self, tree: object) -> None:
-        """Give a tree a share of the places from now on; the shares of the others become smaller."""
+        """Give a tree a share of the places from now on; the shares of the other trees become smaller."""
         with self._lock:
             self._held.setdefault(tree, 0)
 

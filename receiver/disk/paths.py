@@ -20,7 +20,7 @@ LEDGER_SUFFIX: Final = ".ledger"
 TREE_SUFFIX: Final = ".tree"
 """KEY.tree/ has complete small files of a tree until they are renamed; its flock keeps other processes away."""
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
-"""Flags of every open below the destination: a symlink that somebody put there must not lead us out of it."""
+"""Flags of every open below the destination: a symlink that another user put there must not lead us out."""
 _UNSAFE: Final = re.compile(
     rb"(?:^|/)(?:\.{0,2}|%s|[^/]{%d,})(?:/|\Z)|\0" % (re.escape(STAGING.encode()), limits.NAME_BYTES + 1)
 )

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
@@ -26,7 +27,7 @@ from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_
 from receiver.disk.readable import Readable
 from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
 
-_OPEN_TRIES = 3
+_OPEN_TRIES: Final = 3
 
 
 class Staging(Readable):
@@ -80,7 +81,7 @@ class Staging(Readable):
         self.expected_digest: Callable[[int], bytes] = lambda _: ledger.UNKNOWN_DIGEST
         """Returns the digest that each segment must have, once all of them are written."""
         self.is_lost = False
-        """What was written can't be trusted: a sync failed and the staging was discarded, or somebody changed it."""
+        """Whether what was written can't be trusted: a sync failed, or another process changed the staging."""
         self._destination = destination
         self._grid = grid
         self._final_name = path
@@ -267,7 +268,7 @@ class Staging(Readable):
 
     def _cut_and_put_attributes(self) -> None:
         """Give the file its size, owner, mode and times. Raises OSError."""
-        # What is longer was left by somebody else; what is shorter must stay so, for `_check_whole` to find it.
+        # Bytes beyond the end are not ours. A file that is too short must stay so, for `_check_whole` to find it.
         if os.fstat(self.fd).st_size > self.entry.size:
             os.ftruncate(self.fd, self.entry.size)
         put_attributes(self.fd, self.entry)
@@ -296,7 +297,7 @@ class Staging(Readable):
         """
         with self._sync_mutex:
             if self.is_lost:
-                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run it again")
+                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the transfer again")
         self._cut_and_put_attributes()
         self._check_named()
         self._check_whole()
@@ -309,16 +310,17 @@ class Staging(Readable):
         noted = os.fstat(self._ledger.fd)
         return StagingMark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
 
-    # --- what somebody else may have done to it
+    # --- what another process may have done to it
 
     def _has_lock(self) -> bool:
-        """Return whether our lock still protects the names in staging: not where somebody removed the locked ledger."""
+        """Return whether our lock still protects the names in staging: another process may have removed our ledger."""
         return self._is_locked and is_named(self._ledger.fd, self._ledger_name, self._staging_fd)
 
     def _check_named(self) -> None:
         """Check that both files of this staging still have their names. Raises TransferFailed(DESTINATION), OSError."""
         if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
-            raise TransferFailed(Code.DESTINATION, f"{self.path}: somebody replaced its staging: send it again")
+            reason = "another process replaced its staging: run the transfer again"
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     def _check_whole(self) -> None:
         """Check that all bytes that were written are still there. Raises TransferFailed(DESTINATION), OSError."""
@@ -339,7 +341,8 @@ class Staging(Readable):
     def _poisoned(self, what: str) -> TransferFailed:
         """Trust nothing of it until it is opened again, which hashes what is there; return the error that says so."""
         self.is_lost = True
-        return TransferFailed(Code.DESTINATION, f"{self.path}: somebody changed its staging ({what}): run it again")
+        reason = f"another process changed its staging ({what}): run the transfer again"
+        return TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     # --- the end
 
@@ -369,7 +372,7 @@ class Staging(Readable):
                 # Bytes that no ledger notes can't be resumed: they would only take space.
                 if self._is_locked and not self._ledger.has_records:
                     self.discard()
-        # From now on another file may get these numbers: a late call must not touch it.
+        # From now on another file may get these numbers, and a thread that comes too late must not touch it.
         self.fd = self._ledger.fd = self._staging_fd = -1
         try:
             while self._fds:

@@ -12,6 +12,7 @@ Whatever a process receives is locked, and stays.
 import contextlib
 import math
 import os
+from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import TransferFailed
@@ -23,7 +24,7 @@ from receiver.disk.lock import is_own, lock, locked
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, TREE_SUFFIX, staging_key
 from receiver.disk.space import free_unclaimed
 
-_SUFFIXES = (DATA_SUFFIX, LEDGER_SUFFIX)
+_SUFFIXES: Final = (DATA_SUFFIX, LEDGER_SUFFIX)
 
 # -------------------------------------------------------------------------------------------------- at the start
 

@@ -89,10 +89,10 @@ def borrow(
     share_bytes = account.budget.share_bytes
     small_bytes = SMALL.bytes + socket_limits.secured_bytes
     for connection_budget in sizes(socket_limits, connection_id):
-        leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * small_bytes)
-        if account.try_borrow(
-            connection_budget.bytes, leave_bytes=share_bytes if connection_budget.is_small else leave_bytes
-        ):
+        leave_bytes = share_bytes
+        if not connection_budget.is_small:
+            leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * small_bytes)
+        if account.try_borrow(connection_budget.bytes, leave_bytes=leave_bytes):
             return connection_budget
     return None
 
@@ -102,15 +102,13 @@ def smaller(connection_budget: ConnectionBudget, socket_limits: SocketLimits) ->
 
     Only its receive buffer becomes smaller: the buffer of its channel is in use.
     """
+    # The kernel takes twice what SO_RCVBUF is set to (socket(7)): half of it is for its own structures.
     kernel_bytes = 2 * connection_budget.receive_buffer_bytes or socket_limits.autotuned_bytes
-    for locked in (
-        *(locked for locked in LOCKED_BYTES if 2 * locked <= socket_limits.locked_bytes),
-        SMALL_BUFFER_BYTES,
-    ):
+    possible = [locked for locked in LOCKED_BYTES if 2 * locked <= socket_limits.locked_bytes]
+    for locked in (*possible, SMALL_BUFFER_BYTES):
         if connection_budget.bytes and 2 * locked < kernel_bytes:
-            return connection_budget._replace(
-                bytes=connection_budget.bytes - kernel_bytes + 2 * locked, receive_buffer_bytes=locked
-            )
+            smaller_bytes = connection_budget.bytes - kernel_bytes + 2 * locked
+            return connection_budget._replace(bytes=smaller_bytes, receive_buffer_bytes=locked)
     return None
 
 

@@ -27,7 +27,7 @@ from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, fr
 from filestreamer.wire.messages import Entry
 from receiver.disk import descriptors
 from receiver.disk.closed_staging import ClosedStaging
-from receiver.disk.commit import put_in_place
+from receiver.disk.commit import MODE_BITS, put_in_place
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.lock import is_named
 from receiver.disk.paths import TREE_SUFFIX
@@ -41,7 +41,6 @@ BACKLOG_BATCHES: Final = 4
 """How many batches may wait before connections do."""
 SHELVES: Final = 16
 """Directories in the staging of a tree: two threads that change one directory wait for each other."""
-MODE_BITS: Final = 0o777
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_TRIES: Final = 3
 

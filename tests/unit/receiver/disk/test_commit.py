@@ -45,7 +45,7 @@ def test_commit_cuts_what_is_too_long(path: Path, destination: Destination) -> N
 
 
 def test_commit_replaces(path: Path, destination: Destination) -> None:
-    """Another file under the name: who has the old one open keeps it. A symlink is replaced, not followed."""
+    """The name gets another file: a process that has the old one open keeps it. A symlink is replaced, not followed."""
     outside = path.parent / "outside"
     outside.write_bytes(b"outside")
     (path / "f").symlink_to(outside)

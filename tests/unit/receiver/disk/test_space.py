@@ -191,7 +191,7 @@ def test_a_file_system_that_can_not_punch_holes(
 
 
 def test_a_transfer_begins_with_the_space_of_what_is_claimed_alone(destination: Destination, path: Path) -> None:
-    """What was taken by one that was killed counts neither as written nor as taken."""
+    """What a killed receiver had taken counts neither as written nor as taken."""
     staged = stage(destination, LARGE)
     staged.reserve(never)
     fill(staged, 0, 1, 2)
@@ -203,7 +203,7 @@ def test_a_transfer_begins_with_the_space_of_what_is_claimed_alone(destination: 
 
 
 def test_a_committed_file_keeps_its_bytes(destination: Destination, path: Path) -> None:
-    """Whoever gives back too late, or once more, does nothing to a file that has its name."""
+    """Space that is given back too late, or twice, takes nothing from a file that has its final name."""
     staged = stage(destination, Grid(4 * MIB, MIB))
     fill(staged, *range(4))
     staged.commit()

@@ -1,4 +1,4 @@
-"""What somebody else does to the staging of a file is noticed before the file is committed."""
+"""What another process does to the staging of a file is noticed before the file is committed."""
 
 import os
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_a_stream_that_was_shortened(path: Path, destination: Destination) -> No
 
 @pytest.fixture
 def usurper(destination: Destination, path: Path) -> Iterator[tuple[Staging, Staging]]:
-    """Return a staging whose files somebody removed, and that of another process which began again."""
+    """Return a staging whose files were removed, and that of another process which began again."""
     first = stage(destination)
     write(first, 0, 1, 2, 3)
     for name in os.listdir(path / ".filestreamer"):
