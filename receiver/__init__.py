@@ -7,13 +7,13 @@ The data path, in the order of the modules:
                  what is `piped` to an `output`. What may wait for a disk is done `aside`, in another thread;
                  `liveness` says whether the transfer makes progress;
 3. `files`       gives it the file, a shard its share of one, or a tree its root, if no other transfer has it, and
-   `store`       stages a file in `.filestreamer/`, under a lock; `reserve` takes its space ahead, and gives it back;
+   `staging`     opens it in `.filestreamer/`, under a lock; `space` takes its space ahead, and gives it back;
 4. `ledger`      says what an earlier run left there (pure), which
 5. `rehash`      hashes again, while what is certainly missing flows already;
 6. `connection`  receives chunks: hashes and writes block by block, compares digests, acknowledges;
 7. `connection_set`      hands them to the cargo: every segment checked, one writer at a time; in it
 8. `chunk_states`    keeps the state of each chunk of a file (pure): no write ever lands on a verified one;
-9. `store`       commits: sync, rename (`exclusive` where no name may be replaced), sync the directory; only then
+9. `staging`     commits: sync, rename (`commit` where no name may be replaced), sync the directory; only then
                  Complete. A shard whose siblings are missing seals its share in the ledger instead.
 
 A tree, in the order of what becomes of an entry:

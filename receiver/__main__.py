@@ -13,7 +13,7 @@ from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
 if TYPE_CHECKING:
     import socket
 
-    from receiver.disk.store import Destination
+    from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
     from receiver.server.token import Chosen
     from receiver.settings import ReceiverSettings
@@ -120,7 +120,8 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
 
     What is no plain file is open then, and has no name: it is written to. Raises UsageError where that can't be.
     """
-    from receiver.disk.store import Destination, check_name
+    from receiver.disk.destination import Destination
+    from receiver.disk.paths import check_name
     from receiver.pipe.standard_output import Stdout, follow, open_special
 
     directory, output_name, path = settings.directory, None, settings.output_file
@@ -159,10 +160,12 @@ def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
     """Discard what unfinished transfers left long ago, if that is wanted; say what is left to be resumed."""
-    removed, left = destination.discard_older_than(settings.discard_staging_after, time.time())  # noqa: TID251 - file times
+    from receiver.disk.sweep import discard_older_than, give_back_space
+
+    removed, left = discard_older_than(destination, settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:
         logger.info("staging_discarded", files=removed)
-    if (given_back := destination.give_back_space()) > 0:
+    if (given_back := give_back_space(destination)) > 0:
         logger.info("space_given_back", bytes=given_back, reason="taken ahead by a receiver that was killed")
     if left:
         logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")

@@ -1,1 +1,28 @@
-""" """
+"""The destination directory: incomplete files are staged in it, complete files are committed, no path leads out.
+
+The life of a staged file, in order:
+
+1.  `paths`          checks the path that a sender gave, and derives KEY from it, under which the file is staged:
+                     `.filestreamer/KEY.data` has the bytes at their offsets, KEY.ledger says which of them are there.
+2.  `destination`    is the open directory: it opens `.filestreamer/`, counts free space, and refuses names that can't
+                     be replaced.
+3.  `staging`        opens both files, new or left by an earlier run;
+    `lock`           keeps other processes away: an flock on KEY.ledger, until the staging is closed.
+4.  `ledger_file`    loads the ledger and appends to it; `ledger` is its format (pure). A ledger is a hint: whatever it
+                     claims is hashed again.
+5.  `space`          takes space ahead of the bytes, shared fairly by all files; leaves holes out; gives back what was
+                     taken and not written.
+6.  `staging`        writes bytes at their offsets; appends their digests to the ledger before they are acknowledged.
+7.  `staging`        commits: size, owner, mode, times; fsync of the file; rename; fsync of the directory; then the
+                     ledger is removed. A crash between any two steps leaves the staged file or the final one, never
+                     half a file under the final name. Where other shards are missing, it seals a share instead.
+    `commit`         has the steps that all kinds of files share: attributes, and the rename that may not replace.
+8.  `closed_staging` does the same for large files of a tree, which are closed before they are committed, many after one
+                     sync.
+
+Beside that:
+
+-   `readable`       reads and hashes files: staged ones, and those under their final name, which are only compared.
+-   `sweep`          discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
+-   `descriptors`    shares the descriptors that this process may have among trees.
+"""

@@ -1,6 +1,7 @@
-"""Descriptors that large files of trees may have open, in the whole process: a cache takes what connections leave.
+"""The descriptors that large files of trees may have open, over all trees of this process.
 
-A process may have few (`ulimit -n`). Each tree has its share of the places, and one in any case.
+A process may have few descriptors (`ulimit -n`), and connections come first. The pool has a number of places, one for
+each open file. A tree may take its share of the places, and one place in any case.
 """
 
 import resource
@@ -9,13 +10,15 @@ from typing import Final
 
 PLACES_MAX: Final = 512
 LEAVE: Final = 24
-"""Descriptors that are no cache's: listeners, logs, metrics, the first connections."""
+"""Descriptors that are not for files: listeners, logs, metrics, the first connections."""
 DESCRIPTORS_PER_FILE: Final = 3
+"""The data, the ledger, and the staging directory."""
 WISHED: Final = 8192
+"""Descriptors with which nothing is short."""
 
 
 def allowed() -> int:
-    """Return how many descriptors this process may have, after asking for more where that is allowed."""
+    """Return how many descriptors this process may have, after raising its soft limit up to WISHED if it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < WISHED and (hard == unlimited or soft < hard):
@@ -23,48 +26,50 @@ def allowed() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
             soft = more
-        except (OSError, ValueError):  # what it has is enough to go on with
+        except (OSError, ValueError):  # the present limit is enough to go on with
             pass
     return WISHED if soft == unlimited else soft
 
 
 def places(descriptors: int) -> int:
-    """Return how many large files may be open where a process may have so many descriptors."""
+    """Return how many large files may be open in a process that may have so many descriptors: a quarter is for them."""
     return max(1, min(PLACES_MAX, (descriptors - LEAVE) // 4 // DESCRIPTORS_PER_FILE))
 
 
 def directories(descriptors: int) -> int:
-    """Return how many directories one thread of a tree may keep open."""
+    """Return how many directories one thread of a tree may keep open where a process may have so many descriptors."""
     return max(2, min(64, (descriptors - LEAVE) // 16))
 
 
 class DescriptorPool:
-    """Places for open files, shared by the trees that are under way. The lock protects both fields."""
+    """Places for open files, shared by the trees that are under way."""
 
     def __init__(self, count: int | None = None) -> None:
+        """Have `count` places; None has as many as this process may have."""
         self._count = count
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # protects _held
         self._held: dict[object, int] = {}
+        """How many places each tree has taken."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many places there are. The limit of the process is read at the first call."""
         if self._count is None:
             self._count = places(allowed())
         return self._count
 
-    def enter(self, tree: object) -> None:
-        """Count another tree."""
+    def add_tree(self, tree: object) -> None:
+        """Give a tree a share of the places from now on; the shares of the other trees become smaller."""
         with self._lock:
             self._held.setdefault(tree, 0)
 
-    def leave(self, tree: object) -> None:
-        """Give everything back that a tree has. Idempotent."""
+    def remove_tree(self, tree: object) -> None:
+        """Take back the share of a tree, and all places that it has. Idempotent."""
         with self._lock:
             self._held.pop(tree, None)
 
     def try_take(self, tree: object) -> bool:
-        """Take a place, if there is one for this tree; whether there was."""
+        """Take a place for this tree; return False where it has its share already, or no place is free."""
         with self._lock:
             held = self._held.get(tree, 0)
             free = sum(self._held.values()) < self.count
@@ -74,13 +79,13 @@ class DescriptorPool:
             return True
 
     def give_back(self, tree: object) -> None:
-        """Give one back."""
+        """Give back one place of this tree."""
         with self._lock:
             if tree in self._held:
                 self._held[tree] -= 1
 
     def excess(self, tree: object) -> int:
-        """Return how many places a tree has beyond its share."""
+        """Return how many places a tree has beyond its share, which may have become smaller."""
         with self._lock:
             return max(0, self._held.get(tree, 0) - self._share())
 
@@ -89,4 +94,4 @@ class DescriptorPool:
 
 
 PLACES: Final = DescriptorPool()
-"""Those of this process."""
+"""The places of this process."""

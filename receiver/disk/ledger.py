@@ -1,14 +1,16 @@
-"""The ledger, purely: which chunks of a staged file were written, in a file that may be torn anywhere.
+"""The format of the ledger (pure): which segments of a staged file were written. A crash may tear it anywhere.
 
     header   "FSLEDGR1", size, chunk_size (8 bytes each, big-endian), XXH3-64 of these
     record   segment index (8 bytes, big-endian), XXH3-128 of the segment (16), XXH3-64 of these (8)
     seal     2^63 + COUNT * 2^32 + INDEX (8 bytes, big-endian), digest of a finished share (16), XXH3-64 of these (8)
 
-Records are appended before their chunk is acknowledged, in any order; a later record of a segment replaces an earlier
-one. Records have one size, so that a damaged one costs itself and no other. What the ledger says is a hint where
-re-hashing is worth it, never a proof: another chunk size, another source and a lost write all show when the staged
-bytes are hashed again. A seal says that a sender finished shard INDEX of COUNT: it covers the source's size and mtime,
-the chunk size, and the digests of the share, so that it fits nothing but what that sender compared.
+A record is appended before its chunk is acknowledged. Records come in any order, and a later record of a segment
+replaces an earlier one. All records have one size, so that a damaged record costs only itself.
+
+What the ledger claims is a hint which segments are worth hashing again, never a proof: another chunk size, another
+source and a lost write all show when the staged bytes are hashed. A seal says that a sender finished shard INDEX of
+COUNT. Its digest covers the size and mtime of the source, the chunk size, and the digests of the share: it fits only
+what that sender compared.
 """
 
 import itertools
@@ -25,41 +27,42 @@ _HEADER: Final = struct.Struct(">8sQQ")
 _RECORD: Final = struct.Struct(">Q16s")
 _SEALED: Final = struct.Struct(">QQqQQ")
 _SEAL: Final = 1 << 63
+"""Set in the first field of a seal: no segment has such an index."""
 CHECK_BYTES: Final = 8
 HEADER_BYTES: Final = _HEADER.size + CHECK_BYTES
 RECORD_BYTES: Final = _RECORD.size + CHECK_BYTES
 BYTES_MAX: Final = HEADER_BYTES + 2 * (limits.CHUNKS_PER_FILE + limits.SHARDS_MAX) * RECORD_BYTES
-"""No run leaves a longer one: it begins with one record for each claim and seal, and adds one for each of these."""
+"""No run leaves a longer ledger: it begins with a record for each claim and seal, and appends one more for each."""
 UNKNOWN_DIGEST: Final = bytes(limits.DIGEST_BYTES)
-"""Stands where a chunk of another grid was claimed and has not been hashed on this one."""
+"""Stands for the digest of a segment whose bytes were claimed on another grid: only hashing tells its digest."""
 
 
 class Claims(NamedTuple):
-    """Which segments of `grid` are claimed, and the digests that they had: 17 bytes a segment."""
+    """Which segments of `grid` a ledger claims, and the digests that they had: 17 bytes a segment."""
 
     grid: Grid
     present: bytearray
-    """1 for each segment that is claimed, 0 for the others; empty where none is."""
+    """1 for each segment that is claimed, 0 for the others; empty where no segment is claimed."""
     digests: bytearray
-    """16 bytes for each segment; UNKNOWN_DIGEST where there is none."""
+    """16 bytes for each segment; UNKNOWN_DIGEST where the digest is not known."""
     seals: dict[Share, bytes]
-    """Of the shares that were finished, all of one COUNT."""
+    """The digest of the seal of each share that was finished; all shares have the same COUNT."""
 
     @classmethod
     def none(cls, grid: Grid) -> "Claims":
-        """No claim at all, and no tables for any."""
+        """Claim nothing, and allocate nothing."""
         return cls(grid, bytearray(), bytearray(), {})
 
     @classmethod
     def all(cls, grid: Grid) -> "Claims":
-        """Claim every segment, whatever its digest."""
+        """Claim every segment, with no digest."""
         return cls(grid, bytearray(b"\x01" * grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments), {})
 
     @classmethod
     def of(cls, grid: Grid, records: Iterable[tuple[int, bytes]], known: int | None = None) -> "Claims":
-        """Claim these (segment index, digest) pairs; those beyond the grid are left out. Seals are taken in.
+        """Claim these (segment index, digest) pairs, seals included; indices beyond the grid are left out.
 
-        `known` is how many segments, from the first, have room for their digests; all have without.
+        `known` keeps the digests of only the first so many segments, which saves the memory of the others.
         """
         claims = cls.none(grid)
         known = grid.segments if known is None else known
@@ -77,24 +80,24 @@ class Claims(NamedTuple):
         return claims
 
     def _take_seal(self, share: Share, digest: bytes) -> None:
-        """Take in a seal; those of shares of another COUNT are those of an earlier job."""
         if share.index < share.count <= limits.SHARDS_MAX:
+            # Seals of another COUNT are of an earlier job, with other shares.
             if any(share.count != other.count for other in itertools.islice(self.seals, 1)):
                 self.seals.clear()
             self.seals[share] = digest
 
     def is_sealed(self, share: Share, mtime_ns: int) -> bool:
-        """Whether a sender finished this share, from a source of this mtime, and all of it is claimed."""
+        """Return whether a sender finished this share, from a source of this mtime, and all of it is claimed."""
         if share not in self.seals:
             return False
         chunks = share.chunks(self.grid.segments)
         if self.present[share.index :: share.count].count(1) < chunks:
             return False
         root = root_digest(self.digest(share.chunk(ordinal)) for ordinal in range(chunks))
-        return self.seals[share] == seal(self.grid, mtime_ns, share, root)
+        return self.seals[share] == seal_digest(self.grid, mtime_ns, share, root)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
-        """Yield everything as the records of a new ledger, seals last."""
+        """Yield the records of a new ledger that claims the same, seals last."""
         for index in self.indices():
             yield index, self.digest(index)
         for share, digest in self.seals.items():
@@ -102,7 +105,7 @@ class Claims(NamedTuple):
 
     @property
     def claimed(self) -> int:
-        """Number of segments that are claimed."""
+        """How many segments are claimed."""
         return self.present.count(1)
 
     def digest(self, index: int) -> bytes:
@@ -119,7 +122,7 @@ class Claims(NamedTuple):
 
 
 def encode_header(grid: Grid) -> bytes:
-    """Begin a ledger: HEADER_BYTES."""
+    """Return the header of a ledger: HEADER_BYTES."""
     header = _HEADER.pack(_MAGIC, grid.size, grid.chunk_size)
     return header + checksum(header)
 
@@ -129,22 +132,21 @@ def encode_records(records: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join([(body := _RECORD.pack(index, digest)) + checksum(body) for index, digest in records])
 
 
-def seal(grid: Grid, mtime_ns: int, share: Share, root: bytes) -> bytes:
-    """Return the digest that says that a share with this root digest was finished: 16 bytes."""
+def seal_digest(grid: Grid, mtime_ns: int, share: Share, root: bytes) -> bytes:
+    """Return the digest of the seal of a share that has this root digest: 16 bytes."""
     return segment_digest(_SEALED.pack(grid.size, grid.chunk_size, mtime_ns, share.index, share.count) + root)
 
 
 def seal_record(share: Share, digest: bytes) -> tuple[int, bytes]:
-    """Return a seal as the pair that `encode_records` takes."""
+    """Return the pair that `encode_records` takes for a seal with this digest."""
     return _SEAL | share.count << 32 | share.index, digest
 
 
 def decode(content: bytes, more: Iterable[bytes] = (), today: Grid | None = None) -> Claims | None:
-    """Read a ledger; None where its header is missing or damaged. Damaged records are left out.
+    """Return the claims of a ledger; None where its header is missing or damaged. Damaged records are left out.
 
-    `content` has the header and some whole records, or all there is; `more` are further pieces of whole records. Where
-    the grid of `today` is another one, only the digests that `claims_on` looks at are kept: 1 byte for each other
-    segment.
+    `content` begins with the header; `more` are further pieces, each of whole records. Where the ledger has another
+    grid than `today`, only the digests that `claims_on` needs are kept, and each other segment takes 1 byte.
     """
     grid = decode_header(content)
     if grid is None:
@@ -157,7 +159,7 @@ def decode(content: bytes, more: Iterable[bytes] = (), today: Grid | None = None
 
 
 def decode_header(content: bytes) -> Grid | None:
-    """Read which grid a ledger is of; None where its header is missing or damaged."""
+    """Return the grid that a ledger was written on; None where its header is missing or damaged."""
     header = content[: _HEADER.size]
     if len(content) < HEADER_BYTES or content[_HEADER.size : HEADER_BYTES] != checksum(header):
         return None
@@ -177,15 +179,18 @@ def _records(piece: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
 
 
 def is_exact(content_bytes: int, claims: Claims, grid: Grid) -> bool:
-    """Return whether a ledger of `content_bytes`, read as `claims`, is one sound record for each, on `grid`."""
+    """Return whether a ledger may be appended to, on `grid`: it has `content_bytes` and was decoded to `claims`.
+
+    So it is where it has one record for each claim and seal: none is damaged, none is there twice.
+    """
     records = claims.claimed + len(claims.seals)
     return claims.grid == grid and content_bytes == HEADER_BYTES + records * RECORD_BYTES
 
 
 def claims_on(claims: Claims, grid: Grid) -> Claims:
-    """Translate claims to another grid of the same file: its segments that lie wholly in claimed bytes.
+    """Translate claims to another grid of the same file: claimed are its segments that lie wholly in claimed bytes.
 
-    Where the grids are the same, that is what the ledger says; on another chunk size the digests are UNKNOWN_DIGEST.
+    On another chunk size, the digests are UNKNOWN_DIGEST.
     """
     if claims.grid == grid:
         return claims
@@ -203,7 +208,7 @@ def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
 
 
 def unclaimed(claims: Claims) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [start, end) of bytes of the file that are not claimed, in order."""
+    """Yield the byte ranges [start, end) of the file that are not claimed, in order."""
     at = 0
     for start, end in _byte_runs(claims):
         if at < start:
@@ -214,12 +219,12 @@ def unclaimed(claims: Claims) -> Iterator[tuple[int, int]]:
 
 
 def claimed_end(claims: Claims) -> int:
-    """Return where the last byte that is claimed ends."""
+    """Return the end of the last claimed byte: its offset in the file, plus 1."""
     return min(claims.grid.offset(claims.present.rfind(1) + 1), claims.grid.size)
 
 
 def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
-    """Yield the claimed bytes as runs [start, end), merged, in order."""
+    """Yield the claimed byte ranges [start, end), merged, in order."""
     first = claims.present.find(1)
     while first >= 0:
         end = claims.present.find(0, first)

@@ -10,7 +10,8 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
-from receiver.disk.store import InPlace, Staging
+from receiver.disk.readable import InPlace
+from receiver.disk.staging import Staging
 from receiver.file.chunk_states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Delivery, Writer, runs
 from receiver.file.shared_file import File
 

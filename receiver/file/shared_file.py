@@ -20,7 +20,8 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share, hole_segments
-from receiver.disk.store import InPlace, Staging
+from receiver.disk.readable import InPlace
+from receiver.disk.staging import Staging
 from receiver.file.chunk_states import CLAIMED, FREE, WRITING, ChunkStates
 from receiver.memory.budget import Account
 
@@ -137,8 +138,8 @@ class File:
             ended = self._write_back_ended
             written, written_back_at = -1, time.monotonic()
             is_taken = staged.reserve(ended.is_set)
-            while not ended.wait(RESERVE_SECONDS if not is_taken and staged.taken_bytes > written else 1.0):
-                written = staged.taken_bytes
+            while not ended.wait(RESERVE_SECONDS if not is_taken and staged.space.taken_bytes > written else 1.0):
+                written = staged.space.taken_bytes
                 is_taken = is_taken or staged.reserve(ended.is_set)
                 if time.monotonic() - written_back_at >= WRITE_BACK_SECONDS:
                     staged.write_back()

@@ -1,15 +1,18 @@
-"""Memory that peers can make this process hold: one budget, over all transfers (proto/README.md, "Memory").
+"""The memory that peers can make this process hold: one budget, over all transfers (proto/README.md, "Memory").
 
-Each transfer has an `Account`. It is admitted with a reserved minimum, with which it can finish over one connection:
-one small connection, one part of the manifest, the chunk table of one file. A transfer uses these without asking; what
-it uses beyond them it borrows here, and gives back. Where nothing is left, a borrower waits or does without: sockets
-are not read, parts are not answered, buffers stay small. No transfer is refused half-way: what it
-needs to begin is asked for before its first byte.
+1. `Budget.admit` opens an `Account` for a transfer, with a reserved minimum: one small connection, one part of the
+   manifest, the chunk table of one file. With that alone a transfer can finish. So no transfer is refused half-way:
+   what it cannot do without is asked for before its first byte.
+2. `Account.borrow` and `try_borrow` lend what the transfer uses beyond its minimum; `give_back` takes it back. Where
+   nothing is left, the borrower waits or does without: sockets are not read, parts are not answered, buffers stay
+   small.
+3. `Account.close` gives everything back.
 
-A peer, all transfers from one address, borrows no more than a quarter of the budget while other peers wait. A peer
-waits while it is in `borrow`, and for a while after it was refused: a sender that was refused comes again. Peers that
-have no more than a quarter are served in turn. A borrower that waits holds nothing that others wait for: it first gives
-back what it can do without.
+Fairness: a peer is all transfers from one address. While other peers wait, a peer borrows no more than a quarter of
+the budget. A peer waits while it is in `borrow`, and for some seconds after it was refused, as its sender comes again.
+Peers that have no more than a quarter are served in the order in which they came.
+
+No deadlock: a borrower first gives back what it can do without, so that it holds nothing that others wait for.
 """
 
 import itertools
@@ -23,25 +26,26 @@ from filestreamer.settings.sizes import format_size
 from filestreamer.wire.errors import Code, TransferFailed
 
 SHARE: Final = 4
-"""A peer borrows at most one part in so many while others wait."""
+"""A peer borrows at most this fraction (1/SHARE) of the budget while others wait."""
 TICK_SECONDS: Final = 1.0
+"""How often a borrower that waits asks its `patience` whether to give up."""
 REFUSED_SECONDS: Final = 10.0
-"""How long a peer that was refused counts as one that waits: its sender tries again within that."""
+"""How long a refused peer counts as waiting: its sender tries again within that time."""
 SHORT_SECONDS: Final = 2.0
-"""How long transfers that have more than they need give back after another one was refused."""
+"""How long, after a transfer was refused, the others give back what they have beyond their needs."""
 REFUSED_PEERS: Final = 256
-"""Peers of which that is remembered, at most."""
+"""How many refused peers are remembered: addresses are cheap, this table must not grow with them."""
 
 
 class _Waiter(NamedTuple):
-    """Somebody in `borrow`."""
+    """A borrower that waits in `borrow`."""
 
     peer: str
-    wanted: int
+    wanted_bytes: int
 
 
 class Budget:
-    """Bytes to be lent. The lock protects every field with an underscore."""
+    """Bytes that are lent to transfers. `_changed` protects every field with an underscore."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -49,52 +53,56 @@ class Budget:
         self._reserved: Counter[str] = Counter()  # by peer
         self._borrowed: Counter[str] = Counter()  # by peer
         self._tickets = itertools.count()
-        self._waiting: dict[int, _Waiter] = {}  # by ticket, the first that came first
-        self._refused: dict[str, float] = {}  # peer: when it was refused last (monotonic)
-        self._short_until = 0.0  # monotonic
+        self._waiting: dict[int, _Waiter] = {}  # by ticket, in the order in which they came
+        self._refused: dict[str, float] = {}  # by peer: when it was last refused (monotonic)
+        self._short_until = 0.0  # until when `is_short` holds after a refusal (monotonic)
 
     @property
     def share_bytes(self) -> int:
-        """What a peer borrows at most while others wait."""
+        """How many bytes a peer borrows at most while others wait."""
         return self.total_bytes // SHARE
 
     def admit(self, peer: str, minimum_bytes: int) -> "Account":
-        """Open an account with a reserved minimum. Raises TransferFailed: LIMIT now, TOO_LARGE for ever.
+        """Open an account with a reserved minimum.
 
-        A peer that has one already leaves room for another peer's, and waits for others as it does for what it borrows.
+        Raises TransferFailed: LIMIT where the sender should try again later, TOO_LARGE where that is of no use.
         """
         self.check(minimum_bytes)
         with self._changed:
             has_bytes = self._reserved[peer] + self._borrowed[peer]
+            # A peer that has an account already leaves memory for the account of another peer. And where it has its
+            # share, it lets others go first, as it does when it borrows.
             leave_bytes = self._admission_bytes(minimum_bytes) if has_bytes else 0
-            is_patient = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
-            if self._left() < minimum_bytes + leave_bytes or is_patient:
+            lets_others_first = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
+            if self._left() < minimum_bytes + leave_bytes or lets_others_first:
                 self._note_refused(peer)
                 self._short_until = time.monotonic() + SHORT_SECONDS
-                raise TransferFailed(Code.LIMIT, "this receiver has no memory left for another transfer: try again")
+                raise TransferFailed(
+                    Code.LIMIT, "this receiver has no memory left for another transfer: try again later"
+                )
             self._reserved[peer] += minimum_bytes
         return Account(self, peer, minimum_bytes, self._admission_bytes(minimum_bytes))
 
     def _admission_bytes(self, minimum_bytes: int) -> int:
-        """Return what is left for two transfers of others, so that whatever is lent, and kept, keeps nobody out."""
+        """Return what borrowers leave: the minimum of two transfers of others, so that these are always admitted."""
         return min(2 * minimum_bytes, self.total_bytes // 8)
 
     def check(self, count: int) -> None:
-        """Raise TransferFailed(TOO_LARGE) for what never fits."""
+        """Raise TransferFailed(TOO_LARGE) for more bytes than the budget has."""
         if count > self.total_bytes:
             needed, total = format_size(count), format_size(self.total_bytes)
-            reason = f"the transfer needs {needed} of this receiver's memory, which has {total} for all transfers"
+            reason = f"the transfer needs {needed} of memory, and this receiver has {total} for all transfers"
             raise TransferFailed(Code.TOO_LARGE, f"{reason}: use larger chunks, or a larger --memory-limit there")
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that are reserved or borrowed."""
+        """How many bytes are reserved or borrowed."""
         with self._changed:
             return self.total_bytes - self._left()
 
     @property
     def is_short(self) -> bool:
-        """Whether somebody waits, or a transfer was refused a moment ago: then what is not needed is given back."""
+        """Whether a borrower waits, or a transfer was refused a moment ago: give back what is not needed."""
         return bool(self._waiting) or self._short_until > time.monotonic()
 
     def _left(self) -> int:
@@ -102,6 +110,7 @@ class Budget:
 
     def _note_refused(self, peer: str) -> None:
         now = time.monotonic()
+        # Where the table is full of peers that still count, another peer is not remembered: others do not wait for it.
         if len(self._refused) >= REFUSED_PEERS:
             self._refused = {known: at for known, at in self._refused.items() if now - at < REFUSED_SECONDS}
         if len(self._refused) < REFUSED_PEERS:
@@ -113,19 +122,19 @@ class Budget:
         since = time.monotonic() - REFUSED_SECONDS
         return any(at > since for other, at in self._refused.items() if other != peer)
 
-    def _ahead(self, ticket: int | None) -> int:
-        """Count the bytes that go to borrowers that have waited for longer than this one, each within its share."""
-        ahead: Counter[str] = Counter()
+    def _bytes_before(self, ticket: int | None) -> int:
+        """Count the bytes that go first to borrowers with an earlier ticket, to each peer within its share."""
+        before: Counter[str] = Counter()
         for other, waiter in self._waiting.items():
             if ticket is not None and other >= ticket:
                 break
-            if self._borrowed[waiter.peer] + ahead[waiter.peer] + waiter.wanted <= self.share_bytes:
-                ahead[waiter.peer] += waiter.wanted
-        return ahead.total()
+            if self._borrowed[waiter.peer] + before[waiter.peer] + waiter.wanted_bytes <= self.share_bytes:
+                before[waiter.peer] += waiter.wanted_bytes
+        return before.total()
 
     def _lend(self, peer: str, count: int, leave_bytes: int = 0, ticket: int | None = None) -> bool:
         within_share = self._borrowed[peer] + count <= self.share_bytes
-        if count + leave_bytes + self._ahead(ticket) > self._left() or not (
+        if count + leave_bytes + self._bytes_before(ticket) > self._left() or not (
             within_share or not self._others_wait(peer)
         ):
             return False
@@ -140,42 +149,43 @@ class Budget:
 
 
 class Account:
-    """What one transfer has of the budget. Any thread may borrow and give back; `close` gives everything back."""
+    """The part of the budget that one transfer has. Any thread may borrow and give back."""
 
     def __init__(self, budget: Budget, peer: str, minimum_bytes: int, leave_bytes: int = 0) -> None:
         self.budget = budget
         self.peer = peer
         self.minimum_bytes = minimum_bytes
         self._leave_bytes = leave_bytes
-        """What whoever borrows leaves for transfers that are still to be admitted."""
+        """What a borrower leaves for transfers that are still to be admitted."""
         self._borrowed = 0  # protected by the budget's lock
         self._is_closed = False
 
     def another(self) -> "Account":
-        """Open another account of the same peer, with nothing reserved: for what may outlive this one."""
+        """Open another account of the same peer, with nothing reserved: for memory that may outlive this account."""
         return Account(self.budget, self.peer, 0, self._leave_bytes)
 
     def check(self, count: int) -> None:
-        """Raise TransferFailed(TOO_LARGE) for what can never be borrowed."""
+        """Raise TransferFailed(TOO_LARGE) for more bytes than can ever be borrowed."""
         self.budget.check(count + self.minimum_bytes + self._leave_bytes)
 
     def try_borrow(self, count: int, *, leave_bytes: int = 0) -> bool:
-        """Borrow bytes if that needs no waiting; whether it did not.
+        """Borrow bytes if that needs no waiting; return whether they were lent.
 
-        `leave_bytes` is what has to be left for others: who can do with less leaves more.
+        They are lent only if `leave_bytes` are left for others: a borrower that can do without leaves more.
         """
         budget = self.budget
         with budget._changed:
             was_lent = self._borrow(count, leave_bytes)
+            # A borrower that leaves something for others could do without: it does not count as waiting.
             if not was_lent and not leave_bytes:
                 budget._note_refused(self.peer)
             return was_lent
 
     def borrow(self, count: int, patience: Callable[[], None]) -> None:
-        """Borrow bytes, waiting for them; `patience` is called each second, and raises to give up.
+        """Borrow bytes, and wait until they are there; `patience` is called each second, and raises to give up.
 
-        The caller holds nothing borrowed that it could do without. Raises TransferFailed: TOO_LARGE for what never
-        fits, LIMIT where the account is closed.
+        The caller holds nothing borrowed that it could do without. Raises TransferFailed: TOO_LARGE for more than can
+        ever be borrowed, LIMIT where the account is closed.
         """
         budget = self.budget
         self.check(count)
@@ -207,7 +217,7 @@ class Account:
         return True
 
     def give_back(self, count: int) -> None:
-        """Give back what was borrowed. After `close`, nothing: that has given it back."""
+        """Give back some of what was borrowed. Does nothing after `close`, which has given back all."""
         with self.budget._changed:
             if not self._is_closed:
                 assert count <= self._borrowed
@@ -215,7 +225,7 @@ class Account:
                 self.budget._take_back(self.peer, count)
 
     def close(self) -> None:
-        """Give everything back, the minimum included. Idempotent."""
+        """Give back all that was borrowed, and the minimum. Idempotent."""
         budget = self.budget
         with budget._changed:
             if self._is_closed:

@@ -1,12 +1,14 @@
-"""What a connection takes of memory: its buffer, what the kernel keeps for its socket, its thread.
+"""The memory of one connection: its buffer, what the kernel keeps for its socket, its thread.
 
-A data connection takes the largest seat that its transfer may borrow, and gives it back when it is closed. The first
-one needs none: the smallest seat is in what was reserved for its transfer. So a transfer always gets on, and is as fast
-as there is memory.
+1. A data connection borrows the largest size that its transfer may have (`borrow`), and gives it back when it closes.
+   The first connection borrows nothing: the smallest size is in what was reserved for its transfer. So each transfer
+   always gets on, and is as fast as there is memory.
+2. `limit_socket_buffers` has the kernel keep to that size.
+3. Where a transfer was refused because memory is short, larger connections become smaller, one step at a time
+   (`smaller`).
 
-A seat of full size leaves the kernel's receive buffer to its autotuning, which a long path needs, and pays for all that
-the buffer may come to. The others lock its size (SO_RCVBUF). Where a transfer was refused for want of memory, larger
-ones become smaller, a step at a time.
+The full size leaves the kernel's receive buffer to autotuning, which a long path needs, and pays for the most that the
+buffer may grow to. The other sizes lock the receive buffer (SO_RCVBUF).
 """
 
 import contextlib
@@ -20,33 +22,33 @@ from receiver.memory.budget import Account
 from receiver.memory.process_limit import SocketLimits
 
 FRAME_AREA_BYTES: Final = 76 * limits.KIB
-"""What a channel has room for beside payload: a frame, and pages."""
+"""What the buffer of a channel has beside payload: room for a frame, and what page alignment costs."""
 THREAD_BYTES: Final = 128 * limits.KIB
-"""A thread: its stack as far as it was used, what the allocator keeps for it, its counters, the kernel's part."""
+"""A thread: the used part of its stack, what the allocator keeps for it, its counters, the kernel's part."""
 SEND_BUFFER_BYTES: Final = 128 * limits.KIB
-"""What the kernel keeps of what is sent, at most: acknowledgements, of which a full window is a few KiB."""
+"""What the kernel keeps of what is sent, at most. Only acknowledgements are sent: a full window is a few KiB."""
 SECURED_BYTES: Final = 64 * limits.KIB
-"""What OpenSSL holds for a connection after its handshake."""
+"""What OpenSSL holds for a connection after the TLS handshake."""
 SMALL_PAYLOAD_BYTES: Final = 64 * limits.KIB
 SMALL_BUFFER_BYTES: Final = 128 * limits.KIB
 CONTROL_BUFFER_BYTES: Final = 256 * limits.KIB
 LOCKED_BYTES: Final = (4 * limits.MIB, 1 * limits.MIB)
-"""What SO_RCVBUF is set to in seats between the smallest and the full size."""
+"""What SO_RCVBUF is set to in the sizes between the smallest and the full one."""
 
 
 class ConnectionBudget(NamedTuple):
-    """One size of a connection."""
+    """How much memory one connection may take."""
 
     bytes: int
-    """What was borrowed for it; 0 where it is in what is reserved for its transfer."""
+    """What was borrowed for the connection; 0 where its transfer has it reserved."""
     payload_bytes: int
-    """What its buffer has room for."""
+    """How much payload its buffer has room for."""
     receive_buffer_bytes: int
-    """What SO_RCVBUF is set to; 0 leaves it to the kernel."""
+    """What SO_RCVBUF is set to; 0 leaves the receive buffer to autotuning."""
 
     @property
     def is_small(self) -> bool:
-        """Whether it is the smallest."""
+        """Whether this is the smallest size."""
         return self.payload_bytes == SMALL_PAYLOAD_BYTES
 
 
@@ -60,57 +62,58 @@ CONTROL: Final = ConnectionBudget(
 )
 
 
-def seats(socket_limits: SocketLimits, connection_id: int) -> Iterator[ConnectionBudget]:
-    """Yield the seats that a data connection may have, the largest first.
-
-    What can be written at once grows with the buffer. Only the first connections of a transfer have a large one: it is
-    of use where much comes at once, over a few.
-    """
+def sizes(socket_limits: SocketLimits, connection_id: int) -> Iterator[ConnectionBudget]:
+    """Yield the sizes that a data connection may have, the largest first."""
+    # The larger the buffer, the more is written at once. Only the first connections of a transfer get a large buffer:
+    # it is of use where few connections bring much each.
     is_early = connection_id < limits.LARGE_BLOCK_CONNECTIONS
     payload_bytes = limits.LARGE_BLOCK_BYTES if is_early else limits.BLOCK_BYTES
-    rest = ARENA_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES + socket_limits.secured_bytes
-    yield ConnectionBudget(rest + socket_limits.autotuned_bytes, payload_bytes, 0)
+    fixed_bytes = ARENA_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES + socket_limits.secured_bytes
+    yield ConnectionBudget(fixed_bytes + socket_limits.autotuned_bytes, payload_bytes, 0)
     for locked in LOCKED_BYTES:
         if 4 * SMALL_BUFFER_BYTES <= 2 * locked <= socket_limits.locked_bytes:
-            yield ConnectionBudget(rest + 2 * locked, payload_bytes, locked)
+            yield ConnectionBudget(fixed_bytes + 2 * locked, payload_bytes, locked)
     yield SMALL._replace(bytes=SMALL.bytes + socket_limits.secured_bytes)
 
 
 def borrow(
     account: Account, socket_limits: SocketLimits, connection_id: int, to_come: int = 0
 ) -> ConnectionBudget | None:
-    """Borrow the largest seat that there is room for; None where there is none.
+    """Borrow the largest size that there is memory for; None where there is none even for the smallest.
 
-    Of larger seats, another two fit beside each that is taken, and small ones for the connections that are still
-    `to_come`; three eighths of the budget are left to others. Small seats leave a quarter.
+    `to_come` is how many connections of this transfer are still to come.
     """
+    # A larger size is borrowed only if that leaves three eighths of the budget, and beside these either two more of its
+    # kind or a small size for each connection that is still to come, whichever is more. The smallest size leaves a
+    # quarter. So a transfer with few connections is fast, and other peers find memory.
     share_bytes = account.budget.share_bytes
     small_bytes = SMALL.bytes + socket_limits.secured_bytes
-    for connection_budget in seats(socket_limits, connection_id):
-        leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * small_bytes)
-        if account.try_borrow(
-            connection_budget.bytes, leave_bytes=share_bytes if connection_budget.is_small else leave_bytes
-        ):
+    for connection_budget in sizes(socket_limits, connection_id):
+        leave_bytes = share_bytes
+        if not connection_budget.is_small:
+            leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * small_bytes)
+        if account.try_borrow(connection_budget.bytes, leave_bytes=leave_bytes):
             return connection_budget
     return None
 
 
 def smaller(connection_budget: ConnectionBudget, socket_limits: SocketLimits) -> ConnectionBudget | None:
-    """Return what a seat can become while its connection goes on: one of the next smaller receive buffer."""
+    """Return the next smaller size that a connection can have while it goes on; None where there is none.
+
+    Only its receive buffer becomes smaller: the buffer of its channel is in use.
+    """
+    # The kernel takes twice what SO_RCVBUF is set to (socket(7)): half of it is for its own structures.
     kernel_bytes = 2 * connection_budget.receive_buffer_bytes or socket_limits.autotuned_bytes
-    for locked in (
-        *(locked for locked in LOCKED_BYTES if 2 * locked <= socket_limits.locked_bytes),
-        SMALL_BUFFER_BYTES,
-    ):
+    possible = [locked for locked in LOCKED_BYTES if 2 * locked <= socket_limits.locked_bytes]
+    for locked in (*possible, SMALL_BUFFER_BYTES):
         if connection_budget.bytes and 2 * locked < kernel_bytes:
-            return connection_budget._replace(
-                bytes=connection_budget.bytes - kernel_bytes + 2 * locked, receive_buffer_bytes=locked
-            )
+            smaller_bytes = connection_budget.bytes - kernel_bytes + 2 * locked
+            return connection_budget._replace(bytes=smaller_bytes, receive_buffer_bytes=locked)
     return None
 
 
-def bound(sock: socket.socket, connection_budget: ConnectionBudget) -> None:
-    """Keep what the kernel holds for a socket within its seat."""
+def limit_socket_buffers(sock: socket.socket, connection_budget: ConnectionBudget) -> None:
+    """Have the kernel keep no more for a socket than its connection may take."""
     with contextlib.suppress(OSError):
         if connection_budget.receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, connection_budget.receive_buffer_bytes)

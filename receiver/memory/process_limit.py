@@ -1,7 +1,7 @@
-"""How much memory peers may make this receiver hold: what the container allows, or --memory-limit.
+"""How much memory this process may take: --memory-limit, or what its container allows; and what of that is for peers.
 
-A container's limit counts everything: the process, its threads, the kernel's socket buffers, and files of a RAM disk.
-So the budget is well below it.
+The limit of a container counts everything: the process, its threads, the kernel's socket buffers, and files of a RAM
+disk. So the budget for peers is well below the limit.
 """
 
 import contextlib
@@ -14,34 +14,34 @@ from filestreamer.wire import limits
 DEFAULT_BYTES: Final = 512 * limits.MIB
 """The limit where neither a container nor the user sets one."""
 PROCESS_BYTES: Final = 32 * limits.MIB
-"""What the process holds for itself, with what it remembers of transfers that ended, and what shows them."""
+"""What the process takes for itself, for what it remembers of ended transfers, and for display and metrics."""
 BUDGET_MIN_BYTES: Final = 8 * limits.MIB
-"""A budget below this would be none: two transfers."""
+"""The smallest budget that is of any use: two transfers."""
 LIMIT_MIN_BYTES: Final = (PROCESS_BYTES + BUDGET_MIN_BYTES) * 4 // 3
-"""The smallest limit that can be promised."""
+"""The smallest limit that this process can keep to."""
 
 Read = Callable[[str], str | None]
-"""Reads a small file; None where there is none."""
+"""Returns the content of a small file, given its path; None where there is no such file."""
 
 
 class SocketLimits(NamedTuple):
     """What the kernel lets the receive buffer of a socket be, in bytes of the kernel's memory."""
 
     autotuned_bytes: int
-    """What it grows to by itself (tcp_rmem)."""
+    """What the buffer grows to by itself (tcp_rmem)."""
     locked_bytes: int
     """What SO_RCVBUF sets at most (rmem_max), doubled as the kernel does."""
     secured_bytes: int = 0
-    """What TLS holds for a connection, beside that."""
+    """What TLS holds for a connection, beside the buffer."""
 
 
 def budget_bytes(limit_bytes: int) -> int:
-    """Return what of a limit is for peers: three quarters, less what the process needs for itself."""
+    """Return how much of a limit is for peers: three quarters, less what the process needs for itself."""
     return max(BUDGET_MIN_BYTES, limit_bytes * 3 // 4 - PROCESS_BYTES)
 
 
 def default_limit(read: Read | None = None) -> int:
-    """Return the limit of this process's container; where it has none, DEFAULT_BYTES or what the machine has."""
+    """Return the limit of this process's container; without one, DEFAULT_BYTES or, if less, what the machine has."""
     read = read or _read
     machine_bytes = memory_total(read("/proc/meminfo") or "")
     limit = container_limit(read)
@@ -51,17 +51,15 @@ def default_limit(read: Read | None = None) -> int:
 
 
 def container_limit(read: Read) -> int | None:
-    """Return the smallest limit of this process's control groups and those above them; None where there is none."""
+    """Return the smallest limit of this process's control groups and their parents; None where there is none."""
     found = [number for path in limit_files(read("/proc/self/cgroup") or "") if (number := _number(read(path)))]
     return min(found, default=None)
 
 
 def limit_files(cgroups: str) -> Iterator[str]:
-    """Yield where limits may stand, given /proc/self/cgroup.
-
-    Inside a container the file may name a group as the host sees it, while only what is below the container's own group
-    is mounted: so every part of the path is tried down to the mount itself.
-    """
+    """Yield the paths of all files that may have a limit, given the content of /proc/self/cgroup."""
+    # Inside a container, /proc/self/cgroup may name the group as the host sees it, while only what is below the
+    # container's own group is mounted. So every parent of the path is tried, up to the mount itself.
     for line in cgroups.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -74,14 +72,14 @@ def limit_files(cgroups: str) -> Iterator[str]:
 
 
 def _above(mount: str, path: str) -> Iterator[str]:
-    """Yield the directory of a group, and of every group above it."""
+    """Yield the directory of a control group, and of each of its parents."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     for end in range(len(parts), -1, -1):
         yield "/".join([mount, *parts[:end]])
 
 
 def memory_total(meminfo: str) -> int | None:
-    """Return the memory of the machine, given /proc/meminfo."""
+    """Return the memory of the machine in bytes, given the content of /proc/meminfo."""
     for line in meminfo.splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
@@ -91,8 +89,8 @@ def memory_total(meminfo: str) -> int | None:
     return None
 
 
-def socket_reach(read: Read | None = None) -> SocketLimits:
-    """Return how far the receive buffers of this machine's sockets reach."""
+def read_socket_limits(read: Read | None = None) -> SocketLimits:
+    """Return what the kernel of this machine allows for receive buffers."""
     read = read or _read
     autotuned = (read("/proc/sys/net/ipv4/tcp_rmem") or "").split()
     return SocketLimits(
@@ -102,7 +100,7 @@ def socket_reach(read: Read | None = None) -> SocketLimits:
 
 
 def _number(text: str | None) -> int | None:
-    """Read a number of bytes; None for what is none, as `max`."""
+    """Return a number of bytes; None where the text is not a number, as `max`."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() else None
 

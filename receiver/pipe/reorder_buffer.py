@@ -26,7 +26,8 @@ from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Grid, hole_segments
 from filestreamer.wire.sockets import memory
-from receiver.disk.store import InPlace, Staging
+from receiver.disk.readable import InPlace
+from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.memory.budget import Account
 

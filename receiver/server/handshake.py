@@ -12,7 +12,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
 from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
 from filestreamer.wire.opening import ReceiverOpening
 from filestreamer.wire.sockets.transport import Channel, Patience, format_address, prepare
-from receiver.memory.connection_budget import ConnectionBudget, bound
+from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 DRAIN_READS: Final = 16
 """How much of what a stranger went on sending is read before it is closed: at most this many times 64 KiB."""
@@ -161,7 +161,7 @@ class Handshake:
         Raises ConnectionLost where it is gone, MemoryError.
         """
         try:
-            bound(self.socket, connection_budget)
+            limit_socket_buffers(self.socket, connection_budget)
             prepare(self.socket, user_timeout)
         except OSError as error:
             raise ConnectionLost(str(error.strerror)) from None

@@ -13,7 +13,10 @@ from typing import Final
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share
-from receiver.disk.store import Destination, InPlace, Staging, check_name
+from receiver.disk.destination import Destination
+from receiver.disk.paths import check_name
+from receiver.disk.readable import InPlace
+from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File, SourceVersion
 from receiver.memory.budget import Account
@@ -146,8 +149,8 @@ class Registry:
     def _content(self, entry: m.Entry, file_share: FileShare, reserved_bytes: int) -> Staging | InPlace:
         """Stage a file; where a shard comes again after the commit, open what was committed. Raises TransferFailed."""
         name = file_share.file.name
-        in_place = self._destination.in_place(name, entry, file_share.grid) if file_share.share.count > 1 else None
-        return in_place or self._destination.stage(name, entry, file_share.grid, reserved_bytes)
+        in_place = InPlace.open(self._destination, name, entry, file_share.grid) if file_share.share.count > 1 else None
+        return in_place or Staging.open_single_file(self._destination, name, entry, file_share.grid, reserved_bytes)
 
     def _failing(self, file: File) -> Callable[[FilestreamerError], None]:
         """Return what ends every transfer of a file for an error."""

@@ -35,7 +35,7 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import ReceiverOpening, random_id
-from receiver.disk.store import Destination
+from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.memory import process_limit as memory
 from receiver.memory.budget import Account, Budget
@@ -122,7 +122,7 @@ class Server:
         for_peers = memory.budget_bytes(limit)
         self._handshakes_most = min(HANDSHAKES, max(HANDSHAKES_MIN, for_peers // HANDSHAKES_SHARE // HANDSHAKE_BYTES))
         self._budget = Budget(for_peers - self._handshakes_most * HANDSHAKE_BYTES)
-        self._reach = memory.socket_reach()._replace(secured_bytes=0 if self._tls is None else SECURED_BYTES)
+        self._reach = memory.read_socket_limits()._replace(secured_bytes=0 if self._tls is None else SECURED_BYTES)
 
     # --- the selector thread
 

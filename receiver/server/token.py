@@ -15,7 +15,8 @@ from filestreamer.settings import own_token
 from filestreamer.settings.own_token import is_loopback
 from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
 from filestreamer.wire.errors import Code, from_os_error
-from receiver.disk.store import STAGING, Destination
+from receiver.disk.destination import Destination
+from receiver.disk.paths import STAGING
 from receiver.pipe.standard_output import OpenFile
 from receiver.settings import ReceiverSettings
 
@@ -55,7 +56,7 @@ def _kept(destination: Destination) -> Chosen:
     """Read the token that an earlier run kept, or make one and keep it."""
     path = os.path.join(destination.path, STAGING, _NAME)
     try:
-        staging = destination.staging(create=True)
+        staging = destination.open_staging(create=True)
         try:
             kept = _read(staging)
             return Chosen(kept, path) if kept is not None else Chosen(_make(staging), path, is_new=True)

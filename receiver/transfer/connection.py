@@ -28,7 +28,7 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import IncomingSegment, LedgerWriter
-from receiver.memory.connection_budget import ConnectionBudget, bound
+from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.connection_set import ConnectionSet
 
@@ -108,7 +108,7 @@ class DataConnection(threading.Thread):
     def _shrink(self) -> None:
         """Do with less where others need memory: a step for each chunk, at most one a second."""
         if self._shrunk_at < self._begun_at and (to := self._connection_set.shrunk(self._seat)) is not None:
-            bound(self.channel.socket, to)
+            limit_socket_buffers(self.channel.socket, to)
             self._connection_set.shrink(self._seat, to)
             self._seat, self._shrunk_at = to, self._begun_at + 1.0
 

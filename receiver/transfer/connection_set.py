@@ -15,7 +15,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, 
 from receiver.file.target import LEAVE_SECONDS, IncomingSegment, Target
 from receiver.memory.budget import Account
 from receiver.memory.connection_budget import SMALL, ConnectionBudget, borrow, smaller
-from receiver.memory.process_limit import SocketLimits, socket_reach
+from receiver.memory.process_limit import SocketLimits, read_socket_limits
 
 if TYPE_CHECKING:
     from receiver.transfer.connection import DataConnection
@@ -46,7 +46,7 @@ class ConnectionSet:
         self._counters = counters
         self.most = connections
         self._account = account
-        self._reach = socket_limits or socket_reach()
+        self._reach = socket_limits or read_socket_limits()
         self._is_over = is_over
         self._lock = threading.Lock()
         self._connections: dict[int, DataConnection] = {}

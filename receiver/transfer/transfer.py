@@ -30,7 +30,7 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
-from receiver.disk.store import check_path
+from receiver.disk.paths import check_path
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher

@@ -18,7 +18,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import RemoteProtocolError
-from receiver.disk.store import StagingMark
+from receiver.disk.closed_staging import StagingMark
 from receiver.tree import part_state as state
 from receiver.tree.open_large_file import TABLE, UNSEEN, WHOLE_DIGESTS, Large
 from receiver.tree.part_state import PartState

@@ -54,7 +54,7 @@ class OpenFiles:
         self._files: OrderedDict[OpenLargeFile, tuple[PartState, int, float]] = OrderedDict()
         self._free_bytes = TABLE_BYTES
         self._is_over = False
-        self._places.enter(self)
+        self._places.add_tree(self)
 
     def __len__(self) -> int:
         with self._lock:
@@ -177,4 +177,4 @@ class OpenFiles:
 
     def close(self) -> None:
         """Give all places back."""
-        self._places.leave(self)
+        self._places.remove_tree(self)

@@ -26,16 +26,12 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk import descriptors
-from receiver.disk.store import (
-    TREE_SUFFIX,
-    ClosedStaging,
-    Destination,
-    clear_tree,
-    is_named,
-    owner,
-    put_in_place,
-    shown_path,
-)
+from receiver.disk.closed_staging import ClosedStaging
+from receiver.disk.commit import MODE_BITS, put_in_place
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.lock import is_named
+from receiver.disk.paths import TREE_SUFFIX
+from receiver.disk.sweep import clear_tree
 
 BATCH_FILES: Final = 8192
 BATCH_BYTES: Final = 256 * limits.MIB
@@ -45,7 +41,6 @@ BACKLOG_BATCHES: Final = 4
 """How many batches may wait before connections do."""
 SHELVES: Final = 16
 """Directories in the staging of a tree: two threads that change one directory wait for each other."""
-MODE_BITS: Final = 0o777
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_TRIES: Final = 3
 
@@ -165,16 +160,6 @@ def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:
     return True
 
 
-def put_attributes(fd: int, entry: Entry, *, mode_is_right: bool = False) -> None:
-    """Give an open file or directory the owner, mode and times of its entry. Raises OSError."""
-    if owner(entry) != (-1, -1):
-        os.fchown(fd, *owner(entry))
-        mode_is_right = False
-    if not mode_is_right:
-        os.fchmod(fd, entry.mode & MODE_BITS)
-    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-
-
 class TreeStaging:
     """`.filestreamer/KEY.tree/`: complete files of a tree until they are put in place. Its flock keeps others away."""
 
@@ -209,7 +194,7 @@ class TreeStaging:
     def _open(self, shown: str) -> None:
         for _ in range(_RENAME_TRIES):
             with contextlib.suppress(FileNotFoundError):  # somebody tidied up just now
-                self._staging_fd = self._destination.staging(create=True)
+                self._staging_fd = self._destination.open_staging(create=True)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(self._name, 0o700, dir_fd=self._staging_fd)
                 self.fd = os.open(self._name, _OPEN_DIRECTORY, dir_fd=self._staging_fd)

@@ -15,10 +15,10 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
-from receiver.disk.exclusive import rename_new
-from receiver.disk.store import Destination, owner, shown_path
+from receiver.disk.commit import MODE_BITS, owner, put_attributes, rename_new
+from receiver.disk.destination import Destination, shown_path
 from receiver.tree import part_state as state
-from receiver.tree.committer import MODE_BITS, Committer, Directories, StagedFile, TreeStaging, put_attributes
+from receiver.tree.committer import Committer, Directories, StagedFile, TreeStaging
 from receiver.tree.part_state import PartState
 from receiver.tree.small_file import make_file
 from receiver.tree.spool import Spool

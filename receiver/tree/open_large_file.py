@@ -12,8 +12,9 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import WHOLE, Grid, hole_segments
+from receiver.disk.closed_staging import StagingMark
 from receiver.disk.ledger import UNKNOWN_DIGEST
-from receiver.disk.store import Staging, StagingMark
+from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
 from receiver.file.target import Connection

@@ -5,9 +5,10 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry
-from receiver.disk.store import write_at
+from receiver.disk.commit import put_attributes
+from receiver.disk.space import write_at
 from receiver.file.target import Connection
-from receiver.tree.committer import TreeStaging, put_attributes
+from receiver.tree.committer import TreeStaging
 
 
 class SmallFile:

@@ -11,7 +11,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, from_os_error
-from receiver.disk.store import write_at
+from receiver.disk.space import write_at
 
 GATHER_BYTES: Final = 64 * limits.KIB
 _OPEN: Final = os.O_RDWR | os.O_CLOEXEC

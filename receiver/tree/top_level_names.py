@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from filestreamer.wire.digests import checksum
 
 if TYPE_CHECKING:
-    from receiver.disk.store import Destination
+    from receiver.disk.destination import Destination
 
 _FIRST_SLOTS: Final = 1024
 

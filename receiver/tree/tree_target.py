@@ -21,7 +21,8 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid, count_chunks
-from receiver.disk.store import Staging, check_path
+from receiver.disk.paths import check_path, staging_key
+from receiver.disk.sweep import drop_ledger, staged_keys
 from receiver.file.chunk_states import CLAIMED, runs
 from receiver.file.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches
 from receiver.file.target import Connection, IncomingSegment, Step
@@ -284,13 +285,13 @@ class TreeTarget:
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left something of a large file."""
         if self._claimable is None:
-            self._claimable = self._destination.staged_keys()
-        return Staging.key(path) in self._claimable
+            self._claimable = staged_keys(self._destination)
+        return staging_key(path) in self._claimable
 
     def _drop_ledger(self, path: bytes) -> None:
         """Remove what a crash right after the rename left of a file that is in place."""
         try:
-            self._destination.drop_ledger(path)
+            drop_ledger(self._destination, path)
         except OSError as error:
             what = f"can't remove the ledger of {self._preparer.shown(path)}"
             raise from_os_error(error, Code.DESTINATION, what) from None

@@ -23,7 +23,10 @@ from filestreamer.wire.errors import (
     from_os_error,
 )
 from filestreamer.wire.grid import Grid
-from receiver.disk.store import ClosedStaging, Destination, StagingMark, discard_staged, shown_path
+from receiver.disk.closed_staging import ClosedStaging, StagingMark
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.staging import Staging
+from receiver.disk.sweep import discard_staged
 from receiver.file.chunk_states import Delivery
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment
@@ -289,7 +292,7 @@ class TreeWriter:
             self._check_mark(large, entry)
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
-            file.open(lambda: self._destination.stage_below(entry.path, entry, file.grid, 0), self._failed)
+            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed)
             open_file = OpenLargeFile(file)
             if large.kind == TABLE:
                 large.restore(open_file, self._archive.spool)
@@ -463,8 +466,7 @@ class TreeWriter:
         """Close a file that is all here, with its mode and times; return what is to be put in place."""
         try:
             open_file.file.end_write_back()
-            open_file.staged.prepare()
-            return open_file.staged.kept()
+            return open_file.staged.prepare()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.content.path}") from None
         finally:

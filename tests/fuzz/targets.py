@@ -30,7 +30,7 @@ from filestreamer.wire.opening import ReceiverOpening, SenderOpening
 from filestreamer.wire.session import Session, Side
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from receiver.disk import ledger
-from receiver.disk.store import check_name
+from receiver.disk.paths import check_name
 from receiver.server.handshake import Handshake
 from tests.fuzz import corpus as corpora
 from tests.fuzz.corpus import Corpus, corpus

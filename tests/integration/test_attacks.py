@@ -22,7 +22,7 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
-from receiver.disk.store import Destination
+from receiver.disk.destination import Destination
 from receiver.server import token as receiver_token
 from receiver.settings import parse as parse_receiver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, ack, acknowledged

@@ -17,7 +17,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.grid import Grid, Share
-from receiver.disk.store import Destination
+from receiver.disk.destination import Destination
 from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import Step

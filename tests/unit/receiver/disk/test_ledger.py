@@ -150,7 +150,7 @@ MTIME_NS = -5
 def sealed(*records: tuple[int, bytes], share: Share = SHARE, grid: Grid = GRID) -> bytes:
     """Write a ledger of share 1/3 (segments 1, 4, 7), sealed, and of what follows it."""
     of_share = [(index, digest(index)) for index in (1, 4, 7)]
-    seal = ledger.seal(grid, MTIME_NS, share, root_digest(digest(index) for index in (1, 4, 7)))
+    seal = ledger.seal_digest(grid, MTIME_NS, share, root_digest(digest(index) for index in (1, 4, 7)))
     return ledger.encode_header(grid) + ledger.encode_records([*of_share, ledger.seal_record(share, seal), *records])
 
 
@@ -163,7 +163,7 @@ def is_sealed(content: bytes, share: Share = SHARE, mtime_ns: int = MTIME_NS) ->
 def test_the_bytes_of_a_seal() -> None:
     """They stay in destinations from one version to the next."""
     covered = struct.pack(">QQqQQ", 95, 10, MTIME_NS, 1, 3) + bytes(range(16))
-    seal = ledger.seal(GRID, MTIME_NS, SHARE, bytes(range(16)))
+    seal = ledger.seal_digest(GRID, MTIME_NS, SHARE, bytes(range(16)))
     assert seal == xxhash.xxh3_128_digest(covered)
     assert ledger.seal_record(SHARE, seal) == ((1 << 63) + (3 << 32) + 1, seal)
 

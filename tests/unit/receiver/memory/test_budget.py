@@ -101,7 +101,7 @@ def test_close_gives_everything_back() -> None:
     assert budget.used_bytes == TOTAL - 2 * MINIMUM
     account.close()
     assert budget.used_bytes == 0
-    account.give_back(5)  # late: it was given back
+    account.give_back(5)  # too late: close has given it back
     assert not account.try_borrow(1)
     assert budget.used_bytes == 0
 
@@ -310,7 +310,7 @@ def test_it_is_short_while_somebody_waits_and_a_moment_after_a_transfer_was_refu
     budget = Budget(TOTAL)
     account = budget.admit("a", MINIMUM)
     was_short = []
-    assert not account.try_borrow(TOTAL)  # who wanted more only for speed
+    assert not account.try_borrow(TOTAL)  # a borrower that wants more only for speed
     was_short.append(budget.is_short)
     with pytest.raises(TransferFailed):
         budget.admit("b", TOTAL)

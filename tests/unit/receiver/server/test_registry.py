@@ -13,8 +13,9 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
-from receiver.disk import reserve
-from receiver.disk.store import Destination, Staging
+from receiver.disk import space
+from receiver.disk.destination import Destination
+from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File, Step
@@ -366,14 +367,14 @@ LARGE = Grid(128 * MIB, MIB)
 def taking(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Have the thread that takes space say when it begins, and go on when it is told to."""
     begun, go_on = threading.Event(), threading.Event()
-    real = reserve.fallocate
+    real = space.fallocate
 
     def fallocate(fd: int, offset: int, count: int) -> None:
         begun.set()
         go_on.wait(UNIT)
         real(fd, offset, count)
 
-    monkeypatch.setattr(reserve, "fallocate", fallocate)
+    monkeypatch.setattr(space, "fallocate", fallocate)
     yield begun, go_on
     go_on.set()
 

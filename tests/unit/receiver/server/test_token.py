@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed
-from receiver.disk.store import Destination
+from receiver.disk.destination import Destination
 from receiver.pipe.standard_output import Stdout
 from receiver.server import token
 from receiver.settings import ReceiverSettings
@@ -133,7 +133,7 @@ def test_tokens_differ(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "short", "\n" * 100])
 def test_a_kept_token_that_is_none_is_made_anew(destination: Destination, content: str) -> None:
-    os.close(destination.staging(create=True))
+    os.close(destination.open_staging(create=True))
     kept = Path(destination.path, ".filestreamer", "token")
     kept.write_text(content)
     made = choose(destination, "0.0.0.0")
@@ -143,7 +143,7 @@ def test_a_kept_token_that_is_none_is_made_anew(destination: Destination, conten
 
 
 def test_a_token_behind_a_symlink_is_not_followed(destination: Destination, tmp_path: Path) -> None:
-    os.close(destination.staging(create=True))
+    os.close(destination.open_staging(create=True))
     (tmp_path / "elsewhere").write_text("x" * 32)
     Path(destination.path, ".filestreamer", "token").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TransferFailed) as caught:

@@ -72,9 +72,9 @@ def test_names_are_found_and_others_are_not(seed: int) -> None:
 
 def test_places_are_shared() -> None:
     shared = DescriptorPool(4)
-    shared.enter("a")
+    shared.add_tree("a")
     assert [shared.try_take("a") for _ in range(5)] == [True] * 4 + [False]
-    shared.enter("b")
+    shared.add_tree("b")
     assert shared.try_take("b"), "one is for each tree, in any case"
     assert not shared.try_take("b")
     assert shared.excess("a") == 2
@@ -82,7 +82,7 @@ def test_places_are_shared() -> None:
     shared.give_back("a")
     assert shared.try_take("b")
     assert not shared.try_take("a")
-    shared.leave("b")
+    shared.remove_tree("b")
     assert [shared.try_take("a") for _ in range(3)] == [True, True, False]
 
 

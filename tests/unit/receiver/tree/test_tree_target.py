@@ -19,9 +19,13 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
-from receiver.disk import exclusive
+from receiver.disk import commit
+from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.descriptors import PLACES, DescriptorPool
-from receiver.disk.store import Destination, Staging
+from receiver.disk.destination import Destination
+from receiver.disk.paths import staging_key
+from receiver.disk.staging import Staging
+from receiver.disk.sweep import discard_older_than
 from receiver.file import shared_file
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.shared_file import File
@@ -455,7 +459,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
     if "link" in calls:
         monkeypatch.setattr(os, "link", fail)
     if "renameat2" in calls:
-        monkeypatch.setattr(exclusive, "_renameat2", None)
+        monkeypatch.setattr(commit, "_renameat2", None)
 
 
 @pytest.mark.parametrize("unable", [(), ("link",), ("link", "renameat2")], ids=["able", "no links", "no renameat2"])
@@ -1009,7 +1013,7 @@ def test_a_large_file_that_another_process_wrote_meanwhile(
     it.offer()
     assert it.send(m.Segment(1, 0, C))
     assert it.send(m.Segment(2, 0, C))
-    (noted,) = [path for path in (tmp_path / ".filestreamer").glob("*.ledger") if path.stem == Staging.key(b"t/a")]
+    (noted,) = [path for path in (tmp_path / ".filestreamer").glob("*.ledger") if path.stem == staging_key(b"t/a")]
     with noted.open("ab") as ledger:
         ledger.write(b"x")
     failure(Code.BUSY, it.begin, m.Segment(1, C, 100 - C))
@@ -1301,11 +1305,11 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     finished: list[tuple[str, bool]] = []
     finish = Staging.prepare
 
-    def prepare(staged: Staging) -> None:
+    def prepare(staged: Staging) -> ClosedStaging:
         finished.append((os.path.basename(staged.path), staged.fd >= 0))
         if staged.entry.uid is not None:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        finish(staged)
+        return finish(staged)
 
     monkeypatch.setattr(Staging, "prepare", prepare)
     tree = sample()
@@ -1500,7 +1504,7 @@ def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, moving: Make) 
     (copied / "3").mkdir()
     (copied / "3/8").write_bytes(b"left")
     other = Destination(str(tmp_path))
-    assert other.discard_older_than(None, 0) == (0, 0)
+    assert discard_older_than(other, None, 0) == (0, 0)
     os.close(other.fd)
     assert path.exists()  # in use
     assert not copied.exists()

@@ -1,0 +1,61 @@
+"""Paths below the destination: which ones a sender may write, how staged files are named (proto/README.md, "Paths").
+
+Pure: nothing here looks at the disk.
+"""
+
+import os
+import re
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code, TransferFailed
+
+STAGING: Final = ".filestreamer"
+"""The staging directory, at the top of the destination."""
+DATA_SUFFIX: Final = ".data"
+"""KEY.data has the bytes of an incomplete file, at their final offsets."""
+LEDGER_SUFFIX: Final = ".ledger"
+"""KEY.ledger lists the segments that are in KEY.data; its flock keeps other processes away from both files."""
+TREE_SUFFIX: Final = ".tree"
+"""KEY.tree/ has complete small files of a tree until they are renamed; its flock keeps other processes away."""
+OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+"""Flags of every open below the destination: a symlink that another user put there must not lead us out."""
+_UNSAFE: Final = re.compile(
+    rb"(?:^|/)(?:\.{0,2}|%s|[^/]{%d,})(?:/|\Z)|\0" % (re.escape(STAGING.encode()), limits.NAME_BYTES + 1)
+)
+"""Matches in every path that `check_path` refuses: one search for the many paths that are fine."""
+
+
+def check_path(path: bytes) -> None:
+    """Check the path of a manifest entry, relative to the destination. Raises TransferFailed(PATH).
+
+    Refused are NUL, '.', '..', empty components, absolute paths, `.filestreamer` as a component, and components that
+    are longer than a file system takes.
+    """
+    if not _UNSAFE.search(path):
+        return
+    parts = path.split(b"/")
+    if b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
+        reason = "absolute, '.', '..', empty component or NUL"
+    else:
+        reason = f"a component is {STAGING}, or longer than {limits.NAME_BYTES} bytes"
+    raise TransferFailed(Code.PATH, f"unsafe path {_quoted(path)} ({reason}): send it under another name")
+
+
+def check_name(path: bytes) -> bytes:
+    """Return a path that is one plain name, as a single file has it. Raises TransferFailed: as `check_path`, POLICY."""
+    check_path(path)
+    if b"/" in path:
+        raise TransferFailed(Code.POLICY, f"{_quoted(path)} has directories, but a single file needs a plain name")
+    return path
+
+
+def _quoted(path: bytes) -> str:
+    # A peer chose these bytes: escaped and cut, they can neither control a terminal nor fill a log.
+    return ascii(os.fsdecode(path[:80]))
+
+
+def staging_key(path: bytes) -> str:
+    """Return KEY, under which the file with this final path is staged: any later run finds it by its path."""
+    return segment_digest(path).hex()

@@ -1,0 +1,258 @@
+"""The space of a file on the disk: taken ahead of its bytes, given back where no bytes came, none for its holes.
+
+1. `FileSpace` takes space ahead of the bytes of one staged file (posix_fallocate(3)).
+2. `SpaceLender` decides how much, over all files that are staged in a destination.
+3. `write_at` writes bytes and leaves holes out; `has_data` and `missing_ranges` ask the disk where there are bytes.
+4. `free_ranges` and `free_unclaimed` give space back (punching holes, fallocate(2)).
+
+Why ahead: connections write at many offsets of one file at once. A file system that knows the size beforehand lays the
+file out in few extents, and each write has less to do under the lock of the inode. And no other process gets that space
+meanwhile.
+
+What a file may take ahead grows with what was written of it, so that a sender of few bytes never takes a large part of
+the disk: all of the file as long as all files together take no more than AHEAD_BYTES; beyond that, as much again as has
+been written of the file.
+"""
+
+import ctypes
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from filestreamer.wire.grid import outside_holes
+from filestreamer.wire.limits import BLOCK_BYTES, MIB
+from filestreamer.wire.messages import Hole
+from receiver.disk import ledger
+
+STEP_BYTES: Final = 256 * MIB
+"""What one call takes. A disk could take all at once; in memory each page costs time, and writers wait for it."""
+GRAIN_BYTES: Final = 64 * MIB
+"""The least that is taken in one step, except for the end of the file: many small extents are no layout."""
+AHEAD_BYTES: Final = 1024 * MIB
+"""What all staged files of a destination may have together beyond twice what was written of each."""
+FILE_SYSTEM_BLOCK_BYTES: Final = 4096
+"""Holes that are smaller than this free no space."""
+_PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system says that can't punch holes."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_fallocate: Final = getattr(_libc, "fallocate64", _libc.fallocate)
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class SpaceLender:
+    """Lends space ahead of their bytes to the files that are staged in one destination."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # protects `granted_bytes` and `is_on_its_own` of all files
+        self._files: set[FileSpace] = set()  # staged now; changed in one step each, and copied before it is walked
+
+    def add(self, file: "FileSpace") -> None:
+        """Count a file that is staged from now on."""
+        self._files.add(file)
+
+    def remove(self, file: "FileSpace") -> None:
+        """Count a file no longer. Idempotent."""
+        self._files.discard(file)
+
+    def ahead_bytes(self) -> int:
+        """Return about how much space the files have taken that they have not written to yet."""
+        return sum([file.ahead_bytes for file in tuple(self._files)])
+
+    def grant(self, file: "FileSpace", count: int) -> int:
+        """Return how many of `count` bytes a file may take ahead; 0 where that is less than is worth a call.
+
+        A file that was refused once, because AHEAD_BYTES were lent, gets no more than it has earned from then on.
+        """
+        enough_bytes = min(count, GRAIN_BYTES)
+        if file.is_on_its_own and file.earned_bytes < enough_bytes:
+            return 0
+        with self._lock:
+            lent_bytes = sum([max(0, -other.earned_bytes) for other in tuple(self._files)])
+            left_bytes = 0 if file.is_on_its_own else max(0, AHEAD_BYTES - lent_bytes)
+            granted_bytes = min(count, left_bytes + max(0, file.earned_bytes))
+            if granted_bytes < enough_bytes:
+                file.is_on_its_own = True
+                return 0
+            file.granted_bytes += granted_bytes
+            return granted_bytes
+
+
+class FileSpace:
+    """The space of one staged file: what was taken ahead, and what was written. One thread takes, any thread writes."""
+
+    def __init__(self, lender: SpaceLender, size: int, holes: Iterable[tuple[int, int]]) -> None:
+        """Take nothing yet of a file of `size` bytes with these holes (offset, length)."""
+        self._lender = lender
+        self.granted_bytes = 0
+        """What was taken ahead, or is about to be."""
+        self.is_on_its_own = False
+        """Whether the lender has refused this file once: it may take no more than it has earned."""
+        self._ranges = outside_holes(0, size, holes)
+        self._at, self._end = next(self._ranges, (0, 0))
+        """The range that is to be taken next."""
+        self._fd = -1
+        self._was_there_bytes = 0
+        """What earlier runs left of the file, in bytes on the disk."""
+        self._written_bytes: dict[int, int] = {}
+        """By thread ident. No lock: each thread changes its own count alone."""
+
+    def open(self, fd: int) -> None:
+        """Begin with the space that the open file has by now."""
+        self._was_there_bytes = os.fstat(fd).st_blocks * 512
+        self._fd = fd
+        self._lender.add(self)
+
+    def close(self) -> None:
+        """Take nothing any more, and count no longer for other files. Idempotent."""
+        self._lender.remove(self)
+        self._fd = -1  # once it is closed, the number may be another file's
+
+    def take(self, is_over: Callable[[], bool]) -> bool:
+        """Take space ahead, as much as the lender grants by now, until `is_over`.
+
+        Return whether nothing is left to be taken. Raises OSError where the disk or a quota is full (ENOSPC, EDQUOT). A
+        file system that can't take space ahead is left alone.
+        """
+        try:
+            while self._at < self._end:
+                if is_over():
+                    return False
+                count = self._lender.grant(self, min(STEP_BYTES, self._end - self._at))
+                if not count:
+                    return False
+                fallocate(self._fd, self._at, count)
+                self._at += count
+                if self._at == self._end:
+                    self._at, self._end = next(self._ranges, (0, 0))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        return True
+
+    def count_written(self, count: int) -> None:
+        """Count bytes that this thread has written."""
+        thread = threading.get_ident()
+        self._written_bytes[thread] = self._written_bytes.get(thread, 0) + count
+
+    @property
+    def taken_bytes(self) -> int:
+        """About how many bytes the file has on the disk by now; what was written twice counts twice."""
+        return self._was_there_bytes + sum(list(self._written_bytes.values()))
+
+    @property
+    def earned_bytes(self) -> int:
+        """How much more the file may take for what was written of it; below zero: what it has borrowed beyond that."""
+        return 2 * self.taken_bytes - self.granted_bytes
+
+    @property
+    def ahead_bytes(self) -> int:
+        """About how much of the space that was taken ahead is still to be written to."""
+        try:
+            return max(0, os.fstat(self._fd).st_blocks * 512 - self.taken_bytes)
+        except OSError:  # the file was closed a moment ago
+            return 0
+
+
+# --------------------------------------------------------------------------------------------------------------- holes
+
+
+def write_at(fd: int, view: memoryview, offset: int, holes: Sequence[Hole]) -> None:
+    """Write all of `view` at this offset of a file, but for what lies in its holes. Raises OSError."""
+    if holes:
+        for start, end in outside_holes(offset, offset + len(view), holes):
+            write_at(fd, view[start - offset : end - offset], start, ())
+        return
+    written = os.pwrite(fd, view, offset)
+    while written < len(view):
+        written += os.pwrite(fd, view[written:], offset + written)
+
+
+def has_data(fd: int, hole: Hole) -> bool:
+    """Return whether a file has anything but zeros in this range. Raises OSError.
+
+    Where the disk can't tell, all of the range is read.
+    """
+    at, end = hole.offset, hole.offset + hole.length
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but holes up to the end of the file
+                return False
+        content = os.pread(fd, max(0, min(end - at, BLOCK_BYTES)), at)
+        if any(content):
+            return True
+        at += len(content)
+        if not content:
+            return False
+    return False
+
+
+def missing_ranges(fd: int, size: int, holes: Sequence[Hole]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [start, end) of a file, outside of its holes, for which the disk has no bytes."""
+    for start, end in outside_holes(0, size, holes):
+        at = start
+        while (at := _seek(fd, at, os.SEEK_HOLE, end)) < end:
+            yield at, (at := min(end, _seek(fd, at, os.SEEK_DATA, end)))
+
+
+def _seek(fd: int, at: int, how: int, otherwise: int) -> int:
+    try:
+        return os.lseek(fd, at, how)
+    except OSError:  # there is none, or the file system can't tell
+        return otherwise
+
+
+# -------------------------------------------------------------------------------------------------------- giving back
+
+
+def free_ranges(fd: int, ranges: Iterable[tuple[int, int]], kept_end: int) -> None:
+    """Free the space of ranges [start, end) of a file whose bytes do not count. Raises OSError.
+
+    The last byte that counts ends at `kept_end`: a file system that can't punch holes has the file cut there.
+    """
+    size = os.fstat(fd).st_size
+    try:
+        for start, end in ranges:
+            # Only whole blocks can be freed; the last block of a file may be cut short by its end.
+            first = -(-start // FILE_SYSTEM_BLOCK_BYTES) * FILE_SYSTEM_BLOCK_BYTES
+            blocks = -(-end // FILE_SYSTEM_BLOCK_BYTES) if end >= size else end // FILE_SYSTEM_BLOCK_BYTES
+            last = blocks * FILE_SYSTEM_BLOCK_BYTES
+            if first < last:
+                punch(fd, first, last - first)
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+        if kept_end < size:
+            os.ftruncate(fd, kept_end)
+
+
+def free_unclaimed(fd: int, claims: ledger.Claims) -> None:
+    """Free the space of everything in a file that its ledger does not claim. Raises OSError."""
+    tail = ((claims.grid.size, size),) if (size := os.fstat(fd).st_size) > claims.grid.size else ()
+    free_ranges(fd, itertools.chain(ledger.unclaimed(claims), tail), ledger.claimed_end(claims))
+
+
+def fallocate(fd: int, offset: int, count: int) -> None:
+    """Take space for these bytes of a file. Raises OSError.
+
+    Not os.posix_fallocate: where a file system can't do it, that writes zeros instead.
+    """
+    _call_fallocate(fd, 0, offset, count)
+
+
+def punch(fd: int, offset: int, count: int) -> None:
+    """Free the space of these bytes, which read as zeros then; the size of the file stays. Raises OSError."""
+    _call_fallocate(fd, _PUNCH_HOLE, offset, count)
+
+
+def _call_fallocate(fd: int, mode: int, offset: int, count: int) -> None:
+    while _fallocate(fd, mode, offset, count):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))

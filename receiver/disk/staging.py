@@ -1,0 +1,383 @@
+"""The staging of one incomplete file: opened or resumed, written, and committed under its final name.
+
+Its files are KEY.data and KEY.ledger in the staging directory (`paths`), locked until `close`. Its life, in the order
+of this module: `open`; `write` and `record`, by the threads of the connections; then `commit`, or `seal` where other
+shards are missing, or `prepare` in a tree; then `close`.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.grid import Grid, Share
+from filestreamer.wire.messages import Entry
+from receiver.disk import ledger
+from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
+from receiver.disk.commit import put_attributes, put_in_place
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.ledger_file import LedgerFile
+from receiver.disk.lock import is_named, is_own, lock
+from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
+from receiver.disk.readable import Readable
+from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
+
+_OPEN_TRIES: Final = 3
+
+
+class Staging(Readable):
+    """One file in staging. `claims` is what its ledger says, on today's grid."""
+
+    # --- opening
+
+    @classmethod
+    def open_single_file(
+        cls, destination: Destination, name: bytes, entry: Entry, grid: Grid, reserved_bytes: int
+    ) -> "Staging":
+        """Open the staging of a file that goes to the top of the destination, if it may be put there.
+
+        Arguments and errors are those of `open`; EXISTS too.
+        """
+        try:
+            destination.check_final(name)
+            return cls.open(destination, name, entry, grid, reserved_bytes)
+        except OSError as error:
+            destination.tidy()
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown_path(destination, name)}") from None
+        except TransferFailed:
+            destination.tidy()
+            raise
+
+    @classmethod
+    def open(
+        cls, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int = 0
+    ) -> "Staging":
+        """Open the staging of a file, new or left by an earlier run, and lock it against other processes.
+
+        `path` is its final path; the caller has checked what is there. `reserved_bytes` is what other transfers are
+        still going to write here. Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is written).
+        """
+        shown = shown_path(destination, path)
+        try:
+            for _ in range(_OPEN_TRIES):
+                # Another transfer removes the staging directory when it leaves it empty, maybe just now: try again.
+                with contextlib.suppress(FileNotFoundError):
+                    return cls(destination, path, entry, grid, reserved_bytes)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: its staging directory is removed again and again")
+
+    def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
+        """Open it once (`open` tries again). Raises TransferFailed, OSError."""
+        super().__init__(shown_path(destination, path), -1)
+        self.entry = entry
+        self.holes = entry.holes
+        self.space = FileSpace(destination.space, entry.size, entry.holes)
+        self.expected_digest: Callable[[int], bytes] = lambda _: ledger.UNKNOWN_DIGEST
+        """Returns the digest that each segment must have, once all of them are written."""
+        self.is_lost = False
+        """Whether what was written can't be trusted: a sync failed, or another process changed the staging."""
+        self._destination = destination
+        self._grid = grid
+        self._final_name = path
+        self._key = staging_key(path)
+        self._data_name, self._ledger_name = self._key + DATA_SUFFIX, self._key + LEDGER_SUFFIX
+        self._ledger = LedgerFile()
+        self._is_locked = False
+        self._sync_mutex = threading.Lock()  # protects is_lost while a file is synced
+        self._staging_fd = destination.open_staging(create=True)
+        self._fds = [self._staging_fd]
+        """What `close` closes."""
+        try:
+            # The lock comes first: nothing is changed that may be another process's. Space comes second: a file that
+            # does not fit leaves what an earlier run brought as it is.
+            self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
+            self._is_locked = True
+            self._check_space(reserved_bytes)
+            self._drop_filled_holes()
+            if self._data_exists():
+                self.claims = self._ledger.load(grid)
+            else:  # a ledger without its bytes is what a crash after the rename leaves
+                self.claims = ledger.Claims.none(grid)
+                self._ledger.rewrite(grid, self.claims)
+            self.fd = self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
+            os.ftruncate(self.fd, entry.size)
+            self._free_unclaimed()
+            self.space.open(self.fd)
+        except BaseException:
+            if self._is_locked and not self._data_exists():
+                self.discard()  # an earlier run left nothing, so this one leaves nothing
+            self.close()
+            raise
+
+    def _open_file(self, name: str, flags: int, *, with_lock: bool = False) -> int:
+        """Open a file of this staging. Raises TransferFailed (BUSY, DESTINATION), OSError."""
+        fd = os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=self._staging_fd)
+        self._fds.append(fd)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is no plain file of ours: remove it")
+        if with_lock:
+            try:
+                lock(fd, name, self._staging_fd)
+            except BlockingIOError:
+                raise TransferFailed(Code.BUSY, f"{self.path} is locked by another process; retrying") from None
+        if status.st_nlink > 1:
+            # The other name may be the final one (a crash between link and unlink): never write into that file.
+            os.unlink(name, dir_fd=self._staging_fd)
+            return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
+        return fd
+
+    def _check_space(self, reserved_bytes: int) -> None:
+        """Check that what is missing of the file fits. Raises TransferFailed(NO_SPACE), OSError."""
+        try:
+            there_bytes = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            there_bytes = 0
+        missing_bytes = self._data_bytes() - there_bytes
+        free_bytes = self._destination.free_bytes() - reserved_bytes
+        if missing_bytes > free_bytes:
+            reason = f"{missing_bytes} bytes are missing and {max(0, free_bytes)} are free"
+            raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
+
+    def _drop_filled_holes(self) -> None:
+        """Remove the staged bytes if an earlier run wrote into what is a hole now. Raises OSError.
+
+        Nothing is written into holes, so that such bytes would stay.
+        """
+        if self.holes and self._data_exists():
+            fd = self._open_file(self._data_name, os.O_RDWR)
+            if any(has_data(fd, hole) for hole in self.holes):
+                os.unlink(self._data_name, dir_fd=self._staging_fd)
+
+    def _data_exists(self) -> bool:
+        try:
+            os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _data_bytes(self) -> int:
+        """Return how many bytes the file has outside of its holes."""
+        return self.entry.size - sum(hole.length for hole in self.holes)
+
+    def _free_unclaimed(self) -> None:
+        """Free what an earlier run had taken ahead: how much this one may take is decided anew. Raises OSError."""
+        if os.fstat(self.fd).st_blocks:
+            with contextlib.suppress(OSError):
+                free_unclaimed(self.fd, self.claims)
+                os.ftruncate(self.fd, self.entry.size)  # where no holes can be punched, the file was cut
+
+    # --- writing, by any thread
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes at this offset of the file. Raises TransferFailed: NO_SPACE, DESTINATION."""
+        try:
+            write_at(self.fd, view, offset, self.holes)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+        self.space.count_written(len(view))
+
+    def append(self, view: memoryview, size: int) -> None:
+        """Write the next bytes of a stream that has `size` bytes by now. Raises TransferFailed: as `write`."""
+        there_bytes = os.fstat(self.fd).st_size
+        if there_bytes != size:
+            raise self._poisoned(f"it has {there_bytes} bytes, and {size} were written")
+        self.write(view, size)
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Append (segment, digest) pairs to the ledger; the caller acknowledges the segments only after that.
+
+        Raises TransferFailed: NO_SPACE, DESTINATION.
+        """
+        try:
+            self._ledger.append(ledger.encode_records(records))
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write the ledger of {self.path}") from None
+
+    # --- beside the writing threads
+
+    def reserve(self, is_over: Callable[[], bool]) -> bool:
+        """Take space ahead of the bytes, as much as may be taken by now, until `is_over`.
+
+        Return whether all of it is taken. Raises TransferFailed(NO_SPACE).
+        """
+        try:
+            return self.space.take(is_over)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+
+    def write_back(self) -> None:
+        """Have the kernel write dirty pages to the disk, so that the last sync is short. Raises as `commit` does."""
+        try:
+            self._sync(os.fdatasync)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+
+    def _sync(self, sync: Callable[[int], None]) -> None:
+        """Sync the bytes. Raises OSError, and discards the staging, where that fails; every later sync fails, too."""
+        with self._sync_mutex:
+            # The kernel tells a failed write once for each open file, and then takes its pages for clean. A second sync
+            # would succeed though bytes are missing, and hashing would read the pages that are only in memory.
+            if self.is_lost:
+                raise OSError(errno.EIO, "an earlier sync failed")
+            try:
+                sync(self.fd)
+            except OSError:
+                self.is_lost = True
+                self.discard()
+                raise
+
+    # --- the end of a file that is complete, or of a share of it
+
+    def commit(self) -> None:
+        """Put the complete file under its final name, durably. No thread writes any more.
+
+        A crash between any two steps leaves the staged file or the final one, and never half of it under the final
+        name. Raises TransferFailed: DESTINATION, NO_SPACE, EXISTS. A failed sync discards the staging.
+        """
+        try:
+            self._cut_and_put_attributes()
+            # Before the rename: a crash must not leave the final name on a file whose bytes are not on the disk.
+            self._sync(os.fsync)
+            self._check_named()
+            self._check_whole()
+            put_in_place(
+                self._data_name,
+                self._final_name,
+                self._staging_fd,
+                self._destination.fd,
+                replace=self._destination.replace,
+            )
+            # Before the sender hears that the file is complete: the rename itself is durable only by this.
+            os.fsync(self._destination.fd)
+            # Last: as long as the file may be in staging after a crash, its ledger must be there to resume it.
+            if self._has_lock():
+                os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+            self._destination.tidy()
+        except FileExistsError:
+            reason = f"{self.path} exists by now, and --no-replace forbids replacing it"
+            raise TransferFailed(Code.EXISTS, reason) from None
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
+
+    def _cut_and_put_attributes(self) -> None:
+        """Give the file its size, owner, mode and times. Raises OSError."""
+        # Bytes beyond the end are not ours. A file that is too short must stay so, for `_check_whole` to find it.
+        if os.fstat(self.fd).st_size > self.entry.size:
+            os.ftruncate(self.fd, self.entry.size)
+        put_attributes(self.fd, self.entry)
+
+    def seal(self, share: Share, root: bytes) -> None:
+        """Make a share durable in staging that its sender has finished, and note that in the ledger.
+
+        `root` is the root digest of the share. Raises as `commit` does.
+        """
+        try:
+            # Before the seal: it says that the bytes of the share are on the disk.
+            self._sync(os.fsync)
+            digest = ledger.seal_digest(self._grid, self.entry.mtime_ns, share, root)
+            self._ledger.append(ledger.encode_records([ledger.seal_record(share, digest)]))
+            # Before the sender hears that its share is complete: the seal, both names, and the staging directory.
+            os.fsync(self._ledger.fd)
+            os.fsync(self._staging_fd)
+            os.fsync(self._destination.fd)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {self.path}") from None
+
+    def prepare(self) -> ClosedStaging:
+        """Finish a complete file of a tree, up to its sync and its rename: these come for many files at once.
+
+        Return what puts the file in place after it was closed here. Raises TransferFailed(DESTINATION), OSError.
+        """
+        with self._sync_mutex:
+            if self.is_lost:
+                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the transfer again")
+        self._cut_and_put_attributes()
+        self._check_named()
+        self._check_whole()
+        return ClosedStaging(self._key, identity_of(os.fstat(self.fd)))
+
+    def mark(self) -> StagingMark | None:
+        """Return what this staging looks like, while no thread writes; None where nothing was noted. Raises OSError."""
+        if not self._ledger.has_records:
+            return None
+        noted = os.fstat(self._ledger.fd)
+        return StagingMark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
+
+    # --- what another process may have done to it
+
+    def _has_lock(self) -> bool:
+        """Return whether our lock still protects the names in staging: another process may have removed our ledger."""
+        return self._is_locked and is_named(self._ledger.fd, self._ledger_name, self._staging_fd)
+
+    def _check_named(self) -> None:
+        """Check that both files of this staging still have their names. Raises TransferFailed(DESTINATION), OSError."""
+        if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
+            reason = "another process replaced its staging: run the transfer again"
+            raise TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
+
+    def _check_whole(self) -> None:
+        """Check that all bytes that were written are still there. Raises TransferFailed(DESTINATION), OSError."""
+        status = os.fstat(self.fd)
+        if status.st_size != self.entry.size:
+            raise self._poisoned(f"it has {status.st_size} bytes, and {self.entry.size} were written")
+        if not os.major(status.st_dev) and status.st_blocks * 512 >= self._data_bytes():
+            return  # a file system in memory: to look for holes there would visit every page
+        # A file that was shortened and made longer again has holes where bytes were written. But a file system may also
+        # store zeros as holes: so what is in a hole is read and compared.
+        block = memoryview(bytearray(limits.BLOCK_BYTES))
+        grid = self._grid
+        for start, end in missing_ranges(self.fd, self.entry.size, self.holes):
+            for index in range(start // grid.chunk_size, min(grid.segments, -(-end // grid.chunk_size))):
+                if self.digest(block, grid, index) != self.expected_digest(index):
+                    raise self._poisoned(f"bytes {start} to {end} are gone")
+
+    def _poisoned(self, what: str) -> TransferFailed:
+        """Trust nothing of it until it is opened again, which hashes what is there; return the error that says so."""
+        self.is_lost = True
+        reason = f"another process changed its staging ({what}): run the transfer again"
+        return TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
+
+    # --- the end
+
+    def discard(self) -> None:
+        """Remove the staged bytes and their ledger, unless the names are another process's by now."""
+        with contextlib.suppress(OSError):
+            if self._has_lock():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._data_name, dir_fd=self._staging_fd)
+                os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+
+    def give_back(self, ranges: Iterable[tuple[int, int]], kept_end: int) -> None:
+        """Free the space of ranges [start, end) that did not come, now that no thread writes any more.
+
+        The last byte that is to be kept ends at `kept_end`. Nothing is done to a file that was committed meanwhile, or
+        whose staging is another process's by now.
+        """
+        with contextlib.suppress(OSError):
+            if self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd) and is_own(os.fstat(self.fd)):
+                free_ranges(self.fd, ranges, kept_end)
+
+    def close(self) -> None:
+        """Release the descriptors, and with them the lock. Idempotent. Raises OSError after all are closed."""
+        self.space.close()
+        if self._fds:
+            with contextlib.suppress(OSError):
+                # Bytes that no ledger notes can't be resumed: they would only take space.
+                if self._is_locked and not self._ledger.has_records:
+                    self.discard()
+        # From now on another file may get these numbers, and a thread that comes too late must not touch it.
+        self.fd = self._ledger.fd = self._staging_fd = -1
+        try:
+            while self._fds:
+                os.close(self._fds.pop())
+        except OSError:  # close(2) tells of a failed write; the other descriptors are still open
+            self.close()
+            raise
+        self._destination.tidy()

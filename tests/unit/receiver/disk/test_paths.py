@@ -1,0 +1,39 @@
+"""Paths: which names may be written, and how names of a peer are shown."""
+
+import pytest
+
+from filestreamer.wire.errors import Code
+from receiver.disk.paths import check_name
+from tests.support.staged_file import failure
+
+
+@pytest.mark.parametrize(
+    "name", [b"f", b"x" * 255, b"..f", b"f..", b" ", b"\n", b"\xff\xfe", b".filestreamer2", b"-", b"a\\b"]
+)
+def test_names_that_may_be_written(name: bytes) -> None:
+    assert name == check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"", b".", b"..", b"/", b"/f", b"//f", b"../f", b"f/..", b"f/../g", b"./f", b"f/.", b"f/", b"f//g"),
+        *(b"\0", b"f\0", b"\0f", b".filestreamer", b".filestreamer/f", b"f/.filestreamer"),
+        *(b"x" * 256, b"f/" + b"x" * 256),
+    ],
+    ids=repr,
+)
+def test_names_that_may_not(name: bytes) -> None:
+    failure(Code.PATH, check_name, name)
+
+
+@pytest.mark.parametrize("name", [b"f/g", b"a/b/c/d"])
+def test_names_of_trees(name: bytes) -> None:
+    failure(Code.POLICY, check_name, name)
+
+
+def test_names_are_shown_escaped() -> None:
+    message = failure(Code.PATH, check_name, b"\x1b[2J\n\xff\0" + b"x" * 1000)
+    assert message.isascii()
+    assert message.isprintable()
+    assert len(message) < 500
