@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from receiver.file import chunk_states as chunk_states
-from receiver.tree import part_state as state
-from receiver.tree.part_state import PartState
-from receiver.tree.spool import Spool
+from receiver.tree.manifest import part_state as state
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
 
 
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:

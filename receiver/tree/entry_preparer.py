@@ -17,11 +17,11 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.exclusive import rename_new
 from receiver.disk.store import Destination, owner, shown_path
-from receiver.tree import part_state as state
-from receiver.tree.committer import MODE_BITS, Committer, Directories, StagedFile, TreeStaging, put_attributes
-from receiver.tree.part_state import PartState
-from receiver.tree.small_file import make_file
-from receiver.tree.spool import Spool
+from receiver.tree.commit.committer import MODE_BITS, Committer, Directories, StagedFile, TreeStaging, put_attributes
+from receiver.tree.commit.small_file import make_file
+from receiver.tree.manifest import part_state as state
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
 from receiver.tree.top_level_names import TopLevelNames
 
 _FIRST: Final = struct.Struct("=QI")

@@ -26,14 +26,14 @@ from receiver.file.chunk_states import CLAIMED, runs
 from receiver.file.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches
 from receiver.file.target import Connection, IncomingSegment, Step
 from receiver.memory.budget import Account
-from receiver.tree import part_state as state
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
-from receiver.tree.archive import Archive, cost_bytes
-from receiver.tree.committer import Committer, TreeStaging, sync_file_system
+from receiver.tree.commit.committer import Committer, TreeStaging, sync_file_system
 from receiver.tree.entry_preparer import EntryPreparer
-from receiver.tree.open_large_file import WHOLE_DIGESTS, Large
-from receiver.tree.part_state import PartState
-from receiver.tree.spool import Spool
+from receiver.tree.manifest import part_state as state
+from receiver.tree.manifest.archive import Archive, cost_bytes
+from receiver.tree.manifest.large_file import WHOLE_DIGESTS, Large
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
 from receiver.tree.top_level_names import TopLevelNames
 from receiver.tree.tree_writer import TreeWriter
 

@@ -28,13 +28,13 @@ from receiver.file.chunk_states import Delivery
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.memory.budget import Account
-from receiver.tree import part_state as state
-from receiver.tree.archive import Archive, cost_bytes
-from receiver.tree.cache import OpenFiles
-from receiver.tree.committer import Committer, StagedFile, TreeStaging
-from receiver.tree.open_large_file import TABLE, WHOLE_DIGESTS, Large, OpenLargeFile
-from receiver.tree.part_state import PartState
-from receiver.tree.small_file import DISCARD, SmallFile
+from receiver.tree.commit.committer import Committer, StagedFile, TreeStaging
+from receiver.tree.commit.small_file import DISCARD, SmallFile
+from receiver.tree.manifest import part_state as state
+from receiver.tree.manifest.archive import Archive, cost_bytes
+from receiver.tree.manifest.large_file import TABLE, WHOLE_DIGESTS, Large, OpenLargeFile
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.open_files import OpenFiles
 
 COPIES: Final = 4
 """Portions that were settled and are looked at again."""

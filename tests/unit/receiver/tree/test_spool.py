@@ -10,8 +10,8 @@ import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import DescriptorPool, directories, places
-from receiver.tree import spool as module
-from receiver.tree.spool import Spool
+from receiver.tree.manifest import spool as module
+from receiver.tree.manifest.spool import Spool
 from receiver.tree.top_level_names import Names
 
 

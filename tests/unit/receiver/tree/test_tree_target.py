@@ -26,10 +26,11 @@ from receiver.file import shared_file
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.shared_file import File
 from receiver.memory.budget import Budget
-from receiver.tree import cache, spool
-from receiver.tree import committer as place
+from receiver.tree import open_files as cache
 from receiver.tree import tree_target as tree
+from receiver.tree.commit import committer as place
 from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.manifest import spool
 from receiver.tree.top_level_names import TopLevelNames
 from receiver.tree.tree_target import TreeTarget
 from tests.support.peer import TreeSample

@@ -18,8 +18,8 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from receiver.file.target import Connection
-from receiver.tree.open_large_file import TABLE, Large
-from receiver.tree.small_file import SmallFile
+from receiver.tree.commit.small_file import SmallFile
+from receiver.tree.manifest.large_file import TABLE, Large
 
 NOTHING: Final = 0
 FREE: Final = 1

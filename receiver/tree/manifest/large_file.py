@@ -17,7 +17,7 @@ from receiver.disk.store import Staging, StagingMark
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
 from receiver.file.target import Connection
-from receiver.tree.spool import Spool
+from receiver.tree.manifest.spool import Spool
 
 UNSEEN: Final = 0
 """Nothing is known of its segments but what the state of the file says."""

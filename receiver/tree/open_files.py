@@ -16,8 +16,8 @@ from filestreamer.wire.errors import ConnectionLost
 from receiver.disk.descriptors import PLACES, DescriptorPool
 from receiver.file.target import Connection
 from receiver.memory.budget import Account
-from receiver.tree.open_large_file import Large, OpenLargeFile
-from receiver.tree.part_state import PartState
+from receiver.tree.manifest.large_file import Large, OpenLargeFile
+from receiver.tree.manifest.part_state import PartState
 
 SEGMENT_BYTES: Final = 1 + limits.DIGEST_BYTES
 TABLE_BYTES: Final = SEGMENT_BYTES * 64 * limits.KIB

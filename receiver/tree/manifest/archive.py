@@ -19,10 +19,10 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import RemoteProtocolError
 from receiver.disk.store import StagingMark
-from receiver.tree import part_state as state
-from receiver.tree.open_large_file import TABLE, UNSEEN, WHOLE_DIGESTS, Large
-from receiver.tree.part_state import PartState
-from receiver.tree.spool import Spool
+from receiver.tree.manifest import part_state as state
+from receiver.tree.manifest.large_file import TABLE, UNSEEN, WHOLE_DIGESTS, Large
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
 
 _RECORD: Final = struct.Struct("=QQQQQIIIII")
 _LARGE: Final = struct.Struct("=IIQQQQQ")

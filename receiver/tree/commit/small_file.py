@@ -7,7 +7,7 @@ from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.store import write_at
 from receiver.file.target import Connection
-from receiver.tree.committer import TreeStaging, put_attributes
+from receiver.tree.commit.committer import TreeStaging, put_attributes
 
 
 class SmallFile:
