@@ -21,7 +21,8 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share, hole_segments
 from receiver.disk.store import InPlace, Staging
-from receiver.file.chunk_states import CLAIMED, FREE, WRITING, ChunkStates
+from receiver.file.chunk_states import ChunkStates
+from receiver.file.states import CLAIMED, FREE, WRITING
 from receiver.memory.budget import Account
 
 WRITE_BACK_BYTES: Final = 64 * limits.MIB

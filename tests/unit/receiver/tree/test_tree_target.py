@@ -26,9 +26,10 @@ from receiver.file import shared_file
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.shared_file import File
 from receiver.memory.budget import Budget
-from receiver.tree import open_files as cache
+from receiver.tree import open_files
 from receiver.tree import tree_target as tree
 from receiver.tree.commit import committer as place
+from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.manifest import spool
 from receiver.tree.top_level_names import TopLevelNames
@@ -56,7 +57,7 @@ class Connection:
         """Leave everything, as a connection that is shut does."""
         assert seconds > 0
         self.was_ended = True
-        self._moving.tree.detach(self)
+        self._moving.tree.chunks.detach(self)
         return True
 
 
@@ -108,7 +109,7 @@ class Moving:
 
     def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
         """Announce a chunk."""
-        return self.tree.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
+        return self.tree.chunks.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
 
     def send(
         self,
@@ -127,7 +128,7 @@ class Moving:
                     part.sink.write(memoryview(payload)[at : at + half], part.segment.offset + at)
         told = [digest or segment_digest(self.sample.payload(segment)) for segment in segments]
         computed = [segment_digest(payload) for payload in payloads]
-        good = self.tree.end_chunk(connection or self.connection, parts, told, computed)
+        good = self.tree.chunks.end_chunk(connection or self.connection, parts, told, computed)
         for part, each in zip(parts, told, strict=True):
             if good and part.write and part.sink.ledger_writer is not None:
                 part.sink.ledger_writer.record([(part.position, each)])
@@ -325,7 +326,7 @@ def test_owner_that_may_not_be_given(moving: Make, monkeypatch: pytest.MonkeyPat
     it = moving(tree)
     it.offer()
     assert "not permitted" in failure(Code.DESTINATION, it.send, m.Segment(1, 0, 1))
-    it.tree.detach(it.connection)
+    it.tree.chunks.detach(it.connection)
 
 
 # ------------------------------------------------------------------------------------------------ what is there already
@@ -381,10 +382,11 @@ def test_a_file_that_goes_while_it_is_compared_is_needed(tmp_path: Path, moving:
     tree.add(b"t/f", b"content")
     moving(tree).move()
     it = moving(tree)
-    take, it.tree._rehash = it.tree._rehash, lambda *_: None  # type: ignore[method-assign]
+    preparer = it.tree._part_preparer
+    rehash, preparer.rehash = preparer.rehash, lambda *_: None  # type: ignore[method-assign]
     it.offer()
     (tmp_path / "t/f").unlink()
-    take(it.tree._tree_writer.part_state(0), [1])
+    rehash(it.tree._parts.get(0), [1])
     assert [needed(1)] == it.rehashed()
     it.send_all()
     it.finish()
@@ -544,7 +546,7 @@ def test_a_large_file_that_can_not_be_finished_behind_a_connection_that_leaves(t
     it.send_all()
     (data,) = (tmp_path / ".filestreamer").glob("*.data")
     os.truncate(data, 150)
-    failure(Code.DESTINATION, it.tree.detach, other)
+    failure(Code.DESTINATION, it.tree.chunks.detach, other)
     assert [error.code for error in it.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
 
 
@@ -576,7 +578,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving:
     it.send_all()
     before = sorted((tmp_path / ".filestreamer").rglob("*"))
     other = Destination(str(tmp_path))
-    assert "another process" in failure(Code.BUSY, place.TreeStaging, other, b"t")
+    assert "another process" in failure(Code.BUSY, TreeStaging, other, b"t")
     os.close(other.fd)
     assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
     it.finish()
@@ -597,13 +599,13 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Ma
     there.mkdir(parents=True)
     there.chmod(0o777)
     destination = Destination(str(tmp_path))
-    made = place.TreeStaging(destination, b"t")
+    made = TreeStaging(destination, b"t")
     assert stat.S_IMODE(there.stat().st_mode) == 0o700
     made.close()
     if os.geteuid() == 0:
         there.mkdir(parents=True)
         os.chown(there, 12345, 12345)
-        assert "somebody else" in failure(Code.DESTINATION, place.TreeStaging, destination, b"t")
+        assert "another user" in failure(Code.DESTINATION, TreeStaging, destination, b"t")
         assert there.exists()
     os.close(destination.fd)
 
@@ -691,7 +693,7 @@ def test_a_ledger_is_left_alone_when_its_file_is_complete(moving: Make) -> None:
     it.offer()
     (part,) = it.begin(m.Segment(1, 0, C))
     part.sink.write(memoryview(bytes(C)), 0)
-    assert it.tree.end_chunk(it.connection, [part], [segment_digest(bytes(C))], [segment_digest(bytes(C))])
+    assert it.tree.chunks.end_chunk(it.connection, [part], [segment_digest(bytes(C))], [segment_digest(bytes(C))])
     assert it.send(m.Segment(1, C, 36))
     it.tree._committer.flush()
     part.sink.record([(0, segment_digest(bytes(C)))])
@@ -789,9 +791,9 @@ def test_withdrawn_while_it_is_written(tmp_path: Path, moving: Make) -> None:
     tree.withdrawn = {1, 2}
     small[0].sink.write(memoryview(b"all"), 2)
     large[0].sink.write(memoryview(bytes(C)), 0)
-    assert not it.tree.end_chunk(it.connection, small, [bytes(16)], [segment_digest(b"small")])
-    it.tree.detach(Connection(it))
-    it.tree.detach(next(iter([large[0].sink.file.chunk_states.writer(0)])))
+    assert not it.tree.chunks.end_chunk(it.connection, small, [bytes(16)], [segment_digest(b"small")])
+    it.tree.chunks.detach(Connection(it))
+    it.tree.chunks.detach(next(iter([large[0].sink.file.chunk_states.writer(0)])))
     it.finish()
     assert os.listdir(tmp_path / "t") == []
     assert not (tmp_path / ".filestreamer").exists()
@@ -916,7 +918,7 @@ def test_an_empty_last_part(moving: Make) -> None:
 
 def test_parts_wait_unanswered_while_many_are_open(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """That holds the sender back, which may have four unanswered."""
-    monkeypatch.setattr(tree, "PARTS_OPEN", 2)
+    monkeypatch.setattr(tree, "PARTS_ACTIVE", 2)
     parts = sample(part_entries=1)
     for at in range(5):
         parts.add(b"t/%d" % at, b"%d" % at)
@@ -936,7 +938,7 @@ def test_parts_wait_unanswered_while_many_are_open(moving: Make, monkeypatch: py
 
 
 def test_parts_that_wait_are_listed_again(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "PARTS_OPEN", 1)
+    monkeypatch.setattr(tree, "PARTS_ACTIVE", 1)
     parts = sample(part_entries=2)
     parts.add(b"t/0", b"0")
     parts.add(b"t/1", b"1")
@@ -953,7 +955,7 @@ def test_parts_that_wait_are_listed_again(moving: Make, monkeypatch: pytest.Monk
 
 def test_a_few_large_files_are_open_at_once(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are set aside between their chunks, and none of them is sent again."""
-    monkeypatch.setattr(cache, "PLACES", DescriptorPool(2))
+    monkeypatch.setattr(open_files, "PLACES", DescriptorPool(2))
     large = sample()
     for at in range(20):
         large.add(b"t/%d" % at, os.urandom(200))
@@ -973,7 +975,7 @@ def test_a_few_large_files_are_open_at_once(tmp_path: Path, moving: Make, monkey
 def test_a_large_file_is_set_aside_with_what_no_ledger_notes_yet(
     tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PLACES", DescriptorPool(1))
+    monkeypatch.setattr(open_files, "PLACES", DescriptorPool(1))
     large = sample()
     large.add(b"t/a", b"a" * 100)
     large.add(b"t/b", b"b" * 100)
@@ -982,10 +984,10 @@ def test_a_large_file_is_set_aside_with_what_no_ledger_notes_yet(
     (part,) = it.begin(m.Segment(1, 0, C))
     part.sink.write(memoryview(b"a" * C), 0)
     digest = segment_digest(b"a" * C)
-    assert it.tree.end_chunk(it.connection, [part], [digest], [digest])
+    assert it.tree.chunks.end_chunk(it.connection, [part], [digest], [digest])
     assert it.send(m.Segment(2, 0, C))
     part.sink.ledger_writer.record([(0, part.sink.ledger_writer.digest(0))])
-    monkeypatch.setattr(cache, "PLACES", DescriptorPool(8))
+    monkeypatch.setattr(open_files, "PLACES", DescriptorPool(8))
     again = moving(sample_of(large))
     again.offer()
     told = again.rehashed() + again.rehashed()
@@ -1002,7 +1004,7 @@ def sample_of(other: TreeSample) -> TreeSample:
 def test_a_large_file_that_another_process_wrote_meanwhile(
     tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PLACES", DescriptorPool(1))
+    monkeypatch.setattr(open_files, "PLACES", DescriptorPool(1))
     large = sample()
     large.add(b"t/a", b"a" * 100)
     large.add(b"t/b", b"b" * 100)
@@ -1026,11 +1028,11 @@ def test_a_file_that_is_all_here_and_that_another_process_wrote_before_finish(tm
         assert first.send(m.Segment(1, at, C))
     it = moving(sample_of(large))
     it.offer()
-    while len(it.tree._tree_writer.files) and not it.tree.has_more:
+    while len(it.tree._large_files.open_files) and not it.tree.has_more:
         it.rehashed()
         it.send(m.Segment(1, 3 * C, 8))
     assert list(it.tree.more()) == []
-    assert not it.tree._tree_writer.under_way
+    assert not it.tree._parts.active
     (data,) = (tmp_path / ".filestreamer").glob("*.data")
     (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
     data.write_bytes(b"x" * 200)
@@ -1093,10 +1095,10 @@ def test_finish_answers_parts_that_wait(moving: Make, monkeypatch: pytest.Monkey
     parts.add(b"t/1", b"1")
     parts.directory(b"t/d")
     moving(parts).move()
-    monkeypatch.setattr(tree, "PARTS_OPEN", 0)
+    monkeypatch.setattr(tree, "PARTS_ACTIVE", 0)
     it = moving(parts)
     assert it.offer() == []
-    monkeypatch.setattr(tree, "PARTS_OPEN", 64)
+    monkeypatch.setattr(tree, "PARTS_ACTIVE", 64)
     told = list(it.tree.missing())
     assert told == [m.Held(1, 0, b"", (m.FileRange(1, 1),)), m.Held(2, 0, b"", (m.FileRange(2, 1),))]
 
@@ -1132,7 +1134,7 @@ def test_a_second_delivery_of_what_is_archived(moving: Make) -> None:
     it.offer()
     it.send_all()
     list(it.tree.more())
-    assert it.tree._tree_writer.open == {}
+    assert it.tree._parts.active == []
     for segment in (m.Segment(1, 0, 5), m.Segment(2, C, 36), m.Segment(2, 0, C)):
         assert it.send(segment)
         assert not it.send(segment, change=lambda payload: bytes(len(payload)), digest=segment_digest(b"other"))
@@ -1151,7 +1153,7 @@ def test_a_file_that_was_held_where_it_lies_is_sent_after_all(tmp_path: Path, mo
     it.offer()
     assert {1, 2} == {each.file_id for each in it.rehashed() if isinstance(each, m.Held)}
     list(it.tree.more())
-    assert it.tree._tree_writer.open == {}
+    assert it.tree._parts.active == []
     tree.contents[1], tree.contents[2] = b"SMALL", bytes(reversed(range(100)))
     it.send_all()
     it.finish()
@@ -1379,7 +1381,7 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
     with pytest.raises(OSError, match="quota"):
         it.tree.close(cleanly=True)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
-    assert it.tree._tree_writer.files not in PLACES._held
+    assert it.tree._large_files.open_files not in PLACES._held
 
 
 def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
@@ -1423,7 +1425,7 @@ def test_finish_says_what_is_missing(moving: Make) -> None:
     missing = list(it.tree.missing())
     assert m.Needed((m.FileRange(1, 1), m.FileRange(3, 1)), ()) in missing
     assert m.Needed((), (m.SegmentRange(2, 0, 1), m.SegmentRange(2, 2, 2))) in missing
-    it.tree.detach(it.connection)
+    it.tree.chunks.detach(it.connection)
     assert part.write
     it.send_all()
     it.finish()
@@ -1461,7 +1463,7 @@ def test_segments_that_are_none(moving: Make) -> None:
         (m.Segment(2, 0, C), m.Segment(2, 0, C)),
     ):
         failure(Code.PROTOCOL, it.begin, *segments)
-        it.tree.detach(it.connection)
+        it.tree.chunks.detach(it.connection)
     it.send_all()
     it.finish()
 
@@ -1484,7 +1486,7 @@ def test_a_file_that_another_connection_writes(moving: Make) -> None:
 
 def test_two_processes_do_not_receive_one_tree(tmp_path: Path, moving: Make) -> None:
     destination = moving(sample()).destination
-    assert "another process" in failure(Code.BUSY, place.TreeStaging, destination, b"t")
+    assert "another process" in failure(Code.BUSY, TreeStaging, destination, b"t")
 
 
 def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, moving: Make) -> None:
