@@ -1,0 +1,200 @@
+"""A tree at the receiver, without sockets: the steps of the sender are those of a test."""
+
+import os
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestreamer.process import log
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import encode
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from receiver.disk.store import Destination
+from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
+from receiver.memory.budget import Budget
+from receiver.tree.top_level_names import TopLevelNames
+from receiver.tree.tree_target import TreeTarget
+from tests.support.peer import TreeSample
+from tests.support.services import UNIT
+
+C = 64
+"""The chunk size, in bytes."""
+MTIME = 1_700_000_000_000_000_000
+
+
+class Connection:
+    """A data connection, as far as a tree knows it."""
+
+    connection_id = 0
+
+    def __init__(self, moving: "Moving") -> None:
+        self._moving = moving
+        self.was_ended = self.is_ended = False
+
+    def acknowledge(self) -> None:
+        """Nothing is gathered."""
+
+    def stop(self, seconds: float) -> bool:
+        """Leave everything, as a connection that is shut does."""
+        assert seconds > 0
+        self.was_ended = True
+        self._moving.tree.chunks.detach(self)
+        return True
+
+
+class Moving:
+    """A transfer of a tree: the sender's steps are the test's own."""
+
+    def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True, memory_bytes: int = 1 << 30) -> None:
+        self.sample = sample
+        self.counters = TransferCounters(bytes(16), "", m.RECEIVER_STAGES)
+        self.failures: list[FilestreamerError] = []
+        self.claimed: list[bytes] = []
+        self.nudges = 0
+        self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
+        self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
+        self.destination = Destination(str(path), replace=replace)
+        self.roots = TopLevelNames(self.destination, self._claim)
+        self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
+        self.tree = self.another(sample)
+        self.connection = Connection(self)
+
+    def another(self, sample: TreeSample) -> TreeTarget:
+        """Make a tree in this destination."""
+        return TreeTarget(
+            sample.offer,
+            self.roots,
+            root=sample.entries[0].path.split(b"/")[0],
+            account=self._account,
+            counters=self.counters,
+            rehasher=self._rehasher,
+            failed=self.failures.append,
+            nudge=self._nudge,
+            log=log.configure("receiver"),
+        )
+
+    def _claim(self, name: bytes) -> None:
+        self.claimed.append(name)
+        self.roots.take(name)
+
+    def _nudge(self) -> None:
+        self.nudges += 1
+
+    def offer(self, *parts: m.ManifestPart) -> list[m.Message]:
+        """List parts, all of them where none is given; return the answers."""
+        return [answer for part in parts or self.sample.parts for answer in self.tree.take_part(part, encode(part))]
+
+    def rehashed(self) -> list[m.Message]:
+        """Wait for a batch that was re-hashed; return the answers."""
+        return list(self.tree.take_rehashed(self._rehashed.get(timeout=UNIT)))
+
+    def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
+        """Announce a chunk."""
+        return self.tree.chunks.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
+
+    def send(
+        self,
+        *segments: m.Segment,
+        connection: Connection | None = None,
+        change: Callable[[bytes], bytes] = bytes,
+        digest: bytes | None = None,
+    ) -> bool:
+        """Send a chunk, in blocks of half a segment; whether it is acknowledged with OK."""
+        parts = self.begin(*segments, connection=connection)
+        payloads = [change(self.sample.payload(segment)) for segment in segments]
+        for part, payload in zip(parts, payloads, strict=True):
+            half = -(-len(payload) // 2)
+            for at in range(0, len(payload), half):
+                if part.write:
+                    part.sink.write(memoryview(payload)[at : at + half], part.segment.offset + at)
+        told = [digest or segment_digest(self.sample.payload(segment)) for segment in segments]
+        computed = [segment_digest(payload) for payload in payloads]
+        good = self.tree.chunks.end_chunk(connection or self.connection, parts, told, computed)
+        for part, each in zip(parts, told, strict=True):
+            if good and part.write and part.sink.ledger_writer is not None:
+                part.sink.ledger_writer.record([(part.position, each)])
+        return good
+
+    def send_all(self) -> None:
+        """Send every chunk that is to be sent."""
+        for segments in self.sample.chunks().values():
+            assert self.send(*segments)
+
+    def finish(self) -> None:
+        """Say Finish, and have everything committed."""
+        assert list(self.tree.missing()) == []
+        self.tree.finish(self.sample.finish)
+        step = self.tree.next_step()
+        assert callable(step)
+        step()
+        assert m.Complete(True) == self.tree.next_step()
+
+    def fail_to_commit(self, code: Code) -> str:
+        """Say Finish, and return the reason with which the commit fails, with this code."""
+        self.tree.finish(self.sample.finish)
+        step = self.tree.next_step()
+        assert callable(step)
+        return failure(code, step)
+
+    def leave(self) -> None:
+        """End, however far it came."""
+        self.tree.stop_writes()
+        assert self._rehasher.stop(UNIT)
+        self.tree.close(cleanly=True)
+        os.close(self.destination.fd)
+
+    def move(self) -> list[m.Message]:
+        """Move all of it, in order; return the answers."""
+        answers = self.offer()
+        self.send_all()
+        self.finish()
+        return answers
+
+
+Make = Callable[..., Moving]
+"""What the fixture `moving` is."""
+
+
+def sample(**more: Any) -> TreeSample:
+    """Return a tree with nothing but its root yet."""
+    made = TreeSample(C, **more)
+    made.directory(b"t", mtime_ns=MTIME)
+    return made
+
+
+def sample_of(other: TreeSample) -> TreeSample:
+    """Return the same tree once more."""
+    again = TreeSample(C)
+    again.entries, again.contents = list(other.entries), list(other.contents)
+    return again
+
+
+def two_large_files(size: int) -> TreeSample:
+    """Return a tree with two files, t/a and t/b, of so many bytes."""
+    made = sample()
+    made.add(b"t/a", b"a" * size)
+    made.add(b"t/b", b"b" * size)
+    return made
+
+
+def failure(code: Code, run: Callable[..., object], *args: Any) -> str:
+    """Return the reason with which this fails, with this code."""
+    with pytest.raises((TransferFailed, RemoteProtocolError)) as caught:
+        run(*args)
+    assert code is caught.value.code, caught.value.reason
+    return caught.value.reason
+
+
+def needed(*file_ids: int) -> m.Needed:
+    """Say that files are needed that follow each other."""
+    return m.Needed((m.FileRange(file_ids[0], len(file_ids)),), ())
+
+
+def staged(path: Path) -> list[str]:
+    """List the files that lie in staging."""
+    return sorted(str(each.relative_to(path)) for each in (path / ".filestreamer").rglob("*") if each.is_file())
