@@ -95,9 +95,12 @@ class PartTable:
     def activate(self, part_state: PartState) -> None:
         """Make this the active one: connections write into it from now on."""
         with self._lock:
-            part_state.is_active = True
-            self._active[part_state.number] = part_state
-            self._copies.pop(part_state.number, None)
+            self._activate(part_state)
+
+    def _activate(self, part_state: PartState) -> None:
+        part_state.is_active = True
+        self._active[part_state.number] = part_state
+        self._copies.pop(part_state.number, None)
 
     def activate_again(self, part_state: PartState, connection: Connection) -> None:
         """Make a copy the active one, when there is memory: `connection` waits for that.
@@ -109,9 +112,8 @@ class PartTable:
         with self._lock:
             is_first = part_state.number not in self._active and not part_state.is_archived
             if is_first:
-                part_state.is_active, part_state.borrowed_bytes = True, size
-                self._active[part_state.number] = part_state
-                self._copies.pop(part_state.number, None)
+                part_state.borrowed_bytes = size
+                self._activate(part_state)
         if not is_first:
             self._account.give_back(size)
 

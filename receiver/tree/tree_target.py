@@ -180,8 +180,7 @@ class TreeTarget:
         if len(active) >= PARTS_ACTIVE or self._committer.is_far_behind:
             return None
         latest = self._latest
-        is_latest = latest is not None and latest[0] == self._taken_up
-        part = latest[1] if latest is not None and is_latest else self._archive.part(self._taken_up)
+        part = latest[1] if latest is not None and latest[0] == self._taken_up else self._archive.part(self._taken_up)
         if not self._grow(len(part.entries)):
             return None
         # One part is admitted without borrowing, so that the transfer goes on whatever other transfers hold.

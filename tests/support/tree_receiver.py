@@ -28,27 +28,27 @@ MTIME = 1_700_000_000_000_000_000
 
 
 class Connection:
-    """A data connection, as far as a tree knows it."""
+    """A data connection, as far as a tree uses it."""
 
     connection_id = 0
 
-    def __init__(self, moving: "Moving") -> None:
-        self._moving = moving
-        self.was_ended = self.is_ended = False
+    def __init__(self, transfer: "TreeTransfer") -> None:
+        self._transfer = transfer
+        self.was_stopped = self.is_ended = False
 
     def acknowledge(self) -> None:
-        """Nothing is gathered."""
+        """Nothing waits to be acknowledged."""
 
     def stop(self, seconds: float) -> bool:
-        """Leave everything, as a connection that is shut does."""
+        """Take back what it was writing, as a connection does that ends."""
         assert seconds > 0
-        self.was_ended = True
-        self._moving.tree.chunks.detach(self)
+        self.was_stopped = True
+        self._transfer.tree.chunks.detach(self)
         return True
 
 
-class Moving:
-    """A transfer of a tree: the sender's steps are the test's own."""
+class TreeTransfer:
+    """A transfer of a tree: each step of the sender is a call of the test."""
 
     def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True, memory_bytes: int = 1 << 30) -> None:
         self.sample = sample
@@ -59,16 +59,16 @@ class Moving:
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
         self.destination = Destination(str(path), replace=replace)
-        self.roots = TopLevelNames(self.destination, self._claim)
+        self.top_level_names = TopLevelNames(self.destination, self._claim)
         self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
         self.tree = self.another(sample)
         self.connection = Connection(self)
 
     def another(self, sample: TreeSample) -> TreeTarget:
-        """Make a tree in this destination."""
+        """Begin to receive a tree into this destination."""
         return TreeTarget(
             sample.offer,
-            self.roots,
+            self.top_level_names,
             root=sample.entries[0].path.split(b"/")[0],
             account=self._account,
             counters=self.counters,
@@ -80,13 +80,13 @@ class Moving:
 
     def _claim(self, name: bytes) -> None:
         self.claimed.append(name)
-        self.roots.take(name)
+        self.top_level_names.take(name)
 
     def _nudge(self) -> None:
         self.nudges += 1
 
     def offer(self, *parts: m.ManifestPart) -> list[m.Message]:
-        """List parts, all of them where none is given; return the answers."""
+        """List these parts, or all parts; return the answers."""
         return [answer for part in parts or self.sample.parts for answer in self.tree.take_part(part, encode(part))]
 
     def rehashed(self) -> list[m.Message]:
@@ -94,7 +94,7 @@ class Moving:
         return list(self.tree.take_rehashed(self._rehashed.get(timeout=UNIT)))
 
     def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
-        """Announce a chunk."""
+        """Begin a chunk."""
         return self.tree.chunks.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
 
     def send(
@@ -105,19 +105,19 @@ class Moving:
         digest: bytes | None = None,
     ) -> bool:
         """Send a chunk, in blocks of half a segment; whether it is acknowledged with OK."""
-        parts = self.begin(*segments, connection=connection)
+        begun = self.begin(*segments, connection=connection)
         payloads = [change(self.sample.payload(segment)) for segment in segments]
-        for part, payload in zip(parts, payloads, strict=True):
+        for each, payload in zip(begun, payloads, strict=True):
             half = -(-len(payload) // 2)
             for at in range(0, len(payload), half):
-                if part.write:
-                    part.sink.write(memoryview(payload)[at : at + half], part.segment.offset + at)
+                if each.write:
+                    each.sink.write(memoryview(payload)[at : at + half], each.segment.offset + at)
         told = [digest or segment_digest(self.sample.payload(segment)) for segment in segments]
         computed = [segment_digest(payload) for payload in payloads]
-        good = self.tree.chunks.end_chunk(connection or self.connection, parts, told, computed)
-        for part, each in zip(parts, told, strict=True):
-            if good and part.write and part.sink.ledger_writer is not None:
-                part.sink.ledger_writer.record([(part.position, each)])
+        good = self.tree.chunks.end_chunk(connection or self.connection, begun, told, computed)
+        for each, said in zip(begun, told, strict=True):
+            if good and each.write and each.sink.ledger_writer is not None:
+                each.sink.ledger_writer.record([(each.position, said)])
         return good
 
     def send_all(self) -> None:
@@ -126,7 +126,7 @@ class Moving:
             assert self.send(*segments)
 
     def finish(self) -> None:
-        """Say Finish, and have everything committed."""
+        """Say Finish, and commit."""
         assert list(self.tree.missing()) == []
         self.tree.finish(self.sample.finish)
         step = self.tree.next_step()
@@ -141,23 +141,23 @@ class Moving:
         assert callable(step)
         return failure(code, step)
 
-    def leave(self) -> None:
-        """End, however far it came."""
+    def close(self) -> None:
+        """End the transfer, however far it came."""
         self.tree.stop_writes()
         assert self._rehasher.stop(UNIT)
         self.tree.close(cleanly=True)
         os.close(self.destination.fd)
 
     def move(self) -> list[m.Message]:
-        """Move all of it, in order; return the answers."""
+        """Receive the whole tree; return the answers."""
         answers = self.offer()
         self.send_all()
         self.finish()
         return answers
 
 
-Make = Callable[..., Moving]
-"""What the fixture `moving` is."""
+TransferOf = Callable[..., TreeTransfer]
+"""What the fixture `transfer_of` is."""
 
 
 def sample(**more: Any) -> TreeSample:
@@ -183,7 +183,7 @@ def two_large_files(size: int) -> TreeSample:
 
 
 def failure(code: Code, run: Callable[..., object], *args: Any) -> str:
-    """Return the reason with which this fails, with this code."""
+    """Run this, which fails with this code; return the reason."""
     with pytest.raises((TransferFailed, RemoteProtocolError)) as caught:
         run(*args)
     assert code is caught.value.code, caught.value.reason
@@ -191,10 +191,10 @@ def failure(code: Code, run: Callable[..., object], *args: Any) -> str:
 
 
 def needed(*file_ids: int) -> m.Needed:
-    """Say that files are needed that follow each other."""
+    """Return the Needed for files that follow each other."""
     return m.Needed((m.FileRange(file_ids[0], len(file_ids)),), ())
 
 
 def staged(path: Path) -> list[str]:
-    """List the files that lie in staging."""
+    """List the files in staging."""
     return sorted(str(each.relative_to(path)) for each in (path / ".filestreamer").rglob("*") if each.is_file())

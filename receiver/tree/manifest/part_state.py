@@ -93,7 +93,7 @@ class PartState(StateTable):
         large = self.large.get(index)
         return large.payload_bytes if large is not None else self.entries[index].size
 
-    # ---
+    # --- connections
 
     def detach(self, connection: Connection) -> None:
         """Discard the small files that this connection was writing: they are to be sent again."""

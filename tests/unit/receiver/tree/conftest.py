@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import Moving
+from tests.support.tree_receiver import TreeTransfer
 
 
 @pytest.fixture
-def moving(tmp_path: Path) -> Iterator[Callable[..., Moving]]:
-    """Make transfers of trees, which end with the test."""
-    made: list[Moving] = []
+def transfer_of(tmp_path: Path) -> Iterator[Callable[..., TreeTransfer]]:
+    """Begin transfers of trees into one destination, one after the other; the last ends with the test."""
+    made: list[TreeTransfer] = []
     before = set(os.listdir("/proc/self/fd"))
 
-    def make(sample: TreeSample, **more: Any) -> Moving:
+    def make(sample: TreeSample, **more: Any) -> TreeTransfer:
         for earlier in made:
-            earlier.leave()
-        made[:] = [Moving(tmp_path, sample, **more)]
+            earlier.close()
+        made[:] = [TreeTransfer(tmp_path, sample, **more)]
         return made[0]
 
     yield make
     for last in made:
-        last.leave()
+        last.close()
     assert before >= set(os.listdir("/proc/self/fd"))

@@ -17,15 +17,15 @@ from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
     MTIME,
     C,
-    Make,
-    Moving,
+    TransferOf,
+    TreeTransfer,
     failure,
     needed,
     sample,
 )
 
 
-def test_a_file_replaces_a_file_and_a_symlink(tmp_path: Path, moving: Make) -> None:
+def test_a_file_replaces_a_file_and_a_symlink(tmp_path: Path, transfer_of: TransferOf) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "outside").write_bytes(b"outside")
     (tmp_path / "t/file").write_bytes(b"before")
@@ -37,7 +37,7 @@ def test_a_file_replaces_a_file_and_a_symlink(tmp_path: Path, moving: Make) -> N
     tree.add(b"t/link", b"link")
     tree.add(b"t/empty")
     tree.symlink(b"t/target", b"../outside")
-    moving(tree).move()
+    transfer_of(tree).move()
     assert (tmp_path / "t/file").read_bytes() == b"after"
     assert not (tmp_path / "t/link").is_symlink()
     assert ((tmp_path / "t/empty").read_bytes(), (tmp_path / "t/empty").is_symlink()) == (b"", False)
@@ -46,7 +46,7 @@ def test_a_file_replaces_a_file_and_a_symlink(tmp_path: Path, moving: Make) -> N
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0])
-def test_modes_whatever_the_umask(tmp_path: Path, moving: Make, umask: int) -> None:
+def test_modes_whatever_the_umask(tmp_path: Path, transfer_of: TransferOf, umask: int) -> None:
     tree = sample()
     modes = (0o777, 0o666, 0o640, 0o444, 0o000)
     for mode in modes:
@@ -56,7 +56,7 @@ def test_modes_whatever_the_umask(tmp_path: Path, moving: Make, umask: int) -> N
         tree.add(b"t/d%o/large" % mode, bytes(100), mode=mode)
     before = os.umask(umask)
     try:
-        moving(tree).move()
+        transfer_of(tree).move()
     finally:
         os.umask(before)
     for mode in modes:
@@ -65,7 +65,7 @@ def test_modes_whatever_the_umask(tmp_path: Path, moving: Make, umask: int) -> N
         assert [mode] * 4 == found
 
 
-def test_owner_is_kept_where_it_is_told(tmp_path: Path, moving: Make) -> None:
+def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may give files away")
     tree = sample()
@@ -75,7 +75,7 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, moving: Make) -> None:
     tree.add(b"t/d/empty", uid=7)
     tree.entries.append(m.Entry(b"t/d/link", m.EntryType.SYMLINK, 0, 0o777, MTIME, 1, 2, b"x"))
     tree.contents.append(b"")
-    moving(tree).move()
+    transfer_of(tree).move()
     owners = {
         name: (path.lstat().st_uid, path.lstat().st_gid)
         for name in os.listdir(tmp_path / "t/d")
@@ -83,119 +83,119 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, moving: Make) -> None:
     }
     assert owners == {"f": (1234, 2345), "large": (0, 2345), "empty": (7, 0), "link": (1, 2)}
     assert stat.S_IMODE((tmp_path / "t/d/f").stat().st_mode) == 0o640
-    tree.entries[2] = tree.entries[2]._replace(uid=99)  # else as it is: it is corrected where it lies
+    tree.entries[2] = tree.entries[2]._replace(uid=99)  # the file is the same: only its owner is corrected
     tree.unchecked = {2, 3}
-    moving(tree).move()
+    transfer_of(tree).move()
     assert (tmp_path / "t/d/f").stat().st_uid == 99
 
 
-def test_owner_that_may_not_be_given(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owner_that_may_not_be_given(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "fchown", refuse)
     tree = sample()
     tree.add(b"t/f", b"f", uid=1234)
-    it = moving(tree)
-    it.offer()
-    assert "not permitted" in failure(Code.DESTINATION, it.send, m.Segment(1, 0, 1))
-    it.tree.chunks.detach(it.connection)
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert "not permitted" in failure(Code.DESTINATION, transfer.send, m.Segment(1, 0, 1))
+    transfer.tree.chunks.detach(transfer.connection)
 
 
 # ------------------------------------------------------------------------------------------------ what is there already
 
 
-def test_a_file_of_equal_size_and_mtime_is_accepted_unread(tmp_path: Path, moving: Make) -> None:
+def test_a_file_of_equal_size_and_mtime_is_accepted_unread(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/same", b"same")
     tree.add(b"t/hole", bytes(64), holes=(m.Hole(0, 64),))
     tree.add(b"t/large", bytes(200))
     tree.add(b"t/other", b"other")
-    moving(tree).move()
+    transfer_of(tree).move()
     (tmp_path / "t/other").write_bytes(b"stale")
     (tmp_path / "t/same").chmod(0o600)
     tree.unchecked = {1, 3}
-    it = moving(tree)
-    answers = it.move()
+    transfer = transfer_of(tree)
+    answers = transfer.move()
     assert [needed(4), m.Held(1, 0, b"", (m.FileRange(1, 1), m.FileRange(3, 1)))] == answers
-    assert it.counters.unchecked_bytes == 204
+    assert transfer.counters.unchecked_bytes == 204
     assert stat.S_IMODE((tmp_path / "t/same").stat().st_mode) == 0o644
 
 
-def test_checksum_compares_what_is_there(tmp_path: Path, moving: Make) -> None:
+def test_checksum_compares_what_is_there(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample(checksum=True)
     tree.add(b"t/same", b"same")
     tree.add(b"t/rotten", b"rotten")
     tree.add(b"t/large", bytes(range(200)))
     tree.add(b"t/rotten large", b"x" * 200)
-    moving(tree).move()
+    transfer_of(tree).move()
     for name, content in {"rotten": b"ROTTEN", "rotten large": b"x" * 199 + b"X"}.items():
         (tmp_path / "t" / name).write_bytes(content)
         os.utime(tmp_path / "t" / name, ns=(MTIME, MTIME))
-    it = moving(tree)
-    assert it.offer() == []
-    answers = it.rehashed()
+    transfer = transfer_of(tree)
+    assert transfer.offer() == []
+    answers = transfer.rehashed()
     held = {answer.file_id: answer.digests for answer in answers if isinstance(answer, m.Held) and answer.final}
     assert len(answers) == 4
     assert held[1] == segment_digest(b"same")
     assert held[2] == segment_digest(b"ROTTEN")
     assert held[3] == b"".join(segment_digest(bytes(range(200))[at : at + C]) for at in range(0, 200, C))
-    assert it.send(m.Segment(2, 0, 6))
+    assert transfer.send(m.Segment(2, 0, 6))
     for at in (3, 0, 2, 1):  # one segment differs, all are sent
         assert (tmp_path / "t/rotten large").read_bytes() == b"x" * 199 + b"X"
-        assert it.send(m.Segment(4, at * C, min(C, 200 - at * C)))
-    it.finish()
+        assert transfer.send(m.Segment(4, at * C, min(C, 200 - at * C)))
+    transfer.finish()
     assert (tmp_path / "t/rotten").read_bytes() == b"rotten"
     assert (tmp_path / "t/rotten large").read_bytes() == b"x" * 200
-    assert it.counters.held_bytes == 204
+    assert transfer.counters.held_bytes == 204
 
 
-def test_a_file_that_goes_while_it_is_compared_is_needed(tmp_path: Path, moving: Make) -> None:
+def test_a_file_that_goes_while_it_is_compared_is_needed(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample(checksum=True)
     tree.add(b"t/f", b"content")
-    moving(tree).move()
-    it = moving(tree)
-    preparer = it.tree._part_preparer
+    transfer_of(tree).move()
+    transfer = transfer_of(tree)
+    preparer = transfer.tree._part_preparer
     rehash, preparer.rehash = preparer.rehash, lambda *_: None  # type: ignore[method-assign]
-    it.offer()
+    transfer.offer()
     (tmp_path / "t/f").unlink()
-    rehash(it.tree._parts.get(0), [1])
-    assert [needed(1)] == it.rehashed()
-    it.send_all()
-    it.finish()
+    rehash(transfer.tree._parts.get(0), [1])
+    assert [needed(1)] == transfer.rehashed()
+    transfer.send_all()
+    transfer.finish()
     assert (tmp_path / "t/f").read_bytes() == b"content"
 
 
 # --------------------------------------------------------------------------------------------------------- --no-replace
 
 
-def test_no_replace(tmp_path: Path, moving: Make) -> None:
+def test_no_replace(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/f", b"content")
     tree.add(b"t/empty")
     tree.symlink(b"t/link", b"target")
     tree.add(b"t/g", b"content", hard_link_group=1)
     tree.add(b"t/h", b"content", hard_link_group=1)
-    moving(tree, replace=False).move()
+    transfer_of(tree, replace=False).move()
     tree.unchecked = {1, 4}
-    moving(tree, replace=False).move()
+    transfer_of(tree, replace=False).move()
     for name in ("f", "empty", "link"):
         path = tmp_path / "t" / name
         before = path.lstat()
         path.unlink()
         path.write_bytes(b"another")
-        assert "--no-replace" in failure(Code.EXISTS, moving(tree, replace=False).offer)
+        assert "--no-replace" in failure(Code.EXISTS, transfer_of(tree, replace=False).offer)
         assert path.read_bytes() == b"another"
         path.unlink()
         tree.unchecked -= {1} if name == "f" else set()
-        moving(tree, replace=False).move()
+        transfer_of(tree, replace=False).move()
         tree.unchecked = {1, 4}
         assert before.st_size == path.lstat().st_size
 
 
 @pytest.fixture
 def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have somebody put a file under a name, once, right after it was seen that nothing is there."""
+    """Have another process put a file under a name, once, right after nothing was found under it."""
 
     def put(name: str) -> None:
         real = EntryPreparer._check_replace
@@ -212,7 +212,7 @@ def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
-    """Have a file system that can't do this."""
+    """Have a file system that can't do these calls."""
 
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -225,62 +225,66 @@ def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
 
 @pytest.mark.parametrize("unable", [(), ("link",), ("link", "renameat2")], ids=["able", "no links", "no renameat2"])
 def test_no_replace_and_something_that_appears_where_a_symlink_goes(
-    tmp_path: Path, moving: Make, rival: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, unable: tuple[str, ...]
+    tmp_path: Path,
+    transfer_of: TransferOf,
+    rival: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    unable: tuple[str, ...],
 ) -> None:
     without(monkeypatch, *unable)
     tree = sample()
     tree.symlink(b"t/link", b"target")
     tree.symlink(b"t/other", b"target")
     rival("t/link")
-    assert "--no-replace" in failure(Code.EXISTS, moving(tree, replace=False).offer)
+    assert "--no-replace" in failure(Code.EXISTS, transfer_of(tree, replace=False).offer)
     assert (tmp_path / "t/link").read_bytes() == b"another"
     (tmp_path / "t/link").unlink()
-    moving(tree, replace=False).move()
+    transfer_of(tree, replace=False).move()
     for name in ("link", "other"):
         path = tmp_path / "t" / name
         assert (os.readlink(path), path.lstat().st_mtime_ns) == ("target", tree.entries[1].mtime_ns)
 
 
 def test_no_replace_and_something_that_appears_where_a_hard_link_goes(
-    tmp_path: Path, moving: Make, rival: Callable[[str], None]
+    tmp_path: Path, transfer_of: TransferOf, rival: Callable[[str], None]
 ) -> None:
     tree = sample()
     tree.add(b"t/a", b"content", hard_link_group=1)
     tree.add(b"t/b", b"content", hard_link_group=1)
     rival("t/b")
-    it = moving(tree, replace=False)
-    it.offer()
-    it.send_all()
-    assert "--no-replace" in it.fail_to_commit(Code.EXISTS)
+    transfer = transfer_of(tree, replace=False)
+    transfer.offer()
+    transfer.send_all()
+    assert "--no-replace" in transfer.fail_to_commit(Code.EXISTS)
     assert (tmp_path / "t/b").read_bytes() == b"another"
 
 
 # ----------------------------------------------------------------------------------------------------------- hard links
 
 
-def test_hard_links_that_are_there_stay(tmp_path: Path, moving: Make) -> None:
+def test_hard_links_that_are_there_stay(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/a", b"content", hard_link_group=1)
     tree.add(b"t/b", b"content", hard_link_group=1)
     tree.add(b"t/c", b"content", hard_link_group=1)
-    moving(tree).move()
+    transfer_of(tree).move()
     inode = (tmp_path / "t/a").stat().st_ino
     (tmp_path / "t/c").unlink()
     (tmp_path / "t/c").write_bytes(b"content")
     tree.unchecked = {1}
-    moving(tree).move()
+    transfer_of(tree).move()
     assert [inode] * 3 == [(tmp_path / "t" / name).stat().st_ino for name in "abc"]
     tree.entries[1] = tree.entries[1]._replace(mtime_ns=MTIME + 1)
     tree.unchecked = set()
-    moving(tree).move()
+    transfer_of(tree).move()
     (new,) = {(tmp_path / "t" / name).stat().st_ino for name in "abc"}
     assert inode != new
 
 
-def test_hard_link_groups_are_numbered_as_they_come(moving: Make) -> None:
+def test_hard_link_groups_are_numbered_as_they_come(transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/a", b"a", hard_link_group=2)
-    failure(Code.PROTOCOL, moving(tree).offer)
+    failure(Code.PROTOCOL, transfer_of(tree).offer)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
@@ -294,15 +298,15 @@ def names_there(path: Path) -> set[str]:
     "path",
     [b"/t", b"t/../x", b"t/./x", b"t//x", b"t/", b"..", b".", b"t/.filestreamer/x", b"t/\0", b"t/" + b"x" * 256],
 )
-def test_paths_that_may_not_be_written(tmp_path: Path, moving: Make, path: bytes) -> None:
+def test_paths_that_may_not_be_written(tmp_path: Path, transfer_of: TransferOf, path: bytes) -> None:
     tree = sample()
     tree.add(path, b"x")
-    failure(Code.PATH, moving(tree).offer)
+    failure(Code.PATH, transfer_of(tree).offer)
     assert {".filestreamer"} >= names_there(tmp_path) - {each for each in names_there(tmp_path) if "tree" in each}
 
 
-def test_no_symlink_is_followed(tmp_path: Path, moving: Make) -> None:
-    """Neither one that lies there, nor one of the same manifest, nor one that appears meanwhile."""
+def test_no_symlink_is_followed(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """Neither one that is there already, nor one of the same manifest, nor one that appears meanwhile."""
     outside = tmp_path / "outside"
     outside.mkdir()
     inside = tmp_path / "inside"
@@ -318,11 +322,11 @@ def test_no_symlink_is_followed(tmp_path: Path, moving: Make) -> None:
                 tree.directory(path[:-1])
             else:
                 tree.add(path, b"evil")
-        it = Moving(inside, tree)
+        transfer = TreeTransfer(inside, tree)
         try:
-            failure(code, it.offer)
+            failure(code, transfer.offer)
         finally:
-            it.leave()
+            transfer.close()
 
     refused(Code.DESTINATION, b"t/")
     refused(Code.PATH, b"t/f")
@@ -333,7 +337,7 @@ def test_no_symlink_is_followed(tmp_path: Path, moving: Make) -> None:
     assert os.listdir(outside) == []
 
 
-def test_things_that_are_in_the_way(tmp_path: Path, moving: Make) -> None:
+def test_things_that_are_in_the_way(tmp_path: Path, transfer_of: TransferOf) -> None:
     """A directory is never removed for a file; a file is never removed for a directory."""
     (tmp_path / "t/dir").mkdir(parents=True)
     (tmp_path / "t/file").write_bytes(b"file")
@@ -348,6 +352,6 @@ def test_things_that_are_in_the_way(tmp_path: Path, moving: Make) -> None:
         tree.add(
             path, b"x" if entry_type is m.EntryType.FILE else b"", entry_type, link_target=b"x" * (entry_type == 3)
         )
-        failure(code, moving(tree).offer)
+        failure(code, transfer_of(tree).offer)
     assert (tmp_path / "t/dir").is_dir()
     assert (tmp_path / "t/file").read_bytes() == b"file"

@@ -21,7 +21,7 @@ from tests.support.peer import TreeSample
 from tests.support.services import UNIT
 from tests.support.tree_receiver import (
     C,
-    Make,
+    TransferOf,
     failure,
     needed,
     sample,
@@ -30,34 +30,34 @@ from tests.support.tree_receiver import (
 )
 
 
-def test_files_without_segments_may_lie_in_a_range(tmp_path: Path, moving: Make) -> None:
+def test_files_without_segments_may_lie_in_a_range(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/a", b"a")
     tree.add(b"t/b")
     tree.directory(b"t/c")
     tree.add(b"t/c/d", bytes(200))
-    assert [needed(1, 2, 3, 4)] == moving(tree).offer()
+    assert [needed(1, 2, 3, 4)] == transfer_of(tree).offer()
     assert (tmp_path / "t/b").read_bytes() == b""
     assert not (tmp_path / "t/a").exists()
 
 
-def test_counts(moving: Make) -> None:
+def test_counts(transfer_of: TransferOf) -> None:
     tree = sample(part_entries=2)
     for at in range(5):
         tree.add(b"t/%d" % at, b"x" * (30 * at))
-    it = moving(tree)
-    it.move()
+    transfer = transfer_of(tree)
+    transfer.move()
     assert (
-        it.counters.files,
-        it.counters.size_bytes,
-        it.counters.held_bytes,
-        it.counters.unchecked_bytes,
+        transfer.counters.files,
+        transfer.counters.size_bytes,
+        transfer.counters.held_bytes,
+        transfer.counters.unchecked_bytes,
     ) == (5, 300, 0, 0)
-    assert it.counters.chunks == len(list(tree.segments()))
+    assert transfer.counters.chunks == len(list(tree.segments()))
 
 
 def test_a_name_at_the_top_is_held_until_it_is_in_place(
-    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "BATCH_FILES", 1)
     tree = TreeSample(C)
@@ -68,226 +68,232 @@ def test_a_name_at_the_top_is_held_until_it_is_in_place(
     tree.symlink(b"link", b"file")
     tree.add(b"first", b"first", hard_link_group=1)
     tree.add(b"second", b"first", hard_link_group=1)
-    it = moving(tree)
-    it.offer()
+    transfer = transfer_of(tree)
+    transfer.offer()
     names = [entry.path for entry in tree.entries]
-    assert {b"directory", b"file", b"large", b"first", b"second"} <= {name for name in names if name in it.roots}
-    assert b"link" not in it.roots
-    it.send_all()
-    it.finish()
-    assert [name for name in names if name in it.roots] == [b"directory", b"first", b"second"]
+    assert {b"directory", b"file", b"large", b"first", b"second"} <= {
+        name for name in names if name in transfer.top_level_names
+    }
+    assert b"link" not in transfer.top_level_names
+    transfer.send_all()
+    transfer.finish()
+    assert [name for name in names if name in transfer.top_level_names] == [b"directory", b"first", b"second"]
     assert sorted(os.fsencode(name) for name in os.listdir(tmp_path) if name != ".filestreamer") == sorted(names)
 
 
-def test_no_space_is_told_before_the_first_byte(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_is_told_before_the_first_byte(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Destination, "free_bytes", lambda _: 150)
     parts = sample(part_entries=2)
     parts.add(b"t/0", bytes(100))
     parts.add(b"t/sparse", bytes(1000), holes=(m.Hole(0, 960),))
     parts.add(b"t/1", bytes(100))
-    it = moving(parts)
+    transfer = transfer_of(parts)
     first, second = parts.parts
-    it.offer(first)
-    assert "150 bytes" in failure(Code.NO_SPACE, it.offer, second).replace("50 are", "150 bytes")
+    transfer.offer(first)
+    assert "150 bytes" in failure(Code.NO_SPACE, transfer.offer, second).replace("50 are", "150 bytes")
 
 
 # ------------------------------------------------------------------------------------------------------------ withdrawn
 
 
-def test_what_is_withdrawn_is_not_put_in_place(tmp_path: Path, moving: Make) -> None:
+def test_what_is_withdrawn_is_not_put_in_place(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     for name in (b"a", b"b", b"c"):
         tree.add(b"t/" + name, name * 3)
     tree.add(b"t/large", bytes(range(200)))
     tree.add(b"t/f", b"f", hard_link_group=1)
     tree.add(b"t/g", b"f", hard_link_group=1)
-    it = moving(tree)
-    it.offer()
-    assert it.send(m.Segment(4, 0, C))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert transfer.send(m.Segment(4, 0, C))
     changed = (m.Segment(1, 0, 3), m.Segment(2, 0, 3), m.Segment(3, 0, 3))
-    assert not it.send(*changed, change=lambda payload: payload.replace(b"bbb", b"b\0\0"))
-    it.tree.withdraw([2, 4, 5])
-    it.tree.withdraw([2])
+    assert not transfer.send(*changed, change=lambda payload: payload.replace(b"bbb", b"b\0\0"))
+    transfer.tree.withdraw([2, 4, 5])
+    transfer.tree.withdraw([2])
     tree.withdrawn = {2, 4, 5}
-    assert not it.send(*changed, change=lambda payload: payload.replace(b"bbb", b"b\0\0"))
-    it.send_all()
-    it.finish()
+    assert not transfer.send(*changed, change=lambda payload: payload.replace(b"bbb", b"b\0\0"))
+    transfer.send_all()
+    transfer.finish()
     assert {"a", "c"} == set(os.listdir(tmp_path / "t"))
-    assert (it.counters.files, it.counters.size_bytes) == (2 + 1, 6)
+    assert (transfer.counters.files, transfer.counters.size_bytes) == (2 + 1, 6)
     assert not (tmp_path / ".filestreamer").exists()
 
 
-def test_a_final_file_that_is_withdrawn_stays(tmp_path: Path, moving: Make) -> None:
-    """The sender can't read what it would have to compare."""
+def test_a_final_file_that_is_withdrawn_stays(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The sender can't read its own file any more, so that it can't compare the digest."""
     tree = sample(checksum=True)
     tree.add(b"t/f", b"content")
-    moving(tree).move()
-    it = moving(tree)
-    it.offer()
-    it.rehashed()
-    it.tree.withdraw([1])
+    transfer_of(tree).move()
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.rehashed()
+    transfer.tree.withdraw([1])
     tree.withdrawn = {1}
-    it.finish()
+    transfer.finish()
     assert (tmp_path / "t/f").read_bytes() == b"content"
 
 
-def test_withdrawing_what_is_not_to_be_sent_is_refused(moving: Make) -> None:
+def test_withdrawing_what_is_not_to_be_sent_is_refused(transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/empty")
-    it = moving(tree)
-    it.offer()
-    it.send_all()
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
     for file_id in (0, 1, 2, 1 << 60):
-        failure(Code.PROTOCOL, it.tree.withdraw, [file_id])
+        failure(Code.PROTOCOL, transfer.tree.withdraw, [file_id])
 
 
-def test_what_is_withdrawn_when_it_is_complete_stays(tmp_path: Path, moving: Make) -> None:
-    """Its sender did not hear that it was, and has read another one since: that has no digest."""
+def test_what_is_withdrawn_when_it_is_complete_stays(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The sender missed the acknowledgement, and its file has changed since: the root digest leaves the file out."""
     tree = sample()
     small, large = tree.add(b"t/small", b"complete"), tree.add(b"t/large", bytes(range(200)))
     tree.add(b"t/other", b"other")
-    it = moving(tree)
-    it.offer()
-    it.send_all()
-    it.tree.withdraw([small, large])
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    transfer.tree.withdraw([small, large])
     tree.withdrawn = {small, large}
-    it.finish()
+    transfer.finish()
     assert (tmp_path / "t/small").read_bytes() == b"complete"
     assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
-    assert (it.counters.files, it.counters.size_bytes) == (1, 5)
+    assert (transfer.counters.files, transfer.counters.size_bytes) == (1, 5)
 
 
 # --------------------------------------------------------------------------------------------------------- listed again
 
 
-def test_parts_are_repeated(moving: Make) -> None:
+def test_parts_are_repeated(transfer_of: TransferOf) -> None:
     tree = sample(part_entries=3)
     for at in range(6):
         tree.add(b"t/%d" % at, b"%d" % at)
     tree.add(b"t/large", bytes(200))
-    it = moving(tree)
-    it.offer()
-    assert it.send(m.Segment(1, 0, 1))
-    assert it.send(m.Segment(7, C, C))
-    it.tree.rejoin()
-    answers = it.offer()
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert transfer.send(m.Segment(1, 0, 1))
+    assert transfer.send(m.Segment(7, C, C))
+    transfer.tree.rejoin()
+    answers = transfer.offer()
     assert m.Held(1, 0, segment_digest(b"0")) in answers
     assert m.Held(7, 1, segment_digest(bytes(C))) in answers
     assert m.Needed((m.FileRange(3, 3),), ()) in answers
     assert m.Needed((), (m.SegmentRange(7, 0, 1), m.SegmentRange(7, 2, 2))) in answers
-    it.send_all()
-    it.tree.rejoin()
-    assert set(range(1, 8)) == {answer.file_id for answer in it.offer() if isinstance(answer, m.Held)}
-    it.finish()
+    transfer.send_all()
+    transfer.tree.rejoin()
+    assert set(range(1, 8)) == {answer.file_id for answer in transfer.offer() if isinstance(answer, m.Held)}
+    transfer.finish()
 
 
-def test_first_parts_may_be_left_out(moving: Make) -> None:
+def test_first_parts_may_be_left_out(transfer_of: TransferOf) -> None:
     tree = sample(part_entries=3)
     for at in range(8):
         tree.add(b"t/%d" % at, b"%d" % at)
-    it = moving(tree)
+    transfer = transfer_of(tree)
     first, second, third = tree.parts
-    it.offer(first, second)
-    it.tree.rejoin()
-    assert [needed(3, 4, 5)] == it.offer(second)
-    it.offer(third)
-    it.send_all()
-    it.finish()
+    transfer.offer(first, second)
+    transfer.tree.rejoin()
+    assert [needed(3, 4, 5)] == transfer.offer(second)
+    transfer.offer(third)
+    transfer.send_all()
+    transfer.finish()
 
 
-def test_parts_that_are_not_known(moving: Make) -> None:
+def test_parts_that_are_not_known(transfer_of: TransferOf) -> None:
     tree = sample(part_entries=3)
     for at in range(8):
         tree.add(b"t/%d" % at, b"%d" % at)
     first, second, third = tree.parts
-    it = moving(tree)
-    it.offer(first)
-    failure(Code.PROTOCOL, it.offer, third)
-    it.tree.rejoin()
-    failure(Code.UNKNOWN_TRANSFER, it.offer, third)
+    transfer = transfer_of(tree)
+    transfer.offer(first)
+    failure(Code.PROTOCOL, transfer.offer, third)
+    transfer.tree.rejoin()
+    failure(Code.UNKNOWN_TRANSFER, transfer.offer, third)
     for other in (
         first._replace(entries=first.entries[:2]),
         first._replace(last=True),
         first._replace(entries=(*first.entries[:2], first.entries[2]._replace(mtime_ns=0))),
         first._replace(first_file_id=1),
     ):
-        it.tree.rejoin()
-        failure(Code.PROTOCOL, it.offer, other)
-    it.tree.rejoin()
-    it.offer(first, second, third)
-    it.tree.rejoin()
-    failure(Code.PROTOCOL, it.offer, m.ManifestPart(9, tree.parts[0].entries[1:], True))
+        transfer.tree.rejoin()
+        failure(Code.PROTOCOL, transfer.offer, other)
+    transfer.tree.rejoin()
+    transfer.offer(first, second, third)
+    transfer.tree.rejoin()
+    failure(Code.PROTOCOL, transfer.offer, m.ManifestPart(9, tree.parts[0].entries[1:], True))
 
 
-def test_an_empty_last_part(moving: Make) -> None:
+def test_an_empty_last_part(transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/f", b"f")
     (part,) = tree.parts
-    it = moving(tree)
-    it.offer(part._replace(last=False), m.ManifestPart(2, (), True))
-    it.tree.rejoin()
-    it.offer(m.ManifestPart(2, (), True))
-    it.send_all()
-    it.finish()
+    transfer = transfer_of(tree)
+    transfer.offer(part._replace(last=False), m.ManifestPart(2, (), True))
+    transfer.tree.rejoin()
+    transfer.offer(m.ManifestPart(2, (), True))
+    transfer.send_all()
+    transfer.finish()
 
 
 # ------------------------------------------------------------------------------------------------------ parts that wait
 
 
-def test_parts_wait_unanswered_while_many_are_open(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That holds the sender back, which may have four unanswered."""
+def test_parts_wait_unanswered_while_many_are_active(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That holds the sender back: it may have four unanswered parts."""
     monkeypatch.setattr(tree_target, "PARTS_ACTIVE", 2)
     parts = sample(part_entries=1)
     for at in range(5):
         parts.add(b"t/%d" % at, b"%d" % at)
-    it = moving(parts)
-    assert [needed(1), needed(2)] == it.offer()
-    assert list(it.tree.more()) == []
-    it.tree.withdraw([4])
-    assert it.send(m.Segment(1, 0, 1))
-    assert it.nudges == 1
-    assert [needed(3)] == list(it.tree.more())
-    assert it.send(m.Segment(2, 0, 1))
-    assert [needed(5)] == list(it.tree.more())
+    transfer = transfer_of(parts)
+    assert [needed(1), needed(2)] == transfer.offer()
+    assert list(transfer.tree.more()) == []
+    transfer.tree.withdraw([4])
+    assert transfer.send(m.Segment(1, 0, 1))
+    assert transfer.nudges == 1
+    assert [needed(3)] == list(transfer.tree.more())
+    assert transfer.send(m.Segment(2, 0, 1))
+    assert [needed(5)] == list(transfer.tree.more())
     parts.withdrawn = {4}
-    assert it.send(m.Segment(3, 0, 1))
-    assert it.send(m.Segment(5, 0, 1))
-    it.finish()
+    assert transfer.send(m.Segment(3, 0, 1))
+    assert transfer.send(m.Segment(5, 0, 1))
+    transfer.finish()
 
 
-def test_parts_that_wait_are_listed_again(moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_wait_are_listed_again(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree_target, "PARTS_ACTIVE", 1)
     parts = sample(part_entries=2)
     parts.add(b"t/0", b"0")
     parts.add(b"t/1", b"1")
     parts.directory(b"t/d")
-    it = moving(parts)
-    assert [needed(1)] == it.offer()
-    it.tree.rejoin()
-    assert [needed(1)] == it.offer()
-    assert it.send(m.Segment(1, 0, 1))
-    assert [needed(2, 3)] == list(it.tree.more())
-    it.send_all()
-    it.finish()
+    transfer = transfer_of(parts)
+    assert [needed(1)] == transfer.offer()
+    transfer.tree.rejoin()
+    assert [needed(1)] == transfer.offer()
+    assert transfer.send(m.Segment(1, 0, 1))
+    assert [needed(2, 3)] == list(transfer.tree.more())
+    transfer.send_all()
+    transfer.finish()
 
 
-def test_finish_answers_parts_that_wait(moving: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What lies there is told, too, not only what is missing."""
+def test_finish_answers_parts_that_wait(
+    transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The sender is told of files that are here, too, not only of missing ones."""
     parts = sample(part_entries=2)
     parts.add(b"t/0", b"0")
     parts.add(b"t/1", b"1")
     parts.directory(b"t/d")
-    moving(parts).move()
+    transfer_of(parts).move()
     monkeypatch.setattr(tree_target, "PARTS_ACTIVE", 0)
-    it = moving(parts)
-    assert it.offer() == []
+    transfer = transfer_of(parts)
+    assert transfer.offer() == []
     monkeypatch.setattr(tree_target, "PARTS_ACTIVE", 64)
-    told = list(it.tree.missing())
+    told = list(transfer.tree.missing())
     assert told == [m.Held(1, 0, b"", (m.FileRange(1, 1),)), m.Held(2, 0, b"", (m.FileRange(2, 1),))]
 
 
-def test_who_takes_parts_never_waits_for_a_sync(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts stay where they are while the placer is far behind, and are taken when it is not."""
+def test_taking_up_a_part_never_waits_for_a_sync(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts wait while the committer is far behind, and are taken up when it no longer is."""
     synced = threading.Event()
     monkeypatch.setattr(committer, "sync_file_system", lambda _: synced.wait(UNIT))
     monkeypatch.setattr(committer, "BACKLOG_BATCHES", 0)
@@ -298,79 +304,79 @@ def test_who_takes_parts_never_waits_for_a_sync(tmp_path: Path, moving: Make, mo
         (tmp_path / f"t/{at}").write_bytes(b"another")
         tree.add(b"t/%d" % at)
     tree.add(b"t/full", b"full")
-    it = moving(tree)
-    assert it.offer() == []
+    transfer = transfer_of(tree)
+    assert transfer.offer() == []
     assert (tmp_path / "t/4").read_bytes() == b"another"
     synced.set()
-    told = list(it.tree.missing())
+    told = list(transfer.tree.missing())
     assert told == [needed(6)]
-    it.send_all()
-    it.finish()
+    transfer.send_all()
+    transfer.finish()
     assert [(tmp_path / f"t/{at}").read_bytes() for at in range(5)] == [b""] * 5
 
 
 # -------------------------------------------------------------------------------------------------------------- the end
 
 
-def test_finish_says_what_is_missing(moving: Make) -> None:
+def test_finish_says_what_is_missing(transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/a", b"a")
     tree.add(b"t/b", bytes(200))
     tree.add(b"t/c", b"c")
-    it = moving(tree)
-    it.offer()
-    assert it.send(m.Segment(2, C, C))
-    (part,) = it.begin(m.Segment(3, 0, 1))
-    missing = list(it.tree.missing())
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert transfer.send(m.Segment(2, C, C))
+    (part,) = transfer.begin(m.Segment(3, 0, 1))
+    missing = list(transfer.tree.missing())
     assert m.Needed((m.FileRange(1, 1), m.FileRange(3, 1)), ()) in missing
     assert m.Needed((), (m.SegmentRange(2, 0, 1), m.SegmentRange(2, 2, 2))) in missing
-    it.tree.chunks.detach(it.connection)
+    transfer.tree.chunks.detach(transfer.connection)
     assert part.write
-    it.send_all()
-    it.finish()
+    transfer.send_all()
+    transfer.finish()
 
 
-def test_a_finish_that_is_wrong(moving: Make) -> None:
+def test_a_finish_that_is_wrong(transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/f", b"f")
     for wrong in (m.Finish(2, tree.finish.root_digest), m.Finish(1, bytes(16))):
-        it = moving(tree)
-        it.offer()
+        transfer = transfer_of(tree)
+        transfer.offer()
         if not tree.unchecked:
-            it.send_all()
+            transfer.send_all()
             tree.unchecked = {1}
-        failure(Code.DIGEST, it.tree.finish, wrong)
+        failure(Code.DIGEST, transfer.tree.finish, wrong)
 
 
-def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, moving: Make) -> None:
+def test_what_is_complete_is_put_in_place_however_it_ends(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/a", b"a")
     tree.add(b"t/b", b"b" * 65)
     tree.add(b"t/c", b"c")
     tree.add(b"t/d", b"d" * 65)
-    it = moving(tree)
-    it.offer()
+    transfer = transfer_of(tree)
+    transfer.offer()
     for segment in (m.Segment(1, 0, 1), m.Segment(2, 0, C), m.Segment(2, C, 1), m.Segment(4, 0, C)):
-        assert it.send(segment)
-    it.begin(m.Segment(3, 0, 1))[0].sink.write(memoryview(b"c"), 0)
-    it.connection.stop(1)
-    moving(sample())  # the next transfer
+        assert transfer.send(segment)
+    transfer.begin(m.Segment(3, 0, 1))[0].sink.write(memoryview(b"c"), 0)
+    transfer.connection.stop(1)
+    transfer_of(sample())  # the next transfer
     assert {"a", "b"} == set(os.listdir(tmp_path / "t"))
     assert [os.path.splitext(name)[1] for name in staged(tmp_path)] == [".data", ".ledger"]  # for the next run
 
 
 def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
-    moving: Make, monkeypatch: pytest.MonkeyPatch
+    transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network file system tells in close(2) that what was written is lost."""
+    """On a network file system, close(2) may be the call that reports a failed write."""
     tree = sample()
     for at in range(3):
         tree.add(b"t/%d" % at, bytes(200))
     before = len(os.listdir("/proc/self/fd"))
-    it = moving(tree)
-    it.offer()
+    transfer = transfer_of(tree)
+    transfer.offer()
     for at in range(3):
-        assert it.send(m.Segment(1 + at, 0, C))
+        assert transfer.send(m.Segment(1 + at, 0, C))
     close = File.close
 
     def fail(file: File) -> None:
@@ -379,18 +385,18 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
 
     monkeypatch.setattr(File, "close", fail)
     with pytest.raises(OSError, match="quota"):
-        it.tree.close(cleanly=True)
+        transfer.tree.close(cleanly=True)
     assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
-    assert it.tree._large_files.open_files not in PLACES._held
+    assert transfer.tree._large_files.open_files not in PLACES._held
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_tree_that_finds_no_descriptor_leaves_none(
-    tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch, which: int
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     tree = sample()
     tree.add(b"t/f", b"f")
-    it = moving(tree)
+    transfer = transfer_of(tree)
     before = len(os.listdir("/proc/self/fd"))
     opened = itertools.count()
     open_spool, start = spool._open_unnamed, threading.Thread.start
@@ -411,6 +417,6 @@ def test_a_tree_that_finds_no_descriptor_leaves_none(
     other.entries = [entry._replace(path=b"other" + entry.path[1:]) for entry in other.entries]
     for _ in range(5):
         opened = itertools.count()
-        failure(Code.LIMIT, it.another, other)
+        failure(Code.LIMIT, transfer.another, other)
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(os.listdir(tmp_path / ".filestreamer")) == 1

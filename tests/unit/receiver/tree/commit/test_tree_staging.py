@@ -8,34 +8,34 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.disk.store import Destination
 from receiver.tree.commit.tree_staging import TreeStaging
-from tests.support.tree_receiver import Make, failure, sample
+from tests.support.tree_receiver import TransferOf, failure, sample
 
 
-def test_two_processes_do_not_receive_one_tree(tmp_path: Path, moving: Make) -> None:
-    destination = moving(sample()).destination
+def test_two_processes_do_not_receive_one_tree(tmp_path: Path, transfer_of: TransferOf) -> None:
+    destination = transfer_of(sample()).destination
     assert "another process" in failure(Code.BUSY, TreeStaging, destination, b"t")
 
 
-def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, moving: Make) -> None:
-    """What the first has staged of its tree is put in place."""
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The first process puts in place what it has staged."""
     tree = sample()
     tree.add(b"t/f", b"content")
     tree.add(b"t/large", bytes(range(200)))
-    it = moving(tree)
-    it.offer()
-    it.send_all()
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
     before = sorted((tmp_path / ".filestreamer").rglob("*"))
     other = Destination(str(tmp_path))
     assert "another process" in failure(Code.BUSY, TreeStaging, other, b"t")
     os.close(other.fd)
     assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
-    it.finish()
+    transfer.finish()
     assert (tmp_path / "t/f").read_bytes() == b"content"
     assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
 
 
-def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Make) -> None:
-    """Who made it could change in it what is staged there: a directory of another user is not taken."""
+def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The owner of the directory could change what is staged in it, so that one of another user is refused."""
     staging = tmp_path / ".filestreamer"
     staging.mkdir(mode=0o700)
     there = staging / f"{segment_digest(b't').hex()}.tree"
@@ -43,7 +43,7 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Ma
     there.chmod(0o777)
     tree = sample()
     tree.add(b"t/f", b"content")
-    moving(tree).move()
+    transfer_of(tree).move()
     there.mkdir(parents=True)
     there.chmod(0o777)
     destination = Destination(str(tmp_path))
@@ -58,14 +58,14 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, moving: Ma
     os.close(destination.fd)
 
 
-def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, moving: Make) -> None:
+def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, transfer_of: TransferOf) -> None:
     tree = sample()
     tree.add(b"t/f", b"f")
-    it = moving(tree)
-    it.offer()
+    transfer = transfer_of(tree)
+    transfer.offer()
     (path,) = (tmp_path / ".filestreamer").glob("*.tree")
     (path / "half").write_bytes(b"half")
-    it.send_all()
+    transfer.send_all()
     copied = path.with_name(segment_digest(b"another").hex() + ".tree")
     copied.mkdir()
     (copied / "7").write_bytes(b"left")
@@ -76,4 +76,4 @@ def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, moving: Make) 
     os.close(other.fd)
     assert path.exists()  # in use
     assert not copied.exists()
-    it.finish()
+    transfer.finish()
