@@ -1,11 +1,4 @@
-"""The state of each chunk of a file at the receiver, purely (proto/README.md, "Chunk states").
-
-    FREE      not here                                        answered: Needed
-    CLAIMED   the ledger says it is here; to be re-hashed     not answered yet
-    HELD      re-hashed, its digest is known                  answered: Held
-    WRITING   one connection is writing it                    answered: Needed
-    VERIFIED  written in this transfer, its digest checked    answered: Held
-    HOLE      lies in holes of the file: nobody sends it      not answered, has no digest
+"""The state of each chunk of a file at the receiver, purely (proto/README.md, "Chunk states"; `states` lists them).
 
 No write ever lands on a VERIFIED chunk: a second delivery is read, compared and dropped.
 """
@@ -18,13 +11,8 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
+from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, StateTable, runs
 
-FREE: Final = 0
-CLAIMED: Final = 1
-HELD: Final = 2
-WRITING: Final = 3
-VERIFIED: Final = 4
-HOLE: Final = 5
 _ANY_TO_FREE: Final = bytes(HOLE if state == HOLE else FREE for state in range(256))
 _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
 
@@ -46,28 +34,18 @@ class Delivery(enum.Enum):
     """Another connection is writing it: that one has to leave first."""
 
 
-class ChunkStates:
+class ChunkStates(StateTable):
     """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
 
     def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
         """`claims` is what the ledger says, on this grid; its tables become these, as both at once would be twice."""
-        self.grid = grid
         if claims is not None and claims.present:
-            self._states, self._digests = claims.present, claims.digests  # 1 for what is there: CLAIMED
+            super().__init__(claims.present, claims.digests)  # 1 for what is there: CLAIMED
         else:
-            self._states = bytearray(grid.segments)
-            self._digests = bytearray(limits.DIGEST_BYTES * grid.segments)
+            super().__init__(bytearray(grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments))
+        self.grid = grid
         self._writers: dict[int, Writer] = {}
         self._has_holes = False
-
-    def state(self, index: int) -> int:
-        """Return the state of one chunk."""
-        return self._states[index]
-
-    def digest(self, index: int) -> bytes:
-        """Return the digest of one chunk; meaningful where it is HELD or VERIFIED."""
-        at = index * limits.DIGEST_BYTES
-        return bytes(self._digests[at : at + limits.DIGEST_BYTES])
 
     def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
         """Yield the digests of the chunks of a share with ordinals [start, stop), in order; of all but HOLE without."""
@@ -84,16 +62,6 @@ class ChunkStates:
             return
         for at in range(share.chunk(start) * size, share.chunk(stop) * size, share.count * size):
             yield view[at : at + size]
-
-    def states_between(self, first: int, end: int) -> bytes:
-        """Return the states of the chunks [first, end)."""
-        return bytes(self._states[first:end])
-
-    def restore(self, first: int, states: bytes, digests: bytes) -> None:
-        """Put chunks that follow each other into states that they had when nobody was writing them."""
-        size = limits.DIGEST_BYTES
-        self._states[first : first + len(states)] = states
-        self._digests[first * size : first * size + len(digests)] = digests
 
     @property
     def is_verified(self) -> bool:
@@ -117,12 +85,8 @@ class ChunkStates:
     def has_writers(self) -> bool:
         return bool(self._writers)
 
-    def _put_digest(self, index: int, digest: bytes) -> None:
-        at = index * limits.DIGEST_BYTES
-        self._digests[at : at + limits.DIGEST_BYTES] = digest
-
     def _settle(self, index: int, state: int, digest: bytes) -> None:
-        self._put_digest(index, digest)
+        self.put_digest(index, digest)
         self._states[index] = state
 
     def leave_out(self, first: int, end: int) -> None:
@@ -136,7 +100,7 @@ class ChunkStates:
         """Turn FREE to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
         if self._states[index] == FREE:
             self._states[index] = CLAIMED
-            self._put_digest(index, digest)
+            self.put_digest(index, digest)
 
     def rehashed(self, index: int, digest: bytes) -> None:
         """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
@@ -227,14 +191,3 @@ class ChunkStates:
     def held_bytes(self, share: Share = WHOLE) -> int:
         """Count the bytes of the chunks of a share that are HELD."""
         return sum(share.bytes_between(self.grid, start, stop) for start, stop in self.runs(HELD, share=share))
-
-
-def runs(states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of chunks in any of the wanted states, in order."""
-    marks = states.translate(bytes(state in wanted for state in range(256)))
-    first = marks.find(1)
-    while first >= 0:
-        end = marks.find(0, first)
-        end = len(marks) if end < 0 else end
-        yield first, end
-        first = marks.find(1, end)

@@ -12,8 +12,9 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
 from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
-from receiver.file.chunk_states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, Delivery, Writer, runs
+from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
+from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, runs
 
 MISSING_MOST: Final = 1 << 15
 """Runs of missing chunks that are told at once: a sender that has sent these hears of the others."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
@@ -150,6 +150,11 @@ class FileTarget:
 
     # --- chunks
 
+    @property
+    def chunks(self) -> Self:
+        """What data connections talk to."""
+        return self
+
     def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check every segment of a chunk, and begin them."""
         places = [(self._position(header.chunk_id, segment), segment) for segment in header.segments]
@@ -166,13 +171,13 @@ class FileTarget:
         return position
 
     def end_chunk(
-        self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
+        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk."""
         by = connection.connection_id
         good = [
             self._file_share.deliver(part.position, connection, digest, actual, by)
-            for part, digest, actual in zip(parts, digests, computed, strict=True)
+            for part, digest, actual in zip(segments, digests, computed, strict=True)
         ]
         return all(good)
 

@@ -22,7 +22,8 @@ from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share, hole_segments
 from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
-from receiver.file.chunk_states import CLAIMED, FREE, WRITING, ChunkStates
+from receiver.file.chunk_states import ChunkStates
+from receiver.file.states import CLAIMED, FREE, WRITING
 from receiver.memory.budget import Account
 
 WRITE_BACK_BYTES: Final = 64 * limits.MIB

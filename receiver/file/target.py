@@ -66,11 +66,33 @@ Step = Callable[[], None] | m.Complete | None
 """Work for a thread that may wait for the disk; what the sender is told; None: wait for what is re-hashed."""
 
 
+class ChunkWriter(Protocol):
+    """Takes the chunks of a target. Each data connection calls in its own thread."""
+
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+        """Check and begin every segment of a chunk; another connection that is writing one is stopped first.
+
+        Raises RemoteProtocolError for a segment that is none of an offered file's.
+        """
+
+    def end_chunk(
+        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
+    ) -> bool:
+        """Compare the digests that were told with those of the bytes that came; whether all are equal."""
+
+    def detach(self, connection: Connection) -> None:
+        """Take back what a connection was writing."""
+
+
 class Target(Protocol):
-    """One file (receiver/single.py) or a tree (receiver/tree.py)."""
+    """One file (receiver/file), a tree (receiver/tree), or what is written in order (receiver/pipe)."""
 
     name: bytes
     """What it holds in the destination, while it is there."""
+
+    @property
+    def chunks(self) -> ChunkWriter:
+        """What data connections talk to."""
 
     @property
     def has_more(self) -> bool:
@@ -107,22 +129,6 @@ class Target(Protocol):
 
     def close(self, *, cleanly: bool) -> None:
         """Keep what is complete, at the end, whatever that is; `cleanly` is whether no thread hangs in a file."""
-
-    # --- what data connections ask
-
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Check every segment of a chunk, and begin them; who else is writing one is shut and has left first.
-
-        Raises RemoteProtocolError for a segment that is none of an offered file's.
-        """
-
-    def end_chunk(
-        self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
-
-    def detach(self, connection: Connection) -> None:
-        """Take back what a connection was writing."""
 
     def stop_writes(self) -> None:
         """Let no further write in: the transfer is over."""

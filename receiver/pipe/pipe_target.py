@@ -4,7 +4,7 @@ Nothing of it is found again: what an earlier run left of a stream in staging is
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
@@ -133,6 +133,11 @@ class PipeTarget:
 
     # --- chunks
 
+    @property
+    def chunks(self) -> Self:
+        """What data connections talk to."""
+        return self
+
     def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check a chunk, and begin it."""
         segment = header.segments[0]
@@ -148,10 +153,10 @@ class PipeTarget:
                 raise ConnectionLost(f"another connection does not leave chunk {position}")
 
     def end_chunk(
-        self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
+        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle a chunk."""
-        return self._output.deliver(parts[0].position, digests[0], computed[0], connection.connection_id)
+        return self._output.deliver(segments[0].position, digests[0], computed[0], connection.connection_id)
 
     def detach(self, connection: Connection) -> None:
         """Take back what a connection was bringing."""

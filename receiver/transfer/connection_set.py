@@ -136,7 +136,7 @@ class ConnectionSet:
         """Take back what a connection was writing."""
         try:
             if self.target is not None:
-                self.target.detach(connection)
+                self.target.chunks.detach(connection)
         finally:  # one of the same id may wait for its place
             with self._lock:
                 if self._connections.get(connection.connection_id) is connection:
@@ -202,14 +202,14 @@ class ConnectionSet:
         length = sum(segment.length for segment in header.segments)
         if length > self._counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {length} bytes, more than a chunk")
-        return self.target.begin_chunk(connection, header)
+        return self.target.chunks.begin_chunk(connection, header)
 
     def end_chunk(
         self, connection: "DataConnection", parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
         """Settle the segments of a chunk whose bytes are all here; whether every digest was right."""
         assert self.target is not None  # what was begun was offered
-        good = self.target.end_chunk(connection, parts, digests, computed)
+        good = self.target.chunks.end_chunk(connection, parts, digests, computed)
         if good:
             new_bytes = sum([part.segment.length for part in parts if part.write])
             with self._lock:

@@ -1,35 +1,35 @@
-"""What the sender of a tree is told of the files of a portion, as they are now."""
+"""What the sender of a tree is told of the files of a part: Needed and Held, as things are when it is said."""
 
 import itertools
 from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from receiver.file import chunk_states as chunk_states
-from receiver.tree import part_state as state
-from receiver.tree.part_state import PartState
-from receiver.tree.spool import Spool
+from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WRITING, runs
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
 
 
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
-    """Say of each file of a portion what is known of it now."""
+    """Tell the state of each file of a part; a CLAIMED file is told when it was re-hashed."""
     needed: list[m.FileRange] = []
     unchecked: list[m.FileRange] = []
     held: list[m.Held] = []
     large: list[int] = []
     with part_state.lock:
-        for index, kind in enumerate(part_state.states()):
+        for index, state in enumerate(part_state.states()):
             file_id = part_state.first + index
-            is_here = kind in (state.VERIFIED, state.HELD)
-            if kind == state.UNCHECKED:
+            is_here = state in (VERIFIED, HELD)
+            if state == UNCHECKED:
                 _extend(unchecked, file_id)
-            elif index in part_state.large and (is_here or (kind == state.WRITING and part_state.is_partial(index))):
+            elif index in part_state.large and (is_here or (state == WRITING and part_state.is_partial(index))):
                 large.append(index)
-            elif kind in (state.FREE, state.WRITING):
+            elif state in (FREE, WRITING):
                 _extend(needed, file_id)
             elif is_here:
-                held.append(m.Held(file_id, 0, part_state.digest(index), (), kind == state.HELD))
-            elif kind == state.NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
+                held.append(m.Held(file_id, 0, part_state.digest(index), (), state == HELD))
+            elif state == NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
+                # An entry without segments may lie in a range: that makes fewer ranges, and the sender skips it.
                 needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
     if needed:
         yield m.Needed(tuple(needed), ())
@@ -37,29 +37,67 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
         yield m.Held(unchecked[0].first_file_id, 0, b"", tuple(unchecked))
     yield from held
     for index in large:
-        yield from _large_answers(part_state, index, spool)
+        yield from _large_file_answers(part_state, index, spool)
 
 
-def _large_answers(part_state: PartState, index: int, spool: Spool) -> Iterator[m.Message]:
-    """Say what is needed of a large file, and what is held; what is CLAIMED comes later."""
+def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
+    """Tell at Finish what is not here of a part: CLAIMED files, too, which are not re-hashed yet.
+
+    `is_answered` says that all else was told a moment ago.
+    """
+    wanted = (CLAIMED,) if is_answered else (CLAIMED, FREE, WRITING)
+    with part_state.lock:
+        claimed = [index for index, state in enumerate(part_state.states()) if state == CLAIMED]
+        partial = [
+            index
+            for index in part_state.large
+            if part_state.is_partial(index) and part_state.state(index) in (WRITING, HELD)
+        ]
+    for index in claimed:
+        yield m.Needed((m.FileRange(part_state.first + index, 1),), ())
+    for index in partial:
+        for start, states in _states(part_state, index, spool):
+            yield from needed_messages(part_state.first + index, _runs(start, states, *wanted))
+    if not is_answered:
+        yield from (each for each in answers(part_state, spool) if isinstance(each, m.Needed) and each.files)
+
+
+def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
+    """Say which segments [first, end) of a large file are needed, in messages within the limit."""
+    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
+    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
+        yield m.Needed((), some)
+
+
+def held_messages(
+    part_state: PartState, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
+) -> Iterator[m.Held]:
+    """Tell the digests of segments [first, end) of a large file that are here, in messages within the limit."""
+    large = part_state.large[index]
+    for first, end in runs:
+        for at in range(first, end, limits.DIGESTS_PER_HELD):
+            with part_state.lock:
+                digests = large.digests_between(at, min(at + limits.DIGESTS_PER_HELD, end), spool)
+            yield m.Held(part_state.first + index, at, digests, (), final)
+
+
+def _large_file_answers(part_state: PartState, index: int, spool: Spool) -> Iterator[m.Message]:
     with part_state.lock:
         is_partial = part_state.is_partial(index)
-        is_final = part_state.state(index) == state.HELD and not is_partial
+        is_final = part_state.state(index) == HELD and not is_partial
     if not is_partial:
         yield from held_messages(part_state, index, part_state.large[index].runs(), spool, final=is_final)
         return
     for start, states in _states(part_state, index, spool):
-        yield from needed_messages(
-            part_state.first + index, _runs(start, states, chunk_states.FREE, chunk_states.WRITING)
-        )
-        held = _runs(start, states, chunk_states.HELD, chunk_states.VERIFIED)
-        yield from held_messages(part_state, index, held, spool, final=False)
+        yield from needed_messages(part_state.first + index, _runs(start, states, FREE, WRITING))
+        yield from held_messages(part_state, index, _runs(start, states, HELD, VERIFIED), spool, final=False)
 
 
 def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:
-    """Yield the states of the segments of a large file, piece by piece, each as it is then: first segment, states.
+    """Yield the states of the segments of a large file, piece by piece: first segment, states.
 
-    Of many segments there can be as many runs: a list of all would take far more than the table of the file does.
+    Without the lock in between, as connections need it while messages are sent. And no list of all runs is made: there
+    can be as many runs as segments, and they would take far more memory than the table of the file.
     """
     large = part_state.large[index]
     for first, end in large.pieces():
@@ -69,47 +107,8 @@ def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[i
 
 
 def _runs(start: int, states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of segments in any of the wanted states, given those from segment `start` on."""
-    return ((start + first, start + end) for first, end in chunk_states.runs(states, *wanted))
-
-
-def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
-    """Say which segments are needed in messages that are small enough."""
-    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
-    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
-        yield m.Needed((), some)
-
-
-def held_messages(
-    part_state: PartState, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
-) -> Iterator[m.Held]:
-    """Tell the digests of segments of a large file that are here, in messages that are small enough."""
-    large = part_state.large[index]
-    for first, end in runs:
-        for at in range(first, end, limits.DIGESTS_PER_HELD):
-            with part_state.lock:
-                digests = large.digests_between(at, min(at + limits.DIGESTS_PER_HELD, end), spool)
-            yield m.Held(part_state.first + index, at, digests, (), final)
-
-
-def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
-    """Say what is not here of a portion, at Finish: what was claimed and is not compared yet, too.
-
-    Of one that was answered just now, only that.
-    """
-    told = () if is_answered else (chunk_states.FREE, chunk_states.WRITING)
-    wanted = (chunk_states.CLAIMED, *told)
-    with part_state.lock:
-        claimed = [index for index, kind in enumerate(part_state.states()) if kind == state.CLAIMED]
-        partial = [index for index in part_state.large if part_state.is_partial(index)]
-        partial = [index for index in partial if part_state.state(index) in (state.WRITING, state.HELD)]
-    for index in claimed:
-        yield m.Needed((m.FileRange(part_state.first + index, 1),), ())
-    for index in partial:
-        for start, states in _states(part_state, index, spool):
-            yield from needed_messages(part_state.first + index, _runs(start, states, *wanted))
-    if not is_answered:
-        yield from (each for each in answers(part_state, spool) if isinstance(each, m.Needed) and each.files)
+    """Yield the runs [first, end) of segments in any of the wanted states, given the states from segment `start` on."""
+    return ((start + first, start + end) for first, end in runs(states, *wanted))
 
 
 def _extend(ranges: list[m.FileRange], file_id: int) -> None:

@@ -1,7 +1,12 @@
-"""What a manifest of a tree lists, and what lies there already: looked at and made, entry by entry, by one thread.
+"""Each entry of a manifest part, one by one: look at what is there, and make what needs no bytes.
 
-Directories, symlinks, and files without a byte of their own are made as they are listed; links between files, and the
-modes and times of directories, wait for the end. Nothing is looked for where this transfer made the directory.
+    directory                     made now; its mode and times are set at the end of the transfer
+    symlink                       made now
+    file without a byte to send   made now: it is empty, or consists of holes
+    file with bytes               its state says whether it is to be sent, re-hashed, or accepted as it is
+    further name of a file        a hard link, made at the end of the transfer
+
+In a directory that this transfer made nothing has to be looked for.
 """
 
 import contextlib
@@ -9,128 +14,190 @@ import os
 import stat
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
-from receiver.disk.commit import MODE_BITS, owner, put_attributes, rename_new
+from receiver.disk.commit import MODE_BITS, put_attributes, rename_new
 from receiver.disk.destination import Destination, shown_path
-from receiver.tree import part_state as state
-from receiver.tree.committer import Committer, Directories, StagedFile, TreeStaging
-from receiver.tree.part_state import PartState
-from receiver.tree.small_file import make_file
-from receiver.tree.spool import Spool
+from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
+from receiver.tree.commit.attributes import correct_attributes, put_symlink_attributes
+from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.directories import Directories
+from receiver.tree.commit.small_file import make_file
+from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.manifest.archive import Archive
 from receiver.tree.top_level_names import TopLevelNames
 
 _FIRST: Final = struct.Struct("=QI")
-"""Of the first entry of a hard-link group: its file_id, and the length of the path that follows."""
+"""The first entry of a hard-link group in the spool: its file_id, and the length of the path that follows."""
 
 
 class EntryPreparer:
-    """Takes entries in the order of the manifest. For the coordinator, and for the committing thread after that."""
+    """Takes entries in the order of the manifest. For one thread at a time: the one that takes parts, or commits."""
 
     def __init__(
         self,
         destination: Destination,
         staging: TreeStaging,
         committer: Committer,
-        roots: TopLevelNames,
-        spool: Spool,
+        top_level_names: TopLevelNames,
+        archive: Archive,
         *,
         checksum: bool,
     ) -> None:
+        """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
         self._destination = destination
         self._staging = staging
         self._committer = committer
-        self._roots = roots
-        self._spool = spool
+        self._top_level_names = top_level_names
+        self._archive = archive
         self._checksum = checksum
-        self._kept_root: bytes | None = None
-        """The name in the destination that the entry taken last was below, if it is held to the end."""
-        self._waits_in_staging = False
-        """Whether the entry that was taken last is put in place later."""
+        self._lasting_root: bytes | None = None
+        """The first component of the latest entry's path, if it is held to the end: it need not be claimed again."""
+        self._is_staged = False
+        """Whether the latest entry was handed to the committer."""
         self._directories = Directories(destination)
         self._groups = array("Q")
-        """Where the spool has the first entry of each hard-link group; they are numbered as they come, from 1."""
-
-    def shown(self, path: bytes) -> str:
-        """Return a path as people know it."""
-        return shown_path(self._destination, path)
+        """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the directories."""
         self._directories.close()
 
-    # --- entries
+    # --- what an entry is
 
-    def is_follower(self, entry: Entry, file_id: int) -> bool:
-        """Whether an entry that was taken is a further name of a file."""
+    def is_further_name(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was prepared is a further name of a file, to be linked at the end."""
         if entry.type is not EntryType.FILE or not entry.hard_link_group:
             return False
-        return self._first(entry.hard_link_group)[0] != file_id
+        return self._first_of(entry.hard_link_group)[0] != file_id
 
-    def _first(self, group: int) -> tuple[int, bytes]:
-        """Return the first entry of a hard-link group: file_id and path."""
-        kept = self._spool.read(self._groups[group - 1], _FIRST.size + limits.PATH_BYTES)
-        file_id, length = _FIRST.unpack_from(kept)
-        return file_id, kept[_FIRST.size : _FIRST.size + length]
+    def is_deferred(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was prepared has work to do when all files are in place."""
+        return entry.type is EntryType.DIRECTORY or self.is_further_name(entry, file_id)
 
-    def is_late(self, entry: Entry, file_id: int) -> bool:
-        """Whether an entry that was taken is seen to when all files are in place."""
-        return entry.type is EntryType.DIRECTORY or self.is_follower(entry, file_id)
+    def has_segments(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was prepared counts when the tree is cut into chunks."""
+        return entry.size > 0 and not self.is_further_name(entry, file_id)
 
     @property
     def groups(self) -> int:
         """How many hard-link groups there are."""
         return len(self._groups)
 
-    def has_segments(self, entry: Entry, file_id: int) -> bool:
-        """Whether an entry that was taken counts in the cut into chunks."""
-        return entry.size > 0 and not self.is_follower(entry, file_id)
+    def _first_of(self, group: int) -> tuple[int, bytes]:
+        """Return the first entry of a hard-link group: file_id and path."""
+        saved = self._archive.spool.read(self._groups[group - 1], _FIRST.size + limits.PATH_BYTES)
+        file_id, length = _FIRST.unpack_from(saved)
+        return file_id, saved[_FIRST.size : _FIRST.size + length]
 
-    def take(self, part_state: PartState, index: int, entry: Entry) -> int:
-        """Look at one entry, and make it where nothing is to be sent for it; return its state.
+    def _begins_group(self, entry: Entry, file_id: int) -> bool:
+        """Whether a file is the first of its hard-link group; note it if so. Raises RemoteProtocolError."""
+        group = entry.hard_link_group
+        if group <= len(self._groups):
+            return False
+        if group != len(self._groups) + 1:
+            raise RemoteProtocolError(f"hard-link group {group} comes when {len(self._groups) + 1} is next")
+        self._groups.append(self._archive.spool.append(_FIRST.pack(file_id, len(entry.path)) + entry.path))
+        return True
 
-        Raises TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
+    # --- prepare
+
+    def prepare(self, entry: Entry, file_id: int) -> int:
+        """Look at one entry, and make it if no bytes are sent for it; return its state.
+
+        Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
         """
         if entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
-        if root != self._kept_root:
-            self._roots.claim(root, passes=passes)
-            self._kept_root = None if passes else root
-        kind = self._take(part_state, index, entry)
-        if passes and kind in (state.NOTHING, state.UNCHECKED) and not self._waits_in_staging:
-            self._roots.release(root)
-        return kind
+        if root != self._lasting_root:
+            self._top_level_names.claim(root, passes=passes)
+            self._lasting_root = None if passes else root
+        state = self._prepare(entry, file_id)
+        if passes and state in (NOTHING, UNCHECKED) and not self._is_staged:
+            self._top_level_names.release(root)
+        return state
 
     def _passes(self, entry: Entry) -> bool:
-        """Whether the name of an entry is held only until it is in place."""
-        is_compared = self._checksum and entry.type is EntryType.FILE  # and may be sent late, if it differs
-        return not (entry.type is EntryType.DIRECTORY or entry.hard_link_group or is_compared)
+        """Whether the name of an entry is held only until the entry is in place."""
+        is_rehashed = self._checksum and entry.type is EntryType.FILE  # and may be sent much later, if it differs
+        return not (entry.type is EntryType.DIRECTORY or entry.hard_link_group or is_rehashed)
 
-    def _take(self, part_state: PartState, index: int, entry: Entry) -> int:
-        self._waits_in_staging = False
+    def _prepare(self, entry: Entry, file_id: int) -> int:
+        self._is_staged = False
         try:
             match entry.type:
                 case EntryType.DIRECTORY:
                     self._directories.make(entry.path, entry.mode & MODE_BITS)
-                    return state.NOTHING
+                    return NOTHING
                 case EntryType.SYMLINK:
-                    self._make_symlink(entry, part_state.first + index)
-                    return state.NOTHING
+                    self._make_symlink(entry, file_id)
+                    return NOTHING
                 case EntryType.FILE:
-                    return self._take_file(part_state.first + index, entry)
+                    return self._prepare_file(entry, file_id)
                 case _:
                     raise TransferFailed(Code.POLICY, "a stream is sent alone")
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {self.shown(entry.path)}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't write {self._shown(entry)}") from None
 
-    def _there(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
-        """Open the directory of an entry; return it, the name in it, and what lies there."""
+    def _prepare_file(self, entry: Entry, file_id: int) -> int:
+        if entry.hard_link_group and not self._begins_group(entry, file_id):
+            return NOTHING
+        directory_fd, name, there = self._look(entry)
+        has_payload = entry.size > sum(hole.length for hole in entry.holes)
+        if there is not None and _is_same(there, entry):
+            correct_attributes(directory_fd, name, entry, there)
+            if not has_payload:
+                return NOTHING
+            return CLAIMED if self._checksum else UNCHECKED
+        self._check_replace(entry, there)
+        if has_payload:
+            return FREE
+        # Where a file is there, or there are holes, the new one is staged: it takes its name when it is complete.
+        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
+            staged = self._staging.name(file_id)
+            make_file(self._staging, staged, entry)
+            self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)
+            self._is_staged = True
+        return NOTHING
+
+    def _make_symlink(self, entry: Entry, file_id: int) -> None:
+        directory_fd, name, there = self._look(entry)
+        is_same = (
+            there is not None
+            and stat.S_ISLNK(there.st_mode)
+            and os.readlink(name, dir_fd=directory_fd) == entry.link_target
+        )
+        if is_same:
+            put_symlink_attributes(directory_fd, name, entry)
+            return
+        self._check_replace(entry, there)
+        temporary = self._staging.name(file_id).encode()
+        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
+        put_symlink_attributes(self._staging.fd, temporary, entry)
+        if self._destination.replace:
+            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+            return
+        with self._refusing_new(entry):
+            try:
+                rename_new(temporary, name, self._staging.fd, directory_fd)
+            except FileExistsError:
+                raise
+            except OSError:
+                # The file system can neither rename without replacing nor link a symlink. Making it under its name is
+                # as good: a symlink is complete as soon as it is there.
+                os.symlink(entry.link_target, name, dir_fd=directory_fd)
+                put_symlink_attributes(directory_fd, name, entry)
+            finally:
+                self._staging.remove(os.fsdecode(temporary))
+
+    def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
+        """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of what is there."""
         parent, _, name = entry.path.rpartition(b"/")
         directory = self._directories.get(parent, create=True)
         if directory.is_new:
@@ -140,145 +207,79 @@ class EntryPreparer:
         except FileNotFoundError:
             return directory.fd, name, None
         if stat.S_ISDIR(there.st_mode):
-            raise TransferFailed(Code.DESTINATION, f"can't write {self.shown(entry.path)}: it is a directory")
+            raise TransferFailed(Code.DESTINATION, f"can't write {self._shown(entry)}: it is a directory")
         return directory.fd, name, there
 
     def _check_replace(self, entry: Entry, there: os.stat_result | None) -> None:
         if there is not None and not self._destination.replace:
-            reason = f"{self.shown(entry.path)} exists, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists, and --no-replace forbids to replace it"
             raise TransferFailed(Code.EXISTS, reason)
 
-    def _take_file(self, file_id: int, entry: Entry) -> int:
-        if entry.hard_link_group and not self._begins_group(entry, file_id):
-            return state.NOTHING
-        directory_fd, name, there = self._there(entry)
-        has_payload = entry.size > sum(hole.length for hole in entry.holes)
-        if there is not None and _is_same(there, entry):
-            if not self._checksum or not has_payload:
-                self._correct(directory_fd, name, entry, there)
-                return state.UNCHECKED if has_payload else state.NOTHING
-            self._correct(directory_fd, name, entry, there)
-            return state.CLAIMED
-        self._check_replace(entry, there)
-        if has_payload:
-            return state.FREE
-        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
-            staged = self._staging.name(file_id)
-            make_file(self._staging, staged, entry)
-            self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)
-            self._waits_in_staging = True
-        return state.NOTHING
-
-    def _begins_group(self, entry: Entry, file_id: int) -> bool:
-        """Whether a file is the first of its hard-link group, which is noted then."""
-        group = entry.hard_link_group
-        if group <= len(self._groups):
-            return False
-        if group != len(self._groups) + 1:
-            raise RemoteProtocolError(f"hard-link group {group} comes when {len(self._groups) + 1} is next")
-        self._groups.append(self._spool.append(_FIRST.pack(file_id, len(entry.path)) + entry.path))
-        return True
-
-    def _correct(self, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
-        """Give a file that is accepted as it is the mode and owner of its entry."""
-        uid, gid = owner(entry)
-        is_owned = uid in (-1, there.st_uid) and gid in (-1, there.st_gid)
-        if is_owned and stat.S_IMODE(there.st_mode) == entry.mode & MODE_BITS:
-            return
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-        try:
-            this = f"/proc/self/fd/{fd}"  # whoever may not read a file may change its mode
-            if not is_owned:
-                os.chown(this, uid, gid)
-            os.chmod(this, entry.mode & MODE_BITS)
-        finally:
-            os.close(fd)
-
-    def _make_symlink(self, entry: Entry, file_id: int) -> None:
-        directory_fd, name, there = self._there(entry)
-        is_same = (
-            there is not None
-            and stat.S_ISLNK(there.st_mode)
-            and os.readlink(name, dir_fd=directory_fd) == entry.link_target
-        )
-        if is_same:
-            _put_link_attributes(directory_fd, name, entry)
-            return
-        self._check_replace(entry, there)
-        temporary = self._staging.name(file_id).encode()
-        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
-        _put_link_attributes(self._staging.fd, temporary, entry)
-        if self._destination.replace:
-            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
-            return
-        with self._refusing_what_appeared(entry):
-            try:
-                rename_new(temporary, name, self._staging.fd, directory_fd)
-            except FileExistsError:
-                raise
-            except OSError:  # no way to rename so: a symlink is whole as soon as it is there
-                os.symlink(entry.link_target, name, dir_fd=directory_fd)
-                _put_link_attributes(directory_fd, name, entry)
-            finally:
-                self._staging.remove(os.fsdecode(temporary))
-
     @contextlib.contextmanager
-    def _refusing_what_appeared(self, entry: Entry) -> Iterator[None]:
+    def _refusing_new(self, entry: Entry) -> Iterator[None]:
+        """Raise TransferFailed(EXISTS) where something has appeared under the name since it was looked at."""
         try:
             yield
         except FileExistsError:
-            reason = f"{self.shown(entry.path)} exists by now, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids to replace it"
             raise TransferFailed(Code.EXISTS, reason) from None
+
+    def _shown(self, entry: Entry) -> str:
+        return shown_path(self._destination, entry.path)
 
     # --- the end
 
-    def link(self, late: Sequence[tuple[int, Entry]], is_withdrawn: Callable[[int], bool]) -> None:
-        """Make the further names of files, now that these are in place. Raises TransferFailed."""
-        for file_id, entry in late:
+    def link(self, number: int) -> None:
+        """Make the hard links of a part, now that all files are in place. Raises TransferFailed."""
+        for file_id, entry in self._archive.deferred(number):
             if entry.type is not EntryType.FILE:
                 continue
-            first_id, first = self._first(entry.hard_link_group)
-            if is_withdrawn(file_id) or is_withdrawn(first_id):
+            first_id, first = self._first_of(entry.hard_link_group)
+            if self._archive.is_withdrawn(file_id) or self._archive.is_withdrawn(first_id):
                 continue
             try:
                 self._link(first, entry)
             except OSError as error:
-                raise from_os_error(error, Code.DESTINATION, f"can't link {self.shown(entry.path)}") from None
+                raise from_os_error(error, Code.DESTINATION, f"can't link {self._shown(entry)}") from None
 
     def _link(self, first: bytes, entry: Entry) -> None:
         parent, _, first_name = first.rpartition(b"/")
-        directory_fd, name, there = self._there(entry)
+        directory_fd, name, there = self._look(entry)
         first_fd = self._directories.get(parent).fd
         file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
         if there is not None and os.path.samestat(there, file):
             return
         self._check_replace(entry, there)
         if not self._destination.replace:
-            with self._refusing_what_appeared(entry):
+            with self._refusing_new(entry):
                 os.link(first_name, name, src_dir_fd=first_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
             return
+        # By way of a name in staging: link(2) replaces nothing, rename(2) does.
         os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
 
-    def finish_directories(self, late: Sequence[tuple[int, Entry]]) -> None:
-        """Give directories their modes and times, deepest first: in reverse order. Raises TransferFailed."""
-        for _, entry in reversed(late):
+    def finish_directories(self, number: int) -> None:
+        """Set the modes and times of the directories of a part, deepest first. Raises TransferFailed.
+
+        The caller goes from the last part to the first, as writing into a directory changes its mtime.
+        """
+        for _, entry in reversed(self._archive.deferred(number)):
             if entry.type is EntryType.DIRECTORY:
                 try:
                     put_attributes(self._directories.get(entry.path).fd, entry)
                 except OSError as error:
-                    what = f"can't set the mode and time of {self.shown(entry.path)}"
+                    what = f"can't set the mode and time of {self._shown(entry)}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
 
 
 def _is_same(there: os.stat_result, entry: Entry) -> bool:
-    """Whether what lies there is a file of the entry's size and mtime."""
+    """Whether what is there is a plain file with the size and mtime of the entry."""
     same = (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
     return same and stat.S_ISREG(there.st_mode)
 
 
 def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:
-    """Make an empty file where nothing is; whether nothing was. Raises OSError."""
+    """Make an empty file unless the name is taken; whether it was made. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, entry.mode & MODE_BITS, dir_fd=directory_fd)
@@ -289,9 +290,3 @@ def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:
     finally:
         os.close(fd)
     return True
-
-
-def _put_link_attributes(directory_fd: int, name: bytes, entry: Entry) -> None:
-    if owner(entry) != (-1, -1):
-        os.chown(name, *owner(entry), dir_fd=directory_fd, follow_symlinks=False)
-    os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory_fd, follow_symlinks=False)

@@ -1,63 +1,66 @@
 """The names at the top of the destination that a tree holds, so that no other transfer writes there meanwhile.
 
-A file passes: its name is held from its listing until it is in place. A directory, and whatever has several names, is
-held to the end, and may be one of a million: of these, eight bytes are kept, a digest.
+The name of a plain file is passing: it is held from its listing until the file is in place. The name of a directory,
+and each name of a file that has several, is held to the end. There may be millions of these: of each only a digest of
+eight bytes is kept.
 """
 
 import threading
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from filestreamer.wire.digests import checksum
+from receiver.disk.destination import Destination
 
-if TYPE_CHECKING:
-    from receiver.disk.destination import Destination
-
-_FIRST_SLOTS: Final = 1024
+_FIRST_CELLS: Final = 1024
 
 
 class Names:
-    """A set of names to which names are only added, in 16 to 32 bytes each. Two names are one in 2^64 cases."""
+    """A set of names that only grows, 16 to 32 bytes each: a hash table with open addressing (linear probing).
+
+    Two names are taken for one in 1 of 2^64 cases.
+    """
 
     def __init__(self) -> None:
-        self._handshakes = array("Q", bytes(8 * _FIRST_SLOTS))
+        self._cells = array("Q", bytes(8 * _FIRST_CELLS))
+        """Keys; 0 where a cell is empty. The length is a power of two, and at most half of the cells are used."""
         self._count = 0
 
     def __contains__(self, name: bytes) -> bool:
-        return self._handshakes[self._slot(self._handshakes, _key(name))] != 0
+        return self._cells[self._cell(self._cells, _key(name))] != 0
 
     def add(self, name: bytes) -> None:
         """Add a name."""
-        if 2 * (self._count + 1) > len(self._handshakes):
+        if 2 * (self._count + 1) > len(self._cells):
             self._grow()
         key = _key(name)
-        handshake = self._slot(self._handshakes, key)
-        self._count += not self._handshakes[handshake]
-        self._handshakes[handshake] = key
+        cell = self._cell(self._cells, key)
+        self._count += not self._cells[cell]
+        self._cells[cell] = key
 
     def growth_bytes(self, count: int) -> int:
-        """Return how many bytes more are needed to add so many names."""
-        slots = len(self._handshakes)
-        while 2 * (self._count + count) > slots:
-            slots *= 2
-        return 8 * (slots - len(self._handshakes))
+        """Return how many more bytes the table takes after `count` more names."""
+        cells = len(self._cells)
+        while 2 * (self._count + count) > cells:
+            cells *= 2
+        return 8 * (cells - len(self._cells))
 
     def _grow(self) -> None:
-        slots = array("Q", bytes(16 * len(self._handshakes)))
-        for key in self._handshakes:
+        cells = array("Q", bytes(16 * len(self._cells)))
+        for key in self._cells:
             if key:
-                slots[self._slot(slots, key)] = key
-        self._handshakes = slots
+                cells[self._cell(cells, key)] = key
+        self._cells = cells
 
     @staticmethod
-    def _slot(slots: "array[int]", key: int) -> int:
-        """Return where a key is, or where it would go."""
-        mask = len(slots) - 1
-        handshake = key & mask
-        while slots[handshake] not in (0, key):
-            handshake = (handshake + 1) & mask
-        return handshake
+    def _cell(cells: "array[int]", key: int) -> int:
+        """Return the index of the cell that has a key, or of the one where it would go."""
+        mask = len(cells) - 1
+        cell = key & mask
+        while cells[cell] not in (0, key):
+            cell = (cell + 1) & mask
+        return cell
 
 
 def _key(name: bytes) -> int:
@@ -65,40 +68,41 @@ def _key(name: bytes) -> int:
 
 
 class TopLevelNames:
-    """What one tree holds. Any thread may call."""
+    """The names that one tree holds. Any thread may call."""
 
-    def __init__(self, destination: "Destination", check: Callable[[bytes], None]) -> None:
-        """`check` raises TransferFailed(BUSY) where another transfer has a name, and calls `take` where none has."""
+    def __init__(self, destination: Destination, check: Callable[[bytes], None]) -> None:
+        """`check` raises TransferFailed(BUSY) where another transfer holds a name; else it calls `take`."""
         self.destination = destination
         self._check = check
         self._lock = threading.Lock()  # protects what follows
         self._passing: set[bytes] = set()
-        self._kept = Names()
+        self._lasting = Names()
 
     def __contains__(self, name: bytes) -> bool:
         with self._lock:
-            return name in self._passing or name in self._kept
+            return name in self._passing or name in self._lasting
 
     def claim(self, name: bytes, *, passes: bool = False) -> None:
-        """Hold a name to the end, or until it is released where it `passes`. Raises TransferFailed: POLICY, BUSY."""
+        """Hold a name to the end or, with `passes`, until it is released. Raises TransferFailed: POLICY, BUSY."""
         if name not in self:
             self._check(name)
         if not passes:
             with self._lock:
                 self._passing.discard(name)
-                self._kept.add(name)
+                self._lasting.add(name)
 
     def take(self, name: bytes) -> None:
-        """Note a name that nobody else has."""
+        """Note a name that no other transfer holds."""
         with self._lock:
             self._passing.add(name)
 
-    def release(self, name: bytes) -> None:
-        """Let others have a name that passes."""
-        with self._lock:
-            self._passing.discard(name)
+    def release(self, path: bytes) -> None:
+        """Let other transfers have a passing name. A path below a directory is no such name: nothing is done."""
+        if b"/" not in path:
+            with self._lock:
+                self._passing.discard(path)
 
     def growth_bytes(self, count: int) -> int:
-        """Return how many bytes more are needed to hold so many names to the end."""
+        """Return how many more bytes it takes to hold `count` more names to the end."""
         with self._lock:
-            return self._kept.growth_bytes(count)
+            return self._lasting.growth_bytes(count)

@@ -1,13 +1,8 @@
-"""A transfer of a tree: parts of the manifest come in while files go out to their places (proto/README.md, "Trees").
+"""A tree, as the coordinator sees it: parts of the manifest come in, answers go out, and at the end all is committed.
 
-    take     each part: it is kept on the disk (`archive`), and taken when there is room
-             make directories and symlinks, look at what is there, answer what is needed (`listing`)
-    begin    a chunk (`tree_writer`): of `small` files, written whole, or of a `large` one, staged and resumed
-    end      a file that is complete goes to the placer (`place`), which puts thousands in place after one sync
-    close    links, then directories' modes and times, deepest first; one more sync; Complete
-
-A part is looked at whole while something of it is under way (`part_state`). PORTIONS of them are open at once, each but
-one with borrowed memory; those that come meanwhile wait unanswered, which holds the sender back.
+A part is taken up whole, and is active while any file of it is pending (`part_table`). PARTS_ACTIVE of them are active
+at once, all but one in borrowed memory. Further parts wait in the archive, unanswered: that holds the
+sender back, which lists only a few parts ahead of the answers.
 """
 
 import contextlib
@@ -20,51 +15,40 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.grid import Grid, count_chunks
-from receiver.disk.paths import check_path, staging_key
-from receiver.disk.sweep import drop_ledger, staged_keys
-from receiver.file.chunk_states import CLAIMED, runs
-from receiver.file.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches
-from receiver.file.target import Connection, IncomingSegment, Step
+from receiver.disk.destination import shown_path
+from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
+from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
+from receiver.file.target import LEAVE_SECONDS, Step
 from receiver.memory.budget import Account
-from receiver.tree import part_state as state
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
-from receiver.tree.archive import Archive, cost_bytes
-from receiver.tree.committer import Committer, TreeStaging, sync_file_system
+from receiver.tree.commit.committer import Committer, sync_file_system
+from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
-from receiver.tree.open_large_file import WHOLE_DIGESTS, Large
-from receiver.tree.part_state import PartState
-from receiver.tree.spool import Spool
+from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
+from receiver.tree.manifest.archive import Archive, memory_bytes
+from receiver.tree.manifest.large_file import Spooled
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
+from receiver.tree.part_preparer import PartPreparer
+from receiver.tree.part_table import PartTable
 from receiver.tree.top_level_names import TopLevelNames
 from receiver.tree.tree_writer import TreeWriter
 
-PARTS_OPEN: Final = 64
-"""Parts of the manifest of which something is under way at once."""
-LARGE_CLAIMED: Final = 64
-"""Large files of an earlier run that are re-hashed at once; others are sent anew."""
+PARTS_ACTIVE: Final = 64
 STEP_BYTES: Final = 256 * limits.KIB
-"""What grows with the length of the manifest, a few bytes a part or a name, is borrowed in such steps."""
-
-
-WAIT_SECONDS: Final = 0.1
+"""Memory that grows with the manifest, a few bytes for each part and name, is borrowed in steps of this size."""
 
 
 class TreeTarget:
-    """Everything of one tree; each portion has a lock of its own."""
+    """One tree. For the coordinator, one thread at a time; data connections use `chunks`."""
 
-    _taken = 0
-    """Parts that were taken; those behind them wait."""
-    _withdrawn_early = 0
-    """Files of parts that wait."""
-    _needed_bytes = 0
-    """What was needed of all parts so far."""
     _is_committed = False
     _is_over = False
 
     def __init__(
         self,
         offer: m.Offer,
-        roots: TopLevelNames,
+        top_level_names: TopLevelNames,
         *,
         root: bytes,
         account: Account,
@@ -74,62 +58,80 @@ class TreeTarget:
         nudge: Callable[[], object],
         log: Any,
     ) -> None:
-        """`roots` claims names in the destination, and raises where others have them; `root` was claimed.
+        """`root` is the first component of the first path, and is claimed in `top_level_names`.
 
-        `failed` ends the transfer, `nudge` has the coordinator ask for `more`. Raises TransferFailed.
+        `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any thread may call them. Raises
+        TransferFailed.
         """
         self.name = root
         self._offer = offer
         self._account = account
-        self._destination = destination = roots.destination
-        self._roots = roots
+        self._destination = destination = top_level_names.destination
+        self._top_level_names = top_level_names
         self._counters = counters
-        self._rehasher = rehasher
-        self._nudge = nudge
         self._staging = TreeStaging(destination, root)
         with contextlib.ExitStack() as opened:
             opened.callback(self._staging.close)
             self._spool = Spool(self._staging.files_fd, destination.path)
             opened.callback(self._spool.close)
             self._index = Spool(self._staging.files_fd, destination.path)
+            opened.callback(self._index.close)
+            self._committer = Committer(destination, self._staging, top_level_names, failed)
+            self._committer.start()
             opened.pop_all()
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
-        self._committer = Committer(destination, self._staging, failed, self._hear_placed)
-        try:
-            self._committer.begin()
-        except TransferFailed:
-            self._close_spools()
-            self._staging.close()
-            raise
-        self._preparer = EntryPreparer(
-            destination, self._staging, self._committer, roots, self._spool, checksum=offer.checksum
+        self._entry_preparer = EntryPreparer(
+            destination, self._staging, self._committer, top_level_names, self._archive, checksum=offer.checksum
         )
-        self._tree_writer = TreeWriter(
+        self._large_files = LargeFiles(
             offer.chunk_size,
             destination,
             self._staging,
             self._committer,
-            archive=self._archive,
+            spool=self._spool,
             account=account,
             counters=counters,
             failed=failed,
-            settled=self._hear_settled,
+            nudge=nudge,
         )
+        self._parts = PartTable(offer.chunk_size, self._archive, self._large_files, account)
+        self._part_preparer = PartPreparer(
+            offer,
+            destination,
+            self._entry_preparer,
+            archive=self._archive,
+            parts=self._parts,
+            large_files=self._large_files,
+            rehasher=rehasher,
+            counters=counters,
+        )
+        self.chunks = TreeWriter(
+            offer.chunk_size,
+            self._parts,
+            self._large_files,
+            self._staging,
+            self._committer,
+            spool=self._spool,
+            nudge=nudge,
+        )
+        self._taken_up = 0
+        """Number of parts that were taken up; the parts behind them wait."""
+        self._withdrawn_early = 0
+        """Number of files that were withdrawn while their parts wait."""
         self._expected: int | None = 0
-        """The next part's first file_id; None after rejoining: any that is known."""
-        self._came: tuple[int, m.ManifestPart] | None = None
-        """The part that came last, and its number: it need not be read back."""
+        """The first file_id of the next part; None after control was opened anew: any known part may come."""
+        self._latest: tuple[int, m.ManifestPart] | None = None
+        """Number of the latest part, and the part: it need not be read back from the archive."""
         self._owned_bytes = STEP_BYTES
-        """The memory for what grows with the manifest."""
-        self._claimable: set[str] | None = None
-        counters.name = self._preparer.shown(root)
+        """Memory for what grows with the manifest: the first step is the transfer's own, the others are borrowed."""
+        counters.name = shown_path(destination, root)
         counters.files = 0
         log.info("transfer_started", tree=counters.name)
 
     # --- parts of the manifest
 
     def take_part(self, part: m.ManifestPart, body: bytes) -> Iterator[m.Message]:
-        """Take a part and answer it, now or when others are done; answer one that is known from what is known."""
+        """Keep a new part, and answer it as soon as it is taken up; answer a known part with what is known now."""
         archive = self._archive
         if self._expected is not None and part.first_file_id != self._expected:
             raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, and {self._expected} is next")
@@ -139,343 +141,222 @@ class TreeTarget:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, reason)
         number = archive.beginning_with(part.first_file_id)
         if number is None and (part.first_file_id != archive.entries or archive.is_listed):
-            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
+            raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
         if number is None:
             archive.append(part, body)
-            self._came = (archive.parts - 1, part)
+            self._latest = (archive.parts - 1, part)
         elif not archive.is_same(number, part, body):
-            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        elif number < self._taken:
-            yield from answers(self._tree_writer.part_state(number), self._spool)
+            raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
+        elif number < self._taken_up:
+            yield from answers(self._parts.get(number), self._spool)
         yield from self.more()
 
     def rejoin(self) -> None:
-        """Expect any part that is known, or the next."""
+        """Expect the manifest from its beginning, or from any part on: control was opened anew."""
         self._expected = None
 
     @property
     def _waits(self) -> bool:
-        """Whether parts wait to be taken."""
-        return self._taken < self._archive.parts
+        """Whether parts wait to be taken up."""
+        return self._taken_up < self._archive.parts
 
     @property
     def has_more(self) -> bool:
-        """Whether parts wait, or what is done with can be let go."""
-        return self._waits or self._tree_writer.has_settled or self._tree_writer.files.is_to_be_trimmed
+        """Whether `more` has something to do: parts wait, are done, or hold room that other transfers could use."""
+        return self._waits or self._parts.has_done or self._large_files.is_to_be_trimmed
 
     def more(self) -> Iterator[m.Message]:
-        """Take parts that wait, as long as there is room for them."""
-        self._tree_writer.retire()
-        while self._waits and (part := self._next_part()) is not None:
-            yield from self._take(*part)
-            self._tree_writer.retire()
-        self._came = None
-        self._tree_writer.files.trim()
+        """Archive parts that are done, and take up parts that wait, as long as there is room for them."""
+        self._parts.archive_done()
+        while self._waits and (admitted := self._admit_part()) is not None:
+            yield from self._take_up(*admitted)
+            self._parts.archive_done()
+        self._latest = None
+        self._large_files.trim()
 
-    def _next_part(self) -> tuple[m.ManifestPart, int] | None:
-        """Return the next part and what was borrowed for it; None where there is no room for it."""
-        under_way = self._tree_writer.under_way
-        if len(under_way) >= PARTS_OPEN or self._committer.is_far_behind:
+    def _admit_part(self) -> tuple[m.ManifestPart, int] | None:
+        """Return the next part and the memory that was borrowed for it; None where there is no room for it."""
+        active = self._parts.active
+        if len(active) >= PARTS_ACTIVE or self._committer.is_far_behind:
             return None
-        came = self._came
-        part = came[1] if came is not None and came[0] == self._taken else self._archive.part(self._taken)
+        latest = self._latest
+        part = latest[1] if latest is not None and latest[0] == self._taken_up else self._archive.part(self._taken_up)
         if not self._grow(len(part.entries)):
             return None
-        if all(part_state.borrowed_bytes for part_state in under_way):
+        # One part is admitted without borrowing, so that the transfer goes on whatever other transfers hold.
+        if all(part_state.borrowed_bytes for part_state in active):
             return part, 0
-        cost = cost_bytes(part, self._offer.chunk_size)
-        return (part, cost) if self._account.try_borrow(cost) else None
+        size = memory_bytes(part.entries, self._offer.chunk_size)
+        return (part, size) if self._account.try_borrow(size) else None
 
     def _grow(self, entries: int) -> bool:
-        """Get memory for what is kept to the end of so many entries; whether there is some."""
-        table_bytes = 8 * (self._archive.parts + self._preparer.groups + entries)
-        most = table_bytes + table_bytes // 8 + self._roots.growth_bytes(entries)
+        """Get the memory that is kept to the end for so many more entries; whether there is enough."""
+        tables_bytes = 8 * (self._archive.parts + self._entry_preparer.groups + entries)
+        most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
             if not self._account.try_borrow(STEP_BYTES):
                 return False
             self._owned_bytes += STEP_BYTES
         return True
 
-    def _hear_settled(self) -> None:
-        """Have the coordinator look at parts that wait, as there may be room, and let go of what is done with."""
-        self._nudge()
-
-    def _hear_placed(self, path: bytes) -> None:
-        """Let others have a name in the destination itself, now that the file is in place."""
-        if b"/" not in path:
-            self._roots.release(path)
-
-    def _take(self, part: m.ManifestPart, borrowed_bytes: int) -> Iterator[m.Message]:
-        part_state = PartState(self._taken, part.first_file_id, part.entries)
+    def _take_up(self, part: m.ManifestPart, borrowed_bytes: int) -> Iterator[m.Message]:
+        """Prepare a part, let connections write into it, and answer it."""
+        part_state = PartState(self._taken_up, part.first_file_id, part.entries)
         part_state.borrowed_bytes = borrowed_bytes
-        for entry in part.entries:
-            check_path(entry.path)
-        with part_state.lock:
-            finals = self._list(part_state, part.entries)
-            self._check_space(part_state, part.entries)
+        finals = self._part_preparer.prepare(part_state)
         early = self._archive.states(part_state.number) if self._withdrawn_early else b""
-        self._tree_writer.keep(part_state)
-        self._tree_writer.listed += part_state.count
-        self._taken += 1
-        for index, kind in enumerate(early):
-            if kind == state.WITHDRAWN:
+        self._parts.add(part_state)
+        self._taken_up += 1
+        for index, state in enumerate(early):
+            if state == WITHDRAWN:
                 self._withdrawn_early -= 1
                 self._withdraw(part_state, index)
         yield from answers(part_state, self._spool)
-        self._rehash(part_state, finals)
+        self._part_preparer.rehash(part_state, finals)
 
-    def _list(self, part_state: PartState, entries: Sequence[m.Entry]) -> list[int]:
-        """Look at each entry; return which files are to be compared where they lie."""
-        finals = []
-        sizes = []
-        late = []
-        for index, entry in enumerate(entries):
-            if self._is_over:  # the disk was slow, and others may have the names by now
-                raise TransferFailed(Code.TIMEOUT, "the transfer ended while it was listed")
-            kind = self._preparer.take(part_state, index, entry)
-            if self._preparer.is_late(entry, part_state.first + index):
-                late.append((index, entry))
-            if entry.type is not m.EntryType.FILE:
-                continue
-            self._counters.files += 1
-            if self._preparer.has_segments(entry, part_state.first + index):
-                sizes.append(entry.size)
-            if kind != state.NOTHING:
-                self._take_file(part_state, index, entry, kind)
-            if kind == state.CLAIMED:
-                finals.append(index)
-        self._counters.chunks += count_chunks(sizes, self._offer.chunk_size)
-        if late:
-            self._archive.keep_late(part_state.number, late)
-        return finals
-
-    def _take_file(self, part_state: PartState, index: int, entry: m.Entry, kind: int) -> None:
-        """Take in a file with segments that are sent, or are here."""
-        part_state.set(index, kind)
-        payload_bytes = entry.size
-        if entry.size > self._offer.chunk_size:
-            large = part_state.large[index] = Large(entry, self._offer.chunk_size)
-            if large.grid.segments > limits.CHUNKS_PER_FILE:
-                reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
-                raise RemoteProtocolError(reason)
-            payload_bytes = large.payload_bytes
-            if kind == state.FREE:
-                self._tree_writer.files.check(large)
-            if self._is_staged(entry.path):
-                if kind == state.FREE:
-                    self._resume(part_state, index)
-                else:
-                    self._drop_ledger(entry.path)
-        self._counters.size_bytes += payload_bytes
-        if kind == state.UNCHECKED:
-            self._counters.unchecked_bytes += payload_bytes
-
-    def _check_space(self, part_state: PartState, entries: Sequence[m.Entry]) -> None:
-        needed = sum(
-            entry.size - sum(hole.length for hole in entry.holes)
-            for index, entry in enumerate(entries)
-            if part_state.state(index) == state.FREE
-        )
-        self._needed_bytes += needed
-        free = self._destination.free_bytes() - max(0, self._needed_bytes - needed - self._counters.moved_bytes)
-        if needed > free:
-            reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
-            raise TransferFailed(Code.NO_SPACE, reason)
-
-    def _is_staged(self, path: bytes) -> bool:
-        """Whether an earlier run left something of a large file."""
-        if self._claimable is None:
-            self._claimable = staged_keys(self._destination)
-        return staging_key(path) in self._claimable
-
-    def _drop_ledger(self, path: bytes) -> None:
-        """Remove what a crash right after the rename left of a file that is in place."""
-        try:
-            drop_ledger(self._destination, path)
-        except OSError as error:
-            what = f"can't remove the ledger of {self._preparer.shown(path)}"
-            raise from_os_error(error, Code.DESTINATION, what) from None
-
-    def _resume(self, part_state: PartState, index: int) -> None:
-        """Open a large file of which an earlier run left something, if there is room for it."""
-        files, large = self._tree_writer.files, part_state.large[index]
-        room = files.try_room(large) if len(files) < LARGE_CLAIMED else None
-        if room is None:
-            return
-        try:
-            open_file = self._tree_writer.open_large(part_state, index, room)
-        except BaseException:
-            files.give_back(*room)
-            raise
-        states = open_file.states()  # as they are now: what is counted is what is re-hashed
-
-        def works() -> Iterator[Work]:
-            for start, stop in runs(states, CLAIMED):
-                yield Work(part_state.first + index, open_file.content, open_file.grid, open_file.share, start, stop)
-
-        count = sum(count_batches(work.grid, work.start, work.stop) for work in works())
-        if count:
-            open_file.rehashing += count
-            self._rehasher.add_all(works())
-
-    def _rehash(self, part_state: PartState, finals: list[int]) -> None:
-        if finals:
-            entries = part_state.entries
-            files = [
-                FinalFile(
-                    part_state.first + index, entries[index].path, Grid(entries[index].size, self._offer.chunk_size)
-                )
-                for index in finals
-            ]
-            self._rehasher.add_finals(self._destination, files, self._keep_final)
-
-    def _keep_final(self, file_id: int, first: int, digests: bytes) -> None:
-        """Keep digests of a large file under its final name, from segment `first` on, as they are found."""
-        part_state, index = self._tree_writer.find(file_id)
-        with part_state.lock:
-            large = part_state.large[index]
-            for start, end in large.runs():
-                low, high = max(start, first), min(end, first + len(digests) // limits.DIGEST_BYTES)
-                if low < high:
-                    piece = digests[(low - first) * limits.DIGEST_BYTES : (high - first) * limits.DIGEST_BYTES]
-                    large.keep_digests(low, piece, self._spool)
-
-    # --- answers
+    # --- re-hashed files
 
     def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
-        """Answer what was claimed, now that it is known what is on the disk."""
+        """Answer claimed segments and files, now that it is known what is on the disk."""
         self._counters.rehashed_bytes += batch.bytes
         if isinstance(batch, FinalsRehashed):
-            for file_id, found in batch.digests:
-                yield from self._take_final(file_id, found)
+            for file_id, digest in batch.digests:
+                yield from self._take_rehashed_final(file_id, digest)
             return
-        part_state, index = self._tree_writer.find(batch.file_id)
+        part_state, index = self._parts.find(batch.file_id)
         with part_state.lock:
             open_file = part_state.large[index].open_file
             if open_file is None:
                 return
             open_file.rehashing -= 1
             answer = open_file.rehashed(batch.share, batch.start, batch.digests)
-        self._tree_writer.settle_large(part_state, index, waits=False)
+        self._large_files.close_if_done(part_state, index, waits=False)
         yield from needed_messages(batch.file_id, answer.needed)
         yield from held_messages(part_state, index, answer.held, self._spool, final=False)
 
-    def _take_final(self, file_id: int, found: bytes | None) -> Iterator[m.Message]:
-        """Answer a file that was compared where it lies; None where it is gone."""
-        part_state, index = self._tree_writer.find(file_id)
+    def _take_rehashed_final(self, file_id: int, digest: bytes | None) -> Iterator[m.Message]:
+        """Answer a file that was re-hashed under its final name; None where it is gone, or was changed."""
+        part_state, index = self._parts.find(file_id)
         with part_state.lock:
-            if part_state.state(index) != state.CLAIMED:
+            if part_state.state(index) != CLAIMED:
                 return
             large = part_state.large.get(index)
-            if found is None:
-                part_state.set(index, state.FREE)
+            if digest is None:
+                part_state.set(index, FREE)
             elif large is not None:
-                large.kind = WHOLE_DIGESTS
-                part_state.set(index, state.HELD)
+                large.spooled = Spooled.DIGESTS
+                part_state.set(index, HELD)
             else:
-                part_state.settle(index, state.HELD, found)
-        if found is None:
+                part_state.set_with_digest(index, HELD, digest)
+        if digest is None:
             yield m.Needed((m.FileRange(file_id, 1),), ())
         elif large is not None:
             yield from held_messages(part_state, index, large.runs(), self._spool, final=True)
         else:
-            yield m.Held(file_id, 0, found, (), True)
+            yield m.Held(file_id, 0, digest, (), True)
+
+    # --- withdrawn files
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Drop files that are not going to be sent: what is there of them goes, what lies in place stays."""
+        """Drop files that the sender will not send. Their staging goes; a file under its final name stays."""
         for file_id in file_ids:
-            if self._tree_writer.listed <= file_id < self._archive.entries:
+            if self._parts.entries <= file_id < self._archive.entries:  # its part waits
                 self._withdrawn_early += self._archive.withdraw(file_id)
             else:
-                self._withdraw(*self._tree_writer.find(file_id))
+                self._withdraw(*self._parts.find(file_id))
 
     def _withdraw(self, part_state: PartState, index: int) -> None:
+        file_id = part_state.first + index
         with part_state.lock:
-            kind = part_state.state(index)
+            state = part_state.state(index)
             entry = part_state.entries[index]
-            is_link = self._preparer.is_follower(entry, part_state.first + index)
-            if entry.type is not m.EntryType.FILE or (kind == state.NOTHING and not is_link):
-                raise RemoteProtocolError(f"file {part_state.first + index} is withdrawn, and has nothing to be sent")
-            if kind == state.WITHDRAWN:
+            is_further_name = self._entry_preparer.is_further_name(entry, file_id)
+            if entry.type is not m.EntryType.FILE or (state == NOTHING and not is_further_name):
+                raise RemoteProtocolError(f"file {file_id} is withdrawn, and has nothing to be sent")
+            if state == WITHDRAWN:
                 return
-            part_state.set(index, state.WITHDRAWN)
+            part_state.set(index, WITHDRAWN)
             self._counters.files -= 1
-            if not is_link:
-                self._counters.size_bytes -= _payload_bytes(part_state, index, entry)
+            if not is_further_name:
+                self._counters.size_bytes -= part_state.payload_bytes(index)
             if index in part_state.large:
-                self._tree_writer.drop_staged(part_state, index)
-            if not part_state.is_kept:
+                self._large_files.discard_set_aside(part_state, index)
+            if not part_state.is_active:  # a copy: what is changed in it is written back
                 self._archive.save(part_state)
-        self._hear_placed(entry.path)
+        self._top_level_names.release(entry.path)
         if index in part_state.large:
-            self._tree_writer.settle_large(part_state, index, waits=False)
-
-    # --- chunks
-
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Check every segment of a chunk, and begin them."""
-        return self._tree_writer.begin(connection, header)
-
-    def end_chunk(
-        self, connection: Connection, parts: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Settle the segments of a chunk; what is complete by it goes to its place."""
-        return self._tree_writer.end(connection, parts, digests, computed)
-
-    def detach(self, connection: Connection) -> None:
-        """Take back what a connection was writing."""
-        self._tree_writer.abandon(connection)
-
-    def stop_writes(self) -> None:
-        """Let no further write in, and nobody wait: the transfer is over."""
-        self._is_over = True
-        self._tree_writer.shut()
-        self._tree_writer.end_waiting()
+            self._large_files.close_if_done(part_state, index, waits=False)
 
     # --- the end
 
     def missing(self) -> Iterator[m.Message]:
-        """Say what is not here, of everything that was listed; parts that wait are answered first."""
-        answered = self._taken
+        """Say what is not here, of all that was listed; parts that wait are taken up and answered first."""
+        answered = self._taken_up
         yield from self.more()
-        while self._waits and not (self._tree_writer.under_way or self._is_over):
-            time.sleep(WAIT_SECONDS)  # for memory, or for the placer
+        while self._waits and not (self._parts.active or self._is_over):
+            time.sleep(WAIT_SECONDS)  # for memory, or for the committer
             yield from self.more()
-        for part_state in self._tree_writer.under_way:
+        for part_state in self._parts.active:
             yield from missing(part_state, self._spool, is_answered=part_state.number >= answered)
 
     def finish(self, finish: m.Finish) -> bytes:
-        """Let no further write in, and compare what is here with what the sender read."""
-        self._tree_writer.shut()
-        self._tree_writer.finish()
+        """Let no further write begin, and compare the root digest with the sender's; return it.
+
+        Raises TransferFailed(DIGEST).
+        """
+        self.chunks.stop_writes()
+        self._archive_all()
         self._counters.held_bytes += sum(map(self._held_bytes, range(self._archive.parts)))
         root = root_digest(self._archive.digests())
         if root != finish.root_digest or finish.chunks != self._counters.chunks:
             raise TransferFailed(
-                Code.DIGEST, "what came differs from what the sender read, though every chunk was equal"
+                Code.DIGEST, "what was received differs from what the sender read, though every chunk was equal"
             )
         return root
 
+    def _archive_all(self) -> None:
+        """Archive every part; what is HELD in staging is complete now, as the sender has nothing more to send."""
+        for number in range(self._archive.parts):
+            part_state = self._parts.get_active(number)
+            if part_state is None and self._archive.has_partial(number):
+                part_state = self._parts.get(number)
+                self._parts.activate(part_state)
+            if part_state is not None:
+                self._complete_held(part_state)
+                self._parts.archive_done()
+        for part_state in self._parts.active:  # a connection is still receiving a file that was withdrawn
+            with part_state.lock:
+                self._archive.save(part_state)
+
+    def _complete_held(self, part_state: PartState) -> None:
+        for index, large in list(part_state.large.items()):
+            if part_state.state(index) != WITHDRAWN and part_state.is_partial(index):
+                if large.open_file is None:
+                    self._large_files.open(part_state, index, None)
+                for connection in list(large.open_file.inside) if large.open_file is not None else ():
+                    connection.stop(LEAVE_SECONDS)  # its sender has given the chunk up: it would not say Finish else
+                self._large_files.close_if_done(part_state, index, is_finishing=True)
+
     def _held_bytes(self, number: int) -> int:
-        if state.HELD not in self._archive.states(number):
+        """Count the bytes of an archived part that were here before."""
+        if HELD not in self._archive.states(number):
             return 0
         part_state = self._archive.restore(number)
-        held = [index for index, kind in enumerate(part_state.states()) if kind == state.HELD]
-        return sum(_payload_bytes(part_state, index, part_state.entries[index]) for index in held)
+        return sum(part_state.payload_bytes(index) for index, state in enumerate(part_state.states()) if state == HELD)
 
     def next_step(self) -> Step:
         """Commit, once."""
         return m.Complete(True) if self._is_committed else self._commit
 
     def _commit(self) -> None:
-        """Put everything in place that is not yet, then links, then directories; make it durable."""
+        """Put the last files in place, make hard links, set modes and times of directories; make all of it durable."""
         begun = time.monotonic()
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
-            self._preparer.link(self._archive.late(number), self._is_withdrawn)
+            self._entry_preparer.link(number)
         for number in reversed(parts):
-            self._preparer.finish_directories(self._archive.late(number))
+            self._entry_preparer.finish_directories(number)
         try:
             sync_file_system(self._staging.fd)
             self._staging.close()
@@ -484,27 +365,27 @@ class TreeTarget:
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 
-    def _is_withdrawn(self, file_id: int) -> bool:
-        return self._archive.state(file_id) == state.WITHDRAWN
+    def stop_writes(self) -> None:
+        """Let no further write begin, and no thread wait: the transfer is over."""
+        self._is_over = True
+        self._part_preparer.stop()
+        self.chunks.stop_writes()
+        self._large_files.stop_waiting()
+        self._committer.stop_waiting()
 
     def close(self, *, cleanly: bool) -> None:
-        """Put in place what is complete, and keep what there is of large files for the next run."""
-        with contextlib.ExitStack() as steps:  # the last one first; each is taken, whatever the disk says to another
+        """Put in place what is complete, and keep the staging of large files for the next run.
+
+        Without `cleanly` a thread hangs in a file: then no descriptor is closed, as the thread would write into
+        whatever has its number next.
+        """
+        with contextlib.ExitStack() as steps:  # the last one first; each is taken, whatever another one raises
             if cleanly:
                 steps.callback(self._staging.close)
-                steps.callback(self._close_spools)
-                steps.callback(self._tree_writer.leave)
+                steps.callback(self._index.close)
+                steps.callback(self._spool.close)
+                steps.callback(self._large_files.close)
             else:
-                steps.callback(self._tree_writer.files.close)
-            steps.callback(self._committer.end)
-            steps.callback(self._preparer.close)
-
-    def _close_spools(self) -> None:
-        self._spool.close()
-        self._index.close()
-
-
-def _payload_bytes(part_state: PartState, index: int, entry: m.Entry) -> int:
-    """Return the bytes of the segments of a file that do not lie in holes."""
-    large = part_state.large.get(index)
-    return large.payload_bytes if large is not None else entry.size
+                steps.callback(self._large_files.open_files.close)
+            steps.callback(self._committer.stop)
+            steps.callback(self._entry_preparer.close)

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid
 from receiver.disk.ledger import UNKNOWN_DIGEST
-from receiver.file.chunk_states import CLAIMED, FREE, HELD, VERIFIED, WRITING, ChunkStates, Delivery
+from receiver.file.chunk_states import ChunkStates, Delivery
+from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 
 SEGMENTS = 5
 INDICES = st.integers(0, SEGMENTS - 1)

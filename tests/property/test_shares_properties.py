@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from filestreamer.wire import limits
 from filestreamer.wire.grid import Grid, Share
-from receiver.file.chunk_states import FREE, ChunkStates
+from receiver.file.chunk_states import ChunkStates
+from receiver.file.states import FREE
 
 GRIDS = st.builds(Grid, size=st.integers(0, 300), chunk_size=st.integers(1, 40))
 LARGE = st.builds(Grid, size=st.integers(0, limits.FILE_SIZE_MAX), chunk_size=st.integers(1, limits.CHUNK_SIZE_MAX))

@@ -5,7 +5,8 @@ import pytest
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid
 from receiver.disk.ledger import UNKNOWN_DIGEST
-from receiver.file.chunk_states import CLAIMED, FREE, HELD, VERIFIED, WRITING, ChunkStates, Delivery
+from receiver.file.chunk_states import ChunkStates, Delivery
+from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 
 D1, D2 = b"1" * 16, b"2" * 16
 

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 
@@ -22,6 +22,10 @@ SPOILT: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging")
 
 class Spoilt:
     """A cargo that can't let go of a connection: a file that it kept open can't be finished."""
+
+    @property
+    def chunks(self) -> Self:
+        return self
 
     def detach(self, connection: DataConnection) -> None:
         del connection

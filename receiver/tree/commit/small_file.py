@@ -1,4 +1,8 @@
-"""A file of one segment: written whole into the staging of its tree, in one go where it comes in one block."""
+"""A small file, of one segment at most: written whole into the staging of its tree.
+
+No ledger records it: a small file that is not complete when its connection ends, or the receiver is killed, is sent
+again.
+"""
 
 import os
 from typing import Final
@@ -8,20 +12,17 @@ from filestreamer.wire.messages import Entry
 from receiver.disk.commit import put_attributes
 from receiver.disk.space import write_at
 from receiver.file.target import Connection
-from receiver.tree.committer import TreeStaging
+from receiver.tree.commit.tree_staging import TreeStaging
 
 
 class SmallFile:
-    """One delivery of a small file: it is open between its first byte and its last. For one connection's thread.
-
-    No ledger notes it: what is not complete when a receiver is killed is sent again.
-    """
+    """One delivery of a small file by one connection. For the thread of that connection."""
 
     __slots__ = ("_fd", "_staging", "connection", "entry", "name")
     ledger_writer: Final = None
 
     def __init__(self, staging: TreeStaging, name: str, entry: Entry, connection: Connection) -> None:
-        """Write it under `name` in staging."""
+        """Write the file under `name` in staging; it is made with its first byte."""
         self.name = name
         self.entry = entry
         self.connection = connection
@@ -29,7 +30,7 @@ class SmallFile:
         self._fd = -1
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Write the next bytes; after the last ones it has its mode and times. Raises TransferFailed."""
+        """Write the next bytes; after the last ones, set mode and times, and close. Raises TransferFailed."""
         entry = self.entry
         try:
             if not offset:
@@ -37,17 +38,16 @@ class SmallFile:
             fd = self._fd
             write_at(fd, view, offset, entry.holes)
             if offset + len(view) == entry.size:
-                if entry.holes:
+                if entry.holes:  # the last of them may end the file, and nothing was written there
                     os.ftruncate(fd, entry.size)
                 put_attributes(fd, entry, mode_is_right=self._staging.has_mode(entry))
-                self._fd = -1
+                self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
                 os.close(fd)
         except OSError as error:
-            shown = ascii(os.fsdecode(entry.path))
-            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't write {os.fsdecode(entry.path)!a}") from None
 
-    def abandon(self) -> None:
-        """Close and remove it: its connection has left, or it is not wanted."""
+    def discard(self) -> None:
+        """Close and remove it: its digest is wrong, its connection has ended, or it was withdrawn."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -55,19 +55,19 @@ class SmallFile:
 
 
 class Discard:
-    """Takes the place of a file whose bytes are only compared."""
+    """Takes the place of a file whose bytes are read and compared, and not written."""
 
     ledger_writer: Final = None
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Nobody writes."""
+        """Never called: the segment says that nothing is written."""
 
 
 DISCARD: Final = Discard()
 
 
 def make_file(staging: TreeStaging, name: str, entry: Entry) -> None:
-    """Make a file without a byte of its own: an empty one, or one of holes alone. Raises TransferFailed."""
+    """Stage a file that no byte is sent for: an empty one, or one of holes only. Raises TransferFailed."""
     try:
         fd = staging.create(name, entry)
         try:

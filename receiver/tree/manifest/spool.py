@@ -1,7 +1,7 @@
-"""What a tree does not keep in memory: a file in its staging that has no name, and ends with its descriptor.
+"""A file without a name in the staging of a tree, for what would not fit into memory; it is gone when it is closed.
 
-Everything that a sender can make as long as it likes is written here, and read back when it is needed. Small additions
-are gathered. Any thread may call.
+A sender decides how long its manifest is, so everything that grows with the manifest is written here. Small additions
+are gathered in memory first.
 """
 
 import contextlib
@@ -18,14 +18,15 @@ _OPEN: Final = os.O_RDWR | os.O_CLOEXEC
 
 
 class Spool:
-    """Bytes, by their place. Raises TransferFailed: DESTINATION, NO_SPACE, LIMIT."""
+    """Bytes by their offset. Any thread may call. Raises TransferFailed: DESTINATION, NO_SPACE, LIMIT."""
 
     def __init__(self, directory_fd: int, shown: str) -> None:
-        """Make it in a directory; `shown` is what people know of that."""
+        """Make it in a directory; `shown` is the directory's path for messages."""
         self._shown = shown
         self._lock = threading.Lock()  # protects what follows
-        self._gathered = bytearray(1)  # no place is 0
+        self._gathered = bytearray(1)  # nothing is at offset 0, so that 0 can stand for "not written"
         self._written_bytes = 0
+        """What is in the file; what is gathered comes behind it."""
         try:
             self._fd = _open_unnamed(directory_fd)
         except OSError as error:
@@ -39,7 +40,7 @@ class Spool:
                 self._fd = -1
 
     def append(self, data: bytes | bytearray) -> int:
-        """Write behind everything else; return where."""
+        """Add bytes at the end; return their offset."""
         with self._lock:
             at = self._written_bytes + len(self._gathered)
             self._gathered += data
@@ -48,7 +49,7 @@ class Spool:
             return at
 
     def reserve(self, count: int) -> int:
-        """Set so many zeros aside behind everything else; return where."""
+        """Add `count` zeros at the end; return their offset."""
         if count < GATHER_BYTES:
             return self.append(bytes(count))
         with self._lock:
@@ -58,7 +59,7 @@ class Spool:
             return at
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Write over what stands at a place that was appended or reserved."""
+        """Overwrite bytes that were appended or reserved."""
         with self._lock:
             start = at - self._written_bytes
             if start >= 0:
@@ -68,7 +69,7 @@ class Spool:
             self._write(data, at)
 
     def read(self, at: int, count: int) -> bytes:
-        """Read what was written."""
+        """Read bytes that were appended, reserved or overwritten."""
         with self._lock:
             start = at - self._written_bytes
             if start >= 0:
@@ -83,11 +84,11 @@ class Spool:
             data = os.pread(fd, count, at)
             while len(data) < count:
                 more = os.pread(fd, count - len(data), at + len(data))
-                if not more:  # reserved, and never written
+                if not more:  # reserved, and never written: the file ends before that
                     return data + bytes(count - len(data))
                 data += more
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't read what is kept in {self._shown}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't read the manifest back in {self._shown}") from None
         return data
 
     def _flush(self) -> None:
@@ -99,14 +100,15 @@ class Spool:
         try:
             write_at(self._fd, memoryview(data), at, ())
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't keep the manifest in {self._shown}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't write the manifest into {self._shown}") from None
 
 
 def _open_unnamed(directory_fd: int) -> int:
-    """Make a file without a name, or take its name away where a file system makes none without. Raises OSError."""
+    """Make a file without a name; where the file system can't, make one and unlink it. Raises OSError."""
     with contextlib.suppress(OSError):
         return os.open(".", _OPEN | os.O_TMPFILE, 0o600, dir_fd=directory_fd)
-    name = f"spool-{os.urandom(8).hex()}"  # nobody else's, and not that of a process that was killed here
+    # A random name: another process may do the same now, and one that was killed here may have left its file.
+    name = f"spool-{os.urandom(8).hex()}"
     fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory_fd)
     try:
         os.unlink(name, dir_fd=directory_fd)

@@ -1,0 +1,32 @@
+"""Owner, mode and times of what has no open file, as the sender's entry has them. Everything here raises OSError."""
+
+import os
+import stat
+
+from filestreamer.wire.messages import Entry
+from receiver.disk.commit import MODE_BITS, owner
+
+
+def put_symlink_attributes(directory_fd: int, name: bytes, entry: Entry) -> None:
+    """Set owner and times of a symlink itself; a symlink has no mode."""
+    if owner(entry) != (-1, -1):
+        os.chown(name, *owner(entry), dir_fd=directory_fd, follow_symlinks=False)
+    os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
+
+
+def correct_attributes(directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
+    """Set owner and mode of a file that stays as it is, where they differ; `there` is its stat(2)."""
+    uid, gid = owner(entry)
+    is_owned = uid in (-1, there.st_uid) and gid in (-1, there.st_gid)
+    if is_owned and stat.S_IMODE(there.st_mode) == entry.mode & MODE_BITS:
+        return
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        # By this path, as fchmod(2) refuses an O_PATH descriptor, and a file that may not be read can't be opened
+        # otherwise, though its owner may change its mode.
+        this = f"/proc/self/fd/{fd}"
+        if not is_owned:
+            os.chown(this, uid, gid)
+        os.chmod(this, entry.mode & MODE_BITS)
+    finally:
+        os.close(fd)

@@ -1,0 +1,264 @@
+"""Complete files of a tree get their final names here, batch by batch (proto/README.md, "Trees").
+
+    add      complete files wait, until they are a batch or have waited for BATCH_SECONDS
+    sync     the file system, once for the whole batch
+    rename   each file into its directory (`directories`)
+
+A file under a final name is therefore complete even after a power failure: its bytes are synced before its name is
+there. The renames themselves are made durable by the sync of the next batch, or by the one at the end of the transfer.
+"""
+
+import ctypes
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
+from receiver.disk.closed_staging import ClosedStaging
+from receiver.disk.commit import put_in_place
+from receiver.disk.destination import Destination, shown_path
+from receiver.tree.commit.directories import Directories
+from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
+from receiver.tree.top_level_names import TopLevelNames
+
+BATCH_BYTES: Final = 256 * limits.MIB
+BATCH_SECONDS: Final = 5.0
+"""How long a complete file waits for its batch to fill."""
+BACKLOG_BATCHES: Final = 4
+"""How many batches may wait before connections have to."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_file_system(fd: int) -> None:
+    """Make everything durable that was written to the file system of this descriptor. Raises OSError."""
+    if _libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class StagedFile(NamedTuple):
+    """A complete file that waits for its final name."""
+
+    path: bytes
+    staged: str | ClosedStaging | Callable[[], ClosedStaging]
+    """A small file: its name in the tree's staging. A large one: its closed staging, or what closes its staging."""
+    size: int
+    """Its size in bytes, as it was written."""
+
+
+class Committer:
+    """Puts complete files in place, in a thread of its own."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        staging: TreeStaging,
+        top_level_names: TopLevelNames,
+        failed: Callable[[FilestreamerError], None],
+    ) -> None:
+        """`failed` ends the transfer: it is called where a file can't be put in place."""
+        self._destination = destination
+        self._staging = staging
+        self._top_level_names = top_level_names
+        self._failed = failed
+        self._changed = threading.Condition()
+        """Protects the fields down to `_error`; notified when any of them changes."""
+        self._waiting: list[StagedFile] = []
+        self._waiting_bytes = 0
+        self._waiting_since = 0.0
+        self._is_flushing = False
+        """`flush` waits until nothing waits: no batch has to be full."""
+        self._is_flush_requested = False
+        """The files that wait now are not to wait for a full batch."""
+        self._is_busy = False
+        """A batch is being put in place."""
+        self._is_stopping = False
+        self._is_over = False
+        """The transfer is over: `add` does not wait."""
+        self._error: FilestreamerError | None = None
+        self._is_lost = False
+        """A sync failed: the kernel may have dropped bytes of any file that was written before."""
+        self._thread: threading.Thread | None = None
+        self._directories = Directories(destination)
+
+    def start(self) -> None:
+        """Start the thread, while no file would be lost without it. Raises TransferFailed(LIMIT)."""
+        thread = threading.Thread(target=self._run, name="place", daemon=True)
+        start_thread(thread, "putting files in place")
+        self._thread = thread
+
+    # --- what other threads ask
+
+    def add(self, files: list[StagedFile], size_bytes: int, *, waits: bool = True) -> None:
+        """Take files that are complete, `size_bytes` together; with `waits`, wait while too many are here already."""
+        with self._changed:
+            while waits and self._is_far_behind():
+                self._changed.wait()
+            if self._error is None:
+                if not self._waiting:
+                    self._waiting_since = time.monotonic()
+                self._waiting += files
+                self._waiting_bytes += size_bytes
+                if self._is_due():
+                    self._changed.notify_all()
+                return
+        self._discard(files)
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether so many files wait that nothing is to be added to them."""
+        with self._changed:
+            return self._is_far_behind()
+
+    def _is_far_behind(self) -> bool:
+        far = len(self._waiting) > BACKLOG_BATCHES * BATCH_FILES or self._waiting_bytes > BACKLOG_BATCHES * BATCH_BYTES
+        return far and self._error is None and not (self._is_stopping or self._is_over)
+
+    def request_flush(self) -> None:
+        """Have the files that wait put in place soon: a thread waits for descriptors or memory that they hold."""
+        with self._changed:
+            self._is_flush_requested = bool(self._waiting)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until every file that was added is in place. Raises the error of the first that can't be."""
+        with self._changed:
+            self._is_flushing = True
+            self._changed.notify_all()
+            while (self._waiting or self._is_busy) and self._error is None:
+                self._changed.wait()
+            self._is_flushing = False
+            if self._error is not None:
+                raise self._error
+
+    def stop_waiting(self) -> None:
+        """Let no thread wait in `add` any more: the transfer is over."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Put the complete files in place, and wait for the thread to end, however long a sync takes. Idempotent."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._directories.close()
+
+    # --- its own thread
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            error = run_to_end("putting files in place", lambda batch=batch: self._commit(batch))  # type: ignore[misc]
+            with self._changed:
+                self._is_busy = False
+                waiting: list[StagedFile] = []
+                if error is not None:
+                    self._error = error
+                    waiting, self._waiting = self._waiting, []
+                self._changed.notify_all()
+            if error is not None:
+                self._failed(error)
+                self._discard(waiting)
+                return
+
+    def _next_batch(self) -> list[StagedFile] | None:
+        """Wait for the next batch; None when the thread is to end."""
+        with self._changed:
+            while not self._is_due():
+                if self._is_stopping:
+                    return None
+                self._changed.wait(1.0)
+            batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            self._is_busy = True
+            self._is_flush_requested = False
+            self._changed.notify_all()
+            return batch
+
+    def _is_due(self) -> bool:
+        if not self._waiting:
+            return False
+        if self._is_flushing or self._is_stopping or self._is_flush_requested:
+            return True
+        is_full = len(self._waiting) >= BATCH_FILES or self._waiting_bytes >= BATCH_BYTES
+        return is_full or time.monotonic() - self._waiting_since > BATCH_SECONDS
+
+    def _commit(self, batch: list[StagedFile]) -> None:
+        """Put a batch in place. Raises TransferFailed where that fails for a file, after all others are in place."""
+        files, failure = self._close_all(batch)
+        try:
+            sync_file_system(self._staging.fd)
+        except OSError as error:
+            self._is_lost = True
+            self._discard(files)
+            raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
+        for file in files:
+            try:
+                self._put_in_place(file)
+                self._top_level_names.release(file.path)
+            except TransferFailed as error:
+                failure = failure or error
+                self._discard([file])
+        if failure is not None:
+            raise failure
+
+    def _close_all(self, batch: list[StagedFile]) -> tuple[list[StagedFile], TransferFailed | None]:
+        """Close the large files that are still open; return the files that are closed, and the first failure."""
+        closed, failure = [], None
+        for file in batch:
+            try:
+                closed.append(file._replace(staged=file.staged()) if callable(file.staged) else file)
+            except TransferFailed as error:
+                failure = failure or error
+        return closed, failure
+
+    def _put_in_place(self, file: StagedFile) -> None:
+        """Rename one file to its final name. Raises TransferFailed: EXISTS, PATH, DESTINATION."""
+        parent, _, name = file.path.rpartition(b"/")
+        directory = self._directories.get(parent)
+        try:
+            replace = self._destination.replace
+            assert not callable(file.staged)  # it was closed before the sync
+            if isinstance(file.staged, ClosedStaging):
+                file.staged.put(self._staging.files_fd, directory.fd, name, replace=replace)
+            else:
+                self._check_unchanged(file.staged, file)
+                put_in_place(file.staged, name, self._staging.fd, directory.fd, replace=replace)
+        except OSError as error:
+            shown = shown_path(self._destination, file.path)
+            if isinstance(error, FileExistsError):
+                reason = f"{shown} exists by now, and --no-replace forbids to replace it"
+                raise TransferFailed(Code.EXISTS, reason) from None
+            raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
+
+    def _check_unchanged(self, name: str, file: StagedFile) -> None:
+        """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION), OSError."""
+        status = os.stat(name, dir_fd=self._staging.fd, follow_symlinks=False)
+        if status.st_size != file.size or not stat.S_ISREG(status.st_mode):
+            what = f"it has {status.st_size} bytes, and {file.size} were written"
+            shown = shown_path(self._destination, file.path)
+            raise TransferFailed(
+                Code.DESTINATION, f"{shown}: another process changed its staging ({what}): run the transfer again"
+            )
+
+    def _discard(self, files: Iterable[StagedFile]) -> None:
+        """Drop files that can't be put in place. Large ones stay staged for the next run, unless a sync failed."""
+        for file in files:
+            staged = file.staged
+            if callable(staged):
+                try:
+                    staged = staged()
+                except TransferFailed:
+                    continue
+            if not isinstance(staged, ClosedStaging):
+                self._staging.remove(staged)
+            elif self._is_lost:
+                staged.discard(self._staging.files_fd)

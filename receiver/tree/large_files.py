@@ -1,0 +1,322 @@
+"""The large files of a tree: opened, set aside, opened again, and handed to the committer when they are complete.
+
+    open          its staging, when its first chunk comes: as soon as there is room (`open_files`)
+    set aside     where room is short: states and digests of its segments go to the spool, and the staging is closed
+    close_if_done when its last segment is here: the file gets its mode and mtime, and goes to the committer;
+                  a withdrawn file is discarded instead
+
+The lock of the part protects each large file in it. A thread that waits for room holds no lock, and nothing that
+another thread waits for.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from filestreamer.process.threads import as_failure
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
+from receiver.disk.closed_staging import ClosedStaging, StagingMark
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.staging import Staging
+from receiver.disk.sweep import discard_staged
+from receiver.file.shared_file import File, SourceVersion
+from receiver.file.states import FREE, HELD, VERIFIED, WITHDRAWN, WRITING
+from receiver.file.target import Connection
+from receiver.memory.budget import Account
+from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.manifest.large_file import LargeFile, OpenLargeFile, Spooled
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.manifest.spool import Spool
+from receiver.tree.open_files import OWN_BYTES, OpenFiles, Room, table_bytes
+
+DESCRIPTOR_SECONDS: Final = 20.0
+"""How long a large file waits for descriptors: the process has a place for it, and other threads took them."""
+WAIT_SECONDS: Final = 0.1
+
+
+class LargeFiles:
+    """The large files of one tree."""
+
+    def __init__(
+        self,
+        chunk_size: int,
+        destination: Destination,
+        staging: TreeStaging,
+        committer: Committer,
+        *,
+        spool: Spool,
+        account: Account,
+        counters: TransferCounters,
+        failed: Callable[[FilestreamerError], None],
+        nudge: Callable[[], object],
+    ) -> None:
+        """`failed` ends the transfer; `nudge` has the coordinator look whether a part is done."""
+        self.open_files = OpenFiles(account)
+        self._chunk_size = chunk_size
+        self._destination = destination
+        self._staging = staging
+        self._committer = committer
+        self._spool = spool
+        self._account = account
+        self._counters = counters
+        self._counting = threading.Lock()  # protects counters.held_bytes, which several threads add to
+        self._failed = failed
+        self._nudge = nudge
+        self._is_over = False
+        """The transfer is over: no thread waits any more."""
+
+    # --- open
+
+    def open(self, part_state: PartState, index: int, connection: Connection | None) -> None:
+        """Open a file as soon as there is room; `connection` waits for that. Raises TransferFailed, ConnectionLost.
+
+        It may be open already when this returns, or its part may be archived: the caller looks again.
+        """
+        until = time.monotonic() + DESCRIPTOR_SECONDS
+        while True:
+            room = self._take_room(part_state.large[index], connection)
+            try:
+                with part_state.lock:
+                    if part_state.is_archived or part_state.large[index].open_file is not None:
+                        self.open_files.give_back(room)
+                    else:
+                        self._open_in(room, part_state, index)
+                return
+            except BaseException as error:
+                self.open_files.give_back(room)
+                is_short = isinstance(error, TransferFailed) and error.code is Code.LIMIT
+                if not is_short or time.monotonic() > until:
+                    raise
+            if not self._make_room():
+                self.wait(connection)
+
+    def try_open(self, part_state: PartState, index: int) -> OpenLargeFile | None:
+        """Open a file if there is room now. Call it with the lock of the part. Raises TransferFailed."""
+        room = self.open_files.try_take_room(part_state.large[index])
+        if room is None:
+            return None
+        try:
+            return self._open_in(room, part_state, index)
+        except BaseException:
+            self.open_files.give_back(room)
+            raise
+
+    def _open_in(self, room: Room, part_state: PartState, index: int) -> OpenLargeFile:
+        """Open a file in room that was taken. Call it with the lock of the part. Raises TransferFailed."""
+        large, entry = part_state.large[index], part_state.entries[index]
+        if large.spooled is Spooled.TABLE:
+            self._check_mark(large, entry)
+        file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
+        try:
+            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed)
+            open_file = OpenLargeFile(file)
+            if large.spooled is Spooled.TABLE:
+                large.restore(open_file, self._spool)
+        except BaseException:
+            file.close()
+            raise
+        large.open_file = open_file
+        self.open_files.add(open_file, part_state, index, room)
+        # A file that is complete under its final name was HELD, and differs from what the sender has now.
+        if part_state.state(index) == FREE or large.spooled is Spooled.DIGESTS:
+            part_state.set(index, WRITING)
+        return open_file
+
+    def _check_mark(self, large: LargeFile, entry: m.Entry) -> None:
+        """Check that the staging of a file is as it was when the file was set aside. Raises TransferFailed(BUSY).
+
+        Its lock was released then, so another process may have written to it: what the spool says would be wrong.
+        """
+        shown = shown_path(self._destination, entry.path)
+        try:
+            found = StagingMark.of(self._staging.files_fd, entry.path)
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
+        if large.mark is not None and found != large.mark:
+            raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}")
+
+    # --- room
+
+    def _take_room(self, large: LargeFile, connection: Connection | None) -> Room:
+        """Take room for a file, waiting for it. Raises ConnectionLost, TransferFailed."""
+        while (room := self.open_files.try_take_room(large)) is None:
+            if self._make_room():
+                continue
+            self.wait(connection)
+            # A table that is larger than OWN_BYTES is always borrowed: wait in the queue of the budget, as otherwise
+            # smaller requests of other transfers would be served first, for ever.
+            size = table_bytes(large)
+            if size > OWN_BYTES:
+                self._account.borrow(size, lambda: self._check_over(connection))
+                room = self.open_files.try_take_place(size)
+                if room is not None:
+                    return room
+        return room
+
+    def _make_room(self) -> bool:
+        """Set aside the file that was used longest ago, of those that can be; whether there was one."""
+        return any(self._set_aside_locking(part_state, index) for _, part_state, index in self.open_files.all())
+
+    def wait(self, connection: Connection | None) -> None:
+        """Wait a moment for room. Raises ConnectionLost where the connection is to end, or the transfer is over."""
+        self._check_over(connection)
+        if connection is not None:
+            # What it has received may stay unacknowledged for long otherwise, and its sender waits for that.
+            connection.acknowledge()
+        self._committer.request_flush()  # complete files keep their room until they are closed
+        time.sleep(WAIT_SECONDS)
+        self._check_over(connection)
+
+    def _check_over(self, connection: Connection | None) -> None:
+        if self._is_over or (connection is not None and connection.is_ended):
+            raise ConnectionLost("the transfer is over, or goes on over another connection")
+
+    def stop_waiting(self) -> None:
+        """Let no thread wait for room any more: the transfer is over."""
+        self._is_over = True
+
+    @property
+    def is_to_be_trimmed(self) -> bool:
+        """Whether other transfers could use room that lies idle here."""
+        return self.open_files.has_excess_places or bool(self.open_files.idle())
+
+    def trim(self) -> None:
+        """Give back tables that were borrowed and lie idle, and places beyond the share of this tree."""
+        for part_state, index in self.open_files.idle():
+            self._set_aside_locking(part_state, index)
+        while self.open_files.has_excess_places and self._make_room():
+            pass
+
+    # --- set aside
+
+    def _set_aside_locking(self, part_state: PartState, index: int) -> bool:
+        with part_state.lock:
+            return self.set_aside(part_state, index)
+
+    def set_aside(self, part_state: PartState, index: int) -> bool:
+        """Close a file that no connection is inside and that is not re-hashed; whether it was closed.
+
+        Call it with the lock of the part.
+        """
+        large = part_state.large[index]
+        open_file = large.open_file
+        if open_file is None or open_file.inside or open_file.rehashing or open_file.has_writers:
+            return False
+        open_file.close_ledger()
+        large.save(self._spool, Spooled.TABLE)
+        try:
+            large.mark = open_file.staging.mark()
+        except OSError as error:
+            what = f"can't look at the staging of {shown_path(self._destination, open_file.file.name)}"
+            raise from_os_error(error, Code.DESTINATION, what) from None
+        self._close(large, open_file)
+        return True
+
+    def _close(self, large: LargeFile, open_file: OpenLargeFile) -> None:
+        large.open_file = None
+        open_file.file.close()
+        self.open_files.remove(open_file)
+
+    # --- done
+
+    def close_if_done(
+        self, part_state: PartState, index: int, *, is_finishing: bool = False, waits: bool = True
+    ) -> None:
+        """Hand a complete file to the committer, discard a withdrawn one; else set the state of the file.
+
+        With `is_finishing` the sender has said Finish, so that it will send no segment that is HELD. With `waits`, wait
+        while the committer is far behind.
+        """
+        with part_state.lock:
+            large = part_state.large[index]
+            open_file = large.open_file
+            if open_file is None or open_file.rehashing or open_file.inside:
+                return
+            is_wanted = part_state.state(index) != WITHDRAWN
+            is_complete = is_wanted and (open_file.is_verified or (is_finishing and open_file.is_all_here))
+            if is_complete:
+                self._complete(large, open_file)
+                part_state.set(index, VERIFIED)
+            elif is_wanted:
+                part_state.set(index, HELD if open_file.is_all_here else WRITING)
+            else:
+                open_file.close_ledger(records_rest=False)
+                open_file.discard()
+                self._close(large, open_file)
+            is_pending = part_state.is_pending
+        if is_complete:
+            self._commit(open_file, waits=waits)
+        if not is_pending:
+            self._nudge()
+
+    def _complete(self, large: LargeFile, open_file: OpenLargeFile) -> None:
+        """Keep the digests of a complete file, and let no connection find it open any more."""
+        open_file.close_ledger()
+        large.save(self._spool, Spooled.DIGESTS)
+        large.open_file = None
+        held_bytes = open_file.held_bytes()
+        with self._counting:
+            self._counters.held_bytes += held_bytes
+
+    def _commit(self, open_file: OpenLargeFile, *, waits: bool) -> None:
+        """Hand a complete file to the committer."""
+        # Closing waits for the write-back thread, which may hang on a slow disk: the committer waits for it rather than
+        # a connection.
+        is_closed_later = open_file.file.is_writing_back
+        try:
+            staged = (lambda: self._close_complete(open_file)) if is_closed_later else self._close_complete(open_file)
+            size_bytes = open_file.grid.size
+            self._committer.add([StagedFile(open_file.file.name, staged, size_bytes)], size_bytes, waits=waits)
+        except Exception as error:
+            # The file counts as received by now: the transfer must not be committed without it.
+            self._failed(as_failure("putting a file in place", error))
+            raise
+
+    def _close_complete(self, open_file: OpenLargeFile) -> ClosedStaging:
+        """Set mode and times of a complete file, and close it. Raises TransferFailed."""
+        try:
+            open_file.file.end_write_back()
+            return open_file.staging.prepare()
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.content.path}") from None
+        finally:
+            open_file.file.close()
+            self.open_files.remove(open_file)
+
+    def discard_set_aside(self, part_state: PartState, index: int) -> None:
+        """Discard the staging of a withdrawn file that is set aside. Call it with the lock of the part."""
+        large = part_state.large[index]
+        if large.spooled is Spooled.TABLE:
+            large.mark = None
+            discard_staged(self._staging.files_fd, part_state.entries[index].path)
+
+    # --- connections, and the end
+
+    def detach(self, connection: Connection) -> None:
+        """Take back what a connection was writing of any large file."""
+        for open_file, part_state, index in self.open_files.all():
+            with part_state.lock:
+                open_file.abandon(connection)
+                was_inside = connection in open_file.inside
+                open_file.inside.discard(connection)
+            if was_inside:  # it may be what kept a file open that is complete or withdrawn
+                self.close_if_done(part_state, index, waits=False)
+
+    def stop_writes(self) -> None:
+        """Let no further segment begin: the sender has said Finish, or the transfer is over."""
+        for open_file, _, _ in self.open_files.all():
+            open_file.close()
+
+    def close(self) -> None:
+        """Close the open files, and keep their staging for the next run. Raises an error after all are closed."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self.open_files.close)
+            for open_file, _, _ in self.open_files.all():
+                open_file.close_ledger(records_rest=False)
+                steps.callback(self.open_files.remove, open_file)
+                steps.callback(open_file.file.close)

@@ -1,0 +1,211 @@
+"""A file of more than one segment in a tree: staged and resumed like a single file (receiver/file).
+
+    LargeFile      exists as long as its part of the manifest is in memory;
+    OpenLargeFile  exists while the staging of the file is open: from its first chunk, or because an earlier run staged
+                   some of it, until the file is complete or set aside.
+
+While the file is set aside its descriptors are closed, and the states and digests of its segments are in the spool. The
+spool also keeps the digests of a file that is complete.
+"""
+
+import enum
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.grid import WHOLE, Grid, hole_segments
+from receiver.disk.closed_staging import StagingMark
+from receiver.disk.ledger import UNKNOWN_DIGEST
+from receiver.disk.staging import Staging
+from receiver.file.file_share import FileShare
+from receiver.file.shared_file import File
+from receiver.file.target import Connection
+from receiver.tree.manifest.spool import Spool
+
+_SIZE: Final = limits.DIGEST_BYTES
+_PIECE_SEGMENTS: Final = 64 * limits.KIB
+"""Segments that are looked at, or copied, at once: a list for all segments would be larger than their table."""
+
+
+class Spooled(enum.IntEnum):
+    """What the spool has of a large file that is not open."""
+
+    NOTHING = 0
+    TABLE = 1
+    """States and digests: the file was set aside."""
+    DIGESTS = 2
+    """Digests of all segments: the file is complete, here or under its final name."""
+
+
+class OpenLargeFile(FileShare):
+    """All chunks of a large file whose staging is open."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file, WHOLE)
+        self.rehashing = 0
+        """Batches of segments that are being re-hashed; protected by the lock of its part, as is `inside`."""
+        self.inside: set[Connection] = set()
+        """Connections that are receiving a chunk of the file."""
+        self._ledger_lock = threading.Lock()
+        """Protects what follows, and the ledger's descriptor from being closed while it is written to."""
+        self._unrecorded: set[int] = set()
+        """Segments that are verified, and that their connection has not recorded in the ledger yet."""
+        self._is_ledger_closed = False
+
+    def note_unrecorded(self, position: int) -> None:
+        """Note that a segment is verified: its connection records it later, before it acknowledges the chunk."""
+        with self._ledger_lock:
+            self._unrecorded.add(position)
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Append (position, digest) pairs to the ledger. After `close_ledger` nothing: that has recorded all."""
+        with self._ledger_lock:
+            if not self._is_ledger_closed:
+                super().record(records)
+                self._unrecorded.difference_update([position for position, _ in records])
+
+    def digest(self, position: int) -> bytes:
+        """Return the digest of a VERIFIED segment; UNKNOWN_DIGEST after `close_ledger`, as nothing records it then."""
+        with self._ledger_lock:
+            return UNKNOWN_DIGEST if self._is_ledger_closed else super().digest(position)
+
+    def close_ledger(self, *, records_rest: bool = True) -> None:
+        """Let no thread touch the descriptors any more; with `records_rest`, record the segments that are not yet.
+
+        Raises TransferFailed.
+        """
+        with self._ledger_lock:
+            if self._is_ledger_closed:
+                return
+            self._is_ledger_closed = True
+            if records_rest and self._unrecorded:
+                positions = sorted(self._unrecorded)
+                super().record([(position, super(OpenLargeFile, self).digest(position)) for position in positions])
+
+    @property
+    def staging(self) -> Staging:
+        """Its staging: a large file of a tree is never opened under its final name."""
+        assert isinstance(self.content, Staging)
+        return self.content
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every segment was received in this transfer."""
+        with self.file.lock:
+            return self.file.chunk_states.is_verified
+
+    @property
+    def is_all_here(self) -> bool:
+        """Whether every segment is VERIFIED or HELD. The sender may still send a HELD one: its source has changed."""
+        with self.file.lock:
+            return self.file.chunk_states.is_settled
+
+    @property
+    def has_writers(self) -> bool:
+        """Whether a connection is writing a segment."""
+        with self.file.lock:
+            return self.file.chunk_states.has_writers
+
+
+class LargeFile:
+    """One large file; protected by the lock of its part. Holes are not sent: all that is kept here leaves them out."""
+
+    __slots__ = ("grid", "holes", "mark", "open_file", "spool_at", "spooled")
+
+    def __init__(self, entry: m.Entry, chunk_size: int) -> None:
+        self.grid = Grid(entry.size, chunk_size)
+        self.holes = list(hole_segments(self.grid, entry.holes))
+        """Runs [first, end) of segments that lie in holes."""
+        self.open_file: OpenLargeFile | None = None
+        """Set while the file is open."""
+        self.spooled = Spooled.NOTHING
+        self.spool_at = 0
+        """Offset in the spool of the digests of its segments, and behind them the states; 0 if none were written."""
+        self.mark: StagingMark | None = None
+        """Shows whether another process wrote to the staging while the file was set aside; None if none is left."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the segments that do not lie in holes."""
+        return self.grid.size - sum(self.grid.bytes_between(*run) for run in self.holes)
+
+    @property
+    def sent_segments(self) -> int:
+        """Number of segments that do not lie in holes."""
+        return self.grid.segments - sum(end - first for first, end in self.holes)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs [first, end) of segments that do not lie in holes."""
+        at = 0
+        for first, end in [*self.holes, (self.grid.segments, 0)]:
+            if at < first:
+                yield at, first
+            at = end
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield the same runs, cut into pieces of at most _PIECE_SEGMENTS."""
+        for first, end in self.runs():
+            for start in range(first, end, _PIECE_SEGMENTS):
+                yield start, min(start + _PIECE_SEGMENTS, end)
+
+    # --- what is known of its segments, in memory or in the spool
+
+    def digests_between(self, first: int, end: int, spool: Spool) -> bytes:
+        """Return the digests of the segments [first, end), none of which lies in a hole."""
+        open_file = self.open_file
+        if open_file is not None:
+            with open_file.file.lock:
+                return b"".join(open_file.file.chunk_states.digests(WHOLE, first, end))
+        return spool.read(self.spool_at + _SIZE * self._rank(first), _SIZE * (end - first))
+
+    def states_between(self, first: int, end: int, spool: Spool) -> bytes:
+        """Return the states of the segments [first, end), none of which lies in a hole; b"" if nothing is known."""
+        open_file = self.open_file
+        if open_file is not None:
+            with open_file.file.lock:
+                return open_file.file.chunk_states.states_between(first, end)
+        if self.spooled is Spooled.NOTHING:  # the file was withdrawn meanwhile
+            return b""
+        return spool.read(self._states_at + self._rank(first), end - first)
+
+    def write_digests(self, first: int, digests: bytes, spool: Spool) -> None:
+        """Write digests of segments from `first` on into the spool; none of them lies in a hole."""
+        self._reserve(spool)
+        spool.write(self.spool_at + _SIZE * self._rank(first), digests)
+
+    def save(self, spool: Spool, spooled: Spooled) -> None:
+        """Write the states and digests of the open file into the spool, while no connection is inside."""
+        open_file = self.open_file
+        assert open_file is not None
+        chunk_states = open_file.file.chunk_states
+        self._reserve(spool)
+        at, states_at = self.spool_at, self._states_at
+        for start, stop in self.pieces():
+            spool.write(at, b"".join(chunk_states.digests(WHOLE, start, stop)))
+            spool.write(states_at, chunk_states.states_between(start, stop))
+            at, states_at = at + _SIZE * (stop - start), states_at + stop - start
+        self.spooled = spooled
+
+    def restore(self, open_file: OpenLargeFile, spool: Spool) -> None:
+        """Read states and digests from the spool into a file that was opened again."""
+        rank, states_at = 0, self._states_at
+        for start, stop in self.pieces():
+            count = stop - start
+            digests = spool.read(self.spool_at + _SIZE * rank, _SIZE * count)
+            open_file.file.chunk_states.restore(start, spool.read(states_at + rank, count), digests)
+            rank += count
+
+    def _reserve(self, spool: Spool) -> None:
+        """Reserve room in the spool, once."""
+        if not self.spool_at:
+            self.spool_at = spool.reserve((_SIZE + 1) * self.sent_segments)
+
+    @property
+    def _states_at(self) -> int:
+        return self.spool_at + _SIZE * self.sent_segments
+
+    def _rank(self, position: int) -> int:
+        """Count the segments before this one that do not lie in holes."""
+        return position - sum(min(end, position) - first for first, end in self.holes if first < position)

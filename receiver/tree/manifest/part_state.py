@@ -1,0 +1,103 @@
+"""The state of each file of one ManifestPart (receiver/file/states.py lists the states), while the part is in memory.
+
+A part is pending while any file of it is FREE, CLAIMED or WRITING. For a large file, WRITING says that some of its
+segments are here; the state of each segment is in its `LargeFile`.
+"""
+
+import threading
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, VERIFIED, WRITING, StateTable
+from receiver.file.target import Connection
+from receiver.tree.commit.small_file import SmallFile
+from receiver.tree.manifest.large_file import LargeFile, Spooled
+
+_PENDING: Final = (FREE, CLAIMED, WRITING)
+HAS_DIGEST: Final = bytes(state in (VERIFIED, HELD) for state in range(256))
+"""For bytes.translate: 1 for a state with a digest, else 0."""
+
+
+class PartState(StateTable):
+    """The files of one part. The lock protects everything but the number, the first file_id and the entries."""
+
+    def __init__(self, number: int, first: int, entries: tuple[m.Entry, ...]) -> None:
+        """Begin with NOTHING for every file; `number` counts the parts, `first` is the file_id of the first entry."""
+        count = len(entries)
+        super().__init__(bytearray(bytes([NOTHING]) * count), bytearray(limits.DIGEST_BYTES * count))
+        self.number = number
+        self.first = first
+        self.entries = entries
+        self.lock = threading.Lock()
+        self.borrowed_bytes = 0
+        """Memory that was borrowed for its entries."""
+        self.is_active = False
+        """Whether connections write into this one; if not, it is a copy from the archive, to be read only."""
+        self.is_archived = False
+        """It was active and is in the archive by now: a thread that waited for the lock has to look it up again."""
+        self.large: dict[int, LargeFile] = {}
+        """Files of more than one segment, by index."""
+        self.writing: dict[int, SmallFile] = {}
+        """Small files that a connection is writing, by index."""
+        self._pending = 0
+        """How many files are FREE, CLAIMED or WRITING."""
+
+    # --- the table
+
+    def set(self, index: int, state: int) -> None:
+        """Set the state of a file."""
+        self._pending += (state in _PENDING) - (self._states[index] in _PENDING)
+        self._states[index] = state
+
+    def set_with_digest(self, index: int, state: int, digest: bytes) -> None:
+        """Set the state of a small file to VERIFIED or HELD."""
+        self._digests[index * limits.DIGEST_BYTES : (index + 1) * limits.DIGEST_BYTES] = digest
+        self.set(index, state)
+
+    def restore(self, first: int, states: bytes, digests: bytes) -> None:
+        """Set the states and digests of files, as they were archived."""
+        super().restore(first, states, digests)
+        self._pending = sum(self._states.count(state) for state in _PENDING)
+
+    def states(self) -> bytes:
+        """Return the states of all files."""
+        return bytes(self._states)
+
+    def digests(self) -> bytes:
+        """Return the digests of all files: zeros for a large file, and where there is none."""
+        return bytes(self._digests)
+
+    # --- questions
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a file is to be received or to be re-hashed."""
+        return self._pending > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the part is not pending, and no connection or re-hashing thread uses a file of it."""
+        return not (self._pending or self.writing) and not any(
+            large.open_file is not None and (large.open_file.inside or large.open_file.rehashing)
+            for large in self.large.values()
+        )
+
+    def is_partial(self, index: int) -> bool:
+        """Whether segments of a large file are here, received or found in its staging, and it is not complete."""
+        large = self.large.get(index)
+        return large is not None and (large.open_file is not None or large.spooled is Spooled.TABLE)
+
+    def payload_bytes(self, index: int) -> int:
+        """Return the bytes of a file that are sent: those of the segments that do not lie in holes."""
+        large = self.large.get(index)
+        return large.payload_bytes if large is not None else self.entries[index].size
+
+    # --- connections
+
+    def detach(self, connection: Connection) -> None:
+        """Discard the small files that this connection was writing: they are to be sent again."""
+        for index in [index for index, file in self.writing.items() if file.connection is connection]:
+            self.writing.pop(index).discard()
+            if self._states[index] == WRITING:  # else it was withdrawn
+                self.set(index, FREE)

@@ -1,0 +1,193 @@
+"""A part of the manifest, when it is taken up: each entry is prepared, and what may be here already is re-hashed.
+
+1. Each path is checked, then each entry is prepared (`entry_preparer`).
+2. A large file of which an earlier run staged a part is opened, and its claimed segments are re-hashed.
+3. The space that the part needs is compared with what is free.
+4. With --checksum, files of equal size and mtime are re-hashed where they are.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
+from filestreamer.wire.grid import Grid, count_chunks
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.paths import check_path, staging_key
+from receiver.disk.sweep import drop_ledger, staged_keys
+from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
+from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED, runs
+from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.large_files import LargeFiles
+from receiver.tree.manifest.archive import Archive
+from receiver.tree.manifest.large_file import LargeFile
+from receiver.tree.manifest.part_state import PartState
+from receiver.tree.part_table import PartTable
+
+RESUMED_FILES: Final = 64
+"""Large files of an earlier run that are open at once to be re-hashed; any further one is received anew."""
+
+
+class PartPreparer:
+    """Prepares the parts of one tree. For one thread; `stop` is for any."""
+
+    def __init__(
+        self,
+        offer: m.Offer,
+        destination: Destination,
+        entry_preparer: EntryPreparer,
+        *,
+        archive: Archive,
+        parts: PartTable,
+        large_files: LargeFiles,
+        rehasher: Rehasher,
+        counters: TransferCounters,
+    ) -> None:
+        self._chunk_size = offer.chunk_size
+        self._destination = destination
+        self._entry_preparer = entry_preparer
+        self._archive = archive
+        self._parts = parts
+        self._large_files = large_files
+        self._rehasher = rehasher
+        self._counters = counters
+        self._needed_bytes = 0
+        """Bytes that were to be sent of all parts that were prepared."""
+        self._staged_keys: set[str] | None = None
+        """Keys of the ledgers that earlier runs left; read when the first large file is looked for."""
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Prepare nothing more: the transfer is over, and another one may have the names by now."""
+        self._is_stopped = True
+
+    def prepare(self, part_state: PartState) -> list[int]:
+        """Prepare a part, whose lock this takes; return the indices of the files to be re-hashed where they are.
+
+        Raises RemoteProtocolError, TransferFailed.
+        """
+        for entry in part_state.entries:
+            check_path(entry.path)
+        with part_state.lock:
+            finals = self._prepare_entries(part_state)
+            self._check_space(part_state)
+        return finals
+
+    def _prepare_entries(self, part_state: PartState) -> list[int]:
+        finals = []
+        sizes = []
+        deferred = []
+        for index, entry in enumerate(part_state.entries):
+            if self._is_stopped:  # while the disk was slow
+                raise TransferFailed(Code.TIMEOUT, "the transfer ended while the manifest was compared with the disk")
+            file_id = part_state.first + index
+            state = self._entry_preparer.prepare(entry, file_id)
+            if self._entry_preparer.is_deferred(entry, file_id):
+                deferred.append((index, entry))
+            if entry.type is not m.EntryType.FILE:
+                continue
+            self._counters.files += 1
+            if self._entry_preparer.has_segments(entry, file_id):
+                sizes.append(entry.size)
+            if state != NOTHING:
+                self._take_file(part_state, index, state)
+            if state == CLAIMED:
+                finals.append(index)
+        self._counters.chunks += count_chunks(sizes, self._chunk_size)
+        if deferred:
+            self._archive.save_deferred(part_state.number, deferred)
+        return finals
+
+    def _take_file(self, part_state: PartState, index: int, state: int) -> None:
+        """Set the state of a file with segments, and count its bytes; look for staging of a large one."""
+        part_state.set(index, state)
+        entry = part_state.entries[index]
+        if entry.size > self._chunk_size:
+            large = part_state.large[index] = LargeFile(entry, self._chunk_size)
+            if large.grid.segments > limits.CHUNKS_PER_FILE:
+                reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
+                raise RemoteProtocolError(reason)
+            if state == FREE:
+                self._large_files.open_files.check(large)
+            if self._is_staged(entry.path):
+                if state == FREE:
+                    self._resume(part_state, index)
+                else:  # a crash right after the rename left the ledger of a file that is in place
+                    self._drop_ledger(entry.path)
+        payload_bytes = part_state.payload_bytes(index)
+        self._counters.size_bytes += payload_bytes
+        if state == UNCHECKED:
+            self._counters.unchecked_bytes += payload_bytes
+
+    def _is_staged(self, path: bytes) -> bool:
+        """Whether an earlier run left a ledger of a large file."""
+        if self._staged_keys is None:
+            self._staged_keys = staged_keys(self._destination)
+        return staging_key(path) in self._staged_keys
+
+    def _drop_ledger(self, path: bytes) -> None:
+        try:
+            drop_ledger(self._destination, path)
+        except OSError as error:
+            what = f"can't remove the ledger of {shown_path(self._destination, path)}"
+            raise from_os_error(error, Code.DESTINATION, what) from None
+
+    def _resume(self, part_state: PartState, index: int) -> None:
+        """Open a large file of which an earlier run left something, if there is room; re-hash what is claimed."""
+        if len(self._large_files.open_files) >= RESUMED_FILES:
+            return
+        open_file = self._large_files.try_open(part_state, index)
+        if open_file is None:
+            return
+        states = open_file.states()  # read once: the batches that are counted are those that are re-hashed
+
+        def works() -> Iterator[Work]:
+            for start, stop in runs(states, CLAIMED):
+                yield Work(part_state.first + index, open_file.content, open_file.grid, open_file.share, start, stop)
+
+        count = sum(count_batches(work.grid, work.start, work.stop) for work in works())
+        if count:
+            open_file.rehashing += count
+            self._rehasher.add_all(works())
+
+    def _check_space(self, part_state: PartState) -> None:
+        """Check that the files of a part fit on the disk, beside what is still to come of earlier parts.
+
+        Raises TransferFailed(NO_SPACE).
+        """
+        needed = sum(
+            entry.size - sum(hole.length for hole in entry.holes)
+            for index, entry in enumerate(part_state.entries)
+            if part_state.state(index) == FREE
+        )
+        to_come = max(0, self._needed_bytes - self._counters.moved_bytes)
+        self._needed_bytes += needed
+        free = self._destination.free_bytes() - to_come
+        if needed > free:
+            reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
+            raise TransferFailed(Code.NO_SPACE, reason)
+
+    # --- files that are re-hashed where they are
+
+    def rehash(self, part_state: PartState, finals: list[int]) -> None:
+        """Re-hash the files of a part that are under their final names, soon; the part is in the table by now."""
+        if finals:
+            files = [
+                FinalFile(part_state.first + index, entry.path, Grid(entry.size, self._chunk_size))
+                for index in finals
+                for entry in [part_state.entries[index]]
+            ]
+            self._rehasher.add_finals(self._destination, files, self._write_digests)
+
+    def _write_digests(self, file_id: int, first: int, digests: bytes) -> None:
+        """Write digests of a large file into the spool, from segment `first` on; those of holes are left out."""
+        part_state, index = self._parts.find(file_id)
+        with part_state.lock:
+            large = part_state.large[index]
+            for start, end in large.runs():
+                low, high = max(start, first), min(end, first + len(digests) // limits.DIGEST_BYTES)
+                if low < high:
+                    piece = digests[(low - first) * limits.DIGEST_BYTES : (high - first) * limits.DIGEST_BYTES]
+                    large.write_digests(low, piece, self._archive.spool)

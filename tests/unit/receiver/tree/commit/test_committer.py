@@ -1,0 +1,155 @@
+"""Complete files of a tree get their final names, whatever changes meanwhile."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from filestreamer.wire.errors import Code, TransferFailed
+from receiver.disk.closed_staging import ClosedStaging
+from receiver.disk.staging import Staging
+from receiver.file import shared_file
+from receiver.tree.commit import committer
+from tests.support.tree_receiver import (
+    TransferOf,
+    sample,
+    staged,
+)
+
+
+def test_no_replace_and_a_file_that_appears_meanwhile(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    transfer = transfer_of(tree, replace=False)
+    transfer.offer()
+    transfer.send_all()
+    (tmp_path / "t/f").write_bytes(b"another")
+    transfer.fail_to_commit(Code.EXISTS)
+    assert (tmp_path / "t/f").read_bytes() == b"another"
+
+
+def test_a_directory_that_becomes_a_symlink_is_not_followed(tmp_path: Path, transfer_of: TransferOf) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    tree = sample()
+    tree.directory(b"t/d")
+    tree.add(b"t/d/f", b"content")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    (tmp_path / "t/d").rename(tmp_path / "t/moved")
+    (tmp_path / "t/d").symlink_to(outside)
+    transfer.send_all()
+    transfer.fail_to_commit(Code.PATH)
+    assert os.listdir(outside) == []
+
+
+def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/a", b"a")
+    tree.add(b"t/b", b"b")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    (tmp_path / "t/a").mkdir()
+    assert "t/a" in transfer.fail_to_commit(Code.DESTINATION)
+    assert (tmp_path / "t/b").read_bytes() == b"b"  # the others are put in place all the same
+
+
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_small_file_whose_staging_is_changed(
+    tmp_path: Path, transfer_of: TransferOf, size: int, *, replace: bool
+) -> None:
+    """The file is not put in place, the other one is. The next run sends it."""
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/g", b"another")
+    transfer = transfer_of(tree, replace=replace)
+    transfer.offer()
+    transfer.send_all()
+    (staged,) = (tmp_path / ".filestreamer").glob("*.tree/*/1")
+    os.truncate(staged, size)
+    assert "changed" in transfer.fail_to_commit(Code.DESTINATION)
+    assert sorted(os.listdir(tmp_path / "t")) == ["g"]
+    tree.unchecked = {2}
+    transfer_of(tree, replace=replace).move()
+    assert (tmp_path / "t/f").read_bytes() == b"content"
+
+
+def test_a_large_file_whose_staging_is_changed(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    (data,) = (tmp_path / ".filestreamer").glob("*.data")
+    os.truncate(data, 150)
+    assert "changed" in transfer.fail_to_commit(Code.DESTINATION)
+    assert os.listdir(tmp_path / "t") == ["f"]
+
+
+def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(
+    tmp_path: Path, transfer_of: TransferOf
+) -> None:
+    """What the other process writes must not go into the file under its final name."""
+    tree = sample()
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    (noted,) = (tmp_path / ".filestreamer").glob("*.ledger")
+    with noted.open("rb") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert "another process" in transfer.fail_to_commit(Code.DESTINATION)
+    assert not (tmp_path / "t/large").exists()
+    assert len(staged(tmp_path)) == 2
+
+
+def test_a_sync_that_fails_puts_nothing_in_place(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(committer, "sync_file_system", fail)
+    tree = sample()
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/large", bytes(200))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    assert "Input/output error" in transfer.fail_to_commit(Code.DESTINATION)
+    assert [error.code for error in transfer.failures if isinstance(error, TransferFailed)] == [Code.DESTINATION]
+    assert os.listdir(tmp_path / "t") == []
+    assert staged(tmp_path) == []  # what was written can't be trusted
+
+
+def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done with its descriptor after it was closed: another file may have the number by then."""
+    monkeypatch.setattr(shared_file, "WRITE_BACK_BYTES", 100)
+    finished: list[tuple[str, bool]] = []
+    finish = Staging.prepare
+
+    def prepare(staged: Staging) -> ClosedStaging:
+        finished.append((os.path.basename(staged.path), staged.fd >= 0))
+        if staged.entry.uid is not None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return finish(staged)
+
+    monkeypatch.setattr(Staging, "prepare", prepare)
+    tree = sample()
+    tree.add(b"t/small", b"small")
+    tree.add(b"t/another's", bytes(200), uid=1234)
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    assert "not permitted" in transfer.fail_to_commit(Code.DESTINATION)
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+    assert sorted(os.listdir(tmp_path / "t")) == ["large", "small"]
+    assert sorted(finished) == [("another's", True), ("large", True)]

@@ -1,0 +1,80 @@
+"""The staging of a tree: locked, of this user alone, emptied of what a killed receiver left."""
+
+import os
+import stat
+from pathlib import Path
+
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code
+from receiver.disk.destination import Destination
+from receiver.disk.sweep import discard_older_than
+from receiver.tree.commit.tree_staging import TreeStaging
+from tests.support.tree_receiver import TransferOf, failure, sample
+
+
+def test_two_processes_do_not_receive_one_tree(tmp_path: Path, transfer_of: TransferOf) -> None:
+    destination = transfer_of(sample()).destination
+    assert "another process" in failure(Code.BUSY, TreeStaging, destination, b"t")
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The first process puts in place what it has staged."""
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    before = sorted((tmp_path / ".filestreamer").rglob("*"))
+    other = Destination(str(tmp_path))
+    assert "another process" in failure(Code.BUSY, TreeStaging, other, b"t")
+    os.close(other.fd)
+    assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
+    transfer.finish()
+    assert (tmp_path / "t/f").read_bytes() == b"content"
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+
+
+def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """The owner of the directory could change what is staged in it, so that one of another user is refused."""
+    staging = tmp_path / ".filestreamer"
+    staging.mkdir(mode=0o700)
+    there = staging / f"{segment_digest(b't').hex()}.tree"
+    there.mkdir()
+    there.chmod(0o777)
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    transfer_of(tree).move()
+    there.mkdir(parents=True)
+    there.chmod(0o777)
+    destination = Destination(str(tmp_path))
+    made = TreeStaging(destination, b"t")
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+    made.close()
+    if os.geteuid() == 0:
+        there.mkdir(parents=True)
+        os.chown(there, 12345, 12345)
+        assert "another user" in failure(Code.DESTINATION, TreeStaging, destination, b"t")
+        assert there.exists()
+    os.close(destination.fd)
+
+
+def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/f", b"f")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    (path,) = (tmp_path / ".filestreamer").glob("*.tree")
+    (path / "half").write_bytes(b"half")
+    transfer.send_all()
+    copied = path.with_name(segment_digest(b"another").hex() + ".tree")
+    copied.mkdir()
+    (copied / "7").write_bytes(b"left")
+    (copied / "3").mkdir()
+    (copied / "3/8").write_bytes(b"left")
+    other = Destination(str(tmp_path))
+    assert discard_older_than(other, None, 0) == (0, 0)
+    os.close(other.fd)
+    assert path.exists()  # in use
+    assert not copied.exists()
+    transfer.finish()
