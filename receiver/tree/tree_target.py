@@ -20,7 +20,8 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.grid import Grid, count_chunks
+from filestreamer.wire.grid import Grid
+from filestreamer.wire.layout import count_chunks
 from receiver.disk.store import Staging, check_path
 from receiver.file.chunk_states import CLAIMED, runs
 from receiver.file.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches

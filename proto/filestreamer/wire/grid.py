@@ -138,19 +138,3 @@ def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Ite
         start = offset + length
     if start < end:
         yield start, end
-
-
-def count_chunks(sizes: Iterable[int], chunk_size: int) -> int:
-    """Count the chunks that the files of one ManifestPart make; `sizes` are of those with a segment, in order."""
-    chunks = bundle_bytes = bundle_segments = 0
-    for size in sizes:
-        if size > chunk_size:
-            chunks += Grid(size, chunk_size).segments
-            bundle_segments = 0
-        elif not bundle_segments or bundle_bytes + size > chunk_size or bundle_segments == limits.SEGMENTS_PER_CHUNK:
-            chunks += 1
-            bundle_bytes, bundle_segments = size, 1
-        else:
-            bundle_bytes += size
-            bundle_segments += 1
-    return chunks
