@@ -103,7 +103,7 @@ def _tell_where(
     settings: "ReceiverSettings", addresses: "list[Any]", directory: str, chosen: "Chosen", logger: Any
 ) -> None:
     """Tell where this receiver listens, and what its senders need to come in."""
-    from filestreamer.wire.sockets.transport import format_address
+    from filestreamer.wire.sockets.addresses import format_address
 
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
@@ -147,10 +147,10 @@ def _allow_descriptors() -> None:
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
     """Listen where the settings say. Raises UsageError."""
-    from filestreamer.wire.sockets import transport
+    from filestreamer.wire.sockets.listen import listen
 
     try:
-        return transport.listen(settings.listen.host, settings.listen.port)
+        return listen(settings.listen.host, settings.listen.port)
     except OSError as error:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
     except FilestreamerError as error:
@@ -172,7 +172,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     """Print the command that sends a file here; a wildcard address becomes this machine's name."""
     import socket
 
-    from filestreamer.wire.sockets.transport import format_address
+    from filestreamer.wire.sockets.addresses import format_address
 
     if address[0] in ("0.0.0.0", "::"):
         address = (socket.gethostname(), address[1])

@@ -18,7 +18,8 @@ from filestreamer.telemetry.endpoint import Endpoint, Response
 from filestreamer.telemetry.history import History, Look
 from filestreamer.telemetry.result import Status
 from filestreamer.wire.errors import FilestreamerError, TransferFailed, UsageError
-from filestreamer.wire.sockets import transport
+from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.sockets.listen import listen
 
 if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings, Service
@@ -83,7 +84,7 @@ class Monitor:
         where = default if address is None else address
         assert isinstance(where, Address)
         try:
-            listeners = transport.listen(where.host, where.port)
+            listeners = listen(where.host, where.port)
         except (OSError, FilestreamerError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if address is not None:
@@ -107,7 +108,7 @@ class Monitor:
             return
         self._endpoint = endpoint
         for listener in listeners:
-            self._log.info("metrics", address=transport.format_address(listener.getsockname()))
+            self._log.info("metrics", address=format_address(listener.getsockname()))
 
     def watch(
         self,

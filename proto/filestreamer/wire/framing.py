@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 
 from filestreamer.wire import limits
-from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import checksum
 from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.messages import Message
@@ -18,8 +18,7 @@ _HEADER = struct.Struct(">I8s")
 
 def frame(message: Message) -> bytes:
     """Encode a message as one whole frame. Raises LocalProtocolError where it is too large."""
-    body = encode(message)
-    return _HEADER.pack(len(body), checksum(body)) + body
+    return frame_of(encode(message))
 
 
 def frame_of(body: bytes) -> bytes:
@@ -56,11 +55,6 @@ def read_body(read_exact: Callable[[int], bytes | memoryview], limit: int) -> by
     body = bytes(read_exact(length))
     check_body(body, expected)
     return body
-
-
-def read_message(read_exact: Callable[[int], bytes | memoryview], limit: int = limits.FRAME_BYTES) -> Message:
-    """Read and decode one frame by `read_exact(n)`. Raises RemoteProtocolError."""
-    return decode(read_body(read_exact, limit))
 
 
 def _stranger(header: bytes) -> str:

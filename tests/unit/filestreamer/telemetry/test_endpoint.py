@@ -18,7 +18,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import HEAD_BYTES, Endpoint, Response, answer
 from filestreamer.telemetry.history import History, Look
 from filestreamer.wire.messages import SENDER_STAGES
-from filestreamer.wire.sockets import transport
+from filestreamer.wire.sockets.listen import listen
 
 SECONDS = 10.0
 
@@ -244,7 +244,7 @@ def log() -> Log:
 @pytest.fixture
 def address(log: Log) -> Iterator[tuple[str, int]]:
     """Serve, and return where."""
-    listeners = transport.listen("127.0.0.1", 0)
+    listeners = listen("127.0.0.1", 0)
     served = Endpoint(listeners, {**ROUTES, "/broken": broken}, log)
     served.start()
     where: tuple[str, int] = listeners[0].getsockname()
