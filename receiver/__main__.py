@@ -59,7 +59,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.progress import Progress
+    from filestreamer.terminal.display import ProgressDisplay
     from receiver.pipe.standard_output import OpenFile
     from receiver.server import token
     from receiver.server.server import Server
@@ -89,7 +89,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     monitor.watch(server.counters, lambda: None, server.memory)
     monitor.start(METRICS)
     _tell_where(settings, addresses, destination.path, chosen, logger)
-    progress = Progress(server.counters, logger, direction="receiving")
+    progress = ProgressDisplay(server.counters, logger, direction="receiving")
     progress.start()
     server.on_few_threads = progress.stop  # which gives transfers that of the display
     try:

@@ -67,7 +67,7 @@ def _send(
     `overdue` tells the result where a signal asked for the end, and it hangs.
     """
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.progress import Progress
+    from filestreamer.terminal.display import ProgressDisplay
     from sender.coordinator import BeginAgain, Transfer
 
     try:
@@ -85,7 +85,7 @@ def _send(
 
     signals.on_end(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
-    progress = Progress(lambda: [transfer.counters], logger, direction="sending")
+    progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
     transfer.on_few_threads = progress.stop  # which gives the transfer that of the display
     failure: FilestreamerError | None = None
