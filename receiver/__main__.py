@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
-    outlet.replace_stderr()
-    signals.end_at_once()
-    signals.leave(run(sys.argv[1:], os.environ))
+    stderr.replace()
+    signals.exit_on_signal()
+    signals.exit_process(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -85,7 +85,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_end(end, overdue)
+    signals.on_signal(end, overdue)
     monitor.watch(server.counters, lambda: None, server.memory)
     monitor.start(METRICS)
     _tell_where(settings, addresses, destination.path, chosen, logger)

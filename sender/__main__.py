@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
-    outlet.replace_stderr()
-    signals.end_at_once()
-    signals.leave(run(sys.argv[1:], os.environ))
+    stderr.replace()
+    signals.exit_on_signal()
+    signals.exit_process(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -83,7 +83,7 @@ def _send(
         transfer.interrupt(number)
         monitor.release()
 
-    signals.on_end(end, lambda number: None if is_over else overdue(number))
+    signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from filestreamer.process import outlet
+from filestreamer.process import stderr
 from filestreamer.settings.common import Service
 from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
@@ -263,7 +263,7 @@ class Collector:
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
         text = "Lines of the log that were not written: nobody read it, or its disk was full."
-        yield self._simple(Counter, "log_lines_dropped", text, [], [([], outlet.dropped())])
+        yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
             text = "Bytes that the destination's file system has left for files, those under way included."

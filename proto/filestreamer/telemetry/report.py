@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import on_terminal
 from filestreamer.telemetry.result import STDOUT, TransferResult, write
 
@@ -24,14 +24,14 @@ class _Place:
     """Where results go, one after the other."""
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
-        self._background = outlet.Background("result", is_ready)
+        self._background = background.Background("result", is_ready)
         self._to = ""
         self._log: Any = None
 
     def add(self, job: Callable[[], None], size_bytes: int, *, to: str, log: Any) -> None:
         """Have a result written to what is called `to`."""
         self._to, self._log = to, log
-        signals.before_leaving(self._settle)
+        signals.before_exit(self._drain)
         if not self._background.add(job, size_bytes):
             log.warning("result_not_written", to=to, reason="earlier results are not written yet: nobody reads them")
 
@@ -39,13 +39,13 @@ class _Place:
         """Give what is there a moment to be written."""
         self._background.pause()
 
-    def _settle(self, seconds: float) -> None:
-        if not self._background.finish(seconds):
+    def _drain(self, seconds: float) -> None:
+        if not self._background.drain(seconds):
             self._log.warning("result_not_written", to=self._to, reason="nobody reads it, or its disk does not answer")
 
 
 def _takes_some() -> bool:
-    return sys.stdout is None or outlet.is_writable(sys.stdout.fileno())
+    return sys.stdout is None or background.is_writable(sys.stdout.fileno())
 
 
 _stdout: Final = _Place(_takes_some)
@@ -64,7 +64,7 @@ def report(outcome: TransferResult, result_file: str | None, log: Any, **who: An
 
     def show() -> None:
         if is_on_terminal:
-            outlet.flush(FRAME_SECONDS)
+            stderr.drain(FRAME_SECONDS)
         write(outcome, sys.stdout, None, log, os.path.basename(who.get("file", "")))
 
     with _mutex:

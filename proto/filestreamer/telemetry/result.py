@@ -13,8 +13,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
+from filestreamer.process.background import write_some
 from filestreamer.process.log import printable
-from filestreamer.process.outlet import write_some
 from filestreamer.settings.sizes import format_rate, format_size
 from filestreamer.telemetry.bottleneck import TEXTS, Bottleneck
 from filestreamer.telemetry.counters import TransferCounters

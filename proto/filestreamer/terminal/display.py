@@ -67,7 +67,7 @@ class ProgressDisplay:
     def _run(self) -> None:
         on_screen = on_terminal() and os.environ.get("TERM", "dumb") != "dumb"
         interval_seconds = FRAME_SECONDS if on_screen else LOG_LINE_SECONDS
-        # A quick transfer needs neither a display nor the time that rich takes to be imported.
+        # A quick transfer needs no display.
         if self._stopping.wait(interval_seconds):
             return
         try:
