@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from filestreamer.process import stderr
-from filestreamer.settings.common import Service
+from filestreamer.settings.definition import Service
 from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters

@@ -22,7 +22,8 @@ from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.listen import listen
 
 if TYPE_CHECKING:
-    from filestreamer.settings.common import CommonSettings, Service
+    from filestreamer.settings.common import CommonSettings
+    from filestreamer.settings.definition import Service
     from filestreamer.telemetry.metrics import Collector
 
 TICK_SECONDS: Final = 1.0

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from filestreamer.settings.common import Service
+from filestreamer.settings.definition import Service
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
 from filestreamer.telemetry.endpoint import Response

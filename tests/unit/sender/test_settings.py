@@ -529,7 +529,7 @@ def test_a_config_from_a_pipe(tmp_path: Path, how: str) -> None:
 
 
 def test_a_config_without_end() -> None:
-    assert failure(*LEAST, "--config", "/dev/zero") == "/dev/zero: has more than 16 MiB: it is no file of settings"
+    assert failure(*LEAST, "--config", "/dev/zero") == "/dev/zero: has more than 16 MiB: it is not a config file"
 
 
 # --- secrets that others can read
