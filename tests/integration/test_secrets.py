@@ -171,7 +171,7 @@ def test_a_user_without_a_place_for_one(pair: Pair) -> None:
 def test_a_place_that_is_open_to_others(pair: Pair, runtime: Path) -> None:
     (runtime / "filestreamer").mkdir(mode=0o755)
     message = pair.receiver(env=own(runtime)).fails(2, "usage")
-    assert message.startswith(f"{runtime}/filestreamer is not this user's alone")
+    assert message.startswith(f"{runtime}/filestreamer is open to other users")
 
 
 # ------------------------------------------------------------------------------------------------- a token that is made

@@ -613,7 +613,7 @@ def test_no_error_shows_a_password(config: Any, url: str) -> None:
         "config.json: pushgateway": failure(*LEAST, "--config", config({"pushgateway": url})),
     }
     for origin, line in written.items():
-        assert line.startswith(f"{origin}: it is not a URL that is written as http://[USER:PASSWORD@]HOST")
+        assert line.startswith(f"{origin}: it is not a URL of the form http://[USER:PASSWORD@]HOST")
         assert SECRET not in line
 
 
