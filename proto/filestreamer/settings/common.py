@@ -78,7 +78,7 @@ class CommonSettings:
 
     tolerate: tuple[tuple[str, ...], ...] = several(
         values.words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
-        "Exit with 0 if entries were only skipped for these reasons: vanished, changed, unreadable, declined, attribute.",
+        "Exit with 0 if entries were skipped only as: vanished, changed, unreadable, declined, attribute.",
         metavar="KIND,...",
     )
     """Kinds of skipped entries for which the exit code is not 5; they are reported nevertheless."""

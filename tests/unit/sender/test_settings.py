@@ -485,7 +485,7 @@ def test_what_could_pass_for_another_token_is_refused(tmp_path: Path, content: b
     ("path", "says"),
     [
         ("/dev/null", "has 0 characters"),
-        ("/dev/zero", "is no token"),
+        ("/dev/zero", "is not a token"),
         ("/", "Is a directory"),
         ("/proc/1", "directory"),
     ],
