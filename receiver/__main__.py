@@ -80,7 +80,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
 
     def end(number: int) -> None:
         server.end(Interrupted(number))
-        monitor.release()
+        monitor.stop_lingering()
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
@@ -96,7 +96,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         return server.run()
     finally:
         progress.stop()
-        monitor.finish()
+        monitor.stop()
 
 
 def _tell_where(

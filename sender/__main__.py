@@ -55,7 +55,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         outcome = TransferResult.without_transfer(as_failure("sending", error))
     report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
-    monitor.finish()
+    monitor.stop()
     return outcome.exit_code
 
 
@@ -81,7 +81,7 @@ def _send(
     def end(number: int) -> None:
         signalled.append(number)
         transfer.interrupt(number)
-        monitor.release()
+        monitor.stop_lingering()
 
     signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
