@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from filestreamer.wire.limits import MIB, REHASH_STEP_BYTES, SYNC_BYTES_PER_SECOND
-from filestreamer.wire.progress import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
 
 
 @pytest.fixture
