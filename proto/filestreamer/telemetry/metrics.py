@@ -141,33 +141,35 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
     Reading(
         Gauge,
         "transfer_acknowledged_bytes",
-        "Bytes that crossed in this transfer and are written and verified.",
+        "Bytes that crossed the network in this transfer, and are written and verified.",
         lambda t: t.acknowledged_bytes,
     ),
     Reading(
         Gauge,
         "transfer_held_bytes",
-        "Bytes that were there before, found by their digests.",
+        "Bytes that the receiver had before.",
         lambda t: t.there_bytes,
     ),
-    Reading(Gauge, "transfer_start_time_seconds", "When it began, Unix time in seconds.", lambda t: t.started_time),
+    Reading(
+        Gauge, "transfer_start_time_seconds", "When the transfer began, Unix time in seconds.", lambda t: t.started_time
+    ),
     Reading(
         Gauge,
         "transfer_last_progress_time_seconds",
-        "When it last got on, Unix time in seconds.",
+        "When the transfer last made progress, Unix time in seconds.",
         lambda t: t.started_time + (t.last_progress_at - t.started_at),
     ),
 ]
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     Gauge,
     "transfer_connections",
-    "Data connections that chunks are dealt to: what was chosen, or what was found to be enough.",
+    "Data connections that get chunks: as many as were chosen, or were found to be enough.",
     lambda t: t.parallelism,
 )
 TOTALS: Final = {
-    "digest_mismatches": "Chunks that arrived with another digest than their sender's.",
+    "digest_mismatches": "Chunks whose digest at the receiver differed from the sender's.",
     "chunks_resent": "Chunks that were sent again.",
-    "chunks_stolen": "Chunks that another connection than their home took over.",
+    "chunks_stolen": "Chunks that were sent by another connection than their home.",
 }
 """The help of counters of the whole process, by the names of `TransferCounters.troubles`."""
 
@@ -223,7 +225,7 @@ class Collector:
     def _parallelism(self, rows: list[tuple[list[str], TransferCounters]]) -> Iterator[Metric]:
         yield self._family(PARALLELISM, ["transfer"], rows)
         changes = [([*values, reason], n) for values, t in rows for reason, n in list(t.parallelism_changes.items())]
-        text = "Times that a sender changed the number of connections by itself, by why."
+        text = "Times that a sender changed the number of connections by itself, by reason."
         yield self._simple(Counter, "transfer_connection_changes", text, ["transfer", "reason"], changes)
 
     def _phases(self, transfers: list[TransferCounters]) -> Metric:
@@ -232,13 +234,13 @@ class Collector:
             has_failed = transfer.ended_at is not None and transfer.phase != "complete"
             for phase in PHASES:
                 samples.append(([_label(transfer), phase], phase == transfer.phase and not has_failed))
-        text = "1 for the phase that it is in; 0 for each once it has failed."
+        text = "1 for the current phase of the transfer; 0 for every phase once it has failed."
         return self._simple(Gauge, "transfer_phase", text, ["transfer", "phase"], samples)
 
     def _latencies(self, transfers: list[TransferCounters]) -> Metric:
         family = HistogramMetricFamily(
             f"filestreamer_{self.service}_chunk_seconds",
-            "Seconds from dealing a chunk (at the receiver: from its header) to its acknowledgement.",
+            "Seconds from the beginning of a chunk (at the receiver: from its header) to its acknowledgement.",
             labels=["transfer"],
             unit="seconds",
         )
@@ -255,23 +257,23 @@ class Collector:
         """Yield the metrics of the process, which outlive its transfers."""
         history = self._source.history
         results = [([str(status)], number) for status, number in history.results.items()]
-        yield self._simple(Counter, "transfers", "Transfers that ended, by how.", ["result"], results)
+        yield self._simple(Counter, "transfers", "Transfers that ended, by result.", ["result"], results)
         if self.service == "receiver":
             refused = [([reason], history.refused[reason]) for reason in sorted({*REASONS, *history.refused})]
-            text = "Connections that were turned away, by why."
+            text = "Connections that were refused, by reason."
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
-        text = "Lines of the log that were not written: nobody read it, or its disk was full."
+        text = "Log lines that were not written, as nobody read them or the disk was full."
         yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
             text = "Bytes that the destination's file system has left for files, those under way included."
             yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
         if memory := self._source.memory():
-            text = "Memory that senders may make this receiver hold, all of them together (--memory-limit)."
+            text = "Memory that all senders together can make this receiver hold (--memory-limit)."
             yield self._simple(Gauge, "memory_budget_bytes", text, [], [([], memory[0])])
-            text = "What of it is set aside for transfers, or lent to them."
+            text = "Memory of this budget that is reserved for transfers or lent to them."
             yield self._simple(Gauge, "memory_used_bytes", text, [], [([], memory[1])])
         yield InfoMetricFamily(
             f"filestreamer_{self.service}_build",
