@@ -1,4 +1,4 @@
-"""What counts as progress, and what never does (filestreamer/wire/progress.py)."""
+"""What counts as progress, and what never does (filestreamer/wire/progress_clock.py)."""
 
 import itertools
 
