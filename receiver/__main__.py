@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
-    outlet.replace_stderr()
-    signals.end_at_once()
-    signals.leave(run(sys.argv[1:], os.environ))
+    stderr.replace()
+    signals.exit_on_signal()
+    signals.exit_process(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -59,7 +59,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.progress import Progress
+    from filestreamer.terminal.display import ProgressDisplay
     from receiver.pipe.standard_output import OpenFile
     from receiver.server import token
     from receiver.server.server import Server
@@ -80,30 +80,30 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
 
     def end(number: int) -> None:
         server.end(Interrupted(number))
-        monitor.release()
+        monitor.stop_lingering()
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_end(end, overdue)
+    signals.on_signal(end, overdue)
     monitor.watch(server.counters, lambda: None, server.memory)
     monitor.start(METRICS)
     _tell_where(settings, addresses, destination.path, chosen, logger)
-    progress = Progress(server.counters, logger, direction="receiving")
+    progress = ProgressDisplay(server.counters, logger, direction="receiving")
     progress.start()
     server.on_few_threads = progress.stop  # which gives transfers that of the display
     try:
         return server.run()
     finally:
         progress.stop()
-        monitor.finish()
+        monitor.stop()
 
 
 def _tell_where(
     settings: "ReceiverSettings", addresses: "list[Any]", directory: str, chosen: "Chosen", logger: Any
 ) -> None:
     """Tell where this receiver listens, and what its senders need to come in."""
-    from filestreamer.wire.sockets.transport import format_address
+    from filestreamer.wire.sockets.addresses import format_address
 
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
@@ -148,10 +148,10 @@ def _allow_descriptors() -> None:
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
     """Listen where the settings say. Raises UsageError."""
-    from filestreamer.wire.sockets import transport
+    from filestreamer.wire.sockets.listen import listen
 
     try:
-        return transport.listen(settings.listen.host, settings.listen.port)
+        return listen(settings.listen.host, settings.listen.port)
     except OSError as error:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
     except FilestreamerError as error:
@@ -175,7 +175,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     """Print the command that sends a file here; a wildcard address becomes this machine's name."""
     import socket
 
-    from filestreamer.wire.sockets.transport import format_address
+    from filestreamer.wire.sockets.addresses import format_address
 
     if address[0] in ("0.0.0.0", "::"):
         address = (socket.gethostname(), address[1])

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from filestreamer.settings import common as settings
 from filestreamer.settings import values
 from filestreamer.settings.address import Address, parse_address
-from filestreamer.settings.common import CommonSettings, setting
+from filestreamer.settings.common import WINDOW_MAX, CommonSettings
+from filestreamer.settings.definition import setting
+from filestreamer.settings.parse import parse_settings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 
@@ -65,7 +66,7 @@ class ReceiverSettings(CommonSettings):
     """Ask for no token, on whatever address."""
 
     memory_limit: int | None = setting(
-        values.size(1, settings.WINDOW_MAX),
+        values.size(1, WINDOW_MAX),
         "Memory that this receiver stays within, socket buffers included."
         "  [default: what its container may take, or 512MiB]",
         metavar="SIZE",
@@ -88,5 +89,5 @@ class ReceiverSettings(CommonSettings):
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
-    """Return the settings and warnings for the log; see `service.settings.parse` for what it raises."""
-    return settings.parse(ReceiverSettings, "receiver", SUMMARY, argv, environ)
+    """Return the settings and warnings for the log; see `filestreamer.settings.parse` for what it raises."""
+    return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ)

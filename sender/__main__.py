@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
-    outlet.replace_stderr()
-    signals.end_at_once()
-    signals.leave(run(sys.argv[1:], os.environ))
+    stderr.replace()
+    signals.exit_on_signal()
+    signals.exit_process(run(sys.argv[1:], os.environ))
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -55,7 +55,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         outcome = TransferResult.without_transfer(as_failure("sending", error))
     report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
-    monitor.finish()
+    monitor.stop()
     return outcome.exit_code
 
 
@@ -67,7 +67,7 @@ def _send(
     `overdue` tells the result where a signal asked for the end, and it hangs.
     """
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.progress import Progress
+    from filestreamer.terminal.display import ProgressDisplay
     from sender.coordinator import BeginAgain, Transfer
 
     try:
@@ -81,11 +81,11 @@ def _send(
     def end(number: int) -> None:
         signalled.append(number)
         transfer.interrupt(number)
-        monitor.release()
+        monitor.stop_lingering()
 
-    signals.on_end(end, lambda number: None if is_over else overdue(number))
+    signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
-    progress = Progress(lambda: [transfer.counters], logger, direction="sending")
+    progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
     transfer.on_few_threads = progress.stop  # which gives the transfer that of the display
     failure: FilestreamerError | None = None

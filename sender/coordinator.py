@@ -31,7 +31,7 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.grid import comfortable_chunk_size, smallest_chunk_size
 from filestreamer.wire.opening import random_id
-from filestreamer.wire.progress import ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.dispatch.answers import Answers

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from filestreamer.settings import common as settings
 from filestreamer.settings import values
 from filestreamer.settings.address import Address, parse_address
-from filestreamer.settings.common import CommonSettings, setting, several
+from filestreamer.settings.common import CommonSettings
+from filestreamer.settings.definition import setting, several
+from filestreamer.settings.parse import parse_settings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
@@ -170,5 +171,5 @@ class SenderSettings(CommonSettings):
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettings, list[str]]:
-    """Return the settings and warnings for the log; see `service.settings.parse` for what it raises."""
-    return settings.parse(SenderSettings, "sender", SUMMARY, argv, environ)
+    """Return the settings and warnings for the log; see `filestreamer.settings.parse` for what it raises."""
+    return parse_settings(SenderSettings, "sender", SUMMARY, argv, environ)

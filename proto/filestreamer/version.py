@@ -1,4 +1,4 @@
-"""The version of the distribution: the one place that names it (pyproject.toml reads it here)."""
+"""The version of the distribution; pyproject.toml reads it here."""
 
 from typing import Final
 

@@ -11,7 +11,8 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
 from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
 from filestreamer.wire.opening import ReceiverOpening
-from filestreamer.wire.sockets.transport import Channel, Patience, format_address, prepare
+from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 DRAIN_READS: Final = 16

@@ -10,7 +10,7 @@ import time
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.progress import ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
 from receiver.file.rehash import Rehasher
 from receiver.pipe.pipe_target import PipeTarget
 from receiver.transfer.connection_set import ConnectionSet

@@ -13,7 +13,8 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.grid import Grid, count_chunks
+from filestreamer.wire.grid import Grid
+from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.sweep import drop_ledger, staged_keys

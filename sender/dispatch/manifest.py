@@ -1,6 +1,6 @@
 """What is sent, part by part: entries as they were found, the chunks they make, and what each is still to carry.
 
-A part is what one ManifestPart lists. It is cut by itself (`chunks.Layout`), answered, sent, settled, and then let go:
+A part is what one ManifestPart lists. It is cut by itself (`wire.layout`), answered, sent, settled, and then let go:
 of a million files, a few thousand are here at a time. The coordinator adds parts, takes answers, and lets go; data
 connections read what the chunk that they were dealt carries, and withdraw files that they can't read.
 """
@@ -13,8 +13,8 @@ from typing import Final
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid, hole_segments
+from filestreamer.wire.layout import Layout
 from filestreamer.wire.messages import EntryType, ManifestPart, Segment, SkipKind
-from sender.dispatch.layout import Layout
 from sender.source.item import Item
 from sender.source.stream import Stream
 

@@ -20,15 +20,16 @@ from filestreamer.wire.errors import ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
-from filestreamer.wire.sockets import transport
-from filestreamer.wire.sockets.transport import Channel, Deadline
+from filestreamer.wire.sockets.addresses import SockAddress, format_address, resolve
+from filestreamer.wire.sockets.dial import connect
+from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
     import ssl
 
 
-Address = tuple[int, transport.SockAddress]
+Address = tuple[int, SockAddress]
 """An address family, and an address of it."""
 
 
@@ -129,7 +130,7 @@ class Dialer:
         `on_connected` hears of each address that answers: over TLS with the Greeting, else before it. Raises
         ConnectionLost, Refused, RemoteProtocolError.
         """
-        addresses = transport.resolve(self._to.host, self._to.port)
+        addresses = resolve(self._to.host, self._to.port)
         failures = []
         for address in addresses:
             greeted: _Greeted | None = None
@@ -171,8 +172,8 @@ class Dialer:
 
     def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _ignore) -> _Greeted:
         """Connect and read the Greeting, which `_enter` answers."""
-        sock = transport.connect([address], limits.OPENING_SECONDS, self._register)
-        shown = transport.format_address(address[1])
+        sock = connect([address], limits.OPENING_SECONDS, self._register)
+        shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
             if self._tls is not None:
@@ -180,7 +181,7 @@ class Dialer:
                 on_connected(address, greeted.channel.socket)  # not before: if TLS fails, it fails once
                 return greeted
             on_connected(address, sock)
-            channel = Channel(transport.prepare(sock, self._user_timeout), deadline)
+            channel = Channel(prepare(sock, self._user_timeout), deadline)
             return _Greeted(channel, channel.read_body(limits.OPENING_FRAME_BYTES), b"")
         except OSError as error:
             self._forget(sock)
@@ -196,7 +197,7 @@ class Dialer:
         self._register(secured)
         self._forget(sock)
         try:
-            transport.prepare(secured, self._user_timeout)
+            prepare(secured, self._user_timeout)
             channel = tls.TlsChannel(secured, deadline)
             body = channel.read_body(limits.OPENING_FRAME_BYTES)
             return _Greeted(channel, body, tls.peer_certificate_sha256(secured))

@@ -19,7 +19,7 @@ import pytest
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest, segment_digest
-from filestreamer.wire.errors import VERDICTS, Code, Refused
+from filestreamer.wire.errors import CONSEQUENCES, Code, Refused
 from filestreamer.wire.framing import frame, frame_of
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
 from tests.support.peer import (
@@ -1155,13 +1155,13 @@ def test_damage_on_data_is_not_the_end(pair: Pair, source: Path) -> None:
 @pytest.mark.timeout(9 * UNIT)
 @pytest.mark.parametrize("how", ["refusal", "abort"])
 def test_codes(pair: Pair, source: Path, how: str) -> None:
-    """The sender exits as VERDICTS says: at once, or after trying again until it gives up; the reason is shown."""
+    """The sender exits as CONSEQUENCES says: at once, or after trying again until it gives up; the reason is shown."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda code: check_code(pair, source, code, how), Code))
 
 
 def check_code(pair: Pair, source: Path, code: Code, how: str) -> None:
-    verdict = VERDICTS[code]
+    consequence = CONSEQUENCES[code]
     tries = 0
     with RawReceiver() as receiver:
         sender = start_sender(pair, source, receiver, "--give-up-after", 2)
@@ -1175,12 +1175,12 @@ def check_code(pair: Pair, source: Path, code: Code, how: str) -> None:
             reason = "because of\x1b[31m a test\n"
             link.send(*([m.Refusal(code, reason)] if how == "refusal" else [welcome, m.Abort(code, reason)]))
             link.end_writing()
-        expected = "busy" if code is Code.BUSY else "timeout" if verdict.retryable else code.name.lower()
-        status = "refused" if verdict.exit_code == 3 else "failed"
-        message = sender.fails(verdict.exit_code, expected, status=status)
+        expected = "busy" if code is Code.BUSY else "timeout" if consequence.retryable else code.name.lower()
+        status = "refused" if consequence.exit_code == 3 else "failed"
+        message = sender.fails(consequence.exit_code, expected, status=status)
     assert "because of" in message
     assert message.isprintable()
-    assert (tries > 1) == verdict.retryable, code
+    assert (tries > 1) == consequence.retryable, code
 
 
 def test_receiver_that_does_not_know_the_token(pair: Pair, source: Path) -> None:
@@ -1218,5 +1218,5 @@ def test_another_incarnation_for_data(pair: Pair, source: Path) -> None:
 
 
 def test_refused_is_a_word_of_the_receiver() -> None:
-    """`Refused` and its like carry their code's verdict."""
+    """`Refused` and its like carry their code's consequence."""
     assert (Refused(Code.BUSY, "").retryable, Refused(Code.BUSY, "").exit_code) == (True, 1)

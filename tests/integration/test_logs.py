@@ -230,9 +230,9 @@ def test_metrics_tell_what_was_dropped(pair: Pair) -> None:
 
 FLOOD = """
 import sys
-from filestreamer.process import log, outlet, signals
-outlet.replace_stderr()
-signals.end_at_once()
+from filestreamer.process import log, signals, stderr
+stderr.replace()
+signals.exit_on_signal()
 logger = log.configure("sender")
 for number in range(20000):
     logger.info("line", number=number, filler="x" * 100)
@@ -270,9 +270,9 @@ def test_lines_come_in_order_and_what_is_missing_is_told(full: FullPipe) -> None
 
 BUG = """
 import sys
-from filestreamer.process import outlet, signals
-outlet.replace_stderr()
-signals.end_at_once()
+from filestreamer.process import signals, stderr
+stderr.replace()
+signals.exit_on_signal()
 raise RuntimeError("the bug")
 """
 

@@ -91,7 +91,7 @@ def test_a_receiver_that_was_given_one_wants_that(pair: Pair) -> None:
     pair.sender(file, pair.address(pair.receiver())).succeeds()  # now there is an own one
     receiver = pair.receiver(env={"FILESTREAMER_TOKEN": TOKEN})
     message = pair.sender(file, pair.address(receiver)).fails(3, "token", status="refused")
-    assert message == "the receiver's token is not this user's own: pass --token-file or FILESTREAMER_TOKEN"
+    assert message == "the receiver has another token than this user's own: pass --token-file or FILESTREAMER_TOKEN"
     pair.sender(file, pair.address(receiver), env={"FILESTREAMER_TOKEN": TOKEN}).succeeds()
 
 
@@ -104,7 +104,7 @@ def test_it_is_for_this_machine_only(pair: Pair, tmp_path: Path) -> None:
     pair.sender(file, pair.address(pair.receiver())).succeeds()
     receiver = pair.receiver(listen=f"{host}:0")
     message = pair.sender(file, pair.address(receiver)).fails(3, "token", status="refused")
-    assert message == "the receiver wants a token: pass --token-file or FILESTREAMER_TOKEN"
+    assert message == "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
     assert receiver.events("connection_refused") == []
 
 
@@ -141,7 +141,7 @@ def test_another_user_is_refused(pair: Pair, somebody: tuple[list[str], Path]) -
     made = Path(theirs.wait_for("token")["path"])
     assert made.stat().st_uid == SOMEBODY
     sender = pair.start("sender", home / "f", "--to", to, env={"HOME": str(home)}, under=under)
-    assert sender.fails(3, "token", status="refused").startswith("the receiver's token is not this user's own")
+    assert sender.fails(3, "token", status="refused").startswith("the receiver has another token than this user's own")
     # And root, in turn, is not let in there by what is root's own.
     assert pair.sender(pair.file("g", 10), pair.address(theirs)).wait() == 3
     assert "Traceback" not in receiver.stderr + theirs.stderr
@@ -162,7 +162,7 @@ def test_a_user_without_a_place_for_one(pair: Pair) -> None:
     file = pair.file("f", 1000)
     receiver = pair.receiver(env=NOWHERE)
     message = pair.sender(file, pair.address(receiver), env=NOWHERE).fails(3, "token", status="refused")
-    assert message == "the receiver wants a token: pass --token-file or FILESTREAMER_TOKEN"
+    assert message == "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
     done = run_as_printed(printed_command(receiver), file)
     assert done.returncode == 0, done.stderr
     assert same(file, pair.destination / "f")
@@ -171,7 +171,7 @@ def test_a_user_without_a_place_for_one(pair: Pair) -> None:
 def test_a_place_that_is_open_to_others(pair: Pair, runtime: Path) -> None:
     (runtime / "filestreamer").mkdir(mode=0o755)
     message = pair.receiver(env=own(runtime)).fails(2, "usage")
-    assert message.startswith(f"{runtime}/filestreamer is not this user's alone")
+    assert message.startswith(f"{runtime}/filestreamer is open to other users")
 
 
 # ------------------------------------------------------------------------------------------------- a token that is made

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from filestreamer.wire import limits
-from sender.dispatch.layout import Layout
+from filestreamer.wire.layout import Layout, count_chunks
 
 SIZES = st.lists(st.integers(0, 50) | st.just(0), max_size=40)
 CHUNK_SIZES = st.integers(1, 20)
@@ -90,3 +90,10 @@ def test_a_cut_depends_on_what_comes_before_alone(chunk_size: int, sizes: list[i
     if before.chunks:
         last = before.chunks - 1
         assert before.segments(last) == after.segments(last)[: len(before.segments(last))]
+
+
+@given(CHUNK_SIZES, SIZES)
+def test_the_count_of_chunks_is_that_of_the_layout(chunk_size: int, sizes: list[int]) -> None:
+    """The receiver counts without a table; empty files, which it leaves out, change nothing."""
+    assert count_chunks(sizes, chunk_size) == layout(chunk_size, sizes).chunks
+    assert count_chunks(filter(None, sizes), chunk_size) == layout(chunk_size, sizes).chunks

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 from filestreamer.settings.own_token import read as read_own_token
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode
 from filestreamer.wire.digests import root_digest, segment_digest
 from filestreamer.wire.errors import Refused
-from filestreamer.wire.framing import frame, frame_of, read_body, read_message
+from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from tests.support.services import PRIVATE, UNIT, Service
@@ -51,7 +52,7 @@ class Link:
 
     def read(self) -> m.Message:
         """Read the next message. Raises Ended."""
-        return read_message(self.read_exact)
+        return decode(read_body(self.read_exact, limits.FRAME_BYTES))
 
     def expect(self, kind: type[M]) -> M:
         """Read the next message, which is of this kind; heartbeats are passed over."""

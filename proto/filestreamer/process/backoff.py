@@ -1,4 +1,7 @@
-"""How long to wait before trying again: doubling, bounded, with jitter, so that many peers don't come back at once."""
+"""How long to wait before the next attempt: the time doubles up to a limit.
+
+A random part of it is left out, so that the connections of a transfer do not all come back at the same moment.
+"""
 
 import random
 from typing import Final
@@ -8,13 +11,13 @@ LONGEST_SECONDS: Final = 5.0
 
 
 class Backoff:
-    """Seconds to wait, one after another; `reset` after a success."""
+    """Computes the pauses between attempts; call `reset` after a success."""
 
     def __init__(self) -> None:
         self._seconds = FIRST_SECONDS
 
     def next(self) -> float:
-        """Return the next pause: between half of it and all of it."""
+        """Return the next pause in seconds: half to all of the current limit, which then doubles."""
         pause = self._seconds * random.uniform(0.5, 1.0)
         self._seconds = min(self._seconds * 2, LONGEST_SECONDS)
         return pause

@@ -1,10 +1,10 @@
 """Log lines on standard error: JSON, or short coloured lines on a terminal.
 
-`configure` is called once, early; the logger that it returns is bound and passed on, never looked up. Events are
-snake_case words, what varies goes into fields: `log.info("connection_lost", connection=3, reason="reset")`.
+`configure` is called once, early; the logger that it returns is bound and passed on. An event is a word in snake_case,
+and what varies goes into fields: `log.info("connection_lost", connection=3, reason="reset")`.
 
-Whoever logs never waits (service.outlet), and what happens again and again is counted instead (service.quiet): a line
-with a `count` stands for so many of its kind, and shows the last of them.
+No thread waits for the reader of the log (`stderr`). Lines that are repeated again and again are counted (`repeats`): a
+line with a `count` stands for so many lines of its kind, and shows the last of them.
 """
 
 import os
@@ -12,11 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from filestreamer.process import outlet, signals
-from filestreamer.process.quiet import Quiet, Summary
+from filestreamer.process import signals, stderr
+from filestreamer.process.repeats import RepeatFilter, Summary
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 FIRST: Final = 5
-"""Lines of a kind that are written in a minute, before they are counted: of all that tell of trouble ..."""
+"""Lines of one kind that are written in a minute before they are counted: of warnings and errors ..."""
 FIRST_OF: Final = {
     "connected": FIRST,
     "connection_left": 100,
@@ -43,15 +42,18 @@ FIRST_OF: Final = {
     "transfer_started": 60,
     "unknown_variable": 100,
 }
-"""... and of these. What a peer, the network or a tree can repeat has to be a warning, an error, or here."""
+"""... and of these events. An event that a peer, the network or a tree can repeat must be a warning, an error, or here.
+"""
 
 
 def configure(service: Literal["sender", "receiver"], level: str | None = None) -> "Logger":
     """Return the logger of a service; `level` is one of LEVELS.
 
-    Without a level, as before the settings are known, the environment gives it, and else it is info.
+    None is for the time before the settings are known: then the level comes from the environment, or is info.
     """
-    structlog = _import_structlog()
+    # Imported here: `sender --help` and the like need no log, and structlog takes longer to import than all of ours.
+    import structlog
+
     if level is None:
         variables = (f"FILESTREAMER_{service.upper()}_LOG_LEVEL", "FILESTREAMER_LOG_LEVEL")
         level = next(filter(None, map(os.environ.get, variables)), "info")
@@ -67,42 +69,25 @@ def configure(service: Literal["sender", "receiver"], level: str | None = None) 
         return logger
 
     lines = _Lines()
-    outlet.announce_by(lambda count: _render(wrap, "log_lines_dropped", service=service, count=count))
+    stderr.set_announcement(lambda count: _render(wrap, "log_lines_dropped", service=service, count=count))
     counting = _Counting(wrap(lines), structlog.DropEvent)
     return wrap(lines, counting, level=level if level in LEVELS else "info").bind(service=service)
 
 
 def on_terminal() -> bool:
     """Return whether standard error is a terminal."""
-    # None: the process was started with standard error closed.
+    # sys.stderr is None where the process was started with standard error closed.
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def printable(text: str) -> str:
-    r"""Escape what a terminal would obey or could not show: "a\x1b[2J" becomes "a\\x1b[2J" in letters.
+    r"""Escape control characters and what can't be shown: a real ESC in "a\x1b[2J" becomes the four characters \x1b.
 
-    Names of files come from the other side.
+    A terminal obeys control characters, and names of files come from the peer.
     """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _import_structlog() -> Any:
-    # structlog imports rich where it can, for tracebacks in colours that we never show, and asyncio, for methods that
-    # nobody awaits here: most of its time. While it is imported, rich is as if it were not installed (None does that),
-    # and asyncio is empty.
-    hidden: dict[str, Any] = {}
-    if "structlog" not in sys.modules:
-        stand_ins = {"rich": None, "asyncio": ModuleType("asyncio")}
-        hidden = {name: stand_in for name, stand_in in stand_ins.items() if name not in sys.modules}
-    sys.modules.update(hidden)
-    try:
-        import structlog
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-    return structlog
 
 
 def _for_programs() -> "list[Processor]":
@@ -143,41 +128,41 @@ def _escape(_logger: object, _method: str, event: "EventDict") -> "EventDict":
 
 
 def _render(wrap: "Callable[[object], Logger]", event: str, **fields: object) -> str:
-    """Return the line of a warning, with its end."""
+    """Return a warning as a line of text, with its line end."""
     lines: list[str] = []
     wrap(_Sink(lines.append)).warning(event, **fields)
     return "\n".join([*lines, ""])
 
 
 class _Counting:
-    """Lets the first lines of a kind through, counts those behind them, and writes the counts in time.
+    """A processor of structlog that lets the first lines of a kind pass, and counts the others.
 
-    A kind is an event of one level and, where it has one, one code of the protocol: peers can't make up new ones.
+    A kind is an event of one level and one protocol code, if it has one: a peer can't make up new kinds.
     """
 
-    def __init__(self, plain: "Logger", drop: type[Exception]) -> None:
-        """`plain` writes without counting; `drop` is what makes structlog write nothing."""
+    def __init__(self, plain: "Logger", drop: type[BaseException]) -> None:
+        """`plain` writes without counting; `drop` is the exception that makes structlog write nothing."""
         self._plain = plain
         self._drop = drop
-        self._quiet: Quiet[tuple[str, EventDict]] = Quiet()  # protected
-        self._timer: threading.Timer | None = None  # protected
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # protects _filter and _timer
+        self._filter: RepeatFilter[tuple[str, EventDict]] = RepeatFilter()
+        self._timer: threading.Timer | None = None
 
     def __call__(self, _logger: object, method: str, event: "EventDict") -> "EventDict":
         name = event["event"]
         first = FIRST_OF.get(name, FIRST if method in ("warning", "error") else None)
         if first is None:
             return event
-        self._write(self._quiet.due)
+        self._write(self._filter.due)
         with self._lock:
-            if self._quiet.admit((name, method, event.get("code")), (method, dict(event)), first, time.monotonic()):
+            if self._filter.admit((name, method, event.get("code")), (method, dict(event)), first, time.monotonic()):
                 return event
-            self._wake_in_time()
+            self._start_timer()
         raise self._drop
 
-    def settle(self, _seconds: float) -> None:
-        """Write what is still to be told."""
-        self._write(self._quiet.rest)
+    def drain(self, _seconds: float) -> None:
+        """Write the counts of all lines that were not written."""
+        self._write(self._filter.drain)
 
     def _write(self, which: "Callable[[float], list[Summary[tuple[str, EventDict]]]]") -> None:
         with self._lock:
@@ -185,53 +170,52 @@ class _Counting:
         for (method, fields), count, seconds in summaries:
             getattr(self._plain, method)(**{**fields, "count": count, "within_seconds": seconds})
 
-    def _wake_in_time(self) -> None:
-        """Have a thread write the next count, for the case that no such line comes any more."""
-        seconds = self._quiet.next_due(time.monotonic())
+    def _start_timer(self) -> None:
+        """Have a thread write the next count: there may be no further line that would do it."""
+        seconds = self._filter.next_due_seconds(time.monotonic())
         if seconds is None or self._timer is not None:
             return
-        signals.before_leaving(self.settle)
-        self._timer = threading.Timer(seconds, self._wake)
+        signals.before_exit(self.drain)
+        self._timer = threading.Timer(seconds, self._write_due)
         self._timer.daemon = True
         try:
             self._timer.start()
-        except RuntimeError:  # no more threads: the next line does it, or the end of the process
+        except RuntimeError:  # no more threads: the next line writes the count, or the end of the process
             self._timer = None
 
-    def _wake(self) -> None:
+    def _write_due(self) -> None:
         with self._lock:
             self._timer = None
-        self._write(self._quiet.due)
+        self._write(self._filter.due)
         with self._lock:
-            self._wake_in_time()
+            self._start_timer()
 
 
 class _Sink:
-    """What structlog writes to: whole lines."""
+    """What structlog writes to: a function that takes a whole line."""
 
     def __init__(self, msg: Callable[[str], object]) -> None:
         self.msg = self.debug = self.info = self.warning = self.error = self.critical = msg
 
 
 class _Lines:
-    """What structlog writes to: whole lines, one at a time, whichever thread they come from.
+    """What structlog writes to: standard error, one whole line at a time.
 
-    sys.stderr is looked up for each line: while the progress display is live it is the display's, which prints the
-    line above itself. A line that can't be written is dropped: no transfer fails for a full disk under a log file.
+    A line that can't be written is dropped: no transfer fails because the disk under a log file is full.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        """Protects standard error from two lines at once."""
+        self._lock = threading.Lock()  # keeps the lines of two threads apart
 
     def msg(self, line: str) -> None:
         """Write one line."""
         with self._lock:
             try:
+                # Looked up for each line: while the progress display is live, sys.stderr is the display's.
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()
             except (OSError, ValueError, AttributeError):
-                # ValueError: the stream is closed, as at the very end of a process. AttributeError: there is none.
+                # ValueError: the stream is closed, as at the very end of a process. AttributeError: sys.stderr is None.
                 pass
 
     debug = info = warning = error = critical = msg

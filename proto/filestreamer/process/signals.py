@@ -1,7 +1,8 @@
-"""How a process ends. SIGTERM and SIGINT: the first asks the service to end in order, the second ends it now.
+"""How a process ends: by itself, or by SIGTERM and SIGINT.
 
-The handler only reports; the service's own loop acts, and has END_SECONDS. As PID 1 of a container a process has no
-default handlers: these are set explicitly, so that `docker stop` ends a transfer at once.
+The first signal asks the service to end in order, the second one ends the process at once. A handler only reports the
+signal; the service's own loop acts on it, and has SHUTDOWN_SECONDS. Handlers are set explicitly because PID 1, as which
+a container's command runs, has no default ones: without them, `docker stop` would wait and then kill the process.
 """
 
 import atexit
@@ -14,87 +15,86 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
-from filestreamer.process import outlet
+from filestreamer.process import stderr
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-END_SECONDS: Final = 7.0
-"""How long the end may take that a signal asks for, whatever hangs: `docker stop` kills after 10."""
+SHUTDOWN_SECONDS: Final = 7.0
+"""How long the service has after the first signal. `docker stop` kills after 10 seconds."""
 OVERDUE_SECONDS: Final = 1.0
-"""How long what hangs at that moment has to say so."""
-SETTLE_SECONDS: Final = 2.0
-"""What the end of a process waits for readers of its results and its log, all of them together ..."""
-LAST_SECONDS: Final = 0.25
-"""... but at least so long for each, and no longer than that after a second signal."""
+"""How long a service that has not ended by then has to report that."""
+EXIT_SECONDS: Final = 2.0
+"""How long the exit waits for readers of results and log, all together ..."""
+EACH_SECONDS: Final = 0.25
+"""... but for each at least this long, and after a second signal exactly this long."""
 
-_unsettled: Final[list[Callable[[float], None]]] = []
+_exit_hooks: Final[list[Callable[[float], None]]] = []
 
 
-def end_at_once() -> None:
-    """Let a signal end the process at once, until `on_end`; nothing has begun that would have to end in order."""
+def exit_on_signal() -> None:
+    """Let a signal end the process at once, until `on_signal` is called: so far there is nothing to end in order."""
     for number in SIGNALS:
-        signal.signal(number, lambda number, _frame: _end_now(number))
-    atexit.register(_settle)  # after an exception that nobody caught
+        signal.signal(number, lambda number, _frame: _exit_by_signal(number))
+    atexit.register(_run_exit_hooks)  # an exception that nobody caught ends the process without `exit_process`
 
 
-def leave(exit_code: int) -> NoReturn:
-    """End the process, now that all is done and told.
-
-    To take an interpreter apart takes a fifth of the time of a short transfer, and gives back only memory.
-    """
-    _settle()
+def exit_process(exit_code: int) -> NoReturn:
+    """End the process: hooks first, then what standard output has buffered."""
+    _run_exit_hooks()
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
+    # Not sys.exit: to take the interpreter apart takes a fifth of the time of a short transfer, and frees only memory.
     os._exit(exit_code)
 
 
-def before_leaving(settle: Callable[[float], None]) -> None:
-    """Have `settle(seconds)` called at the end of the process, before those that were there earlier; it may log.
+def before_exit(hook: Callable[[float], None]) -> None:
+    """Have `hook(seconds)` called when the process ends, before the hooks that were added earlier.
 
-    It may wait so long, for what others take, and no longer.
+    It may wait for so many seconds, and it may log.
     """
-    if settle not in _unsettled:
-        _unsettled.append(settle)
+    if hook not in _exit_hooks:
+        _exit_hooks.append(hook)
 
 
-def _settle() -> None:
-    until = time.monotonic() + SETTLE_SECONDS
-    while _unsettled:
-        _unsettled.pop()(max(LAST_SECONDS, until - time.monotonic()))
-    outlet.flush(max(LAST_SECONDS, until - time.monotonic()))
+def _run_exit_hooks() -> None:
+    until = time.monotonic() + EXIT_SECONDS
+    while _exit_hooks:
+        _exit_hooks.pop()(max(EACH_SECONDS, until - time.monotonic()))
+    stderr.drain(max(EACH_SECONDS, until - time.monotonic()))
 
 
-def _end_now(number: int) -> None:
-    outlet.flush(LAST_SECONDS)
+def _exit_by_signal(number: int) -> None:
+    stderr.drain(EACH_SECONDS)
     os._exit(128 + number)
 
 
-def on_end(report: Callable[[int], None], overdue: Callable[[int], None] | None = None) -> None:
-    """Call `report(signal number)` at the first signal; it must be safe inside a handler (SimpleQueue.put is).
+def on_signal(report: Callable[[int], None], overdue: Callable[[int], None] | None = None) -> None:
+    """Call `report(signal number)` at the first signal, inside the handler; SimpleQueue.put is safe there.
 
-    What has not ended END_SECONDS later is ended; before that, `overdue(signal number)` has OVERDUE_SECONDS to say so.
+    A process that is still there after SHUTDOWN_SECONDS is ended; before that, `overdue(signal number)` is called and
+    has OVERDUE_SECONDS to tell the result.
     """
-    seen = False
+    is_signalled = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
-            _end_now(number)
-        seen = True
-        signal.signal(signal.SIGALRM, lambda *_: _end_overdue(number, overdue))
-        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
+        nonlocal is_signalled
+        if is_signalled:
+            _exit_by_signal(number)
+        is_signalled = True
+        signal.signal(signal.SIGALRM, lambda *_: _exit_overdue(number, overdue))
+        signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
         report(number)
 
     for number in SIGNALS:
         signal.signal(number, handle)
 
 
-def _end_overdue(number: int, overdue: Callable[[int], None] | None) -> None:
-    """End the process, with a last word that must not take long either."""
+def _exit_overdue(number: int, overdue: Callable[[int], None] | None) -> None:
+    # `overdue` and the hooks may hang on the same thing as the service: a second alarm ends the process then.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
     signal.setitimer(signal.ITIMER_REAL, OVERDUE_SECONDS)
     with contextlib.suppress(Exception):
         if overdue is not None:
             overdue(number)
-        _settle()
+        _run_exit_hooks()
     os._exit(128 + number)

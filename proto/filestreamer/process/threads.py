@@ -1,4 +1,7 @@
-"""Threads: what is at the top of one, so that none ends without its transfer hearing of it, and what they wait."""
+"""Starting threads, and telling the transfer why one has ended.
+
+No thread ends unnoticed: `run_to_end` is at the top of each, and turns any exception into an error for its owner.
+"""
 
 import contextlib
 import threading
@@ -10,31 +13,34 @@ from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 
 
 def run_to_end(what: str, body: Callable[[], object]) -> FilestreamerError | None:
-    """Run the body of a thread; return what ended it, None where it just returned (`as_failure`)."""
+    """Run the body of a thread; return the error that ended it, as `as_failure` makes it, or None.
+
+    `what` names the work of the thread, for the error message.
+    """
     try:
         body()
-    except Exception as error:  # noqa: BLE001 - the top of a thread: whatever it is, somebody must hear of it
+    except Exception as error:  # noqa: BLE001 - the top of a thread: any exception must become an error of the transfer
         return as_failure(what, error)
     return None
 
 
 def as_failure(what: str, error: Exception) -> FilestreamerError:
-    """Return what ends a transfer for an exception, which came up while `what` was going on.
+    """Turn an exception that was raised during `what` into an error that ends a transfer.
 
-    No memory, or no thread, is LIMIT, which may be better later. Anything else that is no FilestreamerError is a bug,
-    and becomes TransferFailed(INTERNAL), which says where.
+    Lack of memory or threads becomes LIMIT, which is retryable. Any other exception that is not a FilestreamerError is
+    a bug, and becomes INTERNAL with file and line.
     """
     if isinstance(error, FilestreamerError):
         return error
     if isinstance(error, MemoryError):
-        return TransferFailed(Code.LIMIT, f"{what}: this process may have no more memory")
+        return TransferFailed(Code.LIMIT, f"{what}: this process has no memory left: allow it more")
     if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         return TransferFailed(Code.LIMIT, f"{what}: {_NO_THREAD_REASON}")
     return TransferFailed(Code.INTERNAL, f"{what}: {error!r}{_place(error)} (a bug: please report it)")
 
 
 def _place(error: Exception) -> str:
-    """Say in which line an exception was raised."""
+    """Return " in FILE:LINE" of where an exception was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -42,14 +48,14 @@ def _place(error: Exception) -> str:
 
 
 _NO_THREAD: Final = "can't start new thread"
-"""What CPython says."""
+"""The message of CPython's RuntimeError."""
 _NO_THREAD_REASON: Final = "no thread can be started: allow this process more (docker --pids-limit, ulimit -u)"
 
 
 def start_thread(thread: threading.Thread, what: str) -> None:
-    """Start a thread, which is for `what`; one that could not be started may be started later.
+    """Start a thread, which does `what`. Raises TransferFailed(LIMIT) where the process may have no more threads.
 
-    Raises TransferFailed(LIMIT) where this process may have no more threads.
+    After that, the same thread may be started again later.
     """
     try:
         thread.start()
@@ -58,23 +64,23 @@ def start_thread(thread: threading.Thread, what: str) -> None:
 
 
 def log_defects(log: Any) -> None:
-    """Have what a thread raises beyond its top be one line in the log, no traceback on standard error."""
+    """Log an exception that ends a thread nevertheless, as one line instead of a traceback on standard error."""
 
-    def tell(args: threading.ExceptHookArgs) -> None:
+    def write(args: threading.ExceptHookArgs) -> None:
         if isinstance(args.exc_value, Exception):
             name = args.thread.name if args.thread is not None else "a thread"
             log.error("thread_failed", thread=name, reason=str(as_failure(name, args.exc_value)))
 
-    threading.excepthook = tell
+    threading.excepthook = write
 
 
 def waited_seconds(threads: Iterable[threading.Thread]) -> float:
-    """Return how long these have waited for a processor, added up; nothing where the kernel does not count that.
+    """Return how long these threads have waited for a processor, all together; 0 where the kernel does not count it.
 
-    The second field of schedstat, as Linux has it for each thread (Documentation/scheduler/sched-stats.rst).
+    It is the second field of /proc/self/task/ID/schedstat (Linux, Documentation/scheduler/sched-stats.rst).
     """
     nanoseconds = 0
     for thread in threads:
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended, or not begun
+        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread has ended, or has not begun
             nanoseconds += int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_bytes().split()[1])
     return nanoseconds / 1e9

@@ -1,1 +1,9 @@
-""" """
+"""The settings of both services: flags, environment variables and a config file.
+
+1. `definition`   defines one setting as a dataclass field: its names, its default, its line in --help;
+2. `common`       the settings that both services have; each service extends them in its own `settings` module;
+3. `parse`        fills the settings of a service from flags, environment, config file and defaults, in this order;
+4. `config_file`  reads the config file, and checks the keys of both services;
+5. `values`       reads the value of a setting; `address` reads HOST:PORT, and `sizes` reads and writes sizes and rates;
+6. `own_token`    the token that a user's receivers and senders share on one machine where none is given.
+"""

@@ -11,23 +11,23 @@ _ADDRESS: Final = re.compile(r"(?:\[([^][\s/\0]*:[^][\s/\0]*)\]|([^][:\s/\0]*))(
 
 
 class Address(NamedTuple):
-    """A name or a numeric address, not yet resolved, and a TCP port.
+    """A host name or numeric address, not resolved, and a TCP port.
 
-    An empty host is every address of this machine; port 0 is one that the kernel picks.
+    An empty host means every address of this machine; port 0 means a port that the kernel picks.
     """
 
     host: str
     port: int
 
     def __str__(self) -> str:
-        """Write it so that `parse_address` reads it again: IPv6 in brackets."""
+        """Write the address as `parse_address` reads it: IPv6 in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(value: object) -> Address:
-    """Read `HOST:PORT`, `HOST`, `:PORT`, `[IPV6]:PORT` or `[IPV6]`; without a port it is the data port, 7800.
+    """Read `HOST:PORT`, `HOST`, `:PORT`, `[IPV6]:PORT` or `[IPV6]`; without a port, the port is 7800.
 
-    Raises ValueError, with a text that says what is accepted.
+    Raises ValueError with a message that says which forms are accepted.
     """
     match = _ADDRESS.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:

@@ -1,10 +1,12 @@
-"""The user's own token: both sides read it on loopback where neither is given one, so that the same user types nothing.
+"""The user's own token: on loopback, both sides use it where none is given, so that the same user types nothing.
 
-It lies in `$XDG_RUNTIME_DIR/filestreamer/token`, or in `~/.cache/filestreamer/token` where this user has no such
-directory, 0600 in a directory of 0700. A receiver makes it where it is missing, before it greets anybody; a sender only
-reads it, when a receiver asks for a token. Another user can neither read it nor put one there: a directory that is not
-this user's alone is passed over or refused, a file that is not is replaced, and no symbolic link is followed below the
-directory that the environment names.
+It is the file `$XDG_RUNTIME_DIR/filestreamer/token`, or `~/.cache/filestreamer/token` where there is no such directory;
+its mode is 0600, that of its directory 0700. A receiver makes the file where it is missing, before it accepts a
+connection. A sender only reads it, when a receiver asks for a token.
+
+No other user can read the token or put one there: a base directory that others may write to is skipped, a token
+directory that others may use is an error, a token file that others may use is replaced, and below the base directory no
+symbolic link is followed.
 """
 
 import contextlib
@@ -25,21 +27,21 @@ _INSTEAD: Final = "pass both sides --token-file or FILESTREAMER_TOKEN"
 
 
 class OwnToken(NamedTuple):
-    """The token, and where it lies."""
+    """The token, and the path of its file."""
 
     token: str
     path: str
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a numeric address, as the kernel writes it, can be reached from this machine only."""
+    """Return whether a numeric address, as the kernel writes it, can be reached from this machine only."""
     return host == "::1" or host.removeprefix("::ffff:").startswith("127.")
 
 
 def make(environ: Mapping[str, str]) -> OwnToken | None:
-    """Return this user's token, having made it where there is none; None where this user has no place for it.
+    """Return this user's token, which is made where there is none; None where this user has no directory for it.
 
-    Raises UsageError where the place is open to others, or can't be written to.
+    Raises UsageError where the directory is open to other users, or can't be written to.
     """
     for base in _bases(environ):
         path = f"{base}/{_DIRECTORY}/{_NAME}"
@@ -47,18 +49,18 @@ def make(environ: Mapping[str, str]) -> OwnToken | None:
         if directory is None:
             continue
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: two that make one at once then link it
+            with contextlib.suppress(OSError):  # a file system without locks: `_write` copes
                 fcntl.flock(directory, fcntl.LOCK_EX)
             return OwnToken(_read(directory) or _write(directory), path)
         except OSError as error:
-            raise UsageError(f"{path} can't be made ({error.strerror}): {_INSTEAD}") from None
+            raise UsageError(f"can't create the token file {path} ({error.strerror}): {_INSTEAD}") from None
         finally:
             os.close(directory)
     return None
 
 
 def read(environ: Mapping[str, str]) -> OwnToken | None:
-    """Return this user's token; None where there is none. Raises UsageError where its place is open to others."""
+    """Return this user's token; None where there is none. Raises UsageError where its directory is open to others."""
     for base in _bases(environ):
         directory = _open(base, create=False)
         if directory is None:
@@ -75,11 +77,10 @@ def read(environ: Mapping[str, str]) -> OwnToken | None:
 
 
 def _bases(environ: Mapping[str, str]) -> list[str]:
-    """Return the directories in which it may lie, best first, whatever they are like.
-
-    All services of a user are to find the same: those of a login, those that no login has started and which have no
-    XDG_RUNTIME_DIR, and those that were started from another user's shell, as `su` does, and have that one's.
-    """
+    """Return the base directories in which the token may be, best first; they may be missing or unfit."""
+    # All services of a user must find the same token: those of a login session, those that were started without one and
+    # have no XDG_RUNTIME_DIR, and those that were started by `su`, where XDG_RUNTIME_DIR and HOME may be the other
+    # user's.
     runtime = _unless_anothers(environ.get("XDG_RUNTIME_DIR")) or f"/run/user/{os.geteuid()}"
     home = _unless_anothers(environ.get("HOME")) or _home()
     found = (runtime, environ.get("XDG_CACHE_HOME") or "", f"{home}/.cache" if home else "")
@@ -103,9 +104,9 @@ def _home() -> str:
 
 
 def _open(base: str, *, create: bool) -> int | None:
-    """Open the directory of the token below a directory of this user's, a descriptor; None where there is neither.
+    """Open the token directory in a base directory; return its descriptor, None where one of them is missing or unfit.
 
-    Raises UsageError where others have a part in it.
+    Raises UsageError where other users may use the token directory.
     """
     try:
         if create and base.endswith("/.cache"):
@@ -115,28 +116,28 @@ def _open(base: str, *, create: bool) -> int | None:
         try:
             status = os.fstat(above)
             if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
-                return None  # another's, as su leaves it, or everybody's, such as /tmp
+                return None  # another user's, as after `su`, or everybody's, such as /tmp
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(_DIRECTORY, 0o700, dir_fd=above)
             directory = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | _OPEN, dir_fd=above)
         finally:
             os.close(above)
-    except OSError:  # it is not there, or can't be read or made: there may be another place
+    except OSError:  # missing, or not to be read or made: another base directory may do
         return None
     status = os.fstat(directory)
     if status.st_uid == os.geteuid() and not status.st_mode & 0o077:
         return directory
     os.close(directory)
     path = f"{base}/{_DIRECTORY}"
-    raise UsageError(f"{path} is not this user's alone: remove it, and it is made anew, or {_INSTEAD}")
+    raise UsageError(f"{path} is open to other users: remove it (it is made again), or {_INSTEAD}")
 
 
 def _read(directory: int) -> str | None:
-    """Return the token that lies there; None where there is none, or others may know it. Raises OSError."""
+    """Return the token in a token directory; None where there is none, or others may know it. Raises OSError."""
     try:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=directory)
-    except OSError:  # nothing, or what is no file, such as a symbolic link
+    except OSError:  # missing, or not a file: a symbolic link fails by O_NOFOLLOW
         return None
     with open(fd, encoding="ascii", errors="replace") as file:
         status = os.fstat(fd)
@@ -147,7 +148,7 @@ def _read(directory: int) -> str | None:
 
 
 def _write(directory: int) -> str:
-    """Make a token, and put it there atomically; return it, or that of a process that was faster. Raises OSError."""
+    """Write a new token atomically; return it, or the token of a process that was faster. Raises OSError."""
     import secrets
 
     token = secrets.token_urlsafe(24)
@@ -159,7 +160,7 @@ def _write(directory: int) -> str:
             file.write(token + "\n")
         try:
             os.link(temporary, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
-        except OSError:  # there is one by now, or something that is none, or a file system without links
+        except OSError:  # a token is there by now, or another kind of file, or the file system has no hard links
             other = _read(directory)
             if other is not None:
                 return other

@@ -1,10 +1,10 @@
-"""Sizes and rates, as people write them and as they read them.
+"""Sizes and rates: read as people write them, written as people read them.
 
     size   4096   4KiB 4MiB 1.5GiB 2TiB (powers of 1024)   4kB 4MB 1GB 2TB (powers of 1000)   4K 4M 1G (powers of 1024)
     rate   the same, with or without /s: 100MiB/s 100M     or bits, powers of 1000: 800kbit/s 100Mbit/s 1Gbit/s
 
-A bare K, M, G or T is binary, as for rsync, split and dd. The letter of the power may be of either case, but B is
-always a capital: "Mb" means bits to some and bytes to others, so it is refused.
+A bare K, M, G or T is a power of 1024, as for rsync, split and dd. It may be of either case. B is always a capital:
+"Mb" is refused, as it means bits to some people and bytes to others.
 """
 
 import re
@@ -22,7 +22,7 @@ _RATE: Final = re.compile(_NUMBER + r"(?:([KMGTkmgt]?)(bit)|([KMGTkmgt])(iB|B|)|
 def parse_size(value: str | float) -> int:
     """Read a size; return bytes, rounded down.
 
-    Raises ValueError, with a text that says what is accepted.
+    Raises ValueError with a message that says which forms are accepted.
     """
     match = None if isinstance(value, bool) else _SIZE.fullmatch(str(value))
     if match is None:
@@ -33,7 +33,7 @@ def parse_size(value: str | float) -> int:
 def parse_rate(value: str | float) -> int:
     """Read a rate; return bytes per second, rounded down.
 
-    Raises ValueError, with a text that says what is accepted.
+    Raises ValueError with a message that says which forms are accepted.
     """
     match = None if isinstance(value, bool) else _RATE.fullmatch(str(value))
     if match is None:

@@ -1,6 +1,7 @@
-"""How the value of a setting is read.
+"""Readers of values of settings.
 
-Each reader is a function of one value, text or what JSON has for it, that raises ValueError with a text for people.
+A reader is a function of one value: text, or a JSON value from the config file. It raises ValueError with a message for
+the user.
 """
 
 import codecs
@@ -19,7 +20,7 @@ MetricsAddress: TypeAlias = Address | Literal["off"]
 
 SECONDS_MIN: Final = 0.001
 SECONDS_MAX: Final = 1e9
-"""Sums with a clock stay exact to a microsecond up to here, and no wait of the library overflows."""
+"""Up to here, the sum with a clock is exact to a microsecond, and no waiting function of Python overflows."""
 
 URL_ACCEPTED: Final = (
     "http://[USER:PASSWORD@]HOST[:PORT][/PATH], or https, with an @ : / ? # or % of a password as %40 or so"
@@ -28,16 +29,16 @@ URL_ACCEPTED: Final = (
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
 TOKEN_BYTES_MAX: Final = 4 * TOKEN_CHARACTERS_MAX + 1024
-"""Of a file that holds one: each character in UTF-8, and white space around it."""
+"""The most bytes of a token file: each character in UTF-8, and some white space around the token."""
 
 
 def text(value: object) -> str:
-    """Read text that is not empty and could be a path."""
+    """Read text that could be a path: not empty, without NUL."""
     if value == "":
         raise ValueError("must not be empty")
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"{value!r} is not text")
-    os.fsencode(value)  # raises ValueError for half a surrogate pair, which JSON can spell and no path can hold
+    os.fsencode(value)  # raises ValueError for half a surrogate pair, which JSON can have and a path can't
     return value
 
 
@@ -52,24 +53,24 @@ def metrics_address(value: object) -> MetricsAddress:
 
 
 def url(value: object) -> str:
-    """Read the address of something that speaks HTTP. It may have a password in it, so no message repeats it."""
+    """Read an HTTP or HTTPS URL. No message repeats it, as it may contain a password."""
     from urllib.parse import urlsplit
 
     try:
         parts = urlsplit(value if isinstance(value, str) and value.isprintable() and " " not in value else "")
         before = parts.path.partition("/metrics/")[0]
-        # A password that is not escaped ends at its / or #: what follows would be taken for a path or a fragment.
+        # A / or # in a password that is not escaped ends the host part: the rest would be taken for path or fragment.
         is_split_right = not parts.fragment and "@" not in before + parts.query and parts.netloc.count("@") < 2
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and is_split_right
-    except ValueError:  # brackets that don't match, or a port that is none
+    except ValueError:  # brackets that don't match, or a port that is not a number
         is_good = False
     if not is_good:
-        raise ValueError(f"it is not a URL that is written as {URL_ACCEPTED}")
+        raise ValueError(f"it is not a URL of the form {URL_ACCEPTED}")
     return str(value)
 
 
 def without_password(address: str) -> str:
-    """Return a URL for people to see: without the user and the password of one that `url` has read."""
+    """Return a URL that `url` has read without user and password, to be shown."""
     scheme, separator, rest = address.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
@@ -87,7 +88,7 @@ def one_of(*words: str) -> Callable[[object], str]:
 
 
 def words(*known: str) -> Callable[[object], tuple[str, ...]]:
-    """Return a reader of some of the words, with commas between them."""
+    """Return a reader of a list of the words, separated by commas."""
     read_one = one_of(*known)
 
     def read(value: object) -> tuple[str, ...]:
@@ -112,7 +113,7 @@ def whole(least: int, most: int) -> Callable[[object], int]:
 
 
 def or_auto(read: Callable[[object], T]) -> Callable[[object], T | None]:
-    """Return a reader of `auto`, which is None, or what `read` reads."""
+    """Return a reader of `auto`, which is read as None, and of what `read` reads."""
 
     def read_either(value: object) -> T | None:
         try:
@@ -162,24 +163,24 @@ def seconds(value: object) -> float:
 
 
 class Literally(str):
-    """A value that the environment carries itself, for a setting whose flag and key name a file."""
+    """Text from a variable that holds the content of the file which the flag and the config key would name."""
 
     __slots__ = ()
 
 
 class Token(str):
-    """A shared secret, and the file that it came from, if any."""
+    """A token, and the path of its file; None where it came from the environment."""
 
     path: str | None = None
 
 
 def token(value: object) -> Token:
-    """Read the token out of the file of that name, or take it as it is where the environment carries it.
+    """Read the token from the file of that name or, from a `Literally`, from the value itself.
 
-    Both are bytes, and the same bytes are the same token. What could look the same and be another one is refused.
+    The same bytes are the same token on both sides. A token is refused where two different ones could look the same.
     """
     path = None if isinstance(value, Literally) else text(value)
-    # As bytes: what a variable holds is decoded by the locale, which need not be that of the other side.
+    # Back to bytes: Python decoded the variable by the locale, and the other side may have another locale.
     content = os.fsencode(str(value)) if path is None else _file_content(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("the token is UTF-16 text: save it as UTF-8")
@@ -206,12 +207,12 @@ def _file_content(path: str) -> bytes:
     except OSError as error:
         raise ValueError(f"can't read {path!r}: {error.strerror}") from error
     if len(content) > TOKEN_BYTES_MAX:
-        raise ValueError(f"{path!r} has more than {TOKEN_BYTES_MAX} bytes: it is no token")
+        raise ValueError(f"{path!r} has more than {TOKEN_BYTES_MAX} bytes: it is not a token")
     return content
 
 
 def is_open_to_all(path: str) -> bool:
-    """Whether every user of this machine may read or change a file: not a pipe, and not one that can't be looked at."""
+    """Return whether every user of this machine may read or change a regular file; False where that is not known."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

@@ -1,1 +1,18 @@
-""" """
+"""What is measured of transfers, and how users, scripts and monitoring get to see it.
+
+While a transfer runs:
+
+1. `counters`    plain numbers, written by the threads of the transfer;
+   `chunk_map`   which chunks are there, and which connection brought them;
+   `tcp_info`    what the kernel knows of a connection, read when it is wanted;
+2. `monitor`     what a service shows of itself: it opens the `endpoint`, a small HTTP server, and answers with
+   `page`        the live page (page.html) and its data,
+   `metrics`     Prometheus metrics, which can also be pushed to a Pushgateway.
+
+When a transfer has ended:
+
+3. `history`     keeps its last values for a while, and sums for ever;
+4. `bottleneck`  names what the transfer was bound by;
+5. `result`      makes the result of it, as JSON for scripts and as text for people;
+6. `report`      writes the result to standard output, the result file and the log.
+"""

@@ -1,11 +1,12 @@
-"""What a transfer was bound by, from what both ends' data connections spent their time on.
+"""What a transfer was bound by, computed from the time that its data connections spent in each stage, on both ends.
 
     end        works                       waits for the other end
     sender     read, digest                send, wait_ack
     receiver   digest, write, acknowledge  receive
 
-Work that fills the time of an end holds the other one up; the network is what both wait for. So each candidate has a
-share of its end's time, the network the smaller one of the two waits, and the largest share is the bottleneck.
+An end that is busy with work all the time makes the other end wait. Where both ends wait, they wait for the network. So
+each kind of work has a share of its end's time, the network has the smaller share of the two ends' waiting, and the
+largest share is the bottleneck.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ TEXTS: Final[Mapping[Bottleneck, str]] = {
 
 
 def bottleneck(sender: Sequence[int], receiver: Sequence[int]) -> Bottleneck | None:
-    """Name it from the time in each of SENDER_STAGES and RECEIVER_STAGES; None where an end did not say."""
+    """Name the bottleneck, given the time in each of SENDER_STAGES and RECEIVER_STAGES; None where one is not known."""
     at_sender, at_receiver = _shares(SENDER_STAGES, sender), _shares(RECEIVER_STAGES, receiver)
     if at_sender is None or at_receiver is None:
         return None
@@ -42,7 +43,7 @@ def bottleneck(sender: Sequence[int], receiver: Sequence[int]) -> Bottleneck | N
 
 
 def _shares(stages: Sequence[str], times: Sequence[int]) -> dict[str, float] | None:
-    """Return each stage's part of the whole, 0 to 1. A peer of another version may know other stages behind ours."""
+    """Return the share of each stage, 0 to 1; None where times are missing. Unknown stages are ignored."""
     times = times[: len(stages)]
     total = sum(times)
     if len(times) < len(stages) or not total:

@@ -1,13 +1,15 @@
-"""Which chunks are there, and which connection brought them: a picture of the transfer, as coarse as it has to be.
+"""Which chunks are there, and which connection brought them: a picture of a transfer in at most CELLS cells.
 
     cell k   chunks [k * chunks_per_cell, (k + 1) * chunks_per_cell); the last cell may have fewer
     brought  how many of them a connection brought in this transfer
-    held     how many of them were there before
+    held     how many of them the receiver had before
     by       the connection that brought the last one; -1 where none did
 
-At most CELLS cells, whatever the number of chunks, each of an odd number of them: an even one would show, of an even
-number of connections that take turns, only every other. Written once a chunk, by whoever settles it and under the lock
-that settling takes anyway; read without one.
+A cell has an odd number of chunks. Connections take turns, and most transfers have an even number of them: with an even
+number of chunks to a cell, only every other connection would ever be the one that brought the last chunk.
+
+The map is written once for each chunk that is done, by the thread that marks it done and under its lock; it is read
+without a lock.
 """
 
 from typing import Final
@@ -16,7 +18,7 @@ CELLS: Final = 1024
 
 
 class ChunkMap:
-    """Counts the chunks of each cell."""
+    """The counts of each cell."""
 
     __slots__ = ("brought", "by", "chunks", "chunks_per_cell", "held")
 
@@ -29,7 +31,7 @@ class ChunkMap:
         self.clear()
 
     def extend(self, chunks: int) -> None:
-        """Count so many chunks from now on; where cells run out, three become one."""
+        """Set the number of chunks, which has grown. Where there would be too many cells, three are merged into one."""
         self.chunks = chunks
         while chunks > CELLS * self.chunks_per_cell:
             self.chunks_per_cell *= 3
@@ -49,7 +51,7 @@ class ChunkMap:
         self.by = [-1] * cells
 
     def add(self, chunk_id: int, by: int | None) -> None:
-        """Count a chunk that this connection brought; None: that was held."""
+        """Count a chunk that connection `by` brought; None: that the receiver had before."""
         cell = chunk_id // self.chunks_per_cell
         if by is None:
             self.held[cell] += 1
@@ -58,6 +60,6 @@ class ChunkMap:
             self.by[cell] = by
 
     def remove(self, chunk_id: int, *, was_held: bool) -> None:
-        """Take back a chunk that turned out to be missing, or to be another one."""
+        """Take back a chunk that was counted, as it is missing or differs."""
         counts = self.held if was_held else self.brought
         counts[chunk_id // self.chunks_per_cell] -= 1

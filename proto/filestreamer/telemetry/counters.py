@@ -1,7 +1,6 @@
-"""Plain numbers of what a transfer does, written by the thread that does it and read by whoever shows it.
+"""Plain numbers of what a transfer does: the source of the progress display, the log lines, the result and the metrics.
 
-One thread writes each field, nobody locks: a reader may see one field a moment older than another. The progress
-display, the log lines, the result object and the metrics all read these and nothing else.
+Each field is written by one thread, without a lock: a reader may see one field a moment older than another.
 """
 
 import os
@@ -22,18 +21,17 @@ from filestreamer.wire.messages import Phase as WirePhase
 Phase = Literal["offering", "moving", "syncing", "complete"]
 
 ParallelismReason = Literal["long_path", "try_more", "no_gain", "try_fewer", "needed"]
-"""Why a sender changes the number of connections: at the start, for the round-trip; to see whether more, or fewer, do
-better; as these did not."""
+"""Why a sender changes the number of connections (sender.dispatch.parallelism)."""
 
 LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets in which the time of a chunk is counted."""
 
-
 SKIPPED_MAX: Final = 100
+"""Skipped entries of a transfer that are listed; all of them are counted."""
 
 
 class Skipped(NamedTuple):
-    """An entry that is not moved, and why."""
+    """An entry that was not moved, and why."""
 
     path: str
     reason: str
@@ -43,7 +41,7 @@ class Skipped(NamedTuple):
 
 
 class Latencies:
-    """How long chunks took, dealt to acknowledged: a count for each bucket, and one for what is beyond the last."""
+    """How long chunks took from begin_chunk to acknowledgement: a count for each bucket, and one beyond the last."""
 
     __slots__ = ("counts", "sum_seconds")
 
@@ -58,21 +56,21 @@ class Latencies:
 
 
 class StageClock:
-    """Puts the time of a connection's thread into stages: each moment into one, or into none.
+    """Measures how long the thread of a connection is in each stage; at any moment it is in one or none.
 
-    Entered for each block, so that a stage is seen while a large chunk is under way.
+    Stages are entered for each block, so that the times are right while a large chunk is under way.
     """
 
     __slots__ = ("_at", "_seconds", "_stage")
 
     def __init__(self, seconds: dict[str, float]) -> None:
-        """Add to `seconds`, which has every stage."""
+        """Add times to `seconds`, which has a key for every stage."""
         self._seconds = seconds
         self._stage: str | None = None
         self._at = 0.0
 
     def enter(self, stage: str | None) -> str | None:
-        """End the stage that this thread is in and begin another one, or none; return the one that has ended."""
+        """Enter another stage, or none; return the stage that was left."""
         now = time.perf_counter()
         ended = self._stage
         if ended is not None:
@@ -81,17 +79,17 @@ class StageClock:
         return ended
 
     def drop(self) -> None:
-        """Be in no stage; the time since the last one began was spent on nothing."""
+        """Enter no stage; the time in the current one is not counted."""
         self._stage = None
 
 
 @dataclass(slots=True)
 class ConnectionCounters:
-    """One data connection. Bytes are payload bytes: frames and digests are not counted."""
+    """One data connection. Bytes are payload bytes, without frames and digests."""
 
     connection_id: int
     moved_bytes: int = 0
-    """Sender: handed to the kernel. Receiver: read off the socket."""
+    """Sender: handed to the kernel. Receiver: read from the socket."""
     acknowledged_bytes: int = 0
     abandoned_bytes: int = 0
     """Moved on a connection that ended before they were acknowledged."""
@@ -100,31 +98,35 @@ class ConnectionCounters:
     reconnects: int = 0
     resent_chunks: int = 0
     mismatches: int = 0
-    """Chunks that arrived with another digest than their sender's."""
+    """Chunks whose digest at the receiver differed from the sender's."""
     stolen_chunks: int = 0
     up: bool = False
     latencies: Latencies = field(default_factory=Latencies)
     link: tuple[socket.socket | None, int] = (None, 0)
-    """The open socket, for TCP_INFO, and the segments that were sent again on those before it: replaced as one."""
+    """The open socket, for TCP_INFO, and the TCP segments that earlier sockets have sent again. One tuple, so that a
+    reader never sees one without the other."""
     finished_at: float | None = None
     """Monotonic time of the last acknowledgement."""
     is_dismissed: bool = False
-    """It has ended in order before the transfer did: fewer connections do."""
+    """Whether it ended in order before the transfer did, as fewer connections are enough."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
 
     @property
     def bytes_in_flight(self) -> int:
-        """Bytes moved and neither acknowledged nor abandoned."""
+        """Bytes that were moved, and are neither acknowledged nor abandoned."""
         return max(0, self.moved_bytes - self.acknowledged_bytes - self.abandoned_bytes)
 
     def connect(self, opened: socket.socket) -> None:
-        """Say that the connection is up, on this socket."""
+        """Note that the connection is up on this socket."""
         self.link = (opened, self.link[1])
         self.up, self.is_dismissed = True, False
 
     def disconnect(self) -> None:
-        """Say that it is down, before the socket is closed; what was moved and not acknowledged is abandoned."""
+        """Note that the connection is down, before its socket is closed.
+
+        Bytes that were moved and not acknowledged are abandoned.
+        """
         opened, retransmits = self.link
         if opened is not None and (info := tcp_info.read(opened)):
             retransmits += info.retransmits
@@ -138,49 +140,49 @@ class TransferCounters:
 
     transfer_id: bytes
     name: str
-    """The file's name, for people; never a metric label."""
+    """The name of the file, to be shown; never a metric label."""
     stages: tuple[str, ...] = ()
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     size_bytes: int = 0
     is_growing: bool = False
-    """Whether size_bytes and chunks are only what is known so far: of a stream that has not ended."""
+    """Whether size_bytes and chunks may still grow: of a stream that has not ended."""
     is_waiting: bool = False
-    """Receiver: whether the reader of its output takes nothing. Sender: whether its stream brings nothing."""
+    """Receiver: whether the reader of the pipe takes nothing. Sender: whether the stream brings nothing."""
     passing_seconds: float = 0.0
-    """Receiver: what passing bytes on in order took, while its connections waited for that."""
+    """Receiver: seconds spent writing to a pipe in order, while the connections waited for it."""
     held_bytes: int = 0
-    """Bytes that both sides agree are there already."""
+    """Bytes that the receiver had before, as equal digests prove."""
     sync_seconds: float = 0.0
-    """Receiver: what putting the files in place durably took, after the last byte."""
+    """Receiver: seconds that it took, after the last byte, to put the files in place durably."""
     unchecked_bytes: int = 0
-    """Bytes of files that were accepted for their size and mtime alone."""
+    """Bytes of files that were taken for equal because of size and mtime."""
     skipped: list[Skipped] = field(default_factory=list)
-    """The first SKIPPED_MAX entries that were left out; those that are failures go before others."""
+    """The first SKIPPED_MAX entries that were skipped; a failure displaces an entry that is none."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
-    """How many entries were left out, by why. A receiver knows both from its sender's Finish."""
+    """How many entries were skipped, by kind. A receiver gets both from the sender's Finish."""
     tolerated: frozenset[SkipKind] = frozenset()
-    """Kinds that are no failure, as the user said."""
+    """Kinds that are no failure, by --tolerate."""
     rehashed_bytes: int = 0
     hashing_bytes: int = 0
-    """Receiver: what was re-hashed so far, segments under way included."""
+    """Receiver: rehashed bytes, including those of segments that are being rehashed."""
     forgotten_bytes: int = 0
-    """Acknowledged by a receiver that was restarted since; what it kept of them counts as held."""
+    """Bytes acknowledged by a receiver that was restarted since; those that it kept count as held."""
     files: int = 1
     chunks: int = 0
     chunk_size: int = 0
     chunk_map: ChunkMap = field(default_factory=ChunkMap)
     phase: Phase = "offering"
     peer_stages: tuple[int, ...] = ()
-    """What the peer said last of its stages, in microseconds; () before it said any."""
+    """The peer's stages in microseconds, as its last Progress says; () before the first one."""
     started_at: float = field(default_factory=time.monotonic)
     started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
     status: str | None = None
-    """How it ended (service.result.Status), once that is known."""
+    """How it ended (telemetry.result.Status); None until then."""
     last_progress_at: float = field(default_factory=time.monotonic)
     connections: list[ConnectionCounters] = field(default_factory=list)
     parallelism: int = 0
-    """Sender: the number of connections that chunks are dealt to."""
+    """Sender: the number of connections that get chunks."""
     parallelism_changes: dict[ParallelismReason, int] = field(
         default_factory=lambda: dict.fromkeys(get_args(ParallelismReason), 0)
     )
@@ -192,25 +194,25 @@ class TransferCounters:
 
     @property
     def there_bytes(self) -> int:
-        """Bytes that were there before, compared or accepted unread."""
+        """Bytes that the receiver had before: held or unchecked."""
         return self.held_bytes + self.unchecked_bytes
 
     @property
     def skipped_files(self) -> int:
-        """All entries that were left out."""
+        """How many entries were skipped."""
         return sum(self.skipped_kinds.values())
 
     @property
     def failed_files(self) -> int:
-        """Those of them that are failures."""
+        """How many entries were skipped for a reason that is a failure."""
         return sum(count for kind, count in self.skipped_kinds.items() if self.is_failure(kind))
 
     def is_failure(self, kind: SkipKind) -> bool:
-        """Whether the exit code is to say that something was left out for this reason."""
+        """Whether entries skipped for this reason make the exit code 5."""
         return kind is not SkipKind.SPECIAL and kind not in self.tolerated
 
     def leave_out(self, skipped: Skipped) -> None:
-        """Count an entry that is not moved; one thread at a time."""
+        """Count a skipped entry. For one thread at a time."""
         self.skipped_kinds[skipped.kind] = self.skipped_kinds.get(skipped.kind, 0) + 1
         is_failure = self.is_failure(skipped.kind)
         if len(self.skipped) == SKIPPED_MAX and is_failure:
@@ -220,19 +222,19 @@ class TransferCounters:
             self.skipped.append(skipped)
 
     def tell_left_out(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
-        """Return what Finish says of the entries that were left out."""
+        """Return the two fields of Finish about skipped entries."""
         counts = tuple(LeftOutCount(kind, self.skipped_kinds[kind]) for kind in sorted(self.skipped_kinds))
         return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
 
     def hear_left_out(self, finish: Finish) -> None:
-        """Take what the sender left out, as its last Finish says. Names come from a peer."""
+        """Take the skipped entries from the sender's last Finish."""
         self.skipped_kinds = {count.kind: count.entries for count in finish.left_out_counts}
         self.skipped = [
             Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path) for each in finish.left_out
         ]
 
     def shortfall(self) -> Partial | None:
-        """Return the error that says that not all could be moved, where everything else was."""
+        """Return the error of a transfer that is complete but for skipped entries; None where none is a failure."""
         if not self.failed_files:
             return None
         first = next((each for each in self.skipped if self.is_failure(each.kind)), None)
@@ -246,12 +248,12 @@ class TransferCounters:
         return Partial(f"{entries} skipped ({', '.join(kinds)}), everything else is in place{example}")
 
     def start_over(self) -> None:
-        """Forget what was acknowledged and held: a restarted receiver answers anew."""
+        """Forget what was acknowledged and held, as a restarted receiver answers from the start."""
         self.held_bytes = self.unchecked_bytes = 0
         self.forgotten_bytes += self.acknowledged_bytes
 
     def add_connection(self, connection_id: int) -> ConnectionCounters:
-        """Begin to count another data connection, or go on with one that was there before."""
+        """Return the counters of a data connection, which are new unless it was there before."""
         for known in self.connections:
             if known.connection_id == connection_id:
                 return known
@@ -260,8 +262,9 @@ class TransferCounters:
         return counters
 
     def stage_microseconds(self) -> tuple[int, ...]:
-        """Sum up what all connections spent in each stage; the sync at the end is writing that all of them wait for."""
+        """Sum up the time of all connections in each stage, as Progress tells it."""
         spent = {stage: sum(item.stage_seconds[stage] for item in self.connections) for stage in self.stages}
+        # All connections wait for the sync at the end, and for a pipe that takes bytes in order: both count as writing.
         if self.sync_seconds:
             spent["write"] += self.sync_seconds * len(self.connections)
         if self.passing_seconds:
@@ -272,14 +275,14 @@ class TransferCounters:
 
     @property
     def bottleneck(self) -> Bottleneck | None:
-        """What it is bound by, as far as both ends have told their stages."""
+        """What the transfer is bound by; None until both ends have told their stages."""
         mine = self.stage_microseconds()
         if self.stages == SENDER_STAGES:
             return bottleneck(mine, self.peer_stages)
         return bottleneck(self.peer_stages, mine)
 
     def heartbeat(self) -> Progress:
-        """Return what the peer is told of this end, every few seconds."""
+        """Make the Progress message that the peer gets every few seconds."""
         phase = {"offering": WirePhase.OFFERING, "syncing": WirePhase.SYNCING}.get(self.phase, WirePhase.MOVING)
         if self.is_waiting:
             phase = WirePhase.WAITING
@@ -287,7 +290,7 @@ class TransferCounters:
         return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds())
 
     def troubles(self) -> dict[str, int]:
-        """Sum up what does not happen on a good day, by the names that metrics give it."""
+        """Sum up events that an undisturbed transfer does not have, by the names of their metrics."""
         return {
             "digest_mismatches": sum(item.mismatches for item in self.connections),
             "chunks_resent": sum(item.resent_chunks for item in self.connections),

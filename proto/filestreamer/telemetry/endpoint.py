@@ -1,8 +1,8 @@
 """A small HTTP server for what a service shows of itself: the page, /transfers, /metrics, /healthz, /readyz.
 
-It asks nobody who they are, so it tells no paths and no names, only reads, and holds little: a few connections at once,
-the oldest of which gives way, each for a few seconds and a few KiB. Until somebody connects it is a listening socket
-and a thread; what it takes to answer is imported then.
+It has no authentication. So its answers have no paths and no names, it only reads, and it takes few resources: a few
+connections at once, each for a few seconds and a few KiB; where one more comes, the oldest is closed. Until a client
+connects, there is only a listening socket and a thread; what the answers need is imported then.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from filestreamer.process.threads import run_to_end, start_thread
 
 CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
-"""How long a connection may take, from its first byte to its end."""
+"""How long a connection may last, from accept to close."""
 HEAD_BYTES: Final = 16 * 1024
-"""How long a request line may be, together with its headers."""
+"""The most bytes of request line and headers."""
 REST_BYTES: Final = 1024 * 1024
-"""How much is read, and dropped, behind a request: what is left unread would take the answer with it."""
+"""The most bytes that are read and dropped behind a request."""
 ANSWERS_BYTES: Final = 8 * 1024 * 1024
-"""Answers that clients have not taken yet, all of them together: the oldest connection gives way to more."""
+"""The most bytes of all answers that clients have not taken yet; the oldest connection is closed for a new answer."""
 _READ_BYTES: Final = 4096
 _PAUSE_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 1.0
 
 
 class Response(NamedTuple):
-    """What a route answers."""
+    """The answer of a route."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -40,34 +40,34 @@ class Response(NamedTuple):
 
 
 Route = Callable[[str], Response]
-"""Makes the answer, given the request's Accept header."""
+"""Makes the answer, given the Accept header of the request."""
 
 
 class Endpoint:
-    """Serves GET and HEAD of a few routes from `start` to `stop`, each request in a thread of its own."""
+    """Answers GET and HEAD of a few routes from `start` to `stop`, each request in a thread of its own."""
 
     def __init__(self, listeners: list[socket.socket], routes: Mapping[str, Route], log: Any) -> None:
-        """Take over sockets that are bound, listening, and not blocking; `stop` closes them."""
+        """Take over sockets that listen and do not block; `stop` closes them."""
         self._listeners = listeners
         self._routes = routes
         self._log = log
-        self._open: dict[socket.socket, float] = {}  # when each has to end (monotonic), oldest first; protected
-        self._answers: dict[socket.socket, int] = {}  # bytes of each answer that is under way; protected
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # protects _open and _answers
+        self._open: dict[socket.socket, float] = {}  # the deadline of each connection (monotonic), oldest first
+        self._answers: dict[socket.socket, int] = {}  # bytes of each answer that is being sent
+        # Held while an answer is made: that takes many times the memory of the answer, so it is done one at a time.
         self._answering = threading.Lock()
-        """One answer is made at a time: what it takes to make one is many times what it is."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve. Raises TransferFailed(LIMIT) where there is no thread for it."""
+        """Start to serve. Raises TransferFailed(LIMIT) where no thread can be started."""
         start_thread(self._thread, "the metrics endpoint")
 
     def stop(self) -> None:
-        """Take no more connections, and release the port."""
+        """Accept no more connections, and release the port."""
         self._stopping = True
         for listener in self._listeners:
-            _shut(listener)  # which wakes the selector
+            _shut(listener)  # wakes the selector
         self._thread.join(STOP_SECONDS)
         for listener in self._listeners:
             listener.close()
@@ -88,7 +88,7 @@ class Endpoint:
         try:
             sock, _ = listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # the port stays readable: don't spin
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # the listener stays readable: do not spin
                 time.sleep(_PAUSE_SECONDS)
             return
         if not self._admit(sock):
@@ -100,7 +100,7 @@ class Endpoint:
             self._close(sock)
 
     def _admit(self, sock: socket.socket) -> bool:
-        """Find room for a connection: where there is none the oldest one gives way, which takes it no time."""
+        """Find room for a connection, if need be by closing the oldest; return whether there is room."""
         with self._changed:
             if len(self._open) >= CONNECTIONS:
                 _shut(next(iter(self._open)))
@@ -128,12 +128,12 @@ class Endpoint:
             sock.sendall(answer)
             _end(sock, until)
         except OSError:
-            pass  # the client has left, gave way, or took too long
+            pass  # the client has left or took too long, or its connection was closed for another one
         finally:
             self._close(sock)
 
     def _answer_alone(self, sock: socket.socket, head: bytes, until: float) -> bytes:
-        """Make the answer, while nobody else's is made. Raises OSError where that takes too long."""
+        """Make the answer while no other one is made. Raises TimeoutError where the wait is too long."""
         if not self._answering.acquire(timeout=_left(until)):
             raise TimeoutError
         try:
@@ -144,7 +144,7 @@ class Endpoint:
             for other, size in list(self._answers.items()):
                 if sum(self._answers.values()) + len(answer) <= ANSWERS_BYTES:
                     break
-                self._answers[other] = 0  # soon
+                self._answers[other] = 0  # its memory is free as soon as its thread notices
                 if size:
                     _shut(other)
             self._answers[sock] = len(answer)
@@ -155,29 +155,29 @@ class Endpoint:
             return answer(head, self._routes)
         except Exception as error:  # noqa: BLE001 - the top of a thread
             self._log.warning("not_shown", reason=f"{type(error).__name__}: {error}")
-            return _http(Response(b"this went wrong: the log of the service says how\n", status=500))
+            return _http(Response(b"internal error: see the log of the service\n", status=500))
 
 
 def answer(head: bytes, routes: Mapping[str, Route]) -> bytes:
-    """Return the answer to a request's head, as HTTP/1.0: every connection ends with its answer."""
+    """Return the answer to a request, given its head. It is HTTP/1.0: the connection ends with the answer."""
     if len(head) > HEAD_BYTES:
         return _http(Response(f"more than {HEAD_BYTES} bytes of request line and headers\n".encode(), status=431))
     lines = head.decode("latin-1").split("\n")
     method, target, version = words if len(words := lines[0].split()) == 3 else ("", "", "")
     if not version.startswith("HTTP/") or not method.isalpha():
-        return _http(Response(b"this is no HTTP request\n", status=400))
+        return _http(Response(b"this is not an HTTP request\n", status=400))
     if method not in ("GET", "HEAD"):
         return _http(Response(b"only GET and HEAD are answered here\n", status=501))
     route = routes.get(_path(target))
     if route is None:
-        response = Response(f"not here: try {' '.join(sorted(routes))}\n".encode(), status=404)
+        response = Response(f"not found: try {' '.join(sorted(routes))}\n".encode(), status=404)
     else:
         response = route(_header(lines[1:], "accept"))
     return _http(response, with_body=method == "GET")
 
 
 def _path(target: str) -> str:
-    """Return the path of a request's target, which is a whole URL where it was meant for a proxy."""
+    """Return the path of a request's target; the target is a whole URL where a client takes this for a proxy."""
     scheme, separator, rest = target.partition("://")
     if separator and scheme.lower() in ("http", "https"):
         target = "/" + rest.partition("/")[2]
@@ -185,7 +185,7 @@ def _path(target: str) -> str:
 
 
 def _header(lines: list[str], name: str) -> str:
-    """Return a header's value, with those of its repetitions."""
+    """Return the value of a header; values of a repeated header are joined by commas."""
     fields = [line.partition(":") for line in lines]
     return ", ".join(value.strip() for field, _, value in fields if field.strip().lower() == name)
 
@@ -203,7 +203,7 @@ def _http(response: Response, *, with_body: bool = True) -> bytes:
     }
     lines = [f"HTTP/1.0 {response.status} {HTTPStatus(response.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    if not all(map(str.isprintable, lines)):  # whatever a route answers, no header of it begins another one
+    if not all(map(str.isprintable, lines)):  # a route must not be able to start another header
         raise ValueError("a header has a control character")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (response.body if with_body else b"")
 
@@ -212,9 +212,9 @@ def _http(response: Response, *, with_body: bool = True) -> bytes:
 
 
 def _read_head(sock: socket.socket, until: float) -> bytes:
-    """Read a request line and its headers: up to the empty line, or to where it is too long or none at all.
+    """Read request line and headers: up to the empty line, too many bytes, or a first byte that is not HTTP.
 
-    Raises OSError where the client leaves first, or the time is over.
+    Raises OSError where the client closes first, or the time is over.
     """
     head = b""
     while len(head) <= HEAD_BYTES and b"\r\n\r\n" not in head and b"\n\n" not in head:
@@ -229,7 +229,9 @@ def _read_head(sock: socket.socket, until: float) -> bytes:
 
 
 def _end(sock: socket.socket, until: float) -> None:
-    """Close in order: what the client sent beyond its request is read first, or a reset would overtake the answer."""
+    """Close in order. Raises OSError where the time is over."""
+    # What the client sent behind its request is read first: with bytes unread, close would send a reset, which can
+    # overtake the answer.
     sock.shutdown(socket.SHUT_WR)
     dropped = 0
     while dropped < REST_BYTES:
@@ -241,7 +243,7 @@ def _end(sock: socket.socket, until: float) -> None:
 
 
 def _left(until: float) -> float:
-    """Return the seconds that are left. Raises TimeoutError where none are."""
+    """Return the seconds until a deadline. Raises TimeoutError where it has passed."""
     seconds = until - time.monotonic()
     if seconds <= 0:
         raise TimeoutError
@@ -249,6 +251,6 @@ def _left(until: float) -> float:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Wake whoever waits on it."""
+    """Shut a socket, which wakes a thread that is blocked on it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What a service remembers of transfers that ended: how many ended how, and for a while their last values."""
+"""Transfers that have ended: how many ended in which way and, for a while, their last values."""
 
 import collections
 import threading
@@ -12,60 +12,60 @@ from filestreamer.telemetry.result import Status
 
 RESULTS: Final[tuple[Status, ...]] = get_args(Status)
 RECENT: Final = 64
-"""Transfers whose last values are kept at most: it bounds the number of series."""
+"""The most transfers whose last values are kept: it limits the number of time series."""
 RECENT_CONNECTIONS: Final = 1024
-"""Connections that these have together at most; the last transfer is kept whatever it has."""
+"""The most connections of these transfers together; the latest transfer is kept in any case."""
 
 
-class Look(NamedTuple):
-    """All that is to be seen at one moment."""
+class Snapshot(NamedTuple):
+    """The transfers at one moment."""
 
     transfers: list[TransferCounters]
-    """Under way, or ended a short while ago."""
+    """Those that are running, and those that ended a short while ago."""
     totals: collections.Counter[str]
-    """`TransferCounters.troubles`, summed up over all transfers that there ever were."""
+    """The sums of `TransferCounters.troubles` over all transfers since the service began."""
 
 
 class History:
-    """Keeps a transfer for `keep_seconds` after its end, and of older ones their sums. For any thread."""
+    """Keeps each transfer for `keep_seconds` after its end, and sums of all that ended before. For any thread."""
 
     def __init__(self, keep_seconds: float) -> None:
         self.results: dict[Status, int] = dict.fromkeys(RESULTS, 0)
-        """Transfers that ended, by how."""
+        """Number of transfers that ended, by status."""
         self.refused: collections.Counter[str] = collections.Counter()
-        """Connections that were turned away, by why; one thread writes it."""
+        """Number of connections that were refused, by reason. Written by one thread."""
         self.ended_at: float | None = None
         """When the last transfer ended (monotonic)."""
         self._keep_seconds = keep_seconds
-        self._lock = threading.Lock()
-        self._recent: deque[tuple[float, TransferCounters]] = deque()  # oldest first; protected
-        self._forgotten: collections.Counter[str] = collections.Counter()  # protected
+        self._lock = threading.Lock()  # protects everything but `refused`
+        self._recent: deque[tuple[float, TransferCounters]] = deque()  # (time of the end, transfer), oldest first
+        self._dropped_sums: collections.Counter[str] = collections.Counter()  # sums over transfers that were dropped
 
     def add(self, transfer: TransferCounters, status: Status) -> None:
-        """Take note of a transfer that has ended; it may still be looked at as one under way for a moment."""
+        """Add a transfer that has ended. For a moment, `snapshot` may also be given it as running."""
         transfer.status = status
         with self._lock:
             self.results[status] += 1
             self.ended_at = time.monotonic()
             self._recent.append((self.ended_at, transfer))
-            self._forget()
+            self._drop_old()
 
-    def look(self, running: Sequence[TransferCounters]) -> Look:
-        """Return what there is to see, given the transfers that are under way.
+    def snapshot(self, running: Sequence[TransferCounters]) -> Snapshot:
+        """Return the transfers at this moment, given those that are running.
 
-        Of a transfer that failed and was begun again, under the same id, there is only the latest.
+        A transfer that failed and was started again has the same transfer_id: only the latest run is returned.
         """
         with self._lock:
-            self._forget()
+            self._drop_old()
             recent = [transfer for _, transfer in self._recent]
-            totals = self._forgotten.copy()
+            totals = self._dropped_sums.copy()
         known = {id(transfer) for transfer in recent}
         transfers = recent + [transfer for transfer in running if id(transfer) not in known]
         for transfer in transfers:
             totals.update(transfer.troubles())
-        return Look(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
+        return Snapshot(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
 
-    def _forget(self) -> None:
+    def _drop_old(self) -> None:
         oldest = time.monotonic() - self._keep_seconds
         connections = sum(len(transfer.connections) for _, transfer in self._recent)
         while self._recent and (
@@ -73,6 +73,6 @@ class History:
             or len(self._recent) > RECENT
             or (connections > RECENT_CONNECTIONS and len(self._recent) > 1)
         ):
-            forgotten = self._recent.popleft()[1]
-            connections -= len(forgotten.connections)
-            self._forgotten.update(forgotten.troubles())
+            dropped = self._recent.popleft()[1]
+            connections -= len(dropped.connections)
+            self._dropped_sums.update(dropped.troubles())

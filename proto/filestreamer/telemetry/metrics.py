@@ -1,7 +1,7 @@
-"""The metrics of both services (README.md lists them): read from the plain counters when somebody asks.
+"""The metrics of both services (README.md lists them), read from the counters when a client asks.
 
-Each family is a name, what it says, and how it is read; its unit ends its name. Imported only where metrics are asked
-for: prometheus_client costs as much time as a small transfer.
+A metric is defined by its name, which ends in its unit, its help, and how it is read. The module is imported only where
+metrics are asked for: importing prometheus_client takes as long as a small transfer.
 """
 
 from base64 import b64encode
@@ -21,13 +21,13 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from filestreamer.process import outlet
-from filestreamer.settings.common import Service
+from filestreamer.process import stderr
+from filestreamer.settings.definition import Service
 from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from filestreamer.telemetry.endpoint import Response
-from filestreamer.telemetry.history import History, Look
+from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
@@ -38,29 +38,29 @@ PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 PUSH_SECONDS: Final = 5.0
 OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
-"""Why connections are turned away: there from the beginning, so that the first one is seen as an increase."""
+"""Why connections are refused. Each has a value from the start, so that the first refusal is seen as an increase."""
 UNITS: Final = ("bytes", "seconds")
 
 
 class Source(Protocol):
-    """Where the values come from."""
+    """What the values are read from: a `Monitor`."""
 
     @property
     def history(self) -> History:
-        """Return what is remembered of transfers that ended."""
+        """The transfers that have ended."""
 
-    def look(self) -> Look:
-        """Return what there is to see at this moment."""
+    def snapshot(self) -> Snapshot:
+        """Return the transfers at this moment."""
 
     def free_bytes(self) -> int | None:
-        """Read what the destination has room for; None for a service that has none."""
+        """Read the free space of the destination; None for a service without one."""
 
     def memory(self) -> tuple[int, int] | None:
-        """Read what peers may make the service hold, and what of that is taken; None where that is not counted."""
+        """Read (limit, used) of the memory that peers can make the service hold; None where it has no limit."""
 
 
 class Reading(NamedTuple, Generic[T]):
-    """One family: a gauge or, with `_total` behind its samples' name, a counter."""
+    """Defines one metric: a gauge, or a counter, whose samples get the suffix `_total`."""
 
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str
@@ -141,39 +141,41 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
     Reading(
         Gauge,
         "transfer_acknowledged_bytes",
-        "Bytes that crossed in this transfer and are written and verified.",
+        "Bytes that crossed the network in this transfer, and are written and verified.",
         lambda t: t.acknowledged_bytes,
     ),
     Reading(
         Gauge,
         "transfer_held_bytes",
-        "Bytes that were there before, found by their digests.",
+        "Bytes that the receiver had before.",
         lambda t: t.there_bytes,
     ),
-    Reading(Gauge, "transfer_start_time_seconds", "When it began, Unix time in seconds.", lambda t: t.started_time),
+    Reading(
+        Gauge, "transfer_start_time_seconds", "When the transfer began, Unix time in seconds.", lambda t: t.started_time
+    ),
     Reading(
         Gauge,
         "transfer_last_progress_time_seconds",
-        "When it last got on, Unix time in seconds.",
+        "When the transfer last made progress, Unix time in seconds.",
         lambda t: t.started_time + (t.last_progress_at - t.started_at),
     ),
 ]
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     Gauge,
     "transfer_connections",
-    "Data connections that chunks are dealt to: what was chosen, or what was found to be enough.",
+    "Data connections that get chunks: as many as were chosen, or were found to be enough.",
     lambda t: t.parallelism,
 )
 TOTALS: Final = {
-    "digest_mismatches": "Chunks that arrived with another digest than their sender's.",
+    "digest_mismatches": "Chunks whose digest at the receiver differed from the sender's.",
     "chunks_resent": "Chunks that were sent again.",
-    "chunks_stolen": "Chunks that another connection than their home took over.",
+    "chunks_stolen": "Chunks that were sent by another connection than their home.",
 }
-"""By the names of `TransferCounters.troubles`."""
+"""The help of counters of the whole process, by the names of `TransferCounters.troubles`."""
 
 
 class Collector:
-    """Reads the counters whenever it is asked; for a Pushgateway, without those of single connections."""
+    """Collects all metrics for prometheus_client. `connections=False` leaves out those of single connections."""
 
     def __init__(self, service: Service, source: Source, *, connections: bool = True) -> None:
         self.service = service
@@ -181,8 +183,8 @@ class Collector:
         self._connections_too = connections
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family, with the values of this moment."""
-        transfers, totals = self._source.look()
+        """Yield every metric, with its values at this moment."""
+        transfers, totals = self._source.snapshot()
         if self._connections_too:
             yield from self._connections(transfers)
         rows = [([_label(transfer)], transfer) for transfer in transfers]
@@ -223,7 +225,7 @@ class Collector:
     def _parallelism(self, rows: list[tuple[list[str], TransferCounters]]) -> Iterator[Metric]:
         yield self._family(PARALLELISM, ["transfer"], rows)
         changes = [([*values, reason], n) for values, t in rows for reason, n in list(t.parallelism_changes.items())]
-        text = "Times that a sender changed the number of connections by itself, by why."
+        text = "Times that a sender changed the number of connections by itself, by reason."
         yield self._simple(Counter, "transfer_connection_changes", text, ["transfer", "reason"], changes)
 
     def _phases(self, transfers: list[TransferCounters]) -> Metric:
@@ -232,13 +234,13 @@ class Collector:
             has_failed = transfer.ended_at is not None and transfer.phase != "complete"
             for phase in PHASES:
                 samples.append(([_label(transfer), phase], phase == transfer.phase and not has_failed))
-        text = "1 for the phase that it is in; 0 for each once it has failed."
+        text = "1 for the current phase of the transfer; 0 for every phase once it has failed."
         return self._simple(Gauge, "transfer_phase", text, ["transfer", "phase"], samples)
 
     def _latencies(self, transfers: list[TransferCounters]) -> Metric:
         family = HistogramMetricFamily(
             f"filestreamer_{self.service}_chunk_seconds",
-            "Seconds from dealing a chunk (at the receiver: from its header) to its acknowledgement.",
+            "Seconds from the beginning of a chunk (at the receiver: from its header) to its acknowledgement.",
             labels=["transfer"],
             unit="seconds",
         )
@@ -252,26 +254,26 @@ class Collector:
         return family
 
     def _process(self, totals: Mapping[str, int]) -> Iterator[Metric]:
-        """Yield what is of the process, and outlives its transfers."""
+        """Yield the metrics of the process, which outlive its transfers."""
         history = self._source.history
         results = [([str(status)], number) for status, number in history.results.items()]
-        yield self._simple(Counter, "transfers", "Transfers that ended, by how.", ["result"], results)
+        yield self._simple(Counter, "transfers", "Transfers that ended, by result.", ["result"], results)
         if self.service == "receiver":
             refused = [([reason], history.refused[reason]) for reason in sorted({*REASONS, *history.refused})]
-            text = "Connections that were turned away, by why."
+            text = "Connections that were refused, by reason."
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
-        text = "Lines of the log that were not written: nobody read it, or its disk was full."
-        yield self._simple(Counter, "log_lines_dropped", text, [], [([], outlet.dropped())])
+        text = "Log lines that were not written, as nobody read them or the disk was full."
+        yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
             text = "Bytes that the destination's file system has left for files, those under way included."
             yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
         if memory := self._source.memory():
-            text = "Memory that senders may make this receiver hold, all of them together (--memory-limit)."
+            text = "Memory that all senders together can make this receiver hold (--memory-limit)."
             yield self._simple(Gauge, "memory_budget_bytes", text, [], [([], memory[0])])
-            text = "What of it is set aside for transfers, or lent to them."
+            text = "Memory of this budget that is reserved for transfers or lent to them."
             yield self._simple(Gauge, "memory_used_bytes", text, [], [([], memory[1])])
         yield InfoMetricFamily(
             f"filestreamer_{self.service}_build",
@@ -300,9 +302,9 @@ def _label(transfer: TransferCounters) -> str:
 
 
 def exposition(collector: Collector, accept: str) -> Response:
-    """Write all of it as OpenMetrics where that is asked for, and else in Prometheus' older text.
+    """Write all metrics: as OpenMetrics where the Accept header asks for it, else as Prometheus' text format.
 
-    Nothing of `accept` is repeated in the answer: the types are ours, whatever version or parameter a client writes.
+    The content type is always our own, and repeats nothing from the header, which a client chooses.
     """
     registry = _registry(collector)
     ranges = [accepted.partition(";")[0].strip().lower() for accepted in accept.split(",")]
@@ -312,23 +314,23 @@ def exposition(collector: Collector, accept: str) -> Response:
 
 
 def push(collector: Collector, url: str) -> None:
-    """Replace what a Pushgateway has of this job: NAME where `url` ends in /metrics/job/NAME, and else the service's.
+    """Replace the metrics of this service in one job of a Pushgateway.
 
-    What the other service pushed for the same job stays. A user and a password in `url` are for the gateway alone: they
-    are sent to no address that it redirects to, and are in no error. Raises OSError where it can't be reached or does
-    not take it.
+    The job is NAME where `url` ends in /metrics/job/NAME, else the name of the service. What the other service pushed
+    to the same job stays. User and password in `url` are sent to the gateway only, not to where it redirects, and no
+    error message has them. Raises OSError where the gateway can't be reached or refuses the metrics.
     """
     gateway, _, job = url.partition("/metrics/job/")
     name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
     try:
         address, handler = without_password(gateway), _handler(urlsplit(gateway))
         pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
-    except (HTTPException, ValueError) as error:  # what answers speaks no HTTP; the URL has no host, or no port
+    except (HTTPException, ValueError) as error:  # the peer does not speak HTTP; the URL has no host or no port
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
-    """Return what prometheus_client sends with: basic authentication as `url` has it, no redirection followed."""
+    """Return how prometheus_client is to send: with the user and password of `url`, and without redirections."""
 
     def handle(
         url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
@@ -348,7 +350,7 @@ def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
 
 
 class _NoRedirection(HTTPRedirectHandler):
-    """Makes an error of it: what is sent on is another request, without the values, and with the password."""
+    """Makes a redirection an error: to follow it would send the password elsewhere, and the metrics nowhere."""
 
     def redirect_request(self, *_: object) -> None:
         return None

@@ -1,7 +1,6 @@
-"""What others see of a service while it runs, and a while longer: the metrics endpoint, the page, the push at the end.
+"""What a service shows of itself: metrics endpoint and live page while it runs, a push of the metrics at the end.
 
-Nothing here costs the data path anything: counters are read when somebody asks, and what it takes to answer is
-imported then.
+The transfers do no work for it: their counters are read when a client asks, and what the answer needs is imported then.
 """
 
 import contextlib
@@ -15,27 +14,29 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.settings.address import Address
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import Endpoint, Response
-from filestreamer.telemetry.history import History, Look
+from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.result import Status
 from filestreamer.wire.errors import FilestreamerError, TransferFailed, UsageError
-from filestreamer.wire.sockets import transport
+from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.sockets.listen import listen
 
 if TYPE_CHECKING:
-    from filestreamer.settings.common import CommonSettings, Service
+    from filestreamer.settings.common import CommonSettings
+    from filestreamer.settings.definition import Service
     from filestreamer.telemetry.metrics import Collector
 
 TICK_SECONDS: Final = 1.0
 KEEP_SECONDS: Final = 60.0
-"""How long a service that goes on shows a transfer that has ended, unless --metrics-linger says otherwise."""
+"""How long a transfer is shown after its end, unless --metrics-linger says otherwise."""
 
 
 class Monitor:
-    """Shows the transfers of a service. `start` it, tell it each end, `finish` it when the service's work is done."""
+    """Shows the transfers of a service: `start`, `watch`, `ended` for each transfer, and `stop` at the end."""
 
     def __init__(
         self, service: "Service", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
     ) -> None:
-        """`free_bytes` says how much space the destination has left, if there is one; it may raise OSError."""
+        """`free_bytes` reads the free space of the destination, if there is one; it may raise OSError."""
         self._service = service
         self._settings = settings
         self._log = log
@@ -45,37 +46,37 @@ class Monitor:
         self._trouble: Callable[[], str | None] = _starting
         self._memory: Callable[[], tuple[int, int]] | None = None
         self._endpoint: Endpoint | None = None
-        self._released: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._is_released = False
+        self._linger_ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_lingering_over = False
 
-    # --- what it reads
+    # --- what is shown
 
-    def look(self) -> Look:
-        """Return what there is to see at this moment."""
-        return self._history.look(self._running())
+    def snapshot(self) -> Snapshot:
+        """Return the transfers at this moment: those that are running, and those that ended a short while ago."""
+        return self._history.snapshot(self._running())
 
     @property
     def history(self) -> History:
-        """What is remembered of transfers that ended."""
+        """The transfers that have ended."""
         return self._history
 
     def free_bytes(self) -> int | None:
-        """Read what the destination has left for files; None where there is no destination, or no answer."""
+        """Read the free space of the destination; None where there is none, or it can't be read."""
         try:
             return self._free_bytes() if self._free_bytes is not None else None
         except OSError:
             return None
 
     def memory(self) -> tuple[int, int] | None:
-        """Read what peers may make the service hold, and how much of that is taken; None where that is not counted."""
+        """Read (limit, used) of the memory that peers can make the service hold; None where it has no limit."""
         return self._memory() if self._memory is not None else None
 
-    # --- its life
+    # --- start to stop
 
     def start(self, default: Address | None = None) -> None:
-        """Serve where the settings say, or at `default`, where a port in use is no more than a warning.
+        """Serve at the address in the settings, or at `default`.
 
-        Raises UsageError where the address given can't be had.
+        Raises UsageError where the address in the settings can't be listened on; for `default` it is only a warning.
         """
         address = self._settings.metrics
         if address == "off" or (address is None and default is None):
@@ -83,7 +84,7 @@ class Monitor:
         where = default if address is None else address
         assert isinstance(where, Address)
         try:
-            listeners = transport.listen(where.host, where.port)
+            listeners = listen(where.host, where.port)
         except (OSError, FilestreamerError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if address is not None:
@@ -107,7 +108,7 @@ class Monitor:
             return
         self._endpoint = endpoint
         for listener in listeners:
-            self._log.info("metrics", address=transport.format_address(listener.getsockname()))
+            self._log.info("metrics", address=format_address(listener.getsockname()))
 
     def watch(
         self,
@@ -115,24 +116,24 @@ class Monitor:
         trouble: Callable[[], str | None],
         memory: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        """Show these transfers; `trouble` says why the service is not ready, None where it is.
+        """Show the transfers that `running` returns; `trouble` returns why the service is not ready, or None.
 
-        `memory` says what peers may make it hold, and how much of that is taken.
+        `memory` returns (limit, used) of the memory that peers can make the service hold.
         """
         self._running, self._trouble, self._memory = running, trouble, memory
 
     def refused(self, reason: str) -> None:
-        """Count a connection that was turned away."""
+        """Count a connection that was refused."""
         self._history.refused[reason] += 1
 
     def ended(self, transfer: TransferCounters, status: Status) -> None:
-        """Take the last values of a transfer."""
+        """Add a transfer that has ended, with its last values."""
         self._history.add(transfer, status)
 
     def push(self) -> None:
-        """Push the values of this moment where that is wanted, and there was a transfer.
+        """Push the metrics to the Pushgateway in the settings, if there is one and a transfer has ended.
 
-        After `release` a gateway that does not answer is not waited for.
+        After `stop_lingering`, a gateway that does not answer is not waited for.
         """
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
@@ -146,7 +147,7 @@ class Monitor:
         except TransferFailed as error:
             self._log.warning("not_pushed", to=shown, reason=str(error))
             return
-        while pushing.is_alive() and not self._is_released:
+        while pushing.is_alive() and not self._is_lingering_over:
             pushing.join(TICK_SECONDS)
         pushing.join(TICK_SECONDS)
 
@@ -162,8 +163,8 @@ class Monitor:
         if error := run_to_end("pushing", push):
             self._log.warning("not_pushed", to=shown, reason=str(error))
 
-    def finish(self) -> None:
-        """End, after --metrics-linger where there was a transfer; `release` cuts that short."""
+    def stop(self) -> None:
+        """Stop serving, after --metrics-linger if a transfer has ended; `stop_lingering` cuts the wait short."""
         if self._endpoint is None:
             return
         if self._settings.metrics_linger is not None and self._history.ended_at is not None:
@@ -173,17 +174,19 @@ class Monitor:
         self._endpoint.stop()
 
     def _linger(self, seconds: float) -> None:
-        """Wait for `release`, a tick at a time: a signal that another thread takes does not wake this one."""
+        """Wait for so many seconds, or until `stop_lingering`."""
+        # A tick at a time: where the kernel gives a signal to another thread, Python runs the handler, which calls
+        # `stop_lingering`, only when this thread wakes.
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                self._released.get(timeout=min(left, TICK_SECONDS))
+                self._linger_ended.get(timeout=min(left, TICK_SECONDS))
                 return
 
-    def release(self) -> None:
-        """Linger no more; safe in a signal handler."""
-        self._is_released = True
-        self._released.put(None)
+    def stop_lingering(self) -> None:
+        """Let `stop` and `push` wait no longer. Safe in a signal handler."""
+        self._is_lingering_over = True
+        self._linger_ended.put(None)
 
     # --- routes
 
@@ -200,7 +203,7 @@ class Monitor:
     def _transfers(self, _accept: str) -> Response:
         from filestreamer.telemetry import page
 
-        return page.transfers(self._service, self.look())
+        return page.transfers(self._service, self.snapshot())
 
     def _readyz(self, _accept: str) -> Response:
         trouble = self._trouble()

@@ -1,8 +1,8 @@
-"""A page of its own: `/` is page.html, which draws the transfers live from `/transfers`, a JSON of plain counters.
+"""The live page: `/` is page.html, which draws the transfers from `/transfers`, the counters as JSON.
 
-It asks for nothing but itself: everything is in the one file, and its Content-Security-Policy names the hash of its
-script and of its style. No path, no name of a file and no token is on it, as the port asks nobody who they are. Rates
-are computed in the page, from one look to the next. Imported only where somebody asks for it.
+Everything is in the one file, and its Content-Security-Policy allows only its own script and style, by their hashes. As
+the endpoint has no authentication, neither has paths, names of files or tokens. The page computes rates itself, from
+the counters of two moments. The module is imported only where a client asks for it.
 """
 
 import base64
@@ -13,21 +13,21 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from filestreamer.settings.common import Service
+from filestreamer.settings.definition import Service
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
 from filestreamer.telemetry.endpoint import Response
-from filestreamer.telemetry.history import Look
+from filestreamer.telemetry.history import Snapshot
 from filestreamer.version import VERSION
 from filestreamer.wire.messages import RECEIVER_STAGES, SENDER_STAGES
 
 ENDED_SHOWN: Final = 8
-"""Transfers that have ended and are still shown, the latest ones: it bounds what is told each second."""
+"""The most transfers that have ended and are shown: it limits what is sent each second."""
 
 
 @functools.cache
 def page() -> Response:
-    """Return the page, under a policy that lets nothing run but its own script."""
+    """Return the page, with a policy by which a browser runs only its own script."""
     html = Path(__file__).with_name("page.html").read_text()
     policy = "; ".join(
         [
@@ -55,14 +55,14 @@ def _hash_of(tag: str, html: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def transfers(service: Service, look: Look) -> Response:
-    """Tell what there is to see at this moment, as counters: whoever reads it twice knows the rates."""
-    running = [transfer for transfer in look.transfers if transfer.ended_at is None]
-    ended = [transfer for transfer in look.transfers if transfer.ended_at is not None]
+def transfers(service: Service, snapshot: Snapshot) -> Response:
+    """Return the counters of the transfers as JSON."""
+    running = [transfer for transfer in snapshot.transfers if transfer.ended_at is None]
+    ended = [transfer for transfer in snapshot.transfers if transfer.ended_at is not None]
     shown = ended[-ENDED_SHOWN:] + running
-    told = {"service": service, "version": VERSION, "transfers": [_transfer(each) for each in shown]}
+    document = {"service": service, "version": VERSION, "transfers": [_transfer(each) for each in shown]}
     headers = {"Cross-Origin-Resource-Policy": "same-origin"}
-    return Response(json.dumps(told, separators=(",", ":")).encode(), "application/json", headers=headers)
+    return Response(json.dumps(document, separators=(",", ":")).encode(), "application/json", headers=headers)
 
 
 def _transfer(counters: TransferCounters) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
 
 
 def _stages(names: tuple[str, ...], microseconds: tuple[int, ...]) -> dict[str, int]:
-    """Name them; a peer may not have said yet, and another version may know others behind ours."""
+    """Give stages their names. The peer may have told none yet; stages that only the peer knows are left out."""
     return dict(zip(names, microseconds, strict=False))
 
 

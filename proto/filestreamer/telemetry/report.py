@@ -1,7 +1,7 @@
-"""The end of a transfer, told three ways: one canonical log line, the result on standard output, the result file.
+"""The end of a transfer, reported three times: as one log line, on standard output, and in the result file.
 
-Nobody waits for whoever reads them. Standard output and the result file are written by a thread each; the end of the
-process waits a short while for both, and says what was not taken by then.
+No transfer waits for a reader of them. Standard output and the result file are written by a background thread each. The
+end of the process waits a short time for both, and logs which result could not be written.
 """
 
 import os
@@ -10,75 +10,76 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from filestreamer.process import outlet, signals
+from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import on_terminal
 from filestreamer.telemetry.result import STDOUT, TransferResult, write
 
 FRAME_SECONDS: Final = 0.5
-"""What a result waits for the display that is to be above it."""
-SIZE: Final = 4
-"""A result that waits to be written takes so many times the bytes of its JSON."""
+"""How long a result waits until the last frame of the display, which must be above it, is written."""
+MEMORY_FACTOR: Final = 4
+"""Memory of a result that waits to be written, by the size of its JSON."""
 
 
-class _Place:
-    """Where results go, one after the other."""
+class _ResultWriter:
+    """Writes results to one place, one after another, in the background."""
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
-        self._background = outlet.Background("result", is_ready)
+        self._background = background.Background("result", is_ready)
         self._to = ""
         self._log: Any = None
 
     def add(self, job: Callable[[], None], size_bytes: int, *, to: str, log: Any) -> None:
-        """Have a result written to what is called `to`."""
+        """Have `job` write a result; `to` names the place in log lines."""
         self._to, self._log = to, log
-        signals.before_leaving(self._settle)
+        signals.before_exit(self._drain)
         if not self._background.add(job, size_bytes):
-            log.warning("result_not_written", to=to, reason="earlier results are not written yet: nobody reads them")
+            log.warning("result_not_written", to=to, reason="earlier results are still waiting for their reader")
 
     def pause(self) -> None:
-        """Give what is there a moment to be written."""
+        """Wait a moment for results to be written."""
         self._background.pause()
 
-    def _settle(self, seconds: float) -> None:
-        if not self._background.finish(seconds):
-            self._log.warning("result_not_written", to=self._to, reason="nobody reads it, or its disk does not answer")
+    def _drain(self, seconds: float) -> None:
+        if not self._background.drain(seconds):
+            self._log.warning(
+                "result_not_written", to=self._to, reason="its reader takes nothing, or its disk does not answer"
+            )
 
 
-def _takes_some() -> bool:
-    return sys.stdout is None or outlet.is_writable(sys.stdout.fileno())
+def _is_stdout_ready() -> bool:
+    return sys.stdout is None or background.is_writable(sys.stdout.fileno())
 
 
-_stdout: Final = _Place(_takes_some)
-_file: Final = _Place(lambda: True)
+_stdout: Final = _ResultWriter(_is_stdout_ready)
+_file: Final = _ResultWriter(lambda: True)
 _mutex: Final = threading.Lock()
-"""Protects the order of the results of two transfers that end at once: that of their log lines."""
+"""Keeps log lines and results in the same order where two transfers end at once."""
 
 
-def report(outcome: TransferResult, result_file: str | None, log: Any, **who: Any) -> None:
-    """Log the canonical line of a transfer (`who` names it), and have its result written.
+def report(outcome: TransferResult, result_file: str | None, log: Any, **fields: Any) -> None:
+    """Log the end of a transfer, with `fields` that name it, and have its result written.
 
-    Where both standard output and the log are a terminal, the result's summary says it all.
+    Where both standard output and the log are a terminal, there is no log line: the summary of the result says it all.
     """
     is_on_terminal = on_terminal() and sys.stdout is not None and sys.stdout.isatty()
-    size_bytes = SIZE * len(outcome.to_json())
+    size_bytes = MEMORY_FACTOR * len(outcome.to_json())
 
     def show() -> None:
         if is_on_terminal:
-            outlet.flush(FRAME_SECONDS)
-        write(outcome, sys.stdout, None, log, os.path.basename(who.get("file", "")))
+            stderr.drain(FRAME_SECONDS)
+        write(outcome, sys.stdout, None, log, os.path.basename(fields.get("file", "")))
 
     with _mutex:
         if not is_on_terminal:
-            _log(outcome, log, who)
+            _log(outcome, log, fields)
         _stdout.add(show, size_bytes, to=STDOUT, log=log)
         if result_file is not None:
             _file.add(lambda: write(outcome, None, result_file, log), size_bytes, to=result_file, log=log)
-    for place in (_stdout, _file):
-        place.pause()
+    for writer in (_stdout, _file):
+        writer.pause()
 
 
-def _log(outcome: TransferResult, log: Any, who: dict[str, Any]) -> None:
-    fields = dict(who)
+def _log(outcome: TransferResult, log: Any, fields: dict[str, Any]) -> None:
     if outcome.error is not None:
         fields |= {"error": outcome.error.code, "reason": outcome.error.message}
     if outcome.transfer_id is not None:

@@ -1,6 +1,6 @@
-"""The result object of one transfer: what scripts read of it. Fields are only ever added.
+"""The result of one transfer: one line of JSON for scripts, a few lines of text on a terminal.
 
-It goes to standard output, as one line of JSON or, on a terminal, as a few words for people, and to `--result-file`.
+It goes to standard output and, as JSON, to --result-file. Scripts rely on its fields: they are only ever added to.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
+from filestreamer.process.background import write_some
 from filestreamer.process.log import printable
-from filestreamer.process.outlet import write_some
 from filestreamer.settings.sizes import format_rate, format_size
 from filestreamer.telemetry.bottleneck import TEXTS, Bottleneck
 from filestreamer.telemetry.counters import TransferCounters
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Status = Literal["complete", "failed", "refused", "interrupted"]
 
 Digest: TypeAlias = bytes
-"""A name for `bytes` where a field has that name."""
+"""`bytes`, in a class with a field of that name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class ResultError:
     """Why a transfer did not complete."""
 
     code: str
-    """A word for scripts: `name` of wire.errors, such as `no_space`."""
+    """A word for scripts, such as `no_space`: `FilestreamerError.name`."""
     message: str
-    """One line for people."""
+    """One line of text for people."""
     retryable: bool
-    """Whether the same command may succeed when it is run again."""
+    """Whether the same command may succeed if it is run again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class ConnectionResult:
 
     connection_id: int
     bytes: int
-    """Acknowledged: written and verified by the receiver."""
+    """Acknowledged bytes: written and verified by the receiver."""
     sent_bytes: int
-    """Sent, or at the receiver read, what was never acknowledged included."""
+    """Bytes sent, or at the receiver read, including those that were never acknowledged."""
     chunks: int
     resent_chunks: int
     stolen_chunks: int
@@ -65,12 +65,12 @@ class SkippedEntry:
     path: str
     reason: str
     kind: str
-    """A word for scripts: a name of wire.messages.SkipKind, such as `vanished`."""
+    """A word for scripts, such as `vanished`: a name of SkipKind."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransferResult:
-    """One transfer, or one run that never came to a transfer: then counts are 0 and `transfer_id` is None."""
+    """One transfer, or a run without one: then `transfer_id` is None and all numbers are 0."""
 
     status: Status
     exit_code: int
@@ -78,19 +78,19 @@ class TransferResult:
     transfer_id: str | None = None
     """32 hexadecimal digits."""
     committed: bool = False
-    """Whether the files stand under their final names, durably; false for a shard whose share is, in staging."""
+    """Whether the files are durable under their final names; false for a shard, whose share is durable in staging."""
     files: int = 0
     bytes: int = 0
     """Size of all files of the transfer."""
     sent_bytes: int = 0
-    """Payload bytes that crossed the network, those that crossed it twice included."""
+    """Payload bytes that crossed the network; those that crossed it twice count twice."""
     held_bytes: int = 0
-    """Bytes that were there before, found by their digests."""
+    """Bytes that the receiver had before, as equal digests prove."""
     unchecked_bytes: int = 0
-    """Bytes of files accepted for their size and mtime alone."""
+    """Bytes of files that were taken for equal because of size and mtime."""
     seconds: float = 0.0
     bytes_per_second: float = 0.0
-    """Acknowledged bytes over seconds: held ones don't count."""
+    """Acknowledged bytes by seconds; held bytes do not count."""
     connections: int = 0
     chunk_size: int | None = None
     chunks: int = 0
@@ -98,29 +98,29 @@ class TransferResult:
     stolen_chunks: int = 0
     reconnects: int = 0
     straggler_seconds: float = 0.0
-    """Between the first and the last connection's last acknowledgement."""
+    """Between the last acknowledgements of the connection that was done first and of the one that was done last."""
     bottleneck: Bottleneck | None = None
-    """What the transfer was bound by: one of service.bottleneck; None where the peer did not say enough."""
+    """What the transfer was bound by (telemetry.bottleneck); None where the peer has not told its stages."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
     skipped_files: int = 0
-    """Entries that were not moved: unreadable, changed or gone meanwhile, or nothing that can be moved."""
+    """Entries that were not moved, such as unreadable or vanished files and devices."""
     skipped_kinds: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many of them, by kind."""
+    """Number of skipped entries by kind."""
     skipped: tuple[SkippedEntry, ...] = ()
-    """The first of them."""
+    """The first skipped entries."""
     per_connection: tuple[ConnectionResult, ...] = ()
 
     @classmethod
     def without_transfer(cls, error: BaseException) -> "TransferResult":
-        """Make the result of a run that ended before there was a transfer: wrong usage, or nobody to talk to."""
+        """Make the result of a run that ended before a transfer began."""
         return cls(**_ending(error))
 
     @classmethod
     def from_counters(
         cls, counters: TransferCounters, *, error: BaseException | None, committed: bool, root_digest: Digest | None
     ) -> "TransferResult":
-        """Make the result of a transfer that has ended; without an error it is complete."""
+        """Make the result of a transfer that has ended; it is complete where `error` is None."""
         connections = [item for item in counters.connections if item.moved_bytes or item.reconnects]
         finished = [item.finished_at for item in connections if item.finished_at and not item.is_dismissed]
         seconds = counters.seconds
@@ -163,12 +163,12 @@ class TransferResult:
         )
 
     def to_json(self) -> str:
-        """Write it as one line of JSON, without the line's end."""
+        """Return the result as one line of JSON, without line end."""
         fields = dataclasses.asdict(self)
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self, name: str = "") -> str:
-        """Write it for people: one to seven lines, without the last one's end; `name` is the file's."""
+        """Return the result as text: one to seven lines, without the last line end. `name` is that of the file."""
         which = f"{self.status}: {printable(name)}: " if name else f"{self.status}: "
         if self.error is not None and self.exit_code != Exit.PARTIAL:
             return which + printable(self.error.message)
@@ -181,13 +181,13 @@ class TransferResult:
         if self.skipped_files:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped_kinds.items())
             first = f": {printable(self.skipped[0].path)} ..." if self.skipped else ""
-            lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} left out ({kinds}){first}")
+            lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} skipped ({kinds}){first}")
         if not self.committed:
-            lines.append("  a share of the file: it waits for its other shards")
+            lines.append("  one share of the file: other shares are not complete yet")
         if self.bottleneck is not None:
             lines.append(f"  bound by {TEXTS[self.bottleneck]}")
         if there := self.held_bytes + self.unchecked_bytes:
-            lines.append(f"  {format_size(there)} of it were there already")
+            lines.append(f"  {format_size(there)} of it were there before")
         troubles = (
             (self.resent_chunks, "chunk resent", "chunks resent"),
             (self.reconnects, "reconnect", "reconnects"),
@@ -205,7 +205,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _ending(error: BaseException | None) -> dict[str, Any]:
-    """Return the fields that say how it ended."""
+    """Return status, exit code and error."""
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
     if error is None:
@@ -232,9 +232,9 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
 def write(
     result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger", name: str = ""
 ) -> None:
-    """Write a result, of the file called `name`, to `stdout` and, as JSON, to `result_file`; waits for both.
+    """Write a result to `stdout`, to `result_file` as JSON, or to both. It waits for them.
 
-    What can't be written is a warning in the log. The file comes first: standard output may have no reader.
+    `name` is the name of the file that was moved. Where a result can't be written, the log has a warning.
     """
     try:
         if result_file is not None:
@@ -243,7 +243,7 @@ def write(
     except OSError as error:
         log.warning("result_not_written", to=result_file, reason=error.strerror)
     try:
-        # None: the process was started with standard output closed.
+        # sys.stdout is None where the process was started with standard output closed.
         if stdout is not None:
             _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:
@@ -251,7 +251,7 @@ def write(
 
 
 def _content(result: TransferResult, path: str) -> str:
-    """Return what goes into the file: all of it, but no more than is kept of it there."""
+    """Return the content of the result file; for Kubernetes' termination log, as much JSON as is kept of it."""
     content = result.to_json()
     if path != TERMINATION_LOG or len(content) < TERMINATION_LOG_BYTES:
         return content
@@ -272,15 +272,15 @@ def _content(result: TransferResult, path: str) -> str:
 def _show(text: str, stdout: TextIO) -> None:
     """Write to standard output. Raises OSError."""
     fd = None
-    if isinstance(stdout, io.TextIOWrapper):  # and not the display's stand-in for it
-        with contextlib.suppress(OSError):  # it is in memory
+    if isinstance(stdout, io.TextIOWrapper):  # not the object by which rich replaces it
+        with contextlib.suppress(OSError):  # a stream in memory has no descriptor
             fd = stdout.fileno()
     if fd is None:
         stdout.write(text)
         stdout.flush()
         return
-    # Past the buffer, which writes but part of it to a pipe that somebody made not blocking. What it could not write it
-    # tries once more when the interpreter ends, which then exits with 120.
+    # The buffer of sys.stdout is bypassed. To a pipe that another process made non-blocking it writes only part of a
+    # text, and it tries the rest again when the interpreter ends, which then exits with 120.
     view = memoryview(text.encode(stdout.encoding, "backslashreplace"))
     while view:
         view = view[write_some(fd, view) :]
@@ -290,14 +290,14 @@ STDOUT: Final = "standard output"
 
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 4096
-"""Where Kubernetes looks for a container's result, and how much of it, from its end, it keeps."""
+"""Where Kubernetes looks for the result of a container, and how many bytes it keeps: the last ones."""
 
 _IN_PLACE_ERRORS: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
-"""A directory that takes no new file, or a file that is a mount point: Kubernetes' termination log can be both."""
+"""The directory takes no new file, or the file is a mount point. Kubernetes' termination log can be both."""
 
 
 def _write_file(path: str, content: str) -> None:
-    """Replace a file atomically; a device, a pipe or a mount point is written in place. Raises OSError."""
+    """Replace a file atomically; write a device, a pipe or a mount point in place. Raises OSError."""
     if not os.path.exists(path) or os.path.isfile(path):
         try:
             _replace_file(path, content)

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection: TCP_INFO, as Linux has it (include/uapi/linux/tcp.h)."""
+"""What the kernel knows of a TCP connection: TCP_INFO of Linux (include/uapi/linux/tcp.h)."""
 
 import fcntl
 import socket
@@ -11,28 +11,28 @@ _SIOCOUTQ: Final = 0x5411
 
 
 class TcpInfo(NamedTuple):
-    """One connection at one moment, in the direction in which this end sends."""
+    """One connection at one moment, in the direction from this end to the peer."""
 
     unacknowledged_bytes: int
-    """Sent, and not acknowledged by the peer's kernel."""
+    """Sent, and not yet acknowledged by the peer's kernel."""
     unsent_bytes: int
-    """Waiting in the socket's send queue."""
+    """In the send queue, not yet sent."""
     rtt_seconds: float
     congestion_window_bytes: int
     delivery_rate: int
-    """Bytes per second, the kernel's latest estimate."""
+    """The kernel's latest estimate, in bytes per second."""
     retransmits: int
-    """Segments sent again on this socket."""
+    """TCP segments sent again on this socket."""
     delivered_bytes: int
-    """Acknowledged by the peer's kernel on this socket, frames and all."""
+    """Bytes of this socket, frames included, that the peer's kernel has acknowledged."""
 
 
 def read(sock: socket.socket) -> TcpInfo | None:
-    """Ask the kernel; None where it does not say: another system, a kernel before 4.9, a socket that is closed."""
+    """Read TCP_INFO; None where there is none: not Linux, a kernel before 4.9, a closed socket."""
     try:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
         (queued_bytes,) = struct.unpack("i", fcntl.ioctl(sock, _SIOCOUTQ, bytes(4)))
-    except (AttributeError, OSError, ValueError):  # ValueError: closed, so that it has no descriptor
+    except (AttributeError, OSError, ValueError):  # ValueError: the socket is closed
         return None
     if len(raw) < _FIELDS.size:
         return None

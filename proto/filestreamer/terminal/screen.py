@@ -1,6 +1,6 @@
-"""Transfers on a terminal: a live display that rich keeps at the bottom. Imported only where it is shown.
+"""Progress on a terminal: a live display at the bottom, drawn with rich. Imported only where it is shown.
 
-Each transfer has two lines, and its connections one each as far as there is room:
+Each transfer has two lines, and each of its connections one as far as there is room:
 
     sending ubuntu.iso                                   2.31 GiB of 5.00 GiB
     ━━━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━━━━━━  46%  1.23 GiB/s  ETA 0:02  moving
@@ -24,28 +24,29 @@ from rich.text import Text
 
 from filestreamer.process.log import printable
 from filestreamer.settings.sizes import format_rate, format_size
-from filestreamer.terminal.progress import ConnectionView, Direction, TransferView
+from filestreamer.terminal.views import ConnectionView, Direction, TransferView
 
 CONNECTION_LINES_MAX: Final = 16
-"""Connections that get a line of their own in each transfer; the others share one."""
+"""Connections of a transfer that get a line of their own; all others share one line."""
 
 
 class Screen:
     """A live display on standard error, between `with` and its end.
 
-    While it is open, sys.stderr is rich's, which puts the lines that others write there above the display; so is
-    sys.stdout where both are one terminal.
+    While it is open, rich replaces sys.stderr, and sys.stdout where both are the same terminal: lines that are written
+    there appear above the display.
     """
 
     def __init__(self, direction: Direction) -> None:
         self._direction: Direction = direction
         self._console = Console(stderr=True)
         self._fd = sys.stderr.fileno()
-        # Results go to standard output: above the display where it is this terminal, and else where it leads.
+        # A result on standard output must go above the display where both are one terminal, and straight to its pipe or
+        # file elsewhere.
         self._live = Live(
             console=self._console, auto_refresh=False, redirect_stdout=_is_same_terminal(), vertical_overflow="crop"
         )
-        self._widths: list[int] = []  # of the lines that were drawn last, in columns
+        self._widths: list[int] = []  # columns of each line that was drawn last
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -55,17 +56,17 @@ class Screen:
         self._live.stop()
 
     def show(self, views: Sequence[TransferView]) -> None:
-        """Draw the transfers and their connections, as many as there is room for."""
+        """Draw the transfers and their connections, as many as the terminal has room for."""
         self._measure()
         self._draw(frame(views, self._direction, self._console.height - 1))
 
     def finish(self, views: Sequence[TransferView]) -> None:
-        """Draw what stays on the terminal: the transfers, without their connections."""
+        """Draw the transfers without their connections; this drawing stays on the terminal."""
         self._measure()
         self._draw(frame(views, self._direction, 2 * len(views)))
 
     def _measure(self) -> None:
-        """Ask the terminal for its size: rich believes COLUMNS and LINES, which stay what they were."""
+        # rich takes COLUMNS and LINES from the environment, which a window that is resized does not change.
         with contextlib.suppress(OSError):
             size = os.get_terminal_size(self._fd)
             if all(size):
@@ -77,7 +78,8 @@ class Screen:
         self._live.update(drawing, refresh=True)
 
     def _climb(self, rows: int) -> None:
-        """Erase from the last line upwards, so that what rich erases next is the beginning of its display."""
+        # A terminal that has become narrower has wrapped the lines: the display has more rows than rich knows of. The
+        # additional rows are erased here, from the last one upwards, before rich erases its own.
         if rows:
             up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
             self._console.control(Control(ControlType.CARRIAGE_RETURN, *rows * up))
@@ -86,20 +88,23 @@ class Screen:
 def _is_same_terminal() -> bool:
     try:
         return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
-    except (OSError, ValueError, AttributeError):  # closed, or None, or something else that was put there
+    except (OSError, ValueError, AttributeError):  # a stream that is closed, None, or without a descriptor
         return False
 
 
 def wrapped_rows(widths: Sequence[int], columns: int) -> int:
-    """Count the rows by which lines have grown on a terminal that has become narrower, and has wrapped them."""
+    """Count the rows that lines of these widths have in excess of one each, on a terminal of `columns`."""
     return sum(max(0, width - 1) // max(1, columns) for width in widths)
 
 
 def frame(views: Sequence[TransferView], direction: Direction, lines: int) -> Group:
-    """Draw transfers in at most `lines` lines, or three: two for each, and what is left for connections."""
+    """Draw transfers in at most `lines` lines, but at least three.
+
+    Each transfer takes two lines; lines that are left go to connections.
+    """
     shown = len(views)
     if 2 * shown > lines:
-        lines -= 1  # for the line of those that are not shown
+        lines -= 1  # for the line that sums up the transfers without lines of their own
         shown = max(1, lines // 2)
     room = (lines - 2 * shown) // shown if shown else 0
     parts: list[RenderableType] = []
@@ -141,7 +146,7 @@ def _bar(view: TransferView) -> Table:
 
 
 def _connections(connections: Sequence[ConnectionView], room: int) -> Iterator[Text]:
-    """Yield a line for each connection; where there are too many, one for each of the first and one for the others."""
+    """Yield at most `room` lines: one for each connection or, where there are too many, a last one for all others."""
     shown = len(connections)
     if shown > min(CONNECTION_LINES_MAX, room):
         shown = max(0, min(CONNECTION_LINES_MAX, room - 1))

@@ -1,16 +1,18 @@
-"""The bytes between a sender and a receiver, and nothing else (normative text: proto/README.md).
+"""The bytes between a sender and a receiver (normative text: proto/README.md).
 
-What happens to a frame, from the socket to the code that acts on it:
+The life of a connection, and of the bytes on it:
 
-1. `limits`     how large, how many, how long: every bound;
-2. `transport`  a connected socket: whole buffers in and out, deadlines, an end in order (the only module with sockets);
-3. `framing`    length, checksum, body: cuts the byte stream into frames;
-4. `codec`      a body to a native, frozen message and back (the only module that sees generated code);
-5. `messages`   those messages;
-6. `session`    which message is legal when, as one table;
-7. `opening`    Greeting, Hello, Proof, Welcome: the first frames, as seen by either end; `auth` computes the proofs;
-8. `grid`       where the segments of a file lie; `digests` what proves them;
-9. `errors`     what can go wrong, as one tree, and the exit code each end means.
+1. `sockets`         connects and listens, and reads and writes whole frames; everything else here is pure;
+2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs;
+3. `framing`         a frame on the wire: length, checksum, body;
+4. `codec`           a body to a message and back; the only module that imports generated code (`v1`);
+5. `messages`        the messages, as named tuples;
+6. `session`         which message is legal when, as one table;
+7. `layout`          which segments make which chunk; `grid` says where the segments of a file are;
+8. `digests`         the digests of segments and of the whole transfer, and the checksum of a frame;
+9. `progress_clock`  when a transfer last made progress, as both ends define it;
+10. `errors`         everything that can go wrong, as one tree, with codes and exit codes;
+11. `limits`         every limit of the protocol.
 
-Payload is never in here: to the framing it is "N bytes owed", which the services move between socket and file.
+Payload is not a message: after the header of a chunk, the services move raw bytes between socket and file.
 """

@@ -1,8 +1,11 @@
-"""Messages to frame bodies and back: the only module that sees the generated code.
+"""Messages to frame bodies and back: the only module that imports the generated code.
 
-`decode` accepts exactly what proto/README.md allows, whatever the sender of the bytes intended: a body that does not
-parse, has no known kind, an unspecified or unknown enum value, or a field out of bounds raises RemoteProtocolError.
-Unknown fields are ignored. `encode` raises LocalProtocolError for what a frame can't carry.
+`decode` accepts exactly what proto/README.md allows. A body that does not parse, has no known kind, an unspecified or
+unknown enum value, or a field out of bounds raises RemoteProtocolError; unknown fields are ignored. `encode` raises
+LocalProtocolError for a message that does not fit a frame.
+
+Each message has its encoder and its decoder one after the other, in the order of the protocol; two tables at the
+end find them.
 """
 
 from collections.abc import Callable
@@ -21,8 +24,8 @@ _MAX_U63 = (1 << 63) - 1
 def encode(message: m.Message) -> bytes:
     """Serialize a message to a frame body.
 
-    Raises LocalProtocolError for a message that is larger than a frame may be, and for a value that does not fit its
-    field. Whether a peer would accept it is for the caller to know.
+    Raises LocalProtocolError where the message is larger than a frame may be, or a value does not fit its field. The
+    bounds that `decode` checks are not checked here: the caller must keep to them.
     """
     try:
         body: bytes = _ENCODERS[type(message)](message).SerializeToString()
@@ -36,7 +39,7 @@ def encode(message: m.Message) -> bytes:
 def decode(body: bytes | bytearray | memoryview) -> m.Message:
     """Parse a frame body into a message.
 
-    Raises RemoteProtocolError, which names the message and the field, for anything that the protocol does not allow.
+    Raises RemoteProtocolError, which names message and field, for anything that the protocol does not allow.
     """
     try:
         frame = pb.Frame.FromString(body)  # type: ignore[arg-type]
@@ -78,22 +81,22 @@ def _enum(kind: type[E], value: int, what: str) -> E:
 
 
 def _reason(text: str) -> str:
-    """Make a peer's reason fit for one line of a log."""
+    """Make a reason from a peer fit for one line of a log."""
     return _line(text, limits.REASON_BYTES)
 
 
 def _line(text: str, most: int) -> str:
-    """Make a peer's text fit for one line of a log: bounded, in bytes of UTF-8, and printable."""
+    """Make a text from a peer fit for one line of a log: at most `most` bytes of UTF-8, all printable."""
     return "".join(c if c.isprintable() else "?" for c in clip(text, most))
 
 
 def clip_reason(text: str) -> str:
-    """Cut a reason of our own to REASON_BYTES of UTF-8."""
+    """Cut a reason that is to be sent to REASON_BYTES of UTF-8."""
     return clip(text, limits.REASON_BYTES)
 
 
 def clip(text: str, most: int) -> str:
-    """Cut a text of our own to `most` bytes of UTF-8."""
+    """Cut a text that is to be sent to `most` bytes of UTF-8."""
     return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
@@ -174,7 +177,8 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
 
 
 def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
-    """Fill in one of a million entries: what has its default needs no word."""
+    # A tree may have millions of entries: fields are set one by one, without those that have their default, as that is
+    # faster than a constructor call.
     entry.path = e.path
     entry.type = e.type  # type: ignore[assignment]
     entry.size = e.size
@@ -198,7 +202,8 @@ _ENTRY_TYPES = {int(kind): kind for kind in m.EntryType}
 
 
 def _decode_entry(e: pb.Entry) -> m.Entry:
-    """Decode one of a million entries: what is wrong with one is found out only where something is."""
+    # A tree may have millions of entries: one quick test lets the common case pass, and only an entry that fails it is
+    # checked field by field.
     kind = _ENTRY_TYPES.get(e.type)
     path, size, mode, target = e.path, e.size, e.mode, e.link_target
     is_file = kind is m.EntryType.FILE and not target and size <= limits.FILE_SIZE_MAX
@@ -220,7 +225,7 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
 
 
 def _check_entry(e: pb.Entry) -> m.EntryType:
-    """Return what an entry is. Raises RemoteProtocolError, which says what is wrong with it."""
+    """Check an entry field by field; return its type. Raises RemoteProtocolError, which names the field."""
     kind = _enum(m.EntryType, e.type, "Entry.type")
     _within(len(e.path), 1, limits.PATH_BYTES, "the length of Entry.path")
     _within(len(e.link_target), 0, limits.PATH_BYTES, "the length of Entry.link_target")
@@ -234,7 +239,7 @@ def _check_entry(e: pb.Entry) -> m.EntryType:
 
 
 def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
-    """Holes are in order, apart from each other, not empty, and inside the file."""
+    """Decode holes. Raises RemoteProtocolError where they are not in order, empty, overlapping, or outside the file."""
     _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
     at = 0
     for h in e.holes:
@@ -336,7 +341,7 @@ def _encode_finish(f: m.Finish) -> pb.Frame:
 
 
 def clip_path(path: bytes) -> bytes:
-    """Cut a path to LEFT_OUT_PATH_BYTES, of which the end says most."""
+    """Cut a path to LEFT_OUT_PATH_BYTES, from its beginning: its end tells more."""
     return path if len(path) <= limits.LEFT_OUT_PATH_BYTES else b"..." + path[3 - limits.LEFT_OUT_PATH_BYTES :]
 
 

@@ -1,6 +1,6 @@
-"""XXH3 in its three uses: a frame's checksum, a segment's digest, a transfer's root digest.
+"""XXH3 in its three uses: checksum of a frame, digest of a segment, root digest of a transfer.
 
-XXH3 finds damage, not malice: who must not be able to change bytes is kept out by TLS (proto/README.md, "Security").
+XXH3 detects damage, not an attacker who changes bytes: TLS does that (proto/README.md, "Security").
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ segment_digest = xxh3_128_digest
 """XXH3-128 of a segment: 16 bytes, big-endian."""
 
 segment_hasher = xxh3_128
-"""The same in steps: `.update(view)` for each block, then `.digest()`; `.reset()` starts over."""
+"""The same digest, block by block: `.update(view)` for each block, then `.digest()`; `.reset()` starts over."""
 
 
 def root_digest(digests: Iterable[bytes | bytearray | memoryview]) -> bytes:
-    """XXH3-128 over all segment digests in manifest order, held ones included: 16 bytes."""
+    """Compute XXH3-128 over the digests of all segments in manifest order, whether sent or held: 16 bytes."""
     hasher = xxh3_128()
     for digest in digests:
         hasher.update(digest)

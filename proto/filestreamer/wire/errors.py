@@ -1,19 +1,19 @@
-"""What can go wrong, as one tree, and what each end means to whoever runs the command.
+"""Everything that can go wrong, as one tree of exceptions, with the exit code of each.
 
     FilestreamerError
     ├── UsageError             settings that make no sense                                    exit 2
-    ├── LocalProtocolError     this side is about to break the protocol: a bug                exit 1
+    ├── LocalProtocolError     this side was about to break the protocol: a bug               exit 1
     ├── RemoteProtocolError    the peer broke the protocol                                    by its code
-    ├── ConnectionLost         reset, closed, timed out, refused: another one may work        exit 1, retryable
-    │   └── ConnectionClosed   the peer closed it in order
-    ├── Refused                the peer said Refusal                                          by its code
-    ├── Aborted                the peer said Abort                                            by its code
+    ├── ConnectionLost         reset, closed, timed out or refused: a new one may work        exit 1, retryable
+    │   └── ConnectionClosed   the peer closed the connection in order
+    ├── Refused                the peer sent Refusal                                          by its code
+    ├── Aborted                the peer sent Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
-    ├── Partial                everything was moved but for what is listed as skipped         exit 5
+    ├── Partial                complete, but for entries that were skipped                    exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
 
-`VERDICTS` is the only place that maps a wire code to `retryable` and to an exit code; both ends exit by it, so a full
-disk at the receiver is exit 4 at the sender, too. `from_os_error` is the only place that maps an OSError.
+Only `CONSEQUENCES` maps a code of the protocol to an exit code and to `retryable`. Both ends use it, so that a full
+disk of the receiver is exit code 4 at the sender, too. Only `from_os_error` maps an OSError.
 """
 
 import enum
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 
 class Code(enum.IntEnum):
-    """Why a connection or a transfer ends (`Code` of wire.proto)."""
+    """Why a connection or a transfer ended (`Code` of wire.proto)."""
 
     VERSION = 1
     TOKEN = 2
@@ -47,7 +47,7 @@ class Code(enum.IntEnum):
 
 
 class Exit(enum.IntEnum):
-    """The exit codes that users script against. 128+N is added for an end by signal N."""
+    """The exit codes, on which scripts rely. A process that signal N ended exits with 128+N."""
 
     COMPLETE = 0
     FAILED = 1
@@ -57,39 +57,39 @@ class Exit(enum.IntEnum):
     PARTIAL = 5
 
 
-class Verdict(NamedTuple):
-    """What an end means: whether the same transfer may go on by itself, and how the command exits if it does not."""
+class Consequence(NamedTuple):
+    """What follows from a code: whether the service may retry by itself, and the exit code if it does not."""
 
     retryable: bool
     exit_code: Exit
 
 
-VERDICTS: dict[Code, Verdict] = {
-    Code.VERSION: Verdict(False, Exit.REFUSED),
-    Code.TOKEN: Verdict(False, Exit.REFUSED),
-    Code.POLICY: Verdict(False, Exit.REFUSED),
-    Code.PATH: Verdict(False, Exit.REFUSED),
-    Code.EXISTS: Verdict(False, Exit.REFUSED),
-    Code.PROTOCOL: Verdict(False, Exit.REFUSED),
-    Code.CORRUPT: Verdict(True, Exit.FAILED),
-    Code.BUSY: Verdict(True, Exit.FAILED),
-    Code.UNKNOWN_TRANSFER: Verdict(True, Exit.FAILED),
-    Code.LIMIT: Verdict(True, Exit.FAILED),
-    Code.SHUTTING_DOWN: Verdict(True, Exit.FAILED),
-    Code.SUPERSEDED: Verdict(False, Exit.FAILED),
-    Code.TIMEOUT: Verdict(True, Exit.FAILED),
-    Code.SOURCE: Verdict(False, Exit.DATA),
-    Code.SOURCE_CHANGED: Verdict(False, Exit.DATA),
-    Code.DESTINATION: Verdict(False, Exit.DATA),
-    Code.NO_SPACE: Verdict(False, Exit.DATA),
-    Code.DIGEST: Verdict(False, Exit.FAILED),
-    Code.INTERNAL: Verdict(False, Exit.FAILED),
-    Code.TOO_LARGE: Verdict(False, Exit.REFUSED),
+CONSEQUENCES: dict[Code, Consequence] = {
+    Code.VERSION: Consequence(False, Exit.REFUSED),
+    Code.TOKEN: Consequence(False, Exit.REFUSED),
+    Code.POLICY: Consequence(False, Exit.REFUSED),
+    Code.PATH: Consequence(False, Exit.REFUSED),
+    Code.EXISTS: Consequence(False, Exit.REFUSED),
+    Code.PROTOCOL: Consequence(False, Exit.REFUSED),
+    Code.CORRUPT: Consequence(True, Exit.FAILED),
+    Code.BUSY: Consequence(True, Exit.FAILED),
+    Code.UNKNOWN_TRANSFER: Consequence(True, Exit.FAILED),
+    Code.LIMIT: Consequence(True, Exit.FAILED),
+    Code.SHUTTING_DOWN: Consequence(True, Exit.FAILED),
+    Code.SUPERSEDED: Consequence(False, Exit.FAILED),
+    Code.TIMEOUT: Consequence(True, Exit.FAILED),
+    Code.SOURCE: Consequence(False, Exit.DATA),
+    Code.SOURCE_CHANGED: Consequence(False, Exit.DATA),
+    Code.DESTINATION: Consequence(False, Exit.DATA),
+    Code.NO_SPACE: Consequence(False, Exit.DATA),
+    Code.DIGEST: Consequence(False, Exit.FAILED),
+    Code.INTERNAL: Consequence(False, Exit.FAILED),
+    Code.TOO_LARGE: Consequence(False, Exit.REFUSED),
 }
 
 
 class FilestreamerError(Exception):
-    """Root of the tree. `str()` is one line for people that says what to do; `name` is for scripts."""
+    """Root of the tree. `str()` is one line for people, which says what to do; `name` is a word for scripts."""
 
     retryable: bool = False
     exit_code: int = Exit.FAILED
@@ -97,45 +97,45 @@ class FilestreamerError(Exception):
 
 
 class UsageError(FilestreamerError):
-    """Settings that make no sense; nothing was started."""
+    """Settings that make no sense. Nothing was started."""
 
     exit_code = Exit.USAGE
     name = "usage"
 
 
 class LocalProtocolError(FilestreamerError):
-    """This side was about to send what the protocol forbids: a bug here, never the peer's doing."""
+    """This side was about to send what the protocol forbids: a bug on this side."""
 
     name = "internal"
 
 
 class ConnectionLost(FilestreamerError):
-    """A connection that can't be made or has ended: the transfer may go on over another."""
+    """A connection can't be made or has ended; the transfer may go on over a new one."""
 
     retryable = True
     name = "connection_lost"
 
 
 class ConnectionClosed(ConnectionLost):
-    """The peer closed the connection in order: nothing was lost on its way."""
+    """The peer closed the connection in order: no byte was lost on the way."""
 
 
 class _Coded(FilestreamerError):
-    """An end that carries a wire code, and exits by the code's verdict."""
+    """An error with a code of the protocol, from which exit code and `retryable` follow."""
 
     def __init__(self, code: Code, reason: str) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
         self.name = code.name.lower()
-        self.retryable, self.exit_code = VERDICTS[code]
+        self.retryable, self.exit_code = CONSEQUENCES[code]
 
     def __str__(self) -> str:
         return self.reason
 
 
 class RemoteProtocolError(_Coded):
-    """The peer sent what the protocol forbids (PROTOCOL), or a frame was damaged on its way (CORRUPT)."""
+    """The peer sent what the protocol forbids (PROTOCOL), or a frame was damaged on the way (CORRUPT)."""
 
     def __init__(self, reason: str, code: Code = Code.PROTOCOL) -> None:
         super().__init__(code, reason)
@@ -156,18 +156,18 @@ class Aborted(_Coded):
 
 
 class TransferFailed(_Coded):
-    """This side ends the transfer for a reason of its own, and sends the peer an Abort with it."""
+    """This side ends the transfer, and sends the peer an Abort with the reason."""
 
 
 class Partial(FilestreamerError):
-    """The transfer is complete and durable, but for entries that were left out."""
+    """The transfer is complete and durable, but for entries that were skipped."""
 
     exit_code = Exit.PARTIAL
     name = "partial"
 
 
 class Interrupted(FilestreamerError):
-    """A signal asked this process to end; a later run resumes."""
+    """A signal asked this process to end. The next run resumes the transfer."""
 
     retryable = True
     name = "interrupted"
@@ -179,10 +179,11 @@ class Interrupted(FilestreamerError):
 
 
 def from_os_error(error: OSError, code: Code, what: str) -> TransferFailed:
-    """Map an OSError of a file (never of a socket) to the end that it means; `what` names the file and the step.
+    """Map an OSError of a file (never of a socket) to an error with a code; `what` names the file and the step.
 
-    What this process may have no more of, for now, is LIMIT: it is nothing that is wrong with the file.
+    `code` is SOURCE or DESTINATION; a full disk becomes NO_SPACE.
     """
+    # Descriptors and memory are short in this process, and maybe only now: nothing is wrong with the file.
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         code = Code.LIMIT
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and code is Code.DESTINATION:

@@ -1,14 +1,15 @@
 """Frames: length (4 bytes), XXH3-64 of the body (8 bytes), body; big-endian (proto/README.md, "Frames").
 
-Pure: bytes in, bodies out. The length is checked before anything is waited for or kept, and the checksum before the
-body is parsed, so that a flipped bit in a header can't write good bytes to the wrong place.
+Pure: bytes in, bodies out. The length is checked before the body is waited for, so that no peer can make this end
+buffer more. The checksum is checked before the body is parsed, so that a flipped bit in a chunk header can't send good
+bytes to the wrong place.
 """
 
 import struct
 from collections.abc import Callable
 
 from filestreamer.wire import limits
-from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import checksum
 from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.messages import Message
@@ -17,25 +18,24 @@ _HEADER = struct.Struct(">I8s")
 
 
 def frame(message: Message) -> bytes:
-    """Encode a message as one whole frame. Raises LocalProtocolError where it is too large."""
-    body = encode(message)
-    return _HEADER.pack(len(body), checksum(body)) + body
+    """Encode a message as a frame. Raises LocalProtocolError where it is too large."""
+    return frame_of(encode(message))
 
 
 def frame_of(body: bytes) -> bytes:
-    """Put the header before a body that is encoded already."""
+    """Make a frame of an encoded body."""
     return _HEADER.pack(len(body), checksum(body)) + body
 
 
 def parse_header(header: bytes | memoryview, limit: int) -> tuple[int, bytes]:
     """Read a frame header of FRAME_HEADER_BYTES into (body length, checksum).
 
-    Raises RemoteProtocolError where the length is 0 or over `limit`: PROTOCOL where the bytes are a stranger's, whom
-    the text names, and else CORRUPT, as nobody who speaks this protocol sends such a length.
+    Raises RemoteProtocolError where the length is 0 or over `limit`: PROTOCOL where the bytes look like another
+    protocol, which the message names; else CORRUPT, as no peer of this protocol sends such a length undamaged.
     """
     length, expected = _HEADER.unpack(header)
     if not 0 < length <= limit:
-        stranger = _stranger(bytes(header))
+        stranger = _other_protocol(bytes(header))
         reason = f"a frame announces {length} bytes, the limit is {limit}{stranger}"
         raise RemoteProtocolError(reason, Code.PROTOCOL if stranger else Code.CORRUPT)
     return length, expected
@@ -48,7 +48,7 @@ def check_body(body: bytes | memoryview, expected: bytes) -> None:
 
 
 def read_body(read_exact: Callable[[int], bytes | memoryview], limit: int) -> bytes:
-    """Read one frame by `read_exact(n)` and return its body, checked.
+    """Read one frame by `read_exact(count)`; return its body, whose length and checksum are right.
 
     Raises RemoteProtocolError as `parse_header` and `check_body` do, and whatever `read_exact` raises.
     """
@@ -58,13 +58,8 @@ def read_body(read_exact: Callable[[int], bytes | memoryview], limit: int) -> by
     return body
 
 
-def read_message(read_exact: Callable[[int], bytes | memoryview], limit: int = limits.FRAME_BYTES) -> Message:
-    """Read and decode one frame by `read_exact(n)`. Raises RemoteProtocolError."""
-    return decode(read_body(read_exact, limit))
-
-
-def _stranger(header: bytes) -> str:
-    """Name the usual strangers by their first bytes."""
+def _other_protocol(header: bytes) -> str:
+    """Name the protocol that begins with these bytes, in brackets; "" where it is none of the usual ones."""
     if header[:2] == b"\x16\x03":
         return " (a TLS client: this port speaks clear text)"
     if header[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"HTTP"):

@@ -1,7 +1,7 @@
-"""Where the segments of a file lie (proto/README.md, "Chunks and segments").
+"""Where the segments of a file are (proto/README.md, "Chunks and segments").
 
-Segment i of a file is bytes [i*C, min((i+1)*C, size)), C being the offered chunk size. Both ends compute this from the
-Offer and the manifest; the receiver accepts no other segment. A shard moves its share of them ("Shards").
+Segment i of a file is bytes [i*C, min((i+1)*C, size)), where C is the chunk size of the Offer. Both ends compute the
+segments from Offer and manifest, and the receiver accepts no others. A shard moves only its share of them ("Shards").
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ class Grid(NamedTuple):
 
     @property
     def segments(self) -> int:
-        """Number of segments; an empty file has none."""
+        """Number of segments; 0 for an empty file."""
         return -(-self.size // self.chunk_size)
 
     def offset(self, index: int) -> int:
@@ -40,7 +40,7 @@ class Grid(NamedTuple):
         return index * self.chunk_size
 
     def length(self, index: int) -> int:
-        """Bytes in segment `index`: chunk_size, but for the last."""
+        """Bytes in segment `index`: chunk_size, or fewer in the last one."""
         return min(self.chunk_size, self.size - index * self.chunk_size)
 
     def bytes_between(self, first: int, end: int) -> int:
@@ -48,7 +48,7 @@ class Grid(NamedTuple):
         return min(end * self.chunk_size, self.size) - min(first * self.chunk_size, self.size)
 
     def index_of(self, offset: int, length: int) -> int | None:
-        """Which segment these bytes are; None where they are not exactly one."""
+        """Return which segment these bytes are; None where they are not exactly one segment."""
         index, rest = divmod(offset, self.chunk_size)
         if rest or not 0 <= offset < self.size or length != self.length(index):
             return None
@@ -57,9 +57,9 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The chunks k of a file with k % count == index: what one shard moves, or all of them (0 of 1).
+    """The chunks k of a file with k % count == index: those that one shard moves. Share 0 of 1 is all chunks.
 
-    The chunks of a share are counted, too: the one with ordinal i is chunk i * count + index.
+    Within a share, chunks are numbered by ordinals: ordinal i is chunk i * count + index.
     """
 
     index: int = 0
@@ -69,11 +69,11 @@ class Share:
         return f"{self.index}/{self.count}"
 
     def chunks(self, chunks: int) -> int:
-        """How many of the chunks 0..`chunks` - 1 are in this share."""
+        """Return how many of the chunks 0 to `chunks` - 1 are in this share."""
         return len(range(self.index, chunks, self.count))
 
     def chunk(self, ordinal: int) -> int:
-        """Which chunk has this ordinal."""
+        """Return the chunk with this ordinal."""
         return ordinal * self.count + self.index
 
     def ordinal(self, chunk: int) -> int:
@@ -81,7 +81,7 @@ class Share:
         return chunk // self.count
 
     def holds(self, chunk: int) -> bool:
-        """Whether a chunk is in this share."""
+        """Return whether a chunk is in this share."""
         return chunk % self.count == self.index
 
     def ordinals(self, first: int, end: int) -> range:
@@ -89,7 +89,7 @@ class Share:
         return range(self.chunks(first), self.chunks(end))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the chunks [first, end) from the one with ordinal `start` to the one before ordinal `stop`."""
+        """Return the range [first, end) of chunks that covers the ordinals [start, stop), which must not be empty."""
         return self.chunk(start), self.chunk(stop - 1) + 1
 
     def bytes_between(self, grid: Grid, start: int, stop: int) -> int:
@@ -108,7 +108,7 @@ WHOLE: Final = Share()
 
 
 def hole_segments(grid: Grid, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of segments that lie in holes entirely; these are (offset, length), in order."""
+    """Yield the runs [first, end) of segments that are entirely in holes. `holes` are (offset, length), in order."""
     at = end = 0
     for offset, length in holes:
         if offset > end:
@@ -119,7 +119,7 @@ def hole_segments(grid: Grid, holes: Iterable[tuple[int, int]]) -> Iterator[tupl
 
 
 def _inner_segments(grid: Grid, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the run of segments that lie in bytes [start, end) entirely, if there is one."""
+    """Yield the run of segments that are entirely in bytes [start, end), if there is one."""
     first = -(-start // grid.chunk_size)
     stop = grid.segments if end >= grid.size else end // grid.chunk_size
     if first < stop:
@@ -127,7 +127,7 @@ def _inner_segments(grid: Grid, start: int, end: int) -> Iterator[tuple[int, int
 
 
 def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [start, end) of bytes [start, end) that lie in no hole, in order."""
+    """Yield the ranges [first, end) of those of the bytes [start, end) that are in no hole, in order."""
     for offset, length in holes:
         if offset + length <= start:
             continue
@@ -138,19 +138,3 @@ def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Ite
         start = offset + length
     if start < end:
         yield start, end
-
-
-def count_chunks(sizes: Iterable[int], chunk_size: int) -> int:
-    """Count the chunks that the files of one ManifestPart make; `sizes` are of those with a segment, in order."""
-    chunks = bundle_bytes = bundle_segments = 0
-    for size in sizes:
-        if size > chunk_size:
-            chunks += Grid(size, chunk_size).segments
-            bundle_segments = 0
-        elif not bundle_segments or bundle_bytes + size > chunk_size or bundle_segments == limits.SEGMENTS_PER_CHUNK:
-            chunks += 1
-            bundle_bytes, bundle_segments = size, 1
-        else:
-            bundle_bytes += size
-            bundle_segments += 1
-    return chunks

@@ -1,4 +1,4 @@
-"""Every bound of the protocol in one place (proto/README.md, "Limits"). Sizes are bytes, times seconds."""
+"""Every limit of the protocol (proto/README.md, "Limits"). Sizes in bytes, times in seconds."""
 
 from typing import Final
 
@@ -19,7 +19,7 @@ MAC_BYTES: Final = 32
 """HMAC-SHA-256."""
 
 FRAME_HEADER_BYTES: Final = 12
-"""Length (4) and checksum (8) before each frame's body."""
+"""Before the body of each frame: length (4) and checksum (8)."""
 OPENING_FRAME_BYTES: Final = 1 * KIB
 """Largest frame body before Welcome."""
 FRAME_BYTES: Final = 64 * KIB
@@ -30,15 +30,15 @@ CHUNK_SIZE_MAX: Final = 1 * GIB
 SEGMENTS_PER_CHUNK: Final = 1024
 CHUNKS_PER_FILE: Final = 1 << 23
 CHUNKS_PER_FILE_COMFORTABLE: Final = 1 << 20
-"""The default chunk size doubles until a file has no more chunks than this."""
+"""Where nobody chose a chunk size, it doubles until a file has at most this many chunks."""
 FILE_SIZE_MAX: Final = (1 << 63) - 1
 
 SHARDS_MAX: Final = 1024
-"""Shards of a file: more than a receiver has connections for at once."""
+"""Shards of one file; more than a receiver has connections for at the same time."""
 
 CONNECTIONS_MAX: Final = 256
 CONNECTIONS_AUTO: Final = 64
-"""What a sender announces, and at most has, where nobody chose a number."""
+"""The most connections of a sender that finds their number by itself; its Hello announces this number."""
 
 PATH_BYTES: Final = 4096
 NAME_BYTES: Final = 255
@@ -58,36 +58,37 @@ STAGES_PER_PROGRESS: Final = 16
 WINDOW_BYTES: Final = 16 * MIB
 """Unacknowledged payload that a connection starts with."""
 WINDOW_BYTES_MAX: Final = 256 * MIB
-"""What it grows to where the path carries more."""
+"""The most unacknowledged payload of a connection; the window grows to it where the path carries more."""
 WINDOW_CHUNKS_MIN: Final = 2
 WINDOW_CHUNKS_MAX: Final = 1024
 
 AHEAD_CHUNKS: Final = 1024
-"""How far beyond the first chunk that has not arrived a tree is dealt."""
+"""How many chunks behind the first one that is not acknowledged a tree may send."""
 
 BLOCK_BYTES: Final = 512 * KIB
-"""The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
+"""The unit of I/O inside a chunk; small enough to be hashed while it is in the CPU's cache."""
 LARGE_BLOCK_BYTES: Final = 1980 * KIB
-"""What is written at once at most, where the network brings it faster: with a frame it fits into a huge page."""
+"""The most that is written at once, where the network is faster than the disk; with a frame it fits a huge page."""
 LARGE_BLOCK_CONNECTIONS: Final = 8
-"""Connections of a transfer that have room for that. It takes more on long paths, where less comes at once."""
+"""How many connections of a transfer have a buffer of that size. Many connections mean a long path, where less
+arrives at once."""
 
 OPENING_SECONDS: Final = 5.0
 """From accept to Welcome."""
 HEARTBEAT_SECONDS: Final = 3.0
 """Between two Progress frames."""
 DEAD_SECONDS: Final = 30.0
-"""A peer that sent nothing for this long is dead."""
+"""A peer that has sent nothing for this long counts as dead."""
 CLOSING_SECONDS: Final = 5.0
 """From SHUT_WR to the peer's end of stream."""
 STRANGER_SECONDS: Final = 60.0
-"""How long a transfer without progress keeps a name or a place that others want, whatever its own patience."""
+"""How long a transfer without progress keeps a name, or its place in the receiver, that another transfer needs."""
 REHASH_STEP_BYTES: Final = MIB
-"""The least that a peer has to re-hash for it to count: it need not hash anything to say a number."""
+"""The least growth of Progress.rehashed_bytes that counts as progress: the number costs a peer nothing to claim."""
 SYNC_BYTES_PER_SECOND: Final = 4 * MIB
-"""The slowest disk that a sync is waited for."""
+"""The speed of the slowest disk whose sync is waited for."""
 SYNC_ENTRY_BYTES: Final = 64 * KIB
-"""What an entry counts for in that: a name, a mode and times take a slow disk as long as so many bytes."""
+"""Bytes that an entry counts as in that: a slow disk takes as long for a name, a mode and times."""
 
 SENDS_PER_CHUNK: Final = 4
-"""A chunk that arrives wrong is sent again at most three times."""
+"""How often a chunk is sent at most: the first time, and three times after a wrong digest."""

@@ -1,7 +1,7 @@
-"""The messages of the protocol as frozen native values (proto/README.md, "Messages").
+"""The messages of the protocol as named tuples (proto/README.md, "Messages").
 
-What is decoded from a peer has the right types and is within the bounds of `limits`; whether it makes sense at this
-moment is for `session`, and whether it fits the files of the transfer for the services.
+A message that `codec` has decoded has the right types and is within `limits`. `session` checks whether it is legal at
+this moment, and the services check whether it fits the files of the transfer.
 """
 
 import enum
@@ -18,56 +18,56 @@ class Role(enum.IntEnum):
 
 
 class EntryType(enum.IntEnum):
-    """What a manifest entry is."""
+    """The type of a manifest entry."""
 
     FILE = 1
     DIRECTORY = 2
     SYMLINK = 3
     STREAM = 4
-    """A file whose size nobody knows before its end."""
+    """A file whose size is not known before its end, such as standard input."""
 
 
 class Phase(enum.IntEnum):
-    """What the sender of a Progress is doing."""
+    """What the end that sends a Progress is doing."""
 
     OFFERING = 1
     MOVING = 2
     SYNCING = 3
     WAITING = 4
-    """Whoever reads what the receiver writes takes nothing at the moment."""
+    """At the receiver, the reader of the pipe takes nothing at the moment; at the sender, the stream brings nothing."""
 
 
 SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
 RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
-"""What a data connection does with its time, in the order in which Progress tells it."""
+"""The stages among which the time of data connections is divided, in the order of Progress.stage_microseconds."""
 
 
 class Verdict(enum.IntEnum):
-    """What became of the chunks of a ChunkAck."""
+    """What became of the chunks in a ChunkAck."""
 
     OK = 1
     DIGEST_MISMATCH = 2
 
 
 class SkipKind(enum.IntEnum):
-    """Why an entry is not moved, or not all of it."""
+    """Why an entry is not moved, or not completely."""
 
     VANISHED = 1
-    """It was gone when it was to be looked at or read."""
+    """It was gone when the sender wanted to list or read it."""
     CHANGED = 2
-    """It was another one when it was read than when it was listed."""
+    """It has changed between being listed and being read."""
     UNREADABLE = 3
-    """It could not be read, or its path is too long to be sent."""
+    """It can't be read, or its path is too long to be sent."""
     DECLINED = 4
-    """The receiver could not make or replace it."""
+    """The receiver can't create or replace it."""
     ATTRIBUTE = 5
-    """It was moved, but for an attribute that the receiver could not set."""
+    """It was moved, but the receiver can't set one of its attributes."""
     SPECIAL = 6
-    """It is a FIFO, a socket or a device, which are never moved: no failure."""
+    """It is a FIFO, a socket or a device, which are never moved. This is not a failure."""
 
 
 class Greeting(NamedTuple):
-    """Receiver, first frame: what it speaks and who it is."""
+    """Receiver, first frame: the protocol versions that it speaks, its incarnation, whether it requires a token."""
 
     lowest_version: int
     highest_version: int
@@ -77,7 +77,7 @@ class Greeting(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Sender, first frame: which transfer this connection belongs to."""
+    """Sender, first frame: the transfer and the role of this connection."""
 
     version: int
     transfer_id: bytes
@@ -88,26 +88,26 @@ class Hello(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Sender, after Hello where a token is required: that it knows the token."""
+    """Sender, after Hello where a token is required: proves that it knows the token."""
 
     mac: bytes
 
 
 class Welcome(NamedTuple):
-    """Receiver: come in; `mac` proves that it knows the token too (empty where none is required)."""
+    """Receiver: accepts the connection; `mac` proves that it knows the token, too (empty where none is required)."""
 
     mac: bytes
 
 
 class Refusal(NamedTuple):
-    """Receiver, instead of Welcome."""
+    """Receiver, instead of Welcome: refuses the connection, and says why."""
 
     code: Code
     reason: str
 
 
 class Abort(NamedTuple):
-    """Either side, at any time after Welcome: the transfer, or this connection, is over."""
+    """Either end, at any time after Welcome: ends the transfer or this connection, and says why."""
 
     code: Code
     reason: str
@@ -121,7 +121,7 @@ class Shard(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """Sender: how the files that follow are cut. Sizes in bytes."""
+    """Sender: how the files in the manifest that follows are cut into chunks. Sizes in bytes."""
 
     chunk_size: int
     shard: Shard | None
@@ -130,7 +130,7 @@ class Offer(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """A range of a file that is not sent and reads as zeros, in bytes."""
+    """A range of bytes of a file that reads as zeros and is not sent."""
 
     offset: int
     length: int
@@ -144,7 +144,10 @@ class Xattr(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One file, directory or symlink. `mode` is permission bits only; `hard_link_group` 0 is none."""
+    """One file, directory or symlink.
+
+    `mode` has permission bits only. Files with the same `hard_link_group` are one file; 0 is none.
+    """
 
     path: bytes
     type: EntryType
@@ -160,7 +163,7 @@ class Entry(NamedTuple):
 
 
 class ManifestPart(NamedTuple):
-    """Sender: the entries `first_file_id`, `first_file_id + 1`, ..."""
+    """Sender: part of the manifest, the entries from `first_file_id` on."""
 
     first_file_id: int
     entries: tuple[Entry, ...]
@@ -168,14 +171,14 @@ class ManifestPart(NamedTuple):
 
 
 class FileRange(NamedTuple):
-    """Whole files: as many as `files`, from `first_file_id`."""
+    """Whole files: `files` of them, from `first_file_id` on."""
 
     first_file_id: int
     files: int
 
 
 class SegmentRange(NamedTuple):
-    """Segments of one file, as many as `segments`; segment i starts at byte i * chunk_size."""
+    """Segments of one file: `segments` of them, from `first_segment` on; segment i starts at byte i * chunk_size."""
 
     file_id: int
     first_segment: int
@@ -183,44 +186,47 @@ class SegmentRange(NamedTuple):
 
 
 class Needed(NamedTuple):
-    """Receiver: certainly not held, so send it."""
+    """Receiver: files and segments that it does not have, to be sent."""
 
     files: tuple[FileRange, ...]
     segments: tuple[SegmentRange, ...]
     window_bytes: int = 0
-    """How far to send ahead of the first byte that is not acknowledged; 0 is no such bound."""
+    """How far the sender may send ahead of the first byte that is not acknowledged; 0: as far as it wants."""
 
 
 class Held(NamedTuple):
-    """Receiver: re-hashed from disk, 16 bytes of digest for each segment from `first_segment`; send what differs."""
+    """Receiver: 16 bytes of digest for each segment that it has, from `first_segment` on; send those that differ.
+
+    `unchecked` are files that it takes for equal because of size and mtime.
+    """
 
     file_id: int
     first_segment: int
     digests: bytes
     unchecked: tuple[FileRange, ...] = ()
     final: bool = False
-    """The file lies under its final name: where one digest differs, all of it is needed."""
+    """Whether the segments are of a file under its final name: where one digest differs, the whole file is needed."""
 
 
 class Progress(NamedTuple):
-    """Either side, every few seconds: the heartbeat."""
+    """Either end, every few seconds: the heartbeat."""
 
     phase: Phase
     acknowledged_bytes: int
     rehashed_bytes: int
     stage_microseconds: tuple[int, ...] = ()
-    """What its data connections spent in each stage, all together: SENDER_STAGES or RECEIVER_STAGES, in that order."""
+    """The time of all data connections in each stage of SENDER_STAGES or RECEIVER_STAGES, in this order."""
 
 
 class LeftOutCount(NamedTuple):
-    """How many entries were left out for a reason of one kind."""
+    """How many entries were not sent, for reasons of one kind."""
 
     kind: SkipKind
     entries: int
 
 
 class LeftOut(NamedTuple):
-    """An entry that was left out: its path at the destination, as far as a frame has room for it, and why."""
+    """An entry that was not sent, and why. The path is that at the destination, and may be cut."""
 
     path: bytes
     kind: SkipKind
@@ -228,31 +234,31 @@ class LeftOut(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Sender: every chunk is acknowledged or held."""
+    """Sender: every chunk is acknowledged or held; the root digest over all of them."""
 
     chunks: int
     root_digest: bytes
     stream_bytes: int = 0
     left_out_counts: tuple[LeftOutCount, ...] = ()
-    """What the sender did not offer, or withdrew, by kind."""
+    """Entries that the sender did not offer, or withdrew, by kind."""
     left_out: tuple[LeftOut, ...] = ()
-    """The first of these."""
+    """The first of these entries."""
 
 
 class Withdrawn(NamedTuple):
-    """Sender: these files are not going to be sent after all: unreadable, gone, or changed since they were listed."""
+    """Sender: files that it offered and can't send, as they are unreadable, gone, or changed since they were listed."""
 
     file_ids: tuple[int, ...]
 
 
 class Complete(NamedTuple):
-    """Receiver: durable under the final name (or, for a shard whose siblings are missing, in staging)."""
+    """Receiver: everything is durable: under final names if `committed`, else in staging (a shard)."""
 
     committed: bool
 
 
 class Segment(NamedTuple):
-    """Where part of a chunk belongs; bytes."""
+    """Part of a chunk: `length` bytes at `offset` of a file."""
 
     file_id: int
     offset: int
@@ -260,14 +266,14 @@ class Segment(NamedTuple):
 
 
 class ChunkHeader(NamedTuple):
-    """Sender: announces sum(length) raw bytes and then 16 raw bytes of digest for each segment."""
+    """Sender: announces a chunk. The bytes of all segments follow the frame, and then 16 bytes of digest for each."""
 
     chunk_id: int
     segments: tuple[Segment, ...]
 
 
 class ChunkAck(NamedTuple):
-    """Receiver: what became of these chunks."""
+    """Receiver: acknowledges chunks, or asks for them again."""
 
     verdict: Verdict
     chunk_ids: tuple[int, ...]

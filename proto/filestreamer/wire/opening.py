@@ -1,7 +1,7 @@
-"""Greeting, Hello, Proof, Welcome, as each end lives through them (proto/README.md, "Opening").
+"""The opening of a connection, for each end: Greeting, Hello, Proof, Welcome (proto/README.md, "Opening").
 
-Pure: frame bodies in, frame bodies out. An end that the peer causes is a RemoteProtocolError with the code that the
-receiver then says in its Refusal, or Refused where the receiver said one.
+Pure: frame bodies in, frame bodies out. Where the peer is wrong, a RemoteProtocolError has the code for the receiver's
+Refusal. Where the receiver has sent a Refusal, Refused has its code and reason.
 """
 
 import os
@@ -19,9 +19,9 @@ def random_id() -> bytes:
 
 
 class ReceiverOpening:
-    """The receiver's end: send `greeting_body`, feed every body to `receive` until it returns Hello, send `welcome()`.
+    """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
-    A token of None lets everybody in. `certificate_sha256` is that of this server's TLS certificate, if any.
+    `token` is None where none is required. `certificate_sha256` is that of this receiver's TLS certificate, if any.
     """
 
     def __init__(self, incarnation: bytes, token: bytes | None, certificate_sha256: bytes = b"") -> None:
@@ -34,7 +34,7 @@ class ReceiverOpening:
         self._proof = b""
 
     def receive(self, body: bytes) -> m.Hello | None:
-        """Take one body from the sender; return its Hello once it may come in, None while its Proof is awaited.
+        """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
 
         Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN.
         """
@@ -42,15 +42,17 @@ class ReceiverOpening:
         if self._hello is None:
             return self._receive_hello(message, body)
         if not isinstance(message, m.Proof):
-            raise RemoteProtocolError("this receiver wants a token: pass the sender --token-file", Code.TOKEN)
+            raise RemoteProtocolError(
+                "this receiver requires a token: pass the sender --token-file or FILESTREAMER_TOKEN", Code.TOKEN
+            )
         return self._receive_proof(message)
 
     def _receive_hello(self, message: m.Message, body: bytes) -> m.Hello | None:
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
         if message.version != limits.VERSION:
-            reason = f"protocol version {message.version} is not spoken here, only {limits.VERSION}"
-            raise RemoteProtocolError(reason, Code.VERSION)
+            spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
+            raise RemoteProtocolError(f"{spoken}: update the older", Code.VERSION)
         self._hello, self._hello_body = message, body
         return message if self._token is None else None
 
@@ -58,7 +60,7 @@ class ReceiverOpening:
         from filestreamer.wire import auth
 
         if self._token is None or self._hello is None:
-            raise LocalProtocolError("a Proof was asked for without a token")
+            raise LocalProtocolError("a Proof was checked without a token")
         expected = auth.sender_proof(self._token, self.greeting_body, self._hello_body, self._certificate)
         if not auth.equal(message.mac, expected):
             raise RemoteProtocolError("the token is wrong", Code.TOKEN)
@@ -66,7 +68,7 @@ class ReceiverOpening:
         return self._hello
 
     def welcome(self) -> m.Welcome:
-        """Make the Welcome; where a token is required, with the proof that this receiver knows it too."""
+        """Make the Welcome; where a token is required, it proves that this receiver knows the token, too."""
         if self._token is None:
             return m.Welcome(b"")
         from filestreamer.wire import auth
@@ -76,9 +78,9 @@ class ReceiverOpening:
 
 
 class SenderOpening:
-    """The sender's end: feed the first body to `answer`, send what it returns, feed the next body to `enter`.
+    """The sender's end: pass the first body to `answer`, send the bodies that it returns, pass the next one to `enter`.
 
-    `own` reads the token of the user, for a sender that was given none: it is used only where one is asked for.
+    `own` reads the user's own token; it is called where no token was given and the receiver requires one.
     """
 
     def __init__(
@@ -94,10 +96,10 @@ class SenderOpening:
     def answer(
         self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
     ) -> tuple[bytes, ...]:
-        """Answer a Greeting: the bodies to send, Hello and, where a token is required, Proof.
+        """Answer a Greeting; return the bodies to send: Hello and, where a token is required, Proof.
 
-        Raises RemoteProtocolError (PROTOCOL, VERSION), Refused where the receiver turns everybody away, and
-        RemoteProtocolError(TOKEN) where only one of the two ends has a token.
+        Raises RemoteProtocolError (PROTOCOL, VERSION; TOKEN where only one of the two ends has a token), and Refused
+        where the receiver has sent a Refusal instead of a Greeting.
         """
         greeting = decode(greeting_body)
         if isinstance(greeting, m.Refusal):
@@ -124,18 +126,18 @@ class SenderOpening:
             self._token = self._own()
             self._is_own = self._token is not None
         if greeting.token_required and self._token is None:
-            reason = "the receiver wants a token: pass --token-file or FILESTREAMER_TOKEN"
+            reason = "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
         if not greeting.token_required and self._token is not None:
-            reason = "a token was given, but the receiver asks for none: it may be another than you think"
+            reason = "a token was given, but the receiver requires none: check that --to is the receiver you mean"
             raise RemoteProtocolError(reason, Code.TOKEN)
 
     def enter(self, body: bytes) -> None:
-        """Take the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
+        """Check the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
         message = decode(body)
         if isinstance(message, m.Refusal):
             if message.code is Code.TOKEN and self._is_own:
-                reason = "the receiver's token is not this user's own: pass --token-file or FILESTREAMER_TOKEN"
+                reason = "the receiver has another token than this user's own: pass --token-file or FILESTREAMER_TOKEN"
                 raise RemoteProtocolError(reason, Code.TOKEN)
             raise Refused(message.code, message.reason)
         if not isinstance(message, m.Welcome):

@@ -5,11 +5,14 @@
                                                                  └──────Needed────────┘
     data      moving
 
-Abort is legal in every state, and the last frame of who sends it; Progress is legal on control until Complete. The
-table is of the conversation, not of one end: both ends step the same state with what they send and with what they
-receive, which works because no message that changes the state can cross one from the other side that its new state
-forbids. So Complete waits for the last ManifestPart, answers may cross a Finish that follows it at once (rejoining),
-and a Finish may cross a Needed, or the Complete that makes it meaningless.
+Abort is legal in every state, and is the last frame of the end that sends it. Progress is legal on control until
+Complete.
+
+The state is that of the conversation: each end steps it both with the messages that it sends and with those that it
+receives. Messages may cross on the way. This works because no message that changes the state can cross a message of the
+other end that the new state forbids. Therefore Complete waits for the last ManifestPart; answers are legal after a
+Finish that follows the last part at once, as when a sender rejoins; and a Finish is legal where it crosses a Needed, or
+the Complete that makes it meaningless.
 """
 
 from typing import Literal
@@ -47,7 +50,7 @@ FIRST: dict[m.Role, State] = {m.Role.CONTROL: "offer", m.Role.DATA: "moving"}
 
 
 class Session:
-    """The state of one connection, as this side sees it."""
+    """The state of one connection, as this side knows it."""
 
     def __init__(self, me: Side, role: m.Role) -> None:
         self.me: Side = me
@@ -56,14 +59,14 @@ class Session:
         self.state: State = FIRST[role]
 
     def sending(self, message: m.Message) -> None:
-        """Step by a message of ours. Raises LocalProtocolError where it is not legal now."""
+        """Step with a message that this side sends. Raises LocalProtocolError where it is not legal now."""
         state = self._step(self.me, message)
         if state is None:
             raise LocalProtocolError(f"{type(message).__name__} can't be sent in state {self.state}")
         self.state = state
 
     def received(self, message: m.Message) -> None:
-        """Step by a message of the peer's. Raises RemoteProtocolError where it is not legal now."""
+        """Step with a message from the peer. Raises RemoteProtocolError where it is not legal now."""
         state = self._step(self.peer, message)
         if state is None:
             raise RemoteProtocolError(f"{type(message).__name__} is not legal in state {self.state}")

@@ -17,7 +17,7 @@ from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
-from filestreamer.wire.errors import VERDICTS, Exit, Interrupted, UsageError
+from filestreamer.wire.errors import CONSEQUENCES, Exit, Interrupted, UsageError
 from tests.support.kubernetes import (
     TOP,
     Object,
@@ -211,12 +211,16 @@ def test_a_job_tries_again_where_that_can_help(build: str) -> None:
 def test_exit_codes_fail_a_job_exactly_where_the_code_says_that_retrying_is_no_use(build: str) -> None:
     """1 and 128+N are tried again: the network, the peer, a signal. The others need a person."""
     tried_again = {Exit.COMPLETE, Exit.FAILED, *(Interrupted(number).exit_code for number in range(1, 65))}
-    final = {*Exit, *(verdict.exit_code for verdict in VERDICTS.values()), UsageError.exit_code} - tried_again
+    final = {
+        *Exit,
+        *(consequence.exit_code for consequence in CONSEQUENCES.values()),
+        UsageError.exit_code,
+    } - tried_again
 
     for job in objects(build, "Job"):
         assert set(job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]) == final
-    for verdict in VERDICTS.values():
-        assert not (verdict.retryable and verdict.exit_code in final)
+    for consequence in CONSEQUENCES.values():
+        assert not (consequence.retryable and consequence.exit_code in final)
 
 
 @pytest.mark.parametrize("build", ["overlays/shards", "overlays/shards pod-monitor", "overlays/shards tls"])

@@ -485,7 +485,7 @@ def test_what_could_pass_for_another_token_is_refused(tmp_path: Path, content: b
     ("path", "says"),
     [
         ("/dev/null", "has 0 characters"),
-        ("/dev/zero", "is no token"),
+        ("/dev/zero", "is not a token"),
         ("/", "Is a directory"),
         ("/proc/1", "directory"),
     ],
@@ -529,7 +529,7 @@ def test_a_config_from_a_pipe(tmp_path: Path, how: str) -> None:
 
 
 def test_a_config_without_end() -> None:
-    assert failure(*LEAST, "--config", "/dev/zero") == "/dev/zero: has more than 16 MiB: it is no file of settings"
+    assert failure(*LEAST, "--config", "/dev/zero") == "/dev/zero: has more than 16 MiB: it is not a config file"
 
 
 # --- secrets that others can read
@@ -613,7 +613,7 @@ def test_no_error_shows_a_password(config: Any, url: str) -> None:
         "config.json: pushgateway": failure(*LEAST, "--config", config({"pushgateway": url})),
     }
     for origin, line in written.items():
-        assert line.startswith(f"{origin}: it is not a URL that is written as http://[USER:PASSWORD@]HOST")
+        assert line.startswith(f"{origin}: it is not a URL of the form http://[USER:PASSWORD@]HOST")
         assert SECRET not in line
 
 

@@ -1,9 +1,10 @@
-"""Buffers for payload, in huge pages where the kernel gives any.
+"""Buffers for payload, in huge pages where the kernel has them.
 
-The kernel copies every byte into such a buffer and out of it again. In pages of 4 KiB, what the CPU has to look up of
-their addresses costs a tenth of all CPU time of a transfer. A huge page holds 2 MiB: buffers that live as long as each
-other are cut from arenas (`buffer`). One that lives for itself has an arena for itself or, where it is to be small,
-plain memory (`mapped`): both go back to the system with it, whatever lives beside it.
+The kernel copies every byte into such a buffer and out of it again. With pages of 4 KiB, address translation takes a
+tenth of all CPU time of a transfer.
+
+A huge page has 2 MiB. `buffer` cuts buffers that live about equally long from the same huge page (an arena). `mapped`
+is for a buffer with a life of its own: it has memory of its own, which goes back to the system with it.
 """
 
 import contextlib
@@ -14,22 +15,22 @@ from typing import Final
 from filestreamer.wire import limits
 
 ARENA_BYTES: Final = 2 * limits.MIB
-"""One huge page: what one buffer that is left pins of its neighbours."""
+"""One huge page. A single buffer that is still used keeps all of it from going back to the system."""
 _ALIGNMENT: Final = 64
 
 
 class Arenas:
-    """Cuts buffers from one arena after another. An arena is given back once nobody has a view of it.
+    """Cuts buffers from one arena after another. An arena goes back to the system when no view of it is left.
 
-    So what is cut from one arena should live about as long as its neighbours.
+    Buffers that are cut one after another should therefore live about equally long.
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()  # protects what is left of the newest arena
+        self._mutex = threading.Lock()  # protects _left, the unused end of the newest arena
         self._left = memoryview(b"")
 
     def buffer(self, size: int) -> memoryview:
-        """Return `size` writable bytes that nobody else has; at most ARENA_BYTES. Raises MemoryError."""
+        """Return `size` writable bytes of their own, at most ARENA_BYTES. Raises MemoryError."""
         taken = -(-size // _ALIGNMENT) * _ALIGNMENT
         with self._mutex:
             if len(self._left) < taken:
@@ -39,9 +40,9 @@ class Arenas:
 
 
 def mapped(size: int, *, huge: bool = False) -> memoryview:
-    """Return `size` writable bytes that go back to the system with the last view of them. Raises MemoryError.
+    """Return `size` writable bytes, which go back to the system with the last view of them. Raises MemoryError.
 
-    `huge` puts them into huge pages: then they take whole ones. Without, what nobody writes to takes nothing.
+    With `huge`, they take whole huge pages. Without it, pages that are never written to take no memory.
     """
     if huge:
         return memoryview(_map(-(-size // ARENA_BYTES) * ARENA_BYTES, mmap.MADV_HUGEPAGE))[:size]

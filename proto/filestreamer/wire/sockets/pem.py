@@ -1,8 +1,8 @@
-"""Certificates and keys out of PEM files, whatever tool wrote them: pure, and strict about what is neither.
+"""Certificates and keys from PEM files, whatever tool wrote them. Pure.
 
-OpenSSL takes certificates under three labels, in one order, and says little of what it does not take. Here they come
-out as DER, whatever their label, line ends and surrounding text; a ValueError says what a file is instead, and what
-makes PEM of it.
+OpenSSL expects certificates in one order, and says little about a file that it does not take. Here, certificates are
+found under any label and in any text around them, and become DER. Where there is none, a ValueError says what the file
+is instead, and which command makes PEM of it.
 """
 
 import base64
@@ -19,7 +19,7 @@ _INTEGER: Final = b"\x02"
 
 
 def certificates(content: bytes) -> list[bytes]:
-    """Return the DER of each certificate, in the order of the file: at least one. Raises ValueError."""
+    """Return the DER of each certificate, in the order of the file. Raises ValueError where there is none."""
     found = [_first_value(_decoded(body)) for label, body in _blocks(content) if label in _CERTIFICATES]
     if not found:
         raise ValueError(_what_it_is(content, "certificate", "x509"))
@@ -27,13 +27,15 @@ def certificates(content: bytes) -> list[bytes]:
 
 
 def private_keys(content: bytes) -> list[bytes]:
-    """Return each private key as PEM that OpenSSL reads: at least one. Raises ValueError."""
+    """Return each private key as PEM that OpenSSL reads. Raises ValueError where there is none."""
     found = []
     for label, body in _blocks(content):
         if label == b"ENCRYPTED PRIVATE KEY" or (label.endswith(b"PRIVATE KEY") and b"ENCRYPTED" in body):
             raise ValueError("the key is encrypted: decrypt it with openssl pkey -in FILE -out FILE.pem")
         if label == b"OPENSSH PRIVATE KEY":
-            raise ValueError("the key is OpenSSH's: make PEM of a copy of it with ssh-keygen -p -m PEM -f COPY")
+            raise ValueError(
+                "the key is in OpenSSH's format: make PEM of a copy of it with ssh-keygen -p -m PEM -f COPY"
+            )
         if label.endswith(b"PRIVATE KEY"):
             found.append(_encoded(label, _decoded(body)))
     if not found:
@@ -64,7 +66,7 @@ def _encoded(label: bytes, der: bytes) -> bytes:
 
 
 def _first_value(der: bytes) -> bytes:
-    """Return the certificate without what follows it: the trust settings of a TRUSTED CERTIFICATE."""
+    """Return the certificate without what may follow it: the trust settings of a TRUSTED CERTIFICATE."""
     end = _header_bytes(der) + _length(der)
     if der[:1] != bytes([_SEQUENCE]) or end > len(der):
         raise ValueError("it is damaged: a certificate in it is cut short")
@@ -72,7 +74,7 @@ def _first_value(der: bytes) -> bytes:
 
 
 def _header_bytes(der: bytes) -> int:
-    """Return how many bytes say the type and the length of the first value."""
+    """Return how many bytes the type and the length of the first DER value take."""
     return 2 + (der[1] & 0x7F if len(der) > 1 and der[1] & 0x80 else 0)
 
 
@@ -83,19 +85,19 @@ def _length(der: bytes) -> int:
 
 
 def _what_it_is(content: bytes, wanted: str, command: str) -> str:
-    """Say what a file without what is wanted is, and what to do about it."""
+    """Say what a file is that has no certificate or key, and what to do about it; `command` is that of openssl."""
     if not content.strip():
         return "it is empty"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "it is UTF-16 text: save it as UTF-8"
     labels = sorted({label.decode() for label, _ in _blocks(content)})
     if labels:
-        return f"it has no {wanted}, but {', '.join(labels)}"
+        return f"it has no {wanted}, only {', '.join(labels)}"
     if content[0] != _SEQUENCE:
         return f"it is not PEM: there is no {wanted} in it"
     inside = content[_header_bytes(content) :]
     if inside.startswith(_INTEGER_3):
         return "it is PKCS#12: make PEM of it with openssl pkcs12 -in FILE -nodes -out FILE.pem"
     if inside.startswith(_INTEGER) == (wanted == "certificate"):
-        return f"it is DER, and no {wanted}"
+        return f"it is DER, but not a {wanted}"
     return f"it is DER: make PEM of it with openssl {command} -inform DER -in FILE -out FILE.pem"

@@ -1,7 +1,7 @@
-"""TLS contexts with modern defaults, and what TLS says when it fails (proto/README.md, "Security").
+"""TLS contexts, what a failed handshake means, and a channel over TLS (proto/README.md, "Security").
 
-TLS 1.3 only: both ends are ours. A sender always verifies the receiver's certificate and its name; there is no switch
-to leave that out, and no silent fall-back to clear text on either end.
+Only TLS 1.3, as both ends are of this program. A sender always verifies the certificate and the name of the receiver:
+there is no switch against it, and no end falls back to clear text.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from filestreamer.wire.sockets import pem
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 
 CONTENT_BYTES: Final = 4 * limits.MIB
-"""More than a file of certificates has."""
+"""The most that is read of a file; more than certificates take."""
 _NOT_THE_KEYS: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""How OpenSSL says that a certificate is not that of a key."""
+"""OpenSSL's reasons where a certificate is not that of the key."""
 
-_kept: Final[dict[str, bytes]] = {}
-"""What was read from pipes, by their paths: that comes once, and more than one transfer or setting may need it."""
+_pipe_contents: Final[dict[str, bytes]] = {}
+"""What was read from pipes, by path. A pipe can be read once; several settings or transfers may need its content."""
 
 
 def server_context(certificate: str, key: str, ca: str | None) -> tuple[ssl.SSLContext, bytes]:
-    """Make a receiver's context from PEM files; with `ca`, senders must show a certificate that it signed.
+    """Make a receiver's context from PEM files; with `ca`, senders must show a certificate that this CA has signed.
 
-    The SHA-256 of the certificate that it shows, as both ends put it into the proofs, comes with it: 32 bytes. Raises
+    Return it with the SHA-256 of the receiver's certificate, which both ends put into the proofs: 32 bytes. Raises
     UsageError, which names the file.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -45,7 +45,7 @@ def server_context(certificate: str, key: str, ca: str | None) -> tuple[ssl.SSLC
 
 
 def client_context(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
-    """Make a sender's context: `ca` (or the system's) signs the receiver, `certificate` is shown to it.
+    """Make a sender's context: `ca` (or the system's CAs) must have signed the receiver's certificate.
 
     Raises UsageError, which names the file.
     """
@@ -61,16 +61,17 @@ def client_context(ca: str | None, certificate: str | None, key: str | None) -> 
 
 
 def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
-    """Load a key and its certificates, whichever of them is the key's own; return that one, as DER."""
+    """Load a key and the chain that begins with its certificate; return this certificate as DER. Raises UsageError."""
     certificates = _parsed(pem.certificates, "--tls-cert", certificate)
     keys = _parsed(pem.private_keys, "--tls-key", key)
     for own in keys:
         for at, shown in enumerate(certificates):
-            # Behind the key's own certificate comes what leads from it to a CA: some write a chain from its other end.
+            # The chain goes from the key's certificate to the CA. In some files it is the other way round.
             chain = [shown, *certificates[at + 1 :], *reversed(certificates[:at])]
             try:
                 with _as_file(own + pem.chain(chain)) as path:
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)  # what does not fit leaves traces
+                    # Tried with another context first: a load that fails leaves traces in its context.
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
                     context.load_cert_chain(path)
             except ssl.SSLError as error:
                 if error.reason in _NOT_THE_KEYS:
@@ -88,7 +89,7 @@ def _load_ca(context: ssl.SSLContext, ca: str) -> None:
 
 
 def _parsed(parse: Callable[[bytes], list[bytes]], flag: str, path: str) -> list[bytes]:
-    """Read what a file has. Raises UsageError."""
+    """Read a file and parse its content. Raises UsageError."""
     try:
         return parse(_content(path))
     except OSError as error:
@@ -98,21 +99,21 @@ def _parsed(parse: Callable[[bytes], list[bytes]], flag: str, path: str) -> list
 
 
 def _content(path: str) -> bytes:
-    """Read a file, or a pipe, which is read once. Raises OSError, ValueError."""
-    if path in _kept:
-        return _kept[path]
+    """Read a file, or a pipe, which is read only once. Raises OSError, ValueError."""
+    if path in _pipe_contents:
+        return _pipe_contents[path]
     with open(path, "rb") as file:
         content = file.read(CONTENT_BYTES + 1)
         if len(content) > CONTENT_BYTES:
             raise ValueError(f"it has more than {CONTENT_BYTES >> 20} MiB")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            _kept[path] = content
+            _pipe_contents[path] = content
     return content
 
 
 @contextlib.contextmanager
 def _as_file(content: bytes) -> Iterator[str]:
-    """Give secret bytes a path for a moment, as OpenSSL wants one: in memory, or where there is no /proc on disk."""
+    """Give secret bytes a path, as OpenSSL reads files only: in memory or, where there is no /proc, on disk."""
     with open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb") as memory:
         memory.write(content)
         memory.flush()
@@ -138,7 +139,7 @@ def peer_certificate_sha256(sock: ssl.SSLSocket) -> bytes:
 
 
 def explain(error: ssl.SSLError) -> RemoteProtocolError:
-    """Say what a failed handshake means. It never gets better by itself: the error is not retryable."""
+    """Return the error that a failed handshake means. It is not retryable, as it never gets better by itself."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return RemoteProtocolError(
             f"the receiver's certificate is not trusted ({error.verify_message}): pass --tls-ca", Code.POLICY
@@ -158,10 +159,10 @@ def explain(error: ssl.SSLError) -> RemoteProtocolError:
 
 
 class TlsChannel(Channel):
-    """A channel whose bytes TLS transforms, with one thread at a time inside the library.
+    """A channel over TLS.
 
-    One thread may be reading while another writes, which OpenSSL forbids: so its calls never block, a lock orders them,
-    and waiting happens outside of it.
+    One thread may read while another writes, but OpenSSL allows only one thread in its calls. So the calls never block,
+    a lock keeps them apart, and threads wait for the socket outside of the lock.
     """
 
     def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, payload_bytes: int = 0) -> None:
@@ -171,7 +172,8 @@ class TlsChannel(Channel):
         self._lock = threading.Lock()  # protects the TLS state of the socket
 
     def _lost(self, error: OSError) -> FilestreamerError:
-        """Tell a certificate that the peer does not accept, which TLS 1.3 says only after the handshake."""
+        """Make the error of a connection that was lost."""
+        # In TLS 1.3, a peer refuses this side's certificate only after the handshake.
         reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
         if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
             return explain(cast("ssl.SSLError", error))
@@ -190,7 +192,7 @@ class TlsChannel(Channel):
                     return None
         return None
 
-    def _send_some(self, view: memoryview, more: bool) -> int | None:  # noqa: ARG002 - records go out as they are
+    def _send_some(self, view: memoryview, more: bool) -> int | None:  # noqa: ARG002 - TLS sends whole records
         try:
             with self._lock:
                 return self._tls.send(view)
@@ -201,14 +203,14 @@ class TlsChannel(Channel):
         return 0 if self._wait(events) else None
 
     def _wait(self, events: int) -> bool:
-        """Wait for a tick until the socket is ready; whether it is."""
+        """Wait at most a tick until the socket is ready; return whether it is."""
         poll = select.poll()
         poll.register(self._tls, events)
         return bool(poll.poll(TICK_SECONDS * 1000))
 
 
 def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
-    """Do the handshake on a connected socket with a timeout; return the socket that replaces it.
+    """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
 
     Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
     """

@@ -1,37 +1,33 @@
-"""Connected sockets: whole buffers in and out, deadlines, an end in order. The only module of `wire` with sockets.
+"""A connected socket as a `Channel`: whole frames and payload in and out, with a limit for each wait.
 
-Sockets block in the kernel, for a second at a time (SO_RCVTIMEO, SO_SNDTIMEO): no poll before each call. Every second
-without movement calls `patience`, which raises to give up. Another thread ends a blocked one by `shut()`. Every OSError
-of a socket becomes ConnectionLost here, with the peer's address and what to look at.
+A socket blocks in the kernel for a second at a time (SO_RCVTIMEO, SO_SNDTIMEO), so that no call needs a poll before it.
+After each second without movement the channel calls `patience`, which raises to give up. Another thread wakes a blocked
+one by `shut`. Every OSError of the socket becomes ConnectionLost with the peer's address.
 """
 
 import contextlib
-import errno
-import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from filestreamer.wire import limits
+from filestreamer.wire import framing, limits
 from filestreamer.wire.errors import ConnectionClosed, ConnectionLost, FilestreamerError
-from filestreamer.wire.framing import check_body, frame, parse_header
 from filestreamer.wire.messages import Message
 from filestreamer.wire.sockets import memory
+from filestreamer.wire.sockets.addresses import format_address
 
 TICK_SECONDS: Final = 1.0
-"""How long one system call blocks before `patience` is asked."""
+"""How long one system call blocks before `patience` is called."""
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _INT_MAX = 2**31 - 1
 _SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
 _AHEAD_BYTES = 4 * limits.KIB
-"""What may be read behind a block: digests, the next header, and little of its payload."""
-_FRAME_AREA = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
+"""How much may be read behind a block of payload: enough for digests and the next chunk header."""
+_FRAME_AREA_BYTES = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
 _PAGE_BYTES = 4 * limits.KIB
-
-SockAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Patience(Protocol):
@@ -41,9 +37,10 @@ class Patience(Protocol):
 
 
 class Deadline:
-    """Patience that ends at a moment. Raises ConnectionLost then.
+    """Patience until a fixed moment; raises ConnectionLost after it.
 
-    A read asks it after every system call, not only after a second without movement: who dribbles moves for ever.
+    While this is a channel's patience, a read calls it after every system call, and not only after a second without
+    movement: a peer that sends one byte a second would move for ever.
     """
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -56,17 +53,18 @@ class Deadline:
 
 
 class Channel:
-    """One connected socket with a receive buffer. One thread reads and one writes; any thread may `shut` it.
+    """One connected socket with a receive buffer. One thread reads and one writes; any thread may call `shut`.
 
     `heard_at` is the monotonic time of the last byte from the peer. `on_dry` is called before a read that has to wait
-    for the network: the moment to send what is pending. Bytes that `take` returns are a view of the buffer and stay
-    valid until the next read. The constructor raises ConnectionLost where the peer has reset the connection already.
+    for the network: the moment to send what is pending. What `take` and `payload` return are views of the buffer, valid
+    until the next read.
     """
 
     def __init__(self, sock: socket.socket, patience: Patience, *, payload_bytes: int = 0) -> None:
-        """Take a connected socket; its buffer has room for a frame, and for as much payload as is said.
+        """Take over a connected socket; the receive buffer has room for one frame and `payload_bytes`.
 
-        It is in huge pages where there is room for a block, and goes back to the system when the channel is closed.
+        The buffer goes back to the system when the channel is closed. Raises ConnectionLost where the peer has reset
+        the connection already.
         """
         self.socket = sock
         self.patience = patience
@@ -76,9 +74,10 @@ class Channel:
         except OSError as error:
             raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
-        size = payload_bytes + _FRAME_AREA
-        self._buffer = memory.mapped(size, huge=payload_bytes >= limits.BLOCK_BYTES)
+        # A buffer that is too small for a block is not worth a huge page, which takes 2 MiB.
+        self._buffer = memory.mapped(payload_bytes + _FRAME_AREA_BYTES, huge=payload_bytes >= limits.BLOCK_BYTES)
         self._block_bytes = min(limits.BLOCK_BYTES, payload_bytes) or limits.BLOCK_BYTES
+        # The bytes _buffer[_start:_end] were received and not taken yet.
         self._start = 0
         self._end = 0
 
@@ -86,11 +85,11 @@ class Channel:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes that have come and were not taken yet."""
+        """Bytes that were received and not taken yet."""
         return self._end - self._start
 
     def take(self, count: int) -> memoryview:
-        """Return the next `count` bytes (at most what the buffer has room for), having waited for them.
+        """Wait for the next `count` bytes, at most the size of the buffer, and return them.
 
         Raises ConnectionLost where the stream ends first, and whatever `patience` raises.
         """
@@ -101,17 +100,18 @@ class Channel:
         return self._buffer[start : self._start]
 
     def payload(self, count: int) -> Iterator[memoryview]:
-        """Yield the next `count` bytes as they come, in whole pages but for the last of them.
+        """Yield the next `count` bytes in blocks as they come; every block but the last is whole pages.
 
-        A block has at least BLOCK_BYTES (a small buffer: what it has room for), and all that is here and fits into the
-        buffer: who takes long over one finds the next one larger. Little is read beyond a block, as the next one would
-        have to be moved for it; with the last bytes, fewer than a block, all that is here comes along: a read for each
-        small chunk costs more than to move it.
+        A block has at least BLOCK_BYTES, or what a smaller buffer has room for. Raises as `take` does.
         """
         while count:
             least = min(count, self._block_bytes)
             if self._end - self._start < least:
+                # In the middle of a chunk, little is read beyond the block, as the rest would have to be moved to the
+                # front of the buffer for the next read. With the last bytes of a chunk, everything is read that is
+                # there: of small chunks, moving some costs less than one more system call for each.
                 self._fill(least, count - least + _AHEAD_BYTES if count >= self._block_bytes else None)
+            # All that is here is one block: a caller that is slower than the network gets larger ones.
             size = min(count, self._end - self._start)
             if size < count:
                 size -= size % _PAGE_BYTES
@@ -119,16 +119,21 @@ class Channel:
             count -= size
 
     def read_body(self, limit: int = limits.FRAME_BYTES) -> bytes:
-        """Read one frame's body, its checksum checked. Raises ConnectionLost, RemoteProtocolError."""
-        length, expected = parse_header(self.take(limits.FRAME_HEADER_BYTES), limit)
-        if self._end - self._start < length:
-            self._fill(length, deadline=Deadline(limits.DEAD_SECONDS, f"{self.peer}: the rest of a frame"))
-        body = bytes(self.take(length))
-        check_body(body, expected)
-        return body
+        """Read one frame; return its body, whose checksum is right. Raises ConnectionLost, RemoteProtocolError."""
+        if self._end - self._start < limits.FRAME_HEADER_BYTES:
+            self._fill(limits.FRAME_HEADER_BYTES)
+        return framing.read_body(self._take_in_time, limit)
+
+    def _take_in_time(self, count: int) -> memoryview:
+        """Take part of a frame that has begun. Its end must come within DEAD_SECONDS, however patient the caller is."""
+        if self._end - self._start < count:
+            self._fill(count, deadline=Deadline(limits.DEAD_SECONDS, f"{self.peer}: the rest of a frame"))
+        start = self._start
+        self._start = start + count
+        return self._buffer[start : self._start]
 
     def poll_body(self, limit: int = limits.FRAME_BYTES) -> bytes | None:
-        """Return one frame's body if it is here already, without waiting; None if it is not.
+        """Return the body of the next frame where all of it is here, without waiting; None where it is not.
 
         Raises ConnectionLost where the stream has ended, RemoteProtocolError.
         """
@@ -137,7 +142,7 @@ class Channel:
             wanted = limits.FRAME_HEADER_BYTES
             if available >= wanted:
                 header = self._buffer[self._start : self._start + wanted]
-                wanted += parse_header(header, limit)[0]
+                wanted += framing.parse_header(header, limit)[0]
             if available >= wanted:
                 return self.read_body(limit)
             self._make_room(wanted)
@@ -145,9 +150,10 @@ class Channel:
                 return None
 
     def _fill(self, count: int, ahead: int | None = None, deadline: Deadline | None = None) -> None:
-        """Wait until `count` bytes are in the buffer, and not beyond the deadline: who dribbles moves for ever.
+        """Wait until `count` bytes are in the buffer.
 
-        `ahead` bounds how much of what follows may be read with them; None is as much as there is room for.
+        At most `ahead` bytes of what follows are read with them; None: as many as there is room for. `deadline` is
+        checked after every system call, in addition to `patience`.
         """
         self._make_room(count)
         self.on_dry()
@@ -161,15 +167,16 @@ class Channel:
                 deadline()
 
     def _make_room(self, count: int) -> None:
-        """Move what is left to the front where it is little, or `count` bytes would not fit where it is."""
+        """Make room for `count` bytes from `_start`, by moving the bytes that are left to the front of the buffer."""
         left = self._end - self._start
+        # Up to a page is moved even where there is room: that is cheap, and leaves the most room for what follows.
         if not self._start or (left > _PAGE_BYTES and self._start + count <= len(self._buffer)):
             return
         self._buffer[:left] = self._buffer[self._start : self._end]
         self._start, self._end = 0, left
 
     def _receive(self, *, wait: bool = True, room: int | None = None) -> bool:
-        """Receive once, into the room there is, or `room` bytes of it; False where nothing came within the time.
+        """Receive once, at most `room` bytes; return False where nothing came within a tick.
 
         Raises ConnectionLost, ConnectionClosed.
         """
@@ -189,7 +196,7 @@ class Channel:
         return True
 
     def _receive_some(self, view: memoryview, wait: bool) -> int | None:
-        """Receive into `view`; 0 at the end of the stream, None where nothing came. Raises OSError."""
+        """Receive into `view`; return 0 at the end of the stream, None where nothing came. Raises OSError."""
         try:
             return self.socket.recv_into(view, 0, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -198,7 +205,10 @@ class Channel:
     # --- writing
 
     def send(self, data: bytes | bytearray | memoryview, *, more: bool = False) -> None:
-        """Send all of `data`; `more` says that the rest of a unit follows at once. Raises ConnectionLost."""
+        """Send all of `data`. Raises ConnectionLost, and whatever `patience` raises.
+
+        `more` says that further data follows at once, so that the kernel need not send a short packet now (MSG_MORE).
+        """
         view = memoryview(data)
         while view:
             try:
@@ -211,22 +221,25 @@ class Channel:
                 view = view[sent:]
 
     def _send_some(self, view: memoryview, more: bool) -> int | None:
-        """Send from `view`; None where nothing could be sent. Raises OSError."""
+        """Send from `view`; return how many bytes, None where none could be sent within a tick. Raises OSError."""
         try:
             return self.socket.send(view, socket.MSG_NOSIGNAL | (socket.MSG_MORE if more else 0))
         except BlockingIOError:
             return None
 
     def send_message(self, message: Message) -> None:
-        """Send one frame."""
-        self.send(frame(message))
+        """Send a message as one frame. Raises LocalProtocolError, and what `send` raises."""
+        self.send(framing.frame(message))
 
     def unacknowledged_bytes(self) -> int:
-        """Bytes that the kernel holds for the peer, sent or not (SIOCOUTQ): they shrink while the peer is alive."""
+        """Read how many bytes the kernel holds for the peer, sent or not (SIOCOUTQ); 0 after `close`.
+
+        The number shrinks as long as the peer's kernel acknowledges bytes.
+        """
         return self._queue_bytes(_SIOCOUTQ)
 
     def is_window_bound(self) -> bool:
-        """Whether bytes are under way and none of them waits here (SIOCOUTQNSD): the path could carry more."""
+        """Whether bytes are unacknowledged and none is unsent (SIOCOUTQNSD): then the path could carry more."""
         return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(_SIOCOUTQ)
 
     def _queue_bytes(self, request: int) -> int:
@@ -234,29 +247,35 @@ class Channel:
 
         try:
             return int(struct.unpack("i", fcntl.ioctl(self.socket, request, b"\0\0\0\0"))[0])
-        except (OSError, ValueError):  # ValueError: its owner has closed it
+        except (OSError, ValueError):  # ValueError: the socket is closed
             return 0
 
-    # --- ending
+    # --- closing
 
     def shut(self) -> None:
-        """End both directions now, from any thread: whoever is blocked on it wakes. Idempotent."""
+        """Shut both directions now, from any thread; a thread that is blocked on the socket wakes. Idempotent."""
+        # socket.socket.shutdown, here and below: that of an SSLSocket would also take the TLS state away from a thread
+        # that is still using it.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def finish_writing(self) -> None:
-        """Say that nothing follows (SHUT_WR); the peer's end of stream then ends the reader. Never raises."""
+        """Tell the peer that nothing follows (SHUT_WR); reading goes on. Never raises."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Release the socket and the buffer; only its owner may. Idempotent."""
+        """Close the socket and release the buffer; only the thread that owns the channel may. Idempotent."""
         self.socket.close()
         self._buffer = memoryview(bytearray())
         self._start = self._end = 0
 
     def close_in_order(self, seconds: float = limits.CLOSING_SECONDS) -> None:
-        """Say that nothing follows, read to the peer's end for at most so many seconds, close. Never raises."""
+        """Tell the peer that nothing follows, read up to its end of stream for at most `seconds`, close. Never raises.
+
+        Without the reading, bytes that arrive after `close` would make the kernel reset the connection, and a reset can
+        overtake what was sent last.
+        """
         try:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
             self.patience = Deadline(seconds, "closing")
@@ -278,73 +297,11 @@ def _nothing() -> None:
     pass
 
 
-# --- addresses ---------------------------------------------------------------------------------------------------
-
-
-def format_address(address: tuple[object, ...]) -> str:
-    """Write a socket address as HOST:PORT, with brackets around IPv6."""
-    host, port = str(address[0]), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def resolve(host: str, port: int, *, passive: bool = False) -> list[tuple[int, SockAddress]]:
-    """Look a name up, each time anew; (family, address) of every address of it, in the resolver's order.
-
-    Raises ConnectionLost, which is retryable: in a container network a name may come later than its user.
-    """
-    flags = socket.AI_PASSIVE if passive else 0
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-    except OSError as error:
-        raise ConnectionLost(f"{host} does not resolve: {error.strerror}") from None
-    except UnicodeError:
-        raise ConnectionLost(f"{host} is not a host name") from None
-    unique = dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found)
-    return [(family, sockaddr) for family, sockaddr in unique if family in (socket.AF_INET, socket.AF_INET6)]  # type: ignore[misc]
-
-
-def connect(
-    addresses: list[tuple[int, SockAddress]],
-    timeout_seconds: float,
-    on_socket: Callable[[socket.socket], None] | None = None,
-) -> socket.socket:
-    """Connect to the first address that answers, giving each at most `timeout_seconds`.
-
-    `on_socket` is told of each socket before it connects, so that another thread can shut it. Raises ConnectionLost,
-    which says what each address answered.
-    """
-    failures = []
-    for family, address in addresses:
-        try:
-            return _connect(family, address, timeout_seconds, on_socket)
-        except OSError as error:
-            failures.append(f"{format_address(address)}: {error.strerror or 'no answer'}")
-    raise ConnectionLost("; ".join(failures) or "the name has no address")
-
-
-def _connect(
-    family: int, address: SockAddress, timeout_seconds: float, on_socket: Callable[[socket.socket], None] | None
-) -> socket.socket:
-    """Connect to one address; the socket is closed where that fails. Raises OSError, and what `on_socket` raises."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if on_socket:
-            on_socket(sock)
-        sock.settimeout(timeout_seconds)
-        sock.connect(address)
-        if sock.getsockname() == sock.getpeername():  # who retries a free port often enough meets himself there
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
-    """Make a connected socket block for a tick at a time, send at once, and notice a dead peer; return it.
+    """Set the options of a connected socket: block for a tick, send at once, notice a dead peer; return the socket.
 
-    TCP_USER_TIMEOUT is `dead_seconds`: never below the time after which a peer counts as dead, as a closed window is
-    not death. The most that the kernel takes is 24 days.
+    `dead_seconds` becomes TCP_USER_TIMEOUT. It must not be below the time after which a peer counts as dead, as a peer
+    with a closed window is alive.
     """
     sock.setblocking(True)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
@@ -354,60 +311,11 @@ def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    # The kernel takes milliseconds as an int: 24 days at most.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(dead_seconds * 1000, _INT_MAX)))
     if sock.getpeername()[0] == sock.getsockname()[0]:
-        _do_not_pace(sock)
-    return sock
-
-
-def _do_not_pace(sock: socket.socket) -> None:
-    """Use the congestion control that every kernel has: nothing congests the way through a machine's own memory.
-
-    BBR, where it is the default, hands bytes out by a timer. That costs a tenth of all CPU time of a transfer.
-    """
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-
-
-def listen(host: str, port: int, backlog: int = 512) -> list[socket.socket]:
-    """Listen on every address of `host`; port 0 takes one free port for all of them. `[::]` takes IPv4, too.
-
-    An address that this machine does not have is left out where the name has others: `localhost` often names ::1 where
-    there is no IPv6. There, `[::]` is every address of IPv4: the images listen on it, on whatever kernel. Raises
-    ConnectionLost where the name does not resolve, OSError where an address can't be bound.
-    """
-    addresses = resolve(host, port, passive=True)
-    listeners: list[socket.socket] = []
-    absent: OSError | None = None
-    for family, address in addresses:
-        try:
-            listeners.append(_listen(family, (address[0], port, *address[2:]), backlog, alone=len(addresses) == 1))
-        except OSError as error:
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                absent = error
-                continue
-            for sock in listeners:
-                sock.close()
-            raise
-        port = listeners[-1].getsockname()[1]
-    if absent and not listeners:
-        if host == "::" and absent.errno == errno.EAFNOSUPPORT:
-            return listen("0.0.0.0", port, backlog)
-        raise absent
-    return listeners
-
-
-def _listen(family: int, address: tuple[object, ...], backlog: int, *, alone: bool) -> socket.socket:
-    """Listen on one address. `::` takes IPv4 only where it is alone: beside 0.0.0.0 the two would collide."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::" or not alone))
-        sock.bind(address)
-        sock.listen(backlog)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
+        # Both ends are on this machine, where nothing is congested. BBR, where it is the default, paces with a timer,
+        # which takes a tenth of all CPU time of a transfer. Reno does not, and every kernel has it.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     return sock

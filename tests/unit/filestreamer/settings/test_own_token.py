@@ -194,7 +194,7 @@ def test_what_is_no_file_is_replaced_and_never_followed(
 def test_a_directory_in_its_place_is_refused(environ: Mapping[str, str], token: Path) -> None:
     token.unlink()
     token.mkdir()
-    with pytest.raises(UsageError, match=f"{token} can't be made .*--token-file"):
+    with pytest.raises(UsageError, match=f"can't create the token file {token} .*--token-file"):
         own_token.make(environ)
 
 
@@ -202,7 +202,7 @@ def test_a_directory_in_its_place_is_refused(environ: Mapping[str, str], token: 
 def test_a_directory_that_is_open_to_others_is_refused(environ: Mapping[str, str], token: Path, mode: int) -> None:
     token.parent.chmod(mode)
     for use in (own_token.make, own_token.read):
-        with pytest.raises(UsageError, match=f"{token.parent} is not this user's alone: remove it.*--token-file"):
+        with pytest.raises(UsageError, match=f"{token.parent} is open to other users: remove it.*--token-file"):
             use(environ)
 
 
@@ -210,7 +210,7 @@ def test_a_directory_of_another_user_is_refused(environ: Mapping[str, str], toke
     if os.geteuid() != 0:
         pytest.skip("needs root, to give a directory away")
     os.chown(token.parent, SOMEBODY, SOMEBODY)
-    with pytest.raises(UsageError, match="is not this user's alone"):
+    with pytest.raises(UsageError, match="is open to other users"):
         own_token.make(environ)
 
 

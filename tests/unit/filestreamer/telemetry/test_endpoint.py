@@ -16,9 +16,9 @@ from filestreamer.settings.common import CommonSettings
 from filestreamer.telemetry import endpoint, history, tcp_info
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import HEAD_BYTES, Endpoint, Response, answer
-from filestreamer.telemetry.history import History, Look
+from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.wire.messages import SENDER_STAGES
-from filestreamer.wire.sockets import transport
+from filestreamer.wire.sockets.listen import listen
 
 SECONDS = 10.0
 
@@ -92,11 +92,11 @@ def test_what_follows_a_request_is_no_request() -> None:
         (b"CONNECT h:1 HTTP/1.1\r\n\r\n", 501, b"only GET and HEAD"),
         (b"GET /../etc/passwd HTTP/1.1\r\n\r\n", 404, b"try / /metrics /readyz"),
         (b"GET //metrics HTTP/1.1\r\n\r\n", 404, b"try"),
-        (b"GET\r\n\r\n", 400, b"no HTTP"),
-        (b"GET /metrics\r\n\r\n", 400, b"no HTTP"),
-        (b"GET /metrics SMTP\r\n\r\n", 400, b"no HTTP"),
-        (b"\x16\x03\x01\x02\x00\x01", 400, b"no HTTP"),
-        (b"", 400, b"no HTTP"),
+        (b"GET\r\n\r\n", 400, b"not an HTTP"),
+        (b"GET /metrics\r\n\r\n", 400, b"not an HTTP"),
+        (b"GET /metrics SMTP\r\n\r\n", 400, b"not an HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01", 400, b"not an HTTP"),
+        (b"", 400, b"not an HTTP"),
         (b"GET /" + b"a" * HEAD_BYTES, 431, b"more than 16384 bytes"),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * HEAD_BYTES, 431, b"more than 16384 bytes"),
     ],
@@ -191,7 +191,7 @@ def test_no_answer_repeats_the_request(request_: str) -> None:
     collector = Collector("sender", Looked(), connections=True)
     routes: dict[str, Callable[[str], Response]] = {
         "/": lambda _: page.page(),
-        "/transfers": lambda _: page.transfers("sender", Looked().look()),
+        "/transfers": lambda _: page.transfers("sender", Looked().snapshot()),
         "/metrics": lambda accept: exposition(collector, accept),
     }
     assert MARK.encode() not in answer(request_.encode(), routes)
@@ -213,8 +213,8 @@ class Looked:
 
     history = History(60)
 
-    def look(self) -> Look:
-        return self.history.look([])
+    def snapshot(self) -> Snapshot:
+        return self.history.snapshot([])
 
     def free_bytes(self) -> int | None:
         return None
@@ -244,7 +244,7 @@ def log() -> Log:
 @pytest.fixture
 def address(log: Log) -> Iterator[tuple[str, int]]:
     """Serve, and return where."""
-    listeners = transport.listen("127.0.0.1", 0)
+    listeners = listen("127.0.0.1", 0)
     served = Endpoint(listeners, {**ROUTES, "/broken": broken}, log)
     served.start()
     where: tuple[str, int] = listeners[0].getsockname()
@@ -371,28 +371,28 @@ def test_a_transfer_that_ended_is_kept_a_while_and_its_sums_for_ever(now: list[f
     kept.add(first, "complete")
     now[0] += 9
     second = ended(2, mismatches=4)
-    assert [first, second] == kept.look([second]).transfers
+    assert [first, second] == kept.snapshot([second]).transfers
     kept.add(second, "failed")
     now[0] += 2
-    look = kept.look([])
+    snapshot = kept.snapshot([])
 
-    assert look.transfers == [second]
-    assert look.totals["digest_mismatches"] == 7
+    assert snapshot.transfers == [second]
+    assert snapshot.totals["digest_mismatches"] == 7
     assert (kept.results["complete"], kept.results["failed"], kept.ended_at) == (1, 1, 109.0)
     now[0] += 100
-    assert kept.look([]).transfers == []
-    assert kept.look([]).totals["digest_mismatches"] == 7
+    assert kept.snapshot([]).transfers == []
+    assert kept.snapshot([]).totals["digest_mismatches"] == 7
 
 
 def test_at_most_so_many_are_kept() -> None:
     kept = History(keep_seconds=1e9)
     for number in range(200):
         kept.add(ended(number, resent_chunks=1), "complete")
-    look = kept.look([])
+    snapshot = kept.snapshot([])
 
-    assert len(look.transfers) == history.RECENT
-    assert look.transfers[-1].transfer_id == bytes([199]) * 16
-    assert look.totals["chunks_resent"] == 200
+    assert len(snapshot.transfers) == history.RECENT
+    assert snapshot.transfers[-1].transfer_id == bytes([199]) * 16
+    assert snapshot.totals["chunks_resent"] == 200
 
 
 def test_those_that_are_kept_have_at_most_so_many_connections() -> None:
@@ -402,27 +402,27 @@ def test_those_that_are_kept_have_at_most_so_many_connections() -> None:
         for connection_id in range(len(transfer.connections), 256):
             transfer.add_connection(connection_id)
         kept.add(transfer, "complete")
-    look = kept.look([])
+    snapshot = kept.snapshot([])
 
-    assert len(look.transfers) == history.RECENT_CONNECTIONS // 256
-    assert look.totals["chunks_resent"] == 20
+    assert len(snapshot.transfers) == history.RECENT_CONNECTIONS // 256
+    assert snapshot.totals["chunks_resent"] == 20
 
 
 def test_a_transfer_that_just_ended_is_counted_once() -> None:
     kept, transfer = History(keep_seconds=10), ended(1, stolen_chunks=5)
     kept.add(transfer, "complete")
-    look = kept.look([transfer])
+    snapshot = kept.snapshot([transfer])
 
-    assert (look.transfers, look.totals["chunks_stolen"]) == ([transfer], 5)
+    assert (snapshot.transfers, snapshot.totals["chunks_stolen"]) == ([transfer], 5)
 
 
 def test_a_transfer_that_began_again_is_shown_once() -> None:
     """Its sender comes back, with the same id, to a receiver that had given it up: no series may be there twice."""
     kept, again = History(keep_seconds=10), ended(1, mismatches=2)
     kept.add(ended(1, mismatches=1), "failed")
-    look = kept.look([again])
+    snapshot = kept.snapshot([again])
 
-    assert (look.transfers, look.totals["digest_mismatches"]) == ([again], 3)
+    assert (snapshot.transfers, snapshot.totals["digest_mismatches"]) == ([again], 3)
 
 
 # ----------------------------------------------------------------------------------------------------------- the kernel

@@ -19,7 +19,7 @@ NAME = "private-name"
 
 def told(*transfers: TransferCounters, history: History | None = None) -> list[dict[str, Any]]:
     """Return what /transfers says of these transfers."""
-    look = (history or History(60)).look(transfers)
+    look = (history or History(60)).snapshot(transfers)
     answer = json.loads(page.transfers("sender", look).body)
     assert answer["service"] == "sender"
     found: list[dict[str, Any]] = answer["transfers"]

@@ -194,7 +194,7 @@ def test_a_summary_on_a_terminal(log: Any) -> None:
 
     assert stdout.getvalue().splitlines() == [
         "complete: 1.46 KiB in 10.00 s (100 B/s over 3 connections)",
-        "  500 B of it were there already",
+        "  500 B of it were there before",
         "  1 chunk resent, 3 reconnects",
     ]
 
@@ -208,7 +208,7 @@ def test_a_plain_summary_is_one_line() -> None:
 def test_a_summary_of_a_shard_says_that_the_file_waits() -> None:
     made = TransferResult.from_counters(TransferCounters(bytes(16), "f"), error=None, committed=False, root_digest=None)
 
-    assert made.summary().splitlines()[1] == "  a share of the file: it waits for its other shards"
+    assert made.summary().splitlines()[1] == "  one share of the file: other shares are not complete yet"
 
 
 def test_an_error_on_a_terminal_is_one_line_that_the_terminal_does_not_obey() -> None:
@@ -320,7 +320,7 @@ def test_everything_but_what_was_skipped() -> None:
     lines = made.summary("tree").splitlines()
     assert lines[0].startswith("failed: tree: 1 entry was skipped (1 changed), everything else is in place")
     assert lines[1].startswith("  moved: ")
-    assert "3 entries left out (1 vanished, 1 changed, 1 special)" in lines[2]
+    assert "3 entries skipped (1 vanished, 1 changed, 1 special)" in lines[2]
 
 
 def test_a_result_file_that_can_not_be_written_is_one_warning(tmp_path: Path, log: Any) -> None:
@@ -342,7 +342,8 @@ def test_no_standard_output_is_no_failure(tmp_path: Path, log: Any) -> None:
 def test_a_full_standard_output_changes_no_exit_code() -> None:
     """Without care the interpreter fails a second time, at its end, and exits with 120."""
     program = (
-        "import sys; from filestreamer.process import log; from filestreamer.telemetry import result; from filestreamer.wire.errors import Interrupted;"
+        "import sys; from filestreamer.process import log; from filestreamer.telemetry import result;"
+        "from filestreamer.wire.errors import Interrupted;"
         "made = result.TransferResult.without_transfer(Interrupted(15));"
         "result.write(made, sys.stdout, None, log.configure('sender')); sys.exit(made.exit_code)"
     )

@@ -7,10 +7,11 @@ import pytest
 
 from filestreamer.wire import errors
 from filestreamer.wire.errors import (
-    VERDICTS,
+    CONSEQUENCES,
     Aborted,
     Code,
     ConnectionLost,
+    Consequence,
     Exit,
     FilestreamerError,
     Interrupted,
@@ -19,18 +20,17 @@ from filestreamer.wire.errors import (
     RemoteProtocolError,
     TransferFailed,
     UsageError,
-    Verdict,
     from_os_error,
 )
 
 
-def test_every_code_has_a_verdict() -> None:
-    assert list(VERDICTS) == list(Code)
+def test_every_code_has_consequences() -> None:
+    assert list(CONSEQUENCES) == list(Code)
 
 
 def test_what_is_retryable_exits_1() -> None:
     """Who may try again by itself must be told apart from who was refused, or can't read or write."""
-    assert {verdict.exit_code for verdict in VERDICTS.values() if verdict.retryable} == {Exit.FAILED}
+    assert {consequence.exit_code for consequence in CONSEQUENCES.values() if consequence.retryable} == {Exit.FAILED}
 
 
 def test_the_exit_codes_that_users_script_against() -> None:
@@ -52,7 +52,7 @@ def test_an_end_with_a_code_goes_by_its_verdict(code: Code) -> None:
         Aborted(code, "why"),
         TransferFailed(code, "why"),
     ):
-        assert Verdict(error.retryable, Exit(error.exit_code)) == VERDICTS[code]
+        assert Consequence(error.retryable, Exit(error.exit_code)) == CONSEQUENCES[code]
         assert error.code is code
         assert error.reason == "why"
         assert error.name == code.name.lower()

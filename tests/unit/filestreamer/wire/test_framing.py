@@ -6,9 +6,9 @@ import pytest
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.codec import encode
+from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, ConnectionLost, LocalProtocolError, RemoteProtocolError
-from filestreamer.wire.framing import check_body, frame, frame_of, parse_header, read_body, read_message
+from filestreamer.wire.framing import check_body, frame, frame_of, parse_header, read_body
 
 FINISH = m.Finish(3, bytes(range(16)))
 
@@ -31,7 +31,7 @@ class Source:
 def test_a_frame_is_read_as_it_was_written() -> None:
     source = Source(frame(FINISH) + b"next")
 
-    assert read_message(source) == FINISH
+    assert decode(read_body(source, limits.FRAME_BYTES)) == FINISH
     assert source.left == b"next"
 
 

@@ -172,14 +172,16 @@ def test_no_proof_where_one_is_wanted() -> None:
     for body in (hello, encode(m.Offer(8, None, False, 0))):
         receiver = ReceiverOpening(INCARNATION, TOKEN)
         assert receiver.receive(hello) is None
-        with pytest.raises(RemoteProtocolError, match="wants a token") as caught:
+        with pytest.raises(RemoteProtocolError, match="requires a token") as caught:
             receiver.receive(body)
         assert code_of(caught) is Code.TOKEN
 
 
 @pytest.mark.parametrize("version", [0, 2, (1 << 32) - 1])
 def test_a_version_that_was_not_offered(version: int) -> None:
-    with pytest.raises(RemoteProtocolError, match=f"version {version} is not spoken") as caught:
+    with pytest.raises(
+        RemoteProtocolError, match=f"protocol version 1, the sender {version}: update the older"
+    ) as caught:
         Meeting().receive(encode(m.Hello(version, TRANSFER, m.Role.DATA, 0, 5, bytes(16))))
     assert code_of(caught) is Code.VERSION
 
@@ -203,7 +205,7 @@ def test_a_proof_without_a_token_is_never_checked() -> None:
 
 @pytest.mark.parametrize(
     ("receiver_token", "sender_token", "says"),
-    [(TOKEN, None, "wants a token"), (None, TOKEN, "asks for none")],
+    [(TOKEN, None, "requires a token"), (None, TOKEN, "requires none")],
 )
 def test_only_one_end_has_a_token(receiver_token: bytes | None, sender_token: bytes | None, says: str) -> None:
     with pytest.raises(RemoteProtocolError, match=says) as caught:
@@ -314,7 +316,9 @@ def test_the_own_token_is_not_read_where_none_is_asked_for() -> None:
 
 def test_without_an_own_token_the_error_says_what_to_pass() -> None:
     receiver, sender, _ = meet(TOKEN, None)
-    with pytest.raises(RemoteProtocolError, match="wants a token: pass --token-file or FILESTREAMER_TOKEN") as caught:
+    with pytest.raises(
+        RemoteProtocolError, match="requires a token: pass --token-file or FILESTREAMER_TOKEN"
+    ) as caught:
         sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     assert code_of(caught) is Code.TOKEN
 
@@ -325,7 +329,7 @@ def test_a_receiver_of_another_user_says_what_to_pass() -> None:
     receiver.receive(hello)
     with pytest.raises(RemoteProtocolError) as refusal:
         receiver.receive(proof)
-    with pytest.raises(RemoteProtocolError, match="not this user's own: pass --token-file") as caught:
+    with pytest.raises(RemoteProtocolError, match="than this user's own: pass --token-file") as caught:
         sender.enter(encode(m.Refusal(refusal.value.code, refusal.value.reason)))
     assert code_of(caught) is Code.TOKEN
 

@@ -1,11 +1,11 @@
-"""What counts as progress, and what never does (filestreamer/wire/progress.py)."""
+"""What counts as progress, and what never does (filestreamer/wire/progress_clock.py)."""
 
 import itertools
 
 import pytest
 
 from filestreamer.wire.limits import MIB, REHASH_STEP_BYTES, SYNC_BYTES_PER_SECOND
-from filestreamer.wire.progress import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from filestreamer.wire import auth, limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import VERDICTS, Code
+from filestreamer.wire.errors import CONSEQUENCES, Code
 from filestreamer.wire.session import TABLE, State
 from tests.golden.vectors import GOLDEN, MESSAGES, load
 
@@ -126,8 +126,8 @@ def test_codes() -> None:
     (rows,) = tables(section("Codes"))
     documented = [(code, int(number), retryable, int(exit_code)) for code, number, _, retryable, exit_code in rows]
     expected = [
-        (code.name, int(code), "yes" if verdict.retryable else "no", int(verdict.exit_code))
-        for code, verdict in VERDICTS.items()
+        (code.name, int(code), "yes" if consequence.retryable else "no", int(consequence.exit_code))
+        for code, consequence in CONSEQUENCES.items()
     ]
 
     assert documented == expected

@@ -8,8 +8,9 @@ import pytest
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import Code
-from filestreamer.wire.framing import read_message
+from filestreamer.wire.framing import read_body
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.server.handshake import Handshake
 from tests.support.services import UNIT
@@ -49,7 +50,7 @@ class Bench:
                 read += some
             return read
 
-        return read_message(exact)
+        return decode(read_body(exact, limits.FRAME_BYTES))
 
     def close(self) -> None:
         self.peer.close()

@@ -1,8 +1,6 @@
 """Sockets: whole buffers in and out, deadlines, an end in order. Real connections over loopback."""
 
-import errno
 import itertools
-import os
 import random
 import select
 import socket
@@ -746,156 +744,28 @@ def test_close_in_order_of_a_connection_that_is_gone(pair: Pairs) -> None:
     assert channel.socket.fileno() == -1
 
 
-# --- addresses
+def test_a_buffer_goes_with_its_connection(pair: Pairs) -> None:
+    """Not with the last one that knows of it: a thread that failed is kept by its error."""
+    channel, _ = pair(payload_bytes=limits.BLOCK_BYTES)
+    pages = weakref.ref(channel._buffer.obj)
+    channel.close()
+    assert pages() is None
+    with pytest.raises(ConnectionLost):
+        channel.take(1)
 
 
-@pytest.mark.parametrize(
-    ("address", "text"),
-    [
-        (("127.0.0.1", 7800), "127.0.0.1:7800"),
-        (("::1", 7800, 0, 0), "[::1]:7800"),
-        (("host.example", 1), "host.example:1"),
-    ],
-)
-def test_format_address(address: tuple[object, ...], text: str) -> None:
-    assert transport.format_address(address) == text
+def test_payload_in_a_small_buffer(pair: Pairs) -> None:
+    channel, theirs = pair(payload_bytes=64 * limits.KIB)
+    content = random.Random(1).randbytes(3 * limits.MIB + 17)
+    sending = threading.Thread(target=theirs.sendall, args=(content + b"digest",))
+    sending.start()
+    received = b"".join(bytes(view) for view in channel.payload(len(content)))
+    assert received == content
+    assert bytes(channel.take(6)) == b"digest"
+    sending.join(LONG_SECONDS)
 
 
-def test_resolve_an_address() -> None:
-    assert transport.resolve("127.0.0.1", 7800) == [(socket.AF_INET, ("127.0.0.1", 7800))]
-    assert transport.resolve("::1", 7800) == [(socket.AF_INET6, ("::1", 7800, 0, 0))]
-
-
-def test_resolve_every_address_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, "::1", "127.0.0.2", "127.0.0.1", "127.0.0.2")
-
-    assert [address[0] for _, address in transport.resolve("many.example", 7800)] == ["::1", "127.0.0.2", "127.0.0.1"]
-
-
-def names(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Let every name have these addresses."""
-
-    def getaddrinfo(host: str | None, port: int, **_: Any) -> list[tuple[Any, ...]]:
-        return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
-            if ":" in address
-            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-            for address in addresses
-        ]
-
-    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
-
-
-@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "\udcff"])
-def test_what_is_no_name(host: str) -> None:
-    with pytest.raises(ConnectionLost, match=r"is not a host name|does not resolve"):
-        transport.resolve(host, 1)
-
-
-def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retryable: in a container network a name may come later than its user."""
-
-    def getaddrinfo(*_: Any, **__: Any) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
-    with pytest.raises(ConnectionLost, match=r"receiver\.example does not resolve: Name or service") as caught:
-        transport.resolve("receiver.example", 7800)
-    assert caught.value.retryable
-
-
-# --- connecting
-
-
-@pytest.fixture
-def refusing() -> Iterator[int]:
-    """Keep a port of 127.0.0.1 where nobody listens, and nobody else can."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield int(sock.getsockname()[1])
-
-
-@pytest.fixture
-def listening() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(LONG_SECONDS)
-        yield server
-
-
-def ipv4(*addresses: transport.SockAddress) -> list[tuple[int, transport.SockAddress]]:
-    return [(socket.AF_INET, address) for address in addresses]
-
-
-def test_connect(listening: socket.socket) -> None:
-    with transport.connect(ipv4(listening.getsockname()), LONG_SECONDS) as sock:
-        assert sock.getpeername() == listening.getsockname()
-
-
-def test_the_first_address_refuses(listening: socket.socket, refusing: int) -> None:
-    addresses = ipv4(("127.0.0.1", refusing), listening.getsockname())
-
-    with transport.connect(addresses, LONG_SECONDS) as sock:
-        assert sock.getpeername() == listening.getsockname()
-
-
-def test_a_name_whose_first_address_refuses(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, "::1", "127.0.0.1")
-    port = listening.getsockname()[1]
-
-    with transport.connect(transport.resolve("two.example", port), LONG_SECONDS) as sock:
-        assert sock.getpeername() == listening.getsockname()
-
-
-def test_an_address_family_that_this_machine_lacks(listening: socket.socket) -> None:
-    addresses = [(int(socket.AF_APPLETALK), ("127.0.0.1", 1)), *ipv4(listening.getsockname())]
-
-    with transport.connect(addresses, LONG_SECONDS) as sock:
-        assert sock.getpeername() == listening.getsockname()
-
-
-def test_every_address_refuses(refusing: int) -> None:
-    addresses = ipv4(("127.0.0.1", refusing), ("127.0.0.2", refusing))
-
-    with pytest.raises(ConnectionLost) as caught:
-        transport.connect(addresses, LONG_SECONDS)
-    assert f"127.0.0.1:{refusing}: Connection refused; 127.0.0.2:{refusing}: Connection refused" == str(caught.value)
-
-
-def test_no_address() -> None:
-    with pytest.raises(ConnectionLost, match="the name has no address"):
-        transport.connect([], LONG_SECONDS)
-
-
-def test_nobody_connects_to_himself() -> None:
-    """TCP allows it where the port that the kernel picks is the very one that nobody listens on yet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-
-    with pytest.raises(ConnectionLost, match="Connection refused"):
-        transport.connect(ipv4(address), LONG_SECONDS, lambda sock: sock.bind(address))
-
-
-def test_a_socket_is_told_before_it_connects(listening: socket.socket, refusing: int) -> None:
-    told: list[socket.socket] = []
-    addresses = ipv4(("127.0.0.1", refusing), listening.getsockname())
-
-    with transport.connect(addresses, LONG_SECONDS, told.append) as sock:
-        assert len(told) == 2
-        assert told[0].fileno() == -1  # what failed is closed
-        assert told[1] is sock
-
-
-def test_a_connect_that_is_called_off_leaves_no_socket_open(listening: socket.socket) -> None:
-    told: list[socket.socket] = []
-
-    def call_off(sock: socket.socket) -> None:
-        told.append(sock)
-        raise Gone
-
-    with pytest.raises(Gone):
-        transport.connect(ipv4(listening.getsockname()) * 2, LONG_SECONDS, call_off)
-    assert [sock.fileno() for sock in told] == [-1]
+# --- options of a connected socket
 
 
 @pytest.mark.parametrize("seconds", [limits.DEAD_SECONDS, 2_000_000, 2_147_483.7, 3_000_000, 1e9, 1e300])
@@ -937,145 +807,3 @@ def congestion_control(sock: socket.socket) -> str:
 
 def test_a_tick_is_a_second() -> None:
     assert struct.unpack("ll", transport._TIMEVAL) == (1, 0)
-
-
-# --- listening
-
-
-def reach(family: int, host: str, port: int) -> None:
-    """Connect to a listener, to see that it is there."""
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(LONG_SECONDS)
-        sock.connect((host, port))
-
-
-def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the kernel answer as one that was started with ipv6.disable=1."""
-
-    class Ipv4Socket(socket.socket):
-        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
-            if family == socket.AF_INET6:
-                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-            super().__init__(family, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "socket", Ipv4Socket)
-
-
-def closing(listeners: list[socket.socket], pair: Pairs) -> list[socket.socket]:
-    pair.keep(*listeners)
-    return listeners
-
-
-def test_listen_on_one_address(pair: Pairs) -> None:
-    (listener,) = closing(transport.listen("127.0.0.1", 0), pair)
-    host, port = listener.getsockname()
-
-    assert host == "127.0.0.1"
-    assert listener.gettimeout() == 0.0  # for a selector
-    reach(socket.AF_INET, "127.0.0.1", port)
-
-
-def test_listen_on_all_addresses_takes_ipv4_too(pair: Pairs) -> None:
-    (listener,) = closing(transport.listen("::", 0), pair)
-    port = listener.getsockname()[1]
-
-    reach(socket.AF_INET, "127.0.0.1", port)
-    reach(socket.AF_INET6, "::1", port)
-    listener.settimeout(LONG_SECONDS)
-    accepted, _ = listener.accept()
-    with accepted:
-        assert Channel(accepted, endless).peer.startswith("[::ffff:127.0.0.1]:")
-
-
-def test_listen_on_all_addresses_of_a_machine_without_ipv6(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_ipv6(monkeypatch)
-    (listener,) = closing(transport.listen("::", 0), pair)
-    host, port = listener.getsockname()
-
-    assert host == "0.0.0.0"
-    reach(socket.AF_INET, "127.0.0.1", port)
-
-
-def test_an_ipv6_address_of_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks for one address gets that one or an error."""
-    without_ipv6(monkeypatch)
-    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)):
-        transport.listen("::1", 0)
-
-
-def test_listen_on_one_ipv6_address_does_not_take_ipv4(pair: Pairs) -> None:
-    (listener,) = closing(transport.listen("::1", 0), pair)
-
-    assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-
-
-@pytest.mark.parametrize("addresses", [("0.0.0.0", "::"), ("::", "0.0.0.0"), ("127.0.0.1", "::1")])
-def test_listen_on_every_address_of_a_name_with_one_port(
-    pair: Pairs, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
-) -> None:
-    names(monkeypatch, *addresses)
-    listeners = closing(transport.listen("two.example", 0), pair)
-    (port,) = {listener.getsockname()[1] for listener in listeners}
-
-    assert len(listeners) == 2
-    assert port
-    reach(socket.AF_INET, "127.0.0.1", port)
-    reach(socket.AF_INET6, "::1", port)
-
-
-def test_an_address_that_is_not_of_this_machine_is_left_out(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, "192.0.2.1", "127.0.0.1")
-    (listener,) = closing(transport.listen("localhost", 0), pair)
-
-    assert listener.getsockname()[0] == "127.0.0.1"
-
-
-def test_no_address_is_of_this_machine() -> None:
-    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
-        transport.listen("192.0.2.1", 0)
-
-
-def test_a_port_in_use(pair: Pairs, monkeypatch: pytest.MonkeyPatch, listening: socket.socket) -> None:
-    """None of the name's addresses is listened on then."""
-    names(monkeypatch, "127.0.0.2", "127.0.0.1")
-    port = listening.getsockname()[1]
-    with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
-        transport.listen("two.example", port)
-
-    closing([socket.create_server(("127.0.0.2", port))], pair)
-
-
-def test_a_port_is_free_again_at_once(pair: Pairs) -> None:
-    """A receiver that is started again does not wait for connections of the one before to time out."""
-    (listener,) = transport.listen("127.0.0.1", 0)
-    address = listener.getsockname()
-    with socket.create_connection(address) as ours:
-        listener.settimeout(LONG_SECONDS)
-        theirs, _ = listener.accept()
-        theirs.close()  # the first to close keeps the address for a while
-        assert ours.recv(1) == b""
-    listener.close()
-
-    (again,) = closing(transport.listen(*address), pair)
-    assert again.getsockname() == address
-
-
-def test_a_buffer_goes_with_its_connection(pair: Pairs) -> None:
-    """Not with the last one that knows of it: a thread that failed is kept by its error."""
-    channel, _ = pair(payload_bytes=limits.BLOCK_BYTES)
-    pages = weakref.ref(channel._buffer.obj)
-    channel.close()
-    assert pages() is None
-    with pytest.raises(ConnectionLost):
-        channel.take(1)
-
-
-def test_payload_in_a_small_buffer(pair: Pairs) -> None:
-    channel, theirs = pair(payload_bytes=64 * limits.KIB)
-    content = random.Random(1).randbytes(3 * limits.MIB + 17)
-    sending = threading.Thread(target=theirs.sendall, args=(content + b"digest",))
-    sending.start()
-    received = b"".join(bytes(view) for view in channel.payload(len(content)))
-    assert received == content
-    assert bytes(channel.take(6)) == b"digest"
-    sending.join(LONG_SECONDS)

@@ -71,19 +71,23 @@ def test_a_key_in_each_form(made: tuple[Pem, Path], form: str) -> None:
 @pytest.mark.parametrize(
     ("command", "certificate", "key"),
     [
-        ("x509 -in {0.certificate} -outform DER -out {1}", "openssl x509 -inform DER", "it is DER, and no private key"),
-        ("pkey -in {0.key} -outform DER -out {1}", "it is DER, and no certificate", "openssl pkey -inform DER"),
-        ("ec -in {0.key} -outform DER -out {1}", "it is DER, and no certificate", "openssl pkey -inform DER"),
+        (
+            "x509 -in {0.certificate} -outform DER -out {1}",
+            "openssl x509 -inform DER",
+            "it is DER, but not a private key",
+        ),
+        ("pkey -in {0.key} -outform DER -out {1}", "it is DER, but not a certificate", "openssl pkey -inform DER"),
+        ("ec -in {0.key} -outform DER -out {1}", "it is DER, but not a certificate", "openssl pkey -inform DER"),
         (
             "pkcs12 -export -in {0.certificate} -inkey {0.key} -passout pass:x -out {1}",
             "openssl pkcs12 -in FILE -nodes",
             "openssl pkcs12 -in FILE -nodes",
         ),
         ("req -new -key {0.key} -subj /CN=x -out {1}", "CERTIFICATE REQUEST", "CERTIFICATE REQUEST"),
-        ("crl2pkcs7 -nocrl -certfile {0.certificate} -out {1}", "no certificate, but PKCS7", "but PKCS7"),
-        ("pkey -in {0.key} -pubout -out {1}", "no certificate, but PUBLIC KEY", "no private key, but PUBLIC KEY"),
-        ("pkey -in {0.key} -aes256 -passout pass:x -out {1}", "but ENCRYPTED PRIVATE KEY", "the key is encrypted"),
-        ("ec -in {0.key} -aes256 -passout pass:x -out {1}", "but EC PRIVATE KEY", "the key is encrypted"),
+        ("crl2pkcs7 -nocrl -certfile {0.certificate} -out {1}", "no certificate, only PKCS7", "only PKCS7"),
+        ("pkey -in {0.key} -pubout -out {1}", "no certificate, only PUBLIC KEY", "no private key, only PUBLIC KEY"),
+        ("pkey -in {0.key} -aes256 -passout pass:x -out {1}", "only ENCRYPTED PRIVATE KEY", "the key is encrypted"),
+        ("ec -in {0.key} -aes256 -passout pass:x -out {1}", "only EC PRIVATE KEY", "the key is encrypted"),
     ],
 )
 def test_what_is_none_says_what_it_is(made: tuple[Pem, Path], command: str, certificate: str, key: str) -> None:

@@ -1,17 +1,16 @@
 """Standard error that nobody waits for: order, what is dropped, how it ends, with and without a thread."""
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from filestreamer.process import outlet
-from filestreamer.process.outlet import BACKLOG_BYTES, Background, Stderr
+from filestreamer.process.background import BACKLOG_BYTES
+from filestreamer.process.stderr import Stderr
 from tests.support.disks import disk, fill
 from tests.support.services import UNIT
 
@@ -32,20 +31,13 @@ def no_thread(_thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + UNIT
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def drained(reader: int, stderr: Stderr) -> list[str]:
     """Read until all is written; return the lines."""
     content = bytearray()
     os.set_blocking(reader, False)
     end = time.monotonic() + UNIT
     while True:
-        is_finished = stderr.finish(0.01)
+        is_finished = stderr.drain(0.01)
         with contextlib.suppress(BlockingIOError):
             while some := os.read(reader, 1 << 20):
                 content += some
@@ -80,7 +72,7 @@ def test_lines_come_in_order_and_each_gap_is_told_where_it_is(
     for at in range(number):
         stderr.write(LINE.format(at))
     assert time.monotonic() - begun < UNIT / 2
-    assert not stderr.finish(0.0)
+    assert not stderr.drain(0.0)
     dropped = stderr.dropped
     assert number // 3 < dropped < number
 
@@ -134,7 +126,7 @@ def test_a_reader_that_left(pipe: tuple[int, int]) -> None:
     for at in range(10):
         stderr.write(f"{at}\n")
 
-    assert stderr.finish(UNIT)
+    assert stderr.drain(UNIT)
     assert stderr.dropped == 10
 
 
@@ -145,13 +137,13 @@ def test_a_full_disk_tears_one_line_and_the_next_ones_are_whole(tmp_path: Path) 
         stderr = Stderr(fd, "utf-8")
         for at in range(50):
             stderr.write(LINE.format(at))
-        assert stderr.finish(UNIT)
+        assert stderr.drain(UNIT)
         dropped = stderr.dropped
         assert 0 < dropped < 50
         ballast.unlink()
         for at in range(50, 60):
             stderr.write(LINE.format(at))
-        assert stderr.finish(UNIT)
+        assert stderr.drain(UNIT)
         lines = (small / "log").read_text().splitlines()
         os.close(fd)
     torn = [line for line in lines if not line.endswith("xxx" * 100) or len(line) != 1007]
@@ -187,37 +179,9 @@ def test_threads_that_come_back_are_used(pipe: tuple[int, int]) -> None:
         patch.setattr(threading.Thread, "start", no_thread)
         for at in range(200):
             stderr.write(LINE.format(at))
-        assert not stderr.finish(0.0)
+        assert not stderr.drain(0.0)
     stderr.write(LINE.format(200))
     lines = b""
     while lines.count(b"\n") < 201:
         lines += os.read(reader, 1 << 20)
     assert accounted(lines.decode().splitlines()) == 201
-
-
-def test_a_job_that_fails_ends_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[type[BaseException]] = []
-    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_type))
-    background = Background("test", lambda: True)
-    done: list[float] = []
-    background.add(lambda: done.append(1 / 0), 1)
-    until(lambda: told == [ZeroDivisionError])
-    background.add(lambda: done.append(1), 1)
-    assert background.finish(UNIT)
-    assert done == [1]
-
-
-def test_writes_of_a_pipe_that_does_not_block_wait_for_room(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    assert not outlet.is_writable(writer)
-    with pytest.raises(BlockingIOError):
-        outlet.write_some(writer, memoryview(b"x"), waits=False)
-    reading = threading.Timer(0.05, os.read, (reader, 1 << 16))
-    reading.start()
-    assert outlet.write_some(writer, memoryview(b"x")) == 1
-    reading.join()
-    assert fcntl.fcntl(writer, fcntl.F_GETFL) & os.O_NONBLOCK

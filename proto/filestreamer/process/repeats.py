@@ -1,8 +1,8 @@
-"""How often the same is logged: the first few times in a minute, then once a minute how many more there were.
+"""Lines of a log that are repeated: the first few of a minute are written, the others are counted.
 
-A peer can make the same thing happen a thousand times a second, and a network all night. Of each kind of line the first
-few are written. Those behind them are counted, and the last of them is written with the count when the minute is over,
-and again each minute as long as it goes on; lines are written one by one again when a minute had but few.
+A peer can make the same thing happen a thousand times a second, and a broken network all night. Of each kind of line,
+the first few in a minute are written. The others are counted; when the minute is over, the last of them is written with
+the count, and so on each minute as long as the lines go on. After a minute with few lines, each line is written again.
 
 Pure: the caller has the clock and writes the lines.
 """
@@ -17,7 +17,7 @@ WINDOW_SECONDS: Final = 60.0
 
 
 class Summary(NamedTuple, Generic[T]):
-    """What stands for lines of one kind that were not written."""
+    """What is written for lines of one kind that were counted."""
 
     last: T
     number: int
@@ -27,7 +27,7 @@ class Summary(NamedTuple, Generic[T]):
 
 @dataclass(slots=True)
 class _Kind(Generic[T]):
-    """A kind of line in its minute."""
+    """A kind of line in its current minute."""
 
     first: int
     """Lines that may be written one by one."""
@@ -37,17 +37,20 @@ class _Kind(Generic[T]):
     last: T | None = None
 
 
-class Quiet(Generic[T]):
-    """Decides for each line whether it is written. One thread at a time; `now` is monotonic time.
+class RepeatFilter(Generic[T]):
+    """Decides for each line whether it is written or counted. One thread at a time; `now` is monotonic time.
 
-    Each kind is kept for its minute: kinds are for the caller to bound.
+    It remembers each kind for a minute: the caller must see to it that there are few kinds.
     """
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, _Kind[T]] = {}
 
     def admit(self, kind: Hashable, line: T, first: int, now: float) -> bool:
-        """Return whether a line is written, as one of the `first` of its kind; else count it. Call `due` before."""
+        """Return True where a line is one of the `first` of its kind, to be written; else count it and return False.
+
+        Call `due` before.
+        """
         state = self._kinds.setdefault(kind, _Kind(first, now))
         if state.written < first:
             state.written += 1
@@ -57,25 +60,25 @@ class Quiet(Generic[T]):
         return False
 
     def due(self, now: float) -> list[Summary[T]]:
-        """Return what is to be written of minutes that are over, and begin the next ones."""
+        """Return the summaries of minutes that are over, and begin the next minutes."""
         summaries = []
         for kind, state in list(self._kinds.items()):
             if now - state.since >= WINDOW_SECONDS:
                 summaries += _sum_up(state, now)
-                if state.counted > state.first:  # it goes on: nothing is written one by one
+                if state.counted > state.first:  # the lines go on: in the next minute, none is written one by one
                     state.since, state.written, state.counted = now, state.first, 0
                 else:
                     del self._kinds[kind]
         return summaries
 
-    def rest(self, now: float) -> list[Summary[T]]:
-        """Return what is to be written at the end, and forget all."""
+    def drain(self, now: float) -> list[Summary[T]]:
+        """Return the summaries of all minutes, over or not, and forget all kinds."""
         summaries = [summary for state in self._kinds.values() for summary in _sum_up(state, now)]
         self._kinds.clear()
         return summaries
 
-    def next_due(self, now: float) -> float | None:
-        """Return in how many seconds something has to be written; None where nothing has."""
+    def next_due_seconds(self, now: float) -> float | None:
+        """Return in how many seconds `due` will have a summary; None where no line is counted."""
         begun = [state.since for state in self._kinds.values() if state.counted]
         return max(0.0, min(begun) + WINDOW_SECONDS - now) if begun else None
 

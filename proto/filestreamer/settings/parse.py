@@ -1,0 +1,135 @@
+"""Filling the settings of a service from flags, environment, config file and defaults.
+
+Strongest source first:
+
+    1. flags                       --chunk-size 8MiB
+    2. environment                 FILESTREAMER_SENDER_CHUNK_SIZE, then FILESTREAMER_CHUNK_SIZE; empty counts as unset
+    3. the file that --config or FILESTREAMER_CONFIG names
+                                   {"sender": {"chunk_size": "8MiB"}}, then {"chunk_size": "8MiB"}; null counts as unset
+    4. the default
+
+Any mistake is a UsageError of one line, which begins with the flag, the variable, or the file and the key.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import click
+import click.core
+
+from filestreamer.settings import values
+from filestreamer.settings.common import COMMON_KEYS, OWN_KEYS, CommonSettings
+from filestreamer.settings.config_file import SERVICES, Found, read_settings, suggestion
+from filestreamer.settings.definition import PREFIX, Definition, Service, definitions
+from filestreamer.version import VERSION
+from filestreamer.wire import limits
+from filestreamer.wire.errors import UsageError
+
+S = TypeVar("S", bound=CommonSettings)
+
+CONFIG: Final = Definition(values.text, "JSON file with settings of both services.", flag="--config", metavar="FILE")
+
+
+def parse_settings(
+    settings: type[S], service: Service, summary: str, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[S, list[str]]:
+    """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
+
+    Return the settings, and warnings for the log. `summary` is the first line of `--help`. Raises UsageError for any
+    mistake, and SystemExit(0) after `--help` and `--version`.
+    """
+    defined = definitions(settings)
+    if difference := {item.key for item in defined.values()} ^ (OWN_KEYS[service] | COMMON_KEYS):
+        raise LookupError(f"OWN_KEYS[{service!r}] differs from the settings of the {service}: {', '.join(difference)}")
+    found: dict[str, Found] = {}
+
+    def gather(context: click.Context, _parameter: click.Parameter, path: str | None) -> None:
+        found.update(_from_sources(defined, service, environ, path))
+        # click looks into its default map for settings without a flag, before it uses their defaults.
+        context.default_map = {name: item.value for name, item in found.items()}
+
+    try:
+        context = _command(service, summary, defined, gather).make_context(service, list(argv))
+    except click.exceptions.Exit as request:  # after --help or --version
+        raise SystemExit(request.exit_code) from None
+    except click.UsageError as error:
+        raise UsageError(_explain(error, service, defined, found)) from None
+    return settings(**context.params), _unknown_variables(environ)
+
+
+def _command(
+    service: Service, summary: str, defined: Mapping[str, Definition], gather: Callable[..., None]
+) -> click.Command:
+    config = CONFIG.parameter("config")
+    # Eager: click must call `gather` before it looks for the value of any other setting.
+    config.is_eager, config.expose_value, config.callback = True, False, gather
+    version = click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        help="Show the version and exit.",
+    )
+    # The service's own settings come first in --help.
+    names = sorted(defined, key=lambda name: defined[name].key in COMMON_KEYS)
+    parameters = [defined[name].parameter(name) for name in names]
+    epilog = (
+        f"Every flag is also an environment variable (--log-level: {PREFIX}{service.upper()}_LOG_LEVEL or "
+        f"{PREFIX}LOG_LEVEL) and a key of the config file (log_level). Flags beat variables, and these the file."
+    )
+    return click.Command(service, params=[*parameters, config, version], help=summary, epilog=epilog)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"{context.info_name} {VERSION} (protocol {limits.VERSION})")
+        context.exit()
+
+
+def _explain(
+    error: click.UsageError, service: Service, defined: Mapping[str, Definition], found: Mapping[str, Found]
+) -> str:
+    """Return one line about a mistake; it names the flag, the variable or the key."""
+    if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
+        return error.format_message()
+    name = error.param.name
+    definition = defined.get(name, CONFIG)
+    if isinstance(error, click.MissingParameter):
+        variables = " or ".join(variable for variable, _ in definition.variables(service))
+        return f"{definition.shown} is required (or {variables}, or {definition.key} in the config file)"
+    from_found = error.ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP
+    return f"{found[name].origin if from_found else definition.flag}: {error.message}"
+
+
+def _from_sources(
+    defined: Mapping[str, Definition], service: Service, environ: Mapping[str, str], path: str | None
+) -> dict[str, Found]:
+    """Return the values of the environment and, for what it does not set, of the config file, by field name."""
+    config = Found(path, CONFIG.flag) if path else _from_environment(CONFIG, service, environ)
+    found = read_settings(defined, service, str(config.value), config.origin) if config else {}
+    for name, definition in defined.items():
+        if item := _from_environment(definition, service, environ):
+            found[name] = item
+    return found
+
+
+def _from_environment(definition: Definition, service: Service, environ: Mapping[str, str]) -> Found | None:
+    for variable, kind in definition.variables(service):
+        if value := environ.get(variable):
+            return Found(value.splitlines() if definition.multiple else kind(value), variable)
+    return None
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that has our prefix and is not a setting of either service."""
+    prefixes = {f"{PREFIX}{name.upper()}_": COMMON_KEYS | OWN_KEYS[name] for name in SERVICES}
+    prefixes[PREFIX] = COMMON_KEYS.union(*OWN_KEYS.values())
+    warnings = []
+    for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+        prefix = next(prefix for prefix in prefixes if variable.startswith(prefix))
+        names = {key.upper() for key in prefixes[prefix]} | {"CONFIG", "TOKEN"}
+        rest = variable.removeprefix(prefix)
+        if rest not in names:
+            warnings.append(f"{variable} is not a setting and was ignored{suggestion(prefix, rest, names)}")
+    return warnings

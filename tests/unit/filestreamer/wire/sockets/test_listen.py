@@ -1,0 +1,144 @@
+"""Listening: on one address, on several of one name, and where the machine lacks some. Real sockets."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.sockets.listen import listen
+
+LONG_SECONDS = 30.0
+"""Far longer than anything here takes: what waits for it has failed."""
+
+Closing = Callable[[list[socket.socket]], list[socket.socket]]
+
+
+@pytest.fixture
+def closing() -> Iterator[Closing]:
+    """Return a function that returns its sockets, which are closed after the test."""
+    kept: list[socket.socket] = []
+
+    def keep(sockets: list[socket.socket]) -> list[socket.socket]:
+        kept.extend(sockets)
+        return sockets
+
+    yield keep
+    for sock in kept:
+        sock.close()
+
+
+def reach(family: int, host: str, port: int) -> None:
+    """Connect to a listener, to see that it is there."""
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(LONG_SECONDS)
+        sock.connect((host, port))
+
+
+def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel answer as one that was started with ipv6.disable=1."""
+
+    class Ipv4Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "socket", Ipv4Socket)
+
+
+def test_listen_on_one_address(closing: Closing) -> None:
+    (listener,) = closing(listen("127.0.0.1", 0))
+    host, port = listener.getsockname()
+
+    assert host == "127.0.0.1"
+    assert listener.gettimeout() == 0.0  # for a selector
+    reach(socket.AF_INET, "127.0.0.1", port)
+
+
+def test_listen_on_all_addresses_takes_ipv4_too(closing: Closing) -> None:
+    (listener,) = closing(listen("::", 0))
+    port = listener.getsockname()[1]
+
+    reach(socket.AF_INET, "127.0.0.1", port)
+    reach(socket.AF_INET6, "::1", port)
+    listener.settimeout(LONG_SECONDS)
+    accepted, _ = listener.accept()
+    with accepted:
+        assert format_address(accepted.getpeername()).startswith("[::ffff:127.0.0.1]:")
+
+
+def test_listen_on_all_addresses_of_a_machine_without_ipv6(closing: Closing, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ipv6(monkeypatch)
+    (listener,) = closing(listen("::", 0))
+    host, port = listener.getsockname()
+
+    assert host == "0.0.0.0"
+    reach(socket.AF_INET, "127.0.0.1", port)
+
+
+def test_an_ipv6_address_of_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for one address gets that one or an error."""
+    without_ipv6(monkeypatch)
+    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)):
+        listen("::1", 0)
+
+
+def test_listen_on_one_ipv6_address_does_not_take_ipv4(closing: Closing) -> None:
+    (listener,) = closing(listen("::1", 0))
+
+    assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+@pytest.mark.parametrize("addresses", [("0.0.0.0", "::"), ("::", "0.0.0.0"), ("127.0.0.1", "::1")])
+def test_listen_on_every_address_of_a_name_with_one_port(
+    closing: Closing, names: Callable[..., None], addresses: tuple[str, ...]
+) -> None:
+    names(*addresses)
+    listeners = closing(listen("two.example", 0))
+    (port,) = {listener.getsockname()[1] for listener in listeners}
+
+    assert len(listeners) == 2
+    assert port
+    reach(socket.AF_INET, "127.0.0.1", port)
+    reach(socket.AF_INET6, "::1", port)
+
+
+def test_an_address_that_is_not_of_this_machine_is_left_out(closing: Closing, names: Callable[..., None]) -> None:
+    names("192.0.2.1", "127.0.0.1")
+    (listener,) = closing(listen("localhost", 0))
+
+    assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_no_address_is_of_this_machine() -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+        listen("192.0.2.1", 0)
+
+
+def test_a_port_in_use(closing: Closing, names: Callable[..., None], listening: socket.socket) -> None:
+    """None of the name's addresses is listened on then."""
+    names("127.0.0.2", "127.0.0.1")
+    port = listening.getsockname()[1]
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+        listen("two.example", port)
+
+    closing([socket.create_server(("127.0.0.2", port))])
+
+
+def test_a_port_is_free_again_at_once(closing: Closing) -> None:
+    """A receiver that is started again does not wait for connections of the one before to time out."""
+    (listener,) = listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    with socket.create_connection(address) as ours:
+        listener.settimeout(LONG_SECONDS)
+        theirs, _ = listener.accept()
+        theirs.close()  # the first to close keeps the address for a while
+        assert ours.recv(1) == b""
+    listener.close()
+
+    (again,) = closing(listen(*address))
+    assert again.getsockname() == address
