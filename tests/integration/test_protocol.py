@@ -1,0 +1,112 @@
+"""What proto/README.md decides, asked in raw frames. Above each part stands the section that it holds.
+
+What a peer may not do at all is in test_hostile, test_trees_hostile and test_pipes_hostile.
+"""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.limits import KIB
+from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
+from tests.support.services import Pair, Service
+
+
+@pytest.fixture
+def receiver(pair: Pair) -> Service:
+    return pair.receiver()
+
+
+@pytest.fixture
+def peer(receiver: Service) -> Iterator[RawSender]:
+    """Return a sender whose every frame is the test's own."""
+    with RawSender(Pair.address(receiver)) as made:
+        yield made
+
+
+@pytest.fixture
+def sample(seed: int) -> Sample:
+    """Return a file of 10 segments."""
+    return Sample.random(seed, 10 * KIB, KIB)
+
+
+@pytest.fixture
+def tree() -> TreeSample:
+    """Return a tree of one small file, and a large one of 3 segments."""
+    made = TreeSample(KIB)
+    made.directory(b"t")
+    made.add(b"t/small", b"small")
+    made.add(b"t/large", bytes(range(256)) * 12)
+    return made
+
+
+def offer_tree(peer: RawSender, tree: TreeSample) -> Link:
+    """Open control and offer a tree; the answers are still to be read."""
+    control = peer.control()
+    control.send(tree.offer, *tree.parts)
+    return control
+
+
+def needed(control: Link) -> set[tuple[int, int]]:
+    """Read one Needed; return its segments of large files, and (file_id, -1) for each whole file."""
+    answer = control.expect(m.Needed)
+    segments = {(each.file_id, at) for each in answer.segments for at in _range(each.first_segment, each.segments)}
+    return segments | {(at, -1) for each in answer.files for at in _range(each.first_file_id, each.files)}
+
+
+def _range(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+# --- "On the wire": what OK means
+
+
+def kill(pair: Pair, receiver: Service) -> RawSender:
+    """Kill a receiver, and return a sender of another transfer to the next one."""
+    receiver.signal(signal.SIGKILL)
+    receiver.wait()
+    return RawSender(Pair.address(pair.receiver()))
+
+
+def test_ok_for_a_single_file_is_in_the_ledger(pair: Pair, receiver: Service, peer: RawSender, sample: Sample) -> None:
+    peer.offer(sample).expect(m.Needed)
+    data = peer.data()
+    data.send_raw(sample.chunk(3))
+    assert acknowledged(data, 1) == [3]
+    with kill(pair, receiver) as again:
+        control = again.offer(sample)
+        assert needed(control) == {(0, index) for index in range(10) if index != 3}
+        assert control.expect(m.Held) == m.Held(0, 3, sample.digest(3))
+
+
+def test_ok_in_a_tree_is_in_the_ledger_for_large_files_only(
+    pair: Pair, receiver: Service, peer: RawSender, tree: TreeSample
+) -> None:
+    offer_tree(peer, tree).expect(m.Needed)
+    data = peer.data()
+    for chunk_id, segments in list(tree.chunks().items())[:2]:
+        data.send_raw(tree.chunk(chunk_id, segments))
+        assert acknowledged(data, 1) == [chunk_id]
+    with kill(pair, receiver) as again:  # before the small file is put in place with others
+        control = offer_tree(again, tree)
+        assert needed(control) == {(1, -1)}
+        assert needed(control) == {(2, 1), (2, 2)}
+        assert control.expect(m.Held).file_id == 2
+
+
+def test_ok_for_a_stream_promises_nothing_to_another_transfer(
+    pair: Pair, receiver: Service, peer: RawSender, sample: Sample
+) -> None:
+    stream = m.ManifestPart(0, (m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0),), True)
+    control = peer.control()
+    control.send(sample.offer, stream)
+    control.expect(m.Needed)
+    data = peer.data()
+    data.send_raw(sample.chunk(0))
+    assert acknowledged(data, 1) == [0]
+    with kill(pair, receiver) as again:
+        control = again.control()
+        control.send(sample.offer, stream)
+        assert control.expect(m.Needed).files == (m.FileRange(0, 1),)
