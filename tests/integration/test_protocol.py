@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
 from filestreamer.wire.limits import KIB
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
 from tests.support.services import Pair, Service
@@ -58,6 +60,24 @@ def needed(control: Link) -> set[tuple[int, int]]:
 
 def _range(first: int, count: int) -> range:
     return range(first, first + count)
+
+
+# --- "Proof"
+
+
+@pytest.mark.parametrize("role", m.Role)
+def test_a_proof_that_was_not_asked_for(pair: Pair, sample: Sample, role: m.Role) -> None:
+    """It is a message after Welcome, and ends the transfer."""
+    with RawSender(Pair.address(pair.receiver("--anonymous"))) as peer:
+        control = peer.offer(sample) if role is m.Role.DATA else None
+        link = peer.connect()
+        assert not link.expect(m.Greeting).token_required
+        link.send(peer.hello(role), m.Proof(bytes(limits.MAC_BYTES)))
+        link.expect(m.Welcome)
+        assert link.expect(m.Abort).code is Code.PROTOCOL
+        if control is not None:
+            control.expect(m.Needed)
+            assert control.expect(m.Abort).code is Code.PROTOCOL
 
 
 # --- "On the wire": what OK means
