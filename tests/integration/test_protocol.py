@@ -10,9 +10,11 @@ import pytest
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code
+from filestreamer.wire.errors import VERDICTS, Code
+from filestreamer.wire.framing import frame_of
 from filestreamer.wire.limits import KIB
-from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
+from filestreamer.wire.opening import ReceiverOpening
+from tests.support.peer import Link, RawReceiver, RawSender, Sample, TreeSample, acknowledged, read_chunk
 from tests.support.services import Pair, Service
 
 
@@ -62,6 +64,41 @@ def _range(first: int, count: int) -> range:
     return range(first, first + count)
 
 
+# --- "Opening"
+
+
+def test_a_data_connection_whose_hello_waits_too_long_for_control(pair: Pair) -> None:
+    """The receiver refuses it with TIMEOUT; the sender opens it again when control is there."""
+    with RawReceiver() as receiver:
+        sender = pair.sender(pair.file("f", KIB), receiver.address, "--chunk-size", KIB, "--connections", 1)
+        control, early = receiver.accept(), receiver.accept()
+        openings = [ReceiverOpening(receiver.incarnation, None) for _ in range(2)]
+        for link, opening in zip((control, early), openings, strict=True):
+            link.send_raw(frame_of(opening.greeting_body))
+        control.expect(m.Hello)
+        early.send(m.Refusal(Code.TIMEOUT, "no Hello"))
+        early.close()
+        control.send(openings[0].welcome())
+        control.expect(m.Offer)
+        control.expect(m.ManifestPart)
+        control.send(m.Needed((), (m.SegmentRange(0, 0, 1),)))
+        late, _ = receiver.welcome(m.Role.DATA)
+        late.send(m.ChunkAck(m.Verdict.OK, (read_chunk(late).chunk_id,)))
+        control.expect(m.Finish)
+        control.send(m.Complete(True))
+        receiver.hang_up()
+        sender.succeeds()
+
+
+def test_a_receiver_waits_for_no_hello_of_a_data_connection(peer: RawSender, sample: Sample) -> None:
+    """However long control takes: the opening of a data connection takes as long as any other."""
+    link = peer.connect()
+    link.expect(m.Greeting)
+    peer.offer(sample).expect(m.Needed)
+    refusal = link.expect(m.Refusal)
+    assert (refusal.code, VERDICTS[refusal.code].retryable) == (Code.TIMEOUT, True)
+
+
 # --- "Proof"
 
 
@@ -78,6 +115,22 @@ def test_a_proof_that_was_not_asked_for(pair: Pair, sample: Sample, role: m.Role
         if control is not None:
             control.expect(m.Needed)
             assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+# --- "ChunkHeader"
+
+
+def test_a_chunk_before_any_manifest(peer: RawSender, sample: Sample) -> None:
+    """It ends its connection, and nothing else."""
+    control, data = peer.control(), peer.data()
+    data.send_raw(sample.chunk(0))
+    assert data.expect(m.Abort).code is Code.UNKNOWN_TRANSFER
+    data.close()
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    assert needed(control) == {(0, index) for index in range(10)}
+    again = peer.data()
+    again.send_raw(sample.chunk(0))
+    assert acknowledged(again, 1) == [0]
 
 
 # --- "On the wire": what OK means
