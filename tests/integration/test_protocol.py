@@ -117,6 +117,61 @@ def test_a_proof_that_was_not_asked_for(pair: Pair, sample: Sample, role: m.Role
             assert control.expect(m.Abort).code is Code.PROTOCOL
 
 
+# --- "Sessions": what follows Abort
+
+
+@pytest.mark.parametrize("code", [Code.SOURCE, Code.SHUTTING_DOWN])
+def test_what_follows_abort_on_control(
+    pair: Pair, receiver: Service, peer: RawSender, sample: Sample, code: Code
+) -> None:
+    """It is dropped, and not answered; the receiver forgets the transfer, and its data connections end."""
+    control = peer.offer(sample)
+    control.expect(m.Needed)
+    data = peer.data()
+    data.send_raw(b"".join(map(sample.chunk, range(10))))
+    acknowledged(data, 10)
+    control.send(m.Abort(code, "because"), sample.finish, m.Hello(1, bytes(16), m.Role.CONTROL, 0, 4, bytes(16)))
+    control.ends()
+    data.ends()
+    (result,) = receiver.wait_for_results()
+    assert (result["status"] != "complete", result["error"]["code"]) == (True, code.name.lower())
+    assert "sample.bin" not in pair.received()
+    assert peer.refused(m.Role.DATA).code is Code.UNKNOWN_TRANSFER
+
+
+def test_what_follows_a_retryable_abort_on_data(pair: Pair, peer: RawSender, sample: Sample) -> None:
+    """It is dropped, and not answered; the transfer goes on over other connections."""
+    control = peer.offer(sample)
+    control.expect(m.Needed)
+    data = peer.data()
+    data.send(m.Abort(Code.CORRUPT, "because"), sample.finish)
+    data.ends()
+    again = peer.data()
+    again.send_raw(b"".join(map(sample.chunk, range(10))))
+    acknowledged(again, 10)
+    control.send(sample.finish)
+    assert control.expect(m.Complete).committed
+    assert (pair.destination / "sample.bin").read_bytes() == sample.content
+
+
+def test_a_sender_that_reads_abort_acts_on_nothing_behind_it(pair: Pair) -> None:
+    """It begins anew where the code is retryable: all of its connections close, without a word."""
+    with RawReceiver() as receiver:
+        sender = pair.sender(pair.file("f", KIB), receiver.address, "--chunk-size", KIB, "--connections", 1)
+        control, data = receiver.needs(1)
+        chunk = read_chunk(data)
+        control.send(m.Abort(Code.LIMIT, "because"), m.Needed((m.FileRange(5, 5),), ()))
+        control.ends()
+        data.ends()
+        control, data = receiver.needs(1)
+        assert read_chunk(data) == chunk
+        data.send(m.ChunkAck(m.Verdict.OK, (chunk.chunk_id,)))
+        control.expect(m.Finish)
+        control.send(m.Complete(True))
+        receiver.hang_up()
+        sender.succeeds()
+
+
 # --- "ChunkHeader"
 
 
