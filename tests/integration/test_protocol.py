@@ -3,6 +3,7 @@
 What a peer may not do at all is in test_hostile, test_trees_hostile and test_pipes_hostile.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -227,7 +228,7 @@ def test_ok_in_a_tree_is_in_the_ledger_for_large_files_only(
 def test_ok_for_a_stream_promises_nothing_to_another_transfer(
     pair: Pair, receiver: Service, peer: RawSender, sample: Sample
 ) -> None:
-    stream = m.ManifestPart(0, (m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0),), True)
+    stream = m.ManifestPart(0, (STREAM,), True)
     control = peer.control()
     control.send(sample.offer, stream)
     control.expect(m.Needed)
@@ -238,3 +239,72 @@ def test_ok_for_a_stream_promises_nothing_to_another_transfer(
         control = again.control()
         control.send(sample.offer, stream)
         assert control.expect(m.Needed).files == (m.FileRange(0, 1),)
+
+
+# --- "Withdrawn"
+
+
+ONE_FILE = m.Entry(b"f", m.EntryType.FILE, KIB, 0o644, 0)
+STREAM = m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "shard", "output"),
+    [
+        (ONE_FILE, None, False),
+        (ONE_FILE, m.Shard(0, 2), False),
+        (ONE_FILE, None, True),
+        (STREAM, None, False),
+        (STREAM, None, True),
+    ],
+    ids=["a file", "a share of a file", "a file to an output", "a stream", "a stream to an output"],
+)
+def test_withdrawn_is_for_trees(
+    pair: Pair, sample: Sample, entry: m.Entry, shard: m.Shard | None, *, output: bool
+) -> None:
+    service = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", "-") if output else pair.receiver()
+    with RawSender(Pair.address(service)) as peer:
+        control = peer.control()
+        control.send(sample.offer._replace(shard=shard), m.ManifestPart(0, (entry,), True))
+        control.expect(m.Needed)
+        control.send(m.Withdrawn((0,)))
+        assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+def test_withdrawn_before_anything_was_offered(peer: RawSender, tree: TreeSample) -> None:
+    assert peer.offers(tree.offer, m.Withdrawn((0,))).code is Code.PROTOCOL
+
+
+@pytest.mark.parametrize("file_id", [0, 1, 2, 3, 99])
+def test_withdrawing_what_has_nothing_to_be_sent(peer: RawSender, file_id: int) -> None:
+    """A directory, an empty file, a symlink, a file of one hole, and none at all."""
+    tree = TreeSample(KIB)
+    tree.directory(b"t")
+    tree.add(b"t/empty")
+    tree.symlink(b"t/link", b"empty")
+    tree.add(b"t/hole", bytes(KIB), holes=(m.Hole(0, KIB // 2), m.Hole(KIB // 2, KIB // 2)))
+    tree.add(b"t/file", b"content")
+    control = offer_tree(peer, tree)
+    control.expect(m.Needed)
+    control.send(m.Withdrawn((file_id,)))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+def test_other_names_of_a_file_that_was_withdrawn(pair: Pair, peer: RawSender) -> None:
+    """They are not made, though nobody withdraws them; a name that is withdrawn alone is the only one missing."""
+    tree = TreeSample(KIB)
+    tree.directory(b"t")
+    for name, group in ((b"lost", 1), (b"kept", 2)):
+        for number in range(3):
+            tree.add(b"t/%s%d" % (name, number), name, hard_link_group=group)
+    control = offer_tree(peer, tree)
+    control.expect(m.Needed)
+    control.send(m.Withdrawn((1, 5)))
+    tree.withdrawn = {1}
+    data = peer.data()
+    for chunk_id, segments in tree.chunks().items():
+        data.send_raw(tree.chunk(chunk_id, segments))
+        acknowledged(data, 1)
+    control.send(tree.finish)
+    assert control.expect(m.Complete).committed
+    assert sorted(os.listdir(pair.destination / "t")) == ["kept0", "kept2"]
