@@ -11,6 +11,7 @@ import pytest
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import VERDICTS, Code
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.limits import KIB
@@ -308,3 +309,62 @@ def test_other_names_of_a_file_that_was_withdrawn(pair: Pair, peer: RawSender) -
     control.send(tree.finish)
     assert control.expect(m.Complete).committed
     assert sorted(os.listdir(pair.destination / "t")) == ["kept0", "kept2"]
+
+
+# --- "Hole"
+
+
+def test_holes_that_touch_are_one_hole(pair: Pair, peer: RawSender) -> None:
+    """A segment that lies in both of them, and in each only in part, is not needed, and has no digest."""
+    content = bytes(2 * KIB) + b"content" * 100
+    sample = Sample(b"f", content, KIB)
+    holes = (m.Hole(0, KIB // 2), m.Hole(KIB // 2, KIB), m.Hole(KIB * 3 // 2, KIB // 2))
+    control = peer.control()
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry._replace(holes=holes),), True))
+    assert needed(control) == {(0, 2)}
+    data = peer.data()
+    data.send_raw(sample.chunk(2))
+    assert acknowledged(data, 1) == [2]
+    control.send(m.Finish(3, root_digest([sample.digest(2)])))
+    assert control.expect(m.Complete).committed
+    assert (pair.destination / "f").read_bytes() == content
+
+
+# --- "Shards" and "Streams": what else the manifest may hold
+
+
+DIRECTORY = m.Entry(b"d", m.EntryType.DIRECTORY, 0, 0o755, 0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "code"),
+    [
+        ((ONE_FILE._replace(path=b"d/f"),), Code.PROTOCOL),
+        ((DIRECTORY, ONE_FILE._replace(path=b"d/f")), Code.PROTOCOL),
+        ((ONE_FILE, ONE_FILE._replace(path=b"g")), Code.PROTOCOL),
+        ((STREAM,), Code.PROTOCOL),
+        ((ONE_FILE._replace(holes=(m.Hole(0, KIB),)),), Code.POLICY),
+    ],
+    ids=["in a directory", "a tree", "two files", "a stream", "holes"],
+)
+def test_what_is_no_share_of_one_file(
+    pair: Pair, peer: RawSender, sample: Sample, entries: tuple[m.Entry, ...], code: Code
+) -> None:
+    offer = sample.offer._replace(shard=m.Shard(0, 2))
+    assert peer.offers(offer, m.ManifestPart(0, entries, True)).code is code
+    assert pair.received() in ([], [".filestreamer"])
+
+
+def test_an_output_takes_no_shard(pair: Pair, sample: Sample) -> None:
+    output = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", "-")
+    with RawSender(Pair.address(output)) as peer:
+        offer = sample.offer._replace(shard=m.Shard(0, 2))
+        assert peer.offers(offer, m.ManifestPart(0, (sample.entry,), True)).code is Code.POLICY
+
+
+@pytest.mark.parametrize("entries", [(ONE_FILE, STREAM), (DIRECTORY, STREAM), (STREAM._replace(path=b"d/s"),)])
+def test_a_stream_among_other_entries(
+    pair: Pair, peer: RawSender, sample: Sample, entries: tuple[m.Entry, ...]
+) -> None:
+    assert peer.offers(sample.offer, m.ManifestPart(0, entries, True)).code is Code.POLICY
+    assert "s" not in pair.received()
