@@ -290,6 +290,33 @@ def test_modes_whatever_the_umask(tmp_path: Path, moving: Make, umask: int) -> N
         assert [mode] * 4 == found
 
 
+def test_modes_of_directories_while_files_move(tmp_path: Path, moving: Make) -> None:
+    """Their owner may write into them, also where the transfer ends early (proto/README.md, "Trees")."""
+    (tmp_path / "t/there").mkdir(parents=True)
+    (tmp_path / "t/there").chmod(0o055)
+    tree = sample()
+    tree.directory(b"t/there", mode=0o555)
+    tree.directory(b"t/new", mode=0o050)
+    tree.add(b"t/there/f", b"content")
+    tree.add(b"t/new/f", b"content")
+    tree.add(b"t/unlisted/f", b"content")
+
+    def modes() -> list[int]:
+        return [stat.S_IMODE((tmp_path / "t" / name).stat().st_mode) for name in ("there", "new", "unlisted")]
+
+    umask = os.umask(0o022)
+    try:
+        early = moving(tree)
+        early.offer()
+        assert modes() == [0o755, 0o750, 0o755]
+        early.tree.close(cleanly=True)
+        assert modes() == [0o755, 0o750, 0o755]
+        moving(tree).move()
+        assert modes() == [0o555, 0o050, 0o755]
+    finally:
+        os.umask(umask)
+
+
 def test_owner_is_kept_where_it_is_told(tmp_path: Path, moving: Make) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may give files away")
@@ -1239,13 +1266,15 @@ def test_a_directory_that_becomes_a_symlink_is_not_followed(tmp_path: Path, movi
 
 
 def test_things_that_are_in_the_way(tmp_path: Path, moving: Make) -> None:
-    """A directory is never removed for a file; a file is never removed for a directory."""
+    """A directory is never removed for a file; a file is never removed for a directory (proto/README.md, "Trees")."""
     (tmp_path / "t/dir").mkdir(parents=True)
     (tmp_path / "t/file").write_bytes(b"file")
+    (tmp_path / "t/link").symlink_to("dir")
     for path, entry_type, code in (
         (b"t/dir", m.EntryType.FILE, Code.DESTINATION),
         (b"t/dir", m.EntryType.SYMLINK, Code.DESTINATION),
         (b"t/file", m.EntryType.DIRECTORY, Code.DESTINATION),
+        (b"t/link", m.EntryType.DIRECTORY, Code.DESTINATION),
         (b"t/file/x", m.EntryType.FILE, Code.PATH),
         (b"t/file/x/y", m.EntryType.DIRECTORY, Code.PATH),
     ):
@@ -1256,6 +1285,7 @@ def test_things_that_are_in_the_way(tmp_path: Path, moving: Make) -> None:
         failure(code, moving(tree).offer)
     assert (tmp_path / "t/dir").is_dir()
     assert (tmp_path / "t/file").read_bytes() == b"file"
+    assert (tmp_path / "t/link").is_symlink()
 
 
 def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, moving: Make) -> None:
@@ -1274,6 +1304,8 @@ def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, moving: Make)
 
 
 def test_a_sync_that_fails_puts_nothing_in_place(tmp_path: Path, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncfs reports what could not be written before (proto/README.md, "Trees")."""
+
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
