@@ -1,4 +1,7 @@
-"""Every bound of the protocol in one place (proto/README.md, "Limits"). Sizes are bytes, times seconds."""
+"""Every bound of the protocol in one place (proto/README.md, "Limits"). Sizes are bytes, times seconds.
+
+The sizes of blocks at the end are no matter of the protocol: both services share them.
+"""
 
 from typing import Final
 
@@ -65,13 +68,6 @@ WINDOW_CHUNKS_MAX: Final = 1024
 AHEAD_CHUNKS: Final = 1024
 """How far beyond the first chunk that has not arrived a tree is dealt."""
 
-BLOCK_BYTES: Final = 512 * KIB
-"""The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
-LARGE_BLOCK_BYTES: Final = 1980 * KIB
-"""What is written at once at most, where the network brings it faster: with a frame it fits into a huge page."""
-LARGE_BLOCK_CONNECTIONS: Final = 8
-"""Connections of a transfer that have room for that. It takes more on long paths, where less comes at once."""
-
 OPENING_SECONDS: Final = 5.0
 """From accept to Welcome."""
 HEARTBEAT_SECONDS: Final = 3.0
@@ -91,3 +87,12 @@ SYNC_ENTRY_BYTES: Final = 64 * KIB
 
 SENDS_PER_CHUNK: Final = 4
 """A chunk that arrives wrong is sent again at most three times."""
+
+# --- no peer sees these, and the protocol does not speak of them
+
+BLOCK_BYTES: Final = 512 * KIB
+"""The I/O unit inside a chunk: hashed while it is still in the CPU's cache."""
+LARGE_BLOCK_BYTES: Final = 1980 * KIB
+"""What is written at once at most, where the network brings it faster: with a frame it fits into a huge page."""
+LARGE_BLOCK_CONNECTIONS: Final = 8
+"""Connections of a transfer that have room for that. It takes more on long paths, where less comes at once."""
