@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import VERDICTS, Code
@@ -368,3 +368,83 @@ def test_a_stream_among_other_entries(
 ) -> None:
     assert peer.offers(sample.offer, m.ManifestPart(0, entries, True)).code is Code.POLICY
     assert "s" not in pair.received()
+
+
+# --- "Features"
+
+
+def all_but(name: str) -> tuple[str, ...]:
+    return tuple(each for each in features.KNOWN if each != name)
+
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    features.CHECKSUM: ("f", "--checksum"),
+    features.OWNER: ("f", "--owner"),
+    features.SHARDS: ("f", "--shard", "0/2"),
+    features.TREES: (".",),
+    features.STREAMS: ("-",),
+}
+
+
+@pytest.mark.parametrize("name", features.KNOWN)
+def test_a_sender_says_nothing_to_a_receiver_that_lacks_what_it_needs(pair: Pair, name: str) -> None:
+    """Not even Hello; the user hears what is missing, and what to do."""
+    file = pair.file("f", KIB)
+    what, *options = OPTIONS[name]
+    source = {"f": file, ".": file.parent}.get(what, what)
+    with RawReceiver(named=all_but(name)) as receiver:
+        sender = pair.start("sender", source, "--to", receiver.address, *options, "--connections", 1)
+        link = receiver.accept()
+        link.send_raw(frame_of(ReceiverOpening(receiver.incarnation, None, features=all_but(name)).greeting_body))
+        link.ends()
+        assert f"feature '{name}'" in sender.fails(3, "policy", status="refused")
+
+
+def test_a_sender_needs_no_feature_for_one_file(pair: Pair) -> None:
+    with RawReceiver(named=()) as receiver:
+        sender = pair.sender(pair.file("f", KIB), receiver.address, "--chunk-size", KIB, "--connections", 1)
+        control, data = receiver.needs(1)
+        data.send(m.ChunkAck(m.Verdict.OK, (read_chunk(data).chunk_id,)))
+        control.expect(m.Finish)
+        control.send(m.Complete(True))
+        receiver.hang_up()
+        sender.succeeds()
+
+
+OFFER = m.Offer(KIB, None, False, 0)
+USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
+    features.CHECKSUM: (OFFER._replace(checksum=True), (ONE_FILE,)),
+    features.OWNER: (OFFER, (ONE_FILE._replace(uid=os.geteuid()),)),
+    features.SHARDS: (OFFER._replace(shard=m.Shard(0, 2)), (ONE_FILE,)),
+    features.TREES: (OFFER, (DIRECTORY, ONE_FILE._replace(path=b"d/f"))),
+    features.STREAMS: (OFFER, (STREAM,)),
+}
+
+
+@pytest.mark.parametrize("name", features.KNOWN)
+def test_a_receiver_refuses_what_hello_did_not_name(pair: Pair, receiver: Service, name: str) -> None:
+    """By its name, and before anything is written."""
+    offer, entries = USES[name]
+    with RawSender(Pair.address(receiver), named=all_but(name)) as peer:
+        abort = peer.offers(offer, m.ManifestPart(0, entries, True))
+    assert abort.code is Code.POLICY
+    assert f"'{name}'" in abort.reason
+    assert pair.received() == []
+    with RawSender(Pair.address(receiver), named=(name, "z-of-a-later-version")) as peer:
+        control = peer.control()
+        control.send(offer, m.ManifestPart(0, entries, True))
+        control.expect(m.Needed)
+
+
+def test_a_receiver_needs_no_feature_for_one_file(receiver: Service, sample: Sample) -> None:
+    with RawSender(Pair.address(receiver), named=()) as peer:
+        peer.offer(sample).expect(m.Needed)
+
+
+def test_features_are_the_same_in_every_hello(peer: RawSender, sample: Sample) -> None:
+    control = peer.offer(sample)
+    control.expect(m.Needed)
+    peer.named = all_but(features.SHARDS)
+    assert peer.refused(m.Role.DATA).code is Code.PROTOCOL
+    peer.named = features.KNOWN
+    peer.data()

@@ -28,6 +28,10 @@ OPENING_FRAME_BYTES: Final = 1 * KIB
 FRAME_BYTES: Final = 64 * KIB
 """Largest frame body after Welcome."""
 
+FEATURES_MAX: Final = 32
+"""Features that a Greeting or a Hello names."""
+FEATURE_NAME_BYTES: Final = 32
+
 CHUNK_SIZE_DEFAULT: Final = 4 * MIB
 CHUNK_SIZE_MAX: Final = 1 * GIB
 SEGMENTS_PER_CHUNK: Final = 1024

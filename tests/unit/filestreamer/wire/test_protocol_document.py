@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from filestreamer.wire import auth, limits
+from filestreamer.wire import auth, features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import VERDICTS, Code, RemoteProtocolError
 from filestreamer.wire.grid import Grid
@@ -289,6 +289,12 @@ def test_the_example_says_what_it_is_about() -> None:
     assert f"`{exchange['token']}`" in text
     assert f"chunks of {exchange['chunk_size']} bytes" in text
     assert f"{len(exchange['content']) // 2} bytes" in text
+
+
+def test_features() -> None:
+    (rows,) = tables(section("Features"))
+
+    assert tuple(name.strip("`") for name, _ in rows) == features.KNOWN
 
 
 def test_the_labels_of_the_proofs() -> None:
