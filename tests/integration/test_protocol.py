@@ -190,6 +190,28 @@ def test_a_chunk_before_any_manifest(peer: RawSender, sample: Sample) -> None:
     assert acknowledged(again, 1) == [0]
 
 
+def test_a_chunk_of_several_manifest_parts(peer: RawSender) -> None:
+    tree = TreeSample(KIB, part_entries=2)
+    tree.directory(b"t")
+    tree.add(b"t/a", b"a")
+    tree.add(b"t/b", b"b")
+    control = offer_tree(peer, tree)
+    assert needed(control) | needed(control) == {(1, -1), (2, -1)}
+    peer.data().send(m.ChunkHeader(0, (m.Segment(1, 0, 1), m.Segment(2, 0, 1))))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+def test_a_chunk_of_a_file_that_was_accepted_unread(pair: Pair, peer: RawSender, tree: TreeSample) -> None:
+    (pair.destination / "t").mkdir()
+    (pair.destination / "t" / "small").write_bytes(b"small")
+    os.utime(pair.destination / "t" / "small", ns=(0, tree.entries[1].mtime_ns))
+    control = offer_tree(peer, tree)
+    assert needed(control) == {(2, -1)}
+    assert control.expect(m.Held).unchecked == (m.FileRange(1, 1),)
+    peer.data().send(m.ChunkHeader(0, (m.Segment(1, 0, 5),)))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
 # --- "On the wire": what OK means
 
 
