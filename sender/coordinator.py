@@ -14,7 +14,7 @@ from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import as_failure, start_thread, waited_seconds
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, Skipped, TransferCounters
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import (
@@ -142,7 +142,7 @@ class Transfer:
         if self._stream is not None:
             self.counters.is_growing = True
             self.queue.on_advance = self._stream.advance
-        self._dialer = Dialer(settings, self.counters.transfer_id)
+        self._dialer = Dialer(settings, self.counters.transfer_id, _features(settings, self._lister.single))
         self._control_state = ControlState(was_open=before is not None)
         self._backoff: Backoff = before._backoff if before else Backoff()
         self._verifier = Verifier(self)
@@ -707,6 +707,18 @@ class Transfer:
 
 def _nothing() -> None:
     pass
+
+
+def _features(settings: SenderSettings, single: Item | None) -> tuple[str, ...]:
+    """Return the features that the receiver has to have for what is sent, and for how."""
+    uses = {
+        features.TREES: single is None,
+        features.STREAMS: single is not None and single.stream is not None,
+        features.SHARDS: settings.shard.count > 1,
+        features.OWNER: settings.owner,
+        features.CHECKSUM: settings.checksum,
+    }
+    return tuple(name for name, is_used in uses.items() if is_used)
 
 
 def _chunk_size(settings: SenderSettings, single: Item | None) -> int:

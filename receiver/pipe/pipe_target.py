@@ -90,8 +90,8 @@ class PipeTarget:
         return []
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Refuse: it may have been passed on."""
-        raise TransferFailed(Code.SOURCE_CHANGED, f"the sender takes back {len(file_ids)} files that are passed on")
+        """Refuse: who can't send its one file has nothing to send."""
+        raise RemoteProtocolError(f"file {file_ids[0]} is withdrawn, which is for trees")
 
     # --- the end
 

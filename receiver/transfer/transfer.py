@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.counters import TransferCounters
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import (
@@ -156,6 +156,7 @@ class Transfer(threading.Thread):
         self.root_digest: bytes | None = None
         self.complete: m.Complete | None = None
         """What the sender is told, as soon as that is so."""
+        self._features = hello.features
         self._registry = registry
         self._give_up_after = give_up_after
         self._window_bytes = window_bytes
@@ -191,6 +192,8 @@ class Transfer(threading.Thread):
             raise RemoteProtocolError(
                 f"{hello.connections} connections were announced, and {self.connection_set.most} before"
             )
+        if hello.features != self._features:
+            raise RemoteProtocolError("other features were named than before")
 
     def post(self, event: Event) -> None:
         """Give the coordinator an event; waits where it is far behind, so that no peer can fill the memory."""
@@ -437,6 +440,7 @@ class Transfer(threading.Thread):
     def _take_offer(self, offer: m.Offer) -> None:
         if self._offer is not None and offer != self._offer:
             raise RemoteProtocolError("the transfer is offered again, otherwise than before")
+        features.check_named(self._features, offer)
         self._offer = offer
         if self.connection_set.target is not None:
             self.connection_set.target.rejoin()
@@ -445,6 +449,7 @@ class Transfer(threading.Thread):
     def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
         """Claim what is offered, the first time; answer what is needed and what is held, every time."""
         self.liveness.listed(part)
+        features.check_named(self._features, part)
         if self.connection_set.target is None:
             self._say_all(self._beside(lambda: self._begin_cargo(part)))
             self._was_offered = True

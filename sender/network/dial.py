@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire.errors import ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
@@ -111,10 +111,11 @@ def _ignore(_address: Address, _sock: socket.socket) -> None:
 class Dialer:
     """Opens the connections of one transfer. Any thread may dial; `end` wakes them all."""
 
-    def __init__(self, settings: SenderSettings, transfer_id: bytes) -> None:
-        """Prepare to dial; raises UsageError where a TLS file can't be used."""
+    def __init__(self, settings: SenderSettings, transfer_id: bytes, wanted: tuple[str, ...] = ()) -> None:
+        """Prepare to dial receivers that have the `wanted` features. Raises UsageError where a TLS file can't be used."""
         self._to = settings.to
         self._transfer_id = transfer_id
+        self._wanted = wanted
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._token = settings.token.encode() if settings.token else None
         self._own: bytes | None = None
@@ -206,7 +207,10 @@ class Dialer:
             raise
 
     def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
-        """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one."""
+        """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one.
+
+        Raises TransferFailed(POLICY) where the receiver does not have a feature that is wanted.
+        """
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
         own = self._own_token if _is_loopback(channel.peer) else None
@@ -216,6 +220,7 @@ class Dialer:
             raise ConnectionLost(
                 f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
             )
+        features.require(opening.peer_features, *self._wanted)
         channel.send(b"".join(map(frame_of, bodies)))
         opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
         return opening.incarnation

@@ -9,7 +9,7 @@ Everything here is fixed: ids and nonces count up, and negative vectors are writ
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from filestreamer.wire import auth, limits
@@ -34,10 +34,14 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True)
-GREETING_OPEN = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, False)
-HELLO_CONTROL = m.Hello(1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE)
-HELLO_DATA = m.Hello(1, TRANSFER_ID, m.Role.DATA, 7, 8, SENDER_NONCE)
+FEATURES = ("checksum", "owner", "shards", "streams", "trees")
+
+GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
+GREETING_OPEN = GREETING._replace(token_required=False)
+HELLO_CONTROL = m.Hello(1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE, FEATURES)
+HELLO_DATA = HELLO_CONTROL._replace(role=m.Role.DATA, connection_id=7)
+MOST_FEATURES = tuple(sorted(f"a-feature-of-a-later-version-{number:03}" for number in range(28)))
+"""As many of the longest names as a frame of the opening has room for."""
 
 FILE = m.Entry(b"hello.txt", m.EntryType.FILE, len(CONTENT), 0o644, MTIME_NS)
 TREE = (
@@ -63,6 +67,11 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a receiver that speaks versions 1 to 3", GREETING_OPEN._replace(highest_version=3)),
     ("a control connection; connection_id is 0 and so not on the wire", HELLO_CONTROL),
     ("the last of eight data connections", HELLO_DATA),
+    ("a receiver that names no feature", GREETING._replace(features=())),
+    ("a receiver that names features of a later version", GREETING._replace(features=("0", "trees", "x-1"))),
+    ("as many features of 32 characters as there is room for", GREETING._replace(features=MOST_FEATURES)),
+    ("a sender that names no feature", HELLO_CONTROL._replace(features=())),
+    ("a sender that names features of a later version", HELLO_DATA._replace(features=("trees", "z" * 32))),
     ("the largest connection_id there is", HELLO_DATA._replace(connection_id=255, connections=256)),
     ("a sender's proof", m.Proof(bytes(range(0x40, 0x60)))),
     ("come in; nobody has to prove anything", m.Welcome(b"")),
@@ -336,12 +345,12 @@ _GREETING: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: ID}
 _ENTRY: dict[int, int | bytes] = {1: b"f", 2: 1, 3: 8}
 
 
-def hello(**changes: int | bytes) -> bytes:
+def hello(**changes: int | bytes | list[bytes]) -> bytes:
     """Write a Hello, with the fields `f1`, `f2`, ... changed."""
     return pb((2, _changed(_HELLO, changes)))
 
 
-def greeting(**changes: int | bytes) -> bytes:
+def greeting(**changes: int | bytes | list[bytes]) -> bytes:
     """Write a Greeting, likewise."""
     return pb((1, _changed(_GREETING, changes)))
 
@@ -362,9 +371,11 @@ def finish(*more: tuple[int, int | bytes]) -> bytes:
     return pb((21, pb((1, 1), (2, bytes(16)), *more)))
 
 
-def _changed(fields: dict[int, int | bytes], changes: dict[str, int | bytes]) -> bytes:
+def _changed(fields: dict[int, int | bytes], changes: Mapping[str, int | bytes | list[bytes]]) -> bytes:
+    """Write fields, in the order of their numbers; a list is a repeated field."""
     merged = {**fields, **{int(name[1:]): value for name, value in changes.items()}}
-    return pb(*sorted(merged.items()))
+    listed = [(number, value if isinstance(value, list) else [value]) for number, value in sorted(merged.items())]
+    return pb(*[(number, each) for number, values in listed for each in values])
 
 
 def header(*segments: bytes) -> bytes:
@@ -397,6 +408,18 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("connection 8 of 8", hello(f4=8), "Hello.connection_id"),
     ("a control connection with an id", hello(f3=1, f4=1), "Hello.connection_id"),
     ("no sender's nonce", hello(f6=b""), "Hello.nonce"),
+    ("33 features", greeting(f6=[b"%02d" % number for number in range(33)]), "Greeting.features"),
+    ("a feature without a name", greeting(f6=[b""]), "Greeting.features"),
+    ("a feature of 33 characters", greeting(f6=[b"x" * 33]), "Greeting.features"),
+    ("a feature in capitals", greeting(f6=[b"Trees"]), "Greeting.features"),
+    ("a feature with an underscore", greeting(f6=[b"two_words"]), "Greeting.features"),
+    ("a feature that is not ASCII", greeting(f6=["größe".encode()]), "Greeting.features"),
+    ("features that are not sorted", greeting(f6=[b"trees", b"shards"]), "Greeting.features"),
+    ("a feature twice", greeting(f6=[b"trees", b"trees"]), "Greeting.features"),
+    ("a feature that is not UTF-8", greeting(f6=[b"\xff"]), "does not parse"),
+    ("33 features of the sender", hello(f7=[b"%02d" % number for number in range(33)]), "Hello.features"),
+    ("a feature of the sender in capitals", hello(f7=[b"TREES"]), "Hello.features"),
+    ("a feature of the sender twice", hello(f7=[b"a", b"a"]), "Hello.features"),
     ("an empty proof", pb((3, b"")), "Proof.mac"),
     ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
     ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),

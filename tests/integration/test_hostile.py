@@ -1,7 +1,7 @@
 """Peers that break the protocol: what they get to hear, and that nobody else notices.
 
 First a raw sender against the real receiver, then strangers at its port, then a raw receiver against the real sender.
-Codes and answers are those of proto/README.md.
+Codes and answers are those of proto/README.md, "Nonsense", "Opening", "Control conversation" and "ChunkHeader".
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Peers of a pipe that do what no decent one does: nothing wrong is passed on, no window is exceeded."""
+"""Peers of a pipe that do what no decent one does: nothing wrong is passed on, no window is exceeded.
+
+The rules are those of proto/README.md, "Streams" and "The window of an output".
+"""
 
 import contextlib
 import os

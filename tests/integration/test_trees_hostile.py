@@ -1,4 +1,4 @@
-"""Receivers that lie to a sender of a tree."""
+"""Receivers that lie to a sender of a tree (proto/README.md, "Needed", "Held" and "Complete")."""
 
 import contextlib
 import os

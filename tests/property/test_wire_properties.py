@@ -47,12 +47,14 @@ macs = exactly(limits.MAC_BYTES)
 digests = exactly(limits.DIGEST_BYTES)
 reasons = st.text(max_size=600).map(clip_reason).filter(str.isprintable)
 paths = st.binary(min_size=1, max_size=40)
+feature_names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=limits.FEATURE_NAME_BYTES)
+features = st.sets(feature_names, max_size=limits.FEATURES_MAX).map(lambda names: tuple(sorted(names)))
 
 
 @st.composite
 def greetings(draw: st.DrawFn) -> m.Greeting:
     lowest, highest = sorted([draw(integers(U32, 1)), draw(integers(U32, 1))])
-    return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()))
+    return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()), draw(features))
 
 
 @st.composite
@@ -60,7 +62,7 @@ def hellos(draw: st.DrawFn) -> m.Hello:
     role = draw(st.sampled_from(m.Role))
     connections = draw(integers(limits.CONNECTIONS_MAX, 1))
     connection_id = draw(integers(connections - 1)) if role is m.Role.DATA else 0
-    return m.Hello(draw(integers(U32)), draw(ids), role, connection_id, connections, draw(ids))
+    return m.Hello(draw(integers(U32)), draw(ids), role, connection_id, connections, draw(ids), draw(features))
 
 
 @st.composite

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
 from filestreamer.settings.own_token import read as read_own_token
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.digests import root_digest, segment_digest
@@ -243,7 +243,16 @@ def own_token() -> bytes | None:
 class RawSender:
     """Opens connections of one transfer to a receiver; closes them all with the block."""
 
-    def __init__(self, address: str, *, connections: int = 4, token: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        connections: int = 4,
+        token: str | None = None,
+        named: tuple[str, ...] = features.KNOWN,
+    ) -> None:
+        """`named` are the features that its Hello names."""
+        self.named = named
         host, _, port = address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
         self._token = token.encode() if token else None
@@ -266,12 +275,13 @@ class RawSender:
 
     def hello(self, role: m.Role, connection_id: int = 0) -> m.Hello:
         """Make a Hello of this transfer."""
-        return m.Hello(limits.VERSION, self.transfer_id, role, connection_id, self.connections, random_id())
+        nonce = random_id()
+        return m.Hello(limits.VERSION, self.transfer_id, role, connection_id, self.connections, nonce, self.named)
 
     def open(self, role: m.Role, connection_id: int = 0) -> Link:
         """Open a connection up to Welcome. Raises Refused."""
         link = self.connect()
-        opening = SenderOpening(self._token, own=own_token)
+        opening = SenderOpening(self._token, own=own_token, features=self.named)
         greeting = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
         bodies = opening.answer(greeting, self.transfer_id, role, connection_id, self.connections)
         link.send_raw(b"".join(map(frame_of, bodies)))
@@ -328,7 +338,9 @@ def acknowledged(link: Link, count: int) -> list[int]:
 class RawReceiver:
     """Takes the connections of a sender; closes them all with the block."""
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, *, named: tuple[str, ...] = features.KNOWN) -> None:
+        """`named` are the features that its Greeting names."""
+        self._named = named
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(3 * UNIT)
         self._token = token.encode() if token else None
@@ -362,7 +374,7 @@ class RawReceiver:
     def hello(self) -> tuple[Link, m.Hello, m.Welcome]:
         """Accept a connection up to its Hello; return it, and the Welcome that would be right."""
         link = self.accept()
-        opening = ReceiverOpening(self.incarnation, self._token)
+        opening = ReceiverOpening(self.incarnation, self._token, features=self._named)
         link.send_raw(frame_of(opening.greeting_body))
         hello = None
         while hello is None:

@@ -3,7 +3,8 @@
 The life of a connection, and of the bytes on it:
 
 1. `sockets`         connects and listens, and reads and writes whole frames; everything else here is pure;
-2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs;
+2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs, and
+                     `features` names what a transfer may use only where both ends know it;
 3. `framing`         a frame on the wire: length, checksum, body;
 4. `codec`           a body to a message and back; the only module that imports generated code (`v1`);
 5. `messages`        the messages, as named tuples;

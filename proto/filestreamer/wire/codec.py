@@ -9,6 +9,7 @@ end find them.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -19,6 +20,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, LocalProtocolError, RemoteProtocolError
 
 _MAX_U63 = (1 << 63) - 1
+_FEATURE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
 def encode(message: m.Message) -> bytes:
@@ -103,6 +105,17 @@ def clip(text: str, most: int) -> str:
 # --- opening -----------------------------------------------------------------------------------------------------
 
 
+def _features(names: Any, what: str) -> tuple[str, ...]:
+    """Decode the names of features. One form for one set, so that it can be compared."""
+    _within(len(names), 0, limits.FEATURES_MAX, f"the number of {what}")
+    features = tuple(names)
+    for name in features:
+        _within(len(name), 1, limits.FEATURE_NAME_BYTES, f"the length of a name in {what}")
+        _require(_FEATURE_CHARACTERS.issuperset(name), f"{what} has a name with something other than a-z, 0-9 and '-'")
+    _require(all(a < b for a, b in pairwise(features)), f"{what} is not sorted, or has a name twice")
+    return features
+
+
 def _encode_greeting(g: m.Greeting) -> pb.Frame:
     return pb.Frame(greeting=pb.Greeting(**g._asdict()))
 
@@ -115,6 +128,7 @@ def _decode_greeting(g: pb.Greeting) -> m.Greeting:
         _sized(g.incarnation, limits.ID_BYTES, "Greeting.incarnation"),
         _sized(g.nonce, limits.ID_BYTES, "Greeting.nonce"),
         g.token_required,
+        _features(g.features, "Greeting.features"),
     )
 
 
@@ -134,6 +148,7 @@ def _decode_hello(h: pb.Hello) -> m.Hello:
         _within(h.connection_id, 0, highest_id, "Hello.connection_id"),
         connections,
         _sized(h.nonce, limits.ID_BYTES, "Hello.nonce"),
+        _features(h.features, "Hello.features"),
     )
 
 

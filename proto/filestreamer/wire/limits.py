@@ -1,4 +1,7 @@
-"""Every limit of the protocol (proto/README.md, "Limits"). Sizes in bytes, times in seconds."""
+"""Every limit of the protocol (proto/README.md, "Limits"). Sizes in bytes, times in seconds.
+
+The block sizes at the end are not part of the protocol: both services share them.
+"""
 
 from typing import Final
 
@@ -24,6 +27,10 @@ OPENING_FRAME_BYTES: Final = 1 * KIB
 """Largest frame body before Welcome."""
 FRAME_BYTES: Final = 64 * KIB
 """Largest frame body after Welcome."""
+
+FEATURES_MAX: Final = 32
+"""Features that a Greeting or a Hello names."""
+FEATURE_NAME_BYTES: Final = 32
 
 CHUNK_SIZE_DEFAULT: Final = 4 * MIB
 CHUNK_SIZE_MAX: Final = 1 * GIB
@@ -65,14 +72,6 @@ WINDOW_CHUNKS_MAX: Final = 1024
 AHEAD_CHUNKS: Final = 1024
 """How many chunks behind the first one that is not acknowledged a tree may send."""
 
-BLOCK_BYTES: Final = 512 * KIB
-"""The unit of I/O inside a chunk; small enough to be hashed while it is in the CPU's cache."""
-LARGE_BLOCK_BYTES: Final = 1980 * KIB
-"""The most that is written at once, where the network is faster than the disk; with a frame it fits a huge page."""
-LARGE_BLOCK_CONNECTIONS: Final = 8
-"""How many connections of a transfer have a buffer of that size. Many connections mean a long path, where less
-arrives at once."""
-
 OPENING_SECONDS: Final = 5.0
 """From accept to Welcome."""
 HEARTBEAT_SECONDS: Final = 3.0
@@ -92,3 +91,13 @@ SYNC_ENTRY_BYTES: Final = 64 * KIB
 
 SENDS_PER_CHUNK: Final = 4
 """How often a chunk is sent at most: the first time, and three times after a wrong digest."""
+
+# --- sizes that no peer sees: they are not part of the protocol
+
+BLOCK_BYTES: Final = 512 * KIB
+"""The unit of I/O inside a chunk; small enough to be hashed while it is in the CPU's cache."""
+LARGE_BLOCK_BYTES: Final = 1980 * KIB
+"""The most that is written at once, where the network is faster than the disk; with a frame it fits a huge page."""
+LARGE_BLOCK_CONNECTIONS: Final = 8
+"""How many connections of a transfer have a buffer of that size. Many connections mean a long path, where less
+arrives at once."""

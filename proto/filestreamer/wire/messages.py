@@ -74,6 +74,8 @@ class Greeting(NamedTuple):
     incarnation: bytes
     nonce: bytes
     token_required: bool
+    features: tuple[str, ...] = ()
+    """What the receiver knows (`filestreamer.wire.features`): sorted, each once, and names of later versions, too."""
 
 
 class Hello(NamedTuple):
@@ -85,6 +87,8 @@ class Hello(NamedTuple):
     connection_id: int
     connections: int
     nonce: bytes
+    features: tuple[str, ...] = ()
+    """What the sender knows, likewise."""
 
 
 class Proof(NamedTuple):

@@ -11,6 +11,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
+from filestreamer.wire.features import KNOWN
 
 
 def random_id() -> bytes:
@@ -22,16 +23,25 @@ class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
     `token` is None where none is required. `certificate_sha256` is that of this receiver's TLS certificate, if any.
+    `features` are the names that the Greeting lists, sorted.
     """
 
-    def __init__(self, incarnation: bytes, token: bytes | None, certificate_sha256: bytes = b"") -> None:
+    def __init__(
+        self,
+        incarnation: bytes,
+        token: bytes | None,
+        certificate_sha256: bytes = b"",
+        features: tuple[str, ...] = KNOWN,
+    ) -> None:
         self._token = token
         self._certificate = certificate_sha256
-        greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None)
+        greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
         self.greeting_body = encode(greeting)
         self._hello_body = b""
         self._hello: m.Hello | None = None
         self._proof = b""
+        self.peer_features: tuple[str, ...] = ()
+        """What the sender has named in its Hello, as soon as that was received."""
 
     def receive(self, body: bytes) -> m.Hello | None:
         """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
@@ -53,7 +63,7 @@ class ReceiverOpening:
         if message.version != limits.VERSION:
             spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
             raise RemoteProtocolError(f"{spoken}: update the older", Code.VERSION)
-        self._hello, self._hello_body = message, body
+        self._hello, self._hello_body, self.peer_features = message, body, message.features
         return message if self._token is None else None
 
     def _receive_proof(self, message: m.Proof) -> m.Hello:
@@ -81,17 +91,25 @@ class SenderOpening:
     """The sender's end: pass the first body to `answer`, send the bodies that it returns, pass the next one to `enter`.
 
     `own` reads the user's own token; it is called where no token was given and the receiver requires one.
+    `features` are the names that the Hello lists, sorted.
     """
 
     def __init__(
-        self, token: bytes | None, certificate_sha256: bytes = b"", own: Callable[[], bytes | None] | None = None
+        self,
+        token: bytes | None,
+        certificate_sha256: bytes = b"",
+        own: Callable[[], bytes | None] | None = None,
+        features: tuple[str, ...] = KNOWN,
     ) -> None:
         self._token = token
         self._own = own
         self._is_own = False
         self._certificate = certificate_sha256
         self._expected_mac = b""
+        self._features = features
         self.incarnation = b""
+        self.peer_features: tuple[str, ...] = ()
+        """What the receiver has named in its Greeting, as soon as that was answered."""
 
     def answer(
         self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
@@ -107,8 +125,9 @@ class SenderOpening:
         if not isinstance(greeting, m.Greeting):
             raise RemoteProtocolError(f"{type(greeting).__name__} instead of Greeting")
         self._check(greeting)
-        self.incarnation = greeting.incarnation
-        hello = encode(m.Hello(limits.VERSION, transfer_id, role, connection_id, connections, random_id()))
+        self.incarnation, self.peer_features = greeting.incarnation, greeting.features
+        nonce = random_id()
+        hello = encode(m.Hello(limits.VERSION, transfer_id, role, connection_id, connections, nonce, self._features))
         if self._token is None:
             return (hello,)
         from filestreamer.wire import auth

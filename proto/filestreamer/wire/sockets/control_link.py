@@ -85,7 +85,11 @@ class ControlLink:
 
         The peer is told nothing where it has ended the transfer itself, or knows how it ended.
         """
-        if self.channel is None or isinstance(error, Aborted | ConnectionLost) or self.state in ("aborted", "complete"):
+        if self.channel is None or isinstance(error, Aborted | ConnectionLost) or self.state == "aborted":
+            return
+        # Behind Complete, which was its last message, a receiver says nothing. A sender that reads Complete too early
+        # refuses it, as it does any message that the protocol does not allow.
+        if self.state == "complete" and self._side == "receiver":
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
         with contextlib.suppress(FilestreamerError):

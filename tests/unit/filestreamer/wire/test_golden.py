@@ -134,8 +134,8 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
     nonces = iter([greeting.nonce, hello.nonce])
     monkeypatch.setattr(opening, "random_id", lambda: next(nonces))
 
-    receiver = ReceiverOpening(greeting.incarnation, token, certificate)
-    sender = SenderOpening(token, certificate)
+    receiver = ReceiverOpening(greeting.incarnation, token, certificate, greeting.features)
+    sender = SenderOpening(token, certificate, features=hello.features)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)
     let_in = [receiver.receive(body) for body in said[1:]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from filestreamer.wire import limits
+from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
@@ -48,7 +48,7 @@ def test_an_opening(token: bytes | None, role: m.Role) -> None:
     meeting.sender.enter(encode(meeting.receiver.welcome()))
 
     assert hello is not None
-    assert hello == m.Hello(limits.VERSION, TRANSFER, role, 0, 5, hello.nonce)
+    assert hello == m.Hello(limits.VERSION, TRANSFER, role, 0, 5, hello.nonce, features.KNOWN)
     assert meeting.sender.incarnation == INCARNATION
 
 
@@ -56,8 +56,10 @@ def test_the_greeting() -> None:
     greeting = decode(Meeting().receiver.greeting_body)
 
     assert isinstance(greeting, m.Greeting)
-    assert greeting == m.Greeting(1, 1, INCARNATION, greeting.nonce, True)
-    assert decode(Meeting(None).receiver.greeting_body)[-1] is False
+    assert greeting == m.Greeting(1, 1, INCARNATION, greeting.nonce, True, features.KNOWN)
+    open_to_all = decode(Meeting(None).receiver.greeting_body)
+    assert isinstance(open_to_all, m.Greeting)
+    assert not open_to_all.token_required
 
 
 def test_nothing_repeats() -> None:
@@ -281,6 +283,70 @@ def test_a_welcome_of_another_connection() -> None:
 
     with pytest.raises(RemoteProtocolError, match="does not know the token"):
         one.sender.enter(encode(two.receiver.welcome()))
+
+
+# --- features
+
+
+NAMED = [(), ("trees",), ("a", "trees", "z-9"), tuple(f"{number:02}" for number in range(limits.FEATURES_MAX))]
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("theirs", NAMED)
+@pytest.mark.parametrize("ours", NAMED)
+def test_each_end_hears_what_the_other_one_names(
+    ours: tuple[str, ...], theirs: tuple[str, ...], token: bytes | None
+) -> None:
+    """Names of later versions, too."""
+    receiver = ReceiverOpening(INCARNATION, token, features=theirs)
+    sender = SenderOpening(token, features=ours)
+    bodies = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
+    hello = [receiver.receive(body) for body in bodies][-1]
+    sender.enter(encode(receiver.welcome()))
+
+    assert hello is not None
+    assert sender.peer_features == theirs
+    assert receiver.peer_features == hello.features == ours
+    assert max(map(len, (receiver.greeting_body, *bodies))) <= limits.OPENING_FRAME_BYTES
+
+
+def without(body: bytes, name: str) -> bytes:
+    """Take a feature out of a Greeting or a Hello, as somebody on the way would."""
+    message = decode(body)
+    assert isinstance(message, m.Greeting | m.Hello)
+    return encode(message._replace(features=tuple(each for each in message.features if each != name)))
+
+
+def test_a_feature_that_is_taken_out_of_the_greeting() -> None:
+    """With a token: the sender would do without it, but proves another Greeting than the receiver's."""
+    meeting = Meeting()
+    answer = meeting.answer(without(meeting.receiver.greeting_body, features.SHARDS))
+    assert features.SHARDS not in meeting.sender.peer_features
+
+    with pytest.raises(RemoteProtocolError, match="the token is wrong") as caught:
+        meeting.receive(*answer)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_a_feature_that_is_taken_out_of_the_hello() -> None:
+    meeting = Meeting()
+    hello, proof = meeting.answer()
+
+    with pytest.raises(RemoteProtocolError, match="the token is wrong") as caught:
+        meeting.receive(without(hello, features.TREES), proof)
+    assert code_of(caught) is Code.TOKEN
+
+
+def test_without_a_token_nobody_notices_that_a_feature_is_taken_out() -> None:
+    """What "Security" says: then TLS alone protects the opening."""
+    meeting = Meeting(None, None)
+    (hello,) = meeting.answer(without(meeting.receiver.greeting_body, features.SHARDS))
+    let_in = meeting.receive(without(hello, features.TREES))
+    meeting.sender.enter(encode(meeting.receiver.welcome()))
+
+    assert let_in is not None
+    assert features.TREES not in let_in.features
+    assert features.SHARDS not in meeting.sender.peer_features
 
 
 # --- the user's own token

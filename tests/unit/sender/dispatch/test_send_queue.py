@@ -132,6 +132,24 @@ def test_damaged_chunks_are_dealt_again_until_it_is_enough() -> None:
     assert caught.value.code is Code.DIGEST
 
 
+def test_lost_connections_do_not_count_as_damage() -> None:
+    """Nor does Needed after Finish (proto/README.md, "On the wire"): only DIGEST_MISMATCH does, over all connections."""
+    queue, _ = make(1)
+    queue.need(0, 1)
+    for connection_id in range(limits.SENDS_PER_CHUNK - 1):
+        for _ in range(3):
+            assert queue.next(0, queue.epoch) == 0
+            queue.put_back([0], queue.epoch)
+        assert queue.next(0, queue.epoch) == 0
+        queue.mark_done((0,), queue.epoch)
+        queue.reopen(0, 1)
+        assert queue.next(0, queue.epoch) == 0
+        queue.mismatch(0, ConnectionCounters(connection_id), queue.epoch)
+    assert queue.next(0, queue.epoch) == 0
+    with pytest.raises(TransferFailed):
+        queue.mismatch(0, ConnectionCounters(7), queue.epoch)
+
+
 def test_another_incarnation_answers_anew() -> None:
     """What the old one acknowledged, and what connections to it lost, counts no more; digests stay binding."""
     queue, done = make(3)

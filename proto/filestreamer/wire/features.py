@@ -1,0 +1,86 @@
+"""What a peer of the same protocol version may not know yet (proto/README.md, "Features").
+
+Greeting and Hello name the features that each end knows. A sender uses a feature only where the receiver has named it,
+and a receiver takes a feature only from a sender that has named it. Either end refuses everything else by the name of
+the feature, before the first byte: an option that an older peer ignored would silently write something else.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, TransferFailed
+
+CHECKSUM: Final = "checksum"
+OWNER: Final = "owner"
+SHARDS: Final = "shards"
+STREAMS: Final = "streams"
+TREES: Final = "trees"
+
+
+class _Feature(NamedTuple):
+    """How people are told of a feature that their receiver does not have."""
+
+    what: str
+    instead: str
+
+
+_FEATURES: Final = {
+    CHECKSUM: _Feature("comparing files that are there by their bytes", "leave out --checksum"),
+    OWNER: _Feature("owners", "leave out --owner"),
+    SHARDS: _Feature("shards", "leave out --shard"),
+    STREAMS: _Feature("standard input", "send a file"),
+    TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | sender -"),
+}
+KNOWN: Final = tuple(sorted(_FEATURES))
+"""The names that this version of both services knows, as Greeting and Hello list them."""
+
+
+def require(named: Collection[str], *wanted: str) -> None:
+    """Check that a receiver which has `named` its features has those that a transfer needs.
+
+    Raises TransferFailed(POLICY), which names the first feature that the receiver does not have.
+    """
+    for name in wanted:
+        if name not in named:
+            what, instead = _FEATURES[name]
+            reason = f"the receiver does not support {what} (feature '{name}'): upgrade it, or {instead}"
+            raise TransferFailed(Code.POLICY, reason)
+
+
+def check_named(named: Collection[str], message: m.Offer | m.ManifestPart) -> None:
+    """Check that a sender which has `named` its features uses no other ones.
+
+    Raises TransferFailed(POLICY), which names the feature.
+    """
+    if set(KNOWN).issubset(named):  # nearly always: the entries need not be looked at
+        return
+    for name in _used_by_offer(message) if isinstance(message, m.Offer) else _used_by_part(message):
+        if name not in named:
+            reason = f"the sender uses the feature '{name}', which its Hello does not name: upgrade the sender"
+            raise TransferFailed(Code.POLICY, reason)
+
+
+def _used_by_offer(offer: m.Offer) -> Iterator[str]:
+    if offer.checksum:
+        yield CHECKSUM
+    if offer.shard is not None:
+        yield SHARDS
+
+
+def _used_by_part(part: m.ManifestPart) -> Iterator[str]:
+    if not _is_alone(part):
+        yield TREES
+    for entry in part.entries:
+        if entry.type is m.EntryType.STREAM:
+            yield STREAMS
+        if entry.uid is not None or entry.gid is not None:
+            yield OWNER
+
+
+def _is_alone(part: m.ManifestPart) -> bool:
+    """Return whether a part is the whole manifest of one FILE or STREAM, which is no tree."""
+    if part.first_file_id or not part.last or len(part.entries) != 1:
+        return False
+    (entry,) = part.entries
+    return entry.type in (m.EntryType.FILE, m.EntryType.STREAM) and b"/" not in entry.path
