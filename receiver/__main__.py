@@ -183,7 +183,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     if sys.stderr is not None:  # or print would take standard output, which may be what is received
         with contextlib.suppress(OSError):
             print(
-                f"send with:  FILESTREAMER_TOKEN={token} sender FILE --to {format_address(address)}{secure}",
+                f"send with:  FILESTREAMER_TOKEN={token} filestreamer-sender FILE --to {format_address(address)}{secure}",
                 file=sys.stderr,
             )
 

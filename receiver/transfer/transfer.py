@@ -531,7 +531,8 @@ class Transfer(threading.Thread):
             raise
         if stdout is not None and not is_one:
             raise TransferFailed(
-                Code.POLICY, f"this receiver writes one file to {stdout.path}, no tree: use tar c DIR | sender -"
+                Code.POLICY,
+                f"this receiver writes one file to {stdout.path}, no tree: use tar c DIR | filestreamer-sender -",
             )
         return stdout
 

@@ -48,7 +48,9 @@ def test_from_one_machine_to_another(file: Path, directory: Path) -> None:
     with started(receive, cwd=file.parent) as receiver:
         try:
             assert receiver.stderr
-            (token,) = re.findall(r"FILESTREAMER_TOKEN=(\S+) sender FILE", "".join(_until_token(receiver.stderr)))
+            (token,) = re.findall(
+                r"FILESTREAMER_TOKEN=(\S+) filestreamer-sender FILE", "".join(_until_token(receiver.stderr))
+            )
             container = inspect("ps", "--quiet", "--filter", "publish=7800")
             here = inspect("inspect", container, "--format", "{{.NetworkSettings.Gateway}}")
             for typed in (send, documented("Run")[A_DIRECTORY]):

@@ -30,7 +30,7 @@ _FEATURES: Final = {
     OWNER: _Feature("owners", "leave out --owner"),
     SHARDS: _Feature("shards", "leave out --shard"),
     STREAMS: _Feature("standard input", "send a file"),
-    TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | sender -"),
+    TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | filestreamer-sender -"),
 }
 KNOWN: Final = tuple(sorted(_FEATURES))
 """The names that this version of both services knows, as Greeting and Hello list them."""

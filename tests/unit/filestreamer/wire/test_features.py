@@ -55,7 +55,7 @@ def test_what_a_sender_has_to_name(what: str) -> None:
         (features.OWNER, "leave out --owner"),
         (features.SHARDS, "does not support shards (feature 'shards'): upgrade it, or leave out --shard"),
         (features.STREAMS, "send a file"),
-        (features.TREES, "send one file, or use: tar c DIR | sender -"),
+        (features.TREES, "send one file, or use: tar c DIR | filestreamer-sender -"),
     ],
 )
 def test_what_people_are_told_of_a_receiver_that_does_not_name_it(name: str, says: str) -> None:
