@@ -79,19 +79,19 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     )
 
     def end(number: int) -> None:
-        server.end(Interrupted(number))
+        server.stop(Interrupted(number))
         monitor.release()
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
     signals.on_end(end, overdue)
-    monitor.watch(server.counters, lambda: None, server.memory)
+    monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
     monitor.start(METRICS)
     _tell_where(settings, addresses, destination.path, chosen, logger)
-    progress = Progress(server.counters, logger, direction="receiving")
+    progress = Progress(server.admission.counters, logger, direction="receiving")
     progress.start()
-    server.on_few_threads = progress.stop  # which gives transfers that of the display
+    server.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
     try:
         return server.run()
     finally:

@@ -1,13 +1,13 @@
-"""The state of each chunk of a file at the receiver, purely (proto/README.md, "Chunk states").
+"""The state of every chunk of a file, without any input or output (proto/README.md, "Chunk states").
 
-    FREE      not here                                        answered: Needed
-    CLAIMED   the ledger says it is here; to be re-hashed     not answered yet
-    HELD      re-hashed, its digest is known                  answered: Held
-    WRITING   one connection is writing it                    answered: Needed
-    VERIFIED  written in this transfer, its digest checked    answered: Held
-    HOLE      lies in holes of the file: nobody sends it      not answered, has no digest
+    FREE      not here                                            answered with Needed
+    CLAIMED   the ledger says that it is here; not re-hashed yet  not answered yet
+    HELD      re-hashed: its digest is known                      answered with Held
+    WRITING   one connection is writing it                        answered with Needed
+    VERIFIED  written in this transfer, with the right digest     answered with Held
+    HOLE      lies in a hole of the file: nobody sends it         not answered, has no digest
 
-No write ever lands on a VERIFIED chunk: a second delivery is read, compared and dropped.
+No write ever lands on a VERIFIED chunk: a second delivery is received, compared and dropped.
 """
 
 import enum
@@ -30,29 +30,30 @@ _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state 
 
 
 class Writer(Protocol):
-    """Whoever writes a chunk; compared by identity."""
+    """A connection that writes a chunk; compared by identity."""
 
     def stop(self, seconds: float) -> bool:
-        """Stop writing, at once; whether it has within `seconds`."""
+        """Have the connection stop at once; return whether it has within `seconds`."""
 
 
 class Delivery(enum.Enum):
-    """What a connection that was sent a chunk is to do with its bytes."""
+    """What a connection has to do with the bytes of a chunk that it is sent."""
 
     WRITE = enum.auto()
     COMPARE = enum.auto()
-    """It is VERIFIED: read, hash and drop them."""
+    """The chunk is VERIFIED: receive, hash and drop its bytes."""
     WAIT = enum.auto()
-    """Another connection is writing it: that one has to leave first."""
+    """Another connection is writing the chunk: that connection has to stop first."""
 
 
 class ChunkStates:
-    """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
+    """The states and digests of the chunks of one file: 17 bytes each. Not thread-safe: the file has the lock."""
 
     def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
-        """`claims` is what the ledger says, on this grid; its tables become these, as both at once would be twice."""
+        """Begin with the chunks that the ledger claims on this grid, or with none; take over the tables of `claims`."""
         self.grid = grid
         if claims is not None and claims.present:
+            # A copy would take the memory of these tables, which can be large, a second time.
             self._states, self._digests = claims.present, claims.digests  # 1 for what is there: CLAIMED
         else:
             self._states = bytearray(grid.segments)
@@ -70,7 +71,10 @@ class ChunkStates:
         return bytes(self._digests[at : at + limits.DIGEST_BYTES])
 
     def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
-        """Yield the digests of the chunks of a share with ordinals [start, stop), in order; of all but HOLE without."""
+        """Yield the digests of the chunks of a share with ordinals [start, stop), in order.
+
+        Without `stop`, of all chunks that have a digest: all but HOLE.
+        """
         size = limits.DIGEST_BYTES
         view = memoryview(self._digests).toreadonly()
         if stop is None:
@@ -90,27 +94,28 @@ class ChunkStates:
         return bytes(self._states[first:end])
 
     def restore(self, first: int, states: bytes, digests: bytes) -> None:
-        """Put chunks that follow each other into states that they had when nobody was writing them."""
+        """Put the states and digests of consecutive chunks back; nobody was writing them when these were read."""
         size = limits.DIGEST_BYTES
         self._states[first : first + len(states)] = states
         self._digests[first * size : first * size + len(digests)] = digests
 
     @property
     def is_verified(self) -> bool:
-        """Whether every chunk is VERIFIED, but for holes."""
+        """Whether every chunk outside of holes is VERIFIED."""
         return self._has_none(FREE, CLAIMED, HELD, WRITING)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every chunk is VERIFIED or HELD, but for holes."""
+    def is_all_here(self) -> bool:
+        """Whether every chunk outside of holes is VERIFIED or HELD."""
         return self._has_none(FREE, CLAIMED, WRITING)
 
     def _has_none(self, *states: int) -> bool:
-        """Whether no chunk is in these states. Asked after each chunk: to find one is far less than to count all."""
+        """Whether no chunk is in any of these states."""
+        # Asked after every chunk of a large file in a tree: `find` stops at the first hit, `count` reads all.
         return all(self._states.find(state) < 0 for state in states)
 
     def writer(self, index: int) -> Writer | None:
-        """Return who is writing a chunk, if anybody."""
+        """Return the connection that is writing a chunk, if there is one."""
         return self._writers.get(index)
 
     @property
@@ -121,52 +126,52 @@ class ChunkStates:
         at = index * limits.DIGEST_BYTES
         self._digests[at : at + limits.DIGEST_BYTES] = digest
 
-    def _settle(self, index: int, state: int, digest: bytes) -> None:
+    def _set(self, index: int, state: int, digest: bytes) -> None:
         self._put_digest(index, digest)
         self._states[index] = state
 
     def leave_out(self, first: int, end: int) -> None:
-        """Make the chunks [first, end) HOLE, before anything else happens."""
+        """Make the chunks [first, end) HOLE. Call it before everything else."""
         self._states[first:end] = bytes([HOLE]) * (end - first)
         self._has_holes = True
 
     # --- what the ledger claims
 
     def claim(self, index: int, digest: bytes) -> None:
-        """Turn FREE to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
+        """Turn a FREE chunk to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
         if self._states[index] == FREE:
             self._states[index] = CLAIMED
             self._put_digest(index, digest)
 
     def rehashed(self, index: int, digest: bytes) -> None:
-        """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
+        """Turn a CLAIMED chunk to HELD where the ledger has this digest or UNKNOWN_DIGEST, to FREE where not."""
         if self._states[index] != CLAIMED:
             return
         if self.digest(index) in (digest, UNKNOWN_DIGEST):
-            self._settle(index, HELD, digest)
+            self._set(index, HELD, digest)
         else:
             self._states[index] = FREE
 
     # --- shares
 
     def begin_again(self, share: Share) -> None:
-        """Turn VERIFIED to HELD: another transfer goes on with this share, and is asked to compare."""
+        """Turn VERIFIED to HELD: another transfer goes on with this share, and its sender has to compare."""
         chunks = slice(share.index, None, share.count)
         self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
 
     def forget(self, share: Share) -> None:
-        """Turn every chunk of a share to FREE, but for holes."""
+        """Turn every chunk of a share outside of holes to FREE."""
         chunks = slice(share.index, None, share.count)
         self._states[chunks] = self._states[chunks].translate(_ANY_TO_FREE)
 
     # --- what connections deliver
 
     def begin(self, index: int, writer: Writer) -> Delivery:
-        """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
+        """Return what a connection has to do with a chunk that it is sent; with WRITE the chunk becomes WRITING.
 
-        A CLAIMED one may be sent, too: by a sender that knew the answer of an earlier transfer. Raises
-        RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
+        Raises RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
         """
+        # CLAIMED is written as well: the sender may know from an earlier transfer that it has another chunk there.
         state = self._states[index]
         if state == HOLE:
             raise RemoteProtocolError(f"segment {index} lies in holes")
@@ -181,9 +186,10 @@ class ChunkStates:
         return Delivery.WRITE
 
     def deliver(self, index: int, writer: Writer, digest: bytes, computed: bytes) -> bool:
-        """End the turn of `writer`: WRITING to VERIFIED where the digests are equal, to FREE where not; which it was.
+        """Return whether the digest of a chunk is right, now that `writer` has brought all its bytes.
 
-        For a chunk that was compared only, whether it equals what is VERIFIED; nothing changes.
+        A chunk that it was writing becomes VERIFIED or FREE. One that was only compared stays as it is, and is right
+        where it equals the VERIFIED one.
         """
         if self._writers.get(index) is not writer:
             return digest == computed == self.digest(index)
@@ -191,11 +197,11 @@ class ChunkStates:
         if digest != computed:
             self._states[index] = FREE
             return False
-        self._settle(index, VERIFIED, digest)
+        self._set(index, VERIFIED, digest)
         return True
 
-    def abandon(self, writer: Writer) -> None:
-        """Turn WRITING to FREE for everything that this connection was writing."""
+    def detach(self, writer: Writer) -> None:
+        """Turn every chunk that this connection was writing to FREE."""
         for index in [index for index, held_by in self._writers.items() if held_by is writer]:
             del self._writers[index]
             self._states[index] = FREE
@@ -205,22 +211,22 @@ class ChunkStates:
     def runs(self, *states: int, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
         """Yield the runs [first, end) of chunks in any of these states, in order, as they are now.
 
-        What is counted are the chunks of `share`: runs of its ordinals.
+        Chunks are counted by their ordinal in `share`.
         """
         return runs(self.states(share), *states)
 
     def states(self, share: Share = WHOLE) -> bytes:
-        """Return the states of the chunks of a share as they are now, one byte each, for `runs`."""
+        """Return the states of the chunks of a share as they are now, one byte each, for the function `runs`."""
         return bytes(self._states[share.index :: share.count])
 
     def missing_bytes(self) -> int:
-        """Count the bytes of all chunks that are FREE or WRITING, about: while others write."""
+        """Estimate the bytes of all chunks that are FREE or WRITING, without the lock."""
         missing = self._states.count(FREE) + self._states.count(WRITING)
         return min(missing * self.grid.chunk_size, self.grid.size)
 
     @property
     def here_end(self) -> int:
-        """Where the last byte ends that is here, or may be."""
+        """Offset behind the last byte that is here, or may be (CLAIMED)."""
         last = max(self._states.rfind(state) for state in (CLAIMED, HELD, VERIFIED))
         return min(self.grid.offset(last + 1), self.grid.size)
 

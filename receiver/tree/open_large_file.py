@@ -12,7 +12,6 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import WHOLE, Grid, hole_segments
-from receiver.disk.ledger import UNKNOWN_DIGEST
 from receiver.disk.store import Staging, StagingMark
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
@@ -52,17 +51,16 @@ class OpenLargeFile(FileShare):
         with self._recording:
             self._unrecorded.add(position)
 
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes of a segment that was begun. Raises TransferFailed: NO_SPACE, DESTINATION."""
+        self.staged.write(view, offset)
+
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Note what was written, unless it was closed meanwhile: then all of it was noted before."""
         with self._recording:
             if not self._is_done:
-                super().record(records)
+                self.staged.record(records)
                 self._unrecorded.difference_update([position for position, _ in records])
-
-    def digest(self, position: int) -> bytes:
-        """Return the digest of a chunk that is VERIFIED; nothing of use after it was closed."""
-        with self._recording:
-            return UNKNOWN_DIGEST if self._is_done else super().digest(position)
 
     def finish(self) -> None:
         """Note what is not noted yet, and let nobody touch its descriptors any more. Raises TransferFailed."""
@@ -71,7 +69,7 @@ class OpenLargeFile(FileShare):
                 self._is_done = True
                 if self._unrecorded:
                     positions = sorted(self._unrecorded)
-                    super().record([(position, super(OpenLargeFile, self).digest(position)) for position in positions])
+                    self.staged.record([(position, self.file.chunk_states.digest(position)) for position in positions])
 
     def forsake(self) -> None:
         """Let nobody touch its descriptors any more; note nothing."""
@@ -81,8 +79,8 @@ class OpenLargeFile(FileShare):
     @property
     def staged(self) -> Staging:
         """Its staging: a large file of a tree is never looked at in place."""
-        assert isinstance(self.content, Staging)
-        return self.content
+        assert isinstance(self.file.content, Staging)
+        return self.file.content
 
     @property
     def is_verified(self) -> bool:
@@ -94,7 +92,7 @@ class OpenLargeFile(FileShare):
     def is_settled(self) -> bool:
         """Whether every segment is here, unless the sender finds that it has another."""
         with self.file.lock:
-            return self.file.chunk_states.is_settled
+            return self.file.chunk_states.is_all_here
 
     @property
     def has_writers(self) -> bool:

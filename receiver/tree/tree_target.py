@@ -24,7 +24,7 @@ from filestreamer.wire.grid import Grid, count_chunks
 from receiver.disk.store import Staging, check_path
 from receiver.file.chunk_states import CLAIMED, runs
 from receiver.file.rehash import FinalFile, FinalsRehashed, Rehashed, Rehasher, Work, count_batches
-from receiver.file.target import Connection, IncomingSegment, Step
+from receiver.file.target import Connection, IncomingSegment, NextStep
 from receiver.memory.budget import Account
 from receiver.tree import part_state as state
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
@@ -78,6 +78,7 @@ class TreeTarget:
         `failed` ends the transfer, `nudge` has the coordinator ask for `more`. Raises TransferFailed.
         """
         self.name = root
+        self.chunks = self
         self._offer = offer
         self._account = account
         self._destination = destination = roots.destination
@@ -306,11 +307,11 @@ class TreeTarget:
         except BaseException:
             files.give_back(*room)
             raise
-        states = open_file.states()  # as they are now: what is counted is what is re-hashed
+        file, states = open_file.file, open_file.states()  # as they are now: what is counted is what is re-hashed
 
         def works() -> Iterator[Work]:
             for start, stop in runs(states, CLAIMED):
-                yield Work(part_state.first + index, open_file.content, open_file.grid, open_file.share, start, stop)
+                yield Work(part_state.first + index, file.content, file.grid, open_file.share, start, stop)
 
         count = sum(count_batches(work.grid, work.start, work.stop) for work in works())
         if count:
@@ -462,7 +463,7 @@ class TreeTarget:
         held = [index for index, kind in enumerate(part_state.states()) if kind == state.HELD]
         return sum(_payload_bytes(part_state, index, part_state.entries[index]) for index in held)
 
-    def next_step(self) -> Step:
+    def next_step(self) -> NextStep:
         """Commit, once."""
         return m.Complete(True) if self._is_committed else self._commit
 

@@ -258,7 +258,7 @@ class TreeWriter:
         self.files.touch(open_file)
         if turn is Delivery.WRITE:
             part_state.set(index, state.WRITING)
-        return IncomingSegment(open_file, position, segment, turn is Delivery.WRITE)
+        return IncomingSegment(open_file, position, segment, turn is Delivery.WRITE, open_file)
 
     # --- large files
 
@@ -453,7 +453,9 @@ class TreeWriter:
         try:
             staged = (lambda: self._keep_complete(open_file)) if later else self._keep_complete(open_file)
             self._committer.add(
-                [StagedFile(open_file.file.name, staged, open_file.grid.size)], open_file.grid.size, waits=waits
+                [StagedFile(open_file.file.name, staged, open_file.file.grid.size)],
+                open_file.file.grid.size,
+                waits=waits,
             )
         except Exception as error:  # it counts as received by now: nothing may be committed without it
             self._failed(as_failure("putting a file in place", error))
@@ -462,11 +464,11 @@ class TreeWriter:
     def _keep_complete(self, open_file: OpenLargeFile) -> ClosedStaging:
         """Close a file that is all here, with its mode and times; return what is to be put in place."""
         try:
-            open_file.file.end_write_back()
+            open_file.file.stop_write_back()
             open_file.staged.prepare()
             return open_file.staged.kept()
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.content.path}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.file.content.path}") from None
         finally:
             open_file.file.close()
             self.files.remove(open_file)
@@ -492,7 +494,7 @@ class TreeWriter:
                 part_state.abandon(connection)
         for open_file, part_state, index in self.files.all():
             with part_state.lock:
-                open_file.abandon(connection)
+                open_file.detach(connection)
                 was_inside = connection in open_file.inside
                 open_file.inside.discard(connection)
             if was_inside:  # it may have kept others from closing it
@@ -503,7 +505,7 @@ class TreeWriter:
         """Let no further write in."""
         self._is_closed = True
         for open_file, _, _ in self.files.all():
-            open_file.close()
+            open_file.stop_writes()
 
     def finish(self) -> None:
         """Put in place what is HELD in its staging: it is what the sender has, as it says Finish."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from receiver.file.chunk_states import Delivery
+from receiver.file.target import IncomingSegment
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from sender.dispatch.manifest import Manifest, StreamPart
 from sender.dispatch.schedule import Schedule
@@ -43,11 +44,16 @@ class Kept:
 class Connection:
     """One connection: what it was dealt and has not delivered, and what was delivered and is not acknowledged."""
 
+    is_ended = False
+
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.connection_id = number
         self.dealt: list[int] = []
         self.delivered: set[int] = set()
         self.lock = threading.Lock()
+
+    def acknowledge(self) -> None:
+        """Each chunk is acknowledged by itself."""
 
     def stop(self, seconds: float) -> bool:
         return seconds > 0
@@ -89,7 +95,7 @@ class Pipe:
 
     def take(self, connection: Connection) -> bool:
         """Have a chunk dealt; whether there was one."""
-        chunk_id = self.queue.next(connection.number, self.queue.epoch)
+        chunk_id = self.queue.next(connection.connection_id, self.queue.epoch)
         if chunk_id is None:
             return False
         with connection.lock:
@@ -111,8 +117,9 @@ class Pipe:
             self.output.write(memoryview(content), segment.offset)
         connection.delivered.add(chunk_id)
         digest = segment_digest(content)
-        assert self.output.deliver(position, digest, digest, connection.number)
-        self.output.hand_over(position, connection, lambda: self._acknowledged(connection, chunk_id))
+        incoming = IncomingSegment(self.output, position, segment, turn is Delivery.WRITE)
+        assert self.output.end_chunk(connection, [incoming], [digest], [digest])
+        self.output.when_passed_on(position, connection, lambda: self._acknowledged(connection, chunk_id))
         return True
 
     def _acknowledged(self, connection: Connection, chunk_id: int) -> None:
@@ -123,11 +130,11 @@ class Pipe:
         assert not self.queue.pin_digest(
             chunk_id, [segment for segment, _ in self.manifest.carried(chunk_id)], [bytes(range(16))]
         )
-        self.queue.mark_done((chunk_id,), self.queue.epoch, connection.number)
+        self.queue.mark_done((chunk_id,), self.queue.epoch, connection.connection_id)
 
     def cut(self, connection: Connection) -> bool:
         """Lose what a connection had: it is dealt again, delivered or not."""
-        self.output.abandon(connection)
+        self.output.detach(connection)
         with connection.lock:
             lost = connection.dealt + sorted(connection.delivered)
             connection.dealt.clear()
@@ -150,7 +157,7 @@ class Pipe:
 
     def close(self) -> None:
         self.stream.end()
-        assert self.output.end(UNIT)
+        assert self.output.stop(UNIT)
         self.writing.join(UNIT)
         os.close(self.read_fd)
 

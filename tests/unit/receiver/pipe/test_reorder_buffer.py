@@ -11,8 +11,10 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest, segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from receiver.file.chunk_states import Delivery
+from receiver.file.target import IncomingSegment
 from receiver.memory.budget import Budget
-from receiver.pipe.reorder_buffer import SLOT_BYTES, SLOTS_MOST, ReorderBuffer, borrow_window, check_window
+from receiver.pipe.reorder_buffer import ReorderBuffer
+from receiver.pipe.window import SLOT_BYTES, SLOTS_MOST, borrow_window, check_window
 from tests.support.services import UNIT
 
 CHUNK = 1000
@@ -45,6 +47,12 @@ class Pipe:
 class Connection:
     """Brings chunks."""
 
+    connection_id = 7
+    is_ended = False
+
+    def acknowledge(self) -> None:
+        """Nothing is gathered."""
+
     def stop(self, seconds: float) -> bool:
         return seconds > 0
 
@@ -73,10 +81,14 @@ class Bench:
 
     def deliver(self, position: int, content: bytes, digest: bytes | None = None) -> bool:
         computed = segment_digest(content)
-        if not self.output.deliver(position, computed if digest is None else digest, computed, 7):
+        if not self.end(position, computed if digest is None else digest, computed):
             return False
-        self.output.hand_over(position, self.connection, lambda: self.acknowledged.append(position))
+        self.output.when_passed_on(position, self.connection, lambda: self.acknowledged.append(position))
         return True
+
+    def end(self, position: int, digest: bytes, computed: bytes, by: Connection | None = None) -> bool:
+        segment = IncomingSegment(self.output, position, m.Segment(0, position * CHUNK, CHUNK), True)
+        return self.output.end_chunk(by or self.connection, [segment], [digest], [computed])
 
     def bring(self, position: int, content: bytes) -> Delivery:
         turn = self.begin(position, content)
@@ -100,7 +112,7 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.pipe.open.set()
-    assert made.output.end(UNIT)
+    assert made.output.stop(UNIT)
 
 
 def chunk(position: int, length: int = CHUNK) -> bytes:
@@ -184,14 +196,14 @@ def test_one_connection_brings_a_chunk_at_a_time(bench: Bench) -> None:
         bench.begin(0, chunk(0))
     other = Connection()
     assert bench.output.begin(0, CHUNK, other) == (Delivery.WAIT, bench.connection)
-    bench.output.abandon(bench.connection)
+    bench.output.detach(bench.connection)
     assert bench.begin(0, chunk(0), other) is Delivery.WRITE
 
 
 def test_what_a_lost_connection_had_brought_stays(bench: Bench) -> None:
     bench.bring(1, chunk(1))
     bench.begin(2, chunk(2))
-    bench.output.abandon(bench.connection)
+    bench.output.detach(bench.connection)
     bench.bring(0, chunk(0))
     bench.until(lambda: bench.output.passed == 2)
     bench.until_acknowledged(0)  # 1 is acknowledged where it is brought again
@@ -266,7 +278,7 @@ def test_a_file_is_whole_when_it_has_its_size() -> None:
     bench.bring(1, chunk(1, 10))
     bench.until_acknowledged(0, 1)
     assert bench.output.is_whole(finish(chunk(0), chunk(1, 10))._replace(stream_bytes=0))
-    assert bench.output.end(UNIT)
+    assert bench.output.stop(UNIT)
 
 
 def test_a_chunk_larger_than_the_window_is_refused() -> None:
@@ -279,9 +291,9 @@ def test_the_end_does_not_wait_for_a_reader_that_takes_nothing(bench: Bench) -> 
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
     assert bench.pipe.entered.acquire(timeout=UNIT)
-    assert not bench.output.end(0.01)
+    assert not bench.output.stop(0.01)
     bench.pipe.open.set()
-    assert bench.output.end(UNIT)
+    assert bench.output.stop(UNIT)
     assert bench.acknowledged == []
 
 
@@ -327,7 +339,7 @@ def test_a_window_is_a_number_until_it_is_used() -> None:
     assert list(bench.output._digests) == [segment_digest(chunk(at)) for at in range(2 * SLOTS, 3 * SLOTS)]
     assert bench.begin(3 * SLOTS - 1, chunk(3 * SLOTS - 1)) is Delivery.COMPARE
     assert bench.deliver(3 * SLOTS - 1, chunk(3 * SLOTS - 1))
-    assert bench.output.end(UNIT)
+    assert bench.output.stop(UNIT)
 
 
 def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Bench) -> None:
@@ -338,9 +350,9 @@ def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Benc
     first, second = Connection(), Connection()
     for name, connection in [("first", first), ("second", second), ("first", first), ("first", first)]:
         assert bench.output.begin(1, CHUNK, connection)[0] is Delivery.COMPARE
-        assert bench.output.deliver(1, digest, digest, 7)
-        bench.output.hand_over(1, connection, functools.partial(told.append, name))
-    bench.output.abandon(first)
+        assert bench.end(1, digest, digest, connection)
+        bench.output.when_passed_on(1, connection, functools.partial(told.append, name))
+    bench.output.detach(first)
     bench.bring(0, b"a" * CHUNK)
     bench.until(lambda: bench.output.passed == 2 and bool(told))
     assert told == ["second"]

@@ -15,9 +15,9 @@ from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolErro
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk import reserve
 from receiver.disk.store import Destination, Staging
-from receiver.file.chunk_states import Delivery
-from receiver.file.file_share import FileShare
-from receiver.file.shared_file import File, Step
+from receiver.file.chunk_states import CLAIMED, FREE, HELD, VERIFIED, WRITING, Delivery, runs
+from receiver.file.file_share import Answer, FileShare
+from receiver.file.shared_file import File, ShareStep
 from receiver.memory.budget import Budget
 from receiver.server.registry import Registry
 from tests.support.services import UNIT
@@ -35,6 +35,7 @@ class Sender:
         self.account = Budget(1 << 30).admit("a peer", 1 << 20)
         self.is_complete = False
         self.is_orphaned = False
+        self.has_passed_on = False
         self.gave_way = False
         self.hangs: str | None = None
         self.errors: list[FilestreamerError] = []
@@ -49,7 +50,7 @@ class Sender:
     def join(self, timeout: float) -> None:
         assert timeout >= 0
         if self.gave_way:
-            self.files.leave(self, cleanly=True)  # type: ignore[arg-type]
+            self.files.release(self, cleanly=True)
 
     def cut(self) -> None:
         pass
@@ -77,13 +78,30 @@ def claim(
     files: Registry, share: Share = WHOLE, sender: Sender | None = None, *, grid: Grid = GRID, **entry: Any
 ) -> tuple[Sender, FileShare]:
     sender = sender or Sender(files)
-    file_share = files.claim(sender, ENTRY._replace(size=grid.size, **entry), grid, share)  # type: ignore[arg-type]
+    file_share = files.claim(sender, ENTRY._replace(size=grid.size, **entry), grid, share)
     return sender, file_share
 
 
 def leave(files: Registry, *senders: Sender, cleanly: bool = True) -> None:
     for sender in senders:
-        files.leave(sender, cleanly=cleanly)  # type: ignore[arg-type]
+        files.release(sender, cleanly=cleanly)
+
+
+def staging(file_share: FileShare) -> Staging:
+    content = file_share.file.content
+    assert isinstance(content, Staging)
+    return content
+
+
+def answer(file_share: FileShare) -> Answer:
+    """Read what is needed and what is held now."""
+    states = file_share.states()
+    return Answer(list(runs(states, FREE, WRITING)), list(runs(states, HELD, VERIFIED)))
+
+
+def claimed(file_share: FileShare) -> list[tuple[int, int]]:
+    """Read which chunks have to be re-hashed."""
+    return list(runs(file_share.states(), CLAIMED))
 
 
 def write(sender: Sender, file_share: FileShare, position: int, content: bytes = CONTENT) -> None:
@@ -92,15 +110,15 @@ def write(sender: Sender, file_share: FileShare, position: int, content: bytes =
     assert turn is Delivery.WRITE
     offset = GRID.offset(position)
     block = content[offset : offset + GRID.length(position)]
-    file_share.write(memoryview(block), offset)
+    staging(file_share).write(memoryview(block), offset)
     assert file_share.deliver(position, sender, segment_digest(block), segment_digest(block), 0)
-    file_share.record([(position, segment_digest(block))])
+    staging(file_share).record([(position, segment_digest(block))])
 
 
-def finish(file_share: FileShare) -> Step:
+def finish(file_share: FileShare) -> ShareStep:
     """End a share whose chunks are all here, as a transfer does after Finish."""
     assert file_share.missing() == []
-    file_share.close()
+    file_share.stop_writes()
     file_share.seal()
     return file_share.file.next_step(file_share.share)
 
@@ -110,14 +128,14 @@ def rehash(file_share: FileShare, share: Share, start: int, stop: int) -> None:
     digests = []
     for ordinal in range(start, stop):
         block = bytearray(GRID.length(share.chunk(ordinal)))
-        file_share.content.read_into(memoryview(block), GRID.offset(share.chunk(ordinal)))
+        file_share.file.content.read_into(memoryview(block), GRID.offset(share.chunk(ordinal)))
         digests.append(segment_digest(bytes(block)))
     file_share.rehashed(share, start, digests)
 
 
 def move(sender: Sender, file_share: FileShare) -> None:
     """Re-hash what is claimed, and bring what is missing."""
-    for start, stop in file_share.claimed():
+    for start, stop in claimed(file_share):
         rehash(file_share, file_share.share, start, stop)
     for start, stop in file_share.missing():
         for ordinal in range(start, stop):
@@ -194,9 +212,9 @@ def test_a_file_in_which_a_thread_hangs_is_never_closed(files: Registry, destina
     (first, file_share), (second, _) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
     leave(files, first, cleanly=False)
     leave(files, second)
-    assert os.fstat(file_share.content.fd).st_size == GRID.size
+    assert os.fstat(file_share.file.content.fd).st_size == GRID.size
     assert refused(Registry(destination, None), WHOLE) is Code.BUSY
-    file_share.content.close()
+    file_share.file.content.close()
 
 
 def test_a_file_that_can_not_be_staged_keeps_nobody_out(files: Registry, tmp_path: Path) -> None:
@@ -222,7 +240,7 @@ def test_a_file_whose_close_fails_keeps_nobody_out(files: Registry, monkeypatch:
         patched.setattr(File, "close", fail)
         with pytest.raises(OSError, match="quota"):
             leave(files, sender)
-    assert not files._files
+    assert not files._table.files
     other, _ = claim(files)
     leave(files, other)
 
@@ -236,9 +254,9 @@ def test_a_segment_of_another_share_is_none(files: Registry) -> None:
 def test_messages_have_segments_and_not_ordinals(files: Registry) -> None:
     sender, file_share = claim(files, Share(1, 2))
     write(sender, file_share, 3)
-    answer = file_share.answer()
-    assert file_share.needed_messages(0, answer.needed) == [m.Needed((), (m.SegmentRange(0, 1, 1),))]
-    assert file_share.held_messages(0, answer.held) == [m.Held(0, 3, segment_digest(CONTENT[9:]))]
+    now = answer(file_share)
+    assert list(file_share.needed_messages(now.needed)) == [m.Needed((), (m.SegmentRange(0, 1, 1),))]
+    assert list(file_share.held_messages(now.held)) == [m.Held(0, 3, segment_digest(CONTENT[9:]))]
 
 
 # ------------------------------------------------------------------------------------------------------ when it is full
@@ -249,10 +267,10 @@ def test_the_last_share_commits(files: Registry, tmp_path: Path) -> None:
     write(even, first, 0)
     write(odd, second, 1)
     write(odd, second, 3)
-    assert finish(second) is Step.WAIT
+    assert finish(second) is ShareStep.WAIT
     assert second.file.missing_shares == 1
     write(even, first, 2)
-    assert finish(first) is Step.COMMIT
+    assert finish(first) is ShareStep.COMMIT
     first.file.commit()
     assert (tmp_path / "f").read_bytes() == CONTENT
     leave(files, even, odd)
@@ -262,7 +280,7 @@ def test_the_last_share_commits(files: Registry, tmp_path: Path) -> None:
 def test_nothing_is_written_after_finish(files: Registry) -> None:
     sender, file_share = claim(files, Share(3, 4))
     write(sender, file_share, 3)
-    file_share.close()
+    file_share.stop_writes()
     assert file_share.begin(3, sender)[0] is Delivery.COMPARE
     file_share.file.chunk_states.forget(file_share.share)
     with pytest.raises(RemoteProtocolError):
@@ -273,14 +291,14 @@ def test_a_write_takes_back_that_a_share_was_finished(files: Registry) -> None:
     (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
     for position in (1, 3):
         write(odd, second, position)
-    assert finish(second) is Step.WAIT
+    assert finish(second) is ShareStep.WAIT
     odd.is_complete = True
     rerun, again = claim(files, Share(1, 2))
     write(rerun, again, 1)
     for position in (0, 2):
         write(even, first, position)
-    assert finish(first) is Step.WAIT
-    assert finish(again) is Step.COMMIT
+    assert finish(first) is ShareStep.WAIT
+    assert finish(again) is ShareStep.COMMIT
 
 
 def test_nothing_is_written_while_it_is_committed(files: Registry) -> None:
@@ -293,13 +311,13 @@ def test_nothing_is_written_while_it_is_committed(files: Registry) -> None:
     rerun, again = claim(files, Share(1, 2))
     for position in (0, 2):
         write(even, first, position)
-    assert finish(first) is Step.COMMIT
+    assert finish(first) is ShareStep.COMMIT
     with pytest.raises(TransferFailed) as caught:
         again.begin(1, rerun)
     assert caught.value.code is Code.SOURCE_CHANGED
-    assert finish(again) is Step.WAIT  # while the other one commits
+    assert finish(again) is ShareStep.WAIT  # while the other one commits
     first.file.commit()
-    assert again.file.next_step(again.share) is Step.COMMIT
+    assert again.file.next_step(again.share) is ShareStep.COMMIT
     again.file.commit()  # once is enough
     leave(files, even, odd, rerun)
 
@@ -309,27 +327,27 @@ def test_shares_of_an_earlier_run(files: Registry, destination: Destination, tmp
     """A finished share counts when it is re-hashed, if it is of this source and all there."""
     odd, second = claim(files, Share(1, 2))
     move(odd, second)
-    assert finish(second) is Step.WAIT
+    assert finish(second) is ShareStep.WAIT
     if damage == "data":
-        second.write(memoryview(b"X"), GRID.offset(3))
+        staging(second).write(memoryview(b"X"), GRID.offset(3))
     leave(files, odd)
     later = Registry(destination, None)
     if damage == "seal of another count":
         third, file_share = claim(later, Share(2, 4))
         move(third, file_share)
-        assert finish(file_share) is Step.WAIT
+        assert finish(file_share) is ShareStep.WAIT
         leave(later, third)
     even, first = claim(later, Share(0, 2), mtime_ns=8 if damage == "mtime" else 7)
     move(even, first)
     step = finish(first)
-    assert (step is Step.REHASH) == (damage in {"none", "data"})
-    if step is Step.REHASH:
+    assert (step is ShareStep.REHASH) == (damage in {"none", "data"})
+    if step is ShareStep.REHASH:
         assert {share for share, _, _ in first.file.sealed_claims()} == {Share(1, 2)}
         for share, start, stop in first.file.sealed_claims():
             rehash(first, share, start, stop)
         step = first.file.next_step(first.share)
-    assert (step is Step.COMMIT) == (damage == "none")
-    if step is Step.COMMIT:
+    assert (step is ShareStep.COMMIT) == (damage == "none")
+    if step is ShareStep.COMMIT:
         first.file.commit()
         assert (tmp_path / "f").read_bytes() == CONTENT
     leave(later, even)
@@ -349,7 +367,7 @@ def test_a_lost_staging_ends_all(files: Registry, monkeypatch: pytest.MonkeyPatc
     assert [getattr(error, "code", None) for error in odd.errors] == [Code.DESTINATION]
     leave(files, odd)
     _, anew = claim(files, Share(0, 2))
-    assert anew.claimed() == []
+    assert claimed(anew) == []
 
 
 def _fails(_fd: int) -> None:
@@ -383,9 +401,9 @@ def bring(file_share: FileShare, sender: Sender, *positions: int) -> None:
     for position in positions:
         block = bytes([position + 1]) * MIB
         assert file_share.begin(position, sender)[0] is Delivery.WRITE
-        file_share.write(memoryview(block), position * MIB)
+        staging(file_share).write(memoryview(block), position * MIB)
         assert file_share.deliver(position, sender, segment_digest(block), segment_digest(block), 0)
-        file_share.record([(position, segment_digest(block))])
+        staging(file_share).record([(position, segment_digest(block))])
 
 
 def allocated(destination: Destination) -> int:
@@ -403,7 +421,7 @@ def test_the_mtime_is_the_last_that_is_set(
     sender, file_share = claim(files, grid=LARGE)
     assert begun.wait(UNIT)
     bring(file_share, sender, *range(LARGE.segments))
-    assert finish(file_share) is Step.COMMIT
+    assert finish(file_share) is ShareStep.COMMIT
     commit = threading.Thread(target=file_share.file.commit)
     commit.start()
     commit.join(0.3)  # it waits, or has gone ahead by then
@@ -417,28 +435,26 @@ def test_the_mtime_is_the_last_that_is_set(
 def test_an_unfinished_file_keeps_the_space_of_what_came(files: Registry, destination: Destination) -> None:
     """Of chunks that are here; not of one that was being written. Another transfer finds them."""
     sender, file_share = claim(files, grid=LARGE)
-    assert isinstance(file_share.content, Staging)
-    file_share.content.reserve(lambda: False)
+    staging(file_share).reserve(lambda: False)
     bring(file_share, sender, 0, 7, 127)
     file_share.begin(9, sender)
-    file_share.write(memoryview(bytes(MIB)), 9 * MIB)
-    file_share.abandon(sender)
+    staging(file_share).write(memoryview(bytes(MIB)), 9 * MIB)
+    file_share.detach(sender)
     leave(files, sender)
     assert allocated(destination) == 3 * MIB
     sender, file_share = claim(files, grid=LARGE)
-    for start, stop in file_share.claimed():
+    for start, stop in claimed(file_share):
         file_share.rehashed(WHOLE, start, [segment_digest(bytes([at + 1]) * MIB) for at in range(start, stop)])
-    assert file_share.answer().held == [(0, 1), (7, 8), (127, 128)]
+    assert answer(file_share).held == [(0, 1), (7, 8), (127, 128)]
     leave(files, sender)
 
 
 def test_a_stuck_file_is_left_alone(files: Registry, destination: Destination) -> None:
     """A thread that hangs in it may still write: nothing is done to it until another process looks at it."""
     sender, file_share = claim(files, grid=LARGE)
-    assert isinstance(file_share.content, Staging)
-    file_share.content.reserve(lambda: False)
+    staging(file_share).reserve(lambda: False)
     bring(file_share, sender, 0)
-    file_share.file.end_write_back()
+    file_share.file.stop_write_back()
     leave(files, sender, cleanly=False)
     assert allocated(destination) == LARGE.size
 
@@ -446,11 +462,10 @@ def test_a_stuck_file_is_left_alone(files: Registry, destination: Destination) -
 def test_the_space_of_shards_is_given_back_behind_the_last(files: Registry, destination: Destination) -> None:
     """What one has not written is not missing to the other; the share that is sealed stays."""
     first, second = (claim(files, Share(index, 2), grid=LARGE) for index in range(2))
-    assert isinstance(first[1].content, Staging)
-    first[1].content.reserve(lambda: False)
+    staging(first[1]).reserve(lambda: False)
     bring(first[1], first[0], *range(0, 128, 2))
     bring(second[1], second[0], 1)
-    assert finish(first[1]) is Step.WAIT
+    assert finish(first[1]) is ShareStep.WAIT
     leave(files, first[0])
     assert allocated(destination) == LARGE.size
     bring(second[1], second[0], 3)
@@ -466,7 +481,7 @@ def test_what_is_still_to_come_is_promised(files: Registry) -> None:
     bring(file_share, sender, 0, 1)
     for _ in range(3):
         assert file_share.begin(2, sender)[0] is Delivery.WRITE
-        file_share.write(memoryview(bytes(MIB)), 2 * MIB)
+        staging(file_share).write(memoryview(bytes(MIB)), 2 * MIB)
         assert not file_share.deliver(2, sender, bytes(16), segment_digest(bytes(MIB)), 0)
     assert file_share.file.left_bytes() == 126 * MIB
     leave(files, sender)
@@ -476,11 +491,11 @@ def test_a_file_that_was_shortened_is_hashed_again(files: Registry, destination:
     """The transfer ends with an error; shards that wait give way, and the next run finds what is still there."""
     first, second = (claim(files, Share(index, 2), grid=LARGE) for index in range(2))
     bring(first[1], first[0], *range(0, 128, 2))
-    assert finish(first[1]) is Step.WAIT
+    assert finish(first[1]) is ShareStep.WAIT
     bring(second[1], second[0], *range(1, 128, 2))
     (data,) = [name for name in os.listdir(f"{destination.path}/.filestreamer") if name.endswith(".data")]
     os.truncate(f"{destination.path}/.filestreamer/{data}", 100 * MIB)
-    assert finish(second[1]) is Step.COMMIT
+    assert finish(second[1]) is ShareStep.COMMIT
     with pytest.raises(TransferFailed) as caught:
         second[1].file.commit()
     assert caught.value.code is Code.DESTINATION
@@ -491,8 +506,8 @@ def test_a_file_that_was_shortened_is_hashed_again(files: Registry, destination:
     _, file_share = claim(files, Share(1, 2), grid=LARGE)
     rehashed = {index: bytes([index + 1]) * MIB if index < 100 else bytes(MIB) for index in range(1, 128, 2)}
     file_share.rehashed(file_share.share, 0, [segment_digest(content) for content in rehashed.values()])
-    assert file_share.answer().held == [(0, 50)]
-    assert file_share.answer().needed == [(50, 64)]
+    assert answer(file_share).held == [(0, 50)]
+    assert answer(file_share).needed == [(50, 64)]
 
 
 def test_a_table_comes_out_of_the_budget_while_anybody_is_in_the_file(files: Registry) -> None:
@@ -525,7 +540,7 @@ def test_answers_come_message_by_message(files: Registry) -> None:
         file_share.begin(position, sender)
         digest = segment_digest(b"x")
         assert file_share.deliver(position, sender, digest, digest, 0)
-    told = list(file_share.answers(7))
+    told = list(file_share.answers())
     needed = [part for message in told if isinstance(message, m.Needed) for part in message.segments]
     held = [message for message in told if isinstance(message, m.Held)]
     assert [part.first_segment for part in needed] == list(range(1, grid.segments, 2))

@@ -128,8 +128,8 @@ class Moving:
         computed = [segment_digest(payload) for payload in payloads]
         good = self.tree.end_chunk(connection or self.connection, parts, told, computed)
         for part, each in zip(parts, told, strict=True):
-            if good and part.write and part.sink.ledger_writer is not None:
-                part.sink.ledger_writer.record([(part.position, each)])
+            if good and part.write and part.ledger is not None:
+                part.ledger.record([(part.position, each)])
         return good
 
     def send_all(self) -> None:
@@ -983,7 +983,7 @@ def test_a_large_file_is_set_aside_with_what_no_ledger_notes_yet(
     digest = segment_digest(b"a" * C)
     assert it.tree.end_chunk(it.connection, [part], [digest], [digest])
     assert it.send(m.Segment(2, 0, C))
-    part.sink.ledger_writer.record([(0, part.sink.ledger_writer.digest(0))])
+    part.ledger.record([(0, digest)])
     monkeypatch.setattr(cache, "PLACES", DescriptorPool(8))
     again = moving(sample_of(large))
     again.offer()
