@@ -29,7 +29,7 @@ class Stingy(socket.socket):
 
 
 class Bench:
-    """A slot, and its peer."""
+    """A handshake, and its peer."""
 
     def __init__(self, says: type[OSError]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -38,7 +38,7 @@ class Bench:
         self.peer.settimeout(2 * UNIT)
         stingy = Stingy(fileno=accepted.detach())
         stingy.says = says
-        self.slot = Handshake(stingy, ReceiverOpening(random_id(), None), None)
+        self.handshake = Handshake(stingy, ReceiverOpening(random_id(), None), None)
 
     def read(self) -> m.Message:
         def exact(count: int) -> bytes:
@@ -53,7 +53,7 @@ class Bench:
 
     def close(self) -> None:
         self.peer.close()
-        self.slot.socket.close()
+        self.handshake.socket.close()
 
 
 @pytest.fixture(params=[ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError])
@@ -63,19 +63,19 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made.close()
 
 
-def go_on(slot: Handshake) -> None:
+def go_on(handshake: Handshake) -> None:
     """Do what the server does whenever the socket is ready."""
     for _ in range(2 * limits.OPENING_FRAME_BYTES):
-        if not slot.wants_write:
+        if not handshake.wants_write:
             return
-        assert slot.receive() is None
+        assert handshake.receive() is None
     raise AssertionError("it never says all of it")
 
 
 def test_the_greeting_is_said_bit_by_bit(bench: Bench) -> None:
-    bench.slot.greet()
-    assert bench.slot.wants_write
-    go_on(bench.slot)
+    bench.handshake.greet()
+    assert bench.handshake.wants_write
+    go_on(bench.handshake)
     assert isinstance(bench.read(), m.Greeting)
 
 
@@ -83,10 +83,10 @@ def test_the_greeting_is_said_bit_by_bit(bench: Bench) -> None:
 def test_a_refusal_is_said_bit_by_bit(bench: Bench, greets: bool) -> None:
     """Behind the Greeting, where that is not out yet."""
     if greets:
-        bench.slot.greet()
-    done = bench.slot.refuse(Code.LIMIT, "too many")
+        bench.handshake.greet()
+    done = bench.handshake.refuse(Code.LIMIT, "too many")
     for _ in range(limits.OPENING_FRAME_BYTES):
-        done = done or bench.slot.finish_refusal()
+        done = done or bench.handshake.finish_refusal()
     assert done
     if greets:
         assert isinstance(bench.read(), m.Greeting)

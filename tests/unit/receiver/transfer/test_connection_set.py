@@ -75,10 +75,10 @@ class Host:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             peer = socket.create_connection(listener.getsockname())
             ours, _ = listener.accept()
-        seat = self.connection_set.admit(connection_id)
-        channel = Channel(prepare(ours, 60.0), lambda: None, payload_bytes=seat.payload_bytes)
+        budget = self.connection_set.admit(connection_id)
+        channel = Channel(prepare(ours, 60.0), lambda: None, payload_bytes=budget.payload_bytes)
         made = DataConnection(
-            self.context, channel, m.Welcome(b""), self.connection_set.counters_of(connection_id), seat
+            self.context, channel, m.Welcome(b""), self.connection_set.counters_of(connection_id), budget
         )
         made.start()
         return made, peer
