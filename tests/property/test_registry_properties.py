@@ -23,7 +23,7 @@ from receiver.file.file_share import FileShare
 from receiver.file.shared_file import ShareStep
 from receiver.server.registry import Registry
 from tests.support import disks
-from tests.unit.receiver.server.test_registry import Sender, answer, claimed, staging
+from tests.support.shares import Sender, answer, claimed, staging
 
 ENDS = ("stays", "is lost", "finishes")
 
