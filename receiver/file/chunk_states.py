@@ -5,7 +5,7 @@
     HELD      re-hashed: its digest is known                      answered with Held
     WRITING   one connection is writing it                        answered with Needed
     VERIFIED  written in this transfer, with the right digest     answered with Held
-    HOLE      lies in a hole of the file: nobody sends it         not answered, has no digest
+    HOLE      lies in a hole of the file: it is not sent          not answered, has no digest
 
 No write ever lands on a VERIFIED chunk: a second delivery is received, compared and dropped.
 """
@@ -94,7 +94,7 @@ class ChunkStates:
         return bytes(self._states[first:end])
 
     def restore(self, first: int, states: bytes, digests: bytes) -> None:
-        """Put the states and digests of consecutive chunks back; nobody was writing them when these were read."""
+        """Put the states and digests of consecutive chunks back. None of them was WRITING when these were read."""
         size = limits.DIGEST_BYTES
         self._states[first : first + len(states)] = states
         self._digests[first * size : first * size + len(digests)] = digests

@@ -94,7 +94,7 @@ class FileShare:
                 return IncomingSegment(DISCARD, position, segment, False)
             if delivery is Delivery.WRITE:
                 staging = self.file.content
-                assert isinstance(staging, Staging)  # `begin` lets nobody write into a committed file
+                assert isinstance(staging, Staging)  # `begin` refuses writes into a committed file
                 return IncomingSegment(staging, position, segment, True, staging)
             if other is not None and not other.stop(LEAVE_SECONDS):
                 raise ConnectionLost(f"another connection hangs in segment {position}")

@@ -79,7 +79,7 @@ class FileTarget:
         assert isinstance(batch, Rehashed)  # the file is in staging, and not under its final name
         answer = self.chunks.rehashed(batch.share, batch.start, batch.digests)
         self._counters.rehashed_bytes += batch.bytes
-        if batch.share != self.chunks.share:  # of a share whose sender has gone: nobody waits for an answer
+        if batch.share != self.chunks.share:  # of a sealed share: its sender has gone, and waits for no answer
             self._rehashing -= 1
             return
         yield from self.chunks.needed_messages(answer.needed)

@@ -139,7 +139,7 @@ class Target(Protocol):
         """Return what has to be done next; called after `finish`, and after each step."""
 
     def stop_writes(self) -> None:
-        """Refuse further writes, and let nobody wait any more: the transfer is over."""
+        """Refuse further writes, and wake every thread that waits in the target: the transfer is over."""
 
     def close(self, *, cleanly: bool) -> None:
         """Keep what is complete, and release everything. `cleanly`: no thread hangs in a file."""

@@ -263,7 +263,7 @@ class ReorderBuffer:
             if error := run_to_end("output", self._pass_on):
                 failed(error)
 
-        # A daemon: where nobody reads a pipe, the thread hangs in a write, and only the end of the process ends that.
+        # A daemon: while a pipe has no reader, the thread hangs in a write, and only the end of the process ends that.
         thread = threading.Thread(target=pass_on, name="output", daemon=True)
         start_thread(thread, "the output")
         self._thread = thread

@@ -1,7 +1,7 @@
 """Accepts connections, and takes them through their opening: one thread, one selector, nothing ever blocks.
 
 A stranger costs one `Handshake` and OPENING_SECONDS. When all places are taken, the oldest handshake of the address
-that has most of them gives way: so a thousand silent connections keep nobody out. A connection whose peer has said
+that has most of them gives way: so a thousand silent connections keep no sender out. A connection whose peer has said
 Hello, and proved the token where one is asked for, is handed out; it goes on in a thread of its transfer.
 """
 

@@ -48,7 +48,7 @@ class Registry:
 
     @property
     def _directory(self) -> Destination:
-        """The destination of files and trees: where the receiver has an output instead, nobody asks for them."""
+        """The directory that files and trees go to. With an output instead, `TargetOpener` claims neither."""
         assert isinstance(self._destination, Destination)
         return self._destination
 

@@ -20,7 +20,7 @@ FENCE_SECONDS: Final = 10.0
 
 
 class Ending:
-    """The end of one transfer: who asked for it, and what it waits for."""
+    """The end of one transfer: the error that it was asked to end for, and what it waits for."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -55,9 +55,7 @@ class Ending:
         if not is_releasing and not (is_running and not context.transfer.is_complete and is_overdue):
             return None
         what = "the sync" if context.syncer.is_alive else "a write"
-        return (
-            f"{what} of an earlier transfer hangs in {context.counters.name}: look at the disk; it is free after that"
-        )
+        return f"{what} of an earlier transfer hangs in {context.counters.name}: check the disk; the name is free when it answers"
 
     def release(self) -> None:
         """Stop all threads, close the target and release the names; go on after LEAVE_SECONDS, whatever hangs."""
