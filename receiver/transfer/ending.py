@@ -55,7 +55,8 @@ class Ending:
         if not is_releasing and not (is_running and not context.transfer.is_complete and is_overdue):
             return None
         what = "the sync" if context.syncer.is_alive else "a write"
-        return f"{what} of an earlier transfer hangs in {context.counters.name}: check the disk; the name is free when it answers"
+        path = context.counters.name
+        return f"{what} of an earlier transfer hangs in {path}: check the disk; the name is free when it answers"
 
     def release(self) -> None:
         """Stop all threads, close the target and release the names; go on after LEAVE_SECONDS, whatever hangs."""
