@@ -22,7 +22,7 @@ class ReceiverSettings(CommonSettings):
     """The settings of one run of the receiver. The help texts are beside the fields."""
 
     listen: Address = setting(
-        parse_address, "Address to listen on.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
+        parse_address, "Listen address.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
     )
     """An empty host is every address of this machine, port 0 a free port."""
 
