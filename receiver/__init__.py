@@ -1,43 +1,38 @@
 """The receiver: one port, any number of senders, every byte checked, nothing partial under a final name.
 
-The data path, in the order of the modules:
+A house of floors; each imports only floors below it:
 
-1. `server`      accepts; `handshake` lives through the opening with strangers (`token`); then a transfer goes on;
-2. `transfer`    coordinates one transfer, one event at a time, whatever its `target` is: a `single` file, a `tree`, or
-                 what is `piped` to an `output`. What may wait for a disk is done `aside`, in another thread;
-                 `liveness` says whether the transfer makes progress;
-3. `files`       gives it the file, a shard its share of one, or a tree its root, if no other transfer has it, and
-   `staging`     opens it in `.filestreamer/`, under a lock; `space` takes its space ahead, and gives it back;
-4. `ledger`      says what an earlier run left there (pure), which
-5. `rehash`      hashes again, while what is certainly missing flows already;
-6. `connection`  receives chunks: hashes and writes block by block, compares digests, acknowledges;
-7. `connection_set`      hands them to the cargo: every segment checked, one writer at a time; in it
-8. `chunk_states`    keeps the state of each chunk of a file (pure): no write ever lands on a verified one;
-9. `staging`     commits: sync, rename (`commit` where no name may be replaced), sync the directory; only then
-                 Complete. A shard whose siblings are missing seals its share in the ledger instead.
+    server       the service: lets connections in, gives out names, reports every transfer that has ended
+    transfer     one transfer: its coordinator, its data connections, its end
+    tree | pipe  what a transfer receives into, if it is no single file: a tree; an output that is written in order
+    file         a single file: the states of its chunks, what the sender is answered, what is re-hashed
+    disk         the destination: staging, ledger, locks, space, renames
+    memory       the memory that this process may take, and lends to its peers
 
-A tree, in the order of what becomes of an entry:
+The path of a file through them:
 
-1. `tree`        takes parts of the manifest, a bounded number at once; `archive` keeps all of them on the disk, in a
-                 `spool`, and `roots` keeps the names that the tree has at the top of the destination;
-2. `listing`     makes what needs no bytes, and looks at what lies there already; `part_state` keeps the states of a part's
-                 files, and `answers` tells them to the sender;
-3. `tree_writer`    takes chunks: `small` files are written whole, a `large` one is staged and resumed like a single file.
-                 `cache` keeps some large files open, as many as `descriptors` and memory allow;
-4. `place`       puts complete files in place: thousands after one sync of the file system. Links, then modes and times
-                 of directories, come last.
+1. `server` accepts a connection, and takes it through TLS, Greeting, Hello and Proof. The control connection begins a
+   transfer; data connections with the same transfer id join it.
+2. `transfer` takes the Offer and the manifest. `server` gives it the name, unless another transfer has it; `disk` opens
+   the staging in `.filestreamer/`, and locks it.
+3. `disk` reads the ledger of an earlier run. `file` hashes again what that claims, while the sender already sends what
+   is certainly missing.
+4. `transfer` receives chunks: it hashes and writes them block by block, compares the digests, records them in the
+   ledger, and acknowledges them. `file` lets one connection at a time write a chunk, and none write a verified one.
+5. At Finish `file` compares the root digest, and `disk` commits: sync, rename, sync of the directory. A shard whose
+   siblings are missing seals its share in the ledger instead. Then the sender hears Complete.
+6. `server` reports the result, and frees the name.
 
-Memory: `memory` finds the limit of this process; `budget` lends what senders make it hold, over all transfers; `connection_budget`
-says what a connection takes of that.
+`__main__` is the command, `settings` its flags, `health` the command that the image's HEALTHCHECK runs.
 """
 
 import os
 import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
-    # `python -m receiver` puts the working directory first on sys.path. Nothing is imported from there, as received
-    # files may lie in it. The two modules above are loaded before any directory is searched.
+    # `python -m receiver` puts the working directory first on sys.path. Received files may lie there, and none of them
+    # must be imported. The two modules above are loaded before any directory is searched.
     try:
         sys.path.remove(os.getcwd())
-    except (OSError, ValueError):  # it is gone, or was never there
+    except (OSError, ValueError):  # the directory is gone, or was never on sys.path
         pass

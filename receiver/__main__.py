@@ -1,4 +1,7 @@
-"""The `receiver` command: settings in, transfers, a result for each, the exit code of its cause."""
+"""The `receiver` command: settings, destination, listening sockets, token, then the server until its work is done.
+
+Modules are imported where they are used: `receiver --help` loads next to nothing.
+"""
 
 import contextlib
 import os
@@ -36,7 +39,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     try:
         settings, warnings = parse(argv, environ)
-    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         failure = as_failure("reading the settings", error)
         report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
         return failure.exit_code
@@ -55,7 +58,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
-    """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
+    """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
@@ -78,20 +81,20 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
     )
 
-    def end(number: int) -> None:
-        server.end(Interrupted(number))
+    def stop(number: int) -> None:
+        server.stop(Interrupted(number))
         monitor.stop_lingering()
 
-    def overdue(number: int) -> None:
+    def report_overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_signal(end, overdue)
-    monitor.watch(server.counters, lambda: None, server.memory)
+    signals.on_signal(stop, report_overdue)
+    monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
     monitor.start(METRICS)
-    _tell_where(settings, addresses, destination.path, chosen, logger)
-    progress = ProgressDisplay(server.counters, logger, direction="receiving")
+    _report_start(settings, addresses, destination.path, chosen, logger)
+    progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
     progress.start()
-    server.on_few_threads = progress.stop  # which gives transfers that of the display
+    server.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
     try:
         return server.run()
     finally:
@@ -99,10 +102,10 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         monitor.stop()
 
 
-def _tell_where(
+def _report_start(
     settings: "ReceiverSettings", addresses: "list[Any]", directory: str, chosen: "Chosen", logger: Any
 ) -> None:
-    """Tell where this receiver listens, and what its senders need to come in."""
+    """Log where this receiver listens, and what its senders need to be let in."""
     from filestreamer.wire.sockets.addresses import format_address
 
     for address in addresses:
@@ -116,9 +119,10 @@ def _tell_where(
 
 
 def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":
-    """Open the destination directory; return it, and the name of the one file, if any. Raises TransferFailed.
+    """Open the destination; return it, and the name of the one file of --output-file.
 
-    What is no plain file is open then, and has no name: it is written to. Raises UsageError where that can't be.
+    It is a directory or, where --output-file is no plain file, an output, which has no name. Raises TransferFailed,
+    UsageError.
     """
     from receiver.disk.destination import Destination
     from receiver.disk.paths import check_name
@@ -138,7 +142,7 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
 
 
 def _allow_descriptors() -> None:
-    """Have as many descriptors as this process may: connections take one each, large files of a tree three."""
+    """Allow this process as many descriptors as possible: connections need one each, large files of a tree three."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,7 +151,7 @@ def _allow_descriptors() -> None:
 
 
 def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
-    """Listen where the settings say. Raises UsageError."""
+    """Return the sockets that listen on --listen. Raises UsageError."""
     from filestreamer.wire.sockets.listen import listen
 
     try:
@@ -159,7 +163,7 @@ def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
 
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
-    """Discard what unfinished transfers left long ago, if that is wanted; say what is left to be resumed."""
+    """Delete old staging with --discard-staging-after; log what is left to be resumed."""
     from receiver.disk.sweep import discard_older_than, give_back_space
 
     removed, left = discard_older_than(destination, settings.discard_staging_after, time.time())  # noqa: TID251 - file times
@@ -172,7 +176,7 @@ def _clean_staging(settings: "ReceiverSettings", destination: "Destination", log
 
 
 def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None:
-    """Print the command that sends a file here; a wildcard address becomes this machine's name."""
+    """Print the command that sends a file here. A wildcard address is shown as this machine's name."""
     import socket
 
     from filestreamer.wire.sockets.addresses import format_address
@@ -180,7 +184,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     if address[0] in ("0.0.0.0", "::"):
         address = (socket.gethostname(), address[1])
     secure = " --tls" if tls else ""
-    if sys.stderr is not None:  # or print would take standard output, which may be what is received
+    if sys.stderr is not None:  # without it, print writes to standard output, where the received file may go
         with contextlib.suppress(OSError):
             print(
                 f"send with:  FILESTREAMER_TOKEN={token} filestreamer-sender FILE --to {format_address(address)}{secure}",

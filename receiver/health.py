@@ -1,8 +1,10 @@
-"""`receiver-health` exits with 0 while the receiver of this machine answers: the image's HEALTHCHECK.
+"""The command `receiver-health`: exits with 0 while the receiver of this machine answers. The image's HEALTHCHECK.
 
-It takes no shell, and imports next to nothing, as it runs every few seconds. It is a command of its own, as it runs
-where received files lie, and `python -m` imports from the working directory. Where to ask is in the variable that the
-image sets; whoever gives the receiver another address by a flag gives it to the check by the variable, too.
+It needs no shell, and imports next to nothing, because it runs every few seconds. It is a command of its own and not
+`python -m receiver.health`: it runs where received files lie, and `python -m` imports from the working directory.
+
+The address comes from the variables that set --metrics; where that flag is given instead, the variable has to be set
+for the health check as well.
 """
 
 import os
@@ -17,7 +19,7 @@ TIMEOUT_SECONDS: Final = 2.0
 
 
 def check(environ: Mapping[str, str]) -> str | None:
-    """Ask once; return what is wrong, None where the receiver answers or where `off` says that nobody does."""
+    """Ask the receiver once; return what is wrong. None where it answers, and where its metrics are `off`."""
     value = environ.get("FILESTREAMER_RECEIVER_METRICS") or environ.get("FILESTREAMER_METRICS") or "127.0.0.1:9464"
     if value == "off":
         return None
@@ -33,7 +35,7 @@ def check(environ: Mapping[str, str]) -> str | None:
 
 
 def main() -> None:
-    """Exit with 0 or 1, and say why."""
+    """Exit with 0, or with 1 and the reason on standard error."""
     sys.exit(check(os.environ))
 
 

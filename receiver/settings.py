@@ -12,69 +12,67 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 
 METRICS = Address("127.0.0.1", 9464)
-"""Where metrics are served unless the settings say otherwise."""
+"""Where metrics are served without --metrics."""
 STDOUT = "-"
-"""The `output_file` that is standard output."""
+"""The --output-file that means standard output."""
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiverSettings(CommonSettings):
-    """What the receiver is to do."""
+    """The settings of one run of the receiver. The help texts are beside the fields."""
 
     listen: Address = setting(
-        parse_address, "Where to listen.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
+        parse_address, "Listen address.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
     )
-    """Where to listen; an empty host is every address of this machine, port 0 a free port."""
+    """An empty host is every address of this machine, port 0 a free port."""
 
-    directory: str = setting(values.text, "Where received files go.", default=".", metavar="DIR")
-    """The destination directory, relative to the working directory. `output_file` goes before it."""
+    directory: str = setting(values.text, "Directory for received files.", default=".", metavar="DIR")
+    """Relative to the working directory. Not used with `output_file`."""
 
     output_file: str | None = setting(
         values.text,
-        "Receive one file, under this name whatever the sender calls it, or - for standard output; implies --once.",
+        "Receive one file under this path, whatever its name at the sender, then end. - writes to standard output.",
         metavar="PATH",
     )
-    """Path of the one file to receive, relative to the working directory and not to `directory`; or STDOUT."""
+    """Relative to the working directory, not to `directory`; or STDOUT. Implies `once`."""
 
-    once: bool = setting(bool, "End after the first transfer that is complete.", default=False)
-    """End after the first file that is committed, all shards of it having left; always true with `output_file`."""
+    once: bool = setting(bool, "End after the first complete transfer.", default=False)
+    """The transfer is committed, and all shards of its file have ended. Always true with `output_file`."""
 
-    no_replace: bool = setting(bool, "Refuse a file that exists already.", default=False)
-    """Refuse a transfer whose destination exists, instead of replacing it atomically."""
+    no_replace: bool = setting(bool, "Refuse files that exist already, instead of replacing them.", default=False)
+    """Whether a transfer is refused whose destination exists; else it is replaced, atomically."""
 
     idle_timeout: float | None = setting(
-        values.seconds, "End with exit 1 after this long without a transfer.", metavar="SECONDS"
+        values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"
     )
-    """Seconds without any transfer after which the receiver ends with exit 1; None waits for ever."""
+    """None waits for ever."""
 
     discard_staging_after: float | None = setting(
-        values.seconds, "At start, discard incomplete files that nothing was added to for this long.", metavar="SECONDS"
+        values.seconds, "At start, delete incomplete files that have not grown for this long.", metavar="SECONDS"
     )
-    """Seconds after which what an unfinished transfer left in staging is discarded at start; None keeps it for ever."""
+    """None keeps for ever what unfinished transfers left in staging."""
 
     metrics: values.MetricsAddress | None = setting(
         values.metrics_address,
-        f"Where to serve metrics, health and the live page, or off.  [default: {METRICS}, where that is free]",
+        f"Address of metrics, health and the live page, or off.  [default: {METRICS}, where that is free]",
         metavar="HOST:PORT",
     )
-    """Where the metrics endpoint listens, or "off"; None is METRICS, where that is free."""
+    """Or "off"; None is METRICS, where that is free."""
 
-    anonymous: bool = setting(
-        bool, "Ask for no token where none is given, on any address: whoever connects may write.", default=False
-    )
-    """Ask for no token, on whatever address."""
+    anonymous: bool = setting(bool, "Without a token, let everybody in who can connect, on any address.", default=False)
+    """Whether no token is asked for where none is given; else the receiver chooses one."""
 
     memory_limit: int | None = setting(
         values.size(1, WINDOW_MAX),
-        "Memory that this receiver stays within, socket buffers included."
-        "  [default: what its container may take, or 512MiB]",
+        "Most memory that this receiver uses, socket buffers included."
+        "  [default: the limit of its container, or 512MiB]",
         metavar="SIZE",
     )
-    """Bytes that the process is to get by with (`receiver.memory`); None is what its container may take."""
+    """In bytes (`receiver.memory`); None is the limit of its container."""
 
     def __post_init__(self) -> None:
-        """Let `output_file` imply `once`. Raises UsageError where TLS settings don't go together."""
+        """Let `output_file` imply `once`. Raises UsageError where TLS settings are incomplete."""
         if self.output_file is not None:
             object.__setattr__(self, "once", True)
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -84,10 +82,10 @@ class ReceiverSettings(CommonSettings):
 
     @property
     def writes_stdout(self) -> bool:
-        """Whether what is received goes to standard output."""
+        """Whether the bytes that are received go to standard output."""
         return self.output_file == STDOUT
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
-    """Return the settings and warnings for the log; see `filestreamer.settings.parse` for what it raises."""
+    """Return the settings, and warnings for the log. Raises what `filestreamer.settings.parse.parse_settings` raises."""
     return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ)

@@ -69,7 +69,7 @@ class ChunkStates(StateTable):
         return self._has_none(FREE, CLAIMED, HELD, WRITING)
 
     @property
-    def is_settled(self) -> bool:
+    def is_all_here(self) -> bool:
         """Whether every chunk is VERIFIED or HELD, but for holes."""
         return self._has_none(FREE, CLAIMED, WRITING)
 
@@ -85,7 +85,7 @@ class ChunkStates(StateTable):
     def has_writers(self) -> bool:
         return bool(self._writers)
 
-    def _settle(self, index: int, state: int, digest: bytes) -> None:
+    def _set(self, index: int, state: int, digest: bytes) -> None:
         self.put_digest(index, digest)
         self._states[index] = state
 
@@ -107,7 +107,7 @@ class ChunkStates(StateTable):
         if self._states[index] != CLAIMED:
             return
         if self.digest(index) in (digest, UNKNOWN_DIGEST):
-            self._settle(index, HELD, digest)
+            self._set(index, HELD, digest)
         else:
             self._states[index] = FREE
 
@@ -155,10 +155,10 @@ class ChunkStates(StateTable):
         if digest != computed:
             self._states[index] = FREE
             return False
-        self._settle(index, VERIFIED, digest)
+        self._set(index, VERIFIED, digest)
         return True
 
-    def abandon(self, writer: Writer) -> None:
+    def detach(self, writer: Writer) -> None:
         """Turn WRITING to FREE for everything that this connection was writing."""
         for index in [index for index, held_by in self._writers.items() if held_by is writer]:
             del self._writers[index]

@@ -1,99 +1,143 @@
-"""What one transfer has in a file: the chunks of its share, and no others."""
+"""The share that one transfer has in a file: chunks are written, recorded and answered for these segments alone.
+
+A transfer of a whole file has all segments, a shard those with its index modulo the number of shards. Within a share,
+segments are counted by their ordinal; messages and the ledger count the segments of the file (`Share` converts).
+"""
 
 import itertools
-from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from filestreamer.telemetry.chunk_map import ChunkMap
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
-from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
+from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
-from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
 from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, runs
+from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15
-"""Runs of missing chunks that are told at once: a sender that has sent these hears of the others."""
+"""Runs of missing chunks that are reported at once: a sender that has sent these asks again."""
+
+Runs = Iterable[tuple[int, int]]
+"""Runs [start, stop) of ordinals."""
 
 
 class Answer(NamedTuple):
-    """What the sender is to hear of some chunks of its share, as runs [start, stop) of their ordinals."""
+    """What the sender has to be told of some segments of its share."""
 
     needed: list[tuple[int, int]]
     held: list[tuple[int, int]]
 
 
 class FileShare:
-    """What one transfer has in a file: the chunks of its share, and no others."""
+    """The segments of one file that one transfer receives. It is the `ChunkWriter` of a transfer of one file."""
 
     def __init__(self, file: File, share: Share) -> None:
         self.file = file
         self.share = share
-        self.grid = file.grid
         self.chunks = share.chunks(file.grid.segments)
         self.chunk_map = ChunkMap(self.chunks)
-        """Of the chunks of the share, by ordinal; written under the file's lock."""
+        """The chunks of the share, by ordinal; written under the file's lock."""
         self._is_closed = False  # protected by the file's lock
 
     @property
-    def content(self) -> Staging | InPlace:
-        return self.file.content
-
-    @property
-    def ledger_writer(self) -> Self:
-        """What notes chunks before they are acknowledged: it does, in the ledger."""
-        return self
-
-    @property
     def payload_bytes(self) -> int:
-        """Bytes of the share that a sender sends, or that are here: all but those of chunks in holes."""
-        runs = self.file.chunk_states.runs(HOLE, share=self.share)
-        holes = sum(self.share.bytes_between(self.grid, start, stop) for start, stop in runs)
-        return self.share.bytes_of(self.grid) - holes
+        """Bytes of the share that are sent, or held already: all but those of segments in holes."""
+        grid = self.file.grid
+        holes = self.file.chunk_states.runs(HOLE, share=self.share)
+        hole_bytes = sum(self.share.bytes_between(grid, start, stop) for start, stop in holes)
+        return self.share.bytes_of(grid) - hole_bytes
 
     def begin_again(self) -> None:
-        """Let what an earlier transfer of this share brought be compared, as everything that lies there."""
+        """Have the sender compare what an earlier transfer of this share brought, like everything that is held."""
         with self.file.lock:
             self.file.chunk_states.begin_again(self.share)
             for start, stop in self.file.chunk_states.runs(HELD, share=self.share):
                 for ordinal in range(start, stop):
                     self.chunk_map.add(ordinal, None)
 
-    # --- chunks
+    # --- chunks, from the threads of data connections
+
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+        """Check every segment of a chunk, and begin them; a connection that is writing one of them is stopped first."""
+        # All are checked before the first is begun: a chunk that is refused changes nothing.
+        positions = [self._checked(header.chunk_id, segment) for segment in header.segments]
+        return [
+            self._begin_segment(connection, position, segment)
+            for position, segment in zip(positions, header.segments, strict=True)
+        ]
+
+    def _checked(self, chunk_id: int, segment: m.Segment) -> int:
+        """Return the position of a segment. Raises RemoteProtocolError where it is not one of this share."""
+        if segment.file_id:
+            raise RemoteProtocolError(f"chunk {chunk_id}: file {segment.file_id} was not offered")
+        position = self.position(segment)
+        if position is None:
+            where = f"bytes {segment.offset} to {segment.offset + segment.length}"
+            whose = f"shard {self.share}" if self.share.count > 1 else f"file {segment.file_id}"
+            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
+        return position
 
     def position(self, segment: m.Segment) -> int | None:
-        """Which segment of its file this is; None where it is none, or one of another share."""
-        position = self.grid.index_of(segment.offset, segment.length)
+        """Return the number of a segment in the file; None where it is no segment, or of another share."""
+        position = self.file.grid.index_of(segment.offset, segment.length)
         return position if position is not None and self.share.holds(position) else None
 
+    def _begin_segment(self, connection: Connection, position: int, segment: m.Segment) -> IncomingSegment:
+        while True:
+            delivery, other = self.begin(position, connection)
+            if delivery is Delivery.COMPARE:
+                return IncomingSegment(DISCARD, position, segment, False)
+            if delivery is Delivery.WRITE:
+                staging = self.file.content
+                assert isinstance(staging, Staging)  # `begin` refuses writes into a committed file
+                return IncomingSegment(staging, position, segment, True, staging)
+            if other is not None and not other.stop(LEAVE_SECONDS):
+                raise ConnectionLost(f"another connection hangs in segment {position}")
+
     def begin(self, position: int, writer: Writer) -> tuple[Delivery, Writer | None]:
-        """Begin one segment; where the turn is WAIT, who has to leave first.
+        """Begin one segment; where the answer is WAIT, return also the writer that has to stop first.
 
         Raises RemoteProtocolError after Finish, TransferFailed(SOURCE_CHANGED) where the file is complete already.
         """
+        states = self.file.chunk_states
         with self.file.lock:
-            if self.file.chunk_states.state(position) != VERIFIED:
+            if states.state(position) != VERIFIED:
                 if self._is_closed:
                     raise RemoteProtocolError(f"segment {position} was sent after Finish")
                 if self.file.is_full:
                     reason = (
-                        f"{self.content.path} is complete, and differs from the source, though not in size and mtime"
+                        f"{self.file.content.path} is complete, and differs from the source, though not in size and"
+                        " mtime: remove it, or touch the source"
                     )
-                    raise TransferFailed(Code.SOURCE_CHANGED, f"{reason}: remove it, or touch the source")
-            was_held = self.file.chunk_states.state(position) == HELD
-            turn = self.file.chunk_states.begin(position, writer)
-            if turn is Delivery.WRITE:
+                    raise TransferFailed(Code.SOURCE_CHANGED, reason)
+            was_held = states.state(position) == HELD
+            delivery = states.begin(position, writer)
+            if delivery is Delivery.WRITE:
                 self.file.void(self.share)
-            if was_held:  # the source has another chunk there by now
+            if was_held:  # the sender has other bytes for it
                 self.chunk_map.remove(self.share.ordinal(position), was_held=True)
-            return turn, self.file.chunk_states.writer(position)
+            return delivery, states.writer(position)
+
+    def end_chunk(
+        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
+    ) -> bool:
+        """Return whether every digest is right, now that all bytes of the chunk were received."""
+        by = connection.connection_id
+        # A list and no generator: every segment has to be ended, also behind one that is wrong.
+        good = [
+            self.deliver(segment.position, connection, digest, actual, by)
+            for segment, digest, actual in zip(segments, digests, computed, strict=True)
+        ]
+        return all(good)
 
     def deliver(self, position: int, writer: Writer, digest: bytes, computed: bytes, by: int) -> bool:
-        """Settle a segment whose bytes connection `by` has brought; whether its digest was right."""
+        """Return whether the digest of a segment is right, now that connection `by` has brought all its bytes."""
         with self.file.lock:
             was_written = self.file.chunk_states.writer(position) is writer
             is_good = self.file.chunk_states.deliver(position, writer, digest, computed)
@@ -101,122 +145,88 @@ class FileShare:
                 self.chunk_map.add(self.share.ordinal(position), by)
             return is_good
 
-    def write(self, view: memoryview, offset: int) -> None:
-        """Write bytes of a segment that was begun. Raises TransferFailed: NO_SPACE, DESTINATION."""
-        assert isinstance(self.content, Staging)  # nobody begins to write what is complete
-        self.content.write(view, offset)
-
-    def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Note (position, digest) of what was written, before it is acknowledged. Raises TransferFailed."""
-        assert isinstance(self.content, Staging)
-        self.content.record(records)
-
-    def digest(self, position: int) -> bytes:
-        """Return the digest of a chunk that is VERIFIED."""
-        return self.file.chunk_states.digest(position)
-
-    def abandon(self, writer: Writer) -> None:
-        """Take back what a connection was writing."""
+    def detach(self, connection: Writer) -> None:
+        """Take back the segments that a connection was writing."""
         with self.file.lock:
-            self.file.chunk_states.abandon(writer)
+            self.file.chunk_states.detach(connection)
+
+    def stop_writes(self) -> None:
+        """Refuse further writes: nothing is missing any more, or the transfer is over."""
+        with self.file.lock:
+            self._is_closed = True
+
+    # --- answers, from the coordinator's thread
+
+    def states(self) -> bytes:
+        """Return the states of the segments of the share as they are now, one byte each, by ordinal."""
+        with self.file.lock:
+            return self.file.chunk_states.states(self.share)
+
+    def answers(self) -> Iterator[m.Needed | m.Held]:
+        """Yield what is needed and what is held now. CLAIMED segments are answered when they are re-hashed."""
+        states = self.states()
+        yield from self.needed_messages(runs(states, FREE, WRITING))
+        yield from self.held_messages(runs(states, HELD, VERIFIED))
+
+    def missing(self, most: int | None = None) -> list[tuple[int, int]]:
+        """Return the runs of ordinals that are not here: all of them, or the first `most`."""
+        return list(itertools.islice(runs(self.states(), FREE, CLAIMED, WRITING), most))
 
     def rehashed(self, share: Share, start: int, digests: list[bytes]) -> Answer:
-        """Settle claimed chunks of any share: held, or needed where the disk differs from what the ledger says."""
+        """Take the digests of CLAIMED segments of any share, from ordinal `start` on.
+
+        A segment is held where the disk has what the ledger says, and needed where not.
+        """
+        states = self.file.chunk_states
         answer = Answer([], [])
         with self.file.lock:
             for ordinal, digest in enumerate(digests, start):
                 position = share.chunk(ordinal)
-                was_claimed = self.file.chunk_states.state(position) == CLAIMED
-                self.file.chunk_states.rehashed(position, digest)
-                is_held = self.file.chunk_states.state(position) in (HELD, VERIFIED)
+                was_claimed = states.state(position) == CLAIMED
+                states.rehashed(position, digest)
+                is_held = states.state(position) in (HELD, VERIFIED)
                 if was_claimed and is_held and share == self.share:
                     self.chunk_map.add(ordinal, None)
                 _extend(answer.held if is_held else answer.needed, ordinal)
         return answer
 
-    # --- answers
+    # A file of many chunks can have as many runs: messages are made one by one, never as a list.
 
-    def answer(self) -> Answer:
-        """Read what is needed and what is held now; what is claimed is told when it is re-hashed."""
-        states = self.states()
-        return Answer(list(runs(states, FREE, WRITING)), list(runs(states, HELD, VERIFIED)))
-
-    def answers(self, file_id: int) -> Iterator[m.Needed | m.Held]:
-        """Say so, message by message: of a file of many chunks there can be as many runs."""
-        states = self.states()
-        yield from self._needed(file_id, runs(states, FREE, WRITING))
-        yield from self._held(file_id, runs(states, HELD, VERIFIED))
-
-    def states(self) -> bytes:
-        """Return the states of the chunks of the share as they are now, one byte each."""
-        with self.file.lock:
-            return self.file.chunk_states.states(self.share)
-
-    def claimed(self) -> list[tuple[int, int]]:
-        """Read which chunks are to be re-hashed, as runs of ordinals."""
-        with self.file.lock:
-            return list(self.file.chunk_states.runs(CLAIMED, share=self.share))
-
-    def claimed_chunks(self) -> int:
-        """Count the chunks that are to be re-hashed."""
-        return self.states().count(CLAIMED)
-
-    def claimed_runs(self) -> Iterator[tuple[int, int]]:
-        """Yield them, as they are now, as runs of ordinals: of a file of many chunks there can be as many."""
-        return runs(self.states(), CLAIMED)
-
-    def missing(self, most: int | None = None) -> list[tuple[int, int]]:
-        """Read which chunks are not here, as runs of ordinals: all of these, or the first `most`."""
-        return list(itertools.islice(runs(self.states(), FREE, CLAIMED, WRITING), most))
-
-    def needed_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Needed]:
-        """Say what is needed in messages that are small enough."""
-        return list(self._needed(file_id, iter(runs)))
-
-    def held_messages(self, file_id: int, runs: list[tuple[int, int]]) -> list[m.Held]:
-        """Say what is held, with digests, in messages that are small enough."""
-        return list(self._held(file_id, iter(runs)))
-
-    def _needed(self, file_id: int, runs: Iterator[tuple[int, int]]) -> Iterator[m.Needed]:
-        spans = (self.share.span(start, stop) for start, stop in runs)
-        ranges = (m.SegmentRange(file_id, first, end - first) for first, end in spans)
+    def needed_messages(self, ordinals: Runs) -> Iterator[m.Needed]:
+        """Yield Needed for these ordinals, in messages that a frame has room for."""
+        spans = (self.share.span(start, stop) for start, stop in ordinals)
+        ranges = (m.SegmentRange(0, first, end - first) for first, end in spans)
         while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
             yield m.Needed((), some)
 
-    def _held(self, file_id: int, runs: Iterator[tuple[int, int]]) -> Iterator[m.Held]:
-        for start, stop in runs:
+    def held_messages(self, ordinals: Runs) -> Iterator[m.Held]:
+        """Yield Held, with digests, for these ordinals, in messages that a frame has room for."""
+        for start, stop in ordinals:
             for at in range(start, stop, limits.DIGESTS_PER_HELD):
-                digests = b"".join(self._digests(at, min(at + limits.DIGESTS_PER_HELD, stop)))
-                yield m.Held(file_id, self.share.chunk(at), digests)
+                end = min(at + limits.DIGESTS_PER_HELD, stop)
+                digests = b"".join(self.file.chunk_states.digests(self.share, at, end))
+                yield m.Held(0, self.share.chunk(at), digests)
 
-    def _digests(self, start: int, stop: int) -> Iterator[memoryview]:
-        return self.file.chunk_states.digests(self.share, start, stop)
-
-    # --- the end
-
-    def close(self) -> None:
-        """Let no further write in, now that nothing is missing or the transfer is over."""
-        with self.file.lock:
-            self._is_closed = True
+    # --- the end, from the coordinator's thread
 
     def held_bytes(self) -> int:
-        """Count the bytes that were there before."""
+        """Count the bytes that were in staging before this transfer, and are right."""
         with self.file.lock:
             return self.file.chunk_states.held_bytes(self.share)
 
     def digests(self) -> Iterator[memoryview]:
-        """Yield the digests of all chunks that have one, in order."""
+        """Yield the digests of all segments of the share that have one, in order."""
         return self.file.chunk_states.digests(self.share)
 
     def seal(self) -> None:
-        """Make the share durable in staging. Raises TransferFailed."""
-        if isinstance(self.content, Staging):
-            self.content.seal(self.share, root_digest(self.digests()))
+        """Make the share durable in staging, and note in the ledger that it is complete. Raises TransferFailed."""
+        if isinstance(self.file.content, Staging):
+            self.file.content.seal(self.share, root_digest(self.digests()))
 
     def discard(self) -> None:
-        """Trust nothing that was received: it differs from what the sender read, though every chunk was equal."""
-        if self.share.count == 1 and isinstance(self.content, Staging):
-            self.content.discard()
+        """Trust nothing that was received: its root digest is not the sender's, though every chunk's digest was."""
+        if self.share.count == 1 and isinstance(self.file.content, Staging):
+            self.file.content.discard()
         with self.file.lock:
             self.file.void(self.share)
             self.file.chunk_states.forget(self.share)

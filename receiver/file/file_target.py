@@ -1,51 +1,51 @@
-"""A transfer of one file, or of a share of it (`files`): what is needed is answered at once, what is claimed later."""
+"""The target of a transfer of one file, or of a shard's share of it.
+
+The sender is told at once which segments are needed. CLAIMED segments are answered as they are re-hashed. Chunks go
+from the data connections to the `FileShare` directly.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
-from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
-from receiver.file.chunk_states import Delivery
-from receiver.file.file_share import MISSING_MOST, Answer, FileShare
+from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
+from filestreamer.wire.grid import Share
+from receiver.file.file_share import MISSING_MOST, FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher, Work
-from receiver.file.shared_file import Step as ShareStep
-from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment, Step
+from receiver.file.shared_file import ShareStep
+from receiver.file.states import CLAIMED, runs
+from receiver.file.target import NextStep
 
 
 class FileTarget:
-    """One file, or a share of it."""
+    """Receives one file, or a share of it, into a `FileShare` that was claimed."""
 
     def __init__(
         self, entry: m.Entry, file_share: FileShare, counters: TransferCounters, rehasher: Rehasher, log: Any
     ) -> None:
-        """Receive into a stake that was claimed; what the ledger claims is re-hashed from now on."""
+        """Begin: describe the transfer in `counters` and `log`, and have the CLAIMED segments re-hashed."""
         self.name = file_share.file.name
+        self.chunks = file_share
         self._manifest = (entry,)
-        self._file_share = file_share
         self._counters = counters
         self._rehasher = rehasher
         self._log = log
         self._rehashing = 0
         """Batches of other shares that are being re-hashed, before the file is committed."""
-        self._steps: list[Callable[[], None]] = []
-        """What is to be done before the file's next step is asked for."""
+        self._is_sealed = False
         self._is_committed = False
-        counters.size_bytes += file_share.payload_bytes
+        path, payload_bytes = file_share.file.content.path, file_share.payload_bytes
+        counters.size_bytes += payload_bytes
         counters.chunks += file_share.chunks
-        counters.name = file_share.content.path
+        counters.name = path
         counters.chunk_map = file_share.chunk_map
-        claimed = file_share.claimed_chunks()
+        states = file_share.states()
+        claimed = states.count(CLAIMED)
         shard = {"shard": str(file_share.share)} if file_share.share.count > 1 else {}
-        log.info(
-            "transfer_started",
-            file=file_share.content.path,
-            bytes=file_share.payload_bytes,
-            claimed_chunks=claimed,
-            **shard,
-        )
+        log.info("transfer_started", file=path, bytes=payload_bytes, claimed_chunks=claimed, **shard)
         if file_share.file.set_aside:
             log.warning(
                 "shares_set_aside",
@@ -53,148 +53,100 @@ class FileTarget:
                 reason="they are of another source, or of another number of shards",
             )
         if claimed:
-            runs = file_share.claimed_runs()
-            rehasher.add_all(
-                Work(0, file_share.content, file_share.grid, file_share.share, start, stop) for start, stop in runs
-            )
+            rehasher.add_all(self._work(file_share.share, start, stop) for start, stop in runs(states, CLAIMED))
+
+    def _work(self, share: Share, start: int, stop: int) -> Work:
+        file = self.chunks.file
+        return Work(0, file.content, file.grid, share, start, stop)
 
     # --- answers
 
-    @property
-    def has_more(self) -> bool:
-        """Nothing comes later but what is re-hashed."""
-        return False
+    has_more = False
+    """Later answers come from `take_rehashed` alone."""
 
     def take_part(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
-        """Answer what is needed and what is held, every time that the manifest comes."""
+        """Answer what is needed and what is held, each time that the manifest comes."""
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
-            raise RemoteProtocolError("the manifest is repeated, otherwise than before")
-        return self._file_share.answers(0)
+            raise RemoteProtocolError("the manifest was repeated with other entries")
+        return self.chunks.answers()
 
     def rejoin(self) -> None:
-        """Nothing to do: the manifest is answered whole."""
+        """Do nothing: the manifest has one part, which is answered each time that it comes."""
 
-    def _messages(self, answer: Answer) -> Sequence[m.Message]:
-        needed = self._file_share.needed_messages(0, answer.needed)
-        return [*needed, *self._file_share.held_messages(0, answer.held)]
-
-    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
-        """Answer claimed chunks, now that it is known what is on the disk."""
-        assert isinstance(batch, Rehashed)  # a single file is staged
-        answer = self._file_share.rehashed(batch.share, batch.start, batch.digests)
+    def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
+        """Answer CLAIMED segments of this share, now that they are re-hashed."""
+        assert isinstance(batch, Rehashed)  # the file is in staging, and not under its final name
+        answer = self.chunks.rehashed(batch.share, batch.start, batch.digests)
         self._counters.rehashed_bytes += batch.bytes
-        if batch.share == self._file_share.share:
-            return self._messages(answer)
-        self._rehashing -= 1
-        return []
+        if batch.share != self.chunks.share:  # of a sealed share: its sender has gone, and waits for no answer
+            self._rehashing -= 1
+            return
+        yield from self.chunks.needed_messages(answer.needed)
+        yield from self.chunks.held_messages(answer.held)
 
     def more(self) -> Sequence[m.Message]:
-        """Nothing comes later but what is re-hashed."""
-        return []
+        """Return nothing: later answers come from `take_rehashed` alone."""
+        return ()
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Refuse: who can't send its one file has nothing to send."""
-        raise RemoteProtocolError(f"file {file_ids[0]} is withdrawn, which is for trees")
+        """Refuse: a sender that can't send its one file has to end the transfer."""
+        raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")
 
     # --- the end
 
-    def missing(self) -> Sequence[m.Needed]:
-        """Return what is not here, or so much of it that its sender has something to do."""
-        return self._file_share.needed_messages(0, self._file_share.missing(MISSING_MOST))
+    def missing(self) -> Iterable[m.Needed]:
+        """Return what is missing, or as much of it as keeps the sender busy."""
+        return self.chunks.needed_messages(self.chunks.missing(MISSING_MOST))
 
     def finish(self, finish: m.Finish) -> bytes:
-        """Let no further write in, and compare what is staged with what the sender read."""
-        file_share = self._file_share
-        file_share.close()
+        """Stop all writes, and compare the root digest of what is staged with the sender's."""
+        file_share = self.chunks
+        file_share.stop_writes()
         self._counters.held_bytes = file_share.held_bytes()
         root = root_digest(file_share.digests())
         if root != finish.root_digest or finish.chunks != file_share.chunks:
-            reason = "what is staged differs from what the sender read, though every chunk was equal: send it again"
             file_share.discard()
-            raise TransferFailed(Code.DIGEST, reason)
-        if file_share.share.count > 1:
-            self._steps.append(file_share.seal)
+            raise TransferFailed(
+                Code.DIGEST,
+                "the staged file differs from what the sender read, though every chunk was equal: send it again",
+            )
         return root
 
-    def next_step(self) -> Step:
-        """Seal a share; commit or, where a shard is not the last one, be done."""
+    def next_step(self) -> NextStep:
+        """Return the next step: seal the share of a shard; re-hash sealed shares; commit the file; Complete."""
         if self._rehashing:
             return None
-        if self._steps:
-            return self._steps.pop()
+        if self.chunks.share.count > 1 and not self._is_sealed:
+            return self._seal
         if self._is_committed:
             return m.Complete(True)
-        file_share = self._file_share
-        match file_share.file.next_step(file_share.share):
+        file, share = self.chunks.file, self.chunks.share
+        match file.next_step(share):
             case ShareStep.WAIT:
-                self._log.info("share_complete", shard=str(file_share.share), missing=file_share.file.missing_shares)
+                self._log.info("share_complete", shard=str(share), missing=file.missing_shares)
                 return m.Complete(False)
             case ShareStep.REHASH:
-                for share, start, stop in file_share.file.sealed_claims():
-                    self._rehashing += self._rehasher.add(
-                        Work(0, file_share.content, file_share.grid, share, start, stop)
-                    )
-                return None if self._rehashing else self.next_step()  # somebody else has done it just now
+                for other, start, stop in file.sealed_claims():
+                    self._rehashing += self._rehasher.add(self._work(other, start, stop))
+                # Another shard may have had the same segments re-hashed just now: then the file's step is another one.
+                return None if self._rehashing else self.next_step()
             case ShareStep.COMMIT:
                 return self._commit
 
+    def _seal(self) -> None:
+        self.chunks.seal()
+        self._is_sealed = True
+
     def _commit(self) -> None:
         begun = time.monotonic()
-        self._file_share.file.commit()
+        self.chunks.file.commit()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 
-    def close(self, *, cleanly: bool) -> None:
-        """Nothing to do: the file stays in staging."""
-
-    # --- chunks
-
-    @property
-    def chunks(self) -> Self:
-        """What data connections talk to."""
-        return self
-
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Check every segment of a chunk, and begin them."""
-        places = [(self._position(header.chunk_id, segment), segment) for segment in header.segments]
-        return [begin_segment(self._file_share, connection, position, segment) for position, segment in places]
-
-    def _position(self, chunk_id: int, segment: m.Segment) -> int:
-        if segment.file_id:
-            raise RemoteProtocolError(f"chunk {chunk_id}: file {segment.file_id} was not offered")
-        position = self._file_share.position(segment)
-        if position is None:
-            where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-            whose = f"shard {self._file_share.share}" if self._file_share.share.count > 1 else f"file {segment.file_id}"
-            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
-        return position
-
-    def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Settle the segments of a chunk."""
-        by = connection.connection_id
-        good = [
-            self._file_share.deliver(part.position, connection, digest, actual, by)
-            for part, digest, actual in zip(segments, digests, computed, strict=True)
-        ]
-        return all(good)
-
-    def detach(self, connection: Connection) -> None:
-        """Take back what a connection was writing."""
-        self._file_share.abandon(connection)
-
     def stop_writes(self) -> None:
-        """Let no further write in."""
-        self._file_share.close()
+        """Refuse further writes: the transfer is over."""
+        self.chunks.stop_writes()
 
-
-def begin_segment(file_share: FileShare, connection: Connection, position: int, segment: m.Segment) -> IncomingSegment:
-    """Begin one segment; who else is writing it is shut and has left first."""
-    while True:
-        turn, other = file_share.begin(position, connection)
-        if turn is not Delivery.WAIT:
-            return IncomingSegment(file_share, position, segment, turn is Delivery.WRITE)
-        if other is not None and not other.stop(LEAVE_SECONDS):
-            raise ConnectionLost(f"another connection does not leave segment {position}")
+    def close(self, *, cleanly: bool) -> None:
+        """Do nothing: the file stays in staging, and is closed behind the last transfer that has a share of it."""

@@ -1,7 +1,10 @@
-"""Claimed chunks: what the ledger says is here is hashed again from the disk, by a few threads, in order.
+"""Hashes again what is on the disk already, by a few threads, in order.
 
-Results are posted in batches, so that the answer to the sender flows in parts. Files of a tree that are there already
-are hashed likewise, where the sender asked for that.
+    Work        CLAIMED chunks: the ledger of an earlier run says that they are in staging
+    FinalWork   files of a tree that lie under their final names, where the sender asked for `--checksum`
+
+The results, `Rehashed` and `FinalsRehashed`, are posted in batches, so that the sender hears of the first ones while
+the others are still hashed.
 """
 
 import os
@@ -20,20 +23,22 @@ from receiver.disk.readable import Readable, open_below
 from receiver.memory.budget import Account
 from receiver.memory.connection_budget import THREAD_BYTES as STACK_BYTES
 
+THREADS_MOST: Final = 4
 BATCH_CHUNKS: Final = 256
 BATCH_BYTES: Final = 64 * limits.MIB
+"""A batch has at most so many chunks, and about so many bytes."""
 THREAD_BYTES: Final = limits.BLOCK_BYTES + STACK_BYTES
-"""What a thread takes."""
+"""The memory of one thread: a block that it reads into, and its stack."""
 PIECE_SEGMENTS: Final = 4096
-"""Digests of a file under its final name that are held at once."""
+"""Digests of a file under its final name that are kept in memory at once."""
 
 
 class _Unreadable(Exception):
-    """A file under its final name can't be read any more: it is received anew."""
+    """A file under its final name can't be read any more: it has to be sent."""
 
 
 class Rehashed(NamedTuple):
-    """What a run of chunks of a share, from the one with ordinal `start`, hashes to."""
+    """The digests of a run of chunks of a share, from ordinal `start` on."""
 
     file_id: int
     share: Share
@@ -43,7 +48,7 @@ class Rehashed(NamedTuple):
 
 
 class FinalFile(NamedTuple):
-    """A file of a tree that lies under its final name, and is to be compared."""
+    """A file of a tree that lies under its final name, and has to be compared."""
 
     file_id: int
     path: bytes
@@ -51,26 +56,27 @@ class FinalFile(NamedTuple):
 
 
 class FinalWork(NamedTuple):
-    """Files to be hashed and posted as one."""
+    """Files whose digests are posted as one batch."""
 
     destination: Destination
     files: list[FinalFile]
     keep: Callable[[int, int, bytes], None]
-    """Takes the digests of large files, piece by piece: file_id, first segment, digests."""
+    """Stores the digests of large files, piece by piece: file_id, first segment, digests."""
 
 
 class FinalsRehashed(NamedTuple):
-    """What files under their final names hash to: file_id, and the digest of one segment; None where it is gone.
-
-    Those of a file of several segments were kept elsewhere, as they may be many.
-    """
+    """The digests of files under their final names."""
 
     digests: list[tuple[int, bytes | None]]
+    """Each file_id, with the digest of a file of one segment; None where the file is gone.
+
+    It is empty for a file of several segments: its digests can be many, and went to `FinalWork.keep`.
+    """
     bytes: int
 
 
 class Work(NamedTuple):
-    """The chunks of a share with ordinals [start, stop), to be hashed."""
+    """The chunks of a share with ordinals [start, stop)."""
 
     file_id: int
     content: Readable
@@ -81,14 +87,14 @@ class Work(NamedTuple):
 
 
 def batches(grid: Grid, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut a run of chunks into runs [start, stop) that are posted as one."""
+    """Yield the runs [start, stop) into which a run of chunks is cut: each is posted as one batch."""
     step = _step(grid)
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
 
 
 def count_batches(grid: Grid, start: int, stop: int) -> int:
-    """Count them."""
+    """Return into how many batches a run of chunks is cut."""
     return -(-(stop - start) // _step(grid))
 
 
@@ -97,16 +103,16 @@ def _step(grid: Grid) -> int:
 
 
 def _cut(works: Iterable[Work]) -> Iterator[Work]:
-    """Cut runs of chunks into batches."""
+    """Yield the work in batches."""
     for work in works:
         for start, stop in batches(work.grid, work.start, work.stop):
             yield work._replace(start=start, stop=stop)
 
 
 class Rehasher:
-    """Hashes runs of claimed chunks; none of its threads runs where nothing is claimed.
+    """Hashes in threads that are started with the first work: where nothing is claimed, none runs.
 
-    What is to be done is cut into batches as they are begun: a file of many chunks has many.
+    Work is cut into batches when a thread takes it: a file of many chunks has many batches.
     """
 
     def __init__(
@@ -115,7 +121,10 @@ class Rehasher:
         failed: Callable[[FilestreamerError], None],
         account: Account | None = None,
     ) -> None:
-        """Borrow what all threads but the first take from `account`, until that is closed."""
+        """`post` takes results; `failed` takes the error that ended a thread.
+
+        The memory of every thread but the first is borrowed from `account`, which gives it back when it is closed.
+        """
         self._post = post
         self._failed = failed
         self._account = account
@@ -123,23 +132,23 @@ class Rehasher:
         self._threads: list[threading.Thread] = []
         self._taking = threading.Lock()  # protects _current
         self._current: Iterator[Work | FinalWork] = iter(())
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._mutex = threading.Lock()  # protects _hashed_bytes
         self._hashed_bytes = 0
 
     @property
     def hashed_bytes(self) -> int:
-        """Bytes that were hashed so far, those of segments under way included."""
+        """Bytes that were hashed so far, including those of chunks that are not finished."""
         with self._mutex:
             return self._hashed_bytes
 
     def add(self, work: Work) -> int:
-        """Hash these chunks soon; return in how many batches."""
+        """Have these chunks hashed; return in how many batches they are posted."""
         self.add_all(iter((work,)))
         return count_batches(work.grid, work.start, work.stop)
 
     def add_all(self, works: Iterable[Work]) -> None:
-        """Hash these chunks soon. They are asked for when their turn comes, by another thread."""
+        """Have these chunks hashed. A hashing thread iterates over `works`, as their turn comes."""
         self._put(_cut(works))
 
     def _put(self, batches: Iterator[Work | FinalWork]) -> None:
@@ -149,7 +158,7 @@ class Rehasher:
     def add_finals(
         self, destination: Destination, files: list[FinalFile], keep: Callable[[int, int, bytes], None]
     ) -> None:
-        """Hash these files of a tree soon; they are posted in batches. `keep` takes the digests of large ones."""
+        """Have these files of a tree hashed; `keep` stores the digests of large files (`FinalWork`)."""
         batch: list[FinalFile] = []
         size = 0
         for file in files:
@@ -163,7 +172,7 @@ class Rehasher:
 
     def _begin_thread(self) -> None:
         is_first = not self._threads or self._account is None
-        if len(self._threads) < min(4, os.cpu_count() or 1) and (is_first or self._may_have_another()):
+        if len(self._threads) < min(THREADS_MOST, os.cpu_count() or 1) and (is_first or self._borrow_for_another()):
             thread = threading.Thread(target=self._run, name="rehash", daemon=True)
             try:
                 start_thread(thread, "re-hashing")
@@ -173,13 +182,13 @@ class Rehasher:
             else:
                 self._threads.append(thread)
 
-    def _may_have_another(self) -> bool:
+    def _borrow_for_another(self) -> bool:
         assert self._account is not None
         return self._account.try_borrow(THREAD_BYTES, leave_bytes=self._account.budget.share_bytes)
 
     def stop(self, seconds: float | None = None) -> bool:
-        """Stop soon, and wait until no thread reads a file any more; whether none does, `seconds` for each later."""
-        self._ended.set()
+        """Stop, and wait `seconds` for each thread; return whether no thread reads a file any more."""
+        self._stopped.set()
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
@@ -192,18 +201,18 @@ class Rehasher:
 
     def _rehash_all(self) -> None:
         block = memory.mapped(limits.BLOCK_BYTES)
-        while (work := self._next()) is not None and not self._ended.is_set():
+        while (work := self._next()) is not None and not self._stopped.is_set():
             if isinstance(work, FinalWork):
                 self._rehash_finals(block, work)
             else:
                 self._rehash(block, work)
 
     def _next(self) -> Work | FinalWork | None:
-        """Wait for the next batch; None at the end."""
+        """Wait for the next batch; return None where there are no more."""
         while True:
             with self._taking:
                 work = next(self._current, None)
-                if work is None:  # those who wait for the lock have nothing to do either
+                if work is None:  # waiting with the lock is fine: the other threads have nothing to do either
                     following = self._work.get()
                     if following is None:
                         return None
@@ -217,7 +226,7 @@ class Rehasher:
         for file in work.files:
             try:
                 content = open_below(work.destination, file.path)
-            except FilestreamerError:  # changed since it was looked at: it is received anew
+            except FilestreamerError:  # it was replaced or removed since it was listed: it has to be sent
                 digests.append((file.file_id, None))
                 continue
             try:
@@ -227,18 +236,18 @@ class Rehasher:
                 found = None
             finally:
                 os.close(content.fd)
-            if self._ended.is_set():
+            if self._stopped.is_set():
                 return
             digests.append((file.file_id, found))
         self._post(FinalsRehashed(digests, size))
 
     def _digest_final(self, block: memoryview, content: Readable, file: FinalFile, work: FinalWork) -> bytes:
-        """Return the digest of a file of one segment; of a larger one, have those of all segments kept."""
+        """Return the digest of a file of one segment; hand those of a larger file to `work.keep`, and return b""."""
         segments = file.grid.segments
         for first in range(0, segments, PIECE_SEGMENTS):
             found = []
             for index in range(first, min(first + PIECE_SEGMENTS, segments)):
-                if self._ended.is_set():
+                if self._stopped.is_set():
                     return b""
                 try:
                     found.append(content.digest(block, file.grid, index, self._count))
@@ -252,7 +261,7 @@ class Rehasher:
     def _rehash(self, block: memoryview, work: Work) -> None:
         digests = []
         for ordinal in range(work.start, work.stop):
-            if self._ended.is_set():
+            if self._stopped.is_set():
                 return
             digests.append(work.content.digest(block, work.grid, work.share.chunk(ordinal), self._count))
         size = work.share.bytes_between(work.grid, work.start, work.stop)

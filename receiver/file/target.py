@@ -1,9 +1,12 @@
-"""What a transfer receives, as its coordinator and its data connections see it: one file, or a tree.
+"""What a transfer receives into: the interface that a file, a tree and a pipe have in common.
 
-The coordinator asks in the order of the control conversation (proto/README.md): `take` each manifest part, `rehashed`
-and `more` as answers become known, `missing` and `close` at Finish, then `next_step` until that is Complete, and
-`leave` at the end, whatever that is. All of that may wait for a disk, and is done by one thread at a time (`aside`).
-Data connections `begin` and `end` chunks, and are `abandon`ed when they end.
+A transfer sees a `Target` from two sides:
+
+    its coordinator   calls the methods of `Target`, in the order of the control conversation (proto/README.md):
+                      `take_part` for each ManifestPart; `take_rehashed` and `more` as further answers become known;
+                      at Finish `missing` and `finish`; then `next_step` until that returns Complete; at last
+                      `stop_writes` and `close`. All of them may wait for a disk.
+    data connections  call `Target.chunks`, each from its own thread: `begin_chunk`, `end_chunk`, `detach`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,28 +17,33 @@ from receiver.file.chunk_states import Writer
 from receiver.file.rehash import FinalsRehashed, Rehashed
 
 LEAVE_SECONDS: Final = 10.0
-"""How long a thread may take to leave a file after it was told to: one write to a slow disk."""
+"""How long a thread may take to stop using a file after it was told to: one write to a slow disk."""
 
-
-class LedgerWriter(Protocol):
-    """What notes segments before they are acknowledged, so that another run finds them."""
-
-    def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Note (position, digest) of what was written. Raises TransferFailed."""
-
-    def digest(self, position: int) -> bytes:
-        """Return the digest of a segment that is VERIFIED."""
+# ---------------------------------------------------------------------------------------- the view of data connections
 
 
 class SegmentWriter(Protocol):
-    """What the bytes of a segment are written into."""
-
-    @property
-    def ledger_writer(self) -> LedgerWriter | None:
-        """What notes its segments; None where none are noted."""
+    """What the bytes of a segment are written into: a staging, a small file, the window of a pipe."""
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes of a segment that was begun, in order. Raises TransferFailed: NO_SPACE, DESTINATION."""
+
+
+class LedgerWriter(Protocol):
+    """What remembers verified segments on the disk, so that the next run finds them."""
+
+    def record(self, records: list[tuple[int, bytes]]) -> None:
+        """Append (position, digest) of segments that were written. Raises TransferFailed."""
+
+
+class Discard:
+    """Takes the place of a file where the bytes of a segment are only hashed and compared."""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Drop the bytes."""
+
+
+DISCARD: Final = Discard()
 
 
 class IncomingSegment(NamedTuple):
@@ -43,92 +51,95 @@ class IncomingSegment(NamedTuple):
 
     sink: SegmentWriter
     position: int
-    """Which segment of its file."""
+    """The number of the segment in its file."""
     segment: m.Segment
     write: bool
-    """False where the segment is VERIFIED already, and is only compared."""
+    """False where the segment is VERIFIED already: its bytes are hashed and compared, not written."""
+    ledger: LedgerWriter | None = None
+    """Where the segment is recorded before its chunk is acknowledged; None where nothing resumes it."""
 
 
 class Connection(Writer, Protocol):
-    """A data connection."""
+    """A data connection, as a target sees it."""
 
     connection_id: int
 
     @property
     def is_ended(self) -> bool:
-        """Whether it was told to end: what waits in its thread waits no longer."""
+        """Whether the connection was told to stop: its thread must not wait for anything any more."""
 
     def acknowledge(self) -> None:
-        """Note and acknowledge what is complete, before its thread waits."""
-
-
-Step = Callable[[], None] | m.Complete | None
-"""Work for a thread that may wait for the disk; what the sender is told; None: wait for what is re-hashed."""
+        """Record and acknowledge every chunk that is complete. For the connection's thread, before it waits."""
 
 
 class ChunkWriter(Protocol):
-    """Takes the chunks of a target. Each data connection calls in its own thread."""
+    """Receives the chunks of a target. Every data connection calls it from its own thread."""
 
     def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Check and begin every segment of a chunk; another connection that is writing one is stopped first.
+        """Check every segment of a chunk, and begin them.
 
-        Raises RemoteProtocolError for a segment that is none of an offered file's.
+        Where another connection is writing one of them, that connection is stopped first. Raises RemoteProtocolError
+        for a segment that does not belong to what was offered, ConnectionLost where the other connection hangs.
         """
 
     def end_chunk(
         self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
     ) -> bool:
-        """Compare the digests that were told with those of the bytes that came; whether all are equal."""
+        """Return whether every digest is right, now that all bytes of the chunk were received.
+
+        `digests` are those that the sender sent, `computed` those of the bytes that were received.
+        """
 
     def detach(self, connection: Connection) -> None:
-        """Take back what a connection was writing."""
+        """Take back the segments that a connection was writing: the connection has ended."""
+
+
+# --------------------------------------------------------------------------------------------- the coordinator's view
+
+NextStep = Callable[[], None] | m.Complete | None
+"""Work for a thread that may wait for the disk; Complete for the sender; None while claimed chunks are re-hashed."""
 
 
 class Target(Protocol):
-    """One file (receiver/file), a tree (receiver/tree), or what is written in order (receiver/pipe)."""
+    """One file (`FileTarget`), a tree (`TreeTarget`) or a pipe (`PipeTarget`)."""
 
     name: bytes
-    """What it holds in the destination, while it is there."""
+    """The name that it holds in the destination."""
 
     @property
     def chunks(self) -> ChunkWriter:
-        """What data connections talk to."""
+        """Where data connections bring its chunks."""
 
     @property
     def has_more(self) -> bool:
         """Whether `more` has something to do."""
 
-    # --- what the coordinator asks
-
     def take_part(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
-        """Take a part of the manifest, or the same again; return what can be answered now. `body` is its frame's."""
+        """Take a part of the manifest, new or repeated; return what can be answered now. `body` is the frame's body."""
 
     def rejoin(self) -> None:
-        """Hear that control was opened anew: the manifest is repeated."""
+        """Expect the manifest again, from any part on: the sender has opened control anew."""
 
     def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterable[m.Message]:
-        """Take what claimed segments hash to; return what is to be answered."""
+        """Take the digests of claimed segments; return what can be answered by them."""
 
     def more(self) -> Iterable[m.Message]:
         """Return what can be answered by now, and could not before."""
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Drop files that are not going to be sent. Raises RemoteProtocolError."""
+        """Drop files that the sender is not going to send. Raises RemoteProtocolError."""
 
     def missing(self) -> Iterable[m.Message]:
-        """Return what is not here, at Finish, in Needed; answers that were still to be given may be among them."""
+        """Return, at Finish, Needed for everything that is missing; late answers may be among the messages."""
 
     def finish(self, finish: m.Finish) -> bytes:
-        """Let no further write in, now that nothing is missing; return the root digest.
+        """Stop all writes, now that nothing is missing; return the root digest. Raises TransferFailed(DIGEST)."""
 
-        Raises TransferFailed(DIGEST).
-        """
-
-    def next_step(self) -> Step:
-        """Return what comes next, after `finish` and after each step."""
-
-    def close(self, *, cleanly: bool) -> None:
-        """Keep what is complete, at the end, whatever that is; `cleanly` is whether no thread hangs in a file."""
+    def next_step(self) -> NextStep:
+        """Return what has to be done next; called after `finish`, and after each step."""
 
     def stop_writes(self) -> None:
-        """Let no further write in: the transfer is over."""
+        """Refuse further writes, and wake every thread that waits in the target: the transfer is over."""
+
+    def close(self, *, cleanly: bool) -> None:
+        """Keep what is complete, and release everything. `cleanly`: no thread hangs in a file."""

@@ -1,7 +1,7 @@
-"""A destination that is open and written in order: standard output, a device, a FIFO. It is never replaced.
+"""An output that is written in order: standard output, a device, a FIFO. It is never replaced.
 
-Standard output is taken away from everybody else, under whatever name it was given, so that nothing but the file gets
-there.
+Standard output is taken away from the rest of the process, whatever path led to it, so that nothing but the received
+bytes gets there.
 """
 
 import contextlib
@@ -18,48 +18,48 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 
 PIPE_BYTES: Final = 1 * limits.MIB
-"""What a pipe is asked to hold: fewer, larger system calls."""
+"""The size that a pipe is set to: fewer, larger system calls."""
 PIECE_BYTES: Final = 64 * limits.KIB
-"""Bytes in one write, so that it is seen that a slow reader takes some."""
+"""Most bytes of one write: a write that returns shows that a slow reader reads."""
 LINKS: Final = 40
-"""Symlinks that are followed at most, as by the kernel."""
+"""Most symlinks that are followed, as in the kernel."""
 _OPEN: Final = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
 _DESCRIPTOR: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
 
 
 class OpenFile:
-    """Writes to a file in order."""
+    """An output that is open. It is an `OrderedWriter`."""
 
     def __init__(self, path: str, fd: int | None) -> None:
-        """Write to a descriptor; None: open `path`, a FIFO, when there are bytes, which waits for a reader."""
+        """Write to a descriptor. Where it is None, `path` is a FIFO, which is opened when there are bytes."""
         self.path = path
         self._fd = fd
         if fd is not None:
             _enlarge(fd)
 
     def write(self, view: memoryview) -> None:
-        """Write all of it; waits for the reader. Raises TransferFailed: DESTINATION, NO_SPACE."""
+        """Write all bytes; wait for the reader. Raises TransferFailed: DESTINATION, NO_SPACE."""
         try:
             fd = self._open()
             while view:
                 view = view[_write_some(fd, view[:PIECE_BYTES]) :]
         except BrokenPipeError:
-            raise TransferFailed(Code.DESTINATION, "whoever reads the output has gone") from None
+            raise TransferFailed(Code.DESTINATION, f"the reader of {self.path} closed the pipe") from None
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write to {self.path}") from None
 
     def _open(self) -> int:
-        if self._fd is None:
+        if self._fd is None:  # opening a FIFO waits for its reader
             fd = os.open(self.path, _OPEN)
             if not stat.S_ISFIFO(os.fstat(fd).st_mode):
                 os.close(fd)
-                raise OSError(errno.ESTALE, "it is no FIFO any more")
+                raise OSError(errno.ESTALE, "not a FIFO any more")
             _enlarge(fd)
             self._fd = fd
         return self._fd
 
-    def finish(self, size: int) -> None:  # noqa: ARG002 - a file in staging has to know it
-        """Sync a file; let the reader of a pipe see its end. Raises TransferFailed: DESTINATION, NO_SPACE."""
+    def finish(self, size: int) -> None:  # noqa: ARG002 - part of OrderedWriter
+        """Sync a device; let the reader of a pipe see its end. Raises TransferFailed: DESTINATION, NO_SPACE."""
         try:
             fd = self._open()
         except OSError as error:
@@ -75,10 +75,10 @@ class OpenFile:
 
 
 class Stdout(OpenFile):
-    """Writes to what was standard output; `sys.stdout`, and what else is written there, goes to standard error."""
+    """What was standard output; `sys.stdout`, and everything else that is written there, goes to standard error."""
 
     def __init__(self) -> None:
-        """Take standard output. Once in a process. Raises UsageError where it is closed."""
+        """Take standard output, once in a process. Raises UsageError where it is closed."""
         if sys.stdout is None:
             raise UsageError("--output-file -: standard output is closed")
         fd = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -87,9 +87,9 @@ class Stdout(OpenFile):
 
 
 def open_special(path: str) -> OpenFile | None:
-    """Open what the path of an output file leads to, if that is no plain file; None where it is one, or nothing yet.
+    """Open the output that a path leads to; return None where it leads to a plain file, or to nothing yet.
 
-    Raises TransferFailed(DESTINATION) for what can't be written to, UsageError for where the log goes.
+    Raises TransferFailed(DESTINATION) where it can't be written to, UsageError where the log goes there.
     """
     place = follow(path)
     descriptor = _DESCRIPTOR.fullmatch(place)
@@ -118,9 +118,9 @@ def open_special(path: str) -> OpenFile | None:
 
 
 def follow(path: str) -> str:
-    """Return where the last component of a path leads; an open descriptor of a process is not followed any further.
+    """Return where the last component of a path leads, symlinks followed. Raises TransferFailed(DESTINATION).
 
-    Raises TransferFailed(DESTINATION).
+    An open descriptor of a process (`/proc/.../fd/N`) is returned as such.
     """
     directory, name = os.path.split(path)
     for _ in range(LINKS):
@@ -129,7 +129,7 @@ def follow(path: str) -> str:
             return place
         try:
             target = os.readlink(place)
-        except OSError:  # no symlink; what else is wrong with it shows when it is opened
+        except OSError:  # no symlink; any other trouble shows when the path is opened
             return place
         directory, name = os.path.split(os.path.join(os.path.dirname(place), target))
     raise TransferFailed(Code.DESTINATION, f"can't write to {path}: {os.strerror(errno.ELOOP)}")
@@ -140,7 +140,7 @@ def _unfit(path: str, what: str) -> TransferFailed:
 
 
 def _open_descriptor(path: str, number: int) -> OpenFile:
-    """Take an open descriptor of this process. Raises OSError, TransferFailed, UsageError."""
+    """Return the output of an open descriptor of this process. Raises OSError, TransferFailed, UsageError."""
     if number == 1:
         return Stdout()
     if number == 2:
@@ -152,7 +152,7 @@ def _open_descriptor(path: str, number: int) -> OpenFile:
 
 
 def _open_device(path: str, place: str, status: os.stat_result) -> OpenFile:
-    """Open a device; a FIFO only when there are bytes: that waits for a reader. Raises OSError, UsageError."""
+    """Return the output of a device or a FIFO. Raises OSError, UsageError."""
     if not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     fd = None if stat.S_ISFIFO(status.st_mode) else os.open(place, _OPEN)
@@ -161,8 +161,8 @@ def _open_device(path: str, place: str, status: os.stat_result) -> OpenFile:
 
 
 def _keep_apart(path: str, status: os.stat_result) -> None:
-    """Let no result and no log get between the bytes. Raises UsageError where the log goes to the same place."""
-    is_device = stat.S_ISCHR(status.st_mode)  # one that drops everything, or a terminal, mixes nothing up
+    """Keep the result away from the output. Raises UsageError where the log goes to the same place."""
+    is_device = stat.S_ISCHR(status.st_mode)  # the log may go to the same terminal, or to /dev/null
     if sys.stderr is not None and not is_device and os.path.samestat(status, os.fstat(2)):
         raise UsageError(f"--output-file {path}: that is where the log goes")
     if sys.stdout is not None and os.path.samestat(status, os.fstat(1)):
@@ -170,7 +170,7 @@ def _keep_apart(path: str, status: os.stat_result) -> None:
 
 
 def _divert_stdout() -> None:
-    """Have whatever is written to standard output go to standard error."""
+    """Have everything that is written to standard output go to standard error."""
     sys.stdout.flush()
     if sys.stderr is not None:
         os.dup2(2, 1)
@@ -181,14 +181,14 @@ def _divert_stdout() -> None:
 
 
 def _enlarge(fd: int) -> None:
-    with contextlib.suppress(OSError):  # no pipe, or one that may not grow
+    with contextlib.suppress(OSError):  # it is no pipe, or may not grow
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _write_some(fd: int, view: memoryview) -> int:
     try:
         return os.write(fd, view)
-    except BlockingIOError:  # somebody else, who shares it, made it so
+    except BlockingIOError:  # another process, which shares the descriptor, has set O_NONBLOCK
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
         poll.poll()

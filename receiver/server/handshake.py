@@ -1,4 +1,7 @@
-"""A connection in its opening: TLS handshake, Greeting, Hello, Proof, step by step as bytes come, never blocking."""
+"""One connection in its opening: TLS handshake, Greeting, Hello, Proof (proto/README.md, "Opening").
+
+It never blocks: the acceptor calls it whenever its socket is readable, and it goes on as far as the bytes reach.
+"""
 
 import contextlib
 import socket
@@ -16,14 +19,14 @@ from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 DRAIN_READS: Final = 16
-"""How much of what a stranger went on sending is read before it is closed: at most this many times 64 KiB."""
+"""How many times 64 KiB are read of what a stranger has sent further, before its connection is closed."""
 
 
 class Handshake:
-    """One socket that was accepted. The server calls `receive` whenever it is readable."""
+    """The opening on one socket that was accepted."""
 
     def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
-        """Take over a socket; with `tls` it is wrapped. Raises OSError where it is gone already."""
+        """Take over a socket; with `tls` it is wrapped. Raises OSError where the peer is gone already."""
         self._begun_at = time.monotonic()
         self.opening = opening
         address = sock.getpeername()
@@ -42,27 +45,28 @@ class Handshake:
         self._unsent = b""
         self._wants_write = False
         self.is_refused = False
-        """Whether it is only here until the Refusal is sent."""
+        """Whether only a Refusal is still to be sent."""
 
     @property
     def wants_write(self) -> bool:
-        """Whether it goes on when the socket is writable, too."""
+        """Whether it has to go on also when the socket is writable."""
         return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
-        """Whether the opening took too long. Who says nothing to a receiver that speaks TLS hears that sooner."""
+        """Whether the opening took too long."""
         patience = limits.OPENING_SECONDS
+        # A sender without --tls waits for a Greeting as long as that: it has to be told before it gives up.
         if not self._is_secured and not self._was_heard:
             patience /= 2
         return now - self._begun_at > patience
 
     def greet(self) -> None:
-        """Say Greeting; with TLS, that follows the handshake by itself. Raises OSError."""
+        """Send Greeting; with TLS it is sent after the handshake instead. Raises OSError."""
         if self._is_secured:
             self._say(frame_of(self.opening.greeting_body))
 
     def _say(self, data: bytes) -> None:
-        """Send this, now or when the socket takes it. Raises OSError."""
+        """Send bytes, now or when the socket takes them. Raises OSError."""
         self._unsent += data
         self._send_unsent()
 
@@ -72,9 +76,9 @@ class Handshake:
                 self._unsent = self._unsent[self.socket.send(self._unsent) :]
 
     def receive(self) -> m.Hello | None:
-        """Read what has come, never beyond the last frame; the Hello once the peer may come in.
+        """Go on with the opening; return the Hello once the peer may come in, None until then.
 
-        What could not be sent before goes out first. Raises ConnectionLost, RemoteProtocolError.
+        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError.
         """
         self._wants_write = False
         try:
@@ -100,7 +104,7 @@ class Handshake:
             raise ConnectionLost(str(error.strerror or error)) from None
 
     def _shake_hands(self) -> None:
-        """Go on with the TLS handshake; raises what OpenSSL does until it is done."""
+        """Go on with the TLS handshake; until it is done, raise what OpenSSL raises."""
         if self._tls is not None:
             self._tls.do_handshake()
         self._is_secured = True
@@ -122,15 +126,12 @@ class Handshake:
         return self.opening.receive(received)
 
     def refuse(self, code: Code, reason: str) -> bool:
-        """Say why the peer is turned away, and close; False where the socket does not take it yet (`finish_refusal`).
-
-        A peer that said nothing at all to a receiver that speaks TLS waits for a Greeting in clear text: it is told so.
-        """
+        """Send a Refusal, and close; return False where the socket does not take it yet (`finish_refusal`)."""
         self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
-            elif not self._was_heard:
+            elif not self._was_heard:  # it waits for a Greeting in clear text
                 reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
                 socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
             if self._unsent:
@@ -139,7 +140,7 @@ class Handshake:
         return True
 
     def finish_refusal(self) -> bool:
-        """Go on with a Refusal that the socket did not take; whether it is over, and the socket closed."""
+        """Go on with a Refusal that the socket did not take; return whether it is sent, and the socket closed."""
         with contextlib.suppress(OSError, ValueError):
             self._send_unsent()
             if self._unsent:
@@ -148,7 +149,8 @@ class Handshake:
         return True
 
     def close(self) -> None:
-        """Say that nothing follows, and close: what is unread then would reset what was just said."""
+        """Say that nothing follows, and close."""
+        # Bytes that are unread at the close would have the kernel send a reset, which may overtake the Refusal.
         with contextlib.suppress(OSError, ValueError):
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
             for _ in range(DRAIN_READS):
@@ -157,9 +159,9 @@ class Handshake:
         self.socket.close()
 
     def into_channel(self, patience: Patience, user_timeout: float, connection_budget: ConnectionBudget) -> Channel:
-        """Hand the connection over to the thread that goes on with it.
+        """Return the channel that a thread of the transfer goes on with.
 
-        Raises ConnectionLost where it is gone, MemoryError.
+        Raises ConnectionLost where the peer is gone, MemoryError.
         """
         try:
             limit_socket_buffers(self.socket, connection_budget)

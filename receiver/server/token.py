@@ -1,8 +1,9 @@
-"""Who may come in: who has the token that the receiver was given, or else one that it makes.
+"""The token that senders have to prove: the one that the user gives, or one that the receiver chooses.
 
-A receiver that is given none asks for the user's own on loopback (`service.own_token`). On any other address, and where
-this user has no place for one, it makes one, keeps it in `.filestreamer/token` (0600) of its destination, and uses it
-again when it is started again. One process has one token, whatever addresses it listens on.
+Without one, on loopback, it is the user's own token (`filestreamer.settings.own_token`), which this user's senders find
+by themselves. On any other address, and where this user has no place for a token, the receiver makes one. It keeps that
+in `.filestreamer/token` (0600) of its destination, and uses it again when it is started again. A process has one token
+for all addresses that it listens on.
 """
 
 import contextlib
@@ -25,20 +26,20 @@ _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Chosen(NamedTuple):
-    """What the receiver asks for."""
+    """The token that senders have to prove."""
 
     token: str | None
-    """None asks for nothing."""
+    """None: every sender may come in."""
     path: str | None = None
-    """Where it lies, unless it was given, or goes with the process."""
+    """The file that has it; None where the user gave it, or it is not kept."""
     is_new: bool = False
-    """Whether it was made just now: its user has not seen it yet."""
+    """Whether it was made just now: the user has not seen it yet."""
     is_own: bool = False
-    """Whether it is the user's own, which this user's senders on this machine find by themselves."""
+    """Whether it is the user's own token, which this user's senders on this machine find by themselves."""
 
 
 def choose(settings: ReceiverSettings, destination: Destination | OpenFile, hosts: list[str], log: Any) -> Chosen:
-    """Return the token to ask for. Raises TransferFailed(DESTINATION), UsageError."""
+    """Choose the token for a receiver that listens on `hosts`. Raises TransferFailed(DESTINATION), UsageError."""
     if settings.token is not None:
         return Chosen(settings.token)
     is_local = all(is_loopback(host) for host in hosts)
@@ -53,7 +54,7 @@ def choose(settings: ReceiverSettings, destination: Destination | OpenFile, host
 
 
 def _kept(destination: Destination) -> Chosen:
-    """Read the token that an earlier run kept, or make one and keep it."""
+    """Return the token that an earlier run kept in the destination, or make one and keep it."""
     path = os.path.join(destination.path, STAGING, _NAME)
     try:
         staging = destination.open_staging(create=True)
@@ -67,7 +68,7 @@ def _kept(destination: Destination) -> Chosen:
 
 
 def _read(staging: int) -> str | None:
-    """Return the token that was kept; None where there is none that only we could have put there."""
+    """Return the token that was kept; None where there is none, or another user could have put it there."""
     try:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | _OPEN, dir_fd=staging)
     except FileNotFoundError:

@@ -1,1 +1,15 @@
-""" """
+"""One transfer: from the first connection of its sender to the report of its end.
+
+1. `transfer`        makes the parts (`context`), runs the coordinator, ends everything
+2. `coordinator`     holds the control conversation: acts on the events in the `mailbox`, one at a time; whatever may
+                     wait for a disk is done by the `disk_worker`, while the coordinator sends heartbeats
+3. `target_opener`   at the first part of the manifest, claims a name (`names`), and opens what receives the files: the
+                     `Target` of a file, a tree or a pipe (`receiver.file.target`)
+4. `connection_set`  the data connections: how many may come, what each takes of memory, one for each connection id
+5. `connection`      receives chunks, in a thread for each data connection: header, blocks, digests, acknowledgement
+6. `liveness`        whether the sender is there, and the transfer makes progress; else it yields, or gives up
+7. `syncer`          takes the steps from Finish to Complete: syncs and renames
+8. `ending`          stops the threads, closes the target, releases the names; tells what hangs
+
+Data take the short way: `connection` -> `Target.chunks` -> the staging on the disk. The coordinator never sees them.
+"""

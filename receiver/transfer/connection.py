@@ -1,15 +1,18 @@
-"""One data connection, in one thread, both directions (proto/README.md, "Chunks and segments").
+"""One data connection: a thread that receives chunks, and acknowledges them (proto/README.md, "Chunks and segments").
 
-header frame: every segment checked against the files of the transfer, and begun (assembly)
-for each block of payload: receive it, hash it, write it at its place
-digests: compared; equal is VERIFIED, different is to be sent again
-acknowledgements, ledger first, whenever the next read would have to wait
+The life of a chunk is `DataConnection._receive_chunk`, from top to bottom:
+
+    header       every segment is checked by the target, and begun
+    each block   received, hashed, written at its place
+    digests      received, and compared with those that were computed
+    end          a segment is VERIFIED where they are equal, and has to be sent again where not
+    acknowledge  recorded in the ledger, then told to the sender, as soon as the next read would have to wait
 """
 
 import contextlib
 import threading
 import time
-from typing import Protocol
+from typing import Final, NamedTuple
 
 from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
@@ -20,6 +23,7 @@ from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import (
     Aborted,
     Code,
+    ConnectionClosed,
     ConnectionLost,
     FilestreamerError,
     RemoteProtocolError,
@@ -27,100 +31,125 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
-from receiver.file.target import IncomingSegment, LedgerWriter
+from receiver.file.target import ChunkWriter, IncomingSegment, LedgerWriter
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
-from receiver.transfer.connection_set import ConnectionSet
+from receiver.transfer.context import Context
+
+SHRINK_SECONDS: Final = 1.0
+"""A connection that gives memory back does so in steps, at most one in this time."""
+MISMATCHES_LOGGED: Final = 8
+"""Damaged chunks of one connection that are logged; the result counts all of them."""
 
 
-class Host(Protocol):
-    """What a data connection needs of its transfer."""
+class _ReceivedChunk(NamedTuple):
+    """A chunk that was right, and has to be acknowledged."""
 
-    connection_set: ConnectionSet
-
-    def left(self, connection: "DataConnection", error: FilestreamerError | None) -> None:
-        """Hear why it ended."""
-
-    def note_mismatch(self, connection: "DataConnection", chunk_id: int) -> None:
-        """Log that a chunk arrived damaged."""
-
-    def peer_is_silent(self) -> bool:
-        """Say whether the sender is silent on every connection."""
+    chunk_id: int
+    bytes: int
+    begun_at: float
 
 
 class DataConnection(threading.Thread):
-    """Receives chunks over one connection until it ends; the `host` is told what concerns the whole."""
+    """Receives chunks over one connection until it ends."""
 
     def __init__(
         self,
-        host: Host,
+        context: Context,
         channel: Channel,
         welcome: m.Welcome,
         counters: ConnectionCounters,
-        connection_budget: ConnectionBudget,
+        budget: ConnectionBudget,
     ) -> None:
-        """`connection_budget` is what it may take of memory, and gives back when it is closed."""
+        """Receive chunks for the transfer of `context`. `budget` is given back when the connection is closed."""
         super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
         self.connection_id = counters.connection_id
         self.channel = channel
         self.counters = counters
-        self._seat = connection_budget
-        self._begun_at = self._shrunk_at = 0.0
-        """When the latest chunk was begun, and until when its seat stays as it is."""
-        self._host = host
-        self._connection_set = host.connection_set
+        self.new_bytes = 0
+        """Bytes of chunks that were received and right, each segment once."""
+        self.idle_since: float | None = time.monotonic()
+        """Since when no chunk is being received (monotonic); None while one is."""
+        self._shared = context
+        self._connection_set = context.connection_set
         self._welcome = welcome
+        self._budget = budget
         self._session = Session("receiver", m.Role.DATA)
         self._hasher = segment_hasher()
-        self._written: dict[LedgerWriter, list[int]] = {}  # positions that are verified and not noted yet
-        self._received: list[tuple[int, int, float]] = []  # (chunk_id, bytes, begun at) of chunks to be acknowledged OK
         self._clock = StageClock(counters.stage_seconds)
-        self._left = threading.Event()
+        self._unrecorded: dict[LedgerWriter, list[tuple[int, bytes]]] = {}
+        """(position, digest) of segments that are VERIFIED, and not in the ledger yet."""
+        self._unacknowledged: list[_ReceivedChunk] = []
+        self._begun_at = 0.0
+        """When the latest chunk was begun."""
+        self._keeps_memory_until = 0.0
         self._is_new = False
-        self._done_bytes = counters.moved_bytes
-        self.idle_since: float | None = time.monotonic()
-        """Since when there is no chunk on it (monotonic); None while there is."""
+        """Whether the chunk that is being received has segments that were not here before."""
+        self._moved_before_bytes = counters.moved_bytes
+        """The `moved_bytes` of the counters when the latest chunk was begun."""
         self._is_ended = False
+        self._detached = threading.Event()
         self._sending = threading.Lock()
-        """Protects the writing side: what is passed on in order is acknowledged by the thread that does that."""
+        """Protects the writing side: chunks of a pipe are acknowledged by the thread that passes them on."""
+
+    # --- the connection
 
     def run(self) -> None:
-        """Take the place of an older connection, say Welcome, receive."""
+        """Take the place of an older connection, say Welcome, receive chunks until the connection ends."""
         error = run_to_end(f"connection {self.connection_id}", self._serve)
-        if isinstance(error, TransferFailed) and error.code is Code.LIMIT:  # no memory: others go on without it
-            error = ConnectionLost(error.reason)
+        if isinstance(error, TransferFailed) and error.code is Code.LIMIT:
+            error = ConnectionLost(error.reason)  # no memory for this connection: the others go on without it
         try:
-            self._leave(error)
+            self._end(error)
         finally:
             self.channel.close()
-            self._connection_set.give_back(self._seat)
+            self._connection_set.give_back(self._budget)
 
     def _serve(self) -> None:
-        self._connection_set.join(self)
+        self._connection_set.attach(self)
         self.counters.connect(self.channel.socket)
         self.channel.patience = self._patience
         self.channel.on_dry = self.acknowledge
         self.channel.send_message(self._welcome)
         while True:
-            self._take_in(self._wait_for_body())
+            self._receive_chunk(self._receive_header())
             self._shrink()
 
-    def _shrink(self) -> None:
-        """Do with less where others need memory: a step for each chunk, at most one a second."""
-        if self._shrunk_at < self._begun_at and (to := self._connection_set.shrunk(self._seat)) is not None:
-            limit_socket_buffers(self.channel.socket, to)
-            self._connection_set.shrink(self._seat, to)
-            self._seat, self._shrunk_at = to, self._begun_at + 1.0
+    def _patience(self) -> None:
+        """After each second without movement: a sender that is heard on any connection is alive."""
+        if self._shared.liveness.peer_is_silent:
+            raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
 
-    def _leave(self, error: FilestreamerError | None) -> None:
-        """Leave the files, then the transfer; tell the peer what it did, where it did something."""
+    def _shrink(self) -> None:
+        """Give memory back, a step after each chunk, where other connections need it."""
+        if self._keeps_memory_until >= self._begun_at:
+            return
+        to = self._connection_set.shrunk(self._budget)
+        if to is not None:
+            limit_socket_buffers(self.channel.socket, to)
+            self._connection_set.shrink(self._budget, to)
+            self._budget, self._keeps_memory_until = to, self._begun_at + SHRINK_SECONDS
+
+    def stop(self, seconds: float | None) -> bool:
+        """Shut the connection; return whether its thread uses no file any more within `seconds`."""
+        self._is_ended = True
+        self.channel.shut()
+        return self._detached.wait(seconds)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the connection was told to stop: its thread must not wait for anything any more."""
+        return self._is_ended
+
+    def _end(self, error: FilestreamerError | None) -> None:
+        """Detach from the files, then from the transfer; tell the peer what it did wrong."""
         self._clock.enter(None)
         try:
             self.counters.disconnect()
-            failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.leave(self))
-            self._host.left(self, failure or error)
-        finally:  # somebody waits for it, whatever is wrong here
-            self._left.set()
+            failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.detach(self))
+            self._report_end(failure or error)
+        finally:  # `stop` waits for this, whatever is wrong here
+            self._detached.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
                 self.channel.send_message(m.Abort(error.code, error.reason))
@@ -128,121 +157,145 @@ class DataConnection(threading.Thread):
             except FilestreamerError:
                 pass
 
-    @property
-    def under_way_bytes(self) -> int:
-        """Bytes that have come of a chunk, as far as it is new."""
-        return self.counters.moved_bytes - self._done_bytes + self.channel.buffered_bytes if self._is_new else 0
+    def _report_end(self, error: FilestreamerError | None) -> None:
+        """Say why the connection ended; a failure that is not the connection's own ends the transfer."""
+        context = self._shared
+        context.liveness.has_lost_connection = True
+        if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
+            context.mailbox.post(error)
+        elif isinstance(error, ConnectionClosed):
+            self.counters.is_dismissed = not context.transfer.is_complete
+        elif error is not None and not context.over.is_set():
+            context.log.warning("connection_lost", connection=self.connection_id, reason=str(error))
 
-    def stop(self, seconds: float | None) -> bool:
-        """Shut the connection and wait until its thread has left the files, or for so long; whether it has."""
-        self._is_ended = True
-        self.channel.shut()
-        return self._left.wait(seconds)
+    # --- a chunk
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether it was told to end: what waits in its thread waits no longer."""
-        return self._is_ended
-
-    # --- one frame
-
-    def _wait_for_body(self) -> bytes:
-        """Read a frame. Waiting for one that never comes is no stage: nothing was left to be received."""
+    def _receive_header(self) -> m.ChunkHeader:
+        """Wait for the header of the next chunk. Raises Aborted, RemoteProtocolError."""
         self._clock.enter("receive")
         try:
-            return self.channel.read_body()
+            body = self.channel.read_body()
         except FilestreamerError:
-            self._clock.drop()
+            self._clock.drop()  # waiting for a frame that never came is no stage: nothing was left to be received
             raise
-
-    def _take_in(self, body: bytes) -> None:
         message = decode(body)
         self._session.received(message)
         if isinstance(message, m.Abort):
             raise Aborted(message.code, message.reason)
         if not isinstance(message, m.ChunkHeader):
             raise RemoteProtocolError(f"{type(message).__name__} on a data connection")
-        self._receive_chunk(message)
+        return message
 
     def _receive_chunk(self, header: m.ChunkHeader) -> None:
+        # Header: check and begin every segment.
         self._clock.enter(None)
         begun_at = self._begun_at = time.monotonic()
-        parts = self._connection_set.begin_chunk(self, header)
+        chunks, size = self._check(header)
+        segments = chunks.begin_chunk(self, header)
         self.idle_since = None
-        self._done_bytes = self.counters.moved_bytes
-        self._is_new = any(part.write for part in parts)
+        self._moved_before_bytes = self.counters.moved_bytes
+        self._is_new = any(segment.write for segment in segments)
+
+        # Blocks, then digests: receive, hash and write; receive the sender's digests.
         self._clock.enter("receive")
-        computed = [self._receive_segment(part) for part in parts]
-        told = bytes(self.channel.take(limits.DIGEST_BYTES * len(parts)))
+        computed = [self._receive_segment(segment) for segment in segments]
+        received = bytes(self.channel.take(limits.DIGEST_BYTES * len(segments)))
+        digests = [received[at : at + limits.DIGEST_BYTES] for at in range(0, len(received), limits.DIGEST_BYTES)]
+
+        # End: compare the digests, and put every segment into its next state.
         self._clock.enter(None)
-        digests = [told[at : at + limits.DIGEST_BYTES] for at in range(0, len(told), limits.DIGEST_BYTES)]
         self._is_new = False
-        good = self._connection_set.end_chunk(self, parts, digests, computed)
+        is_good = chunks.end_chunk(self, segments, digests, computed)
         self.idle_since = time.monotonic()
-        size = sum(segment.length for segment in header.segments)
-        if not good:
-            self._host.note_mismatch(self, header.chunk_id)
-            self.counters.abandoned_bytes += size
-            self.counters.resent_chunks += 1
-            self.counters.mismatches += 1
-            self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (header.chunk_id,)))
+        if not is_good:
+            self._report_mismatch(header.chunk_id, size)
             return
-        sink, received = parts[0].sink, (header.chunk_id, size, begun_at)
-        if isinstance(sink, ReorderBuffer):
-            sink.hand_over(parts[0].position, self, lambda: self._acknowledge_passed(received))
+        self.new_bytes += sum([segment.segment.length for segment in segments if segment.write])
+
+        # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
+        chunk = _ReceivedChunk(header.chunk_id, size, begun_at)
+        if isinstance(chunks, ReorderBuffer):
+            chunks.when_passed_on(segments[0].position, self, lambda: self._acknowledge_passed(chunk))
             return
-        for part in parts:
-            if part.write and (ledger_writer := part.sink.ledger_writer) is not None:
-                self._written.setdefault(ledger_writer, []).append(part.position)
-        self._received.append(received)
-        if len(self._received) >= limits.ACKS_PER_FRAME:
+        for segment, digest in zip(segments, digests, strict=True):
+            if segment.write and segment.ledger is not None:
+                self._unrecorded.setdefault(segment.ledger, []).append((segment.position, digest))
+        self._unacknowledged.append(chunk)
+        if len(self._unacknowledged) >= limits.ACKS_PER_FRAME:
             self.acknowledge()
 
-    def _receive_segment(self, part: IncomingSegment) -> bytes:
-        """Receive, hash and write the bytes of one segment; return the digest of what came."""
+    def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int]:
+        """Return what receives a chunk, and how many bytes it has. Raises RemoteProtocolError."""
+        target = self._connection_set.target
+        if target is None:  # a sender that came back sooner than its manifest was taken
+            raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
+        size = sum(segment.length for segment in header.segments)
+        if size > self._shared.counters.chunk_size:
+            raise RemoteProtocolError(f"chunk {header.chunk_id} has {size} bytes, more than a chunk")
+        return target.chunks, size
+
+    def _receive_segment(self, segment: IncomingSegment) -> bytes:
+        """Receive, hash and write the bytes of one segment; return their digest."""
         counters, hasher, clock = self.counters, self._hasher, self._clock
-        offset = part.segment.offset
+        offset = segment.segment.offset
         hasher.reset()
-        for view in self.channel.payload(part.segment.length):
+        for view in self.channel.payload(segment.segment.length):
             clock.enter("digest")
             hasher.update(view)
-            if part.write:
+            if segment.write:
                 clock.enter("write")
-                part.sink.write(view, offset)
+                segment.sink.write(view, offset)
             offset += len(view)
             counters.moved_bytes += len(view)
             clock.enter("receive")
         return hasher.digest()
 
+    def _report_mismatch(self, chunk_id: int, size: int) -> None:
+        """Have the sender send a damaged chunk again."""
+        if self.counters.resent_chunks < MISMATCHES_LOGGED:
+            self._shared.log.warning("digest_mismatch", connection=self.connection_id, chunk=chunk_id)
+        self.counters.abandoned_bytes += size
+        self.counters.resent_chunks += 1
+        self.counters.mismatches += 1
+        self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (chunk_id,)))
+
+    @property
+    def under_way_bytes(self) -> int:
+        """Bytes of the chunk that is being received, as far as it is new."""
+        if not self._is_new:
+            return 0
+        return self.counters.moved_bytes - self._moved_before_bytes + self.channel.buffered_bytes
+
     # --- acknowledgements
 
     def acknowledge(self) -> None:
-        """Append what was written to the ledgers, then acknowledge it."""
-        if not self._received:
+        """Record every VERIFIED segment in its ledger, then acknowledge the chunks."""
+        if not self._unacknowledged:
             return
         interrupted = self._clock.enter("acknowledge")
-        for ledger_writer, positions in self._written.items():
-            ledger_writer.record([(position, ledger_writer.digest(position)) for position in positions])
-        acknowledged = self._received
-        self._written, self._received = {}, []
-        self._say_acknowledged(acknowledged)
+        # The ledger comes first: what the sender counts as done must be found by the next run.
+        for ledger, records in self._unrecorded.items():
+            ledger.record(records)
+        acknowledged = self._unacknowledged
+        self._unrecorded, self._unacknowledged = {}, []
+        self._send_acknowledgement(acknowledged)
         self._clock.enter(interrupted)
 
-    def _acknowledge_passed(self, received: tuple[int, int, float]) -> None:
-        """Acknowledge a chunk that was passed on; called by the thread that does that.
+    def _acknowledge_passed(self, chunk: _ReceivedChunk) -> None:
+        """Acknowledge a chunk that was passed on. For the thread that writes the output.
 
-        Where the connection is gone, its sender sends the chunk again over another one.
+        Where this connection is gone, the sender sends the chunk again over another one.
         """
-        if not self._left.is_set():
-            with contextlib.suppress(ConnectionLost):  # the thread of the connection hears of it, too
-                self._say_acknowledged([received])
+        if not self._detached.is_set():
+            with contextlib.suppress(ConnectionLost):  # the thread of this connection hears of it as well
+                self._send_acknowledgement([chunk])
 
-    def _say_acknowledged(self, acknowledged: list[tuple[int, int, float]]) -> None:
-        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk_id for chunk_id, _, _ in acknowledged)))
+    def _send_acknowledgement(self, acknowledged: list[_ReceivedChunk]) -> None:
+        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk.chunk_id for chunk in acknowledged)))
         now = time.monotonic()
-        for _, size, begun_at in acknowledged:
-            self.counters.acknowledged_bytes += size
-            self.counters.latencies.observe(now - begun_at)
+        for chunk in acknowledged:
+            self.counters.acknowledged_bytes += chunk.bytes
+            self.counters.latencies.observe(now - chunk.begun_at)
         self.counters.chunks += len(acknowledged)
         self.counters.finished_at = now
 
@@ -250,8 +303,3 @@ class DataConnection(threading.Thread):
         with self._sending:
             self._session.sending(message)
             self.channel.send_message(message)
-
-    def _patience(self) -> None:
-        """After each second without movement: a peer that is heard on any connection is alive."""
-        if self._host.peer_is_silent():
-            raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")

@@ -1,8 +1,9 @@
-"""Whether a transfer gets on, as its receiver sees it (proto/README.md, "Liveness").
+"""Whether the sender of a transfer is there, and whether the transfer makes progress (proto/README.md, "Liveness").
 
-At each tick, what came, what was listed and what was re-hashed is told to a `ProgressClock`, and whether a pipe waits
-or a sync goes on. Without progress for STRANGER_SECONDS a transfer gives its name and its place to others that want
-them; without any for as long as the user says, it ends by itself. Time without its sender does not count for that.
+At each tick a `ProgressClock` is told what was received, listed and re-hashed, and whether a pipe waits for its reader
+or a sync is under way. A transfer whose sender is gone, or that has made no progress for STRANGER_SECONDS, gives its
+names and its place to others that need them. One that makes no progress for as long as the user says
+(`--give-up-after`) ends by itself; time during which its sender was away does not count for that.
 """
 
 import time
@@ -10,94 +11,151 @@ import time
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
+from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.file.rehash import Rehasher
 from receiver.pipe.pipe_target import PipeTarget
 from receiver.transfer.connection_set import ConnectionSet
 
 
 class Liveness:
-    """The progress of one transfer. Its coordinator calls it; `idle_seconds` and `has_lost` are for any thread."""
+    """The liveness of one transfer that is not complete. Its coordinator calls it; properties are for any thread."""
 
     def __init__(
         self,
         counters: TransferCounters,
+        link: ControlLink,
         connection_set: ConnectionSet,
         rehasher: Rehasher,
+        *,
+        give_up_seconds: float,
         stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         self._counters = counters
+        self._link = link
         self._connection_set = connection_set
         self._rehasher = rehasher
+        self._give_up_seconds = give_up_seconds
         self._stranger_seconds = stranger_seconds
-        self._ticked_at = time.monotonic()
+        self._started_at = self._ticked_at = time.monotonic()
         self._clock = ProgressClock(self._ticked_at)
+        self.connected_at = self._started_at
+        """When its sender had a connection last (monotonic), up to a tick ago."""
         self._away_seconds = 0.0
-        """How long its sender was away since it last got on."""
+        """How long its sender was away since the last progress."""
         self._listed = 0
         self.has_listed = False
         """Whether any part of a manifest came."""
         self._peer_rehashed_bytes = 0
         self._peer_waits = False
+        """Whether the sender says that it waits for the program that writes its standard input."""
         self.finishing_at: float | None = None
-        """When the sender said Finish, with nothing missing."""
-        self.has_lost = False
-        """Whether a data connection has ended, since the clock was told."""
+        """When the sender said Finish, with nothing missing (monotonic)."""
+        self.has_lost_connection = False
+        """Whether a data connection has ended since the last tick."""
+
+    # --- whether the sender is there
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the sender has any connection."""
+        return self._link.channel is not None or self._connection_set.is_connected
+
+    @property
+    def peer_is_silent(self) -> bool:
+        """Whether the sender said nothing, on any connection, for longer than a living sender is silent."""
+        channel = self._link.channel
+        control_at = channel.heard_at if channel is not None else 0.0
+        heard_at = max(self._started_at, self._connection_set.heard_at(), control_at)
+        return time.monotonic() - heard_at > limits.DEAD_SECONDS
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the sender has no connection left, or is silent."""
+        return not self.is_connected or self.peer_is_silent
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the sender has been gone for longer than it takes to connect again."""
+        return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
+
+    # --- whether there is progress
 
     @property
     def idle_seconds(self) -> float:
-        """How long ago it last got on."""
+        """How long ago the last progress was."""
         return time.monotonic() - self._clock.at
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it gives way to others."""
+        """Whether there was no progress for so long that others may have its place."""
         return self.idle_seconds > self._stranger_seconds
 
-    def spent_seconds(self, now: float, away_most: float) -> float:
-        """How long it did not get on; that its sender was away is left out, for `away_most` in all."""
-        return now - self._clock.at - min(self._away_seconds, away_most)
-
-    # --- what it is told
+    @property
+    def has_offered_nothing(self) -> bool:
+        """Whether the sender had the time to offer something, and has not."""
+        return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
 
     def listed(self, part: m.ManifestPart) -> None:
-        """Take in a part of the manifest; one that is repeated lists nothing."""
+        """Take in a part of the manifest; a repeated one is no progress."""
         self.has_listed = True
         self._listed = max(self._listed, part.first_file_id + len(part.entries))
 
     def heard(self, message: m.Progress) -> None:
-        """Take in what the sender says of itself."""
+        """Take in what the sender says of its own progress."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         self._peer_waits = message.phase is m.Phase.WAITING
 
-    def tick(self, now: float, *, is_connected: bool) -> None:
-        """Look at everything that counts."""
+    def tick(self, now: float) -> None:
+        """Look at everything that counts as progress."""
         clock, counters = self._clock, self._counters
-        if not is_connected:  # the sender has time to come back, and time to get on after that
+        if self.is_connected:
+            self.connected_at = now
+        else:  # the sender has time to come back, and then as much time as before to make progress
             self._away_seconds += now - self._ticked_at
         self._ticked_at = now
-        under_way = self._connection_set.under_way_bytes()
-        if self.has_lost:
-            self.has_lost = False
-            clock.lose(under_way)
+        under_way_bytes = self._connection_set.under_way_bytes()
+        if self.has_lost_connection:
+            self.has_lost_connection = False
+            clock.lose(under_way_bytes)
         counters.hashing_bytes = self._rehasher.hashed_bytes
         size, step = counters.size_bytes, limits.REHASH_STEP_BYTES
-        gets_on = [
+        progress = [
             clock.done(self._connection_set.new_bytes, now),
-            clock.under_way(under_way, now),
+            clock.under_way(under_way_bytes, now),
             clock.reach("listed", self._listed, now),
             clock.reach("rehashed", counters.hashing_bytes, now),
             clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size, step=step),
         ]
-        self._wait(now)
-        if any(gets_on):
+        self._excuse(now)
+        if any(progress):
             counters.last_progress_at = now
             self._away_seconds = 0.0
 
-    def _wait(self, now: float) -> None:
-        """Take in that a pipe waits, or that what was received is being synced."""
+    def _excuse(self, now: float) -> None:
+        """Excuse that nothing moves while a pipe waits for a program, or while a sync is under way."""
         target = self._connection_set.target
-        if self._counters.is_waiting or (self._peer_waits and isinstance(target, PipeTarget) and target.is_stream):
+        is_stream = isinstance(target, PipeTarget) and target.chunks.size is None
+        if self._counters.is_waiting or (self._peer_waits and is_stream):
             self._clock.wait(now)
         if self.finishing_at is not None:
             self._clock.sync(self.finishing_at, sync_seconds(self._counters.size_bytes, self._listed), now)
+
+    def check(self, now: float, *, is_busy: bool) -> None:
+        """Raise TransferFailed(TIMEOUT) where the transfer has to end by itself.
+
+        `is_busy`: this side is still opening what was offered, so nothing more is expected of the sender.
+        """
+        target, most = self._connection_set.target, self._give_up_seconds
+        if not self.is_connected and now - self.connected_at > most:
+            self._give_up("the sender did not come back within")
+        if target is None and not is_busy and now - self._started_at > limits.DEAD_SECONDS:
+            raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
+        if now - self._clock.at - min(self._away_seconds, most) > most:
+            self._give_up("the sync did not end within" if self.finishing_at else "there was no progress for")
+
+    def _give_up(self, what: str) -> None:
+        is_pipe = isinstance(self._connection_set.target, PipeTarget)
+        kept = "what was received can't be resumed" if is_pipe else "what was received is kept"
+        raise TransferFailed(Code.TIMEOUT, f"{what} {self._give_up_seconds:g} s; {kept}")

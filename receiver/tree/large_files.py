@@ -270,7 +270,7 @@ class LargeFiles:
         is_closed_later = open_file.file.is_writing_back
         try:
             staged = (lambda: self._close_complete(open_file)) if is_closed_later else self._close_complete(open_file)
-            size_bytes = open_file.grid.size
+            size_bytes = open_file.file.grid.size
             self._committer.add([StagedFile(open_file.file.name, staged, size_bytes)], size_bytes, waits=waits)
         except Exception as error:
             # The file counts as received by now: the transfer must not be committed without it.
@@ -280,10 +280,10 @@ class LargeFiles:
     def _close_complete(self, open_file: OpenLargeFile) -> ClosedStaging:
         """Set mode and times of a complete file, and close it. Raises TransferFailed."""
         try:
-            open_file.file.end_write_back()
+            open_file.file.stop_write_back()
             return open_file.staging.prepare()
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.content.path}") from None
+            raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.file.content.path}") from None
         finally:
             open_file.file.close()
             self.open_files.remove(open_file)
@@ -301,7 +301,7 @@ class LargeFiles:
         """Take back what a connection was writing of any large file."""
         for open_file, part_state, index in self.open_files.all():
             with part_state.lock:
-                open_file.abandon(connection)
+                open_file.detach(connection)
                 was_inside = connection in open_file.inside
                 open_file.inside.discard(connection)
             if was_inside:  # it may be what kept a file open that is complete or withdrawn
@@ -310,7 +310,7 @@ class LargeFiles:
     def stop_writes(self) -> None:
         """Let no further segment begin: the sender has said Finish, or the transfer is over."""
         for open_file, _, _ in self.open_files.all():
-            open_file.close()
+            open_file.stop_writes()
 
     def close(self) -> None:
         """Close the open files, and keep their staging for the next run. Raises an error after all are closed."""

@@ -146,7 +146,9 @@ class PartPreparer:
 
         def works() -> Iterator[Work]:
             for start, stop in runs(states, CLAIMED):
-                yield Work(part_state.first + index, open_file.content, open_file.grid, open_file.share, start, stop)
+                yield Work(
+                    part_state.first + index, open_file.file.content, open_file.file.grid, open_file.share, start, stop
+                )
 
         count = sum(count_batches(work.grid, work.start, work.stop) for work in works())
         if count:

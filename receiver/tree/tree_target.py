@@ -18,7 +18,7 @@ from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolErro
 from receiver.disk.destination import shown_path
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
-from receiver.file.target import LEAVE_SECONDS, Step
+from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer, sync_file_system
@@ -344,7 +344,7 @@ class TreeTarget:
         part_state = self._archive.restore(number)
         return sum(part_state.payload_bytes(index) for index, state in enumerate(part_state.states()) if state == HELD)
 
-    def next_step(self) -> Step:
+    def next_step(self) -> NextStep:
         """Commit, once."""
         return m.Complete(True) if self._is_committed else self._commit
 

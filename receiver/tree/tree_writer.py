@@ -17,9 +17,9 @@ from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
 from filestreamer.wire.grid import Grid
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.states import FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
-from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment
+from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
-from receiver.tree.commit.small_file import DISCARD, SmallFile
+from receiver.tree.commit.small_file import SmallFile
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.large_file import OpenLargeFile
@@ -156,7 +156,7 @@ class TreeWriter:
         self._large_files.open_files.touch(open_file)
         if delivery is Delivery.WRITE:
             part_state.set(index, WRITING)
-        return IncomingSegment(open_file, position, segment, delivery is Delivery.WRITE)
+        return IncomingSegment(open_file.staging, position, segment, delivery is Delivery.WRITE, open_file)
 
     # --- end
 
@@ -183,7 +183,7 @@ class TreeWriter:
             part_state.lock.release()
         # Without the lock, as both may wait for the committer.
         for incoming in segments:
-            if isinstance(incoming.sink, OpenLargeFile):
+            if isinstance(incoming.ledger, OpenLargeFile):
                 self._large_files.close_if_done(part_state, incoming.segment.file_id - part_state.first)
         if complete:
             self._committer.add(complete, sum([incoming.segment.length for incoming in segments]))
@@ -202,17 +202,17 @@ class TreeWriter:
         complete: list[StagedFile],
     ) -> bool:
         """End one segment; whether its digest is right. A small file that is complete is added to `complete`."""
-        sink = incoming.sink
+        sink, open_file = incoming.sink, incoming.ledger
         index = incoming.segment.file_id - part_state.first
         if isinstance(sink, SmallFile):
             if self._end_small(part_state, index, sink, digest if digest == actual else None):
                 complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size))
             return digest == actual
-        if isinstance(sink, OpenLargeFile):
-            is_good = sink.deliver(incoming.position, connection, digest, actual, connection.connection_id)
+        if isinstance(open_file, OpenLargeFile):
+            is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
             if is_good and incoming.write:
-                sink.note_unrecorded(incoming.position)
-            sink.inside.discard(connection)
+                open_file.note_unrecorded(incoming.position)
+            open_file.inside.discard(connection)
             return is_good
         if digest != actual or part_state.state(index) != VERIFIED:  # the bytes of a withdrawn file are of no interest
             return digest == actual

@@ -343,7 +343,7 @@ def test_who_offers_and_goes_no_further_keeps_nobody_out(pair: Pair, background:
 
 def test_data_connections_without_a_chunk_keep_nobody_out(pair: Pair, background: Callable[..., object]) -> None:
     """All that a receiver takes are held by one sender."""
-    bounds = {"receiver.server.server.CONNECTIONS": 8}
+    bounds = {"receiver.server.admission.CONNECTIONS": 8}
     receiver = patched(pair, bounds)
     address = Pair.address(receiver)
     sample = Sample.random(1, 100, 10)

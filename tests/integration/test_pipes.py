@@ -340,8 +340,8 @@ def test_a_reader_that_leaves_ends_both(pipes: Pipes, seed: int) -> None:
     writer.write_soon(random_bytes(20 * MIB, seed))
     reader.read(100)
     reader.close()
-    assert "whoever reads the output has gone" in sender.fails(4, "destination")
-    assert "whoever reads the output has gone" in receiver.fails(4, "destination")
+    assert "the reader of standard output closed the pipe" in sender.fails(4, "destination")
+    assert "the reader of standard output closed the pipe" in receiver.fails(4, "destination")
 
 
 def test_a_writer_that_dies_is_an_end(pipes: Pipes) -> None:

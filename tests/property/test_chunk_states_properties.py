@@ -101,7 +101,7 @@ class Receiving(RuleBasedStateMachine):
     @rule(which=CONNECTIONS)
     def leave(self, which: int) -> None:
         """End a connection: it was lost, superseded, or shut for another one."""
-        self.chunk_states.abandon(self.connections[which])
+        self.chunk_states.detach(self.connections[which])
         self.connections[which] = Connection()
 
     @rule(index=INDICES)

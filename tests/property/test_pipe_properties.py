@@ -1,6 +1,6 @@
 """A pipe delivers what was put into it: whatever its chunks, its window, its connections, and whenever these are cut.
 
-The real reader of standard input, the real account of what is dealt, and the real output; in between, connections that
+The real reader of standard input, the real send queue, and the real reorder buffer; in between, connections that
 hypothesis moves: each takes a chunk, delivers what it has, gets it acknowledged, or is cut and loses what it had.
 """
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from receiver.file.chunk_states import Delivery
+from receiver.file.target import IncomingSegment
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from sender.dispatch.manifest import Manifest, StreamPart
 from sender.dispatch.schedule import Schedule
@@ -41,13 +42,18 @@ class Kept:
 
 
 class Connection:
-    """One connection: what it was dealt and has not delivered, and what was delivered and is not acknowledged."""
+    """One connection: what it has taken and has not delivered, and what was delivered and is not acknowledged."""
+
+    is_ended = False
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        self.dealt: list[int] = []
+        self.connection_id = number
+        self.taken: list[int] = []
         self.delivered: set[int] = set()
         self.lock = threading.Lock()
+
+    def acknowledge(self) -> None:
+        """Each chunk is acknowledged by itself."""
 
     def stop(self, seconds: float) -> bool:
         return seconds > 0
@@ -71,11 +77,11 @@ class Pipe:
         self.queue.extend(part)
         self.queue.on_advance = self.stream.advance
         self.kept = Kept()
-        self.output = ReorderBuffer(self.kept, None, chunk_size, windows[1] * chunk_size)
+        self.buffer = ReorderBuffer(self.kept, None, chunk_size, windows[1] * chunk_size)
         self.queue.bound(windows[1] * chunk_size)
         self.queue.need_stream()
         self.failures: list[object] = []
-        self.output.start(self.failures.append)
+        self.buffer.start(self.failures.append)
         self.stream.start(self._grow, self.failures.append)
         self.connections = [Connection(number) for number in range(4 * connections)]
 
@@ -88,31 +94,32 @@ class Pipe:
         self.queue.grow(self.part, is_whole=self.stream.is_ended)
 
     def take(self, connection: Connection) -> bool:
-        """Have a chunk dealt; whether there was one."""
-        chunk_id = self.queue.next(connection.number, self.queue.epoch)
+        """Take a chunk; whether there was one."""
+        chunk_id = self.queue.next(connection.connection_id, self.queue.epoch)
         if chunk_id is None:
             return False
         with connection.lock:
-            connection.dealt.append(chunk_id)
+            connection.taken.append(chunk_id)
         return True
 
     def deliver(self, connection: Connection) -> bool:
         """Deliver the oldest chunk of a connection; whether it had one."""
-        if not connection.dealt:
+        if not connection.taken:
             return False
-        chunk_id = connection.dealt.pop(0)
+        chunk_id = connection.taken.pop(0)
         ((segment, _),) = self.manifest.carried(chunk_id)
         content = bytes(self.stream.bytes_at(segment.offset, segment.length))
-        position = self.output.position(segment)
+        position = self.buffer.position(segment)
         assert position == chunk_id
-        turn, _ = self.output.begin(position, segment.length, connection)
+        turn, _ = self.buffer.begin(position, segment.length, connection)
         assert turn is not Delivery.WAIT  # who was cut has left
         if turn is Delivery.WRITE:
-            self.output.write(memoryview(content), segment.offset)
+            self.buffer.write(memoryview(content), segment.offset)
         connection.delivered.add(chunk_id)
         digest = segment_digest(content)
-        assert self.output.deliver(position, digest, digest, connection.number)
-        self.output.hand_over(position, connection, lambda: self._acknowledged(connection, chunk_id))
+        incoming = IncomingSegment(self.buffer, position, segment, turn is Delivery.WRITE)
+        assert self.buffer.end_chunk(connection, [incoming], [digest], [digest])
+        self.buffer.when_passed_on(position, connection, lambda: self._acknowledged(connection, chunk_id))
         return True
 
     def _acknowledged(self, connection: Connection, chunk_id: int) -> None:
@@ -123,25 +130,25 @@ class Pipe:
         assert not self.queue.pin_digest(
             chunk_id, [segment for segment, _ in self.manifest.carried(chunk_id)], [bytes(range(16))]
         )
-        self.queue.mark_done((chunk_id,), self.queue.epoch, connection.number)
+        self.queue.mark_done((chunk_id,), self.queue.epoch, connection.connection_id)
 
     def cut(self, connection: Connection) -> bool:
-        """Lose what a connection had: it is dealt again, delivered or not."""
-        self.output.abandon(connection)
+        """Lose what a connection had: it is sent again, delivered or not."""
+        self.buffer.detach(connection)
         with connection.lock:
-            lost = connection.dealt + sorted(connection.delivered)
-            connection.dealt.clear()
+            lost = connection.taken + sorted(connection.delivered)
+            connection.taken.clear()
             connection.delivered.clear()
         self.queue.put_back(lost, self.queue.epoch)
         return True
 
     def double(self, _connection: Connection) -> None:
-        """Deal to twice as many, if there are so many."""
+        """Send over twice as many, if there are so many."""
         if 2 * self.queue.connections <= len(self.connections):
             self.queue.resize(2 * self.queue.connections)
 
     def halve(self, _connection: Connection) -> None:
-        """Deal to half of them; the others deliver what they have."""
+        """Send over half of them; the others deliver what they have."""
         if self.queue.connections % 2 == 0:
             self.queue.resize(self.queue.connections // 2)
 
@@ -150,7 +157,7 @@ class Pipe:
 
     def close(self) -> None:
         self.stream.end()
-        assert self.output.end(UNIT)
+        assert self.buffer.stop(UNIT)
         self.writing.join(UNIT)
         os.close(self.read_fd)
 
@@ -181,7 +188,7 @@ def test_a_pipe_delivers_what_was_put_into_it(
             if not any(moved):
                 time.sleep(0.0005)
         assert pipe.kept.content == content
-        assert (pipe.output.passed_bytes, pipe.queue.lowest) == (len(content), pipe.queue.chunks)
+        assert (pipe.buffer.passed_bytes, pipe.queue.lowest) == (len(content), pipe.queue.chunks)
         assert pipe.failures == []
     finally:
         pipe.close()

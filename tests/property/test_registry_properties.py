@@ -20,10 +20,10 @@ from filestreamer.wire.grid import Grid, Share
 from receiver.disk.destination import Destination
 from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import FileShare
-from receiver.file.shared_file import Step
+from receiver.file.shared_file import ShareStep
 from receiver.server.registry import Registry
 from tests.support import disks
-from tests.unit.receiver.server.test_registry import Sender
+from tests.support.shares import Sender, answer, claimed, staging
 
 ENDS = ("stays", "is lost", "finishes")
 
@@ -60,7 +60,7 @@ class Shards(RuleBasedStateMachine):
         digests = []
         for ordinal in range(start, stop):
             block = bytearray(self.grid.length(share.chunk(ordinal)))
-            file_share.content.read_into(memoryview(block), self.grid.offset(share.chunk(ordinal)))
+            file_share.file.content.read_into(memoryview(block), self.grid.offset(share.chunk(ordinal)))
             digests.append(segment_digest(bytes(block)))
         file_share.rehashed(share, start, digests)
 
@@ -86,12 +86,12 @@ class Shards(RuleBasedStateMachine):
 
     def claim(self, index: int) -> tuple[Sender, FileShare]:
         sender = Sender(self.files)
-        return sender, self.files.claim(sender, self.entry, self.grid, Share(index, self.count))  # type: ignore[arg-type]
+        return sender, self.files.claim(sender, self.entry, self.grid, Share(index, self.count))
 
     def come(self, index: int, *, right: bool) -> None:
         """Join; what the ledger claims is re-hashed."""
         sender, file_share = self.claim(index)
-        for start, stop in file_share.claimed():
+        for start, stop in claimed(file_share):
             self.rehash(file_share, file_share.share, start, stop)
         self.live[index] = sender, file_share, right
 
@@ -109,17 +109,19 @@ class Shards(RuleBasedStateMachine):
             self.there[position] = right
             block = self.block(position, right=right)
             digest = segment_digest(block)
-            file_share.write(memoryview(block), self.grid.offset(position))
+            staging(file_share).write(memoryview(block), self.grid.offset(position))
             assert file_share.deliver(position, sender, digest, digest, 0)
-            file_share.record([(position, digest)])
+            staging(file_share).record([(position, digest)])
 
     def to_send(self, index: int) -> list[int]:
         _, file_share, right = self.live[index]
-        answer = file_share.answer()
-        needed = [ordinal for start, stop in answer.needed for ordinal in range(start, stop)]
-        held = [ordinal for start, stop in answer.held for ordinal in range(start, stop)]
+        now = answer(file_share)
+        needed = [ordinal for start, stop in now.needed for ordinal in range(start, stop)]
+        held = [ordinal for start, stop in now.held for ordinal in range(start, stop)]
         positions = [file_share.share.chunk(ordinal) for ordinal in held]
-        differ = [k for k in positions if file_share.digest(k) != segment_digest(self.block(k, right=right))]
+        differ = [
+            k for k in positions if file_share.file.chunk_states.digest(k) != segment_digest(self.block(k, right=right))
+        ]
         return sorted([*(file_share.share.chunk(ordinal) for ordinal in needed), *differ])
 
     def finish(self, index: int) -> None:
@@ -127,26 +129,26 @@ class Shards(RuleBasedStateMachine):
         sender, file_share, right = self.live[index]
         if not right or self.to_send(index):
             return
-        file_share.close()
+        file_share.stop_writes()
         file_share.seal()
         self.finished.add(index)
         self.sealed.add(index)
         step = file_share.file.next_step(file_share.share)
-        if step is Step.REHASH:
+        if step is ShareStep.REHASH:
             for share, start, stop in file_share.file.sealed_claims():
                 self.rehash(file_share, share, start, stop)
             step = file_share.file.next_step(file_share.share)
-        assert (step is Step.COMMIT) == (self.is_committed or len(self.finished) == self.count)
-        if step is Step.COMMIT:
+        assert (step is ShareStep.COMMIT) == (self.is_committed or len(self.finished) == self.count)
+        if step is ShareStep.COMMIT:
             file_share.file.commit()
             self.is_committed = True
-            self.files.release(sender)  # type: ignore[arg-type]
+            self.files.release_committed(sender)
         self.lose(index)
 
     def lose(self, index: int) -> None:
         """End a shard; behind the last one the file is closed, and what the ledger says is all that is left."""
         sender, _, _ = self.live.pop(index)
-        self.files.leave(sender, cleanly=True)  # type: ignore[arg-type]
+        self.files.release(sender, cleanly=True)
         if not self.live:
             self.finished = {index for index in self.sealed if self.is_right(index)}
 
@@ -168,7 +170,7 @@ class Shards(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for sender, _, _ in self.live.values():
-            self.files.leave(sender, cleanly=True)  # type: ignore[arg-type]
+            self.files.release(sender, cleanly=True)
         os.close(self.destination.fd)
         self.stack.close()
 

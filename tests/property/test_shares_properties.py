@@ -47,15 +47,15 @@ def test_a_range_of_chunks_means_those_of_the_share(grid: Grid, count: int, data
 @given(GRIDS, COUNTS, st.data())
 def test_the_states_of_a_share_are_its_own(grid: Grid, count: int, data: st.DataObject) -> None:
     """What is written of a share is missing from its runs, and from no other one's."""
-    assembly, writer = ChunkStates(grid), Writer()
+    states, writer = ChunkStates(grid), Writer()
     written = data.draw(st.sets(st.integers(0, grid.segments - 1))) if grid.segments else set()
     for k in written:
-        assembly.begin(k, writer)
-        assembly.deliver(k, writer, bytes([k % 256]) * 16, bytes([k % 256]) * 16)
+        states.begin(k, writer)
+        states.deliver(k, writer, bytes([k % 256]) * 16, bytes([k % 256]) * 16)
     for share in shares(min(count, 30)):
-        runs = [share.chunk(i) for start, stop in assembly.runs(FREE, share=share) for i in range(start, stop)]
+        runs = [share.chunk(i) for start, stop in states.runs(FREE, share=share) for i in range(start, stop)]
         assert runs == [k for k in range(share.index, grid.segments, share.count) if k not in written]
-        digests = b"".join(assembly.digests(share))
+        digests = b"".join(states.digests(share))
         of_share = range(share.index, grid.segments, share.count)
         assert digests == b"".join(bytes([k % 256]) * 16 if k in written else bytes(16) for k in of_share)
 

@@ -116,8 +116,8 @@ class TreeTransfer:
         computed = [segment_digest(payload) for payload in payloads]
         good = self.tree.chunks.end_chunk(connection or self.connection, begun, told, computed)
         for each, said in zip(begun, told, strict=True):
-            if good and each.write and each.sink.ledger_writer is not None:
-                each.sink.ledger_writer.record([(each.position, said)])
+            if good and each.write and each.ledger is not None:
+                each.ledger.record([(each.position, said)])
         return good
 
     def send_all(self) -> None:

@@ -5,7 +5,6 @@ again.
 """
 
 import os
-from typing import Final
 
 from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry
@@ -19,7 +18,6 @@ class SmallFile:
     """One delivery of a small file by one connection. For the thread of that connection."""
 
     __slots__ = ("_fd", "_staging", "connection", "entry", "name")
-    ledger_writer: Final = None
 
     def __init__(self, staging: TreeStaging, name: str, entry: Entry, connection: Connection) -> None:
         """Write the file under `name` in staging; it is made with its first byte."""
@@ -52,18 +50,6 @@ class SmallFile:
             os.close(self._fd)
             self._fd = -1
         self._staging.remove(self.name)
-
-
-class Discard:
-    """Takes the place of a file whose bytes are read and compared, and not written."""
-
-    ledger_writer: Final = None
-
-    def write(self, view: memoryview, offset: int) -> None:
-        """Never called: the segment says that nothing is written."""
-
-
-DISCARD: Final = Discard()
 
 
 def make_file(staging: TreeStaging, name: str, entry: Entry) -> None:

@@ -17,7 +17,6 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import WHOLE, Grid, hole_segments
 from receiver.disk.closed_staging import StagingMark
-from receiver.disk.ledger import UNKNOWN_DIGEST
 from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
@@ -63,13 +62,8 @@ class OpenLargeFile(FileShare):
         """Append (position, digest) pairs to the ledger. After `close_ledger` nothing: that has recorded all."""
         with self._ledger_lock:
             if not self._is_ledger_closed:
-                super().record(records)
+                self.staging.record(records)
                 self._unrecorded.difference_update([position for position, _ in records])
-
-    def digest(self, position: int) -> bytes:
-        """Return the digest of a VERIFIED segment; UNKNOWN_DIGEST after `close_ledger`, as nothing records it then."""
-        with self._ledger_lock:
-            return UNKNOWN_DIGEST if self._is_ledger_closed else super().digest(position)
 
     def close_ledger(self, *, records_rest: bool = True) -> None:
         """Let no thread touch the descriptors any more; with `records_rest`, record the segments that are not yet.
@@ -82,13 +76,13 @@ class OpenLargeFile(FileShare):
             self._is_ledger_closed = True
             if records_rest and self._unrecorded:
                 positions = sorted(self._unrecorded)
-                super().record([(position, super(OpenLargeFile, self).digest(position)) for position in positions])
+                self.staging.record([(position, self.file.chunk_states.digest(position)) for position in positions])
 
     @property
     def staging(self) -> Staging:
         """Its staging: a large file of a tree is never opened under its final name."""
-        assert isinstance(self.content, Staging)
-        return self.content
+        assert isinstance(self.file.content, Staging)
+        return self.file.content
 
     @property
     def is_verified(self) -> bool:
@@ -100,7 +94,7 @@ class OpenLargeFile(FileShare):
     def is_all_here(self) -> bool:
         """Whether every segment is VERIFIED or HELD. The sender may still send a HELD one: its source has changed."""
         with self.file.lock:
-            return self.file.chunk_states.is_settled
+            return self.file.chunk_states.is_all_here
 
     @property
     def has_writers(self) -> bool:

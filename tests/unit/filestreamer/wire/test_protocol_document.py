@@ -204,7 +204,7 @@ STEPS: dict[str, Callable[[ChunkStates], object]] = {
     "a chunk arrives": lambda states: states.begin(0, Writer()),
     "it is right": lambda states: states.deliver(0, states.writer(0) or Writer(), RIGHT, RIGHT),
     "it is wrong": lambda states: states.deliver(0, states.writer(0) or Writer(), RIGHT, WRONG),
-    "its connection ends": lambda states: states.abandon(states.writer(0) or Writer()),
+    "its connection ends": lambda states: states.detach(states.writer(0) or Writer()),
     "re-hashed, and as the ledger says": lambda states: states.rehashed(0, RIGHT),
     "re-hashed, and otherwise": lambda states: states.rehashed(0, WRONG),
 }

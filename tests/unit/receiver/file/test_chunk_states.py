@@ -57,9 +57,9 @@ def test_a_connection_that_ends_leaves_its_chunks_free() -> None:
     made.begin(0, A)
     made.begin(1, B)
     made.begin(2, A)
-    made.abandon(A)
+    made.detach(A)
     assert [made.state(index) for index in range(3)] == [FREE, WRITING, FREE]
-    made.abandon(A)
+    made.detach(A)
     assert made.deliver(1, B, D1, D1)
 
 
@@ -81,7 +81,7 @@ def test_a_chunk_that_another_one_writes_has_to_wait() -> None:
     made.begin(0, A)
     assert made.begin(0, B) is Delivery.WAIT
     assert made.writer(0) is A
-    made.abandon(A)
+    made.detach(A)
     assert made.begin(0, B) is Delivery.WRITE
 
 
@@ -141,7 +141,7 @@ def test_claimed_and_lost_while_it_was_written_over() -> None:
     made = chunk_states()
     made.claim(1, D1)
     made.begin(1, A)
-    made.abandon(A)
+    made.detach(A)
     made.rehashed(1, D1)
     assert made.state(1) == FREE
 
@@ -163,7 +163,7 @@ def test_held_and_lost_while_it_was_written_over() -> None:
     made.claim(1, D1)
     made.rehashed(1, D1)
     made.begin(1, A)
-    made.abandon(A)
+    made.detach(A)
     assert (made.state(1), made.held_bytes()) == (FREE, 0)
 
 

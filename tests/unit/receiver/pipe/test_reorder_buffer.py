@@ -11,8 +11,9 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest, segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from receiver.file.chunk_states import Delivery
-from receiver.memory.budget import Budget
-from receiver.pipe.reorder_buffer import SLOT_BYTES, SLOTS_MOST, ReorderBuffer, borrow_window, check_window
+from receiver.file.target import IncomingSegment
+from receiver.pipe.reorder_buffer import ReorderBuffer
+from receiver.pipe.window import SLOTS_MOST
 from tests.support.services import UNIT
 
 CHUNK = 1000
@@ -45,38 +46,48 @@ class Pipe:
 class Connection:
     """Brings chunks."""
 
+    connection_id = 7
+    is_ended = False
+
+    def acknowledge(self) -> None:
+        """Nothing is gathered."""
+
     def stop(self, seconds: float) -> bool:
         return seconds > 0
 
 
 class Bench:
-    """An output that runs, and what it told."""
+    """A buffer that passes on, and what it told."""
 
     def __init__(self, size: int | None = None) -> None:
         self.pipe = Pipe()
-        self.output = ReorderBuffer(self.pipe, size, CHUNK, SLOTS * CHUNK + 1)
+        self.buffer = ReorderBuffer(self.pipe, size, CHUNK, SLOTS * CHUNK + 1)
         self.failures: list[FilestreamerError] = []
         self.failed = threading.Event()
         self.acknowledged: list[int] = []
         self.connection = Connection()
-        self.output.start(self._fail)
+        self.buffer.start(self._fail)
 
     def _fail(self, error: FilestreamerError) -> None:
         self.failures.append(error)
         self.failed.set()
 
     def begin(self, position: int, content: bytes, by: Connection | None = None) -> Delivery:
-        turn, _ = self.output.begin(position, len(content), by or self.connection)
+        turn, _ = self.buffer.begin(position, len(content), by or self.connection)
         if turn is Delivery.WRITE:
-            self.output.write(memoryview(content), position * CHUNK)
+            self.buffer.write(memoryview(content), position * CHUNK)
         return turn
 
     def deliver(self, position: int, content: bytes, digest: bytes | None = None) -> bool:
         computed = segment_digest(content)
-        if not self.output.deliver(position, computed if digest is None else digest, computed, 7):
+        if not self.end(position, computed if digest is None else digest, computed):
             return False
-        self.output.hand_over(position, self.connection, lambda: self.acknowledged.append(position))
+        self.buffer.when_passed_on(position, self.connection, lambda: self.acknowledged.append(position))
         return True
+
+    def end(self, position: int, digest: bytes, computed: bytes, by: Connection | None = None) -> bool:
+        segment = IncomingSegment(self.buffer, position, m.Segment(0, position * CHUNK, CHUNK), True)
+        return self.buffer.end_chunk(by or self.connection, [segment], [digest], [computed])
 
     def bring(self, position: int, content: bytes) -> Delivery:
         turn = self.begin(position, content)
@@ -96,11 +107,11 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    """Return an output for a stream."""
+    """Return a buffer for a stream."""
     made = Bench()
     yield made
     made.pipe.open.set()
-    assert made.output.end(UNIT)
+    assert made.buffer.stop(UNIT)
 
 
 def chunk(position: int, length: int = CHUNK) -> bytes:
@@ -114,7 +125,7 @@ def finish(*contents: bytes) -> m.Finish:
 def test_what_comes_early_waits_for_its_turn(bench: Bench) -> None:
     for position in (2, 1, 3):
         assert bench.bring(position, chunk(position)) is Delivery.WRITE
-    assert (bench.output.passed, bench.acknowledged, bench.output.has_begun) == (0, [], False)
+    assert (bench.buffer.passed, bench.acknowledged, bench.buffer.has_begun) == (0, [], False)
     bench.bring(0, chunk(0))
     bench.until_acknowledged(0, 1, 2, 3)
     assert bench.pipe.content == b"".join(map(chunk, range(4)))
@@ -125,20 +136,20 @@ def test_acknowledged_is_what_was_taken(bench: Bench) -> None:
     bench.bring(0, chunk(0))
     bench.bring(1, chunk(1))
     assert bench.pipe.entered.acquire(timeout=UNIT)
-    assert (bench.acknowledged, bench.output.passed, bench.output.has_begun) == ([], 0, True)
+    assert (bench.acknowledged, bench.buffer.passed, bench.buffer.has_begun) == ([], 0, True)
     bench.pipe.open.set()
     bench.until_acknowledged(0, 1)
 
 
 def test_a_reader_that_takes_nothing_is_waited_for_and_that_is_seen(bench: Bench) -> None:
-    assert not bench.output.is_waiting
+    assert not bench.buffer.is_waiting
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
-    bench.until(lambda: bench.output.is_waiting)
-    assert bench.output.writing_seconds > 1
+    bench.until(lambda: bench.buffer.is_waiting)
+    assert bench.buffer.writing_seconds > 1
     bench.pipe.open.set()
     bench.until_acknowledged(0)
-    assert not bench.output.is_waiting
+    assert not bench.buffer.is_waiting
 
 
 def test_nothing_beyond_the_window_is_taken(bench: Bench) -> None:
@@ -183,17 +194,17 @@ def test_one_connection_brings_a_chunk_at_a_time(bench: Bench) -> None:
     with pytest.raises(RemoteProtocolError, match="twice"):
         bench.begin(0, chunk(0))
     other = Connection()
-    assert bench.output.begin(0, CHUNK, other) == (Delivery.WAIT, bench.connection)
-    bench.output.abandon(bench.connection)
+    assert bench.buffer.begin(0, CHUNK, other) == (Delivery.WAIT, bench.connection)
+    bench.buffer.detach(bench.connection)
     assert bench.begin(0, chunk(0), other) is Delivery.WRITE
 
 
 def test_what_a_lost_connection_had_brought_stays(bench: Bench) -> None:
     bench.bring(1, chunk(1))
     bench.begin(2, chunk(2))
-    bench.output.abandon(bench.connection)
+    bench.buffer.detach(bench.connection)
     bench.bring(0, chunk(0))
-    bench.until(lambda: bench.output.passed == 2)
+    bench.until(lambda: bench.buffer.passed == 2)
     bench.until_acknowledged(0)  # 1 is acknowledged where it is brought again
     assert bench.bring(1, chunk(1)) is Delivery.COMPARE
     bench.until_acknowledged(0, 1)
@@ -204,14 +215,14 @@ def test_the_end_of_a_stream_is_what_the_sender_says(bench: Bench) -> None:
     contents = [chunk(0), chunk(1, 7)]
     bench.bring(0, contents[0])
     bench.until_acknowledged(0)
-    assert not bench.output.is_whole(finish(*contents))
+    assert not bench.buffer.is_whole(finish(*contents))
     bench.bring(1, contents[1])
     bench.until_acknowledged(0, 1)
     whole = finish(*contents)
-    assert bench.output.is_whole(whole)
-    assert not bench.output.is_whole(whole._replace(stream_bytes=CHUNK))
-    assert not bench.output.is_whole(whole._replace(root_digest=bytes(16)))
-    assert not bench.output.is_whole(whole._replace(chunks=1))
+    assert bench.buffer.is_whole(whole)
+    assert not bench.buffer.is_whole(whole._replace(stream_bytes=CHUNK))
+    assert not bench.buffer.is_whole(whole._replace(root_digest=bytes(16)))
+    assert not bench.buffer.is_whole(whole._replace(chunks=1))
 
 
 def test_nothing_follows_a_short_chunk(bench: Bench) -> None:
@@ -243,7 +254,7 @@ def test_a_reader_that_has_gone_ends_it(bench: Bench) -> None:
     ],
 )
 def test_segments_of_a_stream(bench: Bench, segment: m.Segment, position: int | None) -> None:
-    assert bench.output.position(segment) == position
+    assert bench.buffer.position(segment) == position
 
 
 @pytest.mark.parametrize(
@@ -265,57 +276,22 @@ def test_a_file_is_whole_when_it_has_its_size() -> None:
     bench.bring(0, chunk(0))
     bench.bring(1, chunk(1, 10))
     bench.until_acknowledged(0, 1)
-    assert bench.output.is_whole(finish(chunk(0), chunk(1, 10))._replace(stream_bytes=0))
-    assert bench.output.end(UNIT)
-
-
-def test_a_chunk_larger_than_the_window_is_refused() -> None:
-    with pytest.raises(TransferFailed, match="--chunk-size") as caught:
-        check_window(CHUNK + 1, CHUNK)
-    assert caught.value.code is Code.POLICY
+    assert bench.buffer.is_whole(finish(chunk(0), chunk(1, 10))._replace(stream_bytes=0))
+    assert bench.buffer.stop(UNIT)
 
 
 def test_the_end_does_not_wait_for_a_reader_that_takes_nothing(bench: Bench) -> None:
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
     assert bench.pipe.entered.acquire(timeout=UNIT)
-    assert not bench.output.end(0.01)
+    assert not bench.buffer.stop(0.01)
     bench.pipe.open.set()
-    assert bench.output.end(UNIT)
+    assert bench.buffer.stop(UNIT)
     assert bench.acknowledged == []
 
 
-MIB = 1 << 20
-
-
-def windows(budget: Budget, number: int, chunk_size: int, most_bytes: int) -> list[int]:
-    """Return the windows that so many pipes get, one after the other, of different peers."""
-    return [borrow_window(budget.admit(f"peer {at}", MIB), chunk_size, most_bytes)[0] for at in range(number)]
-
-
-def test_ten_pipes_do_not_take_ten_windows() -> None:
-    budget = Budget(256 * MIB)
-    found = windows(budget, 10, MIB, 64 * MIB)
-    assert found[0] >= 32 * MIB
-    assert found == sorted(found, reverse=True)
-    assert min(found) >= 2 * MIB
-    assert budget.used_bytes == sum(found) + sum(found) // MIB * SLOT_BYTES + 10 * MIB
-
-
-def test_a_window_has_a_bound_of_chunks() -> None:
-    assert windows(Budget(256 * MIB), 1, 1, 64 * MIB) == [SLOTS_MOST]
-    assert ReorderBuffer(Pipe(), None, 1, 64 * MIB)._slots == SLOTS_MOST
-
-
-def test_a_pipe_for_whose_chunk_there_is_no_memory() -> None:
-    budget = Budget(20 * MIB)
-    with pytest.raises(TransferFailed) as caught:
-        borrow_window(budget.admit("a", MIB), 32 * MIB, 64 * MIB)
-    assert caught.value.code is Code.TOO_LARGE
-    assert windows(budget, 1, 12 * MIB, 64 * MIB) == [12 * MIB]
-    with pytest.raises(TransferFailed) as caught:
-        borrow_window(budget.admit("b", MIB), 12 * MIB, 64 * MIB)
-    assert caught.value.code is Code.LIMIT
+def test_a_buffer_has_a_bound_of_chunks() -> None:
+    assert ReorderBuffer(Pipe(), None, 1, 64 << 20)._slots == SLOTS_MOST
 
 
 def test_a_window_is_a_number_until_it_is_used() -> None:
@@ -324,10 +300,10 @@ def test_a_window_is_a_number_until_it_is_used() -> None:
     for position in range(3 * SLOTS):
         assert bench.bring(position, chunk(position)) is Delivery.WRITE
         bench.until_acknowledged(*range(position + 1))
-    assert list(bench.output._digests) == [segment_digest(chunk(at)) for at in range(2 * SLOTS, 3 * SLOTS)]
+    assert list(bench.buffer._digests) == [segment_digest(chunk(at)) for at in range(2 * SLOTS, 3 * SLOTS)]
     assert bench.begin(3 * SLOTS - 1, chunk(3 * SLOTS - 1)) is Delivery.COMPARE
     assert bench.deliver(3 * SLOTS - 1, chunk(3 * SLOTS - 1))
-    assert bench.output.end(UNIT)
+    assert bench.buffer.stop(UNIT)
 
 
 def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Bench) -> None:
@@ -337,10 +313,10 @@ def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Benc
     digest = segment_digest(content)
     first, second = Connection(), Connection()
     for name, connection in [("first", first), ("second", second), ("first", first), ("first", first)]:
-        assert bench.output.begin(1, CHUNK, connection)[0] is Delivery.COMPARE
-        assert bench.output.deliver(1, digest, digest, 7)
-        bench.output.hand_over(1, connection, functools.partial(told.append, name))
-    bench.output.abandon(first)
+        assert bench.buffer.begin(1, CHUNK, connection)[0] is Delivery.COMPARE
+        assert bench.end(1, digest, digest, connection)
+        bench.buffer.when_passed_on(1, connection, functools.partial(told.append, name))
+    bench.buffer.detach(first)
     bench.bring(0, b"a" * CHUNK)
-    bench.until(lambda: bench.output.passed == 2 and bool(told))
+    bench.until(lambda: bench.buffer.passed == 2 and bool(told))
     assert told == ["second"]

@@ -31,7 +31,7 @@ class Stingy(socket.socket):
 
 
 class Bench:
-    """A slot, and its peer."""
+    """A handshake, and its peer."""
 
     def __init__(self, says: type[OSError]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -40,7 +40,7 @@ class Bench:
         self.peer.settimeout(2 * UNIT)
         stingy = Stingy(fileno=accepted.detach())
         stingy.says = says
-        self.slot = Handshake(stingy, ReceiverOpening(random_id(), None), None)
+        self.handshake = Handshake(stingy, ReceiverOpening(random_id(), None), None)
 
     def read(self) -> m.Message:
         def exact(count: int) -> bytes:
@@ -55,7 +55,7 @@ class Bench:
 
     def close(self) -> None:
         self.peer.close()
-        self.slot.socket.close()
+        self.handshake.socket.close()
 
 
 @pytest.fixture(params=[ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError])
@@ -65,19 +65,19 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made.close()
 
 
-def go_on(slot: Handshake) -> None:
+def go_on(handshake: Handshake) -> None:
     """Do what the server does whenever the socket is ready."""
     for _ in range(2 * limits.OPENING_FRAME_BYTES):
-        if not slot.wants_write:
+        if not handshake.wants_write:
             return
-        assert slot.receive() is None
+        assert handshake.receive() is None
     raise AssertionError("it never says all of it")
 
 
 def test_the_greeting_is_said_bit_by_bit(bench: Bench) -> None:
-    bench.slot.greet()
-    assert bench.slot.wants_write
-    go_on(bench.slot)
+    bench.handshake.greet()
+    assert bench.handshake.wants_write
+    go_on(bench.handshake)
     assert isinstance(bench.read(), m.Greeting)
 
 
@@ -85,10 +85,10 @@ def test_the_greeting_is_said_bit_by_bit(bench: Bench) -> None:
 def test_a_refusal_is_said_bit_by_bit(bench: Bench, greets: bool) -> None:
     """Behind the Greeting, where that is not out yet."""
     if greets:
-        bench.slot.greet()
-    done = bench.slot.refuse(Code.LIMIT, "too many")
+        bench.handshake.greet()
+    done = bench.handshake.refuse(Code.LIMIT, "too many")
     for _ in range(limits.OPENING_FRAME_BYTES):
-        done = done or bench.slot.finish_refusal()
+        done = done or bench.handshake.finish_refusal()
     assert done
     if greets:
         assert isinstance(bench.read(), m.Greeting)
@@ -99,7 +99,7 @@ def test_a_refusal_is_said_bit_by_bit(bench: Bench, greets: bool) -> None:
 
 
 class Silent(Bench):
-    """A slot of a receiver that speaks TLS, and a peer that says nothing."""
+    """A handshake of a receiver that speaks TLS, and a peer that says nothing."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -108,8 +108,8 @@ class Silent(Bench):
         self.peer.settimeout(2 * UNIT)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.begun_at = time.monotonic()
-        self.slot = Handshake(accepted, ReceiverOpening(random_id(), None), context)
-        self.slot.greet()
+        self.handshake = Handshake(accepted, ReceiverOpening(random_id(), None), context)
+        self.handshake.greet()
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def silent() -> Iterator[Silent]:
 
 def test_tls_and_a_peer_that_waits_for_a_greeting_in_clear_text(silent: Silent) -> None:
     """It is told so with POLICY, in clear text and after half of the time: it gives up after all of it."""
-    assert not silent.slot.is_overdue(silent.begun_at + limits.OPENING_SECONDS / 2 - 0.1)
-    assert silent.slot.is_overdue(time.monotonic() + limits.OPENING_SECONDS / 2)
-    assert silent.slot.refuse(Code.TIMEOUT, "no Hello")
+    assert not silent.handshake.is_overdue(silent.begun_at + limits.OPENING_SECONDS / 2 - 0.1)
+    assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SECONDS / 2)
+    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
     refusal = silent.read()
     assert isinstance(refusal, m.Refusal)
     assert (refusal.code, "--tls" in refusal.reason) == (Code.POLICY, True)
@@ -132,8 +132,8 @@ def test_tls_and_a_peer_that_waits_for_a_greeting_in_clear_text(silent: Silent) 
 def test_tls_and_a_peer_that_has_begun_to_shake_hands(silent: Silent) -> None:
     """It has all the time, and no word in clear text."""
     silent.peer.sendall(b"\x16\x03\x01")
-    assert silent.slot.receive() is None
-    assert not silent.slot.is_overdue(silent.begun_at + limits.OPENING_SECONDS - 0.1)
-    assert silent.slot.is_overdue(time.monotonic() + limits.OPENING_SECONDS)
-    assert silent.slot.refuse(Code.TIMEOUT, "no Hello")
+    assert silent.handshake.receive() is None
+    assert not silent.handshake.is_overdue(silent.begun_at + limits.OPENING_SECONDS - 0.1)
+    assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SECONDS)
+    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
     assert silent.peer.recv(1) == b""

@@ -4,65 +4,83 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from types import SimpleNamespace
+from typing import Any, Final
 
 import pytest
 
+from filestreamer.process import log
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, prepare
+from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account, Budget
 from receiver.transfer.connection import DataConnection
 from receiver.transfer.connection_set import ConnectionSet
+from receiver.transfer.context import Context
+from receiver.transfer.liveness import Liveness
+from receiver.transfer.mailbox import Mailbox
 from tests.support.services import UNIT
 
-SPOILT: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging")
+POISONED: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging")
 
 
-class Spoilt:
-    """A cargo that can't let go of a connection: a file that it kept open can't be finished."""
+class Poisoned:
+    """A target that can't let go of a connection: a file that it kept open can't be finished."""
 
     @property
-    def chunks(self) -> Self:
+    def chunks(self) -> "Poisoned":
         return self
 
     def detach(self, connection: DataConnection) -> None:
         del connection
-        raise SPOILT
+        raise POISONED
 
     def stop_writes(self) -> None:
         """Nothing is open."""
 
 
 class Host:
-    """A transfer as far as a connection knows it."""
+    """A transfer, as far as a connection knows it."""
 
     def __init__(self, account: Account) -> None:
         self.over = threading.Event()
-        self.connection_set = ConnectionSet(
-            TransferCounters(bytes(16), "", m.RECEIVER_STAGES), 4, account, self.over.is_set
+        counters = TransferCounters(bytes(16), "", m.RECEIVER_STAGES)
+        self.connection_set = ConnectionSet(counters, 4, account, self.over.is_set)
+        self.mailbox = Mailbox(self.over)
+        link = ControlLink("receiver", 1, self.over)
+        rehasher = Rehasher(self.mailbox.post, self.mailbox.post)
+        transfer: Any = SimpleNamespace(is_complete=False)
+        unused: Any = None
+        self.context = Context(
+            transfer=transfer,
+            names=unused,
+            features=(),
+            account=account,
+            counters=counters,
+            over=self.over,
+            mailbox=self.mailbox,
+            link=link,
+            connection_set=self.connection_set,
+            rehasher=rehasher,
+            disk_worker=unused,
+            syncer=unused,
+            liveness=Liveness(counters, link, self.connection_set, rehasher, give_up_seconds=UNIT),
+            log=log.configure("receiver"),
         )
-        self.heard: list[FilestreamerError | None] = []
-
-    def left(self, connection: DataConnection, error: FilestreamerError | None) -> None:
-        del connection
-        self.heard.append(error)
-
-    def note_mismatch(self, connection: DataConnection, chunk_id: int) -> None:
-        """Nothing comes."""
-
-    def peer_is_silent(self) -> bool:
-        return False
 
     def connect(self, connection_id: int) -> tuple[DataConnection, socket.socket]:
         """Let a connection in; return it, and the end of its peer."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             peer = socket.create_connection(listener.getsockname())
             ours, _ = listener.accept()
-        seat = self.connection_set.admit(connection_id)
-        channel = Channel(prepare(ours, 60.0), lambda: None, payload_bytes=seat.payload_bytes)
-        made = DataConnection(self, channel, m.Welcome(b""), self.connection_set.counters_of(connection_id), seat)
+        budget = self.connection_set.admit(connection_id)
+        channel = Channel(prepare(ours, 60.0), lambda: None, payload_bytes=budget.payload_bytes)
+        made = DataConnection(
+            self.context, channel, m.Welcome(b""), self.connection_set.counters_of(connection_id), budget
+        )
         made.start()
         return made, peer
 
@@ -78,7 +96,7 @@ def host(budget: Budget) -> Iterator[Host]:
     yield made
     made.over.set()
     made.connection_set.target = None
-    made.connection_set.end()
+    made.connection_set.stop()
 
 
 def joined(host: Host, connection: DataConnection) -> bool:
@@ -93,12 +111,12 @@ def test_files_that_can_not_be_left_end_the_transfer_and_keep_no_place(host: Hos
     before = budget.used_bytes
     first, peer = host.connect(1)
     assert joined(host, first)
-    target: Any = Spoilt()
+    target: Any = Poisoned()
     host.connection_set.target = target
     peer.close()
     first.join(UNIT)
-    assert host.heard == [SPOILT]
-    assert (host.connection_set.threads, host.connection_set.is_connected) == (0, False)
+    assert host.mailbox.take(0) is POISONED
+    assert (host.connection_set.admitted, host.connection_set.is_connected) == (0, False)
     assert budget.used_bytes == before
     second, peer = host.connect(1)
     assert joined(host, second)  # and spins around no connection that never goes
@@ -114,7 +132,7 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
     peer.settimeout(UNIT)
     ends = []
 
-    class Waiting(Spoilt):
+    class Waiting(Poisoned):
         def stop_writes(self) -> None:
             while some := peer.recv(1 << 16):
                 ends.append(len(some))
@@ -126,6 +144,6 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
     target: Any = Waiting()
     host.connection_set.target = target
     host.over.set()
-    host.connection_set.end()
+    host.connection_set.stop()
     assert ends[-1:] == [0]
     peer.close()

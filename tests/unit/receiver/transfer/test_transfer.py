@@ -20,8 +20,9 @@ from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.memory.budget import Budget
 from receiver.server.registry import Registry
-from receiver.transfer.transfer import CONTROL_FRAMES, CONTROLS, ControlUp, Transfer, TransferHost
-from receiver.tree.top_level_names import TopLevelNames
+from receiver.transfer.mailbox import CONTROLS_MOST, ControlUp
+from receiver.transfer.names import Claimant
+from receiver.transfer.transfer import CONTROL_FRAMES, Transfer
 from tests.support.services import UNIT
 
 ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
@@ -78,52 +79,42 @@ class Scripted:
             pass
 
 
-class Alone(TransferHost):
-    """The registry of a server that has one transfer."""
+class Ends:
+    """Hears how transfers end."""
 
-    def __init__(self, destination: Destination) -> None:
-        self._files = Registry(destination, None)
-        self.ends: list[FilestreamerError | None] = []
+    def __init__(self) -> None:
+        self.errors: list[FilestreamerError | None] = []
 
-    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
-        return self._files.claim(transfer, entry, grid, share)
-
-    def claim_root(self, transfer: Transfer, name: bytes) -> TopLevelNames:
-        return self._files.claim_root(transfer, name)
-
-    def claim_stdout(self, transfer: Transfer) -> None:
-        """Receive files."""
-
-    def release(self, transfer: Transfer) -> None:
-        self._files.release(transfer)
-
-    def leave(self, transfer: Transfer, *, cleanly: bool) -> None:
-        self._files.leave(transfer, cleanly=cleanly)
-
-    def ended(self, transfer: Transfer, error: FilestreamerError | None) -> None:
+    def __call__(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         del transfer
-        self.ends.append(error)
+        self.errors.append(error)
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Alone:
-    return Alone(Destination(str(tmp_path)))
-
-
-@pytest.fixture
-def transfer(registry: Alone) -> Iterator[Transfer]:
+def begin(registry: Registry, ends: Ends) -> Transfer:
     hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
-    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
+    account = Budget(1 << 30).admit("scripted", 1 << 20)
+    made = Transfer(registry, hello, account, UNIT, ended=ends, log=log.configure("receiver"))
     made.start()
+    return made
+
+
+@pytest.fixture
+def ends() -> Ends:
+    return Ends()
+
+
+@pytest.fixture
+def transfer(tmp_path: Path, ends: Ends) -> Iterator[Transfer]:
+    made = begin(Registry(Destination(str(tmp_path)), None), ends)
     yield made
-    made.forget()
+    made.dismiss()
     made.join(3 * UNIT)
     assert not made.is_alive()
 
 
 def control(transfer: Transfer, *, breaks_at: type[m.Message] | None = None) -> Scripted:
     channel = Scripted(breaks_at=breaks_at)
-    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    assert transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
     return channel
 
 
@@ -137,25 +128,25 @@ def test_a_reset_that_only_the_writer_hears_of_is_no_close_after_complete(transf
     again.expect(m.Complete)
 
 
-def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: Transfer, registry: Alone) -> None:
+def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: Transfer, ends: Ends) -> None:
     first = control(transfer)
     first.hear(*OFFER, FINISH)
     first.expect(m.Complete)
     first.shut()
     transfer.join(2 * UNIT)
-    assert registry.ends == [None]
+    assert ends.errors == [None]
     assert control(transfer).closed.wait(2 * UNIT)
 
 
-class Slow(Alone):
+class Slow(Registry):
     """A registry whose disk hangs until the test has seen enough."""
 
     def __init__(self, destination: Destination) -> None:
-        super().__init__(destination)
+        super().__init__(destination, None)
         self.asked = threading.Event()
         self.go_on = threading.Event()
 
-    def claim(self, transfer: Transfer, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+    def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
         self.asked.set()
         assert self.go_on.wait(3 * UNIT)
         return super().claim(transfer, entry, grid, share)
@@ -164,12 +155,10 @@ class Slow(Alone):
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[tuple[Slow, Transfer]]:
     registry = Slow(Destination(str(tmp_path)))
-    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
-    made = Transfer(registry, hello, Budget(1 << 30).admit("scripted", 1 << 20), UNIT, log.configure("receiver"))
-    made.start()
+    made = begin(registry, Ends())
     yield registry, made
     registry.go_on.set()
-    made.forget()
+    made.dismiss()
     made.join(3 * UNIT)
     assert not made.is_alive()
 
@@ -179,7 +168,7 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
 ) -> None:
     """Few frames wait beside the coordinator, the others in their socket: that nothing is heard is no silence then."""
     registry, transfer = slow
-    monkeypatch.setattr("receiver.transfer.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("receiver.transfer.coordinator.TICK_SECONDS", 0.01)
     monkeypatch.setattr("filestreamer.wire.sockets.control_link.TICK_SECONDS", 0.01)
     monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = control(transfer)
@@ -189,10 +178,10 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
     channel.hear(*[progress] * 20)
     until = time.monotonic() + 1.0
     while time.monotonic() < until:  # several times as long as the living are silent
-        assert transfer._mailbox.qsize() <= CONTROL_FRAMES
+        assert transfer.mailbox._events.qsize() <= CONTROL_FRAMES
         time.sleep(0.01)
     assert channel._bodies.qsize() > 20 - CONTROL_FRAMES - 2
-    assert not transfer.is_orphaned
+    assert not transfer.liveness.is_orphaned
     registry.go_on.set()
     channel.hear(FINISH)
     channel.expect(m.Complete)
@@ -203,10 +192,10 @@ def test_few_control_connections_wait_for_a_coordinator(slow: tuple[Slow, Transf
     control(transfer).hear(*OFFER)
     assert registry.asked.wait(2 * UNIT)
     channels = [Scripted() for _ in range(20)]
-    came_in = [transfer.post_now(ControlUp(channel, m.Welcome(b""))) for channel in channels]  # type: ignore[arg-type]
-    assert came_in == [True] * CONTROLS + [False] * (20 - CONTROLS)
+    came_in = [transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b""))) for channel in channels]  # type: ignore[arg-type]
+    assert came_in == [True] * CONTROLS_MOST + [False] * (20 - CONTROLS_MOST)
     registry.go_on.set()
-    last = channels[CONTROLS - 1]
+    last = channels[CONTROLS_MOST - 1]
     last.hear(*OFFER, FINISH)
     last.expect(m.Complete)
 
@@ -222,16 +211,16 @@ class Deaf(Scripted):
 
 
 def test_a_sender_that_talks_and_reads_nothing_holds_no_transfer(
-    transfer: Transfer, registry: Alone, monkeypatch: pytest.MonkeyPatch
+    transfer: Transfer, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.transfer.transfer.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("receiver.transfer.coordinator.TICK_SECONDS", 0.01)
     monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = Deaf()
-    assert transfer.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
+    assert transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b"")))  # type: ignore[arg-type]
     channel.hear(OFFER[0])
     channel.expect(m.Welcome)
     transfer.end_soon(TransferFailed(Code.TIMEOUT, "others wait for the place"))
     channel.hear(*[m.Progress(m.Phase.MOVING, 0, 0)] * 1000)
     transfer.join(2 * UNIT)
     assert not transfer.is_alive()
-    assert [str(error) for error in registry.ends] == ["others wait for the place"]
+    assert [str(error) for error in ends.errors] == ["others wait for the place"]

@@ -161,7 +161,7 @@ def test_withdrawn_while_it_is_written(tmp_path: Path, transfer_of: TransferOf) 
     large[0].sink.write(memoryview(bytes(C)), 0)
     assert not transfer.tree.chunks.end_chunk(transfer.connection, small, [bytes(16)], [segment_digest(b"small")])
     transfer.tree.chunks.detach(Connection(transfer))
-    transfer.tree.chunks.detach(next(iter([large[0].sink.file.chunk_states.writer(0)])))
+    transfer.tree.chunks.detach(next(iter([large[0].ledger.file.chunk_states.writer(0)])))
     transfer.finish()
     assert os.listdir(tmp_path / "t") == []
     assert not (tmp_path / ".filestreamer").exists()

@@ -1,0 +1,188 @@
+"""Accepts connections, and takes them through their opening: one thread, one selector, nothing ever blocks.
+
+A stranger costs one `Handshake` and OPENING_SECONDS. When all places are taken, the oldest handshake of the address
+that has most of them gives way: so a thousand silent connections keep no sender out. A connection whose peer has said
+Hello, and proved the token where one is asked for, is handed out; it goes on in a thread of its transfer.
+"""
+
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+from filestreamer.telemetry.monitor import Monitor
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
+from filestreamer.wire.opening import ReceiverOpening, random_id
+from receiver.server.handshake import Handshake
+
+HANDSHAKES: Final = 512
+"""Connections that may be in their opening at once, where there is memory for them."""
+HANDSHAKES_MIN: Final = 16
+HANDSHAKE_BYTES: Final = 192 * limits.KIB
+"""The memory of a connection in its opening: a socket whose buffer is full, and half a TLS handshake."""
+HANDSHAKES_SHARE: Final = 8
+"""Openings get one part in so many of the memory for peers."""
+PAUSE_SECONDS: Final = 0.05
+"""How long it waits where no descriptor is free: the port stays readable, and the loop must not spin."""
+
+
+def count_handshakes(peers_bytes: int) -> int:
+    """Return how many connections may be in their opening, given the memory for all peers."""
+    return min(HANDSHAKES, max(HANDSHAKES_MIN, peers_bytes // HANDSHAKES_SHARE // HANDSHAKE_BYTES))
+
+
+class Acceptor:
+    """The listening sockets, and the connections in their opening. For the server's thread, but for `wake`."""
+
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        most: int,
+        *,
+        token: str | None,
+        tls: tuple[ssl.SSLContext | None, bytes],
+        monitor: Monitor,
+        log: Any,
+    ) -> None:
+        """Accept on sockets that are listening, and not blocking; at most `most` connections are in their opening.
+
+        `tls` is the context and the digest of the certificate; (None, b"") for clear text.
+        """
+        self._listeners = listeners
+        self._token = token.encode() if token else None
+        self._tls, self._certificate_sha256 = tls
+        self._most = most
+        self._monitor = monitor
+        self._log = log
+        self._incarnation = random_id()
+        self._handshakes: dict[int, Handshake] = {}  # by descriptor, oldest first
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+        for listener in listeners:
+            self._selector.register(listener, selectors.EVENT_READ, listener)
+
+    def wake(self) -> None:
+        """Have `select` return, for good. For any thread and signal handler."""
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b"\0")
+
+    def select(self, seconds: float) -> Iterator[tuple[Handshake, m.Hello]]:
+        """Wait for sockets; yield the connections whose peers have said Hello by now.
+
+        The caller answers each of them with `take` or `turn_away` before it asks for the next one.
+        """
+        for key, _ in self._selector.select(seconds):
+            ready = key.data
+            if isinstance(ready, Handshake):
+                if self._handshakes.get(ready.socket.fileno()) is not ready:
+                    continue  # it has given way to another one since `select` returned
+                if ready.is_refused:
+                    if ready.finish_refusal():
+                        self._forget(ready)
+                elif (hello := self._receive(ready)) is not None:
+                    yield ready, hello
+            elif ready is not None:
+                self._accept(ready)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(PAUSE_SECONDS)
+            return
+        if len(self._handshakes) >= self._most:
+            self.turn_away(self._handshake_to_give_way(), Code.LIMIT, "too many connections are being opened")
+        try:
+            handshake = Handshake(
+                sock, ReceiverOpening(self._incarnation, self._token, self._certificate_sha256), self._tls
+            )
+            handshake.greet()
+        except OSError:
+            sock.close()
+            return
+        self._keep(handshake)
+
+    def _handshake_to_give_way(self) -> Handshake:
+        """Return the oldest connection in its opening, of the address that has most of them."""
+        hosts = Counter(handshake.host for handshake in self._handshakes.values())
+        most = hosts.most_common(1)[0][0]
+        return next(handshake for handshake in self._handshakes.values() if handshake.host == most)
+
+    def _keep(self, handshake: Handshake) -> None:
+        """Go on with a connection when it is readable, or writable where something is left to be sent."""
+        descriptor = handshake.socket.fileno()
+        events = selectors.EVENT_READ * (not handshake.is_refused) | selectors.EVENT_WRITE * handshake.wants_write
+        if descriptor not in self._handshakes:
+            self._handshakes[descriptor] = handshake
+            self._selector.register(handshake.socket, events, handshake)
+        elif self._selector.get_key(handshake.socket).events != events:
+            self._selector.modify(handshake.socket, events, handshake)
+
+    def _receive(self, handshake: Handshake) -> m.Hello | None:
+        """Go on with a connection; return its Hello once it may come in."""
+        try:
+            hello = handshake.receive()
+            if hello is None:
+                self._keep(handshake)
+            return hello
+        except ConnectionLost as error:
+            self.lose(handshake, error)
+        except RemoteProtocolError as error:
+            self.turn_away(handshake, error.code, error.reason)
+        return None
+
+    # --- the end of an opening
+
+    def take(self, handshake: Handshake) -> None:
+        """Take a connection out of its opening: the caller goes on with it, or it is closed."""
+        if self._handshakes.pop(handshake.socket.fileno(), None) is not None:
+            self._selector.unregister(handshake.socket)
+
+    def lose(self, handshake: Handshake, error: ConnectionLost) -> None:
+        """Close a connection whose peer is gone."""
+        self._log.debug("connection_left", address=handshake.peer, reason=str(error))
+        self.take(handshake)
+        handshake.socket.close()
+
+    def turn_away(self, handshake: Handshake, code: Code, reason: str) -> None:
+        """Tell a peer why it may not come in, and close. Where its socket does not take that, the next call closes."""
+        self.take(handshake)
+        if handshake.is_refused:
+            handshake.close()
+            return
+        self._monitor.refused(code.name.lower())
+        self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=handshake.peer)
+        if not handshake.refuse(code, reason):
+            self._keep(handshake)  # until the socket takes what is said, or the opening took too long
+
+    def _forget(self, handshake: Handshake) -> None:
+        """Take out a connection that was refused and is closed: its descriptor is -1 by now."""
+        for descriptor in [at for at, other in self._handshakes.items() if other is handshake]:
+            del self._handshakes[descriptor]
+            self._selector.unregister(descriptor)
+
+    def tick(self, now: float) -> None:
+        """Turn away the connections whose opening took too long."""
+        for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
+            self.turn_away(handshake, Code.TIMEOUT, f"no Hello within {limits.OPENING_SECONDS:g} s")
+
+    def stop(self) -> None:
+        """Turn every connection away, and release the port."""
+        for handshake in list(self._handshakes.values()):
+            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver ends")
+        for listener in self._listeners:
+            listener.close()
+
+    def close(self) -> None:
+        """Close the selector."""
+        self._selector.close()

@@ -1,0 +1,263 @@
+"""Finds a transfer for each connection that may come in, and a place and memory for both.
+
+Where all places are taken, or the memory is, a transfer or a connection that makes no progress gives way. That takes a
+moment: the newcomer is refused with LIMIT all the same, and its sender tries again.
+"""
+
+import contextlib
+import resource
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.telemetry.monitor import Monitor
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from filestreamer.wire.sockets.transport import Channel
+from receiver.memory import process_limit
+from receiver.memory.budget import Account, Budget
+from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget
+from receiver.server.handshake import Handshake
+from receiver.server.registry import join_all
+from receiver.settings import ReceiverSettings
+from receiver.transfer.connection import DataConnection
+from receiver.transfer.mailbox import ControlUp
+from receiver.transfer.names import Names
+from receiver.transfer.transfer import Transfer
+
+CONNECTIONS: Final = 1024
+"""Data connections that may be open at once, over all transfers."""
+TRANSFERS: Final = 64
+"""Transfers that may be under way at once."""
+END_SECONDS: Final = 5.0
+"""How long all transfers together may take to end when the service does."""
+SPARE_DESCRIPTORS: Final = 32
+"""Descriptors that data connections leave for files."""
+TRANSFER_BYTES: Final = 4 * limits.MIB
+"""The memory that is reserved for a transfer, with which it can finish: control (0.8 MiB, with the buffers of its
+socket), the smallest connection and one that takes its place (1.3), the first thread that re-hashes (0.6), the table of
+a small file (0.3), frames that wait and one that is decoded (0.6), three threads (0.4). One over one connection was
+measured at 1.2 MiB: most of it is room that only a peer in a hurry, or a slow disk, fills."""
+
+
+class Admission:
+    """The transfers of one receiver. `let_in` is for the server's thread; the rest is for any thread."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        names: Names,
+        budget: Budget,
+        *,
+        ended: Callable[[Transfer, FilestreamerError | None], None],
+        monitor: Monitor,
+        log: Any,
+    ) -> None:
+        """Have no transfers yet. `budget` is the memory for all of them.
+
+        `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
+        """
+        self._settings = settings
+        self._names = names
+        self._ended = ended
+        self._budget = budget
+        self._monitor = monitor
+        self._log = log
+        self.on_few_threads: Callable[[], None] = lambda: None
+        """Called where a thread that a transfer needs can't be started: another one may be stopped for it."""
+        self._lock = threading.Lock()  # protects _transfers
+        self._transfers: dict[bytes, Transfer] = {}
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
+        """Data connections have descriptors below this."""
+        secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
+        self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no transfer."""
+        with self._lock:
+            return not self._transfers
+
+    def counters(self) -> list[TransferCounters]:
+        """Return the counters of the transfers that are under way."""
+        with self._lock:
+            return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
+
+    def memory(self) -> tuple[int, int]:
+        """Return how many bytes senders may make this process hold once they are let in, and how many they do."""
+        return self._budget.total_bytes, self._budget.used_bytes
+
+    def remove(self, transfer: Transfer) -> None:
+        """Forget a transfer that has ended."""
+        with self._lock:
+            self._transfers.pop(transfer.transfer_id, None)
+
+    def stop(self) -> None:
+        """End every transfer, and wait END_SECONDS for that."""
+        with self._lock:
+            transfers = list(self._transfers.values())
+        deadline = time.monotonic() + END_SECONDS
+        for transfer in transfers:
+            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")
+            transfer.end_by(deadline, error)
+        join_all(transfers, END_SECONDS)
+
+    # --- a connection
+
+    def find_place(self, handshake: Handshake, hello: m.Hello) -> tuple[Transfer, ConnectionBudget]:
+        """Return the transfer of a connection, new where it is not known, and the memory that the connection may use.
+
+        Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError. Follow it with `let_in`.
+        """
+        transfer = self._transfer_of(hello, handshake.host)
+        if hello.role is not m.Role.DATA:
+            return transfer, CONTROL
+        if not self._has_room(handshake, transfer):
+            raise TransferFailed(Code.LIMIT, "too many connections: try again later")
+        return transfer, transfer.connection_set.admit(hello.connection_id)
+
+    def let_in(self, handshake: Handshake, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget) -> None:
+        """Hand a connection over to a thread of its transfer. Raises ConnectionLost where the peer is gone."""
+        is_data = hello.role is m.Role.DATA
+        user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
+        try:
+            channel = handshake.into_channel(lambda: None, user_timeout, budget)
+        except (ConnectionLost, MemoryError) as error:
+            if is_data:
+                transfer.connection_set.cancel(budget)
+            if isinstance(error, ConnectionLost):
+                raise
+            self._report_refusal("no memory for its buffer")
+            handshake.socket.close()
+            return
+        if is_data:
+            self._start_data(handshake, hello, transfer, budget, channel)
+        elif not transfer.mailbox.post_now(ControlUp(channel, handshake.opening.welcome())):
+            channel.close()
+
+    def _start_data(
+        self, handshake: Handshake, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget, channel: Channel
+    ) -> None:
+        counters = transfer.connection_set.counters_of(hello.connection_id)
+        try:
+            DataConnection(transfer.context, channel, handshake.opening.welcome(), counters, budget).start()
+        except RuntimeError:
+            if transfer.connection_set.admitted <= 1:
+                self.on_few_threads()
+            reason = "no thread can be started"
+            self._report_refusal(reason)
+            with contextlib.suppress(FilestreamerError):
+                channel.send_message(m.Refusal(Code.LIMIT, f"{reason}: try again later"))
+            channel.close()
+            transfer.connection_set.cancel(budget)
+
+    def _report_refusal(self, reason: str) -> None:
+        self._monitor.refused("limit")
+        self._log.warning("connection_refused", code="limit", reason=reason)
+
+    def _has_room(self, handshake: Handshake, wanted_by: Transfer) -> bool:
+        """Return whether there is a place for another data connection; else have one give way, for the next try."""
+        if handshake.socket.fileno() >= self._descriptors:
+            return False
+        with self._lock:
+            transfers = sorted(self._transfers.values(), key=lambda each: each.connection_set.admitted, reverse=True)
+        if sum(each.connection_set.admitted for each in transfers) < CONNECTIONS:
+            return True
+        now = time.monotonic()
+        # First an idle connection of a transfer that has more than this one will have; then, where a transfer has more
+        # than its share of all, a busy one.
+        least = wanted_by.connection_set.admitted + 1
+        for other in transfers:
+            if other.connection_set.admitted <= least:
+                break
+            if other.connection_set.shed(now, limits.OPENING_SECONDS):
+                return False
+        largest = transfers[0].connection_set
+        if largest.admitted > max(CONNECTIONS // len(transfers), least):
+            largest.shed(now, 0.0, busy=True)
+        return False
+
+    # --- a transfer
+
+    def _transfer_of(self, hello: m.Hello, peer: str) -> Transfer:
+        with self._lock:
+            transfer = self._transfers.get(hello.transfer_id)
+            if transfer is not None:
+                transfer.check(hello)
+                return transfer
+            if hello.role is m.Role.DATA:
+                raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
+            transfer = self._new_transfer(hello, peer)
+            self._transfers[hello.transfer_id] = transfer
+        try:
+            transfer.start()
+        except RuntimeError:
+            self.on_few_threads()
+            self.remove(transfer)
+            transfer.account.close()
+            raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
+        return transfer
+
+    def _new_transfer(self, hello: m.Hello, peer: str) -> Transfer:
+        """Make a transfer, if there is a place for it. Raises TransferFailed(LIMIT). Call it with the lock."""
+        complete = [known for known in self._transfers.values() if known.is_complete]
+        under_way = len(self._transfers) - len(complete)
+        ending = sum(known.is_ending and not known.is_complete for known in self._transfers.values())
+        is_full = under_way - ending >= TRANSFERS
+        if (is_full and not self._make_place()) or under_way >= 2 * TRANSFERS:
+            raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+        for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
+            known.dismiss()
+        account = self._reserve(peer, complete)
+        transfer = Transfer(
+            self._names,
+            hello,
+            account,
+            self._settings.give_up_after,
+            ended=self._ended,
+            log=self._log.bind(transfer=hello.transfer_id.hex()[:8]),
+            window_bytes=self._settings.window,
+            socket_limits=self._socket_limits,
+        )
+        transfer.counters.tolerated = self._settings.tolerated
+        return transfer
+
+    def _make_place(self) -> bool:
+        """Have a transfer end that makes no progress; return whether there is one. Call it with the lock.
+
+        One that has offered nothing gives way first.
+        """
+        running = [each for each in self._transfers.values() if not each.is_complete and not each.is_ending]
+        idle = [each for each in running if each.liveness.has_offered_nothing]
+        idle = idle or [each for each in running if each.liveness.is_stalled]
+        if idle:
+            max(idle, key=lambda each: each.liveness.idle_seconds).yield_place()
+        return bool(idle)
+
+    def _reserve(self, peer: str, complete: list[Transfer]) -> Account:
+        """Reserve the memory of a transfer. Raises TransferFailed(LIMIT). Call it with the lock.
+
+        Where there is none, the next try finds what transfers give back that are told to end now: those that are
+        complete, and the one whose sender has been gone for longest or, without one, that makes no progress.
+        """
+        try:
+            return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._socket_limits.secured_bytes)
+        except TransferFailed:
+            for known in complete:
+                known.dismiss()
+            gone = [
+                known
+                for known in self._transfers.values()
+                if not known.is_complete and known.liveness.is_abandoned and not known.has_passed_on
+            ]
+            if gone:
+                reason = "its sender is gone, and others need the memory; what was received is kept"
+                longest = min(gone, key=lambda known: known.liveness.connected_at)
+                longest.end_soon(TransferFailed(Code.TIMEOUT, reason))
+            else:
+                self._make_place()
+            raise

@@ -1,0 +1,40 @@
+"""What the modules of one transfer share."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire.sockets.control_link import ControlLink
+from receiver.file.rehash import Rehasher
+from receiver.memory.budget import Account
+from receiver.transfer.connection_set import ConnectionSet
+from receiver.transfer.disk_worker import DiskWorker
+from receiver.transfer.liveness import Liveness
+from receiver.transfer.mailbox import Mailbox
+from receiver.transfer.names import Claimant, Names
+from receiver.transfer.syncer import Syncer
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one transfer. `Transfer` makes them."""
+
+    transfer: Claimant
+    """The transfer itself, which claims names."""
+    names: Names
+    features: tuple[str, ...]
+    """The features that the sender's first Hello named."""
+    account: Account
+    """The memory that the transfer may use for its peer."""
+    counters: TransferCounters
+    over: threading.Event
+    """Set when the transfer ends: nothing is begun any more."""
+    mailbox: Mailbox
+    link: ControlLink
+    connection_set: ConnectionSet
+    rehasher: Rehasher
+    disk_worker: DiskWorker
+    syncer: Syncer
+    liveness: Liveness
+    log: Any

@@ -1,0 +1,350 @@
+"""The conversation of one transfer with its sender: the coordinator acts on one event at a time.
+
+    ControlUp            a control connection is let in; a thread reads it (`ControlLink`)
+    Offer, ManifestPart  the target is opened (`target_opener`); each part is answered with what is needed and held
+    Rehashed             claimed chunks are answered
+    Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`)
+    Complete             the transfer is kept for a while, for a sender that has not heard of it
+    an error             ends the transfer
+
+The coordinator alone writes to the control connection. What may wait for a disk is done by the `disk_worker`, while the
+coordinator sends heartbeats.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.wire import features, limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.codec import decode
+from filestreamer.wire.errors import (
+    Aborted,
+    ConnectionClosed,
+    ConnectionLost,
+    FilestreamerError,
+    RemoteProtocolError,
+    TransferFailed,
+)
+from filestreamer.wire.sockets.transport import Channel
+from receiver.file.rehash import FinalsRehashed, Rehashed
+from receiver.file.target import Target
+from receiver.transfer.context import Context
+from receiver.transfer.disk_worker import Done
+from receiver.transfer.ending import Ending
+from receiver.transfer.mailbox import ControlDown, ControlUp, Event, Nudged, Received, Synced
+from receiver.transfer.target_opener import TargetOpener
+
+TICK_SECONDS: Final = 1.0
+COMPLETE_SECONDS: Final = 60.0
+"""How long a complete transfer is kept to answer a sender that has not heard of it."""
+
+
+class Coordinator:
+    """Acts on the events of one transfer, in the thread of the transfer."""
+
+    def __init__(self, context: Context, ending: Ending, opener: TargetOpener) -> None:
+        self._context = context
+        self._ending = ending
+        self._opener = opener
+        self._link = context.link
+        self._counters = context.counters
+        self._offer: m.Offer | None = None
+        self.opening = threading.Lock()
+        """Protects the moment when the target is opened: where the transfer is over by then, it is closed again."""
+        self._is_finishing = False
+        """Whether the sender said Finish with the right root digest."""
+        self.root_digest: bytes | None = None
+        self.complete: m.Complete | None = None
+        """What the sender is told as soon as everything is durable."""
+        self._completed_at = 0.0
+        self._told: Channel | None = None
+        """The control connection that Complete was sent over."""
+        self.is_dismissed = False
+        """Whether the sender knows that the transfer is complete, or others need its place: it is not kept any more."""
+
+    def run(self) -> None:
+        """Act on events until the transfer is over. Raises what ends it before it is complete."""
+        while not self._is_done():
+            event = self._context.mailbox.take(TICK_SECONDS)
+            self._check_end()
+            self._act(event)
+            self._send_more()
+            self._tick()
+
+    def _is_done(self) -> bool:
+        """Whether it is complete, and need not be kept any more to answer its sender."""
+        if self.complete is None:
+            return False
+        if self.is_dismissed or self._ending.is_final:
+            return True
+        return time.monotonic() - self._completed_at > COMPLETE_SECONDS
+
+    def _check_end(self) -> None:
+        """Raise the error that the transfer was asked to end for, unless it is complete."""
+        if self._ending.error is not None and self.complete is None:
+            raise self._ending.error
+
+    def _tick(self) -> None:
+        """Once a second: look at the progress, say that this side lives. Raises TransferFailed(TIMEOUT)."""
+        if self.complete is not None:
+            return
+        now = time.monotonic()
+        liveness = self._context.liveness
+        liveness.tick(now)
+        if self._link.is_heartbeat_due(now):
+            self._link.say(self._counters.heartbeat())
+        liveness.check(now, is_busy=self._context.disk_worker.is_busy)
+
+    def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
+        """Have the disk worker do something; yield its messages. Heartbeats and the clock go on meanwhile.
+
+        Raises what the work raises, and what ends the transfer meanwhile.
+        """
+        worker = self._context.disk_worker
+        try:
+            worker.begin(work)
+        except TransferFailed:  # no thread: then this one waits for the disk, and no heartbeat is sent meanwhile
+            yield from work()
+            return
+        while True:
+            result = worker.next(TICK_SECONDS)
+            if isinstance(result, Done):
+                if result.error is not None:
+                    raise result.error
+                return
+            if result is not None:
+                yield result
+            self._check_end()
+            self._tick()
+
+    def _send_all(self, messages: Iterable[m.Message]) -> None:
+        for message in messages:
+            self._link.say(message)
+
+    def _act(self, event: Event | None) -> None:
+        match event:
+            case None | Nudged():
+                pass
+            case Received(channel, body):
+                self._link.acted()
+                if channel is self._link.channel:
+                    self._receive(decode(body), body)
+            case Rehashed() | FinalsRehashed():
+                self._take_rehashed(event)
+            case Synced():
+                self._context.syncer.finish_step()
+                self._commit_on()
+            case ControlUp(channel, welcome):
+                self._welcome(channel, welcome)
+            case ControlDown(channel, error):
+                self._lose_control(channel, error)
+            case FilestreamerError():
+                if self.complete is None:
+                    raise event
+
+    # --- the control connection
+
+    def _welcome(self, channel: Channel, welcome: m.Welcome) -> None:
+        """Let a control connection in; it takes the place of an older one."""
+        if self._link.channel is not None:
+            self._link.channel.shut()
+        self._link.attach(channel)
+        self.is_dismissed = False
+        channel.patience = self._control_patience
+        reader = threading.Thread(target=self._read_control, args=(channel,), name="control", daemon=True)
+        try:
+            start_thread(reader, "the control connection")
+        except TransferFailed as error:
+            self._link.channel = None
+            with contextlib.suppress(FilestreamerError):
+                channel.send_message(m.Refusal(error.code, error.reason))
+            channel.close_in_order()
+            if self._target_or_none is None:  # there is nothing to come back to
+                raise
+            return
+        try:
+            channel.send_message(welcome)
+        except ConnectionLost:
+            channel.shut()
+
+    def _read_control(self, channel: Channel) -> None:
+        """Read a control connection until it ends. For its own thread, which never writes."""
+        post = self._context.mailbox.post
+
+        def read() -> None:
+            self._link.read(channel, lambda body: post(Received(channel, body)))
+
+        if error := run_to_end("control connection", read):
+            post(ControlDown(channel, error))
+
+    def _control_patience(self) -> None:
+        self._link.check()
+        if self._context.liveness.peer_is_silent:
+            raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _lose_control(self, channel: Channel, error: FilestreamerError) -> None:
+        """Go on without control until the sender opens it again. Raises `error` where it can't come back."""
+        if channel is not self._link.channel:
+            channel.close()
+            return
+        # Only on the channel that Complete went over is a close in order the sender's answer to it: where a write has
+        # failed, the reader may see a reset as a close in order, as the kernel reports the error once.
+        self.is_dismissed = channel is self._told and isinstance(error, ConnectionClosed)
+        if not error.retryable or self._target_or_none is None:
+            raise error
+        if isinstance(error, RemoteProtocolError):
+            self._link.say_goodbye(error)
+        self._link.channel = None
+        if self.is_dismissed:
+            channel.close_in_order()
+            return
+        channel.close()
+        self._context.log.warning("control_lost", reason=str(error))
+
+    # --- what the sender says
+
+    def _receive(self, message: m.Message, body: bytes) -> None:
+        self._link.received(message)
+        match message:
+            case m.Offer():
+                self._take_offer(message)
+            case m.ManifestPart():
+                self._take_manifest_part(message, body)
+            case m.Withdrawn():
+                if self._target_or_none is None:
+                    raise RemoteProtocolError("files were withdrawn that were not offered")
+                self._send_all(self._beside(lambda: self._withdraw(message)))
+            case m.Finish():
+                self._take_finish(message)
+            case m.Progress():
+                self._counters.peer_stages = message.stage_microseconds or self._counters.peer_stages
+                self._context.liveness.heard(message)
+            case m.Abort():
+                raise Aborted(message.code, message.reason)
+            case _:
+                pass  # the session lets nothing else through
+
+    def _take_offer(self, offer: m.Offer) -> None:
+        if self._offer is not None and offer != self._offer:
+            raise RemoteProtocolError("the transfer was offered again with other properties")
+        features.check_named(self._context.features, offer)
+        self._offer = offer
+        if self._target_or_none is not None:
+            self._target_or_none.rejoin()
+        self._counters.chunk_size = offer.chunk_size
+
+    def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
+        """Open the target, the first time; answer what is needed and what is held, every time."""
+        self._context.liveness.listed(part)
+        features.check_named(self._context.features, part)
+        if self._target_or_none is None:
+            self._send_all(self._beside(lambda: self._open_target(part)))
+            self._opener.was_offered = True
+        if self.complete is None:
+            self._counters.phase = "moving"
+        for answer in self._beside(lambda: self._target.take_part(part, body)):
+            if self.complete is None:
+                self._link.say(answer)
+        if self.complete is not None and part.last:
+            self._send_complete(self.complete)
+
+    def _open_target(self, part: m.ManifestPart) -> Iterable[m.Message]:
+        """Open the target; close it again where the transfer has ended while the disk was slow."""
+        assert self._offer is not None  # the session has an Offer before the first ManifestPart
+        context = self._context
+        try:
+            target = self._opener.open(self._offer, part)
+        except BaseException:
+            if context.over.is_set():
+                context.names.release(context.transfer, cleanly=True)
+            raise
+        with self.opening:
+            if not context.over.is_set():
+                context.connection_set.target = target
+                return ()
+        target.stop_writes()
+        target.close(cleanly=True)
+        context.names.release(context.transfer, cleanly=True)
+        return ()
+
+    def _withdraw(self, message: m.Withdrawn) -> Iterable[m.Message]:
+        self._target.withdraw(message.file_ids)
+        return ()
+
+    @property
+    def _target_or_none(self) -> Target | None:
+        return self._context.connection_set.target
+
+    @property
+    def _target(self) -> Target:
+        """The target, for messages that the session lets through only behind a ManifestPart."""
+        assert self._context.connection_set.target is not None
+        return self._context.connection_set.target
+
+    def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
+        """Answer what was claimed, now that it is re-hashed."""
+        for answer in self._beside(lambda: self._target.take_rehashed(batch)):
+            # In the state "offer" the sender opens control anew: it repeats the manifest, and hears all answers then.
+            if not self._is_finishing and self._link.state != "offer":
+                self._link.say(answer)
+        if self._is_finishing:
+            self._commit_on()
+
+    def _send_more(self) -> None:
+        target = self._target_or_none
+        is_asked = self.complete is None and self._link.state in ("manifest", "moving")
+        if target is not None and is_asked and target.has_more:
+            self._send_all(self._beside(target.more))
+
+    # --- from Finish to Complete
+
+    def _take_finish(self, finish: m.Finish) -> None:
+        """Answer what is missing; where nothing is, begin to commit."""
+        if self._is_finishing:
+            return  # it is repeated: Complete was sent, or is going to be
+        self._counters.hear_left_out(finish)
+        is_missing = False
+        for answer in self._beside(self._target.missing):
+            is_missing = is_missing or isinstance(answer, m.Needed)
+            self._link.say(answer)
+        if is_missing:
+            return
+        self._send_all(self._beside(lambda: self._finish_target(finish)))
+        self._is_finishing = True
+        self._context.liveness.finishing_at = time.monotonic()
+        self._counters.phase = "syncing"
+        self._commit_on()
+
+    def _finish_target(self, finish: m.Finish) -> Iterable[m.Message]:
+        self.root_digest = self._target.finish(finish)
+        return ()
+
+    def _commit_on(self) -> None:
+        """Take the next step on the way to Complete, unless one is being taken."""
+        if self._context.syncer.is_busy or self.complete is not None:
+            return
+        step = self._target.next_step()
+        if isinstance(step, m.Complete):
+            self._complete(step)
+        elif step is not None:
+            self._context.syncer.begin(step)
+
+    def _complete(self, complete: m.Complete) -> None:
+        self.complete = complete
+        self._completed_at = time.monotonic()
+        self._counters.phase = "complete"
+        self._counters.ended_at = self._completed_at
+        self._context.account.give_back(self._opener.window_cost_bytes)
+        if complete.committed:
+            self._context.names.release_committed(self._context.transfer)
+        if self._link.channel is not None and self._link.state in ("moving", "finishing"):
+            self._send_complete(complete)
+
+    def _send_complete(self, complete: m.Complete) -> None:
+        self._link.say(self._counters.heartbeat())
+        if self._link.say(complete):
+            self._told = self._link.channel

@@ -1,0 +1,70 @@
+"""What transfers and the registry of names know of each other (`receiver.server.registry`).
+
+A transfer is a `Claimant`: it claims its names before it receives anything, and may have to yield them to a newer one.
+The registry is `Names`.
+"""
+
+from typing import Protocol
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.grid import Grid, Share
+from receiver.file.file_share import FileShare
+from receiver.memory.budget import Account
+from receiver.pipe.standard_output import OpenFile
+from receiver.tree.top_level_names import TopLevelNames
+
+
+class Claimant(Protocol):
+    """A transfer, as the registry and other transfers see it; compared by identity."""
+
+    @property
+    def account(self) -> Account:
+        """The memory that it may use for its peer."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything is durable: it is only kept to answer a sender that has not heard so."""
+
+    @property
+    def has_passed_on(self) -> bool:
+        """Whether an output has bytes of it: these can't be taken back."""
+
+    @property
+    def yields(self) -> bool:
+        """Whether a newer transfer may take its names."""
+
+    @property
+    def hangs(self) -> str | None:
+        """Why it still has its names although it has ended: a thread of it waits for a disk. None where none does."""
+
+    def yield_to_newer(self) -> None:
+        """Ask it to end soon, because a newer transfer needs its names."""
+
+    def end_soon(self, error: FilestreamerError) -> None:
+        """Ask it to end soon, for this error."""
+
+    def cut(self) -> None:
+        """Shut its connections, so that no thread of it waits for a peer any more."""
+
+    def join(self, timeout: float) -> None:
+        """Wait for its end."""
+
+
+class Names(Protocol):
+    """Gives names in the destination to transfers. Any thread may call it."""
+
+    def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+        """Give a transfer its share of a file, and open the file. Raises TransferFailed."""
+
+    def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
+        """Give a tree its first name in the destination, and the means to claim others. Raises TransferFailed."""
+
+    def claim_stdout(self, transfer: Claimant) -> OpenFile | None:
+        """Give a transfer the output of this receiver; None where it has a directory. Raises TransferFailed(BUSY)."""
+
+    def release_committed(self, transfer: Claimant) -> None:
+        """Let other transfers have the name of a file that this one has committed."""
+
+    def release(self, transfer: Claimant, *, cleanly: bool) -> None:
+        """Take back everything that a transfer has claimed; `cleanly`: no thread of it hangs in a file."""
