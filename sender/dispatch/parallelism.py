@@ -104,21 +104,22 @@ class Parallelism:
         delivered_bytes: int,
         *,
         up: int,
-        undealt: int,
+        remaining: int,
         rtt_seconds: float,
         waited_seconds: float = 0.0,
     ) -> Change | None:
         """Take in how it goes; return what is to change, if anything.
 
-        `delivered_bytes` so far; connections that are `up`; chunks that are `undealt`; the round-trip of a connection;
-        what all their threads have waited for a processor so far, added up.
+        `delivered_bytes`: what the receiver's kernel has taken so far. `up`: connections that are open. `remaining`:
+        chunks that are queued. `rtt_seconds`: the shortest round-trip of a connection. `waited_seconds`: how long the
+        threads of all connections have waited for a processor so far, added up.
         """
         samples = self._samples
-        if up != self._up or not undealt or (samples and delivered_bytes < samples[-1].delivered_bytes):
+        if up != self._up or not remaining or (samples and delivered_bytes < samples[-1].delivered_bytes):
             samples.clear()  # rates before and after this have nothing to do with each other
         self._up = up
         if up and not self._has_begun:
-            begun = self.begin(rtt_seconds, undealt)
+            begun = self.begin(rtt_seconds, remaining)
             self._has_begun = True
             if begun is not None:
                 return begun
@@ -130,7 +131,7 @@ class Parallelism:
             return None
         if self._is_doubtful(rate) and now - samples[0].now < 2 * look_seconds:
             return None
-        change = self._judge(now, rate, undealt)
+        change = self._judge(now, rate, remaining)
         if change is not None:
             self.connections = change.connections
             samples.clear()
@@ -167,7 +168,7 @@ class Parallelism:
         first, last = self._samples[0], self._samples[-1]
         return last.waited_seconds - first.waited_seconds >= CROWDED * self._up * (last.now - first.now)
 
-    def _judge(self, now: float, rate: float, undealt: int) -> Change | None:
+    def _judge(self, now: float, rate: float, remaining: int) -> Change | None:
         """Take back what was tried in vain, and try what comes next."""
         tried, self._tried = self._tried, None
         if tried == "try_more":
@@ -187,7 +188,7 @@ class Parallelism:
             self._compared = max(rate, self._compared) if tried == "try_fewer" else rate
             return Change(self.connections // 2, self.connections, "try_fewer", rate, None)
         if self._next == "try_more":
-            if undealt < CHUNKS_EACH * 2 * self.connections:
+            if remaining < CHUNKS_EACH * 2 * self.connections:
                 return None
             self._tried, self._compared = "try_more", rate
             return Change(2 * self.connections, self.connections, "try_more", rate, None)

@@ -47,10 +47,10 @@ def flat(rate: float, rtt_seconds: float = 0.02) -> Path:
 class Simulation:
     """A transfer over such a path. Connections come up within two round-trips, and double their rate in each."""
 
-    def __init__(self, path: Path, *, rate_limit: int | None = None, undealt: int = 1 << 20, seed: int = 0) -> None:
+    def __init__(self, path: Path, *, rate_limit: int | None = None, remaining: int = 1 << 20, seed: int = 0) -> None:
         self.path = path
         self.parallelism = Parallelism(rate_limit=rate_limit)
-        self.undealt = undealt
+        self.remaining = remaining
         self.changes: list[Change] = []
         self.now = 1000.0
         self.delivered = 0.0
@@ -75,7 +75,7 @@ class Simulation:
                 self.now,
                 round(self.delivered),
                 up=sum(age > 0 for age in ages),
-                undealt=self.undealt,
+                remaining=self.remaining,
                 rtt_seconds=self.path.rtt_seconds,
                 waited_seconds=self.waited,
             )
@@ -147,7 +147,7 @@ def test_a_long_path_begins_with_twice_as_many() -> None:
 
 
 def test_a_few_chunks_on_a_long_path_go_over_few() -> None:
-    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), undealt=7).run(2).changes
+    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), remaining=7).run(2).changes
 
 
 def test_fewer_are_tried_where_more_did_nothing() -> None:
@@ -207,8 +207,8 @@ def test_a_short_transfer_never_changes() -> None:
 
 
 def test_no_more_connections_than_there_are_chunks_for() -> None:
-    assert Simulation(lossy(MB, 100 * MB, 0.01), undealt=15).run(20).connections == 4
-    assert not Simulation(lossy(MB, 100 * MB, 0.01), undealt=0).run(20).changes, "the rest is under way"
+    assert Simulation(lossy(MB, 100 * MB, 0.01), remaining=15).run(20).connections == 4
+    assert not Simulation(lossy(MB, 100 * MB, 0.01), remaining=0).run(20).changes, "the rest is under way"
 
 
 def test_after_a_rest_it_looks_again() -> None:
@@ -237,5 +237,5 @@ def test_a_connection_that_was_lost_is_no_reason() -> None:
     for tick in range(200):
         up = 1 + (tick // 5) % 2  # one of the two comes and goes every half second
         delivered += up * MB
-        changes.append(parallelism.observe(tick * TICK, delivered, up=up, undealt=1000, rtt_seconds=0.01))
+        changes.append(parallelism.observe(tick * TICK, delivered, up=up, remaining=1000, rtt_seconds=0.01))
     assert changes == [None] * 200

@@ -7,7 +7,8 @@ import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
-from sender.source.item import Identity, Item, Reader, check_in_place, check_readable
+from sender.source.item import Identity, Item, check_in_place, check_readable
+from sender.source.reader import Reader
 
 
 @pytest.fixture
