@@ -19,7 +19,7 @@ from sender.network.peer import Peer
 
 
 class Liveness:
-    """For the coordinator's thread."""
+    """The clock of one transfer, and of those that continue it. For the coordinator's thread."""
 
     def __init__(
         self,

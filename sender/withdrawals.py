@@ -17,7 +17,7 @@ from sender.source.skipped_entries import SkippedEntries
 
 
 class Withdrawals:
-    """For the coordinator's thread."""
+    """Acts on the files that threads withdraw. For the coordinator's thread."""
 
     def __init__(
         self, manifest: Manifest, answers: Answers, skipped: SkippedEntries, link: ControlLink, mailbox: Mailbox

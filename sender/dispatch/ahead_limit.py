@@ -2,7 +2,7 @@
 
 A chunk that is sent far ahead of the first one that has not arrived leaves the receiver with that many files half
 written (proto/README.md, "From segments to chunks"). So nothing is sent AHEAD_CHUNKS or more ahead of it: a connection
-whose home has nothing nearer takes over the lowest chunk that is queued. If the others still have to wait for a chunk
+whose home has nothing nearer steals the lowest chunk that is queued. If the others still have to wait for a chunk
 on a slow connection, that connection gets less: half as many chunks on its way, down to WINDOW_CHUNKS_MIN, and one more
 again with each that arrives.
 """

@@ -117,7 +117,7 @@ class Answers:
         segments = part.grid(file_id).segments
         if not first < end <= segments:
             raise RemoteProtocolError(
-                f"the receiver answers segments {first} to {end} of file {file_id}: it has {segments}"
+                f"the receiver answers segments {first} to {end - 1} of file {file_id}, which has {segments}"
             )
 
     def _need_file(self, part: Part, file_id: int) -> None:

@@ -18,7 +18,7 @@ HELD: Final = 2
 
 
 class ChunkStates:
-    """One byte for each chunk and question, so that a million chunks take two megabytes."""
+    """What is known of each chunk: two bytes, so that a million chunks take two megabytes."""
 
     def __init__(self) -> None:
         self.chunks = 0

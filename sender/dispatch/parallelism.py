@@ -30,8 +30,8 @@ LOSS: Final = 0.95
 CLEAR_LOSS: Final = 0.9
 """A smaller loss may be chance on a busy machine, too: it is measured for longer."""
 CROWDED: Final = 0.15
-"""If threads wait for a processor this part of their time, more threads would only wait longer. Threads that wait for the
-network get a processor soon after that, even on a machine that has much else to do."""
+"""If threads wait for a processor this part of their time, more threads would only wait longer. Threads that wait for
+the network get a processor soon after that, even on a machine that has much else to do."""
 LOOK_SECONDS: Final = 0.8
 LOOK_ROUND_TRIPS: Final = 10
 LOOK_SECONDS_MAX: Final = 4.0

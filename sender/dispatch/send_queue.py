@@ -348,7 +348,7 @@ class SendQueue:
         return self._schedule.home(chunk_id) == connection_id
 
     def wanted_connections(self, started: set[int]) -> list[int]:
-        """Return the connections to start: first those whose home has chunks, then as many as can take over from them.
+        """Return the connections to start: first those whose home has chunks, then as many as can steal from these.
 
         Chunks that are not answered count as needed, as most of them are.
         """

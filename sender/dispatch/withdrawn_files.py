@@ -17,7 +17,7 @@ class WithdrawnFiles:
         self.said_count = 0
         """How many files were said to be withdrawn on this control connection."""
         self._mutex = threading.Lock()  # protects every field below, and writes of said_count
-        self._withdrawn: set[int] = set()  # all of them, but for those that the receiver knows of and that nobody reads
+        self._withdrawn: set[int] = set()  # without those that the receiver knows of and that are not read any more
         self._not_taken: set[int] = set()  # those that the coordinator has not taken in yet
         self._said: deque[int] = deque()  # said on this control connection, and not known to have arrived; in order
         self._known: set[int] = set()  # those that the receiver knows of
@@ -87,7 +87,7 @@ class WithdrawnFiles:
                 self._forget_known()
 
     def _forget_known(self) -> None:
-        """Forget files that the receiver knows of and whose part was dropped, so that nobody reads them any more."""
+        """Forget files that the receiver knows of and whose part was dropped, so that they are not read any more."""
         for file_id in [file_id for file_id in self._known if file_id < self._first_file_id]:
             self._known.discard(file_id)
             self._withdrawn.discard(file_id)

@@ -264,7 +264,7 @@ class DataConnection(threading.Thread):
         for chunk_id in message.chunk_ids:
             chunk = self._window.remove(chunk_id)
             if message.verdict is m.Verdict.OK:
-                self.counters.acknowledged_bytes += chunk.bytes
+                self.counters.acknowledged_bytes += chunk.payload_bytes
                 self.counters.chunks += 1
                 self.counters.latencies.observe(now - chunk.taken_at)
             else:
@@ -275,7 +275,7 @@ class DataConnection(threading.Thread):
 
     def _take_rejected(self, chunk_id: int, chunk: SentChunk) -> None:
         """Have a chunk sent again of which a digest was not that of its payload."""
-        self.counters.abandoned_bytes += chunk.bytes
+        self.counters.abandoned_bytes += chunk.payload_bytes
         self.counters.resent_chunks += 1
         if chunk_id in self._poisoned:
             # It was sent with a wrong digest on purpose. It is sent again without the file that was withdrawn.

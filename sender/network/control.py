@@ -113,7 +113,7 @@ class ControlReader(threading.Thread):
             channel.finish_writing()
 
     def stop(self, channel: Channel | None, seconds: float) -> None:
-        """Do the same, and give the receiver so many seconds to read what is on its way, and close the channel."""
+        """Have the thread end. If a channel is open, the receiver gets so many seconds to read it out and close it."""
         self.begin_stop(channel)
         if channel is not None:
             self.join(seconds)

@@ -10,7 +10,7 @@ from filestreamer.wire.sockets.transport import Channel
 
 
 class Peer:
-    """Any thread may call."""
+    """What all connections know of the receiver. Any thread may call."""
 
     def __init__(self, log: Any, last_trouble: FilestreamerError | None = None) -> None:
         self.last_trouble = last_trouble

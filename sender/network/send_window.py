@@ -10,13 +10,13 @@ from filestreamer.wire.sockets.transport import Channel
 class SentChunk(NamedTuple):
     """A chunk that is not acknowledged."""
 
-    bytes: int
+    payload_bytes: int
     taken_at: float
     """When the queue gave it to the connection (monotonic)."""
 
 
 class SendWindow:
-    """One thread owns it."""
+    """The chunks of one connection. One thread owns it."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, SentChunk] = {}  # in the order in which they were sent
@@ -29,14 +29,14 @@ class SendWindow:
     def add(self, chunk_id: int, chunk: SentChunk) -> None:
         """Take in that a chunk is sent."""
         self._chunks[chunk_id] = chunk
-        self._bytes += chunk.bytes
+        self._bytes += chunk.payload_bytes
 
     def remove(self, chunk_id: int) -> SentChunk:
         """Take in that the receiver has answered a chunk. Raises RemoteProtocolError for one that was not sent."""
         if chunk_id not in self._chunks:
             raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
         chunk = self._chunks.pop(chunk_id)
-        self._bytes -= chunk.bytes
+        self._bytes -= chunk.payload_bytes
         return chunk
 
     def clear(self) -> list[int]:

@@ -8,7 +8,7 @@ from filestreamer.wire.messages import LeftOut, LeftOutCount
 
 
 class SkippedEntries:
-    """Counts in the counters of the transfer. Any thread may call."""
+    """The skipped entries of one transfer, in its counters. Any thread may call."""
 
     def __init__(self, counters: TransferCounters, log: Any) -> None:
         self._counters = counters
