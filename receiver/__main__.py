@@ -186,10 +186,8 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
     secure = " --tls" if tls else ""
     if sys.stderr is not None:  # without it, print writes to standard output, where the received file may go
         with contextlib.suppress(OSError):
-            print(
-                f"send with:  FILESTREAMER_TOKEN={token} filestreamer-sender FILE --to {format_address(address)}{secure}",
-                file=sys.stderr,
-            )
+            command = f"filestreamer-sender FILE --to {format_address(address)}{secure}"
+            print(f"send with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
 
 
 if __name__ == "__main__":

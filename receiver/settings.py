@@ -87,5 +87,5 @@ class ReceiverSettings(CommonSettings):
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
-    """Return the settings, and warnings for the log. Raises what `filestreamer.settings.parse.parse_settings` raises."""
+    """Return the settings, and warnings for the log. Raises as `parse_settings` does."""
     return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ)

@@ -1,20 +1,23 @@
-"""The sender: walks trees, deals chunks to N connections, and ends when the receiver says that all of it is durable.
+"""The sender: walks trees, sends their chunks over N connections, and ends when the receiver says all is durable.
 
-The data path, in the order of the modules:
+What happens, in order. Each floor imports only floors below it: coordinator, network, dispatch, source, settings.
 
-1. `walk`        finds what there is below the paths that the user names, as items (`source`); `directories` opens
-                 each directory step by step, so that no symbolic link leads out of the tree;
-2. `listing`     makes parts of a thousand items, a few ahead of what is sent (one plain file is one part);
-3. `manifest`    keeps the parts that are under way, and cuts each into chunks (`chunks`, pure);
-4. `dial`        opens the control connection, and the N data connections to where it led;
-5. `control`     offers the parts; the receiver says what it needs, and what it holds;
-6. `answers`     takes that in: held segments are compared with the source (`verify`), while
-7. `schedule`    deals the needed ones (pure): chunk k to connection k mod N, and what is left to connections that are
-                 free; of a tree nothing too far `ahead` (pure) of the first chunk that has not arrived;
-8. `connection`  sends header, raw bytes, digests; takes in acknowledgements (`rate` slows it down);
-9. `queue`        keeps the account under one lock: answered, dealt, settled; puts back what a lost connection had;
-10. `transfer`   coordinates, one event at a time, and finds the number of connections (`parallelism`): when all chunks
-                 are settled, Finish; after Complete, exit 0.
+1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code;
+2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to control;
+3. `source`        lists what the user names, and reads it: `source.listing` posts parts of a thousand entries;
+4. `dispatch`      cuts the parts into chunks, takes in which of them the receiver needs, and queues those;
+5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
+6. `withdrawals`   goes on without files that can't be sent as they were listed;
+7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
+
+The life of a chunk, each step in one place:
+
+    source.listing            the walk finds a file, and posts it as an Item of a part
+    coordinator               adds the part to dispatch.manifest (dispatch.part cuts it), and offers it on control
+    dispatch.answers          the receiver needs the chunk, or holds it, and it is compared (dispatch.verify)
+    dispatch.send_queue       the chunk is queued
+    network.connection        _send_chunk: header; blocks: read, hash, send; digests. _take_acknowledgement
+    dispatch.send_queue       mark_done; after the last chunk of all the coordinator says Finish
 """
 
 import os

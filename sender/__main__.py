@@ -1,4 +1,4 @@
-"""The `sender` command: settings in, one transfer, the result out, the exit code of its cause."""
+"""The `sender` command: reads its settings, runs one transfer, reports the result, and returns the exit code."""
 
 import os
 import sys
@@ -62,9 +62,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def _send(
     settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
 ) -> "TransferResult":
-    """Send what is to be sent; return how it ended, whatever happens.
+    """Run the transfer, and those that continue it; return how it ended.
 
-    `overdue` tells the result where a signal asked for the end, and it hangs.
+    `overdue` is called with the number of a signal that asked for an end that does not come, to report that.
     """
     from filestreamer.telemetry.result import TransferResult
     from filestreamer.terminal.display import ProgressDisplay
@@ -87,7 +87,7 @@ def _send(
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
-    transfer.on_few_threads = progress.stop  # which gives the transfer that of the display
+    transfer.on_few_threads = progress.stop  # the display gives up its thread
     failure: FilestreamerError | None = None
     committed: bool | None = None
     try:
@@ -95,7 +95,10 @@ def _send(
             try:
                 committed = transfer.run()
             except BeginAgain:
-                logger.warning("transfer_begins_again", reason="the receiver has forgotten it; what it has stays there")
+                logger.warning(
+                    "transfer_begins_again",
+                    reason="the receiver no longer knows this transfer; starting over, finished files are kept",
+                )
                 transfer = transfer.again()
                 if signalled:
                     transfer.interrupt(signalled[0])
@@ -113,7 +116,7 @@ def _send(
 
 
 def _list(settings: "SenderSettings", logger: Any) -> int:
-    """Print what would be offered, a line each; return the exit code."""
+    """Print a line for each entry that would be offered; return the exit code."""
     from filestreamer.process.log import printable
     from filestreamer.telemetry.counters import Skipped, TransferCounters
     from filestreamer.wire.errors import Exit

@@ -1,8 +1,8 @@
-"""What the receiver's answers mean for the manifest: which chunks are to be sent, compared, or done with.
+"""What the receiver's answers mean for the chunks of the manifest: which are needed, compared, or done.
 
-A large file is answered by segments, each a chunk. A small one is answered as a whole, and the bundle that carries it
-is dealt when each of its files is answered and, where it is held, compared; one that carries nothing then is done with.
-The coordinator calls this.
+A large file is answered by segments, each of which is a chunk. A small file is answered as a whole. The bundle that
+carries it is queued once each of its files is answered and, if it is held, compared; if the bundle carries nothing
+then, it is done. The coordinator calls this.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
-from sender.dispatch.manifest import Manifest, Part
+from sender.dispatch.manifest import Manifest
+from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Held, Verifier
 
 
 class Answers:
-    """Takes answers in. Raises RemoteProtocolError for what the receiver may not say."""
+    """Takes in the receiver's answers. Raises RemoteProtocolError for those that it may not give."""
 
     def __init__(self, manifest: Manifest, queue: SendQueue, verifier: Verifier, counters: TransferCounters) -> None:
         self._manifest = manifest
@@ -26,7 +27,7 @@ class Answers:
         self._counters = counters
 
     def need(self, message: m.Needed) -> None:
-        """Have what is needed dealt."""
+        """Queue the chunks of the files and segments that are needed."""
         for files in message.files:
             for part, file_id in self._files(files):
                 self._need_file(part, file_id)
@@ -46,7 +47,7 @@ class Answers:
             self._need_file(part, segments.file_id)
 
     def reopen(self, message: m.Needed) -> None:
-        """Have sent again what the receiver of a single file misses after Finish."""
+        """Queue the chunks again that the receiver of a single file misses after Finish."""
         for _ in message.files:
             self._queue.reopen(0, self._manifest.chunks)
         for segments in message.segments:
@@ -56,7 +57,7 @@ class Answers:
             self._queue.reopen(first, first + segments.segments)
 
     def hold(self, message: m.Held) -> None:
-        """Have what is held compared; what is accepted unread is done with."""
+        """Have segments compared that are held. Files that the receiver accepts unread are done."""
         for files in message.unchecked:
             for part, file_id in self._files(files):
                 self._accept(part, file_id)
@@ -73,7 +74,7 @@ class Answers:
         start = part.chunk_of(file_id, first) - first  # the chunk of segment 0
         held = Held(part.item(file_id), file_id, part.grid(file_id), first, start + first, b"", self._queue.epoch)
         if not part.is_large(file_id):
-            if part.compares(file_id):
+            if part.begin_comparing(file_id):
                 self._verifier.compare(held._replace(digests=message.digests))
             return
         if message.final:
@@ -85,13 +86,13 @@ class Answers:
             self._verifier.compare(held._replace(first_segment=begin - start, first_chunk=begin, digests=digests))
 
     def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
-        """Take what came out for a small file."""
+        """Take in that a small file that is held was compared. Answers of an earlier epoch count for nothing."""
         part = self._manifest.part_of_file(file_id)
         if part is not None and epoch == self._queue.epoch:
-            self._settle_file(part.has(file_id) if is_equal else part.needs(file_id))
+            self._bundle_ready(part.do_without(file_id) if is_equal else part.need(file_id))
 
     def withdraw(self, file_id: int) -> None:
-        """Do without a file."""
+        """Do without a file that is withdrawn."""
         part = self._manifest.part_of_file(file_id)
         if part is None:
             return
@@ -100,10 +101,10 @@ class Answers:
         if part.is_large(file_id):
             self._queue.withdraw(part.chunks_of(file_id))
         else:
-            self._settle_file(part.has(file_id))
+            self._bundle_ready(part.do_without(file_id))
 
     def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
-        """Yield the files of a range that have segments, of the parts that are here."""
+        """Yield the files of a range that have segments, as far as their parts were not dropped."""
         end = files.first_file_id + files.files
         if end > self._manifest.files:
             raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
@@ -115,17 +116,19 @@ class Answers:
         """Check that a file has the segments [first, end)."""
         segments = part.grid(file_id).segments
         if not first < end <= segments:
-            raise RemoteProtocolError(f"the receiver answers segments {first} to {end} of {segments}")
+            raise RemoteProtocolError(
+                f"the receiver answers segments {first} to {end - 1} of file {file_id}, which has {segments}"
+            )
 
     def _need_file(self, part: Part, file_id: int) -> None:
         if part.is_large(file_id):
             chunks = part.chunks_of(file_id)
             self._queue.need(chunks.start, chunks.stop)
         else:
-            self._settle_file(part.needs(file_id))
+            self._bundle_ready(part.need(file_id))
 
     def _accept(self, part: Part, file_id: int) -> None:
-        """Take a file that is there, under its final name, for its size and mtime."""
+        """Take in that the receiver has a file under its final name, with the size and mtime that were listed."""
         if part.is_large(file_id):
             chunks = part.chunks_of(file_id)
             new = self._queue.hold(chunks.start, chunks.stop)
@@ -134,15 +137,15 @@ class Answers:
             is_new = bool(new)
         else:
             is_new = not part.is_answered(file_id)
-            self._settle_file(part.has(file_id))
+            self._bundle_ready(part.do_without(file_id))
         if is_new:
             self._counters.unchecked_bytes += part.payload_bytes(file_id)
 
-    def _settle_file(self, ready: int | None) -> None:
-        """Deal the bundle of a small file if that was the last answer it waited for, or be done with it."""
-        if ready is None:
+    def _bundle_ready(self, chunk_id: int | None) -> None:
+        """Queue the bundle that has become ready by an answer, if one has. If it carries nothing, it is done."""
+        if chunk_id is None:
             return
-        if self._manifest.carried(ready):
-            self._queue.need(ready, ready + 1)
-        elif self._queue.hold(ready, ready + 1):
-            self._queue.mark_done((ready,), self._queue.epoch)
+        if self._manifest.carried(chunk_id):
+            self._queue.need(chunk_id, chunk_id + 1)
+        elif self._queue.hold(chunk_id, chunk_id + 1):
+            self._queue.mark_done((chunk_id,), self._queue.epoch)

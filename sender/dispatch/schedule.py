@@ -1,25 +1,29 @@
-"""Whose chunk is next, purely.
+"""Which chunk a connection sends next. Pure.
 
-The home of chunk k is connection k mod N (for shard i of COUNT, (k // COUNT) mod N). Each home is a queue of ranges of
-chunk ids, so that a million chunks cost nothing. A connection takes from its own home; where that is empty, it takes
-over the next chunk of the home that has most left, unless the modulo is strict. A chunk is dealt to one connection at a
-time: only `put_back` lets it be dealt again.
+The home of chunk k is connection k mod N (for shard i of COUNT: (k // COUNT) mod N). Each home is a queue of ranges of
+chunk ids, so that a million chunks cost nothing. A connection takes the next chunk of its own home. If that is empty,
+it steals the next chunk of the home that has most left, unless the modulo is strict. A chunk that was taken is not
+given to another connection before `put_back`.
 
-N may double and halve on the way: home h splits into h and h + N, or takes h + N/2 in. No chunk is touched for that.
+N may double and halve on the way: home h splits into h and h + N, or takes in h + N/2. No chunk is touched for that.
 """
 
 from collections import deque
 
 
 class Schedule:
-    """The chunks that are still to be dealt. Not thread-safe: the deal holds the lock."""
+    """The chunks that are queued. The caller (`send_queue`) holds the lock."""
 
     def __init__(self, connections: int, *, shard_count: int = 1, strict_modulo: bool = False) -> None:
         self.connections = connections
         self._shard_count = shard_count
         self.strict_modulo = strict_modulo
-        self._homes: list[deque[range]] = [deque() for _ in range(connections)]
-        self._left = [0] * connections
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all chunks; the number of connections stays."""
+        self._homes: list[deque[range]] = [deque() for _ in range(self.connections)]
+        self._left = [0] * self.connections  # how many chunks each home has
         self._unsorted: set[int] = set()  # homes whose first range may not be the lowest
 
     def home(self, chunk_id: int) -> int:
@@ -28,35 +32,35 @@ class Schedule:
 
     @property
     def remaining(self) -> int:
-        """Chunks that are not dealt."""
+        """Number of chunks that are queued."""
         return sum(self._left)
 
     @property
     def lowest(self) -> int | None:
-        """The lowest chunk that is not dealt."""
+        """The lowest chunk that is queued."""
         return min(
             (first for home in range(self.connections) if (first := self._first_of(home)) is not None), default=None
         )
 
     def _first_of(self, home: int) -> int | None:
-        """Return the lowest chunk of a home that is not dealt."""
+        """Return the lowest chunk of a home."""
         if home in self._unsorted:
             self._homes[home] = deque(sorted(self._homes[home], key=lambda chunk_ids: chunk_ids[0]))
             self._unsorted.discard(home)
         return self._homes[home][0][0] if self._homes[home] else None
 
-    def _mark(self, home: int) -> None:
-        """Note where the first range of a home is not the lowest any more."""
+    def _check_order(self, home: int) -> None:
+        """Note it if the first range of a home is no longer the lowest."""
         queue = self._homes[home]
         if len(queue) > 1 and queue[0][0] > queue[1][0]:
             self._unsorted.add(home)
 
     def remaining_of(self, connection_id: int) -> int:
-        """Chunks of one home that are not dealt."""
+        """Return the number of chunks that are queued in one home."""
         return self._left[connection_id]
 
     def add(self, first: int, end: int, step: int = 1) -> None:
-        """Put the chunks first, first + step, ... below `end` behind what is there, each into its home.
+        """Queue the chunks first, first + step, ... below `end`, each at the end of its home.
 
         `step` is 1, or the number of shards for the chunks of one shard.
         """
@@ -71,11 +75,11 @@ class Schedule:
         self._left[home] += len(chunk_ids)
 
     def put_back(self, chunk_ids: list[int]) -> None:
-        """Put chunks that were dealt and not delivered before everything else of their homes, lowest first."""
+        """Queue chunks again that were taken and not delivered: first in their homes, the lowest first."""
         for chunk_id in sorted(chunk_ids, reverse=True):
             home = self.home(chunk_id)
             self._homes[home].appendleft(range(chunk_id, chunk_id + 1))
-            self._mark(home)
+            self._check_order(home)
             self._left[home] += 1
 
     def resize(self, connections: int) -> None:
@@ -105,35 +109,36 @@ class Schedule:
         self._homes = [deque(sorted([*lower, *upper], key=lambda chunk_ids: chunk_ids[0])) for lower, upper in pairs]
         self._left = [sum(map(len, home)) for home in self._homes]
 
-    def deal(self, connection_id: int, below: int | None = None) -> int | None:
-        """Give a connection its next chunk; None where there is none for it, or it is not one of the N any more.
+    def take(self, connection_id: int, end: int | None = None) -> int | None:
+        """Return the chunk that a connection sends next, which is not queued any more; None where there is none for it.
 
-        With `below`, only chunks before that one are dealt.
+        With `end`, only chunks before that one are taken. A connection beyond the N gets none.
         """
         if connection_id >= self.connections:
             return None
-        if below is not None:
-            return self._deal_below(connection_id, below)
+        if end is not None:
+            return self._take_before(connection_id, end)
         if self._left[connection_id]:
-            return self._take(connection_id)
+            return self._take_first(connection_id)
         if self.strict_modulo:
             return None
         furthest_behind = max(range(self.connections), key=self._left.__getitem__)
-        return self._take(furthest_behind) if self._left[furthest_behind] else None
+        return self._take_first(furthest_behind) if self._left[furthest_behind] else None
 
-    def _deal_below(self, connection_id: int, below: int) -> int | None:
-        """Deal in a window, which goes on when its first chunk has arrived: of what is left over, the lowest first."""
+    def _take_before(self, connection_id: int, end: int) -> int | None:
+        # Steals the lowest chunk, not the next one of the fullest home: the window that ends at `end` moves on when its
+        # first chunk has arrived.
         first = self._first_of(connection_id)
-        if first is not None and first < below:
-            return self._take(connection_id)
+        if first is not None and first < end:
+            return self._take_first(connection_id)
         lowest = None if self.strict_modulo else self.lowest
-        return self._take(self.home(lowest)) if lowest is not None and lowest < below else None
+        return self._take_first(self.home(lowest)) if lowest is not None and lowest < end else None
 
-    def _take(self, home: int) -> int:
+    def _take_first(self, home: int) -> int:
         queue = self._homes[home]
         chunk_ids = queue.popleft()
         if len(chunk_ids) > 1:
             queue.appendleft(chunk_ids[1:])
-            self._mark(home)
+            self._check_order(home)
         self._left[home] -= 1
         return chunk_ids[0]

@@ -1,72 +1,77 @@
-"""Held chunks: what the receiver re-hashed from its disk is re-hashed here from the source, and compared.
+"""Compares what the receiver holds with the source, in a few threads of their own, beside the data connections.
 
-Equal is settled, different is needed. Runs beside the data connections, so that missing chunks flow meanwhile.
+The receiver hashes again what it finds on its disk, and sends the digests (Held in proto/README.md). The same segments
+of the source are read and hashed here: those that are equal are done, those that differ are needed.
 """
 
 import os
-import queue
 import threading
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Final, NamedTuple
 
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire.digests import segment_hasher
-from filestreamer.wire.errors import FilestreamerError, TransferFailed
+from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Segment
+from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
-from sender.source.item import Item, Reader, Unsendable, changed
+from sender.mailbox import Event, Failed, Mailbox
+from sender.source.item import Item, Unsendable, changed
+from sender.source.reader import Reader
 
+THREADS_MAX: Final = 4
 RETRY_SECONDS: Final = 1.0
-WAITING_MOST: Final = 1024
-"""Runs of held segments that wait to be compared, before the control connection is not read for a while."""
+"""How long a thread waits before it tries again to open a file, where this process has too many open files."""
+BACKLOG_MAX: Final = 1024
+"""How many runs of held segments may wait to be compared before the control connection is not read for a while."""
 
 
 class Held(NamedTuple):
-    """Segments of a file that the receiver holds: those of the deal's share, from the one in `first_chunk` on."""
+    """A run of segments of a file that the receiver holds: those of this sender's share, from `first_segment` on."""
 
     item: Item
     file_id: int
     grid: Grid
     first_segment: int
     first_chunk: int
+    """The chunk of `first_segment`."""
     digests: bytes
-    """16 bytes for each."""
+    """The receiver's digest of each, one after the other."""
     epoch: int
+    """When the receiver said so (`send_queue`)."""
     whole: range | None = None
-    """The chunks of all the file, where all of it is needed as soon as one segment differs."""
+    """All chunks of the file, where it lies under its final name: if one segment differs, all of them are needed."""
 
 
-class Host(Protocol):
-    """What comparing needs of its transfer."""
+@dataclass(frozen=True, slots=True)
+class Compared(Event):
+    """A small file that the receiver holds was compared with the source."""
 
-    queue: SendQueue
-    counters: TransferCounters
-
-    def withdraw(self, file_id: int, error: Unsendable) -> None:
-        """Leave out a file that can't be read as it was listed. Raises `error` where nothing would be left."""
-
-    def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
-        """Take what came out for a small file."""
-
-    def failed(self, error: FilestreamerError) -> None:
-        """End the transfer."""
+    file_id: int
+    epoch: int
+    is_equal: bool
 
 
 class Verifier:
-    """A few threads that compare held chunks with the source; none runs where nothing is held."""
+    """A few threads that compare. None is started before there is something to compare."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._work: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
-        self._mutex = threading.Lock()  # protects the byte counts of the transfer
+    def __init__(self, manifest: Manifest, queue: SendQueue, counters: TransferCounters, mailbox: Mailbox) -> None:
+        self._manifest = manifest
+        self._queue = queue
+        self._counters = counters
+        self._mailbox = mailbox
+        self._mutex = threading.Lock()  # protects the byte counts in `counters`, which all these threads write
+        self._work: SimpleQueue[Held | None] = SimpleQueue()  # None: a thread ends
         self._threads: list[threading.Thread] = []
 
     def compare(self, held: Held) -> None:
-        """Compare these segments with the source, soon."""
+        """Have these segments compared, soon."""
         self._work.put(held)
-        if len(self._threads) < min(4, os.cpu_count() or 1):
+        if len(self._threads) < min(THREADS_MAX, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             try:
                 start_thread(thread, "comparing held chunks")
@@ -76,19 +81,21 @@ class Verifier:
             else:
                 self._threads.append(thread)
 
-    @property
     def is_behind(self) -> bool:
-        """Whether so much waits to be compared that nothing more should be heard: a receiver says it far faster."""
-        return self._work.qsize() > WAITING_MOST
+        """Return whether nothing more should be read from the control connection.
 
-    def end(self) -> None:
-        """Let the threads run out."""
+        The receiver says what it holds far faster than that is compared, and what is not compared yet takes memory.
+        """
+        return self._work.qsize() > BACKLOG_MAX
+
+    def stop(self) -> None:
+        """Have the threads end when the work that was given to them is done, or the transfer is over."""
         for _ in self._threads:
             self._work.put(None)
 
     def _run(self) -> None:
         if error := run_to_end("comparing held chunks", self._compare_all):
-            self._host.failed(error)
+            self._mailbox.post(Failed(error))
 
     def _compare_all(self) -> None:
         block = memoryview(bytearray(limits.BLOCK_BYTES))
@@ -98,45 +105,46 @@ class Verifier:
                 try:
                     self._compare(reader, block, held)
                 except Unsendable as error:
-                    self._host.withdraw(held.file_id, error)
+                    if withdrew := self._manifest.withdraw(held.file_id, error):
+                        self._mailbox.post(withdrew)
         finally:
             reader.close()
 
     def _compare(self, reader: Reader, block: memoryview, held: Held) -> None:
-        """Compare segments. Raises Unsendable where the source is not what was listed."""
-        queue, size = self._host.queue, limits.DIGEST_BYTES
-        for at in range(0, len(held.digests), size):
-            if queue.is_over or held.epoch != queue.epoch:
+        """Compare a run of segments. Raises Unsendable where the source is not what was listed."""
+        for at in range(0, len(held.digests), limits.DIGEST_BYTES):
+            if self._queue.is_over or held.epoch != self._queue.epoch:
                 return
-            step = at // size * queue.share.count
+            if held.whole is not None and self._queue.is_needed_whole(held.whole):
+                return
+            step = at // limits.DIGEST_BYTES * self._queue.share.count
             chunk_id, segment = held.first_chunk + step, held.first_segment + step
-            if held.whole is not None and queue.is_needed_whole(held.whole.start):
-                return
-            digest = self._read(reader, block, held, segment)
-            if queue.pin_digest(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
-                raise changed(held.item, "it reads differently than before")
-            is_equal = digest == held.digests[at : at + size]
+            digest = self._digest(reader, block, held, segment)
+            if self._queue.pin_digest(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
+                raise changed(held.item, "its bytes are not the same as when they were read first")
+            is_equal = digest == held.digests[at : at + limits.DIGEST_BYTES]
             is_held, taken_back = is_equal, list[int]()
             if held.grid.segments == 1:
-                self._host.compared(held.file_id, held.epoch, is_equal=is_equal)
+                self._mailbox.post(Compared(held.file_id, held.epoch, is_equal))
             else:
-                is_held, taken_back = queue.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
-            length, base = held.grid.length(segment), chunk_id - segment
-            held_bytes = length * is_held - sum(held.grid.length(other - base) for other in taken_back)
-            self._count(0, held_bytes)
+                is_held, taken_back = self._queue.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
+            held_bytes = held.grid.length(segment) if is_held else 0
+            held_bytes -= sum(held.grid.length(segment + other - chunk_id) for other in taken_back)
+            self._count(held_bytes=held_bytes)
 
-    def _read(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
-        """Return the digest of a segment of the source, as it was listed. Where there is no descriptor, it waits."""
+    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
+        """Return the digest of a segment of the source. Raises Unsendable where the file is not what was listed."""
         while True:
             try:
-                digest = self._digest(reader, block, held, segment)
+                digest = self._read_and_hash(reader, block, held, segment)
                 reader.check_unchanged(held.item)
                 return digest
             except TransferFailed as error:
-                if not error.retryable or self._host.queue.wait_over(RETRY_SECONDS):
+                # Retryable: this process has too many open files, which says nothing about this file.
+                if not error.retryable or self._queue.wait_over(RETRY_SECONDS):
                     raise
 
-    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
+    def _read_and_hash(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
         hasher = segment_hasher()
         offset = held.grid.offset(segment)
         end = offset + held.grid.length(segment)
@@ -145,10 +153,11 @@ class Verifier:
             reader.read_into(held.item, view, offset)
             hasher.update(view)
             offset += len(view)
-            self._count(len(view), 0)  # a large segment takes a slow disk minutes, which is progress
+            # Counted by block: a slow disk takes minutes to read a large segment, and that is progress.
+            self._count(rehashed_bytes=len(view))
         return hasher.digest()
 
-    def _count(self, length: int, held_bytes: int) -> None:
+    def _count(self, *, rehashed_bytes: int = 0, held_bytes: int = 0) -> None:
         with self._mutex:
-            self._host.counters.rehashed_bytes += length
-            self._host.counters.held_bytes += held_bytes
+            self._counters.rehashed_bytes += rehashed_bytes
+            self._counters.held_bytes += held_bytes

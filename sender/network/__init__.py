@@ -1,1 +1,12 @@
-""" """
+"""The connections to the receiver: one for control, N for data.
+
+1. `control`        is the thread that opens control, reads it, and opens it again; the coordinator writes to it;
+2. `dial`           opens every connection: connects, TLS, Greeting, Hello, Welcome;
+3. `control_state`  says how far control has come, and where it leads: data connections wait for that;
+4. `connections`    starts as many data connections as there are chunks for, and adapts their number;
+5. `connection`     is one of them: it takes chunks from the queue, sends them, and takes in acknowledgements. It has
+   `outbox`         what it is about to send, gathered into few system calls,
+   `send_window`    the chunks that it sent and that are not acknowledged, and the
+   `rate_limit`     which all of them share;
+6. `peer`           knows when the receiver was heard last on any of them, and what went wrong last.
+"""

@@ -1,11 +1,12 @@
-"""Connections to the receiver, opened and welcomed: one for control, N for data.
+"""Opens the connections to the receiver: one for control, N for data.
 
-The control connection resolves the name anew each time and tries every address. The data connections use the address
-that control reached, and insist on the same incarnation there: a restarted receiver, or a name that leads to several,
-must not get half of a transfer each.
+The control connection resolves the receiver's name each time, and tries every address. The data connections use the
+address that control reached, and insist on the same incarnation of the receiver there. If the receiver was restarted,
+or its name leads to several receivers, none of them must get half of a transfer.
 
-Each step of an opening takes a round-trip. At first, data connections go as far as they may while control is still on
-its way: they connect where it has connected, say Hello when it was welcomed, and move chunks when it has an answer.
+Each step of an opening takes a round-trip. So data connections do not wait until control has done all of them: they
+connect once control is connected, say Hello once it is welcomed, and move chunks once its offer is answered
+(`control_state`).
 """
 
 import contextlib
@@ -20,115 +21,54 @@ from filestreamer.wire.errors import ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
-from filestreamer.wire.sockets.addresses import SockAddress, format_address, resolve
+from filestreamer.wire.sockets.addresses import format_address, resolve
 from filestreamer.wire.sockets.dial import connect
 from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
+from sender.network.control_state import Address, ControlState
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
     import ssl
 
 
-Address = tuple[int, SockAddress]
-"""An address family, and an address of it."""
-
-
-class ControlState:
-    """How far the control connection has come. The coordinator tells, data connections wait; any thread may ask."""
-
-    def __init__(self, *, was_open: bool = False) -> None:
-        self._changed = threading.Condition()
-        self._address: Address | None = None
-        self._incarnation: bytes | None = None
-        self._is_answered = False
-        self._is_over = False
-        self.was_open = was_open
-        """Whether data connections were ever allowed to dial."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether data connections may dial."""
-        return self._address is not None
-
-    def tell(self, address: Address | None, incarnation: bytes | None = None, *, is_answered: bool = False) -> None:
-        """Say where control is, as whom the receiver has welcomed it, and whether it has answered; None: it is lost."""
-        with self._changed:
-            self._address, self._incarnation, self._is_answered = address, incarnation, is_answered
-            self.was_open = self.was_open or address is not None
-            self._changed.notify_all()
-
-    def end(self) -> None:
-        """Wake everybody: the transfer is over."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-    def address(self) -> Address:
-        """Wait until data connections may dial; return where. Raises ConnectionLost where the transfer is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._address is not None)
-            self._check()
-            assert self._address is not None
-            return self._address
-
-    def incarnation(self, address: Address) -> bytes | None:
-        """Wait until the receiver has welcomed control there; return its incarnation, None where control is lost."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._address != address or self._incarnation is not None)
-            self._check()
-            return self._incarnation if self._address == address else None
-
-    def is_answered(self, address: Address, incarnation: bytes | None = None) -> bool:
-        """Wait until the receiver there, this one if so, has answered what was offered; False where control is lost."""
-
-        def is_lost() -> bool:
-            return self._address != address or incarnation not in (None, self._incarnation)
-
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or is_lost() or self._is_answered)
-            self._check()
-            return not is_lost()
-
-    def _check(self) -> None:
-        if self._is_over:
-            raise ConnectionLost("the transfer is over")
-
-
 class _Greeted(NamedTuple):
-    """A connection on which the receiver has said its Greeting, and waits for Hello."""
+    """A connection on which the receiver has said Greeting, and waits for Hello."""
 
     channel: Channel
     body: bytes
-    """Of the Greeting."""
+    """The Greeting."""
     certificate_sha256: bytes
-    """Of the receiver's TLS certificate, if it has one."""
+    """The digest of the receiver's TLS certificate; empty without TLS."""
 
 
-def _ignore(_address: Address, _sock: socket.socket) -> None:
+def _do_nothing(_address: Address, _sock: socket.socket) -> None:
     pass
 
 
 class Dialer:
-    """Opens the connections of one transfer. Any thread may dial; `end` wakes them all."""
+    """Opens the connections of one transfer. Any thread may dial; `close` ends them all."""
 
-    def __init__(self, settings: SenderSettings, transfer_id: bytes, wanted: tuple[str, ...] = ()) -> None:
-        """Prepare to dial receivers that have the `wanted` features. Raises UsageError where a TLS file can't be used."""
+    def __init__(
+        self, settings: SenderSettings, transfer_id: bytes, control_state: ControlState, needed: tuple[str, ...]
+    ) -> None:
+        """Prepare to dial receivers that have the `needed` features. Raises UsageError for a TLS file of no use."""
         self._to = settings.to
         self._transfer_id = transfer_id
-        self._wanted = wanted
+        self._control_state = control_state
+        self._features = needed
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._token = settings.token.encode() if settings.token else None
-        self._own: bytes | None = None
+        self._own: bytes | None = None  # this user's own token on this machine, as it was read last
         self._tls = _tls_context(settings)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
-        self._mutex = threading.Lock()  # protects _sockets and _ended
-        self._sockets: set[socket.socket] = set()
-        self._ended = False
+        self._mutex = threading.Lock()  # protects the two fields below
+        self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
+        self._is_closed = False
 
-    def control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
-        """Open the control connection; return it, where it leads, and the incarnation of the receiver.
+    def open_control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
+        """Open the control connection; return it, its address, and the incarnation of the receiver.
 
-        `on_connected` hears of each address that answers: over TLS with the Greeting, else before it. Raises
+        `on_connected` is called with each address that answers: over TLS after the Greeting, else before it. Raises
         ConnectionLost, Refused, RemoteProtocolError.
         """
         addresses = resolve(self._to.host, self._to.port)
@@ -140,46 +80,54 @@ class Dialer:
                 return greeted.channel, address, self._enter(greeted, Role.CONTROL, 0)
             except FilestreamerError as error:
                 if greeted is not None:
-                    self.close(greeted.channel)
+                    self.close_channel(greeted.channel)
                 if not isinstance(error, ConnectionLost):
                     raise
                 failures.append(str(error))
         raise ConnectionLost("; ".join(failures))
 
-    def data(self, control_state: ControlState, connection_id: int) -> Channel:
-        """Open a data connection to where control is. Raises ConnectionLost, Refused, RemoteProtocolError."""
-        while (channel := self._data(control_state, connection_id)) is None:
+    def open_data(self, connection_id: int) -> Channel:
+        """Open a data connection to the address of control, once control is that far.
+
+        Raises ConnectionLost, Refused, RemoteProtocolError.
+        """
+        while (channel := self._try_open_data(connection_id)) is None:
             pass
         return channel
 
-    def _data(self, control_state: ControlState, connection_id: int) -> Channel | None:
-        """Do so, unless control is lost meanwhile: its trouble is told once, and there is nobody to join."""
-        address = control_state.address()
+    def _try_open_data(self, connection_id: int) -> Channel | None:
+        """Open a data connection; return None where control was lost meanwhile.
+
+        Then this connection is of no use, as there is no transfer at the receiver that it could join. What went wrong
+        with it is not reported: the control connection met the same trouble, and reports it once, not N times.
+        """
+        address = self._control_state.wait_for_address()
         greeted: _Greeted | None = None
         try:
             greeted = self._open(address)
-            incarnation = control_state.incarnation(address)
+            incarnation = self._control_state.wait_for_incarnation(address)
             if incarnation is not None:
                 self._enter(greeted, Role.DATA, connection_id, incarnation)
-                if control_state.is_answered(address, incarnation):
+                if self._control_state.wait_until_answered(address, incarnation):
                     return greeted.channel
-            self.close(greeted.channel)
+            self.close_channel(greeted.channel)
         except FilestreamerError:
             if greeted is not None:
-                self.close(greeted.channel)
-            if control_state.is_answered(address):
+                self.close_channel(greeted.channel)
+            if self._control_state.wait_until_answered(address):
                 raise
         return None
 
-    def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _ignore) -> _Greeted:
-        """Connect and read the Greeting, which `_enter` answers."""
+    def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _do_nothing) -> _Greeted:
+        """Connect and read the Greeting; `_enter` answers it."""
         sock = connect([address], limits.OPENING_SECONDS, self._register)
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
             if self._tls is not None:
                 greeted = self._open_tls(self._tls, sock, deadline)
-                on_connected(address, greeted.channel.socket)  # not before: if TLS fails, it fails once
+                # Not before: if TLS fails, it fails on the control connection alone, and not on N data connections.
+                on_connected(address, greeted.channel.socket)
                 return greeted
             on_connected(address, sock)
             channel = Channel(prepare(sock, self._user_timeout), deadline)
@@ -207,9 +155,10 @@ class Dialer:
             raise
 
     def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
-        """Say Hello, and read the Welcome; return the receiver's incarnation, which has to be the `expected` one.
+        """Say Hello, and read Welcome; return the receiver's incarnation.
 
-        Raises TransferFailed(POLICY) where the receiver does not have a feature that is wanted.
+        Raises ConnectionLost where that is not the `expected` one, if one is; TransferFailed(POLICY) where the receiver
+        lacks a feature that the transfer needs.
         """
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
@@ -220,15 +169,17 @@ class Dialer:
             raise ConnectionLost(
                 f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
             )
-        features.require(opening.peer_features, *self._wanted)
+        features.require(opening.peer_features, *self._features)
         channel.send(b"".join(map(frame_of, bodies)))
         opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
         return opening.incarnation
 
     def _own_token(self) -> bytes | None:
-        """Return the user's own token, as it was read last: another connection may have taken the last descriptor."""
+        """Return this user's own token on this machine, if there is one."""
         from filestreamer.settings import own_token
 
+        # Where it can't be read, the one that was read last is used: another thread may have opened the last file that
+        # this process may have.
         own = own_token.read(os.environ)
         if own is not None:
             self._own = own.token.encode()
@@ -236,9 +187,10 @@ class Dialer:
 
     def _register(self, sock: socket.socket) -> None:
         with self._mutex:
-            self._sockets = {known for known in self._sockets if known.fileno() >= 0}  # without those that failed
+            # Without those that were closed since, because connecting failed.
+            self._sockets = {known for known in self._sockets if known.fileno() >= 0}
             self._sockets.add(sock)
-            if self._ended:
+            if self._is_closed:
                 raise ConnectionLost("the transfer is over")
 
     def _forget(self, sock: socket.socket) -> None:
@@ -246,36 +198,36 @@ class Dialer:
             self._sockets.discard(sock)
         sock.close()
 
-    def close(self, channel: Channel, *, in_order: bool = False) -> None:
+    def close_channel(self, channel: Channel, *, in_order: bool = False) -> None:
         """Close a channel that was opened here."""
         if in_order:
             channel.close_in_order()
         self._forget(channel.socket)
 
     def shut_all(self, keep: Channel | None = None) -> None:
-        """Shut every connection but `keep`: who is blocked on one gets ConnectionLost, and may dial again."""
+        """Shut down every connection but `keep`: a thread that is blocked on one gets ConnectionLost, and may dial."""
         kept = None if keep is None else keep.socket
         with self._mutex:
             for sock in self._sockets - {kept}:
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def end(self, keep: Channel | None = None) -> None:
-        """Shut every connection but `keep`, and let nobody open another."""
+    def close(self, keep: Channel | None = None) -> None:
+        """Shut down every connection but `keep`, and let no thread open another. Idempotent."""
         with self._mutex:
-            self._ended = True
+            self._is_closed = True
         self.shut_all(keep)
 
 
 def _is_loopback(peer: str) -> bool:
-    """Whether a receiver is on this machine."""
+    """Whether the receiver at this address is on this machine."""
     from filestreamer.settings import own_token
 
     return own_token.is_loopback(peer.rpartition(":")[0].strip("[]"))
 
 
 def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":
-    """Make the context of this sender; None where it speaks clear text. Raises UsageError."""
+    """Return the TLS context of this sender; None without TLS. Raises UsageError."""
     if not settings.tls:
         return None
     from filestreamer.wire.sockets import tls

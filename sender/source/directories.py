@@ -1,9 +1,9 @@
-"""Directories below what a user names, opened step by step: no symbolic link there leads out of the tree.
+"""Opens directories below those that the user names, step by step: no symbolic link leads out of the tree.
 
-A path may have come to lead elsewhere since it was looked at. So what lies below a `Root` is opened by its name,
-relative to a descriptor of its directory, and that relative to its own, down from the root: a component that has become
-a symbolic link is an error. The directories that were in use last stay open (`Directories`), as files come in the order
-of the tree: a file costs one step, and its path may be longer than the kernel takes at once.
+A path may lead elsewhere by the time that it is opened. So each directory below a `Root` is opened by its name,
+relative to the descriptor of its parent, down from the root: a component that has become a symbolic link is an error.
+`Directories` keeps those open that were used last. Files come in the order of the tree, so most of them take one step,
+and a path may be longer than the kernel takes in one call.
 """
 
 import errno
@@ -14,16 +14,17 @@ _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class Root:
-    """A directory that a user names; whatever symbolic link leads there was followed, once."""
+    """A directory that the user names. If its path leads through symbolic links, they are followed once."""
 
     __slots__ = ("_identity", "fd", "path", "skip")
 
     def __init__(self, path: bytes, *, is_held: bool) -> None:
-        """Open it; it stays open for as long as anything refers to it, if it `is_held`. Raises OSError."""
+        """Open it. If `is_held`, it stays open for as long as anything refers to this object. Raises OSError."""
         self.fd = -1
+        """Its descriptor; -1 where it is not held."""
         self.path = path
         self.skip = len(path.rstrip(b"/")) + 1
-        """How many bytes of a path are not below it."""
+        """How many bytes of a path come before the part that is below the root."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         status = os.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)
@@ -33,7 +34,7 @@ class Root:
             os.close(fd)
 
     def reopen(self) -> int:
-        """Open it once more. Raises OSError, also where another directory has its name by now."""
+        """Open it again; return the descriptor. Raises OSError, also where another directory has its path by now."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != self._identity:
@@ -42,30 +43,39 @@ class Root:
         return fd
 
     def __del__(self) -> None:
-        # Not sooner: other threads open files relative to it, and its number may be another file's next.
+        # Not closed before: other threads open files relative to the descriptor, and once it is closed the kernel may
+        # give its number to another file.
         if self.fd >= 0:
             os.close(self.fd)
 
 
 class Directories:
-    """The last directories of the path that was in use last. One thread owns it."""
+    """A chain of open directories: the last ones on the way to the directory that was used last. One thread owns it.
+
+    Of a deep path only the last directories stay open. The names and identities of the others are kept, so that `get`
+    can climb back by "..", and check that it arrives at the same directory.
+    """
 
     def __init__(self, most: int, access: int = os.O_PATH) -> None:
-        """Keep `most` of them open, beside their root; `access` is O_RDONLY where they are to be listed."""
+        """Keep `most` directories open, beside the root. `access` is O_RDONLY where they are to be listed."""
         self._most = most
         self._flags = access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._root: Root | None = None
         self._below: bytes | None = None
-        """Which one the last descriptor is of; None where the last step failed."""
+        """The path below the root of the directory that `get` returned last; None where it failed."""
         self._names: list[bytes] = []
+        """The components of the chain."""
         self._identities: list[tuple[int, int]] = []
-        """Of the directory of each name: device and inode."""
+        """Device and inode of the directory of each name."""
         self._fds: list[int] = []
-        """Of the root and of each name; -1 from 1 on to `_first`."""
-        self._first = 1
+        """Descriptors of the root, and of the directory of each name; those in [1, _first_open) are -1: closed."""
+        self._first_open = 1
 
     def get(self, root: Root, below: bytes) -> int:
-        """Return the descriptor of a directory below a root (b"": of the root), until the next call. Raises OSError."""
+        """Return the descriptor of a directory below a root; b"" is the root. It is valid until the next call.
+
+        Raises OSError.
+        """
         if root is self._root and below == self._below:
             return self._fds[-1]
         self._below = None
@@ -79,45 +89,48 @@ class Directories:
             if name != known:
                 break
             same += 1
-        if self._first <= same or self._first > 2 * same:
-            self._leave(same)
+        # To climb to a closed directory takes a step for each level up to it; to go down again, one for each level
+        # from the root.
+        if self._first_open <= same or self._first_open > 2 * same:
+            self._shorten(same)
         else:
             self._climb(same)
         if self._fds[-1] < 0:
-            self._leave(0)  # to go down again takes fewer steps than to climb, or climbing failed
+            self._shorten(0)
         for name in names[len(self._names) :]:
             self._enter(name)
         self._below = below
         return self._fds[-1]
 
     def open(self, name: bytes, flags: int, directory_fd: int | None) -> int:
-        """Open something in the directory that was asked for last. Raises OSError."""
+        """Open a file in the directory that `get` returned last. Raises OSError."""
         try:
             return os.open(name, flags, dir_fd=directory_fd)
         except OSError as error:
-            if error.errno not in _NO_DESCRIPTORS or not self._give_back():
+            if error.errno not in _NO_DESCRIPTORS or not self._close_spare():
                 raise
         return os.open(name, flags, dir_fd=directory_fd)
 
     def _enter(self, name: bytes) -> None:
+        """Go down one level."""
         fd = self.open(name, self._flags, self._fds[-1])
         status = os.fstat(fd)
         self._fds.append(fd)
         self._names.append(name)
         self._identities.append((status.st_dev, status.st_ino))
-        if len(self._fds) - self._first > self._most:
+        if len(self._fds) - self._first_open > self._most:
             self._close_first()
 
     def _climb(self, names: int) -> None:
-        """Go up to a directory that is not open any more, step by step, where each is still in the one before."""
+        """Go up to the first `names` components, step by step, as long as each directory is still in its parent."""
         while len(self._names) > names and self._fds[-1] >= 0:
-            if self._fds[-2] < 0 and (fd := self._parent()) >= 0:
+            if self._fds[-2] < 0 and (fd := self._open_parent()) >= 0:
                 self._fds[-2] = fd
-                self._first = len(self._fds) - 2
-            self._leave(len(self._names) - 1)
+                self._first_open = len(self._fds) - 2
+            self._shorten(len(self._names) - 1)
 
-    def _parent(self) -> int:
-        """Open the directory that the last one is in; -1 where that is another one than it was."""
+    def _open_parent(self) -> int:
+        """Open the parent of the last directory; return -1 where it is not the directory that it was."""
         try:
             fd = self.open(b"..", self._flags, self._fds[-1])
         except OSError:
@@ -128,31 +141,31 @@ class Directories:
         os.close(fd)
         return -1
 
-    def _leave(self, names: int) -> None:
-        """Forget all but the first names."""
+    def _shorten(self, names: int) -> None:
+        """Forget all but the first `names` components."""
         while len(self._names) > names:
             self._names.pop()
             self._identities.pop()
             if (fd := self._fds.pop()) >= 0:
                 os.close(fd)
-        self._first = min(self._first, len(self._fds))
+        self._first_open = min(self._first_open, len(self._fds))
 
     def _close_first(self) -> None:
-        os.close(self._fds[self._first])
-        self._fds[self._first] = -1
-        self._first += 1
+        os.close(self._fds[self._first_open])
+        self._fds[self._first_open] = -1
+        self._first_open += 1
 
-    def _give_back(self) -> bool:
-        """Close all but the last, as there are too few descriptors; whether that were any."""
+    def _close_spare(self) -> bool:
+        """Close all but the last, as this process has too many open files; return whether any was closed."""
         self._most = 1
-        had = self._first
-        while self._first < len(self._fds) - 1:
+        had = self._first_open
+        while self._first_open < len(self._fds) - 1:
             self._close_first()
-        return self._first > had
+        return self._first_open > had
 
     def close(self) -> None:
-        """Release every descriptor. Idempotent."""
-        self._leave(0)
+        """Close every descriptor. Idempotent."""
+        self._shorten(0)
         if self._root is not None and self._root.fd < 0:
             os.close(self._fds[0])
-        self._root, self._below, self._fds, self._first = None, None, [], 1
+        self._root, self._below, self._fds, self._first_open = None, None, [], 1

@@ -1,6 +1,6 @@
-"""The walk, in a thread of its own: it lists a few parts ahead of what is sent, and waits.
+"""Lists what is sent, in a thread of its own, a few parts ahead of those that are done.
 
-A single file is no tree: it is listed at once, and is all or nothing. So is standard input.
+A single file is not a tree: it is listed at once, without the thread, and so is standard input.
 """
 
 import os
@@ -8,95 +8,95 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import Skipped
-from filestreamer.wire.errors import Code, FilestreamerError, from_os_error
+from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
+from sender.mailbox import Event, Failed, Mailbox
 from sender.settings import SenderSettings
 from sender.source.item import Item, check_readable
 from sender.source.part_budget import PartBudget
+from sender.source.patterns import pattern_filter
+from sender.source.skipped_entries import SkippedEntries
 from sender.source.stream import open_stdin
-from sender.source.walk import Walk, pattern_filter
+from sender.source.walk import Walk
 
 PARTS_AHEAD: Final = 16
-"""Parts that are listed and not let go: some 16 thousand small files."""
+"""How many parts are listed and not done: some 16 thousand small files."""
 PART_SECONDS: Final = 0.25
-"""A part goes out after this long, full or not."""
+"""A part is posted after this long, full or not."""
 
 
-class Listed(NamedTuple):
-    """The walk found the entries of another part."""
+@dataclass(frozen=True, slots=True)
+class Listed(Event):
+    """The entries of another part were found."""
 
     items: list[Item]
     last: bool
 
 
-class Lister(threading.Thread):
-    """Posts parts as they are found, until the walk has ended. `single` is what is no tree: a file, or a stream."""
+class ListingThread(threading.Thread):
+    """Walks what the settings name, and posts its entries in parts."""
 
-    def __init__(
-        self,
-        settings: SenderSettings,
-        listed: Callable[[Listed], None],
-        failed: Callable[[FilestreamerError], None],
-        skipped: Callable[[Skipped], None],
-    ):
-        """Look at what the settings name. Raises TransferFailed(SOURCE), UsageError."""
+    def __init__(self, settings: SenderSettings, mailbox: Mailbox, skipped: SkippedEntries):
+        """Look at the paths that the user names. Raises TransferFailed(SOURCE), UsageError."""
         super().__init__(name="walk", daemon=True)
-        self._listed = listed
-        self._failed = failed
-        self._reserve = threading.Semaphore(PARTS_AHEAD)
-        self._ended = threading.Event()
+        self._mailbox = mailbox
+        self._room = threading.Semaphore(PARTS_AHEAD)  # how many more parts may be posted
+        self._is_stopped = threading.Event()
         self.single: Item | None = None
+        """The one file, or the stream, that is sent: then there is nothing to walk. None: a tree."""
         if settings.reads_stdin:
-            self.single = _stdin(settings)
+            self.single = _list_stdin(settings)
             return
-        self._walk = make_walk(settings, skipped)
+        self._walk = make_walk(settings, skipped.add)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
             if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
                 return
-            holes = item.entry.holes if settings.shard.count == 1 else ()  # shards may have copies of other holes
+            # The senders of a file's shards may read copies of it that have other holes.
+            holes = item.entry.holes if settings.shard.count == 1 else ()
             self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=holes))
 
     def run(self) -> None:
-        """List, unless there is one file, which is listed."""
-        if self.single is None and (error := run_to_end("the walk", self._list)):
-            self._failed(error)
+        """Walk until the end, or `stop`."""
+        if error := run_to_end("the walk", self._list):
+            self._mailbox.post(Failed(error))
 
     def _list(self) -> None:
         items: list[Item] = []
         budget, since = PartBudget(), time.monotonic()
         for item in self._walk:
-            if self._ended.is_set():
+            if self._is_stopped.is_set():
                 return
             fits = budget.take(item)
             if not fits or (items and time.monotonic() - since > PART_SECONDS):
-                self._say(items, last=False)
+                self._post_part(items, last=False)
                 items, budget, since = [], PartBudget(), time.monotonic()
                 budget.take(item)
             items.append(item)
-        self._say(items, last=True)
+        self._post_part(items, last=True)
 
-    def _say(self, items: list[Item], *, last: bool) -> None:
-        self._reserve.acquire()
-        self._listed(Listed(items, last))
+    def _post_part(self, items: list[Item], *, last: bool) -> None:
+        self._room.acquire()
+        self._mailbox.post(Listed(items, last))
 
-    def room(self, parts: int) -> None:
-        """Go on: so many parts were let go."""
+    def make_room(self, parts: int) -> None:
+        """Let so many more parts be posted, as others are done."""
         if parts:
-            self._reserve.release(parts)
+            self._room.release(parts)
 
-    def end(self) -> None:
-        """Stop soon."""
-        self._ended.set()
-        self._reserve.release()
+    def stop(self) -> None:
+        """Have the thread end, soon."""
+        self._is_stopped.set()
+        self._room.release()
 
 
-def _stdin(settings: SenderSettings) -> Item:
-    """List standard input: made by now, and readable by all. Raises UsageError."""
+def _list_stdin(settings: SenderSettings) -> Item:
+    """List standard input, as a file made now that everybody may read. Raises UsageError."""
     stream = open_stdin(settings)
     name = os.fsencode(settings.name)
     entry = Entry(name, EntryType.STREAM, 0, 0o644, time.time_ns())
@@ -104,7 +104,10 @@ def _stdin(settings: SenderSettings) -> Item:
 
 
 def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> Walk:
-    """Return the walk of what the settings select; `skipped` hears what is left out. Raises UsageError."""
+    """Return the walk of what the settings select; `skipped` is called with each entry that is left out.
+
+    Raises UsageError.
+    """
     wanted = None
     if settings.include or settings.exclude:
         wanted = pattern_filter(settings.include, settings.exclude)
@@ -121,7 +124,7 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> W
 def _is_plain_file(paths: tuple[str, ...]) -> bool:
     """Whether the user names one file, and no directory.
 
-    Raises TransferFailed(SOURCE) where something is not there or can't be read, before anything is moved.
+    Raises TransferFailed(SOURCE) where a path is not there or can't be read, before anything is sent.
     """
     is_directory = []
     for path in paths:

@@ -6,8 +6,8 @@ from filestreamer.wire import limits
 from sender.source.item import Item
 
 _ENTRY_BYTES: Final = 80
+"""An encoded entry is at most this long, besides its path, the target of its link, and its holes."""
 _HOLE_BYTES: Final = 24
-"""At most so many bytes of an encoded entry, or of a hole in it, are not its path or its link's target."""
 _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 
 
@@ -18,14 +18,14 @@ def encoded_bytes(item: Item) -> int:
 
 
 class PartBudget:
-    """Says when a part is full."""
+    """Tells when a part is full."""
 
     def __init__(self) -> None:
         self._entries = 0
         self._bytes = 0
 
     def take(self, item: Item) -> bool:
-        """Count one more entry; False, and nothing is counted, where it belongs into the next part."""
+        """Count one more entry; return False, and count nothing, where it does not fit into this part."""
         size = encoded_bytes(item)
         if self._entries and (self._entries == limits.ENTRIES_PER_PART or self._bytes + size > _PART_BYTES):
             return False

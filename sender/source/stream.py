@@ -1,9 +1,9 @@
-"""Standard input as a source: read once, by one thread, into chunks that are kept until they are acknowledged.
+"""Standard input as a source: one thread reads it once, into chunks that are kept until they are acknowledged.
 
-A ring of as many chunks as the window has. Chunk k goes where chunk k - slots was, as soon as that one and everything
-before it is acknowledged: so a chunk can be sent again after a lost connection, memory is bounded by the window, and
-whoever writes to the pipe waits where the receiver is behind. As long as nothing was overwritten, all of it can be sent
-again.
+The chunks lie in a ring as large as the window. Chunk k takes the place of chunk k - places as soon as that one, and
+every chunk before it, is acknowledged. So a chunk can be sent again after a connection was lost, memory is bounded, and
+the program that writes to the pipe waits while the receiver is behind. As long as no chunk was overwritten, the whole
+stream can be sent again.
 """
 
 import contextlib
@@ -17,74 +17,75 @@ from typing import Final
 
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, UsageError, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Segment
+from sender.mailbox import Failed, Mailbox
 from sender.settings import SenderSettings
 
 CHUNK_SIZE: Final = 1 * limits.MIB
-"""Default: smaller than a file's, so that a window has many chunks."""
+"""The default, in bytes: less than for a file, so that the window has many chunks."""
 PIPE_BYTES: Final = 1 * limits.MIB
-"""What a pipe is asked to hold: fewer, larger system calls."""
+"""How much the kernel is asked to buffer in a pipe, so that one system call reads much."""
 
 
 def open_stdin(settings: SenderSettings) -> "Stream":
-    """Return standard input as a source. Raises UsageError where it is closed, or somebody's keyboard."""
+    """Return standard input as a source. Raises UsageError where it is closed, or a terminal."""
     if sys.stdin is None:
         raise UsageError("INPUT_FILE -: standard input is closed")
     if sys.stdin.isatty():
-        raise UsageError("INPUT_FILE -: standard input is a terminal: pipe something into it, or name a file")
+        raise UsageError("INPUT_FILE -: standard input is a terminal: pipe data into it, or name a file")
     return Stream(sys.stdin.fileno(), settings.chunk_size or min(CHUNK_SIZE, settings.window), settings.window)
 
 
 class Stream:
-    """Bytes that come one after the other, cut into chunks. Any thread may call it; the lock protects its fields."""
+    """Bytes that come one after the other, cut into chunks. Any thread may call it."""
 
     def __init__(self, fd: int, chunk_size: int, window_bytes: int, path: str = "standard input") -> None:
-        """Read `fd`; at least one chunk of `chunk_size` bytes is kept, and no more than `window_bytes`."""
+        """Prepare to read `fd`. As many chunks of `chunk_size` bytes are kept as fit into the window, at least one."""
         self.path = path
         self.chunk_size = chunk_size
         self._fd = fd
-        self._slots = max(1, window_bytes // chunk_size)
-        self._ring: list[memoryview] = []  # grows to _slots: a short stream takes little
-        self._changed = threading.Condition(threading.Lock())
-        self._begun = 0  # chunks that a slot was taken for
-        self._lowest = 0  # everything before this chunk is acknowledged
+        self._places = max(1, window_bytes // chunk_size)
+        self._ring: list[memoryview] = []  # grows up to _places buffers: a short stream takes little memory
+        self._changed = threading.Condition(threading.Lock())  # protects the fields below
+        self._begun_chunks = 0  # chunks that have a place in the ring, or had one
+        self._lowest = 0  # every chunk before this one is acknowledged
         self._size = 0
         self._chunks = 0
         self._is_ended = False
-        self._is_over = False
+        self._is_stopped = False
         self._is_waiting = False
         self._thread: threading.Thread | None = None
-        with contextlib.suppress(OSError):  # no pipe, or one that may not grow
+        with contextlib.suppress(OSError):  # it is not a pipe, or it may not grow
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     # --- what is there
 
     @property
     def size(self) -> int:
-        """Bytes in the chunks so far; all of them once it has ended."""
+        """Bytes in its chunks so far."""
         with self._changed:
             return self._size
 
     @property
     def chunks(self) -> int:
-        """Chunks that can be sent."""
+        """Number of chunks that were read, and can be sent."""
         with self._changed:
             return self._chunks
 
     @property
     def is_ended(self) -> bool:
-        """Whether whoever writes to it has closed it, and all of it is in chunks."""
+        """Whether its writer closed it, and all of it was read."""
         with self._changed:
             return self._is_ended
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a chunk is being read, and waits for whoever writes to it."""
+        """Whether a chunk is being read, and waits for the program that writes to the pipe."""
         return self._is_waiting
 
     def segments(self, chunk_id: int) -> tuple[Segment, ...]:
-        """Return what a chunk carries. Raises IndexError for one that was not read yet."""
+        """Return the segment of a chunk. Raises IndexError for a chunk that was not read yet."""
         with self._changed:
             if not 0 <= chunk_id < self._chunks:
                 raise IndexError(f"chunk {chunk_id} of {self._chunks}")
@@ -92,87 +93,87 @@ class Stream:
             return (Segment(0, offset, min(self.chunk_size, self._size - offset)),)
 
     def bytes_at(self, offset: int, count: int) -> memoryview:
-        """Return bytes of one chunk that is dealt and not acknowledged: they stay as they are until it is."""
+        """Return bytes of one chunk that was read and is not acknowledged. They don't change before it is."""
         chunk_id, at = divmod(offset, self.chunk_size)
-        return self._ring[chunk_id % self._slots][at : at + count]
+        return self._ring[chunk_id % self._places][at : at + count]
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill `view` with bytes of a chunk that is dealt."""
+        """Fill `view` with bytes of one chunk that was read and is not acknowledged."""
         view[:] = self.bytes_at(offset, len(view))
 
-    # --- the sender's account
+    # --- what the queue tells
 
     def advance(self, lowest: int) -> None:
-        """Take notice that everything before chunk `lowest` is acknowledged: it is not needed any more."""
+        """Take in that every chunk before `lowest` is acknowledged: their places may be taken."""
         with self._changed:
             self._lowest = max(self._lowest, lowest)
             self._changed.notify_all()
 
     def start_over(self) -> bool:
-        """Go back to the beginning; False, and nothing changes, where that is not here any more."""
+        """Go back to the first chunk; return False, and change nothing, where that was overwritten."""
         with self._changed:
-            if self._begun > self._slots:
+            if self._begun_chunks > self._places:
                 return False
             self._lowest = 0
             return True
 
     # --- reading
 
-    def start(self, on_change: Callable[[], None], on_failure: Callable[[FilestreamerError], None]) -> None:
-        """Begin to read, unless it has begun.
+    def start(self, on_chunk: Callable[[], None], mailbox: Mailbox) -> None:
+        """Start the thread that reads, unless it was started. Raises TransferFailed(LIMIT).
 
-        `on_change` is called, without the lock, after each chunk and at the end; `on_failure` where reading fails.
+        The thread calls `on_chunk`, without the lock, after each chunk and at the end. It posts Failed if it fails.
         """
         if self._thread is not None:
             return
 
         def read() -> None:
-            if error := run_to_end("reading standard input", lambda: self._read_all(on_change)):
-                on_failure(error)
+            if error := run_to_end("reading standard input", lambda: self._read_all(on_chunk)):
+                mailbox.post(Failed(error))
 
-        # A daemon: where nobody writes it hangs in a read, and nothing else can end that than the process.
+        # A daemon: while no program writes to the pipe, it hangs in a read that only the end of the process can end.
         thread = threading.Thread(target=read, name="stream", daemon=True)
         start_thread(thread, "reading standard input")
         self._thread = thread
 
-    def end(self) -> None:
-        """Have the thread end, soon."""
+    def stop(self) -> None:
+        """Have the thread end, as soon as it does not hang in a read."""
         with self._changed:
-            self._is_over = True
+            self._is_stopped = True
             self._changed.notify_all()
 
-    def _read_all(self, on_change: Callable[[], None]) -> None:
-        while (slot := self._next_slot()) is not None:
-            count = self._fill(slot)
+    def _read_all(self, on_chunk: Callable[[], None]) -> None:
+        while (buffer := self._next_buffer()) is not None:
+            count = self._fill(buffer)
             with self._changed:
                 self._size += count
                 self._chunks += count > 0
-                self._is_ended = ended = count < self.chunk_size
-            on_change()
-            if ended:
+                self._is_ended = is_ended = count < self.chunk_size
+            on_chunk()
+            if is_ended:
                 return
 
-    def _next_slot(self) -> memoryview | None:
-        """Wait for room for another chunk; None where the transfer is over. Raises TransferFailed(SOURCE)."""
+    def _next_buffer(self) -> memoryview | None:
+        """Wait for a place for another chunk; return None after `stop`. Raises TransferFailed(SOURCE)."""
         with self._changed:
-            index = self._begun
-            self._changed.wait_for(lambda: self._is_over or index < self._lowest + self._slots)
-            if self._is_over:
+            index = self._begun_chunks
+            self._changed.wait_for(lambda: self._is_stopped or index < self._lowest + self._places)
+            if self._is_stopped:
                 return None
             if index == limits.CHUNKS_PER_FILE:
                 most = f"{limits.CHUNKS_PER_FILE} chunks of {self.chunk_size} bytes"
-                raise TransferFailed(Code.SOURCE, f"{self.path} has more than {most}: give it a larger --chunk-size")
-            self._begun += 1
-            if index == len(self._ring) < self._slots:
+                raise TransferFailed(Code.SOURCE, f"{self.path} has more than {most}: use a larger --chunk-size")
+            self._begun_chunks += 1
+            if index == len(self._ring) < self._places:
                 self._ring.append(memoryview(bytearray(self.chunk_size)))
-            return self._ring[index % self._slots]
+            return self._ring[index % self._places]
 
-    def _fill(self, slot: memoryview) -> int:
-        """Read until `slot` is full or the end comes; return how much was read. Raises TransferFailed(SOURCE)."""
+    def _fill(self, buffer: memoryview) -> int:
+        """Read until `buffer` is full, or the stream ends; return the bytes read. Raises TransferFailed(SOURCE)."""
         done = 0
         self._is_waiting = True
         try:
-            while done < len(slot) and (count := self._read(slot[done:])):
+            while done < len(buffer) and (count := self._read(buffer[done:])):
                 done += count
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {self.path}") from None
@@ -180,11 +181,11 @@ class Stream:
         return done
 
     def _read(self, view: memoryview) -> int:
-        """Read once, having waited for bytes; 0 at the end. Raises OSError."""
+        """Wait for bytes and read once; return 0 at the end. Raises OSError."""
         while True:
             try:
                 return os.readv(self._fd, [view])
-            except BlockingIOError:  # somebody else, who shares it, made it so
+            except BlockingIOError:  # another process that has the same pipe open made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLIN)
                 poll.poll()

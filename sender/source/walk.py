@@ -1,12 +1,12 @@
-"""From the paths that a user names to the entries of a manifest, in one walk that keeps a list of names a level.
+"""Walks the paths that the user names, and yields the entries of the manifest.
 
     PATH     a file, or a directory with all that is in it, under its own name
     PATH/    what is in a directory, straight into the destination
 
-Names are bytes, in whatever encoding they have. Directories come before what is in them, and names in order, so that
-two walks of one tree are the same. Symlinks are entries; only those that the user names are followed: everything below
-is looked at by its name in the open directory that it was listed in (`directories`). What can't be read, or is neither
-file, directory nor symlink, is told, and the walk goes on.
+Names are bytes, in any encoding. A directory comes before its entries, and these in the order of their names, so two
+walks of one tree are the same. A symbolic link is an entry; only one that the user names is followed. Everything below
+is looked at by its name in its open directory (`directories`). An entry that can't be read, or is not a file, directory
+or symbolic link, is reported, and the walk goes on. In memory is one list of names for each level.
 """
 
 import errno
@@ -20,31 +20,28 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
 from sender.source.directories import Directories, Root
+from sender.source.holes import find_holes
 from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of, open_listed
+from sender.source.patterns import Wanted
 
 STAGING: Final = b".filestreamer"
-"""What a receiver keeps in a directory; it is never an entry."""
+"""The directory of a receiver's staging; it is never an entry."""
 NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
+"""Names that are not entries directly in a directory that the user names, which may be the root of a file system."""
 _MTIME_END: Final = 1 << 63
-"""An entry's time is signed, in 64 bits: later ones, after 2262, become the last one that it can be."""
+"""The end of the range of an entry's mtime, in nanoseconds: signed, 64 bits. Times after 2262 become the last one."""
 _REASONS: Final = {
     SkipKind.VANISHED: "it vanished while the tree was walked",
     SkipKind.CHANGED: "it was replaced while the tree was walked",
 }
-HOLE_BYTES_MIN: Final = 64 * limits.KIB
-"""Smaller holes are sent as the zeros that they read as, unless the file is smaller itself."""
-
 ROOTS_HELD: Final = 64
-"""As many paths as these may be named, and each that is a directory stays open; of more, one at a time is."""
+"""If the user names more paths than these, the directories among them are not kept open."""
 DIRECTORIES_OPEN: Final = 32
-"""How many directories the walk keeps open: a tree may be deeper than a process may have descriptors."""
-
-Wanted = Callable[[bytes, bool], bool]
-"""Whether a path below a root (and whether that is a directory) is to be moved."""
+"""How many directories the walk keeps open: a tree may be deeper than a process may have open files."""
 
 
 class Walk:
-    """An iterator of items; `skipped` hears, in between, of what is left out."""
+    """An iterable of items. Meanwhile it calls `skipped` with each entry that is left out."""
 
     def __init__(
         self,
@@ -56,9 +53,10 @@ class Walk:
         is_sparing: bool = False,
         owner: bool = False,
     ) -> None:
-        """`as_name` replaces the name of a single path; `is_sparing` leaves out directories without a wanted file.
+        """Prepare to walk. `as_name` replaces the name of a single path.
 
-        Raises UsageError where two paths would have one name.
+        If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
+        owners. Raises UsageError where two paths have the same name at the destination.
         """
         self._roots = [(os.fsencode(path), _name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -67,19 +65,19 @@ class Walk:
             for path, name in self._roots
         ):
             raise UsageError(
-                "two of the paths have the same name at the destination: send them one by one, or use --as"
+                "two of the paths have the same name at the destination: send them one by one, each with --as"
             )
         self._skipped = skipped
         self._wanted = wanted
         self._is_sparing = is_sparing
         self._owner = owner
         self._links: dict[Identity, tuple[int, int]] = {}
-        """Of files with several names: their hard-link group, and how many names are still to come."""
-        self._groups = 0
+        """Files of which more names are to come: their hard-link group, and how many names that are."""
+        self._groups = 0  # hard-link groups so far
         self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
 
     def __iter__(self) -> Iterator[Item]:
-        """Walk. Raises TransferFailed(SOURCE) where a path that the user named is not there or can't be read."""
+        """Walk. Raises TransferFailed(SOURCE) where a path that the user names is not there or can't be read."""
         for path, name in self._roots:
             try:
                 status = os.stat(path)
@@ -94,12 +92,12 @@ class Walk:
                 yield self._file(path, None, name, check_readable(path))
 
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
-        """Walk a directory, depth first, without recursion: a tree may be deeper than the stack."""
+        """Walk a directory, depth first."""
         try:
             levels = [self._open(root.path, root, name, b"")]
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
-        if not self._is_sparing and levels[0].is_to_be_told():
+        if not self._is_sparing and levels[0].is_to_be_listed():
             yield levels[0].item
         try:
             yield from self._below(levels)
@@ -107,6 +105,7 @@ class Walk:
             self._directories.close()
 
     def _below(self, levels: "list[_Level]") -> Iterator[Item]:
+        # Not recursive: a tree may be deeper than the stack.
         while levels:
             found = None
             for entry_name in levels[-1].names:
@@ -118,12 +117,12 @@ class Walk:
             if isinstance(found, _Level):
                 levels.append(found)
             if not (self._is_sparing and isinstance(found, _Level)):
-                yield from (level.item for level in levels if level.is_to_be_told())
+                yield from (level.item for level in levels if level.is_to_be_listed())
             if isinstance(found, Item):
                 yield found
 
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
-        """Look at one entry of a directory; None where it is not moved."""
+        """Look at one entry of a directory; return None where it is left out."""
         root, parent = level.root, level.item
         path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
@@ -147,7 +146,7 @@ class Walk:
             self._skip(path, wire_path, error.kind, error.why)
         except OSError as error:
             failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
-            if failure.retryable:  # no descriptor is left: nothing is wrong with the entry
+            if failure.retryable:  # this process has too many open files: nothing is wrong with the entry
                 raise failure from None
             kind = kind_of(error)
             self._skip(path, wire_path, kind, _REASONS.get(kind) or error.strerror or str(error))
@@ -171,23 +170,23 @@ class Walk:
         return Entry(name, kind, size, status.st_mode & 0o777, mtime_ns, *owner)
 
     def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
-        """Return the item of what is no directory; None where it can't be moved. Raises OSError, Unsendable."""
+        """Return the item of anything but a directory; None where it can't be sent. Raises OSError, Unsendable."""
         if stat.S_ISREG(status.st_mode):
             return self._file(path, root, name, status)
         if stat.S_ISLNK(status.st_mode):
             entry = self._entry(name, EntryType.SYMLINK, status)
             return Item(entry._replace(link_target=self._target(path, root)), path)
-        self._skip(path, name, SkipKind.SPECIAL, f"it is {_what_it_is(status.st_mode)}")
+        self._skip(path, name, SkipKind.SPECIAL, f"it is {_type_name(status.st_mode)}")
         return None
 
     def _target(self, path: bytes, root: Root) -> bytes:
-        """Return what a symlink says. Raises OSError."""
+        """Return the target of a symbolic link. Raises OSError."""
         parent, _, name = path.rpartition(b"/")
         try:
             return os.readlink(name, dir_fd=self._directories.get(root, parent[root.skip :]))
         except OSError as error:
             if error.errno == errno.EINVAL:
-                raise OSError(errno.ELOOP, "it is no symbolic link any more") from None
+                raise OSError(errno.ELOOP, "it is no longer a symbolic link") from None
             raise
 
     def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
@@ -197,7 +196,8 @@ class Walk:
             return Item(entry._replace(hard_link_group=group), path)
         if status.st_blocks * 512 < status.st_size:
             entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
-        if status.st_nlink > 1:  # and nothing has failed: the first of a group is sent
+        # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
+        if status.st_nlink > 1:
             self._groups += 1
             self._links[identity] = (self._groups, status.st_nlink - 1)
             entry = entry._replace(hard_link_group=self._groups)
@@ -206,12 +206,12 @@ class Walk:
     def _holes(self, found: Item) -> tuple[Hole, ...]:
         fd = open_listed(found, self._directories)
         try:
-            return holes(fd, found.entry.size)
+            return find_holes(fd, found.entry.size)
         finally:
             os.close(fd)
 
     def _follow(self, identity: Identity) -> int:
-        """Return the hard-link group of a file of which another name was listed; 0 where none was."""
+        """Return the hard-link group of a file that was listed under another name; 0 where it was not."""
         group, left = self._links.pop(identity, (0, 0))
         if left > 1:
             self._links[identity] = (group, left - 1)
@@ -222,17 +222,17 @@ class _Level:
     """A directory that is being walked."""
 
     def __init__(self, item: Item, root: Root, below: bytes, names: Iterator[bytes]) -> None:
-        """`below` is its path below the root, which the user named."""
+        """`below` is its path, relative to the root; `names` are its entries that were not looked at yet."""
         self.item = item
         self.root = root
         self.below = below
         self.names = names
-        self._is_told = not item.entry.path  # the destination itself is no entry
+        self._is_listed = not item.entry.path  # the destination itself is not an entry
 
-    def is_to_be_told(self) -> bool:
-        """Whether it is not told yet; it is then."""
-        is_told, self._is_told = self._is_told, True
-        return not is_told
+    def is_to_be_listed(self) -> bool:
+        """Return whether it was not listed yet; from then on it counts as listed."""
+        was_listed, self._is_listed = self._is_listed, True
+        return not was_listed
 
 
 def _name(path: str, as_name: str) -> bytes:
@@ -242,60 +242,6 @@ def _name(path: str, as_name: str) -> bytes:
     return b"" if path.endswith(("/", "/.")) else os.path.basename(os.fsencode(os.path.abspath(path)))
 
 
-def _what_it_is(mode: int) -> str:
+def _type_name(mode: int) -> str:
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "no regular file")
-
-
-def holes(fd: int, size: int) -> tuple[Hole, ...]:
-    """Return the holes of a sparse file, in order, as far as they are worth it and an entry can tell them.
-
-    None are known where the file system can't tell them.
-    """
-    least = min(HOLE_BYTES_MIN, size)
-    try:
-        found = [hole for hole in _all_holes(fd, size) if hole.length >= least]
-    except OSError:
-        return ()
-    largest = sorted(found, key=lambda hole: -hole.length)[: limits.HOLES_PER_FILE]
-    return tuple(sorted(largest))
-
-
-def _all_holes(fd: int, size: int) -> Iterator[Hole]:
-    """Yield the holes in the first `size` bytes. Raises OSError where they can't be told."""
-    end = 0
-    while end < size and (start := os.lseek(fd, end, os.SEEK_HOLE)) < size:
-        try:
-            end = min(os.lseek(fd, start, os.SEEK_DATA), size)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            end = size  # no data follows
-        yield Hole(start, end - start)
-
-
-def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:
-    """Return what chooses by patterns in gitignore's syntax, relative to each path that the user names.
-
-    A directory that is excluded is not entered. With `include`, only files that match one of these are moved. Raises
-    UsageError for what is no pattern.
-    """
-    from pathspec import GitIgnoreSpec
-
-    try:
-        included, excluded = (GitIgnoreSpec.from_lines(map(_on_one_line, each)) for each in (include, exclude))
-    except ValueError as error:
-        raise UsageError(f"--include, --exclude: {error}") from None
-
-    def wanted(path: bytes, is_directory: bool) -> bool:
-        name = _on_one_line(os.fsdecode(path)) + ("/" if is_directory else "")
-        if excluded.match_file(name):
-            return False
-        return is_directory or not include or included.match_file(name)
-
-    return wanted
-
-
-def _on_one_line(text: str) -> str:
-    """Replace newlines by what is in no name: in the regular expressions of patterns they are no character."""
-    return text.replace("\n", "\udc0a")
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")

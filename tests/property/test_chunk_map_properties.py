@@ -9,6 +9,7 @@ from filestreamer.telemetry.chunk_map import CELLS, ChunkMap
 from filestreamer.wire.limits import CHUNKS_PER_FILE
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
+from sender.mailbox import Mailbox
 from tests.support.manifests import manifest_of
 
 
@@ -41,28 +42,28 @@ STEPS = ["acknowledged", "held", "reopen", "acknowledged", "held", "reopen", "st
     st.integers(1, 4),
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.integers(0, 7)), max_size=30),
 )
-def test_a_deal_draws_what_it_settles(chunks: int, steps: list[Step]) -> None:
-    """Settled twice, missing at the end, a restarted receiver: the map is the settled chunks, and who brought them."""
-    queue = SendQueue(manifest_of(chunks), lambda: Schedule(8), lambda: None)
-    settled: dict[int, int | None] = {}
+def test_the_map_of_a_queue_is_what_is_done(chunks: int, steps: list[Step]) -> None:
+    """Done twice, missing at the end, a restarted receiver: the map shows what is done, and who brought it."""
+    queue = SendQueue(manifest_of(chunks), Schedule(8), Mailbox())
+    done: dict[int, int | None] = {}
     for step, at, connection in steps:
         chunk_id = at % chunks
         match step:
             case "acknowledged":
                 queue.mark_done((chunk_id,), queue.epoch, connection)
-                settled.setdefault(chunk_id, connection)
+                done.setdefault(chunk_id, connection)
             case "held":
                 queue.mark_done((chunk_id,), queue.epoch)
-                settled.setdefault(chunk_id, None)
+                done.setdefault(chunk_id, None)
             case "reopen":
                 queue.reopen(chunk_id, chunk_id + 1)
-                settled.pop(chunk_id, None)
+                done.pop(chunk_id, None)
             case _:
                 queue.start_over()
-                settled.clear()
-    there = [(int(settled.get(c) is not None), int(c in settled and settled[c] is None)) for c in range(chunks)]
-    assert list(zip(queue.chunk_map.brought, queue.chunk_map.held, strict=True)) == there
-    assert all(queue.chunk_map.by[c] == connection for c, connection in settled.items() if connection is not None)
+                done.clear()
+    there = [(int(done.get(c) is not None), int(c in done and done[c] is None)) for c in range(chunks)]
+    assert list(zip(queue.states.chunk_map.brought, queue.states.chunk_map.held, strict=True)) == there
+    assert all(queue.states.chunk_map.by[c] == connection for c, connection in done.items() if connection is not None)
 
 
 @given(st.integers(1, CHUNKS_PER_FILE), st.integers(0, 8))

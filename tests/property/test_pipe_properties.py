@@ -16,9 +16,11 @@ from filestreamer.wire.digests import segment_digest
 from receiver.file.chunk_states import Delivery
 from receiver.file.target import IncomingSegment
 from receiver.pipe.reorder_buffer import ReorderBuffer
-from sender.dispatch.manifest import Manifest, StreamPart
+from sender.dispatch.manifest import Manifest
+from sender.dispatch.part import StreamPart
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
+from sender.mailbox import Failed, Mailbox
 from sender.source.item import Item
 from sender.source.stream import Stream
 from tests.support.services import UNIT
@@ -69,20 +71,20 @@ class Pipe:
         self.writing.start()
         self.stream = Stream(read_fd, chunk_size, windows[0] * chunk_size)
         self.manifest = Manifest(chunk_size)
+        self.mailbox = Mailbox()
         item = Item(m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0), b"", stream=self.stream)
         part = self.manifest.add([item], last=True)
         assert isinstance(part, StreamPart)
         self.part = part
-        self.queue = SendQueue(self.manifest, lambda: Schedule(connections), lambda: None)
+        self.queue = SendQueue(self.manifest, Schedule(connections), self.mailbox)
         self.queue.extend(part)
-        self.queue.on_advance = self.stream.advance
         self.kept = Kept()
         self.buffer = ReorderBuffer(self.kept, None, chunk_size, windows[1] * chunk_size)
-        self.queue.bound(windows[1] * chunk_size)
+        self.queue.limit_window(windows[1] * chunk_size)
         self.queue.need_stream()
-        self.failures: list[object] = []
+        self.failures: list[object] = []  # of the output
         self.buffer.start(self.failures.append)
-        self.stream.start(self._grow, self.failures.append)
+        self.stream.start(self._grow, self.mailbox)
         self.connections = [Connection(number) for number in range(4 * connections)]
 
     @staticmethod
@@ -152,11 +154,18 @@ class Pipe:
         if self.queue.connections % 2 == 0:
             self.queue.resize(self.queue.connections // 2)
 
+    def has_failed(self) -> bool:
+        """Whether the output or the stream has failed."""
+        while (event := self.mailbox.take(0)) is not None:
+            if isinstance(event, Failed):
+                self.failures.append(event.error)
+        return bool(self.failures)
+
     def is_done(self) -> bool:
         return self.queue.all_done
 
     def close(self) -> None:
-        self.stream.end()
+        self.stream.stop()
         assert self.buffer.stop(UNIT)
         self.writing.join(UNIT)
         os.close(self.read_fd)
@@ -183,12 +192,12 @@ def test_a_pipe_delivers_what_was_put_into_it(
         deadline = time.monotonic() + UNIT
         while not pipe.is_done():  # then every connection does what it can
             moved = [step(each) for each in pipe.connections for step in (pipe.take, pipe.deliver)]
-            assert not pipe.failures
+            assert not pipe.has_failed()
             assert time.monotonic() < deadline, "it stands still"
             if not any(moved):
                 time.sleep(0.0005)
         assert pipe.kept.content == content
-        assert (pipe.buffer.passed_bytes, pipe.queue.lowest) == (len(content), pipe.queue.chunks)
-        assert pipe.failures == []
+        assert (pipe.buffer.passed_bytes, pipe.queue.states.lowest) == (len(content), pipe.queue.states.chunks)
+        assert not pipe.has_failed()
     finally:
         pipe.close()

@@ -1,6 +1,6 @@
-"""Each chunk is dealt exactly once, chunk k to k mod N where that is strict, whatever is put back and taken over.
+"""Each chunk is taken exactly once, chunk k to k mod N where that is strict, whatever is put back and stolen.
 
-N is that of the moment of dealing: it doubles and halves on the way.
+N is that of the moment when it is taken: it doubles and halves on the way.
 """
 
 from hypothesis import given
@@ -18,37 +18,37 @@ from sender.dispatch.schedule import Schedule
     data=st.data(),
 )
 def test_each_chunk_once(connections: int, shard_count: int, strict: bool, chunks: int, data: st.DataObject) -> None:
-    """All connections deal until there is nothing left, in any order."""
+    """All connections take until there is nothing left, in any order."""
     shard = data.draw(st.integers(0, shard_count - 1))
     schedule = Schedule(connections, shard_count=shard_count, strict_modulo=strict)
     schedule.add(shard, chunks, shard_count)
     expected = set(range(shard, chunks, shard_count))
-    dealt: dict[int, list[int]] = {connection_id: [] for connection_id in range(connections)}
+    taken: dict[int, list[int]] = {connection_id: [] for connection_id in range(connections)}
     idle: set[int] = set()
     while len(idle) < connections:
-        connection_id = data.draw(st.sampled_from(sorted(dealt.keys() - idle)))
-        chunk_id = schedule.deal(connection_id)
+        connection_id = data.draw(st.sampled_from(sorted(taken.keys() - idle)))
+        chunk_id = schedule.take(connection_id)
         if chunk_id is None:
             idle.add(connection_id)
         else:
-            dealt[connection_id].append(chunk_id)
-    everything = [chunk_id for chunk_ids in dealt.values() for chunk_id in chunk_ids]
+            taken[connection_id].append(chunk_id)
+    everything = [chunk_id for chunk_ids in taken.values() for chunk_id in chunk_ids]
     assert len(everything) == len(expected)
     assert set(everything) == expected
     assert schedule.remaining == 0
     if strict:
-        for connection_id, chunk_ids in dealt.items():
+        for connection_id, chunk_ids in taken.items():
             assert chunk_ids == sorted(chunk_ids)
             assert all((chunk_id // shard_count) % connections == connection_id for chunk_id in chunk_ids)
 
 
-class Dealing(RuleBasedStateMachine):
+class Taking(RuleBasedStateMachine):
     """Ranges are added as they are answered, connections take, deliver and lose chunks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left: set[int] = set()  # added or put back, and not dealt
-        self.held: dict[int, set[int]] = {}  # dealt and not delivered, by connection
+        self.left: set[int] = set()  # added or put back, and not taken
+        self.held: dict[int, set[int]] = {}  # taken and not delivered, by connection
         self.delivered: set[int] = set()
         self.next_chunk = 0
 
@@ -72,10 +72,10 @@ class Dealing(RuleBasedStateMachine):
         self.left.update(range(first, self.next_chunk, step))
 
     @rule(connection=st.integers(0, 47))
-    def queue(self, connection: int) -> None:
+    def take(self, connection: int) -> None:
         connection_id = connection % self.connections
         before = [self.schedule.remaining_of(each) for each in range(self.connections)]
-        chunk_id = self.schedule.deal(connection_id)
+        chunk_id = self.schedule.take(connection_id)
         if chunk_id is None:
             assert not before[connection_id]
             assert self.strict or not self.left
@@ -108,8 +108,8 @@ class Dealing(RuleBasedStateMachine):
         if self.strict and lost:
             home = self.home(lost[0])
             first = [chunk_id for chunk_id in lost if self.home(chunk_id) == home]
-            dealt = [self.schedule.deal(home) for _ in first]
-            assert dealt == first
+            taken = [self.schedule.take(home) for _ in first]
+            assert taken == first
             self.schedule.put_back(first)
 
     @rule(doubles=st.booleans())
@@ -123,7 +123,7 @@ class Dealing(RuleBasedStateMachine):
         for connection_id in range(self.connections):
             self.held.setdefault(connection_id, set())
         for leaving in range(self.connections, len(self.held)):
-            assert self.schedule.deal(leaving) is None
+            assert self.schedule.take(leaving) is None
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -134,14 +134,14 @@ class Dealing(RuleBasedStateMachine):
                 assert mine == self.schedule.remaining_of(connection_id)
 
     def teardown(self) -> None:
-        """In the end everything is dealt, each chunk to whoever may have it."""
+        """In the end everything is taken, each chunk by a connection that may have it."""
         if not hasattr(self, "schedule"):
             return
         for connection_id in range(self.connections):
-            while (chunk_id := self.schedule.deal(connection_id)) is not None:
+            while (chunk_id := self.schedule.take(connection_id)) is not None:
                 assert chunk_id in self.left
                 self.left.remove(chunk_id)
         assert not self.left
 
 
-TestDealing = Dealing.TestCase
+TestTaking = Taking.TestCase

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from filestreamer.wire.errors import Interrupted
 from filestreamer.wire.limits import KIB, MIB
 from sender.coordinator import Signalled, Transfer
-from sender.source.item import Item, Reader
+from sender.source.item import Item
+from sender.source.reader import Reader
 from tests.support import sending, trees
 from tests.support.services import Pair, pair
 
@@ -125,7 +126,7 @@ class EndedAfter:
                 self._left -= 1
                 is_it = self._left == 0
             if is_it and self._transfer is not None:
-                self._transfer.post(Signalled(signal.SIGTERM))
+                self._transfer.mailbox.post(Signalled(signal.SIGTERM))
 
         monkeypatch.setattr(Transfer, "run", run)
         monkeypatch.setattr(Reader, "read_into", read_into)

@@ -10,7 +10,8 @@ import pytest
 from sender.coordinator import BeginAgain, Transfer
 from sender.settings import parse
 from sender.source import listing
-from sender.source.item import Item, Reader
+from sender.source.item import Item
+from sender.source.reader import Reader
 
 
 class Silent:
@@ -38,10 +39,10 @@ def send(*args: object) -> Transfer:
 @contextmanager
 def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[None]:
     """Do something when the walk has ended, before anything of what it found is offered."""
-    real = listing.Lister._say
+    real = listing.ListingThread._post_part
     found: list[list[Item]] = []
 
-    def say(self: listing.Lister, items: list[Item], *, last: bool) -> None:
+    def post_part(self: listing.ListingThread, items: list[Item], *, last: bool) -> None:
         found.append(items)
         if last:
             action()
@@ -50,7 +51,7 @@ def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -
             found.clear()
 
     with monkeypatch.context() as patched:
-        patched.setattr(listing.Lister, "_say", say)
+        patched.setattr(listing.ListingThread, "_post_part", post_part)
         yield
 
 

@@ -284,7 +284,7 @@ def test_the_token_is_not_in_the_repr() -> None:
         (["--log-level", "loud"], "--log-level: 'loud' is none of debug, info, warning, error"),
         (["--token-file", "/not/there"], "--token-file: can't read '/not/there': No such file or directory"),
         (["--config", "/not/there"], "--config: can't read '/not/there': No such file or directory"),
-        (["--to", "h:0"], "--to: 'h:0' can't be connected to: ports begin at 1"),
+        (["--to", "h:0"], "--to: 'h:0' is not an address to connect to: ports begin at 1"),
         (["--to", "h:65536"], "--to: 'h:65536' is not an address: ports end at 65535"),
         (["--to", "7800"], "--to: '7800' is not an address: a port alone is written :7800"),
     ],
@@ -314,7 +314,7 @@ def test_unknown_flags_and_arguments_are_named(argv: list[str], named: str) -> N
 
 def test_several_paths_have_no_common_name() -> None:
     assert settings(*LEAST, "more.txt").input_files == (LEAST[0], "more.txt")
-    assert failure(*LEAST, "more.txt", "--as", "x") == "--as names one path, and there are several"
+    assert failure(*LEAST, "more.txt", "--as", "x") == "--as needs exactly one input path"
 
 
 def test_lists_in_every_source(config: Any) -> None:

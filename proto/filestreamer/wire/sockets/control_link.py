@@ -107,7 +107,7 @@ class ControlLink:
     def read(self, channel: Channel, take: Callable[[bytes], None], is_behind: Callable[[], bool] = _never) -> None:
         """Hand the body of each frame to `take` until the channel ends. Raises the error that ended it.
 
-        While this end `is_behind`, or the coordinator has not acted on earlier frames, further bytes stay in the socket.
+        While this end `is_behind`, or has not acted on earlier frames, further bytes stay in the socket.
         """
         while True:
             body = channel.read_body()

@@ -5,15 +5,18 @@ import pytest
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
-from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.limits import DIGEST_BYTES
 from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Held, Verifier
-from sender.source.item import Item
+from sender.mailbox import Mailbox
+from sender.source.item import Item, Unsendable
 from tests.support.manifests import item_of
+
+GONE = Unsendable(Code.SOURCE_CHANGED, "it is gone", m.SkipKind.VANISHED, "it is gone")
 
 
 class Discard(Verifier):
@@ -37,7 +40,7 @@ class Asker:
 
     def __init__(self) -> None:
         self.manifest = Manifest(10)
-        self.queue = SendQueue(self.manifest, lambda: Schedule(1), lambda: None)
+        self.queue = SendQueue(self.manifest, Schedule(1), Mailbox())
         self.verifier = Discard()
         self.counters = TransferCounters(bytes(16), "x")
         self.answers = Answers(self.manifest, self.queue, self.verifier, self.counters)
@@ -51,8 +54,8 @@ class Asker:
     def add(self, *items: Item) -> None:
         self.queue.extend(self.manifest.add(items, last=False))
 
-    def dealt(self) -> list[int]:
-        """Take what is dealt by now."""
+    def taken(self) -> list[int]:
+        """Take what is queued by now."""
         chunk_ids = []
         while (chunk_id := self.queue.next(0, self.queue.epoch)) is not None:
             chunk_ids.append(chunk_id)
@@ -89,43 +92,43 @@ def held(file_id: int, first: int, *contents: bytes, final: bool = False) -> m.H
 def test_a_range_of_files_is_everything_in_it(asker: Asker) -> None:
     """Holes are not answered, and not sent."""
     asker.answers.need(needed((0, 6)))
-    assert asker.dealt() == [BUNDLE, *LARGE_CHUNKS, 6, 9]
+    assert asker.taken() == [BUNDLE, *LARGE_CHUNKS, 6, 9]
     assert asker.carried(BUNDLE) == [SMALL, ALSO_SMALL]
 
 
 def test_a_bundle_waits_for_each_of_its_files(asker: Asker) -> None:
     asker.answers.need(needed((SMALL, 1)))
-    assert asker.dealt() == []
+    assert asker.taken() == []
     asker.answers.hold(unchecked((ALSO_SMALL, 1)))
-    assert asker.dealt() == [BUNDLE]
+    assert asker.taken() == [BUNDLE]
     assert asker.carried(BUNDLE) == [SMALL]
     assert asker.counters.unchecked_bytes == 4
 
 
 def test_a_bundle_of_what_is_there_is_done(asker: Asker) -> None:
     asker.answers.hold(unchecked((SMALL, 3)))
-    assert asker.dealt() == []
-    assert asker.queue.chunk_map.held[BUNDLE] == 1
+    assert asker.taken() == []
+    assert asker.queue.states.chunk_map.held[BUNDLE] == 1
 
 
-def test_a_small_file_is_compared_before_its_bundle_is_dealt(asker: Asker) -> None:
+def test_a_small_file_is_compared_before_its_bundle_is_queued(asker: Asker) -> None:
     asker.answers.hold(held(SMALL, 0, b"held", final=True))
     asker.answers.need(needed((ALSO_SMALL, 1)))
-    assert asker.dealt() == []
+    assert asker.taken() == []
     assert [each.file_id for each in asker.verifier.held] == [SMALL]
     asker.answers.compared(SMALL, asker.queue.epoch, is_equal=True)
-    assert asker.dealt() == [BUNDLE]
+    assert asker.taken() == [BUNDLE]
     assert asker.carried(BUNDLE) == [ALSO_SMALL]
 
 
 def test_answering_again_changes_nothing(asker: Asker) -> None:
     asker.answers.need(needed((0, 6)))
-    asker.dealt()
+    asker.taken()
     asker.answers.need(needed((0, 6)))
     asker.answers.hold(unchecked((0, 6)))
     asker.answers.hold(held(SMALL, 0, b"held"))
     asker.answers.hold(held(LARGE, 0, b"held"))
-    assert asker.dealt() == []
+    assert asker.taken() == []
     assert (asker.verifier.held, asker.counters.unchecked_bytes) == ([], 0)
 
 
@@ -136,10 +139,10 @@ def test_what_lies_in_holes_counts_for_nothing(asker: Asker) -> None:
 
 def test_withdrawing_a_file_takes_its_size_back(asker: Asker) -> None:
     for file_id in (SMALL, ALSO_SMALL, LARGE, HOLLOW):
-        asker.manifest.withdraw(file_id)
+        asker.manifest.withdraw(file_id, GONE)
         asker.answers.withdraw(file_id)
     assert asker.counters.size_bytes == 0
-    assert asker.dealt() == []
+    assert asker.taken() == []
     assert not any(part.open_chunks for part in asker.manifest.parts)
 
 
@@ -149,17 +152,17 @@ def test_of_a_file_under_its_final_name_everything_is_needed_where_one_segment_d
     (first,) = asker.verifier.held
     assert first.whole == HOLLOW_CHUNKS
     asker.queue.compared(6, asker.queue.epoch, is_equal=True, whole=HOLLOW_CHUNKS)
-    assert asker.dealt() == []
+    assert asker.taken() == []
     asker.answers.hold(held(LARGE, 0, b"0", b"1", b"2", final=True))
     asker.queue.compared(1, asker.queue.epoch, is_equal=True, whole=LARGE_CHUNKS)
     asker.queue.compared(2, asker.queue.epoch, is_equal=False, whole=LARGE_CHUNKS)
     asker.queue.compared(3, asker.queue.epoch, is_equal=True, whole=LARGE_CHUNKS)
-    assert asker.dealt() == [1, 2, 3]
+    assert asker.taken() == [1, 2, 3]
     asker.answers.hold(held(LARGE, 3, b"3", b"4", final=True))
-    assert asker.dealt() == [4, 5]
+    assert asker.taken() == [4, 5]
     asker.answers.hold(held(HOLLOW, 3, b"3", final=True))
     asker.queue.compared(9, asker.queue.epoch, is_equal=False, whole=HOLLOW_CHUNKS)
-    assert asker.dealt() == [6, 9]
+    assert asker.taken() == [6, 9]
 
 
 # ------------------------------------------------------------------------------------------------- what they may not be
@@ -208,14 +211,14 @@ def test_holding_what_was_not_offered(asker: Asker, message: m.Held) -> None:
     assert asker.verifier.held == []
 
 
-def test_answers_for_what_was_let_go_change_nothing(asker: Asker) -> None:
+def test_answers_for_what_was_dropped_change_nothing(asker: Asker) -> None:
     asker.answers.hold(unchecked((0, 4)))
     for part in asker.manifest.parts:
         part.is_sent = True
-    assert asker.manifest.let_go() == 1
+    assert asker.manifest.drop_done_parts() == 1
     asker.answers.need(needed((0, 4)))
     asker.answers.need(segments(LARGE, 0, 99))
     asker.answers.hold(held(LARGE, 0, b"0"))
     asker.answers.hold(unchecked((0, 4)))
     asker.answers.compared(SMALL, asker.queue.epoch, is_equal=False)
-    assert asker.dealt() == []
+    assert asker.taken() == []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from filestreamer.wire import limits
-from sender.dispatch.parallelism import FEW, LONG_SECONDS, REST_SECONDS, Change, Parallelism
+from sender.dispatch.parallelism import FEW, LONG_SECONDS, PAUSE_SECONDS, Change, Parallelism
 
 MB = 10**6
 TICK = 0.1
@@ -47,10 +47,10 @@ def flat(rate: float, rtt_seconds: float = 0.02) -> Path:
 class Simulation:
     """A transfer over such a path. Connections come up within two round-trips, and double their rate in each."""
 
-    def __init__(self, path: Path, *, rate_limit: int | None = None, undealt: int = 1 << 20, seed: int = 0) -> None:
+    def __init__(self, path: Path, *, rate_limit: int | None = None, remaining: int = 1 << 20, seed: int = 0) -> None:
         self.path = path
         self.parallelism = Parallelism(rate_limit=rate_limit)
-        self.undealt = undealt
+        self.remaining = remaining
         self.changes: list[Change] = []
         self.now = 1000.0
         self.delivered = 0.0
@@ -75,7 +75,7 @@ class Simulation:
                 self.now,
                 round(self.delivered),
                 up=sum(age > 0 for age in ages),
-                undealt=self.undealt,
+                remaining=self.remaining,
                 rtt_seconds=self.path.rtt_seconds,
                 waited_seconds=self.waited,
             )
@@ -109,8 +109,8 @@ LINKS = {
 @pytest.mark.parametrize(("path", "enough"), LINKS.values(), ids=LINKS.keys())
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_no_more_connections_than_make_it_fast(path: Path, enough: int, noise: float) -> None:
-    """On a long path, whose first connections are taken to be needed, after the first rest."""
-    seconds = 20 if path.rtt_seconds < LONG_SECONDS else 2 * REST_SECONDS
+    """On a long path, whose first connections are taken to be needed, after the first pause."""
+    seconds = 20 if path.rtt_seconds < LONG_SECONDS else 2 * PAUSE_SECONDS
     for seed in range(20):
         simulation = Simulation(path._replace(noise=noise), seed=seed).run(seconds)
         assert simulation.connections == enough, simulation.changes
@@ -137,17 +137,17 @@ def test_it_begins_with_few_and_says_why_it_changes() -> None:
 
 
 def test_a_long_path_begins_with_twice_as_many() -> None:
-    """Its first seconds would be lost; and what was not needed ends after the first rest."""
+    """Its first seconds would be lost; and what was not needed ends after the first pause."""
     begun = Simulation(lossy(12 * MB, 96 * MB, 0.05)).run(2 * TICK)
     assert [tuple(each[:3]) for each in begun.changes] == [(2 * FEW, FEW, "long_path")]
     assert begun.run(2).changes[1][:3] == (4 * FEW, 2 * FEW, "try_more")
     filled = Simulation(flat(100 * MB, 0.05)).run(20)
     assert filled.connections == 2 * FEW
-    assert filled.run(REST_SECONDS).connections == 1
+    assert filled.run(PAUSE_SECONDS).connections == 1
 
 
 def test_a_few_chunks_on_a_long_path_go_over_few() -> None:
-    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), undealt=7).run(2).changes
+    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), remaining=7).run(2).changes
 
 
 def test_fewer_are_tried_where_more_did_nothing() -> None:
@@ -165,7 +165,7 @@ def test_fewer_are_tried_where_many_wait_for_processors() -> None:
     """They were needed before the machine had much else to do."""
     simulation = Simulation(lossy(12 * MB, 96 * MB, 0.05)).run(20)
     simulation.path = busy(300 * MB)._replace(waiting=0.3)
-    assert simulation.run(REST_SECONDS + 10).connections == FEW
+    assert simulation.run(PAUSE_SECONDS + 10).connections == FEW
 
 
 def test_on_a_busy_machine_a_long_way_still_gets_what_it_needs() -> None:
@@ -207,19 +207,19 @@ def test_a_short_transfer_never_changes() -> None:
 
 
 def test_no_more_connections_than_there_are_chunks_for() -> None:
-    assert Simulation(lossy(MB, 100 * MB, 0.01), undealt=15).run(20).connections == 4
-    assert not Simulation(lossy(MB, 100 * MB, 0.01), undealt=0).run(20).changes, "the rest is under way"
+    assert Simulation(lossy(MB, 100 * MB, 0.01), remaining=15).run(20).connections == 4
+    assert not Simulation(lossy(MB, 100 * MB, 0.01), remaining=0).run(20).changes, "the rest is under way"
 
 
-def test_after_a_rest_it_looks_again() -> None:
+def test_after_a_pause_it_tries_again() -> None:
     """The link was shared, and is not any more; then it is again."""
     simulation = Simulation(flat(20 * MB)).run(10)
     assert simulation.connections == 1
     simulation.path = lossy(20 * MB, 160 * MB, 0.02)
-    simulation.run(REST_SECONDS + 10)
+    simulation.run(PAUSE_SECONDS + 10)
     assert simulation.connections == 8
     simulation.path = flat(40 * MB)
-    simulation.run(REST_SECONDS + 10)
+    simulation.run(PAUSE_SECONDS + 10)
     assert simulation.connections == 1
 
 
@@ -237,5 +237,5 @@ def test_a_connection_that_was_lost_is_no_reason() -> None:
     for tick in range(200):
         up = 1 + (tick // 5) % 2  # one of the two comes and goes every half second
         delivered += up * MB
-        changes.append(parallelism.observe(tick * TICK, delivered, up=up, undealt=1000, rtt_seconds=0.01))
+        changes.append(parallelism.observe(tick * TICK, delivered, up=up, remaining=1000, rtt_seconds=0.01))
     assert changes == [None] * 200

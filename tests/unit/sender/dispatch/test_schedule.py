@@ -5,69 +5,69 @@ import pytest
 from sender.dispatch.schedule import Schedule
 
 
-def dealt(schedule: Schedule, connection_id: int, count: int = 1 << 20) -> list[int]:
-    """Deal to one connection until there is nothing for it, or `count` times."""
+def taken(schedule: Schedule, connection_id: int, count: int = 1 << 20) -> list[int]:
+    """Take chunks for one connection until there is none for it, or `count` times."""
     chunk_ids: list[int] = []
-    while len(chunk_ids) < count and (chunk_id := schedule.deal(connection_id)) is not None:
+    while len(chunk_ids) < count and (chunk_id := schedule.take(connection_id)) is not None:
         chunk_ids.append(chunk_id)
     return chunk_ids
 
 
-def test_an_even_deal() -> None:
+def test_homes_take_turns() -> None:
     schedule = Schedule(3, strict_modulo=True)
     schedule.add(0, 10)
     assert [schedule.remaining_of(connection_id) for connection_id in range(3)] == [4, 3, 3]
-    assert [dealt(schedule, connection_id) for connection_id in range(3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert [taken(schedule, connection_id) for connection_id in range(3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
     assert schedule.remaining == 0
 
 
 def test_homes_follow_the_chunk_id_wherever_a_range_begins() -> None:
     schedule = Schedule(4, strict_modulo=True)
     schedule.add(5, 8)
-    assert [dealt(schedule, connection_id) for connection_id in range(4)] == [[], [5], [6], [7]]
+    assert [taken(schedule, connection_id) for connection_id in range(4)] == [[], [5], [6], [7]]
 
 
 def test_more_connections_than_chunks() -> None:
     schedule = Schedule(256, strict_modulo=True)
     schedule.add(0, 2)
-    assert [schedule.deal(connection_id) for connection_id in (0, 1, 2)] == [0, 1, None]
+    assert [schedule.take(connection_id) for connection_id in (0, 1, 2)] == [0, 1, None]
 
 
 def test_an_empty_range_adds_nothing() -> None:
     schedule = Schedule(2)
     schedule.add(7, 7)
-    assert (schedule.remaining, schedule.deal(0)) == (0, None)
+    assert (schedule.remaining, schedule.take(0)) == (0, None)
 
 
 def test_who_has_none_takes_over_from_who_has_most() -> None:
     schedule = Schedule(3)
     schedule.add(0, 9)
-    assert dealt(schedule, 0, 3) == [0, 3, 6]
-    schedule.deal(1)
-    assert schedule.deal(0) == 2, "connection 2 has three left, connection 1 has two"
+    assert taken(schedule, 0, 3) == [0, 3, 6]
+    schedule.take(1)
+    assert schedule.take(0) == 2, "connection 2 has three left, connection 1 has two"
     assert [schedule.remaining_of(1), schedule.remaining_of(2)] == [2, 2]
 
 
 def test_strict_modulo_takes_over_nothing() -> None:
     schedule = Schedule(2, strict_modulo=True)
     schedule.add(0, 4)
-    assert dealt(schedule, 0) == [0, 2]
-    assert schedule.deal(0) is None
+    assert taken(schedule, 0) == [0, 2]
+    assert schedule.take(0) is None
     assert schedule.remaining == 2
 
 
-def test_put_back_is_dealt_first_and_lowest_first() -> None:
+def test_put_back_is_taken_first_and_lowest_first() -> None:
     schedule = Schedule(2, strict_modulo=True)
     schedule.add(0, 12)
-    assert dealt(schedule, 0, 4) == [0, 2, 4, 6]
+    assert taken(schedule, 0, 4) == [0, 2, 4, 6]
     schedule.put_back([4, 2])
-    assert dealt(schedule, 0) == [2, 4, 8, 10]
+    assert taken(schedule, 0) == [2, 4, 8, 10]
 
 
 def test_put_back_goes_home_whoever_had_it() -> None:
     schedule = Schedule(2)
     schedule.add(0, 2)
-    assert (schedule.deal(0), schedule.deal(0)) == (0, 1)
+    assert (schedule.take(0), schedule.take(0)) == (0, 1)
     schedule.put_back([1])
     assert (schedule.remaining_of(0), schedule.remaining_of(1)) == (0, 1)
 
@@ -76,16 +76,16 @@ def test_chunks_of_one_shard() -> None:
     """Shard 1 of 3 on 2 connections: the home of chunk k is (k // 3) mod 2."""
     schedule = Schedule(2, shard_count=3, strict_modulo=True)
     schedule.add(1, 17, 3)
-    assert dealt(schedule, 0) == [1, 7, 13]
-    assert dealt(schedule, 1) == [4, 10, 16]
+    assert taken(schedule, 0) == [1, 7, 13]
+    assert taken(schedule, 1) == [4, 10, 16]
 
 
 def test_doubling_splits_each_home_in_two() -> None:
     schedule = Schedule(2, strict_modulo=True)
     schedule.add(0, 16)
-    assert (schedule.deal(0), schedule.deal(1)) == (0, 1)
+    assert (schedule.take(0), schedule.take(1)) == (0, 1)
     schedule.resize(4)
-    assert [dealt(schedule, connection_id) for connection_id in range(4)] == [
+    assert [taken(schedule, connection_id) for connection_id in range(4)] == [
         [4, 8, 12],
         [5, 9, 13],
         [2, 6, 10, 14],
@@ -96,12 +96,12 @@ def test_doubling_splits_each_home_in_two() -> None:
 def test_halving_brings_the_homes_of_those_who_leave_to_those_who_stay() -> None:
     schedule = Schedule(4, strict_modulo=True)
     schedule.add(0, 16)
-    assert (schedule.deal(2), schedule.deal(3)) == (2, 3)
+    assert (schedule.take(2), schedule.take(3)) == (2, 3)
     schedule.put_back([2])
     schedule.resize(2)
-    assert schedule.deal(2) is None, "it is not one of the two"
-    assert sorted(dealt(schedule, 0)) == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert sorted(dealt(schedule, 1)) == [1, 5, 7, 9, 11, 13, 15]
+    assert schedule.take(2) is None, "it is not one of the two"
+    assert sorted(taken(schedule, 0)) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert sorted(taken(schedule, 1)) == [1, 5, 7, 9, 11, 13, 15]
 
 
 def test_resizing_again_and_again_leaves_no_more_pieces_than_the_largest_size() -> None:
@@ -120,4 +120,4 @@ def test_a_million_chunks_cost_nothing(connections: int) -> None:
     schedule = Schedule(connections)
     schedule.add(0, 1 << 23)
     assert schedule.remaining == 1 << 23
-    assert list(range(connections)) == [schedule.deal(connection_id) for connection_id in range(connections)]
+    assert list(range(connections)) == [schedule.take(connection_id) for connection_id in range(connections)]

@@ -1,4 +1,4 @@
-"""The account of what is answered, dealt and settled."""
+"""The queue: which chunks are answered, taken and done."""
 
 import threading
 
@@ -11,50 +11,53 @@ from filestreamer.wire.errors import Code, ConnectionLost, TransferFailed
 from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Segment
 from sender.dispatch.schedule import Schedule
-from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.send_queue import PartDone, SendQueue
+from sender.mailbox import Event, Mailbox
 from tests.support.manifests import manifest_of
 from tests.support.services import UNIT
 
 
-class PartDone:
-    """Counts the calls."""
+class DoneParts(Mailbox):
+    """Counts the parts that are done."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        super().__init__()
+        self.count = 0
 
-    def __call__(self) -> None:
-        self.calls += 1
+    def post(self, event: Event) -> None:
+        assert isinstance(event, PartDone)
+        self.count += 1
 
 
-def make(chunks: int, connections: int = 2, *, strict_modulo: bool = False) -> tuple[SendQueue, PartDone]:
-    done = PartDone()
-    return SendQueue(manifest_of(chunks), lambda: Schedule(connections, strict_modulo=strict_modulo), done), done
+def make(chunks: int, connections: int = 2, *, strict_modulo: bool = False) -> tuple[SendQueue, DoneParts]:
+    done = DoneParts()
+    return SendQueue(manifest_of(chunks), Schedule(connections, strict_modulo=strict_modulo), done), done
 
 
 def pin_digest(queue: SendQueue, chunk_id: int, digest: bytes) -> bool:
     return not queue.pin_digest(chunk_id, [Segment(0, chunk_id, 1)], [digest])
 
 
-def dealt(queue: SendQueue, connection_id: int = 0) -> list[int]:
+def taken(queue: SendQueue, connection_id: int = 0) -> list[int]:
     chunk_ids = []
     while (chunk_id := queue.next(connection_id, queue.epoch)) is not None:
         chunk_ids.append(chunk_id)
     return chunk_ids
 
 
-def test_only_what_was_answered_is_dealt() -> None:
+def test_only_what_was_answered_is_queued() -> None:
     queue, _ = make(10)
     assert queue.next(0, queue.epoch) is None
     assert queue.need(2, 5) == 3
-    assert sorted(dealt(queue)) == [2, 3, 4]
+    assert sorted(taken(queue)) == [2, 3, 4]
 
 
 def test_an_answer_that_was_given_before_changes_nothing() -> None:
     queue, _ = make(10)
     queue.need(2, 5)
-    assert sorted(dealt(queue)) == [2, 3, 4]
+    assert sorted(taken(queue)) == [2, 3, 4]
     assert queue.need(0, 10) == 7
-    assert sorted(dealt(queue)) == [0, 1, 5, 6, 7, 8, 9]
+    assert sorted(taken(queue)) == [0, 1, 5, 6, 7, 8, 9]
     assert queue.need(0, 10) == 0
 
 
@@ -65,24 +68,24 @@ def test_held_is_told_in_ranges_that_were_not_answered() -> None:
     assert queue.hold(0, 10) == []
 
 
-def test_settled_when_all_are_answered_and_acknowledged() -> None:
+def test_done_when_all_are_answered_and_acknowledged() -> None:
     queue, done = make(3)
     queue.need(0, 2)
-    dealt(queue)
+    taken(queue)
     queue.mark_done((0, 1), queue.epoch)
-    assert (queue.all_done, done.calls) == (False, 0)
+    assert (queue.all_done, done.count) == (False, 0)
     queue.hold(2, 3)
     queue.mark_done((2,), queue.epoch)
-    assert (queue.all_done, done.calls) == (True, 1)
+    assert (queue.all_done, done.count) == (True, 1)
 
 
-def test_nothing_to_send_is_settled_at_once() -> None:
+def test_nothing_to_send_is_done_at_once() -> None:
     queue, _ = make(0)
     assert queue.all_done
-    assert queue.root_digest() == root_digest([])
+    assert queue.digests.root_digest() == root_digest([])
 
 
-def test_settling_twice_counts_once() -> None:
+def test_what_is_done_twice_counts_once() -> None:
     queue, _ = make(2)
     queue.need(0, 2)
     queue.mark_done((0,), queue.epoch)
@@ -90,50 +93,50 @@ def test_settling_twice_counts_once() -> None:
     assert not queue.all_done
 
 
-def test_held_that_differs_is_dealt() -> None:
+def test_held_that_differs_is_queued() -> None:
     queue, _ = make(2)
     queue.hold(0, 2)
     queue.compared(1, queue.epoch, is_equal=False)
     queue.mark_done((0,), queue.epoch)
-    assert dealt(queue) == [1]
+    assert taken(queue) == [1]
     assert not queue.all_done
 
 
-def test_lost_chunks_are_dealt_again() -> None:
+def test_lost_chunks_are_queued_again() -> None:
     queue, _ = make(4)
     queue.need(0, 4)
-    assert len(dealt(queue)) == 4
+    assert len(taken(queue)) == 4
     queue.put_back([3, 1], queue.epoch)
-    assert sorted(dealt(queue)) == [1, 3]
+    assert sorted(taken(queue)) == [1, 3]
 
 
-def test_needed_after_all_is_dealt_again() -> None:
+def test_needed_after_all_is_queued_again() -> None:
     """In answer to Finish: whatever was believed of them."""
     queue, done = make(3)
     queue.need(0, 3)
-    dealt(queue)
+    taken(queue)
     queue.mark_done(range(3), queue.epoch)
     queue.reopen(1, 3)
     assert not queue.all_done
-    assert sorted(dealt(queue)) == [1, 2]
+    assert sorted(taken(queue)) == [1, 2]
     queue.mark_done((1, 2), queue.epoch)
-    assert (queue.all_done, done.calls) == (True, 2)
+    assert (queue.all_done, done.count) == (True, 2)
 
 
-def test_damaged_chunks_are_dealt_again_until_it_is_enough() -> None:
+def test_damaged_chunks_are_queued_again_until_it_is_enough() -> None:
     queue, _ = make(1)
     queue.need(0, 1)
     for _ in range(limits.SENDS_PER_CHUNK - 1):
         assert queue.next(0, queue.epoch) == 0
-        queue.mismatch(0, ConnectionCounters(7), queue.epoch)
+        queue.put_back_damaged(0, ConnectionCounters(7), queue.epoch)
     assert queue.next(0, queue.epoch) == 0
     with pytest.raises(TransferFailed, match="chunk 0 arrived damaged 4 times over connection 7") as caught:
-        queue.mismatch(0, ConnectionCounters(7), queue.epoch)
+        queue.put_back_damaged(0, ConnectionCounters(7), queue.epoch)
     assert caught.value.code is Code.DIGEST
 
 
 def test_lost_connections_do_not_count_as_damage() -> None:
-    """Nor does Needed after Finish (proto/README.md, "On the wire"): only DIGEST_MISMATCH does, over all connections."""
+    """Nor does Needed after Finish (proto/README.md, "On the wire"): DIGEST_MISMATCH alone does, over all connections."""
     queue, _ = make(1)
     queue.need(0, 1)
     for connection_id in range(limits.SENDS_PER_CHUNK - 1):
@@ -144,17 +147,17 @@ def test_lost_connections_do_not_count_as_damage() -> None:
         queue.mark_done((0,), queue.epoch)
         queue.reopen(0, 1)
         assert queue.next(0, queue.epoch) == 0
-        queue.mismatch(0, ConnectionCounters(connection_id), queue.epoch)
+        queue.put_back_damaged(0, ConnectionCounters(connection_id), queue.epoch)
     assert queue.next(0, queue.epoch) == 0
     with pytest.raises(TransferFailed):
-        queue.mismatch(0, ConnectionCounters(7), queue.epoch)
+        queue.put_back_damaged(0, ConnectionCounters(7), queue.epoch)
 
 
 def test_another_incarnation_answers_anew() -> None:
     """What the old one acknowledged, and what connections to it lost, counts no more; digests stay binding."""
     queue, done = make(3)
     queue.need(0, 3)
-    dealt(queue)
+    taken(queue)
     old = queue.epoch
     assert pin_digest(queue, 0, b"a" * 16)
     queue.mark_done((0, 1), old)
@@ -162,9 +165,9 @@ def test_another_incarnation_answers_anew() -> None:
     queue.mark_done((2,), old)
     queue.put_back([1], old)
     queue.compared(0, old, is_equal=False)
-    assert (queue.all_done, done.calls, queue.next(0, queue.epoch)) == (False, 0, None)
+    assert (queue.all_done, done.count, queue.next(0, queue.epoch)) == (False, 0, None)
     assert queue.need(0, 3) == 3
-    assert sorted(dealt(queue)) == [0, 1, 2]
+    assert sorted(taken(queue)) == [0, 1, 2]
     assert not pin_digest(queue, 0, b"b" * 16)
     assert pin_digest(queue, 0, b"a" * 16)
 
@@ -177,7 +180,7 @@ def test_the_first_digest_is_binding() -> None:
         False,
     )
     assert pin_digest(queue, 0, b"w" * 16)
-    assert queue.root_digest() == root_digest([b"w" * 16, b"x" * 16])
+    assert queue.digests.root_digest() == root_digest([b"w" * 16, b"x" * 16])
 
 
 def test_the_first_failure_counts() -> None:
@@ -197,7 +200,7 @@ def test_completing_ends_the_waiting() -> None:
 
 
 @pytest.mark.parametrize("how", ["need", "put_back", "complete", "fail"])
-def test_whoever_waits_is_woken(how: str) -> None:
+def test_a_connection_that_waits_is_woken(how: str) -> None:
     queue, _ = make(2)
     got: list[object] = []
 
@@ -259,7 +262,7 @@ def test_fewer_connections_dismiss_those_beyond_and_more_of_them_are_wanted_agai
     queue.resize(2)
     assert [queue.dismisses(connection_id) for connection_id in range(4)] == [False, False, True, True]
     assert queue.next(3, queue.epoch) is None
-    assert (queue.undealt, queue.wanted_connections({0, 1})) == (15, [])
+    assert (queue.remaining, queue.wanted_connections({0, 1})) == (15, [])
     queue.resize(4)
     assert queue.wanted_connections({0, 1}) == [2, 3]
     queue.put_back([3], queue.epoch)
@@ -273,7 +276,7 @@ def test_all_are_dismissed_when_it_is_complete() -> None:
     assert queue.dismisses(0)
 
 
-def test_who_waits_for_a_chunk_of_its_home_gets_it_when_there_are_more_connections() -> None:
+def test_a_chunk_goes_to_its_new_home_when_there_are_more_connections() -> None:
     queue, _ = make(8, strict_modulo=True)
     queue.need(2, 3)
     queue.resize(4)
@@ -281,9 +284,9 @@ def test_who_waits_for_a_chunk_of_its_home_gets_it_when_there_are_more_connectio
     assert queue.next(2, queue.epoch) == 2
 
 
-def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
+def test_a_connection_of_an_earlier_epoch_gets_nothing() -> None:
     """A chunk that it took from the new schedule, and could not put back into it, would be lost."""
-    queue = SendQueue(manifest_of(3), lambda: Schedule(1), lambda: None)
+    queue = SendQueue(manifest_of(3), Schedule(1), Mailbox())
     earlier = queue.epoch
     queue.need(0, 3)
     queue.start_over()
@@ -295,27 +298,27 @@ def test_a_connection_of_an_earlier_epoch_is_dealt_nothing() -> None:
 
 def test_the_chunks_of_a_shard() -> None:
     """Shard 1 of 3 of 11 chunks: 1, 4, 7 and 10. Answers are ranges of chunks, and mean those of the share."""
-    done = PartDone()
-    queue = SendQueue(manifest_of(11), lambda: Schedule(2, shard_count=3), done, Share(1, 3))
-    assert queue.chunks == 4
+    done = DoneParts()
+    queue = SendQueue(manifest_of(11), Schedule(2, shard_count=3), done, Share(1, 3))
+    assert queue.states.chunks == 4
     assert queue.need(0, 5) == 2
     assert queue.hold(4, 11) == [(7, 11)]
-    assert sorted(dealt(queue)) == [1, 4]
+    assert sorted(taken(queue)) == [1, 4]
     for chunk_id in (1, 4, 7, 10):
         assert pin_digest(queue, chunk_id, bytes([chunk_id]) * 16)
     assert not pin_digest(queue, 4, bytes(16 * [5]))
     queue.mark_done((1, 4, 7), queue.epoch)
     assert not queue.all_done
     queue.compared(10, queue.epoch, is_equal=False)
-    assert dealt(queue) == [10]
+    assert taken(queue) == [10]
     queue.mark_done((10,), queue.epoch)
-    assert (queue.all_done, done.calls) == (True, 1)
-    assert queue.root_digest() == root_digest(bytes([chunk_id]) * 16 for chunk_id in (1, 4, 7, 10))
+    assert (queue.all_done, done.count) == (True, 1)
+    assert queue.digests.root_digest() == root_digest(bytes([chunk_id]) * 16 for chunk_id in (1, 4, 7, 10))
     queue.reopen(2, 8)
-    assert sorted(dealt(queue)) == [4, 7]
+    assert sorted(taken(queue)) == [4, 7]
 
 
-def test_a_shard_without_chunks_is_settled_from_the_start() -> None:
-    queue = SendQueue(manifest_of(2), lambda: Schedule(2, shard_count=3), lambda: None, Share(2, 3))
-    assert (queue.chunks, queue.all_done) == (0, True)
-    assert queue.root_digest() == root_digest([])
+def test_a_shard_without_chunks_is_done_from_the_start() -> None:
+    queue = SendQueue(manifest_of(2), Schedule(2, shard_count=3), Mailbox(), Share(2, 3))
+    assert (queue.states.chunks, queue.all_done) == (0, True)
+    assert queue.digests.root_digest() == root_digest([])

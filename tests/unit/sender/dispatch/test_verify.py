@@ -7,7 +7,8 @@ import pytest
 
 from filestreamer.wire.errors import ConnectionLost
 from filestreamer.wire.sockets.control_link import ControlLink
-from sender.dispatch.verify import WAITING_MOST, Verifier
+from sender.dispatch.verify import BACKLOG_MAX, Verifier
+from sender.mailbox import Event, Mailbox
 from sender.network.control import ControlReader, Received
 
 
@@ -19,8 +20,8 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() -> None:
     held: Any = None
-    verifier = Verifier(held)
-    reads = 3 * WAITING_MOST
+    verifier = Verifier(held, held, held, held)
+    reads = 3 * BACKLOG_MAX
 
     class Channel:
         heard_at = 0.0
@@ -34,26 +35,27 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
             return b"held"
 
     class Dialer:
-        def close(self, channel: object) -> None:
+        def close_channel(self, channel: object) -> None:
             del channel
 
-    def post(event: object) -> None:
-        assert isinstance(event, Received)
-        verifier.compare(held)
-        link.acted()
-        if verifier.is_behind:
-            reader.finish(None)  # it would wait as long as nothing is compared
+    class Inbox(Mailbox):
+        def post(self, event: Event) -> None:
+            assert isinstance(event, Received)
+            verifier.compare(held)
+            link.acted()
+            if verifier.is_behind():
+                reader.begin_stop(None)  # it would wait as long as nothing is compared
 
     dialer: Any = Dialer()
     link = ControlLink("sender", 64, threading.Event())
-    reader = ControlReader(dialer, link, post, lambda: verifier.is_behind)
+    reader = ControlReader(dialer, link, Inbox(), verifier)
     channel: Any = Channel()
     channel.patience = link.check
     thread = threading.Thread(target=_until_lost, args=(reader, channel), daemon=True)
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert WAITING_MOST < 3 * WAITING_MOST - reads < WAITING_MOST + 4
+    assert BACKLOG_MAX < 3 * BACKLOG_MAX - reads < BACKLOG_MAX + 4
 
 
 def _until_lost(reader: ControlReader, channel: Any) -> None:

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import Code, TransferFailed
+from sender.mailbox import Mailbox
 from sender.settings import parse
-from sender.source.listing import Lister
+from sender.source.listing import ListingThread
+from sender.source.skipped_entries import SkippedEntries
 from tests.support import trees
 
 
-def lister(*paths: Path) -> Lister:
+def listing(*paths: Path) -> ListingThread:
     settings, _ = parse([*map(str, paths), "--to", "127.0.0.1:1"], {})
-    heard: list[object] = []
-    return Lister(settings, heard.append, heard.append, heard.append)
+    return ListingThread(settings, Mailbox(), SkippedEntries(TransferCounters(bytes(16), "x"), None))
 
 
 def test_every_path_is_looked_at_before_the_walk_begins(tmp_path: Path) -> None:
@@ -23,14 +25,14 @@ def test_every_path_is_looked_at_before_the_walk_begins(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for other in (tmp_path / "missing", tmp_path / "fifo"):
         with pytest.raises(TransferFailed, match=str(other)) as caught:
-            lister(tree, other)
+            listing(tree, other)
         assert caught.value.code is Code.SOURCE
 
 
 def test_one_file_is_listed_at_once(tmp_path: Path) -> None:
     file = trees.write(tmp_path / "file", b"a")
-    single = lister(file).single
+    single = listing(file).single
     assert single is not None
     assert single.entry.path == b"file"
-    assert lister(tmp_path).single is None
-    assert lister(file, tmp_path).single is None
+    assert listing(tmp_path).single is None
+    assert listing(file, tmp_path).single is None

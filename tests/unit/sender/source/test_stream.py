@@ -1,7 +1,6 @@
 """Standard input, cut into chunks that are kept until they are acknowledged."""
 
 import os
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -9,20 +8,21 @@ from typing import NamedTuple
 
 import pytest
 
-from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed
+from sender.mailbox import Failed, Mailbox
 from sender.source.stream import Stream
 from tests.support.services import UNIT
 
 CHUNK = 1000
 
 
-class PipeTarget(NamedTuple):
-    """A stream, who writes to it, and what it told."""
+class Piped(NamedTuple):
+    """A stream, the pipe that leads to it, and what it told."""
 
     stream: Stream
     write_fd: int
     changed: threading.Semaphore
-    failures: list[FilestreamerError]
+    mailbox: Mailbox
 
     def wait(self, changes: int = 1) -> None:
         """Wait for so many changes: a chunk, or the end."""
@@ -36,13 +36,13 @@ class PipeTarget(NamedTuple):
 
 
 @pytest.fixture
-def piped() -> Iterator[PipeTarget]:
+def piped() -> Iterator[Piped]:
     """Return a stream of three chunks' window that is being read."""
     read_fd, write_fd = os.pipe()
-    made = PipeTarget(Stream(read_fd, CHUNK, 3 * CHUNK + 1), write_fd, threading.Semaphore(0), [])
-    made.stream.start(made.changed.release, made.failures.append)
+    made = Piped(Stream(read_fd, CHUNK, 3 * CHUNK + 1), write_fd, threading.Semaphore(0), Mailbox())
+    made.stream.start(made.changed.release, made.mailbox)
     yield made
-    made.stream.end()
+    made.stream.stop()
     for fd in (read_fd, write_fd):
         try:
             os.close(fd)
@@ -59,7 +59,7 @@ def until(what: object, condition: object) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
-def test_every_chunk_but_the_last_is_full(piped: PipeTarget, size: int) -> None:
+def test_every_chunk_but_the_last_is_full(piped: Piped, size: int) -> None:
     content = os.urandom(size)
     os.write(piped.write_fd, content)
     os.close(piped.write_fd)
@@ -70,7 +70,7 @@ def test_every_chunk_but_the_last_is_full(piped: PipeTarget, size: int) -> None:
         piped.stream.segments(piped.stream.chunks)
 
 
-def test_a_chunk_that_comes_in_pieces_is_one_chunk(piped: PipeTarget) -> None:
+def test_a_chunk_that_comes_in_pieces_is_one_chunk(piped: Piped) -> None:
     for piece in (b"a" * 400, b"b" * 400):
         os.write(piped.write_fd, piece)
         until("the piece is read", lambda: piped.stream.is_waiting)
@@ -81,7 +81,7 @@ def test_a_chunk_that_comes_in_pieces_is_one_chunk(piped: PipeTarget) -> None:
     assert piped.content() == b"a" * 400 + b"b" * 400 + b"c" * 200
 
 
-def test_no_more_is_read_than_the_window_has(piped: PipeTarget) -> None:
+def test_no_more_is_read_than_the_window_has(piped: Piped) -> None:
     os.write(piped.write_fd, bytes(range(5)) * CHUNK)
     piped.wait(3)
     assert not piped.changed.acquire(timeout=0.05)
@@ -92,7 +92,7 @@ def test_no_more_is_read_than_the_window_has(piped: PipeTarget) -> None:
     assert piped.stream.chunks == 4
 
 
-def test_what_is_not_acknowledged_can_be_read_again(piped: PipeTarget) -> None:
+def test_what_is_not_acknowledged_can_be_read_again(piped: Piped) -> None:
     content = os.urandom(4 * CHUNK)
     os.write(piped.write_fd, content)
     piped.wait(3)
@@ -103,7 +103,7 @@ def test_what_is_not_acknowledged_can_be_read_again(piped: PipeTarget) -> None:
         assert bytes(piped.stream.bytes_at(at, CHUNK)) == content[at : at + CHUNK]
 
 
-def test_starting_over_is_possible_while_nothing_was_overwritten(piped: PipeTarget) -> None:
+def test_starting_over_is_possible_while_nothing_was_overwritten(piped: Piped) -> None:
     os.write(piped.write_fd, b"x" * 3 * CHUNK)
     piped.wait(3)
     assert piped.stream.start_over()
@@ -113,7 +113,7 @@ def test_starting_over_is_possible_while_nothing_was_overwritten(piped: PipeTarg
     assert not piped.stream.start_over()
 
 
-def test_starting_over_asks_for_everything_to_be_acknowledged_again(piped: PipeTarget) -> None:
+def test_starting_over_asks_for_everything_to_be_acknowledged_again(piped: Piped) -> None:
     os.write(piped.write_fd, b"x" * 2 * CHUNK + b"y" * CHUNK + b"z" * CHUNK)
     piped.wait(3)
     piped.stream.advance(0)
@@ -124,29 +124,31 @@ def test_starting_over_asks_for_everything_to_be_acknowledged_again(piped: PipeT
 
 def test_a_read_error_names_the_source(tmp_path: os.PathLike[str]) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
-    failures: queue.SimpleQueue[FilestreamerError] = queue.SimpleQueue()
-    Stream(fd, CHUNK, CHUNK).start(lambda: None, failures.put)
-    failure = failures.get(timeout=UNIT)
+    mailbox = Mailbox()
+    Stream(fd, CHUNK, CHUNK).start(lambda: None, mailbox)
+    event = mailbox.take(UNIT)
     os.close(fd)
+    assert isinstance(event, Failed)
+    failure = event.error
     assert isinstance(failure, TransferFailed)
     assert (failure.code, str(failure)) == (Code.SOURCE, "can't read standard input: Is a directory")
 
 
-def test_the_end_is_heard_by_a_reader_that_waits_for_room(piped: PipeTarget) -> None:
+def test_the_end_is_heard_by_a_reader_that_waits_for_room(piped: Piped) -> None:
     os.write(piped.write_fd, b"x" * 4 * CHUNK)
     piped.wait(3)
-    piped.stream.end()
+    piped.stream.stop()
     until("its thread ends", lambda: not any(thread.name == "stream" for thread in threading.enumerate()))
 
 
 def test_a_descriptor_that_does_not_block_is_waited_for() -> None:
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
-    piped = PipeTarget(Stream(read_fd, CHUNK, CHUNK), write_fd, threading.Semaphore(0), [])
-    piped.stream.start(piped.changed.release, piped.failures.append)
+    piped = Piped(Stream(read_fd, CHUNK, CHUNK), write_fd, threading.Semaphore(0), Mailbox())
+    piped.stream.start(piped.changed.release, piped.mailbox)
     until("it waits", lambda: piped.stream.is_waiting)
     os.write(write_fd, b"late")
     os.close(write_fd)
     piped.wait()
-    assert (piped.content(), piped.failures) == (b"late", [])
+    assert (piped.content(), piped.mailbox.take(0)) == (b"late", None)
     os.close(read_fd)

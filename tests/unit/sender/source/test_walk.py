@@ -9,11 +9,12 @@ import pytest
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, TransferFailed, UsageError
-from filestreamer.wire.limits import HOLES_PER_FILE, KIB, PATH_BYTES
+from filestreamer.wire.limits import KIB, PATH_BYTES
 from filestreamer.wire.messages import Entry, EntryType, Hole, ManifestPart, SkipKind
-from sender.source import walk
+from sender.source import holes, walk
 from sender.source.item import Item
-from sender.source.walk import Walk, holes, pattern_filter
+from sender.source.patterns import pattern_filter
+from sender.source.walk import Walk
 from tests.support import trees
 
 
@@ -181,13 +182,13 @@ def test_a_group_does_not_begin_with_a_name_that_can_not_be_read(top: Path, monk
     """A sparse file is opened to find its holes: where that fails, the next name is the first."""
     sparse = trees.sparse(top / "hollow", 100 * KIB)
     os.link(sparse, top / "hollow too")
-    real = walk.holes
+    real = holes.find_holes
 
     def fail_once(fd: int, size: int) -> tuple[Hole, ...]:
-        monkeypatch.setattr(walk, "holes", real)
+        monkeypatch.setattr(walk, "find_holes", real)
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(walk, "holes", fail_once)
+    monkeypatch.setattr(walk, "find_holes", fail_once)
     items, skipped = walked(top)
     assert [each.path for each in skipped] == [str(sparse)]
     (link,) = [item for item in items if item.entry.hard_link_group]
@@ -208,40 +209,6 @@ def test_a_name_of_a_file_that_was_written_to_since_its_first_one_is_sent(top: P
 
 
 # ---------------------------------------------------------------------------------------------------------------- holes
-
-
-def islands(*found: Hole, size: int) -> list[tuple[int, int]]:
-    """Return what is not in holes."""
-    edges = [0, *(edge for hole in found for edge in (hole.offset, hole.offset + hole.length)), size]
-    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
-
-
-def holes_of(path: Path) -> tuple[Hole, ...]:
-    with path.open("rb") as file:
-        return holes(file.fileno(), path.stat().st_size)
-
-
-def test_holes(tmp_path: Path) -> None:
-    file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"), (999 * KIB, b"end"))
-    found = holes_of(file)
-    content = file.read_bytes()
-    assert found
-    for hole in found:
-        assert content[hole.offset : hole.offset + hole.length] == bytes(hole.length)
-    assert sum(end - start for start, end in islands(*found, size=1000 * KIB)) <= 128 * KIB
-
-
-def test_small_holes_are_not_worth_it_unless_they_are_all(tmp_path: Path) -> None:
-    assert holes_of(trees.sparse(tmp_path / "f", 40 * KIB, (0, b"x"))) == ()
-    assert holes_of(trees.sparse(tmp_path / "g", 100)) == (Hole(0, 100),)
-
-
-def test_of_too_many_holes_the_largest_are_told(tmp_path: Path) -> None:
-    step = 72 * KIB
-    file = trees.sparse(tmp_path / "f", (HOLES_PER_FILE + 50) * step, *[(at * step, b"x") for at in range(1100)])
-    found = holes_of(file)
-    assert len(found) == HOLES_PER_FILE
-    assert sorted(found) == list(found)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO], ids=errno.errorcode.get)
@@ -283,20 +250,3 @@ def test_patterns(top: Path, include: list[str], exclude: list[str], expected: s
     items, skipped = walked(f"{top}/", wanted=pattern_filter(include, exclude), is_sparing=bool(include))
     assert expected == {os.fsdecode(path) for path in names(items)}
     assert skipped == []
-
-
-@pytest.mark.parametrize("name", ["x\ny", "\nbuild", "x\n"])
-def test_patterns_hold_for_names_with_newlines(name: str) -> None:
-    """In which '.' and '$' of a regular expression see more than a character, and an end."""
-    wanted = pattern_filter([], ["build/", "out/**", "/exact"])
-    raw = os.fsencode(name)
-    assert not wanted(raw + b"/build", True)
-    assert not wanted(b"out/" + raw, False)
-    assert wanted(raw, False)
-    assert wanted(b"exact\n", False)
-    assert not pattern_filter([], ["/x\ny"])(b"x\ny", False)
-
-
-def test_no_pattern(top: Path) -> None:
-    with pytest.raises(UsageError, match="--include, --exclude"):
-        pattern_filter(["!"], [])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sender.network.rate import BURST_SECONDS, Pacer, RateLimit
+from sender.network.rate_limit import BURST_SECONDS, Pacer, RateLimit
 from tests.support.services import UNIT
 
 
@@ -15,22 +15,22 @@ def test_the_first_piece_goes_at_once() -> None:
 
 
 def test_pieces_follow_one_another() -> None:
-    line = Pacer(1000)
-    waits = [line.reserve(100, now=100.0) for _ in range(4)]
+    pacer = Pacer(1000)
+    waits = [pacer.reserve(100, now=100.0) for _ in range(4)]
     assert waits == pytest.approx([0.0, 0.1 - BURST_SECONDS, 0.2 - BURST_SECONDS, 0.3 - BURST_SECONDS])
 
 
 def test_who_waits_as_told_never_waits_longer() -> None:
-    line, now = Pacer(1000), 100.0
+    pacer, now = Pacer(1000), 100.0
     for _ in range(100):
-        now += line.reserve(100, now)
+        now += pacer.reserve(100, now)
     assert now == pytest.approx(100.0 + 9.9 - BURST_SECONDS)
 
 
 def test_unused_time_is_not_saved_up() -> None:
-    line = Pacer(1000)
-    line.reserve(100, now=0.0)
-    waits = [line.reserve(100, now=1000.0) for _ in range(3)]
+    pacer = Pacer(1000)
+    pacer.reserve(100, now=0.0)
+    waits = [pacer.reserve(100, now=1000.0) for _ in range(3)]
     assert waits == pytest.approx([0.0, 0.1 - BURST_SECONDS, 0.2 - BURST_SECONDS])
 
 
@@ -40,13 +40,13 @@ def test_unused_time_is_not_saved_up() -> None:
 )
 def test_never_more_than_the_rate(rate: int, pieces: list[tuple[int, float]]) -> None:
     """Whatever is sent when: between two pieces there is time for all that begins before the second, but a burst."""
-    line = Pacer(rate)
+    pacer = Pacer(rate)
     now = 1000.0
     begun: list[float] = []
     sent = [0]
     for count, pause in pieces:
         now += pause
-        begun.append(now + line.reserve(count, now))
+        begun.append(now + pacer.reserve(count, now))
         sent.append(sent[-1] + count)
     for last in range(len(begun)):
         for first in range(last):
@@ -61,7 +61,7 @@ def test_pieces_are_a_twentieth_of_a_second(rate: int, expected: int) -> None:
     assert expected == RateLimit(rate).piece_bytes
 
 
-def test_the_end_wakes_who_waits() -> None:
+def test_closing_wakes_the_threads_that_wait() -> None:
     limit = RateLimit(1)
     limit.wait(1)
     thread = threading.Thread(target=limit.wait, args=(1_000_000,))
@@ -69,7 +69,7 @@ def test_the_end_wakes_who_waits() -> None:
     thread.start()
     thread.join(0.1)
     waiting.start()
-    limit.end()
+    limit.close()
     for each in (thread, waiting):
         each.join(2 * UNIT)
         assert not each.is_alive()

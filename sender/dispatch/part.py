@@ -1,0 +1,202 @@
+"""One part of the manifest: its entries, the chunks that they make, and what the receiver answered for small files.
+
+A part is what one ManifestPart lists. Its files are cut into chunks by themselves (`layout`). A file of several
+segments is large, and each of its segments is a chunk; small files are bundled. `chunk_states` keeps the answers for
+the chunks of large files. Small files are answered one by one, which is kept here. Their bundle is ready to be sent
+once none of its files is unanswered, or still being compared.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from filestreamer.wire.grid import Grid, hole_segments
+from filestreamer.wire.layout import Layout
+from filestreamer.wire.messages import ManifestPart, Segment
+from sender.source.item import Item
+from sender.source.stream import Stream
+
+# What is known of a small file. An entry that is not one is NOT_SMALL: it has no segment, or several.
+NOT_SMALL: Final = 0
+UNANSWERED: Final = 1
+COMPARING: Final = 2
+"""The receiver holds the file, and `verify` compares it with the source."""
+NEEDED: Final = 3
+"""The bundle carries the file."""
+NOT_NEEDED: Final = 4
+"""The receiver has the file, it is withdrawn, or it is nothing but a hole: its bundle leaves it out."""
+
+_IS_CARRIED: Final = (NEEDED, NOT_SMALL)
+
+
+class Part:
+    """The entries of one ManifestPart, and their chunks. All ids count over the transfer."""
+
+    def __init__(
+        self, first_file_id: int, first_chunk: int, items: Sequence[Item], chunk_size: int, *, last: bool
+    ) -> None:
+        self.first_file_id = first_file_id
+        self.first_chunk = first_chunk
+        self.items = items
+        self.last = last
+        """Whether no part follows."""
+        self.layout = Layout(chunk_size)
+        self._sizes = [item.sent_bytes for item in items]
+        for size in self._sizes:
+            self.layout.add(size)
+        self.forget_answers()
+        self.chunks = self.layout.chunks
+        self.end_chunk = first_chunk + self.chunks
+        self.end_file_id = first_file_id + len(items)
+        self.bytes = sum(map(self.payload_bytes, range(first_file_id, self.end_file_id)))
+        """Bytes of its segments, but for those that lie in holes."""
+        self.unanswered_chunks = self.open_chunks = self.chunks
+        """How many of its chunks are not answered, and how many are not done; `send_queue` counts them."""
+        self.is_sent = False
+        """Whether it was sent on this control connection."""
+        self.withdrawn_before = 0
+        """How many files were said to be withdrawn on this control connection before this part was sent."""
+
+    def forget_answers(self) -> None:
+        """Begin with no answer for any small file."""
+        self._small_files = bytearray(len(self.items))
+        self._unready_files: dict[int, int] = {}
+        """For each bundle, by chunk id: how many of its files are unanswered, or being compared."""
+        for index, size in enumerate(self._sizes):
+            if 0 < size <= self.layout.chunk_size:
+                chunk_id = self.first_chunk + self.layout.chunk_of(index, 0)
+                is_hole = self.items[index].entry.holes[:1] == ((0, size),)
+                self._small_files[index] = NOT_NEEDED if is_hole else UNANSWERED
+                self._unready_files[chunk_id] = self._unready_files.get(chunk_id, 0) + (not is_hole)
+
+    @property
+    def message(self) -> ManifestPart:
+        """The message that offers it."""
+        return ManifestPart(self.first_file_id, tuple(item.entry for item in self.items), self.last)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was sent, and all of its chunks are done."""
+        return self.is_sent and not self.open_chunks
+
+    @property
+    def files(self) -> range:
+        """The file_ids of its entries."""
+        return range(self.first_file_id, self.end_file_id)
+
+    def item(self, file_id: int) -> Item:
+        """Return one entry."""
+        return self.items[file_id - self.first_file_id]
+
+    def grid(self, file_id: int) -> Grid:
+        """Return the segments of one file."""
+        return self.layout.grid(file_id - self.first_file_id)
+
+    def is_large(self, file_id: int) -> bool:
+        """Whether a file has several segments, which are chunks of their own."""
+        return self._sizes[file_id - self.first_file_id] > self.layout.chunk_size
+
+    def with_segments(self, files: range) -> list[int]:
+        """Return those of these files that are in this part and have segments."""
+        first = self.first_file_id
+        inner = range(max(files.start, first), min(files.stop, self.end_file_id))
+        return [file_id for file_id in inner if self._sizes[file_id - first]]
+
+    def chunk_of(self, file_id: int, segment: int) -> int:
+        """Return the chunk that carries a segment of a file."""
+        return self.first_chunk + self.layout.chunk_of(file_id - self.first_file_id, segment)
+
+    def chunks_of(self, file_id: int) -> range:
+        """Return the chunks of a large file."""
+        first = self.chunk_of(file_id, 0)
+        return range(first, first + self.grid(file_id).segments)
+
+    def hole_chunks(self) -> Iterator[int]:
+        """Yield the chunks that lie in holes entirely: the receiver does not answer them, and none is sent."""
+        yield from (chunk_id for chunk_id, unready in self._unready_files.items() if not unready)
+        for index, item in enumerate(self.items):
+            if item.entry.holes and self._sizes[index] > self.layout.chunk_size:
+                base = self.chunk_of(self.first_file_id + index, 0)
+                for first, end in hole_segments(self.layout.grid(index), item.entry.holes):
+                    yield from range(base + first, base + end)
+
+    def payload_bytes(self, file_id: int) -> int:
+        """Return the bytes of a file's segments, but for those that lie in holes."""
+        index = file_id - self.first_file_id
+        holes = self.items[index].entry.holes
+        if not holes:
+            return self._sizes[index]
+        grid = self.layout.grid(index)
+        return self._sizes[index] - sum(grid.bytes_between(*run) for run in hole_segments(grid, holes))
+
+    def is_bundle(self, chunk_id: int) -> bool:
+        """Whether a chunk carries small files."""
+        return chunk_id in self._unready_files
+
+    def carried(self, chunk_id: int) -> tuple[Segment, ...]:
+        """Return the segments that a chunk carries, in order: of a bundle, the files that are needed."""
+        base, states = self.first_file_id, self._small_files
+        segments = self.layout.segments(chunk_id - self.first_chunk)
+        return tuple([Segment(base + at, offset, size) for at, offset, size in segments if states[at] in _IS_CARRIED])
+
+    # --- the answers for small files
+
+    def need(self, file_id: int) -> int | None:
+        """Take in that a small file is to be sent. Return its bundle's chunk where that has become ready by this."""
+        return self._make_ready(file_id, NEEDED)
+
+    def do_without(self, file_id: int) -> int | None:
+        """Take in that a small file is not to be sent. Return its bundle's chunk where that has become ready."""
+        return self._make_ready(file_id, NOT_NEEDED)
+
+    def begin_comparing(self, file_id: int) -> bool:
+        """Take in that the receiver holds a small file; return whether it has to be compared now."""
+        index = file_id - self.first_file_id
+        is_new = self._small_files[index] == UNANSWERED
+        if is_new:
+            self._small_files[index] = COMPARING
+        return is_new
+
+    def is_answered(self, file_id: int) -> bool:
+        """Whether the receiver has answered a small file."""
+        return self._small_files[file_id - self.first_file_id] != UNANSWERED
+
+    def _make_ready(self, file_id: int, state: int) -> int | None:
+        index = file_id - self.first_file_id
+        if self._small_files[index] not in (UNANSWERED, COMPARING):
+            return None
+        self._small_files[index] = state
+        chunk_id = self.chunk_of(file_id, 0)
+        self._unready_files[chunk_id] -= 1
+        return None if self._unready_files[chunk_id] else chunk_id
+
+
+class StreamPart(Part):
+    """The one part of a stream: its chunks are those that were read by now."""
+
+    def __init__(self, item: Item, stream: Stream) -> None:
+        super().__init__(0, 0, [item], stream.chunk_size, last=True)
+        self.stream = stream
+
+    def grow(self) -> None:
+        """Take in the chunks that were read since."""
+        self.bytes, self.chunks = self.stream.size, self.stream.chunks
+        self.end_chunk = self.chunks
+
+    def grid(self, file_id: int) -> Grid:
+        """Return the segments so far."""
+        del file_id
+        return Grid(self.bytes, self.layout.chunk_size)
+
+    def is_large(self, file_id: int) -> bool:
+        """Each segment is a chunk."""
+        del file_id
+        return True
+
+    def chunk_of(self, file_id: int, segment: int) -> int:
+        """Segments are numbered as chunks are."""
+        del file_id
+        return segment
+
+    def carried(self, chunk_id: int) -> tuple[Segment, ...]:
+        """Return the segment of a chunk."""
+        return self.stream.segments(chunk_id)

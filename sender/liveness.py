@@ -1,0 +1,139 @@
+"""When the transfer made progress last, and when it gives up (proto/README.md, "Liveness").
+
+`filestreamer.wire.progress` says what counts as progress; here are the counts of the sender.
+"""
+
+import time
+
+from filestreamer.process.backoff import Backoff
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
+from filestreamer.wire.sockets.control_link import ControlLink
+from sender.dispatch.manifest import Manifest
+from sender.dispatch.send_queue import SendQueue
+from sender.network.connections import DataConnections
+from sender.network.peer import Peer
+
+
+class Liveness:
+    """The clock of one transfer, and of those that continue it. For the coordinator's thread."""
+
+    def __init__(
+        self,
+        *,
+        counters: TransferCounters,
+        manifest: Manifest,
+        queue: SendQueue,
+        connections: DataConnections,
+        link: ControlLink,
+        peer: Peer,
+        before: "Liveness | None",
+    ) -> None:
+        """Begin to count; `before` is that of the transfer that this one continues, whose clock goes on."""
+        self.backoff: Backoff = before.backoff if before is not None else Backoff()
+        """How long a transfer waits before it begins again; it is reset when a chunk is done."""
+        self._clock: ProgressClock = before._clock if before is not None else ProgressClock(time.monotonic())
+        self._counters = counters
+        self._manifest = manifest
+        self._queue = queue
+        self._connections = connections
+        self._link = link
+        self._peer = peer
+        self._peer_rehashed_bytes = 0
+        self._finished_at: float | None = None
+        """When Finish was said, if there was no other progress since."""
+        self._reopened_chunks = 0
+        """How many chunks the receiver has missed after Finish, all times together."""
+        self._fewest_missing: int | None = None
+        """The fewest chunks that it has missed at a time."""
+
+    # --- what happens
+
+    def take_progress(self, message: m.Progress) -> None:
+        """Take in how far the receiver is: it re-hashes, syncs, or waits for the reader of its pipe."""
+        self._peer_rehashed_bytes = message.rehashed_bytes
+        now = time.monotonic()
+        if message.phase is m.Phase.WAITING and self._queue.is_in_order:
+            self._clock.wait(now)
+        if message.phase is m.Phase.SYNCING and self._link.state == "finishing" and self._finished_at is not None:
+            seconds = sync_seconds(self._counters.size_bytes, self._manifest.files)
+            self._clock.sync(self._finished_at, seconds, now)
+
+    def finish(self) -> None:
+        """Take in that Finish is said."""
+        self._finished_at = self._finished_at or time.monotonic()
+
+    def reopen(self, missing: int) -> None:
+        """Take in how many chunks the receiver misses after Finish. Sending these may count as progress once more.
+
+        It does while they are not more than all chunks together, and afterwards if they are fewer than ever before: a
+        receiver that misses chunks again and again can't keep a transfer alive for ever.
+        """
+        self._reopened_chunks += missing
+        fewest = self._fewest_missing
+        if self._reopened_chunks <= self._queue.states.chunks or (fewest is not None and missing < fewest):
+            self._clock.reopen(self._queue.states.done_count)
+        self._fewest_missing = missing if fewest is None else min(missing, fewest)
+
+    def start_over(self, *, is_tree: bool) -> None:
+        """Take in that the receiver no longer knows this transfer, so that everything counts once more."""
+        self._peer_rehashed_bytes = 0
+        if is_tree:  # which begins again, with counters at 0
+            self._clock.start_over()
+        else:
+            self._clock.start_over(rehashed=self._counters.rehashed_bytes)
+
+    # --- the clock
+
+    def note_progress(self, now: float) -> None:
+        """Tell the clock all counts that may have grown."""
+        counters, clock, states = self._counters, self._clock, self._queue.states
+        stream = self._manifest.stream
+        under_way = self._connections.delivered_bytes
+        if self._peer.take_lost_data():
+            clock.lose(under_way)
+        # Nothing is sent because the program that writes to standard input brings nothing: that is not this
+        # transfer's fault.
+        is_waiting = stream is not None and self._link.channel is not None and stream.is_waiting
+        counters.is_waiting = is_waiting and states.done_count == states.chunks
+        if counters.is_waiting:
+            clock.wait(now)
+        size_bytes = self._file_bytes()
+        is_chunk_done = clock.done(states.done_count, now)
+        gets_on = [
+            is_chunk_done,
+            clock.under_way(under_way, now),
+            clock.reach("listed", self._manifest.files, now),
+            clock.reach("answered", states.chunks - self._queue.unanswered, now),
+            clock.reach("rehashed", counters.rehashed_bytes, now, most=size_bytes),
+            clock.reach(
+                "peer_rehashed", self._peer_rehashed_bytes, now, most=size_bytes, step=limits.REHASH_STEP_BYTES
+            ),
+        ]
+        if any(gets_on):
+            counters.last_progress_at = now
+            if self._link.state != "finishing":
+                self._finished_at = None
+            if is_chunk_done:
+                self.backoff.reset()
+
+    def _file_bytes(self) -> int:
+        """Return how many bytes may be hashed again: of a shard, all of the file, as the receiver may hash it all."""
+        if self._queue.share.count > 1:
+            return self._manifest.parts[0].items[0].entry.size
+        return self._counters.size_bytes
+
+    def check(self, now: float, give_up_after_seconds: float) -> None:
+        """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for `give_up_after_seconds`."""
+        if now - self._clock.at <= give_up_after_seconds:
+            return
+        last = self._peer.last_trouble
+        trouble, seconds = f": {last}" if last else "", f"{give_up_after_seconds:g} s"
+        if last is not None and getattr(last, "code", None) is Code.BUSY:
+            raise TransferFailed(Code.BUSY, f"gave up after {seconds}{trouble}")
+        is_pipe = self._manifest.stream is not None
+        advice = "run the pipe again" if is_pipe else "run the same command again to resume"
+        raise TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}; {advice}")

@@ -1,0 +1,40 @@
+"""The mailbox of a transfer's coordinator: its threads, and the handler of a signal, tell it what has happened.
+
+Each module defines the events that it posts, beside the code that posts them; all are subclasses of `Event`.
+"""
+
+import queue
+from dataclasses import dataclass
+
+from filestreamer.wire.errors import FilestreamerError
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that the coordinator has to act on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """A thread met an error that ends the transfer."""
+
+    error: FilestreamerError
+
+
+class Mailbox:
+    """A queue of events. Any thread may post; the coordinator alone takes."""
+
+    def __init__(self) -> None:
+        # A SimpleQueue, as its `put` is reentrant: a signal handler may interrupt a `put` of the same thread.
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def post(self, event: Event) -> None:
+        """Give the coordinator an event. Never blocks."""
+        self._events.put(event)
+
+    def take(self, timeout_seconds: float) -> Event | None:
+        """Return the next event; None where there is none within `timeout_seconds`."""
+        try:
+            return self._events.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None

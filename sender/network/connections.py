@@ -1,0 +1,113 @@
+"""The data connections of a transfer: how many there are, and starting and stopping them. For the coordinator."""
+
+import time
+
+from filestreamer.process.backoff import Backoff
+from filestreamer.process.threads import as_failure, start_thread, waited_seconds
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire.errors import TransferFailed
+from sender.dispatch.parallelism import Change, Parallelism
+from sender.network.connection import DataConnection, Shared
+from sender.network.control_state import ControlState
+
+
+class DataConnections:
+    """The threads of the data connections, by connection_id."""
+
+    def __init__(
+        self, shared: Shared, counters: TransferCounters, parallelism: Parallelism, control_state: ControlState
+    ) -> None:
+        self._shared = shared
+        self._queue = shared.queue
+        self._counters = counters
+        self._parallelism = parallelism
+        self._control_state = control_state
+        self._connections: dict[int, DataConnection] = {}
+        self._retry_at = 0.0
+        """When to start connections again after there was no thread or no memory for one; 0.0: that never happened."""
+        self._shortage = Backoff()
+        counters.parallelism = parallelism.connections
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def start(self) -> bool:
+        """Start as many as there are chunks for, those whose home has chunks first, once control is connected.
+
+        Return False where not even one of them could be started, as this process may have no more threads or memory.
+        """
+        if not self._control_state.is_open:
+            return True
+        for connection_id in [known for known, connection in self._connections.items() if not connection.is_alive()]:
+            del self._connections[connection_id]  # the queue had dismissed it
+        if time.monotonic() < self._retry_at:
+            return True
+        for connection_id in self._queue.wanted_connections(set(self._connections)):
+            try:
+                connection = DataConnection(self._shared, self._counters.add_connection(connection_id))
+                start_thread(connection, f"connection {connection_id}")
+            except (TransferFailed, MemoryError) as error:
+                failure = as_failure(f"connection {connection_id}", error)
+                if not self._retry_at:  # logged once
+                    self._shared.log.warning(
+                        "fewer_connections", connections=len(self._connections), reason=str(failure)
+                    )
+                self._shared.peer.note_trouble(failure)
+                self._retry_at = time.monotonic() + self._shortage.next()
+                return bool(self._connections)
+            self._connections[connection_id] = connection
+        return True
+
+    # --- how many
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the number of connections is found on the way, as the user did not choose it."""
+        return self._parallelism.adapts
+
+    def begin(self, rtt_seconds: float) -> None:
+        """Choose the number to start with by the round-trip time of the control connection."""
+        if self._parallelism.adapts:
+            self._change(self._parallelism.begin(rtt_seconds, self._queue.unanswered))
+
+    def adapt(self, now: float) -> None:
+        """Have more connections, or fewer, while chunks move."""
+        if not self._parallelism.adapts or self._counters.phase != "moving" or now < self._retry_at:
+            return
+        connections = self._connections.values()
+        sockets = [opened for each in connections if (opened := each.counters.link[0]) is not None]
+        links = [info for opened in sockets if (info := tcp_info.read(opened)) is not None]
+        change = self._parallelism.observe(
+            now,
+            sum(link.delivered_bytes for link in links),
+            up=len(links),
+            remaining=self._queue.remaining,
+            rtt_seconds=min((link.rtt_seconds for link in links), default=0.0),
+            waited_seconds=waited_seconds(connections),
+        )
+        self._change(change)
+
+    def _change(self, change: Change | None) -> None:
+        if change is not None:
+            self._shared.log.info("parallelism", **change._asdict())
+            self._counters.parallelism = change.connections
+            self._counters.parallelism_changes[change.reason] += 1
+            self._queue.resize(change.connections)
+
+    # --- what they have done, and their end
+
+    @property
+    def delivered_bytes(self) -> int:
+        """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
+        return sum(connection.delivered_bytes for connection in self._connections.values())
+
+    def shut(self) -> None:
+        """Shut down those that are open: their threads connect again."""
+        for connection in self._connections.values():
+            connection.shut()
+
+    def join(self, deadline: float) -> None:
+        """Wait until all threads have ended, at most until `deadline` (monotonic)."""
+        for connection in self._connections.values():
+            connection.join(max(0.0, deadline - time.monotonic()))

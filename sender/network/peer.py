@@ -1,0 +1,61 @@
+"""The receiver, as all connections of a transfer find it together: whether it is heard, and what went wrong last."""
+
+import threading
+import time
+from typing import Any
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, FilestreamerError, Refused
+from filestreamer.wire.sockets.transport import Channel
+
+
+class Peer:
+    """What all connections know of the receiver. Any thread may call."""
+
+    def __init__(self, log: Any, last_trouble: FilestreamerError | None = None) -> None:
+        self.last_trouble = last_trouble
+        """The error of the connection that failed last, if one did: the likely reason for having no progress."""
+        self._log = log
+        self._mutex = threading.Lock()  # protects the fields below
+        self._channels: set[Channel] = set()  # those that are open
+        self._has_lost_data = False
+        self._is_limit_logged = False
+
+    def opened(self, channel: Channel) -> None:
+        """Take in that a connection is up."""
+        with self._mutex:
+            self._channels.add(channel)
+
+    def closed(self, channel: Channel) -> None:
+        """Take in that a connection is closed."""
+        with self._mutex:
+            self._channels.discard(channel)
+
+    def is_heard(self) -> bool:
+        """Return whether the receiver said anything within DEAD_SECONDS, on any connection that is up."""
+        with self._mutex:
+            heard_at = max((channel.heard_at for channel in self._channels), default=0.0)
+        return time.monotonic() - heard_at <= limits.DEAD_SECONDS
+
+    def note_trouble(self, error: FilestreamerError) -> None:
+        """Keep the error of a connection, for the message of a transfer that gives up."""
+        # Its traceback would keep alive the buffers of all the frames in it.
+        self.last_trouble = error.with_traceback(None)
+
+    def data_connection_lost(self, connection_id: int, error: FilestreamerError) -> None:
+        """Keep the error of a data connection, and log it."""
+        self.note_trouble(error)
+        # A receiver that has no room for all connections refuses each of them, whenever it tries again.
+        is_limit = isinstance(error, Refused) and error.code is Code.LIMIT
+        with self._mutex:
+            self._has_lost_data = True
+            is_known = is_limit and self._is_limit_logged
+            self._is_limit_logged = self._is_limit_logged or is_limit
+        log = self._log.debug if is_known else self._log.warning
+        log("connection_lost", connection=connection_id, reason=str(error))
+
+    def take_lost_data(self) -> bool:
+        """Return whether a data connection was lost since the last call."""
+        with self._mutex:
+            has_lost, self._has_lost_data = self._has_lost_data, False
+        return has_lost

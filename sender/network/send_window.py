@@ -1,0 +1,63 @@
+"""The chunks that a data connection sent and that are not acknowledged, and how many these may be."""
+
+from typing import NamedTuple
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.sockets.transport import Channel
+
+
+class SentChunk(NamedTuple):
+    """A chunk that is not acknowledged."""
+
+    payload_bytes: int
+    taken_at: float
+    """When the queue gave it to the connection (monotonic)."""
+
+
+class SendWindow:
+    """The chunks of one connection. One thread owns it."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, SentChunk] = {}  # in the order in which they were sent
+        self._bytes = 0
+        self._max_bytes = limits.WINDOW_BYTES
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def add(self, chunk_id: int, chunk: SentChunk) -> None:
+        """Take in that a chunk is sent."""
+        self._chunks[chunk_id] = chunk
+        self._bytes += chunk.payload_bytes
+
+    def remove(self, chunk_id: int) -> SentChunk:
+        """Take in that the receiver has answered a chunk. Raises RemoteProtocolError for one that was not sent."""
+        if chunk_id not in self._chunks:
+            raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
+        chunk = self._chunks.pop(chunk_id)
+        self._bytes -= chunk.payload_bytes
+        return chunk
+
+    def clear(self) -> list[int]:
+        """Take in that the connection is lost; return the chunks that were not acknowledged."""
+        chunk_ids = list(self._chunks)
+        self._chunks.clear()
+        self._bytes = 0
+        return chunk_ids
+
+    @property
+    def is_full(self) -> bool:
+        """Whether an acknowledgement has to come before another chunk is sent.
+
+        The acknowledgements of all these chunks fit into the kernel's buffers. So the receiver never blocks when it
+        writes them, and both ends never block in a write at the same time.
+        """
+        if len(self._chunks) < limits.WINDOW_CHUNKS_MIN:
+            return False
+        return len(self._chunks) >= limits.WINDOW_CHUNKS_MAX or self._bytes >= self._max_bytes
+
+    def grow(self, channel: Channel) -> None:
+        """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""
+        if self._max_bytes < limits.WINDOW_BYTES_MAX and channel.is_window_bound():
+            self._max_bytes *= 2

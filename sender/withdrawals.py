@@ -1,0 +1,81 @@
+"""What the coordinator does about files that are withdrawn: log them, do without them, tell the receiver.
+
+`dispatch.withdrawn_files` keeps which files these are, and which of them the receiver knows of.
+"""
+
+from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire import limits
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code
+from filestreamer.wire.sockets.control_link import ControlLink
+from sender.dispatch.answers import Answers
+from sender.dispatch.manifest import Manifest, Withdrew
+from sender.dispatch.part import Part
+from sender.mailbox import Mailbox
+from sender.source.item import Unsendable
+from sender.source.skipped_entries import SkippedEntries
+
+
+class Withdrawals:
+    """Acts on the files that threads withdraw. For the coordinator's thread."""
+
+    def __init__(
+        self, manifest: Manifest, answers: Answers, skipped: SkippedEntries, link: ControlLink, mailbox: Mailbox
+    ) -> None:
+        self._manifest = manifest
+        self._answers = answers
+        self._skipped = skipped
+        self._link = link
+        self._mailbox = mailbox
+        self._lost_groups: dict[int, m.SkipKind] = {}
+        """Hard-link groups whose first name, which carries the bytes for all names, was withdrawn, and why."""
+        self._is_rejoining = False
+        """Whether no part was sent yet on this control connection."""
+
+    def take(self, event: Withdrew) -> None:
+        """Act on a file that a thread has withdrawn."""
+        file_id, error = event.file_id, event.error
+        part = self._manifest.part_of_file(file_id)
+        assert part is not None  # a part is not dropped before this event was acted on
+        item = part.item(file_id)
+        self._skipped.add(Skipped(item.shown, error.why, error.kind, item.entry.path))
+        self._answers.withdraw(file_id)
+        if part.is_sent and self._link.state in ("manifest", "moving"):
+            self._say((file_id,))
+        self._manifest.withdrawn.take(file_id)
+        if item.identity is not None and item.entry.hard_link_group:
+            self._lost_groups[item.entry.hard_link_group] = error.kind
+            for other in self._manifest.parts:
+                self.withdraw_links(other)
+
+    def withdraw_links(self, part: Part) -> None:
+        """Withdraw the further names of files whose first name was withdrawn."""
+        if not self._lost_groups:
+            return
+        for file_id, item in enumerate(part.items, part.first_file_id):
+            kind = self._lost_groups.get(item.entry.hard_link_group)
+            if item.identity is None and kind is not None:
+                why = "it is another name of a file that could not be sent"
+                error = Unsendable(Code.SOURCE, f"{item.shown}: {why}", kind, why)
+                if withdrew := self._manifest.withdraw(file_id, error):
+                    self._mailbox.post(withdrew)
+
+    def begin_offer(self) -> None:
+        """Begin with another control connection."""
+        self._is_rejoining = True
+
+    def say_again(self, part: Part) -> None:
+        """Tell the receiver which files of a part that was just sent are withdrawn.
+
+        After the first part on a control connection, tell it of all files before, too: what was said last on the one
+        that was lost may not have arrived, and the receiver would count a file that is left out here.
+        """
+        first = 0 if self._is_rejoining else part.first_file_id
+        self._is_rejoining = False
+        withdrawn = self._manifest.withdrawn.between(first, part.end_file_id)
+        for at in range(0, len(withdrawn), limits.FILES_PER_WITHDRAWN):
+            self._say(tuple(withdrawn[at : at + limits.FILES_PER_WITHDRAWN]))
+
+    def _say(self, file_ids: tuple[int, ...]) -> None:
+        self._link.say(m.Withdrawn(file_ids))
+        self._manifest.withdrawn.said(file_ids)
