@@ -354,10 +354,10 @@ def test_too_many_chunks(pair: Pair) -> None:
     file = pair.source / "f"
     chunks = 2**23
     with file.open("wb") as stream:
-        stream.truncate(1024 * chunks + 1)
-    fails_usage(pair.sender(file, NOBODY, "--chunk-size", 1024), str(file), "1025", str(chunks))
+        stream.truncate(chunks + 1)
+    fails_usage(pair.sender(file, NOBODY, "--chunk-size", 1), str(file), "use at least 2", str(chunks))
     with held_port() as port:
-        sender = pair.sender(file, f"127.0.0.1:{port}", "--chunk-size", 1025, "--give-up-after", 0.5)
+        sender = pair.sender(file, f"127.0.0.1:{port}", "--chunk-size", 2, "--give-up-after", 0.5)
         sender.fails(1, "timeout")
 
 

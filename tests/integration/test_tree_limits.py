@@ -22,8 +22,10 @@ from tests.support.proxy import Proxy, Reset, SlowReader
 from tests.support.services import UNIT, Pair, Service, inject
 
 MTIME = 1_700_000_000_000_000_000
-ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 200_000
-LONG = pytest.mark.timeout(ENTRIES // 1000)
+ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 50_000
+LONG = pytest.mark.timeout(max(60, ENTRIES // 1000))
+SLACK_BYTES = min(16 * MIB, 80 * ENTRIES)
+"""What memory may grow by without being kept for each entry: less than an object of Python for each."""
 
 
 def held_bytes(service: Service) -> int:
@@ -80,7 +82,7 @@ def test_memory_does_not_grow_with_the_manifest(pair: Pair, batch: Batch) -> Non
         while not isinstance(said, m.Complete | m.Abort):
             said = control.read()
         assert said == m.Complete(True)
-        assert held_bytes(receiver) < before + 16 * MIB + 8 * ENTRIES
+        assert held_bytes(receiver) < before + SLACK_BYTES + 8 * ENTRIES
 
 
 def count(files: int, batch: Batch) -> int:
@@ -106,7 +108,7 @@ def test_memory_does_not_grow_with_what_waits(pair: Pair) -> None:
             first += 1000
         control.send(m.Progress(m.Phase.MOVING, 0, 0))
         control.expect(m.Progress)
-        assert held_bytes(receiver) < before + 16 * MIB
+        assert held_bytes(receiver) < before + SLACK_BYTES
         assert "t/71" not in os.listdir(pair.destination / "t")
 
 

@@ -126,6 +126,7 @@ def test_what_is_held_and_differs_is_sent_and_nothing_else(pair: Pair, tree: Pat
         came, _ = serve(receiver, control, answers, 2)
         finish = control.expect(m.Finish)
         control.send(m.Complete(True))
+        receiver.hang_up()
         result = sender.succeeds()
     assert came == {LARGE: large[4 * KIB : 5 * KIB], SMALL: b"small"}
     assert finish.chunks == 11

@@ -81,6 +81,8 @@ def test_a_chunk_beyond_the_window_ends_it(receiver: tuple[Service, int], peer: 
     data.send_raw(sample.chunk(1) + sample.chunk(WINDOW))
     assert data.expect(m.Abort).code is Code.PROTOCOL
     assert control.expect(m.Abort).code is Code.PROTOCOL
+    control.close()
+    data.close()
     receiver[0].wait_for("transfer_refused")
 
 
@@ -117,6 +119,8 @@ def test_finish_that_is_wrong(receiver: tuple[Service, int], peer: RawSender, sa
         acknowledged(data, 1)
     control.send(LIES[lie](finish(sample)))
     assert control.expect(m.Abort).code is Code.DIGEST
+    control.close()
+    data.close()
     assert receiver[0].wait() == 1
 
 
