@@ -19,7 +19,7 @@ from tests.support import trees
 from tests.support.peer import RawSender, ack
 from tests.support.processes import resident_bytes
 from tests.support.proxy import Proxy, Reset, SlowReader
-from tests.support.services import UNIT, Pair, Service, inject
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject
 
 MTIME = 1_700_000_000_000_000_000
 ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 50_000
@@ -180,8 +180,9 @@ def test_few_descriptors_are_enough(pair: Pair, photos: Path) -> None:
 )
 def test_heartbeats_go_on_while_a_disk_hangs(pair: Pair, call: str, path: str, is_tree: bool) -> None:
     """Whatever is done with it, the sender hears that the receiver lives; then it goes on."""
-    seconds = 2.7 * limits.HEARTBEAT_SECONDS
-    receiver = pair.receiver(env=inject(call, seconds, path=path))
+    seconds = 3.2  # three ticks
+    hangs = impatient("receiver", EACH_TICK, inject(call, seconds, path=path))
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, **hangs)
     if call == "stat":  # what is new is not looked at
         (pair.destination / "hung").mkdir()
     with RawSender(pair.address(receiver), connections=1) as sender:

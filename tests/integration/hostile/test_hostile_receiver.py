@@ -18,7 +18,7 @@ from filestreamer.wire.opening import ReceiverOpening, random_id
 from tests.support.attacks import DAMAGE, MIB, STRANGERS, TOKEN, WITH_TOKEN
 from tests.support.peer import Ended, RawReceiver, read_chunk, refuses
 from tests.support.processes import Watch
-from tests.support.services import UNIT, Pair, Service, make_file
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, make_file
 
 KIB = 1024
 
@@ -275,18 +275,20 @@ def test_a_receiver_that_waits_is_no_reason_to_give_up(pair: Pair) -> None:
     """Progress in phase WAITING counts, though nothing is acknowledged."""
     file = pair.file("f", 2 * KIB)
     with RawReceiver() as receiver:
-        sender = pair.sender(file, receiver.address, "--chunk-size", KIB, "--give-up-after", 5, "--connections", 1)
+        flags = ("--chunk-size", KIB, "--give-up-after", UNIT / 5, "--connections", 1)
+        sender = pair.start("sender", file, "--to", receiver.address, *flags, **impatient("sender", EACH_TICK))
         control, _, _ = receiver.control()
         control.send(m.Needed((m.FileRange(0, 1),), (), 8 * KIB))
         data, _ = receiver.welcome(m.Role.DATA)
         chunks = [read_chunk(data) for _ in range(2)]
-        for _ in range(3):  # a heartbeat every 3 s: longer than --give-up-after, all together
+        for _ in range(4):  # a heartbeat each second: longer than --give-up-after, all together
             control.expect(m.Progress)
             control.send(m.Progress(m.Phase.WAITING, 0, 0))
             assert sender.poll() is None
         data.send(m.ChunkAck(m.Verdict.OK, tuple(chunk.chunk_id for chunk in chunks)))
         control.expect(m.Finish)
         control.send(m.Complete(True))
+        receiver.hang_up()
         sender.succeeds()
 
 
