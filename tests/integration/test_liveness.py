@@ -22,6 +22,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError
 from filestreamer.wire.limits import KIB, MIB
+from tests.support.exchange import deliver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
 from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject, same
 
@@ -225,8 +226,7 @@ def test_heartbeats_keep_no_transfer(pair: Pair, background: Callable[..., objec
         control = peer.offer(sample)
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(sample.chunk(0))
-        assert acknowledged(data, 1) == [0]
+        deliver(data, sample, [0])
         background(beat(control))
         abort = control.expect(m.Abort)
         assert (abort.code, "no progress" in abort.reason) == (Code.TIMEOUT, True)
@@ -426,8 +426,7 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
         control.send(sample.offer, m.ManifestPart(0, (entry,), True))
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(sample.chunk(0))
-        assert acknowledged(data, 1) == [0]
+        deliver(data, sample, [0])
         control.close()
         data.close()
     receiver.signal(signal.SIGTERM)
@@ -475,8 +474,7 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
             control = peer.offer(sample)
             control.expect(m.Needed)
             data = peer.data()
-            data.send_raw(sample.chunk(0))
-            acknowledged(data, 1)
+            deliver(data, sample, [0])
             control.send(sample.finish)
             control.reset()
     receiver.wait_for("control_lost", count=5)
