@@ -19,9 +19,6 @@ from tests.support.peer import Ended, Link, RawSender, Sample, ack, acknowledged
 from tests.support.processes import Watch, resident_bytes
 from tests.support.services import UNIT, Pair, Service, same
 
-KIB = 1024
-
-
 # -------------------------------------------------------------------------------------------- transfers and connections
 
 
