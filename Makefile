@@ -1,4 +1,4 @@
-# `make demo` and `make test` are the two commands; `make help` lists the others.
+# `make demo`, `make quick` and `make test` come first; `make help` lists the others.
 
 PYTHON ?= python3
 FILE ?=
@@ -15,7 +15,7 @@ LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.1
 	--custom-compile-command 'make lock' --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench faults fuzz check fmt proto images lock grafana clean
+.PHONY: help demo quick test bench faults fuzz check fmt proto images lock grafana clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -26,7 +26,10 @@ demo:  ## move a 1 GiB file over loopback and compare (your own: make demo FILE=
 	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	@$(DEMO)/bin/python tests/support/demo.py $${DEMO_FILE:+-- "$$DEMO_FILE"}
 
-test: check  ## the checks, then every test (some: make test ARGS="-k schedule")
+quick: $(STAMP)  ## the tests that need no services, in under a minute, without the checks (some: make quick ARGS="-k ledger")
+	$(BIN)/pytest -n auto --dist worksteal tests/unit tests/property $(ARGS)
+
+test: check  ## the checks, then every test, some minutes (some: make test ARGS="-k schedule")
 	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 bench: $(STAMP)  ## the pair beside its peers, some hours (beside cp, half a minute: make bench ARGS=quick)

@@ -22,12 +22,13 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError
 from filestreamer.wire.limits import KIB, MIB
+from tests.support.exchange import deliver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
-from tests.support.services import UNIT, Pair, Service, inject, same
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject, same
 
 GIVE_UP: Final = UNIT / 5
-PATIENT: Final = UNIT / 2
-"""Longer than from one heartbeat to the next, where a peer's word has to be heard in time."""
+PATIENT: Final = 0.3 * UNIT
+"""Longer than from one heartbeat to the next with EACH_TICK, where a peer's word has to be heard in time."""
 BEAT_SECONDS: Final = UNIT / 50
 """How often a peer says something that is no progress."""
 
@@ -57,7 +58,7 @@ def background() -> Iterator[Callable[..., threading.Event]]:
 # ----------------------------------------------------------------------------------------- a sender, and a bad receiver
 
 
-def impatient(pair: Pair, file: Path, receiver: RawReceiver, *args: object) -> Service:
+def hurried(pair: Pair, file: Path, receiver: RawReceiver, *args: object) -> Service:
     return pair.sender(
         file, receiver.address, "--give-up-after", GIVE_UP, "--chunk-size", KIB, "--connections", 1, *args
     )
@@ -82,9 +83,11 @@ HEARTBEATS = {
 @pytest.mark.parametrize("what", HEARTBEATS)
 def test_heartbeats_are_no_progress(pair: Pair, background: Callable[..., object], what: str) -> None:
     with RawReceiver() as receiver:
-        sender = impatient(pair, pair.file("f", 10 * KIB), receiver)
+        sender = hurried(pair, pair.file("f", 10 * KIB), receiver)
         control, _, _ = receiver.control()
         background(lambda: control.send(HEARTBEATS[what]))
+        control.rest()
+        receiver.hang_up()
         assert "without progress" in sender.fails(1, "timeout", seconds=2 * UNIT)
 
 
@@ -92,20 +95,24 @@ def test_re_hashing_that_only_counts(pair: Pair, background: Callable[..., objec
     """A byte at a time, for ever."""
     counted = iter(range(1 << 30))
     with RawReceiver() as receiver:
-        sender = impatient(pair, pair.file("f", 3 * MIB), receiver)
+        sender = hurried(pair, pair.file("f", 3 * MIB), receiver)
         control, _, _ = receiver.control()
         background(lambda: control.send(m.Progress(m.Phase.OFFERING, 0, next(counted))))
+        control.rest()
+        receiver.hang_up()
         sender.fails(1, "timeout", seconds=2 * UNIT)
 
 
 def test_a_sync_that_never_ends(pair: Pair, background: Callable[..., object]) -> None:
     with RawReceiver() as receiver:
-        sender = impatient(pair, pair.file("f", 10 * KIB), receiver)
+        sender = hurried(pair, pair.file("f", 10 * KIB), receiver)
         control, data = receiver.needs(10)
         for _ in range(10):
             data.send(m.ChunkAck(m.Verdict.OK, (read_chunk(data).chunk_id,)))
         control.expect(m.Finish)
         background(lambda: control.send(m.Progress(m.Phase.SYNCING, 0, 0)))
+        control.rest()
+        receiver.hang_up()
         sender.fails(1, "timeout", seconds=3 * UNIT)
 
 
@@ -114,7 +121,7 @@ def test_everything_is_missing_after_each_finish(pair: Pair) -> None:
     needed = m.Needed((), (m.SegmentRange(0, 0, 10),))
     finishes = 0
     with RawReceiver() as receiver:
-        sender = impatient(pair, pair.file("f", 10 * KIB), receiver)
+        sender = hurried(pair, pair.file("f", 10 * KIB), receiver)
         control, _, _ = receiver.control()
         control.send(needed)
         acknowledging = threading.Thread(target=acknowledge_all, args=(receiver,))
@@ -134,7 +141,7 @@ def test_everything_is_missing_after_each_finish(pair: Pair) -> None:
 def test_what_is_missing_after_finish_is_sent_and_that_is_the_end(pair: Pair) -> None:
     """An honest receiver that lost something: it says so once, and completes."""
     with RawReceiver() as receiver:
-        sender = impatient(pair, pair.file("f", 10 * KIB), receiver)
+        sender = hurried(pair, pair.file("f", 10 * KIB), receiver)
         control, data = receiver.needs(10)
         for segments, finished in ((10, m.Needed((), (m.SegmentRange(0, 3, 5),))), (5, m.Complete(True))):
             for _ in range(segments):
@@ -197,7 +204,7 @@ def test_a_receiver_that_forgets_a_tree_again_and_again(pair: Pair) -> None:
 def patched(pair: Pair, bounds: Mapping[str, float], *args: object) -> Service:
     """Start a receiver with other bounds than the ones it has."""
     flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--anonymous")
-    return pair.start("tests.support.impatient", *flags, *args, env={"IMPATIENT": json.dumps(bounds)})
+    return pair.start("receiver", *flags, *args, **impatient("receiver", bounds))
 
 
 def sent(data: Link, chunk: bytes) -> Link:
@@ -219,8 +226,7 @@ def test_heartbeats_keep_no_transfer(pair: Pair, background: Callable[..., objec
         control = peer.offer(sample)
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(sample.chunk(0))
-        assert acknowledged(data, 1) == [0]
+        deliver(data, sample, [0])
         background(beat(control))
         abort = control.expect(m.Abort)
         assert (abort.code, "no progress" in abort.reason) == (Code.TIMEOUT, True)
@@ -397,7 +403,7 @@ def test_an_output_whose_reader_pauses(pair: Pair) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "wb") as stdout:
         flags = ("--listen", "127.0.0.1:0", "--output-file", "-", *patience)
-        receiver = pair.start("receiver", *flags, stdout=stdout)
+        receiver = pair.start("receiver", *flags, stdout=stdout, **impatient("receiver", EACH_TICK))
         stdout.close()
         file = pair.file("f", 2 * MIB)
         sender = pair.sender(file, Pair.address(receiver), *patience, "--chunk-size", "256KiB")
@@ -420,15 +426,15 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
         control.send(sample.offer, m.ManifestPart(0, (entry,), True))
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(sample.chunk(0))
-        assert acknowledged(data, 1) == [0]
+        deliver(data, sample, [0])
         control.close()
         data.close()
     receiver.signal(signal.SIGTERM)
     receiver.wait()
-    again = pair.receiver(*patience, env=slow)
-    flags = ("--chunk-size", 8 * MIB, *patience)
-    result = pair.sender(file, Pair.address(again), *flags, env=slow).succeeds(6 * UNIT)
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    again = pair.start("receiver", *listen, *patience, **impatient("receiver", EACH_TICK, slow))
+    flags = (file, "--to", Pair.address(again), "--chunk-size", 8 * MIB, *patience)
+    result = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow)).succeeds(6 * UNIT)
     assert result["held_bytes"] == 8 * MIB
     assert result["seconds"] > 2 * PATIENT
 
@@ -438,11 +444,11 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
 
 def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> None:
     """The transfer ends and is reported; the name stays, with the reason, until the thread comes back from the disk."""
-    hang = 3 * UNIT
+    comes_back = pair.logs / "the disk comes back"
     bounds = {"receiver.file.target.LEAVE_SECONDS": UNIT / 10}
     flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--anonymous", "--give-up-after", GIVE_UP)
-    env = {**inject("fsync", hang, path=".data"), "IMPATIENT": json.dumps(bounds)}
-    receiver = pair.start("tests.support.impatient", *flags, env=env)
+    hangs = impatient("receiver", bounds, inject("fsync", f"until:{comes_back}", path=".data"))
+    receiver = pair.start("receiver", *flags, **hangs)
     address = Pair.address(receiver)
     first = pair.sender(pair.file("f", 10 * KIB), address, "--give-up-after", GIVE_UP)
     (told,) = receiver.wait_for_results(seconds=2 * UNIT)
@@ -450,6 +456,7 @@ def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> 
     first.fails(1, "timeout")
     second = pair.sender(pair.source / "f", address, "--give-up-after", GIVE_UP)
     assert "hangs" in second.fails(1, "busy")
+    comes_back.touch()
     pair.sender(pair.source / "f", address, "--give-up-after", 4 * UNIT).succeeds(5 * UNIT)
     assert same(pair.source / "f", pair.destination / "f")
 
@@ -467,8 +474,7 @@ def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -
             control = peer.offer(sample)
             control.expect(m.Needed)
             data = peer.data()
-            data.send_raw(sample.chunk(0))
-            acknowledged(data, 1)
+            deliver(data, sample, [0])
             control.send(sample.finish)
             control.reset()
     receiver.wait_for("control_lost", count=5)

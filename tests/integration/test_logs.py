@@ -16,7 +16,7 @@ import termios
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ import pytest
 from tests.support.disks import disk, fill
 from tests.support.scrape import METRICS, scrape
 from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.waiting import until
 
 MIB = 1 << 20
 STRANGERS = 2000
@@ -79,13 +80,6 @@ def ends(service: Service, code: int) -> None:
     assert time.monotonic() - begun < 0.9 * UNIT
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 2 * UNIT
-    while not holds():
-        assert time.monotonic() < end, f"{what}: not within {2 * UNIT} s"
-        time.sleep(0.02)
-
-
 def is_alive(address: str) -> bool:
     """Ask a metrics port whether its service lives."""
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/healthz", timeout=UNIT) as response:
@@ -129,26 +123,24 @@ def test_a_receiver_whose_log_nobody_reads(pair: Pair, full: FullPipe) -> None:
     assert sum(line.get("count", 1) for line in full.lines() if line["event"] == "connection_refused") == 50
 
 
-def test_sigterm_ends_a_receiver_whose_log_nobody_ever_reads(pair: Pair, full: FullPipe) -> None:
+@contextlib.contextmanager
+def unread(pair: Pair, full: FullPipe) -> Iterator[Service]:
+    """Start a receiver whose log nobody reads, and wait until it lives."""
     with held_port() as port, held_port() as metrics:
-        receiver = pair.start(
-            "receiver",
-            *("--listen", f"127.0.0.1:{port}", "--directory", pair.destination, "--metrics", f"127.0.0.1:{metrics}"),
-            stderr=full.writer,
-        )
+        where = ("--directory", pair.destination, "--metrics", f"127.0.0.1:{metrics}")
+        receiver = pair.start("receiver", "--listen", f"127.0.0.1:{port}", *where, stderr=full.writer)
         until(lambda: is_alive(f"127.0.0.1:{metrics}"), "a receiver")
+        yield receiver
+
+
+def test_sigterm_ends_a_receiver_whose_log_nobody_ever_reads(pair: Pair, full: FullPipe) -> None:
+    with unread(pair, full) as receiver:
         receiver.signal(signal.SIGTERM)
         ends(receiver, 128 + signal.SIGTERM)
 
 
 def test_a_second_signal_ends_it_at_once(pair: Pair, full: FullPipe) -> None:
-    with held_port() as port, held_port() as metrics:
-        receiver = pair.start(
-            "receiver",
-            *("--listen", f"127.0.0.1:{port}", "--directory", pair.destination, "--metrics", f"127.0.0.1:{metrics}"),
-            stderr=full.writer,
-        )
-        until(lambda: is_alive(f"127.0.0.1:{metrics}"), "a receiver")
+    with unread(pair, full) as receiver:
         receiver.signal(signal.SIGTERM)
         receiver.signal(signal.SIGINT)
         assert receiver.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)

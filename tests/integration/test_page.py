@@ -1,9 +1,8 @@
 """The page of its own: what it is served with, that it tells no secret, and that what it draws is true."""
 
 import json
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tests.support.browser import Browser, Page
 from tests.support.proxy import Blackhole, Proxy, Stall
 from tests.support.scrape import METRICS, get, metrics_address, scrape
 from tests.support.services import UNIT, Pair, Service
+from tests.support.waiting import until
 
 STEADY = ("--chunk-size", "64KiB", "--rate-limit", "8MiB/s", "--connections", 4, *METRICS)
 LINGER = ("--metrics-linger", 3 * UNIT)
@@ -26,14 +26,6 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     """Return a browser whose pages had nothing to complain of when it ends."""
     with Browser(tmp_path / "profile") as opened:
         yield opened
-
-
-def until(holds: Callable[[], object], what: str, seconds: float = 2 * UNIT) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
 
 
 def transfers(service: Service) -> list[dict[str, Any]]:

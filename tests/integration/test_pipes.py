@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +22,7 @@ from filestreamer.wire import limits
 from tests.support.processes import peak_bytes
 from tests.support.relay import Relay
 from tests.support.services import UNIT, Pair, Service, make_file, same
+from tests.support.waiting import until
 
 MIB = 1 << 20
 OUT = ("--output-file", "-")
@@ -137,14 +137,6 @@ def result_of(service: Service) -> dict[str, Any]:
     return result
 
 
-def until(condition: Callable[[], bool], seconds: float = 2 * UNIT) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # ------------------------------------------------------------------------------------------------ the four combinations
 
 
@@ -237,7 +229,7 @@ def test_tar_at_both_ends(pair: Pair, seed: int, tmp_path: Path) -> None:
         executable="/bin/bash",
         cwd=pair.destination,
     )
-    until(lambda: errors.exists() and "listening" in errors.read_text())
+    until(lambda: errors.exists() and "listening" in errors.read_text(), "the receiver listens")
     port = errors.read_text().partition("127.0.0.1:")[2].partition('"')[0]
     subprocess.run(
         f"set -o pipefail; tar c d | {python} -P -m sender - --to 127.0.0.1:{port} --connections 4",
@@ -297,7 +289,7 @@ def test_a_reader_that_takes_nothing_is_waited_for(pipes: Pipes, seed: int) -> N
         stuck.append(writer.written)
         return len(stuck) > 800 and len(set(stuck[-800:])) == 1  # eight seconds: longer than --give-up-after
 
-    until(stands_still, 5 * UNIT)
+    until(stands_still, "nothing more is taken", 5 * UNIT)
     # Two windows, and what pipes hold: of the writer, of the reader, and one write of either.
     assert writer.written <= 2 * window + 3 * MIB
     assert reader.read_all() == content
@@ -313,9 +305,8 @@ def test_a_writer_that_pauses_is_waited_for(pipes: Pipes) -> None:
     sender, writer = pipes.sender(pipes.pair.address(receiver), "--give-up-after", 2, "--chunk-size", 10)
     writer.write(b"0123456789")
     assert reader.read(10) == b"0123456789"
-    end = time.monotonic() + 4
-    until(lambda: time.monotonic() > end)
-    assert sender.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        sender.process.wait(4)  # the pause
     writer.write_soon(b"more")
     assert reader.read_all() == b"more"
     sender.succeeds()
@@ -328,7 +319,7 @@ def test_a_chunk_that_does_not_fit_into_the_window_is_refused(pipes: Pipes) -> N
     sender = pipes.pair.sender(file, pipes.pair.address(receiver))
     assert "--chunk-size" in sender.fails(3, "policy", status="refused")
     sender = pipes.pair.sender(file, pipes.pair.address(receiver), "--chunk-size", "1MiB", "--as", "other")
-    until(lambda: bool(receiver.events("transfer_started")))
+    receiver.wait_for("transfer_started")
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -374,11 +365,11 @@ def test_what_was_received_of_a_stream_that_fails_is_dropped(pipes: Pipes) -> No
     sender, writer = pipes.sender(pipes.pair.address(receiver), "--chunk-size", 10)
     writer.write(b"x" * 100)
     receiver.wait_for("transfer_started")
-    until(lambda: any((pipes.pair.destination / ".filestreamer").glob("*.data")))
+    until(lambda: any((pipes.pair.destination / ".filestreamer").glob("*.data")), "it is staged")
     sender.signal(signal.SIGTERM)
     sender.wait()
     receiver.wait_for("transfer_failed")
-    until(lambda: pipes.pair.received() == [])
+    until(lambda: pipes.pair.received() == [], "nothing is left")
     writer.close()
 
 

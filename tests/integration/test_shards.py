@@ -14,6 +14,7 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
+from tests.support.exchange import deliver
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
 from tests.support.services import UNIT, Pair, Service, same
 from tests.support.staging import Staging
@@ -513,9 +514,7 @@ def test_a_chunk_of_another_share(pair: Pair, sample: Sample) -> None:
         assert data.expect(m.Abort).code is Code.PROTOCOL
         assert hostile.expect(m.Abort).code is Code.PROTOCOL
         good = even.data()
-        for index in even.chunks:
-            good.send_raw(sample.chunk(index))
-        acknowledged(good, len(even.chunks))
+        deliver(good, sample, even.chunks)
         control.send(even.finish)
         assert control.expect(m.Complete) == m.Complete(False)
 
@@ -529,9 +528,7 @@ def test_a_finish_that_is_not_the_shares(pair: Pair, sample: Sample, wrong: str)
         control = odd.offered()
         odd.answers(control)
         data = odd.data()
-        for index in odd.chunks:
-            data.send_raw(sample.chunk(index))
-        acknowledged(data, len(odd.chunks))
+        deliver(data, sample, odd.chunks)
         finish = odd.finish
         if wrong.startswith("root"):
             control.send(finish._replace(root_digest=sample.finish.root_digest))
@@ -577,9 +574,7 @@ def test_a_finished_share_that_is_written_again(pair: Pair, sample: Sample) -> N
             data.send_raw(other.chunk(1))
             acknowledged(data, 1)
         data = even.data()
-        for index in even.chunks:
-            data.send_raw(sample.chunk(index))
-        acknowledged(data, len(even.chunks))
+        deliver(data, sample, even.chunks)
         control.send(even.finish)
         assert control.expect(m.Complete) == m.Complete(False)
     with Part(receiver, sample, 1) as odd:
@@ -594,9 +589,7 @@ def test_a_share_is_finished_by_its_sender_and_by_nothing_less(pair: Pair, sampl
         control = even.offered()
         even.answers(control)
         data = even.data()
-        for index in even.chunks:
-            data.send_raw(sample.chunk(index))
-        acknowledged(data, len(even.chunks))
+        deliver(data, sample, even.chunks)
     with Part(receiver, sample, 1) as odd:
         odd.send_share(committed=False)
     with Part(receiver, sample, 0) as even:

@@ -12,9 +12,11 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
+from tests.support.exchange import deliver
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
-from tests.support.services import UNIT, Pair, Service, same, tree
+from tests.support.services import Pair, Service, same, tree
 from tests.support.staging import Staging
+from tests.support.waiting import until
 
 CHUNK = 10_000
 DAY = 86_400.0
@@ -176,15 +178,13 @@ def test_not_what_another_process_is_receiving(pair: Pair) -> None:
         control = peer.offer(sample)
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(b"".join(map(sample.chunk, range(5))))
-        acknowledged(data, 5)
+        deliver(data, sample, range(5))
         age(400, staging.data, staging.ledger)
         _, stale = left(pair, "stale", days_old=400)
         second = started(pair, *DISCARD)
         assert told(second) == {"staging_found": 1, "staging_discarded": 1}
         assert (there(staging), there(stale)) == ([True, True], [False, False])
-        data.send_raw(b"".join(map(sample.chunk, range(5, 10))))
-        acknowledged(data, 5)
+        deliver(data, sample, range(5, 10))
         control.send(sample.finish)
         control.expect(m.Complete)
     assert (pair.destination / "sample.bin").read_bytes() == sample.content
@@ -294,14 +294,6 @@ def one_chunk(peer: RawSender, at: int = 0) -> None:
     acknowledged(data, 1)
 
 
-def until(condition: Callable[[], bool], seconds: float = 2 * UNIT) -> None:
-    """Wait until it holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.02)
-
-
 def tree_offer(peer: RawSender) -> Link:
     """Offer a tree with a large file."""
     control = peer.control()
@@ -338,7 +330,7 @@ def test_what_a_few_bytes_take(pair: Pair, what: str, end: str) -> None:
             case _:
                 control = offer(peer)
                 one_chunk(peer)
-        until(lambda: space(pair) > SPACE)
+        until(lambda: space(pair) > SPACE, "more is taken than was sent")
         assert space(pair) < OFFERED // 2
         ENDS[end](receiver, control)
     receiver.wait_for("transfer_failed")
@@ -352,7 +344,7 @@ def test_a_stream_that_ends_early_leaves_nothing(pair: Pair) -> None:
         one_chunk(peer)
         control.send(m.Abort(Code.SHUTTING_DOWN, "enough"))
         receiver.wait_for("transfer_failed")
-    until(lambda: pair.received() == [])
+    until(lambda: pair.received() == [], "nothing is left")
 
 
 def test_what_a_killed_receiver_had_taken(pair: Pair, tmp_path: Path) -> None:
@@ -361,7 +353,7 @@ def test_what_a_killed_receiver_had_taken(pair: Pair, tmp_path: Path) -> None:
     with RawSender(pair.address(receiver)) as peer:
         offer(peer)
         one_chunk(peer, 3)
-        until(lambda: space(pair) > SPACE)
+        until(lambda: space(pair) > SPACE, "more is taken than was sent")
         receiver.signal(signal.SIGKILL)
         receiver.wait()
     assert space(pair) > SPACE
@@ -393,7 +385,7 @@ def test_many_files_at_once_take_no_more_than_one(pair: Pair) -> None:
             control.send(m.Offer(MIB, None, False, entry.size), m.ManifestPart(0, (entry,), True))
             control.expect(m.Needed)
             one_chunk(peer)
-        until(lambda: space(pair) > 512 * MIB)
+        until(lambda: space(pair) > 512 * MIB, "half a GiB is taken")
         assert space(pair) < 2048 * MIB
 
 
@@ -434,11 +426,9 @@ def test_a_second_receiver_of_a_file_is_refused_and_the_first_completes(pair: Pa
         control = peer.offer(sample)
         control.expect(m.Needed)
         data = peer.data()
-        data.send_raw(b"".join(map(sample.chunk, range(5))))
-        acknowledged(data, 5)
+        deliver(data, sample, range(5))
         refused_by_another(pair, pair.source / "sample.bin")
-        data.send_raw(b"".join(map(sample.chunk, range(5, 10))))
-        acknowledged(data, 5)
+        deliver(data, sample, range(5, 10))
         control.send(sample.finish)
         control.expect(m.Complete)
     assert (pair.destination / "sample.bin").read_bytes() == sample.content

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sender.coordinator import Transfer
 from tests.support import sending, trees
 from tests.support.proxy import Cut, Fault, FlipPayload, Proxy, Reset
 from tests.support.services import UNIT, Pair, Service
+from tests.support.waiting import until
 
 
 def send(pair: Pair, *args: object, receiver: tuple[object, ...] = ()) -> dict[str, Any]:
@@ -575,18 +575,11 @@ def long(pair: Pair) -> Path:
 SLOW = ("--rate-limit", "1MiB/s", "--connections", 3, "--chunk-size", "16KiB")
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 3 * UNIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_killed_sender_goes_on_where_it_was(pair: Pair, long: Path) -> None:
     receiver = pair.receiver()
     sender = pair.sender(long, pair.address(receiver), *SLOW)
-    wait_until(lambda: bool(list(pair.destination.glob(".filestreamer/*.tree"))))
-    wait_until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB)
+    until(lambda: list(pair.destination.glob(".filestreamer/*.tree")), "a tree is staged")
+    until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB, "100 KiB are staged", 3 * UNIT)
     sender.end()
     sent = pair.sender(long, pair.address(receiver), *SLOW[2:]).succeeds()
     assert 0 < sent["sent_bytes"] < sent["bytes"]
@@ -605,7 +598,7 @@ def test_a_receiver_that_is_started_anew_gets_the_rest(pair: Pair, long: Path, n
     receiver = pair.receiver()
     address = pair.address(receiver)
     sender = pair.sender(long, address, *SLOW)
-    wait_until(lambda: len(staged(pair)) > 50)
+    until(lambda: len(staged(pair)) > 50, "50 files are staged", 3 * UNIT)
     receiver.signal(number)
     receiver.wait()
     again = pair.receiver("--once", listen=address)

@@ -1,8 +1,8 @@
 """Two ends, each with its own Session, and messages under way between them: late, crossing, many at once.
 
 The claim (filestreamer/wire/session.py, proto/README.md "Sessions"): two ends that send only what their own Session
-allows never see a message of the other one refused. Queues are in order, as TCP is; how long a message stays in one is up to
-hypothesis.
+allows never see a message of the other one refused. Queues are in order, as TCP is; how long a message stays in one is
+up to hypothesis.
 """
 
 from collections import deque

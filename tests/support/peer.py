@@ -17,7 +17,7 @@ from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.digests import root_digest, segment_digest
-from filestreamer.wire.errors import Refused
+from filestreamer.wire.errors import Code, Refused
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
@@ -454,14 +454,10 @@ def _acknowledge_all(link: Link, received: list[Received]) -> None:
     link.close()
 
 
-def end_after(sender: Service, control: Link, answer: m.Message) -> tuple[object, int, str | None]:
-    """Answer with nonsense; return what the sender says, its exit code, and its result's error."""
+def refuses(sender: Service, control: Link, answer: m.Message) -> bool:
+    """Answer an offer with nonsense: whether the sender says PROTOCOL, once, and ends with exit 3 for that reason."""
     control.send(answer)
-    try:
-        said: object = control.expect(m.Abort).code
-    except Ended as error:
-        said = error
+    said = [message.code for message in control.rest() if isinstance(message, m.Abort)]
     control.close()
-    code = sender.wait()
-    assert "Traceback" not in sender.stderr
-    return said, code, (sender.result["error"] or {}).get("code")
+    sender.fails(3, "protocol", status="refused")
+    return said == [Code.PROTOCOL]

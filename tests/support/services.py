@@ -44,6 +44,16 @@ def inject(call: str, how: str | float, *, nth: int = 1, path: str = "") -> Mapp
     return {"INJECT": json.dumps(what), "PYTHONPATH": search}
 
 
+def impatient(command: str, bounds: Mapping[str, float], env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return how `Pair.start` starts a service with other bounds than its own, named by module and constant."""
+    program = (sys.executable, "-P", "-m", "tests.support.impatient", command)
+    return {"program": program, "env": {"IMPATIENT": json.dumps(dict(bounds)), **(env or {})}}
+
+
+EACH_TICK: Mapping[str, float] = {"filestreamer.wire.limits.HEARTBEAT_SECONDS": 0.5}
+"""For `impatient`: a heartbeat at each tick of a coordinator, which is each second."""
+
+
 def no_holes() -> Mapping[str, str]:
     """Return the environment of a service to which no file has holes: all of a sparse one is moved."""
     return inject("lseek", "EINVAL", nth=0)

@@ -2,7 +2,8 @@
 
 INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process, and 0 is
 every call; `how` is `before` or `after` (killed then, as by a crash), `short` (it does a third of what it was asked),
-the name of an errno that it fails with, or the seconds that it takes longer. The call `digest` is none of `os`: it is
+the name of an errno that it fails with, the seconds that it takes longer, or `until:PATH` (it hangs until there is
+such a file). The call `digest` is none of `os`: it is
 each block that is hashed. With "path": "ledger" only calls count whose first argument is, or is a
 descriptor of, a file with this in its name.
 """
@@ -37,6 +38,10 @@ def _inject(call: str, nth: int, how: str | float, path: str = "") -> None:
 def _happen(real: Callable[..., Any], how: str | float, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(how, str):
         time.sleep(how)
+        return real(*args, **kwargs)
+    if how.startswith("until:"):
+        while not os.path.exists(how.removeprefix("until:")):
+            time.sleep(0.02)
         return real(*args, **kwargs)
     if how in ("before", "after"):
         if how == "after":

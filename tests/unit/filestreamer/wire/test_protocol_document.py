@@ -326,6 +326,7 @@ def test_links_lead_somewhere() -> None:
     anchors = {anchor(heading) for heading in HEADINGS}
     links = re.findall(r"\]\(([^)]+)\)", README)
 
+    assert links
     for link in links:
         if link.startswith("#"):
             assert link[1:] in anchors, link
@@ -355,4 +356,5 @@ def references() -> list[tuple[str, str]]:
 
 
 def test_sections_that_the_code_refers_to_exist() -> None:
+    assert references()
     assert [(path, title) for path, title in references() if title not in HEADINGS] == []

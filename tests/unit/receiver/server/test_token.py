@@ -150,3 +150,4 @@ def test_a_token_behind_a_symlink_is_not_followed(destination: Destination, tmp_
         choose(destination, "0.0.0.0")
     assert caught.value.code is Code.DESTINATION
     assert str(tmp_path) in str(caught.value)
+    assert (tmp_path / "elsewhere").read_text() == "x" * 32

@@ -136,7 +136,7 @@ def test_damaged_chunks_are_queued_again_until_it_is_enough() -> None:
 
 
 def test_lost_connections_do_not_count_as_damage() -> None:
-    """Nor does Needed after Finish (proto/README.md, "On the wire"): DIGEST_MISMATCH alone does, over all connections."""
+    """Nor does Needed after Finish (proto/README.md, "On the wire"): DIGEST_MISMATCH alone does, on any connection."""
     queue, _ = make(1)
     queue.need(0, 1)
     for connection_id in range(limits.SENDS_PER_CHUNK - 1):

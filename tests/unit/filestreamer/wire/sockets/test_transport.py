@@ -702,17 +702,15 @@ def test_close_in_order_delivers_the_last_frame_although_bytes_are_unread(pair: 
     closing.result()
 
 
-def test_close_in_order_does_not_wait_for_a_silent_peer(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CLOSING_SECONDS", 0.0)
+def test_close_in_order_does_not_wait_for_a_silent_peer(pair: Pairs) -> None:
     channel, _ = pair()
-    Thread(channel.close_in_order).result()
+    Thread(lambda: channel.close_in_order(0.0)).result()
 
     assert channel.socket.fileno() == -1
 
 
-def test_close_in_order_does_not_read_for_ever(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_in_order_does_not_read_for_ever(pair: Pairs) -> None:
     """A peer that goes on sending always moves; the time is over all the same."""
-    monkeypatch.setattr(limits, "CLOSING_SECONDS", 0.0)
     channel, peer = pair()
 
     def flood() -> None:
@@ -721,7 +719,7 @@ def test_close_in_order_does_not_read_for_ever(pair: Pairs, monkeypatch: pytest.
 
     flooding = Thread(flood)
     wait_readable(channel.socket)
-    Thread(channel.close_in_order).result()
+    Thread(lambda: channel.close_in_order(0.0)).result()
 
     with pytest.raises(ConnectionError):
         flooding.result()

@@ -1,9 +1,8 @@
-"""Peers of a pipe that do what no decent one does: nothing wrong is passed on, no window is exceeded.
+"""Senders of a stream that do what no decent one does: nothing wrong is passed on, no window is exceeded.
 
 The rules are those of proto/README.md, "Streams" and "The window of an output".
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -12,19 +11,14 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame
-from tests.support.peer import Link, RawReceiver, RawSender, Sample, ack, acknowledged, read_chunk
-from tests.support.services import UNIT, Pair, Service
+from tests.support.exchange import nothing_final
+from tests.support.peer import Link, RawSender, Sample, ack, acknowledged
+from tests.support.services import Pair, Service
 
 KIB = 1024
 WINDOW = 4
 """Chunks."""
 STREAM = m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 1)
-
-
-@pytest.fixture
-def sample(seed: int) -> Sample:
-    """Ten chunks, the last one short."""
-    return Sample.random(seed, 9 * KIB + 100, KIB)
 
 
 @pytest.fixture
@@ -90,6 +84,8 @@ def test_a_chunk_beyond_the_window_ends_it(receiver: tuple[Service, int], peer: 
     data.send_raw(sample.chunk(1) + sample.chunk(WINDOW))
     assert data.expect(m.Abort).code is Code.PROTOCOL
     assert control.expect(m.Abort).code is Code.PROTOCOL
+    control.close()
+    data.close()
     receiver[0].wait_for("transfer_refused")
 
 
@@ -126,6 +122,8 @@ def test_finish_that_is_wrong(receiver: tuple[Service, int], peer: RawSender, sa
         acknowledged(data, 1)
     control.send(LIES[lie](finish(sample)))
     assert control.expect(m.Abort).code is Code.DIGEST
+    control.close()
+    data.close()
     assert receiver[0].wait() == 1
 
 
@@ -139,21 +137,21 @@ def test_nothing_follows_a_short_chunk(receiver: tuple[Service, int], peer: RawS
     assert rest_of(receiver[1]) == content
 
 
-@pytest.mark.parametrize(
-    ("entries", "shard", "code"),
-    [
-        ((STREAM._replace(size=1),), None, Code.PROTOCOL),
-        ((STREAM,), m.Shard(0, 2), Code.PROTOCOL),
-        ((STREAM, STREAM._replace(path=b"t")), None, Code.POLICY),
-        ((STREAM._replace(path=b"d/s"),), None, Code.POLICY),
-    ],
-    ids=["a size", "shards", "two", "in a directory"],
-)
-def test_what_is_no_stream(pair: Pair, entries: tuple[m.Entry, ...], shard: m.Shard | None, code: Code) -> None:
-    with RawSender(Pair.address(pair.receiver())) as peer:
-        abort = peer.offers(m.Offer(KIB, shard, False, 0), m.ManifestPart(0, entries, True))
-    assert abort.code is code
-    assert [name for name in pair.received() if name != ".filestreamer"] == []
+NO_STREAMS: dict[str, tuple[tuple[m.Entry, ...], m.Shard | None, Code]] = {
+    "a size": ((STREAM._replace(size=1),), None, Code.PROTOCOL),
+    "shards": ((STREAM,), m.Shard(0, 2), Code.PROTOCOL),
+    "two": ((STREAM, STREAM._replace(path=b"t")), None, Code.POLICY),
+    "in a directory": ((STREAM._replace(path=b"d/s"),), None, Code.POLICY),
+}
+
+
+def test_what_is_no_stream(pair: Pair) -> None:
+    address = Pair.address(pair.receiver())
+    for what, (entries, shard, code) in NO_STREAMS.items():
+        with RawSender(address) as peer:
+            abort = peer.offers(m.Offer(KIB, shard, False, 0), m.ManifestPart(0, entries, True))
+        assert abort.code is code, what
+        nothing_final(pair)
 
 
 def test_standard_output_takes_no_tree(receiver: tuple[Service, int], peer: RawSender) -> None:
@@ -170,43 +168,3 @@ def test_two_segments_are_no_chunk_of_a_stream(receiver: tuple[Service, int], pe
     data = peer.data()
     data.send_raw(frame(m.ChunkHeader(0, (m.Segment(0, 0, 10), m.Segment(0, KIB, 10)))))
     assert data.expect(m.Abort).code is Code.PROTOCOL
-
-
-# ---------------------------------------------------------------------------------------------------------- the sender
-
-
-def test_the_sender_stays_in_the_window(pair: Pair) -> None:
-    """Over all of its connections, of a file that it could send at once."""
-    file = pair.file("f", 20 * KIB)
-    with RawReceiver() as receiver:
-        pair.sender(file, receiver.address, "--chunk-size", KIB, "--connections", 1)
-        control, _, _ = receiver.control()
-        control.send(m.Needed((m.FileRange(0, 1),), (), 3 * KIB + 5))
-        data, _ = receiver.welcome(m.Role.DATA)
-        assert [read_chunk(data).chunk_id for _ in range(3)] == [0, 1, 2]
-        data.send(m.ChunkAck(m.Verdict.OK, (1,)))
-        data.socket.settimeout(UNIT / 20)
-        with contextlib.suppress(TimeoutError):
-            raise AssertionError(f"chunk {read_chunk(data).chunk_id} was sent beyond the window")
-        data.socket.settimeout(2 * UNIT)
-        data.send(m.ChunkAck(m.Verdict.OK, (0,)))
-        assert [read_chunk(data).chunk_id for _ in range(2)] == [3, 4]
-
-
-def test_a_receiver_that_waits_is_no_reason_to_give_up(pair: Pair) -> None:
-    """Progress in phase WAITING counts, though nothing is acknowledged."""
-    file = pair.file("f", 2 * KIB)
-    with RawReceiver() as receiver:
-        sender = pair.sender(file, receiver.address, "--chunk-size", KIB, "--give-up-after", 5, "--connections", 1)
-        control, _, _ = receiver.control()
-        control.send(m.Needed((m.FileRange(0, 1),), (), 8 * KIB))
-        data, _ = receiver.welcome(m.Role.DATA)
-        chunks = [read_chunk(data) for _ in range(2)]
-        for _ in range(3):  # a heartbeat every 3 s: longer than --give-up-after, all together
-            control.expect(m.Progress)
-            control.send(m.Progress(m.Phase.WAITING, 0, 0))
-            assert sender.poll() is None
-        data.send(m.ChunkAck(m.Verdict.OK, tuple(chunk.chunk_id for chunk in chunks)))
-        control.expect(m.Finish)
-        control.send(m.Complete(True))
-        sender.succeeds()
