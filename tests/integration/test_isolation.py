@@ -112,6 +112,19 @@ def test_wrong_settings_in_a_directory_of_traps(pair: Pair, start: Start, marks:
     assert traps.sprung(marks) == []
 
 
+@pytest.mark.parametrize("name", ["sender", "receiver"])
+def test_the_long_names_are_the_same_commands(name: str) -> None:
+    """`sender` alone may be another program's name: messages use the long ones."""
+    programs = Path(sys.executable).parent
+    said = [
+        subprocess.run(
+            [programs / each, "--version"], capture_output=True, text=True, timeout=2 * UNIT, check=True
+        ).stdout
+        for each in (name, f"filestreamer-{name}")
+    ]
+    assert said[0] == said[1] != ""
+
+
 def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
