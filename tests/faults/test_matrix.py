@@ -19,6 +19,7 @@ import pytest
 from receiver.file.shared_file import WRITE_BACK_BYTES
 from tests.support.disks import MIB, disk, fill
 from tests.support.proxy import (
+    OPENED_BYTES,
     Blackhole,
     Cut,
     Delay,
@@ -214,7 +215,7 @@ def test_connections_are_late_slow_and_stall(pair: Pair, seed: int) -> None:
         Delay(on="data 0", seconds=2.0),
         Stall(on="data 1", at=MIB, seconds=2.0),
         SlowReader(on="data 2", at=1000, bytes_per_read=1000, pause_seconds=0.002, span=400_000),
-        Stall(on="control", direction="down", at=100, seconds=1.0),
+        Stall(on="control", direction="down", at=OPENED_BYTES + 30, seconds=1.0),
     ]
     result = moved_through(pair, file, plan)
     assert (result["reconnects"], result["sent_bytes"]) == (0, SIZE)

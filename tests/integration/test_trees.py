@@ -15,7 +15,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.limits import KIB, MIB
 from sender.coordinator import Transfer
 from tests.support import sending, trees
-from tests.support.proxy import Cut, Fault, FlipPayload, Proxy, Reset
+from tests.support.proxy import OPENED_BYTES, Cut, Fault, FlipPayload, Proxy, Reset
 from tests.support.services import UNIT, Pair, Service
 from tests.support.waiting import until
 
@@ -390,12 +390,12 @@ def test_a_file_that_changes_after_it_has_arrived_unheard(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The connection was lost before the acknowledgement came, and what is read again is another file."""
-    receiver = pair.receiver("--once", "--anonymous")  # the cut is behind Greeting and a Welcome without a proof
+    receiver = pair.receiver("--once", "--anonymous")
     file = trees.write(pair.source / "tree" / "file", os.urandom(size))
     content = file.read_bytes()
     trees.write(pair.source / "tree" / "other", b"other")
     with (
-        Proxy(pair.address(receiver), [Cut(on="data 0", direction="down", at=72)]) as proxy,
+        Proxy(pair.address(receiver), [Cut(on="data 0", direction="down", at=OPENED_BYTES + 4)]) as proxy,
         sending.once_read(monkeypatch, b"file", 2, lambda: append(file), before=True),
     ):
         transfer = sending.send(file.parent, "--to", proxy.address, "--chunk-size", "128KiB", "--connections", 1)
@@ -688,7 +688,7 @@ def test_a_living_tree_over_a_bad_network(
         Reset(on="control", at=30_000),
         Reset(on="control", direction="down", at=200, nth=1),
         Reset(on="data 0", at=40_000),
-        Cut(on="data 1", direction="down", at=90),
+        Cut(on="data 1", direction="down", at=OPENED_BYTES + 20),
         Reset(on="data 2", at=100_000, nth=1),
     ]
     with Proxy(address, plan) as proxy, sending.before_reads(monkeypatch, top, about_to_read):

@@ -26,12 +26,15 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import FilestreamerError
-from filestreamer.wire.framing import parse_header
+from filestreamer.wire.features import KNOWN
+from filestreamer.wire.framing import frame, parse_header
 from tests.support.services import UNIT
 
 Direction = Literal["up", "down"]
 """up: from the sender to the receiver. down: back."""
 
+OPENED_BYTES = len(frame(m.Greeting(1, 1, bytes(16), bytes(16), False, KNOWN)) + frame(m.Welcome(b"")))
+"""What a receiver that asks for no token says until a connection is open: Greeting, and a Welcome without a proof."""
 READ_BYTES = 64 * 1024
 POLL_SECONDS = 1.0
 
