@@ -270,15 +270,15 @@ class Channel:
         self._buffer = memoryview(bytearray())
         self._start = self._end = 0
 
-    def close_in_order(self, seconds: float = limits.CLOSING_SECONDS) -> None:
-        """Tell the peer that nothing follows, read up to its end of stream for at most `seconds`, close. Never raises.
+    def close_in_order(self, seconds: float | None = None) -> None:
+        """Tell the peer that nothing follows, read up to its end of stream, close. Never raises.
 
-        Without the reading, bytes that arrive after `close` would make the kernel reset the connection, and a reset can
-        overtake what was sent last.
+        It reads for at most `seconds`; None: CLOSING_SECONDS. Without the reading, bytes that arrive after `close`
+        would make the kernel reset the connection, and a reset can overtake what was sent last.
         """
         try:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
-            self.patience = Deadline(seconds, "closing")
+            self.patience = Deadline(limits.CLOSING_SECONDS if seconds is None else seconds, "closing")
             self.on_dry = _nothing
             while True:
                 self._start = self._end = 0
