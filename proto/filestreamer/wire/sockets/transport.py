@@ -23,7 +23,9 @@ TICK_SECONDS: Final = 1.0
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _INT_MAX = 2**31 - 1
-_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
+SIOCOUTQ: Final = 0x5411
+"""Asks the kernel how many bytes it holds for the peer, sent or not (Linux)."""
+_SIOCOUTQNSD = 0x894B
 _AHEAD_BYTES = 4 * limits.KIB
 """How much may be read behind a block of payload: enough for digests and the next chunk header."""
 _FRAME_AREA_BYTES = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
@@ -236,11 +238,11 @@ class Channel:
 
         The number shrinks as long as the peer's kernel acknowledges bytes.
         """
-        return self._queue_bytes(_SIOCOUTQ)
+        return self._queue_bytes(SIOCOUTQ)
 
     def is_window_bound(self) -> bool:
         """Whether bytes are unacknowledged and none is unsent (SIOCOUTQNSD): then the path could carry more."""
-        return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(_SIOCOUTQ)
+        return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(SIOCOUTQ)
 
     def _queue_bytes(self, request: int) -> int:
         import fcntl
