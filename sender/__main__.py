@@ -118,18 +118,14 @@ def _send(
 def _list(settings: "SenderSettings", logger: Any) -> int:
     """Print a line for each entry that would be offered; return the exit code."""
     from filestreamer.process.log import printable
-    from filestreamer.telemetry.counters import Skipped, TransferCounters
+    from filestreamer.telemetry.counters import TransferCounters
     from filestreamer.wire.errors import Exit
     from sender.source.listing import make_walk
+    from sender.source.skipped_entries import SkippedEntries
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
-
-    def skip(skipped: Skipped) -> None:
-        counters.leave_out(skipped)
-        logger.warning("entry_skipped", path=skipped.path, kind=skipped.kind.name.lower(), reason=skipped.reason)
-
     try:
-        for item in make_walk(settings, skip):
+        for item in make_walk(settings, SkippedEntries(counters, logger).add):
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
         sys.stdout.flush()

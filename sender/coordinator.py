@@ -326,13 +326,14 @@ class Transfer:
         for part in self._manifest.parts:
             part.forget_answers()
         self._connections.shut()
+        # Before the stream goes back to its first chunk: an acknowledgement of the epoch that ends would free it again.
+        self._queue.start_over()
         if self._manifest.stream is not None and not self._manifest.stream.start_over():
             raise TransferFailed(
                 Code.UNKNOWN_TRANSFER,
                 "the receiver no longer knows this transfer, and standard input is read only once: run the pipe again",
             )
         self._was_finished = False
-        self._queue.start_over()
         self.counters.start_over()
 
     # --- messages of the receiver

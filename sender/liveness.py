@@ -1,6 +1,6 @@
 """When the transfer made progress last, and when it gives up (proto/README.md, "Liveness").
 
-`filestreamer.wire.progress` says what counts as progress; here are the counts of the sender.
+`filestreamer.wire.progress_clock` says what counts as progress; here are the counts of the sender.
 """
 
 import time

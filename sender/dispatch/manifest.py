@@ -106,10 +106,10 @@ class Manifest:
     @property
     def is_single(self) -> bool:
         """Whether this is one file, or a stream, in the destination itself: the protocol does not call that a tree."""
-        part = self.parts[0]
-        if self.files > 1 or not part.last or not part.items:
+        parts = self.parts
+        if self.files != 1 or not parts[0].last:
             return False
-        entry = part.items[0].entry
+        entry = parts[0].items[0].entry
         return entry.type in (EntryType.FILE, EntryType.STREAM) and b"/" not in entry.path
 
     # --- what data connections ask

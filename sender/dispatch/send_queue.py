@@ -139,7 +139,7 @@ class SendQueue:
             if whole is None or whole.start not in self._differing_files:
                 return spans
             for span in spans:
-                self._schedule.add(*span)
+                self._schedule.add(*span, self.share.count)
             self._changed.notify_all()
         return []
 
@@ -318,8 +318,9 @@ class SendQueue:
                 if whole is not None:
                     self._differing_files.add(whole.start)
                     holes = set(self._manifest.part_of_chunk(chunk_id).hole_chunks())
-                    needed = [other for other in whole if self.states.is_answered(other) and other not in holes]
-                    taken_back = [other for other in needed if self._reopen(other)]
+                    ordinals = filter(self.states.is_answered, self.share.ordinals(whole.start, whole.stop))
+                    needed = [other for other in map(self.share.chunk, ordinals) if other not in holes]
+                    taken_back = [other for other in needed if self._reopen(self.share.ordinal(other))]
                 self._put_back(needed)
                 self._changed.notify_all()
         if is_part_done:

@@ -130,6 +130,7 @@ class DataConnection(threading.Thread):
             self._channel = None
         self._outbox.clear()
         self._poisoned.clear()
+        self._is_poisoned = False  # the chunk that was being sent was lost in the middle
         if unacknowledged := self._window.clear():
             self.counters.resent_chunks += len(unacknowledged)
             self._queue.put_back(unacknowledged, self._epoch)

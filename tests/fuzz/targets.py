@@ -402,7 +402,7 @@ def expect(holds: bool, what: str) -> None:
         raise Found(what)
 
 
-class OrderedWriter(NamedTuple):
+class FuzzTarget(NamedTuple):
     """What runs, how often, and what it may raise."""
 
     run: Callable[[Random, Corpus], None]
@@ -414,18 +414,16 @@ class OrderedWriter(NamedTuple):
 WIRE_CODES: Final = frozenset({Code.PROTOCOL, Code.CORRUPT})
 OPENING_CODES: Final = frozenset({Code.PROTOCOL, Code.VERSION, Code.TOKEN})
 
-TARGETS: dict[str, OrderedWriter] = {
-    "codec": OrderedWriter(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),
-    "conversation": OrderedWriter(fuzz_conversation, 25, (RemoteProtocolError, Ended), WIRE_CODES),
-    "receiver opening": OrderedWriter(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
-    "sender opening": OrderedWriter(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
-    "channel": OrderedWriter(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
-    "slot": OrderedWriter(fuzz_slot, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES),
-    "slot in TLS": OrderedWriter(
-        fuzz_slot_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})
-    ),
-    "ledger": OrderedWriter(fuzz_ledger, 5, (), frozenset()),
-    "name": OrderedWriter(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),
+TARGETS: dict[str, FuzzTarget] = {
+    "codec": FuzzTarget(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),
+    "conversation": FuzzTarget(fuzz_conversation, 25, (RemoteProtocolError, Ended), WIRE_CODES),
+    "receiver opening": FuzzTarget(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
+    "sender opening": FuzzTarget(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
+    "channel": FuzzTarget(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
+    "slot": FuzzTarget(fuzz_slot, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES),
+    "slot in TLS": FuzzTarget(fuzz_slot_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})),
+    "ledger": FuzzTarget(fuzz_ledger, 5, (), frozenset()),
+    "name": FuzzTarget(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),
 }
 _NAMES: Final = list(TARGETS)
 _WEIGHTS: Final = [target.weight for target in TARGETS.values()]

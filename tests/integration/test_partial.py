@@ -145,13 +145,16 @@ def test_a_receiver_that_serves_on_reports_it_and_stays(pair: Pair, tree: Path) 
 
 
 def test_dry_run(pair: Pair, tree: Path) -> None:
+    """It logs what it skips as a transfer does: as an error where that is a failure, else as a warning."""
+
+    def skipped(exit_code: int, *args: object) -> list[tuple[str, str, str]]:
+        sender = start(pair, tree, "--to", "127.0.0.1:1", "--dry-run", *args)
+        assert sender.wait() == exit_code
+        return [(line["path"], line["kind"], line["level"]) for line in sender.events("entry_skipped")]
+
     with unreadable(tree / "x"):
-        sender = start(pair, tree, "--to", "127.0.0.1:1", "--dry-run")
-        assert sender.wait() == 5
-        assert [(line["path"], line["kind"]) for line in sender.events("entry_skipped")] == [
-            (str(tree / "x"), "unreadable")
-        ]
-        assert start(pair, tree, "--to", "127.0.0.1:1", "--dry-run", "--tolerate", "unreadable").wait() == 0
+        assert skipped(5) == [(str(tree / "x"), "unreadable", "error")]
+        assert skipped(0, "--tolerate", "unreadable") == [(str(tree / "x"), "unreadable", "warning")]
 
 
 def test_what_a_peer_says_that_it_left_out_is_printable_and_changes_nothing_else(pair: Pair) -> None:

@@ -12,13 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from filestreamer.process import signals, stderr
 from filestreamer.process.repeats import RepeatFilter, Summary
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+    from filestreamer.wire.session import Side
 
     Logger: TypeAlias = FilteringBoundLogger
 
@@ -46,7 +48,7 @@ FIRST_OF: Final = {
 """
 
 
-def configure(service: Literal["sender", "receiver"], level: str | None = None) -> "Logger":
+def configure(service: "Side", level: str | None = None) -> "Logger":
     """Return the logger of a service; `level` is one of LEVELS.
 
     None is for the time before the settings are known: then the level comes from the environment, or is info.

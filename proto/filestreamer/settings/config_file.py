@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from filestreamer.settings.common import COMMON_KEYS, OWN_KEYS
-from filestreamer.settings.definition import Definition, Service
+from filestreamer.settings.definition import Definition
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
+from filestreamer.wire.session import Side
 
 SERVICES: Final = ("sender", "receiver")
 CONFIG_BYTES_MAX: Final = 16 * limits.MIB
@@ -36,7 +37,7 @@ class Found(NamedTuple):
     origin: str
 
 
-def read_settings(defined: Mapping[str, Definition], service: Service, path: str, origin: str) -> dict[str, Found]:
+def read_settings(defined: Mapping[str, Definition], service: Side, path: str, origin: str) -> dict[str, Found]:
     """Read the config file; return the values of one service by field name.
 
     `origin` names the flag or variable that named the file. Raises UsageError.

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import click
 
 from filestreamer.settings import values
+from filestreamer.wire.session import Side
 
-Service = Literal["sender", "receiver"]
 T = TypeVar("T")
 
 PREFIX: Final = "FILESTREAMER_"
@@ -61,7 +61,7 @@ class Definition(NamedTuple):
             **({"required": True} if self.required else {"default": self.default}),
         )
 
-    def variables(self, service: Service) -> Iterator[tuple[str, type[str]]]:
+    def variables(self, service: Side) -> Iterator[tuple[str, type[str]]]:
         """Yield the variables of this setting, strongest first, each with the type that its value must have."""
         for prefix in (f"{PREFIX}{service.upper()}_", PREFIX):
             yield f"{prefix}{self.key.upper()}", str

@@ -20,10 +20,11 @@ import click.core
 from filestreamer.settings import values
 from filestreamer.settings.common import COMMON_KEYS, OWN_KEYS, CommonSettings
 from filestreamer.settings.config_file import SERVICES, Found, read_settings, suggestion
-from filestreamer.settings.definition import PREFIX, Definition, Service, definitions
+from filestreamer.settings.definition import PREFIX, Definition, definitions
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
+from filestreamer.wire.session import Side
 
 S = TypeVar("S", bound=CommonSettings)
 
@@ -31,7 +32,7 @@ CONFIG: Final = Definition(values.text, "JSON file with settings of both service
 
 
 def parse_settings(
-    settings: type[S], service: Service, summary: str, argv: Sequence[str], environ: Mapping[str, str]
+    settings: type[S], service: Side, summary: str, argv: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
@@ -58,7 +59,7 @@ def parse_settings(
 
 
 def _command(
-    service: Service, summary: str, defined: Mapping[str, Definition], gather: Callable[..., None]
+    service: Side, summary: str, defined: Mapping[str, Definition], gather: Callable[..., None]
 ) -> click.Command:
     config = CONFIG.parameter("config")
     # Eager: click must call `gather` before it looks for the value of any other setting.
@@ -88,7 +89,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 
 
 def _explain(
-    error: click.UsageError, service: Service, defined: Mapping[str, Definition], found: Mapping[str, Found]
+    error: click.UsageError, service: Side, defined: Mapping[str, Definition], found: Mapping[str, Found]
 ) -> str:
     """Return one line about a mistake; it names the flag, the variable or the key."""
     if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
@@ -103,7 +104,7 @@ def _explain(
 
 
 def _from_sources(
-    defined: Mapping[str, Definition], service: Service, environ: Mapping[str, str], path: str | None
+    defined: Mapping[str, Definition], service: Side, environ: Mapping[str, str], path: str | None
 ) -> dict[str, Found]:
     """Return the values of the environment and, for what it does not set, of the config file, by field name."""
     config = Found(path, CONFIG.flag) if path else _from_environment(CONFIG, service, environ)
@@ -114,7 +115,7 @@ def _from_sources(
     return found
 
 
-def _from_environment(definition: Definition, service: Service, environ: Mapping[str, str]) -> Found | None:
+def _from_environment(definition: Definition, service: Side, environ: Mapping[str, str]) -> Found | None:
     for variable, kind in definition.variables(service):
         if value := environ.get(variable):
             return Found(value.splitlines() if definition.multiple else kind(value), variable)

@@ -22,7 +22,6 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from filestreamer.process import stderr
-from filestreamer.settings.definition import Service
 from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
@@ -31,6 +30,7 @@ from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
+from filestreamer.wire.session import Side
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ TOTALS: Final = {
 class Collector:
     """Collects all metrics for prometheus_client. `connections=False` leaves out those of single connections."""
 
-    def __init__(self, service: Service, source: Source, *, connections: bool = True) -> None:
+    def __init__(self, service: Side, source: Source, *, connections: bool = True) -> None:
         self.service = service
         self._source = source
         self._connections_too = connections

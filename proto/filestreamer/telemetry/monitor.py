@@ -22,8 +22,8 @@ from filestreamer.wire.sockets.listen import listen
 
 if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings
-    from filestreamer.settings.definition import Service
     from filestreamer.telemetry.metrics import Collector
+    from filestreamer.wire.session import Side
 
 TICK_SECONDS: Final = 1.0
 KEEP_SECONDS: Final = 60.0
@@ -34,7 +34,7 @@ class Monitor:
     """Shows the transfers of a service: `start`, `watch`, `ended` for each transfer, and `stop` at the end."""
 
     def __init__(
-        self, service: "Service", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
+        self, service: "Side", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
     ) -> None:
         """`free_bytes` reads the free space of the destination, if there is one; it may raise OSError."""
         self._service = service

@@ -13,13 +13,13 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from filestreamer.settings.definition import Service
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
 from filestreamer.telemetry.endpoint import Response
 from filestreamer.telemetry.history import Snapshot
 from filestreamer.version import VERSION
 from filestreamer.wire.messages import RECEIVER_STAGES, SENDER_STAGES
+from filestreamer.wire.session import Side
 
 ENDED_SHOWN: Final = 8
 """The most transfers that have ended and are shown: it limits what is sent each second."""
@@ -55,7 +55,7 @@ def _hash_of(tag: str, html: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def transfers(service: Service, snapshot: Snapshot) -> Response:
+def transfers(service: Side, snapshot: Snapshot) -> Response:
     """Return the counters of the transfers as JSON."""
     running = [transfer for transfer in snapshot.transfers if transfer.ended_at is None]
     ended = [transfer for transfer in snapshot.transfers if transfer.ended_at is not None]

@@ -5,9 +5,10 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
+from filestreamer.wire.sockets.transport import SIOCOUTQ
+
 _FIELDS: Final = struct.Struct("16xI48xI8xI16xI16xQ16xI12xQ")
 """tcpi_snd_mss, _rtt, _snd_cwnd, _total_retrans, _bytes_acked, _notsent_bytes, _delivery_rate."""
-_SIOCOUTQ: Final = 0x5411
 
 
 class TcpInfo(NamedTuple):
@@ -31,7 +32,7 @@ def read(sock: socket.socket) -> TcpInfo | None:
     """Read TCP_INFO; None where there is none: not Linux, a kernel before 4.9, a closed socket."""
     try:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
-        (queued_bytes,) = struct.unpack("i", fcntl.ioctl(sock, _SIOCOUTQ, bytes(4)))
+        (queued_bytes,) = struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))
     except (AttributeError, OSError, ValueError):  # ValueError: the socket is closed
         return None
     if len(raw) < _FIELDS.size:

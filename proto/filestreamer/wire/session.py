@@ -21,6 +21,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import LocalProtocolError, RemoteProtocolError
 
 Side = Literal["sender", "receiver"]
+"""An end of a transfer: of the conversation, and the service that is that end."""
 State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted"]
 
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {

@@ -112,6 +112,8 @@ class ControlLink:
         while True:
             body = channel.read_body()
             while is_behind() or not self._room.acquire(timeout=TICK_SECONDS):
+                # Beside the channel's patience: that may be the deadline of a goodbye, which waits for the peer alone.
+                self.check()
                 channel.patience()
                 # The peer may well have spoken meanwhile: that it was not heard is this end's doing.
                 channel.heard_at = time.monotonic()

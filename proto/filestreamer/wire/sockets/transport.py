@@ -23,7 +23,9 @@ TICK_SECONDS: Final = 1.0
 
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _INT_MAX = 2**31 - 1
-_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B
+SIOCOUTQ: Final = 0x5411
+"""Asks the kernel how many bytes it holds for the peer, sent or not (Linux)."""
+_SIOCOUTQNSD = 0x894B
 _AHEAD_BYTES = 4 * limits.KIB
 """How much may be read behind a block of payload: enough for digests and the next chunk header."""
 _FRAME_AREA_BYTES = limits.FRAME_HEADER_BYTES + limits.FRAME_BYTES
@@ -236,11 +238,11 @@ class Channel:
 
         The number shrinks as long as the peer's kernel acknowledges bytes.
         """
-        return self._queue_bytes(_SIOCOUTQ)
+        return self._queue_bytes(SIOCOUTQ)
 
     def is_window_bound(self) -> bool:
         """Whether bytes are unacknowledged and none is unsent (SIOCOUTQNSD): then the path could carry more."""
-        return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(_SIOCOUTQ)
+        return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(SIOCOUTQ)
 
     def _queue_bytes(self, request: int) -> int:
         import fcntl
@@ -270,15 +272,15 @@ class Channel:
         self._buffer = memoryview(bytearray())
         self._start = self._end = 0
 
-    def close_in_order(self, seconds: float = limits.CLOSING_SECONDS) -> None:
-        """Tell the peer that nothing follows, read up to its end of stream for at most `seconds`, close. Never raises.
+    def close_in_order(self, seconds: float | None = None) -> None:
+        """Tell the peer that nothing follows, read up to its end of stream, close. Never raises.
 
-        Without the reading, bytes that arrive after `close` would make the kernel reset the connection, and a reset can
-        overtake what was sent last.
+        It reads for at most `seconds`; None: CLOSING_SECONDS. Without the reading, bytes that arrive after `close`
+        would make the kernel reset the connection, and a reset can overtake what was sent last.
         """
         try:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
-            self.patience = Deadline(seconds, "closing")
+            self.patience = Deadline(limits.CLOSING_SECONDS if seconds is None else seconds, "closing")
             self.on_dry = _nothing
             while True:
                 self._start = self._end = 0

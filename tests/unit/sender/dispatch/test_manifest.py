@@ -37,6 +37,14 @@ def test_an_open_part_is_not_dropped() -> None:
     assert manifest.part_of_file(0) is None
 
 
+def test_a_manifest_of_nothing_is_not_a_single_file() -> None:
+    """A receiver may answer before the first part was listed."""
+    manifest = Manifest(10)
+    assert not manifest.is_single
+    manifest.add([], last=True)
+    assert not manifest.is_single
+
+
 def test_a_chunk_of_a_part_that_was_dropped_carries_nothing() -> None:
     """A large file was withdrawn while most of its chunks were queued: they still are."""
     manifest, queue = two_parts()

@@ -318,6 +318,18 @@ def test_the_chunks_of_a_shard() -> None:
     assert sorted(taken(queue)) == [4, 7]
 
 
+def test_of_a_shard_under_its_final_name_all_of_the_share_is_needed_where_one_chunk_differs() -> None:
+    """Shard 1 of 3 of 11 chunks: its last chunk is answered after that is known."""
+    queue = SendQueue(manifest_of(11), Schedule(2, shard_count=3), Mailbox(), Share(1, 3))
+    whole = range(11)
+    assert queue.hold(1, 8, whole) == [(1, 8)]
+    assert queue.compared(1, queue.epoch, is_equal=True, whole=whole) == (True, [])
+    assert queue.compared(4, queue.epoch, is_equal=False, whole=whole) == (False, [1])
+    assert sorted(taken(queue)) == [1, 4, 7]
+    assert queue.hold(8, 11, whole) == []
+    assert taken(queue) == [10]
+
+
 def test_a_shard_without_chunks_is_done_from_the_start() -> None:
     queue = SendQueue(manifest_of(2), Schedule(2, shard_count=3), Mailbox(), Share(2, 3))
     assert (queue.states.chunks, queue.all_done) == (0, True)

@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -707,6 +708,15 @@ def test_close_in_order_does_not_wait_for_a_silent_peer(pair: Pairs) -> None:
     Thread(lambda: channel.close_in_order(0.0)).result()
 
     assert channel.socket.fileno() == -1
+
+
+def test_close_in_order_waits_for_as_long_as_the_limit_says_now(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel, _ = pair()
+    began, usual_seconds = time.monotonic(), limits.CLOSING_SECONDS
+    monkeypatch.setattr(limits, "CLOSING_SECONDS", 0.0)
+    channel.close_in_order()
+
+    assert time.monotonic() - began < usual_seconds
 
 
 def test_close_in_order_does_not_read_for_ever(pair: Pairs) -> None:

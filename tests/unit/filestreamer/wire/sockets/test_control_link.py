@@ -13,7 +13,7 @@ from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import Code, ConnectionLost, Interrupted, LocalProtocolError, TransferFailed
 from filestreamer.wire.framing import frame
 from filestreamer.wire.sockets.control_link import ControlLink
-from filestreamer.wire.sockets.transport import Channel, prepare
+from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
 
 PROGRESS = m.Progress(m.Phase.MOVING, 0, 0, ())
 
@@ -126,6 +126,18 @@ def test_what_was_not_acted_on_bounds_what_is_read(link: ControlLink, pair: tupl
     pair[1].send(frame(PROGRESS))  # the reader waits for room, or for this: it hears that it is over either way
     reader.join(10)
     assert not reader.is_alive()
+
+
+def test_a_reader_that_waits_for_this_end_ends_with_the_transfer(
+    link: ControlLink, pair: tuple[Channel, Channel]
+) -> None:
+    """Also while the channel's patience is that of a goodbye."""
+    pair[1].send(frame(PROGRESS))
+    pair[0].patience = Deadline(3.0, "the goodbye")
+    link.over.set()
+
+    with pytest.raises(ConnectionLost, match="the transfer is over"):
+        link.read(pair[0], lambda _: None, lambda: True)
 
 
 class Stuck:
