@@ -96,12 +96,6 @@ class ChunkStates(StateTable):
 
     # --- what the ledger claims
 
-    def claim(self, index: int, digest: bytes) -> None:
-        """Turn FREE to CLAIMED: the ledger says that it is here, with this digest or UNKNOWN_DIGEST."""
-        if self._states[index] == FREE:
-            self._states[index] = CLAIMED
-            self.put_digest(index, digest)
-
     def rehashed(self, index: int, digest: bytes) -> None:
         """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
         if self._states[index] != CLAIMED:

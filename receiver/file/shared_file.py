@@ -157,13 +157,11 @@ class File:
         """Whether a thread writes it back."""
         return self._write_back is not None
 
-    def stop_write_back(self, seconds: float | None = None) -> bool:
-        """Stop writing back and taking space ahead; return whether the thread has ended within `seconds`."""
+    def stop_write_back(self) -> None:
+        """Stop writing back and taking space ahead, however long that takes."""
         self._write_back_stopped.set()
         if self._write_back is not None:
-            self._write_back.join(seconds)
-            return not self._write_back.is_alive()
-        return True
+            self._write_back.join()
 
     def close(self) -> None:
         """Close the descriptors, and free the space that was taken for missing chunks, unless a thread hangs.

@@ -89,13 +89,12 @@ def memory_total(meminfo: str) -> int | None:
     return None
 
 
-def read_socket_limits(read: Read | None = None) -> SocketLimits:
+def read_socket_limits() -> SocketLimits:
     """Return what the kernel of this machine allows for receive buffers."""
-    read = read or _read
-    autotuned = (read("/proc/sys/net/ipv4/tcp_rmem") or "").split()
+    autotuned = (_read("/proc/sys/net/ipv4/tcp_rmem") or "").split()
     return SocketLimits(
         _number(autotuned[2] if len(autotuned) == 3 else None) or 32 * limits.MIB,
-        2 * (_number(read("/proc/sys/net/core/rmem_max")) or 208 * limits.KIB),
+        2 * (_number(_read("/proc/sys/net/core/rmem_max")) or 208 * limits.KIB),
     )
 
 

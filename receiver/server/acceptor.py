@@ -7,7 +7,6 @@ Hello, and proved the token where one is asked for, is handed out; it goes on in
 
 import contextlib
 import errno
-import os
 import selectors
 import socket
 import ssl
@@ -64,16 +63,18 @@ class Acceptor:
         self._log = log
         self._incarnation = random_id()
         self._handshakes: dict[int, Handshake] = {}  # by descriptor, oldest first
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Sockets and no pipe: `wake` may be called after `close`, when a number could be that of another file.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_writer.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
         for listener in listeners:
             self._selector.register(listener, selectors.EVENT_READ, listener)
 
     def wake(self) -> None:
-        """Have `select` return, for good. For any thread and signal handler."""
+        """Have `select` return, for good. For any thread and signal handler, also after `close`."""
         with contextlib.suppress(OSError):
-            os.write(self._wake_writer, b"\0")
+            self._wake_writer.send(b"\0")
 
     def select(self, seconds: float) -> Iterator[tuple[Handshake, m.Hello]]:
         """Wait for sockets; yield the connections whose peers have said Hello by now.
@@ -184,5 +185,10 @@ class Acceptor:
             listener.close()
 
     def close(self) -> None:
-        """Close the selector."""
+        """Close everything else: connections whose sockets did not take a Refusal in time, and the selector."""
+        for handshake in self._handshakes.values():
+            handshake.socket.close()
+        self._handshakes.clear()
         self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()

@@ -324,14 +324,15 @@ class Coordinator:
         return ()
 
     def _commit_on(self) -> None:
-        """Take the next step on the way to Complete, unless one is being taken."""
-        if self._context.syncer.is_busy or self.complete is not None:
-            return
-        step = self._target.next_step()
-        if isinstance(step, m.Complete):
-            self._complete(step)
-        elif step is not None:
-            self._context.syncer.begin(step)
+        """Take the next steps on the way to Complete, unless one is being taken."""
+        while not self._context.syncer.is_busy and self.complete is None:
+            step = self._target.next_step()
+            if isinstance(step, m.Complete):
+                self._complete(step)
+            elif step is None or self._context.syncer.begin(step):
+                return
+            else:
+                self._tick()
 
     def _complete(self, complete: m.Complete) -> None:
         self.complete = complete

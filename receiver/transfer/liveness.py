@@ -30,14 +30,12 @@ class Liveness:
         rehasher: Rehasher,
         *,
         give_up_seconds: float,
-        stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         self._counters = counters
         self._link = link
         self._connection_set = connection_set
         self._rehasher = rehasher
         self._give_up_seconds = give_up_seconds
-        self._stranger_seconds = stranger_seconds
         self._started_at = self._ticked_at = time.monotonic()
         self._clock = ProgressClock(self._ticked_at)
         self.connected_at = self._started_at
@@ -90,7 +88,7 @@ class Liveness:
     @property
     def is_stalled(self) -> bool:
         """Whether there was no progress for so long that others may have its place."""
-        return self.idle_seconds > self._stranger_seconds
+        return self.idle_seconds > limits.STRANGER_SECONDS
 
     @property
     def has_offered_nothing(self) -> bool:

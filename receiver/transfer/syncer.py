@@ -29,8 +29,8 @@ class Syncer:
         thread = self._thread  # the coordinator may set it to None meanwhile
         return thread is not None and thread.is_alive()
 
-    def begin(self, step: Callable[[], None]) -> None:
-        """Begin a step. Where no thread can be started, take it here, and raise what it raises."""
+    def begin(self, step: Callable[[], None]) -> bool:
+        """Begin a step; return whether it goes on in a thread. Else it is done, and what it raises is raised here."""
 
         def run() -> None:
             self._mailbox.post(run_to_end("sync", step) or Synced())
@@ -41,9 +41,9 @@ class Syncer:
         except TransferFailed:  # the sender hears nothing until the disk is done, which is better than to give up
             if error := run_to_end("sync", step):
                 raise error from None
-            self._mailbox.post_now(Synced())
-        else:
-            self._thread = thread
+            return False
+        self._thread = thread
+        return True
 
     def join(self) -> None:
         """Wait for the step that was begun, if there is one."""

@@ -48,7 +48,6 @@ class Transfer(threading.Thread):
         log: Any,
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
-        stranger_seconds: float = limits.STRANGER_SECONDS,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
@@ -73,7 +72,6 @@ class Transfer(threading.Thread):
             self.connection_set,
             rehasher,
             give_up_seconds=give_up_seconds,
-            stranger_seconds=stranger_seconds,
         )
         self.context = Context(
             transfer=self,

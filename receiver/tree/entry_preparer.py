@@ -243,8 +243,18 @@ class EntryPreparer:
                 raise from_os_error(error, Code.DESTINATION, f"can't link {self._shown(entry)}") from None
 
     def _link(self, first: bytes, entry: Entry) -> None:
-        parent, _, first_name = first.rpartition(b"/")
         directory_fd, name, there = self._look(entry)
+        # The cache of directories may close this one to open the other.
+        directory_fd = os.dup(directory_fd)
+        try:
+            self._link_in(directory_fd, name, there, first, entry)
+        finally:
+            os.close(directory_fd)
+
+    def _link_in(
+        self, directory_fd: int, name: bytes, there: os.stat_result | None, first: bytes, entry: Entry
+    ) -> None:
+        parent, _, first_name = first.rpartition(b"/")
         first_fd = self._directories.get(parent).fd
         file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
         if there is not None and os.path.samestat(there, file):

@@ -103,17 +103,20 @@ class PartTable:
         self._copies.pop(part_state.number, None)
 
     def activate_again(self, part_state: PartState, connection: Connection) -> None:
-        """Make a copy the active one, when there is memory: `connection` waits for that.
+        """Make the copy of a part the active one, when there is memory: `connection` waits for that.
 
         Another thread may have done so meanwhile: the caller looks the part up again. Raises ConnectionLost.
         """
         size = memory_bytes(part_state.entries, self._chunk_size)
         self._account.borrow(size, lambda: self._large_files.wait(connection))
+        # The caller's copy may be older than the archive: while this thread waited, the part was active and was
+        # archived again.
+        copy = self.get(part_state.number)
         with self._lock:
-            is_first = part_state.number not in self._active and not part_state.is_archived
+            is_first = self._copies.get(copy.number) is copy
             if is_first:
-                part_state.borrowed_bytes = size
-                self._activate(part_state)
+                copy.borrowed_bytes = size
+                self._activate(copy)
         if not is_first:
             self._account.give_back(size)
 

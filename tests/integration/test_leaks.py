@@ -48,9 +48,10 @@ def offered(peer: RawSender, tree: TreeSample, parts: int | None = None) -> Link
 
 
 def aborted(link: Link) -> None:
-    """Read up to Abort."""
+    """Read up to Abort, and up to the end behind it, at which the names are released."""
     while not isinstance(link.read(), m.Abort):
         pass
+    link.ends()
 
 
 def hello(peer: RawSender) -> None:
@@ -72,6 +73,7 @@ def half_a_file(peer: RawSender) -> None:
     acknowledged(data, 2)
     data.send_raw(sample().chunk(2)[:-100])
     control.send(m.Abort(Code.SOURCE, "enough"))
+    control.rest()  # up to its end, at which the name is released: the next round is not refused with BUSY
 
 
 def a_share(peer: RawSender) -> None:

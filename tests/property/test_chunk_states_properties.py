@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid
-from receiver.disk.ledger import UNKNOWN_DIGEST
+from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
 from receiver.file.chunk_states import ChunkStates, Delivery
 from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 
@@ -34,9 +34,7 @@ class Receiving(RuleBasedStateMachine):
     @initialize(claims=st.dictionaries(INDICES, DIGESTS | st.just(UNKNOWN_DIGEST)))
     def begin_transfer(self, claims: dict[int, bytes]) -> None:
         self.grid = Grid(SEGMENTS * 10 - 3, 10)
-        self.chunk_states = ChunkStates(self.grid)
-        for index, digest in claims.items():
-            self.chunk_states.claim(index, digest)
+        self.chunk_states = ChunkStates(self.grid, Claims.of(self.grid, claims.items()))
         self.unhashed = dict(claims)
         self.disk: dict[int, bytes] = dict.fromkeys(claims, b"claimed")
         self.verified: dict[int, bytes] = {}

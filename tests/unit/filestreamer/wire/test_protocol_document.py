@@ -14,6 +14,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import CONSEQUENCES, Code, RemoteProtocolError
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.session import TABLE, State
+from receiver.disk.ledger import Claims
 from receiver.file import states as state_numbers
 from receiver.file.chunk_states import ChunkStates
 from tests.golden.vectors import GOLDEN, MESSAGES, load
@@ -219,9 +220,8 @@ class Writer:
 
 def put_into(state: str) -> ChunkStates:
     """Make a file of one chunk, in this state."""
-    states = ChunkStates(Grid(8, 8))
-    if state in ("CLAIMED", "HELD"):
-        states.claim(0, RIGHT)
+    grid = Grid(8, 8)
+    states = ChunkStates(grid, Claims.of(grid, [(0, RIGHT)] if state in ("CLAIMED", "HELD") else []))
     if state == "HELD":
         states.rehashed(0, RIGHT)
     if state in ("WRITING", "VERIFIED"):

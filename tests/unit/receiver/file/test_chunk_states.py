@@ -4,7 +4,7 @@ import pytest
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid
-from receiver.disk.ledger import UNKNOWN_DIGEST
+from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
 from receiver.file.chunk_states import ChunkStates, Delivery
 from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 
@@ -21,8 +21,9 @@ class Connection:
 A, B = Connection(), Connection()
 
 
-def chunk_states(segments: int = 3) -> ChunkStates:
-    return ChunkStates(Grid(segments * 10 - 5, 10))
+def chunk_states(segments: int = 3, claims: dict[int, bytes] | None = None) -> ChunkStates:
+    grid = Grid(segments * 10 - 5, 10)
+    return ChunkStates(grid, Claims.of(grid, (claims or {}).items()))
 
 
 def test_at_first_all_is_free() -> None:
@@ -103,31 +104,27 @@ def test_a_segment_twice_in_a_chunk() -> None:
 @pytest.mark.parametrize("says", [D1, UNKNOWN_DIGEST], ids=["known", "unknown"])
 def test_claimed_then_held(says: bytes) -> None:
     """The disk is what the ledger says, or the ledger did not say: what counts is what was hashed."""
-    made = chunk_states()
-    made.claim(1, says)
+    made = chunk_states(claims={1: says})
     assert (made.state(1), made.held_bytes()) == (CLAIMED, 0)
     made.rehashed(1, D1)
     assert (made.state(1), made.digest(1), made.held_bytes()) == (HELD, D1, 10)
 
 
 def test_the_last_chunk_counts_its_own_bytes() -> None:
-    made = chunk_states()
-    made.claim(2, D1)
+    made = chunk_states(claims={2: D1})
     made.rehashed(2, D1)
     assert made.held_bytes() == 5
 
 
 def test_claimed_and_not_there_after_all() -> None:
-    made = chunk_states()
-    made.claim(1, D1)
+    made = chunk_states(claims={1: D1})
     made.rehashed(1, D2)
     assert (made.state(1), made.held_bytes()) == (FREE, 0)
 
 
 def test_claimed_and_sent_before_it_was_re_hashed() -> None:
     """It is written like a free one, and what the re-hashing saw of it meanwhile counts no more."""
-    made = chunk_states()
-    made.claim(1, D1)
+    made = chunk_states(claims={1: D1})
     assert made.begin(1, A) is Delivery.WRITE
     made.rehashed(1, D1)
     assert made.state(1) == WRITING
@@ -138,8 +135,7 @@ def test_claimed_and_sent_before_it_was_re_hashed() -> None:
 
 def test_claimed_and_lost_while_it_was_written_over() -> None:
     """Half of it may be the new content: it is free, and what was read of it before does not make it held."""
-    made = chunk_states()
-    made.claim(1, D1)
+    made = chunk_states(claims={1: D1})
     made.begin(1, A)
     made.detach(A)
     made.rehashed(1, D1)
@@ -148,8 +144,7 @@ def test_claimed_and_lost_while_it_was_written_over() -> None:
 
 def test_held_and_different() -> None:
     """The sender's digest is another one: it is written, and open again until it is right."""
-    made = chunk_states()
-    made.claim(1, D1)
+    made = chunk_states(claims={1: D1})
     made.rehashed(1, D1)
     assert made.begin(1, A) is Delivery.WRITE
     assert (made.state(1), made.held_bytes()) == (WRITING, 0)
@@ -159,8 +154,7 @@ def test_held_and_different() -> None:
 
 def test_held_and_lost_while_it_was_written_over() -> None:
     """What was held is no more: bytes may have been written."""
-    made = chunk_states()
-    made.claim(1, D1)
+    made = chunk_states(claims={1: D1})
     made.rehashed(1, D1)
     made.begin(1, A)
     made.detach(A)
@@ -168,17 +162,14 @@ def test_held_and_lost_while_it_was_written_over() -> None:
 
 
 def test_hashing_that_comes_too_late_changes_nothing() -> None:
-    """Re-hashing and claims say something of CLAIMED and FREE chunks only."""
-    made = chunk_states(4)
+    """Re-hashing says something of CLAIMED chunks only."""
+    made = chunk_states(4, {2: D1})
     made.begin(0, A)
     made.begin(1, A)
     made.deliver(1, A, D1, D1)
-    made.claim(2, D1)
     made.rehashed(2, D1)
     for index in range(4):
         made.rehashed(index, D2)
-    for index in range(3):
-        made.claim(index, D2)
     assert [made.state(index) for index in range(4)] == [WRITING, VERIFIED, HELD, FREE]
     assert [made.digest(1), made.digest(2)] == [D1, D1]
 

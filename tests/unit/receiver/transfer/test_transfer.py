@@ -18,9 +18,10 @@ from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import random_id
 from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
+from receiver.file.shared_file import File
 from receiver.memory.budget import Budget
 from receiver.server.registry import Registry
-from receiver.transfer.mailbox import CONTROLS_MOST, ControlUp
+from receiver.transfer.mailbox import CONTROLS_MOST, ControlUp, Nudged
 from receiver.transfer.names import Claimant
 from receiver.transfer.transfer import CONTROL_FRAMES, Transfer
 from tests.support.services import UNIT
@@ -136,6 +137,25 @@ def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: T
     transfer.join(2 * UNIT)
     assert ends.errors == [None]
     assert control(transfer).closed.wait(2 * UNIT)
+
+
+def test_a_commit_without_a_thread_is_not_forgotten_where_many_events_wait(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_no_thread(thread: threading.Thread, what: str) -> None:
+        raise TransferFailed(Code.LIMIT, f"{what}: no thread for {thread.name}")
+
+    def commit(file: File) -> None:
+        commit_file(file)
+        while transfer.mailbox.post_now(Nudged()):
+            pass
+
+    commit_file = File.commit
+    monkeypatch.setattr("receiver.transfer.syncer.start_thread", start_no_thread)
+    monkeypatch.setattr(File, "commit", commit)
+    channel = control(transfer)
+    channel.hear(*OFFER, FINISH)
+    channel.expect(m.Complete)
 
 
 class Slow(Registry):

@@ -11,7 +11,7 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
-from receiver.disk import commit
+from receiver.disk import commit, descriptors
 from receiver.tree.entry_preparer import EntryPreparer
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
@@ -43,6 +43,20 @@ def test_a_file_replaces_a_file_and_a_symlink(tmp_path: Path, transfer_of: Trans
     assert ((tmp_path / "t/empty").read_bytes(), (tmp_path / "t/empty").is_symlink()) == (b"", False)
     assert os.readlink(tmp_path / "t/target") == "../outside"
     assert (tmp_path / "outside").read_bytes() == b"outside"
+
+
+@pytest.mark.parametrize("replace", [True, False], ids=["replace", "no replace"])
+def test_a_hard_link_where_no_two_directories_stay_open(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    monkeypatch.setattr(descriptors, "directories", lambda _: 2)  # the destination, and one below it
+    tree = sample()
+    tree.directory(b"t/a")
+    tree.add(b"t/a/one", b"content", hard_link_group=1)
+    tree.directory(b"t/b")
+    tree.add(b"t/b/two", b"content", hard_link_group=1)
+    transfer_of(tree, replace=replace).move()
+    assert (tmp_path / "t/a/one").samefile(tmp_path / "t/b/two")
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0])

@@ -1,11 +1,15 @@
 """Chunks of a tree: what may be sent, what is written, and what is only compared."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
+from receiver.tree.part_table import COPIES
 from tests.support.tree_receiver import C, Connection, TransferOf, failure, sample, two_large_files
 
 
@@ -144,6 +148,36 @@ def test_a_file_that_was_held_under_its_final_name_is_sent_after_all(tmp_path: P
     transfer.finish()
     assert (tmp_path / "t/small").read_bytes() == b"SMALL"
     assert (tmp_path / "t/large").read_bytes() == bytes(reversed(range(100)))
+
+
+def test_two_files_of_an_archived_part_are_sent_after_all(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the connection of the first waits for memory, the second one comes, and the part is archived again."""
+    tree = sample(checksum=True, part_entries=3)
+    for at in range(20):
+        tree.add(b"t/%d" % at, b"before")
+    transfer_of(tree).move()
+    transfer = transfer_of(tree)
+    transfer.offer()
+    while transfer.tree._parts.active:
+        transfer.rehashed()
+        list(transfer.tree.more())
+    borrow = transfer._account.borrow
+
+    def wait(count: int, patience: Callable[[], None]) -> None:
+        monkeypatch.undo()
+        for number in range(1, COPIES + 1):  # other parts are looked at: the copy of the first is dropped
+            transfer.tree._parts.get(number)
+        assert transfer.send(m.Segment(2, 0, 6), connection=Connection(transfer))
+        list(transfer.tree.more())
+        borrow(count, patience)
+
+    monkeypatch.setattr(transfer._account, "borrow", wait)
+    tree.contents[1] = tree.contents[2] = b"after!"
+    assert transfer.send(m.Segment(1, 0, 6))
+    transfer.finish()
+    assert [(tmp_path / f"t/{at}").read_bytes() for at in range(3)] == [b"after!", b"after!", b"before"]
 
 
 def test_withdrawn_while_it_is_written(tmp_path: Path, transfer_of: TransferOf) -> None:
