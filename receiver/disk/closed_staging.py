@@ -54,13 +54,13 @@ class ClosedStaging(NamedTuple):
                 there = os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
                 if identity_of(there) != self.identity:
                     raise OSError(
-                        errno.ESTALE, "another process changed or replaced its staging: run the transfer again"
+                        errno.ESTALE, "another process changed or replaced its staging: run the same command again"
                     )
                 put_in_place(self.key + DATA_SUFFIX, final, staging_fd, directory_fd, replace=replace)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.key + LEDGER_SUFFIX, dir_fd=staging_fd)
         except BlockingIOError:
-            raise OSError(errno.EBUSY, "its staging is locked by another process: run the transfer again") from None
+            raise OSError(errno.EBUSY, "its staging is locked by another process: run the same command again") from None
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""

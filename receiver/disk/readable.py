@@ -44,7 +44,7 @@ class Readable:
                 count = os.preadv(self.fd, [view[done:]], offset + done)
                 if not count:
                     raise TransferFailed(
-                        Code.DESTINATION, f"{self.path} became shorter while it was read: run the transfer again"
+                        Code.DESTINATION, f"{self.path} became shorter while it was read: run the same command again"
                     )
                 done += count
         except OSError as error:

@@ -70,7 +70,7 @@ class Staging(Readable):
                     return cls(destination, path, entry, grid, reserved_bytes)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
-        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: its staging directory is removed again and again")
+        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
     def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
         """Open it once (`open` tries again). Raises TransferFailed, OSError."""
@@ -92,7 +92,7 @@ class Staging(Readable):
         self._sync_mutex = threading.Lock()  # protects is_lost while a file is synced
         self._staging_fd = destination.open_staging(create=True)
         self._fds = [self._staging_fd]
-        """What `close` closes."""
+        """The descriptors that `close` closes."""
         try:
             # The lock comes first: nothing is changed that may be another process's. Space comes second: a file that
             # does not fit leaves what an earlier run brought as it is.
@@ -121,7 +121,9 @@ class Staging(Readable):
         self._fds.append(fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is no plain file of ours: remove it")
+            raise TransferFailed(
+                Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
+            )
         if with_lock:
             try:
                 lock(fd, name, self._staging_fd)
@@ -254,7 +256,7 @@ class Staging(Readable):
                 self._destination.fd,
                 replace=self._destination.replace,
             )
-            # Before the sender hears that the file is complete: the rename itself is durable only by this.
+            # Before Complete is sent: only this sync makes the rename durable.
             os.fsync(self._destination.fd)
             # Last: as long as the file may be in staging after a crash, its ledger must be there to resume it.
             if self._has_lock():
@@ -283,7 +285,7 @@ class Staging(Readable):
             self._sync(os.fsync)
             digest = ledger.seal_digest(self._grid, self.entry.mtime_ns, share, root)
             self._ledger.append(ledger.encode_records([ledger.seal_record(share, digest)]))
-            # Before the sender hears that its share is complete: the seal, both names, and the staging directory.
+            # Before Complete is sent: make the seal, both names, and the staging directory durable.
             os.fsync(self._ledger.fd)
             os.fsync(self._staging_fd)
             os.fsync(self._destination.fd)
@@ -297,7 +299,7 @@ class Staging(Readable):
         """
         with self._sync_mutex:
             if self.is_lost:
-                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the transfer again")
+                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the command again")
         self._cut_and_put_attributes()
         self._check_named()
         self._check_whole()
@@ -319,7 +321,7 @@ class Staging(Readable):
     def _check_named(self) -> None:
         """Check that both files of this staging still have their names. Raises TransferFailed(DESTINATION), OSError."""
         if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
-            reason = "another process replaced its staging: run the transfer again"
+            reason = "another process replaced its staging: run the same command again"
             raise TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     def _check_whole(self) -> None:
@@ -339,9 +341,9 @@ class Staging(Readable):
                     raise self._poisoned(f"bytes {start} to {end} are gone")
 
     def _poisoned(self, what: str) -> TransferFailed:
-        """Trust nothing of it until it is opened again, which hashes what is there; return the error that says so."""
+        """Mark the staging as not to be trusted until it is opened and hashed again; return the error that says so."""
         self.is_lost = True
-        reason = f"another process changed its staging ({what}): run the transfer again"
+        reason = f"another process changed its staging ({what}): run the same command again"
         return TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     # --- the end
@@ -372,12 +374,12 @@ class Staging(Readable):
                 # Bytes that no ledger notes can't be resumed: they would only take space.
                 if self._is_locked and not self._ledger.has_records:
                     self.discard()
-        # From now on another file may get these numbers, and a thread that comes too late must not touch it.
+        # Another file may get these descriptor numbers now: a thread that is still writing must not write into it.
         self.fd = self._ledger.fd = self._staging_fd = -1
         try:
             while self._fds:
                 os.close(self._fds.pop())
-        except OSError:  # close(2) tells of a failed write; the other descriptors are still open
+        except OSError:  # close(2) reports a failed write; the other descriptors are still open
             self.close()
             raise
         self._destination.tidy()

@@ -138,7 +138,7 @@ class ChunkStates(StateTable):
             return Delivery.COMPARE
         if state == WRITING:
             if self._writers[index] is writer:
-                raise RemoteProtocolError(f"segment {index} stands in a chunk twice")
+                raise RemoteProtocolError(f"a chunk has segment {index} twice")
             return Delivery.WAIT
         self._states[index] = WRITING
         self._writers[index] = writer

@@ -80,7 +80,7 @@ class FileShare:
         if position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
             whose = f"shard {self.share}" if self.share.count > 1 else f"file {segment.file_id}"
-            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
+            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are not a segment of {whose}")
         return position
 
     def position(self, segment: m.Segment) -> int | None:
@@ -98,7 +98,7 @@ class FileShare:
                 assert isinstance(staging, Staging)  # `begin` refuses writes into a committed file
                 return IncomingSegment(staging, position, segment, True, staging)
             if other is not None and not other.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection hangs in segment {position}")
+                raise ConnectionLost(f"another connection is still writing segment {position}")
 
     def begin(self, position: int, writer: Writer) -> tuple[Delivery, Writer | None]:
         """Begin one segment; where the answer is WAIT, return also the writer that has to stop first.

@@ -50,7 +50,7 @@ class FileTarget:
             log.warning(
                 "shares_set_aside",
                 shares=file_share.file.set_aside,
-                reason="they are of another source, or of another number of shards",
+                reason="these shares come from another source, or from another number of shards",
             )
         if claimed:
             rehasher.add_all(self._work(file_share.share, start, stop) for start, stop in runs(states, CLAIMED))

@@ -91,7 +91,7 @@ class PipeTarget:
         """Compare what was passed on with what the sender read; return the root digest."""
         self.more()
         if not self.chunks.is_whole(finish):
-            raise TransferFailed(Code.DIGEST, "the output differs from what the sender read: run it again")
+            raise TransferFailed(Code.DIGEST, "the output differs from what the sender read: run the pipe again")
         self._counters.is_growing = False
         return self.chunks.root_digest()
 

@@ -30,9 +30,10 @@ from receiver.pipe.ordered_writer import OrderedWriter
 from receiver.pipe.window import count_slots
 
 LISTENERS_MOST: Final = 3
-"""Connections that hear of one chunk. A sender waits for one, and may have closed others that had brought it."""
+"""How many connections get the acknowledgement of one chunk. The sender waits for it on one of them; it may have closed
+the others after they brought the chunk."""
 WAITING_SECONDS: Final = 1.0
-"""A write that takes longer than this waits for a reader: the sender is told."""
+"""A write that takes longer than this waits for the reader of the pipe: Progress tells the sender so."""
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class ReorderBuffer:
         self.chunk_size = chunk_size
         self.window_bytes = window_bytes
         self.was_sent_chunks = False
-        """Whether any chunk was begun: then the sender has heard that everything is needed."""
+        """Whether any chunk was begun: then the sender knows that everything is needed."""
         self.chunk_map = ChunkMap()
         """The chunks that were passed on."""
         self._grid = Grid(size or 0, chunk_size)
@@ -143,14 +144,14 @@ class ReorderBuffer:
         segment = header.segments[0]
         position = self.position(segment)
         if segment.file_id != 0 or position is None or len(header.segments) > 1:
-            raise RemoteProtocolError(f"chunk {header.chunk_id} is no chunk of what was offered")
+            raise RemoteProtocolError(f"chunk {header.chunk_id} is not in what was offered")
         self.was_sent_chunks = True
         while True:
             delivery, other = self.begin(position, segment.length, connection)
             if delivery is not Delivery.WAIT:
                 return [IncomingSegment(self, position, segment, delivery is Delivery.WRITE)]
             if other is not None and not other.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection hangs in chunk {position}")
+                raise ConnectionLost(f"another connection is still writing chunk {position}")
 
     def position(self, segment: m.Segment) -> int | None:
         """Return the position of a segment; None where it is not a chunk that is sent."""
@@ -163,7 +164,7 @@ class ReorderBuffer:
         return index
 
     def _position_of(self, index: int) -> int | None:
-        """Count the segments before this one that are not in holes; None where it is in a hole itself."""
+        """Count the segments before this one that are not in holes; return None if this one is in a hole."""
         before = 0
         for first, end in self._holes:
             if index < first:
@@ -198,7 +199,7 @@ class ReorderBuffer:
                 return Delivery.COMPARE, None
             if chunk is not None:
                 if chunk.writer is writer:
-                    raise RemoteProtocolError(f"chunk {position} is sent twice at once")
+                    raise RemoteProtocolError(f"a connection sends chunk {position} twice at once")
                 return Delivery.WAIT, chunk.writer
             self._chunks[position] = _Chunk(writer, length)
             return Delivery.WRITE, None
@@ -219,9 +220,9 @@ class ReorderBuffer:
         position, digest, actual = segments[0].position, digests[0], computed[0]
         with self._changed:
             chunk = self._chunks.get(position)
-            if chunk is None:  # it was passed on before
+            if chunk is None:  # the chunk was already passed on
                 return digest == actual == self._digests[position - self._passed]
-            if chunk.digest:  # it was brought before, and waits for its turn
+            if chunk.digest:  # another connection already brought the chunk, and it waits for its turn
                 return digest == actual == chunk.digest
             if digest != actual:
                 del self._chunks[position]
@@ -288,7 +289,7 @@ class ReorderBuffer:
                 acknowledge()
 
     def _next(self) -> _Chunk | None:
-        """Wait for the next chunk; None where it was stopped. Raises RemoteProtocolError behind a short chunk."""
+        """Wait for the next chunk; return None after `stop`. Raises RemoteProtocolError behind a short chunk."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopped or self._is_here(self._passed))
             if self._is_stopped:

@@ -53,7 +53,7 @@ class OpenFile:
             fd = os.open(self.path, _OPEN)
             if not stat.S_ISFIFO(os.fstat(fd).st_mode):
                 os.close(fd)
-                raise OSError(errno.ESTALE, "not a FIFO any more")
+                raise OSError(errno.ESTALE, "it is no longer a FIFO")
             _enlarge(fd)
             self._fd = fd
         return self._fd

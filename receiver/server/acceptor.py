@@ -174,12 +174,12 @@ class Acceptor:
     def tick(self, now: float) -> None:
         """Turn away the connections whose opening took too long."""
         for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
-            self.turn_away(handshake, Code.TIMEOUT, f"no Hello within {limits.OPENING_SECONDS:g} s")
+            self.turn_away(handshake, Code.TIMEOUT, f"the sender said no Hello within {limits.OPENING_SECONDS:g} s")
 
     def stop(self) -> None:
         """Turn every connection away, and release the port."""
         for handshake in list(self._handshakes.values()):
-            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver ends")
+            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver was asked to end: start it again")
         for listener in self._listeners:
             listener.close()
 

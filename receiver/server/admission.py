@@ -102,7 +102,7 @@ class Admission:
             transfers = list(self._transfers.values())
         deadline = time.monotonic() + END_SECONDS
         for transfer in transfers:
-            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")
+            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: start it again")
             transfer.end_by(deadline, error)
         join_all(transfers, END_SECONDS)
 

@@ -55,7 +55,7 @@ class Handshake:
     def is_overdue(self, now: float) -> bool:
         """Whether the opening took too long."""
         patience = limits.OPENING_SECONDS
-        # A sender without --tls waits for a Greeting as long as that: it has to be told before it gives up.
+        # A sender without --tls waits for a Greeting for OPENING_SECONDS: it must get the Refusal before it gives up.
         if not self._is_secured and not self._was_heard:
             patience /= 2
         return now - self._begun_at > patience
@@ -96,10 +96,10 @@ class Handshake:
             self._wants_write = True
             return None
         except ssl.SSLEOFError:
-            raise ConnectionLost("closed in the TLS handshake") from None
+            raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).lower().replace("_", " ")
-            raise RemoteProtocolError(f"no TLS that this receiver accepts: {reason}", Code.POLICY) from None
+            raise RemoteProtocolError(f"the TLS handshake failed: {reason}", Code.POLICY) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 
@@ -113,7 +113,7 @@ class Handshake:
     def _read_on(self) -> m.Hello | None:
         some = self.socket.recv(self._wanted - len(self._received))
         if not some:
-            raise ConnectionLost("closed before it said Hello")
+            raise ConnectionLost("the sender closed the connection before Hello")
         self._received += some
         if len(self._received) < self._wanted:
             return None
@@ -131,7 +131,7 @@ class Handshake:
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
-            elif not self._was_heard:  # it waits for a Greeting in clear text
+            elif not self._was_heard:  # the sender waits for a Greeting in clear text
                 reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
                 socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
             if self._unsent:

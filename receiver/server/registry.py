@@ -160,7 +160,7 @@ class Registry:
             join_all([other])
         with self._lock:
             if self._output_holder is not None:
-                raise TransferFailed(Code.BUSY, "this receiver passes on another sender's bytes already")
+                raise TransferFailed(Code.BUSY, "the output of this receiver is locked by another transfer; retrying")
             self._output_holder = transfer
         return self._destination
 
@@ -199,7 +199,9 @@ class Registry:
         if not is_last:
             if file.is_lost:
                 self._failing(file)(
-                    TransferFailed(Code.DESTINATION, f"the staging of {file.content.path} was lost: run it again")
+                    TransferFailed(
+                        Code.DESTINATION, f"the staging of {file.content.path} was lost: run the command again"
+                    )
                 )
             return
         try:

@@ -137,9 +137,7 @@ def _peers_bytes(settings: ReceiverSettings, log: Any) -> int:
     limit = settings.memory_limit or process_limit.default_limit()
     if limit < process_limit.LIMIT_MIN_BYTES:
         least = format_size(process_limit.LIMIT_MIN_BYTES)
-        log.warning(
-            "little_memory", limit_bytes=limit, reason=f"a receiver may take {least} all the same: allow it that"
-        )
+        log.warning("little_memory", limit_bytes=limit, reason=f"a receiver needs up to {least}: raise the limit")
     return process_limit.budget_bytes(limit)
 
 

@@ -84,7 +84,7 @@ class DataConnection(threading.Thread):
         """When the latest chunk was begun."""
         self._keeps_memory_until = 0.0
         self._is_new = False
-        """Whether the chunk that is being received has segments that were not here before."""
+        """Whether the chunk that is being received has segments that were missing before."""
         self._moved_before_bytes = counters.moved_bytes
         """The `moved_bytes` of the counters when the latest chunk was begun."""
         self._is_ended = False
@@ -98,7 +98,9 @@ class DataConnection(threading.Thread):
         """Take the place of an older connection, say Welcome, receive chunks until the connection ends."""
         error = run_to_end(f"connection {self.connection_id}", self._serve)
         if isinstance(error, TransferFailed) and error.code is Code.LIMIT:
-            error = ConnectionLost(error.reason)  # no memory for this connection: the others go on without it
+            error = ConnectionLost(
+                error.reason
+            )  # no memory for this connection: the other connections go on without it
         try:
             self._end(error)
         finally:
@@ -116,7 +118,7 @@ class DataConnection(threading.Thread):
             self._shrink()
 
     def _patience(self) -> None:
-        """After each second without movement: a sender that is heard on any connection is alive."""
+        """Raise ConnectionLost if the sender is silent on every connection. Called each second without movement."""
         if self._shared.liveness.peer_is_silent:
             raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
 
@@ -142,7 +144,7 @@ class DataConnection(threading.Thread):
         return self._is_ended
 
     def _end(self, error: FilestreamerError | None) -> None:
-        """Detach from the files, then from the transfer; tell the peer what it did wrong."""
+        """Detach from the files, then from the transfer; send Abort if the sender broke the protocol."""
         self._clock.enter(None)
         try:
             self.counters.disconnect()
@@ -227,8 +229,8 @@ class DataConnection(threading.Thread):
     def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int]:
         """Return what receives a chunk, and how many bytes it has. Raises RemoteProtocolError."""
         target = self._connection_set.target
-        if target is None:  # a sender that came back sooner than its manifest was taken
-            raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
+        if target is None:  # a sender that reconnected before its manifest was taken
+            raise RemoteProtocolError("a chunk came before its file was offered", Code.UNKNOWN_TRANSFER)
         size = sum(segment.length for segment in header.segments)
         if size > self._shared.counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {size} bytes, more than a chunk")
@@ -287,7 +289,7 @@ class DataConnection(threading.Thread):
         Where this connection is gone, the sender sends the chunk again over another one.
         """
         if not self._detached.is_set():
-            with contextlib.suppress(ConnectionLost):  # the thread of this connection hears of it as well
+            with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
                 self._send_acknowledgement([chunk])
 
     def _send_acknowledgement(self, acknowledged: list[_ReceivedChunk]) -> None:

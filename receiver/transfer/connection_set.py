@@ -130,7 +130,7 @@ class ConnectionSet:
                     self._connections[connection.connection_id] = connection
                     return
             if not older.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"the older connection {connection.connection_id} hangs")
+                raise ConnectionLost(f"the older connection {connection.connection_id} does not end")
 
     def detach(self, connection: Member) -> None:
         """Remove a connection, and take back the segments that it was writing."""

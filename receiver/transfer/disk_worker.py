@@ -1,7 +1,7 @@
-"""Does for the coordinator what may wait for a disk, in a thread of its own.
+"""A thread that does the coordinator's work that may wait for a disk.
 
-The coordinator waits for the result in short steps. Between them it sends heartbeats: so the sender hears that this
-side lives, however long the disk takes.
+The coordinator waits for the result in short steps, and sends heartbeats between them: so the sender knows that the
+receiver lives, however long the disk takes.
 """
 
 import queue

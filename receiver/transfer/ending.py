@@ -56,7 +56,7 @@ class Ending:
             return None
         what = "the sync" if context.syncer.is_alive else "a write"
         path = context.counters.name
-        return f"{what} of an earlier transfer hangs in {path}: check the disk; the name is free when it answers"
+        return f"{what} of an earlier transfer hangs in {path}: check the disk; the name is free when the disk answers"
 
     def release(self) -> None:
         """Stop all threads, close the target and release the names; go on after LEAVE_SECONDS, whatever hangs."""

@@ -102,7 +102,7 @@ class Liveness:
         self.has_listed = True
         self._listed = max(self._listed, part.first_file_id + len(part.entries))
 
-    def heard(self, message: m.Progress) -> None:
+    def take_progress(self, message: m.Progress) -> None:
         """Take in what the sender says of its own progress."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         self._peer_waits = message.phase is m.Phase.WAITING

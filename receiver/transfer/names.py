@@ -24,11 +24,11 @@ class Claimant(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is durable: it is only kept to answer a sender that has not heard so."""
+        """Whether everything is durable: the transfer is only kept to send Complete again."""
 
     @property
     def has_passed_on(self) -> bool:
-        """Whether an output has bytes of it: these can't be taken back."""
+        """Whether bytes of the transfer were written to an output: they can't be taken back."""
 
     @property
     def yields(self) -> bool:
@@ -36,7 +36,7 @@ class Claimant(Protocol):
 
     @property
     def hangs(self) -> str | None:
-        """Why it still has its names although it has ended: a thread of it waits for a disk. None where none does."""
+        """Why an ended transfer still has its names: one of its threads waits for a disk. None if none does."""
 
     def yield_to_newer(self) -> None:
         """Ask it to end soon, because a newer transfer needs its names."""

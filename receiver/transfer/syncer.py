@@ -38,7 +38,9 @@ class Syncer:
         thread = threading.Thread(target=run, name="sync", daemon=True)
         try:
             start_thread(thread, "the sync")
-        except TransferFailed:  # the sender hears nothing until the disk is done, which is better than to give up
+        except (
+            TransferFailed
+        ):  # without a thread, no heartbeat is sent until the disk is done: still better than to give up
             if error := run_to_end("sync", step):
                 raise error from None
             self._mailbox.post_now(Synced())

@@ -44,12 +44,12 @@ class TargetOpener:
     def open(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         """Claim and open what the first part of a manifest offers. Raises TransferFailed, RemoteProtocolError."""
         if part.first_file_id:
-            raise TransferFailed(Code.UNKNOWN_TRANSFER, "the beginning of the manifest is not known here: begin again")
+            raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not have the beginning of the manifest")
         # An entry at the top, which is all that is sent: the others are a tree, even a single one below a directory.
         is_alone = len(part.entries) == 1 and part.last and b"/" not in part.entries[0].path
         entry = part.entries[0] if is_alone else None
         if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
-            raise RemoteProtocolError("a shard was offered of something else than one file without a directory")
+            raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
         output = self._claim_output(is_alone=is_alone)
         if entry is not None and (output is not None or entry.type is m.EntryType.STREAM):
             return self._open_pipe(output, entry, offer)
@@ -74,7 +74,7 @@ class TargetOpener:
         if output is not None and not is_alone:
             raise TransferFailed(
                 Code.POLICY,
-                f"this receiver writes one file to {output.path}, no tree: use tar c DIR | filestreamer-sender -",
+                f"this receiver writes one file to {output.path}, not a tree: use tar c DIR | filestreamer-sender -",
             )
         return output
 
@@ -83,7 +83,7 @@ class TargetOpener:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         share = Share(*offer.shard) if offer.shard is not None else WHOLE
         if entry.holes and share.count > 1:
-            raise TransferFailed(Code.POLICY, "a shard is sent without holes")
+            raise TransferFailed(Code.POLICY, "a shard must not have holes")
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -117,11 +117,11 @@ class TargetOpener:
         context = self._context
         is_stream = entry.type is m.EntryType.STREAM
         if offer.shard is not None:
-            raise TransferFailed(Code.POLICY, "standard output is not put together from shards")
+            raise TransferFailed(Code.POLICY, "standard output can't be received in shards")
         if not (is_stream or entry.type is m.EntryType.FILE):
-            raise TransferFailed(Code.POLICY, "standard output takes a plain file, or a stream")
+            raise TransferFailed(Code.POLICY, "standard output takes one file or stream")
         if is_stream and entry.size:
-            raise RemoteProtocolError("a stream has no size before its end")
+            raise RemoteProtocolError("a stream was offered with a size")
         with self._reporting_refusal():
             window_bytes, self.window_cost_bytes = borrow_window(context.account, offer.chunk_size, self._window_bytes)
         file_share: FileShare | None = None

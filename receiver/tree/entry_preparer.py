@@ -112,7 +112,7 @@ class EntryPreparer:
         Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
         """
         if entry.xattrs:
-            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
+            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
         if root != self._lasting_root:
@@ -141,7 +141,7 @@ class EntryPreparer:
                 case EntryType.FILE:
                     return self._prepare_file(entry, file_id)
                 case _:
-                    raise TransferFailed(Code.POLICY, "a stream is sent alone")
+                    raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self._shown(entry)}") from None
 
@@ -212,7 +212,7 @@ class EntryPreparer:
 
     def _check_replace(self, entry: Entry, there: os.stat_result | None) -> None:
         if there is not None and not self._destination.replace:
-            reason = f"{self._shown(entry)} exists, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason)
 
     @contextlib.contextmanager
@@ -221,7 +221,7 @@ class EntryPreparer:
         try:
             yield
         except FileExistsError:
-            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason) from None
 
     def _shown(self, entry: Entry) -> str:

@@ -138,7 +138,7 @@ class LargeFiles:
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
         if large.mark is not None and found != large.mark:
-            raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}")
+            raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}; retrying")
 
     # --- room
 

@@ -134,10 +134,10 @@ class TreeTarget:
         """Keep a new part, and answer it as soon as it is taken up; answer a known part with what is known now."""
         archive = self._archive
         if self._expected is not None and part.first_file_id != self._expected:
-            raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, and {self._expected} is next")
+            raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, not with {self._expected}")
         self._expected = part.first_file_id + len(part.entries)
         if part.first_file_id > archive.entries:
-            reason = "the parts of the manifest that were left out are not known here: begin again"
+            reason = "this receiver does not have the parts of the manifest before this one"
             raise TransferFailed(Code.UNKNOWN_TRANSFER, reason)
         number = archive.beginning_with(part.first_file_id)
         if number is None and (part.first_file_id != archive.entries or archive.is_listed):
@@ -272,7 +272,7 @@ class TreeTarget:
             entry = part_state.entries[index]
             is_further_name = self._entry_preparer.is_further_name(entry, file_id)
             if entry.type is not m.EntryType.FILE or (state == NOTHING and not is_further_name):
-                raise RemoteProtocolError(f"file {file_id} is withdrawn, and has nothing to be sent")
+                raise RemoteProtocolError(f"file {file_id} was withdrawn, but has no bytes to send")
             if state == WITHDRAWN:
                 return
             part_state.set(index, WITHDRAWN)

@@ -107,7 +107,7 @@ class TreeWriter:
         position = self._position(entry, segment)
         if state == NOTHING or position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-            raise RemoteProtocolError(f"{where} are no segment of file {segment.file_id}")
+            raise RemoteProtocolError(f"{where} are not a segment of file {segment.file_id}")
         if state == UNCHECKED:
             raise RemoteProtocolError(f"file {segment.file_id} was accepted unread")
         if not is_alone and index in part_state.large:  # else one chunk could have a thousand files open
@@ -134,7 +134,7 @@ class TreeWriter:
         if part_state.state(index) == WRITING:
             other = part_state.writing[index].connection
             if other is connection:
-                raise RemoteProtocolError(f"file {segment.file_id} stands in a chunk twice")
+                raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
         name = self._staging.name(segment.file_id, connection.connection_id)
         file = SmallFile(self._staging, name, part_state.entries[index], connection)

@@ -235,7 +235,7 @@ class Committer:
         except OSError as error:
             shown = shown_path(self._destination, file.path)
             if isinstance(error, FileExistsError):
-                reason = f"{shown} exists by now, and --no-replace forbids to replace it"
+                reason = f"{shown} exists by now, and --no-replace forbids replacing it"
                 raise TransferFailed(Code.EXISTS, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
 
@@ -246,7 +246,7 @@ class Committer:
             what = f"it has {status.st_size} bytes, and {file.size} were written"
             shown = shown_path(self._destination, file.path)
             raise TransferFailed(
-                Code.DESTINATION, f"{shown}: another process changed its staging ({what}): run the transfer again"
+                Code.DESTINATION, f"{shown}: another process changed its staging ({what}): run the same command again"
             )
 
     def _discard(self, files: Iterable[StagedFile]) -> None:

@@ -66,7 +66,7 @@ class TreeStaging:
                 try:
                     fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise TransferFailed(Code.BUSY, f"{shown} is locked by another process") from None
+                    raise TransferFailed(Code.BUSY, f"{shown} is locked by another process; retrying") from None
                 if is_named(self.fd, self._name, self._staging_fd):
                     self._is_locked = True
                     return
