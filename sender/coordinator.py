@@ -90,9 +90,9 @@ class Transfer:
         )
         self.root_digest: bytes | None = None
         self.on_few_threads: Callable[[], None] = before.on_few_threads if before is not None else _do_nothing
-        """Called where a thread that the transfer needs does not start, to end one that it does not need."""
+        """Called if a thread that the transfer needs can't be started: the caller may stop another thread for it."""
         self._is_interrupted = False
-        self._committed: bool | None = None  # what Complete said
+        self._committed: bool | None = None  # the `committed` of Complete
         self._was_finished = False  # whether Finish was said
         self._reached: tuple[Address, bytes] | None = None  # where control was last, and the incarnation there
 
@@ -145,12 +145,12 @@ class Transfer:
         return self._link.channel is not None
 
     def interrupt(self, signal_number: int) -> None:
-        """End soon, without waiting for a receiver that reads nothing. For the handler of a signal."""
+        """End the transfer soon, even if the receiver reads nothing. For a signal handler."""
         self._is_interrupted = self._link.is_hurried = True
         self.mailbox.post(Signalled(signal_number))
 
     def run(self) -> bool:
-        """Send it all; return whether it is committed (False: a shard, which waits for the others).
+        """Send everything; return whether the receiver has committed it (False: a shard, which waits for the others).
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
@@ -222,7 +222,7 @@ class Transfer:
             case Withdrew():
                 self._withdrawals.take(event)
             case PartDone() | Grown():
-                pass  # what follows from it, `_go_on` and `_tick` do after each event
+                pass  # `_go_on` and `_tick` act on it after each event
             case _:
                 raise AssertionError(event)
 
@@ -237,7 +237,10 @@ class Transfer:
         self._withdrawals.withdraw_links(part)
 
     def _take_stream_chunk(self) -> None:
-        """Take in what was read of a stream since. For the thread that reads it: chunks do not wait for an event."""
+        """Queue the chunks of a stream that were read since the last call.
+
+        The thread that reads the stream calls this itself, so that chunks do not wait for the coordinator.
+        """
         part, stream = self._manifest.parts[0], self._manifest.stream
         assert isinstance(part, StreamPart)
         assert stream is not None
@@ -356,7 +359,7 @@ class Transfer:
             case m.Abort():
                 self._take_abort(message)
             case _:
-                pass  # the session lets nothing else through
+                pass  # the session allows no other message
 
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
         """Queue what is needed. Raises BeginAgain where a tree misses something after Finish (`reopen`)."""
@@ -382,7 +385,7 @@ class Transfer:
 
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked and (self._manifest.is_single or self._settings.checksum):
-            raise RemoteProtocolError("the receiver accepts files unread that have to be compared")
+            raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
         self._manifest.take_answer(message.file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
@@ -390,9 +393,9 @@ class Transfer:
 
     def _take_complete(self, message: m.Complete) -> None:
         if not message.committed and self._settings.shard.count == 1:
-            raise RemoteProtocolError("the receiver does not commit a file that has no other shards")
+            raise RemoteProtocolError("the receiver does not commit the file, which has no other shards")
         if not self._was_finished:
-            raise RemoteProtocolError("the receiver says Complete before everything was sent")
+            raise RemoteProtocolError("the receiver sent Complete before all chunks were sent")
         self._committed = message.committed
 
     def _take_abort(self, message: m.Abort) -> None:

@@ -34,7 +34,7 @@ class SendWindow:
     def remove(self, chunk_id: int) -> SentChunk:
         """Take in that the receiver has answered a chunk. Raises RemoteProtocolError for one that was not sent."""
         if chunk_id not in self._chunks:
-            raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
+            raise RemoteProtocolError(f"the receiver acknowledged chunk {chunk_id}, which was not sent")
         chunk = self._chunks.pop(chunk_id)
         self._bytes -= chunk.payload_bytes
         return chunk

@@ -110,7 +110,7 @@ class ConnectionCounters:
     is_dismissed: bool = False
     """Whether it ended in order before the transfer did, as fewer connections are enough."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
+    """Seconds in each stage of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
 
     @property
     def bytes_in_flight(self) -> int:
@@ -157,9 +157,9 @@ class TransferCounters:
     unchecked_bytes: int = 0
     """Bytes of files that were taken for equal because of size and mtime."""
     skipped: list[Skipped] = field(default_factory=list)
-    """The first SKIPPED_MAX entries that were skipped; a failure displaces an entry that is none."""
+    """The first SKIPPED_MAX entries that were skipped; an entry that is a failure displaces one that is not."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
-    """How many entries were skipped, by kind. A receiver gets both from the sender's Finish."""
+    """How many entries were skipped, by kind. A receiver takes these two fields from the sender's Finish."""
     tolerated: frozenset[SkipKind] = frozenset()
     """Kinds that are no failure, by --tolerate."""
     rehashed_bytes: int = 0
@@ -243,9 +243,9 @@ class TransferCounters:
             for kind, count in sorted(self.skipped_kinds.items())
             if self.is_failure(kind)
         ]
-        example = f"; the first: {first.path}: {first.reason}" if first is not None else ""
+        example = f", the first: {first.path}: {first.reason}" if first is not None else ""
         entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
-        return Partial(f"{entries} skipped ({', '.join(kinds)}), everything else is in place{example}")
+        return Partial(f"{entries} skipped ({', '.join(kinds)}){example}; all other files are complete")
 
     def start_over(self) -> None:
         """Forget what was acknowledged and held, as a restarted receiver answers from the start."""

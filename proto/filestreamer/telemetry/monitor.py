@@ -89,7 +89,9 @@ class Monitor:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if address is not None:
                 raise UsageError(f"--metrics {where}: {reason}") from None
-            self._log.warning("no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another")
+            self._log.warning(
+                "no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another address"
+            )
             return
         routes = {
             "/": _page,

@@ -33,7 +33,7 @@ class _ResultWriter:
         self._to, self._log = to, log
         signals.before_exit(self._drain)
         if not self._background.add(job, size_bytes):
-            log.warning("result_not_written", to=to, reason="earlier results are still waiting for their reader")
+            log.warning("result_not_written", to=to, reason="earlier results still wait for the reader")
 
     def pause(self) -> None:
         """Wait a moment for results to be written."""
@@ -42,7 +42,7 @@ class _ResultWriter:
     def _drain(self, seconds: float) -> None:
         if not self._background.drain(seconds):
             self._log.warning(
-                "result_not_written", to=self._to, reason="its reader takes nothing, or its disk does not answer"
+                "result_not_written", to=self._to, reason="the reader does not read, or the disk does not answer"
             )
 
 

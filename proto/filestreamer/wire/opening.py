@@ -62,7 +62,7 @@ class ReceiverOpening:
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
         if message.version != limits.VERSION:
             spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
-            raise RemoteProtocolError(f"{spoken}: update the older", Code.VERSION)
+            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         self._hello, self._hello_body, self.peer_features = message, body, message.features
         return message if self._token is None else None
 
@@ -139,7 +139,9 @@ class SenderOpening:
     def _check(self, greeting: m.Greeting) -> None:
         if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
             spoken = f"{greeting.lowest_version} to {greeting.highest_version}"
-            reason = f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older"
+            reason = (
+                f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older one"
+            )
             raise RemoteProtocolError(reason, Code.VERSION)
         if greeting.token_required and self._token is None and self._own is not None:
             self._token = self._own()

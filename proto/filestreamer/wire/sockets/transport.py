@@ -72,7 +72,7 @@ class Channel:
         try:
             self.peer = format_address(sock.getpeername())
         except OSError as error:
-            raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
+            raise ConnectionLost(f"the peer reset the connection as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
         # A buffer that is too small for a block is not worth a huge page, which takes 2 MiB.
         self._buffer = memory.mapped(payload_bytes + _FRAME_AREA_BYTES, huge=payload_bytes >= limits.BLOCK_BYTES)
