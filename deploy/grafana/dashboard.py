@@ -386,7 +386,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
             ),
             heatmap(
                 "Chunk latency",
-                "From being dealt to a connection to being acknowledged. Two bands: some connections are slower.",
+                "From being assigned to a connection to being acknowledged. Two bands: some connections are slower.",
                 f"sum by (le) (increase(filestreamer_sender_chunk_seconds_bucket{TRANSFER}[$__rate_interval]))",
             ),
         ],

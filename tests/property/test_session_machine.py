@@ -125,7 +125,7 @@ class TwoEnds(RuleBasedStateMachine):
     def ends_agree_when_nothing_is_under_way(self) -> None:
         """They are in the same state, but for one case: a Finish that crossed a Needed.
 
-        Then the sender deals again, and the receiver knows that it will hear of Finish once more.
+        Then the sender assigns chunks again, and the receiver knows that another Finish follows.
         """
         if any(self.under_way.values()) or self.aborted_itself:
             return
