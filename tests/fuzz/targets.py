@@ -120,7 +120,7 @@ def fuzz_conversation(rng: Random, have: Corpus) -> None:
     said = have.control_up if me == "receiver" else have.control_down
     read = Reading(mutated_stream(rng, said, have))
     session = Session(me, role)
-    if me == "sender" and rng.random() < 0.8:  # what it says before it hears anything
+    if me == "sender" and rng.random() < 0.8:  # what a sender sends before it receives anything
         for body in have.control_up[: rng.randrange(4)]:
             try_sending(session, decode(body))
     while True:

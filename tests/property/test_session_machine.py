@@ -83,7 +83,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(side=st.sampled_from(SIDES), data=st.data())
     def sends_many(self, side: Side, data: st.DataObject) -> None:
-        """One end says several things before it hears anything."""
+        """One end sends several messages before it receives any."""
         for message in data.draw(st.lists(st.sampled_from(self.said[side]), min_size=2, max_size=6)):
             self.say(side, message)
 

@@ -2,7 +2,7 @@
 
     append   keep a part as it came; it may wait long before it is taken up
     save     keep the states and digests of a part that is done
-    restore  read it back: it is listed again, a chunk comes twice, a file is withdrawn late
+    restore  read it back: it is listed again, a chunk comes twice, a file is withdrawn after it was archived
     digests  yield the digests of all files in order, at the end
 
 In memory are eight bytes for each part. One thread appends and saves; any thread may read.
