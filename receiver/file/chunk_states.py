@@ -38,7 +38,7 @@ class ChunkStates(StateTable):
     """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
 
     def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
-        """Begin with what the ledger claims on this grid. Takes over the tables of `claims`: a copy needs more memory."""
+        """Begin with what the ledger claims on this grid. Takes over the tables of `claims`: a copy costs memory."""
         if claims is not None and claims.present:
             super().__init__(claims.present, claims.digests)  # 1 for what is there: CLAIMED
         else:

@@ -37,13 +37,13 @@ from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
 
 SHRINK_SECONDS: Final = 1.0
-"""A connection that gives memory back does so in steps, at most one in this time."""
+"""A connection gives memory back in steps; at most one step in this time."""
 MISMATCHES_LOGGED: Final = 8
 """Damaged chunks of one connection that are logged; the result counts all of them."""
 
 
 class _ReceivedChunk(NamedTuple):
-    """A chunk that was right, and has to be acknowledged."""
+    """A chunk with correct digests that has to be acknowledged."""
 
     chunk_id: int
     bytes: int
@@ -67,9 +67,9 @@ class DataConnection(threading.Thread):
         self.channel = channel
         self.counters = counters
         self.new_bytes = 0
-        """Bytes of chunks that were received and right, each segment once."""
+        """Bytes of chunks that were received with correct digests, each segment once."""
         self.idle_since: float | None = time.monotonic()
-        """Since when no chunk is being received (monotonic); None while one is."""
+        """Since when no chunk was being received (monotonic); None while a chunk is being received."""
         self._shared = context
         self._connection_set = context.connection_set
         self._welcome = welcome
@@ -133,7 +133,7 @@ class DataConnection(threading.Thread):
             self._budget, self._keeps_memory_until = to, self._begun_at + SHRINK_SECONDS
 
     def stop(self, seconds: float | None) -> bool:
-        """Shut the connection; return whether its thread uses no file any more within `seconds`."""
+        """Shut the connection; return whether its thread has stopped using files within `seconds`."""
         self._is_ended = True
         self.channel.shut()
         return self._detached.wait(seconds)
@@ -150,7 +150,7 @@ class DataConnection(threading.Thread):
             self.counters.disconnect()
             failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.detach(self))
             self._report_end(failure or error)
-        finally:  # `stop` waits for this, whatever is wrong here
+        finally:  # `stop` waits for this, even after an error
             self._detached.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
@@ -160,7 +160,7 @@ class DataConnection(threading.Thread):
                 pass
 
     def _report_end(self, error: FilestreamerError | None) -> None:
-        """Say why the connection ended; a failure that is not the connection's own ends the transfer."""
+        """Log why the connection ended; an error that concerns the whole transfer ends the transfer."""
         context = self._shared
         context.liveness.has_lost_connection = True
         if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
@@ -178,7 +178,7 @@ class DataConnection(threading.Thread):
         try:
             body = self.channel.read_body()
         except FilestreamerError:
-            self._clock.drop()  # waiting for a frame that never came is no stage: nothing was left to be received
+            self._clock.drop()  # the wait for a frame that never came does not count as a stage
             raise
         message = decode(body)
         self._session.received(message)
@@ -227,7 +227,7 @@ class DataConnection(threading.Thread):
             self.acknowledge()
 
     def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int]:
-        """Return what receives a chunk, and how many bytes it has. Raises RemoteProtocolError."""
+        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk. Raises RemoteProtocolError."""
         target = self._connection_set.target
         if target is None:  # a sender that reconnected before its manifest was taken
             raise RemoteProtocolError("a chunk came before its file was offered", Code.UNKNOWN_TRANSFER)
@@ -275,7 +275,7 @@ class DataConnection(threading.Thread):
         if not self._unacknowledged:
             return
         interrupted = self._clock.enter("acknowledge")
-        # The ledger comes first: what the sender counts as done must be found by the next run.
+        # The ledger comes first: the next run must find every segment that the sender counts as done.
         for ledger, records in self._unrecorded.items():
             ledger.record(records)
         acknowledged = self._unacknowledged

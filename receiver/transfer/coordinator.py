@@ -54,12 +54,12 @@ class Coordinator:
         self._counters = context.counters
         self._offer: m.Offer | None = None
         self.opening = threading.Lock()
-        """Protects the moment when the target is opened: where the transfer is over by then, it is closed again."""
+        """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
         self._is_finishing = False
         """Whether the sender said Finish with the right root digest."""
         self.root_digest: bytes | None = None
         self.complete: m.Complete | None = None
-        """What the sender is told as soon as everything is durable."""
+        """The Complete to send as soon as everything is durable."""
         self._completed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was sent over."""

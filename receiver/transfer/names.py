@@ -1,4 +1,4 @@
-"""What transfers and the registry of names know of each other (`receiver.server.registry`).
+"""The interfaces between transfers and the registry of names (`receiver.server.registry`).
 
 A transfer is a `Claimant`: it claims its names before it receives anything, and may have to yield them to a newer one.
 The registry is `Names`.
@@ -39,16 +39,16 @@ class Claimant(Protocol):
         """Why an ended transfer still has its names: one of its threads waits for a disk. None if none does."""
 
     def yield_to_newer(self) -> None:
-        """Ask it to end soon, because a newer transfer needs its names."""
+        """Ask the transfer to end soon, because a newer one needs its names."""
 
     def end_soon(self, error: FilestreamerError) -> None:
-        """Ask it to end soon, for this error."""
+        """Ask the transfer to end soon, with this error."""
 
     def cut(self) -> None:
-        """Shut its connections, so that no thread of it waits for a peer any more."""
+        """Shut the connections of the transfer, so that none of its threads waits for a peer any more."""
 
     def join(self, timeout: float) -> None:
-        """Wait for its end."""
+        """Wait until the transfer has ended, at most `timeout` seconds."""
 
 
 class Names(Protocol):

@@ -20,7 +20,7 @@ class Syncer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step was begun, and `join` was not called since."""
+        """Whether a step was begun and not finished by `join`."""
         return self._thread is not None
 
     @property

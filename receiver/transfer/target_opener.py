@@ -1,4 +1,4 @@
-"""Which target receives what a sender offers, and the claims and the memory that it needs.
+"""Opens the target that receives what a sender offers; claims its names, and borrows its memory.
 
 the receiver writes to an output, or a stream is offered    PipeTarget
 one file at the top of the manifest                         FileTarget
@@ -26,11 +26,11 @@ from receiver.transfer.context import Context
 from receiver.transfer.mailbox import Nudged
 
 COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
-"""A sender that is refused for these reasons tries again soon: a try is not reported as a transfer of its own."""
+"""After these refusals a sender soon tries again: its tries are not reported as transfers of their own."""
 
 
 class TargetOpener:
-    """Opens the target of one transfer. For the thread that does for the coordinator what may wait for a disk."""
+    """Opens the target of one transfer. For the thread of the `DiskWorker`."""
 
     def __init__(self, context: Context, window_bytes: int) -> None:
         """`window_bytes` is the most that a pipe may have as its window."""
@@ -39,7 +39,7 @@ class TargetOpener:
         self.window_cost_bytes = 0
         """The memory that was borrowed for the window of a pipe."""
         self.was_offered = False
-        """Whether the sender came as far as to offer something that no other transfer receives."""
+        """Whether the sender has offered something, and no other transfer receives that."""
 
     def open(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         """Claim and open what the first part of a manifest offers. Raises TransferFailed, RemoteProtocolError."""
@@ -61,7 +61,7 @@ class TargetOpener:
 
     @contextmanager
     def _reporting_refusal(self) -> Iterator[None]:
-        """Count what was refused as offered, unless its sender comes again."""
+        """Count a refused offer as offered, unless the sender will try again (COMES_AGAIN)."""
         try:
             yield
         except TransferFailed as error:
@@ -69,7 +69,7 @@ class TargetOpener:
             raise
 
     def _claim_output(self, *, is_alone: bool) -> OpenFile | None:
-        """Claim what is written in order, if the receiver has such an output. Raises TransferFailed (POLICY, BUSY)."""
+        """Claim the output of the receiver, if it has one. Raises TransferFailed (POLICY, BUSY)."""
         output = self._context.names.claim_stdout(self._context.transfer)
         if output is not None and not is_alone:
             raise TransferFailed(
@@ -113,7 +113,7 @@ class TargetOpener:
         )
 
     def _open_pipe(self, output: OpenFile | None, entry: m.Entry, offer: m.Offer) -> Target:
-        """Open what is written in order: to the output of this receiver, or a stream to a file."""
+        """Open the target of a pipe: the output of this receiver, or a new file for a stream."""
         context = self._context
         is_stream = entry.type is m.EntryType.STREAM
         if offer.shard is not None:

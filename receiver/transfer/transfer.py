@@ -103,7 +103,7 @@ class Transfer(threading.Thread):
         if hello.features != self.context.features:
             raise RemoteProtocolError("the connections of a transfer name different features")
 
-    # --- what others see
+    # --- for the server, the registry and newer transfers: questions
 
     @property
     def is_complete(self) -> bool:
@@ -135,12 +135,12 @@ class Transfer(threading.Thread):
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was asked to end, or ends."""
+        """Whether the transfer was asked to end, or is ending."""
         return self._ending.error is not None or self._over.is_set()
 
     @property
     def yields(self) -> bool:
-        """Whether a newer transfer may take its names: its sender is gone or makes no progress, or it is complete."""
+        """Whether a newer transfer may take the names: the sender is gone or makes no progress, or all is complete."""
         return self.is_complete or self._over.is_set() or self.liveness.is_orphaned or self.liveness.is_stalled
 
     @property
@@ -148,14 +148,14 @@ class Transfer(threading.Thread):
         """Why an ended transfer still has its names: one of its threads waits for a disk. None if none does."""
         return self._ending.hangs(is_running=self.is_alive())
 
-    # --- what others ask
+    # --- for the server, the registry and newer transfers: requests
 
     def end_soon(self, error: FilestreamerError) -> None:
-        """Ask it to end for this error, before it acts on anything else. Never waits."""
+        """Ask the transfer to end with this error, before it acts on any other event. Never waits."""
         self._ending.ask(error)
 
     def end_by(self, deadline: float, error: FilestreamerError) -> None:
-        """Ask it to end, and to wait for nothing beyond this moment (monotonic): the process ends."""
+        """Ask the transfer to end by `deadline` (monotonic), when the process ends."""
         self._ending.deadline = deadline
         if self.is_complete:
             self.dismiss()
@@ -172,7 +172,7 @@ class Transfer(threading.Thread):
         self.end_soon(TransferFailed(Code.TIMEOUT, f"{reason}, and another transfer needs the place"))
 
     def yield_to_newer(self) -> None:
-        """Ask it to end soon, because a newer sender needs its names."""
+        """Ask the transfer to end soon, because a newer one needs its names."""
         if self.is_complete:
             self.dismiss()
         else:
