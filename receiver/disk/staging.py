@@ -73,7 +73,7 @@ class Staging(Readable):
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
     def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
-        """Open it once (`open` tries again). Raises TransferFailed, OSError."""
+        """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
         super().__init__(shown_path(destination, path), -1)
         self.entry = entry
         self.holes = entry.holes
@@ -94,15 +94,15 @@ class Staging(Readable):
         self._fds = [self._staging_fd]
         """The descriptors that `close` closes."""
         try:
-            # The lock comes first: nothing is changed that may be another process's. Space comes second: a file that
-            # does not fit leaves what an earlier run brought as it is.
+            # The lock comes first: nothing may be changed that another process is using. Space comes second: if the
+            # file does not fit, the bytes of an earlier run stay as they are.
             self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
             self._is_locked = True
             self._check_space(reserved_bytes)
             self._drop_filled_holes()
             if self._data_exists():
                 self.claims = self._ledger.load(grid)
-            else:  # a ledger without its bytes is what a crash after the rename leaves
+            else:  # a crash after the rename leaves a ledger without staged bytes
                 self.claims = ledger.Claims.none(grid)
                 self._ledger.rewrite(grid, self.claims)
             self.fd = self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
@@ -136,7 +136,7 @@ class Staging(Readable):
         return fd
 
     def _check_space(self, reserved_bytes: int) -> None:
-        """Check that what is missing of the file fits. Raises TransferFailed(NO_SPACE), OSError."""
+        """Check that the missing bytes of the file fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""
         try:
             there_bytes = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
@@ -148,9 +148,9 @@ class Staging(Readable):
             raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
 
     def _drop_filled_holes(self) -> None:
-        """Remove the staged bytes if an earlier run wrote into what is a hole now. Raises OSError.
+        """Remove the staged bytes if an earlier run wrote into a range that is a hole now. Raises OSError.
 
-        Nothing is written into holes, so that such bytes would stay.
+        This run writes nothing into holes, so those bytes would stay.
         """
         if self.holes and self._data_exists():
             fd = self._open_file(self._data_name, os.O_RDWR)
@@ -169,11 +169,11 @@ class Staging(Readable):
         return self.entry.size - sum(hole.length for hole in self.holes)
 
     def _free_unclaimed(self) -> None:
-        """Free what an earlier run had taken ahead: how much this one may take is decided anew. Raises OSError."""
+        """Free the space that an earlier run took ahead: this run gets its own share. Raises OSError."""
         if os.fstat(self.fd).st_blocks:
             with contextlib.suppress(OSError):
                 free_unclaimed(self.fd, self.claims)
-                os.ftruncate(self.fd, self.entry.size)  # where no holes can be punched, the file was cut
+                os.ftruncate(self.fd, self.entry.size)  # a file system that can't punch holes has cut the file
 
     # --- writing, by any thread
 
@@ -224,8 +224,8 @@ class Staging(Readable):
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError, and discards the staging, where that fails; every later sync fails, too."""
         with self._sync_mutex:
-            # The kernel tells a failed write once for each open file, and then takes its pages for clean. A second sync
-            # would succeed though bytes are missing, and hashing would read the pages that are only in memory.
+            # The kernel reports a failed write once for each open file, and then treats its pages as clean. A second
+            # sync would succeed although bytes are missing, and hashing would read pages that are only in memory.
             if self.is_lost:
                 raise OSError(errno.EIO, "an earlier sync failed")
             try:
@@ -269,8 +269,8 @@ class Staging(Readable):
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
     def _cut_and_put_attributes(self) -> None:
-        """Give the file its size, owner, mode and times. Raises OSError."""
-        # Bytes beyond the end are not ours. A file that is too short must stay so, for `_check_whole` to find it.
+        """Set the size, owner, mode and times of the file. Raises OSError."""
+        # Bytes beyond the end are not from this sender. A file that is too short must stay so: `_check_whole` finds it.
         if os.fstat(self.fd).st_size > self.entry.size:
             os.ftruncate(self.fd, self.entry.size)
         put_attributes(self.fd, self.entry)
@@ -312,7 +312,7 @@ class Staging(Readable):
         noted = os.fstat(self._ledger.fd)
         return StagingMark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
 
-    # --- what another process may have done to it
+    # --- changes by other processes
 
     def _has_lock(self) -> bool:
         """Return whether our lock still protects the names in staging: another process may have removed our ledger."""
@@ -357,7 +357,7 @@ class Staging(Readable):
                 os.unlink(self._ledger_name, dir_fd=self._staging_fd)
 
     def give_back(self, ranges: Iterable[tuple[int, int]], kept_end: int) -> None:
-        """Free the space of ranges [start, end) that did not come, now that no thread writes any more.
+        """Free the space of ranges [start, end) that were not received, when no thread writes any more.
 
         The last byte that is to be kept ends at `kept_end`. Nothing is done to a file that was committed meanwhile, or
         whose staging is another process's by now.
@@ -371,7 +371,7 @@ class Staging(Readable):
         self.space.close()
         if self._fds:
             with contextlib.suppress(OSError):
-                # Bytes that no ledger notes can't be resumed: they would only take space.
+                # Bytes without a record in the ledger can't be resumed: they would only take space.
                 if self._is_locked and not self._ledger.has_records:
                     self.discard()
         # Another file may get these descriptor numbers now: a thread that is still writing must not write into it.
