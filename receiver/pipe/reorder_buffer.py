@@ -6,7 +6,7 @@ Chunks that come early are kept in a ring, which has room for all chunks of the 
 the window beyond the first chunk that is not acknowledged. So there is always room for a chunk that may come, and no
 connection ever waits for another one.
 
-A chunk that was passed on can't be taken back: no other transfer may write to the same place after that.
+A chunk that was passed on can't be taken back: after that, no other transfer may write to the same output.
 """
 
 import threading
@@ -38,16 +38,16 @@ WAITING_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class _Chunk:
-    """A chunk that a connection is bringing, or that is here and waits for its turn."""
+    """A chunk that a connection is receiving, or that is complete and waits for its turn."""
 
     writer: Writer | None
     length: int
     digest: bytes = b""
-    """Empty until all of the chunk is here, and right."""
+    """Empty until the whole chunk was received with the right digest."""
     by: int = 0
     """The id of the connection that brought it."""
     listeners: dict[Writer, Callable[[], None]] = field(default_factory=dict)
-    """Called when the chunk is passed on: by connection, the last LISTENERS_MOST that brought it and are there."""
+    """By connection: called when the chunk is passed on. At most LISTENERS_MOST, the last ones that brought it."""
 
 
 class ReorderBuffer:
@@ -110,7 +110,7 @@ class ReorderBuffer:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was passed on, or is about to be: that can't be taken back."""
+        """Whether a chunk was passed on, or is about to be: that can't be taken back."""
         with self._changed:
             return self._has_begun
 
@@ -184,7 +184,7 @@ class ReorderBuffer:
         return index
 
     def begin(self, position: int, length: int, writer: Writer) -> tuple[Delivery, Writer | None]:
-        """Begin a chunk; where the answer is WAIT, return also the connection that has to stop first.
+        """Begin a chunk; if the answer is WAIT, also return the connection that has to stop first.
 
         Raises RemoteProtocolError for a chunk outside of the window, and for one that the same connection is bringing.
         """
@@ -205,7 +205,7 @@ class ReorderBuffer:
             return Delivery.WRITE, None
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Keep bytes of a chunk that was begun, until its turn comes."""
+        """Keep bytes of a begun chunk until its turn comes."""
         index, at = divmod(offset, self.chunk_size)
         slot = (self._position_of(index) or 0) % self._slots
         room = self._ring.get(slot)
@@ -241,14 +241,14 @@ class ReorderBuffer:
                 listeners = self._chunks[position].listeners
                 listeners.pop(connection, None)
                 listeners[connection] = acknowledge
-                # A peer that opens ever new connections, and brings the same chunk on each, must not fill the memory.
+                # A peer that brings the same chunk on ever new connections must not fill the memory.
                 if len(listeners) > LISTENERS_MOST:
                     del listeners[next(iter(listeners))]
                 return
         acknowledge()
 
     def detach(self, connection: Writer) -> None:
-        """Take back what a connection was bringing, and acknowledge nothing to it any more."""
+        """Drop the chunk that a connection was receiving, and acknowledge nothing to it any more."""
         with self._changed:
             for position in [at for at, chunk in self._chunks.items() if chunk.writer is connection]:
                 del self._chunks[position]
@@ -322,7 +322,7 @@ class ReorderBuffer:
                 self._writing_seconds += time.monotonic() - began
 
     def stop(self, seconds: float | None) -> bool:
-        """Pass on nothing more; return whether the thread has ended within `seconds`: it may hang in a write."""
+        """Stop passing chunks on; return whether the thread has ended within `seconds`: it may hang in a write."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
@@ -346,7 +346,7 @@ class ReorderBuffer:
             return self._root.digest()
 
     def is_whole(self, finish: m.Finish) -> bool:
-        """Whether what was passed on is what the sender says that it has sent."""
+        """Whether chunks and root digest are those of the sender's Finish."""
         chunks = finish.chunks - self._hole_chunks
         size = finish.stream_bytes if self.size is None else self._passed_bytes
         with self._changed:

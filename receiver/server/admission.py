@@ -1,4 +1,4 @@
-"""Finds a transfer for each connection that may come in, and a place and memory for both.
+"""Finds the transfer of each accepted connection, and reserves a place and memory for both.
 
 If all places or all memory are taken, a transfer or a connection that makes no progress is ended. That takes a moment:
 the new connection is refused with LIMIT nevertheless, and its sender tries again.
@@ -72,7 +72,7 @@ class Admission:
         self._transfers: dict[bytes, Transfer] = {}
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
-        """Data connections have descriptors below this."""
+        """The descriptors of data connections must be below this number."""
         secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
@@ -88,16 +88,16 @@ class Admission:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
 
     def memory(self) -> tuple[int, int]:
-        """Return how many bytes senders may make this process hold once they are let in, and how many they do."""
+        """Return (limit, used): the bytes that senders can make this process hold after their opening."""
         return self._budget.total_bytes, self._budget.used_bytes
 
     def remove(self, transfer: Transfer) -> None:
-        """Forget a transfer that has ended."""
+        """Remove a transfer that has ended."""
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
 
     def stop(self) -> None:
-        """End every transfer, and wait END_SECONDS for that."""
+        """End every transfer; wait at most END_SECONDS."""
         with self._lock:
             transfers = list(self._transfers.values())
         deadline = time.monotonic() + END_SECONDS
@@ -168,8 +168,8 @@ class Admission:
         if sum(each.connection_set.admitted for each in transfers) < CONNECTIONS:
             return True
         now = time.monotonic()
-        # First an idle connection of a transfer that has more than this one will have; then, where a transfer has more
-        # than its share of all, a busy one.
+        # First, try an idle connection of a transfer that has more connections than this one will have; then a busy one
+        # of a transfer that has more than its share.
         least = wanted_by.connection_set.admitted + 1
         for other in transfers:
             if other.connection_set.admitted <= least:

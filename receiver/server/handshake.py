@@ -19,7 +19,7 @@ from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 DRAIN_READS: Final = 16
-"""How many times 64 KiB are read of what a stranger has sent further, before its connection is closed."""
+"""How many times 64 KiB of further bytes are read and dropped before a refused connection is closed."""
 
 
 class Handshake:
@@ -45,11 +45,11 @@ class Handshake:
         self._unsent = b""
         self._wants_write = False
         self.is_refused = False
-        """Whether only a Refusal is still to be sent."""
+        """Whether the connection is refused, and only the Refusal is still being sent."""
 
     @property
     def wants_write(self) -> bool:
-        """Whether it has to go on also when the socket is writable."""
+        """Whether the acceptor has to wait until the socket is writable, too."""
         return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
@@ -126,7 +126,7 @@ class Handshake:
         return self.opening.receive(received)
 
     def refuse(self, code: Code, reason: str) -> bool:
-        """Send a Refusal, and close; return False where the socket does not take it yet (`finish_refusal`)."""
+        """Send a Refusal, and close; return False if the socket does not take it yet (then call `finish_refusal`)."""
         self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
@@ -140,7 +140,7 @@ class Handshake:
         return True
 
     def finish_refusal(self) -> bool:
-        """Go on with a Refusal that the socket did not take; return whether it is sent, and the socket closed."""
+        """Go on sending a Refusal; return whether it is sent, and the socket closed."""
         with contextlib.suppress(OSError, ValueError):
             self._send_unsent()
             if self._unsent:
@@ -149,7 +149,7 @@ class Handshake:
         return True
 
     def close(self) -> None:
-        """Say that nothing follows, and close."""
+        """Shut down writing, read and drop what is there, and close."""
         # Bytes that are unread at the close would have the kernel send a reset, which may overtake the Refusal.
         with contextlib.suppress(OSError, ValueError):
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
