@@ -308,7 +308,7 @@ class Coordinator:
         """Answer with what is missing; if nothing is missing, begin to commit."""
         if self._is_finishing:
             return  # a repeated Finish: Complete was sent, or will be
-        self._counters.hear_left_out(finish)
+        self._counters.take_left_out(finish)
         is_missing = False
         for answer in self._beside(self._target.missing):
             is_missing = is_missing or isinstance(answer, m.Needed)

@@ -25,4 +25,4 @@ class SkippedEntries:
     def for_finish(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
         """Return two fields of Finish: how many entries were skipped, by kind, and the first ones."""
         with self._mutex:
-            return self._counters.tell_left_out()
+            return self._counters.left_out_fields()

@@ -15,7 +15,7 @@ from filestreamer.process.log import on_terminal
 from filestreamer.telemetry.result import STDOUT, TransferResult, write
 
 FRAME_SECONDS: Final = 0.5
-"""How long a result waits until the last frame of the display, which must be above it, is written."""
+"""How long a result waits for the last frame of the display, which must be written above it."""
 MEMORY_FACTOR: Final = 4
 """Memory of a result that waits to be written, by the size of its JSON."""
 

@@ -1,7 +1,7 @@
 """The opening of a connection, for each end: Greeting, Hello, Proof, Welcome (proto/README.md, "Opening").
 
-Pure: frame bodies in, frame bodies out. Where the peer is wrong, a RemoteProtocolError has the code for the receiver's
-Refusal. Where the receiver has sent a Refusal, Refused has its code and reason.
+Pure: frame bodies in, frame bodies out. If the peer breaks the protocol, a RemoteProtocolError has the code for the
+receiver's Refusal. If the receiver has sent a Refusal, Refused has its code and reason.
 """
 
 import os
@@ -41,7 +41,7 @@ class ReceiverOpening:
         self._hello: m.Hello | None = None
         self._proof = b""
         self.peer_features: tuple[str, ...] = ()
-        """What the sender has named in its Hello, as soon as that was received."""
+        """The features in the sender's Hello, once it was received."""
 
     def receive(self, body: bytes) -> m.Hello | None:
         """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
@@ -109,7 +109,7 @@ class SenderOpening:
         self._features = features
         self.incarnation = b""
         self.peer_features: tuple[str, ...] = ()
-        """What the receiver has named in its Greeting, as soon as that was answered."""
+        """The features in the receiver's Greeting, once it was answered."""
 
     def answer(
         self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int

@@ -66,7 +66,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
     keys = _parsed(pem.private_keys, "--tls-key", key)
     for own in keys:
         for at, shown in enumerate(certificates):
-            # The chain goes from the key's certificate to the CA. In some files it is the other way round.
+            # The chain must go from the key's certificate to the CA. In some files the order is reversed.
             chain = [shown, *certificates[at + 1 :], *reversed(certificates[:at])]
             try:
                 with _as_file(own + pem.chain(chain)) as path:

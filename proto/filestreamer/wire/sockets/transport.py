@@ -1,8 +1,8 @@
 """A connected socket as a `Channel`: whole frames and payload in and out, with a limit for each wait.
 
 A socket blocks in the kernel for a second at a time (SO_RCVTIMEO, SO_SNDTIMEO), so that no call needs a poll before it.
-After each second without movement the channel calls `patience`, which raises to give up. Another thread wakes a blocked
-one by `shut`. Every OSError of the socket becomes ConnectionLost with the peer's address.
+After each second without movement the channel calls `patience`, which raises to give up. `shut` makes a blocked call of
+another thread return. Every OSError of the socket becomes ConnectionLost with the peer's address.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Deadline:
     """Patience until a fixed moment; raises ConnectionLost after it.
 
     While this is a channel's patience, a read calls it after every system call, and not only after a second without
-    movement: a peer that sends one byte a second would move for ever.
+    movement: otherwise a peer that sends one byte a second could go on for ever.
     """
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -253,7 +253,7 @@ class Channel:
     # --- closing
 
     def shut(self) -> None:
-        """Shut both directions now, from any thread; a thread that is blocked on the socket wakes. Idempotent."""
+        """Shut both directions now, from any thread; a blocked call of another thread returns. Idempotent."""
         # socket.socket.shutdown, here and below: that of an SSLSocket would also take the TLS state away from a thread
         # that is still using it.
         with contextlib.suppress(OSError):
