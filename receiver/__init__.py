@@ -1,6 +1,6 @@
 """The receiver: one port, any number of senders, every byte checked, nothing partial under a final name.
 
-A house of floors; each imports only floors below it:
+The floors, from the top; each imports only floors below it:
 
     server       the service: lets connections in, gives out names, reports every transfer that has ended
     transfer     one transfer: its coordinator, its data connections, its end
@@ -15,12 +15,12 @@ The path of a file through them:
    transfer; data connections with the same transfer id join it.
 2. `transfer` takes the Offer and the manifest. `server` gives it the name, unless another transfer has it; `disk` opens
    the staging in `.filestreamer/`, and locks it.
-3. `disk` reads the ledger of an earlier run. `file` hashes again what that claims, while the sender already sends what
-   is certainly missing.
+3. `disk` reads the ledger of an earlier run. `file` hashes the segments again that the ledger claims, while the sender
+   already sends those that it does not claim.
 4. `transfer` receives chunks: it hashes and writes them block by block, compares the digests, records them in the
    ledger, and acknowledges them. `file` lets one connection at a time write a chunk, and none write a verified one.
 5. At Finish `file` compares the root digest, and `disk` commits: sync, rename, sync of the directory. A shard whose
-   siblings are missing seals its share in the ledger instead. Then the sender hears Complete.
+   siblings are missing seals its share in the ledger instead. Then the receiver sends Complete.
 6. `server` reports the result, and frees the name.
 
 `__main__` is the command, `settings` its flags, `health` the command that the image's HEALTHCHECK runs.

@@ -111,11 +111,11 @@ def _report_start(
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
     if chosen.is_own:
-        logger.info("token", path=chosen.path, hint="this user's senders on this machine find it by themselves")
+        logger.info("token", path=chosen.path, hint="this user's senders on this machine find it themselves")
     elif chosen.is_new and chosen.token is not None:
         _show_command(chosen.token, addresses[0], tls=settings.tls_cert is not None)
     elif chosen.path is not None:
-        logger.info("token", path=chosen.path, hint="senders need what it holds: --token-file or FILESTREAMER_TOKEN")
+        logger.info("token", path=chosen.path, hint="senders need this token: --token-file or FILESTREAMER_TOKEN")
 
 
 def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":
@@ -170,9 +170,11 @@ def _clean_staging(settings: "ReceiverSettings", destination: "Destination", log
     if removed:
         logger.info("staging_discarded", files=removed)
     if (given_back := give_back_space(destination)) > 0:
-        logger.info("space_given_back", bytes=given_back, reason="taken ahead by a receiver that was killed")
+        logger.info("space_given_back", bytes=given_back, reason="reserved by a receiver that was killed")
     if left:
-        logger.info("staging_found", files=left, hint="their senders resume them; --discard-staging-after cleans up")
+        logger.info(
+            "staging_found", files=left, hint="senders resume these files; --discard-staging-after removes them"
+        )
 
 
 def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None:

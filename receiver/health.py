@@ -31,7 +31,7 @@ def check(environ: Mapping[str, str]) -> str | None:
             status = sock.recv(64).split(maxsplit=2)[1:2]
     except (OSError, ValueError) as error:
         return f"{value}: {error}"
-    return None if status == [b"200"] else f"{value} does not answer as a receiver does"
+    return None if status == [b"200"] else f"{value} does not answer like a receiver"
 
 
 def main() -> None:

@@ -55,12 +55,14 @@ class ReceiverSettings(CommonSettings):
 
     metrics: values.MetricsAddress | None = setting(
         values.metrics_address,
-        f"Address of metrics, health and the live page, or off.  [default: {METRICS}, where that is free]",
+        f"Where to serve metrics, health checks and the live page, or off.  [default: {METRICS}, where that is free]",
         metavar="HOST:PORT",
     )
     """Or "off"; None is METRICS, where that is free."""
 
-    anonymous: bool = setting(bool, "Without a token, let everybody in who can connect, on any address.", default=False)
+    anonymous: bool = setting(
+        bool, "If no token is given, require none: anybody who can connect may write.", default=False
+    )
     """Whether no token is asked for where none is given; else the receiver chooses one."""
 
     memory_limit: int | None = setting(
@@ -76,7 +78,7 @@ class ReceiverSettings(CommonSettings):
         if self.output_file is not None:
             object.__setattr__(self, "once", True)
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("--tls-cert and --tls-key go together")
+            raise UsageError("--tls-cert and --tls-key need each other")
         if self.tls_ca is not None and self.tls_cert is None:
             raise UsageError("--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key")
 

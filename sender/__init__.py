@@ -5,7 +5,7 @@ What happens, in order. Each floor imports only floors below it: coordinator, ne
 1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code;
 2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to control;
 3. `source`        lists what the user names, and reads it: `source.listing` posts parts of a thousand entries;
-4. `dispatch`      cuts the parts into chunks, takes in which of them the receiver needs, and queues those;
+4. `dispatch`      cuts the parts into chunks, reads from the answers which of them are needed, and queues these;
 5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
 6. `withdrawals`   goes on without files that can't be sent as they were listed;
 7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
@@ -14,7 +14,7 @@ The life of a chunk, each step in one place:
 
     source.listing            the walk finds a file, and posts it as an Item of a part
     coordinator               adds the part to dispatch.manifest (dispatch.part cuts it), and offers it on control
-    dispatch.answers          the receiver needs the chunk, or holds it, and it is compared (dispatch.verify)
+    dispatch.answers          the receiver needs the chunk; or it holds the chunk, and dispatch.verify compares it
     dispatch.send_queue       the chunk is queued
     network.connection        _send_chunk: header; blocks: read, hash, send; digests. _take_acknowledgement
     dispatch.send_queue       mark_done; after the last chunk of all the coordinator says Finish
@@ -28,5 +28,5 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # may lie in it. The two modules above are loaded before any directory is searched.
     try:
         sys.path.remove(os.getcwd())
-    except (OSError, ValueError):  # it is gone, or was never there
+    except (OSError, ValueError):  # the directory is gone, or was never on sys.path
         pass

@@ -32,7 +32,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     try:
         settings, warnings = parse(argv, environ)
-    except Exception as error:  # noqa: BLE001 - the top of the command: whatever it is, there is a result
+    except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         failure = as_failure("reading the settings", error)
         report(TransferResult.without_transfer(failure), None, log.configure("sender"))
         return failure.exit_code
@@ -62,9 +62,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def _send(
     settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
 ) -> "TransferResult":
-    """Run the transfer, and those that continue it; return how it ended.
+    """Run the transfer, and transfers that continue it; return how it ended.
 
-    `overdue` is called with the number of a signal that asked for an end that does not come, to report that.
+    `overdue` is called with the number of the signal if the transfer has not ended in time after a signal.
     """
     from filestreamer.telemetry.result import TransferResult
     from filestreamer.terminal.display import ProgressDisplay
@@ -87,7 +87,7 @@ def _send(
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
-    transfer.on_few_threads = progress.stop  # the display gives up its thread
+    transfer.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
     failure: FilestreamerError | None = None
     committed: bool | None = None
     try:

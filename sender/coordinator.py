@@ -53,14 +53,14 @@ from sender.withdrawals import Withdrawals
 
 TICK_SECONDS: Final = 1.0
 ADAPTING_TICK_SECONDS: Final = 0.1
-"""The same while the number of connections is found on the way."""
+"""The same while the number of connections adapts."""
 GOODBYE_SECONDS: Final = 2.0
 """How long it may take to tell the receiver why the transfer ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grown(Event):
-    """A stream has chunks for more connections than there are."""
+    """A stream has chunks for more connections than are running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,16 @@ class Signalled(Event):
 
 
 class BeginAgain(Exception):
-    """The receiver no longer knows a tree, of which parts were dropped here: a new transfer sends what is missing."""
+    """The receiver no longer knows a tree, some parts of which were dropped here: a new transfer sends the rest."""
 
 
 class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
-        """Look at what is to be sent. `before` is the transfer that this one continues (BeginAgain).
+        """Look at the paths to send. `before` is the transfer that this one continues (BeginAgain).
 
-        Raises TransferFailed(SOURCE) where a path that the user names is not there or can't be read, UsageError.
+        Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError.
         """
         self._settings = settings
         self._log = log
@@ -90,10 +90,10 @@ class Transfer:
         )
         self.root_digest: bytes | None = None
         self.on_few_threads: Callable[[], None] = before.on_few_threads if before is not None else _do_nothing
-        """Called where a thread that the transfer needs does not start, to end one that it does not need."""
+        """Called if a thread that the transfer needs can't be started: the caller may stop another thread for it."""
         self._is_interrupted = False
-        self._committed: bool | None = None  # what Complete said
-        self._was_finished = False  # whether Finish was said
+        self._committed: bool | None = None  # the `committed` of Complete
+        self._was_finished = False  # whether Finish was sent
         self._reached: tuple[Address, bytes] | None = None  # where control was last, and the incarnation there
 
         self._skipped = SkippedEntries(self.counters, log)
@@ -145,12 +145,12 @@ class Transfer:
         return self._link.channel is not None
 
     def interrupt(self, signal_number: int) -> None:
-        """End soon, without waiting for a receiver that reads nothing. For the handler of a signal."""
+        """End the transfer soon, even if the receiver reads nothing. For a signal handler."""
         self._is_interrupted = self._link.is_hurried = True
         self.mailbox.post(Signalled(signal_number))
 
     def run(self) -> bool:
-        """Send it all; return whether it is committed (False: a shard, which waits for the others).
+        """Send everything; return whether the receiver has committed it (False: a shard, which waits for the others).
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
@@ -213,7 +213,7 @@ class Transfer:
                 self._go_on()
 
     def _take_news(self, event: Event) -> None:
-        """Take in what a thread has found out about the source, or done with it."""
+        """Handle an event of a thread that lists, reads or compares the source."""
         match event:
             case Listed(items, last):
                 self._take_listed(items, last=last)
@@ -222,12 +222,12 @@ class Transfer:
             case Withdrew():
                 self._withdrawals.take(event)
             case PartDone() | Grown():
-                pass  # what follows from it, `_go_on` and `_tick` do after each event
+                pass  # `_go_on` and `_tick` act on it after each event
             case _:
                 raise AssertionError(event)
 
     def _take_listed(self, items: list[Item], *, last: bool) -> None:
-        """Take in another part of what is sent."""
+        """Add another part to the manifest, and to the queue."""
         part = self._manifest.add(items, last=last)
         self._queue.extend(part)
         counters, share = self.counters, self._settings.shard
@@ -237,7 +237,10 @@ class Transfer:
         self._withdrawals.withdraw_links(part)
 
     def _take_stream_chunk(self) -> None:
-        """Take in what was read of a stream since. For the thread that reads it: chunks do not wait for an event."""
+        """Queue the chunks of a stream that were read since the last call.
+
+        The thread that reads the stream calls this itself, so that chunks do not wait for the coordinator.
+        """
         part, stream = self._manifest.parts[0], self._manifest.stream
         assert isinstance(part, StreamPart)
         assert stream is not None
@@ -252,14 +255,14 @@ class Transfer:
 
     def _let_data_connect(self, address: Address, rtt_seconds: float) -> None:
         """Let data connections connect while control is still being opened."""
-        # Only the first time: later they wait for an answer, so that a receiver that refuses control is not asked N
-        # times more.
+        # Only the first time. Later, data connections wait for an answer on control, so that a receiver that refuses
+        # control need not refuse N data connections, too.
         if not self._control_state.was_open:
             self._control_state.connected(address)
             self._connections.begin(rtt_seconds)
 
     def _offer(self, channel: Channel, address: Address, incarnation: bytes) -> None:
-        """Offer what is sent on a new control connection. Raises BeginAgain."""
+        """Send the Offer and the manifest on a new control connection. Raises BeginAgain."""
         if self._reached is not None and incarnation != self._reached[1]:
             self._log.warning("receiver_restarted", address=channel.peer)
             self._start_over()
@@ -319,7 +322,7 @@ class Transfer:
         self._peer.note_trouble(error)
 
     def _start_over(self) -> None:
-        """Forget what was answered, acknowledged and held, as the receiver answers anew. Raises BeginAgain."""
+        """Drop all answers and acknowledgements, as another incarnation answers anew. Raises BeginAgain."""
         self._liveness.start_over(is_tree=self._is_tree)
         if self._is_tree:
             raise BeginAgain
@@ -357,10 +360,10 @@ class Transfer:
             case m.Abort():
                 self._take_abort(message)
             case _:
-                pass  # the session lets nothing else through
+                pass  # the session allows no other message
 
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
-        """Queue what is needed. Raises BeginAgain where a tree misses something after Finish (`reopen`)."""
+        """Queue the needed chunks. Raises BeginAgain if a tree misses chunks after Finish (`reopen`)."""
         if message.window_bytes:
             self._queue.limit_window(message.window_bytes)
         if self._manifest.stream is not None and message.files:
@@ -383,7 +386,7 @@ class Transfer:
 
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked and (self._manifest.is_single or self._settings.checksum):
-            raise RemoteProtocolError("the receiver accepts files unread that have to be compared")
+            raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
         self._manifest.take_answer(message.file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
@@ -391,9 +394,9 @@ class Transfer:
 
     def _take_complete(self, message: m.Complete) -> None:
         if not message.committed and self._settings.shard.count == 1:
-            raise RemoteProtocolError("the receiver does not commit a file that has no other shards")
+            raise RemoteProtocolError("the receiver does not commit the file, which has no other shards")
         if not self._was_finished:
-            raise RemoteProtocolError("the receiver says Complete before everything was sent")
+            raise RemoteProtocolError("the receiver sent Complete before all chunks were sent")
         self._committed = message.committed
 
     def _take_abort(self, message: m.Abort) -> None:
@@ -413,7 +416,7 @@ class Transfer:
         self._liveness.note_progress(now)
         channel = self._link.channel
         if channel is not None and not self._peer.is_heard():
-            # Shut down, the connections fail one by one, and are opened anew.
+            # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
             self._dialer.shut_all()
         self._connections.adapt(now)
@@ -427,13 +430,13 @@ class Transfer:
     # --- the end
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
-        """Tell the receiver what the time was spent on, and why the transfer ends, if that is possible at once."""
+        """Send the last Progress (the stages) and Abort with the reason, if the socket takes them at once."""
         if self._link.channel is not None:
             self._link.channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
         self._link.say_goodbye(error, self.counters.heartbeat())
 
     def _stop_threads(self) -> None:
-        """Stop every thread; connections are closed in order where the transfer is complete."""
+        """Stop every thread; if the transfer is complete, close the connections in order."""
         self._control_state.close()
         if self._rate_limit is not None:
             self._rate_limit.close()
@@ -456,7 +459,7 @@ def _do_nothing() -> None:
 
 
 def _needed_features(settings: SenderSettings, single: Item | None) -> tuple[str, ...]:
-    """Return the features that a receiver needs for what is sent, and for how it is sent."""
+    """Return the features that this transfer requires of the receiver."""
     uses = {
         features.TREES: single is None,
         features.STREAMS: single is not None and single.stream is not None,

@@ -1,6 +1,6 @@
 """When the transfer made progress last, and when it gives up (proto/README.md, "Liveness").
 
-`filestreamer.wire.progress_clock` says what counts as progress; here are the counts of the sender.
+`filestreamer.wire.progress_clock` defines progress; this module has the counts of the sender.
 """
 
 import time
@@ -81,7 +81,7 @@ class Liveness:
     def start_over(self, *, is_tree: bool) -> None:
         """Take in that the receiver no longer knows this transfer, so that everything counts once more."""
         self._peer_rehashed_bytes = 0
-        if is_tree:  # which begins again, with counters at 0
+        if is_tree:  # a tree begins again, with counters at 0
             self._clock.start_over()
         else:
             self._clock.start_over(rehashed=self._counters.rehashed_bytes)
@@ -89,14 +89,14 @@ class Liveness:
     # --- the clock
 
     def note_progress(self, now: float) -> None:
-        """Tell the clock all counts that may have grown."""
+        """Report all counts that may have grown to the clock."""
         counters, clock, states = self._counters, self._clock, self._queue.states
         stream = self._manifest.stream
         under_way = self._connections.delivered_bytes
         if self._peer.take_lost_data():
             clock.lose(under_way)
-        # Nothing is sent because the program that writes to standard input brings nothing: that is not this
-        # transfer's fault.
+        # Nothing is sent because the program that writes to standard input writes nothing: this transfer can't change
+        # that.
         is_waiting = stream is not None and self._link.channel is not None and stream.is_waiting
         counters.is_waiting = is_waiting and states.done_count == states.chunks
         if counters.is_waiting:

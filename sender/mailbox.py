@@ -1,4 +1,4 @@
-"""The mailbox of a transfer's coordinator: its threads, and the handler of a signal, tell it what has happened.
+"""The mailbox of a transfer's coordinator: the threads of the transfer, and signal handlers, post events to it.
 
 Each module defines the events that it posts, beside the code that posts them; all are subclasses of `Event`.
 """

@@ -108,7 +108,7 @@ class SenderSettings(CommonSettings):
 
     strict_modulo: bool = setting(
         bool,
-        "Send each chunk on its home connection, chunk_id % N, only; never let an idle one take over.",
+        "Send each chunk only on its home connection, chunk_id % N; idle connections never take over.",
         default=False,
     )
     """Never let a connection take over chunks from a slower one that is up."""
@@ -126,7 +126,7 @@ class SenderSettings(CommonSettings):
     """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
 
     checksum: bool = setting(
-        bool, "Compare files that the receiver has already by their bytes, not by size and mtime.", default=False
+        bool, "Compare files that the receiver already has by their bytes, not by size and mtime.", default=False
     )
     """Compare the digests of files that lie at the destination with the same size and mtime, too."""
 

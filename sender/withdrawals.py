@@ -1,6 +1,6 @@
-"""What the coordinator does about files that are withdrawn: log them, do without them, tell the receiver.
+"""The coordinator's handling of withdrawn files: log them, leave them out, send Withdrawn.
 
-`dispatch.withdrawn_files` keeps which files these are, and which of them the receiver knows of.
+`dispatch.withdrawn_files` keeps which files are withdrawn, and which of them the receiver knows.
 """
 
 from filestreamer.telemetry.counters import Skipped
@@ -17,7 +17,7 @@ from sender.source.skipped_entries import SkippedEntries
 
 
 class Withdrawals:
-    """Acts on the files that threads withdraw. For the coordinator's thread."""
+    """Handles the files that threads withdraw. For the coordinator's thread."""
 
     def __init__(
         self, manifest: Manifest, answers: Answers, skipped: SkippedEntries, link: ControlLink, mailbox: Mailbox
@@ -33,7 +33,7 @@ class Withdrawals:
         """Whether no part was sent yet on this control connection."""
 
     def take(self, event: Withdrew) -> None:
-        """Act on a file that a thread has withdrawn."""
+        """Handle a file that a thread has withdrawn."""
         file_id, error = event.file_id, event.error
         part = self._manifest.part_of_file(file_id)
         assert part is not None  # a part is not dropped before this event was acted on
@@ -65,10 +65,10 @@ class Withdrawals:
         self._is_rejoining = True
 
     def say_again(self, part: Part) -> None:
-        """Tell the receiver which files of a part that was just sent are withdrawn.
+        """Send Withdrawn for the withdrawn files of a part that was just sent.
 
-        After the first part on a control connection, tell it of all files before, too: what was said last on the one
-        that was lost may not have arrived, and the receiver would count a file that is left out here.
+        After the first part on a control connection, include all earlier files: the last messages on the lost control
+        connection may not have arrived, and the receiver would expect a file that is left out here.
         """
         first = 0 if self._is_rejoining else part.first_file_id
         self._is_rejoining = False

@@ -41,7 +41,7 @@ class ClosedStaging(NamedTuple):
 
     key: str
     identity: tuple[int, ...]
-    """Which file it is, and when it was changed last (`identity_of`)."""
+    """Identity and last change of the staged file (`identity_of`)."""
 
     def put(self, staging_fd: int, directory_fd: int, final: bytes, *, replace: bool) -> None:
         """Rename the file to its final name, after it was synced, and remove its ledger. Raises OSError.
@@ -49,18 +49,18 @@ class ClosedStaging(NamedTuple):
         FileExistsError where the file may not replace what is there.
         """
         try:
-            # A process that opens the staging just now would write into the file under its final name: lock it out.
+            # Keep other processes out: one that opens the staging now would write into the file under its final name.
             with locked(staging_fd, self.key):
                 there = os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
                 if identity_of(there) != self.identity:
                     raise OSError(
-                        errno.ESTALE, "another process changed or replaced its staging: run the transfer again"
+                        errno.ESTALE, "another process changed or replaced its staging: run the same command again"
                     )
                 put_in_place(self.key + DATA_SUFFIX, final, staging_fd, directory_fd, replace=replace)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.key + LEDGER_SUFFIX, dir_fd=staging_fd)
         except BlockingIOError:
-            raise OSError(errno.EBUSY, "its staging is locked by another process: run the transfer again") from None
+            raise OSError(errno.EBUSY, "its staging is locked by another process: run the same command again") from None
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""
@@ -70,5 +70,5 @@ class ClosedStaging(NamedTuple):
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to."""
+    """Return the values of a status that change when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

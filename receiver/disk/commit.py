@@ -1,4 +1,4 @@
-"""What a complete file is given at the end: owner, mode and times, then its final name in one step (rename(2)).
+"""The last steps of a complete file: owner, mode and times, then the final name in one step (rename(2)).
 
 Where nothing may be replaced, the name is given only if nothing has it (link(2), renameat2(2)).
 """
@@ -12,10 +12,10 @@ from typing import Any, Final
 from filestreamer.wire.messages import Entry
 
 MODE_BITS: Final = 0o777
-"""What is taken of a sender's mode: neither setuid, setgid nor sticky."""
+"""The bits of a sender's mode that are applied: without setuid, setgid and sticky."""
 _RENAME_NOREPLACE: Final = 1
 _UNABLE: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-"""What a file system says that has no hard links, or does not know RENAME_NOREPLACE."""
+"""The errors of a file system that has no hard links, or no RENAME_NOREPLACE."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _renameat2: Final[Any] = getattr(_libc, "renameat2", None)

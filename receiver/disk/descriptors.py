@@ -14,7 +14,7 @@ LEAVE: Final = 24
 DESCRIPTORS_PER_FILE: Final = 3
 """The data, the ledger, and the staging directory."""
 WISHED: Final = 8192
-"""Descriptors with which nothing is short."""
+"""Descriptors that are enough for any number of transfers."""
 
 
 def allowed() -> int:

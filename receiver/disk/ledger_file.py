@@ -1,6 +1,6 @@
 """The ledger of one staged file, as a file: loaded by the run that resumes it, appended to by the threads that write.
 
-What its bytes mean is in `ledger`.
+`ledger` defines the format.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class LedgerFile:
 
     @property
     def has_records(self) -> bool:
-        """Whether anything was noted: without that, nothing of the staged bytes can be resumed."""
+        """Whether the ledger has any record: without one, nothing of the staged bytes can be resumed."""
         return os.fstat(self.fd).st_size > ledger.HEADER_BYTES
 
     def load(self, grid: Grid) -> ledger.Claims:
@@ -77,7 +77,7 @@ class LedgerFile:
                 while view:
                     view = view[os.write(self.fd, view) :]
             except OSError:
-                # A part of a record would put all records behind it out of step: they would be lost to the next run.
+                # An incomplete record would shift all records behind it: the next run could not read them.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self.fd, length)
                 raise

@@ -1,6 +1,6 @@
 """Locks of staged files: an flock keeps other processes away from what one process is receiving.
 
-A lock belongs to an open file, not to a name. So whoever has locked a file checks that the file still has its name.
+A lock belongs to an open file, not to a name. So `lock` checks, once it has the lock, that the file still has its name.
 """
 
 import contextlib

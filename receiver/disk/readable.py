@@ -22,7 +22,7 @@ class Readable:
     """A file of the destination that can be read."""
 
     holes: tuple[Hole, ...] = ()
-    """Where the file has no bytes of its own, and none are written."""
+    """The holes of the file: there it has no bytes of its own, and none are written."""
     claims: ledger.Claims
     """Which segments are said to be there, on today's grid. Of `Staging` and `InPlace` only."""
 
@@ -32,7 +32,7 @@ class Readable:
         self.fd = fd
 
     def take_claims(self) -> ledger.Claims:
-        """Return the claims, and keep none here: they may take much memory."""
+        """Return the claims, and drop them here, as they may take much memory."""
         claims, self.claims = self.claims, ledger.Claims.none(self.claims.grid)
         return claims
 
@@ -44,7 +44,7 @@ class Readable:
                 count = os.preadv(self.fd, [view[done:]], offset + done)
                 if not count:
                     raise TransferFailed(
-                        Code.DESTINATION, f"{self.path} became shorter while it was read: run the transfer again"
+                        Code.DESTINATION, f"{self.path} became shorter while it was read: run the same command again"
                     )
                 done += count
         except OSError as error:
@@ -84,7 +84,7 @@ class InPlace(Readable):
         """Open the file under its final name if it has the size and the mtime of `entry`; None otherwise."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=destination.fd)
-        except OSError:  # the caller stages the file then, and whatever is wrong shows there
+        except OSError:  # the caller stages the file then, and meets the same error there
             return None
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):

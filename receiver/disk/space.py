@@ -28,16 +28,16 @@ from filestreamer.wire.messages import Hole
 from receiver.disk import ledger
 
 STEP_BYTES: Final = 256 * MIB
-"""What one call takes. A disk could take all at once; in memory each page costs time, and writers wait for it."""
+"""How much one call takes: in a file system in memory each page costs time, during which writers wait."""
 GRAIN_BYTES: Final = 64 * MIB
 """The least that is taken in one step, except for the end of the file: many small extents are no layout."""
 AHEAD_BYTES: Final = 1024 * MIB
-"""What all staged files of a destination may have together beyond twice what was written of each."""
+"""How much space all staged files of a destination may take together, beyond twice what was written of each."""
 FILE_SYSTEM_BLOCK_BYTES: Final = 4096
 """Holes that are smaller than this free no space."""
 _PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What a file system says that can't punch holes."""
+"""The errors of a file system that can't punch holes."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _fallocate: Final = getattr(_libc, "fallocate64", _libc.fallocate)
@@ -89,7 +89,7 @@ class FileSpace:
         """Take nothing yet of a file of `size` bytes with these holes (offset, length)."""
         self._lender = lender
         self.granted_bytes = 0
-        """What was taken ahead, or is about to be."""
+        """Bytes that were taken ahead, or are about to be."""
         self.is_on_its_own = False
         """Whether the lender has refused this file once: it may take no more than it has earned."""
         self._ranges = outside_holes(0, size, holes)
@@ -97,9 +97,9 @@ class FileSpace:
         """The range that is to be taken next."""
         self._fd = -1
         self._was_there_bytes = 0
-        """What earlier runs left of the file, in bytes on the disk."""
+        """Bytes of the file on the disk, left by earlier runs."""
         self._written_bytes: dict[int, int] = {}
-        """By thread ident. No lock: each thread changes its own count alone."""
+        """Bytes written, by thread ident. No lock: each thread changes only its own count."""
 
     def open(self, fd: int) -> None:
         """Begin with the space that the open file has by now."""
@@ -110,7 +110,7 @@ class FileSpace:
     def close(self) -> None:
         """Take nothing any more, and count no longer for other files. Idempotent."""
         self._lender.remove(self)
-        self._fd = -1  # once it is closed, the number may be another file's
+        self._fd = -1  # once the descriptor is closed, another file may get its number
 
     def take(self, is_over: Callable[[], bool]) -> bool:
         """Take space ahead, as much as the lender grants by now, until `is_over`.

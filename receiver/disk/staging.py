@@ -70,10 +70,10 @@ class Staging(Readable):
                     return cls(destination, path, entry, grid, reserved_bytes)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
-        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: its staging directory is removed again and again")
+        raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
     def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
-        """Open it once (`open` tries again). Raises TransferFailed, OSError."""
+        """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
         super().__init__(shown_path(destination, path), -1)
         self.entry = entry
         self.holes = entry.holes
@@ -92,17 +92,17 @@ class Staging(Readable):
         self._sync_mutex = threading.Lock()  # protects is_lost while a file is synced
         self._staging_fd = destination.open_staging(create=True)
         self._fds = [self._staging_fd]
-        """What `close` closes."""
+        """The descriptors that `close` closes."""
         try:
-            # The lock comes first: nothing is changed that may be another process's. Space comes second: a file that
-            # does not fit leaves what an earlier run brought as it is.
+            # The lock comes first: nothing may be changed that another process is using. Space comes second: if the
+            # file does not fit, the bytes of an earlier run stay as they are.
             self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
             self._is_locked = True
             self._check_space(reserved_bytes)
             self._drop_filled_holes()
             if self._data_exists():
                 self.claims = self._ledger.load(grid)
-            else:  # a ledger without its bytes is what a crash after the rename leaves
+            else:  # a crash after the rename leaves a ledger without staged bytes
                 self.claims = ledger.Claims.none(grid)
                 self._ledger.rewrite(grid, self.claims)
             self.fd = self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
@@ -121,7 +121,9 @@ class Staging(Readable):
         self._fds.append(fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise TransferFailed(Code.DESTINATION, f"{self.path}: its staging is no plain file of ours: remove it")
+            raise TransferFailed(
+                Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
+            )
         if with_lock:
             try:
                 lock(fd, name, self._staging_fd)
@@ -134,7 +136,7 @@ class Staging(Readable):
         return fd
 
     def _check_space(self, reserved_bytes: int) -> None:
-        """Check that what is missing of the file fits. Raises TransferFailed(NO_SPACE), OSError."""
+        """Check that the missing bytes of the file fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""
         try:
             there_bytes = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
@@ -146,9 +148,9 @@ class Staging(Readable):
             raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
 
     def _drop_filled_holes(self) -> None:
-        """Remove the staged bytes if an earlier run wrote into what is a hole now. Raises OSError.
+        """Remove the staged bytes if an earlier run wrote into a range that is a hole now. Raises OSError.
 
-        Nothing is written into holes, so that such bytes would stay.
+        This run writes nothing into holes, so those bytes would stay.
         """
         if self.holes and self._data_exists():
             fd = self._open_file(self._data_name, os.O_RDWR)
@@ -167,11 +169,11 @@ class Staging(Readable):
         return self.entry.size - sum(hole.length for hole in self.holes)
 
     def _free_unclaimed(self) -> None:
-        """Free what an earlier run had taken ahead: how much this one may take is decided anew. Raises OSError."""
+        """Free the space that an earlier run took ahead: this run gets its own share. Raises OSError."""
         if os.fstat(self.fd).st_blocks:
             with contextlib.suppress(OSError):
                 free_unclaimed(self.fd, self.claims)
-                os.ftruncate(self.fd, self.entry.size)  # where no holes can be punched, the file was cut
+                os.ftruncate(self.fd, self.entry.size)  # a file system that can't punch holes has cut the file
 
     # --- writing, by any thread
 
@@ -222,8 +224,8 @@ class Staging(Readable):
     def _sync(self, sync: Callable[[int], None]) -> None:
         """Sync the bytes. Raises OSError, and discards the staging, where that fails; every later sync fails, too."""
         with self._sync_mutex:
-            # The kernel tells a failed write once for each open file, and then takes its pages for clean. A second sync
-            # would succeed though bytes are missing, and hashing would read the pages that are only in memory.
+            # The kernel reports a failed write once for each open file, and then treats its pages as clean. A second
+            # sync would succeed although bytes are missing, and hashing would read pages that are only in memory.
             if self.is_lost:
                 raise OSError(errno.EIO, "an earlier sync failed")
             try:
@@ -254,7 +256,7 @@ class Staging(Readable):
                 self._destination.fd,
                 replace=self._destination.replace,
             )
-            # Before the sender hears that the file is complete: the rename itself is durable only by this.
+            # Before Complete is sent: only this sync makes the rename durable.
             os.fsync(self._destination.fd)
             # Last: as long as the file may be in staging after a crash, its ledger must be there to resume it.
             if self._has_lock():
@@ -267,8 +269,8 @@ class Staging(Readable):
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
     def _cut_and_put_attributes(self) -> None:
-        """Give the file its size, owner, mode and times. Raises OSError."""
-        # Bytes beyond the end are not ours. A file that is too short must stay so, for `_check_whole` to find it.
+        """Set the size, owner, mode and times of the file. Raises OSError."""
+        # Bytes beyond the end are not from this sender. A file that is too short must stay so: `_check_whole` finds it.
         if os.fstat(self.fd).st_size > self.entry.size:
             os.ftruncate(self.fd, self.entry.size)
         put_attributes(self.fd, self.entry)
@@ -283,7 +285,7 @@ class Staging(Readable):
             self._sync(os.fsync)
             digest = ledger.seal_digest(self._grid, self.entry.mtime_ns, share, root)
             self._ledger.append(ledger.encode_records([ledger.seal_record(share, digest)]))
-            # Before the sender hears that its share is complete: the seal, both names, and the staging directory.
+            # Before Complete is sent: make the seal, both names, and the staging directory durable.
             os.fsync(self._ledger.fd)
             os.fsync(self._staging_fd)
             os.fsync(self._destination.fd)
@@ -297,7 +299,7 @@ class Staging(Readable):
         """
         with self._sync_mutex:
             if self.is_lost:
-                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the transfer again")
+                raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the command again")
         self._cut_and_put_attributes()
         self._check_named()
         self._check_whole()
@@ -310,7 +312,7 @@ class Staging(Readable):
         noted = os.fstat(self._ledger.fd)
         return StagingMark(os.fstat(self.fd).st_ino, noted.st_ino, noted.st_size)
 
-    # --- what another process may have done to it
+    # --- changes by other processes
 
     def _has_lock(self) -> bool:
         """Return whether our lock still protects the names in staging: another process may have removed our ledger."""
@@ -319,7 +321,7 @@ class Staging(Readable):
     def _check_named(self) -> None:
         """Check that both files of this staging still have their names. Raises TransferFailed(DESTINATION), OSError."""
         if not (self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)):
-            reason = "another process replaced its staging: run the transfer again"
+            reason = "another process replaced its staging: run the same command again"
             raise TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     def _check_whole(self) -> None:
@@ -339,9 +341,9 @@ class Staging(Readable):
                     raise self._poisoned(f"bytes {start} to {end} are gone")
 
     def _poisoned(self, what: str) -> TransferFailed:
-        """Trust nothing of it until it is opened again, which hashes what is there; return the error that says so."""
+        """Mark the staging as not to be trusted until it is opened and hashed again; return the error that says so."""
         self.is_lost = True
-        reason = f"another process changed its staging ({what}): run the transfer again"
+        reason = f"another process changed its staging ({what}): run the same command again"
         return TransferFailed(Code.DESTINATION, f"{self.path}: {reason}")
 
     # --- the end
@@ -355,7 +357,7 @@ class Staging(Readable):
                 os.unlink(self._ledger_name, dir_fd=self._staging_fd)
 
     def give_back(self, ranges: Iterable[tuple[int, int]], kept_end: int) -> None:
-        """Free the space of ranges [start, end) that did not come, now that no thread writes any more.
+        """Free the space of ranges [start, end) that were not received, when no thread writes any more.
 
         The last byte that is to be kept ends at `kept_end`. Nothing is done to a file that was committed meanwhile, or
         whose staging is another process's by now.
@@ -369,15 +371,15 @@ class Staging(Readable):
         self.space.close()
         if self._fds:
             with contextlib.suppress(OSError):
-                # Bytes that no ledger notes can't be resumed: they would only take space.
+                # Bytes without a record in the ledger can't be resumed: they would only take space.
                 if self._is_locked and not self._ledger.has_records:
                     self.discard()
-        # From now on another file may get these numbers, and a thread that comes too late must not touch it.
+        # Another file may get these descriptor numbers now: a thread that is still writing must not write into it.
         self.fd = self._ledger.fd = self._staging_fd = -1
         try:
             while self._fds:
                 os.close(self._fds.pop())
-        except OSError:  # close(2) tells of a failed write; the other descriptors are still open
+        except OSError:  # close(2) reports a failed write; the other descriptors are still open
             self.close()
             raise
         self._destination.tidy()

@@ -2,11 +2,11 @@
 
 At the start of a receiver:
 
-1. `discard_older_than` removes staged files that nobody has resumed for long, and what is left of killed trees.
-2. `give_back_space` frees what killed receivers had taken ahead of bytes that never came.
+1. `discard_older_than` removes staged files that no run has resumed for long, and small files of killed trees.
+2. `give_back_space` frees the space that killed receivers had taken ahead.
 
 During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_ledger`, and `clear_tree` for a tree.
-Whatever a process receives is locked, and stays.
+A file that a process is receiving is locked, and stays.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def discard_older_than(destination: Destination, seconds: float | None, now: flo
     """
     try:
         staging_fd = destination.open_staging(create=False)
-    except (OSError, TransferFailed):  # there is none, or none that a transfer accepts
+    except (OSError, TransferFailed):  # there is no staging directory, or none that a transfer would accept
         return 0, 0
     try:
         names = os.listdir(staging_fd)
@@ -126,7 +126,7 @@ def _discard(staging_fd: int, key: str, seconds: float | None, now: float) -> bo
     """
     names = [key + suffix for suffix in _SUFFIXES]
     with contextlib.suppress(OSError):
-        # A look without the lock first: to lock a file that has no ledger, one is made.
+        # First look without the lock: locking a file that has no ledger creates one.
         if not _is_stale(staging_fd, names, seconds, now):
             return False
         with locked(staging_fd, key) as (_, is_new):

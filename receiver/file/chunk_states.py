@@ -18,10 +18,10 @@ _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state 
 
 
 class Writer(Protocol):
-    """Whoever writes a chunk; compared by identity."""
+    """A connection that writes a chunk; compared by identity."""
 
     def stop(self, seconds: float) -> bool:
-        """Stop writing, at once; whether it has within `seconds`."""
+        """Stop writing; return whether it has stopped within `seconds`."""
 
 
 class Delivery(enum.Enum):
@@ -29,16 +29,16 @@ class Delivery(enum.Enum):
 
     WRITE = enum.auto()
     COMPARE = enum.auto()
-    """It is VERIFIED: read, hash and drop them."""
+    """The chunk is VERIFIED: read, hash and drop the bytes."""
     WAIT = enum.auto()
-    """Another connection is writing it: that one has to leave first."""
+    """Another connection is writing the chunk, and has to stop first."""
 
 
 class ChunkStates(StateTable):
     """The chunks of one file: 17 bytes each. Not thread-safe: the file holds the lock."""
 
     def __init__(self, grid: Grid, claims: Claims | None = None) -> None:
-        """`claims` is what the ledger says, on this grid; its tables become these, as both at once would be twice."""
+        """Begin with what the ledger claims on this grid. Takes over the tables of `claims`: a copy costs memory."""
         if claims is not None and claims.present:
             super().__init__(claims.present, claims.digests)  # 1 for what is there: CLAIMED
         else:
@@ -74,11 +74,11 @@ class ChunkStates(StateTable):
         return self._has_none(FREE, CLAIMED, WRITING)
 
     def _has_none(self, *states: int) -> bool:
-        """Whether no chunk is in these states. Asked after each chunk: to find one is far less than to count all."""
+        """Whether no chunk is in these states. It is called after each chunk, so it searches instead of counting."""
         return all(self._states.find(state) < 0 for state in states)
 
     def writer(self, index: int) -> Writer | None:
-        """Return who is writing a chunk, if anybody."""
+        """Return the connection that is writing a chunk, if any."""
         return self._writers.get(index)
 
     @property
@@ -97,7 +97,7 @@ class ChunkStates(StateTable):
     # --- what the ledger claims
 
     def rehashed(self, index: int, digest: bytes) -> None:
-        """Turn CLAIMED to HELD where the disk is what the ledger says (or it does not say), to FREE where not."""
+        """Turn CLAIMED to HELD if `digest` is that of the ledger, or the ledger has none; else to FREE."""
         if self._states[index] != CLAIMED:
             return
         if self.digest(index) in (digest, UNKNOWN_DIGEST):
@@ -108,7 +108,7 @@ class ChunkStates(StateTable):
     # --- shares
 
     def begin_again(self, share: Share) -> None:
-        """Turn VERIFIED to HELD: another transfer goes on with this share, and is asked to compare."""
+        """Turn VERIFIED to HELD: another transfer goes on with this share, and its sender has to compare."""
         chunks = slice(share.index, None, share.count)
         self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
 
@@ -120,9 +120,9 @@ class ChunkStates(StateTable):
     # --- what connections deliver
 
     def begin(self, index: int, writer: Writer) -> Delivery:
-        """Take notice that a connection was sent this chunk; WRITE makes it WRITING by that connection.
+        """Begin a chunk that a connection was sent; if the answer is WRITE, it is WRITING by that connection.
 
-        A CLAIMED one may be sent, too: by a sender that knew the answer of an earlier transfer. Raises
+        A CLAIMED chunk may be sent too, by a sender that knows the answer of an earlier transfer. Raises
         RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
         """
         state = self._states[index]
@@ -132,16 +132,16 @@ class ChunkStates(StateTable):
             return Delivery.COMPARE
         if state == WRITING:
             if self._writers[index] is writer:
-                raise RemoteProtocolError(f"segment {index} stands in a chunk twice")
+                raise RemoteProtocolError(f"a chunk has segment {index} twice")
             return Delivery.WAIT
         self._states[index] = WRITING
         self._writers[index] = writer
         return Delivery.WRITE
 
     def deliver(self, index: int, writer: Writer, digest: bytes, computed: bytes) -> bool:
-        """End the turn of `writer`: WRITING to VERIFIED where the digests are equal, to FREE where not; which it was.
+        """End a chunk of `writer`; return whether the digests are equal: WRITING becomes VERIFIED then, else FREE.
 
-        For a chunk that was compared only, whether it equals what is VERIFIED; nothing changes.
+        A chunk that was only compared does not change: return whether it equals the VERIFIED one.
         """
         if self._writers.get(index) is not writer:
             return digest == computed == self.digest(index)
@@ -172,13 +172,13 @@ class ChunkStates(StateTable):
         return bytes(self._states[share.index :: share.count])
 
     def missing_bytes(self) -> int:
-        """Count the bytes of all chunks that are FREE or WRITING, about: while others write."""
+        """Count the bytes of all chunks that are FREE or WRITING; an estimate while connections write."""
         missing = self._states.count(FREE) + self._states.count(WRITING)
         return min(missing * self.grid.chunk_size, self.grid.size)
 
     @property
     def here_end(self) -> int:
-        """Where the last byte ends that is here, or may be."""
+        """Return the end of the last byte that is here, or may be here."""
         last = max(self._states.rfind(state) for state in (CLAIMED, HELD, VERIFIED))
         return min(self.grid.offset(last + 1), self.grid.size)
 

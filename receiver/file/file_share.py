@@ -21,14 +21,14 @@ from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, r
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15
-"""Runs of missing chunks that are reported at once: a sender that has sent these asks again."""
+"""The most runs of missing chunks in one answer to Finish: once these are sent, the sender says Finish again."""
 
 Runs = Iterable[tuple[int, int]]
 """Runs [start, stop) of ordinals."""
 
 
 class Answer(NamedTuple):
-    """What the sender has to be told of some segments of its share."""
+    """Which of some segments of its share the sender has to send, and which it has to compare."""
 
     needed: list[tuple[int, int]]
     held: list[tuple[int, int]]
@@ -54,7 +54,7 @@ class FileShare:
         return self.share.bytes_of(grid) - hole_bytes
 
     def begin_again(self) -> None:
-        """Have the sender compare what an earlier transfer of this share brought, like everything that is held."""
+        """Turn the segments that an earlier transfer of this share brought to HELD: the sender has to compare them."""
         with self.file.lock:
             self.file.chunk_states.begin_again(self.share)
             for start, stop in self.file.chunk_states.runs(HELD, share=self.share):
@@ -80,7 +80,7 @@ class FileShare:
         if position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
             whose = f"shard {self.share}" if self.share.count > 1 else f"file {segment.file_id}"
-            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are no segment of {whose}")
+            raise RemoteProtocolError(f"chunk {chunk_id}: {where} are not a segment of {whose}")
         return position
 
     def position(self, segment: m.Segment) -> int | None:
@@ -98,7 +98,7 @@ class FileShare:
                 assert isinstance(staging, Staging)  # `begin` refuses writes into a committed file
                 return IncomingSegment(staging, position, segment, True, staging)
             if other is not None and not other.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection hangs in segment {position}")
+                raise ConnectionLost(f"another connection is still writing segment {position}")
 
     def begin(self, position: int, writer: Writer) -> tuple[Delivery, Writer | None]:
         """Begin one segment; where the answer is WAIT, return also the writer that has to stop first.
@@ -120,7 +120,7 @@ class FileShare:
             delivery = states.begin(position, writer)
             if delivery is Delivery.WRITE:
                 self.file.void(self.share)
-            if was_held:  # the sender has other bytes for it
+            if was_held:  # the sender has other bytes for the segment
                 self.chunk_map.remove(self.share.ordinal(position), was_held=True)
             return delivery, states.writer(position)
 
@@ -129,7 +129,7 @@ class FileShare:
     ) -> bool:
         """Return whether every digest is right, now that all bytes of the chunk were received."""
         by = connection.connection_id
-        # A list and no generator: every segment has to be ended, also behind one that is wrong.
+        # A list, not a generator: every segment has to be ended, even after one whose digest is wrong.
         good = [
             self.deliver(segment.position, connection, digest, actual, by)
             for segment, digest, actual in zip(segments, digests, computed, strict=True)
@@ -137,7 +137,7 @@ class FileShare:
         return all(good)
 
     def deliver(self, position: int, writer: Writer, digest: bytes, computed: bytes, by: int) -> bool:
-        """Return whether the digest of a segment is right, now that connection `by` has brought all its bytes."""
+        """End a segment that connection `by` has brought; return whether its digest is right."""
         with self.file.lock:
             was_written = self.file.chunk_states.writer(position) is writer
             is_good = self.file.chunk_states.deliver(position, writer, digest, computed)
@@ -224,7 +224,7 @@ class FileShare:
             self.file.content.seal(self.share, root_digest(self.digests()))
 
     def discard(self) -> None:
-        """Trust nothing that was received: its root digest is not the sender's, though every chunk's digest was."""
+        """Drop everything that was received: the root digest differs, although every chunk digest was equal."""
         if self.share.count == 1 and isinstance(self.file.content, Staging):
             self.file.content.discard()
         with self.file.lock:

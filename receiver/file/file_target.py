@@ -50,7 +50,7 @@ class FileTarget:
             log.warning(
                 "shares_set_aside",
                 shares=file_share.file.set_aside,
-                reason="they are of another source, or of another number of shards",
+                reason="these shares come from another source, or from another number of shards",
             )
         if claimed:
             rehasher.add_all(self._work(file_share.share, start, stop) for start, stop in runs(states, CLAIMED))
@@ -79,7 +79,7 @@ class FileTarget:
         assert isinstance(batch, Rehashed)  # the file is in staging, and not under its final name
         answer = self.chunks.rehashed(batch.share, batch.start, batch.digests)
         self._counters.rehashed_bytes += batch.bytes
-        if batch.share != self.chunks.share:  # of a sealed share: its sender has gone, and waits for no answer
+        if batch.share != self.chunks.share:  # a sealed share: its sender has ended, and waits for no answer
             self._rehashing -= 1
             return
         yield from self.chunks.needed_messages(answer.needed)
@@ -129,7 +129,7 @@ class FileTarget:
             case ShareStep.REHASH:
                 for other, start, stop in file.sealed_claims():
                     self._rehashing += self._rehasher.add(self._work(other, start, stop))
-                # Another shard may have had the same segments re-hashed just now: then the file's step is another one.
+                # Another shard may have had the same segments re-hashed meanwhile: then ask the file again.
                 return None if self._rehashing else self.next_step()
             case ShareStep.COMMIT:
                 return self._commit

@@ -3,8 +3,8 @@
     Work        CLAIMED chunks: the ledger of an earlier run says that they are in staging
     FinalWork   files of a tree that lie under their final names, where the sender asked for `--checksum`
 
-The results, `Rehashed` and `FinalsRehashed`, are posted in batches, so that the sender hears of the first ones while
-the others are still hashed.
+The results, `Rehashed` and `FinalsRehashed`, are posted in batches, so that the sender gets the first answers while the
+other chunks are still hashed.
 """
 
 import os
@@ -34,7 +34,7 @@ PIECE_SEGMENTS: Final = 4096
 
 
 class _Unreadable(Exception):
-    """A file under its final name can't be read any more: it has to be sent."""
+    """A file under its final name can't be read any more: the sender has to send it."""
 
 
 class Rehashed(NamedTuple):
@@ -212,7 +212,7 @@ class Rehasher:
         while True:
             with self._taking:
                 work = next(self._current, None)
-                if work is None:  # waiting with the lock is fine: the other threads have nothing to do either
+                if work is None:  # waiting with the lock held is fine: the other threads have no work either
                     following = self._work.get()
                     if following is None:
                         return None
@@ -226,7 +226,7 @@ class Rehasher:
         for file in work.files:
             try:
                 content = open_below(work.destination, file.path)
-            except FilestreamerError:  # it was replaced or removed since it was listed: it has to be sent
+            except FilestreamerError:  # the file was replaced or removed since it was listed: the sender has to send it
                 digests.append((file.file_id, None))
                 continue
             try:

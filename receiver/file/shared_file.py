@@ -31,7 +31,7 @@ WRITE_BACK_BYTES: Final = 64 * limits.MIB
 """Files from this size on are written back while they are received."""
 WRITE_BACK_SECONDS: Final = 1.0
 RESERVE_SECONDS: Final = 0.1
-"""How often space is taken ahead while bytes come in."""
+"""How often space is taken ahead while bytes are received."""
 
 
 class SourceVersion(NamedTuple):
@@ -44,7 +44,7 @@ class SourceVersion(NamedTuple):
 
 
 class ShareStep(enum.Enum):
-    """What the transfer of a finished share has to do next."""
+    """The next step of the transfer of a finished share."""
 
     WAIT = enum.auto()
     """Nothing: other shares are missing."""
@@ -62,7 +62,7 @@ class File:
         self.source = source
         self.grid = Grid(source.size, source.chunk_size)
         self.chunk_states: ChunkStates
-        """Made by `open`: an offer that does not fit costs nothing."""
+        """Set by `open`, so that an offer that does not fit costs nothing."""
         self.lock = threading.Lock()
         """Protects `chunk_states`, and which shares are finished and sealed."""
         self.account: Account | None = None
@@ -73,7 +73,7 @@ class File:
         self.is_closing = False
         """Whether the last transfer is releasing it. Protected, like `is_stuck`, by the lock of `Registry`."""
         self.is_stuck = False
-        """Whether a thread hangs in a write. Its descriptors stay open: it would write into whatever got them next."""
+        """Whether a thread hangs in a write. Then the descriptors stay open: it would write into their next file."""
         self._opening = threading.Lock()  # protects _content while it is opened
         self._content: Staging | InPlace | None = None
         self._finished: set[int] = set()  # by index of the share
@@ -110,7 +110,7 @@ class File:
             if self._content is not None:
                 return
             content = make()
-            if self._is_closed:  # the disk was so slow that the transfer has ended meanwhile
+            if self._is_closed:  # the transfer has ended while a slow disk opened the file
                 content.close()
                 raise TransferFailed(Code.TIMEOUT, f"{content.path} could not be opened in time")
             claims = content.take_claims()
@@ -214,7 +214,7 @@ class File:
                 return ShareStep.WAIT
             if any(any(self.chunk_states.runs(CLAIMED, share=other)) for other in others):
                 return ShareStep.REHASH
-            # Every sealed share is re-hashed by now. It is finished if the disk still has all of it.
+            # Every sealed share is re-hashed now; it counts as finished if the disk still has all of it.
             for other in others:
                 self._sealed.discard(other.index)
                 if not any(self.chunk_states.runs(FREE, WRITING, share=other)):
@@ -223,13 +223,13 @@ class File:
             return ShareStep.COMMIT if self._is_full else ShareStep.WAIT
 
     def sealed_claims(self) -> list[tuple[Share, int, int]]:
-        """Return what has to be re-hashed of sealed shares: each share, and a run [start, stop) of its ordinals."""
+        """Return the chunks of sealed shares to re-hash: each share with a run [start, stop) of its ordinals."""
         with self.lock:
             sealed = [Share(index, self.source.shards) for index in sorted(self._sealed - self._finished)]
             return [(share, *run) for share in sealed for run in self.chunk_states.runs(CLAIMED, share=share)]
 
     def commit(self) -> None:
-        """Put the file in place, unless another shard has. Nothing writes to it any more. Raises TransferFailed."""
+        """Put the file in place, unless another shard has done so. No thread writes any more. Raises TransferFailed."""
         if self.is_committed:
             return
         self.stop_write_back()  # taking space ahead would change the mtime

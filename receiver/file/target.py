@@ -17,7 +17,7 @@ from receiver.file.chunk_states import Writer
 from receiver.file.rehash import FinalsRehashed, Rehashed
 
 LEAVE_SECONDS: Final = 10.0
-"""How long a thread may take to stop using a file after it was told to: one write to a slow disk."""
+"""How long a thread may take to stop using a file after `stop`: one write to a slow disk."""
 
 # ---------------------------------------------------------------------------------------- the view of data connections
 
@@ -56,7 +56,7 @@ class IncomingSegment(NamedTuple):
     write: bool
     """False where the segment is VERIFIED already: its bytes are hashed and compared, not written."""
     ledger: LedgerWriter | None = None
-    """Where the segment is recorded before its chunk is acknowledged; None where nothing resumes it."""
+    """The ledger that records the segment before its chunk is acknowledged; None if it can't be resumed."""
 
 
 class Connection(Writer, Protocol):
@@ -130,7 +130,7 @@ class Target(Protocol):
         """Drop files that the sender is not going to send. Raises RemoteProtocolError."""
 
     def missing(self) -> Iterable[m.Message]:
-        """Return, at Finish, Needed for everything that is missing; late answers may be among the messages."""
+        """Return, at Finish, Needed for everything that is missing; deferred answers may be among the messages."""
 
     def finish(self, finish: m.Finish) -> bytes:
         """Stop all writes, now that nothing is missing; return the root digest. Raises TransferFailed(DIGEST)."""

@@ -28,11 +28,11 @@ from filestreamer.wire.errors import Code, TransferFailed
 SHARE: Final = 4
 """A peer borrows at most this fraction (1/SHARE) of the budget while others wait."""
 TICK_SECONDS: Final = 1.0
-"""How often a borrower that waits asks its `patience` whether to give up."""
+"""How often a waiting borrower calls its `patience`, which may give up."""
 REFUSED_SECONDS: Final = 10.0
 """How long a refused peer counts as waiting: its sender tries again within that time."""
 SHORT_SECONDS: Final = 2.0
-"""How long, after a transfer was refused, the others give back what they have beyond their needs."""
+"""For how long after a refusal the other transfers give back memory that they don't need."""
 REFUSED_PEERS: Final = 256
 """How many refused peers are remembered: addresses are cheap, this table must not grow with them."""
 
@@ -45,7 +45,7 @@ class _Waiter(NamedTuple):
 
 
 class Budget:
-    """Bytes that are lent to transfers. `_changed` protects every field with an underscore."""
+    """Lends bytes to transfers. `_changed` protects every field with an underscore."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -70,8 +70,8 @@ class Budget:
         self.check(minimum_bytes)
         with self._changed:
             has_bytes = self._reserved[peer] + self._borrowed[peer]
-            # A peer that has an account already leaves memory for the account of another peer. And where it has its
-            # share, it lets others go first, as it does when it borrows.
+            # A peer that already has an account leaves memory for the account of another peer. If it has its share,
+            # peers that wait are served first, as in `borrow`.
             leave_bytes = self._admission_bytes(minimum_bytes) if has_bytes else 0
             lets_others_first = has_bytes and has_bytes + minimum_bytes > self.share_bytes and self._others_wait(peer)
             if self._left() < minimum_bytes + leave_bytes or lets_others_first:
@@ -84,7 +84,7 @@ class Budget:
         return Account(self, peer, minimum_bytes, self._admission_bytes(minimum_bytes))
 
     def _admission_bytes(self, minimum_bytes: int) -> int:
-        """Return what borrowers leave: the minimum of two transfers of others, so that these are always admitted."""
+        """Return how many bytes borrowers leave: the minimum of two more transfers, which are then always admitted."""
         return min(2 * minimum_bytes, self.total_bytes // 8)
 
     def check(self, count: int) -> None:
@@ -110,7 +110,7 @@ class Budget:
 
     def _note_refused(self, peer: str) -> None:
         now = time.monotonic()
-        # Where the table is full of peers that still count, another peer is not remembered: others do not wait for it.
+        # If the table is full, this peer is not remembered: no memory is kept free for it.
         if len(self._refused) >= REFUSED_PEERS:
             self._refused = {known: at for known, at in self._refused.items() if now - at < REFUSED_SECONDS}
         if len(self._refused) < REFUSED_PEERS:
@@ -156,7 +156,7 @@ class Account:
         self.peer = peer
         self.minimum_bytes = minimum_bytes
         self._leave_bytes = leave_bytes
-        """What a borrower leaves for transfers that are still to be admitted."""
+        """Bytes that borrowers leave for transfers that are not admitted yet."""
         self._borrowed = 0  # protected by the budget's lock
         self._is_closed = False
 
@@ -176,7 +176,7 @@ class Account:
         budget = self.budget
         with budget._changed:
             was_lent = self._borrow(count, leave_bytes)
-            # A borrower that leaves something for others could do without: it does not count as waiting.
+            # A borrower with `leave_bytes` can do without the memory: it does not count as waiting.
             if not was_lent and not leave_bytes:
                 budget._note_refused(self.peer)
             return was_lent

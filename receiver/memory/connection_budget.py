@@ -22,29 +22,29 @@ from receiver.memory.budget import Account
 from receiver.memory.process_limit import SocketLimits
 
 FRAME_AREA_BYTES: Final = 76 * limits.KIB
-"""What the buffer of a channel has beside payload: room for a frame, and what page alignment costs."""
+"""The buffer of a channel, apart from payload: one frame, and the cost of page alignment."""
 THREAD_BYTES: Final = 128 * limits.KIB
-"""A thread: the used part of its stack, what the allocator keeps for it, its counters, the kernel's part."""
+"""A thread: the used part of its stack, its part of the allocator, its counters, kernel memory."""
 SEND_BUFFER_BYTES: Final = 128 * limits.KIB
-"""What the kernel keeps of what is sent, at most. Only acknowledgements are sent: a full window is a few KiB."""
+"""The most that the kernel buffers for sending. Only acknowledgements are sent: a full window is a few KiB."""
 SECURED_BYTES: Final = 64 * limits.KIB
-"""What OpenSSL holds for a connection after the TLS handshake."""
+"""The memory of OpenSSL for one connection after the TLS handshake."""
 SMALL_PAYLOAD_BYTES: Final = 64 * limits.KIB
 SMALL_BUFFER_BYTES: Final = 128 * limits.KIB
 CONTROL_BUFFER_BYTES: Final = 256 * limits.KIB
 LOCKED_BYTES: Final = (4 * limits.MIB, 1 * limits.MIB)
-"""What SO_RCVBUF is set to in the sizes between the smallest and the full one."""
+"""SO_RCVBUF for the sizes between the smallest and the full one."""
 
 
 class ConnectionBudget(NamedTuple):
     """How much memory one connection may take."""
 
     bytes: int
-    """What was borrowed for the connection; 0 where its transfer has it reserved."""
+    """Bytes borrowed for the connection; 0 if its transfer has reserved them."""
     payload_bytes: int
     """How much payload its buffer has room for."""
     receive_buffer_bytes: int
-    """What SO_RCVBUF is set to; 0 leaves the receive buffer to autotuning."""
+    """SO_RCVBUF; 0 leaves the receive buffer to autotuning."""
 
     @property
     def is_small(self) -> bool:
@@ -79,7 +79,7 @@ def sizes(socket_limits: SocketLimits, connection_id: int) -> Iterator[Connectio
 def borrow(
     account: Account, socket_limits: SocketLimits, connection_id: int, to_come: int = 0
 ) -> ConnectionBudget | None:
-    """Borrow the largest size that there is memory for; None where there is none even for the smallest.
+    """Borrow the largest size that there is memory for; return None if there is not enough for the smallest.
 
     `to_come` is how many connections of this transfer are still to come.
     """

@@ -14,25 +14,25 @@ from filestreamer.wire import limits
 DEFAULT_BYTES: Final = 512 * limits.MIB
 """The limit where neither a container nor the user sets one."""
 PROCESS_BYTES: Final = 32 * limits.MIB
-"""What the process takes for itself, for what it remembers of ended transfers, and for display and metrics."""
+"""The memory of the process itself: its code, ended transfers that it still shows, display and metrics."""
 BUDGET_MIN_BYTES: Final = 8 * limits.MIB
-"""The smallest budget that is of any use: two transfers."""
+"""The smallest useful budget: two transfers."""
 LIMIT_MIN_BYTES: Final = (PROCESS_BYTES + BUDGET_MIN_BYTES) * 4 // 3
-"""The smallest limit that this process can keep to."""
+"""The smallest limit within which this process can stay."""
 
 Read = Callable[[str], str | None]
 """Returns the content of a small file, given its path; None where there is no such file."""
 
 
 class SocketLimits(NamedTuple):
-    """What the kernel lets the receive buffer of a socket be, in bytes of the kernel's memory."""
+    """How large the kernel lets the receive buffer of a socket be, in bytes of kernel memory."""
 
     autotuned_bytes: int
-    """What the buffer grows to by itself (tcp_rmem)."""
+    """The size to which autotuning lets the buffer grow (tcp_rmem)."""
     locked_bytes: int
-    """What SO_RCVBUF sets at most (rmem_max), doubled as the kernel does."""
+    """The largest size that SO_RCVBUF sets (rmem_max), doubled as the kernel does."""
     secured_bytes: int = 0
-    """What TLS holds for a connection, beside the buffer."""
+    """The memory of TLS for one connection, in addition to the buffer."""
 
 
 def budget_bytes(limit_bytes: int) -> int:

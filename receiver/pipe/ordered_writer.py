@@ -1,4 +1,4 @@
-"""Where the bytes of a pipe go, in order: an open file (`standard_output`), or the staging of a stream."""
+"""Where a pipe's bytes are written in order: an open file (`standard_output`), or the staging of a stream."""
 
 from typing import Protocol
 
@@ -19,10 +19,10 @@ class OrderedWriter(Protocol):
 
 
 class StagedWriter:
-    """Appends a stream to its staging. The file is put in place when the sender has said how long the stream is."""
+    """Appends a stream to its staging. The file is put in place when the sender has sent the size of the stream."""
 
     def __init__(self, staging: Staging | InPlace) -> None:
-        assert isinstance(staging, Staging)  # only the shards of a file find it in place
+        assert isinstance(staging, Staging)  # only a shard can find its file already in place
         self.path = staging.path
         self._staging = staging
         self._size = 0

@@ -1,6 +1,6 @@
 """The target of a transfer whose bytes are written in order: to standard output, or a stream to a new file.
 
-Nothing of it is resumed: what an earlier run left of a stream in staging is dropped, and so is what this one leaves.
+A pipe can't be resumed: the staging that an earlier run left of a stream is dropped, and so is that of this run.
 Chunks go from the data connections to the `ReorderBuffer` directly.
 """
 
@@ -18,7 +18,7 @@ from receiver.pipe.reorder_buffer import ReorderBuffer
 
 
 class PipeTarget:
-    """Receives one file or stream, and passes it on."""
+    """Receives one file or stream, and writes it in order."""
 
     def __init__(
         self, entry: m.Entry, buffer: ReorderBuffer, file_share: FileShare | None, counters: TransferCounters, log: Any
@@ -43,7 +43,7 @@ class PipeTarget:
     # --- answers
 
     has_more = True
-    """`more` reports how far it is, which changes all the time."""
+    """True: `more` reports the progress of the output."""
 
     def take_part(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         """Answer that everything is needed, and how large the window is."""
@@ -52,7 +52,7 @@ class PipeTarget:
             raise RemoteProtocolError("the manifest was repeated with other entries")
         if not self.chunks.has_chunks:
             return []
-        # A sender that comes back knows which of its chunks were acknowledged: it is told the window alone.
+        # A sender that reconnects knows which of its chunks were acknowledged: the answer has only the window.
         files = () if self.chunks.was_sent_chunks else (m.FileRange(0, 1),)
         return [m.Needed(files, (), self.chunks.window_bytes)]
 
@@ -65,11 +65,13 @@ class PipeTarget:
         return []
 
     def more(self) -> Sequence[m.Message]:
-        """Report in the counters how far the output is, and whether it waits for its reader; return nothing."""
+        """Update the counters: the progress of the output, and whether it waits for its reader. Return nothing."""
         buffer, counters = self.chunks, self._counters
         if counters.is_growing:
             counters.size_bytes, counters.chunks = buffer.passed_bytes, buffer.passed
-        is_waiting = buffer.is_waiting and self._file_share is None  # a slow disk is no reader that may be waited for
+        is_waiting = (
+            buffer.is_waiting and self._file_share is None
+        )  # waiting for a slow disk does not count as a pipe's
         if is_waiting != counters.is_waiting:
             counters.is_waiting = is_waiting
             self._log.info("output_waits" if is_waiting else "output_goes_on", file=buffer.writer.path)
@@ -83,15 +85,15 @@ class PipeTarget:
     # --- the end
 
     def missing(self) -> Sequence[m.Needed]:
-        """Return the chunk that is passed on next; of a stream, only the sender knows whether there is one."""
+        """Return Needed for the chunk that is written next; nothing for a stream, whose end only the sender knows."""
         missing = self.chunks.missing()
         return [missing] if missing is not None else []
 
     def finish(self, finish: m.Finish) -> bytes:
-        """Compare what was passed on with what the sender read; return the root digest."""
+        """Compare the root digest of what was written with the sender's; return it."""
         self.more()
         if not self.chunks.is_whole(finish):
-            raise TransferFailed(Code.DIGEST, "the output differs from what the sender read: run it again")
+            raise TransferFailed(Code.DIGEST, "the output differs from what the sender read: run the pipe again")
         self._counters.is_growing = False
         return self.chunks.root_digest()
 
@@ -113,12 +115,12 @@ class PipeTarget:
         self._is_committed = True
 
     def stop_writes(self) -> None:
-        """Pass on nothing more."""
-        # A thread that hangs in a write to standard output is not waited for: it may hang until the process ends.
+        """Refuse further writes: the transfer is over."""
+        # Don't wait for a thread that hangs in a write to standard output: it may hang until the process ends.
         self.chunks.stop(None if self._file_share is not None else 0.0)
 
     def close(self, *, cleanly: bool) -> None:
-        """Drop the staging of a stream that is not complete: its sender can't send it once more."""
+        """Drop the staging of an incomplete stream: its sender can't send it again."""
         del cleanly
         if self._file_share is not None and not self._is_committed:
             self._file_share.discard()

@@ -6,7 +6,7 @@ Chunks that come early are kept in a ring, which has room for all chunks of the 
 the window beyond the first chunk that is not acknowledged. So there is always room for a chunk that may come, and no
 connection ever waits for another one.
 
-A chunk that was passed on can't be taken back: no other transfer may write to the same place after that.
+A chunk that was passed on can't be taken back: after that, no other transfer may write to the same output.
 """
 
 import threading
@@ -30,23 +30,24 @@ from receiver.pipe.ordered_writer import OrderedWriter
 from receiver.pipe.window import count_slots
 
 LISTENERS_MOST: Final = 3
-"""Connections that hear of one chunk. A sender waits for one, and may have closed others that had brought it."""
+"""How many connections get the acknowledgement of one chunk. The sender waits for it on one of them; it may have closed
+the others after they brought the chunk."""
 WAITING_SECONDS: Final = 1.0
-"""A write that takes longer than this waits for a reader: the sender is told."""
+"""A write that takes longer than this waits for the reader of the pipe: Progress tells the sender so."""
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """A chunk that a connection is bringing, or that is here and waits for its turn."""
+    """A chunk that a connection is receiving, or that is complete and waits for its turn."""
 
     writer: Writer | None
     length: int
     digest: bytes = b""
-    """Empty until all of the chunk is here, and right."""
+    """Empty until the whole chunk was received with the right digest."""
     by: int = 0
     """The id of the connection that brought it."""
     listeners: dict[Writer, Callable[[], None]] = field(default_factory=dict)
-    """Called when the chunk is passed on: by connection, the last LISTENERS_MOST that brought it and are there."""
+    """By connection: called when the chunk is passed on. At most LISTENERS_MOST, the last ones that brought it."""
 
 
 class ReorderBuffer:
@@ -72,7 +73,7 @@ class ReorderBuffer:
         self.chunk_size = chunk_size
         self.window_bytes = window_bytes
         self.was_sent_chunks = False
-        """Whether any chunk was begun: then the sender has heard that everything is needed."""
+        """Whether any chunk was begun: then the sender knows that everything is needed."""
         self.chunk_map = ChunkMap()
         """The chunks that were passed on."""
         self._grid = Grid(size or 0, chunk_size)
@@ -109,7 +110,7 @@ class ReorderBuffer:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was passed on, or is about to be: that can't be taken back."""
+        """Whether a chunk was passed on, or is about to be: that can't be taken back."""
         with self._changed:
             return self._has_begun
 
@@ -143,14 +144,14 @@ class ReorderBuffer:
         segment = header.segments[0]
         position = self.position(segment)
         if segment.file_id != 0 or position is None or len(header.segments) > 1:
-            raise RemoteProtocolError(f"chunk {header.chunk_id} is no chunk of what was offered")
+            raise RemoteProtocolError(f"chunk {header.chunk_id} is not in what was offered")
         self.was_sent_chunks = True
         while True:
             delivery, other = self.begin(position, segment.length, connection)
             if delivery is not Delivery.WAIT:
                 return [IncomingSegment(self, position, segment, delivery is Delivery.WRITE)]
             if other is not None and not other.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"another connection hangs in chunk {position}")
+                raise ConnectionLost(f"another connection is still writing chunk {position}")
 
     def position(self, segment: m.Segment) -> int | None:
         """Return the position of a segment; None where it is not a chunk that is sent."""
@@ -163,7 +164,7 @@ class ReorderBuffer:
         return index
 
     def _position_of(self, index: int) -> int | None:
-        """Count the segments before this one that are not in holes; None where it is in a hole itself."""
+        """Count the segments before this one that are not in holes; return None if this one is in a hole."""
         before = 0
         for first, end in self._holes:
             if index < first:
@@ -183,7 +184,7 @@ class ReorderBuffer:
         return index
 
     def begin(self, position: int, length: int, writer: Writer) -> tuple[Delivery, Writer | None]:
-        """Begin a chunk; where the answer is WAIT, return also the connection that has to stop first.
+        """Begin a chunk; if the answer is WAIT, also return the connection that has to stop first.
 
         Raises RemoteProtocolError for a chunk outside of the window, and for one that the same connection is bringing.
         """
@@ -198,13 +199,13 @@ class ReorderBuffer:
                 return Delivery.COMPARE, None
             if chunk is not None:
                 if chunk.writer is writer:
-                    raise RemoteProtocolError(f"chunk {position} is sent twice at once")
+                    raise RemoteProtocolError(f"a connection sends chunk {position} twice at once")
                 return Delivery.WAIT, chunk.writer
             self._chunks[position] = _Chunk(writer, length)
             return Delivery.WRITE, None
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Keep bytes of a chunk that was begun, until its turn comes."""
+        """Keep bytes of a begun chunk until its turn comes."""
         index, at = divmod(offset, self.chunk_size)
         slot = (self._position_of(index) or 0) % self._slots
         room = self._ring.get(slot)
@@ -219,9 +220,9 @@ class ReorderBuffer:
         position, digest, actual = segments[0].position, digests[0], computed[0]
         with self._changed:
             chunk = self._chunks.get(position)
-            if chunk is None:  # it was passed on before
+            if chunk is None:  # the chunk was already passed on
                 return digest == actual == self._digests[position - self._passed]
-            if chunk.digest:  # it was brought before, and waits for its turn
+            if chunk.digest:  # another connection already brought the chunk, and it waits for its turn
                 return digest == actual == chunk.digest
             if digest != actual:
                 del self._chunks[position]
@@ -240,14 +241,14 @@ class ReorderBuffer:
                 listeners = self._chunks[position].listeners
                 listeners.pop(connection, None)
                 listeners[connection] = acknowledge
-                # A peer that opens ever new connections, and brings the same chunk on each, must not fill the memory.
+                # A peer that brings the same chunk on ever new connections must not fill the memory.
                 if len(listeners) > LISTENERS_MOST:
                     del listeners[next(iter(listeners))]
                 return
         acknowledge()
 
     def detach(self, connection: Writer) -> None:
-        """Take back what a connection was bringing, and acknowledge nothing to it any more."""
+        """Drop the chunk that a connection was receiving, and acknowledge nothing to it any more."""
         with self._changed:
             for position in [at for at, chunk in self._chunks.items() if chunk.writer is connection]:
                 del self._chunks[position]
@@ -288,7 +289,7 @@ class ReorderBuffer:
                 acknowledge()
 
     def _next(self) -> _Chunk | None:
-        """Wait for the next chunk; None where it was stopped. Raises RemoteProtocolError behind a short chunk."""
+        """Wait for the next chunk; return None after `stop`. Raises RemoteProtocolError behind a short chunk."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopped or self._is_here(self._passed))
             if self._is_stopped:
@@ -321,7 +322,7 @@ class ReorderBuffer:
                 self._writing_seconds += time.monotonic() - began
 
     def stop(self, seconds: float | None) -> bool:
-        """Pass on nothing more; return whether the thread has ended within `seconds`: it may hang in a write."""
+        """Stop passing chunks on; return whether the thread has ended within `seconds`: it may hang in a write."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
@@ -345,7 +346,7 @@ class ReorderBuffer:
             return self._root.digest()
 
     def is_whole(self, finish: m.Finish) -> bool:
-        """Whether what was passed on is what the sender says that it has sent."""
+        """Whether chunks and root digest are those of the sender's Finish."""
         chunks = finish.chunks - self._hole_chunks
         size = finish.stream_bytes if self.size is None else self._passed_bytes
         with self._changed:

@@ -1,7 +1,7 @@
 """An output that is written in order: standard output, a device, a FIFO. It is never replaced.
 
-Standard output is taken away from the rest of the process, whatever path led to it, so that nothing but the received
-bytes gets there.
+The rest of the process can't write to standard output any more, whatever path led to it: only the received bytes get
+there.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_e
 PIPE_BYTES: Final = 1 * limits.MIB
 """The size that a pipe is set to: fewer, larger system calls."""
 PIECE_BYTES: Final = 64 * limits.KIB
-"""Most bytes of one write: a write that returns shows that a slow reader reads."""
+"""The most bytes of one write: each write that returns shows that a slow reader still reads."""
 LINKS: Final = 40
 """Most symlinks that are followed, as in the kernel."""
 _OPEN: Final = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
@@ -53,7 +53,7 @@ class OpenFile:
             fd = os.open(self.path, _OPEN)
             if not stat.S_ISFIFO(os.fstat(fd).st_mode):
                 os.close(fd)
-                raise OSError(errno.ESTALE, "not a FIFO any more")
+                raise OSError(errno.ESTALE, "it is no longer a FIFO")
             _enlarge(fd)
             self._fd = fd
         return self._fd
@@ -75,7 +75,7 @@ class OpenFile:
 
 
 class Stdout(OpenFile):
-    """What was standard output; `sys.stdout`, and everything else that is written there, goes to standard error."""
+    """Standard output of the process. After this, `sys.stdout` and other writes to it go to standard error."""
 
     def __init__(self) -> None:
         """Take standard output, once in a process. Raises UsageError where it is closed."""
@@ -129,7 +129,7 @@ def follow(path: str) -> str:
             return place
         try:
             target = os.readlink(place)
-        except OSError:  # no symlink; any other trouble shows when the path is opened
+        except OSError:  # not a symlink; any other error shows when the path is opened
             return place
         directory, name = os.path.split(os.path.join(os.path.dirname(place), target))
     raise TransferFailed(Code.DESTINATION, f"can't write to {path}: {os.strerror(errno.ELOOP)}")

@@ -11,7 +11,7 @@ SLOTS_MOST: Final = 4096
 SLOTS_LEAST: Final = 2
 """With a window of so many chunks, one chunk can be written while the next one is received."""
 SLOT_BYTES: Final = 1024
-"""The memory of a chunk of the window beside its bytes: its state, the connections that brought it, its digest."""
+"""The memory of a chunk of the window, apart from its bytes: its state, its connections, its digest."""
 
 
 def count_slots(window_bytes: int, chunk_size: int) -> int:
@@ -30,8 +30,8 @@ def borrow_window(account: Account, chunk_size: int, most_bytes: int) -> tuple[i
     account.check(cost_bytes)
     slots = count_slots(most_bytes, chunk_size)
     while slots:
-        # So that ten pipes don't take ten whole windows: a window beyond the least leaves twice its size, and a quarter
-        # of the budget, to other transfers. Where that is not possible, half of it is tried.
+        # Ten pipes must not take ten whole windows: a window larger than the least leaves twice its size, and a quarter
+        # of the budget, to other transfers. If that is not possible, try half of it.
         leave_bytes = 2 * slots * cost_bytes + account.budget.share_bytes if slots > SLOTS_LEAST else 0
         if account.try_borrow(slots * cost_bytes, leave_bytes=leave_bytes):
             return slots * chunk_size, slots * cost_bytes

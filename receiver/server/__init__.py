@@ -1,10 +1,10 @@
 """The service: one port, many senders, one destination.
 
-1. `server`      puts everything together, and runs the loop; reports every transfer that has ended
+1. `server`      makes the parts, runs the loop, and reports every transfer that has ended
 2. `acceptor`    accepts connections; `handshake` takes one through TLS, Greeting, Hello and Proof, without blocking
 3. `token`       chooses the secret that senders have to prove
-4. `admission`   finds the transfer of a connection, or begins one; a place and memory for both
-5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which
+4. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
+5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name
 
 A transfer has a thread of its own, and so has each of its data connections (`receiver.transfer`). The server's thread
 only takes connections through their opening, and never waits for a peer.

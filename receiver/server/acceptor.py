@@ -1,8 +1,8 @@
 """Accepts connections, and takes them through their opening: one thread, one selector, nothing ever blocks.
 
-A stranger costs one `Handshake` and OPENING_SECONDS. When all places are taken, the oldest handshake of the address
-that has most of them gives way: so a thousand silent connections keep no sender out. A connection whose peer has said
-Hello, and proved the token where one is asked for, is handed out; it goes on in a thread of its transfer.
+A stranger costs one `Handshake` for OPENING_SECONDS. When all places are taken, a new connection evicts the oldest
+handshake of the address that has most of them: so a thousand silent connections keep no sender out. A connection whose
+peer has said Hello, and proved the token if one is required, goes on in a thread of its transfer.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ HANDSHAKE_BYTES: Final = 192 * limits.KIB
 HANDSHAKES_SHARE: Final = 8
 """Openings get one part in so many of the memory for peers."""
 PAUSE_SECONDS: Final = 0.05
-"""How long it waits where no descriptor is free: the port stays readable, and the loop must not spin."""
+"""How long to pause if no descriptor is free: the port stays readable, and the loop must not spin."""
 
 
 def count_handshakes(peers_bytes: int) -> int:
@@ -72,7 +72,7 @@ class Acceptor:
             self._selector.register(listener, selectors.EVENT_READ, listener)
 
     def wake(self) -> None:
-        """Have `select` return, for good. For any thread and signal handler, also after `close`."""
+        """Make this and every later `select` return at once. For any thread and signal handler, also after `close`."""
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"\0")
 
@@ -85,7 +85,7 @@ class Acceptor:
             ready = key.data
             if isinstance(ready, Handshake):
                 if self._handshakes.get(ready.socket.fileno()) is not ready:
-                    continue  # it has given way to another one since `select` returned
+                    continue  # evicted for a new connection since `select` returned
                 if ready.is_refused:
                     if ready.finish_refusal():
                         self._forget(ready)
@@ -102,7 +102,7 @@ class Acceptor:
                 time.sleep(PAUSE_SECONDS)
             return
         if len(self._handshakes) >= self._most:
-            self.turn_away(self._handshake_to_give_way(), Code.LIMIT, "too many connections are being opened")
+            self.turn_away(self._handshake_to_evict(), Code.LIMIT, "too many connections are being opened")
         try:
             handshake = Handshake(
                 sock, ReceiverOpening(self._incarnation, self._token, self._certificate_sha256), self._tls
@@ -113,7 +113,7 @@ class Acceptor:
             return
         self._keep(handshake)
 
-    def _handshake_to_give_way(self) -> Handshake:
+    def _handshake_to_evict(self) -> Handshake:
         """Return the oldest connection in its opening, of the address that has most of them."""
         hosts = Counter(handshake.host for handshake in self._handshakes.values())
         most = hosts.most_common(1)[0][0]
@@ -130,7 +130,7 @@ class Acceptor:
             self._selector.modify(handshake.socket, events, handshake)
 
     def _receive(self, handshake: Handshake) -> m.Hello | None:
-        """Go on with a connection; return its Hello once it may come in."""
+        """Read from a connection; return its Hello once it is accepted."""
         try:
             hello = handshake.receive()
             if hello is None:
@@ -145,7 +145,7 @@ class Acceptor:
     # --- the end of an opening
 
     def take(self, handshake: Handshake) -> None:
-        """Take a connection out of its opening: the caller goes on with it, or it is closed."""
+        """Remove a connection whose opening is over: the caller goes on with it, or closes it."""
         if self._handshakes.pop(handshake.socket.fileno(), None) is not None:
             self._selector.unregister(handshake.socket)
 
@@ -156,7 +156,7 @@ class Acceptor:
         handshake.socket.close()
 
     def turn_away(self, handshake: Handshake, code: Code, reason: str) -> None:
-        """Tell a peer why it may not come in, and close. Where its socket does not take that, the next call closes."""
+        """Send a Refusal, and close. If the socket does not take it yet, close later, or at the next call."""
         self.take(handshake)
         if handshake.is_refused:
             handshake.close()
@@ -167,7 +167,7 @@ class Acceptor:
             self._keep(handshake)  # until the socket takes what is said, or the opening took too long
 
     def _forget(self, handshake: Handshake) -> None:
-        """Take out a connection that was refused and is closed: its descriptor is -1 by now."""
+        """Remove a connection that was refused and closed, whose descriptor is -1 now."""
         for descriptor in [at for at, other in self._handshakes.items() if other is handshake]:
             del self._handshakes[descriptor]
             self._selector.unregister(descriptor)
@@ -175,12 +175,12 @@ class Acceptor:
     def tick(self, now: float) -> None:
         """Turn away the connections whose opening took too long."""
         for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
-            self.turn_away(handshake, Code.TIMEOUT, f"no Hello within {limits.OPENING_SECONDS:g} s")
+            self.turn_away(handshake, Code.TIMEOUT, f"the sender said no Hello within {limits.OPENING_SECONDS:g} s")
 
     def stop(self) -> None:
         """Turn every connection away, and release the port."""
         for handshake in list(self._handshakes.values()):
-            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver ends")
+            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver was asked to end: start it again")
         for listener in self._listeners:
             listener.close()
 

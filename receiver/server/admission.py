@@ -1,7 +1,7 @@
-"""Finds a transfer for each connection that may come in, and a place and memory for both.
+"""Finds the transfer of each accepted connection, and reserves a place and memory for both.
 
-Where all places are taken, or the memory is, a transfer or a connection that makes no progress gives way. That takes a
-moment: the newcomer is refused with LIMIT all the same, and its sender tries again.
+If all places or all memory are taken, a transfer or a connection that makes no progress is ended. That takes a moment:
+the new connection is refused with LIMIT nevertheless, and its sender tries again.
 """
 
 import contextlib
@@ -67,12 +67,12 @@ class Admission:
         self._monitor = monitor
         self._log = log
         self.on_few_threads: Callable[[], None] = lambda: None
-        """Called where a thread that a transfer needs can't be started: another one may be stopped for it."""
+        """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
         self._lock = threading.Lock()  # protects _transfers
         self._transfers: dict[bytes, Transfer] = {}
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
-        """Data connections have descriptors below this."""
+        """The descriptors of data connections must be below this number."""
         secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
@@ -88,21 +88,21 @@ class Admission:
             return [transfer.counters for transfer in self._transfers.values() if transfer.counters.name]
 
     def memory(self) -> tuple[int, int]:
-        """Return how many bytes senders may make this process hold once they are let in, and how many they do."""
+        """Return (limit, used): the bytes that senders can make this process hold after their opening."""
         return self._budget.total_bytes, self._budget.used_bytes
 
     def remove(self, transfer: Transfer) -> None:
-        """Forget a transfer that has ended."""
+        """Remove a transfer that has ended."""
         with self._lock:
             self._transfers.pop(transfer.transfer_id, None)
 
     def stop(self) -> None:
-        """End every transfer, and wait END_SECONDS for that."""
+        """End every transfer; wait at most END_SECONDS."""
         with self._lock:
             transfers = list(self._transfers.values())
         deadline = time.monotonic() + END_SECONDS
         for transfer in transfers:
-            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: run it again")
+            error = TransferFailed(Code.SHUTTING_DOWN, "the receiver was asked to end: start it again")
             transfer.end_by(deadline, error)
         join_all(transfers, END_SECONDS)
 
@@ -160,7 +160,7 @@ class Admission:
         self._log.warning("connection_refused", code="limit", reason=reason)
 
     def _has_room(self, handshake: Handshake, wanted_by: Transfer) -> bool:
-        """Return whether there is a place for another data connection; else have one give way, for the next try."""
+        """Return whether there is a place for another data connection; if not, close one, for the next try."""
         if handshake.socket.fileno() >= self._descriptors:
             return False
         with self._lock:
@@ -168,8 +168,8 @@ class Admission:
         if sum(each.connection_set.admitted for each in transfers) < CONNECTIONS:
             return True
         now = time.monotonic()
-        # First an idle connection of a transfer that has more than this one will have; then, where a transfer has more
-        # than its share of all, a busy one.
+        # First, try an idle connection of a transfer that has more connections than this one will have; then a busy one
+        # of a transfer that has more than its share.
         least = wanted_by.connection_set.admitted + 1
         for other in transfers:
             if other.connection_set.admitted <= least:
@@ -227,9 +227,9 @@ class Admission:
         return transfer
 
     def _make_place(self) -> bool:
-        """Have a transfer end that makes no progress; return whether there is one. Call it with the lock.
+        """End a transfer that makes no progress; return whether there is one. Call it with the lock.
 
-        One that has offered nothing gives way first.
+        A transfer that has offered nothing is ended first.
         """
         running = [each for each in self._transfers.values() if not each.is_complete and not each.is_ending]
         idle = [each for each in running if each.liveness.has_offered_nothing]
@@ -241,8 +241,8 @@ class Admission:
     def _reserve(self, peer: str, complete: list[Transfer]) -> Account:
         """Reserve the memory of a transfer. Raises TransferFailed(LIMIT). Call it with the lock.
 
-        Where there is none, the next try finds what transfers give back that are told to end now: those that are
-        complete, and the one whose sender has been gone for longest or, without one, that makes no progress.
+        If there is no memory, transfers are asked to end now, so that the next try finds theirs: complete ones, and the
+        one whose sender has been gone for longest or, if there is none, one that makes no progress.
         """
         try:
             return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._socket_limits.secured_bytes)
@@ -255,7 +255,7 @@ class Admission:
                 if not known.is_complete and known.liveness.is_abandoned and not known.has_passed_on
             ]
             if gone:
-                reason = "its sender is gone, and others need the memory; what was received is kept"
+                reason = "the sender is gone, and other transfers need the memory; what was received is kept"
                 longest = min(gone, key=lambda known: known.liveness.connected_at)
                 longest.end_soon(TransferFailed(Code.TIMEOUT, reason))
             else:

@@ -19,7 +19,7 @@ from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 DRAIN_READS: Final = 16
-"""How many times 64 KiB are read of what a stranger has sent further, before its connection is closed."""
+"""How many times 64 KiB of further bytes are read and dropped before a refused connection is closed."""
 
 
 class Handshake:
@@ -45,17 +45,17 @@ class Handshake:
         self._unsent = b""
         self._wants_write = False
         self.is_refused = False
-        """Whether only a Refusal is still to be sent."""
+        """Whether the connection is refused, and only the Refusal is still being sent."""
 
     @property
     def wants_write(self) -> bool:
-        """Whether it has to go on also when the socket is writable."""
+        """Whether the acceptor has to wait until the socket is writable, too."""
         return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
         """Whether the opening took too long."""
         patience = limits.OPENING_SECONDS
-        # A sender without --tls waits for a Greeting as long as that: it has to be told before it gives up.
+        # A sender without --tls waits for a Greeting for OPENING_SECONDS: it must get the Refusal before it gives up.
         if not self._is_secured and not self._was_heard:
             patience /= 2
         return now - self._begun_at > patience
@@ -96,10 +96,10 @@ class Handshake:
             self._wants_write = True
             return None
         except ssl.SSLEOFError:
-            raise ConnectionLost("closed in the TLS handshake") from None
+            raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).lower().replace("_", " ")
-            raise RemoteProtocolError(f"no TLS that this receiver accepts: {reason}", Code.POLICY) from None
+            raise RemoteProtocolError(f"the TLS handshake failed: {reason}", Code.POLICY) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 
@@ -113,7 +113,7 @@ class Handshake:
     def _read_on(self) -> m.Hello | None:
         some = self.socket.recv(self._wanted - len(self._received))
         if not some:
-            raise ConnectionLost("closed before it said Hello")
+            raise ConnectionLost("the sender closed the connection before Hello")
         self._received += some
         if len(self._received) < self._wanted:
             return None
@@ -126,12 +126,12 @@ class Handshake:
         return self.opening.receive(received)
 
     def refuse(self, code: Code, reason: str) -> bool:
-        """Send a Refusal, and close; return False where the socket does not take it yet (`finish_refusal`)."""
+        """Send a Refusal, and close; return False if the socket does not take it yet (then call `finish_refusal`)."""
         self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
-            elif not self._was_heard:  # it waits for a Greeting in clear text
+            elif not self._was_heard:  # the sender waits for a Greeting in clear text
                 reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
                 socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, reason)))
             if self._unsent:
@@ -140,7 +140,7 @@ class Handshake:
         return True
 
     def finish_refusal(self) -> bool:
-        """Go on with a Refusal that the socket did not take; return whether it is sent, and the socket closed."""
+        """Go on sending a Refusal; return whether it is sent, and the socket closed."""
         with contextlib.suppress(OSError, ValueError):
             self._send_unsent()
             if self._unsent:
@@ -149,7 +149,7 @@ class Handshake:
         return True
 
     def close(self) -> None:
-        """Say that nothing follows, and close."""
+        """Shut down writing, read and drop what is there, and close."""
         # Bytes that are unread at the close would have the kernel send a reset, which may overtake the Refusal.
         with contextlib.suppress(OSError, ValueError):
             socket.socket.shutdown(self.socket, socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Which transfer has which name in the destination, as a table: it neither waits nor touches the disk.
+"""A table of which transfer has which name in the destination. It neither waits nor touches the disk.
 
 A name belongs to one transfer, or to the shards of one job; a tree may have any number of names. Not thread-safe: the
 registry has the lock.
@@ -17,7 +17,7 @@ class NameTable:
 
     def __init__(self) -> None:
         self.files: dict[bytes, File] = {}
-        """By name: files that a shard can join, or that are in the way of others."""
+        """The files that are being received, by name: a shard of the same job can join one."""
         self.shares: dict[Claimant, FileShare] = {}
         self.trees: dict[Claimant, TopLevelNames] = {}
 
@@ -35,7 +35,7 @@ class NameTable:
         return [transfer for transfer, file_share in self.shares.items() if file_share.file is file]
 
     def rivals(self, name: bytes, source: SourceVersion, share: Share) -> list[Claimant]:
-        """Return the transfers that are in the way of a new one that wants a share of a file.
+        """Return the transfers that a new one would have to displace to get its share of a file.
 
         These are all that have the file, where it is of another source or can't be joined; else the one that has the
         same share and is not complete.
@@ -57,7 +57,7 @@ class NameTable:
 
 
 def refusal(file: File, source: SourceVersion, share: Share, path: str) -> TransferFailed:
-    """Return why a new transfer can't have its share of a file that others receive."""
+    """Return the error for a new transfer that can't have its share of a file, as other transfers receive it."""
     if file.source == source:
         what = f"shard {share} of {path}" if share.count > 1 else path
         return busy(what)
@@ -71,5 +71,5 @@ def refusal(file: File, source: SourceVersion, share: Share, path: str) -> Trans
 
 
 def busy(what: str, how: str = "") -> TransferFailed:
-    """Return the refusal of a name that another transfer has."""
+    """Return the error for a name that another transfer has."""
     return TransferFailed(Code.BUSY, f"{what} is locked by another transfer{how}; retrying")

@@ -4,8 +4,8 @@ A name is claimed when it is offered, and released when its transfer is complete
 the transfers that are in its way if all of them yield (their senders are gone, or they make no progress), and waits for
 their end; else it is refused with BUSY, and its sender tries again.
 
-A file is known here while a transfer has a share of it; after that, it is found again in its staging. Where the
-receiver writes to an output, that is all there is to claim, and only one transfer may ever write to it.
+A file is in the table while a transfer has a share of it; later runs find it in its staging. If the receiver writes to
+an output, the output is the only thing to claim, and only one transfer may ever write to it.
 """
 
 import os
@@ -35,7 +35,7 @@ SEGMENT_BYTES: Final = 20
 SEGMENTS_RESERVED: Final = 1 << 14
 """Segments of a single file whose memory is in what is reserved for its transfer."""
 GOODBYE_SECONDS: Final = 2.0
-"""How long a transfer may take to say goodbye before its connections are cut."""
+"""How long a transfer may take to send its last message before its connections are shut."""
 
 
 class Registry:
@@ -45,7 +45,7 @@ class Registry:
         """`output_name` replaces the name that senders give."""
         self._destination = destination
         self._output_name = output_name
-        self._lock = threading.Lock()  # protects what follows; nothing waits with it
+        self._lock = threading.Lock()  # protects the fields below; no thread waits while it holds the lock
         self._table = NameTable()
         self._output_holder: Claimant | None = None
 
@@ -154,13 +154,13 @@ class Registry:
             return None
         with self._lock:
             other = self._output_holder
-        # Where bytes of the other transfer were passed on, those of this one must not follow them.
+        # If the output has bytes of the other transfer, those of this one must not follow them.
         if other is not None and other.yields and not other.has_passed_on:
             other.yield_to_newer()
             join_all([other])
         with self._lock:
             if self._output_holder is not None:
-                raise TransferFailed(Code.BUSY, "this receiver passes on another sender's bytes already")
+                raise TransferFailed(Code.BUSY, "the output of this receiver is locked by another transfer; retrying")
             self._output_holder = transfer
         return self._destination
 
@@ -172,7 +172,7 @@ class Registry:
     # --- the end
 
     def release_committed(self, transfer: Claimant) -> None:
-        """Let other transfers have the name of a file that this one has committed."""
+        """Release the name of a file that this transfer has committed."""
         with self._lock:
             file_share = self._table.shares.get(transfer)
             if file_share is not None:
@@ -199,12 +199,14 @@ class Registry:
         if not is_last:
             if file.is_lost:
                 self._failing(file)(
-                    TransferFailed(Code.DESTINATION, f"the staging of {file.content.path} was lost: run it again")
+                    TransferFailed(
+                        Code.DESTINATION, f"the staging of {file.content.path} was lost: run the command again"
+                    )
                 )
             return
         try:
             file.close()
-        finally:  # whatever the disk says, others may have the name
+        finally:  # even after a disk error, other transfers may have the name
             if file.account is not None:
                 file.account.close()
             with self._lock:

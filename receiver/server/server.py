@@ -28,7 +28,7 @@ TICK_SECONDS: Final = 0.5
 
 
 class Server:
-    """Serves transfers into one destination until it is told to end."""
+    """Serves transfers into one destination until `stop`, or until its work is done."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Server:
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
         self.admission = Admission(settings, self._registry, budget, ended=self._report_end, monitor=monitor, log=log)
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
-        """What `run` ends with, once there is something."""
+        """How `run` has to end, from `stop`: the error to raise, or None."""
         self._busy_at = time.monotonic()
         self._lock = threading.Lock()  # protects what follows
         self._last_name: bytes | None = None
@@ -64,7 +64,7 @@ class Server:
         self._exit_code = 0
 
     def stop(self, error: FilestreamerError | None) -> None:
-        """Have `run` end with this error, or return where its work is done. For any thread and signal handler."""
+        """Make `run` raise this error, or return if it is None. For any thread and signal handler."""
         self._mailbox.put(error)
         self._acceptor.wake()
 
@@ -113,7 +113,9 @@ class Server:
             root_digest=transfer.root_digest,
         )
         was_offered = transfer.opener.was_offered
-        if was_offered:  # counted among those that have ended before it is removed: no scrape in between misses it
+        if (
+            was_offered
+        ):  # added to the ended transfers before it is removed from the running ones, so that no scrape misses it
             self._monitor.ended(transfer.counters, outcome.status)
         self.admission.remove(transfer)
         with self._lock:
@@ -124,7 +126,9 @@ class Server:
             self._monitor.push()
         else:
             self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
-        if self._registry.has_spent_output(transfer):  # no other transfer can write there, whatever became of this one
+        if self._registry.has_spent_output(
+            transfer
+        ):  # no other transfer can write to the output, even if this one failed
             self._exit_code = outcome.exit_code
             self.stop(None)
         # With --once, the other shards of the file, and transfers that still have its name, end before.
@@ -137,9 +141,7 @@ def _peers_bytes(settings: ReceiverSettings, log: Any) -> int:
     limit = settings.memory_limit or process_limit.default_limit()
     if limit < process_limit.LIMIT_MIN_BYTES:
         least = format_size(process_limit.LIMIT_MIN_BYTES)
-        log.warning(
-            "little_memory", limit_bytes=limit, reason=f"a receiver may take {least} all the same: allow it that"
-        )
+        log.warning("little_memory", limit_bytes=limit, reason=f"a receiver needs up to {least}: raise the limit")
     return process_limit.budget_bytes(limit)
 
 

@@ -44,7 +44,7 @@ def choose(settings: ReceiverSettings, destination: Destination | OpenFile, host
         return Chosen(settings.token)
     is_local = all(is_loopback(host) for host in hosts)
     if settings.anonymous:
-        others = "any user of this machine" if is_local else "whoever can connect"
+        others = "any user of this machine" if is_local else "anybody who can connect"
         log.warning("anonymous", reason=f"{others} may write into the destination")
         return Chosen(None)
     own = own_token.make(os.environ) if is_local else None

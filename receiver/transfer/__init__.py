@@ -9,7 +9,7 @@
 5. `connection`      receives chunks, in a thread for each data connection: header, blocks, digests, acknowledgement
 6. `liveness`        whether the sender is there, and the transfer makes progress; else it yields, or gives up
 7. `syncer`          takes the steps from Finish to Complete: syncs and renames
-8. `ending`          stops the threads, closes the target, releases the names; tells what hangs
+8. `ending`          stops the threads, closes the target, releases the names; says which of these hangs
 
-Data take the short way: `connection` -> `Target.chunks` -> the staging on the disk. The coordinator never sees them.
+File data goes from `connection` through `Target.chunks` to the staging on the disk. The coordinator never sees it.
 """

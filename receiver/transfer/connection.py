@@ -37,13 +37,13 @@ from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
 
 SHRINK_SECONDS: Final = 1.0
-"""A connection that gives memory back does so in steps, at most one in this time."""
+"""A connection gives memory back in steps; at most one step in this time."""
 MISMATCHES_LOGGED: Final = 8
 """Damaged chunks of one connection that are logged; the result counts all of them."""
 
 
 class _ReceivedChunk(NamedTuple):
-    """A chunk that was right, and has to be acknowledged."""
+    """A chunk with correct digests that has to be acknowledged."""
 
     chunk_id: int
     bytes: int
@@ -67,9 +67,9 @@ class DataConnection(threading.Thread):
         self.channel = channel
         self.counters = counters
         self.new_bytes = 0
-        """Bytes of chunks that were received and right, each segment once."""
+        """Bytes of chunks that were received with correct digests, each segment once."""
         self.idle_since: float | None = time.monotonic()
-        """Since when no chunk is being received (monotonic); None while one is."""
+        """Since when no chunk was being received (monotonic); None while a chunk is being received."""
         self._shared = context
         self._connection_set = context.connection_set
         self._welcome = welcome
@@ -84,7 +84,7 @@ class DataConnection(threading.Thread):
         """When the latest chunk was begun."""
         self._keeps_memory_until = 0.0
         self._is_new = False
-        """Whether the chunk that is being received has segments that were not here before."""
+        """Whether the chunk that is being received has segments that were missing before."""
         self._moved_before_bytes = counters.moved_bytes
         """The `moved_bytes` of the counters when the latest chunk was begun."""
         self._is_ended = False
@@ -98,7 +98,9 @@ class DataConnection(threading.Thread):
         """Take the place of an older connection, say Welcome, receive chunks until the connection ends."""
         error = run_to_end(f"connection {self.connection_id}", self._serve)
         if isinstance(error, TransferFailed) and error.code is Code.LIMIT:
-            error = ConnectionLost(error.reason)  # no memory for this connection: the others go on without it
+            error = ConnectionLost(
+                error.reason
+            )  # no memory for this connection: the other connections go on without it
         try:
             self._end(error)
         finally:
@@ -116,7 +118,7 @@ class DataConnection(threading.Thread):
             self._shrink()
 
     def _patience(self) -> None:
-        """After each second without movement: a sender that is heard on any connection is alive."""
+        """Raise ConnectionLost if the sender is silent on every connection. Called each second without movement."""
         if self._shared.liveness.peer_is_silent:
             raise ConnectionLost(f"{self.channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
 
@@ -131,7 +133,7 @@ class DataConnection(threading.Thread):
             self._budget, self._keeps_memory_until = to, self._begun_at + SHRINK_SECONDS
 
     def stop(self, seconds: float | None) -> bool:
-        """Shut the connection; return whether its thread uses no file any more within `seconds`."""
+        """Shut the connection; return whether its thread has stopped using files within `seconds`."""
         self._is_ended = True
         self.channel.shut()
         return self._detached.wait(seconds)
@@ -142,13 +144,13 @@ class DataConnection(threading.Thread):
         return self._is_ended
 
     def _end(self, error: FilestreamerError | None) -> None:
-        """Detach from the files, then from the transfer; tell the peer what it did wrong."""
+        """Detach from the files, then from the transfer; send Abort if the sender broke the protocol."""
         self._clock.enter(None)
         try:
             self.counters.disconnect()
             failure = run_to_end(f"leaving connection {self.connection_id}", lambda: self._connection_set.detach(self))
             self._report_end(failure or error)
-        finally:  # `stop` waits for this, whatever is wrong here
+        finally:  # `stop` waits for this, even after an error
             self._detached.set()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
@@ -158,7 +160,7 @@ class DataConnection(threading.Thread):
                 pass
 
     def _report_end(self, error: FilestreamerError | None) -> None:
-        """Say why the connection ended; a failure that is not the connection's own ends the transfer."""
+        """Log why the connection ended; an error that concerns the whole transfer ends the transfer."""
         context = self._shared
         context.liveness.has_lost_connection = True
         if isinstance(error, TransferFailed) or (error is not None and not error.retryable):
@@ -176,7 +178,7 @@ class DataConnection(threading.Thread):
         try:
             body = self.channel.read_body()
         except FilestreamerError:
-            self._clock.drop()  # waiting for a frame that never came is no stage: nothing was left to be received
+            self._clock.drop()  # the wait for a frame that never came does not count as a stage
             raise
         message = decode(body)
         self._session.received(message)
@@ -225,10 +227,10 @@ class DataConnection(threading.Thread):
             self.acknowledge()
 
     def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int]:
-        """Return what receives a chunk, and how many bytes it has. Raises RemoteProtocolError."""
+        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk. Raises RemoteProtocolError."""
         target = self._connection_set.target
-        if target is None:  # a sender that came back sooner than its manifest was taken
-            raise RemoteProtocolError("no file was offered yet", Code.UNKNOWN_TRANSFER)
+        if target is None:  # a sender that reconnected before its manifest was taken
+            raise RemoteProtocolError("a chunk came before its file was offered", Code.UNKNOWN_TRANSFER)
         size = sum(segment.length for segment in header.segments)
         if size > self._shared.counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {size} bytes, more than a chunk")
@@ -273,7 +275,7 @@ class DataConnection(threading.Thread):
         if not self._unacknowledged:
             return
         interrupted = self._clock.enter("acknowledge")
-        # The ledger comes first: what the sender counts as done must be found by the next run.
+        # The ledger comes first: the next run must find every segment that the sender counts as done.
         for ledger, records in self._unrecorded.items():
             ledger.record(records)
         acknowledged = self._unacknowledged
@@ -287,7 +289,7 @@ class DataConnection(threading.Thread):
         Where this connection is gone, the sender sends the chunk again over another one.
         """
         if not self._detached.is_set():
-            with contextlib.suppress(ConnectionLost):  # the thread of this connection hears of it as well
+            with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
                 self._send_acknowledgement([chunk])
 
     def _send_acknowledgement(self, acknowledged: list[_ReceivedChunk]) -> None:

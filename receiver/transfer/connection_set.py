@@ -1,4 +1,4 @@
-"""The data connections of one transfer: which are there, what they take of memory, and what they have received.
+"""The data connections of one transfer: which are attached, how much memory they use, and what they have received.
 
 A connection is admitted with a memory budget, attached when its thread runs, and detached when it ends. At most one
 connection of each id is attached: a newer one stops the older one first.
@@ -28,10 +28,10 @@ class Member(Connection, Protocol):
     new_bytes: int
     """Bytes of chunks that were received and right, each segment once."""
     idle_since: float | None
-    """Since when no chunk is being received (monotonic); None while one is."""
+    """Since when the connection has received no chunk (monotonic); None while it receives one."""
 
     def stop(self, seconds: float | None) -> bool:
-        """Have the connection stop; return whether it has within `seconds`. None waits however long it takes."""
+        """Stop the connection; return whether it has stopped within `seconds`. None waits without limit."""
 
     @property
     def under_way_bytes(self) -> int:
@@ -56,7 +56,7 @@ class ConnectionSet:
         sockets may take, read here where it is None.
         """
         self.target: Target | None = None
-        """What is received. Set by the coordinator when it is offered; read by all threads."""
+        """What the connections receive into. Set by the coordinator after the offer; read by all threads."""
         self.most = connections
         self._counters = counters
         self._account = account
@@ -67,7 +67,7 @@ class ConnectionSet:
         self._counters_by_id: dict[int, ConnectionCounters] = {}
         self._admitted = 0
         self._reserved = 0
-        """Connections in memory that was reserved."""
+        """How many connections use reserved memory."""
         self._past_new_bytes = 0
         """The `new_bytes` of connections that have ended."""
         self._heard_at = time.monotonic()
@@ -90,7 +90,7 @@ class ConnectionSet:
         Raises TransferFailed(LIMIT) where there are too many, or no memory.
         """
         with self._lock:
-            # Twice as many: each may be replaced by a new one before it has noticed that it is lost.
+            # Twice as many: a connection may be replaced before its thread notices that it is lost.
             if self._admitted >= 2 * self.most:
                 raise TransferFailed(Code.LIMIT, "too many connections: try again later")
             self._admitted += 1
@@ -104,7 +104,7 @@ class ConnectionSet:
                 self._reserved += 1
                 return SMALL._replace(bytes=0)
             self._admitted -= 1
-        if older is not None:  # its sender has given it up: its memory is free for the next try
+        if older is not None:  # the sender has given up the older connection: its memory is free for the next try
             older.channel.shut()
         raise TransferFailed(
             Code.LIMIT, "this receiver has no memory left for another connection: the transfer goes on with fewer"
@@ -130,7 +130,7 @@ class ConnectionSet:
                     self._connections[connection.connection_id] = connection
                     return
             if not older.stop(LEAVE_SECONDS):
-                raise ConnectionLost(f"the older connection {connection.connection_id} hangs")
+                raise ConnectionLost(f"the older connection {connection.connection_id} does not end")
 
     def detach(self, connection: Member) -> None:
         """Remove a connection, and take back the segments that it was writing."""
@@ -146,7 +146,7 @@ class ConnectionSet:
                 self._past_new_bytes += connection.new_bytes
 
     def shut(self) -> list[Member]:
-        """Shut every connection, so that no thread waits for a peer any more; return them."""
+        """Shut every connection, so that no thread waits for the peer any more; return the connections."""
         with self._lock:
             connections = list(self._connections.values())
         for connection in connections:
@@ -154,7 +154,7 @@ class ConnectionSet:
         return connections
 
     def shed(self, now: float, idle_seconds: float, *, busy: bool = False) -> bool:
-        """Shut the connection that has been idle for longest, at least for `idle_seconds`; return whether there is one.
+        """Shut the connection that was idle longest, for at least `idle_seconds`; return whether there is one.
 
         With `busy`, a connection that is receiving a chunk may be shut as well.
         """
@@ -178,7 +178,7 @@ class ConnectionSet:
     # --- memory
 
     def shrunk(self, budget: ConnectionBudget) -> ConnectionBudget | None:
-        """Return the smaller budget that a connection has to do with, now that memory is short; None: it keeps its own.
+        """Return the smaller budget that a connection must use, as memory is short; None: it keeps its budget.
 
         The connection gives the difference back with `shrink`.
         """
@@ -196,7 +196,7 @@ class ConnectionSet:
         with self._lock:
             self._reserved -= 1
 
-    # --- what is there, and what has come
+    # --- questions
 
     @property
     def admitted(self) -> int:

@@ -1,4 +1,4 @@
-"""What the modules of one transfer share."""
+"""The objects that the modules of one transfer share."""
 
 import threading
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Context:
     """The memory that the transfer may use for its peer."""
     counters: TransferCounters
     over: threading.Event
-    """Set when the transfer ends: nothing is begun any more."""
+    """Set when the transfer ends: from then on no work is begun."""
     mailbox: Mailbox
     link: ControlLink
     connection_set: ConnectionSet

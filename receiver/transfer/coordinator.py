@@ -4,7 +4,7 @@
     Offer, ManifestPart  the target is opened (`target_opener`); each part is answered with what is needed and held
     Rehashed             claimed chunks are answered
     Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`)
-    Complete             the transfer is kept for a while, for a sender that has not heard of it
+    Complete             the transfer is kept for a while, to send Complete again if the sender did not get it
     an error             ends the transfer
 
 The coordinator alone writes to the control connection. What may wait for a disk is done by the `disk_worker`, while the
@@ -40,7 +40,7 @@ from receiver.transfer.target_opener import TargetOpener
 
 TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
-"""How long a complete transfer is kept to answer a sender that has not heard of it."""
+"""How long a complete transfer is kept, to send Complete again to a sender that did not get it."""
 
 
 class Coordinator:
@@ -54,17 +54,17 @@ class Coordinator:
         self._counters = context.counters
         self._offer: m.Offer | None = None
         self.opening = threading.Lock()
-        """Protects the moment when the target is opened: where the transfer is over by then, it is closed again."""
+        """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
         self._is_finishing = False
         """Whether the sender said Finish with the right root digest."""
         self.root_digest: bytes | None = None
         self.complete: m.Complete | None = None
-        """What the sender is told as soon as everything is durable."""
+        """The Complete to send as soon as everything is durable."""
         self._completed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was sent over."""
         self.is_dismissed = False
-        """Whether the sender knows that the transfer is complete, or others need its place: it is not kept any more."""
+        """Whether to keep the transfer no longer: the sender has Complete, or another transfer needs the place."""
 
     def run(self) -> None:
         """Act on events until the transfer is over. Raises what ends it before it is complete."""
@@ -76,7 +76,7 @@ class Coordinator:
             self._tick()
 
     def _is_done(self) -> bool:
-        """Whether it is complete, and need not be kept any more to answer its sender."""
+        """Whether the transfer is complete and need not be kept any more."""
         if self.complete is None:
             return False
         if self.is_dismissed or self._ending.is_final:
@@ -84,12 +84,12 @@ class Coordinator:
         return time.monotonic() - self._completed_at > COMPLETE_SECONDS
 
     def _check_end(self) -> None:
-        """Raise the error that the transfer was asked to end for, unless it is complete."""
+        """Raise the error that the transfer was asked to end with, unless the transfer is complete."""
         if self._ending.error is not None and self.complete is None:
             raise self._ending.error
 
     def _tick(self) -> None:
-        """Once a second: look at the progress, say that this side lives. Raises TransferFailed(TIMEOUT)."""
+        """Check the progress and send a heartbeat, once a second. Raises TransferFailed(TIMEOUT)."""
         if self.complete is not None:
             return
         now = time.monotonic()
@@ -100,14 +100,16 @@ class Coordinator:
         liveness.check(now, is_busy=self._context.disk_worker.is_busy)
 
     def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
-        """Have the disk worker do something; yield its messages. Heartbeats and the clock go on meanwhile.
+        """Run `work` in the disk worker; yield its messages. Heartbeats and the clock go on meanwhile.
 
         Raises what the work raises, and what ends the transfer meanwhile.
         """
         worker = self._context.disk_worker
         try:
             worker.begin(work)
-        except TransferFailed:  # no thread: then this one waits for the disk, and no heartbeat is sent meanwhile
+        except (
+            TransferFailed
+        ):  # no thread could be started: this thread waits for the disk, and sends no heartbeat meanwhile
             yield from work()
             return
         while True:
@@ -163,7 +165,7 @@ class Coordinator:
             with contextlib.suppress(FilestreamerError):
                 channel.send_message(m.Refusal(error.code, error.reason))
             channel.close_in_order()
-            if self._target_or_none is None:  # there is nothing to come back to
+            if self._target_or_none is None:  # without a target, the sender has nothing to rejoin
                 raise
             return
         try:
@@ -172,7 +174,7 @@ class Coordinator:
             channel.shut()
 
     def _read_control(self, channel: Channel) -> None:
-        """Read a control connection until it ends. For its own thread, which never writes."""
+        """Read a control connection until it ends. Runs in a thread of its own, which never writes."""
         post = self._context.mailbox.post
 
         def read() -> None:
@@ -187,12 +189,12 @@ class Coordinator:
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 
     def _lose_control(self, channel: Channel, error: FilestreamerError) -> None:
-        """Go on without control until the sender opens it again. Raises `error` where it can't come back."""
+        """Go on without control until the sender opens it again. Raises `error` if the sender can't rejoin."""
         if channel is not self._link.channel:
             channel.close()
             return
-        # Only on the channel that Complete went over is a close in order the sender's answer to it: where a write has
-        # failed, the reader may see a reset as a close in order, as the kernel reports the error once.
+        # A close in order confirms Complete only on the channel that Complete was sent over. If a write has failed, the
+        # reader may see a reset as a close in order, because the kernel reports the error only once.
         self.is_dismissed = channel is self._told and isinstance(error, ConnectionClosed)
         if not error.retryable or self._target_or_none is None:
             raise error
@@ -222,11 +224,11 @@ class Coordinator:
                 self._take_finish(message)
             case m.Progress():
                 self._counters.peer_stages = message.stage_microseconds or self._counters.peer_stages
-                self._context.liveness.heard(message)
+                self._context.liveness.take_progress(message)
             case m.Abort():
                 raise Aborted(message.code, message.reason)
             case _:
-                pass  # the session lets nothing else through
+                pass  # the session allows no other message
 
     def _take_offer(self, offer: m.Offer) -> None:
         if self._offer is not None and offer != self._offer:
@@ -281,14 +283,14 @@ class Coordinator:
 
     @property
     def _target(self) -> Target:
-        """The target, for messages that the session lets through only behind a ManifestPart."""
+        """The target, for messages that the session allows only after a ManifestPart."""
         assert self._context.connection_set.target is not None
         return self._context.connection_set.target
 
     def _take_rehashed(self, batch: Rehashed | FinalsRehashed) -> None:
         """Answer what was claimed, now that it is re-hashed."""
         for answer in self._beside(lambda: self._target.take_rehashed(batch)):
-            # In the state "offer" the sender opens control anew: it repeats the manifest, and hears all answers then.
+            # In the state "offer" the sender opens control anew: it repeats the manifest, and then gets all answers.
             if not self._is_finishing and self._link.state != "offer":
                 self._link.say(answer)
         if self._is_finishing:
@@ -303,10 +305,10 @@ class Coordinator:
     # --- from Finish to Complete
 
     def _take_finish(self, finish: m.Finish) -> None:
-        """Answer what is missing; where nothing is, begin to commit."""
+        """Answer with what is missing; if nothing is missing, begin to commit."""
         if self._is_finishing:
-            return  # it is repeated: Complete was sent, or is going to be
-        self._counters.hear_left_out(finish)
+            return  # a repeated Finish: Complete was sent, or will be
+        self._counters.take_left_out(finish)
         is_missing = False
         for answer in self._beside(self._target.missing):
             is_missing = is_missing or isinstance(answer, m.Needed)

@@ -1,7 +1,7 @@
-"""Does for the coordinator what may wait for a disk, in a thread of its own.
+"""A thread that does the coordinator's work that may wait for a disk.
 
-The coordinator waits for the result in short steps. Between them it sends heartbeats: so the sender hears that this
-side lives, however long the disk takes.
+The coordinator waits for the result in short steps, and sends heartbeats between them: so the sender knows that the
+receiver lives, however long the disk takes.
 """
 
 import queue
@@ -14,9 +14,9 @@ from filestreamer.wire.errors import FilestreamerError
 from filestreamer.wire.messages import Message
 
 MESSAGES_MOST: Final = 16
-"""Messages that wait to be sent. All answers of a file of a million segments would take more memory than a peer has."""
+"""The most messages that wait: all answers for a file of a million segments would exceed the memory of a peer."""
 IDLE_SECONDS: Final = 1.0
-"""A thread without work ends after this long: where a process may have few threads, connections need them."""
+"""A thread without work ends after this long: if the process may have few threads, connections need them."""
 RETRY_SECONDS: Final = 1.0
 
 
@@ -36,7 +36,7 @@ class DiskWorker:
         self._results: queue.Queue[Message | Done] = queue.Queue(MESSAGES_MOST)
         self._stopped = threading.Event()
         self.is_busy = False
-        """Whether work was begun whose Done was not taken yet."""
+        """Whether work is under way: `next` has not returned its Done yet."""
 
     def begin(self, work: Callable[[], Iterable[Message]]) -> None:
         """Begin work, which yields messages to be sent. Raises TransferFailed(LIMIT) where no thread can be started."""
@@ -60,7 +60,7 @@ class DiskWorker:
         return result
 
     def stop(self) -> None:
-        """Begin nothing any more, and wait for the work that was begun, however long that takes."""
+        """Refuse further work, and wait without limit for the work that was begun."""
         with self._changed:
             self._stopped.set()
             thread = self._thread

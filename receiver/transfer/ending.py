@@ -16,18 +16,18 @@ from receiver.file.target import LEAVE_SECONDS
 from receiver.transfer.context import Context
 
 FENCE_SECONDS: Final = 10.0
-"""How long the threads of a transfer may take to end after its connections were cut."""
+"""How long the threads of a transfer may take to end after its connections were shut."""
 
 
 class Ending:
-    """The end of one transfer: the error that it was asked to end for, and what it waits for."""
+    """The end of one transfer: the error that ends it, and how long its threads are waited for."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self.error: FilestreamerError | None = None
-        """What the transfer was asked to end for."""
+        """The error that the transfer was asked to end with."""
         self.deadline = math.inf
-        """The end waits for nothing beyond this moment (monotonic): the process ends."""
+        """The time (monotonic) when the process ends: the transfer waits for nothing beyond it."""
         self._asked_at = math.inf
         self._releasing: threading.Thread | None = None
         self._was_late = False
@@ -39,13 +39,13 @@ class Ending:
         return self.error is not None and self.deadline < math.inf
 
     def ask(self, error: FilestreamerError) -> None:
-        """Have the coordinator end the transfer for this error, before it acts on anything else. Never waits."""
+        """Make the coordinator end the transfer with this error, before it acts on any other event. Never waits."""
         self.error = error
         self._asked_at = min(self._asked_at, time.monotonic())
         self._context.mailbox.post_now(error)
 
     def hangs(self, *, is_running: bool) -> str | None:
-        """Return why the transfer keeps its names though it has ended; None where no thread of it hangs.
+        """Return why the ended transfer keeps its names; None if none of its threads hangs.
 
         `is_running`: the coordinator's thread runs.
         """
@@ -56,10 +56,10 @@ class Ending:
             return None
         what = "the sync" if context.syncer.is_alive else "a write"
         path = context.counters.name
-        return f"{what} of an earlier transfer hangs in {path}: check the disk; the name is free when it answers"
+        return f"{what} of an earlier transfer hangs in {path}: check the disk; the name is free when the disk answers"
 
     def release(self) -> None:
-        """Stop all threads, close the target and release the names; go on after LEAVE_SECONDS, whatever hangs."""
+        """Stop all threads, close the target and release the names; wait at most LEAVE_SECONDS."""
         self._releasing = threading.Thread(target=self._release, name="release", daemon=True)
         try:
             start_thread(self._releasing, "the end of the transfer")
@@ -75,7 +75,7 @@ class Ending:
         context = self._context
         steps = (context.connection_set.stop, context.rehasher.stop, context.syncer.join, context.disk_worker.stop)
         done = [self.attempt("stopping the threads", step) for step in steps]
-        # Where a thread could not be stopped, it may still write: then no descriptor is closed.
+        # A thread that could not be stopped may still write: then no descriptor is closed.
         cleanly = all(done)
         target = context.connection_set.target
         if target is not None:
@@ -83,7 +83,7 @@ class Ending:
         self.attempt("releasing the names", lambda: context.names.release(context.transfer, cleanly=cleanly))
 
     def attempt(self, what: str, step: Callable[[], object]) -> bool:
-        """Take one step of the end; log it where it fails, and go on. Return whether it did not fail."""
+        """Take one step of the end; log an error. Return whether the step succeeded."""
         error = run_to_end(what, step)
         if error is not None:
             self._context.log.error("transfer_not_ended_well", reason=str(error))

@@ -39,9 +39,9 @@ class Liveness:
         self._started_at = self._ticked_at = time.monotonic()
         self._clock = ProgressClock(self._ticked_at)
         self.connected_at = self._started_at
-        """When its sender had a connection last (monotonic), up to a tick ago."""
+        """When the sender last had a connection (monotonic), up to one tick ago."""
         self._away_seconds = 0.0
-        """How long its sender was away since the last progress."""
+        """How long the sender had no connection since the last progress."""
         self._listed = 0
         self.has_listed = False
         """Whether any part of a manifest came."""
@@ -75,7 +75,7 @@ class Liveness:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the sender has been gone for longer than it takes to connect again."""
+        """Whether the sender has had no connection for longer than it takes to connect again."""
         return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
 
     # --- whether there is progress
@@ -87,21 +87,21 @@ class Liveness:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether there was no progress for so long that others may have its place."""
+        """Whether there was no progress for so long that another transfer may take the place."""
         return self.idle_seconds > limits.STRANGER_SECONDS
 
     @property
     def has_offered_nothing(self) -> bool:
-        """Whether the sender had the time to offer something, and has not."""
+        """Whether the sender has offered nothing, although it had the time."""
         return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
 
     def listed(self, part: m.ManifestPart) -> None:
-        """Take in a part of the manifest; a repeated one is no progress."""
+        """Count a part of the manifest; a repeated part is no progress."""
         self.has_listed = True
         self._listed = max(self._listed, part.first_file_id + len(part.entries))
 
-    def heard(self, message: m.Progress) -> None:
-        """Take in what the sender says of its own progress."""
+    def take_progress(self, message: m.Progress) -> None:
+        """Take in a Progress message of the sender."""
         self._peer_rehashed_bytes = message.rehashed_bytes
         self._peer_waits = message.phase is m.Phase.WAITING
 
@@ -110,7 +110,7 @@ class Liveness:
         clock, counters = self._clock, self._counters
         if self.is_connected:
             self.connected_at = now
-        else:  # the sender has time to come back, and then as much time as before to make progress
+        else:  # the sender has time to reconnect, and afterwards as much time as before to make progress
             self._away_seconds += now - self._ticked_at
         self._ticked_at = now
         under_way_bytes = self._connection_set.under_way_bytes()
@@ -132,7 +132,7 @@ class Liveness:
             self._away_seconds = 0.0
 
     def _excuse(self, now: float) -> None:
-        """Excuse that nothing moves while a pipe waits for a program, or while a sync is under way."""
+        """Count it as progress that a pipe waits for a program, or that a sync is under way."""
         target = self._connection_set.target
         is_stream = isinstance(target, PipeTarget) and target.chunks.size is None
         if self._counters.is_waiting or (self._peer_waits and is_stream):

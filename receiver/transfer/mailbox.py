@@ -78,7 +78,7 @@ class Mailbox:
             if isinstance(event, ControlUp):
                 self._controls.release()
             return False
-        if self._over.is_set():  # the transfer may have ended since, without seeing the event
+        if self._over.is_set():  # the transfer may have ended meanwhile without acting on the event
             self.turn_away()
         return True
 
@@ -93,7 +93,7 @@ class Mailbox:
         return event
 
     def turn_away(self) -> None:
-        """Close the control connections that came too late: their senders connect again. For the end."""
+        """Close the control connections that still wait, at the end of the transfer: their senders connect again."""
         with contextlib.suppress(queue.Empty):
             while True:
                 event = self._events.get_nowait()

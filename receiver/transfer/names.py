@@ -1,4 +1,4 @@
-"""What transfers and the registry of names know of each other (`receiver.server.registry`).
+"""The interfaces between transfers and the registry of names (`receiver.server.registry`).
 
 A transfer is a `Claimant`: it claims its names before it receives anything, and may have to yield them to a newer one.
 The registry is `Names`.
@@ -24,11 +24,11 @@ class Claimant(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is durable: it is only kept to answer a sender that has not heard so."""
+        """Whether everything is durable: the transfer is only kept to send Complete again."""
 
     @property
     def has_passed_on(self) -> bool:
-        """Whether an output has bytes of it: these can't be taken back."""
+        """Whether bytes of the transfer were written to an output: they can't be taken back."""
 
     @property
     def yields(self) -> bool:
@@ -36,19 +36,19 @@ class Claimant(Protocol):
 
     @property
     def hangs(self) -> str | None:
-        """Why it still has its names although it has ended: a thread of it waits for a disk. None where none does."""
+        """Why an ended transfer still has its names: one of its threads waits for a disk. None if none does."""
 
     def yield_to_newer(self) -> None:
-        """Ask it to end soon, because a newer transfer needs its names."""
+        """Ask the transfer to end soon, because a newer one needs its names."""
 
     def end_soon(self, error: FilestreamerError) -> None:
-        """Ask it to end soon, for this error."""
+        """Ask the transfer to end soon, with this error."""
 
     def cut(self) -> None:
-        """Shut its connections, so that no thread of it waits for a peer any more."""
+        """Shut the connections of the transfer, so that none of its threads waits for a peer any more."""
 
     def join(self, timeout: float) -> None:
-        """Wait for its end."""
+        """Wait until the transfer has ended, at most `timeout` seconds."""
 
 
 class Names(Protocol):

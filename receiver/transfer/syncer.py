@@ -20,7 +20,7 @@ class Syncer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step was begun, and `join` was not called since."""
+        """Whether a step was begun and not finished by `join`."""
         return self._thread is not None
 
     @property
@@ -38,7 +38,9 @@ class Syncer:
         thread = threading.Thread(target=run, name="sync", daemon=True)
         try:
             start_thread(thread, "the sync")
-        except TransferFailed:  # the sender hears nothing until the disk is done, which is better than to give up
+        except (
+            TransferFailed
+        ):  # without a thread, no heartbeat is sent until the disk is done: still better than to give up
             if error := run_to_end("sync", step):
                 raise error from None
             return False

@@ -1,4 +1,4 @@
-"""Which target receives what a sender offers, and the claims and the memory that it needs.
+"""Opens the target that receives what a sender offers; claims its names, and borrows its memory.
 
 the receiver writes to an output, or a stream is offered    PipeTarget
 one file at the top of the manifest                         FileTarget
@@ -26,11 +26,11 @@ from receiver.transfer.context import Context
 from receiver.transfer.mailbox import Nudged
 
 COMES_AGAIN: Final = (Code.BUSY, Code.LIMIT)
-"""A sender that is refused for these reasons tries again soon: a try is not reported as a transfer of its own."""
+"""After these refusals a sender soon tries again: its tries are not reported as transfers of their own."""
 
 
 class TargetOpener:
-    """Opens the target of one transfer. For the thread that does for the coordinator what may wait for a disk."""
+    """Opens the target of one transfer. For the thread of the `DiskWorker`."""
 
     def __init__(self, context: Context, window_bytes: int) -> None:
         """`window_bytes` is the most that a pipe may have as its window."""
@@ -39,17 +39,17 @@ class TargetOpener:
         self.window_cost_bytes = 0
         """The memory that was borrowed for the window of a pipe."""
         self.was_offered = False
-        """Whether the sender came as far as to offer something that no other transfer receives."""
+        """Whether the sender has offered something, and no other transfer receives that."""
 
     def open(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         """Claim and open what the first part of a manifest offers. Raises TransferFailed, RemoteProtocolError."""
         if part.first_file_id:
-            raise TransferFailed(Code.UNKNOWN_TRANSFER, "the beginning of the manifest is not known here: begin again")
+            raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not have the beginning of the manifest")
         # An entry at the top, which is all that is sent: the others are a tree, even a single one below a directory.
         is_alone = len(part.entries) == 1 and part.last and b"/" not in part.entries[0].path
         entry = part.entries[0] if is_alone else None
         if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
-            raise RemoteProtocolError("a shard was offered of something else than one file without a directory")
+            raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
         output = self._claim_output(is_alone=is_alone)
         if entry is not None and (output is not None or entry.type is m.EntryType.STREAM):
             return self._open_pipe(output, entry, offer)
@@ -61,7 +61,7 @@ class TargetOpener:
 
     @contextmanager
     def _reporting_refusal(self) -> Iterator[None]:
-        """Count what was refused as offered, unless its sender comes again."""
+        """Count a refused offer as offered, unless the sender will try again (COMES_AGAIN)."""
         try:
             yield
         except TransferFailed as error:
@@ -69,12 +69,12 @@ class TargetOpener:
             raise
 
     def _claim_output(self, *, is_alone: bool) -> OpenFile | None:
-        """Claim what is written in order, if the receiver has such an output. Raises TransferFailed (POLICY, BUSY)."""
+        """Claim the output of the receiver, if it has one. Raises TransferFailed (POLICY, BUSY)."""
         output = self._context.names.claim_stdout(self._context.transfer)
         if output is not None and not is_alone:
             raise TransferFailed(
                 Code.POLICY,
-                f"this receiver writes one file to {output.path}, no tree: use tar c DIR | filestreamer-sender -",
+                f"this receiver writes one file to {output.path}, not a tree: use tar c DIR | filestreamer-sender -",
             )
         return output
 
@@ -83,7 +83,7 @@ class TargetOpener:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         share = Share(*offer.shard) if offer.shard is not None else WHOLE
         if entry.holes and share.count > 1:
-            raise TransferFailed(Code.POLICY, "a shard is sent without holes")
+            raise TransferFailed(Code.POLICY, "a shard must not have holes")
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -113,15 +113,15 @@ class TargetOpener:
         )
 
     def _open_pipe(self, output: OpenFile | None, entry: m.Entry, offer: m.Offer) -> Target:
-        """Open what is written in order: to the output of this receiver, or a stream to a file."""
+        """Open the target of a pipe: the output of this receiver, or a new file for a stream."""
         context = self._context
         is_stream = entry.type is m.EntryType.STREAM
         if offer.shard is not None:
-            raise TransferFailed(Code.POLICY, "standard output is not put together from shards")
+            raise TransferFailed(Code.POLICY, "standard output can't be received in shards")
         if not (is_stream or entry.type is m.EntryType.FILE):
-            raise TransferFailed(Code.POLICY, "standard output takes a plain file, or a stream")
+            raise TransferFailed(Code.POLICY, "standard output takes one file or stream")
         if is_stream and entry.size:
-            raise RemoteProtocolError("a stream has no size before its end")
+            raise RemoteProtocolError("a stream was offered with a size")
         with self._reporting_refusal():
             window_bytes, self.window_cost_bytes = borrow_window(context.account, offer.chunk_size, self._window_bytes)
         file_share: FileShare | None = None

@@ -97,11 +97,11 @@ class Transfer(threading.Thread):
         """Compare a further Hello with the first. Raises RemoteProtocolError where they don't fit together."""
         most = self.connection_set.most
         if hello.connections != most:
-            raise RemoteProtocolError(f"{hello.connections} connections were announced, and {most} before")
+            raise RemoteProtocolError(f"{hello.connections} connections were announced, but {most} before")
         if hello.features != self.context.features:
-            raise RemoteProtocolError("other features were named than before")
+            raise RemoteProtocolError("the connections of a transfer name different features")
 
-    # --- what others see
+    # --- for the server, the registry and newer transfers: questions
 
     @property
     def is_complete(self) -> bool:
@@ -116,7 +116,7 @@ class Transfer(threading.Thread):
 
     @property
     def target_name(self) -> bytes:
-        """The name that it has in the destination: of a file, or of the root of a tree. It has a target."""
+        """The name in the destination of the file, or of the root of the tree. Requires a target."""
         assert self.connection_set.target is not None
         return self.connection_set.target.name
 
@@ -127,54 +127,56 @@ class Transfer(threading.Thread):
 
     @property
     def has_passed_on(self) -> bool:
-        """Whether an output has bytes of it: these can't be taken back."""
+        """Whether bytes of the transfer were written to an output: they can't be taken back."""
         target = self.connection_set.target
         return isinstance(target, PipeTarget) and target.chunks.has_begun
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was asked to end, or ends."""
+        """Whether the transfer was asked to end, or is ending."""
         return self._ending.error is not None or self._over.is_set()
 
     @property
     def yields(self) -> bool:
-        """Whether a newer transfer may take its names: its sender is gone or makes no progress, or it is complete."""
+        """Whether a newer transfer may take the names: the sender is gone or makes no progress, or all is complete."""
         return self.is_complete or self._over.is_set() or self.liveness.is_orphaned or self.liveness.is_stalled
 
     @property
     def hangs(self) -> str | None:
-        """Why it still has its names though it has ended: a thread of it waits for a disk. None where none does."""
+        """Why an ended transfer still has its names: one of its threads waits for a disk. None if none does."""
         return self._ending.hangs(is_running=self.is_alive())
 
-    # --- what others ask
+    # --- for the server, the registry and newer transfers: requests
 
     def end_soon(self, error: FilestreamerError) -> None:
-        """Ask it to end for this error, before it acts on anything else. Never waits."""
+        """Ask the transfer to end with this error, before it acts on any other event. Never waits."""
         self._ending.ask(error)
 
     def end_by(self, deadline: float, error: FilestreamerError) -> None:
-        """Ask it to end, and to wait for nothing beyond this moment (monotonic): the process ends."""
+        """Ask the transfer to end by `deadline` (monotonic), when the process ends."""
         self._ending.deadline = deadline
         if self.is_complete:
             self.dismiss()
         self.end_soon(error)
 
     def dismiss(self) -> None:
-        """Ask it to end soon: it is complete, and only kept to answer a sender that has not heard so."""
+        """Ask a complete transfer to end soon: it was only kept to send Complete again."""
         self._coordinator.is_dismissed = True
         self.mailbox.post_now(Nudged())
 
     def yield_place(self) -> None:
-        """Ask it to end soon, because others wait for its place: its sender may come again."""
+        """Ask the transfer to end soon, because another one waits for its place. Its sender may begin again."""
         reason = "nothing was offered" if not self.liveness.has_listed else "there was no progress for too long"
-        self.end_soon(TransferFailed(Code.TIMEOUT, f"{reason}, and others wait for the place"))
+        self.end_soon(TransferFailed(Code.TIMEOUT, f"{reason}, and another transfer needs the place"))
 
     def yield_to_newer(self) -> None:
-        """Ask it to end soon, because a newer sender needs its names."""
+        """Ask the transfer to end soon, because a newer one needs its names."""
         if self.is_complete:
             self.dismiss()
         else:
-            self.end_soon(TransferFailed(Code.SUPERSEDED, "a newer sender took this one's place"))
+            self.end_soon(
+                TransferFailed(Code.SUPERSEDED, "a newer transfer of the same name took the place of this one")
+            )
 
     def cut(self) -> None:
         """Shut every connection, so that no thread waits for a peer any more."""
@@ -188,7 +190,7 @@ class Transfer(threading.Thread):
     def run(self) -> None:
         """Run the coordinator until the transfer is over; then end everything, and report that."""
         error = run_to_end("transfer", self._coordinator.run)
-        # Every step is taken, whatever fails or hangs in another one: the server has to hear of the end.
+        # Each step is attempted even if another one fails or hangs: the server must always be told of the end.
         attempt = self._ending.attempt
         if error is not None:
             attempt("saying goodbye", lambda: self._link.say_goodbye(error))

@@ -1,4 +1,4 @@
-"""What the sender of a tree is told of the files of a part: Needed and Held, as things are when it is said."""
+"""The answers for the files of a part of a tree, Needed and Held, by the states at the moment of the answer."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from receiver.tree.manifest.spool import Spool
 
 
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
-    """Tell the state of each file of a part; a CLAIMED file is told when it was re-hashed."""
+    """Yield the answers for all files of a part; a CLAIMED file is answered after it was re-hashed."""
     needed: list[m.FileRange] = []
     unchecked: list[m.FileRange] = []
     held: list[m.Held] = []
@@ -29,7 +29,7 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
             elif is_here:
                 held.append(m.Held(file_id, 0, part_state.digest(index), (), state == HELD))
             elif state == NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
-                # An entry without segments may lie in a range: that makes fewer ranges, and the sender skips it.
+                # A range may include entries without segments, which the sender skips: that makes fewer ranges.
                 needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
     if needed:
         yield m.Needed(tuple(needed), ())
@@ -41,9 +41,9 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
 
 
 def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
-    """Tell at Finish what is not here of a part: CLAIMED files, too, which are not re-hashed yet.
+    """Yield Needed, at Finish, for all missing files of a part, and for CLAIMED ones, which are not re-hashed yet.
 
-    `is_answered` says that all else was told a moment ago.
+    With `is_answered`, all other files were answered a moment ago.
     """
     wanted = (CLAIMED,) if is_answered else (CLAIMED, FREE, WRITING)
     with part_state.lock:
@@ -63,7 +63,7 @@ def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterat
 
 
 def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
-    """Say which segments [first, end) of a large file are needed, in messages within the limit."""
+    """Yield Needed for segments [first, end) of a large file, in messages within the limit."""
     ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
     while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
         yield m.Needed((), some)
@@ -72,7 +72,7 @@ def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m
 def held_messages(
     part_state: PartState, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
 ) -> Iterator[m.Held]:
-    """Tell the digests of segments [first, end) of a large file that are here, in messages within the limit."""
+    """Yield Held with the digests of segments [first, end) of a large file, in messages within the limit."""
     large = part_state.large[index]
     for first, end in runs:
         for at in range(first, end, limits.DIGESTS_PER_HELD):
@@ -96,8 +96,8 @@ def _large_file_answers(part_state: PartState, index: int, spool: Spool) -> Iter
 def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:
     """Yield the states of the segments of a large file, piece by piece: first segment, states.
 
-    Without the lock in between, as connections need it while messages are sent. And no list of all runs is made: there
-    can be as many runs as segments, and they would take far more memory than the table of the file.
+    The lock is released between pieces, as connections need it while messages are sent. No list of all runs is made:
+    there can be as many runs as segments, which would take far more memory than the table of the file.
     """
     large = part_state.large[index]
     for first, end in large.pieces():

@@ -1,4 +1,4 @@
-"""Each entry of a manifest part, one by one: look at what is there, and make what needs no bytes.
+"""Prepares the entries of a manifest part one by one: looks at the destination, and makes what needs no bytes.
 
     directory                     made now; its mode and times are set at the end of the transfer
     symlink                       made now
@@ -6,7 +6,7 @@
     file with bytes               its state says whether it is to be sent, re-hashed, or accepted as it is
     further name of a file        a hard link, made at the end of the transfer
 
-In a directory that this transfer made nothing has to be looked for.
+In a directory that this transfer made, nothing has to be looked up.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _FIRST: Final = struct.Struct("=QI")
 
 
 class EntryPreparer:
-    """Takes entries in the order of the manifest. For one thread at a time: the one that takes parts, or commits."""
+    """Prepares entries in the order of the manifest. For one thread at a time: that takes parts, or commits."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class EntryPreparer:
         self._archive = archive
         self._checksum = checksum
         self._lasting_root: bytes | None = None
-        """The first component of the latest entry's path, if it is held to the end: it need not be claimed again."""
+        """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
         self._directories = Directories(destination)
@@ -112,7 +112,7 @@ class EntryPreparer:
         Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
         """
         if entry.xattrs:
-            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes yet")
+            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
         if root != self._lasting_root:
@@ -125,7 +125,7 @@ class EntryPreparer:
 
     def _passes(self, entry: Entry) -> bool:
         """Whether the name of an entry is held only until the entry is in place."""
-        is_rehashed = self._checksum and entry.type is EntryType.FILE  # and may be sent much later, if it differs
+        is_rehashed = self._checksum and entry.type is EntryType.FILE  # it may be sent much later, if it differs
         return not (entry.type is EntryType.DIRECTORY or entry.hard_link_group or is_rehashed)
 
     def _prepare(self, entry: Entry, file_id: int) -> int:
@@ -141,7 +141,7 @@ class EntryPreparer:
                 case EntryType.FILE:
                     return self._prepare_file(entry, file_id)
                 case _:
-                    raise TransferFailed(Code.POLICY, "a stream is sent alone")
+                    raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {self._shown(entry)}") from None
 
@@ -158,7 +158,7 @@ class EntryPreparer:
         self._check_replace(entry, there)
         if has_payload:
             return FREE
-        # Where a file is there, or there are holes, the new one is staged: it takes its name when it is complete.
+        # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
         if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
             staged = self._staging.name(file_id)
             make_file(self._staging, staged, entry)
@@ -189,15 +189,15 @@ class EntryPreparer:
             except FileExistsError:
                 raise
             except OSError:
-                # The file system can neither rename without replacing nor link a symlink. Making it under its name is
-                # as good: a symlink is complete as soon as it is there.
+                # The file system can neither rename without replacing, nor link a symlink. Making the symlink under its
+                # final name is as good: a symlink is complete as soon as it exists.
                 os.symlink(entry.link_target, name, dir_fd=directory_fd)
                 put_symlink_attributes(directory_fd, name, entry)
             finally:
                 self._staging.remove(os.fsdecode(temporary))
 
     def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
-        """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of what is there."""
+        """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of that name."""
         parent, _, name = entry.path.rpartition(b"/")
         directory = self._directories.get(parent, create=True)
         if directory.is_new:
@@ -212,16 +212,16 @@ class EntryPreparer:
 
     def _check_replace(self, entry: Entry, there: os.stat_result | None) -> None:
         if there is not None and not self._destination.replace:
-            reason = f"{self._shown(entry)} exists, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason)
 
     @contextlib.contextmanager
     def _refusing_new(self, entry: Entry) -> Iterator[None]:
-        """Raise TransferFailed(EXISTS) where something has appeared under the name since it was looked at."""
+        """Raise TransferFailed(EXISTS) if the name was taken after `_look`."""
         try:
             yield
         except FileExistsError:
-            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids to replace it"
+            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason) from None
 
     def _shown(self, entry: Entry) -> str:
@@ -264,7 +264,7 @@ class EntryPreparer:
             with self._refusing_new(entry):
                 os.link(first_name, name, src_dir_fd=first_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
             return
-        # By way of a name in staging: link(2) replaces nothing, rename(2) does.
+        # Link under a name in staging first: link(2) replaces nothing, but rename(2) does.
         os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
         os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
 

@@ -35,7 +35,7 @@ from receiver.tree.manifest.spool import Spool
 from receiver.tree.open_files import OWN_BYTES, OpenFiles, Room, table_bytes
 
 DESCRIPTOR_SECONDS: Final = 20.0
-"""How long a large file waits for descriptors: the process has a place for it, and other threads took them."""
+"""How long a large file waits for descriptors, if other threads took those of its place."""
 WAIT_SECONDS: Final = 0.1
 
 
@@ -73,7 +73,7 @@ class LargeFiles:
     # --- open
 
     def open(self, part_state: PartState, index: int, connection: Connection | None) -> None:
-        """Open a file as soon as there is room; `connection` waits for that. Raises TransferFailed, ConnectionLost.
+        """Open a file as soon as there is room; `connection` waits until then. Raises TransferFailed, ConnectionLost.
 
         It may be open already when this returns, or its part may be archived: the caller looks again.
         """
@@ -122,7 +122,7 @@ class LargeFiles:
             raise
         large.open_file = open_file
         self.open_files.add(open_file, part_state, index, room)
-        # A file that is complete under its final name was HELD, and differs from what the sender has now.
+        # A file that is complete under its final name was HELD, but the sender has other bytes now.
         if part_state.state(index) == FREE or large.spooled is Spooled.DIGESTS:
             part_state.set(index, WRITING)
         return open_file
@@ -130,7 +130,7 @@ class LargeFiles:
     def _check_mark(self, large: LargeFile, entry: m.Entry) -> None:
         """Check that the staging of a file is as it was when the file was set aside. Raises TransferFailed(BUSY).
 
-        Its lock was released then, so another process may have written to it: what the spool says would be wrong.
+        Its lock was released then, so another process may have written to it, and the spool would be wrong.
         """
         shown = shown_path(self._destination, entry.path)
         try:
@@ -138,7 +138,7 @@ class LargeFiles:
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
         if large.mark is not None and found != large.mark:
-            raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}")
+            raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}; retrying")
 
     # --- room
 
@@ -148,7 +148,7 @@ class LargeFiles:
             if self._make_room():
                 continue
             self.wait(connection)
-            # A table that is larger than OWN_BYTES is always borrowed: wait in the queue of the budget, as otherwise
+            # A table that is larger than OWN_BYTES is always borrowed. Wait in the queue of the budget: otherwise
             # smaller requests of other transfers would be served first, for ever.
             size = table_bytes(large)
             if size > OWN_BYTES:
@@ -159,14 +159,14 @@ class LargeFiles:
         return room
 
     def _make_room(self) -> bool:
-        """Set aside the file that was used longest ago, of those that can be; whether there was one."""
+        """Set aside the least recently used file that can be; return whether there was one."""
         return any(self._set_aside_locking(part_state, index) for _, part_state, index in self.open_files.all())
 
     def wait(self, connection: Connection | None) -> None:
         """Wait a moment for room. Raises ConnectionLost where the connection is to end, or the transfer is over."""
         self._check_over(connection)
         if connection is not None:
-            # What it has received may stay unacknowledged for long otherwise, and its sender waits for that.
+            # Otherwise its chunks may stay unacknowledged for long, while the sender waits for the acknowledgements.
             connection.acknowledge()
         self._committer.request_flush()  # complete files keep their room until they are closed
         time.sleep(WAIT_SECONDS)
@@ -182,11 +182,11 @@ class LargeFiles:
 
     @property
     def is_to_be_trimmed(self) -> bool:
-        """Whether other transfers could use room that lies idle here."""
+        """Whether this tree has idle room that other transfers could use."""
         return self.open_files.has_excess_places or bool(self.open_files.idle())
 
     def trim(self) -> None:
-        """Give back tables that were borrowed and lie idle, and places beyond the share of this tree."""
+        """Give back borrowed tables that are idle, and places beyond the share of this tree."""
         for part_state, index in self.open_files.idle():
             self._set_aside_locking(part_state, index)
         while self.open_files.has_excess_places and self._make_room():
@@ -199,7 +199,7 @@ class LargeFiles:
             return self.set_aside(part_state, index)
 
     def set_aside(self, part_state: PartState, index: int) -> bool:
-        """Close a file that no connection is inside and that is not re-hashed; whether it was closed.
+        """Close a file, if no connection is receiving it and it is not being re-hashed; return whether it was closed.
 
         Call it with the lock of the part.
         """
@@ -265,7 +265,7 @@ class LargeFiles:
 
     def _commit(self, open_file: OpenLargeFile, *, waits: bool) -> None:
         """Hand a complete file to the committer."""
-        # Closing waits for the write-back thread, which may hang on a slow disk: the committer waits for it rather than
+        # Closing waits for the write-back thread, which may hang on a slow disk: so the committer closes the file, not
         # a connection.
         is_closed_later = open_file.file.is_writing_back
         try:
@@ -273,7 +273,7 @@ class LargeFiles:
             size_bytes = open_file.file.grid.size
             self._committer.add([StagedFile(open_file.file.name, staged, size_bytes)], size_bytes, waits=waits)
         except Exception as error:
-            # The file counts as received by now: the transfer must not be committed without it.
+            # The file already counts as received: the transfer must not be committed without it.
             self._failed(as_failure("putting a file in place", error))
             raise
 
@@ -304,11 +304,11 @@ class LargeFiles:
                 open_file.detach(connection)
                 was_inside = connection in open_file.inside
                 open_file.inside.discard(connection)
-            if was_inside:  # it may be what kept a file open that is complete or withdrawn
+            if was_inside:  # a complete or withdrawn file may have stayed open only for this connection
                 self.close_if_done(part_state, index, waits=False)
 
     def stop_writes(self) -> None:
-        """Let no further segment begin: the sender has said Finish, or the transfer is over."""
+        """Refuse further segments: the sender has said Finish, or the transfer is over."""
         for open_file, _, _ in self.open_files.all():
             open_file.stop_writes()
 

@@ -17,9 +17,9 @@ from receiver.tree.manifest.part_state import PartState
 
 SEGMENT_BYTES: Final = 1 + limits.DIGEST_BYTES
 OWN_BYTES: Final = SEGMENT_BYTES * 64 * limits.KIB
-"""Memory for tables that a transfer has without borrowing: a file of this many segments can always be opened."""
+"""Memory for tables that a transfer has without borrowing: a file whose table fits can always be opened."""
 IDLE_SECONDS: Final = 1.0
-"""How long a file with a borrowed table may stay open unused."""
+"""How long an unused file may keep a borrowed table."""
 
 
 def table_bytes(large: LargeFile) -> int:
@@ -106,7 +106,7 @@ class OpenFiles:
 
     @property
     def has_excess_places(self) -> bool:
-        """Whether this tree has more places than its share, as other trees began meanwhile."""
+        """Whether this tree has more places than its share, which becomes smaller when other trees begin."""
         return bool(self._places.excess(self))
 
     # --- open files

@@ -1,4 +1,4 @@
-"""A part of the manifest, when it is taken up: each entry is prepared, and what may be here already is re-hashed.
+"""Prepares a part of the manifest when it is taken up: each entry, and the re-hashing of what may be here already.
 
 1. Each path is checked, then each entry is prepared (`entry_preparer`).
 2. A large file of which an earlier run staged a part is opened, and its claimed segments are re-hashed.
@@ -61,7 +61,7 @@ class PartPreparer:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Prepare nothing more: the transfer is over, and another one may have the names by now."""
+        """Stop preparing: the transfer is over, and another one may already have the names."""
         self._is_stopped = True
 
     def prepare(self, part_state: PartState) -> list[int]:
@@ -115,7 +115,7 @@ class PartPreparer:
             if self._is_staged(entry.path):
                 if state == FREE:
                     self._resume(part_state, index)
-                else:  # a crash right after the rename left the ledger of a file that is in place
+                else:  # a crash right after the rename has left the ledger of a file that is in place
                     self._drop_ledger(entry.path)
         payload_bytes = part_state.payload_bytes(index)
         self._counters.size_bytes += payload_bytes

@@ -93,7 +93,7 @@ class PartTable:
         self.entries += len(part_state.entries)
 
     def activate(self, part_state: PartState) -> None:
-        """Make this the active one: connections write into it from now on."""
+        """Make this object the active one: connections write into it from now on."""
         with self._lock:
             self._activate(part_state)
 
@@ -103,7 +103,7 @@ class PartTable:
         self._copies.pop(part_state.number, None)
 
     def activate_again(self, part_state: PartState, connection: Connection) -> None:
-        """Make the copy of a part the active one, when there is memory: `connection` waits for that.
+        """Make the copy of a part the active one, as soon as there is memory; `connection` waits until then.
 
         Another thread may have done so meanwhile: the caller looks the part up again. Raises ConnectionLost.
         """
@@ -121,7 +121,7 @@ class PartTable:
             self._account.give_back(size)
 
     def archive_done(self) -> None:
-        """Archive each active part of which no file is pending or in use; set its open large files aside."""
+        """Archive each active part without pending or used files; set its open large files aside."""
         for part_state in self.active:
             with part_state.lock:
                 if not part_state.is_idle:

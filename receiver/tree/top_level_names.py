@@ -97,7 +97,7 @@ class TopLevelNames:
             self._passing.add(name)
 
     def release(self, path: bytes) -> None:
-        """Let other transfers have a passing name. A path below a directory is no such name: nothing is done."""
+        """Release a passing name for other transfers. Do nothing for a path below a directory."""
         if b"/" not in path:
             with self._lock:
                 self._passing.discard(path)

@@ -40,7 +40,7 @@ STEP_BYTES: Final = 256 * limits.KIB
 
 
 class TreeTarget:
-    """One tree. For the coordinator, one thread at a time; data connections use `chunks`."""
+    """Receives one tree. The coordinator calls it, in one thread at a time; data connections use `chunks`."""
 
     _is_committed = False
     _is_over = False
@@ -134,10 +134,10 @@ class TreeTarget:
         """Keep a new part, and answer it as soon as it is taken up; answer a known part with what is known now."""
         archive = self._archive
         if self._expected is not None and part.first_file_id != self._expected:
-            raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, and {self._expected} is next")
+            raise RemoteProtocolError(f"a part begins with file {part.first_file_id}, not with {self._expected}")
         self._expected = part.first_file_id + len(part.entries)
         if part.first_file_id > archive.entries:
-            reason = "the parts of the manifest that were left out are not known here: begin again"
+            reason = "this receiver does not have the parts of the manifest before this one"
             raise TransferFailed(Code.UNKNOWN_TRANSFER, reason)
         number = archive.beginning_with(part.first_file_id)
         if number is None and (part.first_file_id != archive.entries or archive.is_listed):
@@ -190,7 +190,7 @@ class TreeTarget:
         return (part, size) if self._account.try_borrow(size) else None
 
     def _grow(self, entries: int) -> bool:
-        """Get the memory that is kept to the end for so many more entries; whether there is enough."""
+        """Borrow the memory that so many more entries need to the end; return whether there is enough."""
         tables_bytes = 8 * (self._archive.parts + self._entry_preparer.groups + entries)
         most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
@@ -235,7 +235,7 @@ class TreeTarget:
         yield from held_messages(part_state, index, answer.held, self._spool, final=False)
 
     def _take_rehashed_final(self, file_id: int, digest: bytes | None) -> Iterator[m.Message]:
-        """Answer a file that was re-hashed under its final name; None where it is gone, or was changed."""
+        """Answer a file that was re-hashed under its final name; `digest` is None if it is gone or was changed."""
         part_state, index = self._parts.find(file_id)
         with part_state.lock:
             if part_state.state(index) != CLAIMED:
@@ -272,7 +272,7 @@ class TreeTarget:
             entry = part_state.entries[index]
             is_further_name = self._entry_preparer.is_further_name(entry, file_id)
             if entry.type is not m.EntryType.FILE or (state == NOTHING and not is_further_name):
-                raise RemoteProtocolError(f"file {file_id} is withdrawn, and has nothing to be sent")
+                raise RemoteProtocolError(f"file {file_id} was withdrawn, but has no bytes to send")
             if state == WITHDRAWN:
                 return
             part_state.set(index, WITHDRAWN)
@@ -281,7 +281,7 @@ class TreeTarget:
                 self._counters.size_bytes -= part_state.payload_bytes(index)
             if index in part_state.large:
                 self._large_files.discard_set_aside(part_state, index)
-            if not part_state.is_active:  # a copy: what is changed in it is written back
+            if not part_state.is_active:  # a copy from the archive: write the change back
                 self._archive.save(part_state)
         self._top_level_names.release(entry.path)
         if index in part_state.large:
@@ -290,7 +290,7 @@ class TreeTarget:
     # --- the end
 
     def missing(self) -> Iterator[m.Message]:
-        """Say what is not here, of all that was listed; parts that wait are taken up and answered first."""
+        """Yield Needed for all missing files; parts that wait are taken up and answered first."""
         answered = self._taken_up
         yield from self.more()
         while self._waits and not (self._parts.active or self._is_over):
@@ -300,7 +300,7 @@ class TreeTarget:
             yield from missing(part_state, self._spool, is_answered=part_state.number >= answered)
 
     def finish(self, finish: m.Finish) -> bytes:
-        """Let no further write begin, and compare the root digest with the sender's; return it.
+        """Refuse further writes, and compare the root digest with the sender's; return it.
 
         Raises TransferFailed(DIGEST).
         """
@@ -315,7 +315,7 @@ class TreeTarget:
         return root
 
     def _archive_all(self) -> None:
-        """Archive every part; what is HELD in staging is complete now, as the sender has nothing more to send."""
+        """Archive every part. Files that are HELD in staging are complete now, as the sender sends nothing more."""
         for number in range(self._archive.parts):
             part_state = self._parts.get_active(number)
             if part_state is None and self._archive.has_partial(number):
@@ -334,7 +334,9 @@ class TreeTarget:
                 if large.open_file is None:
                     self._large_files.open(part_state, index, None)
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
-                    connection.stop(LEAVE_SECONDS)  # its sender has given the chunk up: it would not say Finish else
+                    connection.stop(
+                        LEAVE_SECONDS
+                    )  # the sender has given this chunk up: otherwise it would not say Finish
                 self._large_files.close_if_done(part_state, index, is_finishing=True)
 
     def _held_bytes(self, number: int) -> int:
@@ -366,7 +368,7 @@ class TreeTarget:
         self._is_committed = True
 
     def stop_writes(self) -> None:
-        """Let no further write begin, and no thread wait: the transfer is over."""
+        """Refuse further writes, and wake every thread that waits: the transfer is over."""
         self._is_over = True
         self._part_preparer.stop()
         self.chunks.stop_writes()
@@ -379,7 +381,7 @@ class TreeTarget:
         Without `cleanly` a thread hangs in a file: then no descriptor is closed, as the thread would write into
         whatever has its number next.
         """
-        with contextlib.ExitStack() as steps:  # the last one first; each is taken, whatever another one raises
+        with contextlib.ExitStack() as steps:  # runs the steps in reverse order, each even if another one raises
             if cleanly:
                 steps.callback(self._staging.close)
                 steps.callback(self._index.close)

@@ -29,14 +29,14 @@ from receiver.tree.part_table import PartTable
 
 
 class _First(enum.Enum):
-    """What has to be done before a segment can begin, without the lock of its part."""
+    """What a thread has to do, without the lock of the part, before a segment can begin."""
 
     ACTIVATE_PART = enum.auto()
     OPEN_FILE = enum.auto()
 
 
 class TreeWriter:
-    """Takes the chunks of one tree. Each data connection calls in its own thread."""
+    """Receives the chunks of one tree. Each data connection calls it in its own thread."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class TreeWriter:
         self._spool = spool
         self._nudge = nudge
         self._is_closed = False
-        """No further write begins; bytes that are compared may still come."""
+        """Whether further writes are refused; bytes may still be compared."""
 
     # --- begin
 
@@ -79,7 +79,7 @@ class TreeWriter:
     def _begin_segment(
         self, number: int, segment: m.Segment, connection: Connection, *, is_alone: bool
     ) -> IncomingSegment:
-        """Begin one segment, after whatever has to be done first."""
+        """Begin one segment; first wait, or stop another connection, as `_try_begin` asks."""
         while True:
             part_state = self._parts.acquire(number)
             index = segment.file_id - part_state.first
@@ -101,13 +101,13 @@ class TreeWriter:
     def _try_begin(
         self, part_state: PartState, index: int, segment: m.Segment, connection: Connection, *, is_alone: bool
     ) -> IncomingSegment | _First | Writer:
-        """Begin a segment; or return what has to be done first, or the connection that has to stop first."""
+        """Begin a segment; or return the action that comes first, or the connection that has to stop first."""
         entry = part_state.entries[index]
         state = part_state.state(index)
         position = self._position(entry, segment)
         if state == NOTHING or position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
-            raise RemoteProtocolError(f"{where} are no segment of file {segment.file_id}")
+            raise RemoteProtocolError(f"{where} are not a segment of file {segment.file_id}")
         if state == UNCHECKED:
             raise RemoteProtocolError(f"file {segment.file_id} was accepted unread")
         if not is_alone and index in part_state.large:  # else one chunk could have a thousand files open
@@ -123,7 +123,7 @@ class TreeWriter:
         return self._begin_small(part_state, index, segment, connection)
 
     def _position(self, entry: m.Entry, segment: m.Segment) -> int | None:
-        """Return which segment of its file this is; None where it is none."""
+        """Return the index of a segment in its file; None if it is not a segment of the file."""
         if segment.length == entry.size <= self._chunk_size:  # most files are small: spare them the Grid
             return None if segment.offset else 0
         return Grid(entry.size, self._chunk_size).index_of(segment.offset, segment.length)
@@ -134,7 +134,7 @@ class TreeWriter:
         if part_state.state(index) == WRITING:
             other = part_state.writing[index].connection
             if other is connection:
-                raise RemoteProtocolError(f"file {segment.file_id} stands in a chunk twice")
+                raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
         name = self._staging.name(segment.file_id, connection.connection_id)
         file = SmallFile(self._staging, name, part_state.entries[index], connection)
@@ -150,7 +150,7 @@ class TreeWriter:
             return _First.OPEN_FILE
         delivery, other = open_file.begin(position, connection)
         if delivery is Delivery.WAIT:
-            assert other is not None  # who is writing was read under the same lock
+            assert other is not None  # the writer was read under the same lock
             return other
         open_file.inside.add(connection)
         self._large_files.open_files.touch(open_file)
@@ -167,7 +167,7 @@ class TreeWriter:
         digests: Sequence[bytes],
         computed: Sequence[bytes],
     ) -> bool:
-        """Take the digests that the sender told and those of the bytes that came; whether all are equal.
+        """Compare the sender's digests with those of the received bytes; return whether all are equal.
 
         Raises TransferFailed.
         """
@@ -201,7 +201,7 @@ class TreeWriter:
         actual: bytes,
         complete: list[StagedFile],
     ) -> bool:
-        """End one segment; whether its digest is right. A small file that is complete is added to `complete`."""
+        """End one segment; return whether its digest is right. Adds a complete small file to `complete`."""
         sink, open_file = incoming.sink, incoming.ledger
         index = incoming.segment.file_id - part_state.first
         if isinstance(sink, SmallFile):
@@ -214,7 +214,7 @@ class TreeWriter:
                 open_file.note_unrecorded(incoming.position)
             open_file.inside.discard(connection)
             return is_good
-        if digest != actual or part_state.state(index) != VERIFIED:  # the bytes of a withdrawn file are of no interest
+        if digest != actual or part_state.state(index) != VERIFIED:  # the bytes of a withdrawn file don't matter
             return digest == actual
         large = part_state.large.get(index)
         at = incoming.position
@@ -222,7 +222,7 @@ class TreeWriter:
         return digest == verified
 
     def _end_small(self, part_state: PartState, index: int, file: SmallFile, digest: bytes | None) -> bool:
-        """End a small file, with its digest or None where that is wrong; whether it is to be put in place."""
+        """End a small file, with its digest, or None if it is wrong; return whether to put the file in place."""
         if part_state.writing.get(index) is file:
             del part_state.writing[index]
         if part_state.state(index) == WITHDRAWN:
@@ -238,7 +238,7 @@ class TreeWriter:
     # --- connections, and the end
 
     def detach(self, connection: Connection) -> None:
-        """Take back what a connection was writing; it is to be sent again."""
+        """Take back the segments that a connection was writing; they have to be sent again."""
         for part_state in self._parts.active:
             with part_state.lock:
                 part_state.detach(connection)
@@ -246,6 +246,6 @@ class TreeWriter:
         self._nudge()
 
     def stop_writes(self) -> None:
-        """Let no further write begin: the sender has said Finish, or the transfer is over."""
+        """Refuse further writes: the sender has said Finish, or the transfer is over."""
         self._is_closed = True
         self._large_files.stop_writes()

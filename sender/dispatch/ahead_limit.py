@@ -22,18 +22,18 @@ class AheadLimit:
         self._heap: list[int] = []  # the same chunks; those that have arrived are taken out when they come first
         self._counts: Counter[int] = Counter()  # chunks on their way, by connection
         self._most: dict[int, int] = {}  # how many a slow connection may have on its way
-        self._blamed_chunk = -1  # the last chunk that the others had to wait for: its connection was slowed down once
+        self._blamed_chunk = -1  # the last chunk that other connections waited for: its connection was slowed down once
         self.is_waited_for = False
         """Whether a connection got no chunk since this was last taken back, though some are queued."""
 
     def sent(self, chunk_id: int, connection_id: int) -> None:
-        """Take in that a connection has a chunk on its way."""
+        """Note that a connection has sent a chunk."""
         self._connection_of[chunk_id] = connection_id
         self._counts[connection_id] += 1
         heapq.heappush(self._heap, chunk_id)
 
     def arrived(self, chunk_id: int) -> None:
-        """Take in that a chunk is done."""
+        """Note that a chunk is done."""
         connection_id = self._remove(chunk_id)
         if connection_id in self._most:
             self._most[connection_id] += 1
@@ -41,7 +41,7 @@ class AheadLimit:
                 del self._most[connection_id]
 
     def returned(self, chunk_id: int) -> None:
-        """Take in that a chunk is queued again."""
+        """Note that a chunk is queued again."""
         self._remove(chunk_id)
 
     def _remove(self, chunk_id: int) -> int:
@@ -67,7 +67,7 @@ class AheadLimit:
         return most is None or self._counts[connection_id] < most
 
     def hold_back(self) -> None:
-        """Take in that a connection got nothing, as all that is queued lies too far ahead."""
+        """Note that a connection got no chunk, as all queued chunks are too far ahead."""
         self.is_waited_for = True
         first = self._first()
         if first is not None and first != self._blamed_chunk:

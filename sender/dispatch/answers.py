@@ -1,4 +1,4 @@
-"""What the receiver's answers mean for the chunks of the manifest: which are needed, compared, or done.
+"""Acts on the receiver's answers: queues the chunks that are needed, has held ones compared, marks others as done.
 
 A large file is answered by segments, each of which is a chunk. A small file is answered as a whole. The bundle that
 carries it is queued once each of its files is answered and, if it is held, compared; if the bundle carries nothing
@@ -18,7 +18,7 @@ from sender.dispatch.verify import Held, Verifier
 
 
 class Answers:
-    """Takes in the receiver's answers. Raises RemoteProtocolError for those that it may not give."""
+    """Handles the receiver's answers. Raises RemoteProtocolError for an answer that the protocol does not allow."""
 
     def __init__(self, manifest: Manifest, queue: SendQueue, verifier: Verifier, counters: TransferCounters) -> None:
         self._manifest = manifest
@@ -57,7 +57,7 @@ class Answers:
             self._queue.reopen(first, first + segments.segments)
 
     def hold(self, message: m.Held) -> None:
-        """Have segments compared that are held. Files that the receiver accepts unread are done."""
+        """Have held segments compared; mark files that the receiver accepts unread as done."""
         for files in message.unchecked:
             for part, file_id in self._files(files):
                 self._accept(part, file_id)
@@ -86,13 +86,13 @@ class Answers:
             self._verifier.compare(held._replace(first_segment=begin - start, first_chunk=begin, digests=digests))
 
     def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
-        """Take in that a small file that is held was compared. Answers of an earlier epoch count for nothing."""
+        """Handle the comparison of a held small file. A result of an earlier epoch is ignored."""
         part = self._manifest.part_of_file(file_id)
         if part is not None and epoch == self._queue.epoch:
             self._bundle_ready(part.do_without(file_id) if is_equal else part.need(file_id))
 
     def withdraw(self, file_id: int) -> None:
-        """Do without a file that is withdrawn."""
+        """Leave out a file that is withdrawn."""
         part = self._manifest.part_of_file(file_id)
         if part is None:
             return
@@ -104,7 +104,7 @@ class Answers:
             self._bundle_ready(part.do_without(file_id))
 
     def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
-        """Yield the files of a range that have segments, as far as their parts were not dropped."""
+        """Yield the files of a range that have segments, except those whose parts were dropped."""
         end = files.first_file_id + files.files
         if end > self._manifest.files:
             raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
@@ -128,7 +128,7 @@ class Answers:
             self._bundle_ready(part.need(file_id))
 
     def _accept(self, part: Part, file_id: int) -> None:
-        """Take in that the receiver has a file under its final name, with the size and mtime that were listed."""
+        """Mark a file as done that the receiver has under its final name with the listed size and mtime."""
         if part.is_large(file_id):
             chunks = part.chunks_of(file_id)
             new = self._queue.hold(chunks.start, chunks.stop)
@@ -142,7 +142,7 @@ class Answers:
             self._counters.unchecked_bytes += part.payload_bytes(file_id)
 
     def _bundle_ready(self, chunk_id: int | None) -> None:
-        """Queue the bundle that has become ready by an answer, if one has. If it carries nothing, it is done."""
+        """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""
         if chunk_id is None:
             return
         if self._manifest.carried(chunk_id):

@@ -18,7 +18,7 @@ HELD: Final = 2
 
 
 class ChunkStates:
-    """What is known of each chunk: two bytes, so that a million chunks take two megabytes."""
+    """Two bytes for each chunk, so that a million chunks take two megabytes."""
 
     def __init__(self) -> None:
         self.chunks = 0
@@ -33,14 +33,14 @@ class ChunkStates:
         self._done = bytearray()  # NOT_DONE, ACKNOWLEDGED, HELD
 
     def clear(self) -> None:
-        """Forget every chunk; `extend` takes them in again."""
+        """Drop every chunk; `extend` adds them again."""
         self.chunks = self.done_count = self.lowest = 0
         self._answered.clear()
         self._done.clear()
         self.chunk_map.clear()
 
     def extend(self, chunks: int) -> int:
-        """Have `chunks` chunks from now on; return how many of them are new."""
+        """Grow to `chunks` chunks; return how many of them are new."""
         new = chunks - self.chunks
         self._answered.extend(bytes(new))
         self._done.extend(bytes(new))
@@ -61,7 +61,7 @@ class ChunkStates:
         return bool(self._answered[ordinal])
 
     def mark_answered(self, start: int, stop: int) -> None:
-        """Take in that the ordinals [start, stop) are answered."""
+        """Mark the ordinals [start, stop) as answered."""
         self._answered[start:stop] = b"\x01" * (stop - start)
 
     def is_done(self, ordinal: int) -> bool:
@@ -69,13 +69,13 @@ class ChunkStates:
         return self._done[ordinal] != NOT_DONE
 
     def mark_done(self, ordinal: int, by: int | None) -> None:
-        """Take in that a chunk is done, which was not: `by` this connection, or (None) without being sent."""
+        """Mark a chunk as done that was not: `by` this connection, or (None) without being sent."""
         self._done[ordinal] = HELD if by is None else ACKNOWLEDGED
         self.done_count += 1
         self.chunk_map.add(ordinal, by)
 
     def reopen(self, ordinal: int) -> bool:
-        """Take back that a chunk is done; return whether it was."""
+        """Mark a chunk as not done; return whether it was done."""
         state = self._done[ordinal]
         if state == NOT_DONE:
             return False

@@ -64,7 +64,7 @@ class Manifest:
         return part
 
     def grow(self, part: StreamPart, *, is_whole: bool) -> None:
-        """Take in what was read of a stream since; `is_whole` once that is all of it."""
+        """Add the chunks of a stream that were read since; `is_whole` when the stream has ended."""
         part.grow()
         self.chunks = part.end_chunk
         self.is_listed = is_whole
@@ -87,7 +87,7 @@ class Manifest:
             return self._parts[at] if at >= 0 else None
 
     def part_of_file(self, file_id: int) -> Part | None:
-        """Return the part that an entry is in; None where that was dropped. Raises RemoteProtocolError for no entry."""
+        """Return the part of an entry; None if it was dropped. Raises RemoteProtocolError for an unknown file_id."""
         if file_id >= self.files:
             raise RemoteProtocolError(f"the receiver answers file {file_id}, which was not offered")
         with self._mutex:
@@ -134,9 +134,9 @@ class Manifest:
         return part is not None and part.is_bundle(chunk_id)
 
     def withdraw(self, file_id: int, error: Unsendable) -> Withdrew | None:
-        """Withdraw a file that can't be sent as it was listed. Return the event to post; None where that was done.
+        """Withdraw a file that can't be sent as listed. Return the event to post; None if it was withdrawn before.
 
-        Raises `error` where the file is all there is.
+        Raises `error` if the file is the only one.
         """
         if self.is_single:
             raise error
@@ -145,13 +145,13 @@ class Manifest:
     # --- the control connection
 
     def begin_offer(self) -> None:
-        """Begin with another control connection: no part was sent on it, and no file was said to be withdrawn."""
+        """Begin with another control connection, on which no part and no Withdrawn was sent yet."""
         self.withdrawn.say_again()
         for part in self.parts:
             part.is_sent = False
 
     def take_answer(self, file_id: int) -> None:
-        """Take in that the receiver answers a file: it has all that was said before the part with that file."""
+        """Note an answer for a file: the receiver has every message that was sent before the part of that file."""
         part = self.part_of_file(file_id)
         if part is not None and part.is_sent:
             self.withdrawn.arrived(part.withdrawn_before)

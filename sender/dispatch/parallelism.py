@@ -1,4 +1,4 @@
-"""How many data connections there are, where the user did not choose it. Pure.
+"""The number of data connections, if the user did not choose it. Pure.
 
 It starts with few, with twice as many on a long path, and doubles them while that makes the transfer faster. A doubling
 that does not is taken back. Then half as many are tried: a number that is as fast as a larger one stays. After a pause
@@ -109,7 +109,7 @@ class Parallelism:
         rtt_seconds: float,
         waited_seconds: float = 0.0,
     ) -> Change | None:
-        """Take in how the transfer goes; return the change, if there is one.
+        """Add a sample of the transfer; return the change, if there is one.
 
         `delivered_bytes`: what the receiver's kernel has taken so far. `up`: connections that are open. `remaining`:
         chunks that are queued. `rtt_seconds`: the shortest round-trip of a connection. `waited_seconds`: how long the
@@ -174,7 +174,7 @@ class Parallelism:
         return last.waited_seconds - first.waited_seconds >= CROWDED * self._up * (last.now - first.now)
 
     def _judge(self, now: float, rate: float, remaining: int) -> Change | None:
-        """Take back a try that was in vain, or try the next number."""
+        """Undo a try that did not help, or try the next number."""
         tried, self._tried = self._tried, None
         if tried == "try_more":
             if rate < GAIN * self._compared:

@@ -15,7 +15,7 @@ from filestreamer.wire.messages import ManifestPart, Segment
 from sender.source.item import Item
 from sender.source.stream import Stream
 
-# What is known of a small file. An entry that is not one is NOT_SMALL: it has no segment, or several.
+# The states of a small file. Any other entry is NOT_SMALL: it has no segment, or several.
 NOT_SMALL: Final = 0
 UNANSWERED: Final = 1
 COMPARING: Final = 2
@@ -23,7 +23,7 @@ COMPARING: Final = 2
 NEEDED: Final = 3
 """The bundle carries the file."""
 NOT_NEEDED: Final = 4
-"""The receiver has the file, it is withdrawn, or it is nothing but a hole: its bundle leaves it out."""
+"""The bundle leaves the file out: the receiver has it, it is withdrawn, or it is one hole."""
 
 _IS_CARRIED: Final = (NEEDED, NOT_SMALL)
 
@@ -57,7 +57,7 @@ class Part:
         """How many files were said to be withdrawn on this control connection before this part was sent."""
 
     def forget_answers(self) -> None:
-        """Begin with no answer for any small file."""
+        """Drop the answers for all small files."""
         self._small_files = bytearray(len(self.items))
         self._unready_files: dict[int, int] = {}
         """For each bundle, by chunk id: how many of its files are unanswered, or being compared."""
@@ -141,15 +141,15 @@ class Part:
     # --- the answers for small files
 
     def need(self, file_id: int) -> int | None:
-        """Take in that a small file is to be sent. Return its bundle's chunk where that has become ready by this."""
+        """Note that a small file has to be sent. Return the chunk of its bundle if the bundle has become ready."""
         return self._make_ready(file_id, NEEDED)
 
     def do_without(self, file_id: int) -> int | None:
-        """Take in that a small file is not to be sent. Return its bundle's chunk where that has become ready."""
+        """Note that a small file is not sent. Return the chunk of its bundle if the bundle has become ready."""
         return self._make_ready(file_id, NOT_NEEDED)
 
     def begin_comparing(self, file_id: int) -> bool:
-        """Take in that the receiver holds a small file; return whether it has to be compared now."""
+        """Note that the receiver holds a small file; return whether it has to be compared now."""
         index = file_id - self.first_file_id
         is_new = self._small_files[index] == UNANSWERED
         if is_new:
@@ -171,14 +171,14 @@ class Part:
 
 
 class StreamPart(Part):
-    """The one part of a stream: its chunks are those that were read by now."""
+    """The one part of a stream, with the chunks that were read so far."""
 
     def __init__(self, item: Item, stream: Stream) -> None:
         super().__init__(0, 0, [item], stream.chunk_size, last=True)
         self.stream = stream
 
     def grow(self) -> None:
-        """Take in the chunks that were read since."""
+        """Add the chunks that were read since."""
         self.bytes, self.chunks = self.stream.size, self.stream.chunks
         self.end_chunk = self.chunks
 

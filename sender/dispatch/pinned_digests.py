@@ -60,7 +60,7 @@ class PinnedDigests:
         ]
 
     def close_bundle(self, ordinal: int, withdrawn: Container[int]) -> None:
-        """Take in that a chunk is done. If it is a bundle, keep only the digests of files that are not withdrawn."""
+        """Note that a chunk is done. Of a bundle, keep only the digests of files that are not withdrawn."""
         pinned = self._open_bundles.pop(ordinal, None)
         if pinned is not None:
             kept = [pinned[file_id] for file_id in sorted(pinned) if file_id not in withdrawn]

@@ -21,7 +21,7 @@ class Schedule:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all chunks; the number of connections stays."""
+        """Drop all chunks; the number of connections stays."""
         self._homes: list[deque[range]] = [deque() for _ in range(self.connections)]
         self._left = [0] * self.connections  # how many chunks each home has
         self._unsorted: set[int] = set()  # homes whose first range may not be the lowest

@@ -7,8 +7,8 @@ The chunks of a connection that is lost are put back, and so is a chunk that arr
 transfer can finish when all chunks are done. `schedule` says which chunk a connection gets, `chunk_states` keeps which
 are answered and done, and `pinned_digests` what was read.
 
-Another incarnation of the receiver begins another epoch: it has forgotten what was answered and acknowledged. A thread
-that acts on something of an earlier epoch changes nothing.
+Another incarnation of the receiver begins another epoch, as it does not know the earlier answers and acknowledgements.
+A call with an earlier epoch changes nothing.
 """
 
 import threading
@@ -77,7 +77,7 @@ class SendQueue:
     # --- the manifest
 
     def extend(self, part: Part) -> None:
-        """Take in the chunks of another part. Those that lie in holes are done at once."""
+        """Add the chunks of another part. Chunks in holes are done at once."""
         with self._changed:
             self._extend(part)
 
@@ -90,7 +90,7 @@ class SendQueue:
             self._mark_done(ordinal, None, part)
 
     def grow(self, part: StreamPart, *, is_whole: bool) -> None:
-        """Take in what was read of a stream since; `is_whole` once that is all of it."""
+        """Add the chunks of a stream that were read since; `is_whole` when the stream has ended."""
         with self._changed:
             first, unanswered, open_chunks = self.states.chunks, part.unanswered_chunks, part.open_chunks
             self._manifest.grow(part, is_whole=is_whole)
@@ -105,7 +105,7 @@ class SendQueue:
     # --- the receiver's answers
 
     def need(self, first: int, end: int) -> int:
-        """Take in that the chunks [first, end) are needed. Return how many of them were not answered before."""
+        """Queue the chunks [first, end), which are needed. Return how many of them were not answered before."""
         with self._changed:
             return self._need(first, end)
 
@@ -119,13 +119,13 @@ class SendQueue:
         return new
 
     def need_stream(self) -> None:
-        """Take in that all of a stream is needed, what is still to come as well."""
+        """Queue all chunks of a stream, including those that are not read yet."""
         with self._changed:
             self._needs_all = True
             self._need(0, self.states.chunks)
 
     def hold(self, first: int, end: int, whole: range | None = None) -> list[tuple[int, int]]:
-        """Take in that the receiver holds the chunks [first, end).
+        """Note that the receiver holds the chunks [first, end).
 
         Return the ranges of them that are to be compared: those that were not answered before. `whole` are the chunks
         of a file that lies under its final name; if it was found to differ already, these chunks are needed instead.
@@ -154,7 +154,7 @@ class SendQueue:
             self._advance()  # over holes
 
     def reopen(self, first: int, end: int) -> None:
-        """Take in an answer to Finish: the receiver misses the chunks [first, end) after all."""
+        """Queue the chunks [first, end) again: the receiver misses them after Finish."""
         with self._changed:
             for ordinal in self.share.ordinals(first, end):
                 if self._reopen(ordinal):
@@ -168,9 +168,9 @@ class SendQueue:
         return was_done
 
     def withdraw(self, chunks: range) -> None:
-        """Take in that the chunks of a large file are not sent: they are done, and not in the root digest.
+        """Mark the chunks of a withdrawn large file as done, and leave them out of the root digest.
 
-        Those that are on their way already arrive, and count for nothing.
+        Chunks of it that were already sent arrive, and are ignored.
         """
         self.hold(chunks.start, chunks.stop)
         self.digests.leave_out(chunks)
@@ -230,7 +230,7 @@ class SendQueue:
         return [] if self.digests.pin_segment(ordinal, digests[0]) else [0]
 
     def put_back(self, chunk_ids: list[int], epoch: int) -> None:
-        """Have chunks sent again that a connection took, and that were not acknowledged to it."""
+        """Queue chunks again that a connection took, and that were not acknowledged to it."""
         with self._changed:
             if epoch == self.epoch:
                 self._put_back(chunk_ids)
@@ -243,7 +243,7 @@ class SendQueue:
                 self._ahead_limit.returned(chunk_id)
 
     def put_back_damaged(self, chunk_id: int, connection: ConnectionCounters, epoch: int) -> None:
-        """Have a chunk sent again that arrived damaged. Raises TransferFailed(DIGEST) after SENDS_PER_CHUNK times."""
+        """Queue a chunk again that arrived damaged. Raises TransferFailed(DIGEST) after SENDS_PER_CHUNK times."""
         with self._changed:
             if epoch != self.epoch:
                 return
@@ -259,7 +259,7 @@ class SendQueue:
             self._changed.notify_all()
 
     def mark_done(self, chunk_ids: tuple[int, ...] | range, epoch: int, by: int | None = None) -> None:
-        """Take in that chunks of this epoch are done: acknowledged to connection `by`, or (None) held and equal."""
+        """Mark chunks of this epoch as done: acknowledged to connection `by`, or (None) held and equal."""
         with self._changed:
             is_part_done = epoch == self.epoch and self._mark_all_done(chunk_ids, by)
             if self._ahead_limit is not None and self._ahead_limit.is_waited_for:
@@ -301,10 +301,10 @@ class SendQueue:
     def compared(
         self, chunk_id: int, epoch: int, *, is_equal: bool, whole: range | None = None
     ) -> tuple[bool, list[int]]:
-        """Take in that a held chunk of a large file was compared: if it differs, it is needed.
+        """Handle the comparison of a held chunk of a large file: if it differs, it is needed.
 
-        Of a file that lies under its final name (`whole`: its chunks) all is needed then, as the receiver writes into
-        no file that is complete. Return whether the chunk counts as held, and which chunks that did do not any more.
+        If the file lies under its final name, all of its chunks (`whole`) are needed then, as the receiver never writes
+        into a complete file. Return whether the chunk counts as held, and the chunks that no longer count as held.
         """
         is_part_done = False
         taken_back: list[int] = []
@@ -335,11 +335,11 @@ class SendQueue:
 
     @property
     def connections(self) -> int:
-        """How many connections get chunks: those with an id below this."""
+        """The number of connections that get chunks: those with an id below it."""
         return self._schedule.connections
 
     def resize(self, connections: int) -> None:
-        """Have so many connections get chunks from now on: N is doubled, or halved, as often as that takes."""
+        """Give chunks to so many connections from now on: N is doubled or halved as often as needed."""
         with self._changed:
             self._schedule.resize(connections)
             self._changed.notify_all()

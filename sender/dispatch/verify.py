@@ -27,7 +27,7 @@ THREADS_MAX: Final = 4
 RETRY_SECONDS: Final = 1.0
 """How long a thread waits before it tries again to open a file, where this process has too many open files."""
 BACKLOG_MAX: Final = 1024
-"""How many runs of held segments may wait to be compared before the control connection is not read for a while."""
+"""How many runs of held segments may wait to be compared before reading of the control connection pauses."""
 
 
 class Held(NamedTuple):
@@ -42,7 +42,7 @@ class Held(NamedTuple):
     digests: bytes
     """The receiver's digest of each, one after the other."""
     epoch: int
-    """When the receiver said so (`send_queue`)."""
+    """The epoch in which the receiver sent Held (`send_queue`)."""
     whole: range | None = None
     """All chunks of the file, where it lies under its final name: if one segment differs, all of them are needed."""
 
@@ -69,7 +69,7 @@ class Verifier:
         self._threads: list[threading.Thread] = []
 
     def compare(self, held: Held) -> None:
-        """Have these segments compared, soon."""
+        """Queue a run of held segments to be compared."""
         self._work.put(held)
         if len(self._threads) < min(THREADS_MAX, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
@@ -84,12 +84,12 @@ class Verifier:
     def is_behind(self) -> bool:
         """Return whether nothing more should be read from the control connection.
 
-        The receiver says what it holds far faster than that is compared, and what is not compared yet takes memory.
+        Held messages come much faster than segments are compared, and those that wait take memory.
         """
         return self._work.qsize() > BACKLOG_MAX
 
     def stop(self) -> None:
-        """Have the threads end when the work that was given to them is done, or the transfer is over."""
+        """Ask the threads to end after the queued work, or when the transfer is over."""
         for _ in self._threads:
             self._work.put(None)
 

@@ -1,8 +1,8 @@
 """The files that are withdrawn: they can't be sent as they were listed, so the rest of the tree goes on without them.
 
-A thread that reads a file withdraws it; the coordinator takes that in, and says so to the receiver (Withdrawn in
-proto/README.md). What it said last on a control connection that was lost may not have arrived. So a file is kept here
-until the receiver answers a part of the manifest that was sent after the file was said to be withdrawn.
+A thread that reads a file withdraws it; the coordinator handles that, and sends Withdrawn to the receiver
+(proto/README.md). The last messages on a control connection that was lost may not have arrived. So a file is kept here
+until the receiver answers a part of the manifest that was sent after the Withdrawn.
 """
 
 import threading
@@ -15,11 +15,11 @@ class WithdrawnFiles:
 
     def __init__(self) -> None:
         self.said_count = 0
-        """How many files were said to be withdrawn on this control connection."""
+        """For how many files Withdrawn was sent on this control connection."""
         self._mutex = threading.Lock()  # protects every field below, and writes of said_count
         self._withdrawn: set[int] = set()  # without those that the receiver knows of and that are not read any more
-        self._not_taken: set[int] = set()  # those that the coordinator has not taken in yet
-        self._said: deque[int] = deque()  # said on this control connection, and not known to have arrived; in order
+        self._not_taken: set[int] = set()  # those that the coordinator has not handled yet
+        self._said: deque[int] = deque()  # sent on this control connection, and not known to have arrived; in order
         self._known: set[int] = set()  # those that the receiver knows of
         self._first_file_id = 0  # files below it are in parts that were dropped
 
@@ -32,7 +32,7 @@ class WithdrawnFiles:
     def add(self, file_id: int) -> bool:
         """Withdraw a file; return whether that is new. Its part is not dropped before `take`."""
         with self._mutex:
-            # A file of a part that was dropped is done, and the receiver knows how.
+            # A file of a dropped part is done, and the receiver knows its state.
             if file_id in self._withdrawn or file_id < self._first_file_id:
                 return False
             self._withdrawn.add(file_id)
@@ -40,13 +40,13 @@ class WithdrawnFiles:
             return True
 
     def take(self, file_id: int) -> None:
-        """Note that the coordinator has taken in that a file is withdrawn."""
+        """Note that the coordinator has handled a withdrawn file."""
         with self._mutex:
             self._not_taken.discard(file_id)
 
     @property
     def is_all_taken(self) -> bool:
-        """Whether the coordinator has taken in every file that is withdrawn."""
+        """Whether the coordinator has handled every withdrawn file."""
         return not self._not_taken
 
     def drop_part(self, files: range) -> bool:
@@ -59,26 +59,26 @@ class WithdrawnFiles:
             return True
 
     def between(self, first: int, end: int) -> list[int]:
-        """Return the files [first, end) that are withdrawn and of which the receiver may not know, in order."""
+        """Return the withdrawn files of [first, end) that the receiver may not know, in order."""
         with self._mutex:
             if len(self._withdrawn) < end - first:
                 return sorted(file_id for file_id in self._withdrawn if first <= file_id < end)
             return [file_id for file_id in range(first, end) if file_id in self._withdrawn]
 
     def said(self, file_ids: Sequence[int]) -> None:
-        """Note that these were said to be withdrawn on this control connection."""
+        """Note that Withdrawn was sent for these files on this control connection."""
         with self._mutex:
             self._said.extend(file_ids)
             self.said_count += len(file_ids)
 
     def say_again(self) -> None:
-        """Begin with another control connection: nothing was said on it."""
+        """Begin with another control connection, on which no Withdrawn was sent yet."""
         with self._mutex:
             self._said.clear()
             self.said_count = 0
 
     def arrived(self, count: int) -> None:
-        """Take in that the receiver has the first `count` of those that were said on this control connection."""
+        """Note that the receiver has the first `count` files that were sent on this control connection."""
         with self._mutex:
             new = count - (self.said_count - len(self._said))
             for _ in range(new):
@@ -87,7 +87,7 @@ class WithdrawnFiles:
                 self._forget_known()
 
     def _forget_known(self) -> None:
-        """Forget files that the receiver knows of and whose part was dropped, so that they are not read any more."""
+        """Drop files that the receiver knows and whose part was dropped: no thread reads them any more."""
         for file_id in [file_id for file_id in self._known if file_id < self._first_file_id]:
             self._known.discard(file_id)
             self._withdrawn.discard(file_id)

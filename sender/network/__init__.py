@@ -8,5 +8,5 @@
    `outbox`         what it is about to send, gathered into few system calls,
    `send_window`    the chunks that it sent and that are not acknowledged, and the
    `rate_limit`     which all of them share;
-6. `peer`           knows when the receiver was heard last on any of them, and what went wrong last.
+6. `peer`           knows when bytes came last on any of them, and which error came last.
 """

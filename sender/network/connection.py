@@ -39,7 +39,7 @@ from sender.source.reader import Reader
 IDLE_SECONDS: Final = 1.0
 """How long a connection that has nothing to send waits for a chunk before it looks for acknowledgements again."""
 _NO_DIGEST: Final = b"\xff" * limits.DIGEST_BYTES
-"""Says that the payload is not what was listed: of all payloads, one in 2^128 has this digest."""
+"""Marks a payload that is not the listed file: only one payload in 2^128 has this digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class DataConnection(threading.Thread):
     def _move(self, channel: Channel) -> None:
         """Send chunks and take in acknowledgements until the queue dismisses this connection."""
         while True:
-            # Not after each small chunk: to look for acknowledgements costs a system call.
+            # Not after each small chunk: looking for acknowledgements costs a system call.
             is_poll_due = self.counters.moved_bytes >= self._polled_bytes + GATHER_BYTES
             if is_poll_due or not self._window or self._rate_limit is not None:
                 self._poll(channel)
@@ -213,7 +213,7 @@ class DataConnection(threading.Thread):
                 if offset + size == end:
                     reader.check_unchanged(item)
             except Unsendable as error:
-                if error.retryable:  # this process has too many open files: nothing is wrong with this one
+                if error.retryable:  # this process has too many open files: nothing is wrong with this file
                     raise ConnectionLost(str(error)) from None
                 trouble = error
             if trouble is not None:
@@ -246,7 +246,7 @@ class DataConnection(threading.Thread):
             self._take_acknowledgement(body)
 
     def _wait_for_acknowledgement(self, channel: Channel) -> None:
-        self._took_at = time.monotonic()  # sending may have taken long: the silence of the receiver begins now
+        self._took_at = time.monotonic()  # sending may have taken long: count the receiver's silence from now
         self._clock.enter("wait_ack")
         body = channel.read_body()
         self._clock.enter(None)
@@ -275,11 +275,11 @@ class DataConnection(threading.Thread):
             self._queue.mark_done(message.chunk_ids, self._epoch, self.connection_id)
 
     def _take_rejected(self, chunk_id: int, chunk: SentChunk) -> None:
-        """Have a chunk sent again of which a digest was not that of its payload."""
+        """Queue a chunk again whose digest did not match its payload."""
         self.counters.abandoned_bytes += chunk.payload_bytes
         self.counters.resent_chunks += 1
         if chunk_id in self._poisoned:
-            # It was sent with a wrong digest on purpose. It is sent again without the file that was withdrawn.
+            # The chunk was sent with a wrong digest on purpose. It is sent again without the withdrawn file.
             self._poisoned.remove(chunk_id)
             self._queue.put_back([chunk_id], self._epoch)
         else:
@@ -317,7 +317,7 @@ class DataConnection(threading.Thread):
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window:
             self._took_at = now
         elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
-            # The receiver has all of it. It acknowledges a chunk once it has written what comes before to its pipe.
+            # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:

@@ -25,7 +25,7 @@ class DataConnections:
         self._control_state = control_state
         self._connections: dict[int, DataConnection] = {}
         self._retry_at = 0.0
-        """When to start connections again after there was no thread or no memory for one; 0.0: that never happened."""
+        """When to try again to start connections, after a thread or memory was missing; 0.0: neither was missing."""
         self._shortage = Backoff()
         counters.parallelism = parallelism.connections
 
@@ -63,7 +63,7 @@ class DataConnections:
 
     @property
     def adapts(self) -> bool:
-        """Whether the number of connections is found on the way, as the user did not choose it."""
+        """Whether the number of connections adapts, as the user did not choose it."""
         return self._parallelism.adapts
 
     def begin(self, rtt_seconds: float) -> None:
@@ -72,7 +72,7 @@ class DataConnections:
             self._change(self._parallelism.begin(rtt_seconds, self._queue.unanswered))
 
     def adapt(self, now: float) -> None:
-        """Have more connections, or fewer, while chunks move."""
+        """Start more connections, or dismiss some, while chunks move."""
         if not self._parallelism.adapts or self._counters.phase != "moving" or now < self._retry_at:
             return
         connections = self._connections.values()
@@ -95,7 +95,7 @@ class DataConnections:
             self._counters.parallelism_changes[change.reason] += 1
             self._queue.resize(change.connections)
 
-    # --- what they have done, and their end
+    # --- progress, and the end
 
     @property
     def delivered_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """The control connection: a thread that opens it, reads it, and opens it again. Only the coordinator writes to it.
 
-What happens on the connection goes into the coordinator's mailbox (`filestreamer.wire.sockets.control_link` says why
-reader and writer are two threads).
+It posts events to the coordinator's mailbox (`filestreamer.wire.sockets.control_link` says why reader and writer are
+two threads).
 """
 
 import socket
@@ -107,13 +107,13 @@ class ControlReader(threading.Thread):
             self._dialer.close_channel(channel)
 
     def begin_stop(self, channel: Channel | None) -> None:
-        """Have the thread end, soon. If a channel is open, tell the receiver that nothing follows on it."""
+        """Ask the thread to end. If a channel is open, tell the receiver that nothing follows on it."""
         self._link.over.set()
         if channel is not None:
             channel.finish_writing()
 
     def stop(self, channel: Channel | None, seconds: float) -> None:
-        """Have the thread end. If a channel is open, the receiver gets so many seconds to read it out and close it."""
+        """Stop the thread. If a channel is open, the receiver gets so many seconds to read all of it and close it."""
         self.begin_stop(channel)
         if channel is not None:
             self.join(seconds)

@@ -1,4 +1,4 @@
-"""How far the control connection has come: data connections wait for it, and follow where it leads.
+"""The progress of the control connection's opening; data connections wait for it, and use its address.
 
 lost -> connected to an address -> welcomed by an incarnation of the receiver -> the offer is answered
 """

@@ -51,7 +51,7 @@ class Dialer:
     def __init__(
         self, settings: SenderSettings, transfer_id: bytes, control_state: ControlState, needed: tuple[str, ...]
     ) -> None:
-        """Prepare to dial receivers that have the `needed` features. Raises UsageError for a TLS file of no use."""
+        """Prepare to dial receivers that have the `needed` features. Raises UsageError for an unusable TLS file."""
         self._to = settings.to
         self._transfer_id = transfer_id
         self._control_state = control_state
@@ -98,8 +98,8 @@ class Dialer:
     def _try_open_data(self, connection_id: int) -> Channel | None:
         """Open a data connection; return None where control was lost meanwhile.
 
-        Then this connection is of no use, as there is no transfer at the receiver that it could join. What went wrong
-        with it is not reported: the control connection met the same trouble, and reports it once, not N times.
+        Then the receiver has no transfer that this connection could join. Its error is not reported: the control
+        connection met the same error, and reports it once, not N times.
         """
         address = self._control_state.wait_for_address()
         greeted: _Greeted | None = None
@@ -126,7 +126,7 @@ class Dialer:
         try:
             if self._tls is not None:
                 greeted = self._open_tls(self._tls, sock, deadline)
-                # Not before: if TLS fails, it fails on the control connection alone, and not on N data connections.
+                # Only after TLS: if TLS fails, it fails on the control connection alone, not on N data connections.
                 on_connected(address, greeted.channel.socket)
                 return greeted
             on_connected(address, sock)
@@ -178,8 +178,7 @@ class Dialer:
         """Return this user's own token on this machine, if there is one."""
         from filestreamer.settings import own_token
 
-        # Where it can't be read, the one that was read last is used: another thread may have opened the last file that
-        # this process may have.
+        # If it can't be read, the token that was read last is used: this process may have too many open files now.
         own = own_token.read(os.environ)
         if own is not None:
             self._own = own.token.encode()

@@ -1,4 +1,4 @@
-"""What a data connection is about to send: small frames, digests and segments are gathered into one system call."""
+"""Gathers small frames, digests and segments of a data connection, to send them with one system call."""
 
 from typing import Final
 
@@ -22,7 +22,7 @@ class Outbox:
         self._payload_bytes = 0  # how many of the gathered bytes are payload
 
     def clear(self) -> None:
-        """Forget what is gathered: the connection is lost."""
+        """Drop the gathered bytes: the connection is lost."""
         self.gathered_bytes = self._payload_bytes = 0
 
     def reserve(self, channel: Channel, size: int) -> memoryview:

@@ -1,4 +1,4 @@
-"""The receiver, as all connections of a transfer find it together: whether it is heard, and what went wrong last."""
+"""What all connections of a transfer know of the receiver: whether it is alive, and the last error."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from filestreamer.wire.sockets.transport import Channel
 
 
 class Peer:
-    """What all connections know of the receiver. Any thread may call."""
+    """Whether the receiver is alive, and the last error of a connection. Any thread may call."""
 
     def __init__(self, log: Any, last_trouble: FilestreamerError | None = None) -> None:
         self.last_trouble = last_trouble
-        """The error of the connection that failed last, if one did: the likely reason for having no progress."""
+        """The error of the connection that failed last, if any: the likely reason why there is no progress."""
         self._log = log
         self._mutex = threading.Lock()  # protects the fields below
         self._channels: set[Channel] = set()  # those that are open
@@ -32,7 +32,7 @@ class Peer:
             self._channels.discard(channel)
 
     def is_heard(self) -> bool:
-        """Return whether the receiver said anything within DEAD_SECONDS, on any connection that is up."""
+        """Return whether any open connection received a byte within DEAD_SECONDS."""
         with self._mutex:
             heard_at = max((channel.heard_at for channel in self._channels), default=0.0)
         return time.monotonic() - heard_at <= limits.DEAD_SECONDS

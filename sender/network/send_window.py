@@ -1,4 +1,4 @@
-"""The chunks that a data connection sent and that are not acknowledged, and how many these may be."""
+"""The unacknowledged chunks of a data connection, and how many there may be."""
 
 from typing import NamedTuple
 
@@ -27,20 +27,20 @@ class SendWindow:
         return len(self._chunks)
 
     def add(self, chunk_id: int, chunk: SentChunk) -> None:
-        """Take in that a chunk is sent."""
+        """Add a chunk that is sent."""
         self._chunks[chunk_id] = chunk
         self._bytes += chunk.payload_bytes
 
     def remove(self, chunk_id: int) -> SentChunk:
-        """Take in that the receiver has answered a chunk. Raises RemoteProtocolError for one that was not sent."""
+        """Remove a chunk that the receiver has answered. Raises RemoteProtocolError for a chunk that was not sent."""
         if chunk_id not in self._chunks:
-            raise RemoteProtocolError(f"chunk {chunk_id} is acknowledged and was not sent")
+            raise RemoteProtocolError(f"the receiver acknowledged chunk {chunk_id}, which was not sent")
         chunk = self._chunks.pop(chunk_id)
         self._bytes -= chunk.payload_bytes
         return chunk
 
     def clear(self) -> list[int]:
-        """Take in that the connection is lost; return the chunks that were not acknowledged."""
+        """Remove all chunks, as the connection is lost; return them."""
         chunk_ids = list(self._chunks)
         self._chunks.clear()
         self._bytes = 0

@@ -1,4 +1,4 @@
-"""What is sent: finds it, lists it, and reads it.
+"""The files and streams to send: finds, lists and reads them.
 
 1. `walk`             walks the paths that the user names, and yields an `item` for each entry: the entry of the
                       manifest, and where it is read from;
@@ -6,7 +6,7 @@
    `patterns`         choose by --include and --exclude; `holes` finds those of sparse files;
    `skipped_entries`  counts and logs what can't be sent;
 2. `listing`          is the thread that walks, and posts the items in parts; `part_budget` says when a part is full;
-3. `chunk_size`       is chosen by the size of what is sent;
+3. `chunk_size`       chooses the chunk size by the size of the file;
 4. `reader`           reads the bytes, and finds out if a file changed since it was listed;
-   `stream`           does both for standard input: it keeps what it has read until that is acknowledged.
+   `stream`           lists and reads standard input: it keeps each chunk until the chunk is acknowledged.
 """

@@ -1,7 +1,7 @@
-"""An entry of the manifest and where it is read from; opening it if it is still what was listed; what is wrong if not.
+"""An entry of the manifest with its source path; opens the file if it is still the listed one, else says what changed.
 
-To open a file here waits for no one, whatever has taken the file's place (a FIFO, say), and follows no symbolic link
-below the directory that the user named.
+Opening a file never blocks, even if another kind of file (a FIFO, say) has taken its place, and follows no symbolic
+link below the directory that the user named.
 """
 
 import errno
@@ -38,10 +38,10 @@ class Item(NamedTuple):
     entry: Entry
     path: bytes
     identity: Identity | None = None
-    """What the file was when it was listed; None for an entry that has no bytes of its own, and for a stream."""
+    """The identity of the file when it was listed; None for an entry without bytes of its own, and for a stream."""
     stream: Stream | None = None
     root: Root | None = None
-    """The directory that the user named and that this lies in; None where the user named this itself."""
+    """The directory named by the user that contains this entry; None if the user named the entry itself."""
 
     @property
     def sent_bytes(self) -> int:

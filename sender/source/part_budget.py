@@ -18,7 +18,7 @@ def encoded_bytes(item: Item) -> int:
 
 
 class PartBudget:
-    """Tells when a part is full."""
+    """Counts the entries and bytes of a part, to know when it is full."""
 
     def __init__(self) -> None:
         self._entries = 0

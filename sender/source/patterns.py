@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from filestreamer.wire.errors import UsageError
 
 Wanted = Callable[[bytes, bool], bool]
-"""Tells of a path, relative to the directory that the user named, and whether that is a directory: is it sent?"""
+"""Returns whether an entry is sent, given its path relative to the named directory, and whether it is a directory."""
 
 
 def pattern_filter(include: Sequence[str], exclude: Sequence[str]) -> Wanted:

@@ -23,6 +23,6 @@ class SkippedEntries:
         log("entry_skipped", path=skipped.path, kind=skipped.kind.name.lower(), reason=skipped.reason)
 
     def for_finish(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
-        """Return what Finish tells the receiver: how many entries were skipped by reason, and some of them."""
+        """Return two fields of Finish: how many entries were skipped, by kind, and the first ones."""
         with self._mutex:
-            return self._counters.tell_left_out()
+            return self._counters.left_out_fields()

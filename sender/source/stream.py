@@ -56,10 +56,10 @@ class Stream:
         self._is_stopped = False
         self._is_waiting = False
         self._thread: threading.Thread | None = None
-        with contextlib.suppress(OSError):  # it is not a pipe, or it may not grow
+        with contextlib.suppress(OSError):  # not a pipe, or it may not grow
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    # --- what is there
+    # --- the chunks that were read
 
     @property
     def size(self) -> int:
@@ -101,10 +101,10 @@ class Stream:
         """Fill `view` with bytes of one chunk that was read and is not acknowledged."""
         view[:] = self.bytes_at(offset, len(view))
 
-    # --- what the queue tells
+    # --- calls of the queue
 
     def advance(self, lowest: int) -> None:
-        """Take in that every chunk before `lowest` is acknowledged: their places may be taken."""
+        """Free the places of all chunks before `lowest`, which are acknowledged."""
         with self._changed:
             self._lowest = max(self._lowest, lowest)
             self._changed.notify_all()
@@ -137,7 +137,7 @@ class Stream:
         self._thread = thread
 
     def stop(self) -> None:
-        """Have the thread end, as soon as it does not hang in a read."""
+        """Ask the thread to end, as soon as it does not block in a read."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()

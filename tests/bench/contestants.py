@@ -337,7 +337,7 @@ def _socat(block_bytes: int, place: Place, source: Path, target: Path) -> Run:
         client = f"exec {socat} OPEN:{source} {connect}"
     with serving(["sh", "-c", server], port, place, grace_seconds=RUN_SECONDS) as usage:
         timed(["sh", "-c", client], place, usage)
-    # The sending end does not hear when the other one has written all of it: that is when the latter has ended.
+    # The sending end does not know when the receiving end has written everything: that is when the receiving end exits.
     return usage.run(time.perf_counter() - usage.begun)
 
 

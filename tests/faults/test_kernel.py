@@ -147,7 +147,7 @@ def test_after_a_failed_sync_nothing_is_believed(pair: Pair, file: Path) -> None
 
 
 def test_a_sync_ahead_fails(pair: Pair, seed: int) -> None:
-    """The kernel reports a lost write once: whoever hears of it first must not keep it to himself."""
+    """The kernel reports a lost write once: every thread that syncs the file must learn of it."""
     file = pair.file("f", 70 * MIB, seed)
     receiver = pair.receiver(env=inject("fdatasync", "EIO"))
     address = pair.address(receiver)

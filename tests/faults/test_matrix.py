@@ -338,7 +338,7 @@ def test_control_is_a_black_hole(pair: Pair, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_chunk_that_takes_long_to_send_may_be_acknowledged_late(pair: Pair, seed: int) -> None:
-    """For 35 s the sender says what its rate allows and hears nothing; the answer that is late by 2 s is in time."""
+    """For 35 s the sender sends at its rate limit and receives nothing; an answer that is 2 s late is in time."""
     file = pair.file("f", 35 * 64 * 1024, seed)
     receiver = pair.receiver()
     with Proxy(pair.address(receiver)) as proxy:

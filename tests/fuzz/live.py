@@ -90,7 +90,7 @@ def sockets(receiver: Service) -> int:
 def check_receiver(receiver: Service, watch: Watch, before: tuple[int, int], attack: "Attack", kept: int) -> None:
     """Check that the receiver lives, told of no bug, and has given everything back but `kept` threads.
 
-    For a minute it keeps a transfer that is committed and whose sender has not heard of it.
+    For a minute it keeps a committed transfer whose sender has not received Complete.
     """
     assert receiver.process.poll() is None, receiver.stderr[-4000:]
     for line in receiver.stderr.splitlines():
@@ -139,7 +139,7 @@ class Transfers:
             while not self._over.is_set():
                 self._move(self.done % 3)
                 self.done += 1
-        except BaseException as error:  # noqa: BLE001 - the test has to hear of it
+        except BaseException as error:  # noqa: BLE001 - the test has to report it
             self._failure = error
 
     def _move(self, number: int) -> None:

@@ -120,7 +120,7 @@ def fuzz_conversation(rng: Random, have: Corpus) -> None:
     said = have.control_up if me == "receiver" else have.control_down
     read = Reading(mutated_stream(rng, said, have))
     session = Session(me, role)
-    if me == "sender" and rng.random() < 0.8:  # what it says before it hears anything
+    if me == "sender" and rng.random() < 0.8:  # what a sender sends before it receives anything
         for body in have.control_up[: rng.randrange(4)]:
             try_sending(session, decode(body))
     while True:
@@ -221,41 +221,41 @@ def fuzz_channel(rng: Random, have: Corpus) -> None:
 # --- the receiver
 
 
-def fuzz_slot(rng: Random, have: Corpus) -> None:
-    """Live through an opening on a socket; whatever comes, and however it is cut."""
+def fuzz_handshake(rng: Random, have: Corpus) -> None:
+    """Run the opening of the receiver on a socket, with any bytes, cut anywhere."""
     token = rng.choice((None, TOKEN))
     ours, theirs = connected()
     with contextlib.closing(theirs):
-        slot = Handshake(ours, ReceiverOpening(bytes(16), token), None)
+        handshake = Handshake(ours, ReceiverOpening(bytes(16), token), None)
         try:
-            slot.greet()
+            handshake.greet()
             greeting = read_body(Reading(theirs.recv(2000)), limits.OPENING_FRAME_BYTES)
             bodies = SenderOpening(TOKEN).answer(greeting, bytes(16), Role.CONTROL, 0, 8) if token else ()
             stream = mutated_stream(rng, list(bodies or (encode(corpora.HELLO),)), have)[:60_000]
-            drive_slot(rng, slot, theirs, stream)
+            drive_handshake(rng, handshake, theirs, stream)
         except RemoteProtocolError as error:
-            refused_well(slot, theirs, error)
+            refused_well(handshake, theirs, error)
             raise
         finally:
-            slot.socket.close()
+            handshake.socket.close()
 
 
-def drive_slot(rng: Random, slot: Handshake, theirs: socket.socket, stream: bytes) -> None:
-    """Feed a slot as the selector would, until it ends."""
+def drive_handshake(rng: Random, handshake: Handshake, theirs: socket.socket, stream: bytes) -> None:
+    """Feed a handshake as the selector would, until it ends."""
     pieces = rng.choice((1, 1, 2, 5))
     cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(pieces - 1))
     for first, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         theirs.sendall(stream[first:end])
-        if slot.receive() is not None:
+        if handshake.receive() is not None:
             return
     theirs.shutdown(rng.choice((socket.SHUT_WR, socket.SHUT_RDWR)))
-    slot.receive()
+    handshake.receive()
     raise Ended
 
 
-def refused_well(slot: Handshake, theirs: socket.socket, error: RemoteProtocolError) -> None:
+def refused_well(handshake: Handshake, theirs: socket.socket, error: RemoteProtocolError) -> None:
     """Who is turned away over a sound connection is told why, in a frame."""
-    slot.refuse(error.code, error.reason)
+    handshake.refuse(error.code, error.reason)
     theirs.settimeout(10)
     said = bytearray()
     with contextlib.suppress(ConnectionError):
@@ -266,20 +266,20 @@ def refused_well(slot: Handshake, theirs: socket.socket, error: RemoteProtocolEr
         expect(isinstance(refusal, m.Refusal) and refusal.code is error.code, "refused otherwise than it was")
 
 
-def fuzz_slot_tls(rng: Random, have: Corpus) -> None:
+def fuzz_handshake_tls(rng: Random, have: Corpus) -> None:
     """Do the same where a TLS handshake comes first: what OpenSSL makes of garbage ends here, too."""
     ours, theirs = connected()
     with contextlib.closing(theirs):
-        slot = Handshake(ours, ReceiverOpening(bytes(16), None, bytes(32)), tls_context())
+        handshake = Handshake(ours, ReceiverOpening(bytes(16), None, bytes(32)), tls_context())
         try:
-            slot.greet()
+            handshake.greet()
             stream = damaged(rng, corpora.CLIENT_HELLO, corpora.wire([some_body(rng, have)]))
-            drive_slot(rng, slot, theirs, stream)
+            drive_handshake(rng, handshake, theirs, stream)
         except RemoteProtocolError as error:
-            slot.refuse(error.code, error.reason)
+            handshake.refuse(error.code, error.reason)
             raise
         finally:
-            slot.socket.close()
+            handshake.socket.close()
 
 
 def fuzz_ledger(rng: Random, have: Corpus) -> None:
@@ -420,8 +420,12 @@ TARGETS: dict[str, FuzzTarget] = {
     "receiver opening": FuzzTarget(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
     "sender opening": FuzzTarget(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
     "channel": FuzzTarget(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
-    "slot": FuzzTarget(fuzz_slot, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES),
-    "slot in TLS": FuzzTarget(fuzz_slot_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})),
+    "handshake": FuzzTarget(
+        fuzz_handshake, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES
+    ),
+    "handshake in TLS": FuzzTarget(
+        fuzz_handshake_tls, 2, (RemoteProtocolError, ConnectionLost, Ended), frozenset({Code.POLICY})
+    ),
     "ledger": FuzzTarget(fuzz_ledger, 5, (), frozenset()),
     "name": FuzzTarget(fuzz_name, 3, (TransferFailed,), frozenset({Code.PATH, Code.POLICY})),
 }

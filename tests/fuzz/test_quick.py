@@ -28,7 +28,7 @@ def test_listed_errors_or_accepted(block: int) -> None:
     assert result.grown_bytes < GROWTH_BYTES
     assert {target for target, _ in result.ends} == set(TARGETS)
     assert result.ends["codec", "accepted"] > cases // 100, "nothing reaches behind the decoder"
-    assert result.ends["slot", "accepted"] > cases // 1000
+    assert result.ends["handshake", "accepted"] > cases // 1000
 
 
 def test_a_case_is_its_number() -> None:

@@ -207,19 +207,19 @@ def test_what_ended_badly_leaves_nothing(pair: Pair, way: Callable[[RawSender], 
     receiver = pair.receiver("--anonymous", "--give-up-after", 1, *METRICS)
     address = pair.address(receiver)
     pair.sender(pair.file("first", 3000), address).succeeds()
-    before = settled(receiver, (1 << 10, 1 << 10, 0.0))
+    before = steady_resources(receiver, (1 << 10, 1 << 10, 0.0))
     most = before[0], before[1] + 1, 0.0  # the log has a timer for what it sums up
     for _ in range(ROUNDS):
         with RawSender(address) as peer:
             way(peer)
-    after = settled(receiver, most)
+    after = steady_resources(receiver, most)
     assert all(now <= then for now, then in zip(after, most, strict=True)), (before, after)
     pair.sender(pair.file("last", 3000), address).succeeds()
     assert "(a bug" not in receiver.stderr
     assert "transfer_not_ended_well" not in receiver.stderr
 
 
-def settled(receiver: Service, most: tuple[int, int, float]) -> tuple[int, int, float]:
+def steady_resources(receiver: Service, most: tuple[int, int, float]) -> tuple[int, int, float]:
     """Wait until nothing is lent and no more is taken than this; return what is."""
     until = time.monotonic() + 3 * UNIT
     while True:

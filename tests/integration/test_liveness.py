@@ -28,7 +28,7 @@ from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, in
 
 GIVE_UP: Final = UNIT / 5
 PATIENT: Final = 0.3 * UNIT
-"""Longer than from one heartbeat to the next with EACH_TICK, where a peer's word has to be heard in time."""
+"""Longer than from one heartbeat to the next with EACH_TICK, where a message of the peer has to be read in time."""
 BEAT_SECONDS: Final = UNIT / 50
 """How often a peer says something that is no progress."""
 
@@ -312,7 +312,7 @@ def test_a_sender_that_begins_again_does_not_meet_itself(pair: Pair) -> None:
             data.send_raw(tree.chunk(chunk_id, segments))
         acknowledged(data, len(tree.chunks()))
         control.send(m.Abort(Code.SUPERSEDED, "begins again"))
-        data.ends()  # by now the receiver has heard that
+        data.ends()  # by now the receiver has read the Abort
         again = second.control()
         again.send(tree.offer, *tree.parts)
         assert again.expect(m.Held).unchecked  # put in place by the first; no Abort, no BUSY
@@ -323,7 +323,7 @@ PLACES: Final = 64
 
 
 def test_who_only_says_hello_keeps_nobody_out(pair: Pair) -> None:
-    """All places are taken by transfers that offer nothing: they give way before they are thrown out."""
+    """All places are taken by transfers that offer nothing: they end to make room, before their time is over."""
     receiver = pair.receiver()
     address = Pair.address(receiver)
     with contextlib.ExitStack() as stack:
@@ -465,7 +465,7 @@ def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> 
 
 
 def test_complete_transfers_whose_senders_left_take_no_time_to_end(pair: Pair) -> None:
-    """They are kept to answer a sender that has not heard Complete; SIGTERM waits for none."""
+    """They are kept to answer a sender that did not get Complete; SIGTERM waits for none."""
     receiver = pair.receiver()
     address = Pair.address(receiver)
     for number in range(5):

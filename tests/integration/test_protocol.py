@@ -410,7 +410,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", features.KNOWN)
 def test_a_sender_says_nothing_to_a_receiver_that_lacks_what_it_needs(pair: Pair, name: str) -> None:
-    """Not even Hello; the user hears what is missing, and what to do."""
+    """Not even Hello is sent; the user is told what is missing, and what to do."""
     file = pair.file("f", KIB)
     what, *options = OPTIONS[name]
     source = {"f": file, ".": file.parent}.get(what, what)

@@ -294,7 +294,7 @@ def test_the_same_shard_takes_over(pair: Pair, file: Path) -> None:
 
 @pytest.mark.parametrize("plain_first", [False, True])
 def test_a_plain_sender_and_a_shard(pair: Pair, file: Path, *, plain_first: bool) -> None:
-    """Whoever comes second is BUSY; when the first has left, the staging serves both."""
+    """The second transfer is BUSY; when the first has ended, the staging serves both."""
     address = pair.address(pair.receiver())
     plain = ("--chunk-size", CHUNK_SIZE)
     if plain_first:
@@ -618,7 +618,7 @@ def test_a_shard_that_stays_after_complete_keeps_nobody_out(pair: Pair, sample: 
 
 
 def test_once_waits_until_every_shard_has_heard(pair: Pair, sample: Sample) -> None:
-    """Complete was lost: the shard comes back after its siblings have committed the file, and hears it again."""
+    """Complete was lost: the shard reconnects after its siblings have committed the file, and gets it again."""
     receiver = pair.receiver("--once")
     with Part(receiver, sample, 0) as even, Part(receiver, sample, 1) as odd:
         finished(even).reset()

@@ -390,7 +390,7 @@ def test_many_files_at_once_take_no_more_than_one(pair: Pair) -> None:
 
 
 def test_staging_that_is_shortened_meanwhile(pair: Pair) -> None:
-    """By whomever: both sides hear of it, nothing wrong gets the name, and the same command repairs it."""
+    """Both sides report it, no wrong file gets the name, and the same command repairs it."""
     file = pair.file("f", 40 * CHUNK)
     (pair.destination / "f").write_bytes(b"old")
     receiver = pair.receiver()

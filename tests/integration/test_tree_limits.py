@@ -179,7 +179,7 @@ def test_few_descriptors_are_enough(pair: Pair, photos: Path) -> None:
     ],
 )
 def test_heartbeats_go_on_while_a_disk_hangs(pair: Pair, call: str, path: str, is_tree: bool) -> None:
-    """Whatever is done with it, the sender hears that the receiver lives; then it goes on."""
+    """Whatever the disk does, the sender gets heartbeats; then the transfer goes on."""
     seconds = 3.2  # three ticks
     hangs = impatient("receiver", EACH_TICK, inject(call, seconds, path=path))
     receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, **hangs)
@@ -198,7 +198,7 @@ def test_heartbeats_go_on_while_a_disk_hangs(pair: Pair, call: str, path: str, i
 
 
 def test_a_transfer_ends_while_its_disk_hangs(pair: Pair) -> None:
-    """SIGTERM is heard, and what hung lets go of the name when it returns."""
+    """SIGTERM ends the transfer, and the thread that hung releases the name when it returns."""
     receiver = pair.receiver(env=inject("mkdir", 20 * UNIT, path="hung"))
     with RawSender(pair.address(receiver), connections=1) as sender:
         control = sender.control()

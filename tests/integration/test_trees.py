@@ -80,7 +80,7 @@ def test_several_paths(pair: Pair) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "a FIFO"])
 def test_nothing_is_moved_where_a_path_is_not_there_or_no_file(pair: Pair, how: str) -> None:
-    """Who names something hears at once, not after an hour."""
+    """A path that the user names and that is wrong is reported at once, not after an hour."""
     tree = trees.write(pair.source / "tree" / "a", b"a").parent
     if how == "a FIFO":
         os.mkfifo(pair.source / "other")

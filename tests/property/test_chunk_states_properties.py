@@ -62,7 +62,7 @@ class Receiving(RuleBasedStateMachine):
                 self.chunk_states.begin(index, connection)
             except RemoteProtocolError:
                 return
-            raise AssertionError("a segment stands in a chunk twice, and nobody minds")
+            raise AssertionError("a chunk has a segment twice, and no error was raised")
         if index in connection.turns:
             return  # it compares it already: this connection is not done with that chunk
         turn = self.chunk_states.begin(index, connection)

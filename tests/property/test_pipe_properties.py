@@ -127,7 +127,7 @@ class Pipe:
     def _acknowledged(self, connection: Connection, chunk_id: int) -> None:
         with connection.lock:
             if chunk_id not in connection.delivered:
-                return  # it was cut before it heard
+                return  # the connection was cut before the acknowledgement came
             connection.delivered.discard(chunk_id)
         assert not self.queue.pin_digest(
             chunk_id, [segment for segment, _ in self.manifest.carried(chunk_id)], [bytes(range(16))]

@@ -83,7 +83,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(side=st.sampled_from(SIDES), data=st.data())
     def sends_many(self, side: Side, data: st.DataObject) -> None:
-        """One end says several things before it hears anything."""
+        """One end sends several messages before it receives any."""
         for message in data.draw(st.lists(st.sampled_from(self.said[side]), min_size=2, max_size=6)):
             self.say(side, message)
 
@@ -125,7 +125,7 @@ class TwoEnds(RuleBasedStateMachine):
     def ends_agree_when_nothing_is_under_way(self) -> None:
         """They are in the same state, but for one case: a Finish that crossed a Needed.
 
-        Then the sender deals again, and the receiver knows that it will hear of Finish once more.
+        Then the sender assigns chunks again, and the receiver knows that another Finish follows.
         """
         if any(self.under_way.values()) or self.aborted_itself:
             return

@@ -558,7 +558,7 @@ def session_in(me: Side, role: m.Role, state: State) -> Session:
 
 @pytest.mark.parametrize(("role", "state", "who", "name"), INPUTS)
 def test_every_message_in_every_state(role: m.Role, state: State, who: Side, name: str) -> None:
-    """Whoever says it and whoever hears it agree, and end in the state that is written above."""
+    """The end that sends a message and the end that receives it agree, and reach the state that is written above."""
     expected = EXPECTED.get((role.name, state, who, name))
     speaker = session_in(who, role, state)
     listener = session_in("receiver" if who == "sender" else "sender", role, state)
@@ -581,7 +581,7 @@ def test_sessions_begin_where_they_begin() -> None:
 
 @given(st.sampled_from(m.Role), st.lists(st.tuples(st.sampled_from(get_args(Side)), messages), max_size=30))
 def test_both_ends_agree_on_any_conversation(role: m.Role, said: list[tuple[Side, m.Message]]) -> None:
-    """What one end may say, the other hears; what it may not say, the other refuses. Fields make no difference."""
+    """What one end may send, the other accepts; what it may not send, the other refuses. Fields make no difference."""
     ends = {side: Session(side, role) for side in get_args(Side)}
     for who, message in said:
         other = ends[ends[who].peer]

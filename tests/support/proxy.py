@@ -591,7 +591,7 @@ class Proxy:
         self._each(name, lambda connection: connection.half(direction).go())
 
     def refuse(self, refuses: bool = True) -> None:
-        """Reset whoever connects from now on, or let them in again."""
+        """Reset new connections from now on, or accept them again."""
 
         def act() -> None:
             self._refuses = refuses

@@ -17,7 +17,7 @@ from filestreamer.wire.limits import KIB, MIB
 
 STAGING = b".filestreamer"
 READABLE = 0 if os.geteuid() == 0 else 0o400
-"""What a file's mode needs so that whoever runs the tests may read it."""
+"""What a file's mode needs so that the user who runs the tests may read it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 

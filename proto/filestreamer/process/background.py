@@ -16,7 +16,7 @@ from typing import Final
 BACKLOG_BYTES: Final = 1 << 20
 """The most bytes that wait in one Background."""
 IDLE_SECONDS: Final = 1.0
-"""How long the thread stays without a job. Where a process may have few threads, connections need them more."""
+"""How long the thread stays without a job. If a process may have few threads, connections need them more."""
 PAUSE_SECONDS: Final = 0.1
 """How long `pause` waits. Nearly every reader takes a line within that."""
 RETRY_SECONDS: Final = 0.01
@@ -53,10 +53,10 @@ class Background:
         return len(self._jobs) <= 1
 
     def add(self, job: Callable[[], None], size_bytes: int) -> bool:
-        """Have `job` done, which raises nothing; return False where there is no room for its `size_bytes`."""
+        """Queue `job`, which must not raise; return False if there is no room for its `size_bytes`."""
         with self._changed:
-            # After a job was turned away, none is taken until half of the room is free: so what is lost is lost in few
-            # places, each of which is told in a line of its own.
+            # After a job was refused, refuse all until half of the room is free: so jobs are lost in few places, and
+            # each place gets one line about the loss.
             room_bytes = BACKLOG_BYTES // 2 if self._is_full else BACKLOG_BYTES
             self._is_full = bool(self._jobs) and self._waiting_bytes + size_bytes > room_bytes
             if self._is_full:
@@ -70,9 +70,9 @@ class Background:
         return True
 
     def pause(self) -> None:
-        """Wait a moment until all jobs are done, so that a line is usually written before its thread goes on.
+        """Wait a moment until all jobs are done, so that a line is usually written before its thread continues.
 
-        After one wait in vain, nobody waits until all jobs are done. The caller must hold no lock that a job takes.
+        After a wait that timed out, no call waits until all jobs are done. The caller must hold no lock of a job.
         """
         with self._changed:
             if self._jobs and not self._is_slow:

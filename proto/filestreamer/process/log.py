@@ -173,7 +173,7 @@ class _Counting:
             getattr(self._plain, method)(**{**fields, "count": count, "within_seconds": seconds})
 
     def _start_timer(self) -> None:
-        """Have a thread write the next count: there may be no further line that would do it."""
+        """Start a timer that writes the next count, as there may be no further line that would do it."""
         seconds = self._filter.next_due_seconds(time.monotonic())
         if seconds is None or self._timer is not None:
             return
@@ -182,7 +182,7 @@ class _Counting:
         self._timer.daemon = True
         try:
             self._timer.start()
-        except RuntimeError:  # no more threads: the next line writes the count, or the end of the process
+        except RuntimeError:  # no more threads: the next line, or the end of the process, writes the count
             self._timer = None
 
     def _write_due(self) -> None:

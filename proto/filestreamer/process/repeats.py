@@ -17,7 +17,7 @@ WINDOW_SECONDS: Final = 60.0
 
 
 class Summary(NamedTuple, Generic[T]):
-    """What is written for lines of one kind that were counted."""
+    """The one line that stands for the counted lines of one kind."""
 
     last: T
     number: int

@@ -31,7 +31,7 @@ _exit_hooks: Final[list[Callable[[float], None]]] = []
 
 
 def exit_on_signal() -> None:
-    """Let a signal end the process at once, until `on_signal` is called: so far there is nothing to end in order."""
+    """Make a signal end the process at once, until `on_signal` is called: so far, nothing has to end in order."""
     for number in SIGNALS:
         signal.signal(number, lambda number, _frame: _exit_by_signal(number))
     atexit.register(_run_exit_hooks)  # an exception that nobody caught ends the process without `exit_process`
@@ -43,7 +43,7 @@ def exit_process(exit_code: int) -> NoReturn:
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-    # Not sys.exit: to take the interpreter apart takes a fifth of the time of a short transfer, and frees only memory.
+    # Not sys.exit: tearing the interpreter down takes a fifth of the time of a short transfer, and frees only memory.
     os._exit(exit_code)
 
 
@@ -71,8 +71,8 @@ def _exit_by_signal(number: int) -> None:
 def on_signal(report: Callable[[int], None], overdue: Callable[[int], None] | None = None) -> None:
     """Call `report(signal number)` at the first signal, inside the handler; SimpleQueue.put is safe there.
 
-    A process that is still there after SHUTDOWN_SECONDS is ended; before that, `overdue(signal number)` is called and
-    has OVERDUE_SECONDS to tell the result.
+    A process that still runs after SHUTDOWN_SECONDS is ended; before that, `overdue(signal number)` is called, and has
+    OVERDUE_SECONDS to report the result.
     """
     is_signalled = False
 
@@ -90,7 +90,7 @@ def on_signal(report: Callable[[int], None], overdue: Callable[[int], None] | No
 
 
 def _exit_overdue(number: int, overdue: Callable[[int], None] | None) -> None:
-    # `overdue` and the hooks may hang on the same thing as the service: a second alarm ends the process then.
+    # `overdue` and the hooks may hang for the same reason as the service: then a second alarm ends the process.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
     signal.setitimer(signal.ITIMER_REAL, OVERDUE_SECONDS)
     with contextlib.suppress(Exception):

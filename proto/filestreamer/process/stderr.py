@@ -39,7 +39,7 @@ class Stderr(io.TextIOBase):
         self._partial = ""  # a line whose end has not been written yet
         self._lost = 0  # lines dropped since one was handed on
         # Of the thread that writes:
-        self._untold = 0  # lines that were dropped and not announced yet
+        self._unannounced = 0  # lines that were dropped and not announced yet
         self._is_torn = False  # the last write ended in the middle of a line
 
     @property
@@ -91,23 +91,23 @@ class Stderr(io.TextIOBase):
 
     def _write(self, lost: int, data: bytes) -> None:
         """Write lines; before them, say that `lost` lines are missing, and behind the last job those lost since."""
-        self._untold += lost
+        self._unannounced += lost
         if not (self._announce() and self._put(data)):
-            self._untold += _lines(data)
+            self._unannounced += _lines(data)
             with self._lock:
                 self.dropped += _lines(data)
         elif self._background.is_last:
             with self._lock:
                 lost, self._lost = self._lost, 0
-            self._untold += lost
+            self._unannounced += lost
             self._announce()
 
     def _announce(self) -> bool:
         """Write the line about lines that were dropped, if there are any; return False where it can't be written."""
-        if self._untold:
-            if not self._put(self.announce(self._untold).encode(self._encoding, "backslashreplace")):
+        if self._unannounced:
+            if not self._put(self.announce(self._unannounced).encode(self._encoding, "backslashreplace")):
                 return False
-            self._untold = 0
+            self._unannounced = 0
         return True
 
     def _put(self, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Starting threads, and telling the transfer why one has ended.
+"""Starts threads, and reports to the transfer why a thread has ended.
 
 No thread ends unnoticed: `run_to_end` is at the top of each, and turns any exception into an error for its owner.
 """

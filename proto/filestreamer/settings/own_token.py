@@ -78,9 +78,8 @@ def read(environ: Mapping[str, str]) -> OwnToken | None:
 
 def _bases(environ: Mapping[str, str]) -> list[str]:
     """Return the base directories in which the token may be, best first; they may be missing or unfit."""
-    # All services of a user must find the same token: those of a login session, those that were started without one and
-    # have no XDG_RUNTIME_DIR, and those that were started by `su`, where XDG_RUNTIME_DIR and HOME may be the other
-    # user's.
+    # All services of a user must find the same token: in a login session; outside of one, without XDG_RUNTIME_DIR; and
+    # under `su`, where XDG_RUNTIME_DIR and HOME may still be those of the other user.
     runtime = _unless_anothers(environ.get("XDG_RUNTIME_DIR")) or f"/run/user/{os.geteuid()}"
     home = _unless_anothers(environ.get("HOME")) or _home()
     found = (runtime, environ.get("XDG_CACHE_HOME") or "", f"{home}/.cache" if home else "")
@@ -116,7 +115,7 @@ def _open(base: str, *, create: bool) -> int | None:
         try:
             status = os.fstat(above)
             if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
-                return None  # another user's, as after `su`, or everybody's, such as /tmp
+                return None  # it belongs to another user, as after `su`, or everybody may write to it, as to /tmp
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(_DIRECTORY, 0o700, dir_fd=above)

@@ -77,7 +77,8 @@ def _command(
     parameters = [defined[name].parameter(name) for name in names]
     epilog = (
         f"Every flag is also an environment variable (--log-level: {PREFIX}{service.upper()}_LOG_LEVEL or "
-        f"{PREFIX}LOG_LEVEL) and a key of the config file (log_level). Flags beat variables, and these the file."
+        f"{PREFIX}LOG_LEVEL) and a key of the config file (log_level). Flags win over variables, and variables "
+        "over the file."
     )
     return click.Command(service, params=[*parameters, config, version], help=summary, epilog=epilog)
 

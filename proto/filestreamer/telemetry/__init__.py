@@ -1,4 +1,4 @@
-"""What is measured of transfers, and how users, scripts and monitoring get to see it.
+"""Measurements of transfers, and how users, scripts and monitoring read them.
 
 While a transfer runs:
 
@@ -12,7 +12,7 @@ While a transfer runs:
 When a transfer has ended:
 
 3. `history`     keeps its last values for a while, and sums for ever;
-4. `bottleneck`  names what the transfer was bound by;
+4. `bottleneck`  names the stage that limited the transfer;
 5. `result`      makes the result of it, as JSON for scripts and as text for people;
 6. `report`      writes the result to standard output, the result file and the log.
 """

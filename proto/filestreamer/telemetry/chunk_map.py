@@ -1,4 +1,4 @@
-"""Which chunks are there, and which connection brought them: a picture of a transfer in at most CELLS cells.
+"""Which chunks the receiver has, and which connection brought them: a map of a transfer with at most CELLS cells.
 
     cell k   chunks [k * chunks_per_cell, (k + 1) * chunks_per_cell); the last cell may have fewer
     brought  how many of them a connection brought in this transfer
@@ -44,7 +44,7 @@ class ChunkMap:
         self.by += [-1] * more
 
     def clear(self) -> None:
-        """Forget every chunk."""
+        """Clear all counts."""
         cells = -(-self.chunks // self.chunks_per_cell)
         self.brought = [0] * cells
         self.held = [0] * cells

@@ -108,9 +108,9 @@ class ConnectionCounters:
     finished_at: float | None = None
     """Monotonic time of the last acknowledgement."""
     is_dismissed: bool = False
-    """Whether it ended in order before the transfer did, as fewer connections are enough."""
+    """Whether the connection ended in order before the transfer, because fewer connections are enough."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: those of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
+    """Seconds in each stage of wire.messages.SENDER_STAGES or RECEIVER_STAGES."""
 
     @property
     def bytes_in_flight(self) -> int:
@@ -145,7 +145,7 @@ class TransferCounters:
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     size_bytes: int = 0
     is_growing: bool = False
-    """Whether size_bytes and chunks may still grow: of a stream that has not ended."""
+    """Whether size_bytes and chunks may still grow: a stream that has not ended."""
     is_waiting: bool = False
     """Receiver: whether the reader of the pipe takes nothing. Sender: whether the stream brings nothing."""
     passing_seconds: float = 0.0
@@ -157,11 +157,11 @@ class TransferCounters:
     unchecked_bytes: int = 0
     """Bytes of files that were taken for equal because of size and mtime."""
     skipped: list[Skipped] = field(default_factory=list)
-    """The first SKIPPED_MAX entries that were skipped; a failure displaces an entry that is none."""
+    """The first SKIPPED_MAX entries that were skipped; an entry that is a failure displaces one that is not."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
-    """How many entries were skipped, by kind. A receiver gets both from the sender's Finish."""
+    """How many entries were skipped, by kind. A receiver takes these two fields from the sender's Finish."""
     tolerated: frozenset[SkipKind] = frozenset()
-    """Kinds that are no failure, by --tolerate."""
+    """Kinds that do not count as failures (--tolerate)."""
     rehashed_bytes: int = 0
     hashing_bytes: int = 0
     """Receiver: rehashed bytes, including those of segments that are being rehashed."""
@@ -173,12 +173,12 @@ class TransferCounters:
     chunk_map: ChunkMap = field(default_factory=ChunkMap)
     phase: Phase = "offering"
     peer_stages: tuple[int, ...] = ()
-    """The peer's stages in microseconds, as its last Progress says; () before the first one."""
+    """The peer's stages in microseconds, from its last Progress; () before the first one."""
     started_at: float = field(default_factory=time.monotonic)
     started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
     status: str | None = None
-    """How it ended (telemetry.result.Status); None until then."""
+    """How the transfer ended (telemetry.result.Status); None while it runs."""
     last_progress_at: float = field(default_factory=time.monotonic)
     connections: list[ConnectionCounters] = field(default_factory=list)
     parallelism: int = 0
@@ -221,12 +221,12 @@ class TransferCounters:
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
 
-    def tell_left_out(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
+    def left_out_fields(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
         """Return the two fields of Finish about skipped entries."""
         counts = tuple(LeftOutCount(kind, self.skipped_kinds[kind]) for kind in sorted(self.skipped_kinds))
         return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
 
-    def hear_left_out(self, finish: Finish) -> None:
+    def take_left_out(self, finish: Finish) -> None:
         """Take the skipped entries from the sender's last Finish."""
         self.skipped_kinds = {count.kind: count.entries for count in finish.left_out_counts}
         self.skipped = [
@@ -243,12 +243,12 @@ class TransferCounters:
             for kind, count in sorted(self.skipped_kinds.items())
             if self.is_failure(kind)
         ]
-        example = f"; the first: {first.path}: {first.reason}" if first is not None else ""
+        example = f", the first: {first.path}: {first.reason}" if first is not None else ""
         entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
-        return Partial(f"{entries} skipped ({', '.join(kinds)}), everything else is in place{example}")
+        return Partial(f"{entries} skipped ({', '.join(kinds)}){example}; all other files are complete")
 
     def start_over(self) -> None:
-        """Forget what was acknowledged and held, as a restarted receiver answers from the start."""
+        """Reset what was acknowledged and held, as a restarted receiver answers from the start."""
         self.held_bytes = self.unchecked_bytes = 0
         self.forgotten_bytes += self.acknowledged_bytes
 
@@ -262,7 +262,7 @@ class TransferCounters:
         return counters
 
     def stage_microseconds(self) -> tuple[int, ...]:
-        """Sum up the time of all connections in each stage, as Progress tells it."""
+        """Sum up the time of all connections in each stage, in the form of Progress."""
         spent = {stage: sum(item.stage_seconds[stage] for item in self.connections) for stage in self.stages}
         # All connections wait for the sync at the end, and for a pipe that takes bytes in order: both count as writing.
         if self.sync_seconds:
@@ -275,7 +275,7 @@ class TransferCounters:
 
     @property
     def bottleneck(self) -> Bottleneck | None:
-        """What the transfer is bound by; None until both ends have told their stages."""
+        """What the transfer is bound by; None until both ends have reported their stages."""
         mine = self.stage_microseconds()
         if self.stages == SENDER_STAGES:
             return bottleneck(mine, self.peer_stages)
@@ -290,7 +290,7 @@ class TransferCounters:
         return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds())
 
     def troubles(self) -> dict[str, int]:
-        """Sum up events that an undisturbed transfer does not have, by the names of their metrics."""
+        """Sum up the events that an undisturbed transfer does not have, by the names of their metrics."""
         return {
             "digest_mismatches": sum(item.mismatches for item in self.connections),
             "chunks_resent": sum(item.resent_chunks for item in self.connections),

@@ -1,4 +1,4 @@
-"""A small HTTP server for what a service shows of itself: the page, /transfers, /metrics, /healthz, /readyz.
+"""A small HTTP server: the live page, /transfers, /metrics, /healthz, /readyz.
 
 It has no authentication. So its answers have no paths and no names, it only reads, and it takes few resources: a few
 connections at once, each for a few seconds and a few KiB; where one more comes, the oldest is closed. Until a client
@@ -128,7 +128,7 @@ class Endpoint:
             sock.sendall(answer)
             _end(sock, until)
         except OSError:
-            pass  # the client has left or took too long, or its connection was closed for another one
+            pass  # the client has gone or took too long, or its connection was closed to make room
         finally:
             self._close(sock)
 
@@ -230,7 +230,7 @@ def _read_head(sock: socket.socket, until: float) -> bytes:
 
 def _end(sock: socket.socket, until: float) -> None:
     """Close in order. Raises OSError where the time is over."""
-    # What the client sent behind its request is read first: with bytes unread, close would send a reset, which can
+    # Bytes that the client sent after its request are read first: with unread bytes, close sends a reset, which can
     # overtake the answer.
     sock.shutdown(socket.SHUT_WR)
     dropped = 0
@@ -251,6 +251,6 @@ def _left(until: float) -> float:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Shut a socket, which wakes a thread that is blocked on it."""
+    """Shut a socket down: a thread that is blocked on it returns."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

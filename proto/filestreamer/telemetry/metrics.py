@@ -264,11 +264,11 @@ class Collector:
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
-        text = "Log lines that were not written, as nobody read them or the disk was full."
+        text = "Log lines that were not written, because no program read them or the disk was full."
         yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
         if free_bytes is not None:
-            text = "Bytes that the destination's file system has left for files, those under way included."
+            text = "Free bytes of the destination's file system, including space taken ahead for unfinished files."
             yield self._simple(Gauge, "destination_free_bytes", text, [], [([], free_bytes)])
         if memory := self._source.memory():
             text = "Memory that all senders together can make this receiver hold (--memory-limit)."

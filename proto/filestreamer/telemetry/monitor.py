@@ -1,4 +1,4 @@
-"""What a service shows of itself: metrics endpoint and live page while it runs, a push of the metrics at the end.
+"""Shows the state of a service: metrics endpoint and live page while it runs, a push of the metrics at the end.
 
 The transfers do no work for it: their counters are read when a client asks, and what the answer needs is imported then.
 """
@@ -49,7 +49,7 @@ class Monitor:
         self._linger_ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_lingering_over = False
 
-    # --- what is shown
+    # --- values for the endpoint
 
     def snapshot(self) -> Snapshot:
         """Return the transfers at this moment: those that are running, and those that ended a short while ago."""
@@ -89,7 +89,9 @@ class Monitor:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if address is not None:
                 raise UsageError(f"--metrics {where}: {reason}") from None
-            self._log.warning("no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another")
+            self._log.warning(
+                "no_metrics", address=str(where), reason=reason, hint="--metrics HOST:PORT sets another address"
+            )
             return
         routes = {
             "/": _page,

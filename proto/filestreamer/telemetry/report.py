@@ -15,7 +15,7 @@ from filestreamer.process.log import on_terminal
 from filestreamer.telemetry.result import STDOUT, TransferResult, write
 
 FRAME_SECONDS: Final = 0.5
-"""How long a result waits until the last frame of the display, which must be above it, is written."""
+"""How long a result waits for the last frame of the display, which must be written above it."""
 MEMORY_FACTOR: Final = 4
 """Memory of a result that waits to be written, by the size of its JSON."""
 
@@ -33,7 +33,7 @@ class _ResultWriter:
         self._to, self._log = to, log
         signals.before_exit(self._drain)
         if not self._background.add(job, size_bytes):
-            log.warning("result_not_written", to=to, reason="earlier results are still waiting for their reader")
+            log.warning("result_not_written", to=to, reason="earlier results still wait for the reader")
 
     def pause(self) -> None:
         """Wait a moment for results to be written."""
@@ -42,7 +42,7 @@ class _ResultWriter:
     def _drain(self, seconds: float) -> None:
         if not self._background.drain(seconds):
             self._log.warning(
-                "result_not_written", to=self._to, reason="its reader takes nothing, or its disk does not answer"
+                "result_not_written", to=self._to, reason="the reader does not read, or the disk does not answer"
             )
 
 

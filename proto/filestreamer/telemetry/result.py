@@ -100,7 +100,7 @@ class TransferResult:
     straggler_seconds: float = 0.0
     """Between the last acknowledgements of the connection that was done first and of the one that was done last."""
     bottleneck: Bottleneck | None = None
-    """What the transfer was bound by (telemetry.bottleneck); None where the peer has not told its stages."""
+    """What the transfer was bound by (telemetry.bottleneck); None if the peer has not reported its stages."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
     skipped_files: int = 0
@@ -232,7 +232,7 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
 def write(
     result: TransferResult, stdout: TextIO | None, result_file: str | None, log: "Logger", name: str = ""
 ) -> None:
-    """Write a result to `stdout`, to `result_file` as JSON, or to both. It waits for them.
+    """Write a result to `stdout`, to `result_file` as JSON, or to both; wait until it is written.
 
     `name` is the name of the file that was moved. Where a result can't be written, the log has a warning.
     """
@@ -243,7 +243,7 @@ def write(
     except OSError as error:
         log.warning("result_not_written", to=result_file, reason=error.strerror)
     try:
-        # sys.stdout is None where the process was started with standard output closed.
+        # sys.stdout is None if the process was started with standard output closed.
         if stdout is not None:
             _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:

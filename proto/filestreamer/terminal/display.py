@@ -58,7 +58,7 @@ class ProgressDisplay:
     def stop(self) -> None:
         """Show the last state, restore the terminal, and wait for the thread to end. Idempotent.
 
-        A thread that hangs, because terminal or log take nothing, is left alone after STOP_SECONDS.
+        After STOP_SECONDS, it does not wait for a thread that hangs because terminal or log accept no output.
         """
         self._stopping.set()
         if self._thread is not None:

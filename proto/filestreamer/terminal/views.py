@@ -1,4 +1,4 @@
-"""What is shown of transfers: views at one moment, with rates that a `Meter` computes from the counters.
+"""Views of transfers at one moment, with rates that a `Meter` computes from the counters.
 
 Done means acknowledged: written and verified by the receiver, or there before. What was sent and is not acknowledged is
 in flight.

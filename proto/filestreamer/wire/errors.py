@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree of exceptions, with the exit code of each.
+"""All errors, as one tree of exceptions, with the exit code of each.
 
     FilestreamerError
     ├── UsageError             settings that make no sense                                    exit 2
@@ -183,7 +183,7 @@ def from_os_error(error: OSError, code: Code, what: str) -> TransferFailed:
 
     `code` is SOURCE or DESTINATION; a full disk becomes NO_SPACE.
     """
-    # Descriptors and memory are short in this process, and maybe only now: nothing is wrong with the file.
+    # This process lacks descriptors or memory, perhaps only for a moment: nothing is wrong with the file.
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         code = Code.LIMIT
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and code is Code.DESTINATION:

@@ -1,4 +1,4 @@
-"""What a peer of the same protocol version may not know yet (proto/README.md, "Features").
+"""The features that a peer of the same protocol version may lack (proto/README.md, "Features").
 
 Greeting and Hello name the features that each end knows. A sender uses a feature only where the receiver has named it,
 and a receiver takes a feature only from a sender that has named it. Either end refuses everything else by the name of
@@ -19,7 +19,7 @@ TREES: Final = "trees"
 
 
 class _Feature(NamedTuple):
-    """How people are told of a feature that their receiver does not have."""
+    """The parts of the error message if the receiver lacks a feature: what it does, and what to do instead."""
 
     what: str
     instead: str

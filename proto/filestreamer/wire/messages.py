@@ -43,7 +43,7 @@ RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
 
 
 class Verdict(enum.IntEnum):
-    """What became of the chunks in a ChunkAck."""
+    """The receiver's verdict on the chunks in a ChunkAck."""
 
     OK = 1
     DIGEST_MISMATCH = 2
@@ -75,7 +75,7 @@ class Greeting(NamedTuple):
     nonce: bytes
     token_required: bool
     features: tuple[str, ...] = ()
-    """What the receiver knows (`filestreamer.wire.features`): sorted, each once, and names of later versions, too."""
+    """The receiver's features (`filestreamer.wire.features`): sorted, each once; may have names of later versions."""
 
 
 class Hello(NamedTuple):
@@ -88,7 +88,7 @@ class Hello(NamedTuple):
     connections: int
     nonce: bytes
     features: tuple[str, ...] = ()
-    """What the sender knows, likewise."""
+    """The sender's features, likewise."""
 
 
 class Proof(NamedTuple):

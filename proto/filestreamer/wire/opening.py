@@ -1,7 +1,7 @@
 """The opening of a connection, for each end: Greeting, Hello, Proof, Welcome (proto/README.md, "Opening").
 
-Pure: frame bodies in, frame bodies out. Where the peer is wrong, a RemoteProtocolError has the code for the receiver's
-Refusal. Where the receiver has sent a Refusal, Refused has its code and reason.
+Pure: frame bodies in, frame bodies out. If the peer breaks the protocol, a RemoteProtocolError has the code for the
+receiver's Refusal. If the receiver has sent a Refusal, Refused has its code and reason.
 """
 
 import os
@@ -41,7 +41,7 @@ class ReceiverOpening:
         self._hello: m.Hello | None = None
         self._proof = b""
         self.peer_features: tuple[str, ...] = ()
-        """What the sender has named in its Hello, as soon as that was received."""
+        """The features in the sender's Hello, once it was received."""
 
     def receive(self, body: bytes) -> m.Hello | None:
         """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
@@ -62,7 +62,7 @@ class ReceiverOpening:
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
         if message.version != limits.VERSION:
             spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
-            raise RemoteProtocolError(f"{spoken}: update the older", Code.VERSION)
+            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         self._hello, self._hello_body, self.peer_features = message, body, message.features
         return message if self._token is None else None
 
@@ -109,7 +109,7 @@ class SenderOpening:
         self._features = features
         self.incarnation = b""
         self.peer_features: tuple[str, ...] = ()
-        """What the receiver has named in its Greeting, as soon as that was answered."""
+        """The features in the receiver's Greeting, once it was answered."""
 
     def answer(
         self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
@@ -139,7 +139,9 @@ class SenderOpening:
     def _check(self, greeting: m.Greeting) -> None:
         if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
             spoken = f"{greeting.lowest_version} to {greeting.highest_version}"
-            reason = f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older"
+            reason = (
+                f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older one"
+            )
             raise RemoteProtocolError(reason, Code.VERSION)
         if greeting.token_required and self._token is None and self._own is not None:
             self._token = self._own()

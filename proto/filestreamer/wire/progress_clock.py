@@ -68,7 +68,7 @@ class ProgressClock:
         return self.reach("under_way", count, now)
 
     def wait(self, now: float) -> None:
-        """Report that a pipe waits, here or at the peer. It counts: no end can hurry the process at the other end."""
+        """Report that a pipe waits, here or at the peer. It counts, as neither end can speed up the program."""
         self.at = now
 
     def sync(self, begun_at: float, seconds: float, now: float) -> None:
@@ -95,6 +95,6 @@ class ProgressClock:
             self._marks, self._bases = {}, bases
 
     def reopen(self, done: int) -> None:
-        """Let what the receiver asked for after Finish be counted; only `done` bytes are done now."""
+        """Let chunks that the receiver needs after Finish count as progress again; only `done` bytes are done now."""
         self._marks["done"] = done
         self._marks.pop("under_way", None)

@@ -1,4 +1,4 @@
-"""Owner, mode and times of what has no open file, as the sender's entry has them. Everything here raises OSError."""
+"""Sets owner, mode and times of files that are not open, from the sender's entry. All functions raise OSError."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ def correct_attributes(directory_fd: int, name: bytes, entry: Entry, there: os.s
         return
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
-        # By this path, as fchmod(2) refuses an O_PATH descriptor, and a file that may not be read can't be opened
+        # By its /proc path: fchmod(2) refuses an O_PATH descriptor, and a file that may not be read can't be opened
         # otherwise, though its owner may change its mode.
         this = f"/proc/self/fd/{fd}"
         if not is_owned:

@@ -30,7 +30,7 @@ BATCH_BYTES: Final = 256 * limits.MIB
 BATCH_SECONDS: Final = 5.0
 """How long a complete file waits for its batch to fill."""
 BACKLOG_BATCHES: Final = 4
-"""How many batches may wait before connections have to."""
+"""How many batches may wait before `add` blocks."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -47,7 +47,7 @@ class StagedFile(NamedTuple):
 
     path: bytes
     staged: str | ClosedStaging | Callable[[], ClosedStaging]
-    """A small file: its name in the tree's staging. A large one: its closed staging, or what closes its staging."""
+    """Small file: its name in the tree's staging. Large file: its closed staging, or a function that closes it."""
     size: int
     """Its size in bytes, as it was written."""
 
@@ -73,9 +73,9 @@ class Committer:
         self._waiting_bytes = 0
         self._waiting_since = 0.0
         self._is_flushing = False
-        """`flush` waits until nothing waits: no batch has to be full."""
+        """`flush` is waiting: batches need not be full."""
         self._is_flush_requested = False
-        """The files that wait now are not to wait for a full batch."""
+        """`request_flush` was called: the files that wait now need no full batch."""
         self._is_busy = False
         """A batch is being put in place."""
         self._is_stopping = False
@@ -83,12 +83,12 @@ class Committer:
         """The transfer is over: `add` does not wait."""
         self._error: FilestreamerError | None = None
         self._is_lost = False
-        """A sync failed: the kernel may have dropped bytes of any file that was written before."""
+        """Whether a sync failed: the kernel may have dropped bytes of any file that was written before."""
         self._thread: threading.Thread | None = None
         self._directories = Directories(destination)
 
     def start(self) -> None:
-        """Start the thread, while no file would be lost without it. Raises TransferFailed(LIMIT)."""
+        """Start the thread, before any file depends on it. Raises TransferFailed(LIMIT)."""
         thread = threading.Thread(target=self._run, name="place", daemon=True)
         start_thread(thread, "putting files in place")
         self._thread = thread
@@ -96,7 +96,7 @@ class Committer:
     # --- what other threads ask
 
     def add(self, files: list[StagedFile], size_bytes: int, *, waits: bool = True) -> None:
-        """Take files that are complete, `size_bytes` together; with `waits`, wait while too many are here already."""
+        """Add complete files of `size_bytes` together; with `waits`, block while too many files wait already."""
         with self._changed:
             while waits and self._is_far_behind():
                 self._changed.wait()
@@ -112,7 +112,7 @@ class Committer:
 
     @property
     def is_far_behind(self) -> bool:
-        """Whether so many files wait that nothing is to be added to them."""
+        """Whether so many files wait that `add` would block."""
         with self._changed:
             return self._is_far_behind()
 
@@ -121,13 +121,13 @@ class Committer:
         return far and self._error is None and not (self._is_stopping or self._is_over)
 
     def request_flush(self) -> None:
-        """Have the files that wait put in place soon: a thread waits for descriptors or memory that they hold."""
+        """Put the waiting files in place soon: another thread waits for descriptors or memory that they hold."""
         with self._changed:
             self._is_flush_requested = bool(self._waiting)
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until every file that was added is in place. Raises the error of the first that can't be."""
+        """Wait until every added file is in place. Raises the error of the first file that can't be put in place."""
         with self._changed:
             self._is_flushing = True
             self._changed.notify_all()
@@ -192,7 +192,7 @@ class Committer:
         return is_full or time.monotonic() - self._waiting_since > BATCH_SECONDS
 
     def _commit(self, batch: list[StagedFile]) -> None:
-        """Put a batch in place. Raises TransferFailed where that fails for a file, after all others are in place."""
+        """Put a batch in place. If that fails for a file, raises TransferFailed after all other files are in place."""
         files, failure = self._close_all(batch)
         try:
             sync_file_system(self._staging.fd)
@@ -235,7 +235,7 @@ class Committer:
         except OSError as error:
             shown = shown_path(self._destination, file.path)
             if isinstance(error, FileExistsError):
-                reason = f"{shown} exists by now, and --no-replace forbids to replace it"
+                reason = f"{shown} exists by now, and --no-replace forbids replacing it"
                 raise TransferFailed(Code.EXISTS, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
 
@@ -246,11 +246,11 @@ class Committer:
             what = f"it has {status.st_size} bytes, and {file.size} were written"
             shown = shown_path(self._destination, file.path)
             raise TransferFailed(
-                Code.DESTINATION, f"{shown}: another process changed its staging ({what}): run the transfer again"
+                Code.DESTINATION, f"{shown}: another process changed its staging ({what}): run the same command again"
             )
 
     def _discard(self, files: Iterable[StagedFile]) -> None:
-        """Drop files that can't be put in place. Large ones stay staged for the next run, unless a sync failed."""
+        """Drop files that can't be put in place. Large files stay staged for the next run, unless a sync failed."""
         for file in files:
             staged = file.staged
             if callable(staged):

@@ -19,7 +19,7 @@ class Directory(NamedTuple):
 
     fd: int
     is_new: bool
-    """Whether this transfer made the directory: nothing is in it that this transfer did not put there."""
+    """Whether this transfer made the directory: then it contains only what this transfer put there."""
 
 
 class Directories:

@@ -36,7 +36,7 @@ class SmallFile:
             fd = self._fd
             write_at(fd, view, offset, entry.holes)
             if offset + len(view) == entry.size:
-                if entry.holes:  # the last of them may end the file, and nothing was written there
+                if entry.holes:  # the last hole may be the end of the file, where nothing was written
                     os.ftruncate(fd, entry.size)
                 put_attributes(fd, entry, mode_is_right=self._staging.has_mode(entry))
                 self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
@@ -45,7 +45,7 @@ class SmallFile:
             raise from_os_error(error, Code.DESTINATION, f"can't write {os.fsdecode(entry.path)!a}") from None
 
     def discard(self) -> None:
-        """Close and remove it: its digest is wrong, its connection has ended, or it was withdrawn."""
+        """Close and remove the file: its digest is wrong, its connection has ended, or it was withdrawn."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -19,7 +19,7 @@ from receiver.tree.commit.directories import OPEN_DIRECTORY
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
 SUBDIRECTORIES: Final = 16
-"""Two threads that change one directory wait for each other: connections write into directories of their own."""
+"""The kernel serializes changes of one directory: so connections write into several subdirectories."""
 _TRIES: Final = 3
 
 
@@ -34,7 +34,7 @@ class TreeStaging:
         self._is_locked = False
         try:
             self._open(shown_path(destination, root))
-            clear_tree(self.fd)  # of small files that a receiver had when it was killed: nothing notes what is complete
+            clear_tree(self.fd)  # small files of a receiver that was killed: no ledger says which of them are complete
             probe = os.open("probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE_BITS, dir_fd=self.fd)
             self._dropped_bits = MODE_BITS & ~os.fstat(probe).st_mode
             """Mode bits that a new file does not get: those of the umask, or of the directory's default ACL."""
@@ -55,7 +55,7 @@ class TreeStaging:
         return self._staging_fd
 
     def _open(self, shown: str) -> None:
-        # Another process that has nothing left in `.filestreamer/` removes it: that may happen between any two calls.
+        # Another process may remove an empty `.filestreamer/` between any two calls.
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):
                 self._staging_fd = self._destination.open_staging(create=True)
@@ -66,7 +66,7 @@ class TreeStaging:
                 try:
                     fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise TransferFailed(Code.BUSY, f"{shown} is locked by another process") from None
+                    raise TransferFailed(Code.BUSY, f"{shown} is locked by another process; retrying") from None
                 if is_named(self.fd, self._name, self._staging_fd):
                     self._is_locked = True
                     return
@@ -74,7 +74,7 @@ class TreeStaging:
         raise FileNotFoundError(errno.ENOENT, "another process keeps removing the staging directory")
 
     def _check_owner(self, shown: str) -> None:
-        """Refuse a directory in which another user could change files. Raises TransferFailed(DESTINATION), OSError."""
+        """Check that no other user can change files in the directory. Raises TransferFailed(DESTINATION), OSError."""
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
             raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to another user: remove it")
@@ -84,7 +84,7 @@ class TreeStaging:
     def name(self, file_id: int, connection_id: int = 0) -> str:
         """Return the name under which a connection stages a small file, relative to `fd`.
 
-        Each connection has two subdirectories in turn, so that it does not write where a batch is renamed from.
+        Each connection uses two subdirectories in turn, so that it writes into none from which files are being renamed.
         """
         return f"{(2 * connection_id + file_id // BATCH_FILES % 2) % SUBDIRECTORIES}/{file_id}"
 

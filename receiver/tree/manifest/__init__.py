@@ -1,4 +1,4 @@
-"""What is known of each entry of the manifest: in memory while its part is active, on the disk before and after.
+"""The entries of the manifest and their states: in memory while their part is active, on the disk before and after.
 
 1. `archive`     takes each part of the manifest as it comes, and keeps it on the disk, in the
 2. `spool`       a file without a name, as a manifest may have any length;

@@ -1,8 +1,8 @@
 """The entries of a manifest and their states on the disk, by part: a manifest may have any length.
 
-    append   keep a part as it came; it may wait long before it is taken up
+    append   keep a part as it was received; it may wait long before it is taken up
     save     keep the states and digests of a part that is done
-    restore  read it back: it is listed again, a chunk comes twice, a file is withdrawn late
+    restore  read it back: it is listed again, a chunk comes twice, a file is withdrawn after it was archived
     digests  yield the digests of all files in order, at the end
 
 In memory are eight bytes for each part. One thread appends and saves; any thread may read.
@@ -69,7 +69,7 @@ class Archive:
     """The parts of one manifest, by number. Raises TransferFailed where the disk fails."""
 
     def __init__(self, spool: Spool, index: Spool, chunk_size: int) -> None:
-        """`index` is used for nothing but the records of parts, one behind the other."""
+        """Use `index` only for the records of parts, one after the other."""
         self.spool = spool
         self._index = index
         self._index_at = index.reserve(0)
@@ -86,7 +86,7 @@ class Archive:
         """How many parts came."""
         return len(self._firsts)
 
-    # --- what was listed
+    # --- the entries of parts
 
     def append(self, part: m.ManifestPart, body: bytes) -> None:
         """Keep the next part; `body` is the part as it came in its frame."""
@@ -112,11 +112,11 @@ class Archive:
         """Return a part as it came."""
         record = self._record(number)
         part = decode(self.spool.read(record.body_at, record.body_bytes))
-        assert isinstance(part, m.ManifestPart)  # as such it came
+        assert isinstance(part, m.ManifestPart)  # `append` wrote one
         return part
 
     def is_same(self, number: int, part: m.ManifestPart, body: bytes) -> bool:
-        """Whether this is the part that came before; it may have been encoded otherwise."""
+        """Whether this part equals the earlier one, even if it is encoded differently."""
         record = self._record(number)
         is_same_body = record.body_bytes == len(body) and self.spool.read(record.body_at, len(body)) == body
         return is_same_body or self.part(number) == part
@@ -138,13 +138,13 @@ class Archive:
         indices_bytes = record.deferred * indices.itemsize
         indices.frombytes(self.spool.read(record.deferred_at, indices_bytes))
         saved = decode(self.spool.read(record.deferred_at + indices_bytes, record.deferred_bytes))
-        assert isinstance(saved, m.ManifestPart)  # as such it was saved
+        assert isinstance(saved, m.ManifestPart)  # `save_deferred` wrote one
         return [(record.first + index, entry) for index, entry in zip(indices, saved.entries, strict=True)]
 
-    # --- what became of it
+    # --- the states of parts
 
     def states(self, number: int) -> bytes:
-        """Return the states of a part that is not active. Of a part that still waits, only WITHDRAWN means anything."""
+        """Return the states of a part that is not active. In a part that still waits, only WITHDRAWN has a meaning."""
         record = self._record(number)
         return self.spool.read(record.states_at, record.entries)
 
@@ -154,7 +154,7 @@ class Archive:
         return self.spool.read(record.states_at + file_id - record.first, 1)[0] == WITHDRAWN
 
     def withdraw(self, file_id: int) -> bool:
-        """Mark a file of a part that still waits as WITHDRAWN; whether it was not before."""
+        """Mark a file of a part that still waits as WITHDRAWN; return whether that is new."""
         if self.is_withdrawn(file_id):
             return False
         record = self._record(self.number_with(file_id))

@@ -29,7 +29,7 @@ _PIECE_SEGMENTS: Final = 64 * limits.KIB
 
 
 class Spooled(enum.IntEnum):
-    """What the spool has of a large file that is not open."""
+    """Which data of a closed large file are in the spool."""
 
     NOTHING = 0
     TABLE = 1
@@ -59,14 +59,14 @@ class OpenLargeFile(FileShare):
             self._unrecorded.add(position)
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
-        """Append (position, digest) pairs to the ledger. After `close_ledger` nothing: that has recorded all."""
+        """Append (position, digest) pairs to the ledger. After `close_ledger`, which has recorded all, do nothing."""
         with self._ledger_lock:
             if not self._is_ledger_closed:
                 self.staging.record(records)
                 self._unrecorded.difference_update([position for position, _ in records])
 
     def close_ledger(self, *, records_rest: bool = True) -> None:
-        """Let no thread touch the descriptors any more; with `records_rest`, record the segments that are not yet.
+        """Keep all threads away from the descriptors; with `records_rest`, first record the segments that are not yet.
 
         Raises TransferFailed.
         """
@@ -92,7 +92,7 @@ class OpenLargeFile(FileShare):
 
     @property
     def is_all_here(self) -> bool:
-        """Whether every segment is VERIFIED or HELD. The sender may still send a HELD one: its source has changed."""
+        """Whether every segment is VERIFIED or HELD. The sender may still send a HELD one if its file changed."""
         with self.file.lock:
             return self.file.chunk_states.is_all_here
 
@@ -118,7 +118,7 @@ class LargeFile:
         self.spool_at = 0
         """Offset in the spool of the digests of its segments, and behind them the states; 0 if none were written."""
         self.mark: StagingMark | None = None
-        """Shows whether another process wrote to the staging while the file was set aside; None if none is left."""
+        """Shows whether another process wrote to the staging while the file was set aside; None without a staging."""
 
     @property
     def payload_bytes(self) -> int:

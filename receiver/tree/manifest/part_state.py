@@ -33,9 +33,9 @@ class PartState(StateTable):
         self.borrowed_bytes = 0
         """Memory that was borrowed for its entries."""
         self.is_active = False
-        """Whether connections write into this one; if not, it is a copy from the archive, to be read only."""
+        """Whether connections write into this object; if not, it is a read-only copy from the archive."""
         self.is_archived = False
-        """It was active and is in the archive by now: a thread that waited for the lock has to look it up again."""
+        """Whether the part was archived meanwhile: a thread that waited for the lock must look it up again."""
         self.large: dict[int, LargeFile] = {}
         """Files of more than one segment, by index."""
         self.writing: dict[int, SmallFile] = {}

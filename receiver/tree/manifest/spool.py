@@ -1,4 +1,4 @@
-"""A file without a name in the staging of a tree, for what would not fit into memory; it is gone when it is closed.
+"""A file without a name in the staging of a tree, for data that would not fit into memory; closing it deletes it.
 
 A sender decides how long its manifest is, so everything that grows with the manifest is written here. Small additions
 are gathered in memory first.
@@ -26,7 +26,7 @@ class Spool:
         self._lock = threading.Lock()  # protects what follows
         self._gathered = bytearray(1)  # nothing is at offset 0, so that 0 can stand for "not written"
         self._written_bytes = 0
-        """What is in the file; what is gathered comes behind it."""
+        """Bytes in the file; the gathered bytes follow them."""
         try:
             self._fd = _open_unnamed(directory_fd)
         except OSError as error:
@@ -107,7 +107,7 @@ def _open_unnamed(directory_fd: int) -> int:
     """Make a file without a name; where the file system can't, make one and unlink it. Raises OSError."""
     with contextlib.suppress(OSError):
         return os.open(".", _OPEN | os.O_TMPFILE, 0o600, dir_fd=directory_fd)
-    # A random name: another process may do the same now, and one that was killed here may have left its file.
+    # A random name: another process may do the same now, and a process that was killed here may have left its file.
     name = f"spool-{os.urandom(8).hex()}"
     fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory_fd)
     try:

@@ -22,7 +22,7 @@ from tests.support.services import UNIT, Pair, Service, same
 # -------------------------------------------------------------------------------------------- transfers and connections
 
 
-def test_transfers_that_are_begun_and_deserted(pair: Pair) -> None:
+def test_transfers_that_are_begun_and_left(pair: Pair) -> None:
     """A Hello for a transfer, and gone: a hundred of those must not keep the next sender out for long."""
     receiver = pair.receiver()
     address = pair.address(receiver)
@@ -35,7 +35,7 @@ def test_transfers_that_are_begun_and_deserted(pair: Pair) -> None:
     unharmed(receiver)
 
 
-def test_transfers_that_were_committed_and_deserted(pair: Pair) -> None:
+def test_transfers_that_were_committed_and_left(pair: Pair) -> None:
     """Empty files, Complete, and a reset: each may be asked for again, and none may take the next sender's place."""
     receiver = pair.receiver()
     address = pair.address(receiver)

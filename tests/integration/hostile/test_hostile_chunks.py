@@ -57,7 +57,7 @@ def test_bad_segments(pair: Pair, receiver: Service, sample: Sample) -> None:
 
 
 def test_nonsense_on_data_ends_the_transfer(pair: Pair, receiver: Service, peer: RawSender, sample: Sample) -> None:
-    """PROTOCOL is not retryable: the whole transfer is over, control hears it, and so does the user."""
+    """PROTOCOL is not retryable: the whole transfer ends, with Abort on control and an error for the user."""
     control = offer_new(peer, sample)
     data, other = peer.data(0), peer.data(1)
     data.send(m.ChunkHeader(0, (m.Segment(0, 1, KIB),)))

@@ -146,7 +146,7 @@ def test_chunk_that_always_arrives_damaged(pair: Pair, source: Path) -> None:
 
 
 def test_flood_of_answers_from_a_receiver(pair: Pair) -> None:
-    """The sender has to hear all of them, and keeps none: its memory does not grow with how fast they come."""
+    """The sender reads all of them, and keeps none: its memory does not grow with their rate."""
     file = pair.file("f", 1000)
     again = frame(m.Progress(m.Phase.OFFERING, 0, 0))
     with RawReceiver() as hostile:

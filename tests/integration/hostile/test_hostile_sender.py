@@ -1,4 +1,4 @@
-"""Senders that break the protocol over openings and control: what they hear, and that nobody else notices.
+"""Senders that break the protocol over openings and control: what they are answered, and that no other peer notices.
 
 Raw senders against the real receiver; codes and answers are those of proto/README.md.
 """
@@ -263,7 +263,7 @@ def test_taking_a_name_that_is_being_written(pair: Pair) -> None:
 
 
 def test_busy_until_the_first_is_gone(pair: Pair, receiver: Service, sample: Sample) -> None:
-    """A second transfer of the same name is BUSY; one whose sender has no connection left gives way, SUPERSEDED."""
+    """A second transfer of the same name is BUSY; if the first has no connection left, it ends with SUPERSEDED."""
     address = Pair.address(receiver)
     with RawSender(address) as first, RawSender(address) as second:
         control = offer_new(first, sample)

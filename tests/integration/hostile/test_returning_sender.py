@@ -56,7 +56,7 @@ def test_rejoining_with_another_manifest(pair: Pair, peer: RawSender, sample: Sa
 @pytest.mark.parametrize("end", ["close", "reset"])
 @pytest.mark.parametrize("once", [False, True], ids=["stays", "once"])
 def test_complete_is_repeated(pair: Pair, sample: Sample, end: str, once: bool) -> None:
-    """Complete was lost: who comes back after the commit hears it again, also where control was closed before it."""
+    """Complete was lost: a sender that reconnects after the commit gets it again, also if control was closed before."""
     receiver = pair.receiver(*(["--once"] if once else []))
     with RawSender(pair.address(receiver)) as peer:
         control, _ = deliver_all(peer, sample)

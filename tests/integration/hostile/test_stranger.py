@@ -1,4 +1,4 @@
-"""Whoever has no token: guesses, listens, replays, speaks something else, connects in crowds. Nobody else notices."""
+"""A peer without the token guesses, listens, replays, speaks another protocol, connects in crowds; all others go on."""
 
 import contextlib
 import random

@@ -1,4 +1,4 @@
-"""Whoever can write in the source swaps what was listed for something else, and a receiver asks for all of it."""
+"""Another user who can write in the source swaps listed files for others, and a receiver asks for all of them."""
 
 import contextlib
 import os

@@ -18,7 +18,7 @@ from filestreamer.wire.session import Session, Side, State
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel
 
 BEHIND_SECONDS: Final = 0.02
-"""How long the reader waits before it asks again whether this end has caught up."""
+"""How long the reader waits before it checks again whether this end is still behind."""
 
 
 def _never() -> bool:
@@ -32,7 +32,7 @@ class ControlLink:
         """Have no channel yet. At most `frames` frames are read and not acted on; `over` is set when all is to stop."""
         self.channel: Channel | None = None
         self.is_hurried = False
-        """Whether this process was asked to end: a peer that reads nothing is not waited for then."""
+        """Whether this process was asked to end: then it does not wait for a peer that reads nothing."""
         self._side: Side = side
         self.over = over
         self._room = threading.Semaphore(frames)
@@ -77,18 +77,18 @@ class ControlLink:
         return True
 
     def is_heartbeat_due(self, now: float) -> bool:
-        """Return whether nothing was said for so long that the peer has to hear that this end lives."""
+        """Return whether this end has sent nothing for so long that the peer needs a heartbeat."""
         return self.channel is not None and now - self._said_at > limits.HEARTBEAT_SECONDS
 
     def say_goodbye(self, error: FilestreamerError, *last_words: Message) -> None:
-        """Tell the peer why the transfer ends, and that nothing follows. Never raises, and never waits for an answer.
+        """Send Abort with the reason, then end the stream. Never raises, and never waits for an answer.
 
-        The peer is told nothing where it has ended the transfer itself, or knows how it ended.
+        No Abort is sent if the peer has ended the transfer itself, or knows how it ended.
         """
         if self.channel is None or isinstance(error, Aborted | ConnectionLost) or self.state == "aborted":
             return
-        # Behind Complete, which was its last message, a receiver says nothing. A sender that reads Complete too early
-        # refuses it, as it does any message that the protocol does not allow.
+        # Complete is the last message of a receiver. A sender that reads Complete too early refuses it, like any
+        # message that the protocol does not allow.
         if self.state == "complete" and self._side == "receiver":
             return
         code = getattr(error, "code", Code.SHUTTING_DOWN if isinstance(error, Interrupted) else Code.INTERNAL)
@@ -115,11 +115,11 @@ class ControlLink:
                 # Beside the channel's patience: that may be the deadline of a goodbye, which waits for the peer alone.
                 self.check()
                 channel.patience()
-                # The peer may well have spoken meanwhile: that it was not heard is this end's doing.
+                # Nothing was read while this end was behind: that time does not count as silence of the peer.
                 channel.heard_at = time.monotonic()
                 self.over.wait(BEHIND_SECONDS)
             take(body)
-            del body  # it would be kept for as long as the next frame takes to come
+            del body  # otherwise its memory stays in use until the next frame comes
 
     def check(self) -> None:
         """Raise ConnectionLost where the transfer is over, or the peer takes nothing of what is being written.

@@ -22,8 +22,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
         try:
             listeners.append(_listen(family, (address[0], port, *address[2:]), alone=len(addresses) == 1))
         except OSError as error:
-            # A name may have addresses that this machine lacks: `localhost` often names ::1 where there is no IPv6.
-            # They are left out as long as there is another one.
+            # A name may have addresses that this machine lacks: `localhost` often names ::1 on a machine without IPv6.
+            # Such addresses are skipped as long as another one works.
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 absent = error
                 continue

@@ -66,7 +66,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
     keys = _parsed(pem.private_keys, "--tls-key", key)
     for own in keys:
         for at, shown in enumerate(certificates):
-            # The chain goes from the key's certificate to the CA. In some files it is the other way round.
+            # The chain must go from the key's certificate to the CA. In some files the order is reversed.
             chain = [shown, *certificates[at + 1 :], *reversed(certificates[:at])]
             try:
                 with _as_file(own + pem.chain(chain)) as path:
@@ -78,7 +78,7 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
                     continue
                 raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {_reason(error)}") from None
             return shown
-    raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key is of another certificate")
+    raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key does not belong to the certificate")
 
 
 def _load_ca(context: ssl.SSLContext, ca: str) -> None:
@@ -147,7 +147,8 @@ def explain(error: ssl.SSLError) -> RemoteProtocolError:
     reason = (error.reason or "").lower()
     if "wrong_version" in reason or "record" in reason or "packet_length" in reason:
         return RemoteProtocolError(
-            "the other side does not speak TLS: drop --tls, or give it a certificate", Code.POLICY
+            "the other side does not speak TLS: leave out --tls, or give the receiver --tls-cert and --tls-key",
+            Code.POLICY,
         )
     if "certificate" in reason or "unknown_ca" in reason:
         return RemoteProtocolError(

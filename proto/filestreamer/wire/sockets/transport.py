@@ -1,8 +1,8 @@
 """A connected socket as a `Channel`: whole frames and payload in and out, with a limit for each wait.
 
 A socket blocks in the kernel for a second at a time (SO_RCVTIMEO, SO_SNDTIMEO), so that no call needs a poll before it.
-After each second without movement the channel calls `patience`, which raises to give up. Another thread wakes a blocked
-one by `shut`. Every OSError of the socket becomes ConnectionLost with the peer's address.
+After each second without movement the channel calls `patience`, which raises to give up. `shut` makes a blocked call of
+another thread return. Every OSError of the socket becomes ConnectionLost with the peer's address.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Deadline:
     """Patience until a fixed moment; raises ConnectionLost after it.
 
     While this is a channel's patience, a read calls it after every system call, and not only after a second without
-    movement: a peer that sends one byte a second would move for ever.
+    movement: otherwise a peer that sends one byte a second could go on for ever.
     """
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -74,7 +74,7 @@ class Channel:
         try:
             self.peer = format_address(sock.getpeername())
         except OSError as error:
-            raise ConnectionLost(f"a connection was reset as soon as it was made: {error.strerror}") from None
+            raise ConnectionLost(f"the peer reset the connection as soon as it was made: {error.strerror}") from None
         self.heard_at = time.monotonic()
         # A buffer that is too small for a block is not worth a huge page, which takes 2 MiB.
         self._buffer = memory.mapped(payload_bytes + _FRAME_AREA_BYTES, huge=payload_bytes >= limits.BLOCK_BYTES)
@@ -255,7 +255,7 @@ class Channel:
     # --- closing
 
     def shut(self) -> None:
-        """Shut both directions now, from any thread; a thread that is blocked on the socket wakes. Idempotent."""
+        """Shut both directions now, from any thread; a blocked call of another thread returns. Idempotent."""
         # socket.socket.shutdown, here and below: that of an SSLSocket would also take the TLS state away from a thread
         # that is still using it.
         with contextlib.suppress(OSError):

@@ -111,7 +111,7 @@ def test_a_pipe_that_somebody_made_not_blocking_loses_nothing(
 
 
 def test_who_has_written_a_line_finds_it_written(tmp_path: Path) -> None:
-    """As long as whoever reads it takes it."""
+    """As long as its reader reads."""
     with (tmp_path / "log").open("wb") as file:
         stderr = Stderr(file.fileno(), "utf-8")
         for at in range(100):

@@ -318,7 +318,9 @@ def test_everything_but_what_was_skipped() -> None:
     assert (made.status, made.exit_code, made.committed) == ("failed", 5, True)
     assert made.skipped_kinds == {"vanished": 1, "changed": 1, "special": 1}
     lines = made.summary("tree").splitlines()
-    assert lines[0].startswith("failed: tree: 1 entry was skipped (1 changed), everything else is in place")
+    assert lines[0] == (
+        "failed: tree: 1 entry was skipped (1 changed), the first: c: its times changed; all other files are complete"
+    )
     assert lines[1].startswith("  moved: ")
     assert "3 entries skipped (1 vanished, 1 changed, 1 special)" in lines[2]
 

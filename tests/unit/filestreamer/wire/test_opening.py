@@ -401,7 +401,7 @@ def test_a_receiver_of_another_user_says_what_to_pass() -> None:
 
 
 def test_a_receiver_that_only_pretends_to_know_the_own_token() -> None:
-    """Whoever listens where the user's receiver is expected gets no file."""
+    """A program that listens where the user's receiver is expected gets no file."""
     receiver, sender, _ = meet(TOKEN, TOKEN)
     sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     with pytest.raises(RemoteProtocolError, match="does not know the token"):

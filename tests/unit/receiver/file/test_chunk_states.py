@@ -97,7 +97,7 @@ def test_the_older_one_may_verify_while_the_newer_one_waits() -> None:
 def test_a_segment_twice_in_a_chunk() -> None:
     made = chunk_states()
     made.begin(0, A)
-    with pytest.raises(RemoteProtocolError, match="segment 0 stands in a chunk twice"):
+    with pytest.raises(RemoteProtocolError, match="a chunk has segment 0 twice"):
         made.begin(0, A)
 
 

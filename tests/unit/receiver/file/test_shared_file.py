@@ -130,7 +130,7 @@ def test_shares_of_an_earlier_run(files: Registry, destination: Destination, tmp
 
 
 def test_a_lost_staging_ends_all(files: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells a failed write once: whoever hears of it must not keep it to himself."""
+    """The kernel reports a failed write once: every thread that syncs the file must learn of it."""
     (even, first), (odd, second) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
     monkeypatch.setattr(os, "fsync", _fails)
     with pytest.raises(TransferFailed):
@@ -261,7 +261,7 @@ def test_what_is_still_to_come_is_promised(files: Registry) -> None:
 
 
 def test_a_file_that_was_shortened_is_hashed_again(files: Registry, destination: Destination) -> None:
-    """The transfer ends with an error; shards that wait give way, and the next run finds what is still there."""
+    """The transfer ends with an error, shards that wait end too, and the next run finds what is still there."""
     first, second = (claim(files, Share(index, 2), grid=LARGE) for index in range(2))
     bring(first[1], first[0], *range(0, 128, 2))
     assert finish(first[1]) is ShareStep.WAIT

@@ -38,7 +38,7 @@ from tests.support.shares import (
     ],
 )
 def test_who_may_not_come(files: Registry, first: Share, second: Share, changes: dict[str, Any], code: Code) -> None:
-    """While the first is alive. A deserted one gives way, and nobody else is asked to."""
+    """While the first is alive. An orphaned one ends, and no other transfer is asked to."""
     sender, _ = claim(files, first)
     assert refused(files, second, **changes) is code
     assert not sender.gave_way
@@ -61,7 +61,7 @@ def test_a_share_that_is_done_may_come_again_beside_the_one_that_waits_to_be_hea
     assert not sender.gave_way
 
 
-def test_one_live_shard_keeps_out_another_job_and_its_deserted_siblings_are_left_alone(files: Registry) -> None:
+def test_one_live_shard_keeps_out_another_job_and_its_orphaned_siblings_are_left_alone(files: Registry) -> None:
     (lost, _), (live, _) = claim(files, Share(0, 2)), claim(files, Share(1, 2))
     lost.is_orphaned = True
     assert refused(files, WHOLE) is Code.BUSY

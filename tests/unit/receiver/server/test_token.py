@@ -97,7 +97,7 @@ def test_a_given_token_is_asked_for_everywhere(destination: Destination, host: s
 
 
 @pytest.mark.parametrize(
-    ("host", "who"), [("0.0.0.0", "whoever can connect"), ("127.0.0.1", "any user of this machine")]
+    ("host", "who"), [("0.0.0.0", "anybody who can connect"), ("127.0.0.1", "any user of this machine")]
 )
 def test_anonymous_asks_nobody_and_warns(destination: Destination, own: Path, host: str, who: str) -> None:
     log = Log()

@@ -28,7 +28,7 @@ POISONED: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging
 
 
 class Poisoned:
-    """A target that can't let go of a connection: a file that it kept open can't be finished."""
+    """A target whose `detach` fails: a file that the connection kept open can't be finished."""
 
     @property
     def chunks(self) -> "Poisoned":

@@ -120,7 +120,7 @@ def control(transfer: Transfer, *, breaks_at: type[m.Message] | None = None) -> 
 
 
 def test_a_reset_that_only_the_writer_hears_of_is_no_close_after_complete(transfer: Transfer) -> None:
-    """Complete met a reset: the sender has not heard it, and hears it when it comes back."""
+    """Complete met a reset: the sender did not get it, and gets it when it reconnects."""
     first = control(transfer, breaks_at=m.Complete)
     first.hear(*OFFER, FINISH)
     assert first.closed.wait(2 * UNIT)
@@ -186,7 +186,7 @@ def slow(tmp_path: Path) -> Iterator[tuple[Slow, Transfer]]:
 def test_a_sender_that_is_not_read_is_not_taken_for_dead(
     slow: tuple[Slow, Transfer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few frames wait beside the coordinator, the others in their socket: that nothing is heard is no silence then."""
+    """Few frames wait in the mailbox, the others in their socket: reading nothing then does not count as silence."""
     registry, transfer = slow
     monkeypatch.setattr("receiver.transfer.coordinator.TICK_SECONDS", 0.01)
     monkeypatch.setattr("filestreamer.wire.sockets.control_link.TICK_SECONDS", 0.01)

@@ -123,7 +123,7 @@ def test_what_was_not_acted_on_bounds_what_is_read(link: ControlLink, pair: tupl
     assert came.acquire(timeout=10)
     assert len(taken) == 3
     link.over.set()
-    pair[1].send(frame(PROGRESS))  # the reader waits for room, or for this: it hears that it is over either way
+    pair[1].send(frame(PROGRESS))  # the reader waits for room, or for this frame: in both cases it ends
     reader.join(10)
     assert not reader.is_alive()
 
