@@ -13,12 +13,15 @@ The path of a file through them:
 
 1. `server` accepts a connection, and takes it through TLS, Greeting, Hello and Proof. The control connection begins a
    transfer; data connections with the same transfer id join it.
-2. `transfer` takes the Offer and the manifest. `server` gives it the name, unless another transfer has it; `disk` opens
-   the staging in `.filestreamer/`, and locks it.
+2. `transfer` takes the Offer and the manifest. `server` gives it the name, if no other transfer has it, or
+   the one that has it yields (its sender is gone, or makes no progress). `disk` opens the staging in `.filestreamer/`,
+   and locks it.
 3. `disk` reads the ledger of an earlier run. `file` hashes the segments again that the ledger claims, while the sender
    already sends those that it does not claim.
 4. `transfer` receives chunks: it hashes and writes them block by block, compares the digests, records them in the
-   ledger, and acknowledges them. `file` lets one connection at a time write a chunk, and none write a verified one.
+   ledger, and acknowledges them. Where a digest differs, `file` makes the chunk free
+   again, and the sender is told to send it again. `file` lets one connection at a time write a chunk, and lets no
+   connection write into a chunk that is verified.
 5. At Finish `file` compares the root digest, and `disk` commits: sync, rename, sync of the directory. A shard whose
    siblings are missing seals its share in the ledger instead. Then the receiver sends Complete.
 6. `server` reports the result, and frees the name.

@@ -1,9 +1,12 @@
 """The sender: walks trees, sends their chunks over N connections, and ends when the receiver says all is durable.
 
-What happens, in order. Each floor imports only floors below it: coordinator, network, dispatch, source, settings.
+The floors, from the top: __main__, coordinator, liveness and withdrawals, network, dispatch, source, mailbox, settings.
+Each imports only floors below it. What happens, in order:
 
-1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code;
-2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to control;
+1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code
+                   (`filestreamer.wire.errors` has the codes);
+2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to the
+                   control connection;
 3. `source`        lists what the user names, and reads it: `source.listing` posts parts of a thousand entries;
 4. `dispatch`      cuts the parts into chunks, reads from the answers which of them are needed, and queues these;
 5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
@@ -18,6 +21,9 @@ The life of a chunk, each step in one place:
     dispatch.send_queue       the chunk is queued
     network.connection        _send_chunk: header; blocks: read, hash, send; digests. _take_acknowledgement
     dispatch.send_queue       mark_done; after the last chunk of all the coordinator says Finish
+
+    where a digest differs    network.connection _take_rejected; dispatch.send_queue put_back_damaged queues it again
+    where a connection ends   network.connection _close; dispatch.send_queue put_back queues its chunks again
 """
 
 import os

@@ -10,5 +10,13 @@ From the bottom, each floor importing only floors below it:
 5. `telemetry`  what is measured of transfers: counters, metrics, the live page, the result;
 6. `terminal`   the progress display.
 
-The normative text of the protocol is proto/README.md.
+The normative text of the protocol is proto/README.md. Its words, which the code uses:
+
+    entry, part     what one path is (file, directory, symlink); a thousand entries of the manifest, in one ManifestPart
+    chunk           what one connection sends, and the receiver acknowledges, as a whole: a slice of one large file, or
+                    a bundle of small ones; a segment is the piece of one file in it, a block one read or write
+    needed, held    the receiver's answers: chunks that are to be sent, and chunks that it has already
+    shard, share    a sender that moves only some chunks of a large file, and these chunks
+    stream, pipe    a source without a size (standard input); an output that is written in order (standard output)
+    staging, ledger where an incomplete file is kept, and the list of its segments that are there
 """

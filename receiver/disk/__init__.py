@@ -7,7 +7,8 @@ The life of a staged file, in order:
 2.  `destination`    is the open directory: it opens `.filestreamer/`, counts free space, and refuses names that can't
                      be replaced.
 3.  `staging`        opens both files, new or left by an earlier run;
-    `lock`           keeps other processes away: an flock on KEY.ledger, until the staging is closed.
+    `lock`           keeps other processes away: an flock on KEY.ledger, until the staging is closed (the staging of a
+                     tree has its own: `receiver.tree.commit.tree_staging`).
 4.  `ledger_file`    loads the ledger and appends to it; `ledger` is its format (pure). A ledger is a hint: whatever it
                      claims is hashed again.
 5.  `space`          takes space ahead of the bytes, shared fairly by all files; leaves holes out; gives back what was
@@ -16,9 +17,9 @@ The life of a staged file, in order:
 7.  `staging`        commits: size, owner, mode, times; fsync of the file; rename; fsync of the directory; then the
                      ledger is removed. A crash between any two steps leaves the staged file or the final one, never
                      half a file under the final name. Where other shards are missing, it seals a share instead.
-    `commit`         has the steps that all kinds of files share: attributes, and the rename that may not replace.
-8.  `closed_staging` does the same for large files of a tree, which are closed before they are committed, many after one
-                     sync.
+    `final_name`     has the steps that all kinds of files share: attributes, and the rename that may not replace.
+8.  `closed_staging` renames a large file of a tree, which was closed before: `receiver.tree.commit` has synced many of
+                     them at once.
 
 Beside that:
 

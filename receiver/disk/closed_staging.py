@@ -9,7 +9,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from receiver.disk.commit import put_in_place
+from receiver.disk.final_name import put_in_place
 from receiver.disk.lock import locked
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
 

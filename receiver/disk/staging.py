@@ -19,8 +19,8 @@ from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.messages import Entry
 from receiver.disk import ledger
 from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
-from receiver.disk.commit import put_attributes, put_in_place
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.final_name import put_attributes, put_in_place
 from receiver.disk.ledger_file import LedgerFile
 from receiver.disk.lock import is_named, is_own, lock
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key

@@ -4,7 +4,8 @@
 2. `acceptor`    accepts connections; `handshake` takes one through TLS, Greeting, Hello and Proof, without blocking
 3. `token`       chooses the secret that senders have to prove
 4. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
-5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name
+5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
+                 A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY
 
 A transfer has a thread of its own, and so has each of its data connections (`receiver.transfer`). The server's thread
 only takes connections through their opening, and never waits for a peer.

@@ -20,8 +20,8 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
-from receiver.disk.commit import MODE_BITS, put_attributes, rename_new
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.final_name import MODE_BITS, put_attributes, rename_new
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
 from receiver.tree.commit.attributes import correct_attributes, put_symlink_attributes
 from receiver.tree.commit.committer import Committer, StagedFile

@@ -2,8 +2,9 @@
 
 1. `control`        is the thread that opens control, reads it, and opens it again; the coordinator writes to it;
 2. `dial`           opens every connection: connects, TLS, Greeting, Hello, Welcome;
-3. `control_state`  says how far control has come, and where it leads: data connections wait for that;
-4. `connections`    starts as many data connections as there are chunks for, and adapts their number;
+3. `control_state`  says how far control is opened, and to which address: data connections wait for that;
+4. `connections`    starts as many data connections as there are chunks for, and has as many as
+                    `dispatch.parallelism` decides;
 5. `connection`     is one of them: it takes chunks from the queue, sends them, and takes in acknowledgements. It has
    `outbox`         what it is about to send, gathered into few system calls,
    `send_window`    the chunks that it sent and that are not acknowledged, and the

@@ -3,7 +3,7 @@
 While a transfer runs:
 
 1. `counters`    plain numbers, written by the threads of the transfer;
-   `chunk_map`   which chunks are there, and which connection brought them;
+   `chunk_map`   which chunks are there, and which connection brought them (page.html draws it);
    `tcp_info`    what the kernel knows of a connection, read when it is wanted;
 2. `monitor`     what a service shows of itself: it opens the `endpoint`, a small HTTP server, and answers with
    `page`        the live page (page.html) and its data,
@@ -11,7 +11,7 @@ While a transfer runs:
 
 When a transfer has ended:
 
-3. `history`     keeps its last values for a while, and sums for ever;
+3. `history`     keeps its last values for a while, and totals of all transfers for ever;
 4. `bottleneck`  names the stage that limited the transfer;
 5. `result`      makes the result of it, as JSON for scripts and as text for people;
 6. `report`      writes the result to standard output, the result file and the log.

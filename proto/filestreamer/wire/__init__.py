@@ -2,14 +2,15 @@
 
 The life of a connection, and of the bytes on it:
 
-1. `sockets`         connects and listens, and reads and writes whole frames; everything else here is pure;
-2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs, and
-                     `features` names what a transfer may use only where both ends know it;
+1. `sockets`         connects and listens, and reads and writes whole frames; everything else here is pure
+                     (it knows no socket, no file and no clock);
+2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs;
+                     `features` are options that a transfer may use if both ends have named them;
 3. `framing`         a frame on the wire: length, checksum, body;
 4. `codec`           a body to a message and back; the only module that imports generated code (`v1`);
 5. `messages`        the messages, as named tuples;
 6. `session`         which message is legal when, as one table;
-7. `layout`          which segments make which chunk; `grid` says where the segments of a file are;
+7. `layout`          cuts files into chunks, and bundles small files into one; `grid` cuts one file into segments;
 8. `digests`         the digests of segments and of the whole transfer, and the checksum of a frame;
 9. `progress_clock`  when a transfer last made progress, as both ends define it;
 10. `errors`         everything that can go wrong, as one tree, with codes and exit codes;

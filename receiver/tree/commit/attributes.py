@@ -4,7 +4,7 @@ import os
 import stat
 
 from filestreamer.wire.messages import Entry
-from receiver.disk.commit import MODE_BITS, owner
+from receiver.disk.final_name import MODE_BITS, owner
 
 
 def put_symlink_attributes(directory_fd: int, name: bytes, entry: Entry) -> None:

@@ -20,8 +20,8 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from receiver.disk.closed_staging import ClosedStaging
-from receiver.disk.commit import put_in_place
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.final_name import put_in_place
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
 from receiver.tree.top_level_names import TopLevelNames

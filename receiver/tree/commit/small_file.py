@@ -8,7 +8,7 @@ import os
 
 from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry
-from receiver.disk.commit import put_attributes
+from receiver.disk.final_name import put_attributes
 from receiver.disk.space import write_at
 from receiver.file.target import Connection
 from receiver.tree.commit.tree_staging import TreeStaging

@@ -9,8 +9,8 @@ from typing import Final
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
-from receiver.disk.commit import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.final_name import MODE_BITS
 from receiver.disk.lock import is_named
 from receiver.disk.paths import TREE_SUFFIX
 from receiver.disk.sweep import clear_tree

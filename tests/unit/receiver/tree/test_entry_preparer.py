@@ -11,7 +11,7 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
-from receiver.disk import commit, descriptors
+from receiver.disk import descriptors, final_name
 from receiver.tree.entry_preparer import EntryPreparer
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
@@ -261,7 +261,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
     if "link" in calls:
         monkeypatch.setattr(os, "link", fail)
     if "renameat2" in calls:
-        monkeypatch.setattr(commit, "_renameat2", None)
+        monkeypatch.setattr(final_name, "_renameat2", None)
 
 
 @pytest.mark.parametrize("unable", [(), ("link",), ("link", "renameat2")], ids=["able", "no links", "no renameat2"])
