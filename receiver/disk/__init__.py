@@ -7,8 +7,8 @@ The life of a staged file, in order:
 2.  `destination`    is the open directory: it opens `.filestreamer/`, counts free space, and refuses names that can't
                      be replaced.
 3.  `staging`        opens both files, new or left by an earlier run;
-    `lock`           keeps other processes away: an flock on KEY.ledger, until the staging is closed (the staging of a
-                     tree has its own: `receiver.tree.commit.tree_staging`).
+    `lock`           keeps other processes away: an flock on KEY.ledger, until the staging is closed. The staging of a
+                     tree is locked in the same way, by its directory (`receiver.tree.commit.tree_staging`).
 4.  `ledger_file`    loads the ledger and appends to it; `ledger` is its format (pure). A ledger is a hint: whatever it
                      claims is hashed again.
 5.  `space`          takes space ahead of the bytes, shared fairly by all files; leaves holes out; gives back what was

@@ -2,17 +2,15 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 from typing import Final
 
-from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.final_name import MODE_BITS
-from receiver.disk.lock import is_named
-from receiver.disk.paths import TREE_SUFFIX
+from receiver.disk.lock import is_named, lock
+from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
 
@@ -29,7 +27,7 @@ class TreeStaging:
     def __init__(self, destination: Destination, root: bytes) -> None:
         """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
         self._destination = destination
-        self._name = segment_digest(root).hex() + TREE_SUFFIX
+        self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._is_locked = False
         try:
@@ -64,12 +62,11 @@ class TreeStaging:
                 self.fd = os.open(self._name, OPEN_DIRECTORY, dir_fd=self._staging_fd)
                 self._check_owner(shown)
                 try:
-                    fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(self.fd, self._name, self._staging_fd)
                 except BlockingIOError:
                     raise TransferFailed(Code.BUSY, f"{shown} is locked by another process; retrying") from None
-                if is_named(self.fd, self._name, self._staging_fd):
-                    self._is_locked = True
-                    return
+                self._is_locked = True
+                return
             self._close_descriptors()
         raise FileNotFoundError(errno.ENOENT, "another process keeps removing the staging directory")
 
