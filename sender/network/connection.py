@@ -142,22 +142,22 @@ class DataConnection(threading.Thread):
         while True:
             # Not after each small chunk: looking for acknowledgements costs a system call.
             is_poll_due = self.counters.moved_bytes >= self._polled_bytes + GATHER_BYTES
-            if is_poll_due or not self._window or self._rate_limit is not None:
+            if is_poll_due or not self._window.chunks or self._rate_limit is not None:
                 self._poll(channel)
             if self._window.is_full:
                 self._outbox.flush(channel)
                 self._window.grow(channel)
                 self._wait_for_acknowledgement(channel)
                 continue
-            if not self._window:
+            if not self._window.chunks:
                 self._clock.enter(self._idle_stage())
             chunk_id = self._queue.next(
-                self.connection_id, self._epoch, wait_seconds=0 if self._window else IDLE_SECONDS
+                self.connection_id, self._epoch, wait_seconds=0 if self._window.chunks else IDLE_SECONDS
             )
             self._clock.enter(None)
             if chunk_id is not None:
                 self._send_chunk(channel, chunk_id)
-            elif self._window:
+            elif self._window.chunks:
                 self._outbox.flush(channel)
                 self._wait_for_acknowledgement(channel)
             elif self._queue.dismisses(self.connection_id):
@@ -180,7 +180,7 @@ class DataConnection(threading.Thread):
         header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]))
         self._session.sending(header)
         now = time.monotonic()
-        if not self._window:
+        if not self._window.chunks:
             self._took_at = now
         self._window.add(chunk_id, SentChunk(sum([segment.length for segment in header.segments]), now))
         self._outbox.add(channel, frame(header))
@@ -314,7 +314,7 @@ class DataConnection(threading.Thread):
         if channel is None:
             return
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
-        if unacknowledged_bytes < self._unacknowledged_bytes or not self._window:
+        if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now
         elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
             # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.

@@ -19,30 +19,28 @@ class SendWindow:
     """The chunks of one connection. One thread owns it."""
 
     def __init__(self) -> None:
-        self._chunks: dict[int, SentChunk] = {}  # in the order in which they were sent
+        self.chunks: dict[int, SentChunk] = {}
+        """By chunk_id, in the order in which they were sent. The connection looks whether any is there, for each chunk."""
         self._bytes = 0
         self._max_bytes = limits.WINDOW_BYTES
 
-    def __len__(self) -> int:
-        return len(self._chunks)
-
     def add(self, chunk_id: int, chunk: SentChunk) -> None:
         """Add a chunk that is sent."""
-        self._chunks[chunk_id] = chunk
+        self.chunks[chunk_id] = chunk
         self._bytes += chunk.payload_bytes
 
     def remove(self, chunk_id: int) -> SentChunk:
         """Remove a chunk that the receiver has answered. Raises RemoteProtocolError for a chunk that was not sent."""
-        if chunk_id not in self._chunks:
+        if chunk_id not in self.chunks:
             raise RemoteProtocolError(f"the receiver acknowledged chunk {chunk_id}, which was not sent")
-        chunk = self._chunks.pop(chunk_id)
+        chunk = self.chunks.pop(chunk_id)
         self._bytes -= chunk.payload_bytes
         return chunk
 
     def clear(self) -> list[int]:
         """Remove all chunks, as the connection is lost; return them."""
-        chunk_ids = list(self._chunks)
-        self._chunks.clear()
+        chunk_ids = list(self.chunks)
+        self.chunks.clear()
         self._bytes = 0
         return chunk_ids
 
@@ -53,9 +51,9 @@ class SendWindow:
         The acknowledgements of all these chunks fit into the kernel's buffers. So the receiver never blocks when it
         writes them, and both ends never block in a write at the same time.
         """
-        if len(self._chunks) < limits.WINDOW_CHUNKS_MIN:
+        if len(self.chunks) < limits.WINDOW_CHUNKS_MIN:
             return False
-        return len(self._chunks) >= limits.WINDOW_CHUNKS_MAX or self._bytes >= self._max_bytes
+        return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self._bytes >= self._max_bytes
 
     def grow(self, channel: Channel) -> None:
         """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""
