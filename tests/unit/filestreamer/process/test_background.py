@@ -4,30 +4,12 @@ import contextlib
 import fcntl
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from filestreamer.process.background import Background, is_writable, write_some
 from tests.support.services import UNIT
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Return a pipe that holds 64 KiB: descriptors to read and to write."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    for fd in (reader, writer):
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + UNIT
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+from tests.support.waiting import until
 
 
 def test_a_job_that_fails_ends_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +18,7 @@ def test_a_job_that_fails_ends_no_others(monkeypatch: pytest.MonkeyPatch) -> Non
     background = Background("test", lambda: True)
     done: list[float] = []
     background.add(lambda: done.append(1 / 0), 1)
-    until(lambda: told == [ZeroDivisionError])
+    until(lambda: told == [ZeroDivisionError], "the job is done")
     background.add(lambda: done.append(1), 1)
     assert background.drain(UNIT)
     assert done == [1]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,6 @@ from tests.support.disks import disk, fill
 from tests.support.services import UNIT
 
 LINE = "{:06d} " + 1000 * "x" + "\n"
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """Return a pipe that holds 64 KiB: descriptors to read and to write."""
-    reader, writer = os.pipe()
-    yield reader, writer
-    for fd in (reader, writer):
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def no_thread(_thread: threading.Thread) -> None:

@@ -2,8 +2,7 @@
 
 import functools
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +14,7 @@ from receiver.file.target import IncomingSegment
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.pipe.window import SLOTS_MOST
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 CHUNK = 1000
 SLOTS = 4
@@ -94,14 +94,8 @@ class Bench:
         assert self.deliver(position, content)
         return turn
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + UNIT
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
     def until_acknowledged(self, *positions: int) -> None:
-        self.until(lambda: len(self.acknowledged) >= len(positions))
+        until(lambda: len(self.acknowledged) >= len(positions), "the chunks are acknowledged")
         assert self.acknowledged == list(positions)
 
 
@@ -145,7 +139,7 @@ def test_a_reader_that_takes_nothing_is_waited_for_and_that_is_seen(bench: Bench
     assert not bench.buffer.is_waiting
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
-    bench.until(lambda: bench.buffer.is_waiting)
+    until(lambda: bench.buffer.is_waiting, "the output is so far")
     assert bench.buffer.writing_seconds > 1
     bench.pipe.open.set()
     bench.until_acknowledged(0)
@@ -204,7 +198,7 @@ def test_what_a_lost_connection_had_brought_stays(bench: Bench) -> None:
     bench.begin(2, chunk(2))
     bench.buffer.detach(bench.connection)
     bench.bring(0, chunk(0))
-    bench.until(lambda: bench.buffer.passed == 2)
+    until(lambda: bench.buffer.passed == 2, "the output is so far")
     bench.until_acknowledged(0)  # 1 is acknowledged where it is brought again
     assert bench.bring(1, chunk(1)) is Delivery.COMPARE
     bench.until_acknowledged(0, 1)
@@ -318,5 +312,5 @@ def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Benc
         bench.buffer.when_passed_on(1, connection, functools.partial(told.append, name))
     bench.buffer.detach(first)
     bench.bring(0, b"a" * CHUNK)
-    bench.until(lambda: bench.buffer.passed == 2 and bool(told))
+    until(lambda: bench.buffer.passed == 2 and bool(told), "the output is so far")
     assert told == ["second"]

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from sender.mailbox import Failed, Mailbox
 from sender.source.stream import Stream
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 CHUNK = 1000
 
@@ -50,20 +50,12 @@ def piped() -> Iterator[Piped]:
             pass
 
 
-def until(what: object, condition: object) -> None:
-    """Wait until `condition()` holds."""
-    deadline = time.monotonic() + UNIT
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
 def test_every_chunk_but_the_last_is_full(piped: Piped, size: int) -> None:
     content = os.urandom(size)
     os.write(piped.write_fd, content)
     os.close(piped.write_fd)
-    until("the end", lambda: piped.stream.is_ended)
+    until(lambda: piped.stream.is_ended, "the end")
     assert (piped.stream.size, piped.stream.chunks) == (size, -(-size // CHUNK))
     assert piped.content() == content
     with pytest.raises(IndexError):
@@ -73,7 +65,7 @@ def test_every_chunk_but_the_last_is_full(piped: Piped, size: int) -> None:
 def test_a_chunk_that_comes_in_pieces_is_one_chunk(piped: Piped) -> None:
     for piece in (b"a" * 400, b"b" * 400):
         os.write(piped.write_fd, piece)
-        until("the piece is read", lambda: piped.stream.is_waiting)
+        until(lambda: piped.stream.is_waiting, "the piece is read")
         assert piped.stream.chunks == 0
     os.write(piped.write_fd, b"c" * 201)
     piped.wait()
@@ -109,7 +101,7 @@ def test_starting_over_is_possible_while_nothing_was_overwritten(piped: Piped) -
     assert piped.stream.start_over()
     os.write(piped.write_fd, b"y")
     piped.stream.advance(1)
-    until("the fourth is begun", lambda: piped.stream.is_waiting)
+    until(lambda: piped.stream.is_waiting, "the fourth is begun")
     assert not piped.stream.start_over()
 
 
@@ -138,7 +130,7 @@ def test_the_end_is_heard_by_a_reader_that_waits_for_room(piped: Piped) -> None:
     os.write(piped.write_fd, b"x" * 4 * CHUNK)
     piped.wait(3)
     piped.stream.stop()
-    until("its thread ends", lambda: not any(thread.name == "stream" for thread in threading.enumerate()))
+    until(lambda: not any(thread.name == "stream" for thread in threading.enumerate()), "its thread ends")
 
 
 def test_a_descriptor_that_does_not_block_is_waited_for() -> None:
@@ -146,7 +138,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for() -> None:
     os.set_blocking(read_fd, False)
     piped = Piped(Stream(read_fd, CHUNK, CHUNK), write_fd, threading.Semaphore(0), Mailbox())
     piped.stream.start(piped.changed.release, piped.mailbox)
-    until("it waits", lambda: piped.stream.is_waiting)
+    until(lambda: piped.stream.is_waiting, "it waits")
     os.write(write_fd, b"late")
     os.close(write_fd)
     piped.wait()
