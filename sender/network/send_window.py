@@ -20,7 +20,7 @@ class SendWindow:
 
     def __init__(self) -> None:
         self.chunks: dict[int, SentChunk] = {}
-        """By chunk_id, in the order in which they were sent. The connection looks whether any is there, for each chunk."""
+        """By chunk_id, in the order in which they were sent. The connection looks whether there are any."""
         self._bytes = 0
         self._max_bytes = limits.WINDOW_BYTES
 
