@@ -1,5 +1,6 @@
 """The `docker run` lines of deploy/README.md, as typed. Those that build are what all images here are built with."""
 
+import os
 import re
 import signal
 from collections.abc import Iterable, Iterator
@@ -20,13 +21,17 @@ def file(images: None, tmp_path: Path, seed: int) -> Path:
     return make_file(tmp_path / "big.iso", 20 * MIB, seed)
 
 
-def test_between_two_containers(file: Path) -> None:
-    taken = inspect("ps", "--all", "--quiet", "--filter", "name=^receiver$")
-    assert not taken, "a container of this machine has the name that the example uses"
+def test_between_two_containers(file: Path, seed: int) -> None:
+    """As typed, but for the names: another container of this machine may be called receiver, or be left of a run."""
+    names = {"receiver": f"receiver-{os.getpid()}-{seed}", "transfer": f"transfer-{os.getpid()}-{seed}"}
+    typed = documented("Run")[BETWEEN_TWO_CONTAINERS]
+    for before in ("--name {receiver}", "--to {receiver}:", "docker wait {receiver}", "docker rm {receiver}"):
+        typed = typed.replace(before.format(receiver="receiver"), before.format(**names))
+    typed = re.sub(r"(network create|network rm|--network) transfer\b", rf"\1 {names['transfer']}", typed)
     try:
-        run(documented("Run")[BETWEEN_TWO_CONTAINERS], cwd=file.parent)
+        run(typed, cwd=file.parent)
     except BaseException:
-        run("docker rm --force receiver; docker network rm transfer")
+        run(f"docker rm --force {names['receiver']}; docker network rm {names['transfer']} || true")
         raise
     assert same(file, file.parent / "incoming/big.iso")
 
