@@ -28,6 +28,8 @@ LATENCY_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 SKIPPED_MAX: Final = 100
 """Skipped entries of a transfer that are listed; all of them are counted."""
+WARNINGS_MAX: Final = 20
+"""Different warnings of a transfer that are kept."""
 
 
 class Skipped(NamedTuple):
@@ -162,6 +164,8 @@ class TransferCounters:
     """How many entries were skipped, by kind. A receiver takes these two fields from the sender's Finish."""
     tolerated: frozenset[SkipKind] = frozenset()
     """Kinds that do not count as failures (--tolerate)."""
+    warnings: list[str] = field(default_factory=list)
+    """What was done otherwise than the user might expect, each told once: no failure. The first WARNINGS_MAX."""
     rehashed_bytes: int = 0
     hashing_bytes: int = 0
     """Receiver: rehashed bytes, including those of segments that are being rehashed."""
@@ -220,6 +224,13 @@ class TransferCounters:
                 del self.skipped[at]
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
+
+    def warn(self, text: str) -> bool:
+        """Keep a warning; return whether it is new, and to be logged. For one thread at a time."""
+        is_new = text not in self.warnings and len(self.warnings) < WARNINGS_MAX
+        if is_new:
+            self.warnings.append(text)
+        return is_new
 
     def left_out_fields(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
         """Return the two fields of Finish about skipped entries."""

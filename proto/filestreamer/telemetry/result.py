@@ -109,6 +109,8 @@ class TransferResult:
     """Number of skipped entries by kind."""
     skipped: tuple[SkippedEntry, ...] = ()
     """The first skipped entries."""
+    warnings: tuple[str, ...] = ()
+    """What was done otherwise than the user might expect, such as copies instead of hard links; each told once."""
     per_connection: tuple[ConnectionResult, ...] = ()
 
     @classmethod
@@ -147,6 +149,7 @@ class TransferResult:
             skipped_files=counters.skipped_files,
             skipped_kinds={kind.name.lower(): count for kind, count in sorted(counters.skipped_kinds.items())},
             skipped=tuple(SkippedEntry(item.path, item.reason, item.kind.name.lower()) for item in counters.skipped),
+            warnings=tuple(counters.warnings),
             per_connection=tuple(
                 ConnectionResult(
                     connection_id=item.connection_id,
@@ -168,7 +171,7 @@ class TransferResult:
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self, name: str = "") -> str:
-        """Return the result as text: one to seven lines, without the last line end. `name` is that of the file."""
+        """Return the result as text: a few lines, without the last line end. `name` is that of the file."""
         which = f"{self.status}: {printable(name)}: " if name else f"{self.status}: "
         if self.error is not None and self.exit_code != Exit.PARTIAL:
             return which + printable(self.error.message)
@@ -182,6 +185,7 @@ class TransferResult:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped_kinds.items())
             first = f": {printable(self.skipped[0].path)} ..." if self.skipped else ""
             lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} skipped ({kinds}){first}")
+        lines += [f"  warning: {printable(text)}" for text in self.warnings]
         if not self.committed:
             lines.append("  one share of the file: other shares are not complete yet")
         if self.bottleneck is not None:
@@ -255,7 +259,7 @@ def _content(result: TransferResult, path: str) -> str:
     content = result.to_json()
     if path != TERMINATION_LOG or len(content) < TERMINATION_LOG_BYTES:
         return content
-    shorter = dataclasses.replace(result, per_connection=(), skipped=())
+    shorter = dataclasses.replace(result, per_connection=(), skipped=(), warnings=())
     room = TERMINATION_LOG_BYTES - 1 - len(shorter.to_json())
     if room < 0 and shorter.error is not None:
         message = shorter.error.message[: max(0, len(shorter.error.message) - (-room + 5) // 6 * 6)]

@@ -28,7 +28,7 @@ from filestreamer.wire.messages import SkipKind
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest skipped_files skipped_kinds skipped per_connection"
+    "bottleneck root_digest skipped_files skipped_kinds skipped warnings per_connection"
 ).split()
 
 
@@ -114,6 +114,7 @@ def test_a_complete_transfer() -> None:
         "skipped_files": 0,
         "skipped_kinds": {},
         "skipped": [],
+        "warnings": [],
     }
     assert [item["connection_id"] for item in per_connection] == [0, 1, 2]
     assert [item["bytes"] for item in per_connection] == [600, 400, 0]
