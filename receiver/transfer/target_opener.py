@@ -118,6 +118,7 @@ class TargetOpener:
             report=context.report,
             failed=context.transfer.end_soon,
             nudge=lambda: context.mailbox.post_now(Nudged()),
+            report=context.report,
             log=context.log,
         )
 

@@ -59,6 +59,7 @@ class TreeTarget:
         report: Report,
         failed: Callable[[FilestreamerError], None],
         nudge: Callable[[], object],
+        report: Report,
         log: Any,
     ) -> None:
         """`root` is the first component of the first path, and is claimed in `top_level_names`.
@@ -82,6 +83,7 @@ class TreeTarget:
             self._committer = Committer(destination, self._staging, top_level_names, failed)
             self._committer.start()
             opened.pop_all()
+        report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
         attributes = Attributes(report, allow_privileged=destination.allow_privileged)
         self._entry_preparer = EntryPreparer(

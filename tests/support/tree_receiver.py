@@ -86,6 +86,7 @@ class TreeTransfer:
             report=self.report,
             failed=self.failures.append,
             nudge=self._nudge,
+            report=self.report,
             log=log.configure("receiver"),
         )
 
