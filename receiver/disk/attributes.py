@@ -61,17 +61,28 @@ class Attributes:
 
     # --- what is there
 
-    def put_file(self, fd: int, entry: Entry, file_id: int, *, mode_is_right: bool = False) -> None:
-        """Give an open file that is complete everything that its entry has.
+    def put_file(self, fd: int, entry: Entry, file_id: int) -> None:
+        """Give an open file that is complete everything that its entry has."""
+        self.tell(entry, file_id, self.try_file(fd, entry, file_id))
+
+    def try_file(self, fd: int, entry: Entry, file_id: int, *, mode_is_right: bool = False) -> Sequence[str]:
+        """Do as `put_file`; return what could not be set, for `tell`: the file may still turn out to be damaged.
 
         `mode_is_right` saves a call where the file was created with the permission bits of its mode.
         """
+        reasons: Sequence[str] = ()
         is_plain = entry.uid is None and entry.gid is None and not entry.mode & _PRIVILEGED_BITS
         if not is_plain or self._xattrs_of is not None:
-            self._put(fd, entry, file_id, os.fstat(fd), kept_bits=0)
+            reasons = self._put(fd, entry, file_id, os.fstat(fd), kept_bits=0)
         elif not mode_is_right:
             os.fchmod(fd, entry.mode & MODE_BITS)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return reasons
+
+    def tell(self, entry: Entry, file_id: int, reasons: Sequence[str]) -> None:
+        """Report what could not be set of an entry, once for each entry."""
+        if reasons:
+            self._report.skip_attribute(file_id, entry.path, "; ".join(reasons))
 
     def put_directory(self, fd: int, entry: Entry, file_id: int) -> None:
         """Give an open directory, new or not, everything that its entry has, now that nothing is made in it any more.
@@ -79,15 +90,17 @@ class Attributes:
         Its own setgid and sticky bits stay: who uses the directory relies on them.
         """
         there = os.fstat(fd)
-        self._put(fd, entry, file_id, there, kept_bits=there.st_mode & DIRECTORY_BITS)
+        self.tell(entry, file_id, self._put(fd, entry, file_id, there, kept_bits=there.st_mode & DIRECTORY_BITS))
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def put_symlink(self, directory_fd: int, name: str | bytes, entry: Entry, file_id: int) -> None:
         """Give a symlink itself everything that its entry has; it has no mode."""
         with _reopened(name, directory_fd) as (this, there):
-            is_owned = self._put_owner(this, entry, file_id, there)
+            reasons: list[str] = []
+            is_owned = self._put_owner(this, entry, there, reasons)
             if self._xattrs_of is not None:
-                self._put_xattrs(this, entry, file_id, self._xattrs_of(file_id), is_owned=is_owned)
+                self._put_xattrs(this, self._xattrs_of(file_id), reasons, is_owned=is_owned)
+            self.tell(entry, file_id, reasons)
             os.utime(this, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def correct_file(self, directory_fd: int, name: bytes, entry: Entry, file_id: int, there: os.stat_result) -> None:
@@ -105,7 +118,7 @@ class Attributes:
         with _reopened(name, directory_fd) as (this, now):
             if not (stat.S_ISREG(now.st_mode) and os.path.samestat(now, there)):
                 raise OSError(errno.ESTALE, "another process replaced it meanwhile")
-            self._put(this, entry, file_id, now, kept_bits=kept_bits)
+            self.tell(entry, file_id, self._put(this, entry, file_id, now, kept_bits=kept_bits))
 
     def new_directory_mode(self, entry: Entry, file_id: int) -> int:
         """Return the mode to make a directory with: no wider than what it has at the end, and sticky from the first."""
@@ -115,19 +128,21 @@ class Attributes:
 
     # --- in this order
 
-    def _put(self, this: This, entry: Entry, file_id: int, there: os.stat_result, *, kept_bits: int) -> None:
-        """Set all but the times. `kept_bits` are special bits that are there, and stay."""
-        is_owned = self._put_owner(this, entry, file_id, there)
+    def _put(self, this: This, entry: Entry, file_id: int, there: os.stat_result, *, kept_bits: int) -> list[str]:
+        """Set all but the times; return what could not be set. `kept_bits` are special bits that stay."""
+        reasons: list[str] = []
+        is_owned = self._put_owner(this, entry, there, reasons)
         xattrs = self._xattrs_of(file_id) if self._xattrs_of is not None else ()
         mode = entry.mode & MODE_BITS
         if self._xattrs_of is not None:
-            mode = self._put_acl(this, entry, file_id, xattrs, mode)
+            mode = self._put_acl(this, xattrs, mode, reasons)
         mode |= self._special_bits(entry, is_owned=is_owned, kept_bits=kept_bits)
-        self._put_mode(this, entry, file_id, mode)
+        self._put_mode(this, mode, reasons)
         if self._xattrs_of is not None:
-            self._put_xattrs(this, entry, file_id, xattrs, is_owned=is_owned)
+            self._put_xattrs(this, xattrs, reasons, is_owned=is_owned)
+        return reasons
 
-    def _put_owner(self, this: This, entry: Entry, file_id: int, there: os.stat_result) -> bool:
+    def _put_owner(self, this: This, entry: Entry, there: os.stat_result, reasons: list[str]) -> bool:
         """Set the owner, where it differs; return whether it is exactly the one that the entry has."""
         uid, gid = owner(entry)
         if uid not in (-1, there.st_uid) or gid not in (-1, there.st_gid):
@@ -145,7 +160,7 @@ class Attributes:
                     problem = error.strerror or str(error)
             if problem:
                 wanted = ":".join("" if number < 0 else str(number) for number in (uid, gid))
-                self._report.skip_attribute(file_id, entry.path, f"its owner is not set to {wanted}: {problem}")
+                reasons.append(f"its owner is not set to {wanted}: {problem}")
                 return False
         return entry.uid is not None and entry.gid is not None
 
@@ -159,7 +174,7 @@ class Attributes:
             self._report.warn(_NO_BITS)
         return kept_bits
 
-    def _put_mode(self, this: This, entry: Entry, file_id: int, mode: int) -> None:
+    def _put_mode(self, this: This, mode: int, reasons: list[str]) -> None:
         there = os.stat(this)
         if stat.S_IMODE(there.st_mode) == mode:
             return
@@ -173,17 +188,16 @@ class Attributes:
             return
         os.chmod(this, mode)
         if mode & _PRIVILEGED_BITS and stat.S_IMODE(os.stat(this).st_mode) != mode:
-            self._report.skip_attribute(file_id, entry.path, "its setuid or setgid bit can't be set")
+            reasons.append("its setuid or setgid bit can't be set")
 
-    def _put_acl(self, this: This, entry: Entry, file_id: int, xattrs: Sequence[Xattr], mode: int) -> int:
+    def _put_acl(self, this: This, xattrs: Sequence[Xattr], mode: int, reasons: list[str]) -> int:
         """Set the access ACL, or remove the one that is there; return the permission bits that go with it."""
         value = next((xattr.value for xattr in xattrs if xattr.name == acl.ACCESS), None)
         if value is not None:
             try:
                 os.setxattr(this, acl.ACCESS, value)
             except OSError as error:
-                reason = f"its ACL is not set: {error.strerror or error}"
-                self._report.skip_attribute(file_id, entry.path, reason)
+                reasons.append(f"its ACL is not set: {error.strerror or error}")
                 # The group bits of the mode are the most that the ACL gives anybody: the owning group may have less.
                 return acl.narrowed(mode, value)
             return mode
@@ -194,7 +208,7 @@ class Attributes:
             os.removexattr(this, acl.ACCESS)
         return mode
 
-    def _put_xattrs(self, this: This, entry: Entry, file_id: int, xattrs: Sequence[Xattr], *, is_owned: bool) -> None:
+    def _put_xattrs(self, this: This, xattrs: Sequence[Xattr], reasons: list[str], *, is_owned: bool) -> None:
         """Set all extended attributes but the access ACL; remove those that the source does not have."""
         failed: dict[bytes, str] = {}
         try:
@@ -218,7 +232,7 @@ class Attributes:
             elif problem:
                 failed[name] = problem
         if failed:
-            self._report.skip_attribute(file_id, entry.path, _told(failed))
+            reasons.append(_told(failed))
 
     def _is_kept_exact(self, name: bytes) -> bool:
         """Whether an attribute is removed where the source does not have it."""

@@ -115,7 +115,6 @@ class TargetOpener:
             account=context.account,
             counters=context.counters,
             rehasher=context.rehasher,
-            report=context.report,
             failed=context.transfer.end_soon,
             nudge=lambda: context.mailbox.post_now(Nudged()),
             report=context.report,

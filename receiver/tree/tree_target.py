@@ -56,7 +56,6 @@ class TreeTarget:
         account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
-        report: Report,
         failed: Callable[[FilestreamerError], None],
         nudge: Callable[[], object],
         report: Report,

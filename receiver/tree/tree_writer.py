@@ -237,6 +237,7 @@ class TreeWriter:
             part_state.set(index, FREE)
             return False
         part_state.set_with_digest(index, VERIFIED, digest)
+        file.tell()
         return True
 
     # --- connections, and the end

@@ -83,7 +83,6 @@ class TreeTransfer:
             account=self._account,
             counters=self.counters,
             rehasher=self._rehasher,
-            report=self.report,
             failed=self.failures.append,
             nudge=self._nudge,
             report=self.report,

@@ -5,6 +5,7 @@ again.
 """
 
 import os
+from collections.abc import Sequence
 
 from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry
@@ -17,7 +18,7 @@ from receiver.tree.commit.tree_staging import TreeStaging
 class SmallFile:
     """One delivery of a small file by one connection. For the thread of that connection."""
 
-    __slots__ = ("_attributes", "_fd", "_file_id", "_staging", "connection", "entry", "name")
+    __slots__ = ("_attributes", "_fd", "_file_id", "_reasons", "_staging", "connection", "entry", "name")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class SmallFile:
         self._staging = staging
         self._attributes = attributes
         self._file_id = file_id
+        self._reasons: Sequence[str] = ()
         self._fd = -1
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -49,11 +51,16 @@ class SmallFile:
             if offset + len(view) == entry.size:
                 if entry.holes:  # the last hole may be the end of the file, where nothing was written
                     os.ftruncate(fd, entry.size)
-                self._attributes.put_file(fd, entry, self._file_id, mode_is_right=self._staging.has_mode(entry))
+                mode_is_right = self._staging.has_mode(entry)
+                self._reasons = self._attributes.try_file(fd, entry, self._file_id, mode_is_right=mode_is_right)
                 self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
                 os.close(fd)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {os.fsdecode(entry.path)!a}") from None
+
+    def tell(self) -> None:
+        """Report what could not be set of the file, now that its digest is right."""
+        self._attributes.tell(self.entry, self._file_id, self._reasons)
 
     def discard(self) -> None:
         """Close and remove the file: its digest is wrong, its connection has ended, or it was withdrawn."""

@@ -35,11 +35,11 @@ class Setter:
     def told(self) -> tuple[list[Reported], list[str]]:
         return self.report.take()
 
-    def file(self, path: Path, wanted: m.Entry, **more: Any) -> int:
+    def file(self, path: Path, wanted: m.Entry) -> int:
         """Give a file what its entry has; return its mode."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            self.attributes.put_file(fd, wanted, 7, **more)
+            self.attributes.put_file(fd, wanted, 7)
         finally:
             os.close(fd)
         return stat.S_IMODE(path.stat().st_mode)
