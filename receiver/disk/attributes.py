@@ -35,6 +35,7 @@ _FATAL: Final = (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _ABSENT: Final = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 _CAPABILITY: Final = b"security.capability"
 _FLAG: Final = "--allow-privileged"
+_NOT_ALLOWED: Final = f"the receiver does not have {_FLAG}, which owners, setuid bits and capabilities need"
 _NO_BITS: Final = f"setuid and setgid bits of files are set only with --owner, and a receiver that has {_FLAG}"
 _NO_LABELS: Final = f"security labels (security.*) of files are set only by a receiver that has {_FLAG}"
 _NAMES_SHOWN: Final = 3
@@ -146,7 +147,7 @@ class Attributes:
         """Set the owner, where it differs; return whether it is exactly the one that the entry has."""
         uid, gid = owner(entry)
         if uid not in (-1, there.st_uid) or gid not in (-1, there.st_gid):
-            problem = f"the receiver does not have {_FLAG}"
+            problem = _NOT_ALLOWED
             if self._allow_privileged:
                 try:
                     os.chown(this, uid, gid)
@@ -248,7 +249,7 @@ class Attributes:
             return "it is of a kind that is not kept"
         if not self._allow_privileged:
             if name == _CAPABILITY or name.startswith(b"trusted."):
-                return f"the receiver does not have {_FLAG}"
+                return _NOT_ALLOWED
             self._report.warn(_NO_LABELS)
             return ""
         if name == _CAPABILITY and not is_owned:
