@@ -20,10 +20,10 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
+from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS, put_attributes, rename_new
+from receiver.disk.final_name import rename_new
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
-from receiver.tree.commit.attributes import correct_attributes, put_symlink_attributes
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.small_file import make_file
@@ -46,6 +46,7 @@ class EntryPreparer:
         top_level_names: TopLevelNames,
         archive: Archive,
         *,
+        attributes: Attributes,
         checksum: bool,
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
@@ -54,6 +55,7 @@ class EntryPreparer:
         self._committer = committer
         self._top_level_names = top_level_names
         self._archive = archive
+        self._attributes = attributes
         self._checksum = checksum
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
@@ -133,7 +135,7 @@ class EntryPreparer:
         try:
             match entry.type:
                 case EntryType.DIRECTORY:
-                    self._directories.make(entry.path, entry.mode & MODE_BITS)
+                    self._directories.make(entry.path, self._attributes.new_directory_mode(entry, file_id))
                     return NOTHING
                 case EntryType.SYMLINK:
                     self._make_symlink(entry, file_id)
@@ -151,7 +153,7 @@ class EntryPreparer:
         directory_fd, name, there = self._look(entry)
         has_payload = entry.size > sum(hole.length for hole in entry.holes)
         if there is not None and _is_same(there, entry):
-            correct_attributes(directory_fd, name, entry, there)
+            self._attributes.correct_file(directory_fd, name, entry, file_id, there)
             if not has_payload:
                 return NOTHING
             return CLAIMED if self._checksum else UNCHECKED
@@ -159,12 +161,25 @@ class EntryPreparer:
         if has_payload:
             return FREE
         # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
-        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
+        if there is not None or entry.size or not self._make_empty(directory_fd, name, entry, file_id):
             staged = self._staging.name(file_id)
-            make_file(self._staging, staged, entry)
+            make_file(self._staging, self._attributes, staged, entry, file_id)
             self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)
             self._is_staged = True
         return NOTHING
+
+    def _make_empty(self, directory_fd: int, name: bytes, entry: Entry, file_id: int) -> bool:
+        """Make an empty file unless the name is taken; whether it was made. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=directory_fd)
+        except FileExistsError:
+            return False
+        try:
+            self._attributes.put_file(fd, entry, file_id)
+        finally:
+            os.close(fd)
+        return True
 
     def _make_symlink(self, entry: Entry, file_id: int) -> None:
         directory_fd, name, there = self._look(entry)
@@ -174,12 +189,12 @@ class EntryPreparer:
             and os.readlink(name, dir_fd=directory_fd) == entry.link_target
         )
         if is_same:
-            put_symlink_attributes(directory_fd, name, entry)
+            self._attributes.put_symlink(directory_fd, name, entry, file_id)
             return
         self._check_replace(entry, there)
         temporary = self._staging.name(file_id).encode()
         os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
-        put_symlink_attributes(self._staging.fd, temporary, entry)
+        self._attributes.put_symlink(self._staging.fd, temporary, entry, file_id)
         if self._destination.replace:
             os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
             return
@@ -192,7 +207,7 @@ class EntryPreparer:
                 # The file system can neither rename without replacing, nor link a symlink. Making the symlink under its
                 # final name is as good: a symlink is complete as soon as it exists.
                 os.symlink(entry.link_target, name, dir_fd=directory_fd)
-                put_symlink_attributes(directory_fd, name, entry)
+                self._attributes.put_symlink(directory_fd, name, entry, file_id)
             finally:
                 self._staging.remove(os.fsdecode(temporary))
 
@@ -269,14 +284,14 @@ class EntryPreparer:
         os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
 
     def finish_directories(self, number: int) -> None:
-        """Set the modes and times of the directories of a part, deepest first. Raises TransferFailed.
+        """Set the attributes of the directories of a part, deepest first. Raises TransferFailed.
 
         The caller goes from the last part to the first, as writing into a directory changes its mtime.
         """
-        for _, entry in reversed(self._archive.deferred(number)):
+        for file_id, entry in reversed(self._archive.deferred(number)):
             if entry.type is EntryType.DIRECTORY:
                 try:
-                    put_attributes(self._directories.get(entry.path).fd, entry)
+                    self._attributes.put_directory(self._directories.get(entry.path).fd, entry, file_id)
                 except OSError as error:
                     what = f"can't set the mode and time of {self._shown(entry)}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
@@ -286,17 +301,3 @@ def _is_same(there: os.stat_result, entry: Entry) -> bool:
     """Whether what is there is a plain file with the size and mtime of the entry."""
     same = (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
     return same and stat.S_ISREG(there.st_mode)
-
-
-def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:
-    """Make an empty file unless the name is taken; whether it was made. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, entry.mode & MODE_BITS, dir_fd=directory_fd)
-    except FileExistsError:
-        return False
-    try:
-        put_attributes(fd, entry)
-    finally:
-        os.close(fd)
-    return True

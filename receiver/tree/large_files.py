@@ -13,12 +13,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
+from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.staging import Staging
@@ -49,6 +51,7 @@ class LargeFiles:
         staging: TreeStaging,
         committer: Committer,
         *,
+        attributes: Attributes,
         spool: Spool,
         account: Account,
         counters: TransferCounters,
@@ -61,6 +64,7 @@ class LargeFiles:
         self._destination = destination
         self._staging = staging
         self._committer = committer
+        self._attributes = attributes
         self._spool = spool
         self._account = account
         self._counters = counters
@@ -250,7 +254,7 @@ class LargeFiles:
                 self._close(large, open_file)
             is_pending = part_state.is_pending
         if is_complete:
-            self._commit(open_file, waits=waits)
+            self._commit(open_file, part_state.first + index, waits=waits)
         if not is_pending:
             self._nudge()
 
@@ -263,25 +267,26 @@ class LargeFiles:
         with self._counting:
             self._counters.held_bytes += held_bytes
 
-    def _commit(self, open_file: OpenLargeFile, *, waits: bool) -> None:
+    def _commit(self, open_file: OpenLargeFile, file_id: int, *, waits: bool) -> None:
         """Hand a complete file to the committer."""
         # Closing waits for the write-back thread, which may hang on a slow disk: so the committer closes the file, not
         # a connection.
         is_closed_later = open_file.file.is_writing_back
         try:
-            staged = (lambda: self._close_complete(open_file)) if is_closed_later else self._close_complete(open_file)
+            staged = partial(self._close_complete, open_file, file_id)
             size_bytes = open_file.file.grid.size
-            self._committer.add([StagedFile(open_file.file.name, staged, size_bytes)], size_bytes, waits=waits)
+            file = StagedFile(open_file.file.name, staged if is_closed_later else staged(), size_bytes)
+            self._committer.add([file], size_bytes, waits=waits)
         except Exception as error:
             # The file already counts as received: the transfer must not be committed without it.
             self._failed(as_failure("putting a file in place", error))
             raise
 
-    def _close_complete(self, open_file: OpenLargeFile) -> ClosedStaging:
-        """Set mode and times of a complete file, and close it. Raises TransferFailed."""
+    def _close_complete(self, open_file: OpenLargeFile, file_id: int) -> ClosedStaging:
+        """Set the attributes of a complete file, and close it. Raises TransferFailed."""
         try:
             open_file.file.stop_write_back()
-            return open_file.staging.prepare()
+            return open_file.staging.prepare(self._attributes, file_id)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.file.content.path}") from None
         finally:

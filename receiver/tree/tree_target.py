@@ -15,7 +15,9 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
+from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
+from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
@@ -56,12 +58,13 @@ class TreeTarget:
         rehasher: Rehasher,
         failed: Callable[[FilestreamerError], None],
         nudge: Callable[[], object],
+        report: Report,
         log: Any,
     ) -> None:
         """`root` is the first component of the first path, and is claimed in `top_level_names`.
 
-        `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any thread may call them. Raises
-        TransferFailed.
+        `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
+        thread may call them. Raises TransferFailed.
         """
         self.name = root
         self._offer = offer
@@ -79,15 +82,24 @@ class TreeTarget:
             self._committer = Committer(destination, self._staging, top_level_names, failed)
             self._committer.start()
             opened.pop_all()
+        report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
+        attributes = Attributes(report, allow_privileged=destination.allow_privileged)
         self._entry_preparer = EntryPreparer(
-            destination, self._staging, self._committer, top_level_names, self._archive, checksum=offer.checksum
+            destination,
+            self._staging,
+            self._committer,
+            top_level_names,
+            self._archive,
+            attributes=attributes,
+            checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
             offer.chunk_size,
             destination,
             self._staging,
             self._committer,
+            attributes=attributes,
             spool=self._spool,
             account=account,
             counters=counters,
@@ -111,6 +123,7 @@ class TreeTarget:
             self._large_files,
             self._staging,
             self._committer,
+            attributes=attributes,
             spool=self._spool,
             nudge=nudge,
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
 from filestreamer.wire.grid import Grid
+from receiver.disk.attributes import Attributes
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.states import FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
@@ -46,6 +47,7 @@ class TreeWriter:
         staging: TreeStaging,
         committer: Committer,
         *,
+        attributes: Attributes,
         spool: Spool,
         nudge: Callable[[], object],
     ) -> None:
@@ -55,6 +57,7 @@ class TreeWriter:
         self._large_files = large_files
         self._staging = staging
         self._committer = committer
+        self._attributes = attributes
         self._spool = spool
         self._nudge = nudge
         self._is_closed = False
@@ -137,7 +140,8 @@ class TreeWriter:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
         name = self._staging.name(segment.file_id, connection.connection_id)
-        file = SmallFile(self._staging, name, part_state.entries[index], connection)
+        entry = part_state.entries[index]
+        file = SmallFile(self._staging, name, entry, connection, file_id=segment.file_id, attributes=self._attributes)
         part_state.writing[index] = file
         part_state.set(index, WRITING)
         return IncomingSegment(file, 0, segment, True)
@@ -233,6 +237,7 @@ class TreeWriter:
             part_state.set(index, FREE)
             return False
         part_state.set_with_digest(index, VERIFIED, digest)
+        file.tell()
         return True
 
     # --- connections, and the end

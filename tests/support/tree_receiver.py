@@ -15,6 +15,7 @@ from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from receiver.disk.destination import Destination
+from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.memory.budget import Budget
 from receiver.tree.top_level_names import TopLevelNames
@@ -50,15 +51,24 @@ class Connection:
 class TreeTransfer:
     """A transfer of a tree: each step of the sender is a call of the test."""
 
-    def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        path: Path,
+        sample: TreeSample,
+        *,
+        replace: bool = True,
+        allow_privileged: bool = False,
+        memory_bytes: int = 1 << 30,
+    ) -> None:
         self.sample = sample
         self.counters = TransferCounters(bytes(16), "", m.RECEIVER_STAGES)
         self.failures: list[FilestreamerError] = []
         self.claimed: list[bytes] = []
         self.nudges = 0
+        self.report = Report(self._nudge)
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
-        self.destination = Destination(str(path), replace=replace)
+        self.destination = Destination(str(path), replace=replace, allow_privileged=allow_privileged)
         self.top_level_names = TopLevelNames(self.destination, self._claim)
         self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
         self.tree = self.another(sample)
@@ -75,6 +85,7 @@ class TreeTransfer:
             rehasher=self._rehasher,
             failed=self.failures.append,
             nudge=self._nudge,
+            report=self.report,
             log=log.configure("receiver"),
         )
 

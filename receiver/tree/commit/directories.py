@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk import descriptors
+from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
+from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS
 from receiver.disk.lock import is_named, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree

@@ -116,7 +116,7 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf)
     tree.add(b"t/d/empty", uid=7)
     tree.entries.append(m.Entry(b"t/d/link", m.EntryType.SYMLINK, 0, 0o777, MTIME, 1, 2, b"x"))
     tree.contents.append(b"")
-    transfer_of(tree).move()
+    transfer_of(tree, allow_privileged=True).move()
     owners = {
         name: (path.lstat().st_uid, path.lstat().st_gid)
         for name in os.listdir(tmp_path / "t/d")
@@ -126,21 +126,43 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf)
     assert stat.S_IMODE((tmp_path / "t/d/f").stat().st_mode) == 0o640
     tree.entries[2] = tree.entries[2]._replace(uid=99)  # the file is the same: only its owner is corrected
     tree.unchecked = {2, 3}
-    transfer_of(tree).move()
+    transfer_of(tree, allow_privileged=True).move()
     assert (tmp_path / "t/d/f").stat().st_uid == 99
 
 
-def test_owner_that_may_not_be_given(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def test_an_owner_that_may_not_be_given_costs_the_attribute_alone(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "chown", refuse)
     tree = sample()
-    tree.add(b"t/f", b"f", uid=1234)
+    tree.add(b"t/f", b"f", uid=1234, mode=0o6755)
+    transfer = transfer_of(tree, allow_privileged=True)
+    transfer.move()
+    assert stat.S_IMODE((tmp_path / "t/f").stat().st_mode) == 0o755
+    (told,), (warning,) = transfer.report.take()
+    assert (told.file_id, told.path, told.kind) == (1, b"t/f", m.SkipKind.ATTRIBUTE)
+    assert told.reason == "its owner is not set to 1234:: Operation not permitted"
+    assert "setuid" in warning
+
+
+def test_owners_that_the_receiver_does_not_allow(tmp_path: Path, transfer_of: TransferOf) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    tree = sample()
+    tree.add(b"t/ours", b"f", uid=uid, gid=gid, mode=0o4755)
+    tree.add(b"t/other", b"f", uid=uid + 1, gid=gid)
+    tree.add(b"t/empty", uid=uid, gid=gid + 1)
     transfer = transfer_of(tree)
-    transfer.offer()
-    assert "not permitted" in failure(Code.DESTINATION, transfer.send, m.Segment(1, 0, 1))
-    transfer.tree.chunks.detach(transfer.connection)
+    transfer.move()
+    there = {path.name: path.stat() for path in (tmp_path / "t").iterdir()}
+    assert {(status.st_uid, status.st_gid) for status in there.values()} == {(uid, gid)}
+    assert stat.S_IMODE(there["ours"].st_mode) == 0o755
+    told, warnings = transfer.report.take()
+    assert sorted(each.path for each in told) == [b"t/empty", b"t/other"]
+    assert {"--allow-privileged" in each.reason for each in told} == {True}
+    assert ["setuid" in warning for warning in warnings] == [True]
 
 
 # ------------------------------------------------------------------------------------------------ what is there already

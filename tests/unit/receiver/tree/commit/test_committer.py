@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed
+from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.staging import Staging
 from receiver.file import shared_file
@@ -135,11 +136,11 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     finished: list[tuple[str, bool]] = []
     finish = Staging.prepare
 
-    def prepare(staged: Staging) -> ClosedStaging:
+    def prepare(staged: Staging, attributes: Attributes, file_id: int) -> ClosedStaging:
         finished.append((os.path.basename(staged.path), staged.fd >= 0))
         if staged.entry.uid is not None:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        return finish(staged)
+        return finish(staged, attributes, file_id)
 
     monkeypatch.setattr(Staging, "prepare", prepare)
     tree = sample()
