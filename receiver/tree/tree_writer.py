@@ -20,7 +20,7 @@ from receiver.file.states import FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, 
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.small_file import SmallFile
-from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.large_file import OpenLargeFile
 from receiver.tree.manifest.part_state import PartState
@@ -43,7 +43,7 @@ class TreeWriter:
         chunk_size: int,
         parts: PartTable,
         large_files: LargeFiles,
-        staging: TreeStaging,
+        stagings: TreeStagings,
         committer: Committer,
         *,
         spool: Spool,
@@ -53,7 +53,7 @@ class TreeWriter:
         self._chunk_size = chunk_size
         self._parts = parts
         self._large_files = large_files
-        self._staging = staging
+        self._stagings = stagings
         self._committer = committer
         self._spool = spool
         self._nudge = nudge
@@ -136,8 +136,10 @@ class TreeWriter:
             if other is connection:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
-        name = self._staging.name(segment.file_id, connection.connection_id)
-        file = SmallFile(self._staging, name, part_state.entries[index], connection)
+        entry = part_state.entries[index]
+        staging = self._stagings.of(entry.path)
+        name = staging.name(segment.file_id, connection.connection_id)
+        file = SmallFile(staging, name, entry, connection)
         part_state.writing[index] = file
         part_state.set(index, WRITING)
         return IncomingSegment(file, 0, segment, True)
@@ -206,7 +208,7 @@ class TreeWriter:
         index = incoming.segment.file_id - part_state.first
         if isinstance(sink, SmallFile):
             if self._end_small(part_state, index, sink, digest if digest == actual else None):
-                complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size))
+                complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size, sink.staging))
             return digest == actual
         if isinstance(open_file, OpenLargeFile):
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)

@@ -17,14 +17,14 @@ from receiver.tree.commit.tree_staging import TreeStaging
 class SmallFile:
     """One delivery of a small file by one connection. For the thread of that connection."""
 
-    __slots__ = ("_fd", "_staging", "connection", "entry", "name")
+    __slots__ = ("_fd", "connection", "entry", "name", "staging")
 
     def __init__(self, staging: TreeStaging, name: str, entry: Entry, connection: Connection) -> None:
         """Write the file under `name` in staging; it is made with its first byte."""
         self.name = name
         self.entry = entry
         self.connection = connection
-        self._staging = staging
+        self.staging = staging
         self._fd = -1
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -32,13 +32,15 @@ class SmallFile:
         entry = self.entry
         try:
             if not offset:
-                self._fd = self._staging.create(self.name, entry)
+                self._fd = self.staging.create(self.name, entry)
             fd = self._fd
             write_at(fd, view, offset, entry.holes)
             if offset + len(view) == entry.size:
                 if entry.holes:  # the last hole may be the end of the file, where nothing was written
                     os.ftruncate(fd, entry.size)
-                put_attributes(fd, entry, mode_is_right=self._staging.has_mode(entry))
+                put_attributes(fd, entry, mode_is_right=self.staging.has_mode(entry))
+                if self.staging.place.syncs_each:
+                    os.fsync(fd)
                 self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
                 os.close(fd)
         except OSError as error:
@@ -49,7 +51,7 @@ class SmallFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._staging.remove(self.name)
+        self.staging.remove(self.name)
 
 
 def make_file(staging: TreeStaging, name: str, entry: Entry) -> None:
@@ -59,6 +61,8 @@ def make_file(staging: TreeStaging, name: str, entry: Entry) -> None:
         try:
             os.ftruncate(fd, entry.size)
             put_attributes(fd, entry)
+            if staging.place.syncs_each:
+                os.fsync(fd)
         finally:
             os.close(fd)
     except OSError as error:
