@@ -70,12 +70,13 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
 
     _allow_descriptors()
     destination, output_name = _open_destination(settings)
-    free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes
     listeners = _listen(settings)
     if not isinstance(destination, OpenFile):
+        destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
         _clean_staging(settings, destination, logger)
     addresses = [listener.getsockname() for listener in listeners]
     chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
+    free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
     monitor = Monitor("receiver", settings, logger, free_bytes)
     server = Server(
         settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger

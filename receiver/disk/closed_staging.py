@@ -7,11 +7,14 @@ and a complete file is closed before the one sync that covers a whole batch of f
 import contextlib
 import errno
 import os
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from receiver.disk.final_name import put_in_place
 from receiver.disk.lock import locked
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
+from receiver.disk.staged_copy import copy_file
+
+_CHANGED: Final = "another process changed or replaced its staging: run the same command again"
 
 
 class StagingMark(NamedTuple):
@@ -53,14 +56,19 @@ class ClosedStaging(NamedTuple):
             with locked(staging_fd, self.key):
                 there = os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
                 if identity_of(there) != self.identity:
-                    raise OSError(
-                        errno.ESTALE, "another process changed or replaced its staging: run the same command again"
-                    )
+                    raise OSError(errno.ESTALE, _CHANGED)
                 put_in_place(self.key + DATA_SUFFIX, final, staging_fd, directory_fd, replace=replace)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.key + LEDGER_SUFFIX, dir_fd=staging_fd)
         except BlockingIOError:
             raise OSError(errno.EBUSY, "its staging is locked by another process: run the same command again") from None
+
+    def copy(self, staging_fd: int, name: str, directory_fd: int) -> None:
+        """Copy the file into another directory, durably. Raises OSError."""
+        copy_file(self.key + DATA_SUFFIX, staging_fd, name, directory_fd)
+        there = os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+        if identity_of(there) != self.identity:
+            raise OSError(errno.ESTALE, _CHANGED)
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""

@@ -1,12 +1,16 @@
-"""The descriptors that large files of trees may have open, over all trees of this process.
+"""Few descriptors (`ulimit -n`) make a transfer slower, not fail: how many files and directories may be open at once.
 
-A process may have few descriptors (`ulimit -n`), and connections come first. The pool has a number of places, one for
-each open file. A tree may take its share of the places, and one place in any case.
+A pool has a number of places for the large files of all trees of this process, one for each open file. A tree may take
+its share of the places, and one place in any case. Where a descriptor is missing nevertheless, `patiently` waits until
+another thread closes one.
 """
 
+import errno
 import resource
 import threading
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 PLACES_MAX: Final = 512
 LEAVE: Final = 24
@@ -15,6 +19,27 @@ DESCRIPTORS_PER_FILE: Final = 3
 """The data, the ledger, and the staging directory."""
 WISHED: Final = 8192
 """Descriptors that are enough for any number of transfers."""
+PATIENCE_SECONDS: Final = 20.0
+"""How long a thread waits for a descriptor."""
+_RETRY_SECONDS: Final = 0.05
+
+_Opened = TypeVar("_Opened")
+
+
+def patiently(call: Callable[[], _Opened], make_room: Callable[[], object] = lambda: None) -> _Opened:
+    """Return what a call opens; while this process lacks descriptors, `make_room` and try again. Raises OSError."""
+    until = None
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            until = until or time.monotonic() + PATIENCE_SECONDS
+            if time.monotonic() > until:
+                raise
+        make_room()
+        time.sleep(_RETRY_SECONDS)
 
 
 def allowed() -> int:

@@ -1,72 +1,81 @@
-"""The destination directory: its descriptor, its staging directory, its free space, and what may be replaced in it.
+"""The destination directory: the place at the top, what may be replaced in it, and whether it is still at its path.
 
 Everything below it is opened relative to descriptors, and no symlink is followed.
+
+A receiver follows the path that its user gave: each transfer goes to the directory that the path leads to when the
+transfer begins (`at_path`). Where it leads elsewhere when files are put in place, the transfer fails (`check_path`):
+"complete" must mean that the files are where the user looks for them.
 """
 
-import contextlib
 import errno
 import os
 import stat
+from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
-from receiver.disk.paths import OPEN_FLAGS, STAGING
-from receiver.disk.space import SpaceLender
+from receiver.disk.filesystem.boundary import mount_of
+from receiver.disk.paths import OPEN_FLAGS
+from receiver.disk.place import Place
+
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class Destination:
-    """The directory that files go to. Its descriptor stays open as long as the process runs."""
+class Destination(Place):
+    """The directory that files go to."""
 
     def __init__(
         self, directory: str, *, replace: bool = True, replace_special: bool = True, allow_privileged: bool = False
     ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
-        self.path = directory
         self.replace = replace
         """Whether a file may take the place of an existing one."""
         self.replace_special = replace_special
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
         self.allow_privileged = allow_privileged
         """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
-        self.space = SpaceLender()
         try:
-            self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self._absolute = _absolute(directory)
+            fd = os.open(self._absolute, _OPEN)
+            try:
+                _check_writable(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            super().__init__(fd, directory, b"")
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write into {directory}") from None
 
-    def open_staging(self, *, create: bool) -> int:
-        """Return a descriptor of the staging directory; `create` makes the directory where it is missing.
+    # --- the path
 
-        Raises TransferFailed(DESTINATION) where the directory is not safe to use, OSError.
-        """
-        if create:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(STAGING, 0o700, dir_fd=self.fd)
-        fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=self.fd)
-        status = os.fstat(fd)
-        problem = None
-        if status.st_dev != os.fstat(self.fd).st_dev:
-            # A commit is a rename, and there is none from one file system to another.
-            problem = f"is on another file system than {self.path}: unmount it"
-        elif status.st_uid != os.geteuid():
-            problem = "belongs to another user: remove it"
-        if problem:
+    def at_path(self) -> "Destination":
+        """Return the directory that has the path of this one now: this one, or another. Raises as `__init__` does."""
+        if self._has_path():
+            return self
+        moved = Destination(self._absolute, replace=self.replace, replace_special=self.replace_special)
+        moved.path, moved.tell = self.path, self.tell
+        return moved
+
+    def free_bytes_at_path(self) -> int:
+        """Return how many bytes a transfer that begins now may write. Raises OSError, TransferFailed(DESTINATION)."""
+        return self.at_path().free_bytes()
+
+    def check_path(self) -> None:
+        """Check that this directory still has its path. Raises TransferFailed(DESTINATION)."""
+        if not self._has_path():
+            reason = "was moved, removed or mounted over during the transfer: run the same command again"
+            raise TransferFailed(Code.DESTINATION, f"the directory {self.path} {reason}")
+
+    def _has_path(self) -> bool:
+        try:
+            fd = os.open(self._absolute, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.path.samestat(os.fstat(fd), os.fstat(self.fd)) and mount_of(fd) == self.side.mount
+        finally:
             os.close(fd)
-            raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {problem}")
-        if status.st_mode & 0o022:
-            os.fchmod(fd, 0o700)
-        return fd
 
-    def tidy(self) -> None:
-        """Remove the staging directory if it is empty."""
-        with contextlib.suppress(OSError):
-            os.rmdir(STAGING, dir_fd=self.fd)
-
-    def free_bytes(self) -> int:
-        """Return how many bytes may still be written here, including space that staged files have taken ahead."""
-        space = os.fstatvfs(self.fd)
-        return space.f_bavail * space.f_frsize + self.space.ahead_bytes()
+    # --- names
 
     def check_final(self, name: bytes) -> None:
         """Check that a file may be put under this name. Raises TransferFailed (DESTINATION, EXISTS), OSError."""
@@ -83,6 +92,34 @@ class Destination:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids replacing it")
 
 
-def shown_path(destination: Destination, path: bytes) -> str:
-    """Return the full path of a file in the destination, for messages."""
-    return os.path.join(destination.path, os.fsdecode(path))
+def shown_path(place: Place, path: bytes) -> str:
+    """Return the full path of a file, for messages; `path` is relative to the place, or to the whole destination."""
+    return os.path.join(place.path, os.fsdecode(path))
+
+
+def open_directory(place: Place, path: bytes) -> int:
+    """Open a directory below a place, component by component, and follow no symlink. Raises OSError."""
+    fd = place.fd
+    for part in path.split(b"/"):
+        try:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=fd)
+        finally:
+            if fd != place.fd:
+                os.close(fd)
+        fd = below
+    return fd
+
+
+def _absolute(directory: str) -> str:
+    """Return the path that is followed, even if the working directory of this process is moved meanwhile."""
+    try:
+        return os.path.abspath(directory)
+    except FileNotFoundError:  # the working directory was removed
+        return directory
+
+
+def _check_writable(fd: int) -> None:
+    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -1,6 +1,7 @@
 """Locks of staged files: an flock keeps other processes away from what one process is receiving.
 
-A lock belongs to an open file, not to a name. So `lock` checks, once it has the lock, that the file still has its name.
+An flock belongs to an open file, not to a name. So `lock` checks, once it has the lock, that the file still has its
+name. Where the file system has no flock, the lock is a file of its own (`filesystem.lock_file`).
 """
 
 import contextlib
@@ -9,20 +10,60 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from typing import Final
 
+from receiver.disk.filesystem.lock_file import LockFile
 from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
 
+_UNABLE: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""The errors of a file system without flock: NFS without its lock service, and many FUSE servers."""
 
-def lock(fd: int, name: str, directory_fd: int) -> None:
+
+class Lock:
+    """A lock that is held until the locked file is closed; call `release` before that."""
+
+    def __init__(self, fd: int, name: str, directory_fd: int, lock_file: LockFile | None) -> None:
+        self._fd = fd
+        self._name = name
+        self._directory_fd = directory_fd
+        self._lock_file = lock_file
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a file stands for the lock, as the file system has none."""
+        return self._lock_file is not None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the lock still protects the name: another process may have removed our file. Raises OSError."""
+        is_ours = self._lock_file is None or self._lock_file.is_held
+        return is_ours and is_named(self._fd, self._name, self._directory_fd)
+
+    def release(self) -> None:
+        """Release what closing the file does not. Idempotent."""
+        if self._lock_file is not None:
+            self._lock_file.release()
+
+
+def lock(fd: int, name: str, directory_fd: int) -> Lock:
     """Lock an open file or directory that was found under `name`, until it is closed.
 
     Raises BlockingIOError where another process has the lock, FileNotFoundError where the name is another file's now.
     """
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_file = None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+        lock_file = LockFile(name, directory_fd)
+    made = Lock(fd, name, directory_fd, lock_file)
     # Another process may have removed the file between our open and our lock, and made a new one under the name. Our
     # lock would protect a file that nobody finds any more.
     if not is_named(fd, name, directory_fd):
+        made.release()
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return made
 
 
 @contextlib.contextmanager
@@ -39,12 +80,13 @@ def locked(staging_fd: int, key: str) -> Iterator[tuple[int, bool]]:
     except FileNotFoundError:
         fd, is_new = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=staging_fd), True
     try:
-        lock(fd, name, staging_fd)
+        held = lock(fd, name, staging_fd)
         try:
             yield fd, is_new
         finally:
-            if is_new and is_named(fd, name, staging_fd):
+            if is_new and held.is_held:
                 os.unlink(name, dir_fd=staging_fd)
+            held.release()
     finally:
         os.close(fd)
 

@@ -12,13 +12,17 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
 
 STAGING: Final = ".filestreamer"
-"""The staging directory, at the top of the destination."""
+"""The staging directory, at the top of the destination, and of each other place below it (`place`)."""
 DATA_SUFFIX: Final = ".data"
 """KEY.data has the bytes of an incomplete file, at their final offsets."""
 LEDGER_SUFFIX: Final = ".ledger"
 """KEY.ledger lists the segments that are in KEY.data; its flock keeps other processes away from both files."""
 TREE_SUFFIX: Final = ".tree"
 """KEY.tree/ has complete small files of a tree until they are renamed; its flock keeps other processes away."""
+NOTE_SUFFIX: Final = ".place"
+"""KEY.place, at the top of the destination, has the path of another place, below which something is staged, too."""
+LOCK_SUFFIX: Final = ".lock"
+"""NAME.lock keeps other processes away from NAME, where the file system has no flock."""
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags of every open below the destination: a symlink that another user put there must not lead us out."""
 _UNSAFE: Final = re.compile(

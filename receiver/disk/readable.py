@@ -15,6 +15,7 @@ from filestreamer.wire.messages import Entry, Hole
 from receiver.disk import ledger
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.sweep import drop_ledger
 
@@ -97,7 +98,8 @@ class InPlace(Readable):
         """Complete a commit that a crash may have interrupted after the rename. Raises TransferFailed(DESTINATION)."""
         try:
             os.fsync(self.fd)
-            os.fsync(self._destination.fd)
+            sync_directory(self._destination.fd)
+            self._destination.check_path()
             drop_ledger(self._destination, self._name)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't sync {self.path}") from None

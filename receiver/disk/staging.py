@@ -21,10 +21,13 @@ from receiver.disk import ledger
 from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.filesystem import inodes
+from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
 from receiver.disk.ledger_file import LedgerFile
-from receiver.disk.lock import is_named, is_own, lock
+from receiver.disk.lock import Lock, is_named, is_own, lock
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
+from receiver.disk.place import NO_LOCKS, Place
 from receiver.disk.readable import Readable
 from receiver.disk.report import Report
 from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
@@ -56,50 +59,48 @@ class Staging(Readable):
             raise
 
     @classmethod
-    def open(
-        cls, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int = 0
-    ) -> "Staging":
+    def open(cls, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int = 0) -> "Staging":
         """Open the staging of a file, new or left by an earlier run, and lock it against other processes.
 
-        `path` is its final path; the caller has checked what is there. `reserved_bytes` is what other transfers are
-        still going to write here. Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is written).
+        `path` is its final path in its place; the caller has checked what is there. `reserved_bytes` is what other
+        transfers are still going to write here. Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is
+        written).
         """
-        shown = shown_path(destination, path)
+        shown = shown_path(place, path)
         try:
             for _ in range(_OPEN_TRIES):
                 # Another transfer removes the staging directory when it leaves it empty, maybe just now: try again.
                 with contextlib.suppress(FileNotFoundError):
-                    return cls(destination, path, entry, grid, reserved_bytes)
+                    return cls(place, path, entry, grid, reserved_bytes)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
-    def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
+    def __init__(self, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
         """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
-        super().__init__(shown_path(destination, path), -1)
+        super().__init__(shown_path(place, path), -1)
         self.entry = entry
         self.holes = entry.holes
-        self.space = FileSpace(destination.space, entry.size, entry.holes)
+        self.space = FileSpace(place.space, entry.size, entry.holes)
         self.expected_digest: Callable[[int], bytes] = lambda _: ledger.UNKNOWN_DIGEST
         """Returns the digest that each segment must have, once all of them are written."""
         self.is_lost = False
         """Whether what was written can't be trusted: a sync failed, or another process changed the staging."""
-        self._destination = destination
+        self.place = place
         self._grid = grid
         self._final_name = path
         self._key = staging_key(path)
         self._data_name, self._ledger_name = self._key + DATA_SUFFIX, self._key + LEDGER_SUFFIX
         self._ledger = LedgerFile()
-        self._is_locked = False
+        self._lock: Lock | None = None
         self._sync_mutex = threading.Lock()  # protects is_lost while a file is synced
-        self._staging_fd = destination.open_staging(create=True)
+        self._staging_fd = place.open_staging(create=True)
         self._fds = [self._staging_fd]
         """The descriptors that `close` closes."""
         try:
             # The lock comes first: nothing may be changed that another process is using. Space comes second: if the
             # file does not fit, the bytes of an earlier run stay as they are.
             self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
-            self._is_locked = True
             self._check_space(reserved_bytes)
             self._drop_filled_holes()
             if self._data_exists():
@@ -119,7 +120,10 @@ class Staging(Readable):
 
     def _open_file(self, name: str, flags: int, *, with_lock: bool = False) -> int:
         """Open a file of this staging. Raises TransferFailed (BUSY, DESTINATION), OSError."""
-        fd = os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=self._staging_fd)
+        try:
+            fd = os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=self._staging_fd)
+        except OSError as error:
+            raise inodes.explain(error, self._staging_fd) from None
         self._fds.append(fd)
         status = os.fstat(fd)
         is_ours = status.st_uid == os.geteuid()
@@ -129,13 +133,17 @@ class Staging(Readable):
             )
         if with_lock:
             try:
-                lock(fd, name, self._staging_fd)
+                self._lock = lock(fd, name, self._staging_fd)
             except BlockingIOError:
                 raise TransferFailed(Code.BUSY, f"{self.path} is locked by another process; retrying") from None
+            if self._lock.is_file:
+                self.place.lacks(NO_LOCKS)
         if status.st_nlink > 1 or not is_ours:
             # The other name may be the final one (a crash between link and unlink): never write into that file. A file
             # of another owner was given away, and then a crash prevented its rename: it may have a setuid bit.
             os.unlink(name, dir_fd=self._staging_fd)
+            if with_lock and self._lock is not None:
+                self._lock.release()
             return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
 
@@ -146,7 +154,7 @@ class Staging(Readable):
         except FileNotFoundError:
             there_bytes = 0
         missing_bytes = self._data_bytes() - there_bytes
-        free_bytes = self._destination.free_bytes() - reserved_bytes
+        free_bytes = self.place.free_bytes() - reserved_bytes
         if missing_bytes > free_bytes:
             reason = f"{missing_bytes} bytes are missing and {max(0, free_bytes)} are free"
             raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
@@ -241,6 +249,12 @@ class Staging(Readable):
 
     # --- the end of a file that is complete, or of a share of it
 
+    @property
+    def _destination(self) -> Destination:
+        """Where a single file goes: only a tree has files in other places."""
+        assert isinstance(self.place, Destination)
+        return self.place
+
     def commit(self, attributes: Attributes | None = None) -> None:
         """Put the complete file under its final name, durably. No thread writes any more.
 
@@ -254,19 +268,22 @@ class Staging(Readable):
             self._sync(os.fsync)
             self._check_named()
             self._check_whole()
+            destination = self._destination
+            destination.check_path()
             put_in_place(
                 self._data_name,
                 self._final_name,
                 self._staging_fd,
-                self._destination.fd,
-                replace=self._destination.replace,
+                destination.fd,
+                replace=destination.replace,
             )
             # Before Complete is sent: only this sync makes the rename durable.
-            os.fsync(self._destination.fd)
+            sync_directory(destination.fd)
+            destination.check_path()
             # Last: as long as the file may be in staging after a crash, its ledger must be there to resume it.
             if self._has_lock():
                 os.unlink(self._ledger_name, dir_fd=self._staging_fd)
-            self._destination.tidy()
+            self.place.tidy()
         except FileExistsError:
             reason = f"{self.path} exists by now, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason) from None
@@ -292,8 +309,9 @@ class Staging(Readable):
             self._ledger.append(ledger.encode_records([ledger.seal_record(share, digest)]))
             # Before Complete is sent: make the seal, both names, and the staging directory durable.
             os.fsync(self._ledger.fd)
-            os.fsync(self._staging_fd)
-            os.fsync(self._destination.fd)
+            sync_directory(self._staging_fd)
+            sync_directory(self.place.fd)
+            self._destination.check_path()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {self.path}") from None
 
@@ -306,6 +324,8 @@ class Staging(Readable):
             if self.is_lost:
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the command again")
         self._cut_and_put_attributes(attributes, file_id)
+        if self.place.syncs_each:
+            self._sync(os.fsync)
         self._check_named()
         self._check_whole()
         return ClosedStaging(self._key, identity_of(os.fstat(self.fd)))
@@ -319,9 +339,13 @@ class Staging(Readable):
 
     # --- changes by other processes
 
+    @property
+    def _is_locked(self) -> bool:
+        return self._lock is not None
+
     def _has_lock(self) -> bool:
         """Return whether our lock still protects the names in staging: another process may have removed our ledger."""
-        return self._is_locked and is_named(self._ledger.fd, self._ledger_name, self._staging_fd)
+        return self._lock is not None and self._lock.is_held
 
     def _check_named(self) -> None:
         """Check that both files of this staging still have their names. Raises TransferFailed(DESTINATION), OSError."""
@@ -379,6 +403,9 @@ class Staging(Readable):
                 # Bytes without a record in the ledger can't be resumed: they would only take space.
                 if self._is_locked and not self._ledger.has_records:
                     self.discard()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         # Another file may get these descriptor numbers now: a thread that is still writing must not write into it.
         self.fd = self._ledger.fd = self._staging_fd = -1
         try:
@@ -387,4 +414,4 @@ class Staging(Readable):
         except OSError:  # close(2) reports a failed write; the other descriptors are still open
             self.close()
             raise
-        self._destination.tidy()
+        self.place.tidy()

@@ -12,16 +12,30 @@ A file that a process is receiving is locked, and stays.
 import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.grid import Grid
 from receiver.disk import ledger
-from receiver.disk.destination import Destination
+from receiver.disk.descriptors import patiently
+from receiver.disk.destination import Destination, open_directory, shown_path
+from receiver.disk.filesystem.lock_file import LockFile
 from receiver.disk.ledger_file import read_ledger
 from receiver.disk.lock import is_own, lock, locked
-from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, TREE_SUFFIX, staging_key
+from receiver.disk.paths import (
+    DATA_SUFFIX,
+    LEDGER_SUFFIX,
+    LOCK_SUFFIX,
+    NOTE_SUFFIX,
+    OPEN_FLAGS,
+    STAGING,
+    TREE_SUFFIX,
+    check_path,
+    staging_key,
+)
+from receiver.disk.place import Place
 from receiver.disk.space import free_unclaimed
 
 _SUFFIXES: Final = (DATA_SUFFIX, LEDGER_SUFFIX)
@@ -35,8 +49,16 @@ def discard_older_than(destination: Destination, seconds: float | None, now: flo
     `now` is the time since the epoch in seconds, as file times are. Return how many staged files were removed, and how
     many are left. Small files of a tree whose receiver was killed are removed in any case: no run resumes them.
     """
+    removed, left = 0, 0
+    for place in (*places_below(destination), destination):
+        numbers = _discard_in(place, seconds, now)
+        removed, left = removed + numbers[0], left + numbers[1]
+    return removed, left
+
+
+def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, int]:
     try:
-        staging_fd = destination.open_staging(create=False)
+        staging_fd = place.open_staging(create=False)
     except (OSError, TransferFailed):  # there is no staging directory, or none that a transfer would accept
         return 0, 0
     try:
@@ -46,10 +68,11 @@ def discard_older_than(destination: Destination, seconds: float | None, now: flo
         for name in trees:
             _discard_tree(staging_fd, name)
         removed = sum(_discard(staging_fd, key, seconds, now) for key in keys) if seconds is not None else 0
+        for name in names:
+            _discard_lock(staging_fd, name)
     finally:
         os.close(staging_fd)
-    if removed or trees:
-        destination.tidy()
+    place.tidy()
     return removed, len(keys) - removed
 
 
@@ -58,8 +81,12 @@ def give_back_space(destination: Destination) -> int:
 
     Return about how many bytes were freed.
     """
+    return sum(map(_give_back_in, (*places_below(destination), destination)))
+
+
+def _give_back_in(place: Place) -> int:
     try:
-        staging_fd = destination.open_staging(create=False)
+        staging_fd = place.open_staging(create=False)
     except (OSError, TransferFailed):
         return 0
     try:
@@ -87,19 +114,61 @@ def _give_back(staging_fd: int, key: str) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------------------------- for one file of a transfer
-
-
-def staged_keys(destination: Destination) -> set[str]:
-    """Return the keys (`paths.staging_key`) of all files that earlier runs left a ledger of."""
+def places_below(destination: Destination) -> Iterator[Place]:
+    """Yield the places below a destination in which earlier runs left something; forget those that are gone."""
     try:
         staging_fd = destination.open_staging(create=False)
     except (OSError, TransferFailed):
-        return set()
+        return
     try:
-        return {stem for stem, suffix in map(os.path.splitext, os.listdir(staging_fd)) if suffix == LEDGER_SUFFIX}
+        notes = [name for name in os.listdir(staging_fd) if name.endswith(NOTE_SUFFIX)]
+        for note in notes:
+            place = _noted_place(destination, staging_fd, note)
+            if place is not None:
+                yield place
+                continue
+            with contextlib.suppress(OSError):
+                os.unlink(note, dir_fd=staging_fd)
     finally:
         os.close(staging_fd)
+
+
+def _noted_place(destination: Destination, staging_fd: int, note: str) -> Place | None:
+    """Open the place of a note; None where it is gone, or nothing is staged there."""
+    with contextlib.suppress(OSError, TransferFailed):
+        prefix = _read_note(staging_fd, note)
+        fd = open_directory(destination, prefix)
+        place = Place(fd, shown_path(destination, prefix), prefix, above=destination)
+        os.stat(STAGING, dir_fd=fd, follow_symlinks=False)
+        return place
+    return None
+
+
+def _read_note(staging_fd: int, name: str) -> bytes:
+    """Return the path that a note has. Raises OSError, TransferFailed(PATH)."""
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd), "rb") as note:
+        prefix = note.read(limits.PATH_BYTES + 1)
+    check_path(prefix)
+    return prefix
+
+
+# ---------------------------------------------------------------------------------------- for one file of a transfer
+
+
+def staged_keys(place: Place) -> set[str]:
+    """Return the keys (`paths.staging_key`) of all files that earlier runs left a ledger of, in this place.
+
+    Raises OSError where they can't be listed.
+    """
+    try:
+        staging_fd = patiently(lambda: place.open_staging(create=False))
+    except (FileNotFoundError, TransferFailed):
+        return set()
+    try:
+        names = patiently(lambda: os.listdir(staging_fd))
+    finally:
+        os.close(staging_fd)
+    return {stem for stem, suffix in map(os.path.splitext, names) if suffix == LEDGER_SUFFIX}
 
 
 def discard_staged(staging_fd: int, path: bytes) -> None:
@@ -107,15 +176,15 @@ def discard_staged(staging_fd: int, path: bytes) -> None:
     _discard(staging_fd, staging_key(path), -math.inf, 0)
 
 
-def drop_ledger(destination: Destination, path: bytes) -> None:
+def drop_ledger(place: Place, path: bytes) -> None:
     """Remove the ledger that a crash between rename and unlink left of a committed file. Raises OSError."""
     with contextlib.suppress(FileNotFoundError, TransferFailed):
-        staging_fd = destination.open_staging(create=False)
+        staging_fd = place.open_staging(create=False)
         try:
             _discard(staging_fd, staging_key(path), None, 0)
         finally:
             os.close(staging_fd)
-        destination.tidy()
+        place.tidy()
 
 
 def _discard(staging_fd: int, key: str, seconds: float | None, now: float) -> bool:
@@ -150,6 +219,17 @@ def _is_stale(staging_fd: int, names: list[str], seconds: float | None, now: flo
     return bool(found) and min(now - status.st_mtime for status in found.values()) >= seconds
 
 
+def _discard_lock(staging_fd: int, name: str) -> None:
+    """Remove the file that stands for a lock, if what it locked is gone, and no process holds it any more."""
+    locked_name = name.removesuffix(LOCK_SUFFIX)
+    with contextlib.suppress(OSError):
+        if locked_name != name:
+            try:
+                os.stat(locked_name, dir_fd=staging_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                LockFile(locked_name, staging_fd).release()
+
+
 # --------------------------------------------------------------------------------------------------------------- trees
 
 
@@ -173,8 +253,11 @@ def _discard_tree(staging_fd: int, name: str) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=staging_fd)
         try:
-            lock(fd, name, staging_fd)
-            clear_tree(fd)
-            os.rmdir(name, dir_fd=staging_fd)
+            held = lock(fd, name, staging_fd)
+            try:
+                clear_tree(fd)
+                os.rmdir(name, dir_fd=staging_fd)
+            finally:
+                held.release()
         finally:
             os.close(fd)

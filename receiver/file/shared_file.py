@@ -71,6 +71,8 @@ class File:
         self.is_committed = False
         self.set_aside = 0
         """Shares in the ledger that are of another source: they have to be sent again."""
+        self.is_elsewhere = False
+        """Whether the destination has become another directory: no further transfer can join this file."""
         self.is_closing = False
         """Whether the last transfer is releasing it. Protected, like `is_stuck`, by the lock of `Registry`."""
         self.is_stuck = False
@@ -95,8 +97,8 @@ class File:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the staged bytes can't be trusted: a sync failed, or another process changed the staging."""
-        return isinstance(self._content, Staging) and self._content.is_lost
+        """Whether the staged bytes are lost: a sync failed, the staging was changed, or the destination is another."""
+        return self.is_elsewhere or (isinstance(self._content, Staging) and self._content.is_lost)
 
     def left_bytes(self) -> int:
         """Estimate how many more bytes the file is going to take on the disk."""

@@ -7,6 +7,7 @@ peer has said Hello, and proved the token if one is required, goes on in a threa
 
 import contextlib
 import errno
+import resource
 import selectors
 import socket
 import ssl
@@ -29,6 +30,8 @@ HANDSHAKE_BYTES: Final = 192 * limits.KIB
 """The memory of a connection in its opening: a socket whose buffer is full, and half a TLS handshake."""
 HANDSHAKES_SHARE: Final = 8
 """Openings get one part in so many of the memory for peers."""
+SPARE_DESCRIPTORS: Final = 16
+"""Descriptors that connections in their opening leave for the transfers that are under way."""
 PAUSE_SECONDS: Final = 0.05
 """How long to pause if no descriptor is free: the port stays readable, and the loop must not spin."""
 
@@ -59,6 +62,9 @@ class Acceptor:
         self._token = token.encode() if token else None
         self._tls, self._certificate_sha256 = tls
         self._most = most
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = allowed - min(SPARE_DESCRIPTORS, allowed // 4)
+        """The descriptors of connections in their opening should be below this number."""
         self._monitor = monitor
         self._log = log
         self._incarnation = random_id()
@@ -101,7 +107,8 @@ class Acceptor:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 time.sleep(PAUSE_SECONDS)
             return
-        if len(self._handshakes) >= self._most:
+        is_full = len(self._handshakes) >= self._most or sock.fileno() >= self._descriptors
+        if is_full and self._handshakes:
             self.turn_away(self._handshake_to_evict(), Code.LIMIT, "too many connections are being opened")
         try:
             handshake = Handshake(

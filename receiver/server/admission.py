@@ -71,8 +71,8 @@ class Admission:
         self._lock = threading.Lock()  # protects _transfers
         self._transfers: dict[bytes, Transfer] = {}
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._descriptors = most - min(SPARE_DESCRIPTORS, most // 4)
-        """The descriptors of data connections must be below this number."""
+        self._descriptors = most - min(SPARE_DESCRIPTORS, most // 3)
+        """The descriptors that data connections may have, each one for its socket and one for a file that it writes."""
         secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
@@ -161,11 +161,12 @@ class Admission:
 
     def _has_room(self, handshake: Handshake, wanted_by: Transfer) -> bool:
         """Return whether there is a place for another data connection; if not, close one, for the next try."""
-        if handshake.socket.fileno() >= self._descriptors:
-            return False
         with self._lock:
             transfers = sorted(self._transfers.values(), key=lambda each: each.connection_set.admitted, reverse=True)
-        if sum(each.connection_set.admitted for each in transfers) < CONNECTIONS:
+        admitted = sum(each.connection_set.admitted for each in transfers)
+        if handshake.socket.fileno() + (admitted if wanted_by.connection_set.admitted else 0) >= self._descriptors:
+            return False
+        if admitted < CONNECTIONS:
             return True
         now = time.monotonic()
         # First, try an idle connection of a transfer that has more connections than this one will have; then a busy one

@@ -60,6 +60,16 @@ class Registry:
         """Whether the receiver's user lets senders set what is privileged."""
         return isinstance(self._destination, Destination) and self._destination.allow_privileged
 
+    def _follow(self) -> Destination:
+        """Return the directory that the user's path leads to now. Raises TransferFailed(DESTINATION)."""
+        there = self._directory.at_path()
+        with self._lock:
+            if there is not self._destination:
+                self._destination = there
+                for file in self._table.files.values():
+                    file.is_elsewhere = True
+        return there
+
     def _path(self, name: bytes) -> str:
         return os.path.join(self._directory.path, os.fsdecode(name))
 
@@ -72,7 +82,7 @@ class Registry:
         """
         if self._output_name is not None:
             raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
-        roots = TopLevelNames(self._directory, lambda other: self._hold(transfer, roots, other))
+        roots = TopLevelNames(self._follow(), lambda other: self._hold(transfer, roots, other))
         roots.claim(name)
         return roots
 
@@ -97,6 +107,7 @@ class Registry:
         name = check_name(entry.path)
         name = self._output_name or name
         source = SourceVersion(share.count, entry.size, entry.mtime_ns, grid.chunk_size)
+        destination = self._follow()
         with self._lock:
             rivals = self._table.rivals(name, source, share)
         _displace(rivals)
@@ -111,7 +122,7 @@ class Registry:
             promised_bytes = sum(file.left_bytes() for file in others)
         file = file_share.file
         try:
-            file.open(lambda: self._content(entry, file_share, promised_bytes), self._failing(file))
+            file.open(lambda: self._content(destination, entry, file_share, promised_bytes), self._failing(file))
         except BaseException:
             self.release(transfer, cleanly=True)
             raise
@@ -131,12 +142,14 @@ class Registry:
             self._table.files[name] = file
         return file
 
-    def _content(self, entry: m.Entry, file_share: FileShare, promised_bytes: int) -> Staging | InPlace:
+    def _content(
+        self, destination: Destination, entry: m.Entry, file_share: FileShare, promised_bytes: int
+    ) -> Staging | InPlace:
         """Open the staging of a file; where a shard comes again after the commit, open what was committed.
 
         `promised_bytes` is the space that other files are still going to take. Raises TransferFailed.
         """
-        file, destination = file_share.file, self._directory
+        file = file_share.file
         in_place = InPlace.open(destination, file.name, entry, file.grid) if file_share.share.count > 1 else None
         return in_place or Staging.open_single_file(destination, file.name, entry, file.grid, promised_bytes)
 

@@ -5,6 +5,7 @@ one file at the top of the manifest                         FileTarget
 anything else                                               TreeTarget
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -14,6 +15,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes import Attributes
+from receiver.disk.descriptors import patiently
 from receiver.disk.paths import check_path
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
@@ -99,6 +101,7 @@ class TargetOpener:
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.
+        patiently(lambda: importlib.import_module("receiver.tree.tree_target"))
         from receiver.tree.tree_target import TreeTarget
 
         context = self._context

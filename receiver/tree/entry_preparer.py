@@ -27,7 +27,7 @@ from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.small_file import make_file
-from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.top_level_names import TopLevelNames
 
@@ -41,7 +41,7 @@ class EntryPreparer:
     def __init__(
         self,
         destination: Destination,
-        staging: TreeStaging,
+        stagings: TreeStagings,
         committer: Committer,
         top_level_names: TopLevelNames,
         archive: Archive,
@@ -51,7 +51,7 @@ class EntryPreparer:
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
         self._destination = destination
-        self._staging = staging
+        self._stagings = stagings
         self._committer = committer
         self._top_level_names = top_level_names
         self._archive = archive
@@ -61,7 +61,7 @@ class EntryPreparer:
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
-        self._directories = Directories(destination)
+        self._directories = Directories(destination, stagings.places)
         self._groups = array("Q")
         """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
 
@@ -139,6 +139,7 @@ class EntryPreparer:
                     return NOTHING
                 case EntryType.SYMLINK:
                     self._make_symlink(entry, file_id)
+                    self._note_change(entry)
                     return NOTHING
                 case EntryType.FILE:
                     return self._prepare_file(entry, file_id)
@@ -159,13 +160,16 @@ class EntryPreparer:
             return CLAIMED if self._checksum else UNCHECKED
         self._check_replace(entry, there)
         if has_payload:
+            self._stagings.of(entry.path)  # where nothing can be staged, that is found before the bytes come
             return FREE
         # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
         if there is not None or entry.size or not self._make_empty(directory_fd, name, entry, file_id):
-            staged = self._staging.name(file_id)
-            make_file(self._staging, self._attributes, staged, entry, file_id)
-            self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)
+            staging = self._stagings.of(entry.path)
+            staged = staging.name(file_id)
+            make_file(staging, self._attributes, staged, entry, file_id)
+            self._committer.add([StagedFile(entry.path, staged, entry.size, staging)], 0, waits=False)
             self._is_staged = True
+        self._note_change(entry)
         return NOTHING
 
     def _make_empty(self, directory_fd: int, name: bytes, entry: Entry, file_id: int) -> bool:
@@ -192,15 +196,16 @@ class EntryPreparer:
             self._attributes.put_symlink(directory_fd, name, entry, file_id)
             return
         self._check_replace(entry, there)
-        temporary = self._staging.name(file_id).encode()
-        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
-        self._attributes.put_symlink(self._staging.fd, temporary, entry, file_id)
+        staging = self._stagings.of(entry.path)
+        temporary = staging.name(file_id).encode()
+        os.symlink(entry.link_target, temporary, dir_fd=staging.fd)
+        self._attributes.put_symlink(staging.fd, temporary, entry, file_id)
         if self._destination.replace:
-            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+            os.rename(temporary, name, src_dir_fd=staging.fd, dst_dir_fd=directory_fd)
             return
         with self._refusing_new(entry):
             try:
-                rename_new(temporary, name, self._staging.fd, directory_fd)
+                rename_new(temporary, name, staging.fd, directory_fd)
             except FileExistsError:
                 raise
             except OSError:
@@ -209,7 +214,7 @@ class EntryPreparer:
                 os.symlink(entry.link_target, name, dir_fd=directory_fd)
                 self._attributes.put_symlink(directory_fd, name, entry, file_id)
             finally:
-                self._staging.remove(os.fsdecode(temporary))
+                staging.remove(os.fsdecode(temporary))
 
     def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
         """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of that name."""
@@ -239,10 +244,18 @@ class EntryPreparer:
             reason = f"{self._shown(entry)} exists by now, and --no-replace forbids replacing it"
             raise TransferFailed(Code.EXISTS, reason) from None
 
+    def _note_change(self, entry: Entry) -> None:
+        """Note that the directory of an entry has to become durable (`sync`)."""
+        self._directories.note_change(entry.path.rpartition(b"/")[0])
+
     def _shown(self, entry: Entry) -> str:
         return shown_path(self._destination, entry.path)
 
     # --- the end
+
+    def sync(self) -> None:
+        """Make the directories durable that no sync of a whole file system reaches. Raises OSError."""
+        self._directories.sync()
 
     def link(self, number: int) -> None:
         """Make the hard links of a part, now that all files are in place. Raises TransferFailed."""
@@ -254,6 +267,7 @@ class EntryPreparer:
                 continue
             try:
                 self._link(first, entry)
+                self._note_change(entry)
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't link {self._shown(entry)}") from None
 
@@ -280,8 +294,9 @@ class EntryPreparer:
                 os.link(first_name, name, src_dir_fd=first_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
             return
         # Link under a name in staging first: link(2) replaces nothing, but rename(2) does.
-        os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
-        os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+        staging_fd = self._stagings.of(entry.path).fd
+        os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=staging_fd, follow_symlinks=False)
+        os.rename("link", name, src_dir_fd=staging_fd, dst_dir_fd=directory_fd)
 
     def finish_directories(self, number: int) -> None:
         """Set the attributes of the directories of a part, deepest first. Raises TransferFailed.
@@ -292,6 +307,7 @@ class EntryPreparer:
             if entry.type is EntryType.DIRECTORY:
                 try:
                     self._attributes.put_directory(self._directories.get(entry.path).fd, entry, file_id)
+                    self._directories.note_change(entry.path)
                 except OSError as error:
                     what = f"can't set the mode and time of {self._shown(entry)}"
                     raise from_os_error(error, Code.DESTINATION, what) from None

@@ -30,7 +30,7 @@ from receiver.file.states import FREE, HELD, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import Connection
 from receiver.memory.budget import Account
 from receiver.tree.commit.committer import Committer, StagedFile
-from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.manifest.large_file import LargeFile, OpenLargeFile, Spooled
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
@@ -48,7 +48,7 @@ class LargeFiles:
         self,
         chunk_size: int,
         destination: Destination,
-        staging: TreeStaging,
+        stagings: TreeStagings,
         committer: Committer,
         *,
         attributes: Attributes,
@@ -62,7 +62,7 @@ class LargeFiles:
         self.open_files = OpenFiles(account)
         self._chunk_size = chunk_size
         self._destination = destination
-        self._staging = staging
+        self._stagings = stagings
         self._committer = committer
         self._attributes = attributes
         self._spool = spool
@@ -117,7 +117,8 @@ class LargeFiles:
             self._check_mark(large, entry)
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
-            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed)
+            place = self._stagings.places.of(entry.path)
+            file.open(lambda: Staging.open(place, place.below(entry.path), entry, file.grid), self._failed)
             open_file = OpenLargeFile(file)
             if large.spooled is Spooled.TABLE:
                 large.restore(open_file, self._spool)
@@ -138,7 +139,8 @@ class LargeFiles:
         """
         shown = shown_path(self._destination, entry.path)
         try:
-            found = StagingMark.of(self._staging.files_fd, entry.path)
+            staging = self._stagings.of(entry.path)
+            found = StagingMark.of(staging.files_fd, staging.place.below(entry.path))
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
         if large.mark is not None and found != large.mark:
@@ -275,7 +277,8 @@ class LargeFiles:
         try:
             staged = partial(self._close_complete, open_file, file_id)
             size_bytes = open_file.file.grid.size
-            file = StagedFile(open_file.file.name, staged if is_closed_later else staged(), size_bytes)
+            staging = self._stagings.at(open_file.staging.place)
+            file = StagedFile(open_file.file.name, staged if is_closed_later else staged(), size_bytes, staging)
             self._committer.add([file], size_bytes, waits=waits)
         except Exception as error:
             # The file already counts as received: the transfer must not be committed without it.
@@ -298,7 +301,9 @@ class LargeFiles:
         large = part_state.large[index]
         if large.spooled is Spooled.TABLE:
             large.mark = None
-            discard_staged(self._staging.files_fd, part_state.entries[index].path)
+            path = part_state.entries[index].path
+            staging = self._stagings.of(path)
+            discard_staged(staging.files_fd, staging.place.below(path))
 
     # --- connections, and the end
 

@@ -6,6 +6,7 @@
 4. With --checksum, files of equal size and mtime are re-hashed where they are.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,9 +18,11 @@ from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path, staging_key
+from receiver.disk.place import Place
 from receiver.disk.sweep import drop_ledger, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED, runs
+from receiver.tree.commit.places import Places
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.archive import Archive
@@ -38,6 +41,7 @@ class PartPreparer:
         self,
         offer: m.Offer,
         destination: Destination,
+        places: Places,
         entry_preparer: EntryPreparer,
         *,
         archive: Archive,
@@ -48,16 +52,17 @@ class PartPreparer:
     ) -> None:
         self._chunk_size = offer.chunk_size
         self._destination = destination
+        self._places = places
         self._entry_preparer = entry_preparer
         self._archive = archive
         self._parts = parts
         self._large_files = large_files
         self._rehasher = rehasher
         self._counters = counters
-        self._needed_bytes = 0
-        """Bytes that were to be sent of all parts that were prepared."""
-        self._staged_keys: set[str] | None = None
-        """Keys of the ledgers that earlier runs left; read when the first large file is looked for."""
+        self._needed_bytes: Counter[Place] = Counter()
+        """Bytes that were to be sent of all parts that were prepared, by the place that they go to."""
+        self._staged_keys: dict[Place, set[str]] = {}
+        """Keys of the ledgers that earlier runs left, by place; read when the first large file is looked for there."""
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -124,13 +129,18 @@ class PartPreparer:
 
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left a ledger of a large file."""
-        if self._staged_keys is None:
-            self._staged_keys = staged_keys(self._destination)
-        return staging_key(path) in self._staged_keys
+        place = self._places.of(path)
+        if place not in self._staged_keys:
+            try:
+                self._staged_keys[place] = staged_keys(place)
+            except OSError as error:
+                raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {place.path}") from None
+        return staging_key(place.below(path)) in self._staged_keys[place]
 
     def _drop_ledger(self, path: bytes) -> None:
         try:
-            drop_ledger(self._destination, path)
+            place = self._places.of(path)
+            drop_ledger(place, place.below(path))
         except OSError as error:
             what = f"can't remove the ledger of {shown_path(self._destination, path)}"
             raise from_os_error(error, Code.DESTINATION, what) from None
@@ -160,17 +170,19 @@ class PartPreparer:
 
         Raises TransferFailed(NO_SPACE).
         """
-        needed = sum(
-            entry.size - sum(hole.length for hole in entry.holes)
-            for index, entry in enumerate(part_state.entries)
-            if part_state.state(index) == FREE
-        )
-        to_come = max(0, self._needed_bytes - self._counters.moved_bytes)
-        self._needed_bytes += needed
-        free = self._destination.free_bytes() - to_come
-        if needed > free:
-            reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
-            raise TransferFailed(Code.NO_SPACE, reason)
+        needed: Counter[Place] = Counter()
+        for index, entry in enumerate(part_state.entries):
+            if part_state.state(index) == FREE:
+                needed[self._places.of(entry.path)] += entry.size - sum(hole.length for hole in entry.holes)
+        for place, needed_bytes in needed.items():
+            # All that was received so far may have gone to this place.
+            to_come = max(0, self._needed_bytes[place] - self._counters.moved_bytes)
+            self._needed_bytes[place] += needed_bytes
+            free = place.free_bytes() - to_come
+            if needed_bytes > free:
+                where = self._counters.name if place is self._destination else place.path
+                reason = f"{needed_bytes} bytes are needed next and {max(0, free)} are free"
+                raise TransferFailed(Code.NO_SPACE, f"no space for {where}: {reason}")
 
     # --- files that are re-hashed where they are
 

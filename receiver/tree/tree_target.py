@@ -23,8 +23,8 @@ from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
-from receiver.tree.commit.committer import Committer, sync_file_system
-from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.commit.committer import Committer
+from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
 from receiver.tree.manifest.archive import Archive, memory_bytes
@@ -72,14 +72,14 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
-        self._staging = TreeStaging(destination, root)
+        self._stagings = TreeStagings(destination, root)
         with contextlib.ExitStack() as opened:
-            opened.callback(self._staging.close)
-            self._spool = Spool(self._staging.files_fd, destination.path)
+            opened.callback(self._stagings.close)
+            self._spool = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._spool.close)
-            self._index = Spool(self._staging.files_fd, destination.path)
+            self._index = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._index.close)
-            self._committer = Committer(destination, self._staging, top_level_names, failed)
+            self._committer = Committer(destination, self._stagings, top_level_names, failed)
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
@@ -87,7 +87,7 @@ class TreeTarget:
         attributes = Attributes(report, allow_privileged=destination.allow_privileged)
         self._entry_preparer = EntryPreparer(
             destination,
-            self._staging,
+            self._stagings,
             self._committer,
             top_level_names,
             self._archive,
@@ -97,7 +97,7 @@ class TreeTarget:
         self._large_files = LargeFiles(
             offer.chunk_size,
             destination,
-            self._staging,
+            self._stagings,
             self._committer,
             attributes=attributes,
             spool=self._spool,
@@ -110,6 +110,7 @@ class TreeTarget:
         self._part_preparer = PartPreparer(
             offer,
             destination,
+            self._stagings.places,
             self._entry_preparer,
             archive=self._archive,
             parts=self._parts,
@@ -121,7 +122,7 @@ class TreeTarget:
             offer.chunk_size,
             self._parts,
             self._large_files,
-            self._staging,
+            self._stagings,
             self._committer,
             attributes=attributes,
             spool=self._spool,
@@ -366,6 +367,7 @@ class TreeTarget:
     def _commit(self) -> None:
         """Put the last files in place, make hard links, set modes and times of directories; make all of it durable."""
         begun = time.monotonic()
+        self._stagings.places.check_paths()
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
@@ -373,8 +375,10 @@ class TreeTarget:
         for number in reversed(parts):
             self._entry_preparer.finish_directories(number)
         try:
-            sync_file_system(self._staging.fd)
-            self._staging.close()
+            self._entry_preparer.sync()
+            self._stagings.places.sync()
+            self._stagings.places.check_paths()
+            self._stagings.close()
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
         self._counters.sync_seconds = time.monotonic() - begun
@@ -396,7 +400,7 @@ class TreeTarget:
         """
         with contextlib.ExitStack() as steps:  # runs the steps in reverse order, each even if another one raises
             if cleanly:
-                steps.callback(self._staging.close)
+                steps.callback(self._stagings.close)
                 steps.callback(self._index.close)
                 steps.callback(self._spool.close)
                 steps.callback(self._large_files.close)

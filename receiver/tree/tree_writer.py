@@ -21,7 +21,7 @@ from receiver.file.states import FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, 
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.small_file import SmallFile
-from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.large_file import OpenLargeFile
 from receiver.tree.manifest.part_state import PartState
@@ -44,7 +44,7 @@ class TreeWriter:
         chunk_size: int,
         parts: PartTable,
         large_files: LargeFiles,
-        staging: TreeStaging,
+        stagings: TreeStagings,
         committer: Committer,
         *,
         attributes: Attributes,
@@ -55,7 +55,7 @@ class TreeWriter:
         self._chunk_size = chunk_size
         self._parts = parts
         self._large_files = large_files
-        self._staging = staging
+        self._stagings = stagings
         self._committer = committer
         self._attributes = attributes
         self._spool = spool
@@ -139,9 +139,10 @@ class TreeWriter:
             if other is connection:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
-        name = self._staging.name(segment.file_id, connection.connection_id)
         entry = part_state.entries[index]
-        file = SmallFile(self._staging, name, entry, connection, file_id=segment.file_id, attributes=self._attributes)
+        staging = self._stagings.of(entry.path)
+        name = staging.name(segment.file_id, connection.connection_id)
+        file = SmallFile(staging, name, entry, connection, file_id=segment.file_id, attributes=self._attributes)
         part_state.writing[index] = file
         part_state.set(index, WRITING)
         return IncomingSegment(file, 0, segment, True)
@@ -210,7 +211,7 @@ class TreeWriter:
         index = incoming.segment.file_id - part_state.first
         if isinstance(sink, SmallFile):
             if self._end_small(part_state, index, sink, digest if digest == actual else None):
-                complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size))
+                complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size, sink.staging))
             return digest == actual
         if isinstance(open_file, OpenLargeFile):
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)

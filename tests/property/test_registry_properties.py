@@ -5,7 +5,6 @@ is then what the source was, byte for byte.
 """
 
 import contextlib
-import os
 import tempfile
 from pathlib import Path
 
@@ -171,7 +170,7 @@ class Shards(RuleBasedStateMachine):
     def teardown(self) -> None:
         for sender, _, _ in self.live.values():
             self.files.release(sender, cleanly=True)
-        os.close(self.destination.fd)
+        self.destination.close()
         self.stack.close()
 
 

@@ -1,6 +1,5 @@
 """A tree at the receiver, without sockets: the steps of the sender are those of a test."""
 
-import os
 import queue
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +156,7 @@ class TreeTransfer:
         self.tree.stop_writes()
         assert self._rehasher.stop(UNIT)
         self.tree.close(cleanly=True)
-        os.close(self.destination.fd)
+        self.destination.close()
 
     def move(self) -> list[m.Message]:
         """Receive the whole tree; return the answers."""

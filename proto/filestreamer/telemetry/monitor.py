@@ -36,7 +36,10 @@ class Monitor:
     def __init__(
         self, service: "Side", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
     ) -> None:
-        """`free_bytes` reads the free space of the destination, if there is one; it may raise OSError."""
+        """`free_bytes` reads the free space of the destination, if there is one.
+
+        It may raise OSError, TransferFailed.
+        """
         self._service = service
         self._settings = settings
         self._log = log
@@ -64,7 +67,7 @@ class Monitor:
         """Read the free space of the destination; None where there is none, or it can't be read."""
         try:
             return self._free_bytes() if self._free_bytes is not None else None
-        except OSError:
+        except (OSError, TransferFailed):
             return None
 
     def memory(self) -> tuple[int, int] | None:

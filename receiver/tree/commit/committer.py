@@ -8,7 +8,7 @@ A file under a final name is therefore complete even after a power failure: its 
 there. The renames themselves are made durable by the sync of the next batch, or by the one at the end of the transfer.
 """
 
-import ctypes
+import errno
 import os
 import stat
 import threading
@@ -21,9 +21,11 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
-from receiver.tree.commit.directories import Directories
-from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
+from receiver.disk.staged_copy import copy_file
+from receiver.tree.commit.directories import Directories, Directory
+from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging, TreeStagings
 from receiver.tree.top_level_names import TopLevelNames
 
 BATCH_BYTES: Final = 256 * limits.MIB
@@ -31,15 +33,6 @@ BATCH_SECONDS: Final = 5.0
 """How long a complete file waits for its batch to fill."""
 BACKLOG_BATCHES: Final = 4
 """How many batches may wait before `add` blocks."""
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def sync_file_system(fd: int) -> None:
-    """Make everything durable that was written to the file system of this descriptor. Raises OSError."""
-    if _libc.syncfs(fd):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 class StagedFile(NamedTuple):
@@ -50,6 +43,8 @@ class StagedFile(NamedTuple):
     """Small file: its name in the tree's staging. Large file: its closed staging, or a function that closes it."""
     size: int
     """Its size in bytes, as it was written."""
+    staging: TreeStaging
+    """Where it is staged: in the place that it goes to."""
 
 
 class Committer:
@@ -58,13 +53,13 @@ class Committer:
     def __init__(
         self,
         destination: Destination,
-        staging: TreeStaging,
+        stagings: TreeStagings,
         top_level_names: TopLevelNames,
         failed: Callable[[FilestreamerError], None],
     ) -> None:
         """`failed` ends the transfer: it is called where a file can't be put in place."""
         self._destination = destination
-        self._staging = staging
+        self._stagings = stagings
         self._top_level_names = top_level_names
         self._failed = failed
         self._changed = threading.Condition()
@@ -85,7 +80,7 @@ class Committer:
         self._is_lost = False
         """Whether a sync failed: the kernel may have dropped bytes of any file that was written before."""
         self._thread: threading.Thread | None = None
-        self._directories = Directories(destination)
+        self._directories = Directories(destination, stagings.places)
 
     def start(self) -> None:
         """Start the thread, before any file depends on it. Raises TransferFailed(LIMIT)."""
@@ -194,12 +189,14 @@ class Committer:
     def _commit(self, batch: list[StagedFile]) -> None:
         """Put a batch in place. If that fails for a file, raises TransferFailed after all other files are in place."""
         files, failure = self._close_all(batch)
-        try:
-            sync_file_system(self._staging.fd)
-        except OSError as error:
-            self._is_lost = True
-            self._discard(files)
-            raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
+        for staging in {file.staging.place.side.device: file.staging for file in files}.values():
+            try:
+                if not staging.place.syncs_each:  # else each file was fsynced when it was closed
+                    sync_file_system(staging.fd)
+            except OSError as error:
+                self._is_lost = True
+                self._discard(files)
+                raise from_os_error(error, Code.DESTINATION, f"can't sync {staging.place.path}") from None
         for file in files:
             try:
                 self._put_in_place(file)
@@ -207,6 +204,10 @@ class Committer:
             except TransferFailed as error:
                 failure = failure or error
                 self._discard([file])
+        try:
+            self._directories.sync()
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
         if failure is not None:
             raise failure
 
@@ -225,13 +226,13 @@ class Committer:
         parent, _, name = file.path.rpartition(b"/")
         directory = self._directories.get(parent)
         try:
-            replace = self._destination.replace
-            assert not callable(file.staged)  # it was closed before the sync
-            if isinstance(file.staged, ClosedStaging):
-                file.staged.put(self._staging.files_fd, directory.fd, name, replace=replace)
-            else:
-                self._check_unchanged(file.staged, file)
-                put_in_place(file.staged, name, self._staging.fd, directory.fd, replace=replace)
+            try:
+                self._rename(file, name, directory)
+            except OSError as error:
+                if error.errno != errno.EXDEV or directory.place.prefix == parent:
+                    raise
+                self._put_across(file, parent, name, directory)
+            self._directories.note_change(parent)
         except OSError as error:
             shown = shown_path(self._destination, file.path)
             if isinstance(error, FileExistsError):
@@ -239,9 +240,36 @@ class Committer:
                 raise TransferFailed(Code.EXISTS, reason) from None
             raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
 
+    def _rename(self, file: StagedFile, name: bytes, directory: Directory) -> None:
+        """Rename one file to its final name. Raises TransferFailed(DESTINATION), OSError."""
+        assert not callable(file.staged)  # it was closed before the sync
+        if isinstance(file.staged, ClosedStaging):
+            file.staged.put(file.staging.files_fd, directory.fd, name, replace=self._destination.replace)
+        else:
+            self._check_unchanged(file.staged, file)
+            put_in_place(file.staged, name, file.staging.fd, directory.fd, replace=self._destination.replace)
+
+    def _put_across(self, file: StagedFile, parent: bytes, name: bytes, directory: Directory) -> None:
+        """Copy a file over a boundary that was not known; what comes after it is staged behind the boundary.
+
+        Raises TransferFailed(DESTINATION), OSError.
+        """
+        place = self._stagings.places.divide(parent, directory.fd, directory.place)
+        staging = self._stagings.at(place)
+        assert not callable(file.staged)
+        if isinstance(file.staged, ClosedStaging):
+            file.staged.copy(file.staging.files_fd, "copy", staging.fd)
+        else:
+            copy_file(file.staged, file.staging.fd, "copy", staging.fd)
+        put_in_place("copy", name, staging.fd, directory.fd, replace=self._destination.replace)
+        if isinstance(file.staged, ClosedStaging):
+            file.staged.discard(file.staging.files_fd)
+        else:
+            file.staging.remove(file.staged)
+
     def _check_unchanged(self, name: str, file: StagedFile) -> None:
         """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION), OSError."""
-        status = os.stat(name, dir_fd=self._staging.fd, follow_symlinks=False)
+        status = os.stat(name, dir_fd=file.staging.fd, follow_symlinks=False)
         if status.st_size != file.size or not stat.S_ISREG(status.st_mode):
             what = f"it has {status.st_size} bytes, and {file.size} were written"
             shown = shown_path(self._destination, file.path)
@@ -259,6 +287,6 @@ class Committer:
                 except TransferFailed:
                     continue
             if not isinstance(staged, ClosedStaging):
-                self._staging.remove(staged)
+                file.staging.remove(staged)
             elif self._is_lost:
-                staged.discard(self._staging.files_fd)
+                staged.discard(file.staging.files_fd)

@@ -18,7 +18,7 @@ from receiver.tree.commit.tree_staging import TreeStaging
 class SmallFile:
     """One delivery of a small file by one connection. For the thread of that connection."""
 
-    __slots__ = ("_attributes", "_fd", "_file_id", "_reasons", "_staging", "connection", "entry", "name")
+    __slots__ = ("_attributes", "_fd", "_file_id", "_reasons", "connection", "entry", "name", "staging")
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class SmallFile:
         self.name = name
         self.entry = entry
         self.connection = connection
-        self._staging = staging
+        self.staging = staging
         self._attributes = attributes
         self._file_id = file_id
         self._reasons: Sequence[str] = ()
@@ -45,14 +45,16 @@ class SmallFile:
         entry = self.entry
         try:
             if not offset:
-                self._fd = self._staging.create(self.name, entry)
+                self._fd = self.staging.create(self.name, entry)
             fd = self._fd
             write_at(fd, view, offset, entry.holes)
             if offset + len(view) == entry.size:
                 if entry.holes:  # the last hole may be the end of the file, where nothing was written
                     os.ftruncate(fd, entry.size)
-                mode_is_right = self._staging.has_mode(entry)
+                mode_is_right = self.staging.has_mode(entry)
                 self._reasons = self._attributes.try_file(fd, entry, self._file_id, mode_is_right=mode_is_right)
+                if self.staging.place.syncs_each:
+                    os.fsync(fd)
                 self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
                 os.close(fd)
         except OSError as error:
@@ -67,7 +69,7 @@ class SmallFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._staging.remove(self.name)
+        self.staging.remove(self.name)
 
 
 def make_file(staging: TreeStaging, attributes: Attributes, name: str, entry: Entry, file_id: int) -> None:
@@ -77,6 +79,8 @@ def make_file(staging: TreeStaging, attributes: Attributes, name: str, entry: En
         try:
             os.ftruncate(fd, entry.size)
             attributes.put_file(fd, entry, file_id)
+            if staging.place.syncs_each:
+                os.fsync(fd)
         finally:
             os.close(fd)
     except OSError as error:

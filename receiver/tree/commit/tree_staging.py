@@ -1,18 +1,26 @@
-"""The staging of one tree: `.filestreamer/KEY.tree/`, where its small files are written and wait for their names."""
+"""The staging of one tree in one place: `.filestreamer/KEY.tree/`, where small files are written and wait for names.
+
+`TreeStagings` has that of each place.
+"""
 
 import contextlib
 import errno
 import os
+import threading
 from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes import MODE_BITS
+from receiver.disk.descriptors import patiently
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.lock import is_named, lock
+from receiver.disk.filesystem import inodes
+from receiver.disk.lock import Lock, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
+from receiver.disk.place import NO_LOCKS, Place
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
+from receiver.tree.commit.places import Places
 
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
@@ -22,16 +30,16 @@ _TRIES: Final = 3
 
 
 class TreeStaging:
-    """The staging of one tree; a flock keeps a second process away, and is held until `close`."""
+    """The staging of one tree in one place; a lock keeps a second process away, and is held until `close`."""
 
-    def __init__(self, destination: Destination, root: bytes) -> None:
+    def __init__(self, place: Place, root: bytes) -> None:
         """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
-        self._destination = destination
+        self.place = place
         self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
-        self._is_locked = False
+        self._lock: Lock | None = None
         try:
-            self._open(shown_path(destination, root))
+            self._open(place.path if place.prefix else shown_path(place, root))
             clear_tree(self.fd)  # small files of a receiver that was killed: no ledger says which of them are complete
             probe = os.open("probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE_BITS, dir_fd=self.fd)
             self._dropped_bits = MODE_BITS & ~os.fstat(probe).st_mode
@@ -42,7 +50,8 @@ class TreeStaging:
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
         except OSError as error:
             self.close()
-            raise from_os_error(error, Code.DESTINATION, f"can't write into {destination.path}") from None
+            error = inodes.explain(error, place.fd)
+            raise from_os_error(error, Code.DESTINATION, f"can't write into {place.path}") from None
         except TransferFailed:
             self.close()
             raise
@@ -56,16 +65,17 @@ class TreeStaging:
         # Another process may remove an empty `.filestreamer/` between any two calls.
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):
-                self._staging_fd = self._destination.open_staging(create=True)
+                self._staging_fd = self.place.open_staging(create=True)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(self._name, 0o700, dir_fd=self._staging_fd)
                 self.fd = os.open(self._name, OPEN_DIRECTORY, dir_fd=self._staging_fd)
                 self._check_owner(shown)
                 try:
-                    lock(self.fd, self._name, self._staging_fd)
+                    self._lock = lock(self.fd, self._name, self._staging_fd)
                 except BlockingIOError:
                     raise TransferFailed(Code.BUSY, f"{shown} is locked by another process; retrying") from None
-                self._is_locked = True
+                if self._lock.is_file:
+                    self.place.lacks(NO_LOCKS)
                 return
             self._close_descriptors()
         raise FileNotFoundError(errno.ENOENT, "another process keeps removing the staging directory")
@@ -88,7 +98,10 @@ class TreeStaging:
     def create(self, name: str, entry: Entry) -> int:
         """Open a new file with the mode of its entry, as far as the umask lets it (`has_mode`). Raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd)
+        try:
+            return patiently(lambda: os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd))
+        except OSError as error:
+            raise inodes.explain(error, self.fd) from None
 
     def has_mode(self, entry: Entry) -> bool:
         """Whether a file from `create` has the mode of its entry: then no call is needed to set it."""
@@ -104,17 +117,52 @@ class TreeStaging:
 
         A directory that another process has locked stays.
         """
-        if self._is_locked:
+        if self._lock is not None:
             with contextlib.suppress(OSError):
                 clear_tree(self.fd)
-                if is_named(self.fd, self._name, self._staging_fd):
+                if self._lock.is_held:
                     os.rmdir(self._name, dir_fd=self._staging_fd)
         self._close_descriptors()
-        self._destination.tidy()
+        self.place.tidy()
 
     def _close_descriptors(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         for fd in (self.fd, self._staging_fd):
             if fd >= 0:
                 os.close(fd)
         self._staging_fd, self.fd = -1, -1
-        self._is_locked = False
+
+
+class TreeStagings:
+    """The staging of one tree, in each place that its files go to. Any thread may call."""
+
+    def __init__(self, destination: Destination, root: bytes) -> None:
+        """Make that at the top, for the tree with this root. Raises TransferFailed: BUSY, DESTINATION."""
+        self.places = Places(destination)
+        self.top = TreeStaging(destination, root)
+        self._root = root
+        self._lock = threading.Lock()  # protects _below
+        self._below: dict[Place, TreeStaging] = {}
+
+    def of(self, path: bytes) -> TreeStaging:
+        """Return the staging of a file with this path; its directory was opened before. Raises as `TreeStaging`."""
+        return self.at(self.places.of(path))
+
+    def at(self, place: Place) -> TreeStaging:
+        """Return the staging in a place, made now where there is none yet. Raises as `TreeStaging`."""
+        if place is self.top.place:
+            return self.top
+        with self._lock:
+            if (staging := self._below.get(place)) is None:
+                staging = self._below[place] = TreeStaging(place, self._root)
+            return staging
+
+    def close(self) -> None:
+        """Close all. Idempotent."""
+        with self._lock:
+            for staging in self._below.values():
+                staging.close()
+            self._below.clear()
+        self.top.close()

@@ -1,6 +1,5 @@
 """A destination directory, and the registry of its names."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from receiver.server.registry import Registry
 def destination(tmp_path: Path) -> Iterator[Destination]:
     made = Destination(str(tmp_path))
     yield made
-    os.close(made.fd)
+    made.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A destination directory for each test."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,4 +18,4 @@ def path(tmp_path: Path) -> Path:
 def destination(path: Path) -> Iterator[Destination]:
     destination = Destination(str(path))
     yield destination
-    os.close(destination.fd)
+    destination.close()

@@ -62,14 +62,14 @@ def test_existing_file_where_nothing_may_be_replaced(path: Path) -> None:
     destination = Destination(str(path), replace=False)
     assert "--no-replace" in failure(Code.EXISTS, stage, destination)
     assert ((path / "f").read_bytes(), os.listdir(path)) == (b"old", ["f"])
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_a_dangling_symlink_exists_too(path: Path) -> None:
     (path / "f").symlink_to("nowhere")
     destination = Destination(str(path), replace=False)
     failure(Code.EXISTS, stage, destination)
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(path: Path) -> None:
     assert "--no-replace" in failure(Code.EXISTS, staged.commit)
     staged.close()
     assert (path / "f").read_bytes() == b"newer"
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_commit_without_replacing(path: Path) -> None:
@@ -91,7 +91,7 @@ def test_commit_without_replacing(path: Path) -> None:
     staged.close()
     assert ((path / "f").read_bytes(), os.listdir(path)) == (CONTENT, ["f"])
     assert (path / "f").stat().st_nlink == 1
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_a_directory_that_appears_meanwhile(path: Path, destination: Destination) -> None:
@@ -142,7 +142,7 @@ def test_a_crash_between_link_and_unlink(path: Path) -> None:
     staged.close()
     failure(Code.EXISTS, stage, destination)
     assert (path / "f").read_bytes() == CONTENT
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_staged_data_that_is_also_a_final_file_is_not_written_into(path: Path, destination: Destination) -> None:
@@ -175,7 +175,7 @@ def test_commit_without_replacing_and_without_hard_links(path: Path) -> None:
     staged.commit()
     staged.close()
     assert ((path / "f").read_bytes(), os.listdir(path)) == (CONTENT, ["f"])
-    os.close(destination.fd)
+    destination.close()
 
 
 @pytest.mark.usefixtures("no_links")
@@ -187,4 +187,4 @@ def test_a_file_that_appears_where_there_are_no_hard_links(path: Path) -> None:
     assert "--no-replace" in failure(Code.EXISTS, staged.commit)
     staged.close()
     assert (path / "f").read_bytes() == b"newer"
-    os.close(destination.fd)
+    destination.close()

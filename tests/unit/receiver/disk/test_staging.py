@@ -117,7 +117,7 @@ def test_one_at_a_time(path: Path, destination: Destination) -> None:
     second = stage(other)
     assert list(second.claims.indices()) == [0, 1]
     second.close()
-    os.close(other.fd)
+    other.close()
 
 
 def test_different_names_at_once(destination: Destination) -> None:

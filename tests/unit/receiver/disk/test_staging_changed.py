@@ -93,7 +93,7 @@ def usurper(destination: Destination, path: Path) -> Iterator[tuple[Staging, Sta
     yield first, second
     first.close()
     second.close()
-    os.close(other.fd)
+    other.close()
 
 
 @pytest.mark.parametrize("act", ["discard", "close", "commit", "put", "give_back"])
@@ -137,7 +137,7 @@ def test_a_second_name_is_no_reason_to_take_a_staging_away(
     os.link(path / ".filestreamer" / f"{KEY}{suffix}", tmp_path / "backup")
     other = Destination(str(path))
     assert "another process" in failure(Code.BUSY, stage, other)
-    os.close(other.fd)
+    other.close()
     write(first, 1, 2, 3)
     first.commit()
     first.close()

@@ -97,7 +97,7 @@ def test_space_of_what_somebody_receives_stays(destination: Destination, path: P
     assert give_back_space(other) == 0
     assert taken(staged_data(path)) == LARGE.size
     staged.close()
-    os.close(other.fd)
+    other.close()
 
 
 @pytest.mark.parametrize("trap", ["final file", "symlink", "fifo"])
@@ -159,4 +159,4 @@ def test_staging_that_is_begun_anew_while_the_old_is_discarded(
     again = stage(destination)
     assert list(again.claims.indices()) == [1]
     again.close()
-    os.close(other.fd)
+    other.close()

@@ -30,7 +30,7 @@ class Log:
 def destination(tmp_path: Path) -> Iterator[Destination]:
     destination = Destination(str(tmp_path))
     yield destination
-    os.close(destination.fd)
+    destination.close()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_tokens_differ(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         destination = Destination(str(tmp_path / name))
         made.add(choose(destination, "0.0.0.0"))
-        os.close(destination.fd)
+        destination.close()
     assert len(made) == 2
 
 

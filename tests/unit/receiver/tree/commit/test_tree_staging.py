@@ -28,7 +28,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfe
     before = sorted((tmp_path / ".filestreamer").rglob("*"))
     other = Destination(str(tmp_path))
     assert "another process" in failure(Code.BUSY, TreeStaging, other, b"t")
-    os.close(other.fd)
+    other.close()
     assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
     transfer.finish()
     assert (tmp_path / "t/f").read_bytes() == b"content"
@@ -56,7 +56,7 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_o
         os.chown(there, 12345, 12345)
         assert "another user" in failure(Code.DESTINATION, TreeStaging, destination, b"t")
         assert there.exists()
-    os.close(destination.fd)
+    destination.close()
 
 
 def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, transfer_of: TransferOf) -> None:
@@ -74,7 +74,7 @@ def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, transfer_of: T
     (copied / "3/8").write_bytes(b"left")
     other = Destination(str(tmp_path))
     assert discard_older_than(other, None, 0) == (0, 0)
-    os.close(other.fd)
+    other.close()
     assert path.exists()  # in use
     assert not copied.exists()
     transfer.finish()

@@ -1,0 +1,143 @@
+"""A place: the part of a destination inside which files can be renamed, with a staging directory of its own.
+
+Usually a destination is one place. Each mount, subvolume or project below it is another one (`filesystem.boundary`):
+a file is staged in the place that it goes to, as its last step is a rename.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from filestreamer.wire.errors import Code, TransferFailed
+from receiver.disk.filesystem import inodes
+from receiver.disk.filesystem.boundary import Side, side_of
+from receiver.disk.filesystem.sync import syncs_each
+from receiver.disk.paths import NOTE_SUFFIX, OPEN_FLAGS, STAGING, staging_key
+from receiver.disk.space import SpaceLender
+
+NO_LOCKS: Final = (
+    "the file system has no locks (flock): files stand for them, and one of a machine that is gone is waited for"
+)
+"""What a place may lack."""
+
+
+class Place:
+    """An open directory, below which everything lies on one side of every boundary, but for places further below."""
+
+    def __init__(self, fd: int, path: str, prefix: bytes, *, above: "Place | None" = None) -> None:
+        """Take over the descriptor of the directory. `above` is the place that its parent belongs to."""
+        self.fd = fd
+        self._finalizer = weakref.finalize(self, os.close, fd)
+        self._finalizer.atexit = False
+        self.path = path
+        """As messages show it."""
+        self.prefix = prefix
+        """The path of the directory in the destination; b"" is the destination itself."""
+        self.side: Side = side_of(fd)
+        self.syncs_each = syncs_each(fd)
+        """Whether each file and directory has to be fsynced by itself."""
+        self.space = SpaceLender()
+        self._top: Place = self if above is None else above._top
+        self.lacking: set[str] = set()
+        """What was found to be missing, and has its substitute; of the place at the top."""
+        self.tell: Callable[[str], None] = lambda _: None
+        """Called once for each of these."""
+
+    def below(self, path: bytes) -> bytes:
+        """Return a path of the destination as it is relative to this place. Files are staged under that (KEY)."""
+        return path[len(self.prefix) + 1 :] if self.prefix else path
+
+    def lacks(self, what: str) -> None:
+        """Note that the file system lacks something which has its substitute: told once."""
+        top = self._top
+        if what not in top.lacking:
+            top.lacking.add(what)
+            top.tell(f"{self.path}: {what}")
+
+    # --- staging
+
+    def open_staging(self, *, create: bool) -> int:
+        """Return a descriptor of the staging directory; `create` makes the directory where it is missing.
+
+        Raises TransferFailed(DESTINATION) where the directory is not safe to use, OSError.
+        """
+        if create:
+            self._make_staging()
+        fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=self.fd)
+        try:
+            status = os.fstat(fd)
+            problem = self._problem(side_of(fd), status)
+            if problem is not None:
+                raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {problem}")
+            if status.st_mode & 0o022:
+                os.fchmod(fd, 0o700)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _make_staging(self) -> None:
+        try:
+            self._note()
+            os.mkdir(STAGING, 0o700, dir_fd=self.fd)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise inodes.explain(error, self.fd) from None
+        self._note()  # again: another transfer may have removed the directory, and the note, just before
+
+    def _problem(self, side: Side, status: os.stat_result) -> str | None:
+        """Return why a staging directory must not be used; None where it may."""
+        # A commit is a rename, and there is none across a boundary.
+        if (side.device, side.mount) != (self.side.device, self.side.mount):
+            return f"is on another file system than {self.path}: unmount it"
+        if side != self.side:
+            return f"has another project or encryption policy than {self.path}: remove it"
+        return None if status.st_uid == os.geteuid() else "belongs to another user: remove it"
+
+    def tidy(self) -> None:
+        """Remove the staging directory if it is empty."""
+        with contextlib.suppress(OSError):
+            os.rmdir(STAGING, dir_fd=self.fd)
+            self._forget_note()
+
+    # --- the note at the top: the next run of a receiver finds the staging in all places
+
+    def _note(self) -> None:
+        """Note in the staging at the top that this place has some. Raises OSError, TransferFailed."""
+        if self._top is self:
+            return
+        staging_fd = self._top.open_staging(create=True)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OPEN_FLAGS
+            with open(os.open(_note_name(self.prefix), flags, 0o600, dir_fd=staging_fd), "wb") as note:
+                note.write(self.prefix)
+        finally:
+            os.close(staging_fd)
+
+    def _forget_note(self) -> None:
+        if self._top is self:
+            return
+        staging_fd = self._top.open_staging(create=False)
+        try:
+            os.unlink(_note_name(self.prefix), dir_fd=staging_fd)
+        finally:
+            os.close(staging_fd)
+        self._top.tidy()
+
+    # --- space
+
+    def free_bytes(self) -> int:
+        """Return how many bytes may still be written here, including space that staged files have taken ahead."""
+        space = os.fstatvfs(self.fd)
+        return space.f_bavail * space.f_frsize + self.space.ahead_bytes()
+
+    def close(self) -> None:
+        """Close the directory. Idempotent; a place that nobody has any more is closed by itself."""
+        self._finalizer()
+
+
+def _note_name(prefix: bytes) -> str:
+    return staging_key(prefix) + NOTE_SUFFIX

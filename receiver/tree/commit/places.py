@@ -1,0 +1,91 @@
+"""The places of a destination that a tree goes to: found when their directories are opened.
+
+A file is staged in the place that it goes to (`receiver.disk.place`). Nearly always that is the destination itself.
+"""
+
+import os
+import threading
+
+from filestreamer.wire.errors import Code, TransferFailed
+from receiver.disk.destination import Destination, open_directory, shown_path
+from receiver.disk.filesystem.boundary import mount_of, side_of
+from receiver.disk.filesystem.sync import sync_file_system
+from receiver.disk.place import Place
+
+
+class Places:
+    """The places of one tree. Any thread may call."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._lock = threading.Lock()  # protects changes of what follows
+        self._at: dict[bytes, Place] = {b"": destination}
+        """The places by the path of their directory."""
+        self._all: list[Place] = []
+        """All that were ever found below the destination."""
+
+    def of(self, path: bytes) -> Place:
+        """Return the place that a file or symlink with this path goes to; its directory was opened before."""
+        if len(self._at) == 1:
+            return self._destination
+        directory = path.rpartition(b"/")[0]
+        while (place := self._at.get(directory)) is None:
+            directory = directory.rpartition(b"/")[0]
+        return place
+
+    def enter(self, path: bytes, fd: int, above: Place) -> Place:
+        """Return the place of a directory that was opened; `above` is that of its parent. Raises OSError."""
+        side = side_of(fd)
+        known = self._at.get(path)
+        if known is None and side == above.side:
+            return above
+        with self._lock:
+            known = self._at.get(path)
+            if known is not None and side == known.side and os.path.samestat(os.fstat(fd), os.fstat(known.fd)):
+                return known
+            if side != above.side:
+                return self._add(path, fd, above)
+            self._at.pop(path, None)  # what was mounted there is mounted no more
+            return above
+
+    def divide(self, path: bytes, fd: int, above: Place) -> Place:
+        """Make a directory a place of its own: no file could be renamed into it, for a reason that is not known.
+
+        Raises OSError.
+        """
+        with self._lock:
+            known = self._at.get(path)
+            return known if known is not None and known is not above else self._add(path, fd, above)
+
+    def _add(self, path: bytes, fd: int, above: Place) -> Place:
+        place = Place(os.dup(fd), shown_path(self._destination, path), path, above=above)
+        self._at[path] = place
+        self._all.append(place)
+        return place
+
+    def sync(self) -> None:
+        """Make everything durable that was put into any place. Raises OSError."""
+        with self._lock:
+            places = [self._destination, *self._all]
+        for place in {place.side.device: place for place in places}.values():
+            sync_file_system(place.fd)
+
+    def check_paths(self) -> None:
+        """Check that every place is still where the user sees it. Raises TransferFailed(DESTINATION)."""
+        self._destination.check_path()
+        with self._lock:
+            places = list(self._all)
+        for place in places:
+            if not self._is_at_path(place):
+                reason = "was moved, unmounted or mounted over during the transfer: run the same command again"
+                raise TransferFailed(Code.DESTINATION, f"the directory {place.path} {reason}")
+
+    def _is_at_path(self, place: Place) -> bool:
+        try:
+            fd = open_directory(self._destination, place.prefix)
+        except OSError:
+            return False
+        try:
+            return os.path.samestat(os.fstat(fd), os.fstat(place.fd)) and mount_of(fd) == place.side.mount
+        finally:
+            os.close(fd)
