@@ -43,6 +43,13 @@ class ReceiverSettings(CommonSettings):
     no_replace: bool = setting(bool, "Refuse files that exist already, instead of replacing them.", default=False)
     """Whether a transfer is refused whose destination exists; else it is replaced, atomically."""
 
+    allow_delete: bool = setting(
+        bool,
+        "Let senders with --delete remove what they don't list below the directories that they send.",
+        default=False,
+    )
+    """Whether an Offer with a Deletion is accepted."""
+
     idle_timeout: float | None = setting(
         values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"
     )

@@ -116,10 +116,11 @@ COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
         "input_file to as connections chunk_size rate_limit shard strict_modulo tls include exclude checksum owner"
-        " dry_run".split()
+        " existing delete dry_run".split()
     ),
     "receiver": frozenset(
-        "listen directory output_file once no_replace idle_timeout anonymous discard_staging_after memory_limit".split()
+        "listen directory output_file once no_replace allow_delete idle_timeout anonymous discard_staging_after"
+        " memory_limit".split()
     ),
 }
 """Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but

@@ -33,9 +33,21 @@ _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
-    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Progress: "manifest"},
-    "moving": {m.Needed: "moving", m.Held: "moving", m.Progress: "moving", m.Complete: "complete"},
-    "finishing": {m.Needed: "moving", m.Held: "finishing", m.Progress: "finishing", m.Complete: "complete"},
+    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Verdicts: "manifest", m.Progress: "manifest"},
+    "moving": {
+        m.Needed: "moving",
+        m.Held: "moving",
+        m.Verdicts: "moving",
+        m.Progress: "moving",
+        m.Complete: "complete",
+    },
+    "finishing": {
+        m.Needed: "moving",
+        m.Held: "finishing",
+        m.Verdicts: "finishing",
+        m.Progress: "finishing",
+        m.Complete: "complete",
+    },
     "complete": {},
 }
 _SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}
