@@ -28,6 +28,7 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
+from sender.declined import DeclinedEntries
 from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.parallelism import Parallelism
@@ -131,6 +132,9 @@ class Transfer:
         self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._skipped, self._link, self.mailbox)
+        self._declined = DeclinedEntries(
+            self._manifest, self._queue, self._withdrawals, self._skipped, is_tree=self._is_tree
+        )
         if self._listing.single is not None:
             self.counters.is_growing = self._listing.single.stream is not None
             self._take_listed([self._listing.single], last=True)
@@ -278,6 +282,7 @@ class Transfer:
         self._link.say(m.Offer(self._manifest.chunk_size, shard, self._settings.checksum, total_bytes))
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
+        self._declined.begin_offer()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -352,6 +357,10 @@ class Transfer:
                 self._take_needed(message, reopen=finishing)
             case m.Held():
                 self._take_held(message)
+            case m.Declined():
+                self._take_declined(message)
+            case m.Notice():
+                self._declined.notice(message)
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
                 self._liveness.take_progress(message)
@@ -390,6 +399,11 @@ class Transfer:
         self._manifest.take_answer(message.file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
+        self._go_on()
+
+    def _take_declined(self, message: m.Declined) -> None:
+        self._declined.take(message)
+        self._start_connections()
         self._go_on()
 
     def _take_complete(self, message: m.Complete) -> None:

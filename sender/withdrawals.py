@@ -48,6 +48,20 @@ class Withdrawals:
             for other in self._manifest.parts:
                 self.withdraw_links(other)
 
+    def take_declined(self, file_ids: list[int]) -> None:
+        """Handle files that the receiver has declined, and that `SendQueue.withdraw_open` has withdrawn."""
+        said = []
+        for file_id in file_ids:
+            part = self._manifest.part_of_file(file_id)
+            assert part is not None  # as in `take`
+            self._answers.withdraw(file_id)
+            if part.is_sent:
+                said.append(file_id)
+            self._manifest.withdrawn.take(file_id)
+        if self._link.state in ("manifest", "moving"):
+            for at in range(0, len(said), limits.FILES_PER_WITHDRAWN):
+                self._say(tuple(said[at : at + limits.FILES_PER_WITHDRAWN]))
+
     def withdraw_links(self, part: Part) -> None:
         """Withdraw the further names of files whose first name was withdrawn."""
         if not self._lost_groups:

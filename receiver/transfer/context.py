@@ -6,6 +6,7 @@ from typing import Any
 
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.sockets.control_link import ControlLink
+from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account
 from receiver.transfer.connection_set import ConnectionSet
@@ -37,4 +38,6 @@ class Context:
     disk_worker: DiskWorker
     syncer: Syncer
     liveness: Liveness
+    report: Report
+    """What can't be done for single entries, to be told to the sender."""
     log: Any

@@ -12,12 +12,15 @@ coordinator sends heartbeats.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from filestreamer.process.log import printable
 from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
@@ -60,6 +63,8 @@ class Coordinator:
         self.root_digest: bytes | None = None
         self.complete: m.Complete | None = None
         """The Complete to send as soon as everything is durable."""
+        self._is_repeating = False
+        """Whether what was reported before is told again, to a sender that has opened control anew."""
         self._completed_at = 0.0
         self._told: Channel | None = None
         """The control connection that Complete was sent over."""
@@ -73,6 +78,7 @@ class Coordinator:
             self._check_end()
             self._act(event)
             self._send_more()
+            self._send_reports()
             self._tick()
 
     def _is_done(self) -> bool:
@@ -120,6 +126,7 @@ class Coordinator:
                 return
             if result is not None:
                 yield result
+            self._send_reports()
             self._check_end()
             self._tick()
 
@@ -237,6 +244,9 @@ class Coordinator:
         self._offer = offer
         if self._target_or_none is not None:
             self._target_or_none.rejoin()
+            self._is_repeating = True
+            self._send_all(self._beside(self._context.report.again))
+            self._is_repeating = False
         self._counters.chunk_size = offer.chunk_size
 
     def _take_manifest_part(self, part: m.ManifestPart, body: bytes) -> None:
@@ -302,6 +312,30 @@ class Coordinator:
         if target is not None and is_asked and target.has_more:
             self._send_all(self._beside(target.more))
 
+    def _send_reports(self) -> None:
+        """Tell the sender, the log and the result what was reported. What the sender does not get is told again."""
+        report = self._context.report
+        # While the sender opens control anew, and while all is repeated for it, the order must be kept.
+        is_told = self._link.channel is None or self._link.state in ("manifest", "moving", "finishing")
+        if report.is_empty or self._is_repeating or not is_told:
+            return
+        for message in report.messages():
+            self._note_report(message)
+            self._link.say(message)
+
+    def _note_report(self, message: m.Declined | m.Notice) -> None:
+        counters, log = self._counters, self._context.log
+        if isinstance(message, m.Notice):
+            for text in message.texts:
+                if counters.warn(text):
+                    log.warning("notice", reason=text)
+            return
+        for entry in message.entries:
+            path = printable(os.fsdecode(entry.path))
+            counters.leave_out(Skipped(path, entry.reason, entry.kind, entry.path))
+            write = log.error if counters.is_failure(entry.kind) else log.warning
+            write("entry_skipped", path=path, kind=entry.kind.name.lower(), reason=entry.reason)
+
     # --- from Finish to Complete
 
     def _take_finish(self, finish: m.Finish) -> None:
@@ -337,6 +371,7 @@ class Coordinator:
                 self._tick()
 
     def _complete(self, complete: m.Complete) -> None:
+        self._send_reports()  # before the last message; nothing is reported any more
         self.complete = complete
         self._completed_at = time.monotonic()
         self._counters.phase = "complete"

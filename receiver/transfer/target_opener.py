@@ -109,6 +109,7 @@ class TargetOpener:
             rehasher=context.rehasher,
             failed=context.transfer.end_soon,
             nudge=lambda: context.mailbox.post_now(Nudged()),
+            report=context.report,
             log=context.log,
         )
 

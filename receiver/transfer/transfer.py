@@ -15,6 +15,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.sockets.control_link import ControlLink
+from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account
 from receiver.memory.process_limit import SocketLimits
@@ -87,6 +88,7 @@ class Transfer(threading.Thread):
             disk_worker=DiskWorker(),
             syncer=Syncer(self.mailbox),
             liveness=self.liveness,
+            report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
         )
         self._ending = Ending(self.context)

@@ -16,6 +16,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from receiver.disk.destination import shown_path
+from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
@@ -56,6 +57,7 @@ class TreeTarget:
         rehasher: Rehasher,
         failed: Callable[[FilestreamerError], None],
         nudge: Callable[[], object],
+        report: Report,
         log: Any,
     ) -> None:
         """`root` is the first component of the first path, and is claimed in `top_level_names`.
@@ -79,6 +81,7 @@ class TreeTarget:
             self._committer = Committer(destination, self._staging, top_level_names, failed)
             self._committer.start()
             opened.pop_all()
+        report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
         self._entry_preparer = EntryPreparer(
             destination, self._staging, self._committer, top_level_names, self._archive, checksum=offer.checksum

@@ -176,6 +176,18 @@ class SendQueue:
         self.digests.leave_out(chunks)
         self.mark_done(chunks, self.epoch)
 
+    def withdraw_open(self, part: Part, file_id: int) -> bool:
+        """Withdraw a file of a tree that the receiver declines, unless all of its chunks are done; whether it was.
+
+        The lock keeps a bundle from being done, and its digests from being kept, in between.
+        """
+        if not part.with_segments(range(file_id, file_id + 1)):
+            return False
+        with self._changed:
+            chunks = part.chunks_of(file_id) if part.is_large(file_id) else [part.chunk_of(file_id, 0)]
+            is_done = all(map(self.states.is_done, chunks))
+            return not is_done and self._manifest.withdrawn.add(file_id)
+
     def start_over(self) -> None:
         """Begin another epoch: another incarnation of the receiver answers anew. Digests stay pinned."""
         with self._changed:

@@ -132,6 +132,24 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ),
     ("the end of a stream of 13 bytes", m.Finish(2, root_digest([segment_digest(b"one")]), 13)),
     ("two files went away before they were read", m.Withdrawn((3, 1200))),
+    (
+        "a directory and what is in it can't be made, one owner can't be set",
+        m.Declined(
+            (
+                m.DeclinedEntry(4, m.SkipKind.DECLINED, "a file has this name", b"photos/2025"),
+                m.DeclinedEntry(5, m.SkipKind.DECLINED, "it lies below photos/2025", b"photos/2025/\xff.jpg"),
+                m.DeclinedEntry(1200, m.SkipKind.ATTRIBUTE, "its owner can't be set", b"latest"),
+            )
+        ),
+    ),
+    (
+        "a file is there, and may not be replaced",
+        m.Declined((m.DeclinedEntry(0, m.SkipKind.EXISTING, "it exists", b"b"),)),
+    ),
+    (
+        "hard links become copies",
+        m.Notice(("the destination has no hard links: further names are copies",)),
+    ),
     ("a heartbeat of a receiver whose reader takes nothing", m.Progress(m.Phase.WAITING, 1 << 20, 0)),
     ("the heartbeat of a receiver that syncs", m.Progress(m.Phase.SYNCING, 5_000_000_000, 1 << 40)),
     ("a heartbeat with stages", m.Progress(m.Phase.MOVING, 1 << 20, 0, (1_500_000, 0, 1, 1 << 40))),
@@ -398,6 +416,10 @@ LEFT_OUT = b"\x0a\x01x\x10\x01"
 """One of them."""
 
 
+DECLINED = b"\x10\x04\x22\x01x"
+"""Of a Declined: an entry."""
+
+
 def finish(*more: tuple[int, int | bytes]) -> bytes:
     """Write a Finish, with more fields."""
     return pb((21, pb((1, 1), (2, bytes(16)), *more)))
@@ -497,8 +519,16 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a heartbeat of an unknown phase", pb((20, pb((1, 5)))), "Progress.phase"),
     ("a heartbeat with 17 stages", pb((20, pb((1, 2), (4, bytes(17))))), "Progress.stage_microseconds"),
     ("a root digest of 15 bytes", pb((21, pb((1, 1), (2, bytes(15))))), "Finish.root_digest"),
+    ("nothing is declined", pb((24, b"")), "the number of Declined.entries"),
+    ("513 entries are declined", pb((24, pb(*[(1, DECLINED)] * 513))), "the number of Declined.entries"),
+    ("declined for no reason", pb((24, pb((1, pb((4, b"x")))))), "Declined.entries.kind"),
+    ("declined, as it vanished", pb((24, pb((1, pb((2, 1), (4, b"x")))))), "for the sender to say"),
+    ("declined without a path", pb((24, pb((1, pb((2, 4)))))), "Declined.entries.path"),
+    ("declined with a path of 257 bytes", pb((24, pb((1, pb((2, 4), (4, b"x" * 257)))))), "Declined.entries.path"),
+    ("no warning", pb((25, b"")), "the number of Notice.texts"),
+    ("65 warnings", pb((25, pb(*[(1, b"x")] * 65))), "the number of Notice.texts"),
     ("left out for no reason", finish((4, pb((2, 1)))), "Finish.left_out_counts.kind"),
-    ("left out for an unknown reason", finish((4, pb((1, 7), (2, 1)))), "Finish.left_out_counts.kind"),
+    ("left out for an unknown reason", finish((4, pb((1, 100), (2, 1)))), "Finish.left_out_counts.kind"),
     ("left out, and not one entry", finish((4, pb((1, 1)))), "Finish.left_out_counts.entries"),
     ("2^63 entries left out", finish((4, pb((1, 1), (2, 1 << 63)))), "Finish.left_out_counts.entries"),
     ("a kind that is counted twice", finish((4, pb((1, 1), (2, 1))), (4, pb((1, 1), (2, 3)))), "a kind twice"),

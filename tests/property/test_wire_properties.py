@@ -164,6 +164,20 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "Finish": finishes(),
     "Complete": st.builds(m.Complete, st.booleans()),
     "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
+    "Declined": st.builds(
+        m.Declined,
+        tuples_of(
+            st.builds(
+                m.DeclinedEntry,
+                integers(U64),
+                st.sampled_from(m.RECEIVER_KINDS),
+                reasons.map(lambda text: clip(text, limits.LEFT_OUT_REASON_BYTES)),
+                st.binary(min_size=1, max_size=limits.LEFT_OUT_PATH_BYTES),
+            ),
+            1,
+        ),
+    ),
+    "Notice": st.builds(m.Notice, tuples_of(reasons, 1)),
     "ChunkHeader": st.builds(m.ChunkHeader, integers(U64), tuples_of(segments(limits.CHUNK_SIZE_MAX // 8), 1)),
     "ChunkAck": st.builds(m.ChunkAck, st.sampled_from(m.Verdict), tuples_of(integers(U64), 1)),
     "Abort": st.builds(m.Abort, st.sampled_from(Code), reasons),
@@ -509,6 +523,8 @@ STEPS = """
     CONTROL     manifest   sender    Progress       manifest
     CONTROL     manifest   receiver  Needed         manifest
     CONTROL     manifest   receiver  Held           manifest
+    CONTROL     manifest   receiver  Declined       manifest
+    CONTROL     manifest   receiver  Notice         manifest
     CONTROL     manifest   receiver  Progress       manifest
 
     CONTROL     moving     sender    Finish         finishing
@@ -516,6 +532,8 @@ STEPS = """
     CONTROL     moving     sender    Progress       moving
     CONTROL     moving     receiver  Needed         moving
     CONTROL     moving     receiver  Held           moving
+    CONTROL     moving     receiver  Declined       moving
+    CONTROL     moving     receiver  Notice         moving
     CONTROL     moving     receiver  Progress       moving
     CONTROL     moving     receiver  Complete       complete
 
@@ -523,6 +541,8 @@ STEPS = """
     CONTROL     finishing  sender    Progress       finishing
     CONTROL     finishing  receiver  Needed         moving
     CONTROL     finishing  receiver  Held           finishing
+    CONTROL     finishing  receiver  Declined       finishing
+    CONTROL     finishing  receiver  Notice         finishing
     CONTROL     finishing  receiver  Progress       finishing
     CONTROL     finishing  receiver  Complete       complete
 

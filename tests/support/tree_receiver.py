@@ -15,6 +15,7 @@ from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
 from receiver.disk.destination import Destination
+from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.memory.budget import Budget
 from receiver.tree.top_level_names import TopLevelNames
@@ -56,6 +57,7 @@ class TreeTransfer:
         self.failures: list[FilestreamerError] = []
         self.claimed: list[bytes] = []
         self.nudges = 0
+        self.report = Report(self._nudge)
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
         self.destination = Destination(str(path), replace=replace)
@@ -75,6 +77,7 @@ class TreeTransfer:
             rehasher=self._rehasher,
             failed=self.failures.append,
             nudge=self._nudge,
+            report=self.report,
             log=log.configure("receiver"),
         )
 

@@ -15,7 +15,15 @@ from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.bottleneck import Bottleneck, bottleneck
 from filestreamer.telemetry.chunk_map import ChunkMap
 from filestreamer.wire.errors import Partial
-from filestreamer.wire.messages import SENDER_STAGES, Finish, LeftOut, LeftOutCount, Progress, SkipKind
+from filestreamer.wire.messages import (
+    RECEIVER_KINDS,
+    SENDER_STAGES,
+    Finish,
+    LeftOut,
+    LeftOutCount,
+    Progress,
+    SkipKind,
+)
 from filestreamer.wire.messages import Phase as WirePhase
 
 Phase = Literal["offering", "moving", "syncing", "complete"]
@@ -161,7 +169,7 @@ class TransferCounters:
     skipped: list[Skipped] = field(default_factory=list)
     """The first SKIPPED_MAX entries that were skipped; an entry that is a failure displaces one that is not."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
-    """How many entries were skipped, by kind. A receiver takes these two fields from the sender's Finish."""
+    """How many entries were skipped, by kind. A receiver takes the kinds that it does not find itself from Finish."""
     tolerated: frozenset[SkipKind] = frozenset()
     """Kinds that do not count as failures (--tolerate)."""
     warnings: list[str] = field(default_factory=list)
@@ -238,10 +246,15 @@ class TransferCounters:
         return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
 
     def take_left_out(self, finish: Finish) -> None:
-        """Take the skipped entries from the sender's last Finish."""
-        self.skipped_kinds = {count.kind: count.entries for count in finish.left_out_counts}
-        self.skipped = [
-            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path) for each in finish.left_out
+        """Take the skipped entries from the sender's last Finish, but for those that this receiver has told itself."""
+        own = {kind: count for kind, count in self.skipped_kinds.items() if kind in RECEIVER_KINDS}
+        others = {count.kind: count.entries for count in finish.left_out_counts if count.kind not in RECEIVER_KINDS}
+        self.skipped_kinds = own | others
+        listed = [each for each in self.skipped if each.kind in RECEIVER_KINDS]
+        self.skipped = listed + [
+            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path)
+            for each in finish.left_out[: SKIPPED_MAX - len(listed)]
+            if each.kind not in RECEIVER_KINDS
         ]
 
     def shortfall(self) -> Partial | None:

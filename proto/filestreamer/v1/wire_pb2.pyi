@@ -71,6 +71,7 @@ class SkipKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SKIP_KIND_DECLINED: _ClassVar[SkipKind]
     SKIP_KIND_ATTRIBUTE: _ClassVar[SkipKind]
     SKIP_KIND_SPECIAL: _ClassVar[SkipKind]
+    SKIP_KIND_EXISTING: _ClassVar[SkipKind]
 
 class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -135,6 +136,7 @@ SKIP_KIND_UNREADABLE: SkipKind
 SKIP_KIND_DECLINED: SkipKind
 SKIP_KIND_ATTRIBUTE: SkipKind
 SKIP_KIND_SPECIAL: SkipKind
+SKIP_KIND_EXISTING: SkipKind
 STANDING_UNSPECIFIED: Standing
 STANDING_NEW: Standing
 STANDING_DIFFERS: Standing
@@ -148,7 +150,7 @@ VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "verdicts", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "verdicts", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +164,8 @@ class Frame(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    DECLINED_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
@@ -179,11 +183,13 @@ class Frame(_message.Message):
     finish: Finish
     complete: Complete
     withdrawn: Withdrawn
+    declined: Declined
+    notice: Notice
     verdicts: Verdicts
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features")
@@ -426,6 +432,30 @@ class Withdrawn(_message.Message):
     FILE_IDS_FIELD_NUMBER: _ClassVar[int]
     file_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, file_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DeclinedEntry(_message.Message):
+    __slots__ = ("file_id", "kind", "reason", "path")
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    file_id: int
+    kind: SkipKind
+    reason: str
+    path: bytes
+    def __init__(self, file_id: _Optional[int] = ..., kind: _Optional[_Union[SkipKind, str]] = ..., reason: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class Declined(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[DeclinedEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[DeclinedEntry, _Mapping]]] = ...) -> None: ...
+
+class Notice(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Complete(_message.Message):
     __slots__ = ("committed", "deleted", "undeletable", "left")

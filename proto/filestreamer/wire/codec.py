@@ -448,6 +448,32 @@ def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:
     return m.Withdrawn(tuple(w.file_ids))
 
 
+def _encode_declined(d: m.Declined) -> pb.Frame:
+    frame = pb.Frame()
+    for file_id, kind, reason, path in d.entries:
+        frame.declined.entries.add(
+            file_id=file_id, kind=int(kind), reason=clip(reason, limits.LEFT_OUT_REASON_BYTES), path=clip_path(path)
+        )
+    return frame
+
+
+def _decode_declined(d: pb.Declined) -> m.Declined:
+    _within(len(d.entries), 1, limits.ENTRIES_PER_DECLINED, "the number of Declined.entries")
+    return m.Declined(tuple([_decode_declined_entry(each) for each in d.entries]))
+
+
+def _decode_declined_entry(e: pb.DeclinedEntry) -> m.DeclinedEntry:
+    kind = _enum(m.SkipKind, e.kind, "Declined.entries.kind")
+    _require(kind in m.RECEIVER_KINDS, f"Declined.entries.kind is {kind.name}, which is for the sender to say")
+    _within(len(e.path), 1, limits.LEFT_OUT_PATH_BYTES, "the length of Declined.entries.path")
+    return m.DeclinedEntry(e.file_id, kind, _line(e.reason, limits.LEFT_OUT_REASON_BYTES), e.path)
+
+
+def _decode_notice(n: pb.Notice) -> m.Notice:
+    _within(len(n.texts), 1, limits.TEXTS_PER_NOTICE, "the number of Notice.texts")
+    return m.Notice(tuple([_reason(text) for text in n.texts]))
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -499,6 +525,8 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     m.Finish: _encode_finish,
     m.Complete: lambda c: pb.Frame(complete=pb.Complete(**c._asdict())),
     m.Withdrawn: lambda w: pb.Frame(withdrawn=pb.Withdrawn(file_ids=w.file_ids)),
+    m.Declined: _encode_declined,
+    m.Notice: lambda n: pb.Frame(notice=pb.Notice(texts=[clip_reason(text) for text in n.texts])),
     m.Verdicts: _encode_verdicts,
     m.ChunkHeader: _encode_chunk_header,
     m.ChunkAck: _encode_chunk_ack,
@@ -519,6 +547,8 @@ _DECODERS: dict[str, Callable[[Any], m.Message]] = {
     "finish": _decode_finish,
     "complete": _decode_complete,
     "withdrawn": _decode_withdrawn,
+    "declined": _decode_declined,
+    "notice": _decode_notice,
     "verdicts": _decode_verdicts,
     "chunk_header": _decode_chunk_header,
     "chunk_ack": _decode_chunk_ack,

@@ -97,6 +97,12 @@ class SkipKind(enum.IntEnum):
     """It was moved, but the receiver can't set one of its attributes."""
     SPECIAL = 6
     """It is a FIFO, a socket or a device, which are never moved. This is not a failure."""
+    EXISTING = 7
+    """It exists at the destination, and may not be replaced: it is left as it is."""
+
+
+RECEIVER_KINDS = (SkipKind.DECLINED, SkipKind.ATTRIBUTE, SkipKind.EXISTING)
+"""The kinds that the receiver finds, and tells in Declined."""
 
 
 class Greeting(NamedTuple):
@@ -303,6 +309,29 @@ class Withdrawn(NamedTuple):
     file_ids: tuple[int, ...]
 
 
+class DeclinedEntry(NamedTuple):
+    """An entry that the receiver skips, or whose attribute it can't set: the kind is one of RECEIVER_KINDS."""
+
+    file_id: int
+    kind: SkipKind
+    reason: str
+    """Without the path."""
+    path: bytes = b""
+    """That at the destination; may be cut."""
+
+
+class Declined(NamedTuple):
+    """Receiver: entries that it can't make, replace or link. The sender skips them, and goes on with all others."""
+
+    entries: tuple[DeclinedEntry, ...]
+
+
+class Notice(NamedTuple):
+    """Receiver: warnings for both users. They are no failures."""
+
+    texts: tuple[str, ...]
+
+
 class Complete(NamedTuple):
     """Receiver: everything is durable: under final names if `committed`, else in staging (a shard); or a dry run."""
 
@@ -367,6 +396,8 @@ Message = (
     | Finish
     | Complete
     | Withdrawn
+    | Declined
+    | Notice
     | Verdicts
     | ChunkHeader
     | ChunkAck

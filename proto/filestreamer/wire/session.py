@@ -24,6 +24,14 @@ Side = Literal["sender", "receiver"]
 """An end of a transfer: of the conversation, and the service that is that end."""
 State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted"]
 
+_REPORTS = (m.Declined, m.Notice, m.Verdicts)
+
+
+def _staying(state: State, *messages: type) -> dict[type, State]:
+    """Return the rows of messages that leave the state as it is."""
+    return dict.fromkeys(messages, state)
+
+
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Offer: "manifest", m.Progress: "offer"},
     "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Progress: "manifest"},
@@ -33,21 +41,9 @@ _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
-    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Verdicts: "manifest", m.Progress: "manifest"},
-    "moving": {
-        m.Needed: "moving",
-        m.Held: "moving",
-        m.Verdicts: "moving",
-        m.Progress: "moving",
-        m.Complete: "complete",
-    },
-    "finishing": {
-        m.Needed: "moving",
-        m.Held: "finishing",
-        m.Verdicts: "finishing",
-        m.Progress: "finishing",
-        m.Complete: "complete",
-    },
+    "manifest": _staying("manifest", m.Needed, m.Held, *_REPORTS, m.Progress),
+    "moving": _staying("moving", m.Needed, m.Held, *_REPORTS, m.Progress) | {m.Complete: "complete"},
+    "finishing": _staying("finishing", m.Held, *_REPORTS, m.Progress) | {m.Needed: "moving", m.Complete: "complete"},
     "complete": {},
 }
 _SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}

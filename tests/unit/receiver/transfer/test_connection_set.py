@@ -15,6 +15,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, prepare
+from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account, Budget
 from receiver.transfer.connection import DataConnection
@@ -68,6 +69,7 @@ class Host:
             disk_worker=unused,
             syncer=unused,
             liveness=Liveness(counters, link, self.connection_set, rehasher, give_up_seconds=UNIT),
+            report=Report(lambda: None),
             log=log.configure("receiver"),
         )
 
