@@ -135,7 +135,12 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
             return special, None
         directory, name = os.path.split(follow(path) if os.path.islink(path) else os.path.abspath(path))
         output_name = check_name(os.fsencode(name))
-    destination = Destination(directory, replace=not settings.no_replace, replace_special=output_name is None)
+    destination = Destination(
+        directory,
+        replace=not settings.no_replace,
+        replace_special=output_name is None,
+        allow_delete=settings.allow_delete,
+    )
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name

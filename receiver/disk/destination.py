@@ -16,13 +16,17 @@ from receiver.disk.space import SpaceLender
 class Destination:
     """The directory that files go to. Its descriptor stays open as long as the process runs."""
 
-    def __init__(self, directory: str, *, replace: bool = True, replace_special: bool = True) -> None:
+    def __init__(
+        self, directory: str, *, replace: bool = True, replace_special: bool = True, allow_delete: bool = False
+    ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.path = directory
         self.replace = replace
         """Whether a file may take the place of an existing one."""
         self.replace_special = replace_special
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
+        self.allow_delete = allow_delete
+        """Whether a sender may remove what it does not list."""
         self.space = SpaceLender()
         try:
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

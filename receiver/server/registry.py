@@ -67,7 +67,11 @@ class Registry:
         """
         if self._output_name is not None:
             raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
-        roots = TopLevelNames(self._directory, lambda other: self._hold(transfer, roots, other))
+        roots = TopLevelNames(
+            self._directory,
+            lambda other: self._hold(transfer, roots, other),
+            lambda other: self._try_hold(transfer, roots, other),
+        )
         roots.claim(name)
         return roots
 
@@ -81,6 +85,15 @@ class Registry:
                 raise busy(self._path(name))
             self._table.trees[transfer] = roots
             roots.take(name)
+
+    def _try_hold(self, transfer: Claimant, roots: TopLevelNames, name: bytes) -> bool:
+        """Let a tree have a name, if no transfer has it; return whether it has it now."""
+        with self._lock:
+            if self._table.holders(name):
+                return False
+            self._table.trees[transfer] = roots
+            roots.take(name)
+        return True
 
     # --- files
 

@@ -50,6 +50,10 @@ class TargetOpener:
         entry = part.entries[0] if is_alone else None
         if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
             raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
+        if offer.shard is not None and (offer.delete or offer.dry_run or offer.existing is not m.Existing.REPLACE):
+            raise RemoteProtocolError("a shard was offered with `delete`, `dry_run` or `existing`")
+        if offer.delete is not None and entry is not None and entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
+            raise RemoteProtocolError("one file was offered with `delete`, which is for directories")
         output = self._claim_output(is_alone=is_alone)
         if entry is not None and (output is not None or entry.type is m.EntryType.STREAM):
             return self._open_pipe(output, entry, offer)
@@ -100,6 +104,10 @@ class TargetOpener:
         root = first.partition(b"/")[0]
         with self._reporting_refusal():
             roots = context.names.claim_root(context.transfer, root)
+            if offer.delete is not None and not roots.destination.allow_delete:
+                raise TransferFailed(
+                    Code.POLICY, "this receiver removes nothing: start it with --allow-delete, or leave out --delete"
+                )
         return TreeTarget(
             offer,
             roots,
