@@ -131,7 +131,7 @@ class Transfer:
         )
         self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox)
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
-        self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier, pause_seconds)
+        self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._skipped, self._link, self.mailbox)
         self._declined = DeclinedEntries(

@@ -58,6 +58,17 @@ class Registry:
     def _path(self, name: bytes) -> str:
         return os.path.join(self._directory.path, os.fsdecode(name))
 
+    def place(self, *, is_alone: bool) -> tuple[Destination, bytes | None]:
+        """Return the destination, and the name that replaces that of a file which is sent alone, if there is one.
+
+        Raises TransferFailed(POLICY) where this receiver has no destination, or takes one file and another was offered.
+        """
+        if not isinstance(self._destination, Destination):
+            raise TransferFailed(Code.POLICY, f"this receiver writes to {self._destination.path}: there is none to ask")
+        if self._output_name is not None and not is_alone:
+            raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
+        return self._destination, self._output_name
+
     # --- trees
 
     def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
@@ -65,8 +76,7 @@ class Registry:
 
         Raises TransferFailed: POLICY, BUSY.
         """
-        if self._output_name is not None:
-            raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
+        self.place(is_alone=False)
         roots = TopLevelNames(
             self._directory,
             lambda other: self._hold(transfer, roots, other),

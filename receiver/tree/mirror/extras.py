@@ -118,3 +118,11 @@ class Extras:
             raise from_os_error(error, Code.DESTINATION, what) from None
         self.failed += 1
         self._warn(f"{what}: {error.strerror}")
+
+
+def check_permitted(destination: Destination) -> None:
+    """Raise TransferFailed(POLICY) where the user of this receiver does not permit a Deletion."""
+    if not destination.allow_delete:
+        raise TransferFailed(
+            Code.POLICY, "this receiver removes nothing: start it with --allow-delete, or leave out --delete"
+        )

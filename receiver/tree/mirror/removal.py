@@ -5,6 +5,7 @@ What is on another mount stays, and so does what the caller wants kept, and each
 """
 
 import contextlib
+import enum
 import errno
 import os
 import stat
@@ -49,6 +50,16 @@ def unlink(directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> N
         os.unlink(name, dir_fd=directory_fd)
 
 
+class _Found(enum.Enum):
+    """What became of a name."""
+
+    GONE = enum.auto()
+    STAYS = enum.auto()
+    """It is kept, or can't be removed."""
+    DIRECTORY = enum.auto()
+    """It is a directory, which is still to be removed."""
+
+
 class _Level:
     """A directory that is being removed."""
 
@@ -76,7 +87,7 @@ class Removal:
         """Remove a name of the directory, with all that is in it, but for what is kept."""
         # Not recursive: a tree may be deeper than the stack, and than a process may have open files.
         levels: list[_Level] = []
-        if self._is_directory_left(self._fd, [name]):
+        if self._remove_unless_directory(self._fd, [name]) is _Found.DIRECTORY:
             levels.append(_Level([name]))
         while levels:
             level = levels[-1]
@@ -92,25 +103,23 @@ class Removal:
             if levels and level.is_kept:
                 levels[-1].is_kept = True
 
-    def _is_directory_left(self, directory_fd: int, below: list[bytes]) -> bool:
-        """Remove a name that is no directory; return whether it is a directory, which is to be removed.
-
-        A name that can't be removed, or is kept, is still there afterwards.
-        """
+    def _remove_unless_directory(self, directory_fd: int, below: list[bytes]) -> _Found:
+        """Remove a name that is no directory, unless it is kept."""
         path = self._full(below)
         try:
             is_directory = stat.S_ISDIR(os.stat(below[-1], dir_fd=directory_fd, follow_symlinks=False).st_mode)
             if self._is_kept(path, is_directory):
-                return False
+                return _Found.STAYS
             if is_directory:
-                return True
+                return _Found.DIRECTORY
             self._remove(directory_fd, below[-1], path, False)
         except FileNotFoundError:
             pass
         except OSError as error:
             if error.errno != errno.EBUSY:  # a mount point
                 self._failed(path, error)
-        return False
+            return _Found.STAYS
+        return _Found.GONE
 
     def _empty(self, level: _Level) -> None:
         """Remove what is in a directory, but for the directories in it."""
@@ -120,11 +129,12 @@ class Removal:
                 if Place.of(fd) != self._place:
                     level.is_kept = True
                     return
-                with os.scandir(fd) as found:
-                    names = [os.fsencode(each.name) for each in found]
+                names = list(map(os.fsencode, os.listdir(fd)))
                 for name in names:
-                    if self._is_directory_left(fd, [*level.below, name]):
+                    found = self._remove_unless_directory(fd, [*level.below, name])
+                    if found is _Found.DIRECTORY:
                         level.directories.append(name)
+                    level.is_kept = level.is_kept or found is _Found.STAYS
         except FileNotFoundError:
             pass
         except OSError as error:
