@@ -141,6 +141,7 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
         replace=not settings.no_replace,
         replace_special=output_name is None,
         allow_privileged=settings.allow_privileged,
+        allow_delete=settings.allow_delete,
     )
     if output_name is not None:
         destination.check_final(output_name)

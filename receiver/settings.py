@@ -47,6 +47,12 @@ class ReceiverSettings(CommonSettings):
         bool, "Let senders set owners, setuid and setgid bits, trusted.* and security.* attributes.", default=False
     )
     """Whether what is privileged is set as the sender says; else that is left out, and told."""
+    allow_delete: bool = setting(
+        bool,
+        "Let senders with --delete remove what they don't list below the directories that they send.",
+        default=False,
+    )
+    """Whether an Offer with a Deletion is accepted."""
 
     idle_timeout: float | None = setting(
         values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"

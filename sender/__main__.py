@@ -43,7 +43,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for warning in settings.exposed():
         logger.warning("secret_exposed", reason=warning)
     if settings.dry_run:
-        return _list(settings, logger)
+        return _list(settings, logger) if settings.to is None else _ask(settings, logger)
     monitor = Monitor("sender", settings, logger)
 
     def overdue(number: int) -> None:
@@ -113,6 +113,38 @@ def _send(
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _ask(settings: "SenderSettings", logger: Any) -> int:
+    """Print how each entry stands at the receiver, then the result; return the exit code."""
+    from filestreamer.process.threads import as_failure
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+    from sender.asking import Asking
+
+    failure: FilestreamerError | None
+    try:
+        asking = Asking(settings, logger, print)
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        outcome = TransferResult.without_transfer(as_failure("asking", error))
+        report(outcome, settings.result_file, logger)
+        return outcome.exit_code
+
+    def overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+    signals.on_signal(asking.interrupt, overdue)
+    try:
+        asking.run()
+        failure = asking.shortfall()
+        sys.stdout.flush()
+    except FilestreamerError as error:
+        failure = error
+    except OSError as error:
+        failure = FilestreamerError(f"can't write the list: {error.strerror}")
+    outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
+    report(outcome, settings.result_file, logger, file=settings.input_files[0])
+    return outcome.exit_code
 
 
 def _list(settings: "SenderSettings", logger: Any) -> int:

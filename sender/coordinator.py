@@ -47,6 +47,7 @@ from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
+from sender.source.deletion import find_deletion
 from sender.source.item import Item, check_in_place
 from sender.source.listing import Listed, ListingThread
 from sender.source.skipped_entries import SkippedEntries
@@ -98,6 +99,7 @@ class Transfer:
         self._reached: tuple[Address, bytes] | None = None  # where control was last, and the incarnation there
 
         self._skipped = SkippedEntries(self.counters, log)
+        self._deletion = find_deletion(settings)
         self._listing = ListingThread(settings, self.mailbox, self._skipped)
         self._is_tree = self._listing.single is None
         self._manifest = Manifest(choose_chunk_size(settings, self._listing.single))
@@ -129,7 +131,7 @@ class Transfer:
         )
         self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox)
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
-        self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier, pause_seconds)
+        self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._skipped, self._link, self.mailbox)
         self._declined = DeclinedEntries(
@@ -279,7 +281,17 @@ class Transfer:
         share, single = self._settings.shard, self._listing.single
         shard = m.Shard(share.index, share.count) if share.count > 1 else None
         total_bytes = single.sent_bytes if single is not None else 0
-        self._link.say(m.Offer(self._manifest.chunk_size, shard, self._settings.checksum, total_bytes))
+        settings = self._settings
+        self._link.say(
+            m.Offer(
+                self._manifest.chunk_size,
+                shard,
+                settings.checksum,
+                total_bytes,
+                settings.existing,
+                self._deletion,
+            )
+        )
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -396,6 +408,8 @@ class Transfer:
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked and (self._manifest.is_single or self._settings.checksum):
             raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
+        if message.left and self._settings.existing not in (m.Existing.SKIP, m.Existing.NEWER):
+            raise RemoteProtocolError("the receiver leaves files as they are, but they are to be replaced")
         self._manifest.take_answer(message.file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
@@ -411,6 +425,9 @@ class Transfer:
             raise RemoteProtocolError("the receiver does not commit the file, which has no other shards")
         if not self._was_finished:
             raise RemoteProtocolError("the receiver sent Complete before all chunks were sent")
+        counters = self.counters
+        counters.deleted_files, counters.undeletable_files = message.deleted, message.undeletable
+        counters.left_files = message.left
         self._committed = message.committed
 
     def _take_abort(self, message: m.Abort) -> None:
@@ -480,5 +497,7 @@ def _needed_features(settings: SenderSettings, single: Item | None) -> tuple[str
         features.SHARDS: settings.shard.count > 1,
         features.OWNER: settings.owner,
         features.CHECKSUM: settings.checksum,
+        features.EXISTING: settings.existing is not m.Existing.REPLACE,
+        features.DELETE: settings.delete,
     }
     return tuple(name for name, is_used in uses.items() if is_used)

@@ -13,6 +13,7 @@ from filestreamer.settings.parse import parse_settings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
+from filestreamer.wire.messages import Existing
 
 STDIN: Final = "-"
 """The path that means standard input."""
@@ -36,6 +37,11 @@ def file_name(value: object) -> str:
     if name in (".", "..") or "/" in name or length > limits.NAME_BYTES:
         raise ValueError(f"{value!r} is not a file name: no '/', no '..', at most {limits.NAME_BYTES} bytes")
     return name
+
+
+def existing(value: object) -> Existing:
+    """Read what becomes of files that exist."""
+    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
 
 
 def share(value: object) -> Share:
@@ -68,8 +74,9 @@ class SenderSettings(CommonSettings):
     )
     """Paths to send, as the user wrote them: relative to the working directory. STDIN alone is standard input."""
 
-    to: Address = setting(peer, "Address of the receiver.", required=True, metavar="HOST:PORT")
-    """The address of the receiver. It has no default, so that a sender without --to does not send to this machine."""
+    to: Address | None = setting(peer, "Address of the receiver.", metavar="HOST:PORT")
+    """The address of the receiver. It has no default, so that a sender without --to does not send to this machine; it
+    is None only with `dry_run`."""
 
     as_name: str | None = setting(
         file_name, "Name of the only INPUT_FILE at the destination.  [default: its own]", flag="--as", metavar="NAME"
@@ -133,8 +140,28 @@ class SenderSettings(CommonSettings):
     owner: bool = setting(bool, "Keep numeric owners; the receiver needs the right to set them.", default=False)
     """Tell the receiver the numeric owner and group of each entry."""
 
-    dry_run: bool = setting(bool, "List the entries that would be offered, and send nothing.", default=False)
-    """Only list the entries that would be sent."""
+    existing: Existing = setting(
+        existing,
+        "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
+        " replace, or refuse.",
+        default="replace",
+        metavar="WHAT",
+    )
+    """What the receiver does with a file or symlink that has the name of an entry and differs from it."""
+
+    delete: bool = setting(
+        bool,
+        "Remove from the named directories what is not at the source; the receiver needs --allow-delete.",
+        default=False,
+    )
+    """Make an exact mirror of each directory that the user names, once all of it was moved."""
+
+    dry_run: bool = setting(
+        bool,
+        "Send nothing: list the entries or, with --to, ask the receiver what it would do with each.",
+        default=False,
+    )
+    """Only list the entries that would be sent or, with `to`, how they stand at the receiver."""
 
     tls: bool = setting(
         bool, "Use TLS, and trust the CAs of this system; any --tls-... file implies this.", default=False
@@ -149,8 +176,16 @@ class SenderSettings(CommonSettings):
             object.__setattr__(self, "tls", True)
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as needs exactly one input path")
+        if self.to is None and not self.dry_run:
+            raise UsageError(
+                "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)"
+            )
         if STDIN in self.input_files:
             self._check_stdin()
+        if self.shard.count > 1:
+            self._check_shard()
+        if self.delete and self.include:
+            raise UsageError("--delete: with --include not all of a directory is sent, so nothing else can be removed")
 
     @property
     def reads_stdin(self) -> bool:
@@ -171,6 +206,20 @@ class SenderSettings(CommonSettings):
             raise UsageError(
                 f"--chunk-size {self.chunk_size}: a chunk of standard input must not be larger than --window"
             )
+
+        if self.delete:
+            raise UsageError("--delete: standard input is no directory")
+        if self.existing in (Existing.SKIP, Existing.NEWER):
+            raise UsageError("--existing: standard input is read to be sent: it can only replace or refuse")
+
+    def _check_shard(self) -> None:
+        """Raise UsageError for settings that a share of a file does not have."""
+        if self.delete:
+            raise UsageError("--delete: a shard moves a share of one file, and no directory")
+        if self.existing is not Existing.REPLACE:
+            raise UsageError("--existing: shards have no say in that: receiver --no-replace has")
+        if self.dry_run and self.to is not None:
+            raise UsageError("--dry-run: a shard can't ask about its share: leave out --shard")
 
     @property
     def name(self) -> str:

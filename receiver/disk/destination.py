@@ -24,7 +24,13 @@ class Destination(Place):
     """The directory that files go to."""
 
     def __init__(
-        self, directory: str, *, replace: bool = True, replace_special: bool = True, allow_privileged: bool = False
+        self,
+        directory: str,
+        *,
+        replace: bool = True,
+        replace_special: bool = True,
+        allow_privileged: bool = False,
+        allow_delete: bool = False,
     ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.replace = replace
@@ -33,6 +39,8 @@ class Destination(Place):
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
         self.allow_privileged = allow_privileged
         """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
+        self.allow_delete = allow_delete
+        """Whether a sender may remove what it does not list."""
         try:
             self._absolute = _absolute(directory)
             fd = os.open(self._absolute, _OPEN)

@@ -51,6 +51,10 @@ class Report:
         self._entries: list[Reported] = []
         self._warnings: list[str] = []
         self._warned: dict[str, None] = {}  # in order; the first WARNINGS_MAX
+        self.is_short = False
+        """Whether an entry was declined, or left because it may not be replaced."""
+        self.left = 0
+        """Entries that exist and differ, and are left as they are, as the sender's user wants it: no failure."""
         self.store: Store | None = None
         """Where what was told is kept, for a sender that comes again; in memory without it."""
         self._kept: list[bytes] = []
@@ -78,8 +82,14 @@ class Report:
             self._warnings.append(text)
         self._nudge()
 
+    def leave(self) -> None:
+        """Count an entry that exists and differs, and is left as it is (`Offer.existing`)."""
+        with self._mutex:
+            self.left += 1
+
     def _add(self, reported: Reported) -> None:
         with self._mutex:
+            self.is_short = self.is_short or reported.kind is not SkipKind.ATTRIBUTE
             self._entries.append(reported)
         self._nudge()
 

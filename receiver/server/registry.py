@@ -73,6 +73,17 @@ class Registry:
     def _path(self, name: bytes) -> str:
         return os.path.join(self._directory.path, os.fsdecode(name))
 
+    def destination_for(self, *, is_alone: bool) -> tuple[Destination, bytes | None]:
+        """Return the destination, and the name that replaces that of a file which is sent alone, if there is one.
+
+        Raises TransferFailed(POLICY) where this receiver has no destination, or takes one file and another was offered.
+        """
+        if not isinstance(self._destination, Destination):
+            raise TransferFailed(Code.POLICY, f"this receiver writes to {self._destination.path}: there is none to ask")
+        if self._output_name is not None and not is_alone:
+            raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
+        return self._follow(), self._output_name
+
     # --- trees
 
     def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
@@ -80,9 +91,12 @@ class Registry:
 
         Raises TransferFailed: POLICY, BUSY.
         """
-        if self._output_name is not None:
-            raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
-        roots = TopLevelNames(self._follow(), lambda other: self._hold(transfer, roots, other))
+        destination, _ = self.destination_for(is_alone=False)
+        roots = TopLevelNames(
+            destination,
+            lambda other: self._hold(transfer, roots, other),
+            lambda other: self._try_hold(transfer, roots, other),
+        )
         roots.claim(name)
         return roots
 
@@ -96,6 +110,15 @@ class Registry:
                 raise busy(self._path(name))
             self._table.trees[transfer] = roots
             roots.take(name)
+
+    def _try_hold(self, transfer: Claimant, roots: TopLevelNames, name: bytes) -> bool:
+        """Let a tree have a name, if no transfer has it; return whether it has it now."""
+        with self._lock:
+            if self._table.holders(name):
+                return False
+            self._table.trees[transfer] = roots
+            roots.take(name)
+        return True
 
     # --- files
 

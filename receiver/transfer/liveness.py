@@ -117,7 +117,8 @@ class Liveness:
         if self.has_lost_connection:
             self.has_lost_connection = False
             clock.lose(under_way_bytes)
-        counters.hashing_bytes = self._rehasher.hashed_bytes
+        # A dry run hashes by itself, and counts that as rehashed at once.
+        counters.hashing_bytes = max(self._rehasher.hashed_bytes, counters.rehashed_bytes)
         size, step = counters.size_bytes, limits.REHASH_STEP_BYTES
         progress = [
             clock.done(self._connection_set.new_bytes, now),

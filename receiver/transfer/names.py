@@ -9,6 +9,7 @@ from typing import Protocol
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import FilestreamerError
 from filestreamer.wire.grid import Grid, Share
+from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.memory.budget import Account
 from receiver.pipe.standard_output import OpenFile
@@ -66,6 +67,15 @@ class Names(Protocol):
 
     def claim_stdout(self, transfer: Claimant) -> OpenFile | None:
         """Give a transfer the output of this receiver; None where it has a directory. Raises TransferFailed(BUSY)."""
+
+    def destination_for(self, *, is_alone: bool) -> tuple[Destination, bytes | None]:
+        """Return the destination, and the name that replaces that of a file which is sent alone, if there is one.
+
+        Raises TransferFailed(POLICY) where this receiver has no destination, or takes one file and another was offered.
+        """
+
+    def is_in_use(self, name: bytes) -> bool:
+        """Whether a transfer that does not hang has this name, as that of a file or in a tree."""
 
     def release_committed(self, transfer: Claimant) -> None:
         """Let other transfers have the name of a file that this one has committed."""

@@ -53,6 +53,12 @@ class TargetOpener:
         entry = part.entries[0] if is_alone else None
         if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
             raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
+        if offer.shard is not None and (offer.delete or offer.dry_run or offer.existing is not m.Existing.REPLACE):
+            raise RemoteProtocolError("a shard was offered with `delete`, `dry_run` or `existing`")
+        if offer.delete is not None and entry is not None and entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
+            raise RemoteProtocolError("one file was offered with `delete`, which is for directories")
+        if offer.dry_run:
+            return self._open_check(offer, is_alone=is_alone)
         output = self._claim_output(is_alone=is_alone)
         if entry is not None and (output is not None or entry.type is m.EntryType.STREAM):
             return self._open_pipe(output, entry, offer)
@@ -101,6 +107,7 @@ class TargetOpener:
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.
+        from receiver.tree.mirror.extras import check_permitted
         patiently(lambda: importlib.import_module("receiver.tree.tree_target"))
         from receiver.tree.tree_target import TreeTarget
 
@@ -111,6 +118,8 @@ class TargetOpener:
         root = first.partition(b"/")[0]
         with self._reporting_refusal():
             roots = context.names.claim_root(context.transfer, root)
+            if offer.delete is not None:
+                check_permitted(roots.destination)
         return TreeTarget(
             offer,
             roots,
@@ -123,6 +132,21 @@ class TargetOpener:
             report=context.report,
             log=context.log,
         )
+
+    def _open_check(self, offer: m.Offer, *, is_alone: bool) -> Target:
+        """Open the target of a dry run, which claims nothing. Raises TransferFailed(POLICY)."""
+        from receiver.check.check_target import CheckTarget
+
+        context = self._context
+        with self._reporting_refusal():
+            return CheckTarget(
+                offer,
+                *context.names.destination_for(is_alone=is_alone),
+                is_in_use=context.names.is_in_use,
+                counters=context.counters,
+                report=context.report,
+                log=context.log,
+            )
 
     def _open_pipe(self, output: OpenFile | None, entry: m.Entry, offer: m.Offer) -> Target:
         """Open the target of a pipe: the output of this receiver, or a new file for a stream."""

@@ -113,6 +113,8 @@ class EntryPreparer:
 
         Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
         """
+        if entry.type is EntryType.KEPT:  # it only says what a Deletion keeps
+            return NOTHING
         if entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         root, below, _ = entry.path.partition(b"/")

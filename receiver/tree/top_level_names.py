@@ -70,10 +70,16 @@ def _key(name: bytes) -> int:
 class TopLevelNames:
     """The names that one tree holds. Any thread may call."""
 
-    def __init__(self, destination: Destination, check: Callable[[bytes], None]) -> None:
-        """`check` raises TransferFailed(BUSY) where another transfer holds a name; else it calls `take`."""
+    def __init__(
+        self, destination: Destination, check: Callable[[bytes], None], is_free: Callable[[bytes], bool] | None = None
+    ) -> None:
+        """`check` raises TransferFailed(BUSY) where another transfer holds a name; else it calls `take`.
+
+        `is_free` calls `take` as well, unless another transfer holds the name; it displaces none.
+        """
         self.destination = destination
         self._check = check
+        self._is_free = is_free
         self._lock = threading.Lock()  # protects what follows
         self._passing: set[bytes] = set()
         self._lasting = Names()
@@ -90,6 +96,10 @@ class TopLevelNames:
             with self._lock:
                 self._passing.discard(name)
                 self._lasting.add(name)
+
+    def try_claim(self, name: bytes) -> bool:
+        """Hold a name until it is released, if no transfer holds it, this one included; return whether it is held."""
+        return name not in self and self._is_free is not None and self._is_free(name)
 
     def take(self, name: bytes) -> None:
         """Note a name that no other transfer holds."""

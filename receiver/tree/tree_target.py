@@ -31,6 +31,7 @@ from receiver.tree.manifest.archive import Archive, memory_bytes
 from receiver.tree.manifest.large_file import Spooled
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
+from receiver.tree.mirror.deleter import begin_deleter
 from receiver.tree.part_preparer import PartPreparer
 from receiver.tree.part_table import PartTable
 from receiver.tree.top_level_names import TopLevelNames
@@ -72,6 +73,8 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
+        self._report = report
+        self._deleter = begin_deleter(offer.delete, top_level_names, report, counters, log)
         self._stagings = TreeStagings(destination, root)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)
@@ -157,6 +160,8 @@ class TreeTarget:
         if number is None and (part.first_file_id != archive.entries or archive.is_listed):
             raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
         if number is None:
+            if self._deleter is not None:
+                self._deleter.check(part)
             archive.append(part, body)
             self._latest = (archive.parts - 1, part)
         elif not archive.is_same(number, part, body):
@@ -289,6 +294,8 @@ class TreeTarget:
                 raise RemoteProtocolError(f"file {file_id} was withdrawn, but has no bytes to send")
             if state == WITHDRAWN:
                 return
+            if self._deleter is not None:
+                self._deleter.withdrew()
             part_state.set(index, WITHDRAWN)
             self._counters.files -= 1
             if not is_further_name:
@@ -319,6 +326,8 @@ class TreeTarget:
         Raises TransferFailed(DIGEST).
         """
         self.chunks.stop_writes()
+        if self._deleter is not None:
+            self._deleter.take_finish(finish)
         self._archive_all()
         self._counters.held_bytes += sum(map(self._held_bytes, range(self._archive.parts)))
         root = root_digest(self._archive.digests())
@@ -362,7 +371,11 @@ class TreeTarget:
 
     def next_step(self) -> NextStep:
         """Commit, once."""
-        return m.Complete(True) if self._is_committed else self._commit
+        if not self._is_committed:
+            return self._commit
+        counters = self._counters
+        counters.left_files = self._report.left
+        return m.Complete(True, counters.deleted_files, counters.undeletable_files, counters.left_files)
 
     def _commit(self) -> None:
         """Put the last files in place, make hard links, set modes and times of directories; make all of it durable."""
@@ -372,6 +385,8 @@ class TreeTarget:
         parts = range(self._archive.parts)
         for number in parts:
             self._entry_preparer.link(number)
+        if self._deleter is not None:  # before the times of directories are set, which this changes
+            self._deleter.delete(map(self._archive.part, parts))
         for number in reversed(parts):
             self._entry_preparer.finish_directories(number)
         try:

@@ -60,7 +60,10 @@ class Answers:
         """Have held segments compared; mark files that the receiver accepts unread as done."""
         for files in message.unchecked:
             for part, file_id in self._files(files):
-                self._accept(part, file_id)
+                self._counters.unchecked_bytes += self._accept(part, file_id)
+        for files in message.left:
+            for part, file_id in self._files(files):
+                self._counters.size_bytes -= self._accept(part, file_id)
         owner = self._manifest.part_of_file(message.file_id)
         if message.digests and owner is not None:
             self._hold_segments(owner, message)
@@ -127,8 +130,8 @@ class Answers:
         else:
             self._bundle_ready(part.need(file_id))
 
-    def _accept(self, part: Part, file_id: int) -> None:
-        """Mark a file as done that the receiver has under its final name with the listed size and mtime."""
+    def _accept(self, part: Part, file_id: int) -> int:
+        """Mark a file as done that stays at the receiver as it is; return its bytes, 0 if it was answered before."""
         if part.is_large(file_id):
             chunks = part.chunks_of(file_id)
             new = self._queue.hold(chunks.start, chunks.stop)
@@ -138,8 +141,7 @@ class Answers:
         else:
             is_new = not part.is_answered(file_id)
             self._bundle_ready(part.do_without(file_id))
-        if is_new:
-            self._counters.unchecked_bytes += part.payload_bytes(file_id)
+        return part.payload_bytes(file_id) if is_new else 0
 
     def _bundle_ready(self, chunk_id: int | None) -> None:
         """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""

@@ -7,6 +7,7 @@ two threads).
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,6 @@ from filestreamer.telemetry import tcp_info
 from filestreamer.wire.errors import FilestreamerError
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
-from sender.dispatch.verify import Verifier
 from sender.mailbox import Event, Failed, Mailbox
 from sender.network.control_state import Address
 from sender.network.dial import Dialer
@@ -62,14 +62,19 @@ class ControlReader(threading.Thread):
     """Opens and reads the control connection until `stop`."""
 
     def __init__(
-        self, dialer: Dialer, link: ControlLink, mailbox: Mailbox, verifier: Verifier, pause_seconds: float = 0.0
+        self,
+        dialer: Dialer,
+        link: ControlLink,
+        mailbox: Mailbox,
+        is_behind: Callable[[], bool],
+        pause_seconds: float = 0.0,
     ) -> None:
-        """Prepare to open it after `pause_seconds`. While the verifier is behind, nothing more is read."""
+        """Prepare to open it after `pause_seconds`. While this end `is_behind`, nothing more is read."""
         super().__init__(name="control", daemon=True)
         self._dialer = dialer
         self._link = link
         self._mailbox = mailbox
-        self._verifier = verifier
+        self._is_behind = is_behind
         self._pause_seconds = pause_seconds
 
     def run(self) -> None:
@@ -102,7 +107,7 @@ class ControlReader(threading.Thread):
 
     def _read(self, channel: Channel) -> None:
         try:
-            self._link.read(channel, lambda body: self._mailbox.post(Received(body, channel)), self._verifier.is_behind)
+            self._link.read(channel, lambda body: self._mailbox.post(Received(body, channel)), self._is_behind)
         finally:
             self._dialer.close_channel(channel)
 

@@ -52,6 +52,7 @@ class Dialer:
         self, settings: SenderSettings, transfer_id: bytes, control_state: ControlState, needed: tuple[str, ...]
     ) -> None:
         """Prepare to dial receivers that have the `needed` features. Raises UsageError for an unusable TLS file."""
+        assert settings.to is not None  # only a list of what would be offered goes without it
         self._to = settings.to
         self._transfer_id = transfer_id
         self._control_state = control_state

@@ -118,6 +118,7 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> W
         wanted=wanted,
         is_sparing=bool(settings.include),
         owner=settings.owner,
+        keeps=settings.delete,
     )
 
 

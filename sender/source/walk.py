@@ -52,13 +52,15 @@ class Walk:
         wanted: Wanted | None = None,
         is_sparing: bool = False,
         owner: bool = False,
+        keeps: bool = False,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
-        owners. Raises UsageError where two paths have the same name at the destination.
+        owners. If `keeps`, a KEPT entry stands for what is there and is not moved, such as a FIFO. Raises
+        UsageError where two paths have the same name at the destination.
         """
-        self._roots = [(os.fsencode(path), _name(path, as_name)) for path in paths]
+        self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
         if len(set(names)) < len(names) or any(
             not name and any(os.path.lexists(os.path.join(path, other)) for other in names if other)
@@ -71,6 +73,7 @@ class Walk:
         self._wanted = wanted
         self._is_sparing = is_sparing
         self._owner = owner
+        self._keeps = keeps
         self._links: dict[Identity, tuple[int, int]] = {}
         """Files of which more names are to come: their hard-link group, and how many names that are."""
         self._groups = 0  # hard-link groups so far
@@ -177,7 +180,7 @@ class Walk:
             entry = self._entry(name, EntryType.SYMLINK, status)
             return Item(entry._replace(link_target=self._target(path, root)), path)
         self._skip(path, name, SkipKind.SPECIAL, f"it is {_type_name(status.st_mode)}")
-        return None
+        return Item(Entry(name, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
 
     def _target(self, path: bytes, root: Root) -> bytes:
         """Return the target of a symbolic link. Raises OSError."""
@@ -235,7 +238,7 @@ class _Level:
         return not was_listed
 
 
-def _name(path: str, as_name: str) -> bytes:
+def destination_name(path: str, as_name: str) -> bytes:
     """Return the name that a path gets at the destination; empty for the contents of a directory."""
     if as_name:
         return os.fsencode(as_name)

@@ -34,7 +34,7 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-FEATURES = ("checksum", "owner", "shards", "streams", "trees")
+FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "trees")
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
@@ -83,6 +83,25 @@ MESSAGES: list[tuple[str, m.Message]] = [
         "the largest chunk size, share 0 of 4, final files compared, size not known yet",
         m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 4), True, 0),
     ),
+    (
+        "an exact mirror of one directory; what is there already stays unless the source has a newer one",
+        m.Offer(
+            limits.CHUNK_SIZE_DEFAULT,
+            None,
+            False,
+            0,
+            m.Existing.NEWER,
+            m.Deletion((b"photos",), (b"*.tmp", b"/cache/")),
+        ),
+    ),
+    (
+        "what is in a directory, into the destination itself; the receiver is only asked",
+        m.Offer(limits.CHUNK_SIZE_DEFAULT, None, True, 0, m.Existing.REFUSE, m.Deletion((b"",)), True),
+    ),
+    (
+        "a FIFO at the source: what has its name at the destination is kept",
+        m.ManifestPart(5, (m.Entry(b"photos/fifo", m.EntryType.KEPT, 0, 0, 0),), True),
+    ),
     ("the whole manifest of a transfer of one file", m.ManifestPart(0, (FILE,), True)),
     ("a manifest with everything an entry may have", m.ManifestPart(0, TREE, False)),
     ("the end of a manifest whose last entry was in the part before", m.ManifestPart(5, (), True)),
@@ -94,6 +113,18 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("segments 5 and 6 of file 1 are held", m.Held(1, 5, segment_digest(b"five") + segment_digest(b"six"))),
     ("files 20 to 29 are accepted unread", m.Held(0, 0, b"", (m.FileRange(20, 10),))),
     ("all of file 7 is held, under its final name", m.Held(7, 0, segment_digest(b"seven"), (), True)),
+    ("files 30 to 39 exist, and are left as they are", m.Held(0, 0, b"", (), False, (m.FileRange(30, 10),))),
+    (
+        "how entries stand, in a dry run",
+        m.Verdicts(
+            (
+                m.EntryVerdict(m.Standing.SAME, 0, 4),
+                m.EntryVerdict(m.Standing.NEW, 4),
+                m.EntryVerdict(m.Standing.DECLINED, 5, reason="a directory has this name"),
+                m.EntryVerdict(m.Standing.EXTRA, path=b"photos/old.jpg"),
+            )
+        ),
+    ),
     ("a stream is needed, at most 64 MiB ahead", m.Needed((m.FileRange(0, 1),), (), 64 * limits.MIB)),
     (
         "a stream, whose size nobody knows",
@@ -139,6 +170,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
         ),
     ),
     ("the file has its final name", m.Complete(True)),
+    ("three entries were removed, one could not be, and two were left as they are", m.Complete(True, 3, 1, 2)),
     ("a share is synced in staging; the empty message", m.Complete(False)),
     ("one segment of a large file", m.ChunkHeader(1200, (m.Segment(1, 1200 << 22, 1 << 22),))),
     ("a bundle of three small files", m.ChunkHeader(0, (m.Segment(0, 0, 3), m.Segment(2, 0, 1), m.Segment(3, 0, 4)))),
@@ -459,7 +491,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("an entry without a path", entry(f1=b""), "Entry.path"),
     ("a path of 4097 bytes", entry(f1=b"x" * 4097), "Entry.path"),
     ("an entry of type 0", entry(f2=0), "Entry.type"),
-    ("an entry of an unknown type", entry(f2=5), "Entry.type"),
+    ("an entry of an unknown type", entry(f2=9), "Entry.type"),
     ("a directory of 8 bytes", entry(f2=2), "Entry.size"),
     ("a file of 2^63 bytes", entry(f3=1 << 63), "Entry.size"),
     ("mode bits beyond the permissions", entry(f4=0o10000), "Entry.mode"),

@@ -23,6 +23,7 @@ from filestreamer.wire.messages import (
     LeftOutCount,
     Progress,
     SkipKind,
+    Standing,
 )
 from filestreamer.wire.messages import Phase as WirePhase
 
@@ -170,6 +171,14 @@ class TransferCounters:
     """The first SKIPPED_MAX entries that were skipped; an entry that is a failure displaces one that is not."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
     """How many entries were skipped, by kind. A receiver takes the kinds that it does not find itself from Finish."""
+    left_files: int = 0
+    """Entries that exist at the destination and differ, and were left as they are (--existing): no failure."""
+    deleted_files: int = 0
+    """Entries that were removed at the destination (--delete)."""
+    undeletable_files: int = 0
+    """Entries that were to be removed, and could not be."""
+    verdicts: dict[Standing, int] | None = None
+    """How many entries stand how at the destination, in a dry run; None: this is no dry run."""
     tolerated: frozenset[SkipKind] = frozenset()
     """Kinds that do not count as failures (--tolerate)."""
     warnings: list[str] = field(default_factory=list)
@@ -216,8 +225,9 @@ class TransferCounters:
 
     @property
     def failed_files(self) -> int:
-        """How many entries were skipped for a reason that is a failure."""
-        return sum(count for kind, count in self.skipped_kinds.items() if self.is_failure(kind))
+        """How many entries were skipped for a reason that is a failure, or could not be removed."""
+        skipped = sum(count for kind, count in self.skipped_kinds.items() if self.is_failure(kind))
+        return skipped + (self.undeletable_files if self.is_failure(SkipKind.DECLINED) else 0)
 
     def is_failure(self, kind: SkipKind) -> bool:
         """Whether entries skipped for this reason make the exit code 5."""
@@ -268,6 +278,8 @@ class TransferCounters:
             if self.is_failure(kind)
         ]
         example = f", the first: {first.path}: {first.reason}" if first is not None else ""
+        if self.undeletable_files:
+            kinds.append(f"{self.undeletable_files} not removed")
         entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
         return Partial(f"{entries} skipped ({', '.join(kinds)}){example}; all other files are complete")
 

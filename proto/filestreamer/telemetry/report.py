@@ -99,6 +99,13 @@ def _log(outcome: TransferResult, log: Any, fields: dict[str, Any]) -> None:
         }
     if outcome.skipped_files:
         fields |= {"skipped_files": outcome.skipped_files, "skipped_kinds": outcome.skipped_kinds}
+    fields |= {
+        name: count
+        for name in ("left_files", "deleted_files", "undeletable_files")
+        if (count := getattr(outcome, name))
+    }
+    if outcome.dry_run:
+        fields |= {"dry_run": True, "verdicts": outcome.verdicts}
     if outcome.error is None:
         log.info("transfer_complete", **fields)
     else:

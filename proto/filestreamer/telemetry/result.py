@@ -103,6 +103,16 @@ class TransferResult:
     """What the transfer was bound by (telemetry.bottleneck); None if the peer has not reported its stages."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
+    left_files: int = 0
+    """Entries that exist at the destination and differ, and were left as they are (--existing)."""
+    deleted_files: int = 0
+    """Entries that were removed at the destination (--delete)."""
+    undeletable_files: int = 0
+    """Entries that were to be removed, and could not be; `warnings` names some."""
+    dry_run: bool = False
+    """Whether the receiver was only asked: then nothing was written."""
+    verdicts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """In a dry run, how many entries stand how at the destination: names of Standing."""
     skipped_files: int = 0
     """Entries that were not moved, such as unreadable or vanished files and devices."""
     skipped_kinds: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -146,6 +156,11 @@ class TransferResult:
             straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
             bottleneck=counters.bottleneck,
             root_digest=root_digest.hex() if root_digest is not None else None,
+            left_files=counters.left_files,
+            deleted_files=counters.deleted_files,
+            undeletable_files=counters.undeletable_files,
+            dry_run=counters.verdicts is not None,
+            verdicts={kind.name.lower(): count for kind, count in sorted((counters.verdicts or {}).items())},
             skipped_files=counters.skipped_files,
             skipped_kinds={kind.name.lower(): count for kind, count in sorted(counters.skipped_kinds.items())},
             skipped=tuple(SkippedEntry(item.path, item.reason, item.kind.name.lower()) for item in counters.skipped),
@@ -185,8 +200,15 @@ class TransferResult:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped_kinds.items())
             first = f": {printable(self.skipped[0].path)} ..." if self.skipped else ""
             lines.append(f"  {_count(self.skipped_files, 'entry', 'entries')} skipped ({kinds}){first}")
+        for count, what in ((self.left_files, "left as it is"), (self.deleted_files, "removed")):
+            if count:
+                lines.append(f"  {_count(count, 'entry', 'entries')} {what}")
+        if self.dry_run:
+            lines.append(
+                "  only asked: " + (", ".join(f"{n} {what}" for what, n in self.verdicts.items()) or "nothing")
+            )
         lines += [f"  warning: {printable(text)}" for text in self.warnings]
-        if not self.committed:
+        if not (self.committed or self.dry_run):
             lines.append("  one share of the file: other shares are not complete yet")
         if self.bottleneck is not None:
             lines.append(f"  bound by {TEXTS[self.bottleneck]}")

@@ -37,6 +37,14 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_INTERNAL: _ClassVar[Code]
     CODE_TOO_LARGE: _ClassVar[Code]
 
+class Existing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXISTING_UNSPECIFIED: _ClassVar[Existing]
+    EXISTING_REPLACE: _ClassVar[Existing]
+    EXISTING_SKIP: _ClassVar[Existing]
+    EXISTING_NEWER: _ClassVar[Existing]
+    EXISTING_REFUSE: _ClassVar[Existing]
+
 class EntryType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENTRY_TYPE_UNSPECIFIED: _ClassVar[EntryType]
@@ -44,6 +52,7 @@ class EntryType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENTRY_TYPE_DIRECTORY: _ClassVar[EntryType]
     ENTRY_TYPE_SYMLINK: _ClassVar[EntryType]
     ENTRY_TYPE_STREAM: _ClassVar[EntryType]
+    ENTRY_TYPE_KEPT: _ClassVar[EntryType]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -63,6 +72,17 @@ class SkipKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SKIP_KIND_ATTRIBUTE: _ClassVar[SkipKind]
     SKIP_KIND_SPECIAL: _ClassVar[SkipKind]
     SKIP_KIND_EXISTING: _ClassVar[SkipKind]
+
+class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STANDING_UNSPECIFIED: _ClassVar[Standing]
+    STANDING_NEW: _ClassVar[Standing]
+    STANDING_DIFFERS: _ClassVar[Standing]
+    STANDING_SAME: _ClassVar[Standing]
+    STANDING_LEFT: _ClassVar[Standing]
+    STANDING_EXISTING: _ClassVar[Standing]
+    STANDING_DECLINED: _ClassVar[Standing]
+    STANDING_EXTRA: _ClassVar[Standing]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -93,11 +113,17 @@ CODE_NO_SPACE: Code
 CODE_DIGEST: Code
 CODE_INTERNAL: Code
 CODE_TOO_LARGE: Code
+EXISTING_UNSPECIFIED: Existing
+EXISTING_REPLACE: Existing
+EXISTING_SKIP: Existing
+EXISTING_NEWER: Existing
+EXISTING_REFUSE: Existing
 ENTRY_TYPE_UNSPECIFIED: EntryType
 ENTRY_TYPE_FILE: EntryType
 ENTRY_TYPE_DIRECTORY: EntryType
 ENTRY_TYPE_SYMLINK: EntryType
 ENTRY_TYPE_STREAM: EntryType
+ENTRY_TYPE_KEPT: EntryType
 PHASE_UNSPECIFIED: Phase
 PHASE_OFFERING: Phase
 PHASE_MOVING: Phase
@@ -111,12 +137,20 @@ SKIP_KIND_DECLINED: SkipKind
 SKIP_KIND_ATTRIBUTE: SkipKind
 SKIP_KIND_SPECIAL: SkipKind
 SKIP_KIND_EXISTING: SkipKind
+STANDING_UNSPECIFIED: Standing
+STANDING_NEW: Standing
+STANDING_DIFFERS: Standing
+STANDING_SAME: Standing
+STANDING_LEFT: Standing
+STANDING_EXISTING: Standing
+STANDING_DECLINED: Standing
+STANDING_EXTRA: Standing
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "verdicts", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +166,7 @@ class Frame(_message.Message):
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     DECLINED_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -150,10 +185,11 @@ class Frame(_message.Message):
     withdrawn: Withdrawn
     declined: Declined
     notice: Notice
+    verdicts: Verdicts
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features")
@@ -226,16 +262,30 @@ class Shard(_message.Message):
     def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes")
+    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run")
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXISTING_FIELD_NUMBER: _ClassVar[int]
+    DELETE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     chunk_size: int
     shard: Shard
     checksum: bool
     total_bytes: int
-    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    existing: Existing
+    delete: Deletion
+    dry_run: bool
+    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., existing: _Optional[_Union[Existing, str]] = ..., delete: _Optional[_Union[Deletion, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class Deletion(_message.Message):
+    __slots__ = ("roots", "excludes")
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDES_FIELD_NUMBER: _ClassVar[int]
+    roots: _containers.RepeatedScalarFieldContainer[bytes]
+    excludes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, roots: _Optional[_Iterable[bytes]] = ..., excludes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Hole(_message.Message):
     __slots__ = ("offset", "length")
@@ -318,18 +368,20 @@ class Needed(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ..., window_bytes: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("file_id", "first_segment", "digests", "unchecked", "final")
+    __slots__ = ("file_id", "first_segment", "digests", "unchecked", "final", "left")
     FILE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEGMENT_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     UNCHECKED_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     file_id: int
     first_segment: int
     digests: bytes
     unchecked: _containers.RepeatedCompositeFieldContainer[FileRange]
     final: bool
-    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ...) -> None: ...
+    left: _containers.RepeatedCompositeFieldContainer[FileRange]
+    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ..., left: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds")
@@ -406,10 +458,36 @@ class Notice(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("committed",)
+    __slots__ = ("committed", "deleted", "undeletable", "left")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    UNDELETABLE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     committed: bool
-    def __init__(self, committed: _Optional[bool] = ...) -> None: ...
+    deleted: int
+    undeletable: int
+    left: int
+    def __init__(self, committed: _Optional[bool] = ..., deleted: _Optional[int] = ..., undeletable: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+
+class EntryVerdict(_message.Message):
+    __slots__ = ("standing", "file_id", "files", "path", "reason")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    file_id: int
+    files: int
+    path: bytes
+    reason: str
+    def __init__(self, standing: _Optional[_Union[Standing, str]] = ..., file_id: _Optional[int] = ..., files: _Optional[int] = ..., path: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Verdicts(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[EntryVerdict]
+    def __init__(self, entries: _Optional[_Iterable[_Union[EntryVerdict, _Mapping]]] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("file_id", "offset", "length")

@@ -72,7 +72,7 @@ def _within(value: int, lowest: int, highest: int, what: str) -> int:
     return value
 
 
-E = TypeVar("E", m.Role, m.EntryType, m.Phase, m.Verdict, m.SkipKind, Code)
+E = TypeVar("E", m.Role, m.EntryType, m.Existing, m.Phase, m.Verdict, m.Standing, m.SkipKind, Code)
 
 
 def _enum(kind: type[E], value: int, what: str) -> E:
@@ -176,10 +176,18 @@ def _decode_abort(a: pb.Abort) -> m.Abort:
 
 
 def _encode_offer(o: m.Offer) -> pb.Frame:
-    shard = pb.Shard(**o.shard._asdict()) if o.shard else None
-    return pb.Frame(
-        offer=pb.Offer(chunk_size=o.chunk_size, shard=shard, checksum=o.checksum, total_bytes=o.total_bytes)
-    )
+    frame = pb.Frame()
+    offer = frame.offer
+    offer.chunk_size, offer.checksum, offer.total_bytes, offer.dry_run = o[0], o.checksum, o.total_bytes, o.dry_run
+    if o.shard is not None:
+        offer.shard.shard_index, offer.shard.shard_count = o.shard
+    if o.existing is not m.Existing.REPLACE:
+        offer.existing = o.existing  # type: ignore[assignment]
+    if o.delete is not None:
+        offer.delete.SetInParent()
+        offer.delete.roots.extend(o.delete.roots)
+        offer.delete.excludes.extend(o.delete.excludes)
+    return frame
 
 
 def _decode_offer(o: pb.Offer) -> m.Offer:
@@ -188,7 +196,20 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
         count = _within(o.shard.shard_count, 2, limits.SHARDS_MAX, "Offer.shard.shard_count")
         shard = m.Shard(_within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index"), count)
     chunk_size = _within(o.chunk_size, 1, limits.CHUNK_SIZE_MAX, "Offer.chunk_size")
-    return m.Offer(chunk_size, shard, o.checksum, _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes"))
+    total_bytes = _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes")
+    existing = _enum(m.Existing, o.existing, "Offer.existing") if o.existing else m.Existing.REPLACE
+    deletion = _decode_deletion(o.delete) if o.HasField("delete") else None
+    return m.Offer(chunk_size, shard, o.checksum, total_bytes, existing, deletion, o.dry_run)
+
+
+def _decode_deletion(d: pb.Deletion) -> m.Deletion:
+    _within(len(d.roots), 1, limits.DELETION_ROOTS_MAX, "the number of Offer.delete.roots")
+    _within(len(d.excludes), 0, limits.DELETION_EXCLUDES_MAX, "the number of Offer.delete.excludes")
+    for root in d.roots:
+        _within(len(root), 0, limits.PATH_BYTES, "the length of Offer.delete.roots")
+    for pattern in d.excludes:
+        _within(len(pattern), 1, limits.PATH_BYTES, "the length of Offer.delete.excludes")
+    return m.Deletion(tuple(d.roots), tuple(d.excludes))
 
 
 def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
@@ -311,19 +332,21 @@ def _decode_needed(n: pb.Needed) -> m.Needed:
 
 
 def _encode_held(h: m.Held) -> pb.Frame:
-    unchecked = [pb.FileRange(**r._asdict()) for r in h.unchecked]
-    return pb.Frame(
-        held=pb.Held(
-            file_id=h.file_id, first_segment=h.first_segment, digests=h.digests, unchecked=unchecked, final=h.final
-        )
-    )
+    frame = pb.Frame()
+    held = frame.held
+    held.file_id, held.first_segment, held.digests, held.final = h.file_id, h.first_segment, h.digests, h.final
+    for ranges, encoded in ((h.unchecked, held.unchecked), (h.left, held.left)):
+        for first_file_id, files in ranges:
+            encoded.add(first_file_id=first_file_id, files=files)
+    return frame
 
 
 def _decode_held(h: pb.Held) -> m.Held:
     count, rest = divmod(len(h.digests), limits.DIGEST_BYTES)
     _require(rest == 0 and count <= limits.DIGESTS_PER_HELD, f"Held.digests has {len(h.digests)} bytes")
     first = _within(h.first_segment, 0, limits.CHUNKS_PER_FILE - count, "Held.first_segment")
-    return m.Held(h.file_id, first, h.digests, _file_ranges(h.unchecked, "Held.unchecked"), h.final)
+    unchecked, left = _file_ranges(h.unchecked, "Held.unchecked"), _file_ranges(h.left, "Held.left")
+    return m.Held(h.file_id, first, h.digests, unchecked, h.final, left)
 
 
 def _encode_progress(p: m.Progress) -> pb.Frame:
@@ -384,6 +407,40 @@ def _decode_left_out(e: pb.LeftOut) -> m.LeftOut:
     _within(len(e.path), 1, limits.LEFT_OUT_PATH_BYTES, "the length of Finish.left_out.path")
     kind = _enum(m.SkipKind, e.kind, "Finish.left_out.kind")
     return m.LeftOut(e.path, kind, _line(e.reason, limits.LEFT_OUT_REASON_BYTES))
+
+
+def _decode_complete(c: pb.Complete) -> m.Complete:
+    counts = [
+        _within(count, 0, _MAX_U63, f"Complete.{name}")
+        for name, count in (("deleted", c.deleted), ("undeletable", c.undeletable), ("left", c.left))
+    ]
+    return m.Complete(c.committed, *counts)
+
+
+def _encode_verdicts(v: m.Verdicts) -> pb.Frame:
+    frame = pb.Frame()
+    for e in v.entries:
+        encoded = frame.verdicts.entries.add(standing=int(e.standing), path=e.path)
+        if e.standing is not m.Standing.EXTRA:
+            encoded.file_id, encoded.files = e.file_id, e.files
+        encoded.reason = clip(e.reason, limits.LEFT_OUT_REASON_BYTES)
+    return frame
+
+
+def _decode_verdicts(v: pb.Verdicts) -> m.Verdicts:
+    _within(len(v.entries), 1, limits.VERDICTS_PER_FRAME, "the number of Verdicts.entries")
+    return m.Verdicts(tuple([_decode_entry_verdict(e) for e in v.entries]))
+
+
+def _decode_entry_verdict(e: pb.EntryVerdict) -> m.EntryVerdict:
+    standing = _enum(m.Standing, e.standing, "Verdicts.entries.standing")
+    reason = _line(e.reason, limits.LEFT_OUT_REASON_BYTES)
+    if standing is m.Standing.EXTRA:
+        _within(len(e.path), 1, limits.PATH_BYTES, "the length of Verdicts.entries.path")
+        return m.EntryVerdict(standing, path=e.path, reason=reason)
+    _require(not e.path, "Verdicts.entries.path is for EXTRA entries only")
+    first = _within(e.file_id, 0, _MAX_U63, "Verdicts.entries.file_id")
+    return m.EntryVerdict(standing, first, _within(e.files, 1, _MAX_U63 - first, "Verdicts.entries.files"), b"", reason)
 
 
 def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:
@@ -466,10 +523,11 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     m.Held: _encode_held,
     m.Progress: _encode_progress,
     m.Finish: _encode_finish,
-    m.Complete: lambda c: pb.Frame(complete=pb.Complete(committed=c.committed)),
+    m.Complete: lambda c: pb.Frame(complete=pb.Complete(**c._asdict())),
     m.Withdrawn: lambda w: pb.Frame(withdrawn=pb.Withdrawn(file_ids=w.file_ids)),
     m.Declined: _encode_declined,
     m.Notice: lambda n: pb.Frame(notice=pb.Notice(texts=[clip_reason(text) for text in n.texts])),
+    m.Verdicts: _encode_verdicts,
     m.ChunkHeader: _encode_chunk_header,
     m.ChunkAck: _encode_chunk_ack,
     m.Abort: lambda a: pb.Frame(abort=pb.Abort(**_encode_end(a))),
@@ -487,10 +545,11 @@ _DECODERS: dict[str, Callable[[Any], m.Message]] = {
     "held": _decode_held,
     "progress": _decode_progress,
     "finish": _decode_finish,
-    "complete": lambda c: m.Complete(c.committed),
+    "complete": _decode_complete,
     "withdrawn": _decode_withdrawn,
     "declined": _decode_declined,
     "notice": _decode_notice,
+    "verdicts": _decode_verdicts,
     "chunk_header": _decode_chunk_header,
     "chunk_ack": _decode_chunk_ack,
     "abort": _decode_abort,

@@ -166,6 +166,13 @@ class Partial(FilestreamerError):
     name = "partial"
 
 
+class Different(FilestreamerError):
+    """A dry run has compared the two sides by their bytes, and found differences."""
+
+    exit_code = Exit.PARTIAL
+    name = "different"
+
+
 class Interrupted(FilestreamerError):
     """A signal asked this process to end. The next run resumes the transfer."""
 

@@ -12,6 +12,9 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 
 CHECKSUM: Final = "checksum"
+DELETE: Final = "delete"
+DRY_RUN: Final = "dry-run"
+EXISTING: Final = "existing"
 OWNER: Final = "owner"
 SHARDS: Final = "shards"
 STREAMS: Final = "streams"
@@ -27,6 +30,9 @@ class _Feature(NamedTuple):
 
 _FEATURES: Final = {
     CHECKSUM: _Feature("comparing files that are there by their bytes", "leave out --checksum"),
+    DELETE: _Feature("removing what is not at the source", "leave out --delete"),
+    DRY_RUN: _Feature("being asked first", "leave out --to: then --dry-run lists what would be offered"),
+    EXISTING: _Feature("leaving files that exist as they are", "leave out --existing"),
     OWNER: _Feature("owners", "leave out --owner"),
     SHARDS: _Feature("shards", "leave out --shard"),
     STREAMS: _Feature("standard input", "send a file"),
@@ -64,6 +70,12 @@ def check_named(named: Collection[str], message: m.Offer | m.ManifestPart) -> No
 def _used_by_offer(offer: m.Offer) -> Iterator[str]:
     if offer.checksum:
         yield CHECKSUM
+    if offer.delete is not None:
+        yield DELETE
+    if offer.dry_run:
+        yield DRY_RUN
+    if offer.existing is not m.Existing.REPLACE:
+        yield EXISTING
     if offer.shard is not None:
         yield SHARDS
 
@@ -74,6 +86,8 @@ def _used_by_part(part: m.ManifestPart) -> Iterator[str]:
     for entry in part.entries:
         if entry.type is m.EntryType.STREAM:
             yield STREAMS
+        if entry.type is m.EntryType.KEPT:
+            yield DELETE
         if entry.uid is not None or entry.gid is not None:
             yield OWNER
 

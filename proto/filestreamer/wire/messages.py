@@ -25,6 +25,20 @@ class EntryType(enum.IntEnum):
     SYMLINK = 3
     STREAM = 4
     """A file whose size is not known before its end, such as standard input."""
+    KEPT = 5
+    """What exists at the source and is not moved: a Deletion keeps what has this name at the destination."""
+
+
+class Existing(enum.IntEnum):
+    """What becomes of a file or symlink of the destination that has the name of an entry, and differs from it."""
+
+    REPLACE = 1
+    SKIP = 2
+    """It is left as it is."""
+    NEWER = 3
+    """It is replaced only if the entry has the later mtime; else it is left as it is."""
+    REFUSE = 4
+    """It is left as it is, and the entry is declined."""
 
 
 class Phase(enum.IntEnum):
@@ -47,6 +61,25 @@ class Verdict(enum.IntEnum):
 
     OK = 1
     DIGEST_MISMATCH = 2
+
+
+class Standing(enum.IntEnum):
+    """How an entry stands at the destination, in a dry run."""
+
+    NEW = 1
+    """Nothing has its name."""
+    DIFFERS = 2
+    """It would be replaced."""
+    SAME = 3
+    """Nothing would be sent."""
+    LEFT = 4
+    """It differs, and would be left as it is (`Existing`)."""
+    EXISTING = 5
+    """It differs, and may not be replaced."""
+    DECLINED = 6
+    """It could not be made or replaced."""
+    EXTRA = 7
+    """It is not in the manifest, and would be removed (`Deletion`)."""
 
 
 class SkipKind(enum.IntEnum):
@@ -130,6 +163,15 @@ class Shard(NamedTuple):
     shard_count: int
 
 
+class Deletion(NamedTuple):
+    """What the manifest does not list is to be removed below these directories, once everything else is in place."""
+
+    roots: tuple[bytes, ...]
+    """Directories that the sender's user named, as paths at the destination; b"" is the destination itself."""
+    excludes: tuple[bytes, ...] = ()
+    """Patterns (`filestreamer.wire.patterns`), relative to each root: what matches one is kept."""
+
+
 class Offer(NamedTuple):
     """Sender: how the files in the manifest that follows are cut into chunks. Sizes in bytes."""
 
@@ -137,6 +179,10 @@ class Offer(NamedTuple):
     shard: Shard | None
     checksum: bool
     total_bytes: int
+    existing: Existing = Existing.REPLACE
+    delete: Deletion | None = None
+    dry_run: bool = False
+    """Whether the receiver is only asked: it writes nothing, and no chunk is sent."""
 
 
 class Hole(NamedTuple):
@@ -216,6 +262,8 @@ class Held(NamedTuple):
     unchecked: tuple[FileRange, ...] = ()
     final: bool = False
     """Whether the segments are of a file under its final name: where one digest differs, the whole file is needed."""
+    left: tuple[FileRange, ...] = ()
+    """Files that exist and differ, and are left as they are (`Offer.existing`)."""
 
 
 class Progress(NamedTuple):
@@ -285,9 +333,31 @@ class Notice(NamedTuple):
 
 
 class Complete(NamedTuple):
-    """Receiver: everything is durable: under final names if `committed`, else in staging (a shard)."""
+    """Receiver: everything is durable: under final names if `committed`, else in staging (a shard); or a dry run."""
 
     committed: bool
+    deleted: int = 0
+    """Entries of the destination that were removed (`Offer.delete`)."""
+    undeletable: int = 0
+    """Entries that were to be removed, and could not be."""
+    left: int = 0
+    """Entries that exist and differ, and were left as they are (`Offer.existing`)."""
+
+
+class EntryVerdict(NamedTuple):
+    """How entries stand: `files` of them from `file_id` on or, of an EXTRA, the one with this path."""
+
+    standing: Standing
+    file_id: int = 0
+    files: int = 1
+    path: bytes = b""
+    reason: str = ""
+
+
+class Verdicts(NamedTuple):
+    """Receiver: how entries of the manifest stand at the destination, in a dry run."""
+
+    entries: tuple[EntryVerdict, ...]
 
 
 class Segment(NamedTuple):
@@ -328,6 +398,7 @@ Message = (
     | Withdrawn
     | Declined
     | Notice
+    | Verdicts
     | ChunkHeader
     | ChunkAck
     | Abort

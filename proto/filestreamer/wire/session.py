@@ -24,7 +24,7 @@ Side = Literal["sender", "receiver"]
 """An end of a transfer: of the conversation, and the service that is that end."""
 State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted"]
 
-_REPORTS = (m.Declined, m.Notice)
+_REPORTS = (m.Declined, m.Notice, m.Verdicts)
 
 
 def _staying(state: State, *messages: type) -> dict[type, State]:

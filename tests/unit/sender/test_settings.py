@@ -243,6 +243,7 @@ def test_the_original_config_works_unchanged(config: Any, spell: Any) -> None:
 def test_the_sample_config_is_good() -> None:
     parsed = settings("f", "--config", str(SAMPLE))
     assert parsed.chunk_size == 4 << 20
+    assert parsed.to is not None
     assert parsed.to.port == 7800
 
 

@@ -69,6 +69,8 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "Role": m.Role,
     "Code": Code,
     "EntryType": m.EntryType,
+    "Existing": m.Existing,
+    "Standing": m.Standing,
     "Phase": m.Phase,
     "Verdict": m.Verdict,
     "SkipKind": m.SkipKind,

@@ -48,7 +48,7 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
 
     dialer: Any = Dialer()
     link = ControlLink("sender", 64, threading.Event())
-    reader = ControlReader(dialer, link, Inbox(), verifier)
+    reader = ControlReader(dialer, link, Inbox(), verifier.is_behind)
     channel: Any = Channel()
     channel.patience = link.check
     thread = threading.Thread(target=_until_lost, args=(reader, channel), daemon=True)

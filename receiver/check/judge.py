@@ -1,0 +1,169 @@
+"""Says what a transfer would do with an entry of a manifest, from what is on the disk now."""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from filestreamer.wire.messages import Entry, EntryType, Standing
+from receiver.disk.destination import Destination
+from receiver.disk.existing import Fate, Policy
+from receiver.tree.mirror.removal import OPEN_DIRECTORY, opened
+
+GROUPS_MOST: Final = 4096
+"""Hard-link groups of which the first name is remembered; further names of older ones are judged as files."""
+_BLOCKED: Final = {
+    errno.ENOTDIR: "something that is no directory leads there",
+    errno.ELOOP: "a symbolic link leads there",
+}
+
+
+class Judgement(NamedTuple):
+    """How an entry stands."""
+
+    standing: Standing
+    reason: str = ""
+    is_comparable: bool = False
+    """Whether a file of equal size is there: only its bytes tell whether it is the same (--checksum)."""
+
+
+class _Parent(NamedTuple):
+    """The directory of entries, or why there is none."""
+
+    path: bytes
+    fd: int
+    """The directory, or the last one on the way there; -1: it can't be reached."""
+    is_there: bool
+    reason: str = ""
+
+
+_FATES: Final = {
+    Fate.REPLACED: Standing.DIFFERS,
+    Fate.LEFT: Standing.LEFT,
+    Fate.REFUSED: Standing.EXISTING,
+}
+
+
+class Judge:
+    """Judges the entries of one manifest, in order. For one thread at a time."""
+
+    def __init__(self, destination: Destination, policy: Policy, *, checksum: bool, name: bytes | None = None) -> None:
+        """`name` replaces the name of the one file that is offered (--output-file)."""
+        self._destination = destination
+        self._policy = policy
+        self._checksum = checksum
+        self._name = name
+        self._parent = _Parent(b"", destination.fd, True)
+        self._firsts: OrderedDict[int, bytes] = OrderedDict()
+        """The first names of hard-link groups."""
+
+    def close(self) -> None:
+        """Release the directory that was looked at last."""
+        self._leave()
+
+    def path_of(self, entry: Entry) -> bytes:
+        """Return the path at the destination that an entry would get."""
+        return self._name if self._name is not None else entry.path
+
+    def judge(self, entry: Entry) -> Judgement:
+        """Return how an entry stands. Nothing is written."""
+        path = self.path_of(entry)
+        directory, _, name = path.rpartition(b"/")
+        parent = self._enter(directory)
+        if parent.fd < 0:
+            return Judgement(Standing.DECLINED, parent.reason)
+        try:
+            there = os.stat(name, dir_fd=parent.fd, follow_symlinks=False) if parent.is_there else None
+        except FileNotFoundError:
+            there = None
+        except OSError as error:
+            return Judgement(Standing.DECLINED, error.strerror or str(error))
+        try:
+            return self._judge(entry, name, there, parent.fd)
+        finally:
+            self._note_group(entry, path)
+
+    def _judge(self, entry: Entry, name: bytes, there: os.stat_result | None, directory_fd: int) -> Judgement:
+        if there is None:
+            return self._written(Judgement(Standing.NEW), directory_fd)
+        is_directory = stat.S_ISDIR(there.st_mode)
+        if entry.type is EntryType.DIRECTORY:
+            what = "something else has its name"
+            return Judgement(Standing.SAME) if is_directory else Judgement(Standing.DECLINED, what)
+        if is_directory:
+            return Judgement(Standing.DECLINED, "a directory has its name")
+        if self._is_same(entry, name, there, directory_fd):
+            return Judgement(Standing.SAME)
+        judgement = Judgement(_FATES[self._policy.fate(there, entry)])
+        if judgement.standing is Standing.EXISTING:
+            judgement = judgement._replace(reason=self._policy.because)
+        if judgement.standing is Standing.DIFFERS:
+            judgement = self._written(judgement, directory_fd, there)
+        is_file = stat.S_ISREG(there.st_mode) and entry.type is EntryType.FILE
+        is_comparable = self._checksum and is_file and 0 < entry.size == there.st_size
+        return judgement._replace(is_comparable=is_comparable)
+
+    def _is_same(self, entry: Entry, name: bytes, there: os.stat_result, directory_fd: int) -> bool:
+        if entry.type is EntryType.SYMLINK:
+            return stat.S_ISLNK(there.st_mode) and os.readlink(name, dir_fd=directory_fd) == entry.link_target
+        if not stat.S_ISREG(there.st_mode) or there.st_size != entry.size:
+            return False
+        first = self._firsts.get(entry.hard_link_group)
+        if first is not None:
+            return self._is_link_of(there, first)
+        if self._checksum:
+            return entry.size == 0
+        return there.st_mtime_ns == entry.mtime_ns
+
+    def _is_link_of(self, there: os.stat_result, first: bytes) -> bool:
+        try:
+            with opened(self._destination.fd, first.split(b"/")[:-1]) as fd:
+                return os.path.samestat(there, os.stat(first.rpartition(b"/")[2], dir_fd=fd, follow_symlinks=False))
+        except OSError:
+            return False
+
+    def _note_group(self, entry: Entry, path: bytes) -> None:
+        if entry.hard_link_group and entry.hard_link_group not in self._firsts:
+            self._firsts[entry.hard_link_group] = path
+            if len(self._firsts) > GROUPS_MOST:
+                self._firsts.popitem(last=False)
+
+    def _written(self, judgement: Judgement, directory_fd: int, there: os.stat_result | None = None) -> Judgement:
+        """Decline instead where this process may not write into the directory, or not replace what is there."""
+        directory = os.fstat(directory_fd)
+        user = os.geteuid()
+        # A directory of its own gets the permissions that are missing, for the time of a transfer.
+        if directory.st_uid != user and not os.access(".", os.W_OK | os.X_OK, dir_fd=directory_fd, effective_ids=True):
+            return Judgement(Standing.DECLINED, "its directory can't be written")
+        is_sticky = directory.st_mode & stat.S_ISVTX and user not in (0, directory.st_uid)
+        if there is not None and is_sticky and there.st_uid != user:
+            return Judgement(Standing.DECLINED, "it belongs to another user, in a sticky directory")
+        return judgement
+
+    # --- directories
+
+    def _enter(self, path: bytes) -> _Parent:
+        """Open the directory at `path`, as far as it is there."""
+        if path == self._parent.path:
+            return self._parent
+        self._leave()
+        fd = os.open(".", OPEN_DIRECTORY, dir_fd=self._destination.fd)
+        is_there, reason = True, ""
+        try:
+            for name in path.split(b"/") if path else ():
+                below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except FileNotFoundError:
+            is_there = False
+        except OSError as error:
+            os.close(fd)
+            fd, reason = -1, _BLOCKED.get(error.errno or 0, error.strerror or str(error))
+        self._parent = _Parent(path, fd, is_there, reason)
+        return self._parent
+
+    def _leave(self) -> None:
+        if self._parent.fd not in (-1, self._destination.fd):
+            os.close(self._parent.fd)
+        self._parent = _Parent(b"", self._destination.fd, True)

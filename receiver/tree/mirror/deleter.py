@@ -1,0 +1,82 @@
+"""Makes a tree an exact mirror, once all of its files are in place (proto/README.md, "Deleting")."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, Final
+
+from filestreamer.process.log import printable
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire.messages import Deletion, Finish, ManifestPart, SkipKind
+from receiver.disk.report import Report
+from receiver.tree.mirror.depth_first import DepthFirst
+from receiver.tree.mirror.extras import Extras
+from receiver.tree.mirror.mirror import Mirror
+from receiver.tree.mirror.removal import unlink
+from receiver.tree.top_level_names import TopLevelNames
+
+LOGGED_MOST: Final = 100
+"""Removed entries of a transfer that are logged; all of them are counted."""
+_HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
+"""Kinds of entries that were left out although the manifest and the destination agree on their names."""
+
+
+class Deleter:
+    """Removes what the manifest of one tree does not list. For one thread at a time."""
+
+    def __init__(
+        self, deletion: Deletion, names: TopLevelNames, report: Report, counters: TransferCounters, log: Any
+    ) -> None:
+        """Check the Deletion. Raises TransferFailed: PATH, POLICY."""
+        self._deletion = deletion
+        self._report = report
+        self._counters = counters
+        self._log = log
+        self._order = DepthFirst()
+        self._is_short = False
+        """Whether the sender has left something out."""
+        self._extras = Extras(
+            deletion,
+            names.destination,
+            remove=self._remove,
+            warn=report.warn,
+            try_claim=names.try_claim,
+            release=names.release,
+        )
+
+    def check(self, part: ManifestPart) -> None:
+        """Check the order of a new part, before it is acted on. Raises RemoteProtocolError."""
+        for entry in part.entries:
+            self._order.take(entry)
+
+    def withdrew(self) -> None:
+        """Note that a file was withdrawn."""
+        self._is_short = True
+
+    def take_finish(self, finish: Finish) -> None:
+        """Note what the sender has left out."""
+        self._is_short = self._is_short or any(each.kind not in _HARMLESS for each in finish.left_out_counts)
+
+    def delete(self, parts: Iterable[ManifestPart]) -> None:
+        """Remove what these parts, all of the manifest, do not list. Raises TransferFailed."""
+        if self._is_short or self._report.is_short:
+            self._report.warn("nothing was removed (--delete), as not everything could be moved")
+            return
+        mirror = Mirror(self._deletion, self._extras.look)
+        for part in parts:
+            for entry in part.entries:
+                mirror.take(entry)
+        mirror.end()
+        self._counters.undeletable_files = self._extras.failed
+
+    def _remove(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
+        unlink(directory_fd, name, path, is_directory)
+        self._counters.deleted_files += 1
+        if self._counters.deleted_files <= LOGGED_MOST:
+            self._log.info("entry_removed", path=printable(os.fsdecode(path)))
+
+
+def begin_deleter(
+    deletion: Deletion | None, names: TopLevelNames, report: Report, counters: TransferCounters, log: Any
+) -> Deleter | None:
+    """Return what deletes for a tree; None where nothing is to be deleted. Raises as the constructor does."""
+    return Deleter(deletion, names, report, counters, log) if deletion is not None else None

@@ -1,0 +1,128 @@
+"""Finds, in a directory that was listed whole, the names that the manifest does not list, and has them removed."""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.messages import Deletion
+from filestreamer.wire.patterns import matcher
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.paths import STAGING, check_path
+from receiver.tree.mirror.mirror import ListedDirectory
+from receiver.tree.mirror.removal import Place, Removal, Remove, opened
+
+_STAGING: Final = STAGING.encode()
+_NOT_AT_A_ROOT: Final = b"lost+found"
+_FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing of one entry: the transfer ends."""
+
+Try = Callable[[bytes], bool]
+
+
+class Extras:
+    """Removes, or tells, what is in the directories of a Deletion and not in the manifest."""
+
+    def __init__(
+        self,
+        deletion: Deletion,
+        destination: Destination,
+        *,
+        remove: Remove,
+        warn: Callable[[str], None],
+        try_claim: Try,
+        release: Callable[[bytes], None],
+    ) -> None:
+        """`try_claim` holds a name at the top of the destination, unless another transfer does, until `release`.
+
+        Raises TransferFailed: PATH, or POLICY where a pattern makes no sense.
+        """
+        for root in deletion.roots:
+            if root:
+                check_path(root)
+            if b"/" in root:
+                raise TransferFailed(Code.PATH, "a directory of Offer.delete is not at the top of the destination")
+        try:
+            self._excluded = matcher(deletion.excludes)
+        except ValueError as error:
+            raise TransferFailed(Code.POLICY, f"--exclude, which --delete keeps: {error}") from None
+        self._destination = destination
+        self._remove = remove
+        self._warn = warn
+        self._try_claim = try_claim
+        self._release = release
+        self._place = Place.of(destination.fd)
+        self.failed = 0
+        """How many entries could not be removed."""
+
+    def look(self, directory: ListedDirectory) -> None:
+        """Remove what is in a directory and not in the manifest. Raises TransferFailed."""
+        try:
+            with opened(self._destination.fd, directory.path.split(b"/") if directory.path else []) as fd:
+                self._look(directory, fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._failed(directory.path, error)
+
+    def _look(self, directory: ListedDirectory, fd: int) -> None:
+        moved = extras = 0
+        with os.scandir(fd) as found:
+            for each in found:
+                name = os.fsencode(each.name)
+                moved += name in directory.moved
+                extras += not directory.is_listed(name)
+        if not extras or Place.of(fd).mount != self._place.mount:
+            return
+        if moved < directory.moved_count:
+            # A listed file is there under another spelling: it must not be taken for one that is not listed.
+            self._warn(
+                f"nothing was removed from {shown_path(self._destination, directory.path)}: names that the sender"
+                " listed are not there as they are written, as the file system takes different names for one"
+            )
+            return
+        removal = Removal(
+            fd,
+            directory.path,
+            is_kept=lambda path, is_directory: self._is_kept(directory, path, is_directory),
+            remove=self._remove,
+            failed=self._failed,
+        )
+        with os.scandir(fd) as found:
+            for each in found:
+                name = os.fsencode(each.name)
+                if not directory.is_listed(name):
+                    self._remove_extra(removal, directory, name)
+
+    def _remove_extra(self, removal: Removal, directory: ListedDirectory, name: bytes) -> None:
+        if directory.path:  # the name at the top is held by this transfer
+            removal.remove(name)
+        elif self._try_claim(name):
+            try:
+                removal.remove(name)
+            finally:
+                self._release(name)
+
+    def _is_kept(self, directory: ListedDirectory, path: bytes, is_directory: bool) -> bool:
+        assert directory.root is not None  # `Mirror` hands on no other directory
+        relative = path[len(directory.root) + 1 :] if directory.root else path
+        name = path.rpartition(b"/")[2]
+        if name.lower() == _STAGING or relative == _NOT_AT_A_ROOT:
+            return True
+        return self._excluded(relative, is_directory)
+
+    def _failed(self, path: bytes, error: OSError) -> None:
+        what = f"can't remove {shown_path(self._destination, path)}"
+        if error.errno in _FATAL:
+            raise from_os_error(error, Code.DESTINATION, what) from None
+        self.failed += 1
+        self._warn(f"{what}: {error.strerror}")
+
+
+def check_permitted(destination: Destination) -> None:
+    """Raise TransferFailed(POLICY) where the user of this receiver does not permit a Deletion."""
+    if not destination.allow_delete:
+        raise TransferFailed(
+            Code.POLICY, "this receiver removes nothing: start it with --allow-delete, or leave out --delete"
+        )
