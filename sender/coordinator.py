@@ -35,7 +35,7 @@ from sender.dispatch.parallelism import Parallelism
 from sender.dispatch.part import StreamPart
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import PartDone, SendQueue
-from sender.dispatch.verify import Compared, Verifier
+from sender.dispatch.verify import Compared, Settled, Verifier
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox
 from sender.network.connection import Shared
@@ -48,7 +48,7 @@ from sender.network.rate_limit import RateLimit
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
 from sender.source.deletion import find_deletion
-from sender.source.item import Item, check_in_place
+from sender.source.item import Item, look_in_place
 from sender.source.listing import Listed, ListingThread
 from sender.source.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
@@ -117,7 +117,17 @@ class Transfer:
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
-        shared = Shared(self._manifest, self._queue, self._dialer, self._peer, self.mailbox, self._rate_limit, log)
+        self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox)
+        shared = Shared(
+            self._manifest,
+            self._queue,
+            self._dialer,
+            self._peer,
+            self.mailbox,
+            self._rate_limit,
+            log,
+            self._verifier,
+        )
         self._connections = DataConnections(shared, self.counters, parallelism, self._control_state)
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._liveness: Liveness = Liveness(
@@ -129,7 +139,6 @@ class Transfer:
             peer=self._peer,
             before=before._liveness if before is not None else None,
         )
-        self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox)
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
@@ -227,7 +236,7 @@ class Transfer:
                 self._answers.compared(file_id, epoch, is_equal=is_equal)
             case Withdrew():
                 self._withdrawals.take(event)
-            case PartDone() | Grown():
+            case PartDone() | Grown() | Settled():
                 pass  # `_go_on` and `_tick` act on it after each event
             case _:
                 raise AssertionError(event)
@@ -318,8 +327,8 @@ class Transfer:
             return
         if self._link.channel is None or self._link.state != "moving":
             return
-        if self._listing.single is not None:
-            check_in_place(self._listing.single)
+        if not self._is_source_settled():
+            return
         self.counters.phase = "syncing"
         self.root_digest = self._queue.digests.root_digest()
         self._was_finished = True
@@ -328,6 +337,16 @@ class Transfer:
         stream_bytes = self._manifest.stream.size if self._manifest.stream is not None else 0
         counts, left_out = self._skipped.for_finish()
         self._link.say(m.Finish(self._queue.states.chunks, self.root_digest, stream_bytes, counts, left_out))
+
+    def _is_source_settled(self) -> bool:
+        """Whether nothing of the source is to be read again before Finish. Raises Unsendable if a single file changed.
+
+        A file of a tree may change once it is in place: that is of no account.
+        """
+        single = self._listing.single
+        if single is not None and single.identity is not None:
+            self._verifier.saw(0, single, look_in_place(single))
+        return self._verifier.is_settled
 
     def _lose_control(self, error: FilestreamerError) -> None:
         if self._link.channel is not None or str(error) != str(self._peer.last_trouble):

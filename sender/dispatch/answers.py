@@ -99,6 +99,7 @@ class Answers:
         part = self._manifest.part_of_file(file_id)
         if part is None:
             return
+        self._verifier.forget(file_id)
         self._counters.files -= 1
         self._counters.size_bytes -= part.payload_bytes(file_id)
         if part.is_large(file_id):

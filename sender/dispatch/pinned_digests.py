@@ -43,6 +43,12 @@ class PinnedDigests:
             return True
         return pinned == digest
 
+    def is_pinned(self, ordinal: int) -> bool:
+        """Whether a segment of this chunk was read."""
+        at = ordinal * limits.DIGEST_BYTES
+        is_segment = self._digests[at : at + limits.DIGEST_BYTES] != _NOT_PINNED
+        return is_segment or ordinal in self._open_bundles or ordinal in self._closed_bundles
+
     def pin_bundle(self, ordinal: int, file_ids: Sequence[int], digests: Sequence[bytes]) -> list[int]:
         """Pin the digests of files of a bundle.
 

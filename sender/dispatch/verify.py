@@ -1,7 +1,9 @@
-"""Compares what the receiver holds with the source, in a few threads of their own, beside the data connections.
+"""Compares the source with digests, in a few threads of their own, beside the data connections.
 
 The receiver hashes again what it finds on its disk, and sends the digests (Held in proto/README.md). The same segments
 of the source are read and hashed here: those that are equal are done, those that differ are needed.
+
+A large file whose ctime moved is read again here, too, and compared with the digests that are pinned (`moved_files`).
 """
 
 import os
@@ -13,19 +15,24 @@ from typing import Final, NamedTuple
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
-from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Segment
 from sender.dispatch.manifest import Manifest
+from sender.dispatch.moved_files import MovedFiles
+from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Event, Failed, Mailbox
-from sender.source.item import Item, Unsendable, changed
-from sender.source.reader import Reader
+from sender.source.item import Identity, Item, Unsendable, changed
+from sender.source.reader import OTHER_BYTES, Reader
 
 THREADS_MAX: Final = 4
 RETRY_SECONDS: Final = 1.0
 """How long a thread waits before it tries again to open a file, where this process has too many open files."""
+PASSES_MAX: Final = 5
+"""How often a file is read again in a row while its ctime moves each time."""
+PASS_SECONDS: Final = 0.25
+"""The pause before a file is read again for the second time; it is doubled each time."""
 BACKLOG_MAX: Final = 1024
 """How many runs of held segments may wait to be compared before reading of the control connection pauses."""
 
@@ -56,6 +63,19 @@ class Compared(Event):
     is_equal: bool
 
 
+class ReadAgain(NamedTuple):
+    """A file that moved, of which everything that was read has to be read again."""
+
+    item: Item
+    file_id: int
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Event):
+    """A file that moved was read again, and has the same bytes."""
+
+
 class Verifier:
     """A few threads that compare. None is started before there is something to compare."""
 
@@ -65,12 +85,49 @@ class Verifier:
         self._counters = counters
         self._mailbox = mailbox
         self._mutex = threading.Lock()  # protects the byte counts in `counters`, which all these threads write
-        self._work: SimpleQueue[Held | None] = SimpleQueue()  # None: a thread ends
+        self._work: SimpleQueue[Held | ReadAgain | None] = SimpleQueue()  # None: a thread ends
+        self._beginning = threading.Lock()  # protects _threads
         self._threads: list[threading.Thread] = []
+        self._moved = MovedFiles()
 
     def compare(self, held: Held) -> None:
         """Queue a run of held segments to be compared."""
         self._work.put(held)
+        self._begin_thread()
+
+    # --- files that moved
+
+    def saw(self, file_id: int, item: Item, seen: Identity, chunk_id: int | None = None) -> bool:
+        """Note the identity that a file of several segments had while one was read, once its digest is pinned.
+
+        Return whether chunk `chunk_id`, which carries the segment, is to be held back. Any thread may call.
+        """
+        is_new, must_hold = self._moved.saw(file_id, item, seen, chunk_id)
+        if is_new and (part := self._manifest.part_of_file(file_id)) is not None:
+            self._work.put(ReadAgain(item, file_id, part))
+            self._begin_thread()
+        return must_hold
+
+    def may_queue_again(self, chunk_id: int, epoch: int) -> bool:
+        """Whether a chunk that was rejected, as it was sent with a wrong digest, can be queued now; else later."""
+        return self._moved.rejected(chunk_id, epoch)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no file that moved is still to be read again."""
+        return self._moved.is_settled
+
+    def forget(self, file_id: int) -> None:
+        """Do not read a file again: it is withdrawn."""
+        self._moved.forget(file_id)
+
+    # --- the threads
+
+    def _begin_thread(self) -> None:
+        with self._beginning:
+            self._begin_thread_locked()
+
+    def _begin_thread_locked(self) -> None:
         if len(self._threads) < min(THREADS_MAX, os.cpu_count() or 1):
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             try:
@@ -101,11 +158,15 @@ class Verifier:
         block = memoryview(bytearray(limits.BLOCK_BYTES))
         reader = Reader()
         try:
-            while (held := self._work.get()) is not None:
+            while (work := self._work.get()) is not None:
                 try:
-                    self._compare(reader, block, held)
+                    if isinstance(work, ReadAgain):
+                        self._read_again(reader, block, work)
+                    else:
+                        self._compare(reader, block, work)
                 except Unsendable as error:
-                    if withdrew := self._manifest.withdraw(held.file_id, error):
+                    self._moved.forget(work.file_id)
+                    if withdrew := self._manifest.withdraw(work.file_id, error):
                         self._mailbox.post(withdrew)
         finally:
             reader.close()
@@ -119,9 +180,11 @@ class Verifier:
                 return
             step = at // limits.DIGEST_BYTES * self._queue.share.count
             chunk_id, segment = held.first_chunk + step, held.first_segment + step
-            digest = self._digest(reader, block, held, segment)
+            digest, seen = self._digest(reader, block, held, segment)
             if self._queue.pin_digest(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
-                raise changed(held.item, "its bytes are not the same as when they were read first")
+                raise changed(held.item, OTHER_BYTES)
+            if held.grid.segments > 1:
+                self.saw(held.file_id, held.item, seen)
             is_equal = digest == held.digests[at : at + limits.DIGEST_BYTES]
             is_held, taken_back = is_equal, list[int]()
             if held.grid.segments == 1:
@@ -132,30 +195,77 @@ class Verifier:
             held_bytes -= sum(held.grid.length(segment + other - chunk_id) for other in taken_back)
             self._count(held_bytes=held_bytes)
 
-    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
-        """Return the digest of a segment of the source. Raises Unsendable where the file is not what was listed."""
+    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> tuple[bytes, Identity]:
+        """Return the digest of a segment of the source, and the identity of the file. Raises Unsendable."""
+        offset, length = held.grid.offset(segment), held.grid.length(segment)
         while True:
             try:
-                digest = self._read_and_hash(reader, block, held, segment)
-                reader.check_unchanged(held.item)
-                return digest
+                before = reader.look(held.item)
+                digest = reader.digest(held.item, offset, length, block, self._count_rehashed)
+                return digest, reader.confirm(held.item, before, offset, length, digest)
             except TransferFailed as error:
                 # Retryable: this process has too many open files, which says nothing about this file.
                 if not error.retryable or self._queue.wait_over(RETRY_SECONDS):
                     raise
 
-    def _read_and_hash(self, reader: Reader, block: memoryview, held: Held, segment: int) -> bytes:
-        hasher = segment_hasher()
-        offset = held.grid.offset(segment)
-        end = offset + held.grid.length(segment)
-        while offset < end:
-            view = block[: min(limits.BLOCK_BYTES, end - offset)]
-            reader.read_into(held.item, view, offset)
-            hasher.update(view)
-            offset += len(view)
-            # Counted by block: a slow disk takes minutes to read a large segment, and that is progress.
-            self._count(rehashed_bytes=len(view))
-        return hasher.digest()
+    def _read_again(self, reader: Reader, block: memoryview, work: ReadAgain) -> None:
+        """Read everything again that was read of a file, until it does not move meanwhile.
+
+        Raises Unsendable where the bytes are others.
+        """
+        passes = 0
+        while passes < PASSES_MAX:
+            try:
+                if self._pass(reader, block, work):
+                    return
+                passes += 1
+                pause = PASS_SECONDS * 2**passes
+            except TransferFailed as error:
+                if not error.retryable:
+                    raise
+                pause = RETRY_SECONDS  # as in `_digest`
+            if self._queue.wait_over(pause):
+                return
+        raise changed(work.item, "its status changes all the time")
+
+    def _pass(self, reader: Reader, block: memoryview, work: ReadAgain) -> bool:
+        """Read everything again that was read of a file; return whether nothing more has to be done."""
+        seen = reader.look(work.item)
+        version = self._moved.begin_pass(work.file_id, seen)
+        if version is None:
+            return True
+        if not self._is_same_throughout(reader, block, work, seen):
+            return False
+        rejected = self._moved.end_pass(work.file_id, version)
+        if rejected is None:
+            return False
+        for chunk_id, epoch in rejected:
+            self._queue.put_back([chunk_id], epoch)
+        self._mailbox.post(Settled())
+        return True
+
+    def _is_same_throughout(self, reader: Reader, block: memoryview, work: ReadAgain, seen: Identity) -> bool:
+        """Compare what is pinned of a file with its bytes; return False as soon as it moves. Raises Unsendable."""
+        part, file_id, share = work.part, work.file_id, self._queue.share
+        grid = part.grid(file_id)
+        first = part.chunk_of(file_id, 0)
+        for segment in filter(share.holds, range(grid.segments)):
+            chunk_id = first + segment
+            if self._queue.is_over:
+                return False
+            if not self._queue.digests.is_pinned(share.ordinal(chunk_id)):
+                continue
+            offset, length = grid.offset(segment), grid.length(segment)
+            digest = reader.digest(work.item, offset, length, block, self._count_rehashed)
+            if reader.look(work.item) != seen:
+                return False
+            if self._queue.pin_digest(chunk_id, (Segment(file_id, 0, 0),), (digest,)):
+                raise changed(work.item, OTHER_BYTES)
+        return reader.look(work.item) == seen
+
+    def _count_rehashed(self, size: int) -> None:
+        # Counted by block: a slow disk takes minutes to read a large segment, and that is progress.
+        self._count(rehashed_bytes=size)
 
     def _count(self, *, rehashed_bytes: int = 0, held_bytes: int = 0) -> None:
         with self._mutex:

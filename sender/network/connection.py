@@ -27,14 +27,15 @@ from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.verify import Verifier
 from sender.mailbox import Failed, Mailbox
 from sender.network.dial import Dialer
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
-from sender.source.item import Item, Unsendable, changed
-from sender.source.reader import Reader
+from sender.source.item import Identity, Item, Unsendable, changed
+from sender.source.reader import OTHER_BYTES, Reader
 
 IDLE_SECONDS: Final = 1.0
 """How long a connection that has nothing to send waits for a chunk before it looks for acknowledgements again."""
@@ -53,6 +54,7 @@ class Shared:
     mailbox: Mailbox
     rate_limit: RateLimit | None
     log: Any
+    verifier: Verifier
 
 
 class DataConnection(threading.Thread):
@@ -184,11 +186,17 @@ class DataConnection(threading.Thread):
             self._took_at = now
         self._window.add(chunk_id, SentChunk(sum([segment.length for segment in header.segments]), now))
         self._outbox.add(channel, frame(header))
-        digests = [self._send_segment(channel, segment, item) for segment, item in carried]
+        sent = [self._send_segment(channel, segment, item) for segment, item in carried]
+        digests = [digest for digest, _ in sent]
         for index in self._queue.pin_digest(chunk_id, header.segments, digests):
             segment, item = carried[index]
-            error = changed(item, "its bytes are not the same as when they were read first")
-            digests[index] = self._withdraw(segment, error)
+            digests[index] = self._withdraw(segment, changed(item, OTHER_BYTES))
+        if not self._is_poisoned and not self._shared.manifest.is_bundle(chunk_id):
+            (segment, item), (_, seen) = carried[0], sent[0]
+            if seen is not None and self._shared.verifier.saw(segment.file_id, item, seen, chunk_id):
+                # Without this chunk the receiver can't complete the file, before what was sent of it is compared.
+                digests = [_NO_DIGEST]
+                self._is_poisoned = True
         if self._is_poisoned:
             self._poisoned.add(chunk_id)
             self._is_poisoned = False
@@ -196,26 +204,27 @@ class DataConnection(threading.Thread):
         if self._outbox.gathered_bytes >= limits.BLOCK_BYTES or self._rate_limit is not None:
             self._outbox.flush(channel)
 
-    def _send_segment(self, channel: Channel, segment: m.Segment, item: Item) -> bytes:
-        """Read, hash and send a segment, block by block; return its digest, or another one if it is withdrawn."""
+    def _send_segment(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[bytes, Identity | None]:
+        """Read, hash and send a segment, block by block.
+
+        Return its digest, and the identity of its file all the while; another digest, and None, if it is withdrawn.
+        """
         reader, outbox, limit, clock = self._reader, self._outbox, self._rate_limit, self._clock
         block_bytes = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         offset, end = segment.offset, segment.offset + segment.length
         trouble: Unsendable | None = None
+        before: Identity | None = None
         self._hasher.reset()
-        while True:
+        while offset < end:
             size = min(block_bytes, end - offset)
             view = outbox.reserve(channel, size)
             clock.enter("read")
-            try:
-                if trouble is None:
+            if trouble is None:
+                try:
+                    before = before or reader.look(item)
                     reader.read_into(item, view, offset)
-                if offset + size == end:
-                    reader.check_unchanged(item)
-            except Unsendable as error:
-                if error.retryable:  # this process has too many open files: nothing is wrong with this file
-                    raise ConnectionLost(str(error)) from None
-                trouble = error
+                except Unsendable as error:
+                    trouble = _lasting(error)
             if trouble is not None:
                 view[:] = bytes(size)  # the header has announced these bytes, so something has to be sent
             clock.enter("digest")
@@ -226,9 +235,18 @@ class DataConnection(threading.Thread):
                 clock.enter("limit")
                 limit.wait(size)
                 outbox.flush(channel, more=True)
-            if offset == end:
+        clock.enter("read")
+        if before is not None and trouble is None:
+            digest = self._hasher.digest()
+            try:
+                seen = reader.confirm(item, before, segment.offset, segment.length, digest)
                 clock.enter(None)
-                return self._hasher.digest() if trouble is None else self._withdraw(segment, trouble)
+                return digest, seen
+            except Unsendable as error:
+                trouble = _lasting(error)
+        clock.enter(None)
+        assert trouble is not None  # without one, there was a byte to read
+        return self._withdraw(segment, trouble), None
 
     def _withdraw(self, segment: m.Segment, trouble: Unsendable) -> bytes:
         """Withdraw a file that is not what was listed; return a digest that the receiver will not accept for it."""
@@ -279,9 +297,11 @@ class DataConnection(threading.Thread):
         self.counters.abandoned_bytes += chunk.payload_bytes
         self.counters.resent_chunks += 1
         if chunk_id in self._poisoned:
-            # The chunk was sent with a wrong digest on purpose. It is sent again without the withdrawn file.
+            # The chunk was sent with a wrong digest on purpose. It is sent again without the withdrawn file, or when
+            # its file, which moved, was read again.
             self._poisoned.remove(chunk_id)
-            self._queue.put_back([chunk_id], self._epoch)
+            if self._shared.verifier.may_queue_again(chunk_id, self._epoch):
+                self._queue.put_back([chunk_id], self._epoch)
         else:
             self.counters.mismatches += 1
             self._queue.put_back_damaged(chunk_id, self.counters, self._epoch)
@@ -322,3 +342,10 @@ class DataConnection(threading.Thread):
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+
+
+def _lasting(error: Unsendable) -> Unsendable:
+    """Return an error that says something of its file. Raises ConnectionLost for one that does not."""
+    if error.retryable:  # this process has too many open files
+        raise ConnectionLost(str(error)) from None
+    return error

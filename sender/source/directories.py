@@ -10,6 +10,8 @@ import errno
 import os
 from typing import Final
 
+from sender.source.file_systems import has_stable_inodes
+
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
@@ -37,7 +39,7 @@ class Root:
         """Open it again; return the descriptor. Raises OSError, also where another directory has its path by now."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != self._identity:
+        if (status.st_dev, status.st_ino) != self._identity and has_stable_inodes(self._identity[0]):
             os.close(fd)
             raise OSError(errno.ENOTDIR, "another directory took its place")
         return fd

@@ -2,6 +2,10 @@
 
 Opening a file never blocks, even if another kind of file (a FIFO, say) has taken its place, and follows no symbolic
 link below the directory that the user named.
+
+A file has changed if its size or mtime is another one, or if another file has its place. If only its ctime moved (ln,
+chmod, setfattr), its bytes may be the same: who reads it compares its `Identity` before and after, and reads again
+where these differ. The inode number counts as ctime does where the file system keeps none (`file_systems`).
 """
 
 import errno
@@ -12,14 +16,20 @@ from typing import Final, NamedTuple
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry, SkipKind
 from sender.source.directories import Directories, Root
+from sender.source.file_systems import has_stable_inodes, has_true_sizes, hides_sizes
 from sender.source.stream import Stream
 
 READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """O_NONBLOCK: to open a FIFO that has taken a file's place would wait for a writer."""
 
 
+_UNTOLD_SIZE: Final = (
+    "its size is not known before it is read (as in /proc): send it through a pipe: cat FILE | sender - --as NAME"
+)
+
+
 class Identity(NamedTuple):
-    """What must not change while a file is read."""
+    """What is the same before and after as long as nobody touched a file."""
 
     device: int
     inode: int
@@ -64,19 +74,29 @@ class Unsendable(TransferFailed):
         self.why = why
 
 
-def changed(item: Item, how: str, kind: SkipKind = SkipKind.CHANGED) -> Unsendable:
+def changed(item: Item, how: str) -> Unsendable:
     """Return the error that says that a file changed, and what to do."""
     what = f"changed while it was sent ({how})"
-    return Unsendable(
-        Code.SOURCE_CHANGED, f"{item.shown} {what}: run the command again when no program writes to it", kind, what
-    )
+    reason = f"{item.shown} {what}: run the command again when no program writes to it"
+    return Unsendable(Code.SOURCE_CHANGED, reason, SkipKind.CHANGED, what)
+
+
+def vanished(item: Item, how: str) -> Unsendable:
+    """Return the error that says that a file is gone since it was listed."""
+    what = f"vanished before it was sent ({how})"
+    return Unsendable(Code.SOURCE_CHANGED, f"{item.shown} {what}", SkipKind.VANISHED, what)
+
+
+def untold_size(item: Item) -> Unsendable:
+    """Return the error that says that a file has more or fewer bytes than its size, as files of /proc and /sys have."""
+    return Unsendable(Code.SOURCE, f"can't send {item.shown}: {_UNTOLD_SIZE}", SkipKind.UNREADABLE, _UNTOLD_SIZE)
 
 
 def unreadable(item: Item, error: OSError) -> Unsendable:
     """Return the error that says why a file could not be opened or read: it vanished, was replaced, or is refused."""
     kind = kind_of(error)
     if kind is SkipKind.VANISHED:
-        return changed(item, "it is gone", kind)
+        return vanished(item, error.strerror or "it is gone")
     if kind is SkipKind.CHANGED:
         return changed(item, "another file took its place")
     failed = from_os_error(error, Code.SOURCE, f"can't read {item.shown}")
@@ -92,15 +112,16 @@ def kind_of(error: OSError) -> SkipKind:
     return SkipKind.UNREADABLE
 
 
-def check_in_place(item: Item) -> None:
-    """Check that the path still leads to the file that was listed. Raises TransferFailed(SOURCE_CHANGED)."""
-    if item.identity is None:
-        return
+def look_in_place(item: Item) -> Identity:
+    """Return the identity of what the path leads to now. Raises Unsendable where that is not the file that was listed.
+
+    Not for an entry that has no identity.
+    """
     try:
         status = os.stat(item.path)
     except OSError as error:
-        raise changed(item, error.strerror or "it is gone") from None
-    check_status(item, status)
+        raise vanished(item, error.strerror or "it is gone") from None
+    return check_status(item, status)
 
 
 def check_readable(path: bytes) -> os.stat_result:
@@ -108,6 +129,7 @@ def check_readable(path: bytes) -> os.stat_result:
 
     Raises TransferFailed(SOURCE).
     """
+    shown = os.fsdecode(path)
     try:
         status = os.stat(path)  # first: opening a FIFO or a device would already have an effect
         if stat.S_ISREG(status.st_mode):
@@ -117,10 +139,38 @@ def check_readable(path: bytes) -> os.stat_result:
             finally:
                 os.close(fd)
     except OSError as error:
-        raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+        raise from_os_error(error, Code.SOURCE, f"can't read {shown}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise TransferFailed(Code.SOURCE, f"can't send {os.fsdecode(path)}: it is not a regular file")
+        what = f"it is {type_name(status.st_mode)}, and not a regular file"
+        how = f"to send its bytes, make it the standard input: sender - --as NAME < {shown}"
+        raise TransferFailed(Code.SOURCE, f"can't send {shown}: {what}; {how}")
     return status
+
+
+def type_name(mode: int) -> str:
+    """Return what a file is that is no regular file, for people."""
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def check_empty(item: Item, status: os.stat_result, directories: Directories) -> None:
+    """Check that a file that says it is empty is empty. Raises Unsendable.
+
+    On nearly all file systems nothing has to be looked at.
+    """
+    if has_true_sizes(status.st_dev):
+        return
+    if hides_sizes(status.st_dev):
+        raise untold_size(item)
+    fd = open_listed(item, directories)
+    try:
+        has_bytes = bool(os.read(fd, 1)) and os.fstat(fd).st_size == 0
+    except OSError as error:
+        raise unreadable(item, error) from None
+    finally:
+        os.close(fd)
+    if has_bytes:
+        raise untold_size(item)
 
 
 def open_listed(item: Item, directories: Directories) -> int:
@@ -142,13 +192,21 @@ def open_listed(item: Item, directories: Directories) -> int:
     return fd
 
 
-def check_status(item: Item, now: os.stat_result) -> None:
-    """Compare the status of a file with what was listed. Raises Unsendable."""
-    before = item.identity
-    if before is None or before == (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns):
-        return
-    if (now.st_dev, now.st_ino) != (before.device, before.inode):
+def check_status(item: Item, now: os.stat_result) -> Identity:
+    """Compare the status of a file with what was listed; return its identity now. Raises Unsendable.
+
+    If that is another one than when the file was read before, its bytes have to be read again and compared.
+    """
+    before, after = item.identity, Identity.of(now)
+    if before is None or before == after:
+        return after
+    if not stat.S_ISREG(now.st_mode):
         raise changed(item, "another file took its place")
-    if now.st_size != before.size:
-        raise changed(item, f"its size went from {before.size} to {now.st_size} bytes")
-    raise changed(item, "its times changed")
+    is_same_file = (after.device, after.inode) == (before.device, before.inode)
+    if not is_same_file and has_stable_inodes(before.device):
+        raise changed(item, "another file took its place")
+    if after.size != before.size:
+        raise changed(item, f"its size went from {before.size} to {after.size} bytes")
+    if after.mtime_ns != before.mtime_ns:
+        raise changed(item, "its times changed")
+    return after

@@ -1,18 +1,27 @@
 """Reads files that were listed, and nothing else: a file that is no longer the one in the manifest is an error.
 
 A file is compared with what was listed right after it is opened, so no byte of another file is read. It is compared
-again after each chunk is read, before the chunk's digest is sent. Files are never mmapped: one that is truncated would
-kill this process.
+again after each segment is read, before the digest of the segment is sent. If only its ctime moved meanwhile, the
+segment is read again, until nothing moved: a digest always is that of a file that nobody touched while it was read.
+Files are never mmapped: one that is truncated would kill this process.
 """
 
 import os
+from collections.abc import Callable
 from typing import Final
 
+from filestreamer.wire import limits
+from filestreamer.wire.digests import segment_hasher
 from sender.source.directories import Directories
-from sender.source.item import Item, changed, check_status, open_listed, unreadable
+from sender.source.item import Identity, Item, changed, check_status, open_listed, unreadable, untold_size
 
 DIRECTORIES_OPEN: Final = 4
 """How many directories each reader keeps open."""
+READS_MAX: Final = 4
+"""How often bytes are read while the ctime of their file moves each time."""
+OTHER_BYTES: Final = "its bytes are not the same as when they were read first"
+_STREAM: Final = Identity(0, 0, 0, 0, 0)
+"""The identity of a stream: its bytes, once they are read, stay as they are."""
 
 
 class Reader:
@@ -35,23 +44,57 @@ class Reader:
             while done < len(view):
                 count = os.preadv(self._fd, [view[done:]], offset + done)
                 if not count:
-                    raise changed(item, "it is shorter than it was")
+                    self.look(item)  # raises where the size is another one by now
+                    raise untold_size(item)
                 done += count
         except OSError as error:
             raise unreadable(item, error) from None
 
-    def check_unchanged(self, item: Item) -> None:
-        """Compare a file with what was listed. Raises Unsendable."""
+    def look(self, item: Item) -> Identity:
+        """Return the identity of a file as it is now. Raises Unsendable where it is not what was listed."""
         if item.stream is not None:
-            return  # the bytes that were read of a stream stay as they are
+            return _STREAM
         if item is not self._item:
             self._open(item)
-            return
         try:
             status = os.fstat(self._fd)
         except OSError as error:
             raise unreadable(item, error) from None
-        check_status(item, status)
+        return check_status(item, status)
+
+    def digest(
+        self, item: Item, offset: int, length: int, block: memoryview, on_read: Callable[[int], object] | None = None
+    ) -> bytes:
+        """Return the digest of a segment, read through `block` piece by piece. Raises Unsendable.
+
+        `on_read` is called with the number of bytes of each piece.
+        """
+        hasher = segment_hasher()
+        end = offset + length
+        while offset < end:
+            view = block[: min(len(block), end - offset)]
+            self.read_into(item, view, offset)
+            hasher.update(view)
+            offset += len(view)
+            if on_read is not None:
+                on_read(len(view))
+        return hasher.digest()
+
+    def confirm(self, item: Item, before: Identity, offset: int, length: int, digest: bytes) -> Identity:
+        """Return the identity that a file had all the while that a segment with this digest was read.
+
+        `before` is what `look` returned before. Where that moved meanwhile, the segment is read again. Raises
+        Unsendable where it has other bytes then, or where the file moves each time.
+        """
+        for _ in range(READS_MAX):
+            after = self.look(item)
+            if after == before:
+                return after
+            before = after
+            block = memoryview(bytearray(min(limits.BLOCK_BYTES, length)))
+            if self.digest(item, offset, length, block) != digest:
+                raise changed(item, OTHER_BYTES)
+        raise changed(item, "its status changes all the time")
 
     def _open(self, item: Item) -> None:
         self._close_file()

@@ -21,7 +21,16 @@ from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
 from sender.source.directories import Directories, Root
 from sender.source.holes import find_holes
-from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of, open_listed
+from sender.source.item import (
+    Identity,
+    Item,
+    Unsendable,
+    check_empty,
+    check_readable,
+    kind_of,
+    open_listed,
+    type_name,
+)
 from sender.source.patterns import Wanted
 
 STAGING: Final = b".filestreamer"
@@ -179,7 +188,7 @@ class Walk:
         if stat.S_ISLNK(status.st_mode):
             entry = self._entry(name, EntryType.SYMLINK, status)
             return Item(entry._replace(link_target=self._target(path, root)), path)
-        self._skip(path, name, SkipKind.SPECIAL, f"it is {_type_name(status.st_mode)}")
+        self._skip(path, name, SkipKind.SPECIAL, f"it is {type_name(status.st_mode)}")
         return Item(Entry(name, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
 
     def _target(self, path: bytes, root: Root) -> bytes:
@@ -195,8 +204,10 @@ class Walk:
     def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
         entry = self._entry(name, EntryType.FILE, status, status.st_size)
         identity = Identity.of(status)
+        if not status.st_size:
+            check_empty(Item(entry, path, identity, root=root), status, self._directories)
         if status.st_nlink > 1 and (group := self._follow(identity)):
-            return Item(entry._replace(hard_link_group=group), path)
+            return Item(entry._replace(hard_link_group=group), path, root=root)
         if status.st_blocks * 512 < status.st_size:
             entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
@@ -243,8 +254,3 @@ def destination_name(path: str, as_name: str) -> bytes:
     if as_name:
         return os.fsencode(as_name)
     return b"" if path.endswith(("/", "/.")) else os.path.basename(os.fsencode(os.path.abspath(path)))
-
-
-def _type_name(mode: int) -> str:
-    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "not a regular file")

@@ -80,12 +80,14 @@ def test_a_chunk_that_is_lost_with_a_withdrawn_file_says_nothing_of_the_next_chu
             raise GONE
 
     monkeypatch.setattr(Reader, "read_into", read_into)
-    monkeypatch.setattr(Reader, "check_unchanged", lambda *_: None)
+    monkeypatch.setattr(Reader, "look", lambda _, item: item.identity)
     first, second = Wire(sends=0), Wire(sends=10)
     second.answers = [m.ChunkAck(verdict=m.Verdict.DIGEST_MISMATCH, chunk_ids=(0,))]
     dialer: Any = Dialer(first, second)
     counters = ConnectionCounters(0, stage_seconds=dict.fromkeys(m.SENDER_STAGES, 0.0))
-    connection = DataConnection(Shared(manifest, queue, dialer, Peer(Silent()), mailbox, None, Silent()), counters)
+    unused: Any = None
+    shared = Shared(manifest, queue, dialer, Peer(Silent()), mailbox, None, Silent(), verifier=unused)
+    connection = DataConnection(shared, counters)
     assert not connection._run_once()
     assert isinstance(mailbox.take(0), Withdrew)
     assert counters.mismatches == 0
