@@ -128,7 +128,9 @@ def test_a_signal_before_the_settings_are_read(pair: Pair, tmp_path: Path, side:
     service.signal(number)
     assert service.wait() == 128 + number
     os.close(writers[0])
-    assert (service.result["status"], service.result["exit_code"]) == ("interrupted", 128 + number)
+    assert [(result["status"], result["exit_code"]) for result in service.results] == [("interrupted", 128 + number)], (
+        service.stderr
+    )
     assert "Traceback" not in service.stderr
 
 

@@ -128,7 +128,13 @@ def _on_first(act: Callable[[int], None], overdue: Callable[[int], None] | None)
         if is_signalled:
             return
         is_signalled = True
-        signal.signal(signal.SIGALRM, lambda *_: _exit_overdue(number, overdue))
+        until = time.monotonic() + SHUTDOWN_SECONDS - WAKE_SECONDS
+
+        def end(_alarm: int, _frame: FrameType | None) -> None:
+            if time.monotonic() > until:  # else it is one from before, of `raised`
+                _exit_overdue(number, overdue)
+
+        signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
         act(number)
 
