@@ -38,7 +38,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from receiver.settings import parse
 
     try:
-        settings, warnings = parse(argv, environ)
+        with signals.raised():
+            settings, warnings = parse(argv, environ)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         failure = as_failure("reading the settings", error)
         report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
@@ -68,28 +69,29 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     from receiver.server.server import Server
     from receiver.settings import METRICS
 
-    _allow_descriptors()
-    destination, output_name = _open_destination(settings)
-    listeners = _listen(settings)
-    if not isinstance(destination, OpenFile):
-        destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
-        _clean_staging(settings, destination, logger)
-    addresses = [listener.getsockname() for listener in listeners]
-    chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
-    free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
-    monitor = Monitor("receiver", settings, logger, free_bytes)
-    server = Server(
-        settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
-    )
+    with signals.raised():
+        _allow_descriptors()
+        destination, output_name = _open_destination(settings)
+        listeners = _listen(settings)
+        if not isinstance(destination, OpenFile):
+            destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
+            _clean_staging(settings, destination, logger)
+        addresses = [listener.getsockname() for listener in listeners]
+        chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
+        free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
+        monitor = Monitor("receiver", settings, logger, free_bytes)
+        server = Server(
+            settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
+        )
 
-    def stop(number: int) -> None:
-        server.stop(Interrupted(number))
-        monitor.stop_lingering()
+        def stop(number: int) -> None:
+            server.stop(Interrupted(number))
+            monitor.stop_lingering()
 
-    def report_overdue(number: int) -> None:
-        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+        def report_overdue(number: int) -> None:
+            report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_signal(stop, report_overdue)
+        signals.on_signal(stop, report_overdue)
     monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
     monitor.start(METRICS)
     _report_start(settings, addresses, destination.path, chosen, logger)

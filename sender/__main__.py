@@ -31,7 +31,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     from sender.settings import parse
 
     try:
-        settings, warnings = parse(argv, environ)
+        with signals.raised():
+            settings, warnings = parse(argv, environ)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         failure = as_failure("reading the settings", error)
         report(TransferResult.without_transfer(failure), None, log.configure("sender"))
@@ -70,11 +71,6 @@ def _send(
     from filestreamer.terminal.display import ProgressDisplay
     from sender.coordinator import BeginAgain, Transfer
 
-    try:
-        monitor.start()
-        transfer = Transfer(settings, logger)
-    except FilestreamerError as error:
-        return TransferResult.without_transfer(error)
     signalled = []
     is_over = False
 
@@ -83,7 +79,13 @@ def _send(
         transfer.interrupt(number)
         monitor.stop_lingering()
 
-    signals.on_signal(end, lambda number: None if is_over else overdue(number))
+    try:
+        with signals.raised():
+            monitor.start()
+            transfer = Transfer(settings, logger)
+            signals.on_signal(end, lambda number: None if is_over else overdue(number))
+    except FilestreamerError as error:
+        return TransferResult.without_transfer(error)
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()

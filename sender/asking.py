@@ -18,7 +18,7 @@ from filestreamer.telemetry.counters import Skipped, TransferCounters
 from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import root_digest, segment_hasher
+from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import (
     Aborted,
     Code,
@@ -312,19 +312,14 @@ class Asking:
 
     def _digest(self, item: Item, grid: Grid, index: int) -> bytes:
         """Return the digest of a segment of the source. Raises Unsendable where the file is not what was listed."""
-        hasher = segment_hasher()
-        offset = grid.offset(index)
-        end = offset + grid.length(index)
-        while offset < end:
-            view = self._block[: min(limits.BLOCK_BYTES, end - offset)]
-            self._source.read_into(item, view, offset)
-            hasher.update(view)
-            offset += len(view)
-            self.counters.rehashed_bytes += len(view)
-            self._clock.reach("rehashed", self.counters.rehashed_bytes, time.monotonic())
-            self._tick()
-        self._source.check_unchanged(item)
-        return hasher.digest()
+        digest = self._source.digest(item, grid.offset(index), grid.length(index), self._block, self._count_read)
+        self._source.look(item)
+        return digest
+
+    def _count_read(self, count: int) -> None:
+        self.counters.rehashed_bytes += count
+        self._clock.reach("rehashed", self.counters.rehashed_bytes, time.monotonic())
+        self._tick()
 
     # --- the clock
 

@@ -702,7 +702,7 @@ def test_sender_is_frozen_for_ever(pair: Pair, seed: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 def test_a_signal_ends_it_in_the_middle_of_a_chunk(pair: Pair, seed: int, side: str, number: signal.Signals) -> None:
     """At once, with exit 128+N, and the same commands resume."""

@@ -31,6 +31,10 @@ PRIVATE = Path(tempfile.mkdtemp(prefix="filestreamer-tests-"))
 atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
 own_token.make({"XDG_RUNTIME_DIR": str(PRIVATE)})
 
+for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # the tests run in the background, or under nohup
+        signal.signal(_number, signal.SIG_DFL)  # services would ignore it, too
+
 INJECT = Path(__file__).parent / "inject"
 
 _NUMBERS = itertools.count()

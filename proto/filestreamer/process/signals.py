@@ -1,8 +1,12 @@
-"""How a process ends: by itself, or by SIGTERM and SIGINT.
+"""How a process ends: by itself, or by SIGTERM, SIGINT and SIGHUP.
 
 The first signal asks the service to end in order, the second one ends the process at once. A handler only reports the
 signal; the service's own loop acts on it, and has SHUTDOWN_SECONDS. Handlers are set explicitly because PID 1, as which
 a container's command runs, has no default ones: without them, `docker stop` would wait and then kill the process.
+
+A signal that was ignored when the process started stays ignored: `nohup` does that with SIGHUP, and a shell with SIGINT
+for what it runs in the background. SIGHUP says that the terminal is gone. It never counts as the second signal, as it
+seldom comes alone: the kernel and the shell both send it, and systemd sends it together with SIGTERM.
 """
 
 import atexit
@@ -11,13 +15,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final, NoReturn
 
 from filestreamer.process import stderr
+from filestreamer.wire.errors import Interrupted
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WAKE_SECONDS: Final = 0.5
+"""How late a signal may be acted on while the service starts."""
 SHUTDOWN_SECONDS: Final = 7.0
 """How long the service has after the first signal. `docker stop` kills after 10 seconds."""
 OVERDUE_SECONDS: Final = 1.0
@@ -32,9 +39,41 @@ _exit_hooks: Final[list[Callable[[float], None]]] = []
 
 def exit_on_signal() -> None:
     """Make a signal end the process at once, until `on_signal` is called: so far, nothing has to end in order."""
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _frame: _exit_by_signal(number))
+    _handle(lambda number, _frame: _exit_by_signal(number))
     atexit.register(_run_exit_hooks)  # an exception that nobody caught ends the process without `exit_process`
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Make a signal raise Interrupted within the block: in steps that may wait, before `on_signal` is called.
+
+    After the block a signal ends the process at once, unless `on_signal` was called in it.
+    """
+
+    def interrupt(number: int) -> None:
+        raise Interrupted(number)
+
+    def wake(_number: int, _frame: FrameType | None) -> None:
+        """Let Python act on a signal that came just before a call that waits: only the next one interrupts the call."""
+
+    _on_first(interrupt, None)
+    ours = [(number, signal.getsignal(number)) for number in SIGNALS]
+    signal.signal(signal.SIGALRM, wake)
+    signal.setitimer(signal.ITIMER_REAL, WAKE_SECONDS, WAKE_SECONDS)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGALRM) is wake:  # else a signal has come, and its deadline runs
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if ours == [(number, signal.getsignal(number)) for number in SIGNALS]:
+            _handle(lambda number, _frame: _exit_by_signal(number))
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Set the handler of all signals but those that are ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def exit_process(exit_code: int) -> NoReturn:
@@ -74,19 +113,32 @@ def on_signal(report: Callable[[int], None], overdue: Callable[[int], None] | No
     A process that still runs after SHUTDOWN_SECONDS is ended; before that, `overdue(signal number)` is called, and has
     OVERDUE_SECONDS to report the result.
     """
-    is_signalled = False
+    _on_first(report, overdue)
+
+
+def _on_first(act: Callable[[int], None], overdue: Callable[[int], None] | None) -> None:
+    """Call `act(signal number)` at the first signal. A second one ends the process, unless one of them is SIGHUP."""
+    is_signalled = is_asked = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal is_signalled
-        if is_signalled:
+        nonlocal is_signalled, is_asked
+        if is_asked and number != signal.SIGHUP:
             _exit_by_signal(number)
+        is_asked = is_asked or number != signal.SIGHUP
+        if is_signalled:
+            return
         is_signalled = True
-        signal.signal(signal.SIGALRM, lambda *_: _exit_overdue(number, overdue))
-        signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
-        report(number)
+        until = time.monotonic() + SHUTDOWN_SECONDS - WAKE_SECONDS
 
-    for number in SIGNALS:
-        signal.signal(number, handle)
+        def end(_alarm: int, _frame: FrameType | None) -> None:
+            if time.monotonic() > until:  # else it is one from before, of `raised`
+                _exit_overdue(number, overdue)
+
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
+        act(number)
+
+    _handle(handle)
 
 
 def _exit_overdue(number: int, overdue: Callable[[int], None] | None) -> None:
