@@ -27,7 +27,8 @@ def read_again(moved: MovedFiles, seen: Identity = LATER) -> list[tuple[int, int
 
 def test_one_chunk_is_held_back_until_the_file_was_read_again() -> None:
     moved = moved_once()
-    assert moved.is_settled is False
+    was_settled = moved.is_settled
+    assert not was_settled
     assert moved.saw(FILE, ITEM, LATER, 3) == (False, False)  # of the version that the others are compared with
     assert not moved.rejected(2, epoch=4)
     assert read_again(moved) == [(2, 4)]
