@@ -49,8 +49,8 @@ class TreeStaging:
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
         except OSError as error:
+            error = inodes.explain(error, place.fd)  # before the inodes of the staging are free again
             self.close()
-            error = inodes.explain(error, place.fd)
             raise from_os_error(error, Code.DESTINATION, f"can't write into {place.path}") from None
         except TransferFailed:
             self.close()
@@ -165,4 +165,5 @@ class TreeStagings:
             for staging in self._below.values():
                 staging.close()
             self._below.clear()
+        self.places.close()
         self.top.close()
