@@ -359,6 +359,7 @@ class TreeTarget:
         parts = range(self._archive.parts)
         for number in parts:
             self._entry_preparer.link(number)
+        self._stagings.close_below()
         for number in reversed(parts):
             self._entry_preparer.finish_directories(number)
         try:

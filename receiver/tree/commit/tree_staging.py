@@ -159,11 +159,15 @@ class TreeStagings:
                 staging = self._below[place] = TreeStaging(place, self._root)
             return staging
 
-    def close(self) -> None:
-        """Close all. Idempotent."""
+    def close_below(self) -> None:
+        """Close all but that at the top: to remove it later would change the times of the directory that it is in."""
         with self._lock:
             for staging in self._below.values():
                 staging.close()
             self._below.clear()
+
+    def close(self) -> None:
+        """Close all. Idempotent."""
+        self.close_below()
         self.places.close()
         self.top.close()
