@@ -22,7 +22,6 @@ The life of a staged file, in order:
     `final_name`     has the steps that all kinds of files share: attributes, and the rename that may not replace.
 8.  `closed_staging` renames a large file of a tree, which was closed before: `receiver.tree.commit` has synced many of
                      them at once.
-
     `staged_copy`    copies it instead, where no file can be renamed into its final directory.
 
 Beside that:
