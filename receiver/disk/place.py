@@ -137,6 +137,7 @@ class Place:
     def close(self) -> None:
         """Close the directory. Idempotent; a place that nobody has any more is closed by itself."""
         self._finalizer()
+        self.fd = -1  # another file may get the number
 
 
 def _note_name(prefix: bytes) -> str:

@@ -36,7 +36,7 @@ AHEAD_BYTES: Final = 1024 * MIB
 FILE_SYSTEM_BLOCK_BYTES: Final = 4096
 """Holes that are smaller than this free no space."""
 _PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM)
 """The errors of a file system that can't punch holes."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)

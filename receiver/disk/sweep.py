@@ -235,6 +235,8 @@ def _discard_lock(staging_fd: int, name: str) -> None:
 
 def clear_tree(tree_fd: int) -> None:
     """Remove what lies in the staging of a tree: files, and directories of files. Raises OSError."""
+    # btrfs lists what was there when the directory was opened, or was set back to its beginning.
+    os.lseek(tree_fd, 0, os.SEEK_SET)
     for name in os.listdir(tree_fd):
         try:
             os.unlink(name, dir_fd=tree_fd)

@@ -385,6 +385,7 @@ class TreeTarget:
         parts = range(self._archive.parts)
         for number in parts:
             self._entry_preparer.link(number)
+        self._stagings.close_below()
         if self._deleter is not None:  # before the times of directories are set, which this changes
             self._deleter.delete(map(self._archive.part, parts))
         for number in reversed(parts):

@@ -1,4 +1,4 @@
-"""Small file systems in memory, to be filled; and large ones that hold nothing but holes. Mounting takes root."""
+"""File systems for tests: small ones in memory, to be filled; and of any kind, in images. Mounting takes root."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,6 +27,42 @@ def disk(mount_point: Path, size_bytes: int) -> Iterator[Path]:
         yield mount_point
     finally:
         subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+
+
+@contextlib.contextmanager
+def mounted(mount_point: Path, *arguments: object) -> Iterator[Path]:
+    """Mount with these arguments of mount(8), for the length of the block. Skips the test where there is no root."""
+    mount_point.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        pytest.skip("mounting takes root")
+    done = subprocess.run(
+        ["mount", *map(str, arguments), str(mount_point)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        _lacks(f"mount: {done.stderr}")
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+
+
+@contextlib.contextmanager
+def image(mount_point: Path, kind: str, size_bytes: int, *options: str) -> Iterator[Path]:
+    """Make a file system in an image, and mount it. `options` are those of mkfs."""
+    if shutil.which(f"mkfs.{kind}", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        _lacks(f"mkfs.{kind} is not installed")
+    path = mount_point.with_name(f"{mount_point.name}.image")
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    subprocess.run([f"mkfs.{kind}", "-q", *options, str(path)], check=True, capture_output=True)
+    with mounted(mount_point, "-o", "loop", path):
+        yield mount_point
+    path.unlink()
+
+
+def _lacks(what: str) -> NoReturn:
+    """Skip the test; in CI, which has all that the tests need, it fails."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def fill(directory: Path, leave_bytes: int = 0) -> Path:

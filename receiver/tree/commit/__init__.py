@@ -1,9 +1,11 @@
 """From the bytes of a small file to final names in the destination, thousands of files after one sync.
 
 1. `small_file`    writes a small file, whole, into the staging of its tree;
-2. `tree_staging`  is that staging: `.filestreamer/KEY.tree/`, locked, emptied at the start and removed at the end;
+2. `tree_staging`  is that staging: `.filestreamer/KEY.tree/`, locked, emptied at the start and removed at the end, one
+                   in each place (`receiver.disk.place`) that the tree goes to;
 3. `attributes`    gives each file its owner, mode and mtime before it is synced;
 4. `committer`     gathers complete files, small and large, into batches; syncs the file system once for a batch, then
                    renames each file to its final name;
-5. `directories`   opens the directory of each final name, component by component, and follows no symlink.
+5. `directories`   opens the directory of each final name, component by component, and follows no symlink;
+   `places`        tells which place it belongs to.
 """

@@ -80,7 +80,7 @@ class Committer:
         self._is_lost = False
         """Whether a sync failed: the kernel may have dropped bytes of any file that was written before."""
         self._thread: threading.Thread | None = None
-        self._directories = Directories(destination, stagings.places)
+        self._directories = Directories(destination, stagings.places, again=True)
 
     def start(self) -> None:
         """Start the thread, before any file depends on it. Raises TransferFailed(LIMIT)."""

@@ -34,9 +34,11 @@ class Directory(NamedTuple):
 class Directories:
     """A cache of the directories that were used last, by path. For one thread."""
 
-    def __init__(self, destination: Destination, places: Places) -> None:
+    def __init__(self, destination: Destination, places: Places, *, again: bool = False) -> None:
+        """With `again`, all directories were opened before by another thread: none may have become another one."""
         self._destination = destination
         self._places = places
+        self._again = again
         self._most = descriptors.directories(descriptors.allowed())
         self._open: OrderedDict[bytes, Directory] = OrderedDict({b"": Directory(destination.fd, False, destination)})
         self._changed: set[bytes] = set()
@@ -84,7 +86,7 @@ class Directories:
         )
         try:
             # A directory that was made just now lies on the side of its parent: that need not be looked up.
-            place = parent.place if is_new else self._places.enter(path, fd, parent.place)
+            place = parent.place if is_new else self._places.enter(path, fd, parent.place, again=self._again)
         except BaseException:
             os.close(fd)
             raise

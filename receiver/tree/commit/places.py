@@ -33,8 +33,12 @@ class Places:
             directory = directory.rpartition(b"/")[0]
         return place
 
-    def enter(self, path: bytes, fd: int, above: Place) -> Place:
-        """Return the place of a directory that was opened; `above` is that of its parent. Raises OSError."""
+    def enter(self, path: bytes, fd: int, above: Place, *, again: bool = False) -> Place:
+        """Return the place of a directory that was opened; `above` is that of its parent.
+
+        With `again` the directory was opened before in this transfer: its place may not have changed. Raises OSError,
+        TransferFailed(DESTINATION).
+        """
         side = side_of(fd)
         known = self._at.get(path)
         if known is None and side == above.side:
@@ -43,10 +47,16 @@ class Places:
             known = self._at.get(path)
             if known is not None and side == known.side and os.path.samestat(os.fstat(fd), os.fstat(known.fd)):
                 return known
+            if again:
+                raise self._changed(path)
             if side != above.side:
                 return self._add(path, fd, above)
             self._at.pop(path, None)  # what was mounted there is mounted no more
             return above
+
+    def _changed(self, path: bytes) -> TransferFailed:
+        reason = "was moved, unmounted or mounted over during the transfer: run the same command again"
+        return TransferFailed(Code.DESTINATION, f"the directory {shown_path(self._destination, path)} {reason}")
 
     def divide(self, path: bytes, fd: int, above: Place) -> Place:
         """Make a directory a place of its own: no file could be renamed into it, for a reason that is not known.
@@ -77,8 +87,7 @@ class Places:
             places = list(self._all)
         for place in places:
             if not self._is_at_path(place):
-                reason = "was moved, unmounted or mounted over during the transfer: run the same command again"
-                raise TransferFailed(Code.DESTINATION, f"the directory {place.path} {reason}")
+                raise self._changed(place.prefix)
 
     def _is_at_path(self, place: Place) -> bool:
         try:
@@ -89,3 +98,11 @@ class Places:
             return os.path.samestat(os.fstat(fd), os.fstat(place.fd)) and mount_of(fd) == place.side.mount
         finally:
             os.close(fd)
+
+    def close(self) -> None:
+        """Close the places below the destination. Idempotent."""
+        with self._lock:
+            for place in self._all:
+                place.close()
+            self._all.clear()
+            self._at = {b"": self._destination}

@@ -49,8 +49,8 @@ class TreeStaging:
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
         except OSError as error:
+            error = inodes.explain(error, place.fd)  # before the inodes of the staging are free again
             self.close()
-            error = inodes.explain(error, place.fd)
             raise from_os_error(error, Code.DESTINATION, f"can't write into {place.path}") from None
         except TransferFailed:
             self.close()
@@ -159,10 +159,15 @@ class TreeStagings:
                 staging = self._below[place] = TreeStaging(place, self._root)
             return staging
 
-    def close(self) -> None:
-        """Close all. Idempotent."""
+    def close_below(self) -> None:
+        """Close all but that at the top: to remove it later would change the times of the directory that it is in."""
         with self._lock:
             for staging in self._below.values():
                 staging.close()
             self._below.clear()
+
+    def close(self) -> None:
+        """Close all. Idempotent."""
+        self.close_below()
+        self.places.close()
         self.top.close()

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from filestreamer.wire.errors import Code
 from receiver.disk.destination import Destination
+from tests.support.disks import mounted
 from tests.support.staged_file import failure, stage, write
 
 
@@ -25,3 +28,54 @@ def test_tidy_keeps_what_is_not_empty(path: Path, destination: Destination) -> N
     staged.close()
     destination.tidy()
     assert os.listdir(path) == [".filestreamer"]
+
+
+# ------------------------------------------------------------------------------------------------------------- its path
+
+
+def test_a_read_only_file_system_is_named(path: Path) -> None:
+    with mounted(path / "ro", "-t", "tmpfs", "-o", "ro", "filestreamer-test") as there:
+        assert failure(Code.DESTINATION, Destination, str(there)).endswith("Read-only file system")
+
+
+def test_the_path_is_followed(path: Path) -> None:
+    """Removed and made again, moved, mounted over: the next transfer goes where the path leads then."""
+    (path / "d").mkdir()
+    first = Destination(str(path / "d"), replace=False)
+    assert first.at_path() is first
+    first.check_path()
+    (path / "d").rename(path / "moved")
+    assert "No such file or directory" in failure(Code.DESTINATION, first.at_path)
+    assert "was moved" in failure(Code.DESTINATION, first.check_path)
+    (path / "d").mkdir()
+    second = first.at_path()
+    assert second.at_path() is second
+    assert (second.path, second.replace) == (first.path, False)
+    assert os.path.samestat(os.fstat(second.fd), (path / "d").stat())
+    assert "was moved" in failure(Code.DESTINATION, first.check_path)
+    first.close()
+    (path / "d").rmdir()
+    (path / "moved").rename(path / "d")
+    second.at_path().close()
+    second.close()
+
+
+def test_a_mount_over_the_path(path: Path) -> None:
+    (path / "d").mkdir()
+    first = Destination(str(path / "d"))
+    with mounted(path / "d", "--bind", path / "d"):  # the same inode: only the mount is another
+        assert "mounted over" in failure(Code.DESTINATION, first.check_path)
+        first.at_path().close()
+    first.check_path()
+    assert first.at_path() is first
+    first.close()
+
+
+def test_a_relative_path_is_that_of_the_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path / "d").mkdir()
+    monkeypatch.chdir(path)
+    first = Destination("d")
+    monkeypatch.chdir("/")
+    assert first.at_path() is first
+    assert first.path == "d"
+    first.close()
