@@ -22,11 +22,12 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import rename_new
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.directories import Directories
+from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.small_file import make_file
+from receiver.tree.commit.symlinks import Symlinks
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.top_level_names import TopLevelNames
@@ -47,6 +48,7 @@ class EntryPreparer:
         archive: Archive,
         *,
         attributes: Attributes,
+        inherited_files: InheritedFiles,
         checksum: bool,
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
@@ -56,12 +58,14 @@ class EntryPreparer:
         self._top_level_names = top_level_names
         self._archive = archive
         self._attributes = attributes
+        self._inherited_files = inherited_files
+        self._symlinks = Symlinks(staging, attributes, replace=destination.replace)
         self._checksum = checksum
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
-        self._directories = Directories(destination)
+        self._directories = Directories(destination, looks_at_inheritance=True)
         self._groups = array("Q")
         """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
 
@@ -192,29 +196,14 @@ class EntryPreparer:
             self._attributes.put_symlink(directory_fd, name, entry, file_id)
             return
         self._check_replace(entry, there)
-        temporary = self._staging.name(file_id).encode()
-        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
-        self._attributes.put_symlink(self._staging.fd, temporary, entry, file_id)
-        if self._destination.replace:
-            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
-            return
         with self._refusing_new(entry):
-            try:
-                rename_new(temporary, name, self._staging.fd, directory_fd)
-            except FileExistsError:
-                raise
-            except OSError:
-                # The file system can neither rename without replacing, nor link a symlink. Making the symlink under its
-                # final name is as good: a symlink is complete as soon as it exists.
-                os.symlink(entry.link_target, name, dir_fd=directory_fd)
-                self._attributes.put_symlink(directory_fd, name, entry, file_id)
-            finally:
-                self._staging.remove(os.fsdecode(temporary))
+            self._symlinks.make(self._directories.get(entry.path.rpartition(b"/")[0]), name, entry, file_id)
 
     def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
         """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of that name."""
         parent, _, name = entry.path.rpartition(b"/")
         directory = self._directories.get(parent, create=True)
+        self._inherited_files.note(directory.handed_down, self._staging.handed_down)
         if directory.is_new:
             return directory.fd, name, None
         try:

@@ -20,9 +20,11 @@ from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
+from filestreamer.wire.grid import Grid
 from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.inheritance import handed_down
 from receiver.disk.staging import Staging
 from receiver.disk.sweep import discard_staged
 from receiver.file.shared_file import File, SourceVersion
@@ -30,6 +32,7 @@ from receiver.file.states import FREE, HELD, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import Connection
 from receiver.memory.budget import Account
 from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.manifest.large_file import LargeFile, OpenLargeFile, Spooled
 from receiver.tree.manifest.part_state import PartState
@@ -52,6 +55,7 @@ class LargeFiles:
         committer: Committer,
         *,
         attributes: Attributes,
+        inherited_files: InheritedFiles,
         spool: Spool,
         account: Account,
         counters: TransferCounters,
@@ -65,6 +69,7 @@ class LargeFiles:
         self._staging = staging
         self._committer = committer
         self._attributes = attributes
+        self._inherited_files = inherited_files
         self._spool = spool
         self._account = account
         self._counters = counters
@@ -117,7 +122,7 @@ class LargeFiles:
             self._check_mark(large, entry)
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
-            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed)
+            file.open(lambda: self._open_staging(entry, file.grid), self._failed)
             open_file = OpenLargeFile(file)
             if large.spooled is Spooled.TABLE:
                 large.restore(open_file, self._spool)
@@ -130,6 +135,12 @@ class LargeFiles:
         if part_state.state(index) == FREE or large.spooled is Spooled.DIGESTS:
             part_state.set(index, WRITING)
         return open_file
+
+    def _open_staging(self, entry: m.Entry, grid: Grid) -> Staging:
+        def create(staging_fd: int, name: str) -> int | None:
+            return self._inherited_files.create(entry.path, staging_fd, name, handed_down(staging_fd))
+
+        return Staging.open(self._destination, entry.path, entry, grid, create=create)
 
     def _check_mark(self, large: LargeFile, entry: m.Entry) -> None:
         """Check that the staging of a file is as it was when the file was set aside. Raises TransferFailed(BUSY).

@@ -24,6 +24,7 @@ from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer, sync_file_system
+from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
@@ -72,7 +73,8 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
-        self._staging = TreeStaging(destination, root)
+        self._inherited_files = InheritedFiles(destination, report)
+        self._staging = TreeStaging(destination, root, self._inherited_files)
         with contextlib.ExitStack() as opened:
             opened.callback(self._staging.close)
             self._spool = Spool(self._staging.files_fd, destination.path)
@@ -92,6 +94,7 @@ class TreeTarget:
             top_level_names,
             self._archive,
             attributes=attributes,
+            inherited_files=self._inherited_files,
             checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
@@ -100,6 +103,7 @@ class TreeTarget:
             self._staging,
             self._committer,
             attributes=attributes,
+            inherited_files=self._inherited_files,
             spool=self._spool,
             account=account,
             counters=counters,
@@ -402,5 +406,6 @@ class TreeTarget:
                 steps.callback(self._large_files.close)
             else:
                 steps.callback(self._large_files.open_files.close)
+                steps.callback(self._inherited_files.close)
             steps.callback(self._committer.stop)
             steps.callback(self._entry_preparer.close)

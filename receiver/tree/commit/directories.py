@@ -10,6 +10,7 @@ from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk import descriptors
 from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.inheritance import HandedDown, handed_down
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,16 +21,21 @@ class Directory(NamedTuple):
     fd: int
     is_new: bool
     """Whether this transfer made the directory: then it contains only what this transfer put there."""
+    handed_down: HandedDown = ()
+    """What files that are made in it get (`receiver.disk.inheritance`), if that was to be looked at."""
 
 
 class Directories:
     """A cache of the directories that were used last, by path. For one thread."""
 
-    def __init__(self, destination: Destination) -> None:
+    def __init__(self, destination: Destination, *, looks_at_inheritance: bool = False) -> None:
         self._destination = destination
+        self._looks_at_inheritance = looks_at_inheritance
         self._device = os.fstat(destination.fd).st_dev
         self._most = descriptors.directories(descriptors.allowed())
-        self._open: OrderedDict[bytes, Directory] = OrderedDict({b"": Directory(destination.fd, False)})
+        self._open: OrderedDict[bytes, Directory] = OrderedDict(
+            {b"": Directory(destination.fd, False, self._handed_down(destination.fd))}
+        )
 
     def get(self, path: bytes, *, create: bool = False) -> Directory:
         """Open the directory at `path`, b"" being the destination; `create` makes the components that are missing.
@@ -57,7 +63,7 @@ class Directories:
         """Open one component of `path`. Raises TransferFailed: PATH, DESTINATION."""
         try:
             is_new = create and _make_directory(parent.fd, name, MODE_BITS)
-            return self._open_directory(parent.fd, name, is_new=is_new)
+            return self._open_directory(parent, name, is_new=is_new)
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
@@ -65,13 +71,17 @@ class Directories:
                 raise from_os_error(error, Code.PATH, what) from None
             raise from_os_error(error, Code.DESTINATION, f"can't open {shown}") from None
 
-    def _open_directory(self, parent_fd: int, name: bytes, *, is_new: bool) -> Directory:
-        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
+    def _open_directory(self, parent: Directory, name: bytes, *, is_new: bool) -> Directory:
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
         # A file is staged in the destination's own file system, and can't be renamed into another one.
         if os.fstat(fd).st_dev != self._device:
             os.close(fd)
             raise OSError(errno.EXDEV, "it is on another file system than the destination")
-        return Directory(fd, is_new)
+        # A new directory below one that hands down nothing hands down nothing, either.
+        return Directory(fd, is_new, () if is_new and not parent.handed_down else self._handed_down(fd))
+
+    def _handed_down(self, fd: int) -> HandedDown:
+        return handed_down(fd) if self._looks_at_inheritance else ()
 
     def _cache(self, path: bytes, directory: Directory) -> Directory:
         self._open[path] = directory
@@ -92,7 +102,7 @@ class Directories:
             return known
         try:
             is_new = _make_directory(above.fd, name, mode | stat.S_IRWXU)
-            directory = self._cache(path, self._open_directory(above.fd, name, is_new=is_new))
+            directory = self._cache(path, self._open_directory(above, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
                 os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)

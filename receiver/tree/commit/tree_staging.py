@@ -9,10 +9,12 @@ from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.inheritance import handed_down
 from receiver.disk.lock import is_named, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
+from receiver.tree.commit.inherited_files import InheritedFiles
 
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
@@ -24,9 +26,10 @@ _TRIES: Final = 3
 class TreeStaging:
     """The staging of one tree; a flock keeps a second process away, and is held until `close`."""
 
-    def __init__(self, destination: Destination, root: bytes) -> None:
+    def __init__(self, destination: Destination, root: bytes, inherited_files: InheritedFiles) -> None:
         """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
         self._destination = destination
+        self._inherited_files = inherited_files
         self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._is_locked = False
@@ -40,6 +43,8 @@ class TreeStaging:
             os.unlink("probe", dir_fd=self.fd)
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
+            self.handed_down = handed_down(self.fd)
+            """What its files get by being made in it."""
         except OSError as error:
             self.close()
             raise from_os_error(error, Code.DESTINATION, f"can't write into {destination.path}") from None
@@ -86,13 +91,18 @@ class TreeStaging:
         return f"{(2 * connection_id + file_id // BATCH_FILES % 2) % SUBDIRECTORIES}/{file_id}"
 
     def create(self, name: str, entry: Entry) -> int:
-        """Open a new file with the mode of its entry, as far as the umask lets it (`has_mode`). Raises OSError."""
+        """Open a new file with the mode of its entry, as far as the umask lets it (`has_mode`). Raises OSError.
+
+        It has what its final directory hands down.
+        """
+        if (fd := self._inherited_files.create(entry.path, self.fd, name, self.handed_down)) is not None:
+            return fd
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd)
 
     def has_mode(self, entry: Entry) -> bool:
         """Whether a file from `create` has the mode of its entry: then no call is needed to set it."""
-        return not entry.mode & self._dropped_bits
+        return not (entry.mode & self._dropped_bits or self._inherited_files.is_needed)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
