@@ -19,15 +19,15 @@ from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
+from filestreamer.wire.staging_name import leads_to_staging
 from sender.source.directories import Directories, Root
 from sender.source.holes import find_holes
 from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of, open_listed
 from sender.source.patterns import Wanted
 
-STAGING: Final = b".filestreamer"
-"""The directory of a receiver's staging; it is never an entry."""
-NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
-"""Names that are not entries directly in a directory that the user names, which may be the root of a file system."""
+NOT_AT_A_ROOT: Final = b"lost+found"
+"""A name that is no entry directly in a directory that the user names, which may be the root of a file system."""
+LEFT_OUT: Final = "what has the name .filestreamer is left out, at any depth: that is the name of a receiver's staging"
 _MTIME_END: Final = 1 << 63
 """The end of the range of an entry's mtime, in nanoseconds: signed, 64 bits. Times after 2262 become the last one."""
 _REASONS: Final = {
@@ -52,11 +52,13 @@ class Walk:
         wanted: Wanted | None = None,
         is_sparing: bool = False,
         owner: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
-        owners. Raises UsageError where two paths have the same name at the destination.
+        owners. `warn` is called with what the user should know once. Raises UsageError where two paths have the same
+        name at the destination.
         """
         self._roots = [(os.fsencode(path), _name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -71,6 +73,7 @@ class Walk:
         self._wanted = wanted
         self._is_sparing = is_sparing
         self._owner = owner
+        self._warn = warn
         self._links: dict[Identity, tuple[int, int]] = {}
         """Files of which more names are to come: their hard-link group, and how many names that are."""
         self._groups = 0  # hard-link groups so far
@@ -159,9 +162,12 @@ class Walk:
         """Open a directory and list it, in the order of its names. Raises OSError."""
         fd = self._directories.get(root, below)
         entry = self._entry(name, EntryType.DIRECTORY, os.fstat(fd))
-        left_out = (STAGING,) if below else NOT_AT_A_ROOT
-        names = [name for name in map(os.fsencode, os.listdir(fd)) if name not in left_out]
+        names = [name for name in map(os.fsencode, os.listdir(fd)) if below or name != NOT_AT_A_ROOT]
         names.sort()
+        staging = [name for name in names if leads_to_staging(name)]
+        if staging:
+            self._warn(LEFT_OUT)
+            names = [name for name in names if name not in staging]
         return _Level(Item(entry, path), root, below, iter(names))
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:

@@ -11,6 +11,7 @@ from receiver.disk import descriptors
 from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.inheritance import HandedDown, handed_down
+from receiver.disk.paths import STAGING
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -73,6 +74,10 @@ class Directories:
 
     def _open_directory(self, parent: Directory, name: bytes, *, is_new: bool) -> Directory:
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd)
+        # A name of eight characters (FAT) leads to a directory of another name, and unknown foldings may, too.
+        if (b"~" in name or not name.isascii()) and _is_staging(fd, parent.fd):
+            os.close(fd)
+            raise TransferFailed(Code.PATH, f"unsafe path ({os.fsdecode(name)!a} is a name of staging, {STAGING})")
         # A file is staged in the destination's own file system, and can't be renamed into another one.
         if os.fstat(fd).st_dev != self._device:
             os.close(fd)
@@ -120,6 +125,15 @@ class Directories:
             if path:
                 os.close(directory.fd)
         self._open.clear()
+
+
+def _is_staging(fd: int, parent_fd: int) -> bool:
+    """Whether an open directory is the one that the name of staging leads to."""
+    try:
+        staging = os.stat(STAGING, dir_fd=parent_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(staging, os.fstat(fd))
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:
