@@ -279,7 +279,9 @@ class Transfer:
         share, single = self._settings.shard, self._listing.single
         shard = m.Shard(share.index, share.count) if share.count > 1 else None
         total_bytes = single.sent_bytes if single is not None else 0
-        self._link.say(m.Offer(self._manifest.chunk_size, shard, self._settings.checksum, total_bytes))
+        self._link.say(
+            m.Offer(self._manifest.chunk_size, shard, self._settings.checksum, total_bytes, self._settings.xattrs)
+        )
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -294,7 +296,8 @@ class Transfer:
             if self._link.state != "manifest" or unanswered >= limits.MANIFEST_PARTS_UNANSWERED:
                 break
             if not part.is_sent:
-                self._link.say(part.message)
+                for message in part.messages:
+                    self._link.say(message)
                 part.is_sent, part.withdrawn_before = True, self._manifest.withdrawn.said_count
                 unanswered += part.unanswered_chunks > 0
                 self._withdrawals.say_again(part)
@@ -480,5 +483,6 @@ def _needed_features(settings: SenderSettings, single: Item | None) -> tuple[str
         features.SHARDS: settings.shard.count > 1,
         features.OWNER: settings.owner,
         features.CHECKSUM: settings.checksum,
+        features.XATTRS: settings.xattrs,
     }
     return tuple(name for name, is_used in uses.items() if is_used)

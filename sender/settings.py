@@ -133,6 +133,11 @@ class SenderSettings(CommonSettings):
     owner: bool = setting(bool, "Keep numeric owners; the receiver needs the right to set them.", default=False)
     """Tell the receiver the numeric owner and group of each entry."""
 
+    xattrs: bool = setting(
+        bool, "Keep extended attributes: ACLs, user.*, and where the receiver allows it capabilities.", default=False
+    )
+    """Read the extended attributes of each entry, and have the receiver set these and no others."""
+
     dry_run: bool = setting(bool, "List the entries that would be offered, and send nothing.", default=False)
     """Only list the entries that would be sent."""
 

@@ -117,8 +117,6 @@ class EntryPreparer:
 
         Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
         """
-        if entry.xattrs:
-            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
         if root != self._lasting_root:

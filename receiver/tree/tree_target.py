@@ -86,7 +86,11 @@ class TreeTarget:
             opened.pop_all()
         report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
-        attributes = Attributes(report, allow_privileged=destination.allow_privileged)
+        attributes = Attributes(
+            report,
+            allow_privileged=destination.allow_privileged,
+            xattrs_of=self._archive.xattrs if offer.xattrs else None,
+        )
         self._entry_preparer = EntryPreparer(
             destination,
             self._staging,
@@ -160,8 +164,7 @@ class TreeTarget:
         if number is None and (part.first_file_id != archive.entries or archive.is_listed):
             raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
         if number is None:
-            archive.append(part, body)
-            self._latest = (archive.parts - 1, part)
+            self._latest = (archive.parts, archive.append(part, body))
         elif not archive.is_same(number, part, body):
             raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
         elif number < self._taken_up:

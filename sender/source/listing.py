@@ -120,6 +120,7 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None], warn
         wanted=wanted,
         is_sparing=bool(settings.include),
         owner=settings.owner,
+        xattrs=settings.xattrs,
         warn=warn,
     )
 

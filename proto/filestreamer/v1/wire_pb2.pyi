@@ -226,16 +226,18 @@ class Shard(_message.Message):
     def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes")
+    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "xattrs")
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_FIELD_NUMBER: _ClassVar[int]
     chunk_size: int
     shard: Shard
     checksum: bool
     total_bytes: int
-    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    xattrs: bool
+    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., xattrs: _Optional[bool] = ...) -> None: ...
 
 class Hole(_message.Message):
     __slots__ = ("offset", "length")
@@ -280,14 +282,18 @@ class Entry(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., holes: _Optional[_Iterable[_Union[Hole, _Mapping]]] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
 
 class ManifestPart(_message.Message):
-    __slots__ = ("first_file_id", "entries", "last")
+    __slots__ = ("first_file_id", "entries", "last", "more_xattrs", "xattrs_continue")
     FIRST_FILE_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_XATTRS_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_CONTINUE_FIELD_NUMBER: _ClassVar[int]
     first_file_id: int
     entries: _containers.RepeatedCompositeFieldContainer[Entry]
     last: bool
-    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+    more_xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
+    xattrs_continue: bool
+    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ..., more_xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., xattrs_continue: _Optional[bool] = ...) -> None: ...
 
 class FileRange(_message.Message):
     __slots__ = ("first_file_id", "files")

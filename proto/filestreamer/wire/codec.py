@@ -178,7 +178,13 @@ def _decode_abort(a: pb.Abort) -> m.Abort:
 def _encode_offer(o: m.Offer) -> pb.Frame:
     shard = pb.Shard(**o.shard._asdict()) if o.shard else None
     return pb.Frame(
-        offer=pb.Offer(chunk_size=o.chunk_size, shard=shard, checksum=o.checksum, total_bytes=o.total_bytes)
+        offer=pb.Offer(
+            chunk_size=o.chunk_size,
+            shard=shard,
+            checksum=o.checksum,
+            total_bytes=o.total_bytes,
+            xattrs=o.xattrs,
+        )
     )
 
 
@@ -188,7 +194,8 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
         count = _within(o.shard.shard_count, 2, limits.SHARDS_MAX, "Offer.shard.shard_count")
         shard = m.Shard(_within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index"), count)
     chunk_size = _within(o.chunk_size, 1, limits.CHUNK_SIZE_MAX, "Offer.chunk_size")
-    return m.Offer(chunk_size, shard, o.checksum, _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes"))
+    total_bytes = _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes")
+    return m.Offer(chunk_size, shard, o.checksum, total_bytes, o.xattrs)
 
 
 def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
@@ -235,7 +242,7 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         target,
         e.hard_link_group,
         _decode_holes(e) if e.holes else (),
-        tuple([m.Xattr(x.name, x.value) for x in e.xattrs]) if e.xattrs else (),
+        _decode_xattrs(e.xattrs, "Entry.xattrs") if e.xattrs else (),
     )
 
 
@@ -263,6 +270,14 @@ def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
     return tuple(m.Hole(h.offset, h.length) for h in e.holes)
 
 
+def _decode_xattrs(xattrs: Any, what: str) -> tuple[m.Xattr, ...]:
+    _within(len(xattrs), 0, limits.XATTRS_PER_ENTRY, f"the number of {what}")
+    for x in xattrs:
+        _within(len(x.name), 1, limits.XATTR_NAME_BYTES, f"the length of {what}.name")
+        _require(b"\0" not in x.name, f"{what}.name has a byte 0")
+    return tuple([m.Xattr(x.name, x.value) for x in xattrs])
+
+
 def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
     frame = pb.Frame()
     part = frame.manifest_part
@@ -270,13 +285,22 @@ def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
     part.last = p.last
     for entry in p.entries:
         _encode_entry(entry, part.entries.add())
+    for xattr in p.more_xattrs:
+        part.more_xattrs.add(name=xattr.name, value=xattr.value)
+    part.xattrs_continue = p.xattrs_continue
     return frame
 
 
 def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
-    _within(len(p.entries), 0 if p.last else 1, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
+    least = 0 if p.last or p.more_xattrs else 1
+    most = 0 if p.more_xattrs else limits.ENTRIES_PER_PART
+    _within(len(p.entries), least, most, "the number of ManifestPart.entries")
+    if p.xattrs_continue:
+        _require(not p.last and bool(p.entries or p.more_xattrs), "ManifestPart.xattrs_continue is of no entry")
     first = _within(p.first_file_id, 0, _MAX_U63, "ManifestPart.first_file_id")
-    return m.ManifestPart(first, tuple([_decode_entry(entry) for entry in p.entries]), p.last)
+    more_xattrs = _decode_xattrs(p.more_xattrs, "ManifestPart.more_xattrs") if p.more_xattrs else ()
+    entries = tuple([_decode_entry(entry) for entry in p.entries])
+    return m.ManifestPart(first, entries, p.last, more_xattrs, p.xattrs_continue)
 
 
 def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:

@@ -137,6 +137,8 @@ class Offer(NamedTuple):
     shard: Shard | None
     checksum: bool
     total_bytes: int
+    xattrs: bool = False
+    """Whether the entries have all extended attributes of their sources: others are removed."""
 
 
 class Hole(NamedTuple):
@@ -156,7 +158,8 @@ class Xattr(NamedTuple):
 class Entry(NamedTuple):
     """One file, directory or symlink.
 
-    `mode` has permission bits only. Files with the same `hard_link_group` are one file; 0 is none.
+    `mode` has the permission bits, setuid, setgid and sticky. Files with the same `hard_link_group` are one file; 0 is
+    none.
     """
 
     path: bytes
@@ -178,6 +181,10 @@ class ManifestPart(NamedTuple):
     first_file_id: int
     entries: tuple[Entry, ...]
     last: bool
+    more_xattrs: tuple[Xattr, ...] = ()
+    """Of the last entry of the part before; such a part has no entries (`filestreamer.wire.xattr_parts`)."""
+    xattrs_continue: bool = False
+    """Whether more of the attributes of the last entry follow."""
 
 
 class FileRange(NamedTuple):
