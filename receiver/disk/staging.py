@@ -26,6 +26,7 @@ from receiver.disk.final_name import put_in_place
 from receiver.disk.inheritance import create_as_in
 from receiver.disk.ledger_file import LedgerFile
 from receiver.disk.lock import is_named, is_own, lock
+from receiver.disk.obstacles import write_failure
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
 from receiver.disk.readable import Readable
 from receiver.disk.report import Report
@@ -85,7 +86,7 @@ class Staging(Readable):
                 with contextlib.suppress(FileNotFoundError):
                     return cls(destination, path, entry, grid, reserved_bytes, create)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+            raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
     def __init__(  # noqa: PLR0917 - only `open` calls it
@@ -218,7 +219,7 @@ class Staging(Readable):
         try:
             write_at(self.fd, view, offset, self.holes)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+            raise write_failure(error, f"can't write {self.path}") from None
         self.space.count_written(len(view))
 
     def append(self, view: memoryview, size: int) -> None:
@@ -248,7 +249,7 @@ class Staging(Readable):
         try:
             return self.space.take(is_over)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+            raise write_failure(error, f"can't take the space for {self.path}") from None
 
     def write_back(self) -> None:
         """Have the kernel write dirty pages to the disk, so that the last sync is short. Raises as `commit` does."""

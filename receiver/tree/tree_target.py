@@ -19,11 +19,12 @@ from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
-from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer, sync_file_system
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
@@ -81,7 +82,8 @@ class TreeTarget:
             opened.callback(self._spool.close)
             self._index = Spool(self._staging.files_fd, destination.path)
             opened.callback(self._index.close)
-            self._committer = Committer(destination, self._staging, top_level_names, failed)
+            self._declines = declines = Declines(report, top_level_names)
+            self._committer = Committer(destination, self._staging, top_level_names, declines, failed)
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
@@ -99,6 +101,7 @@ class TreeTarget:
             self._archive,
             attributes=attributes,
             inherited_files=self._inherited_files,
+            declines=declines,
             checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
@@ -108,6 +111,7 @@ class TreeTarget:
             self._committer,
             attributes=attributes,
             inherited_files=self._inherited_files,
+            declines=declines,
             spool=self._spool,
             account=account,
             counters=counters,
@@ -132,6 +136,7 @@ class TreeTarget:
             self._staging,
             self._committer,
             attributes=attributes,
+            declines=declines,
             spool=self._spool,
             nudge=nudge,
         )
@@ -211,7 +216,7 @@ class TreeTarget:
 
     def _grow(self, entries: int) -> bool:
         """Borrow the memory that so many more entries need to the end; return whether there is enough."""
-        tables_bytes = 8 * (self._archive.parts + self._entry_preparer.groups + entries)
+        tables_bytes = 8 * self._archive.parts + self._entry_preparer.table_bytes(entries)
         most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
             if not self._account.try_borrow(STEP_BYTES):
@@ -344,13 +349,23 @@ class TreeTarget:
             if part_state is not None:
                 self._complete_held(part_state)
                 self._parts.archive_done()
+        for number in filter(self._archive.has_declined, range(self._archive.parts)):
+            self._count_declined(self._archive.restore(number))
         for part_state in self._parts.active:  # a connection is still receiving a file that was withdrawn
             with part_state.lock:
                 self._archive.save(part_state)
 
+    def _count_declined(self, part_state: PartState) -> None:
+        """Count large files that were declined, but came in whole: the sender has not withdrawn them."""
+        for index, large in part_state.large.items():
+            if part_state.state(index) == DECLINED and large.has_all_digests(self._spool):
+                large.spooled = Spooled.DIGESTS
+                part_state.set(index, VERIFIED)
+                self._archive.save(part_state)
+
     def _complete_held(self, part_state: PartState) -> None:
         for index, large in list(part_state.large.items()):
-            if part_state.state(index) != WITHDRAWN and part_state.is_partial(index):
+            if part_state.state(index) not in (WITHDRAWN, DECLINED) and part_state.is_partial(index):
                 if large.open_file is None:
                     self._large_files.open(part_state, index, None)
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
@@ -376,7 +391,8 @@ class TreeTarget:
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
-            self._entry_preparer.link(number)
+            self._entry_preparer.hard_links.link(number)
+        self._committer.flush()  # copies of files, where the destination has no hard links
         for number in reversed(parts):
             self._entry_preparer.finish_directories(number)
         try:

@@ -1,6 +1,7 @@
 """Makes symlinks: complete as soon as they exist, so that none needs to be staged where nothing is to be replaced."""
 
 import contextlib
+import errno
 import os
 import secrets
 
@@ -21,7 +22,7 @@ class Symlinks:
     def make(self, directory: Directory, name: bytes, entry: Entry, file_id: int) -> None:
         """Make a symlink, with what its directory hands down. Raises OSError: FileExistsError without `replace`."""
         try:
-            os.symlink(entry.link_target, name, dir_fd=directory.fd)
+            _symlink(entry.link_target, name, directory.fd)
         except FileExistsError:
             if not self._replace:
                 raise
@@ -38,7 +39,7 @@ class Symlinks:
     def _make_and_rename(  # noqa: PLR0917 - two places
         self, temporary_fd: int, temporary: str, directory_fd: int, name: bytes, entry: Entry, file_id: int
     ) -> None:
-        os.symlink(entry.link_target, temporary, dir_fd=temporary_fd)
+        _symlink(entry.link_target, temporary, temporary_fd)
         try:
             self._attributes.put_symlink(temporary_fd, temporary, entry, file_id)
             os.rename(temporary, name, src_dir_fd=temporary_fd, dst_dir_fd=directory_fd)
@@ -46,3 +47,12 @@ class Symlinks:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=temporary_fd)
             raise
+
+
+def _symlink(target: bytes, name: str | bytes, directory_fd: int) -> None:
+    try:
+        os.symlink(target, name, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(error.errno, "the destination has no symlinks") from None
+        raise

@@ -8,13 +8,14 @@ from typing import Final
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes import MODE_BITS
-from receiver.disk.destination import Destination, shown_path
+from receiver.disk.destination import Destination, make_private, shown_path
 from receiver.disk.inheritance import handed_down
 from receiver.disk.lock import is_named, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
 from receiver.tree.commit.inherited_files import InheritedFiles
+from receiver.tree.commit.traits import Traits, find_traits
 
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
@@ -33,14 +34,12 @@ class TreeStaging:
         self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._is_locked = False
+        self.traits = Traits()
+        """What the file system of the destination does otherwise."""
         try:
             self._open(shown_path(destination, root))
             clear_tree(self.fd)  # small files of a receiver that was killed: no ledger says which of them are complete
-            probe = os.open("probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE_BITS, dir_fd=self.fd)
-            self._dropped_bits = MODE_BITS & ~os.fstat(probe).st_mode
-            """Mode bits that a new file does not get: those of the umask, or of the directory's default ACL."""
-            os.close(probe)
-            os.unlink("probe", dir_fd=self.fd)
+            self.traits = find_traits(self.fd)
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
             self.handed_down = handed_down(self.fd)
@@ -80,8 +79,7 @@ class TreeStaging:
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
             raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to another user: remove it")
-        if status.st_mode & 0o077:
-            os.fchmod(self.fd, 0o700)
+        make_private(self.fd, status, 0o077)
 
     def name(self, file_id: int, connection_id: int = 0) -> str:
         """Return the name under which a connection stages a small file, relative to `fd`.
@@ -102,7 +100,8 @@ class TreeStaging:
 
     def has_mode(self, entry: Entry) -> bool:
         """Whether a file from `create` has the mode of its entry: then no call is needed to set it."""
-        return not (entry.mode & self._dropped_bits or self._inherited_files.is_needed)
+        dropped, added = self.traits.dropped_bits, self.traits.added_bits
+        return not (entry.mode & dropped or added & ~entry.mode or self._inherited_files.is_needed)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
