@@ -159,7 +159,8 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
-        for item in make_walk(settings, SkippedEntries(counters, logger).add):
+        skipped = SkippedEntries(counters, logger)
+        for item in make_walk(settings, skipped.add, skipped.warn):
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
         sys.stdout.flush()

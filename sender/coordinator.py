@@ -299,6 +299,7 @@ class Transfer:
                 total_bytes,
                 settings.existing,
                 self._deletion,
+                xattrs=settings.xattrs,
             )
         )
         self._manifest.begin_offer()
@@ -315,7 +316,8 @@ class Transfer:
             if self._link.state != "manifest" or unanswered >= limits.MANIFEST_PARTS_UNANSWERED:
                 break
             if not part.is_sent:
-                self._link.say(part.message)
+                for message in part.messages:
+                    self._link.say(message)
                 part.is_sent, part.withdrawn_before = True, self._manifest.withdrawn.said_count
                 unanswered += part.unanswered_chunks > 0
                 self._withdrawals.say_again(part)
@@ -518,5 +520,6 @@ def _needed_features(settings: SenderSettings, single: Item | None) -> tuple[str
         features.CHECKSUM: settings.checksum,
         features.EXISTING: settings.existing is not m.Existing.REPLACE,
         features.DELETE: settings.delete,
+        features.XATTRS: settings.xattrs,
     }
     return tuple(name for name, is_used in uses.items() if is_used)

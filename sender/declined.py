@@ -82,7 +82,7 @@ class DeclinedEntries:
     def _skip(self, entry: m.DeclinedEntry, part: Part | None) -> None:
         # A part that is done was dropped: the receiver knows the path at the destination.
         path = part.item(entry.file_id).shown if part is not None else printable(os.fsdecode(entry.path))
-        self._skipped.add(Skipped(path, entry.reason, entry.kind, entry.path))
+        self._skipped.add(Skipped(path, entry.reason, entry.kind, entry.path, is_told=True))
 
     def notice(self, message: m.Notice) -> None:
         """Tell a warning of the receiver, once."""

@@ -156,6 +156,11 @@ class SenderSettings(CommonSettings):
     )
     """Make an exact mirror of each directory that the user names, once all of it was moved."""
 
+    xattrs: bool = setting(
+        bool, "Keep extended attributes: ACLs, user.*, and where the receiver allows it capabilities.", default=False
+    )
+    """Read the extended attributes of each entry, and have the receiver set these and no others."""
+
     dry_run: bool = setting(
         bool,
         "Send nothing: list the entries or, with --to, ask the receiver what it would do with each.",

@@ -22,6 +22,7 @@ from typing import Final
 
 from filestreamer.wire.messages import Entry, EntryType, Xattr
 from receiver.disk import acl
+from receiver.disk.attribute_policy import AttributePolicy
 from receiver.disk.report import Report
 
 MODE_BITS: Final = 0o777
@@ -52,11 +53,12 @@ def owner(entry: Entry) -> tuple[int, int]:
 
 
 class Attributes:
-    """Sets the attributes of the entries of one transfer. Any thread may call. All methods raise OSError."""
+    """Sets the attributes of the entries of one transfer. Any thread may call. All methods raise OSError, Obstacle."""
 
     def __init__(self, report: Report, *, allow_privileged: bool = False, xattrs_of: XattrsOf | None = None) -> None:
         """`xattrs_of` is None where the sender does not keep extended attributes: those that are there stay."""
         self._report = report
+        self._policy = AttributePolicy(report)
         self._allow_privileged = allow_privileged
         self._xattrs_of = xattrs_of
 
@@ -76,8 +78,8 @@ class Attributes:
         if not is_plain or self._xattrs_of is not None:
             reasons = self._put(fd, entry, file_id, os.fstat(fd), kept_bits=0)
         elif not mode_is_right:
-            os.fchmod(fd, entry.mode & MODE_BITS)
-        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            self._policy.set_mode(fd, entry, entry.mode & MODE_BITS)
+        self._policy.set_times(fd, entry)
         return reasons
 
     def tell(self, entry: Entry, file_id: int, reasons: Sequence[str]) -> None:
@@ -92,7 +94,7 @@ class Attributes:
         """
         there = os.fstat(fd)
         self.tell(entry, file_id, self._put(fd, entry, file_id, there, kept_bits=there.st_mode & DIRECTORY_BITS))
-        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        self._policy.set_times(fd, entry)
 
     def put_symlink(self, directory_fd: int, name: str | bytes, entry: Entry, file_id: int) -> None:
         """Give a symlink itself everything that its entry has; it has no mode."""
@@ -102,7 +104,7 @@ class Attributes:
             if self._xattrs_of is not None:
                 self._put_xattrs(this, self._xattrs_of(file_id), reasons, is_owned=is_owned)
             self.tell(entry, file_id, reasons)
-            os.utime(this, ns=(entry.mtime_ns, entry.mtime_ns))
+            self._policy.set_times(this, entry)
 
     def correct_file(self, directory_fd: int, name: bytes, entry: Entry, file_id: int, there: os.stat_result) -> None:
         """Set what differs of a file that stays as it is; `there` is its stat(2). Its times are those of the entry.
@@ -118,7 +120,7 @@ class Attributes:
             return
         with _reopened(name, directory_fd) as (this, now):
             if not (stat.S_ISREG(now.st_mode) and os.path.samestat(now, there)):
-                raise OSError(errno.ESTALE, "another process replaced it meanwhile")
+                raise OSError(errno.EBUSY, "another process replaced it meanwhile")
             self.tell(entry, file_id, self._put(this, entry, file_id, now, kept_bits=kept_bits))
 
     def new_directory_mode(self, entry: Entry, file_id: int) -> int:
@@ -138,7 +140,7 @@ class Attributes:
         if self._xattrs_of is not None:
             mode = self._put_acl(this, xattrs, mode, reasons)
         mode |= self._special_bits(entry, is_owned=is_owned, kept_bits=kept_bits)
-        self._put_mode(this, mode, reasons)
+        self._put_mode(this, entry, mode, reasons)
         if self._xattrs_of is not None:
             self._put_xattrs(this, xattrs, reasons, is_owned=is_owned)
         return reasons
@@ -175,7 +177,7 @@ class Attributes:
             self._report.warn(_NO_BITS)
         return kept_bits
 
-    def _put_mode(self, this: This, mode: int, reasons: list[str]) -> None:
+    def _put_mode(self, this: This, entry: Entry, mode: int, reasons: list[str]) -> None:
         there = os.stat(this)
         if stat.S_IMODE(there.st_mode) == mode:
             return
@@ -187,7 +189,7 @@ class Attributes:
                 " is not in, and would not do so any more"
             )
             return
-        os.chmod(this, mode)
+        self._policy.set_mode(this, entry, mode)
         if mode & _PRIVILEGED_BITS and stat.S_IMODE(os.stat(this).st_mode) != mode:
             reasons.append("its setuid or setgid bit can't be set")
 

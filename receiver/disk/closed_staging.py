@@ -61,7 +61,9 @@ class ClosedStaging(NamedTuple):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.key + LEDGER_SUFFIX, dir_fd=staging_fd)
         except BlockingIOError:
-            raise OSError(errno.EBUSY, "its staging is locked by another process: run the same command again") from None
+            raise OSError(
+                errno.ESTALE, "its staging is locked by another process: run the same command again"
+            ) from None
 
     def copy(self, staging_fd: int, name: str, directory_fd: int) -> None:
         """Copy the file into another directory, durably. Raises OSError."""

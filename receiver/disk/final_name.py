@@ -1,6 +1,7 @@
 """The last step of a complete file: its final name, given in one step (rename(2)).
 
-Where nothing may be replaced, the name is given only if nothing has it (link(2), renameat2(2)).
+Where nothing may be replaced, the name is given only if nothing has it: by link(2), else by renameat2(2), else over an
+empty file that was made for it (open(2) with O_EXCL).
 """
 
 import contextlib
@@ -37,19 +38,32 @@ def rename_new(source: str | bytes, name: bytes, source_fd: int, directory_fd: i
     except OSError as error:
         if error.errno not in _UNABLE:
             raise
-        _rename_noreplace(source, name, source_fd, directory_fd, error)
+        _rename_noreplace(source, name, source_fd, directory_fd)
         return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(source, dir_fd=source_fd)
 
 
-def _rename_noreplace(
-    source: str | bytes, name: bytes, source_fd: int, directory_fd: int, why_not_linked: OSError
-) -> None:
+def _rename_noreplace(source: str | bytes, name: bytes, source_fd: int, directory_fd: int) -> None:
     if _renameat2 is None:
-        raise why_not_linked
-    if _renameat2(source_fd, os.fsencode(source), directory_fd, name, _RENAME_NOREPLACE):
+        _rename_over_own(source, name, source_fd, directory_fd)
+    elif _renameat2(source_fd, os.fsencode(source), directory_fd, name, _RENAME_NOREPLACE):
         number = ctypes.get_errno()
-        if number in _UNABLE:
-            raise why_not_linked
-        raise OSError(number, os.strerror(number))
+        if number not in _UNABLE:
+            raise OSError(number, os.strerror(number))
+        _rename_over_own(source, name, source_fd, directory_fd)
+
+
+def _rename_over_own(source: str | bytes, name: bytes, source_fd: int, directory_fd: int) -> None:
+    """Take a name with an empty file, which fails if something has it, and rename over that. Raises OSError.
+
+    The last resort: a crash between the two steps leaves the empty file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o600, dir_fd=directory_fd))
+    try:
+        os.rename(source, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory_fd)
+        raise

@@ -7,11 +7,12 @@ import os
 import re
 from typing import Final
 
-from filestreamer.wire import limits
+from filestreamer.wire import limits, staging_name
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.staging_name import leads_to_staging
 
-STAGING: Final = ".filestreamer"
+STAGING: Final = staging_name.STAGING.decode()
 """The staging directory, at the top of the destination, and of each other place below it (`place`)."""
 DATA_SUFFIX: Final = ".data"
 """KEY.data has the bytes of an incomplete file, at their final offsets."""
@@ -25,25 +26,26 @@ LOCK_SUFFIX: Final = ".lock"
 """NAME.lock keeps other processes away from NAME, where the file system has no flock."""
 OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """Flags of every open below the destination: a symlink that another user put there must not lead us out."""
-_UNSAFE: Final = re.compile(
-    rb"(?:^|/)(?:\.{0,2}|%s|[^/]{%d,})(?:/|\Z)|\0" % (re.escape(STAGING.encode()), limits.NAME_BYTES + 1)
-)
-"""Matches in every path that `check_path` refuses: one search for the many paths that are fine."""
+_UNSAFE: Final = re.compile(rb"(?:^|/)(?:\.{0,2}|[^/]{%d,})(?:/|\Z)|\0" % (limits.NAME_BYTES + 1))
+"""Matches in every path that `check_path` refuses by its form: one search for the many paths that are fine."""
 
 
 def check_path(path: bytes) -> None:
     """Check the path of a manifest entry, relative to the destination. Raises TransferFailed(PATH).
 
-    Refused are NUL, '.', '..', empty components, absolute paths, `.filestreamer` as a component, and components that
-    are longer than a file system takes.
+    Refused are NUL, '.', '..', empty components, absolute paths, components that are longer than a file system takes,
+    and `.filestreamer` as a component, in every form that a file system may take for it.
     """
-    if not _UNSAFE.search(path):
+    is_staging = leads_to_staging(path)
+    if not (is_staging or _UNSAFE.search(path)):
         return
     parts = path.split(b"/")
     if b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
         reason = "absolute, '.', '..', empty component or NUL"
+    elif is_staging:
+        reason = f"a component may be taken for {STAGING}"
     else:
-        reason = f"a component is {STAGING}, or longer than {limits.NAME_BYTES} bytes"
+        reason = f"a component is longer than {limits.NAME_BYTES} bytes"
     raise TransferFailed(Code.PATH, f"unsafe path {_quoted(path)} ({reason}): send it under another name")
 
 

@@ -71,8 +71,7 @@ class Place:
             problem = self._problem(side_of(fd), status)
             if problem is not None:
                 raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {problem}")
-            if status.st_mode & 0o022:
-                os.fchmod(fd, 0o700)
+            make_private(fd, status, 0o022)
         except BaseException:
             os.close(fd)
             raise
@@ -138,6 +137,20 @@ class Place:
         """Close the directory. Idempotent; a place that nobody has any more is closed by itself."""
         self._finalizer()
         self.fd = -1  # another file may get the number
+
+
+def make_private(fd: int, status: os.stat_result, bits: int) -> None:
+    """Take these mode bits from a directory of staging, which has this status. Raises OSError.
+
+    A file system without modes refuses that: then others may do there what they may do everywhere on it.
+    """
+    if not status.st_mode & bits:
+        return
+    try:
+        os.fchmod(fd, 0o700)
+    except PermissionError:
+        if status.st_mode & 0o022:
+            raise
 
 
 def _note_name(prefix: bytes) -> str:

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from filestreamer.wire import limits
@@ -24,8 +25,10 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
+from receiver.disk.inheritance import create_as_in
 from receiver.disk.ledger_file import LedgerFile
 from receiver.disk.lock import Lock, is_named, is_own, lock
+from receiver.disk.obstacles import write_failure
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
 from receiver.disk.place import NO_LOCKS, Place
 from receiver.disk.readable import Readable
@@ -33,6 +36,8 @@ from receiver.disk.report import Report
 from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
 
 _OPEN_TRIES: Final = 3
+Create = Callable[[int, str], int | None]
+"""Makes a file in staging, given the descriptor of staging and the name; None where `Staging` is to make it."""
 
 
 class Staging(Readable):
@@ -59,24 +64,37 @@ class Staging(Readable):
             raise
 
     @classmethod
-    def open(cls, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int = 0) -> "Staging":
+    def open(
+        cls,
+        place: Place,
+        path: bytes,
+        entry: Entry,
+        grid: Grid,
+        reserved_bytes: int = 0,
+        *,
+        create: Create | None = None,
+    ) -> "Staging":
         """Open the staging of a file, new or left by an earlier run, and lock it against other processes.
 
         `path` is its final path in its place; the caller has checked what is there. `reserved_bytes` is what other
-        transfers are still going to write here. Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is
-        written).
+        transfers are still going to write here. `create` makes the file if its final directory hands down what staging
+        does not; without it, that directory is the place.
+
+        Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is written).
         """
         shown = shown_path(place, path)
         try:
             for _ in range(_OPEN_TRIES):
                 # Another transfer removes the staging directory when it leaves it empty, maybe just now: try again.
                 with contextlib.suppress(FileNotFoundError):
-                    return cls(place, path, entry, grid, reserved_bytes)
+                    return cls(place, path, entry, grid, reserved_bytes, create)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+            raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
-    def __init__(self, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
+    def __init__(  # noqa: PLR0917 - only `open` calls it
+        self, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int, create: Create | None
+    ) -> None:
         """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
         super().__init__(shown_path(place, path), -1)
         self.entry = entry
@@ -108,7 +126,7 @@ class Staging(Readable):
             else:  # a crash after the rename leaves a ledger without staged bytes
                 self.claims = ledger.Claims.none(grid)
                 self._ledger.rewrite(grid, self.claims)
-            self.fd = self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
+            self.fd = self._open_data(create)
             os.ftruncate(self.fd, entry.size)
             self._free_unclaimed()
             self.space.open(self.fd)
@@ -146,6 +164,16 @@ class Staging(Readable):
                 self._lock.release()
             return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
+
+    def _open_data(self, create: Create | None) -> int:
+        """Open the staged bytes; a new file has what its final directory hands down. Raises as `_open_file`."""
+        if not self._data_exists():
+            create = create or partial(create_as_in, self._destination.fd)
+            fd = create(self._staging_fd, self._data_name)
+            if fd is not None:
+                self._fds.append(fd)
+                return fd
+        return self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
 
     def _check_space(self, reserved_bytes: int) -> None:
         """Check that the missing bytes of the file fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""
@@ -194,7 +222,7 @@ class Staging(Readable):
         try:
             write_at(self.fd, view, offset, self.holes)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+            raise write_failure(error, f"can't write {self.path}") from None
         self.space.count_written(len(view))
 
     def append(self, view: memoryview, size: int) -> None:
@@ -224,7 +252,7 @@ class Staging(Readable):
         try:
             return self.space.take(is_over)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+            raise write_failure(error, f"can't take the space for {self.path}") from None
 
     def write_back(self) -> None:
         """Have the kernel write dirty pages to the disk, so that the last sync is short. Raises as `commit` does."""

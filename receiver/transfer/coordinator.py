@@ -26,6 +26,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import (
     Aborted,
+    Code,
     ConnectionClosed,
     ConnectionLost,
     FilestreamerError,
@@ -33,6 +34,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.sockets.transport import Channel
+from filestreamer.wire.xattr_parts import PartJoiner
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
 from receiver.transfer.context import Context
@@ -56,6 +58,8 @@ class Coordinator:
         self._link = context.link
         self._counters = context.counters
         self._offer: m.Offer | None = None
+        self._joiner = PartJoiner()
+        self._has_xattrs_memory = False
         self.opening = threading.Lock()
         """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
         self._is_finishing = False
@@ -242,6 +246,7 @@ class Coordinator:
             raise RemoteProtocolError("the transfer was offered again with other properties")
         features.check_named(self._context.features, offer)
         self._offer = offer
+        self._joiner.begin_again()
         if self._target_or_none is not None:
             self._target_or_none.rejoin()
             self._is_repeating = True
@@ -253,6 +258,14 @@ class Coordinator:
         """Open the target, the first time; answer what is needed and what is held, every time."""
         self._context.liveness.listed(part)
         features.check_named(self._context.features, part)
+        assert self._offer is not None  # the session has an Offer before the first ManifestPart
+        if not self._offer.xattrs and any(entry.xattrs for entry in part.entries):
+            raise RemoteProtocolError("an entry has extended attributes, and the Offer does not say that they are kept")
+        part_or_none = self._joiner.join(part)
+        if part_or_none is None:
+            self._borrow_xattrs()
+            return
+        part = part_or_none
         if self._target_or_none is None:
             self._send_all(self._beside(lambda: self._open_target(part)))
             self._opener.was_offered = True
@@ -263,6 +276,12 @@ class Coordinator:
                 self._link.say(answer)
         if self.complete is not None and part.last:
             self._send_complete(self.complete)
+
+    def _borrow_xattrs(self) -> None:
+        """Borrow the memory of the attributes of one entry, once for a transfer. Raises TransferFailed(LIMIT)."""
+        if not self._has_xattrs_memory and not self._context.account.try_borrow(2 * limits.XATTRS_BYTES):
+            raise TransferFailed(Code.LIMIT, "this receiver has no memory for extended attributes now; retrying")
+        self._has_xattrs_memory = True
 
     def _open_target(self, part: m.ManifestPart) -> Iterable[m.Message]:
         """Open the target; close it again where the transfer has ended while the disk was slow."""

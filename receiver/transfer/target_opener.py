@@ -66,7 +66,12 @@ class TargetOpener:
             context = self._context
             file_share = self._claim_file(entry, Grid(entry.size, offer.chunk_size), offer)
             return FileTarget(
-                entry, file_share, context.counters, context.rehasher, context.log, attributes=self._attributes()
+                entry,
+                file_share,
+                context.counters,
+                context.rehasher,
+                context.log,
+                attributes=self._attributes(offer, entry),
             )
         return self._open_tree(offer, part)
 
@@ -90,8 +95,6 @@ class TargetOpener:
         return output
 
     def _claim_file(self, entry: m.Entry, grid: Grid, offer: m.Offer) -> FileShare:
-        if entry.xattrs:
-            raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         share = Share(*offer.shard) if offer.shard is not None else WHOLE
         if entry.holes and share.count > 1:
             raise TransferFailed(Code.POLICY, "a shard must not have holes")
@@ -100,14 +103,16 @@ class TargetOpener:
         with self._reporting_refusal():
             return self._context.names.claim(self._context.transfer, entry, grid, share)
 
-    def _attributes(self) -> Attributes:
+    def _attributes(self, offer: m.Offer, entry: m.Entry) -> Attributes:
         """Return what sets the attributes of the one file of this transfer."""
         context = self._context
-        return Attributes(context.report, allow_privileged=context.names.allow_privileged)
+        xattrs_of = (lambda _: entry.xattrs) if offer.xattrs else None
+        return Attributes(context.report, allow_privileged=context.names.allow_privileged, xattrs_of=xattrs_of)
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.
         from receiver.tree.mirror.extras import check_permitted
+
         patiently(lambda: importlib.import_module("receiver.tree.tree_target"))
         from receiver.tree.tree_target import TreeTarget
 
@@ -167,4 +172,6 @@ class TargetOpener:
             writer = StagedWriter(file_share.file.content)
         buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes, entry.holes)
         buffer.start(context.mailbox.post)
-        return PipeTarget(entry, buffer, file_share, context.counters, context.log, attributes=self._attributes())
+        return PipeTarget(
+            entry, buffer, file_share, context.counters, context.log, attributes=self._attributes(offer, entry)
+        )

@@ -19,11 +19,12 @@ from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
-from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
@@ -47,6 +48,10 @@ class TreeTarget:
 
     _is_committed = False
     _is_over = False
+    _taken_up = 0
+    """Number of parts that were taken up; the parts behind them wait."""
+    _withdrawn_early = 0
+    """Number of files that were withdrawn while their parts wait."""
 
     def __init__(
         self,
@@ -75,19 +80,24 @@ class TreeTarget:
         self._counters = counters
         self._report = report
         self._deleter = begin_deleter(offer.delete, top_level_names, report, counters, log)
-        self._stagings = TreeStagings(destination, root)
+        self._stagings = TreeStagings(destination, root, report)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)
             self._spool = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._spool.close)
             self._index = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._index.close)
-            self._committer = Committer(destination, self._stagings, top_level_names, failed)
+            self._declines = declines = Declines(report, top_level_names)
+            self._committer = Committer(destination, self._stagings, top_level_names, declines, failed)
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
-        attributes = Attributes(report, allow_privileged=destination.allow_privileged)
+        attributes = Attributes(
+            report,
+            allow_privileged=destination.allow_privileged,
+            xattrs_of=self._archive.xattrs if offer.xattrs else None,
+        )
         self._entry_preparer = EntryPreparer(
             destination,
             self._stagings,
@@ -95,6 +105,7 @@ class TreeTarget:
             top_level_names,
             self._archive,
             attributes=attributes,
+            declines=declines,
             checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
@@ -103,6 +114,7 @@ class TreeTarget:
             self._stagings,
             self._committer,
             attributes=attributes,
+            declines=declines,
             spool=self._spool,
             account=account,
             counters=counters,
@@ -128,13 +140,10 @@ class TreeTarget:
             self._stagings,
             self._committer,
             attributes=attributes,
+            declines=declines,
             spool=self._spool,
             nudge=nudge,
         )
-        self._taken_up = 0
-        """Number of parts that were taken up; the parts behind them wait."""
-        self._withdrawn_early = 0
-        """Number of files that were withdrawn while their parts wait."""
         self._expected: int | None = 0
         """The first file_id of the next part; None after control was opened anew: any known part may come."""
         self._latest: tuple[int, m.ManifestPart] | None = None
@@ -162,8 +171,7 @@ class TreeTarget:
         if number is None:
             if self._deleter is not None:
                 self._deleter.check(part)
-            archive.append(part, body)
-            self._latest = (archive.parts - 1, part)
+            self._latest = (archive.parts, archive.append(part, body))
         elif not archive.is_same(number, part, body):
             raise RemoteProtocolError("the manifest is listed again, and differs from the first time")
         elif number < self._taken_up:
@@ -210,7 +218,7 @@ class TreeTarget:
 
     def _grow(self, entries: int) -> bool:
         """Borrow the memory that so many more entries need to the end; return whether there is enough."""
-        tables_bytes = 8 * (self._archive.parts + self._entry_preparer.groups + entries)
+        tables_bytes = 8 * self._archive.parts + self._entry_preparer.table_bytes(entries)
         most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
             if not self._account.try_borrow(STEP_BYTES):
@@ -347,13 +355,23 @@ class TreeTarget:
             if part_state is not None:
                 self._complete_held(part_state)
                 self._parts.archive_done()
+        for number in filter(self._archive.has_declined, range(self._archive.parts)):
+            self._count_declined(self._archive.restore(number))
         for part_state in self._parts.active:  # a connection is still receiving a file that was withdrawn
             with part_state.lock:
                 self._archive.save(part_state)
 
+    def _count_declined(self, part_state: PartState) -> None:
+        """Count large files that were declined, but came in whole: the sender has not withdrawn them."""
+        for index, large in part_state.large.items():
+            if part_state.state(index) == DECLINED and large.has_all_digests(self._spool):
+                large.spooled = Spooled.DIGESTS
+                part_state.set(index, VERIFIED)
+                self._archive.save(part_state)
+
     def _complete_held(self, part_state: PartState) -> None:
         for index, large in list(part_state.large.items()):
-            if part_state.state(index) != WITHDRAWN and part_state.is_partial(index):
+            if part_state.state(index) not in (WITHDRAWN, DECLINED) and part_state.is_partial(index):
                 if large.open_file is None:
                     self._large_files.open(part_state, index, None)
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
@@ -384,7 +402,8 @@ class TreeTarget:
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
-            self._entry_preparer.link(number)
+            self._entry_preparer.hard_links.link(number)
+        self._committer.flush()  # copies of files, where the destination has no hard links
         self._stagings.close_below()
         if self._deleter is not None:  # before the times of directories are set, which this changes
             self._deleter.delete(map(self._archive.part, parts))

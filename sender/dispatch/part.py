@@ -12,6 +12,7 @@ from typing import Final
 from filestreamer.wire.grid import Grid, hole_segments
 from filestreamer.wire.layout import Layout
 from filestreamer.wire.messages import ManifestPart, Segment
+from filestreamer.wire.xattr_parts import split
 from sender.source.item import Item
 from sender.source.stream import Stream
 
@@ -69,9 +70,9 @@ class Part:
                 self._unready_files[chunk_id] = self._unready_files.get(chunk_id, 0) + (not is_hole)
 
     @property
-    def message(self) -> ManifestPart:
-        """The message that offers it."""
-        return ManifestPart(self.first_file_id, tuple(item.entry for item in self.items), self.last)
+    def messages(self) -> Iterator[ManifestPart]:
+        """The messages that offer it: one, unless its last entry has large extended attributes."""
+        return split(ManifestPart(self.first_file_id, tuple(item.entry for item in self.items), self.last))
 
     @property
     def is_done(self) -> bool:

@@ -52,7 +52,7 @@ class ListingThread(threading.Thread):
         if settings.reads_stdin:
             self.single = _list_stdin(settings)
             return
-        self._walk = make_walk(settings, skipped.add)
+        self._walk = make_walk(settings, skipped.add, skipped.warn)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
             if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
@@ -103,8 +103,10 @@ def _list_stdin(settings: SenderSettings) -> Item:
     return Item(entry, os.fsencode(stream.path), stream=stream)
 
 
-def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> Walk:
-    """Return the walk of what the settings select; `skipped` is called with each entry that is left out.
+def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None], warn: Callable[[str], None]) -> Walk:
+    """Return the walk of what the settings select.
+
+    `skipped` is called with each entry that is left out, `warn` with what the user should know, maybe several times.
 
     Raises UsageError.
     """
@@ -119,6 +121,8 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None]) -> W
         is_sparing=bool(settings.include),
         owner=settings.owner,
         keeps=settings.delete,
+        xattrs=settings.xattrs,
+        warn=warn,
     )
 
 

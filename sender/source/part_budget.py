@@ -3,10 +3,11 @@
 from typing import Final
 
 from filestreamer.wire import limits
+from filestreamer.wire.xattr_parts import xattrs_bytes
 from sender.source.item import Item
 
 _ENTRY_BYTES: Final = 80
-"""An encoded entry is at most this long, besides its path, the target of its link, and its holes."""
+"""An encoded entry is at most this long, besides its path, the target of its link, its holes and its attributes."""
 _HOLE_BYTES: Final = 24
 _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 
@@ -14,7 +15,8 @@ _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 def encoded_bytes(item: Item) -> int:
     """Return the most that an entry takes in a frame, in bytes."""
     entry = item.entry
-    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + _HOLE_BYTES * len(entry.holes)
+    holes_bytes = _HOLE_BYTES * len(entry.holes)
+    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + holes_bytes + xattrs_bytes(entry.xattrs)
 
 
 class PartBudget:
@@ -25,7 +27,10 @@ class PartBudget:
         self._bytes = 0
 
     def take(self, item: Item) -> bool:
-        """Count one more entry; return False, and count nothing, where it does not fit into this part."""
+        """Count one more entry; return False, and count nothing, where it does not fit into this part.
+
+        The first one always fits: where its extended attributes are too large, they follow alone (`xattr_parts`).
+        """
         size = encoded_bytes(item)
         if self._entries and (self._entries == limits.ENTRIES_PER_PART or self._bytes + size > _PART_BYTES):
             return False

@@ -19,6 +19,7 @@ from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
+from filestreamer.wire.staging_name import leads_to_staging
 from sender.source.directories import Directories, Root
 from sender.source.holes import find_holes
 from sender.source.item import (
@@ -32,11 +33,11 @@ from sender.source.item import (
     type_name,
 )
 from sender.source.patterns import Wanted
+from sender.source.xattrs import XattrReader
 
-STAGING: Final = b".filestreamer"
-"""The directory of a receiver's staging; it is never an entry."""
-NOT_AT_A_ROOT: Final = (STAGING, b"lost+found")
-"""Names that are not entries directly in a directory that the user names, which may be the root of a file system."""
+NOT_AT_A_ROOT: Final = b"lost+found"
+"""A name that is no entry directly in a directory that the user names, which may be the root of a file system."""
+LEFT_OUT: Final = "what has the name .filestreamer is left out, at any depth: that is the name of a receiver's staging"
 _MTIME_END: Final = 1 << 63
 """The end of the range of an entry's mtime, in nanoseconds: signed, 64 bits. Times after 2262 become the last one."""
 _REASONS: Final = {
@@ -62,12 +63,15 @@ class Walk:
         is_sparing: bool = False,
         owner: bool = False,
         keeps: bool = False,
+        xattrs: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
-        owners. If `keeps`, a KEPT entry stands for what is there and is not moved, such as a FIFO. Raises
-        UsageError where two paths have the same name at the destination.
+        owners, if `xattrs`, extended attributes. If `keeps`, a KEPT entry stands for what is there and is not moved,
+        such as a FIFO. `warn` is called with what the user should know, maybe several times. Raises UsageError where
+        two paths have the same name at the destination.
         """
         self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -83,6 +87,8 @@ class Walk:
         self._is_sparing = is_sparing
         self._owner = owner
         self._keeps = keeps
+        self._warn = warn
+        self._xattrs = XattrReader(is_kept=xattrs, warn=warn)
         self._links: dict[Identity, tuple[int, int]] = {}
         """Files of which more names are to come: their hard-link group, and how many names that are."""
         self._groups = 0  # hard-link groups so far
@@ -170,10 +176,13 @@ class Walk:
     def _open(self, path: bytes, root: Root, name: bytes, below: bytes) -> "_Level":
         """Open a directory and list it, in the order of its names. Raises OSError."""
         fd = self._directories.get(root, below)
-        entry = self._entry(name, EntryType.DIRECTORY, os.fstat(fd))
-        left_out = (STAGING,) if below else NOT_AT_A_ROOT
-        names = [name for name in map(os.fsencode, os.listdir(fd)) if name not in left_out]
+        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, os.fstat(fd)), path, fd, is_directory=True)
+        names = [name for name in map(os.fsencode, os.listdir(fd)) if below or name != NOT_AT_A_ROOT]
         names.sort()
+        staging = [name for name in names if leads_to_staging(name)]
+        if staging:
+            self._warn(LEFT_OUT)
+            names = [name for name in names if name not in staging]
         return _Level(Item(entry, path), root, below, iter(names))
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
@@ -187,7 +196,8 @@ class Walk:
             return self._file(path, root, name, status)
         if stat.S_ISLNK(status.st_mode):
             entry = self._entry(name, EntryType.SYMLINK, status)
-            return Item(entry._replace(link_target=self._target(path, root)), path)
+            target = self._target(path, root)
+            return Item(self._with_xattrs(entry, path, self._here(path, root))._replace(link_target=target), path)
         self._skip(path, name, SkipKind.SPECIAL, f"it is {type_name(status.st_mode)}")
         return Item(Entry(name, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
 
@@ -210,12 +220,28 @@ class Walk:
             return Item(entry._replace(hard_link_group=group), path, root=root)
         if status.st_blocks * 512 < status.st_size:
             entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
+        if self._xattrs.looks_at_files:
+            entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
         if status.st_nlink > 1:
             self._groups += 1
             self._links[identity] = (self._groups, status.st_nlink - 1)
             entry = entry._replace(hard_link_group=self._groups)
         return Item(entry, path, identity, None, root)
+
+    def _here(self, path: bytes, root: Root | None) -> bytes:
+        """Return a path to an entry below a root that leads through no symbolic link; `path` itself without a root."""
+        if root is None:
+            return path
+        parent, _, name = path.rpartition(b"/")
+        return b"/proc/self/fd/%d/%s" % (self._directories.get(root, parent[root.skip :]), name)
+
+    def _with_xattrs(self, entry: Entry, path: bytes, this: int | bytes, **more: bool) -> Entry:
+        """Return an entry with its extended attributes, if these are kept. Those that are not are told."""
+        xattrs, problem = self._xattrs.read(this, **more)
+        if problem:
+            self._skip(path, entry.path, SkipKind.ATTRIBUTE, problem)
+        return entry._replace(xattrs=xattrs) if xattrs else entry
 
     def _holes(self, found: Item) -> tuple[Hole, ...]:
         fd = open_listed(found, self._directories)

@@ -1,5 +1,6 @@
 """A tree at the receiver, without sockets: the steps of the sender are those of a test."""
 
+import os
 import queue
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,8 @@ class TreeTransfer:
         self.failures: list[FilestreamerError] = []
         self.claimed: list[bytes] = []
         self.nudges = 0
+        self.warnings: list[str] = []
+        self.declined_ids: list[int] = []
         self.report = Report(self._nudge)
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
@@ -150,6 +153,24 @@ class TreeTransfer:
         step = self.tree.next_step()
         assert callable(step)
         return failure(code, step)
+
+    def declined(self) -> dict[str, tuple[m.SkipKind, str]]:
+        """Return what was reported of entries since the last call: kind and reason by path; keep the warnings."""
+        messages = list(self.report.messages())
+        self.warnings += [text for message in messages if isinstance(message, m.Notice) for text in message.texts]
+        entries = [entry for message in messages if isinstance(message, m.Declined) for entry in message.entries]
+        assert len({entry.file_id for entry in entries}) == len(entries)
+        self.declined_ids += [entry.file_id for entry in entries]
+        return {os.fsdecode(entry.path): (entry.kind, entry.reason) for entry in entries}
+
+    def withdraw_declined(self) -> dict[str, tuple[m.SkipKind, str]]:
+        """Do as a sender that got nothing but Declined yet: withdraw the declined files that have bytes."""
+        told = self.declined()
+        files = self.sample.with_segments & set(self.declined_ids) - self.sample.withdrawn
+        self.sample.withdrawn |= files
+        if files:
+            self.tree.withdraw(sorted(files))
+        return told
 
     def close(self) -> None:
         """End the transfer, however far it came."""

@@ -16,7 +16,6 @@ from filestreamer.telemetry.bottleneck import Bottleneck, bottleneck
 from filestreamer.telemetry.chunk_map import ChunkMap
 from filestreamer.wire.errors import Partial
 from filestreamer.wire.messages import (
-    RECEIVER_KINDS,
     SENDER_STAGES,
     Finish,
     LeftOut,
@@ -49,6 +48,8 @@ class Skipped(NamedTuple):
     kind: SkipKind
     name: bytes = b""
     """Its path at the destination."""
+    is_told: bool = False
+    """Whether the peer has told it."""
 
 
 class Latencies:
@@ -170,7 +171,9 @@ class TransferCounters:
     skipped: list[Skipped] = field(default_factory=list)
     """The first SKIPPED_MAX entries that were skipped; an entry that is a failure displaces one that is not."""
     skipped_kinds: dict[SkipKind, int] = field(default_factory=dict)
-    """How many entries were skipped, by kind. A receiver takes the kinds that it does not find itself from Finish."""
+    """How many entries were skipped, by kind."""
+    told_kinds: dict[SkipKind, int] = field(default_factory=dict)
+    """How many of them the peer has told: the receiver by Declined, the sender by Finish."""
     left_files: int = 0
     """Entries that exist at the destination and differ, and were left as they are (--existing): no failure."""
     deleted_files: int = 0
@@ -236,6 +239,8 @@ class TransferCounters:
     def leave_out(self, skipped: Skipped) -> None:
         """Count a skipped entry. For one thread at a time."""
         self.skipped_kinds[skipped.kind] = self.skipped_kinds.get(skipped.kind, 0) + 1
+        if skipped.is_told:
+            self.told_kinds[skipped.kind] = self.told_kinds.get(skipped.kind, 0) + 1
         is_failure = self.is_failure(skipped.kind)
         if len(self.skipped) == SKIPPED_MAX and is_failure:
             for at in [at for at, each in enumerate(self.skipped) if not self.is_failure(each.kind)][-1:]:
@@ -251,21 +256,27 @@ class TransferCounters:
         return is_new
 
     def left_out_fields(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
-        """Return the two fields of Finish about skipped entries."""
-        counts = tuple(LeftOutCount(kind, self.skipped_kinds[kind]) for kind in sorted(self.skipped_kinds))
-        return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped)
+        """Return the two fields of Finish about skipped entries: those that this end has found itself."""
+        own = self._own_kinds()
+        counts = tuple(LeftOutCount(kind, own[kind]) for kind in sorted(own))
+        return counts, tuple(LeftOut(each.name, each.kind, each.reason) for each in self.skipped if not each.is_told)
 
     def take_left_out(self, finish: Finish) -> None:
-        """Take the skipped entries from the sender's last Finish, but for those that this receiver has told itself."""
-        own = {kind: count for kind, count in self.skipped_kinds.items() if kind in RECEIVER_KINDS}
-        others = {count.kind: count.entries for count in finish.left_out_counts if count.kind not in RECEIVER_KINDS}
-        self.skipped_kinds = own | others
-        listed = [each for each in self.skipped if each.kind in RECEIVER_KINDS]
+        """Take the skipped entries from the sender's last Finish, beside those that this receiver has found itself."""
+        self.skipped_kinds = self._own_kinds()
+        self.told_kinds = {count.kind: count.entries for count in finish.left_out_counts}
+        for kind, count in self.told_kinds.items():
+            self.skipped_kinds[kind] = self.skipped_kinds.get(kind, 0) + count
+        listed = [each for each in self.skipped if not each.is_told]
         self.skipped = listed + [
-            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path)
+            Skipped(printable(os.fsdecode(each.path)), each.reason, each.kind, each.path, is_told=True)
             for each in finish.left_out[: SKIPPED_MAX - len(listed)]
-            if each.kind not in RECEIVER_KINDS
         ]
+
+    def _own_kinds(self) -> dict[SkipKind, int]:
+        """Return how many entries this end itself has found to be skipped, by kind."""
+        left = {kind: count - self.told_kinds.get(kind, 0) for kind, count in self.skipped_kinds.items()}
+        return {kind: count for kind, count in left.items() if count}
 
     def shortfall(self) -> Partial | None:
         """Return the error of a transfer that is complete but for skipped entries; None where none is a failure."""

@@ -262,7 +262,7 @@ class Shard(_message.Message):
     def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run")
+    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs")
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +270,7 @@ class Offer(_message.Message):
     EXISTING_FIELD_NUMBER: _ClassVar[int]
     DELETE_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_FIELD_NUMBER: _ClassVar[int]
     chunk_size: int
     shard: Shard
     checksum: bool
@@ -277,7 +278,8 @@ class Offer(_message.Message):
     existing: Existing
     delete: Deletion
     dry_run: bool
-    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., existing: _Optional[_Union[Existing, str]] = ..., delete: _Optional[_Union[Deletion, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    xattrs: bool
+    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., existing: _Optional[_Union[Existing, str]] = ..., delete: _Optional[_Union[Deletion, _Mapping]] = ..., dry_run: _Optional[bool] = ..., xattrs: _Optional[bool] = ...) -> None: ...
 
 class Deletion(_message.Message):
     __slots__ = ("roots", "excludes")
@@ -330,14 +332,18 @@ class Entry(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., holes: _Optional[_Iterable[_Union[Hole, _Mapping]]] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
 
 class ManifestPart(_message.Message):
-    __slots__ = ("first_file_id", "entries", "last")
+    __slots__ = ("first_file_id", "entries", "last", "more_xattrs", "xattrs_continue")
     FIRST_FILE_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_XATTRS_FIELD_NUMBER: _ClassVar[int]
+    XATTRS_CONTINUE_FIELD_NUMBER: _ClassVar[int]
     first_file_id: int
     entries: _containers.RepeatedCompositeFieldContainer[Entry]
     last: bool
-    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+    more_xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
+    xattrs_continue: bool
+    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ..., more_xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., xattrs_continue: _Optional[bool] = ...) -> None: ...
 
 class FileRange(_message.Message):
     __slots__ = ("first_file_id", "files")

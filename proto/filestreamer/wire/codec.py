@@ -178,7 +178,8 @@ def _decode_abort(a: pb.Abort) -> m.Abort:
 def _encode_offer(o: m.Offer) -> pb.Frame:
     frame = pb.Frame()
     offer = frame.offer
-    offer.chunk_size, offer.checksum, offer.total_bytes, offer.dry_run = o[0], o.checksum, o.total_bytes, o.dry_run
+    offer.chunk_size, offer.checksum, offer.total_bytes = o.chunk_size, o.checksum, o.total_bytes
+    offer.dry_run, offer.xattrs = o.dry_run, o.xattrs
     if o.shard is not None:
         offer.shard.shard_index, offer.shard.shard_count = o.shard
     if o.existing is not m.Existing.REPLACE:
@@ -199,7 +200,7 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
     total_bytes = _within(o.total_bytes, 0, _MAX_U63, "Offer.total_bytes")
     existing = _enum(m.Existing, o.existing, "Offer.existing") if o.existing else m.Existing.REPLACE
     deletion = _decode_deletion(o.delete) if o.HasField("delete") else None
-    return m.Offer(chunk_size, shard, o.checksum, total_bytes, existing, deletion, o.dry_run)
+    return m.Offer(chunk_size, shard, o.checksum, total_bytes, existing, deletion, o.dry_run, o.xattrs)
 
 
 def _decode_deletion(d: pb.Deletion) -> m.Deletion:
@@ -256,7 +257,7 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         target,
         e.hard_link_group,
         _decode_holes(e) if e.holes else (),
-        tuple([m.Xattr(x.name, x.value) for x in e.xattrs]) if e.xattrs else (),
+        _decode_xattrs(e.xattrs, "Entry.xattrs") if e.xattrs else (),
     )
 
 
@@ -284,6 +285,14 @@ def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
     return tuple(m.Hole(h.offset, h.length) for h in e.holes)
 
 
+def _decode_xattrs(xattrs: Any, what: str) -> tuple[m.Xattr, ...]:
+    _within(len(xattrs), 0, limits.XATTRS_PER_ENTRY, f"the number of {what}")
+    for x in xattrs:
+        _within(len(x.name), 1, limits.XATTR_NAME_BYTES, f"the length of {what}.name")
+        _require(b"\0" not in x.name, f"{what}.name has a byte 0")
+    return tuple([m.Xattr(x.name, x.value) for x in xattrs])
+
+
 def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
     frame = pb.Frame()
     part = frame.manifest_part
@@ -291,13 +300,22 @@ def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
     part.last = p.last
     for entry in p.entries:
         _encode_entry(entry, part.entries.add())
+    for xattr in p.more_xattrs:
+        part.more_xattrs.add(name=xattr.name, value=xattr.value)
+    part.xattrs_continue = p.xattrs_continue
     return frame
 
 
 def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
-    _within(len(p.entries), 0 if p.last else 1, limits.ENTRIES_PER_PART, "the number of ManifestPart.entries")
+    least = 0 if p.last or p.more_xattrs else 1
+    most = 0 if p.more_xattrs else limits.ENTRIES_PER_PART
+    _within(len(p.entries), least, most, "the number of ManifestPart.entries")
+    if p.xattrs_continue:
+        _require(not p.last and bool(p.entries or p.more_xattrs), "ManifestPart.xattrs_continue is of no entry")
     first = _within(p.first_file_id, 0, _MAX_U63, "ManifestPart.first_file_id")
-    return m.ManifestPart(first, tuple([_decode_entry(entry) for entry in p.entries]), p.last)
+    more_xattrs = _decode_xattrs(p.more_xattrs, "ManifestPart.more_xattrs") if p.more_xattrs else ()
+    entries = tuple([_decode_entry(entry) for entry in p.entries])
+    return m.ManifestPart(first, entries, p.last, more_xattrs, p.xattrs_continue)
 
 
 def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:

@@ -19,6 +19,7 @@ OWNER: Final = "owner"
 SHARDS: Final = "shards"
 STREAMS: Final = "streams"
 TREES: Final = "trees"
+XATTRS: Final = "xattrs"
 
 
 class _Feature(NamedTuple):
@@ -37,6 +38,7 @@ _FEATURES: Final = {
     SHARDS: _Feature("shards", "leave out --shard"),
     STREAMS: _Feature("standard input", "send a file"),
     TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | filestreamer-sender -"),
+    XATTRS: _Feature("extended attributes", "leave out --xattrs"),
 }
 KNOWN: Final = tuple(sorted(_FEATURES))
 """The names that this version of both services knows, as Greeting and Hello list them."""
@@ -78,9 +80,14 @@ def _used_by_offer(offer: m.Offer) -> Iterator[str]:
         yield EXISTING
     if offer.shard is not None:
         yield SHARDS
+    if offer.xattrs:
+        yield XATTRS
 
 
 def _used_by_part(part: m.ManifestPart) -> Iterator[str]:
+    if part.more_xattrs:  # of an entry that came before
+        yield XATTRS
+        return
     if not _is_alone(part):
         yield TREES
     for entry in part.entries:
@@ -90,11 +97,13 @@ def _used_by_part(part: m.ManifestPart) -> Iterator[str]:
             yield DELETE
         if entry.uid is not None or entry.gid is not None:
             yield OWNER
+        if entry.xattrs:
+            yield XATTRS
 
 
 def _is_alone(part: m.ManifestPart) -> bool:
     """Return whether a part is the whole manifest of one FILE or STREAM, which is no tree."""
-    if part.first_file_id or not part.last or len(part.entries) != 1:
+    if part.first_file_id or not (part.last or part.xattrs_continue) or len(part.entries) != 1:
         return False
     (entry,) = part.entries
     return entry.type in (m.EntryType.FILE, m.EntryType.STREAM) and b"/" not in entry.path

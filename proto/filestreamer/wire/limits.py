@@ -64,6 +64,10 @@ DELETION_EXCLUDES_MAX: Final = 1024
 LEFT_OUT_PER_FINISH: Final = 100
 LEFT_OUT_PATH_BYTES: Final = 256
 LEFT_OUT_REASON_BYTES: Final = 256
+XATTRS_BYTES: Final = MIB
+"""Names and values of the extended attributes of an entry."""
+XATTRS_PER_ENTRY: Final = 1024
+XATTR_NAME_BYTES: Final = 255
 HOLES_PER_FILE: Final = 1024
 STAGES_PER_PROGRESS: Final = 16
 

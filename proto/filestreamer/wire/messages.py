@@ -183,6 +183,8 @@ class Offer(NamedTuple):
     delete: Deletion | None = None
     dry_run: bool = False
     """Whether the receiver is only asked: it writes nothing, and no chunk is sent."""
+    xattrs: bool = False
+    """Whether the entries have all extended attributes of their sources: others are removed."""
 
 
 class Hole(NamedTuple):
@@ -202,7 +204,8 @@ class Xattr(NamedTuple):
 class Entry(NamedTuple):
     """One file, directory or symlink.
 
-    `mode` has permission bits only. Files with the same `hard_link_group` are one file; 0 is none.
+    `mode` has the permission bits, setuid, setgid and sticky. Files with the same `hard_link_group` are one file; 0 is
+    none.
     """
 
     path: bytes
@@ -224,6 +227,10 @@ class ManifestPart(NamedTuple):
     first_file_id: int
     entries: tuple[Entry, ...]
     last: bool
+    more_xattrs: tuple[Xattr, ...] = ()
+    """Of the last entry of the part before; such a part has no entries (`filestreamer.wire.xattr_parts`)."""
+    xattrs_continue: bool = False
+    """Whether more of the attributes of the last entry follow."""
 
 
 class FileRange(NamedTuple):

@@ -3,18 +3,22 @@
 On the way it shows which place each directory belongs to (`places`).
 """
 
+import contextlib
 import errno
 import os
 import stat
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk import descriptors
 from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
+from receiver.disk.inheritance import HandedDown, handed_down
+from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.paths import STAGING
 from receiver.disk.place import Place
 from receiver.tree.commit.places import Places
 
@@ -29,26 +33,35 @@ class Directory(NamedTuple):
     """Whether this transfer made the directory: then it contains only what this transfer put there."""
     place: Place
     """The part of the destination inside which files can be renamed into this directory."""
+    is_writable: bool = True
+    """Whether names in it may be made and replaced, as far as its mode and flags say."""
+    handed_down: HandedDown = ()
+    """What files that are made in it get (`receiver.disk.inheritance`), if that was to be looked at."""
 
 
 class Directories:
     """A cache of the directories that were used last, by path. For one thread."""
 
-    def __init__(self, destination: Destination, places: Places, *, again: bool = False) -> None:
+    def __init__(
+        self, destination: Destination, places: Places, *, again: bool = False, looks_at_inheritance: bool = False
+    ) -> None:
         """With `again`, all directories were opened before by another thread: none may have become another one."""
         self._destination = destination
         self._places = places
         self._again = again
+        self._looks_at_inheritance = looks_at_inheritance
         self._most = descriptors.directories(descriptors.allowed())
-        self._open: OrderedDict[bytes, Directory] = OrderedDict({b"": Directory(destination.fd, False, destination)})
+        self._open: OrderedDict[bytes, Directory] = OrderedDict(
+            {b"": Directory(destination.fd, False, destination, handed_down=self._handed_down(destination.fd))}
+        )
         self._changed: set[bytes] = set()
         """Open directories that have to be fsynced by themselves."""
 
     def get(self, path: bytes, *, create: bool = False) -> Directory:
         """Open the directory at `path`, b"" being the destination; `create` makes the components that are missing.
 
-        The descriptor is valid until the next call. Raises TransferFailed: PATH where a component is no directory,
-        DESTINATION.
+        The descriptor is valid until the next call. Raises Obstacle where a component can't be opened or made,
+        TransferFailed(DESTINATION).
         """
         known = self._open.get(path)
         if known is not None:
@@ -57,40 +70,47 @@ class Directories:
         parts = path.split(b"/")
         depth = next(depth for depth in range(len(parts), -1, -1) if b"/".join(parts[:depth]) in self._open)
         directory, is_cached = self._open[b"/".join(parts[:depth])], True
-        for end in range(depth + 1, len(parts) + 1):
+        for at in range(depth, len(parts)):
             try:
-                below = self._enter(directory, parts[:end], path, create=create)
+                below = self._enter(directory, parts[at], b"/".join(parts[: at + 1]), create=create)
             finally:
                 if not is_cached:
                     os.close(directory.fd)
             directory, is_cached = below, False
         return self._cache(path, directory)
 
-    def _enter(self, parent: Directory, parts: list[bytes], path: bytes, *, create: bool) -> Directory:
-        """Open the last of these components of `path`. Raises TransferFailed: PATH, DESTINATION."""
+    def _enter(self, parent: Directory, name: bytes, path: bytes, *, create: bool) -> Directory:
+        """Open the last component of `path`. Raises as `get` does."""
         try:
-            is_new = create and _make_directory(parent.fd, parts[-1], MODE_BITS)
+            is_new = create and _make_directory(parent.fd, name, MODE_BITS)
             if is_new and parent.place.syncs_each:
                 sync_directory(parent.fd)
-            return self._open_directory(parent, b"/".join(parts), parts[-1], is_new=is_new)
+            return self._open_directory(parent, path, name, is_new=is_new)
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                what = f"can't write below {shown}: a component of the path is no directory"
-                raise from_os_error(error, Code.PATH, what) from None
-            raise from_os_error(error, Code.DESTINATION, f"can't open {shown}") from None
+                raise _no_directory(shown, path) from None
+            raise failure(error, f"can't open {shown}", path) from None
 
     def _open_directory(self, parent: Directory, path: bytes, name: bytes, *, is_new: bool) -> Directory:
         fd = descriptors.patiently(
             lambda: os.open(name, OPEN_DIRECTORY, dir_fd=parent.fd), lambda: self._shrink(1, parent.fd)
         )
         try:
+            # A name of eight characters (FAT) leads to a directory of another name, and unknown foldings may, too.
+            if (b"~" in name or not name.isascii()) and _is_staging(fd, parent.fd):
+                raise TransferFailed(Code.PATH, f"unsafe path ({os.fsdecode(name)!a} is a name of staging, {STAGING})")
             # A directory that was made just now lies on the side of its parent: that need not be looked up.
             place = parent.place if is_new else self._places.enter(path, fd, parent.place, again=self._again)
+            # A new directory below one that hands down nothing hands down nothing, either.
+            inherited = () if is_new and not parent.handed_down else self._handed_down(fd)
+            return Directory(fd, is_new, place, is_new or _may_write(fd), inherited)
         except BaseException:
             os.close(fd)
             raise
-        return Directory(fd, is_new, place)
+
+    def _handed_down(self, fd: int) -> HandedDown:
+        return handed_down(fd) if self._looks_at_inheritance else ()
 
     def _cache(self, path: bytes, directory: Directory) -> Directory:
         self._open[path] = directory
@@ -131,7 +151,7 @@ class Directories:
     def make(self, path: bytes, mode: int) -> Directory:
         """Make the directory at `path`, or take the one that is there, and let its owner write into it.
 
-        The mode of the entry is set at the end of the transfer. Raises TransferFailed: PATH, DESTINATION.
+        The mode of the entry is set at the end of the transfer. Raises as `get` does.
         """
         parent, _, name = path.rpartition(b"/")
         above = self.get(parent, create=True)
@@ -145,13 +165,15 @@ class Directories:
             directory = self._cache(path, self._open_directory(above, path, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
-                os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
+                # A file system that refuses this may still let this process write: that shows with the first entry.
+                with contextlib.suppress(OSError):
+                    os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
+                directory = self._cache(path, directory._replace(is_writable=is_new or _may_write(directory.fd)))
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                reason = f"can't make the directory {shown}: something else has this name"
-                raise TransferFailed(Code.DESTINATION, reason) from None
-            raise from_os_error(error, Code.DESTINATION, f"can't make the directory {shown}") from None
+                raise _no_directory(shown, path) from None
+            raise failure(error, f"can't make the directory {shown}", path) from None
         return directory
 
     def close(self) -> None:
@@ -161,6 +183,29 @@ class Directories:
             if path:
                 os.close(directory.fd)
         self._open.clear()
+
+
+def _is_staging(fd: int, parent_fd: int) -> bool:
+    """Whether an open directory is the one that the name of staging leads to."""
+    try:
+        staging = os.stat(STAGING, dir_fd=parent_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(staging, os.fstat(fd))
+
+
+def _no_directory(shown: str, path: bytes) -> Obstacle:
+    why = "something that is no directory has this name"
+    return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
+
+
+def _may_write(fd: int) -> bool:
+    """Whether this process may make names in a directory. Raises OSError where the file system is read-only."""
+    if os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids):
+        return True
+    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return False
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:

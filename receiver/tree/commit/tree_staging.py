@@ -15,12 +15,16 @@ from receiver.disk.attributes import MODE_BITS
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
+from receiver.disk.inheritance import handed_down
 from receiver.disk.lock import Lock, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
-from receiver.disk.place import NO_LOCKS, Place
+from receiver.disk.place import NO_LOCKS, Place, make_private
+from receiver.disk.report import Report
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
+from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.places import Places
+from receiver.tree.commit.traits import Traits, find_traits
 
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
@@ -32,22 +36,23 @@ _TRIES: Final = 3
 class TreeStaging:
     """The staging of one tree in one place; a lock keeps a second process away, and is held until `close`."""
 
-    def __init__(self, place: Place, root: bytes) -> None:
+    def __init__(self, place: Place, root: bytes, inherited_files: InheritedFiles) -> None:
         """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
         self.place = place
+        self._inherited_files = inherited_files
         self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._lock: Lock | None = None
+        self.traits = Traits()
+        """What the file system of the place does otherwise."""
         try:
             self._open(place.path if place.prefix else shown_path(place, root))
             clear_tree(self.fd)  # small files of a receiver that was killed: no ledger says which of them are complete
-            probe = os.open("probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE_BITS, dir_fd=self.fd)
-            self._dropped_bits = MODE_BITS & ~os.fstat(probe).st_mode
-            """Mode bits that a new file does not get: those of the umask, or of the directory's default ACL."""
-            os.close(probe)
-            os.unlink("probe", dir_fd=self.fd)
+            self.traits = find_traits(self.fd)
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
+            self.handed_down = handed_down(self.fd)
+            """What its files get by being made in it."""
         except OSError as error:
             error = inodes.explain(error, place.fd)  # before the inodes of the staging are free again
             self.close()
@@ -85,8 +90,7 @@ class TreeStaging:
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
             raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to another user: remove it")
-        if status.st_mode & 0o077:
-            os.fchmod(self.fd, 0o700)
+        make_private(self.fd, status, 0o077)
 
     def name(self, file_id: int, connection_id: int = 0) -> str:
         """Return the name under which a connection stages a small file, relative to `fd`.
@@ -96,7 +100,12 @@ class TreeStaging:
         return f"{(2 * connection_id + file_id // BATCH_FILES % 2) % SUBDIRECTORIES}/{file_id}"
 
     def create(self, name: str, entry: Entry) -> int:
-        """Open a new file with the mode of its entry, as far as the umask lets it (`has_mode`). Raises OSError."""
+        """Open a new file with the mode of its entry, as far as the umask lets it (`has_mode`). Raises OSError.
+
+        It has what its final directory hands down.
+        """
+        if (fd := self._inherited_files.create(entry.path, self.fd, name, self.handed_down)) is not None:
+            return fd
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return patiently(lambda: os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd))
@@ -105,7 +114,8 @@ class TreeStaging:
 
     def has_mode(self, entry: Entry) -> bool:
         """Whether a file from `create` has the mode of its entry: then no call is needed to set it."""
-        return not entry.mode & self._dropped_bits
+        dropped, added = self.traits.dropped_bits, self.traits.added_bits
+        return not (entry.mode & dropped or added & ~entry.mode or self._inherited_files.is_needed)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -138,10 +148,11 @@ class TreeStaging:
 class TreeStagings:
     """The staging of one tree, in each place that its files go to. Any thread may call."""
 
-    def __init__(self, destination: Destination, root: bytes) -> None:
+    def __init__(self, destination: Destination, root: bytes, report: Report) -> None:
         """Make that at the top, for the tree with this root. Raises TransferFailed: BUSY, DESTINATION."""
         self.places = Places(destination)
-        self.top = TreeStaging(destination, root)
+        self.inherited_files = InheritedFiles(destination, self.places, report)
+        self.top = TreeStaging(destination, root, self.inherited_files)
         self._root = root
         self._lock = threading.Lock()  # protects _below
         self._below: dict[Place, TreeStaging] = {}
@@ -156,7 +167,7 @@ class TreeStagings:
             return self.top
         with self._lock:
             if (staging := self._below.get(place)) is None:
-                staging = self._below[place] = TreeStaging(place, self._root)
+                staging = self._below[place] = TreeStaging(place, self._root, self.inherited_files)
             return staging
 
     def close_below(self) -> None:
@@ -169,5 +180,6 @@ class TreeStagings:
     def close(self) -> None:
         """Close all. Idempotent."""
         self.close_below()
+        self.inherited_files.close()
         self.places.close()
         self.top.close()

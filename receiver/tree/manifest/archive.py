@@ -28,8 +28,12 @@ ENTRY_BYTES: Final = 512
 LARGE_BYTES: Final = 512
 HOLE_BYTES: Final = 128
 """About what an entry, a large file and a hole take in memory while their part is active."""
-_RECORD: Final = struct.Struct("=QQQQQIIIII")
+_RECORD: Final = struct.Struct("=QQQQQQIIIII")
+_XATTR: Final = struct.Struct("=II")
+"""Lengths of the name and the value of an attribute, which follow."""
 _LARGE: Final = struct.Struct("=IIQQQQQ")
+_LENGTH: Final = struct.Struct("=I")
+_OFFSET: Final = struct.Struct("=Q")
 _NO_MARK: Final = StagingMark(0, 0, 0)
 _SIZE: Final = limits.DIGEST_BYTES
 _PIECE_BYTES: Final = 256 * limits.KIB
@@ -44,6 +48,8 @@ class _Record(NamedTuple):
     digests_at: int
     """Digests of small files, then a `_SavedLarge` for each large file."""
     deferred_at: int
+    xattrs_at: int
+    """The offset of the extended attributes of each entry, 8 bytes each, 0 for none."""
     body_bytes: int
     entries: int
     deferred: int
@@ -88,14 +94,49 @@ class Archive:
 
     # --- the entries of parts
 
-    def append(self, part: m.ManifestPart, body: bytes) -> None:
-        """Keep the next part; `body` is the part as it came in its frame."""
+    def append(self, part: m.ManifestPart, body: bytes) -> m.ManifestPart:
+        """Keep the next part; `body` is the part as it came in its frame. Return it without extended attributes."""
         spool = self.spool
+        xattrs_at = self._save_xattrs(part)
+        if xattrs_at:
+            part = without_xattrs(part)
+            body = encode(part)
         body_at, states_at = spool.append(body), spool.reserve(len(part.entries))
-        self._index.append(_RECORD.pack(self.entries, body_at, states_at, 0, 0, len(body), len(part.entries), 0, 0, 0))
+        sizes = len(body), len(part.entries), 0, 0, 0
+        self._index.append(_RECORD.pack(self.entries, body_at, states_at, 0, 0, xattrs_at, *sizes))
         self._firsts.append(self.entries)
         self.entries += len(part.entries)
         self.is_listed = part.last
+        return part
+
+    def _save_xattrs(self, part: m.ManifestPart) -> int:
+        """Write the extended attributes of a part; return where the table of them is, 0 if there are none."""
+        table = array("Q", bytes(8 * len(part.entries)))
+        for index, entry in enumerate(part.entries):
+            if entry.xattrs:
+                saved = b"".join([_XATTR.pack(len(n), len(value)) + n + value for n, value in entry.xattrs])
+                table[index] = self.spool.append(_LENGTH.pack(len(saved)) + saved)
+        return self.spool.append(table.tobytes()) if any(table) else 0
+
+    def xattrs(self, file_id: int) -> tuple[m.Xattr, ...]:
+        """Return the extended attributes of an entry."""
+        record = self._record(self.number_with(file_id))
+        if not record.xattrs_at:
+            return ()
+        (at,) = _OFFSET.unpack(
+            self.spool.read(record.xattrs_at + _OFFSET.size * (file_id - record.first), _OFFSET.size)
+        )
+        if not at:
+            return ()
+        (length,) = _LENGTH.unpack(self.spool.read(at, _LENGTH.size))
+        saved = self.spool.read(at + _LENGTH.size, length)
+        found, at = [], 0
+        while at < length:
+            name_length, value_length = _XATTR.unpack_from(saved, at)
+            name_at = at + _XATTR.size
+            at = name_at + name_length + value_length
+            found.append(m.Xattr(saved[name_at : name_at + name_length], saved[name_at + name_length : at]))
+        return tuple(found)
 
     def beginning_with(self, first: int) -> int | None:
         """Return the number of the part that begins with this file_id; None if no part does."""
@@ -116,10 +157,10 @@ class Archive:
         return part
 
     def is_same(self, number: int, part: m.ManifestPart, body: bytes) -> bool:
-        """Whether this part equals the earlier one, even if it is encoded differently."""
+        """Whether this part equals the earlier one, even if it is encoded differently; but for extended attributes."""
         record = self._record(number)
         is_same_body = record.body_bytes == len(body) and self.spool.read(record.body_at, len(body)) == body
-        return is_same_body or self.part(number) == part
+        return is_same_body or self.part(number) == without_xattrs(part)
 
     def save_deferred(self, number: int, entries: list[tuple[int, m.Entry]]) -> None:
         """Keep the entries (index, entry) that have work to do when all files are in place: directories, hard links."""
@@ -150,8 +191,12 @@ class Archive:
 
     def is_withdrawn(self, file_id: int) -> bool:
         """Whether a file was withdrawn; its part is not active."""
+        return self.state(file_id) == WITHDRAWN
+
+    def state(self, file_id: int) -> int:
+        """Return the state of a file whose part is not active."""
         record = self._record(self.number_with(file_id))
-        return self.spool.read(record.states_at + file_id - record.first, 1)[0] == WITHDRAWN
+        return self.spool.read(record.states_at + file_id - record.first, 1)[0]
 
     def withdraw(self, file_id: int) -> bool:
         """Mark a file of a part that still waits as WITHDRAWN; return whether that is new."""
@@ -198,6 +243,10 @@ class Archive:
         held = [saved.file_index for saved in self._saved_large(self._record(number)) if saved.spooled == Spooled.TABLE]
         return bool(held) and any(self.states(number)[index] == HELD for index in held)
 
+    def has_declined(self, number: int) -> bool:
+        """Whether states and digests of a large file are kept that was declined; its part is not active."""
+        return any(saved.spooled == Spooled.DECLINED for saved in self._saved_large(self._record(number)))
+
     def digests(self) -> Iterator[bytes]:
         """Yield the digests of all files that have some, in order; every part was saved."""
         for number in range(self.parts):
@@ -242,6 +291,11 @@ def _marked(marks: bytes, digests: bytes, start: int, end: int) -> Iterator[byte
         stop = end if stop < 0 else stop
         yield digests[first * _SIZE : stop * _SIZE]
         first = marks.find(1, stop, end)
+
+
+def without_xattrs(part: m.ManifestPart) -> m.ManifestPart:
+    """Return a part without extended attributes."""
+    return part._replace(entries=tuple([each._replace(xattrs=()) if each.xattrs else each for each in part.entries]))
 
 
 def memory_bytes(entries: tuple[m.Entry, ...], chunk_size: int) -> int:

@@ -8,7 +8,8 @@ from tests.support.staged_file import failure
 
 
 @pytest.mark.parametrize(
-    "name", [b"f", b"x" * 255, b"..f", b"f..", b" ", b"\n", b"\xff\xfe", b".filestreamer2", b"-", b"a\\b"]
+    "name",
+    [b"f", b"x" * 255, b"..f", b"f..", b" ", b"\n", b"\xff\xfe", b".filestreamer2", b"-", b"a\\b", b"filestreamer"],
 )
 def test_names_that_may_be_written(name: bytes) -> None:
     assert name == check_name(name)
@@ -20,6 +21,7 @@ def test_names_that_may_be_written(name: bytes) -> None:
         *(b"", b".", b"..", b"/", b"/f", b"//f", b"../f", b"f/..", b"f/../g", b"./f", b"f/.", b"f/", b"f//g"),
         *(b"\0", b"f\0", b"\0f", b".filestreamer", b".filestreamer/f", b"f/.filestreamer"),
         *(b"x" * 256, b"f/" + b"x" * 256),
+        *(b"f/.FileStreamer/g", ".filestre\u200camer".encode(), b".filestreamer."),
     ],
     ids=repr,
 )

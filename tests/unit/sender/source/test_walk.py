@@ -14,7 +14,7 @@ from filestreamer.wire.messages import Entry, EntryType, Hole, ManifestPart, Ski
 from sender.source import holes, walk
 from sender.source.item import Item
 from sender.source.patterns import pattern_filter
-from sender.source.walk import Walk
+from sender.source.walk import LEFT_OUT, Walk
 from tests.support import trees
 
 
@@ -250,3 +250,15 @@ def test_patterns(top: Path, include: list[str], exclude: list[str], expected: s
     items, skipped = walked(f"{top}/", wanted=pattern_filter(include, exclude), is_sparing=bool(include))
     assert expected == {os.fsdecode(path) for path in names(items)}
     assert skipped == []
+
+
+def test_staging_is_left_out_in_every_form_and_that_is_said(tmp_path: Path) -> None:
+    for name in (".filestreamer", "a/.FileStreamer", "b/c/.filestreamer", "b/c/d"):
+        (tmp_path / "top" / name).mkdir(parents=True)
+        (tmp_path / "top" / name / "f").touch()
+    (tmp_path / "top/b/.filestreamer.").touch()
+    warnings: list[str] = []
+    skipped: list[Skipped] = []
+    found = [item.entry.path for item in Walk([str(tmp_path / "top")], skipped.append, warn=warnings.append)]
+    assert found == [b"top", b"top/a", b"top/b", b"top/b/c", b"top/b/c/d", b"top/b/c/d/f"]
+    assert (set(warnings), skipped) == ({LEFT_OUT}, [])

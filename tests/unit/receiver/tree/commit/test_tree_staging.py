@@ -7,14 +7,21 @@ from pathlib import Path
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.disk.destination import Destination
+from receiver.disk.report import Report
 from receiver.disk.sweep import discard_older_than
+from receiver.tree.commit.inherited_files import InheritedFiles
+from receiver.tree.commit.places import Places
 from receiver.tree.commit.tree_staging import TreeStaging
 from tests.support.tree_receiver import TransferOf, failure, sample
 
 
+def opened(destination: Destination) -> TreeStaging:
+    return TreeStaging(destination, b"t", InheritedFiles(destination, Places(destination), Report(lambda: None)))
+
+
 def test_two_processes_do_not_receive_one_tree(tmp_path: Path, transfer_of: TransferOf) -> None:
     destination = transfer_of(sample()).destination
-    assert "another process" in failure(Code.BUSY, TreeStaging, destination, b"t")
+    assert "another process" in failure(Code.BUSY, opened, destination)
 
 
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfer_of: TransferOf) -> None:
@@ -27,7 +34,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfe
     transfer.send_all()
     before = sorted((tmp_path / ".filestreamer").rglob("*"))
     other = Destination(str(tmp_path))
-    assert "another process" in failure(Code.BUSY, TreeStaging, other, b"t")
+    assert "another process" in failure(Code.BUSY, opened, other)
     other.close()
     assert before == sorted((tmp_path / ".filestreamer").rglob("*"))
     transfer.finish()
@@ -48,13 +55,13 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_o
     there.mkdir(parents=True)
     there.chmod(0o777)
     destination = Destination(str(tmp_path))
-    made = TreeStaging(destination, b"t")
+    made = opened(destination)
     assert stat.S_IMODE(there.stat().st_mode) == 0o700
     made.close()
     if os.geteuid() == 0:
         there.mkdir(parents=True)
         os.chown(there, 12345, 12345)
-        assert "another user" in failure(Code.DESTINATION, TreeStaging, destination, b"t")
+        assert "another user" in failure(Code.DESTINATION, opened, destination)
         assert there.exists()
     destination.close()
 
