@@ -153,5 +153,7 @@ class Folding:
 def _variants(name: bytes) -> list[bytes]:
     """Return other names that may lead to the same file."""
     text = name.decode("utf-8", "surrogateescape")
-    others = [text.swapcase(), unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text), text + "."]
-    return [other.encode("utf-8", "surrogateescape") for other in others if other != text]
+    cases = [text.swapcase(), text.lower(), text.upper(), text.capitalize()]
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    others = dict.fromkeys([*cases, *forms, text + ".", text.rstrip(" .")])
+    return [other.encode("utf-8", "surrogateescape") for other in others if other not in (text, "")]

@@ -333,6 +333,66 @@ def test_other_names_of_a_file_that_was_withdrawn(pair: Pair, peer: RawSender) -
     assert sorted(os.listdir(pair.destination / "t")) == ["kept0", "kept2"]
 
 
+# --- "Declined"
+
+
+def declined_tree(pair: Pair) -> TreeSample:
+    """Return a tree of which a directory, with what is in it, and a file can't be made."""
+    there = pair.destination / "t"
+    (there / "file").mkdir(parents=True)
+    (there / "dir").write_bytes(b"in the way")
+    tree = TreeSample(KIB)
+    tree.directory(b"t")
+    tree.directory(b"t/dir")
+    tree.add(b"t/dir/inside", b"inside")
+    tree.add(b"t/file", b"file")
+    tree.add(b"t/other", b"other")
+    return tree
+
+
+def declined_ids(control: Link, count: int) -> list[int]:
+    """Read what is declined, up to so many entries; other answers are dropped."""
+    ids: list[int] = []
+    while len(ids) < count:
+        message = control.read()
+        if isinstance(message, m.Declined):
+            ids += [entry.file_id for entry in message.entries]
+    return ids
+
+
+def test_declined_entries_are_no_part_of_what_is_finished(pair: Pair, peer: RawSender) -> None:
+    """They are withdrawn, if anything of them were to be sent; the rest is durable."""
+    tree = declined_tree(pair)
+    control = offer_tree(peer, tree)
+    assert declined_ids(control, 3) == [1, 2, 3]
+    control.send(m.Withdrawn((2, 3)))
+    tree.withdrawn = {2, 3}
+    data = peer.data()
+    for chunk_id, segments in tree.chunks().items():
+        data.send_raw(tree.chunk(chunk_id, segments))
+        acknowledged(data, 1)
+    control.send(tree.finish)
+    assert control.expect(m.Complete).committed
+    assert (pair.destination / "t/other").read_bytes() == b"other"
+
+
+def test_declined_entries_are_repeated_in_the_same_order(pair: Pair, peer: RawSender) -> None:
+    tree = declined_tree(pair)
+    control = offer_tree(peer, tree)
+    assert declined_ids(control, 3) == [1, 2, 3]
+    for _ in range(2):
+        control.close()
+        control = offer_tree(peer, tree)
+        assert declined_ids(control, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "message", [m.Declined((m.DeclinedEntry(0, m.SkipKind.DECLINED, "", b"f"),)), m.Notice(("x",))]
+)
+def test_reports_are_the_receivers(peer: RawSender, tree: TreeSample, message: m.Message) -> None:
+    assert peer.offers(tree.offer, message).code is Code.PROTOCOL
+
+
 # --- "Hole"
 
 
