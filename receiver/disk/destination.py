@@ -13,6 +13,7 @@ import stat
 from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
@@ -43,7 +44,7 @@ class Destination(Place):
         """Whether a sender may remove what it does not list."""
         try:
             self._absolute = _absolute(directory)
-            fd = os.open(self._absolute, _OPEN)
+            fd = patiently(lambda: os.open(self._absolute, _OPEN))
             try:
                 _check_writable(fd)
             except BaseException:
@@ -68,15 +69,19 @@ class Destination(Place):
         return self.at_path().free_bytes()
 
     def check_path(self) -> None:
-        """Check that this directory still has its path. Raises TransferFailed(DESTINATION)."""
+        """Check that this directory still has its path. Raises TransferFailed: DESTINATION, LIMIT."""
         if not self._has_path():
             reason = "was moved, removed or mounted over during the transfer: run the same command again"
             raise TransferFailed(Code.DESTINATION, f"the directory {self.path} {reason}")
 
     def _has_path(self) -> bool:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            fd = os.open(self._absolute, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
+            fd = patiently(lambda: os.open(self._absolute, flags))
+        except OSError as error:
+            failed = from_os_error(error, Code.DESTINATION, f"can't look at {self.path}")
+            if failed.code is Code.LIMIT:  # nothing is known of the path
+                raise failed from None
             return False
         try:
             return os.path.samestat(os.fstat(fd), os.fstat(self.fd)) and mount_of(fd) == self.side.mount
@@ -110,7 +115,8 @@ def open_directory(place: Place, path: bytes) -> int:
     fd = place.fd
     for part in path.split(b"/"):
         try:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=fd)
+            above = fd
+            below = patiently(lambda part=part, above=above: os.open(part, _OPEN | OPEN_FLAGS, dir_fd=above))  # type: ignore[misc]
         finally:
             if fd != place.fd:
                 os.close(fd)

@@ -6,7 +6,7 @@ A file is staged in the place that it goes to (`receiver.disk.place`). Nearly al
 import os
 import threading
 
-from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.destination import Destination, open_directory, shown_path
 from receiver.disk.filesystem.boundary import mount_of, side_of
 from receiver.disk.filesystem.sync import sync_file_system
@@ -81,7 +81,7 @@ class Places:
             sync_file_system(place.fd)
 
     def check_paths(self) -> None:
-        """Check that every place is still where the user sees it. Raises TransferFailed(DESTINATION)."""
+        """Check that every place is still where the user sees it. Raises TransferFailed: DESTINATION, LIMIT."""
         self._destination.check_path()
         with self._lock:
             places = list(self._all)
@@ -92,7 +92,10 @@ class Places:
     def _is_at_path(self, place: Place) -> bool:
         try:
             fd = open_directory(self._destination, place.prefix)
-        except OSError:
+        except OSError as error:
+            failed = from_os_error(error, Code.DESTINATION, f"can't look at {place.path}")
+            if failed.code is Code.LIMIT:  # nothing is known of the path
+                raise failed from None
             return False
         try:
             return os.path.samestat(os.fstat(fd), os.fstat(place.fd)) and mount_of(fd) == place.side.mount

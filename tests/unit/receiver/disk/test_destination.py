@@ -1,11 +1,14 @@
 """The destination directory: which one is refused, and what is made in it."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from filestreamer.wire.errors import Code
+from receiver.disk import descriptors
 from receiver.disk.destination import Destination
 from tests.support.disks import mounted
 from tests.support.staged_file import failure, stage, write
@@ -79,3 +82,26 @@ def test_a_relative_path_is_that_of_the_start(path: Path, monkeypatch: pytest.Mo
     assert first.at_path() is first
     assert first.path == "d"
     first.close()
+
+
+def test_without_descriptors_nothing_is_known_of_the_path(
+    path: Path, destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That this process has too few of them does not mean that the directory was moved."""
+    real = os.open
+
+    def lacking(*args: Any, **more: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(descriptors, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "open", lacking)
+    assert "Too many open files" in failure(Code.LIMIT, destination.check_path)
+    assert "Too many open files" in failure(Code.LIMIT, destination.at_path)
+    calls = iter([lacking, lacking])
+
+    def lacking_twice(*args: Any, **more: Any) -> Any:
+        return next(calls, real)(*args, **more)
+
+    monkeypatch.setattr(descriptors, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(os, "open", lacking_twice)
+    destination.check_path()
