@@ -112,6 +112,15 @@ Cases = dict[str, Callable[[Sample], list[m.Message]]]
 
 
 CONTROL_NONSENSE: Cases = {
+    "attributes that are not announced": lambda s: [
+        s.offer,
+        m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True),
+    ],
+    "attributes that go on behind a part that is complete": lambda s: [
+        s.offer._replace(xattrs=True),
+        m.ManifestPart(0, (s.entry,), False),
+        m.ManifestPart(1, (), True, (m.Xattr(b"user.a", b"b"),)),
+    ],
     "manifest before offer": lambda s: [m.ManifestPart(0, (s.entry,), True)],
     "finish before offer": lambda s: [s.finish],
     "offer twice": lambda s: [s.offer, s.offer],
@@ -156,7 +165,6 @@ POLICY: Cases = {
         s.offer,
         m.ManifestPart(0, (s.entry, m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)), True),
     ],
-    "xattrs": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True)],
 }
 
 
