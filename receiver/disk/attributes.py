@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from filestreamer.wire.messages import Entry, EntryType, Xattr
+from filestreamer.wire.xattr_parts import FILE_SYSTEM_NAMES
 from receiver.disk import acl
 from receiver.disk.attribute_policy import AttributePolicy
 from receiver.disk.report import Report
@@ -215,7 +216,7 @@ class Attributes:
         """Set all extended attributes but the access ACL; remove those that the source does not have."""
         failed: dict[bytes, str] = {}
         try:
-            names = {os.fsencode(name) for name in os.listxattr(this)}
+            names = {os.fsencode(name) for name in os.listxattr(this)} - FILE_SYSTEM_NAMES
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise
@@ -247,7 +248,7 @@ class Attributes:
         """Return why an attribute is not set; "" where that was told already; None where it may be set."""
         if name == acl.DEFAULT or name.startswith(b"user."):
             return None
-        if not name.startswith((b"trusted.", b"security.")):
+        if not name.startswith((b"trusted.", b"security.")) or name in FILE_SYSTEM_NAMES:
             return "it is of a kind that is not kept"
         if not self._allow_privileged:
             if name == _CAPABILITY or name.startswith(b"trusted."):

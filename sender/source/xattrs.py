@@ -11,6 +11,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.messages import Xattr
+from filestreamer.wire.xattr_parts import FILE_SYSTEM_NAMES
 
 _KEPT: Final = ("user.", "system.posix_acl_access", "system.posix_acl_default", "trusted.", "security.")
 _TOLD: Final = ("user.", "system.posix_acl_access", "system.posix_acl_default", "trusted.", "security.capability")
@@ -74,7 +75,7 @@ def _read(this: This, *, follows: bool) -> tuple[tuple[Xattr, ...], str]:
     left_bytes = limits.XATTRS_BYTES
     # ACLs, capabilities and labels are small, and matter most.
     for name in sorted(names, key=lambda name: (name.startswith("user."), name)):
-        if not name.startswith(_KEPT):
+        if not name.startswith(_KEPT) or os.fsencode(name) in FILE_SYSTEM_NAMES:
             continue
         try:
             value = (

@@ -105,6 +105,12 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("the whole manifest of a transfer of one file", m.ManifestPart(0, (FILE,), True)),
     ("a manifest with everything an entry may have", m.ManifestPart(0, TREE, False)),
     ("the end of a manifest whose last entry was in the part before", m.ManifestPart(5, (), True)),
+    ("a manifest that keeps extended attributes", m.Offer(CHUNK_SIZE, None, False, 0, xattrs=True)),
+    ("a part whose last entry has large extended attributes", m.ManifestPart(0, (FILE,), False, (), True)),
+    (
+        "extended attributes of the last entry so far, and the end of the manifest",
+        m.ManifestPart(1, (), True, (m.Xattr(b"user.large", b"one"), m.Xattr(b"user.large", b" value"))),
+    ),
     ("file 0 is needed as a whole", m.Needed((m.FileRange(0, 1),), ())),
     (
         "files 3 to 12 are needed, and of file 1 the segments 0 to 4 and 1000",
@@ -413,6 +419,7 @@ def entry(*more: tuple[int, int | bytes], **changes: int | bytes) -> bytes:
 VANISHED = (4, b"\x08\x01\x10\x02")
 """Of a Finish: two entries vanished."""
 LEFT_OUT = b"\x0a\x01x\x10\x01"
+XATTR = b"\x0a\x06user.x"
 """One of them."""
 
 
@@ -487,6 +494,13 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
     ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
     ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),
+    ("extended attributes beside entries", pb((17, pb((2, pb(*sorted(_ENTRY.items()))), (4, XATTR)))), "entries"),
+    ("extended attributes of no entry go on", pb((17, pb((3, 1), (5, 1)))), "ManifestPart.xattrs_continue"),
+    ("they go on behind the last part", pb((17, pb((3, 1), (4, XATTR), (5, 1)))), "ManifestPart.xattrs_continue"),
+    ("an attribute without a name", pb((17, pb((4, pb((2, b"x")))))), "more_xattrs.name"),
+    ("an attribute with a name of 256 bytes", pb((17, pb((4, pb((1, b"x" * 256)))))), "more_xattrs.name"),
+    ("an attribute with a 0 in its name", pb((17, pb((4, pb((1, b"x\0")))))), "more_xattrs.name"),
+    ("1025 attributes", pb((17, pb(*[(4, XATTR)] * 1025))), "ManifestPart.more_xattrs"),
     ("1025 entries", pb((17, pb((2, pb(*sorted(_ENTRY.items())))) * 1025)), "ManifestPart.entries"),
     ("an entry without a path", entry(f1=b""), "Entry.path"),
     ("a path of 4097 bytes", entry(f1=b"x" * 4097), "Entry.path"),

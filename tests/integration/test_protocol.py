@@ -465,6 +465,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     features.SHARDS: ("f", "--shard", "0/2"),
     features.TREES: (".",),
     features.STREAMS: ("-",),
+    features.XATTRS: ("f", "--xattrs"),
 }
 
 
@@ -500,6 +501,7 @@ USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
     features.SHARDS: (OFFER._replace(shard=m.Shard(0, 2)), (ONE_FILE,)),
     features.TREES: (OFFER, (DIRECTORY, ONE_FILE._replace(path=b"d/f"))),
     features.STREAMS: (OFFER, (STREAM,)),
+    features.XATTRS: (OFFER._replace(xattrs=True), (ONE_FILE._replace(xattrs=(m.Xattr(b"user.x", b"1"),)),)),
 }
 
 

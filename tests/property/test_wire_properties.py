@@ -51,6 +51,11 @@ feature_names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max
 features = st.sets(feature_names, max_size=limits.FEATURES_MAX).map(lambda names: tuple(sorted(names)))
 
 
+XATTRS = st.builds(
+    m.Xattr, st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name), st.binary(max_size=20)
+)
+
+
 @st.composite
 def greetings(draw: st.DrawFn) -> m.Greeting:
     lowest, highest = sorted([draw(integers(U32, 1)), draw(integers(U32, 1))])
@@ -109,7 +114,7 @@ def entries(draw: st.DrawFn) -> m.Entry:
         draw(paths) if kind is m.EntryType.SYMLINK else b"",
         draw(integers(U64)),
         tuple(m.Hole(first, end - first) for first, end in in_pairs(edges)),
-        draw(tuples_of(st.builds(m.Xattr, st.binary(max_size=20), st.binary(max_size=20)), most=3)),
+        draw(tuples_of(XATTRS, most=3)),
     )
 
 

@@ -35,10 +35,20 @@ def deliver_all(peer: RawSender, sample: Sample) -> tuple[Link, Link]:
     return control, data
 
 
-def complete(control: Link, data: Link, sample: Sample, pair: Pair, delivered: Iterable[int] = ()) -> None:
-    """Deliver what was not delivered yet, finish, and check that the file is there."""
+def complete(
+    control: Link,
+    data: Link,
+    sample: Sample,
+    pair: Pair,
+    delivered: Iterable[int] = (),
+    *,
+    told: Iterable[type[m.Message]] = (),
+) -> None:
+    """Deliver what was not delivered yet, finish, and check that the file is there; before, these messages come."""
     deliver(data, sample, sorted(set(range(sample.grid.segments)) - set(delivered)))
     control.send(sample.finish)
+    for kind in told:
+        control.expect(kind)
     assert control.expect(m.Complete) == m.Complete(True)
     control.end_writing()
     assert sample.content == (pair.destination / os.fsdecode(sample.name)).read_bytes()

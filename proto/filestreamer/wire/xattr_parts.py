@@ -11,6 +11,10 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
 
+FILE_SYSTEM_NAMES: Final = frozenset(
+    f"trusted.{name}".encode() for name in "SGI_ACL_FILE SGI_ACL_DEFAULT lov lmv lma link fid som hsm dmv".split()
+)
+"""Attributes by which XFS and Lustre keep what is theirs: neither end touches them."""
 XATTR_BYTES: Final = 16
 """The most that an attribute takes in a frame beside its name and its value."""
 INLINE_BYTES: Final = 16 * limits.KIB

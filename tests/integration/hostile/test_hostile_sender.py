@@ -112,6 +112,10 @@ Cases = dict[str, Callable[[Sample], list[m.Message]]]
 
 
 CONTROL_NONSENSE: Cases = {
+    "attributes that are not announced": lambda s: [
+        s.offer,
+        m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True),
+    ],
     "manifest before offer": lambda s: [m.ManifestPart(0, (s.entry,), True)],
     "finish before offer": lambda s: [s.finish],
     "offer twice": lambda s: [s.offer, s.offer],
@@ -156,7 +160,6 @@ POLICY: Cases = {
         s.offer,
         m.ManifestPart(0, (s.entry, m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)), True),
     ],
-    "xattrs": lambda s: [s.offer, m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True)],
 }
 
 
@@ -166,15 +169,18 @@ def test_what_this_receiver_does_not_do(pair: Pair, receiver: Service, sample: S
     until(lambda: pair.received() == [], "nothing is left")
 
 
-def test_owner_is_kept_where_it_is_told(pair: Pair, receiver: Service, peer: RawSender, sample: Sample) -> None:
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_owner_is_set_only_where_the_receiver_allows_it(pair: Pair, sample: Sample, *, allowed: bool) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may give files away")
-    control = peer.control()
-    control.send(sample.offer, m.ManifestPart(0, (sample.entry._replace(uid=12345, gid=54321),), True))
-    needs_all(control, sample)
-    complete(control, peer.data(), sample, pair)
+    receiver = pair.receiver(*(("--allow-privileged",) if allowed else ()))
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.control()
+        control.send(sample.offer, m.ManifestPart(0, (sample.entry._replace(uid=12345, gid=54321),), True))
+        needs_all(control, sample)
+        complete(control, peer.data(), sample, pair, told=() if allowed else (m.Declined,))
     status = (pair.destination / "sample.bin").stat()
-    assert (status.st_uid, status.st_gid) == (12345, 54321)
+    assert (status.st_uid, status.st_gid) == ((12345, 54321) if allowed else (0, 0))
     assert receiver.poll() is None
 
 
@@ -187,7 +193,7 @@ def test_any_mode_and_time(pair: Pair, receiver: Service) -> None:
             entry = sample.entry._replace(mode=0o7777, mtime_ns=mtime_ns)
             control.send(sample.offer, m.ManifestPart(0, (entry,), True))
             needs_all(control, sample)
-            complete(control, peer.data(), sample, pair)
+            complete(control, peer.data(), sample, pair, told=(m.Notice,))
             control.ends()
         status = (pair.destination / "f").stat()
         assert status.st_mode == 0o100777
@@ -204,7 +210,7 @@ def test_setuid_never_arrives(pair: Pair, receiver: Service) -> None:
             control = peer.control()
             control.send(sample.offer, m.ManifestPart(0, (sample.entry._replace(mode=mode),), True))
             needs_all(control, sample)
-            complete(control, peer.data(), sample, pair)
+            complete(control, peer.data(), sample, pair, told=(m.Notice,) if mode & 0o6000 else ())
         assert oct((pair.destination / f"{mode:o}").stat().st_mode) == oct(0o100000 | mode & 0o777)
         file = pair.file(f"real {mode:o}", 10)
         file.chmod(mode | 0o400)

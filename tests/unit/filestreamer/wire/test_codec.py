@@ -76,7 +76,7 @@ WITHIN: list[m.Message] = [
     part(FILE._replace(hard_link_group=U64)),
     part(FILE._replace(holes=(m.Hole(0, 1), m.Hole(1, 1), m.Hole(7, 1)))),
     part(FILE._replace(holes=(m.Hole(0, 8),))),
-    part(FILE._replace(xattrs=(m.Xattr(b"", b""), m.Xattr(b"user.x", b"y" * 60_000)))),
+    part(FILE._replace(xattrs=(m.Xattr(b"x", b""), m.Xattr(b"user.x", b"y" * 60_000)))),
     part(LINK),
     part(LINK._replace(link_target=b"t" * limits.PATH_BYTES)),
     part(m.Entry(b"d", m.EntryType.DIRECTORY, 0, 0o755, 0)),
