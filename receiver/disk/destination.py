@@ -10,6 +10,7 @@ import stat
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.paths import OPEN_FLAGS, STAGING
+from receiver.disk.same import StoredTimes
 from receiver.disk.space import SpaceLender
 
 
@@ -24,6 +25,7 @@ class Destination:
         self.replace_special = replace_special
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
         self.space = SpaceLender()
+        self.times = StoredTimes(lambda: self.open_staging(create=True), self.tidy)
         try:
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):

@@ -102,6 +102,18 @@ def staged_keys(destination: Destination) -> set[str]:
         os.close(staging_fd)
 
 
+def has_staged_bytes(destination: Destination, path: bytes) -> bool:
+    """Whether an earlier run left bytes of a file."""
+    with contextlib.suppress(OSError, TransferFailed):
+        staging_fd = destination.open_staging(create=False)
+        try:
+            os.stat(staging_key(path) + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+            return True
+        finally:
+            os.close(staging_fd)
+    return False
+
+
 def discard_staged(staging_fd: int, path: bytes) -> None:
     """Remove what is staged of a file, unless a process has locked it."""
     _discard(staging_fd, staging_key(path), -math.inf, 0)

@@ -87,7 +87,7 @@ class TargetOpener:
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
-            return self._context.names.claim(self._context.transfer, entry, grid, share)
+            return self._context.names.claim(self._context.transfer, entry, grid, share, checksum=offer.checksum)
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.

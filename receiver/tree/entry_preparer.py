@@ -22,8 +22,9 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.final_name import MODE_BITS, put_attributes, rename_new
+from receiver.disk.same import Likeness
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
-from receiver.tree.commit.attributes import correct_attributes, put_symlink_attributes
+from receiver.tree.commit.attributes import correct_file, has_bytes_in_holes, put_symlink_attributes
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.small_file import make_file
@@ -59,13 +60,13 @@ class EntryPreparer:
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
-        self._directories = Directories(destination)
+        self.directories = Directories(destination)
         self._groups = array("Q")
         """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
 
     def close(self) -> None:
         """Close the directories."""
-        self._directories.close()
+        self.directories.close()
 
     # --- what an entry is
 
@@ -133,7 +134,7 @@ class EntryPreparer:
         try:
             match entry.type:
                 case EntryType.DIRECTORY:
-                    self._directories.make(entry.path, entry.mode & MODE_BITS)
+                    self.directories.make(entry.path, entry.mode & MODE_BITS)
                     return NOTHING
                 case EntryType.SYMLINK:
                     self._make_symlink(entry, file_id)
@@ -150,11 +151,14 @@ class EntryPreparer:
             return NOTHING
         directory_fd, name, there = self._look(entry)
         has_payload = entry.size > sum(hole.length for hole in entry.holes)
-        if there is not None and _is_same(there, entry):
-            correct_attributes(directory_fd, name, entry, there)
-            if not has_payload:
-                return NOTHING
-            return CLAIMED if self._checksum else UNCHECKED
+        likeness = Likeness.OTHER
+        if there is not None:
+            likeness = self._destination.times.likeness(directory_fd, there, entry, checksum=self._checksum)
+            if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
+                correct_file(self._destination, directory_fd, name, entry, there)
+                return UNCHECKED if has_payload else NOTHING
+        if likeness is Likeness.UNSURE and has_payload and not has_bytes_in_holes(directory_fd, name, entry):
+            return CLAIMED
         self._check_replace(entry, there)
         if has_payload:
             return FREE
@@ -199,7 +203,7 @@ class EntryPreparer:
     def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
         """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of that name."""
         parent, _, name = entry.path.rpartition(b"/")
-        directory = self._directories.get(parent, create=True)
+        directory = self.directories.get(parent, create=True)
         if directory.is_new:
             return directory.fd, name, None
         try:
@@ -255,7 +259,7 @@ class EntryPreparer:
         self, directory_fd: int, name: bytes, there: os.stat_result | None, first: bytes, entry: Entry
     ) -> None:
         parent, _, first_name = first.rpartition(b"/")
-        first_fd = self._directories.get(parent).fd
+        first_fd = self.directories.get(parent).fd
         file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
         if there is not None and os.path.samestat(there, file):
             return
@@ -276,16 +280,10 @@ class EntryPreparer:
         for _, entry in reversed(self._archive.deferred(number)):
             if entry.type is EntryType.DIRECTORY:
                 try:
-                    put_attributes(self._directories.get(entry.path).fd, entry)
+                    put_attributes(self.directories.get(entry.path).fd, entry)
                 except OSError as error:
                     what = f"can't set the mode and time of {self._shown(entry)}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
-
-
-def _is_same(there: os.stat_result, entry: Entry) -> bool:
-    """Whether what is there is a plain file with the size and mtime of the entry."""
-    same = (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
-    return same and stat.S_ISREG(there.st_mode)
 
 
 def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:

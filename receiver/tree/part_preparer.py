@@ -17,7 +17,7 @@ from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path, staging_key
-from receiver.disk.sweep import drop_ledger, staged_keys
+from receiver.disk.sweep import drop_ledger, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED, runs
 from receiver.tree.entry_preparer import EntryPreparer
@@ -94,7 +94,7 @@ class PartPreparer:
                 sizes.append(entry.size)
             if state != NOTHING:
                 self._take_file(part_state, index, state)
-            if state == CLAIMED:
+            if part_state.state(index) == CLAIMED:
                 finals.append(index)
         self._counters.chunks += count_chunks(sizes, self._chunk_size)
         if deferred:
@@ -113,6 +113,9 @@ class PartPreparer:
             if state == FREE:
                 self._large_files.open_files.check(large)
             if self._is_staged(entry.path):
+                if state == CLAIMED and has_staged_bytes(self._destination, entry.path):
+                    state = FREE  # an earlier run began to send it, as it differs: what came is worth more
+                    part_state.set(index, FREE)
                 if state == FREE:
                     self._resume(part_state, index)
                 else:  # a crash right after the rename has left the ledger of a file that is in place

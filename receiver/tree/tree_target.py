@@ -24,6 +24,7 @@ from receiver.tree.answers import answers, held_messages, missing, needed_messag
 from receiver.tree.commit.committer import Committer, sync_file_system
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.held_files import correct_held_files
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
 from receiver.tree.manifest.archive import Archive, memory_bytes
 from receiver.tree.manifest.large_file import Spooled
@@ -356,6 +357,7 @@ class TreeTarget:
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
+            correct_held_files(self._destination, self._archive, self._entry_preparer.directories, number)
             self._entry_preparer.link(number)
         for number in reversed(parts):
             self._entry_preparer.finish_directories(number)

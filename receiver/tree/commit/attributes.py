@@ -4,7 +4,10 @@ import os
 import stat
 
 from filestreamer.wire.messages import Entry
+from receiver.disk.destination import Destination
 from receiver.disk.final_name import MODE_BITS, owner
+from receiver.disk.paths import OPEN_FLAGS
+from receiver.disk.space import has_data
 
 
 def put_symlink_attributes(directory_fd: int, name: bytes, entry: Entry) -> None:
@@ -28,5 +31,27 @@ def correct_attributes(directory_fd: int, name: bytes, entry: Entry, there: os.s
         if not is_owned:
             os.chown(this, uid, gid)
         os.chmod(this, entry.mode & MODE_BITS)
+    finally:
+        os.close(fd)
+
+
+def correct_file(destination: Destination, directory_fd: int, name: bytes, entry: Entry, there: os.stat_result) -> None:
+    """Set owner, mode and mtime of a file that stays as it is, where they differ from what would be stored."""
+    correct_attributes(directory_fd, name, entry, there)
+    times = destination.times
+    if not times.is_same(directory_fd, there, entry.mtime_ns) and times.keeps_times(directory_fd, there.st_dev):
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
+
+
+def has_bytes_in_holes(directory_fd: int, name: bytes, entry: Entry) -> bool:
+    """Whether a file may have bytes where the entry has holes: these are not compared by digest."""
+    if not entry.holes:
+        return False
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=directory_fd)
+    except PermissionError:  # then it can't be compared by digest either
+        return True
+    try:
+        return any(has_data(fd, hole) for hole in entry.holes)
     finally:
         os.close(fd)
