@@ -28,6 +28,34 @@ def disk(mount_point: Path, size_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
+@contextlib.contextmanager
+def ext4_of_whole_seconds(mount_point: Path) -> Iterator[Path]:
+    """Mount an ext4 whose inodes have room for whole seconds only. Skips the test where that takes what is not here.
+
+    In CI it never skips.
+    """
+    image = mount_point.with_name(mount_point.name + ".ext4")
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    mount_point.mkdir(parents=True, exist_ok=True)
+    make = ["mkfs.ext4", "-q", "-F", "-I", "128", "-m", "0", str(image)]
+    try:
+        if os.geteuid() != 0:
+            pytest.skip("mounting takes root")
+        subprocess.run(make, check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(mount_point)], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"an ext4 with small inodes can't be made and mounted: {error}")
+    try:
+        (mount_point / "lost+found").rmdir()
+        yield mount_point
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+        image.unlink()
+
+
 def fill(directory: Path, leave_bytes: int = 0) -> Path:
     """Write a file until only `leave_bytes` are free; return it: who removes it makes room again."""
     ballast = directory / "ballast"
