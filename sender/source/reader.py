@@ -30,6 +30,7 @@ class Reader:
     def __init__(self) -> None:
         self._item: Item | None = None
         self._fd = -1
+        self._opened = (0, 0)  # device and inode number when it was opened
         self._directories = Directories(DIRECTORIES_OPEN)
 
     def read_into(self, item: Item, view: memoryview, offset: int) -> None:
@@ -60,7 +61,9 @@ class Reader:
             status = os.fstat(self._fd)
         except OSError as error:
             raise unreadable(item, error) from None
-        return check_status(item, status)
+        now = check_status(item, status)
+        # An open file stays the same one, whatever number its file system gives it.
+        return now._replace(device=self._opened[0], inode=self._opened[1])
 
     def digest(
         self, item: Item, offset: int, length: int, block: memoryview, on_read: Callable[[int], object] | None = None
@@ -99,6 +102,8 @@ class Reader:
     def _open(self, item: Item) -> None:
         self._close_file()
         self._fd = open_listed(item, self._directories)
+        status = os.fstat(self._fd)
+        self._opened = (status.st_dev, status.st_ino)
         self._item = item
 
     def _close_file(self) -> None:

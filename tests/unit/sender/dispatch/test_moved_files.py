@@ -84,13 +84,14 @@ def test_a_file_that_moved_is_not_settled() -> None:
     assert not moved_once().is_settled
 
 
-def test_inode_numbers_that_come_and_go_are_read_again_once_each() -> None:
+def test_inode_numbers_that_come_and_go_are_a_reason_to_read_a_file_again_once() -> None:
     other = LISTED._replace(inode=77)
     moved = MovedFiles()
     assert moved.saw(FILE, ITEM, other, 1) == (True, True)
     assert read_again(moved, other) == []
-    for seen in (LISTED, other, LISTED):
+    for seen in (LISTED, other, LISTED._replace(inode=78)):
         assert moved.saw(FILE, ITEM, seen, 2) == (False, False)
+    assert moved.saw(FILE, ITEM, LATER._replace(inode=79), 2) == (True, True)
 
 
 def test_a_withdrawn_file_is_not_read_again() -> None:
