@@ -13,6 +13,7 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.digests import segment_hasher
 from sender.source.directories import Directories
+from sender.source.file_systems import has_true_sizes
 from sender.source.item import Identity, Item, changed, check_status, open_listed, unreadable, untold_size
 
 DIRECTORIES_OPEN: Final = 4
@@ -92,12 +93,26 @@ class Reader:
         for _ in range(READS_MAX):
             after = self.look(item)
             if after == before:
+                if offset + length == item.entry.size:
+                    self._check_end(item)
                 return after
             before = after
             block = memoryview(bytearray(min(limits.BLOCK_BYTES, length)))
             if self.digest(item, offset, length, block) != digest:
                 raise changed(item, OTHER_BYTES)
         raise changed(item, "its status changes all the time")
+
+    def _check_end(self, item: Item) -> None:
+        """Check that a file ends where its size says, on a file system that may lie about that. Raises Unsendable."""
+        if item.stream is not None or has_true_sizes(self._opened[0]):
+            return
+        try:
+            has_more = bool(os.pread(self._fd, 1, item.entry.size))
+        except OSError as error:
+            raise unreadable(item, error) from None
+        if has_more:
+            self.look(item)  # raises where the file has grown meanwhile
+            raise untold_size(item)
 
     def _open(self, item: Item) -> None:
         self._close_file()

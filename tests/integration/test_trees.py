@@ -266,6 +266,29 @@ def test_more_special_files_than_are_listed_and_one_that_can_not_be_read(pair: P
     assert str(secret) in [entry["path"] for entry in sender.result["skipped"]]
 
 
+def test_files_that_do_not_tell_their_size_are_skipped_and_never_empty(pair: Pair) -> None:
+    tree = trees.write(pair.source / "tree" / "file", b"file").parent
+    pseudo = Path("/proc/sys/kernel/random")
+    left_out = sorted(pseudo.iterdir())
+    receiver = pair.receiver("--once")
+    sender = pair.start("sender", tree, pseudo, "--to", pair.address(receiver))
+    for reason in falls_short(sender, *left_out):
+        assert "its size is not known before it is read" in reason
+        assert "sender -" in reason
+    assert sender.result["skipped_kinds"] == receiver.falls_short()["skipped_kinds"] == {"unreadable": len(left_out)}
+    assert pair.received() == ["random", "tree"]
+    assert list((pair.destination / "random").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_a_file_that_does_not_tell_its_size(pair: Pair, path: str) -> None:
+    receiver = pair.receiver("--once")
+    message = pair.sender(Path(path), pair.address(receiver)).fails(4, "source")
+    assert path in message
+    assert "sender -" in message
+    assert pair.received() == []
+
+
 # ---------------------------------------------------------------------------------------------- sources that change
 
 
