@@ -1,6 +1,7 @@
 """The sender: walks trees, sends their chunks over N connections, and ends when the receiver says all is durable.
 
-The floors, from the top: __main__, coordinator, liveness and withdrawals, network, dispatch, source, mailbox, settings.
+The floors, from the top: __main__, coordinator, liveness and withdrawals, second_tries, network, dispatch, source,
+mailbox, settings.
 Each imports only floors below it. What happens, in order:
 
 1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code
@@ -10,7 +11,8 @@ Each imports only floors below it. What happens, in order:
 3. `source`        lists what the user names, and reads it: `source.listing` posts parts of a thousand entries;
 4. `dispatch`      cuts the parts into chunks, reads from the answers which of them are needed, and queues these;
 5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
-6. `withdrawals`   goes on without files that can't be sent as they were listed;
+6. `withdrawals`   goes on without files that can't be sent as they were listed; `second_tries` has those that changed
+                   listed again, when everything else is done;
 7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
 
 The life of a chunk, each step in one place:

@@ -45,11 +45,12 @@ from sender.network.control_state import Address, ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
+from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
 from sender.source.deletion import find_deletion
 from sender.source.item import Item, look_in_place
-from sender.source.listing import Listed, ListingThread
+from sender.source.listing import Listed, ListedAgain, ListingThread
 from sender.source.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
 
@@ -79,6 +80,11 @@ class BeginAgain(Exception):
 class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
+    _is_interrupted = False
+    _is_walked = False  # whether the walk has ended: what is listed after it is tried again
+    _committed: bool | None = None  # the `committed` of Complete
+    _was_finished = False  # whether Finish was sent
+
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
         """Look at the paths to send. `before` is the transfer that this one continues (BeginAgain).
 
@@ -93,9 +99,6 @@ class Transfer:
         self.root_digest: bytes | None = None
         self.on_few_threads: Callable[[], None] = before.on_few_threads if before is not None else _do_nothing
         """Called if a thread that the transfer needs can't be started: the caller may stop another thread for it."""
-        self._is_interrupted = False
-        self._committed: bool | None = None  # the `committed` of Complete
-        self._was_finished = False  # whether Finish was sent
         self._reached: tuple[Address, bytes] | None = None  # where control was last, and the incarnation there
 
         self._skipped = SkippedEntries(self.counters, log)
@@ -142,7 +145,8 @@ class Transfer:
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
-        self._withdrawals = Withdrawals(self._manifest, self._answers, self._skipped, self._link, self.mailbox)
+        self._second_tries = SecondTries(self._listing, self._skipped)
+        self._withdrawals = Withdrawals(self._manifest, self._answers, self._second_tries, self._link, self.mailbox)
         self._declined = DeclinedEntries(
             self._manifest, self._queue, self._withdrawals, self._skipped, is_tree=self._is_tree
         )
@@ -188,6 +192,7 @@ class Transfer:
             raise
         except Exception as error:
             failure = as_failure("sending", error)
+            self._second_tries.give_up()
             self._queue.fail(failure)
             self._say_goodbye(failure)
             raise failure from error
@@ -231,7 +236,11 @@ class Transfer:
         """Handle an event of a thread that lists, reads or compares the source."""
         match event:
             case Listed(items, last):
-                self._take_listed(items, last=last)
+                self._is_walked = self._is_walked or last
+                if items:
+                    self._take_listed(items, last=last and self._is_alone(items))
+            case ListedAgain():
+                self._second_tries.take_listed(event)
             case Compared(file_id, epoch, is_equal):
                 self._answers.compared(file_id, epoch, is_equal=is_equal)
             case Withdrew():
@@ -250,6 +259,19 @@ class Transfer:
         counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
         counters.chunks = self._queue.states.chunks
         self._withdrawals.withdraw_links(part)
+
+    def _is_alone(self, items: list[Item]) -> bool:
+        """Whether these are all entries, and what the protocol calls no tree: nothing is tried again then."""
+        is_first = not self._manifest.files and len(items) == 1
+        return is_first and items[0].entry.type is m.EntryType.FILE and b"/" not in items[0].entry.path
+
+    def _list_last(self) -> None:
+        """Add the last part of a tree, without entries, when all others are done and nothing is to be tried again."""
+        if not self._is_walked or self._manifest.is_listed:
+            return
+        is_rest_done = self._queue.is_drained and self._manifest.withdrawn.is_all_taken
+        if is_rest_done and self._second_tries.go_on():
+            self._take_listed([], last=True)
 
     def _take_stream_chunk(self) -> None:
         """Queue the chunks of a stream that were read since the last call.
@@ -309,6 +331,7 @@ class Transfer:
 
     def _go_on(self) -> None:
         """Drop parts that are done, send the next parts of the manifest, and finish after all of it."""
+        self._list_last()
         self._listing.make_room(self._manifest.drop_done_parts())
         parts = self._manifest.parts
         unanswered = sum(part.is_sent and part.unanswered_chunks > 0 for part in parts)
@@ -427,7 +450,7 @@ class Transfer:
         self._go_on()
 
     def _take_held(self, message: m.Held) -> None:
-        if message.unchecked and (self._manifest.is_single or self._settings.checksum):
+        if message.unchecked and (self._settings.checksum or self._settings.shard.count > 1):
             raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
         if message.left and self._settings.existing not in (m.Existing.SKIP, m.Existing.NEWER):
             raise RemoteProtocolError("the receiver leaves files as they are, but they are to be replaced")

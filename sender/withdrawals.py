@@ -1,9 +1,8 @@
-"""The coordinator's handling of withdrawn files: log them, leave them out, send Withdrawn.
+"""The coordinator's handling of withdrawn files: leave them out, send Withdrawn, try them again (`second_tries`).
 
 `dispatch.withdrawn_files` keeps which files are withdrawn, and which of them the receiver knows.
 """
 
-from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code
@@ -12,19 +11,19 @@ from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.part import Part
 from sender.mailbox import Mailbox
+from sender.second_tries import SecondTries
 from sender.source.item import Unsendable
-from sender.source.skipped_entries import SkippedEntries
 
 
 class Withdrawals:
     """Handles the files that threads withdraw. For the coordinator's thread."""
 
     def __init__(
-        self, manifest: Manifest, answers: Answers, skipped: SkippedEntries, link: ControlLink, mailbox: Mailbox
+        self, manifest: Manifest, answers: Answers, second_tries: SecondTries, link: ControlLink, mailbox: Mailbox
     ) -> None:
         self._manifest = manifest
         self._answers = answers
-        self._skipped = skipped
+        self._second_tries = second_tries
         self._link = link
         self._mailbox = mailbox
         self._lost_groups: dict[int, m.SkipKind] = {}
@@ -38,7 +37,7 @@ class Withdrawals:
         part = self._manifest.part_of_file(file_id)
         assert part is not None  # a part is not dropped before this event was acted on
         item = part.item(file_id)
-        self._skipped.add(Skipped(item.shown, error.why, error.kind, item.entry.path))
+        self._second_tries.take(item, error)
         self._answers.withdraw(file_id)
         if part.is_sent and self._link.state in ("manifest", "moving"):
             self._say((file_id,))

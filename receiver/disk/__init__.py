@@ -29,6 +29,8 @@ Beside that:
 
 -   `filesystem`     knows where file systems differ: boundaries, syncs, locks, inodes.
 -   `readable`       reads and hashes files: staged ones, and those under their final name, which are only compared.
+-   `same`           says whether a file under its final name has the size and mtime of an entry, as far as its file
+                     system keeps times.
 -   `sweep`          discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
 -   `descriptors`    shares the descriptors that this process may have among trees, and waits for one that is missing.
 """

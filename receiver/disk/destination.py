@@ -17,6 +17,7 @@ from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
+from receiver.disk.same import StoredTimes
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -42,6 +43,7 @@ class Destination(Place):
         """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
         self.allow_delete = allow_delete
         """Whether a sender may remove what it does not list."""
+        self.times = StoredTimes(lambda: self.open_staging(create=True), self.tidy)
         try:
             self._absolute = _absolute(directory)
             fd = patiently(lambda: os.open(self._absolute, _OPEN))
@@ -60,7 +62,13 @@ class Destination(Place):
         """Return the directory that has the path of this one now: this one, or another. Raises as `__init__` does."""
         if self._has_path():
             return self
-        moved = Destination(self._absolute, replace=self.replace, replace_special=self.replace_special)
+        moved = Destination(
+            self._absolute,
+            replace=self.replace,
+            replace_special=self.replace_special,
+            allow_privileged=self.allow_privileged,
+            allow_delete=self.allow_delete,
+        )
         moved.path, moved.tell = self.path, self.tell
         return moved
 

@@ -1,7 +1,7 @@
 """A file of the destination that can be read and hashed: in staging (`staging.Staging`), or under its final name.
 
-A file under its final name is opened with `open_below` to be compared, and as `InPlace` where it was committed from
-shards and one of the shards comes again.
+A file of a tree under its final name is opened with `open_below` to be compared; a single one as `InPlace`, also where
+it was committed from shards and one of the shards comes again.
 """
 
 import os
@@ -11,13 +11,15 @@ from collections.abc import Callable
 from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Entry, Hole
+from filestreamer.wire.messages import Entry, EntryType, Hole
 from receiver.disk import ledger
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes import MODE_BITS, Attributes, owner
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
-from receiver.disk.sweep import drop_ledger
+from receiver.disk.same import Likeness
+from receiver.disk.space import has_data
+from receiver.disk.sweep import drop_ledger, has_staged_bytes
 
 
 class Readable:
@@ -73,30 +75,62 @@ class Readable:
 
 
 class InPlace(Readable):
-    """A file that was committed already, and is only compared. Every segment is claimed, with no digest."""
+    """A file that is complete under its final name, and is only compared. Every segment is claimed, with no digest."""
 
-    def __init__(self, destination: Destination, fd: int, name: bytes, grid: Grid) -> None:
+    def __init__(
+        self, destination: Destination, fd: int, name: bytes, entry: Entry, grid: Grid, *, is_unchecked: bool = False
+    ) -> None:
         super().__init__(shown_path(destination, name), fd)
         self.claims = ledger.Claims.all(grid)
+        self.holes = entry.holes
+        self.is_unchecked = is_unchecked
+        """Whether it is accepted unread: it has the size and mtime of the entry, and nobody asked for `--checksum`."""
         self._destination = destination
+        self._entry = entry
         self._name = name
 
     @classmethod
-    def open(cls, destination: Destination, name: bytes, entry: Entry, grid: Grid) -> "InPlace | None":
-        """Open the file under its final name if it has the size and the mtime of `entry`; None otherwise."""
+    def open(
+        cls, destination: Destination, name: bytes, entry: Entry, grid: Grid, *, is_shard: bool, checksum: bool
+    ) -> "InPlace | None":
+        """Open the file under its final name if it may be what is sent; None otherwise.
+
+        A shard of it that comes again is always compared by digest.
+        """
+        if entry.type is not EntryType.FILE:
+            return None
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=destination.fd)
         except OSError:  # the caller stages the file then, and meets the same error there
             return None
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):
-            return cls(destination, fd, name, grid)
-        os.close(fd)
-        return None
-
-    def commit(self, attributes: Attributes | None = None) -> None:  # noqa: ARG002 - as a Staging
-        """Complete a commit that a crash may have interrupted after the rename. Raises TransferFailed(DESTINATION)."""
         try:
+            there = os.fstat(fd)
+            likeness = destination.times.likeness(destination.fd, there, entry, checksum=checksum and not is_shard)
+            is_fit = likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not is_shard)
+            if likeness is Likeness.UNSURE and is_fit:
+                # Of a file that an earlier run began to send, as it differs, what came is worth more.
+                is_fit = not (has_staged_bytes(destination, name) or any(has_data(fd, hole) for hole in entry.holes))
+            if is_fit and not is_shard:
+                is_fit = os.geteuid() in (0, there.st_uid) or not _is_to_be_corrected(destination, there, entry)
+            if is_fit:
+                is_unchecked = likeness is Likeness.SAME and not is_shard
+                in_place = cls(destination, fd, name, entry, grid, is_unchecked=is_unchecked)
+                fd = -1
+                return in_place
+            return None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def commit(self, attributes: Attributes | None = None) -> None:
+        """Complete a commit that a crash may have interrupted after the rename; correct what the file is given.
+
+        Raises TransferFailed(DESTINATION).
+        """
+        try:
+            is_to_be_corrected = _is_to_be_corrected(self._destination, os.fstat(self.fd), self._entry)
+            if attributes is not None and (is_to_be_corrected or attributes.keeps_xattrs):
+                attributes.put_file(self.fd, self._entry, 0)
             os.fsync(self.fd)
             sync_directory(self._destination.fd)
             self._destination.check_path()
@@ -107,6 +141,16 @@ class InPlace(Readable):
     def close(self) -> None:
         """Release the descriptor. Once."""
         os.close(self.fd)
+
+
+def _is_to_be_corrected(destination: Destination, there: os.stat_result, entry: Entry) -> bool:
+    """Whether a file has another owner, mode or mtime than its entry, as far as the destination keeps these."""
+    uid, gid = owner(entry)
+    is_owned = uid in (-1, there.st_uid) and gid in (-1, there.st_gid)
+    has_mode = stat.S_IMODE(there.st_mode) == entry.mode & MODE_BITS
+    times = destination.times
+    has_time = times.is_same(destination.fd, there, entry.mtime_ns)
+    return not (is_owned and has_mode and (has_time or not times.keeps_times(destination.fd, there.st_dev)))
 
 
 def open_below(destination: Destination, path: bytes) -> Readable:

@@ -171,6 +171,18 @@ def staged_keys(place: Place) -> set[str]:
     return {stem for stem, suffix in map(os.path.splitext, names) if suffix == LEDGER_SUFFIX}
 
 
+def has_staged_bytes(place: Place, path: bytes) -> bool:
+    """Whether an earlier run left bytes of a file; `path` is that in its place."""
+    with contextlib.suppress(OSError, TransferFailed):
+        staging_fd = place.open_staging(create=False)
+        try:
+            os.stat(staging_key(path) + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+            return True
+        finally:
+            os.close(staging_fd)
+    return False
+
+
 def discard_staged(staging_fd: int, path: bytes) -> None:
     """Remove what is staged of a file, unless a process has locked it."""
     _discard(staging_fd, staging_key(path), -math.inf, 0)

@@ -11,7 +11,7 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
-from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, StateTable, runs
+from receiver.file.states import CLAIMED, FREE, HELD, HOLE, UNCHECKED, VERIFIED, WRITING, StateTable, runs
 
 _ANY_TO_FREE: Final = bytes(HOLE if state == HOLE else FREE for state in range(256))
 _VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
@@ -94,6 +94,11 @@ class ChunkStates(StateTable):
         self._states[first:end] = bytes([HOLE]) * (end - first)
         self._has_holes = True
 
+    def accept_unread(self) -> None:
+        """Make every chunk UNCHECKED, before anything else happens: the file is there, of equal size and mtime."""
+        self._states[:] = bytes([UNCHECKED]) * len(self._states)
+        self._has_holes = True  # as holes, these have no digest
+
     # --- what the ledger claims
 
     def rehashed(self, index: int, digest: bytes) -> None:
@@ -128,6 +133,8 @@ class ChunkStates(StateTable):
         state = self._states[index]
         if state == HOLE:
             raise RemoteProtocolError(f"segment {index} lies in holes")
+        if state == UNCHECKED:
+            raise RemoteProtocolError(f"segment {index} was accepted unread")
         if state == VERIFIED:
             return Delivery.COMPARE
         if state == WRITING:

@@ -17,7 +17,7 @@ from filestreamer.wire.grid import Share
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
-from receiver.file.states import CLAIMED, FREE, HELD, HOLE, VERIFIED, WRITING, runs
+from receiver.file.states import CLAIMED, FREE, HELD, HOLE, UNCHECKED, VERIFIED, WRITING, runs
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15
@@ -53,11 +53,16 @@ class FileShare:
         hole_bytes = sum(self.share.bytes_between(grid, start, stop) for start, stop in holes)
         return self.share.bytes_of(grid) - hole_bytes
 
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether the file is accepted unread: it stands under its final name, with the size and mtime that is sent."""
+        return self.file.in_place is not None and self.file.in_place.is_unchecked
+
     def begin_again(self) -> None:
         """Turn the segments that an earlier transfer of this share brought to HELD: the sender has to compare them."""
         with self.file.lock:
             self.file.chunk_states.begin_again(self.share)
-            for start, stop in self.file.chunk_states.runs(HELD, share=self.share):
+            for start, stop in self.file.chunk_states.runs(HELD, UNCHECKED, share=self.share):
                 for ordinal in range(start, stop):
                     self.chunk_map.add(ordinal, None)
 
@@ -106,8 +111,12 @@ class FileShare:
         Raises RemoteProtocolError after Finish, TransferFailed(SOURCE_CHANGED) where the file is complete already.
         """
         states = self.file.chunk_states
+        if self.share.count == 1 and not (self._is_closed or self.is_unchecked) and self.file.receive_anew():
+            with self.file.lock:
+                self.chunk_map.clear()
+                self.chunk_map.extend(self.chunks)
         with self.file.lock:
-            if states.state(position) != VERIFIED:
+            if states.state(position) not in (VERIFIED, UNCHECKED):
                 if self._is_closed:
                     raise RemoteProtocolError(f"segment {position} was sent after Finish")
                 if self.file.is_full:
@@ -165,6 +174,8 @@ class FileShare:
     def answers(self) -> Iterator[m.Needed | m.Held]:
         """Yield what is needed and what is held now. CLAIMED segments are answered when they are re-hashed."""
         states = self.states()
+        if UNCHECKED in states:
+            yield m.Held(0, 0, b"", (m.FileRange(0, 1),))
         yield from self.needed_messages(runs(states, FREE, WRITING))
         yield from self.held_messages(runs(states, HELD, VERIFIED))
 
@@ -201,11 +212,13 @@ class FileShare:
 
     def held_messages(self, ordinals: Runs) -> Iterator[m.Held]:
         """Yield Held, with digests, for these ordinals, in messages that a frame has room for."""
+        # If one segment of a file under its final name differs, all are needed: nothing is ever written into it.
+        is_final = self.file.in_place is not None and self.share.count == 1
         for start, stop in ordinals:
             for at in range(start, stop, limits.DIGESTS_PER_HELD):
                 end = min(at + limits.DIGESTS_PER_HELD, stop)
                 digests = b"".join(self.file.chunk_states.digests(self.share, at, end))
-                yield m.Held(0, self.share.chunk(at), digests)
+                yield m.Held(0, self.share.chunk(at), digests, (), is_final)
 
     # --- the end, from the coordinator's thread
 

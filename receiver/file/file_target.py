@@ -50,6 +50,8 @@ class FileTarget:
         counters.size_bytes += payload_bytes
         counters.chunks += file_share.chunks
         counters.name = path
+        if file_share.is_unchecked:
+            counters.unchecked_bytes += payload_bytes
         counters.chunk_map = file_share.chunk_map
         states = file_share.states()
         claimed = states.count(CLAIMED)

@@ -20,7 +20,7 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
-from filestreamer.wire.grid import Grid, Share, hole_segments
+from filestreamer.wire.grid import WHOLE, Grid, Share, hole_segments
 from receiver.disk.attributes import Attributes
 from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
@@ -79,6 +79,9 @@ class File:
         """Whether a thread hangs in a write. Then the descriptors stay open: it would write into their next file."""
         self._opening = threading.Lock()  # protects _content while it is opened
         self._content: Staging | InPlace | None = None
+        self._left: InPlace | None = None  # what was compared, and differs
+        self._make_staging: Callable[[], Staging] | None = None
+        self._failed: Callable[[FilestreamerError], None]  # set by `open`
         self._finished: set[int] = set()  # by index of the share
         self._sealed: set[int] = set()
         self._is_full = False
@@ -104,10 +107,21 @@ class File:
         """Estimate how many more bytes the file is going to take on the disk."""
         return self.chunk_states.missing_bytes() if self._content else self.grid.size
 
-    def open(self, make: Callable[[], Staging | InPlace], failed: Callable[[FilestreamerError], None]) -> None:
+    @property
+    def in_place(self) -> InPlace | None:
+        """The content, where it lies under the final name."""
+        return self._content if isinstance(self._content, InPlace) else None
+
+    def open(
+        self,
+        make: Callable[[], Staging | InPlace],
+        failed: Callable[[FilestreamerError], None],
+        make_staging: Callable[[], Staging] | None = None,
+    ) -> None:
         """Open the content with `make`, unless another transfer has opened it. Raises what `make` raises.
 
-        A write-back that fails later is reported to `failed`.
+        `make_staging` makes the staging if the content lies under the final name, and differs. A write-back that fails
+        later is reported to `failed`.
         """
         with self._opening:
             if self._content is not None:
@@ -118,6 +132,8 @@ class File:
                 raise TransferFailed(Code.TIMEOUT, f"{content.path} could not be opened in time")
             claims = content.take_claims()
             self.chunk_states = ChunkStates(self.grid, claims)
+            if isinstance(content, InPlace) and content.is_unchecked:
+                self.chunk_states.accept_unread()
             for first, end in hole_segments(self.grid, content.holes):
                 self.chunk_states.leave_out(first, end)
             for share in claims.seals:
@@ -126,11 +142,33 @@ class File:
                 else:
                     self.set_aside += 1
             self._content = content
+            self._failed, self._make_staging = failed, make_staging
             if isinstance(content, Staging):
-                content.expected_digest = self.chunk_states.digest
-                # A stream has no size yet, and may well become large.
-                if self.grid.size >= WRITE_BACK_BYTES or content.entry.type is m.EntryType.STREAM:
-                    self._start_write_back(content, failed)
+                self._begin_staging(content)
+
+    def _begin_staging(self, staging: Staging) -> None:
+        staging.expected_digest = self.chunk_states.digest
+        # A stream has no size yet, and may well become large.
+        if self.grid.size >= WRITE_BACK_BYTES or staging.entry.type is m.EntryType.STREAM:
+            self._start_write_back(staging, self._failed)
+
+    def receive_anew(self) -> bool:
+        """Receive a file into staging that lies under its final name: the sender has other bytes.
+
+        Return whether it does so from now on. Raises TransferFailed: EXISTS, NO_SPACE, BUSY, DESTINATION.
+        """
+        with self._opening:
+            in_place = self.in_place
+            if in_place is None or self._make_staging is None:
+                return False
+            staging = self._make_staging()
+            staging.take_claims()  # the sender sends all of it
+            with self.lock:
+                self.chunk_states.forget(WHOLE)
+                self._content = staging
+                self._left = in_place  # not closed yet: a thread may still hash it
+            self._begin_staging(staging)
+            return True
 
     def _start_write_back(self, staging: Staging, failed: Callable[[FilestreamerError], None]) -> None:
         """Take space ahead, and have the kernel write while bytes still come in: then the sync at the end is short."""
@@ -176,6 +214,8 @@ class File:
         if self._content is not None and not self.is_stuck:
             if isinstance(self._content, Staging) and not self.is_committed:
                 self._give_back_space(self._content)
+            if self._left is not None:
+                self._left.close()
             self._content.close()
 
     def _give_back_space(self, staging: Staging) -> None:

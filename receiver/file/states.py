@@ -10,7 +10,7 @@ row for each file of a manifest part.
     VERIFIED   written in this transfer, digest checked    answered: Held, with its digest
     HOLE       chunks only: lies in holes of its file      not answered, has no digest
     NOTHING    files only: has no segment to send          not answered, has no digest
-    UNCHECKED  files only: was here, accepted unread       answered: Held.unchecked, has no digest
+    UNCHECKED  was here, accepted unread (all chunks)      answered: Held.unchecked, has no digest
     WITHDRAWN  files only: the sender will not send it     not answered, has no digest
     DECLINED   files only: it can't be put in place        answered: Declined; has no digest until all of it came
 """

@@ -122,8 +122,12 @@ class Registry:
 
     # --- files
 
-    def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+    def claim(
+        self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share, *, checksum: bool = False
+    ) -> FileShare:
         """Give a transfer its share of a file, and open the file.
+
+        With `checksum`, a file that is there is compared by its bytes, whatever its mtime is.
 
         Raises TransferFailed: PATH, POLICY, BUSY, SOURCE_CHANGED, LIMIT, EXISTS, DESTINATION, NO_SPACE.
         """
@@ -141,11 +145,14 @@ class Registry:
                 raise refusal(self._table.files[name], source, share, self._path(name))
             file_share = FileShare(self._file(name, source, transfer.account), share)
             self._table.shares[transfer] = file_share
-            others = {other.file for other in self._table.shares.values()} - {file_share.file}
-            promised_bytes = sum(file.left_bytes() for file in others)
+            promised_bytes = self._promised_bytes(file_share.file)
         file = file_share.file
         try:
-            file.open(lambda: self._content(destination, entry, file_share, promised_bytes), self._failing(file))
+            file.open(
+                lambda: self._content(destination, entry, file_share, promised_bytes, checksum=checksum),
+                self._failing(file),
+                (lambda: self._staging_after_all(destination, entry, file)) if share.count == 1 else None,
+            )
         except BaseException:
             self.release(transfer, cleanly=True)
             raise
@@ -165,16 +172,24 @@ class Registry:
             self._table.files[name] = file
         return file
 
-    def _content(
-        self, destination: Destination, entry: m.Entry, file_share: FileShare, promised_bytes: int
-    ) -> Staging | InPlace:
-        """Open the staging of a file; where a shard comes again after the commit, open what was committed.
+    def _promised_bytes(self, file: File) -> int:
+        """Return the space that other files are still going to take. Call it with the lock."""
+        others = {other.file for other in self._table.shares.values()} - {file}
+        return sum(other.left_bytes() for other in others)
 
-        `promised_bytes` is the space that other files are still going to take. Raises TransferFailed.
-        """
-        file = file_share.file
-        in_place = InPlace.open(destination, file.name, entry, file.grid) if file_share.share.count > 1 else None
+    def _content(
+        self, destination: Destination, entry: m.Entry, file_share: FileShare, promised_bytes: int, *, checksum: bool
+    ) -> Staging | InPlace:
+        """Open what stands under the final name if it may be what is sent, else the staging. Raises TransferFailed."""
+        file, is_shard = file_share.file, file_share.share.count > 1
+        in_place = InPlace.open(destination, file.name, entry, file.grid, is_shard=is_shard, checksum=checksum)
         return in_place or Staging.open_single_file(destination, file.name, entry, file.grid, promised_bytes)
+
+    def _staging_after_all(self, destination: Destination, entry: m.Entry, file: File) -> Staging:
+        """Open the staging of a file that stands under its final name, and differs. Raises TransferFailed."""
+        with self._lock:
+            promised_bytes = self._promised_bytes(file)
+        return Staging.open_single_file(destination, file.name, entry, file.grid, promised_bytes)
 
     def _failing(self, file: File) -> Callable[[FilestreamerError], None]:
         """Return a function that ends every transfer of a file for an error."""

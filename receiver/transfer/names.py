@@ -59,8 +59,13 @@ class Names(Protocol):
     def allow_privileged(self) -> bool:
         """Whether the receiver's user lets senders set what is privileged (`Destination`)."""
 
-    def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
-        """Give a transfer its share of a file, and open the file. Raises TransferFailed."""
+    def claim(
+        self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share, *, checksum: bool = False
+    ) -> FileShare:
+        """Give a transfer its share of a file, and open the file. Raises TransferFailed.
+
+        With `checksum`, a file that is there is compared by its bytes, whatever its mtime is.
+        """
 
     def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
         """Give a tree its first name in the destination, and the means to claim others. Raises TransferFailed."""

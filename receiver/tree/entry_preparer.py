@@ -21,6 +21,7 @@ from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination
 from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.same import Likeness
 from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -29,6 +30,7 @@ from receiver.tree.commit.symlinks import Symlinks
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.folding import Folding
 from receiver.tree.hard_links import HardLinks
+from receiver.tree.held_files import correct_held_files
 from receiver.tree.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.top_level_names import TopLevelNames
@@ -161,11 +163,16 @@ class EntryPreparer:
         has_payload = _has_payload(entry)
         there = location.there
         self.was_found = there is not None
-        if there is not None and self._is_same(there, entry):
-            self._attributes.correct_file(location.directory.fd, location.name, entry, file_id, there)
-            if not has_payload:
-                return NOTHING
-            return CLAIMED if self._checksum else UNCHECKED
+        likeness = Likeness.OTHER
+        if there is not None:
+            directory_fd, times = location.directory.fd, self._destination.times
+            likeness = times.likeness(directory_fd, there, entry, checksum=self._checksum)
+            if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
+                self._attributes.correct_file(directory_fd, location.name, entry, file_id, there)
+                times.correct(directory_fd, location.name, there, entry.mtime_ns)
+                return UNCHECKED if has_payload else NOTHING
+        if likeness is Likeness.UNSURE and has_payload:
+            return CLAIMED
         self._locations.check(entry, location)
         if entry.size > staging.traits.largest_bytes:
             raise self._locations.obstacle(entry, os.strerror(errno.EFBIG))
@@ -181,11 +188,6 @@ class EntryPreparer:
             self._is_staged = True
         self._note_change(entry)
         return NOTHING
-
-    def _is_same(self, there: os.stat_result, entry: Entry) -> bool:
-        """Whether what is there is a plain file with the size of the entry and, where times are kept, its mtime."""
-        is_same_time = there.st_mtime_ns == entry.mtime_ns or not self._keeps_times
-        return there.st_size == entry.size and is_same_time and stat.S_ISREG(there.st_mode)
 
     def _make_empty(self, location: Location, entry: Entry, file_id: int) -> bool:
         """Make an empty file unless the name is taken; whether it was made. Raises OSError, Obstacle."""
@@ -234,6 +236,17 @@ class EntryPreparer:
         self._locations.directories.note_change(entry.path.rpartition(b"/")[0])
 
     # --- the end
+
+    def correct_held(self, number: int) -> None:
+        """Correct the files of a part that the sender found equal. Raises TransferFailed."""
+        correct_held_files(
+            self._destination,
+            self._archive,
+            self._locations.directories,
+            number,
+            attributes=self._attributes,
+            declines=self._declines,
+        )
 
     def sync(self) -> None:
         """Make the directories durable that no sync of a whole file system reaches. Raises OSError."""

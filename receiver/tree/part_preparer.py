@@ -19,7 +19,7 @@ from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
-from receiver.disk.sweep import drop_ledger, staged_keys
+from receiver.disk.sweep import drop_ledger, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED, runs
 from receiver.tree.commit.places import Places
@@ -101,7 +101,7 @@ class PartPreparer:
                 sizes.append(entry.size)
             if state != NOTHING:
                 self._take_file(part_state, index, state)
-            if state == CLAIMED:
+            if part_state.state(index) == CLAIMED:
                 finals.append(index)
         self._counters.chunks += count_chunks(sizes, self._chunk_size)
         if deferred:
@@ -115,23 +115,32 @@ class PartPreparer:
         if state == DECLINED and self._entry_preparer.is_further_name(entry, part_state.first + index):
             return  # it has no segments
         if entry.size > self._chunk_size:
-            large = part_state.large[index] = LargeFile(entry, self._chunk_size)
-            if large.grid.segments > limits.CHUNKS_PER_FILE:
-                reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
-                raise RemoteProtocolError(reason)
-            if state == FREE:
-                self._large_files.open_files.check(large)
-            elif state == DECLINED:
-                self._large_files.begin_declined(part_state, index)
-            if self._is_staged(entry.path):
-                if state == FREE:
-                    self._resume(part_state, index)
-                elif state != DECLINED:  # a crash right after the rename has left the ledger of a file that is in place
-                    self._drop_ledger(entry.path)
+            self._take_large_file(part_state, index, state)
         payload_bytes = part_state.payload_bytes(index)
         self._counters.size_bytes += payload_bytes
         if state == UNCHECKED:
             self._counters.unchecked_bytes += payload_bytes
+
+    def _take_large_file(self, part_state: PartState, index: int, state: int) -> None:
+        entry = part_state.entries[index]
+        large = part_state.large[index] = LargeFile(entry, self._chunk_size)
+        if large.grid.segments > limits.CHUNKS_PER_FILE:
+            reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
+            raise RemoteProtocolError(reason)
+        if state == FREE:
+            self._large_files.open_files.check(large)
+        elif state == DECLINED:
+            self._large_files.begin_declined(part_state, index)
+        if not self._is_staged(entry.path):
+            return
+        place = self._places.of(entry.path)
+        if state == CLAIMED and has_staged_bytes(place, place.below(entry.path)):
+            state = FREE  # an earlier run began to send it, as it differs: what came is worth more
+            part_state.set(index, FREE)
+        if state == FREE:
+            self._resume(part_state, index)
+        elif state != DECLINED:  # a crash right after the rename has left the ledger of a file that is in place
+            self._drop_ledger(entry.path)
 
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left a ledger of a large file."""

@@ -402,6 +402,7 @@ class TreeTarget:
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
+            self._entry_preparer.correct_held(number)
             self._entry_preparer.hard_links.link(number)
         self._committer.flush()  # copies of files, where the destination has no hard links
         self._stagings.close_below()

@@ -3,7 +3,8 @@
 1. `manifest`         keeps the parts that are under way; `part` has the entries of one part, and their answers;
                       `filestreamer.wire.layout` cuts its files into chunks;
 2. `answers`          acts on Needed and Held;
-3. `verify`           compares segments that the receiver holds with the source, in threads of its own;
+3. `verify`           compares segments that the receiver holds with the source, in threads of its own; it reads files
+                      again whose ctime moved, which `moved_files` keeps (pure);
 4. `send_queue`       queues the needed chunks, under one lock for all threads. Its parts are pure:
    `schedule`         which chunk a connection sends next: chunk k has the home k mod N, and idle connections steal;
    `ahead_limit`      how far chunks of a tree are sent ahead of the first one that is not acknowledged;

@@ -107,7 +107,7 @@ class Manifest:
     def is_single(self) -> bool:
         """Whether this is one file, or a stream, in the destination itself: the protocol does not call that a tree."""
         parts = self.parts
-        if self.files != 1 or not parts[0].last:
+        if self.files != 1 or not parts[0].last or not parts[0].items:
             return False
         entry = parts[0].items[0].entry
         return entry.type in (EntryType.FILE, EntryType.STREAM) and b"/" not in entry.path

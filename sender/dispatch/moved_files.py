@@ -23,9 +23,11 @@ PASSES_MAX: Final = 4
 class _Moved:
     """A file that moved."""
 
+    listed: tuple[int, int]
+    """Its device and inode number when it was listed."""
     latest: Identity
-    inodes: set[tuple[int, int]]
-    """Devices and inode numbers that the file had: on some file systems each descriptor may have another one."""
+    keeps_inode: bool = True
+    """Whether it has had one inode number so far. Once it was read again under another one, these say nothing."""
     is_settled: bool = True
     """Whether all that was read is known to be what the file has under its latest identity."""
     version: int = 0
@@ -36,12 +38,8 @@ class _Moved:
 
     def is_latest(self, seen: Identity) -> bool:
         """Whether a file that has this identity has not moved."""
-        return seen.ctime_ns == self.latest.ctime_ns and (seen.device, seen.inode) in self.inodes
-
-    def move(self, seen: Identity) -> None:
-        """Take this identity for the latest one."""
-        self.latest = seen
-        self.inodes.add((seen.device, seen.inode))
+        has_inode = (seen.device, seen.inode) == (self.latest.device, self.latest.inode)
+        return seen.ctime_ns == self.latest.ctime_ns and (has_inode or not self.keeps_inode)
 
 
 class MovedFiles:
@@ -70,14 +68,14 @@ class MovedFiles:
         with self._mutex:
             moved = self._moved.get(file_id)
             if moved is None:
-                moved = self._moved[file_id] = _Moved(before, {(before.device, before.inode)})
+                moved = self._moved[file_id] = _Moved((before.device, before.inode), before)
             was_settled, is_latest = moved.is_settled, moved.is_latest(seen)
             if not is_latest:
                 # The segment may have been pinned after the others were read again, or be of an earlier version.
                 moved.is_settled = False
                 moved.version += 1
                 if seen.ctime_ns >= moved.latest.ctime_ns:
-                    moved.move(seen)
+                    moved.latest = seen
             must_hold = not moved.is_settled and (not is_latest or not moved.held or chunk_id in moved.held)
             if must_hold and chunk_id is not None:
                 moved.held.setdefault(chunk_id, None)
@@ -100,7 +98,8 @@ class MovedFiles:
             moved = self._moved.get(file_id)
             if moved is None:
                 return None
-            moved.move(seen)
+            moved.keeps_inode = moved.keeps_inode and (seen.device, seen.inode) == moved.listed
+            moved.latest = seen
             return moved.version
 
     def end_pass(self, file_id: int, version: int) -> list[tuple[int, int]] | None:

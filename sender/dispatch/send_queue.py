@@ -395,6 +395,12 @@ class SendQueue:
     # --- the end
 
     @property
+    def is_drained(self) -> bool:
+        """Whether every chunk of the parts so far is done."""
+        with self._changed:
+            return self.states.done_count == self.states.chunks
+
+    @property
     def all_done(self) -> bool:
         """Whether the whole manifest is listed, and every chunk of it is done."""
         with self._changed:

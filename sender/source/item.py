@@ -136,6 +136,9 @@ def check_readable(path: bytes) -> os.stat_result:
             fd = os.open(path, READ_FLAGS)
             try:
                 status = os.fstat(fd)
+                is_untold = status.st_size == 0 and not has_true_sizes(status.st_dev)
+                if is_untold and (hides_sizes(status.st_dev) or os.read(fd, 1)):
+                    raise TransferFailed(Code.SOURCE, f"can't send {shown}: {_UNTOLD_SIZE}")
             finally:
                 os.close(fd)
     except OSError as error:

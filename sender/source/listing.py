@@ -1,14 +1,17 @@
 """Lists what is sent, in a thread of its own, a few parts ahead of those that are done.
 
 A single file is not a tree: it is listed at once, without the thread, and so is standard input.
+
+When the walk has ended, the thread lists files again that changed while they were sent, as soon as they are quiet.
 """
 
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final
 
 from filestreamer.process.threads import run_to_end
@@ -17,6 +20,7 @@ from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from sender.mailbox import Event, Failed, Mailbox
 from sender.settings import SenderSettings
+from sender.source.changed_files import ChangedFile, list_quiet
 from sender.source.item import Item, check_readable
 from sender.source.part_budget import PartBudget
 from sender.source.patterns import pattern_filter
@@ -36,6 +40,14 @@ class Listed(Event):
 
     items: list[Item]
     last: bool
+    """Whether the walk has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAgain(Event):
+    """All files that were to be listed again are, but for those that still change, or can't be read."""
+
+    given_up: list[ChangedFile]
 
 
 class ListingThread(threading.Thread):
@@ -47,6 +59,7 @@ class ListingThread(threading.Thread):
         self._mailbox = mailbox
         self._room = threading.Semaphore(PARTS_AHEAD)  # how many more parts may be posted
         self._is_stopped = threading.Event()
+        self._changed: SimpleQueue[Sequence[ChangedFile]] = SimpleQueue()
         self.single: Item | None = None
         """The one file, or the stream, that is sent: then there is nothing to walk. None: a tree."""
         if settings.reads_stdin:
@@ -62,23 +75,43 @@ class ListingThread(threading.Thread):
             self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=holes))
 
     def run(self) -> None:
-        """Walk until the end, or `stop`."""
-        if error := run_to_end("the walk", self._list):
+        """Walk until the end, then list files again as they are asked for, until `stop`."""
+
+        def run() -> None:
+            self._list()
+            while not self._is_stopped.is_set():
+                self._list_again(self._changed.get())
+
+        if error := run_to_end("the walk", run):
             self._mailbox.post(Failed(error))
 
     def _list(self) -> None:
+        self._post_part(self._post_full_parts(self._walk), last=True)
+
+    def list_again(self, files: Sequence[ChangedFile]) -> None:
+        """Have these files listed again, each as soon as it is quiet: parts are posted, and then ListedAgain."""
+        self._changed.put(files)
+
+    def _list_again(self, files: Sequence[ChangedFile]) -> None:
+        given_up: list[ChangedFile] = []
+        if rest := self._post_full_parts(list_quiet(self._walk, files, self._is_stopped.wait, given_up)):
+            self._post_part(rest, last=False)
+        self._mailbox.post(ListedAgain(given_up))
+
+    def _post_full_parts(self, found: Iterable[Item]) -> list[Item]:
+        """Post these items in parts; return those of the last part, which is not posted yet."""
         items: list[Item] = []
         budget, since = PartBudget(), time.monotonic()
-        for item in self._walk:
+        for item in found:
             if self._is_stopped.is_set():
-                return
+                break
             fits = budget.take(item)
             if not fits or (items and time.monotonic() - since > PART_SECONDS):
                 self._post_part(items, last=False)
                 items, budget, since = [], PartBudget(), time.monotonic()
                 budget.take(item)
             items.append(item)
-        self._post_part(items, last=True)
+        return items
 
     def _post_part(self, items: list[Item], *, last: bool) -> None:
         self._room.acquire()
@@ -93,6 +126,7 @@ class ListingThread(threading.Thread):
         """Have the thread end, soon."""
         self._is_stopped.set()
         self._room.release()
+        self._changed.put(())
 
 
 def _list_stdin(settings: SenderSettings) -> Item:

@@ -13,6 +13,7 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.digests import segment_hasher
 from sender.source.directories import Directories
+from sender.source.file_systems import has_true_sizes
 from sender.source.item import Identity, Item, changed, check_status, open_listed, unreadable, untold_size
 
 DIRECTORIES_OPEN: Final = 4
@@ -30,6 +31,7 @@ class Reader:
     def __init__(self) -> None:
         self._item: Item | None = None
         self._fd = -1
+        self._opened = (0, 0)  # device and inode number when it was opened
         self._directories = Directories(DIRECTORIES_OPEN)
 
     def read_into(self, item: Item, view: memoryview, offset: int) -> None:
@@ -60,7 +62,9 @@ class Reader:
             status = os.fstat(self._fd)
         except OSError as error:
             raise unreadable(item, error) from None
-        return check_status(item, status)
+        now = check_status(item, status)
+        # An open file stays the same one, whatever number its file system gives it.
+        return now._replace(device=self._opened[0], inode=self._opened[1])
 
     def digest(
         self, item: Item, offset: int, length: int, block: memoryview, on_read: Callable[[int], object] | None = None
@@ -89,6 +93,8 @@ class Reader:
         for _ in range(READS_MAX):
             after = self.look(item)
             if after == before:
+                if offset + length == item.entry.size:
+                    self._check_end(item)
                 return after
             before = after
             block = memoryview(bytearray(min(limits.BLOCK_BYTES, length)))
@@ -96,9 +102,23 @@ class Reader:
                 raise changed(item, OTHER_BYTES)
         raise changed(item, "its status changes all the time")
 
+    def _check_end(self, item: Item) -> None:
+        """Check that a file ends where its size says, on a file system that may lie about that. Raises Unsendable."""
+        if item.stream is not None or has_true_sizes(self._opened[0]):
+            return
+        try:
+            has_more = bool(os.pread(self._fd, 1, item.entry.size))
+        except OSError as error:
+            raise unreadable(item, error) from None
+        if has_more:
+            self.look(item)  # raises where the file has grown meanwhile
+            raise untold_size(item)
+
     def _open(self, item: Item) -> None:
         self._close_file()
         self._fd = open_listed(item, self._directories)
+        status = os.fstat(self._fd)
+        self._opened = (status.st_dev, status.st_ino)
         self._item = item
 
     def _close_file(self) -> None:

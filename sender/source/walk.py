@@ -243,6 +243,24 @@ class Walk:
             self._skip(path, entry.path, SkipKind.ATTRIBUTE, problem)
         return entry._replace(xattrs=xattrs) if xattrs else entry
 
+    # --- files that changed since they were listed
+
+    def look_again(self, item: Item) -> os.stat_result | None:
+        """Return the status of a file as it is now; None where that is no regular file any more. Raises OSError.
+
+        Only after the walk has ended.
+        """
+        name, directory_fd = item.path, None
+        if item.root is not None:
+            parent, _, name = item.path.rpartition(b"/")
+            directory_fd = self._directories.get(item.root, parent[item.root.skip :])
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=item.root is None)
+        return status if stat.S_ISREG(status.st_mode) else None
+
+    def list_again(self, item: Item, status: os.stat_result) -> Item:
+        """Return the item of a file that was listed before, as it is now. Raises OSError, Unsendable."""
+        return self._file(item.path, item.root, item.entry.path, status)
+
     def _holes(self, found: Item) -> tuple[Hole, ...]:
         fd = open_listed(found, self._directories)
         try:

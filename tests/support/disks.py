@@ -60,6 +60,14 @@ def image(mount_point: Path, kind: str, size_bytes: int, *options: str) -> Itera
     path.unlink()
 
 
+@contextlib.contextmanager
+def ext4_of_whole_seconds(mount_point: Path) -> Iterator[Path]:
+    """Mount an ext4 whose inodes have room for whole seconds only."""
+    with image(mount_point, "ext4", 16 * MIB, "-F", "-I", "128", "-m", "0"):
+        (mount_point / "lost+found").rmdir()
+        yield mount_point
+
+
 def _lacks(what: str) -> NoReturn:
     """Skip the test; in CI, which has all that the tests need, it fails."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)

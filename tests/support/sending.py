@@ -41,10 +41,16 @@ def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -
     """Do something when the walk has ended, before anything of what it found is offered."""
     real = listing.ListingThread._post_part
     found: list[list[Item]] = []
+    is_walked = False
 
     def post_part(self: listing.ListingThread, items: list[Item], *, last: bool) -> None:
+        nonlocal is_walked
+        if is_walked:  # what changed, and is listed again
+            real(self, items, last=last)
+            return
         found.append(items)
         if last:
+            is_walked = True
             action()
             for part in found:
                 real(self, part, last=part is items)
@@ -53,6 +59,20 @@ def once_listed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -
     with monkeypatch.context() as patched:
         patched.setattr(listing.ListingThread, "_post_part", post_part)
         yield
+
+
+def walk_ended(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return what is set when the walk has posted its last part."""
+    real = listing.ListingThread._post_part
+    ended = threading.Event()
+
+    def post_part(self: listing.ListingThread, items: list[Item], *, last: bool) -> None:
+        real(self, items, last=last)
+        if last:
+            ended.set()
+
+    monkeypatch.setattr(listing.ListingThread, "_post_part", post_part)
+    return ended
 
 
 @contextmanager

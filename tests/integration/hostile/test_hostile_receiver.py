@@ -72,7 +72,7 @@ ANSWERS: dict[str, m.Message] = {
     "a digest too many": m.Held(0, 0, bytes(16 * 11)),
     "held beyond the file": m.Held(0, 9, bytes(32)),
     "held of another file": m.Held(1, 0, bytes(16)),
-    "unchecked": m.Held(0, 0, b"", (m.FileRange(0, 1),)),
+    "unchecked beyond the file": m.Held(0, 0, b"", (m.FileRange(0, 2),)),
     "a share of a whole": m.Complete(False),
     "offer": m.Offer(KIB, None, False, 0),
     "acknowledgement on control": m.ChunkAck(m.Verdict.OK, (0,)),
@@ -94,6 +94,14 @@ def test_nonsense_from_a_receiver(pair: Pair, source: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         refused = dict(zip(ANSWERS, pool.map(is_refused, ANSWERS.values()), strict=True))
     assert refused == dict.fromkeys(ANSWERS, True)
+
+
+@pytest.mark.parametrize("args", [("--checksum",), ("--shard", "0/2")], ids=["checksum", "shard"])
+def test_a_file_accepted_unread_that_has_to_be_compared(pair: Pair, source: Path, args: tuple[str, ...]) -> None:
+    with RawReceiver() as receiver:
+        sender = start_sender(pair, source, receiver, "--give-up-after", 5, *args)
+        control, _, _ = receiver.control()
+        assert refuses(sender, control, m.Held(0, 0, b"", (m.FileRange(0, 1),)))
 
 
 def test_complete_before_anything_was_sent(pair: Pair, source: Path) -> None:

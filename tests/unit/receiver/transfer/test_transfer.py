@@ -167,10 +167,12 @@ class Slow(Registry):
         self.asked = threading.Event()
         self.go_on = threading.Event()
 
-    def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
+    def claim(
+        self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share, *, checksum: bool = False
+    ) -> FileShare:
         self.asked.set()
         assert self.go_on.wait(3 * UNIT)
-        return super().claim(transfer, entry, grid, share)
+        return super().claim(transfer, entry, grid, share, checksum=checksum)
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def test_a_chunk_that_is_lost_with_a_withdrawn_file_says_nothing_of_the_next_chu
 
     monkeypatch.setattr(Reader, "read_into", read_into)
     monkeypatch.setattr(Reader, "look", lambda _, item: item.identity)
+    monkeypatch.setattr(Reader, "confirm", lambda _, item, *__: item.identity)
     first, second = Wire(sends=0), Wire(sends=10)
     second.answers = [m.ChunkAck(verdict=m.Verdict.DIGEST_MISMATCH, chunk_ids=(0,))]
     dialer: Any = Dialer(first, second)

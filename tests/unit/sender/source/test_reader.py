@@ -160,6 +160,17 @@ def test_a_file_with_fewer_bytes_than_its_size(path: Path, monkeypatch: pytest.M
     reader.close()
 
 
+def test_a_file_with_more_bytes_than_its_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FUSE with direct_io may have it: its tail is not left out in silence."""
+    reader, item = Reader(), listed(path)
+    item = item._replace(entry=item.entry._replace(size=4))
+    monkeypatch.setattr("sender.source.reader.has_true_sizes", lambda _: True)
+    assert reader.confirm(item, reader.look(item), 0, 4, DIGEST) == reader.look(item)
+    monkeypatch.setattr("sender.source.reader.has_true_sizes", lambda _: False)
+    assert "sender -" in fails(Code.SOURCE, reader.confirm, item, reader.look(item), 0, 4, DIGEST)
+    reader.close()
+
+
 def test_reading_alone_changes_nothing(path: Path) -> None:
     reader, item = Reader(), listed(path)
     path.read_bytes()
