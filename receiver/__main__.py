@@ -140,6 +140,7 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
         replace=not settings.no_replace,
         replace_special=output_name is None,
         allow_delete=settings.allow_delete,
+        allow_privileged=settings.allow_privileged,
     )
     if output_name is not None:
         destination.check_final(output_name)

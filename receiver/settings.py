@@ -50,6 +50,11 @@ class ReceiverSettings(CommonSettings):
     )
     """Whether an Offer with a Deletion is accepted."""
 
+    allow_privileged: bool = setting(
+        bool, "Let senders set owners, setuid and setgid bits, trusted.* and security.* attributes.", default=False
+    )
+    """Whether what is privileged is set as the sender says; else that is left out, and told."""
+
     idle_timeout: float | None = setting(
         values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"
     )

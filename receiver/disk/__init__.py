@@ -17,7 +17,8 @@ The life of a staged file, in order:
 7.  `staging`        commits: size, owner, mode, times; fsync of the file; rename; fsync of the directory; then the
                      ledger is removed. A crash between any two steps leaves the staged file or the final one, never
                      half a file under the final name. Where other shards are missing, it seals a share instead.
-    `final_name`     has the steps that all kinds of files share: attributes, and the rename that may not replace.
+    `attributes`     sets owner, ACL, mode, extended attributes and times, in one order for everything;
+    `final_name`     has the rename that may not replace.
 8.  `closed_staging` renames a large file of a tree, which was closed before: `receiver.tree.commit` has synced many of
                      them at once.
 

@@ -60,7 +60,9 @@ class ClosedStaging(NamedTuple):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.key + LEDGER_SUFFIX, dir_fd=staging_fd)
         except BlockingIOError:
-            raise OSError(errno.EBUSY, "its staging is locked by another process: run the same command again") from None
+            raise OSError(
+                errno.ESTALE, "its staging is locked by another process: run the same command again"
+            ) from None
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""

@@ -17,7 +17,13 @@ class Destination:
     """The directory that files go to. Its descriptor stays open as long as the process runs."""
 
     def __init__(
-        self, directory: str, *, replace: bool = True, replace_special: bool = True, allow_delete: bool = False
+        self,
+        directory: str,
+        *,
+        replace: bool = True,
+        replace_special: bool = True,
+        allow_privileged: bool = False,
+        allow_delete: bool = False,
     ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
         self.path = directory
@@ -27,6 +33,8 @@ class Destination:
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
         self.allow_delete = allow_delete
         """Whether a sender may remove what it does not list."""
+        self.allow_privileged = allow_privileged
+        """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
         self.space = SpaceLender()
         try:
             self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

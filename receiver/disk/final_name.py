@@ -1,6 +1,7 @@
-"""The last steps of a complete file: owner, mode and times, then the final name in one step (rename(2)).
+"""The last step of a complete file: its final name, given in one step (rename(2)).
 
-Where nothing may be replaced, the name is given only if nothing has it (link(2), renameat2(2)).
+Where nothing may be replaced, the name is given only if nothing has it: by link(2), else by renameat2(2), else over an
+empty file that was made for it (open(2) with O_EXCL).
 """
 
 import contextlib
@@ -9,34 +10,12 @@ import errno
 import os
 from typing import Any, Final
 
-from filestreamer.wire.messages import Entry
-
-MODE_BITS: Final = 0o777
-"""The bits of a sender's mode that are applied: without setuid, setgid and sticky."""
 _RENAME_NOREPLACE: Final = 1
 _UNABLE: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """The errors of a file system that has no hard links, or no RENAME_NOREPLACE."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _renameat2: Final[Any] = getattr(_libc, "renameat2", None)
-
-
-def owner(entry: Entry) -> tuple[int, int]:
-    """Return the (uid, gid) that an entry asks for; -1 leaves the one that the file has."""
-    return (-1 if entry.uid is None else entry.uid, -1 if entry.gid is None else entry.gid)
-
-
-def put_attributes(fd: int, entry: Entry, *, mode_is_right: bool = False) -> None:
-    """Give an open file or directory the owner, mode and times of its entry. Raises OSError.
-
-    `mode_is_right` saves a call where the file was created with its mode.
-    """
-    if owner(entry) != (-1, -1):
-        os.fchown(fd, *owner(entry))
-        mode_is_right = False  # chown(2) may change mode bits
-    if not mode_is_right:
-        os.fchmod(fd, entry.mode & MODE_BITS)
-    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
 def put_in_place(staged: str, final: bytes, staging_fd: int, directory_fd: int, *, replace: bool) -> None:
@@ -59,19 +38,32 @@ def rename_new(source: str | bytes, name: bytes, source_fd: int, directory_fd: i
     except OSError as error:
         if error.errno not in _UNABLE:
             raise
-        _rename_noreplace(source, name, source_fd, directory_fd, error)
+        _rename_noreplace(source, name, source_fd, directory_fd)
         return
     with contextlib.suppress(FileNotFoundError):
         os.unlink(source, dir_fd=source_fd)
 
 
-def _rename_noreplace(
-    source: str | bytes, name: bytes, source_fd: int, directory_fd: int, why_not_linked: OSError
-) -> None:
+def _rename_noreplace(source: str | bytes, name: bytes, source_fd: int, directory_fd: int) -> None:
     if _renameat2 is None:
-        raise why_not_linked
-    if _renameat2(source_fd, os.fsencode(source), directory_fd, name, _RENAME_NOREPLACE):
+        _rename_over_own(source, name, source_fd, directory_fd)
+    elif _renameat2(source_fd, os.fsencode(source), directory_fd, name, _RENAME_NOREPLACE):
         number = ctypes.get_errno()
-        if number in _UNABLE:
-            raise why_not_linked
-        raise OSError(number, os.strerror(number))
+        if number not in _UNABLE:
+            raise OSError(number, os.strerror(number))
+        _rename_over_own(source, name, source_fd, directory_fd)
+
+
+def _rename_over_own(source: str | bytes, name: bytes, source_fd: int, directory_fd: int) -> None:
+    """Take a name with an empty file, which fails if something has it, and rename over that. Raises OSError.
+
+    The last resort: a crash between the two steps leaves the empty file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o600, dir_fd=directory_fd))
+    try:
+        os.rename(source, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory_fd)
+        raise

@@ -13,6 +13,7 @@ from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Entry, Hole
 from receiver.disk import ledger
+from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.sweep import drop_ledger
@@ -92,7 +93,7 @@ class InPlace(Readable):
         os.close(fd)
         return None
 
-    def commit(self) -> None:
+    def commit(self, attributes: Attributes | None = None) -> None:  # noqa: ARG002 - as a Staging
         """Complete a commit that a crash may have interrupted after the rename. Raises TransferFailed(DESTINATION)."""
         try:
             os.fsync(self.fd)

@@ -18,13 +18,16 @@ from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.messages import Entry
 from receiver.disk import ledger
+from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import put_attributes, put_in_place
+from receiver.disk.final_name import put_in_place
 from receiver.disk.ledger_file import LedgerFile
 from receiver.disk.lock import is_named, is_own, lock
+from receiver.disk.obstacles import write_failure
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
 from receiver.disk.readable import Readable
+from receiver.disk.report import Report
 from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
 
 _OPEN_TRIES: Final = 3
@@ -69,7 +72,7 @@ class Staging(Readable):
                 with contextlib.suppress(FileNotFoundError):
                     return cls(destination, path, entry, grid, reserved_bytes)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
+            raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
 
     def __init__(self, destination: Destination, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int) -> None:
@@ -120,7 +123,8 @@ class Staging(Readable):
         fd = os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=self._staging_fd)
         self._fds.append(fd)
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        is_ours = status.st_uid == os.geteuid()
+        if not stat.S_ISREG(status.st_mode) or (with_lock and not is_ours):
             raise TransferFailed(
                 Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
             )
@@ -129,8 +133,9 @@ class Staging(Readable):
                 lock(fd, name, self._staging_fd)
             except BlockingIOError:
                 raise TransferFailed(Code.BUSY, f"{self.path} is locked by another process; retrying") from None
-        if status.st_nlink > 1:
-            # The other name may be the final one (a crash between link and unlink): never write into that file.
+        if status.st_nlink > 1 or not is_ours:
+            # The other name may be the final one (a crash between link and unlink): never write into that file. A file
+            # of another owner was given away, and then a crash prevented its rename: it may have a setuid bit.
             os.unlink(name, dir_fd=self._staging_fd)
             return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
@@ -182,7 +187,7 @@ class Staging(Readable):
         try:
             write_at(self.fd, view, offset, self.holes)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {self.path}") from None
+            raise write_failure(error, f"can't write {self.path}") from None
         self.space.count_written(len(view))
 
     def append(self, view: memoryview, size: int) -> None:
@@ -212,7 +217,7 @@ class Staging(Readable):
         try:
             return self.space.take(is_over)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't take the space for {self.path}") from None
+            raise write_failure(error, f"can't take the space for {self.path}") from None
 
     def write_back(self) -> None:
         """Have the kernel write dirty pages to the disk, so that the last sync is short. Raises as `commit` does."""
@@ -237,14 +242,15 @@ class Staging(Readable):
 
     # --- the end of a file that is complete, or of a share of it
 
-    def commit(self) -> None:
+    def commit(self, attributes: Attributes | None = None) -> None:
         """Put the complete file under its final name, durably. No thread writes any more.
 
         A crash between any two steps leaves the staged file or the final one, and never half of it under the final
-        name. Raises TransferFailed: DESTINATION, NO_SPACE, EXISTS. A failed sync discards the staging.
+        name. Without `attributes` nobody is told what can't be set of the file. Raises TransferFailed: DESTINATION,
+        NO_SPACE, EXISTS. A failed sync discards the staging.
         """
         try:
-            self._cut_and_put_attributes()
+            self._cut_and_put_attributes(attributes, 0)
             # Before the rename: a crash must not leave the final name on a file whose bytes are not on the disk.
             self._sync(os.fsync)
             self._check_named()
@@ -268,12 +274,12 @@ class Staging(Readable):
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
 
-    def _cut_and_put_attributes(self) -> None:
-        """Set the size, owner, mode and times of the file. Raises OSError."""
+    def _cut_and_put_attributes(self, attributes: Attributes | None, file_id: int) -> None:
+        """Set the size of the file, and all that its entry has. Raises OSError."""
         # Bytes beyond the end are not from this sender. A file that is too short must stay so: `_check_whole` finds it.
         if os.fstat(self.fd).st_size > self.entry.size:
             os.ftruncate(self.fd, self.entry.size)
-        put_attributes(self.fd, self.entry)
+        (attributes or Attributes(Report(lambda: None))).put_file(self.fd, self.entry, file_id)
 
     def seal(self, share: Share, root: bytes) -> None:
         """Make a share durable in staging that its sender has finished, and note that in the ledger.
@@ -292,7 +298,7 @@ class Staging(Readable):
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {self.path}") from None
 
-    def prepare(self) -> ClosedStaging:
+    def prepare(self, attributes: Attributes | None = None, file_id: int = 0) -> ClosedStaging:
         """Finish a complete file of a tree, up to its sync and its rename: these come for many files at once.
 
         Return what puts the file in place after it was closed here. Raises TransferFailed(DESTINATION), OSError.
@@ -300,7 +306,7 @@ class Staging(Readable):
         with self._sync_mutex:
             if self.is_lost:
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the command again")
-        self._cut_and_put_attributes()
+        self._cut_and_put_attributes(attributes, file_id)
         self._check_named()
         self._check_whole()
         return ClosedStaging(self._key, identity_of(os.fstat(self.fd)))

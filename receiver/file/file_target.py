@@ -13,6 +13,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
+from receiver.disk.attributes import Attributes
 from receiver.file.file_share import MISSING_MOST, FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.file.shared_file import ShareStep
@@ -24,12 +25,20 @@ class FileTarget:
     """Receives one file, or a share of it, into a `FileShare` that was claimed."""
 
     def __init__(
-        self, entry: m.Entry, file_share: FileShare, counters: TransferCounters, rehasher: Rehasher, log: Any
+        self,
+        entry: m.Entry,
+        file_share: FileShare,
+        counters: TransferCounters,
+        rehasher: Rehasher,
+        log: Any,
+        *,
+        attributes: Attributes,
     ) -> None:
         """Begin: describe the transfer in `counters` and `log`, and have the CLAIMED segments re-hashed."""
         self.name = file_share.file.name
         self.chunks = file_share
         self._manifest = (entry,)
+        self._attributes = attributes
         self._counters = counters
         self._rehasher = rehasher
         self._log = log
@@ -140,7 +149,7 @@ class FileTarget:
 
     def _commit(self) -> None:
         begun = time.monotonic()
-        self.chunks.file.commit()
+        self.chunks.file.commit(self._attributes)
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 

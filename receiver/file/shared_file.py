@@ -21,6 +21,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share, hole_segments
+from receiver.disk.attributes import Attributes
 from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import ChunkStates
@@ -228,13 +229,16 @@ class File:
             sealed = [Share(index, self.source.shards) for index in sorted(self._sealed - self._finished)]
             return [(share, *run) for share in sealed for run in self.chunk_states.runs(CLAIMED, share=share)]
 
-    def commit(self) -> None:
-        """Put the file in place, unless another shard has done so. No thread writes any more. Raises TransferFailed."""
+    def commit(self, attributes: Attributes | None = None) -> None:
+        """Put the file in place, unless another shard has done so. No thread writes any more. Raises TransferFailed.
+
+        `attributes` sets those of the file for the transfer that commits.
+        """
         if self.is_committed:
             return
         self.stop_write_back()  # taking space ahead would change the mtime
         try:
-            self.content.commit()
+            self.content.commit(attributes)
             self.is_committed = True
         finally:
             self._is_committing = False

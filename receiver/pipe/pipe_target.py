@@ -11,6 +11,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Grid
+from receiver.disk.attributes import Attributes
 from receiver.file.file_share import FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
@@ -21,13 +22,21 @@ class PipeTarget:
     """Receives one file or stream, and writes it in order."""
 
     def __init__(
-        self, entry: m.Entry, buffer: ReorderBuffer, file_share: FileShare | None, counters: TransferCounters, log: Any
+        self,
+        entry: m.Entry,
+        buffer: ReorderBuffer,
+        file_share: FileShare | None,
+        counters: TransferCounters,
+        log: Any,
+        *,
+        attributes: Attributes,
     ) -> None:
         """Begin with a buffer that was started. `file_share` is that of a stream that goes into a file."""
         self.name = file_share.file.name if file_share is not None else b""
         self.chunks = buffer
         self._manifest = (entry,)
         self._file_share = file_share
+        self._attributes = attributes
         self._counters = counters
         self._log = log
         self._is_finished = False
@@ -111,7 +120,7 @@ class PipeTarget:
 
     def _commit(self) -> None:
         assert self._file_share is not None  # `next_step` has checked that
-        self._file_share.file.commit()
+        self._file_share.file.commit(self._attributes)
         self._is_committed = True
 
     def stop_writes(self) -> None:

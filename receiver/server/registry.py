@@ -55,6 +55,11 @@ class Registry:
         assert isinstance(self._destination, Destination)
         return self._destination
 
+    @property
+    def allow_privileged(self) -> bool:
+        """Whether the receiver's user lets senders set what is privileged."""
+        return isinstance(self._destination, Destination) and self._destination.allow_privileged
+
     def _path(self, name: bytes) -> str:
         return os.path.join(self._directory.path, os.fsdecode(name))
 

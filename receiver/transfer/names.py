@@ -55,6 +55,10 @@ class Claimant(Protocol):
 class Names(Protocol):
     """Gives names in the destination to transfers. Any thread may call it."""
 
+    @property
+    def allow_privileged(self) -> bool:
+        """Whether the receiver's user lets senders set what is privileged (`Destination`)."""
+
     def claim(self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share) -> FileShare:
         """Give a transfer its share of a file, and open the file. Raises TransferFailed."""
 

@@ -13,6 +13,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
+from receiver.disk.attributes import Attributes
 from receiver.disk.paths import check_path
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
@@ -62,7 +63,9 @@ class TargetOpener:
         if entry is not None and entry.type is m.EntryType.FILE:
             context = self._context
             file_share = self._claim_file(entry, Grid(entry.size, offer.chunk_size), offer)
-            return FileTarget(entry, file_share, context.counters, context.rehasher, context.log)
+            return FileTarget(
+                entry, file_share, context.counters, context.rehasher, context.log, attributes=self._attributes()
+            )
         return self._open_tree(offer, part)
 
     @contextmanager
@@ -94,6 +97,11 @@ class TargetOpener:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
             return self._context.names.claim(self._context.transfer, entry, grid, share)
+
+    def _attributes(self) -> Attributes:
+        """Return what sets the attributes of the one file of this transfer."""
+        context = self._context
+        return Attributes(context.report, allow_privileged=context.names.allow_privileged)
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.
@@ -156,4 +164,4 @@ class TargetOpener:
             writer = StagedWriter(file_share.file.content)
         buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes, entry.holes)
         buffer.start(context.mailbox.post)
-        return PipeTarget(entry, buffer, file_share, context.counters, context.log)
+        return PipeTarget(entry, buffer, file_share, context.counters, context.log, attributes=self._attributes())

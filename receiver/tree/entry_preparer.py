@@ -4,35 +4,34 @@
     symlink                       made now
     file without a byte to send   made now: it is empty, or consists of holes
     file with bytes               its state says whether it is to be sent, re-hashed, or accepted as it is
-    further name of a file        a hard link, made at the end of the transfer
+    further name of a file        a hard link, made at the end of the transfer (`hard_links`)
+    anything that can't be made   declined: one obstacle costs one entry
 
 In a directory that this transfer made, nothing has to be looked up.
 """
 
 import contextlib
+import errno
 import os
 import stat
-import struct
-from array import array
 from collections.abc import Iterator
-from typing import Final
 
-from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
-from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS, put_attributes, rename_new
-from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED
-from receiver.tree.commit.attributes import correct_attributes, put_symlink_attributes
+from receiver.disk.attributes import Attributes
+from receiver.disk.destination import Destination
+from receiver.disk.final_name import rename_new
+from receiver.disk.obstacles import Obstacle, failure
+from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
-from receiver.tree.commit.directories import Directories
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.small_file import make_file
 from receiver.tree.commit.tree_staging import TreeStaging
+from receiver.tree.folding import Folding
+from receiver.tree.hard_links import HardLinks
 from receiver.tree.manifest.archive import Archive
+from receiver.tree.places import Place, Places
 from receiver.tree.top_level_names import TopLevelNames
-
-_FIRST: Final = struct.Struct("=QI")
-"""The first entry of a hard-link group in the spool: its file_id, and the length of the path that follows."""
 
 
 class EntryPreparer:
@@ -46,6 +45,8 @@ class EntryPreparer:
         top_level_names: TopLevelNames,
         archive: Archive,
         *,
+        attributes: Attributes,
+        declines: Declines,
         checksum: bool,
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
@@ -54,26 +55,33 @@ class EntryPreparer:
         self._committer = committer
         self._top_level_names = top_level_names
         self._archive = archive
-        self._checksum = checksum
+        self._attributes = attributes
+        self._declines = declines
+        self._keeps_times = staging.traits.keeps_times
+        self._checksum = checksum or not self._keeps_times
+        if not self._keeps_times:
+            declines.report.warn("the destination keeps no times: files of equal size are compared by their digests")
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
-        self._directories = Directories(destination)
-        self._groups = array("Q")
-        """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
+        self.was_found = False
+        """Whether something has the name of the latest entry at the destination."""
+        self._places = Places(destination)
+        self._folding = Folding(staging, archive, self._places)
+        self.hard_links = HardLinks(
+            destination, staging, committer, archive, self._places, attributes=attributes, declines=declines
+        )
 
     def close(self) -> None:
         """Close the directories."""
-        self._directories.close()
+        self._places.directories.close()
 
     # --- what an entry is
 
     def is_further_name(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was prepared is a further name of a file, to be linked at the end."""
-        if entry.type is not EntryType.FILE or not entry.hard_link_group:
-            return False
-        return self._first_of(entry.hard_link_group)[0] != file_id
+        return self.hard_links.is_further_name(entry, file_id)
 
     def is_deferred(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was prepared has work to do when all files are in place."""
@@ -83,44 +91,38 @@ class EntryPreparer:
         """Whether an entry that was prepared counts when the tree is cut into chunks."""
         return entry.size > 0 and not self.is_further_name(entry, file_id)
 
-    @property
-    def groups(self) -> int:
-        """How many hard-link groups there are."""
-        return len(self._groups)
-
-    def _first_of(self, group: int) -> tuple[int, bytes]:
-        """Return the first entry of a hard-link group: file_id and path."""
-        saved = self._archive.spool.read(self._groups[group - 1], _FIRST.size + limits.PATH_BYTES)
-        file_id, length = _FIRST.unpack_from(saved)
-        return file_id, saved[_FIRST.size : _FIRST.size + length]
-
-    def _begins_group(self, entry: Entry, file_id: int) -> bool:
-        """Whether a file is the first of its hard-link group; note it if so. Raises RemoteProtocolError."""
-        group = entry.hard_link_group
-        if group <= len(self._groups):
-            return False
-        if group != len(self._groups) + 1:
-            raise RemoteProtocolError(f"hard-link group {group} comes when {len(self._groups) + 1} is next")
-        self._groups.append(self._archive.spool.append(_FIRST.pack(file_id, len(entry.path)) + entry.path))
-        return True
+    def table_bytes(self, entries: int) -> int:
+        """Return how much memory the tables take when so many more entries were prepared."""
+        tables = self._folding.table_bytes(entries) + self._declines.table_bytes(entries)
+        return tables + 8 * (len(self.hard_links) + entries)
 
     # --- prepare
 
     def prepare(self, entry: Entry, file_id: int) -> int:
         """Look at one entry, and make it if no bytes are sent for it; return its state.
 
-        Raises RemoteProtocolError, TransferFailed: PATH, POLICY, BUSY, LIMIT, EXISTS, DESTINATION.
+        An entry that meets an obstacle is declined. Raises RemoteProtocolError, TransferFailed: POLICY, BUSY, LIMIT,
+        NO_SPACE, DESTINATION.
         """
         if entry.type is EntryType.KEPT:  # it only says what a Deletion keeps
             return NOTHING
         if entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
+        if entry.type is EntryType.STREAM:
+            raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
         if root != self._lasting_root:
             self._top_level_names.claim(root, passes=passes)
             self._lasting_root = None if passes else root
-        state = self._prepare(entry, file_id)
+        self._is_staged = self.was_found = False
+        is_further_name = self.hard_links.note(entry, file_id)
+        try:
+            state = self._prepare(entry, file_id, is_further_name=is_further_name)
+        except Obstacle as obstacle:
+            group = 0 if is_further_name else entry.hard_link_group
+            self._declines.decline(entry.path, file_id, group, obstacle)
+            return DECLINED if is_further_name or _has_payload(entry) else NOTHING
         if passes and state in (NOTHING, UNCHECKED) and not self._is_staged:
             self._top_level_names.release(root)
         return state
@@ -130,175 +132,133 @@ class EntryPreparer:
         is_rehashed = self._checksum and entry.type is EntryType.FILE  # it may be sent much later, if it differs
         return not (entry.type is EntryType.DIRECTORY or entry.hard_link_group or is_rehashed)
 
-    def _prepare(self, entry: Entry, file_id: int) -> int:
-        self._is_staged = False
+    def _prepare(self, entry: Entry, file_id: int, *, is_further_name: bool) -> int:
+        above = self._declines.above(entry.path)
+        if above is not None:
+            raise above
         try:
-            match entry.type:
-                case EntryType.DIRECTORY:
-                    self._directories.make(entry.path, entry.mode & MODE_BITS)
-                    return NOTHING
-                case EntryType.SYMLINK:
-                    self._make_symlink(entry, file_id)
-                    return NOTHING
-                case EntryType.FILE:
-                    return self._prepare_file(entry, file_id)
-                case _:
-                    raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
+            self._folding.check(entry, file_id)
+            if entry.type is EntryType.DIRECTORY:
+                self._make_directory(entry, file_id)
+            elif entry.type is EntryType.SYMLINK:
+                self._make_symlink(entry, file_id)
+            elif not is_further_name:
+                return self._prepare_file(entry, file_id)
         except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't write {self._shown(entry)}") from None
+            raise failure(error, f"can't write {self._places.shown(entry)}") from None
+        return NOTHING
+
+    def _make_directory(self, entry: Entry, file_id: int) -> None:
+        mode = self._attributes.new_directory_mode(entry, file_id)
+        directory = self._places.directories.make(entry.path, mode)
+        if not directory.is_new:
+            self._folding.find(entry, file_id, self._places.look(entry, everywhere=True))
 
     def _prepare_file(self, entry: Entry, file_id: int) -> int:
-        if entry.hard_link_group and not self._begins_group(entry, file_id):
-            return NOTHING
-        directory_fd, name, there = self._look(entry)
-        has_payload = entry.size > sum(hole.length for hole in entry.holes)
-        if there is not None and _is_same(there, entry):
-            correct_attributes(directory_fd, name, entry, there)
+        place = self._places.look(entry)
+        has_payload = _has_payload(entry)
+        there = place.there
+        self.was_found = there is not None
+        if there is not None and self._is_same(there, entry):
+            self._attributes.correct_file(place.directory.fd, place.name, entry, file_id, there)
             if not has_payload:
                 return NOTHING
             return CLAIMED if self._checksum else UNCHECKED
-        self._check_replace(entry, there)
+        self._places.check(entry, place)
+        self._folding.find(entry, file_id, place)
         if has_payload:
             return FREE
         # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
-        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
+        if there is not None or entry.size or not self._make_empty(place, entry, file_id):
             staged = self._staging.name(file_id)
-            make_file(self._staging, staged, entry)
-            self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)
+            make_file(self._staging, self._attributes, staged, entry, file_id)
+            file = StagedFile(entry.path, staged, entry.size, file_id, entry.hard_link_group, there is None)
+            self._committer.add([file], 0, waits=False)
             self._is_staged = True
         return NOTHING
 
+    def _is_same(self, there: os.stat_result, entry: Entry) -> bool:
+        """Whether what is there is a plain file with the size of the entry and, where times are kept, its mtime."""
+        is_same_time = there.st_mtime_ns == entry.mtime_ns or not self._keeps_times
+        return there.st_size == entry.size and is_same_time and stat.S_ISREG(there.st_mode)
+
+    def _make_empty(self, place: Place, entry: Entry, file_id: int) -> bool:
+        """Make an empty file unless the name is taken; whether it was made. Raises OSError, Obstacle."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(place.name, flags, 0o600, dir_fd=place.directory.fd)
+        except FileExistsError:
+            return False
+        try:
+            self._attributes.put_file(fd, entry, file_id)
+        except Obstacle:
+            os.unlink(place.name, dir_fd=place.directory.fd)
+            raise
+        finally:
+            os.close(fd)
+        return True
+
     def _make_symlink(self, entry: Entry, file_id: int) -> None:
-        directory_fd, name, there = self._look(entry)
+        place = self._places.look(entry, everywhere=True)
+        directory_fd, name, there = place.directory.fd, place.name, place.there
+        if there is not None and place.directory.is_new:
+            raise self._places.obstacle(entry, "another entry of this transfer, or another process, has its place")
         is_same = (
             there is not None
             and stat.S_ISLNK(there.st_mode)
             and os.readlink(name, dir_fd=directory_fd) == entry.link_target
         )
         if is_same:
-            put_symlink_attributes(directory_fd, name, entry)
+            self._attributes.put_symlink(directory_fd, name, entry, file_id)
             return
-        self._check_replace(entry, there)
+        self._places.check(entry, place)
+        self._folding.find(entry, file_id, place)
         temporary = self._staging.name(file_id).encode()
-        os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
-        put_symlink_attributes(self._staging.fd, temporary, entry)
-        if self._destination.replace:
-            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
-            return
-        with self._refusing_new(entry):
-            try:
-                rename_new(temporary, name, self._staging.fd, directory_fd)
-            except FileExistsError:
-                raise
-            except OSError:
-                # The file system can neither rename without replacing, nor link a symlink. Making the symlink under its
-                # final name is as good: a symlink is complete as soon as it exists.
-                os.symlink(entry.link_target, name, dir_fd=directory_fd)
-                put_symlink_attributes(directory_fd, name, entry)
-            finally:
-                self._staging.remove(os.fsdecode(temporary))
-
-    def _look(self, entry: Entry) -> tuple[int, bytes, os.stat_result | None]:
-        """Open the directory of an entry; return its descriptor, the entry's name, and the stat(2) of that name."""
-        parent, _, name = entry.path.rpartition(b"/")
-        directory = self._directories.get(parent, create=True)
-        if directory.is_new:
-            return directory.fd, name, None
         try:
-            there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return directory.fd, name, None
-        if stat.S_ISDIR(there.st_mode):
-            raise TransferFailed(Code.DESTINATION, f"can't write {self._shown(entry)}: it is a directory")
-        return directory.fd, name, there
-
-    def _check_replace(self, entry: Entry, there: os.stat_result | None) -> None:
-        if there is not None and not self._destination.replace:
-            reason = f"{self._shown(entry)} exists, and --no-replace forbids replacing it"
-            raise TransferFailed(Code.EXISTS, reason)
+            os.symlink(entry.link_target, temporary, dir_fd=self._staging.fd)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise self._places.obstacle(entry, "the destination has no symlinks") from None
+            raise
+        try:
+            self._attributes.put_symlink(self._staging.fd, temporary, entry, file_id)
+            if self._destination.replace:
+                os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
+                return
+            with self._refusing_new(entry):
+                rename_new(temporary, name, self._staging.fd, directory_fd)
+        finally:
+            self._staging.remove(os.fsdecode(temporary))
 
     @contextlib.contextmanager
     def _refusing_new(self, entry: Entry) -> Iterator[None]:
-        """Raise TransferFailed(EXISTS) if the name was taken after `_look`."""
+        """Raise the obstacle of a name that was taken after the entry was looked at."""
         try:
             yield
         except FileExistsError:
-            reason = f"{self._shown(entry)} exists by now, and --no-replace forbids replacing it"
-            raise TransferFailed(Code.EXISTS, reason) from None
-
-    def _shown(self, entry: Entry) -> str:
-        return shown_path(self._destination, entry.path)
+            raise self._places.existing(entry, "it exists by now") from None
 
     # --- the end
 
-    def link(self, number: int) -> None:
-        """Make the hard links of a part, now that all files are in place. Raises TransferFailed."""
-        for file_id, entry in self._archive.deferred(number):
-            if entry.type is not EntryType.FILE:
-                continue
-            first_id, first = self._first_of(entry.hard_link_group)
-            if self._archive.is_withdrawn(file_id) or self._archive.is_withdrawn(first_id):
-                continue
-            try:
-                self._link(first, entry)
-            except OSError as error:
-                raise from_os_error(error, Code.DESTINATION, f"can't link {self._shown(entry)}") from None
-
-    def _link(self, first: bytes, entry: Entry) -> None:
-        directory_fd, name, there = self._look(entry)
-        # The cache of directories may close this one to open the other.
-        directory_fd = os.dup(directory_fd)
-        try:
-            self._link_in(directory_fd, name, there, first, entry)
-        finally:
-            os.close(directory_fd)
-
-    def _link_in(
-        self, directory_fd: int, name: bytes, there: os.stat_result | None, first: bytes, entry: Entry
-    ) -> None:
-        parent, _, first_name = first.rpartition(b"/")
-        first_fd = self._directories.get(parent).fd
-        file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
-        if there is not None and os.path.samestat(there, file):
-            return
-        self._check_replace(entry, there)
-        if not self._destination.replace:
-            with self._refusing_new(entry):
-                os.link(first_name, name, src_dir_fd=first_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
-            return
-        # Link under a name in staging first: link(2) replaces nothing, but rename(2) does.
-        os.link(first_name, "link", src_dir_fd=first_fd, dst_dir_fd=self._staging.fd, follow_symlinks=False)
-        os.rename("link", name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
-
     def finish_directories(self, number: int) -> None:
-        """Set the modes and times of the directories of a part, deepest first. Raises TransferFailed.
+        """Set the attributes of the directories of a part, deepest first. Raises TransferFailed.
 
         The caller goes from the last part to the first, as writing into a directory changes its mtime.
         """
-        for _, entry in reversed(self._archive.deferred(number)):
-            if entry.type is EntryType.DIRECTORY:
-                try:
-                    put_attributes(self._directories.get(entry.path).fd, entry)
-                except OSError as error:
-                    what = f"can't set the mode and time of {self._shown(entry)}"
-                    raise from_os_error(error, Code.DESTINATION, what) from None
+        for file_id, entry in reversed(self._archive.deferred(number)):
+            if entry.type is not EntryType.DIRECTORY or self._declines.above(entry.path + b"/"):
+                continue
+            try:
+                self._attributes.put_directory(self._places.directories.get(entry.path).fd, entry, file_id)
+            except Obstacle as obstacle:
+                self._declines.decline(entry.path, file_id, 0, obstacle)
+            except OSError as error:
+                failed = failure(error, f"can't set the mode and time of {self._places.shown(entry)}")
+                if not isinstance(failed, Obstacle):
+                    raise failed from None
+                self._declines.decline(entry.path, file_id, 0, failed)
 
 
-def _is_same(there: os.stat_result, entry: Entry) -> bool:
-    """Whether what is there is a plain file with the size and mtime of the entry."""
-    same = (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
-    return same and stat.S_ISREG(there.st_mode)
-
-
-def _make_empty(directory_fd: int, name: bytes, entry: Entry) -> bool:
-    """Make an empty file unless the name is taken; whether it was made. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, entry.mode & MODE_BITS, dir_fd=directory_fd)
-    except FileExistsError:
-        return False
-    try:
-        put_attributes(fd, entry)
-    finally:
-        os.close(fd)
-    return True
+def _has_payload(entry: Entry) -> bool:
+    """Whether bytes of a file are sent; none are of an entry of another type."""
+    return entry.type is EntryType.FILE and entry.size > sum(hole.length for hole in entry.holes)

@@ -13,21 +13,25 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
+from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.obstacles import Obstacle
 from receiver.disk.staging import Staging
 from receiver.disk.sweep import discard_staged
 from receiver.file.shared_file import File, SourceVersion
-from receiver.file.states import FREE, HELD, VERIFIED, WITHDRAWN, WRITING
-from receiver.file.target import Connection
+from receiver.file.states import DECLINED, FREE, HELD, VERIFIED, WITHDRAWN, WRITING
+from receiver.file.target import Connection, SegmentWriter
 from receiver.memory.budget import Account
 from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.manifest.large_file import LargeFile, OpenLargeFile, Spooled
 from receiver.tree.manifest.part_state import PartState
@@ -49,6 +53,8 @@ class LargeFiles:
         staging: TreeStaging,
         committer: Committer,
         *,
+        attributes: Attributes,
+        declines: Declines,
         spool: Spool,
         account: Account,
         counters: TransferCounters,
@@ -61,6 +67,8 @@ class LargeFiles:
         self._destination = destination
         self._staging = staging
         self._committer = committer
+        self._attributes = attributes
+        self._declines = declines
         self._spool = spool
         self._account = account
         self._counters = counters
@@ -75,7 +83,7 @@ class LargeFiles:
     def open(self, part_state: PartState, index: int, connection: Connection | None) -> None:
         """Open a file as soon as there is room; `connection` waits until then. Raises TransferFailed, ConnectionLost.
 
-        It may be open already when this returns, or its part may be archived: the caller looks again.
+        It may be open already when this returns, or declined, or its part may be archived: the caller looks again.
         """
         until = time.monotonic() + DESCRIPTOR_SECONDS
         while True:
@@ -85,7 +93,7 @@ class LargeFiles:
                     if part_state.is_archived or part_state.large[index].open_file is not None:
                         self.open_files.give_back(room)
                     else:
-                        self._open_in(room, part_state, index)
+                        self._open_or_decline(room, part_state, index)
                 return
             except BaseException as error:
                 self.open_files.give_back(room)
@@ -96,15 +104,26 @@ class LargeFiles:
                 self.wait(connection)
 
     def try_open(self, part_state: PartState, index: int) -> OpenLargeFile | None:
-        """Open a file if there is room now. Call it with the lock of the part. Raises TransferFailed."""
+        """Open a file if there is room now, and it is not declined. Call it with the lock of the part.
+
+        Raises TransferFailed.
+        """
         room = self.open_files.try_take_room(part_state.large[index])
         if room is None:
             return None
         try:
-            return self._open_in(room, part_state, index)
+            return self._open_or_decline(room, part_state, index)
         except BaseException:
             self.open_files.give_back(room)
             raise
+
+    def _open_or_decline(self, room: Room, part_state: PartState, index: int) -> OpenLargeFile | None:
+        try:
+            return self._open_in(room, part_state, index)
+        except Obstacle as obstacle:
+            self.open_files.give_back(room)
+            self._decline(part_state, index, obstacle)
+            return None
 
     def _open_in(self, room: Room, part_state: PartState, index: int) -> OpenLargeFile:
         """Open a file in room that was taken. Call it with the lock of the part. Raises TransferFailed."""
@@ -113,7 +132,7 @@ class LargeFiles:
             self._check_mark(large, entry)
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
-            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed)
+            file.open(lambda: Staging.open(self._destination, entry.path, entry, file.grid), self._failed_beside)
             open_file = OpenLargeFile(file)
             if large.spooled is Spooled.TABLE:
                 large.restore(open_file, self._spool)
@@ -126,6 +145,11 @@ class LargeFiles:
         if part_state.state(index) == FREE or large.spooled is Spooled.DIGESTS:
             part_state.set(index, WRITING)
         return open_file
+
+    def _failed_beside(self, error: FilestreamerError) -> None:
+        """End the transfer for what the write-back thread of a file met; an obstacle shows with the next write."""
+        if not isinstance(error, Obstacle):
+            self._failed(error)
 
     def _check_mark(self, large: LargeFile, entry: m.Entry) -> None:
         """Check that the staging of a file is as it was when the file was set aside. Raises TransferFailed(BUSY).
@@ -192,6 +216,42 @@ class LargeFiles:
         while self.open_files.has_excess_places and self._make_room():
             pass
 
+    # --- declined
+
+    def sink(self, part_state: PartState, index: int, open_file: OpenLargeFile) -> SegmentWriter:
+        """Return what the bytes of a segment are written into, and which declines the file where that can't be."""
+        return _Sink(open_file, lambda obstacle: self.decline(part_state, index, obstacle))
+
+    def decline(self, part_state: PartState, index: int, obstacle: Obstacle) -> None:
+        """Decline a file: nothing more of it is written."""
+        with part_state.lock:
+            self._decline(part_state, index, obstacle)
+
+    def _decline(self, part_state: PartState, index: int, obstacle: Obstacle) -> None:
+        """Decline a file, once, unless it is withdrawn. Call it with the lock of the part."""
+        if part_state.state(index) in (DECLINED, WITHDRAWN):
+            return
+        large, entry = part_state.large[index], part_state.entries[index]
+        part_state.set(index, DECLINED)
+        if large.open_file is not None:  # it is closed behind the last connection that is receiving a chunk of it
+            large.open_file.is_declined = True
+        else:
+            self.discard_set_aside(part_state, index)
+            large.begin_declined(self._spool)
+        self._declines.decline(entry.path, part_state.first + index, entry.hard_link_group, obstacle)
+
+    def begin_declined(self, part_state: PartState, index: int) -> None:
+        """Begin with a file that was declined when its entry was prepared. Call it with the lock of the part."""
+        part_state.large[index].begin_declined(self._spool)
+
+    def _close_unwanted(self, large: LargeFile, open_file: OpenLargeFile) -> None:
+        """Close a file that is withdrawn or declined, and discard what is staged of it."""
+        open_file.close_ledger(records_rest=False)
+        if open_file.is_declined:
+            large.save(self._spool, Spooled.DECLINED)
+        open_file.discard()
+        self._close(large, open_file)
+
     # --- set aside
 
     def _set_aside_locking(self, part_state: PartState, index: int) -> bool:
@@ -207,6 +267,9 @@ class LargeFiles:
         open_file = large.open_file
         if open_file is None or open_file.inside or open_file.rehashing or open_file.has_writers:
             return False
+        if open_file.is_declined:
+            self._close_unwanted(large, open_file)
+            return True
         open_file.close_ledger()
         large.save(self._spool, Spooled.TABLE)
         try:
@@ -227,7 +290,7 @@ class LargeFiles:
     def close_if_done(
         self, part_state: PartState, index: int, *, is_finishing: bool = False, waits: bool = True
     ) -> None:
-        """Hand a complete file to the committer, discard a withdrawn one; else set the state of the file.
+        """Hand a complete file to the committer, discard one that is not wanted; else set the state of the file.
 
         With `is_finishing` the sender has said Finish, so that it will send no segment that is HELD. With `waits`, wait
         while the committer is far behind.
@@ -237,7 +300,7 @@ class LargeFiles:
             open_file = large.open_file
             if open_file is None or open_file.rehashing or open_file.inside:
                 return
-            is_wanted = part_state.state(index) != WITHDRAWN
+            is_wanted = part_state.state(index) not in (WITHDRAWN, DECLINED)
             is_complete = is_wanted and (open_file.is_verified or (is_finishing and open_file.is_all_here))
             if is_complete:
                 self._complete(large, open_file)
@@ -245,12 +308,10 @@ class LargeFiles:
             elif is_wanted:
                 part_state.set(index, HELD if open_file.is_all_here else WRITING)
             else:
-                open_file.close_ledger(records_rest=False)
-                open_file.discard()
-                self._close(large, open_file)
+                self._close_unwanted(large, open_file)
             is_pending = part_state.is_pending
         if is_complete:
-            self._commit(open_file, waits=waits)
+            self._commit(part_state, index, open_file, waits=waits)
         if not is_pending:
             self._nudge()
 
@@ -263,25 +324,36 @@ class LargeFiles:
         with self._counting:
             self._counters.held_bytes += held_bytes
 
-    def _commit(self, open_file: OpenLargeFile, *, waits: bool) -> None:
+    def _commit(self, part_state: PartState, index: int, open_file: OpenLargeFile, *, waits: bool) -> None:
         """Hand a complete file to the committer."""
         # Closing waits for the write-back thread, which may hang on a slow disk: so the committer closes the file, not
         # a connection.
         is_closed_later = open_file.file.is_writing_back
         try:
-            staged = (lambda: self._close_complete(open_file)) if is_closed_later else self._close_complete(open_file)
-            size_bytes = open_file.file.grid.size
-            self._committer.add([StagedFile(open_file.file.name, staged, size_bytes)], size_bytes, waits=waits)
+            staged = partial(self._close_complete, open_file, part_state.first + index)
+            size_bytes, entry = open_file.file.grid.size, part_state.entries[index]
+            file = StagedFile(
+                entry.path,
+                staged if is_closed_later else staged(),
+                size_bytes,
+                part_state.first + index,
+                entry.hard_link_group,
+                part_state.is_new(index),
+            )
+            self._committer.add([file], size_bytes, waits=waits)
+        except Obstacle as obstacle:  # all of it came in: only its place is refused
+            entry = part_state.entries[index]
+            self._declines.decline(entry.path, part_state.first + index, entry.hard_link_group, obstacle)
         except Exception as error:
             # The file already counts as received: the transfer must not be committed without it.
             self._failed(as_failure("putting a file in place", error))
             raise
 
-    def _close_complete(self, open_file: OpenLargeFile) -> ClosedStaging:
-        """Set mode and times of a complete file, and close it. Raises TransferFailed."""
+    def _close_complete(self, open_file: OpenLargeFile, file_id: int) -> ClosedStaging:
+        """Set the attributes of a complete file, and close it. Raises TransferFailed."""
         try:
             open_file.file.stop_write_back()
-            return open_file.staging.prepare()
+            return open_file.staging.prepare(self._attributes, file_id)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.file.content.path}") from None
         finally:
@@ -320,3 +392,22 @@ class LargeFiles:
                 open_file.close_ledger(records_rest=False)
                 steps.callback(self.open_files.remove, open_file)
                 steps.callback(open_file.file.close)
+
+
+class _Sink:
+    """Writes a segment of a large file into its staging, as long as the file is not declined."""
+
+    __slots__ = ("_decline", "_open_file")
+
+    def __init__(self, open_file: OpenLargeFile, decline: Callable[[Obstacle], None]) -> None:
+        self._open_file = open_file
+        self._decline = decline
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write bytes; where the file can't have them, decline it. Raises TransferFailed."""
+        if self._open_file.is_declined:
+            return
+        try:
+            self._open_file.staging.write(view, offset)
+        except Obstacle as obstacle:
+            self._decline(obstacle)

@@ -19,7 +19,7 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.sweep import drop_ledger, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
-from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED, runs
+from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED, runs
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.archive import Archive
@@ -85,6 +85,8 @@ class PartPreparer:
                 raise TransferFailed(Code.TIMEOUT, "the transfer ended while the manifest was compared with the disk")
             file_id = part_state.first + index
             state = self._entry_preparer.prepare(entry, file_id)
+            if self._entry_preparer.was_found:
+                part_state.note_found(index)
             if self._entry_preparer.is_deferred(entry, file_id):
                 deferred.append((index, entry))
             if entry.type is not m.EntryType.FILE:
@@ -105,6 +107,8 @@ class PartPreparer:
         """Set the state of a file with segments, and count its bytes; look for staging of a large one."""
         part_state.set(index, state)
         entry = part_state.entries[index]
+        if state == DECLINED and self._entry_preparer.is_further_name(entry, part_state.first + index):
+            return  # it has no segments
         if entry.size > self._chunk_size:
             large = part_state.large[index] = LargeFile(entry, self._chunk_size)
             if large.grid.segments > limits.CHUNKS_PER_FILE:
@@ -112,10 +116,12 @@ class PartPreparer:
                 raise RemoteProtocolError(reason)
             if state == FREE:
                 self._large_files.open_files.check(large)
+            elif state == DECLINED:
+                self._large_files.begin_declined(part_state, index)
             if self._is_staged(entry.path):
                 if state == FREE:
                     self._resume(part_state, index)
-                else:  # a crash right after the rename has left the ledger of a file that is in place
+                elif state != DECLINED:  # a crash right after the rename has left the ledger of a file that is in place
                     self._drop_ledger(entry.path)
         payload_bytes = part_state.payload_bytes(index)
         self._counters.size_bytes += payload_bytes

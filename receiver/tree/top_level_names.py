@@ -46,6 +46,10 @@ class Names:
             cells *= 2
         return 8 * (cells - len(self._cells))
 
+    def table_bytes(self, count: int) -> int:
+        """Return how many bytes the table takes after `count` more names."""
+        return 8 * len(self._cells) + self.growth_bytes(count)
+
     def _grow(self) -> None:
         cells = array("Q", bytes(16 * len(self._cells)))
         for key in self._cells:

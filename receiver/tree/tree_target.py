@@ -15,14 +15,16 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
+from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
-from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, WITHDRAWN
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer, sync_file_system
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
@@ -63,8 +65,8 @@ class TreeTarget:
     ) -> None:
         """`root` is the first component of the first path, and is claimed in `top_level_names`.
 
-        `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any thread may call them. Raises
-        TransferFailed.
+        `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
+        thread may call them. Raises TransferFailed.
         """
         self.name = root
         self._offer = offer
@@ -72,7 +74,6 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
-        self._report = report
         self._deleter = begin_deleter(offer.delete, top_level_names, report, counters, log)
         self._staging = TreeStaging(destination, root)
         with contextlib.ExitStack() as opened:
@@ -81,19 +82,30 @@ class TreeTarget:
             opened.callback(self._spool.close)
             self._index = Spool(self._staging.files_fd, destination.path)
             opened.callback(self._index.close)
-            self._committer = Committer(destination, self._staging, top_level_names, failed)
+            self._declines = declines = Declines(report, top_level_names)
+            self._committer = Committer(destination, self._staging, top_level_names, declines, failed)
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
+        attributes = Attributes(report, allow_privileged=destination.allow_privileged)
         self._entry_preparer = EntryPreparer(
-            destination, self._staging, self._committer, top_level_names, self._archive, checksum=offer.checksum
+            destination,
+            self._staging,
+            self._committer,
+            top_level_names,
+            self._archive,
+            attributes=attributes,
+            declines=declines,
+            checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
             offer.chunk_size,
             destination,
             self._staging,
             self._committer,
+            attributes=attributes,
+            declines=declines,
             spool=self._spool,
             account=account,
             counters=counters,
@@ -117,6 +129,8 @@ class TreeTarget:
             self._large_files,
             self._staging,
             self._committer,
+            attributes=attributes,
+            declines=declines,
             spool=self._spool,
             nudge=nudge,
         )
@@ -199,7 +213,7 @@ class TreeTarget:
 
     def _grow(self, entries: int) -> bool:
         """Borrow the memory that so many more entries need to the end; return whether there is enough."""
-        tables_bytes = 8 * (self._archive.parts + self._entry_preparer.groups + entries)
+        tables_bytes = 8 * self._archive.parts + self._entry_preparer.table_bytes(entries)
         most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
             if not self._account.try_borrow(STEP_BYTES):
@@ -336,13 +350,23 @@ class TreeTarget:
             if part_state is not None:
                 self._complete_held(part_state)
                 self._parts.archive_done()
+        for number in filter(self._archive.has_declined, range(self._archive.parts)):
+            self._count_declined(self._archive.restore(number))
         for part_state in self._parts.active:  # a connection is still receiving a file that was withdrawn
             with part_state.lock:
                 self._archive.save(part_state)
 
+    def _count_declined(self, part_state: PartState) -> None:
+        """Count large files that were declined, but came in whole: the sender has not withdrawn them."""
+        for index, large in part_state.large.items():
+            if part_state.state(index) == DECLINED and large.has_all_digests(self._spool):
+                large.spooled = Spooled.DIGESTS
+                part_state.set(index, VERIFIED)
+                self._archive.save(part_state)
+
     def _complete_held(self, part_state: PartState) -> None:
         for index, large in list(part_state.large.items()):
-            if part_state.state(index) != WITHDRAWN and part_state.is_partial(index):
+            if part_state.state(index) not in (WITHDRAWN, DECLINED) and part_state.is_partial(index):
                 if large.open_file is None:
                     self._large_files.open(part_state, index, None)
                 for connection in list(large.open_file.inside) if large.open_file is not None else ():
@@ -363,7 +387,7 @@ class TreeTarget:
         if not self._is_committed:
             return self._commit
         counters = self._counters
-        counters.left_files = self._report.left
+        counters.left_files = self._declines.report.left
         return m.Complete(True, counters.deleted_files, counters.undeletable_files, counters.left_files)
 
     def _commit(self) -> None:
@@ -372,7 +396,8 @@ class TreeTarget:
         self._committer.flush()
         parts = range(self._archive.parts)
         for number in parts:
-            self._entry_preparer.link(number)
+            self._entry_preparer.hard_links.link(number)
+        self._committer.flush()  # copies of files, where the destination has no hard links
         if self._deleter is not None:  # before the times of directories are set, which this changes
             self._deleter.delete(map(self._archive.part, parts))
         for number in reversed(parts):

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
 from filestreamer.wire.grid import Grid
+from receiver.disk.attributes import Attributes
 from receiver.file.chunk_states import Delivery, Writer
-from receiver.file.states import FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
+from receiver.file.states import DECLINED, FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.small_file import SmallFile
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.large_files import LargeFiles
@@ -46,6 +48,8 @@ class TreeWriter:
         staging: TreeStaging,
         committer: Committer,
         *,
+        attributes: Attributes,
+        declines: Declines,
         spool: Spool,
         nudge: Callable[[], object],
     ) -> None:
@@ -55,6 +59,8 @@ class TreeWriter:
         self._large_files = large_files
         self._staging = staging
         self._committer = committer
+        self._attributes = attributes
+        self._declines = declines
         self._spool = spool
         self._nudge = nudge
         self._is_closed = False
@@ -116,6 +122,8 @@ class TreeWriter:
             return IncomingSegment(DISCARD, position, segment, False)
         if self._is_closed:
             raise RemoteProtocolError(f"file {segment.file_id} was sent after Finish")
+        if state == DECLINED and index in part_state.large and part_state.large[index].open_file is None:
+            return IncomingSegment(DISCARD, position, segment, False)
         if not part_state.is_active:
             return _First.ACTIVATE_PART
         if index in part_state.large:
@@ -136,8 +144,15 @@ class TreeWriter:
             if other is connection:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
-        name = self._staging.name(segment.file_id, connection.connection_id)
-        file = SmallFile(self._staging, name, part_state.entries[index], connection)
+        file = SmallFile(
+            self._staging,
+            part_state.entries[index],
+            segment.file_id,
+            connection,
+            attributes=self._attributes,
+            declines=self._declines,
+            is_declined=part_state.state(index) == DECLINED,
+        )
         part_state.writing[index] = file
         part_state.set(index, WRITING)
         return IncomingSegment(file, 0, segment, True)
@@ -154,9 +169,11 @@ class TreeWriter:
             return other
         open_file.inside.add(connection)
         self._large_files.open_files.touch(open_file)
-        if delivery is Delivery.WRITE:
+        is_written = delivery is Delivery.WRITE and not open_file.is_declined
+        if is_written:
             part_state.set(index, WRITING)
-        return IncomingSegment(open_file.staging, position, segment, delivery is Delivery.WRITE, open_file)
+        sink = self._large_files.sink(part_state, index, open_file) if is_written else DISCARD
+        return IncomingSegment(sink, position, segment, is_written, open_file)
 
     # --- end
 
@@ -206,17 +223,22 @@ class TreeWriter:
         index = incoming.segment.file_id - part_state.first
         if isinstance(sink, SmallFile):
             if self._end_small(part_state, index, sink, digest if digest == actual else None):
-                complete.append(StagedFile(sink.entry.path, sink.name, sink.entry.size))
+                entry = sink.entry
+                is_new = part_state.is_new(index)
+                file = StagedFile(entry.path, sink.name, entry.size, sink.file_id, entry.hard_link_group, is_new)
+                complete.append(file)
             return digest == actual
         if isinstance(open_file, OpenLargeFile):
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
-            if is_good and incoming.write:
+            if is_good and incoming.write and not open_file.is_declined:
                 open_file.note_unrecorded(incoming.position)
             open_file.inside.discard(connection)
             return is_good
-        if digest != actual or part_state.state(index) != VERIFIED:  # the bytes of a withdrawn file don't matter
+        state, large = part_state.state(index), part_state.large.get(index)
+        if digest == actual and state == DECLINED and large is not None:
+            return large.take_declined(incoming.position, digest, self._spool)
+        if digest != actual or state != VERIFIED:  # the bytes of a withdrawn file don't matter
             return digest == actual
-        large = part_state.large.get(index)
         at = incoming.position
         verified = large.digests_between(at, at + 1, self._spool) if large is not None else part_state.digest(index)
         return digest == verified
@@ -230,10 +252,12 @@ class TreeWriter:
             return False
         if digest is None:
             file.discard()
-            part_state.set(index, FREE)
+            part_state.set(index, DECLINED if file.is_declined else FREE)
             return False
         part_state.set_with_digest(index, VERIFIED, digest)
-        return True
+        if not file.is_declined:
+            file.tell()
+        return not file.is_declined
 
     # --- connections, and the end
 

@@ -170,7 +170,7 @@ class Walk:
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
         owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
         mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
-        return Entry(name, kind, size, status.st_mode & 0o777, mtime_ns, *owner)
+        return Entry(name, kind, size, status.st_mode & 0o7777, mtime_ns, *owner)
 
     def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
         """Return the item of anything but a directory; None where it can't be sent. Raises OSError, Unsendable."""

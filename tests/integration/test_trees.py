@@ -200,7 +200,7 @@ def test_owners(pair: Pair) -> None:
             os.chown(os.fsencode(tree) + b"/" + path, 1000 + number, 70_000 + number, follow_symlinks=False)
     send(pair, tree)
     assert trees.look(pair.destination / "tree", owner=True)[b""].owner == (0, 0)
-    sent = send(pair, tree, "--owner")
+    sent = send(pair, tree, "--owner", receiver=("--allow-privileged",))
     assert trees.differences(tree, pair.destination / "tree", owner=True) == []
     assert sent["unchecked_bytes"] == sent["bytes"]
 

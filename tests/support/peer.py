@@ -202,6 +202,11 @@ class TreeSample:
             if bundle:
                 yield bundle
 
+    @property
+    def with_segments(self) -> set[int]:
+        """The files of which something is sent, unless it is withdrawn or accepted unread."""
+        return {segment.file_id for chunk in self.segments() for segment in chunk if not self.is_hole(segment)}
+
     def is_sent(self, segment: m.Segment) -> bool:
         """Whether this segment has a digest: it is neither in holes nor withdrawn nor accepted unread."""
         return not self.is_hole(segment) and segment.file_id not in self.withdrawn | self.unchecked

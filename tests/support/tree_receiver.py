@@ -51,16 +51,26 @@ class Connection:
 class TreeTransfer:
     """A transfer of a tree: each step of the sender is a call of the test."""
 
-    def __init__(self, path: Path, sample: TreeSample, *, replace: bool = True, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        path: Path,
+        sample: TreeSample,
+        *,
+        replace: bool = True,
+        allow_privileged: bool = False,
+        memory_bytes: int = 1 << 30,
+    ) -> None:
         self.sample = sample
         self.counters = TransferCounters(bytes(16), "", m.RECEIVER_STAGES)
         self.failures: list[FilestreamerError] = []
         self.claimed: list[bytes] = []
         self.nudges = 0
+        self.warnings: list[str] = []
+        self.declined_ids: list[int] = []
         self.report = Report(self._nudge)
         self._rehashed: queue.Queue[Rehashed | FinalsRehashed] = queue.Queue()
         self._rehasher = Rehasher(self._rehashed.put, self.failures.append)
-        self.destination = Destination(str(path), replace=replace)
+        self.destination = Destination(str(path), replace=replace, allow_privileged=allow_privileged)
         self.top_level_names = TopLevelNames(self.destination, self._claim)
         self._account = Budget(memory_bytes).admit("somebody", 1 << 20)
         self.tree = self.another(sample)
@@ -143,6 +153,24 @@ class TreeTransfer:
         step = self.tree.next_step()
         assert callable(step)
         return failure(code, step)
+
+    def declined(self) -> dict[str, tuple[m.SkipKind, str]]:
+        """Return what was reported of entries since the last call: kind and reason by path; keep the warnings."""
+        messages = list(self.report.messages())
+        self.warnings += [text for message in messages if isinstance(message, m.Notice) for text in message.texts]
+        entries = [entry for message in messages if isinstance(message, m.Declined) for entry in message.entries]
+        assert len({entry.file_id for entry in entries}) == len(entries)
+        self.declined_ids += [entry.file_id for entry in entries]
+        return {os.fsdecode(entry.path): (entry.kind, entry.reason) for entry in entries}
+
+    def withdraw_declined(self) -> dict[str, tuple[m.SkipKind, str]]:
+        """Do as a sender that got nothing but Declined yet: withdraw the declined files that have bytes."""
+        told = self.declined()
+        files = self.sample.with_segments & set(self.declined_ids) - self.sample.withdrawn
+        self.sample.withdrawn |= files
+        if files:
+            self.tree.withdraw(sorted(files))
+        return told
 
     def close(self) -> None:
         """End the transfer, however far it came."""

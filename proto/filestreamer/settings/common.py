@@ -119,8 +119,8 @@ OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
         " existing delete dry_run".split()
     ),
     "receiver": frozenset(
-        "listen directory output_file once no_replace allow_delete idle_timeout anonymous discard_staging_after"
-        " memory_limit".split()
+        "listen directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"
+        " discard_staging_after memory_limit".split()
     ),
 }
 """Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but

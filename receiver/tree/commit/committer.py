@@ -8,6 +8,7 @@ A file under a final name is therefore complete even after a power failure: its 
 there. The renames themselves are made durable by the sync of the next batch, or by the one at the end of the transfer.
 """
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -16,12 +17,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from filestreamer.process.log import printable
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.final_name import put_in_place
+from receiver.disk.obstacles import Obstacle, failure
+from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
 from receiver.tree.top_level_names import TopLevelNames
@@ -50,6 +54,11 @@ class StagedFile(NamedTuple):
     """Small file: its name in the tree's staging. Large file: its closed staging, or a function that closes it."""
     size: int
     """Its size in bytes, as it was written."""
+    file_id: int
+    group: int
+    """Its hard-link group if it is the first name of a file, else 0."""
+    is_new: bool = False
+    """Whether nothing had its name when its entry was prepared."""
 
 
 class Committer:
@@ -60,12 +69,14 @@ class Committer:
         destination: Destination,
         staging: TreeStaging,
         top_level_names: TopLevelNames,
+        declines: Declines,
         failed: Callable[[FilestreamerError], None],
     ) -> None:
-        """`failed` ends the transfer: it is called where a file can't be put in place."""
+        """`failed` ends the transfer: it is called for an error that is no obstacle of a single file."""
         self._destination = destination
         self._staging = staging
         self._top_level_names = top_level_names
+        self._declines = declines
         self._failed = failed
         self._changed = threading.Condition()
         """Protects the fields down to `_error`; notified when any of them changes."""
@@ -192,8 +203,11 @@ class Committer:
         return is_full or time.monotonic() - self._waiting_since > BATCH_SECONDS
 
     def _commit(self, batch: list[StagedFile]) -> None:
-        """Put a batch in place. If that fails for a file, raises TransferFailed after all other files are in place."""
-        files, failure = self._close_all(batch)
+        """Put a batch in place; decline files that meet an obstacle.
+
+        For any other failure, raises TransferFailed after all other files are in place.
+        """
+        files, failed = self._close_all(batch)
         try:
             sync_file_system(self._staging.fd)
         except OSError as error:
@@ -204,26 +218,37 @@ class Committer:
             try:
                 self._put_in_place(file)
                 self._top_level_names.release(file.path)
-            except TransferFailed as error:
-                failure = failure or error
+            except Obstacle as obstacle:
+                self._decline(file, obstacle)
                 self._discard([file])
-        if failure is not None:
-            raise failure
+            except TransferFailed as error:
+                failed = failed or error
+                self._discard([file])
+        if failed is not None:
+            raise failed
+
+    def _decline(self, file: StagedFile, obstacle: Obstacle) -> None:
+        obstacle.directory = None  # it was there when the file was prepared: its own entry is told at the end
+        self._declines.decline(file.path, file.file_id, file.group, obstacle)
 
     def _close_all(self, batch: list[StagedFile]) -> tuple[list[StagedFile], TransferFailed | None]:
         """Close the large files that are still open; return the files that are closed, and the first failure."""
-        closed, failure = [], None
+        closed, failed = [], None
         for file in batch:
             try:
                 closed.append(file._replace(staged=file.staged()) if callable(file.staged) else file)
+            except Obstacle as obstacle:
+                self._decline(file, obstacle)
             except TransferFailed as error:
-                failure = failure or error
-        return closed, failure
+                failed = failed or error
+        return closed, failed
 
     def _put_in_place(self, file: StagedFile) -> None:
-        """Rename one file to its final name. Raises TransferFailed: EXISTS, PATH, DESTINATION."""
+        """Rename one file to its final name. Raises Obstacle, TransferFailed."""
         parent, _, name = file.path.rpartition(b"/")
         directory = self._directories.get(parent)
+        if file.is_new:
+            self._check_still_new(directory.fd, name, file)
         try:
             replace = self._destination.replace
             assert not callable(file.staged)  # it was closed before the sync
@@ -235,13 +260,37 @@ class Committer:
         except OSError as error:
             shown = shown_path(self._destination, file.path)
             if isinstance(error, FileExistsError):
-                reason = f"{shown} exists by now, and --no-replace forbids replacing it"
-                raise TransferFailed(Code.EXISTS, reason) from None
-            raise from_os_error(error, Code.DESTINATION, f"can't put {shown} in place") from None
+                raise self._existing(file) from None
+            raise failure(error, f"can't put {shown} in place") from None
+
+    def _check_still_new(self, directory_fd: int, name: bytes, file: StagedFile) -> None:
+        """Check that still nothing has the name of a new file. Raises Obstacle.
+
+        Else the destination may not tell it from the name of a file that was put in place before, which would be lost.
+        """
+        try:
+            there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        except OSError:
+            return  # if that is not because it is missing, the rename fails, too
+        by = _name_of(directory_fd, there)
+        if by == name and not self._destination.replace:
+            raise self._existing(file)
+        why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
+        if by is not None and by != name:
+            why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"
+        raise Obstacle(Code.DESTINATION, f"can't put {shown_path(self._destination, file.path)} in place: {why}", why)
+
+    def _existing(self, file: StagedFile) -> Obstacle:
+        why = "it exists by now, and --no-replace forbids replacing it"
+        return Obstacle(Code.EXISTS, f"{shown_path(self._destination, file.path)}: {why}", why)
 
     def _check_unchanged(self, name: str, file: StagedFile) -> None:
-        """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION), OSError."""
-        status = os.stat(name, dir_fd=self._staging.fd, follow_symlinks=False)
+        """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION)."""
+        try:
+            status = os.stat(name, dir_fd=self._staging.fd, follow_symlinks=False)
+        except OSError as error:
+            what = f"can't look at the staging of {shown_path(self._destination, file.path)}"
+            raise from_os_error(error, Code.DESTINATION, what) from None
         if status.st_size != file.size or not stat.S_ISREG(status.st_mode):
             what = f"it has {status.st_size} bytes, and {file.size} were written"
             shown = shown_path(self._destination, file.path)
@@ -262,3 +311,12 @@ class Committer:
                 self._staging.remove(staged)
             elif self._is_lost:
                 staged.discard(self._staging.files_fd)
+
+
+def _name_of(directory_fd: int, there: os.stat_result) -> bytes | None:
+    """Return the name under which a directory lists a file; None where that can't be found out."""
+    with contextlib.suppress(OSError), os.scandir(directory_fd) as entries:
+        for entry in entries:
+            if entry.inode() == there.st_ino:
+                return os.fsencode(entry.name)
+    return None

@@ -1,15 +1,17 @@
 """Directories below the destination, opened component by component without following a symlink."""
 
+import contextlib
 import errno
 import os
 import stat
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.errors import Code
 from receiver.disk import descriptors
+from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS
+from receiver.disk.obstacles import Obstacle, failure
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,6 +22,8 @@ class Directory(NamedTuple):
     fd: int
     is_new: bool
     """Whether this transfer made the directory: then it contains only what this transfer put there."""
+    is_writable: bool = True
+    """Whether names in it may be made and replaced, as far as its mode and flags say."""
 
 
 class Directories:
@@ -34,8 +38,8 @@ class Directories:
     def get(self, path: bytes, *, create: bool = False) -> Directory:
         """Open the directory at `path`, b"" being the destination; `create` makes the components that are missing.
 
-        The descriptor is valid until the next call. Raises TransferFailed: PATH where a component is no directory,
-        DESTINATION.
+        The descriptor is valid until the next call. Raises Obstacle where a component can't be opened or made,
+        TransferFailed(DESTINATION).
         """
         known = self._open.get(path)
         if known is not None:
@@ -44,9 +48,9 @@ class Directories:
         parts = path.split(b"/")
         depth = next(depth for depth in range(len(parts), -1, -1) if b"/".join(parts[:depth]) in self._open)
         directory, is_cached = self._open[b"/".join(parts[:depth])], True
-        for part in parts[depth:]:
+        for at in range(depth, len(parts)):
             try:
-                below = self._enter(directory, part, path, create=create)
+                below = self._enter(directory, parts[at], b"/".join(parts[: at + 1]), create=create)
             finally:
                 if not is_cached:
                     os.close(directory.fd)
@@ -54,16 +58,15 @@ class Directories:
         return self._cache(path, directory)
 
     def _enter(self, parent: Directory, name: bytes, path: bytes, *, create: bool) -> Directory:
-        """Open one component of `path`. Raises TransferFailed: PATH, DESTINATION."""
+        """Open the last component of `path`. Raises as `get` does."""
         try:
             is_new = create and _make_directory(parent.fd, name, MODE_BITS)
             return self._open_directory(parent.fd, name, is_new=is_new)
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                what = f"can't write below {shown}: a component of the path is no directory"
-                raise from_os_error(error, Code.PATH, what) from None
-            raise from_os_error(error, Code.DESTINATION, f"can't open {shown}") from None
+                raise _no_directory(shown, path) from None
+            raise failure(error, f"can't open {shown}", path) from None
 
     def _open_directory(self, parent_fd: int, name: bytes, *, is_new: bool) -> Directory:
         fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
@@ -71,7 +74,7 @@ class Directories:
         if os.fstat(fd).st_dev != self._device:
             os.close(fd)
             raise OSError(errno.EXDEV, "it is on another file system than the destination")
-        return Directory(fd, is_new)
+        return Directory(fd, is_new, is_new or _may_write(fd))
 
     def _cache(self, path: bytes, directory: Directory) -> Directory:
         self._open[path] = directory
@@ -83,7 +86,7 @@ class Directories:
     def make(self, path: bytes, mode: int) -> Directory:
         """Make the directory at `path`, or take the one that is there, and let its owner write into it.
 
-        The mode of the entry is set at the end of the transfer. Raises TransferFailed: PATH, DESTINATION.
+        The mode of the entry is set at the end of the transfer. Raises as `get` does.
         """
         parent, _, name = path.rpartition(b"/")
         above = self.get(parent, create=True)
@@ -95,13 +98,15 @@ class Directories:
             directory = self._cache(path, self._open_directory(above.fd, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
-                os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
+                # A file system that refuses this may still let this process write: that shows with the first entry.
+                with contextlib.suppress(OSError):
+                    os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
+                directory = self._cache(path, directory._replace(is_writable=is_new or _may_write(directory.fd)))
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                reason = f"can't make the directory {shown}: something else has this name"
-                raise TransferFailed(Code.DESTINATION, reason) from None
-            raise from_os_error(error, Code.DESTINATION, f"can't make the directory {shown}") from None
+                raise _no_directory(shown, path) from None
+            raise failure(error, f"can't make the directory {shown}", path) from None
         return directory
 
     def close(self) -> None:
@@ -110,6 +115,20 @@ class Directories:
             if path:
                 os.close(directory.fd)
         self._open.clear()
+
+
+def _no_directory(shown: str, path: bytes) -> Obstacle:
+    why = "something that is no directory has this name"
+    return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
+
+
+def _may_write(fd: int) -> bool:
+    """Whether this process may make names in a directory. Raises OSError where the file system is read-only."""
+    if os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids):
+        return True
+    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return False
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:

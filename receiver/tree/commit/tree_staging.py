@@ -7,12 +7,13 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
+from receiver.disk.attributes import MODE_BITS
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.final_name import MODE_BITS
 from receiver.disk.lock import is_named, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
+from receiver.tree.commit.traits import Traits, find_traits
 
 BATCH_FILES: Final = 8192
 """Files that are put in place together."""
@@ -30,14 +31,12 @@ class TreeStaging:
         self._name = staging_key(root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._is_locked = False
+        self.traits = Traits()
+        """What the file system of the destination does otherwise."""
         try:
             self._open(shown_path(destination, root))
             clear_tree(self.fd)  # small files of a receiver that was killed: no ledger says which of them are complete
-            probe = os.open("probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE_BITS, dir_fd=self.fd)
-            self._dropped_bits = MODE_BITS & ~os.fstat(probe).st_mode
-            """Mode bits that a new file does not get: those of the umask, or of the directory's default ACL."""
-            os.close(probe)
-            os.unlink("probe", dir_fd=self.fd)
+            self.traits = find_traits(self.fd)
             for subdirectory in range(SUBDIRECTORIES):
                 os.mkdir(str(subdirectory), 0o700, dir_fd=self.fd)
         except OSError as error:
@@ -92,7 +91,8 @@ class TreeStaging:
 
     def has_mode(self, entry: Entry) -> bool:
         """Whether a file from `create` has the mode of its entry: then no call is needed to set it."""
-        return not entry.mode & self._dropped_bits
+        dropped, added = self.traits.dropped_bits, self.traits.added_bits
+        return not (entry.mode & dropped or added & ~entry.mode)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

@@ -150,8 +150,12 @@ class Archive:
 
     def is_withdrawn(self, file_id: int) -> bool:
         """Whether a file was withdrawn; its part is not active."""
+        return self.state(file_id) == WITHDRAWN
+
+    def state(self, file_id: int) -> int:
+        """Return the state of a file whose part is not active."""
         record = self._record(self.number_with(file_id))
-        return self.spool.read(record.states_at + file_id - record.first, 1)[0] == WITHDRAWN
+        return self.spool.read(record.states_at + file_id - record.first, 1)[0]
 
     def withdraw(self, file_id: int) -> bool:
         """Mark a file of a part that still waits as WITHDRAWN; return whether that is new."""
@@ -197,6 +201,10 @@ class Archive:
         """Whether a large file of a part that is not active is HELD in its staging, and not complete."""
         held = [saved.file_index for saved in self._saved_large(self._record(number)) if saved.spooled == Spooled.TABLE]
         return bool(held) and any(self.states(number)[index] == HELD for index in held)
+
+    def has_declined(self, number: int) -> bool:
+        """Whether states and digests of a large file are kept that was declined; its part is not active."""
+        return any(saved.spooled == Spooled.DECLINED for saved in self._saved_large(self._record(number)))
 
     def digests(self) -> Iterator[bytes]:
         """Yield the digests of all files that have some, in order; every part was saved."""

@@ -20,6 +20,7 @@ from receiver.disk.closed_staging import StagingMark
 from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
+from receiver.file.states import HELD, VERIFIED
 from receiver.file.target import Connection
 from receiver.tree.manifest.spool import Spool
 
@@ -36,6 +37,8 @@ class Spooled(enum.IntEnum):
     """States and digests: the file was set aside."""
     DIGESTS = 2
     """Digests of all segments: the file is complete, here or under its final name."""
+    DECLINED = 3
+    """States and digests of what came of a file that is declined: nothing of it is kept in staging."""
 
 
 class OpenLargeFile(FileShare):
@@ -52,6 +55,8 @@ class OpenLargeFile(FileShare):
         self._unrecorded: set[int] = set()
         """Segments that are verified, and that their connection has not recorded in the ledger yet."""
         self._is_ledger_closed = False
+        self.is_declined = False
+        """Whether nothing more is written, as the file can't be put in place; protected by the lock of its part."""
 
     def note_unrecorded(self, position: int) -> None:
         """Note that a segment is verified: its connection records it later, before it acknowledges the chunk."""
@@ -61,7 +66,7 @@ class OpenLargeFile(FileShare):
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (position, digest) pairs to the ledger. After `close_ledger`, which has recorded all, do nothing."""
         with self._ledger_lock:
-            if not self._is_ledger_closed:
+            if not (self._is_ledger_closed or self.is_declined):
                 self.staging.record(records)
                 self._unrecorded.difference_update([position for position, _ in records])
 
@@ -190,6 +195,25 @@ class LargeFile:
             digests = spool.read(self.spool_at + _SIZE * rank, _SIZE * count)
             open_file.file.chunk_states.restore(start, spool.read(states_at + rank, count), digests)
             rank += count
+
+    def begin_declined(self, spool: Spool) -> None:
+        """Keep states and digests of a declined file that is not open in the spool: what came before, and comes yet."""
+        self._reserve(spool)
+        self.spooled = Spooled.DECLINED
+
+    def take_declined(self, position: int, digest: bytes, spool: Spool) -> bool:
+        """Note a segment of a declined file that came in; return whether its digest is the one that came first."""
+        at, states_at = self.spool_at + _SIZE * self._rank(position), self._states_at + self._rank(position)
+        if spool.read(states_at, 1)[0] == VERIFIED:
+            return spool.read(at, _SIZE) == digest
+        spool.write(at, digest)
+        spool.write(states_at, bytes([VERIFIED]))
+        return True
+
+    def has_all_digests(self, spool: Spool) -> bool:
+        """Whether all segments of a declined file came in, or were here before: the sender counts them as done."""
+        here = bytes((VERIFIED, HELD))
+        return all(not self.states_between(first, end, spool).strip(here) for first, end in self.pieces())
 
     def _reserve(self, spool: Spool) -> None:
         """Reserve room in the spool, once."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, VERIFIED, WRITING, StateTable
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WRITING, StateTable
 from receiver.file.target import Connection
 from receiver.tree.commit.small_file import SmallFile
 from receiver.tree.manifest.large_file import LargeFile, Spooled
@@ -40,6 +40,8 @@ class PartState(StateTable):
         """Files of more than one segment, by index."""
         self.writing: dict[int, SmallFile] = {}
         """Small files that a connection is writing, by index."""
+        self.found: set[int] | None = set()
+        """Files of which something had the name when they were prepared, by index; None in a copy from the archive."""
         self._pending = 0
         """How many files are FREE, CLAIMED or WRITING."""
 
@@ -58,6 +60,7 @@ class PartState(StateTable):
     def restore(self, first: int, states: bytes, digests: bytes) -> None:
         """Set the states and digests of files, as they were archived."""
         super().restore(first, states, digests)
+        self.found = None
         self._pending = sum(self._states.count(state) for state in _PENDING)
 
     def states(self) -> bytes:
@@ -88,6 +91,15 @@ class PartState(StateTable):
         large = self.large.get(index)
         return large is not None and (large.open_file is not None or large.spooled is Spooled.TABLE)
 
+    def note_found(self, index: int) -> None:
+        """Note that something has the name of a file that is being prepared."""
+        if self.found is not None:
+            self.found.add(index)
+
+    def is_new(self, index: int) -> bool:
+        """Whether nothing had the name of a file when it was prepared, as far as is known."""
+        return self.found is not None and index not in self.found
+
     def payload_bytes(self, index: int) -> int:
         """Return the bytes of a file that are sent: those of the segments that do not lie in holes."""
         large = self.large.get(index)
@@ -98,6 +110,7 @@ class PartState(StateTable):
     def detach(self, connection: Connection) -> None:
         """Discard the small files that this connection was writing: they are to be sent again."""
         for index in [index for index, file in self.writing.items() if file.connection is connection]:
-            self.writing.pop(index).discard()
+            file = self.writing.pop(index)
+            file.discard()
             if self._states[index] == WRITING:  # else it was withdrawn
-                self.set(index, FREE)
+                self.set(index, DECLINED if file.is_declined else FREE)

@@ -1,6 +1,7 @@
 """The staging of one file: where it is, who may open it, what a later run finds, and when nothing is left behind."""
 
 import os
+import stat
 from io import FileIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from filestreamer.wire.grid import Grid
 from receiver.disk import ledger
 from receiver.disk.destination import Destination
 from receiver.disk.staging import Staging
-from tests.support.staged_file import CONTENT, ENTRY, GRID, KEY, failure, stage, staged_data, write
+from tests.support.staged_file import CONTENT, ENTRY, GRID, KEY, failure, kill, stage, staged_data, write
 
 
 def test_what_is_staged(path: Path, destination: Destination) -> None:
@@ -240,3 +241,20 @@ def test_what_is_closed_writes_into_no_other_file(destination: Destination, tmp_
         other.seek(0)
         assert other.read() == b"x" * (ENTRY.size + 1)
         other.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_staging_that_was_given_away_before_a_crash_begins_anew(path: Path, destination: Destination) -> None:
+    """The owner of a file is set before its rename: a crash between the two must not block the file for ever."""
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    os.fchown(staged.fd, 1234, 1234)
+    os.fchmod(staged.fd, 0o4755)
+    kill(staged)
+    again = stage(destination)
+    status = os.fstat(again.fd)
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
+    write(again, 0, 1, 2, 3)
+    again.commit()
+    again.close()
+    assert (path / "f").read_bytes() == CONTENT

@@ -16,6 +16,7 @@ from filestreamer.wire.errors import Code, ConnectionClosed, ConnectionLost, Fil
 from filestreamer.wire.framing import frame
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import random_id
+from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
@@ -145,8 +146,8 @@ def test_a_commit_without_a_thread_is_not_forgotten_where_many_events_wait(
     def start_no_thread(thread: threading.Thread, what: str) -> None:
         raise TransferFailed(Code.LIMIT, f"{what}: no thread for {thread.name}")
 
-    def commit(file: File) -> None:
-        commit_file(file)
+    def commit(file: File, attributes: Attributes) -> None:
+        commit_file(file, attributes)
         while transfer.mailbox.post_now(Nudged()):
             pass
 

@@ -12,7 +12,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.disk import descriptors, final_name
-from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.places import Place, Places
 from tests.support.peer import TreeSample
 from tests.support.tree_receiver import (
     MTIME,
@@ -116,7 +116,7 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf)
     tree.add(b"t/d/empty", uid=7)
     tree.entries.append(m.Entry(b"t/d/link", m.EntryType.SYMLINK, 0, 0o777, MTIME, 1, 2, b"x"))
     tree.contents.append(b"")
-    transfer_of(tree).move()
+    transfer_of(tree, allow_privileged=True).move()
     owners = {
         name: (path.lstat().st_uid, path.lstat().st_gid)
         for name in os.listdir(tmp_path / "t/d")
@@ -126,21 +126,43 @@ def test_owner_is_kept_where_it_is_told(tmp_path: Path, transfer_of: TransferOf)
     assert stat.S_IMODE((tmp_path / "t/d/f").stat().st_mode) == 0o640
     tree.entries[2] = tree.entries[2]._replace(uid=99)  # the file is the same: only its owner is corrected
     tree.unchecked = {2, 3}
-    transfer_of(tree).move()
+    transfer_of(tree, allow_privileged=True).move()
     assert (tmp_path / "t/d/f").stat().st_uid == 99
 
 
-def test_owner_that_may_not_be_given(transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def test_an_owner_that_may_not_be_given_costs_the_attribute_alone(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "chown", refuse)
     tree = sample()
-    tree.add(b"t/f", b"f", uid=1234)
+    tree.add(b"t/f", b"f", uid=1234, mode=0o6755)
+    transfer = transfer_of(tree, allow_privileged=True)
+    transfer.move()
+    assert stat.S_IMODE((tmp_path / "t/f").stat().st_mode) == 0o755
+    (told,), (warning,) = transfer.report.take()
+    assert (told.file_id, told.path, told.kind) == (1, b"t/f", m.SkipKind.ATTRIBUTE)
+    assert told.reason == "its owner is not set to 1234:: Operation not permitted"
+    assert "setuid" in warning
+
+
+def test_owners_that_the_receiver_does_not_allow(tmp_path: Path, transfer_of: TransferOf) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    tree = sample()
+    tree.add(b"t/ours", b"f", uid=uid, gid=gid, mode=0o4755)
+    tree.add(b"t/other", b"f", uid=uid + 1, gid=gid)
+    tree.add(b"t/empty", uid=uid, gid=gid + 1)
     transfer = transfer_of(tree)
-    transfer.offer()
-    assert "not permitted" in failure(Code.DESTINATION, transfer.send, m.Segment(1, 0, 1))
-    transfer.tree.chunks.detach(transfer.connection)
+    transfer.move()
+    there = {path.name: path.stat() for path in (tmp_path / "t").iterdir()}
+    assert {(status.st_uid, status.st_gid) for status in there.values()} == {(uid, gid)}
+    assert stat.S_IMODE(there["ours"].st_mode) == 0o755
+    told, warnings = transfer.report.take()
+    assert sorted(each.path for each in told) == [b"t/empty", b"t/other"]
+    assert {"--allow-privileged" in each.reason for each in told} == {True}
+    assert ["setuid" in warning for warning in warnings] == [True]
 
 
 # ------------------------------------------------------------------------------------------------ what is there already
@@ -225,9 +247,14 @@ def test_no_replace(tmp_path: Path, transfer_of: TransferOf) -> None:
         before = path.lstat()
         path.unlink()
         path.write_bytes(b"another")
-        assert "--no-replace" in failure(Code.EXISTS, transfer_of(tree, replace=False).offer)
+        transfer = transfer_of(tree, replace=False)
+        transfer.offer()
+        reason = "it exists, and --no-replace forbids replacing it"
+        assert transfer.withdraw_declined() == {f"t/{name}": (m.SkipKind.EXISTING, reason)}
+        transfer.finish()
         assert path.read_bytes() == b"another"
         path.unlink()
+        tree.withdrawn = set()
         tree.unchecked -= {1} if name == "f" else set()
         transfer_of(tree, replace=False).move()
         tree.unchecked = {1, 4}
@@ -239,15 +266,15 @@ def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     """Have another process put a file under a name, once, right after nothing was found under it."""
 
     def put(name: str) -> None:
-        real = EntryPreparer._check_replace
+        real = Places.check
 
-        def check(self: EntryPreparer, entry: m.Entry, there: os.stat_result | None) -> None:
-            real(self, entry, there)
-            if entry.path == name.encode() and there is None:
-                monkeypatch.setattr(EntryPreparer, "_check_replace", real)
+        def check(self: Places, entry: m.Entry, place: Place) -> None:
+            real(self, entry, place)
+            if entry.path == name.encode() and place.there is None:
+                monkeypatch.setattr(Places, "check", real)
                 (tmp_path / name).write_bytes(b"another")
 
-        monkeypatch.setattr(EntryPreparer, "_check_replace", check)
+        monkeypatch.setattr(Places, "check", check)
 
     return put
 
@@ -277,7 +304,10 @@ def test_no_replace_and_something_that_appears_where_a_symlink_goes(
     tree.symlink(b"t/link", b"target")
     tree.symlink(b"t/other", b"target")
     rival("t/link")
-    assert "--no-replace" in failure(Code.EXISTS, transfer_of(tree, replace=False).offer)
+    transfer = transfer_of(tree, replace=False)
+    transfer.move()
+    reason = "it exists by now, and --no-replace forbids replacing it"
+    assert transfer.declined() == {"t/link": (m.SkipKind.EXISTING, reason)}
     assert (tmp_path / "t/link").read_bytes() == b"another"
     (tmp_path / "t/link").unlink()
     transfer_of(tree, replace=False).move()
@@ -296,7 +326,9 @@ def test_no_replace_and_something_that_appears_where_a_hard_link_goes(
     transfer = transfer_of(tree, replace=False)
     transfer.offer()
     transfer.send_all()
-    assert "--no-replace" in transfer.fail_to_commit(Code.EXISTS)
+    transfer.finish()
+    reason = "it exists by now, and --no-replace forbids replacing it"
+    assert transfer.declined() == {"t/b": (m.SkipKind.EXISTING, reason)}
     assert (tmp_path / "t/b").read_bytes() == b"another"
 
 
@@ -354,7 +386,8 @@ def test_no_symlink_is_followed(tmp_path: Path, transfer_of: TransferOf) -> None
     inside.mkdir()
     (inside / "t").symlink_to(outside)
 
-    def refused(code: Code, *paths: bytes) -> None:
+    def declined(*paths: bytes) -> str:
+        """Offer these, of which the last one is not made; return why."""
         tree = TreeSample(C)
         for path in paths:
             if path.endswith(b">"):
@@ -365,16 +398,23 @@ def test_no_symlink_is_followed(tmp_path: Path, transfer_of: TransferOf) -> None
                 tree.add(path, b"evil")
         transfer = TreeTransfer(inside, tree)
         try:
-            failure(code, transfer.offer)
+            transfer.offer()
+            ((name, (kind, reason)),) = transfer.withdraw_declined().items()
+            assert (name, kind) == (paths[-1].decode().rstrip("/"), m.SkipKind.DECLINED)
+            transfer.finish()
         finally:
             transfer.close()
+        return reason
 
-    refused(Code.DESTINATION, b"t/")
-    refused(Code.PATH, b"t/f")
-    refused(Code.PATH, b"t/d/f")
-    refused(Code.PATH, b"u/", b"u/link>", b"u/link/f")
-    refused(Code.DESTINATION, b"u/", b"u/link>", b"u/link/")
-    refused(Code.PATH, b"v/", b"v/empty>", b"v/empty/a/b/")
+    no_directory = "something that is no directory has this name"
+    assert [
+        declined(b"t/"),
+        declined(b"t/f"),
+        declined(b"t/d/f"),
+        declined(b"u/", b"u/link>", b"u/link/f"),
+        declined(b"u/", b"u/link>", b"u/link/"),
+        declined(b"v/", b"v/empty>", b"v/empty/a/b/"),
+    ] == [no_directory] * 6
     assert os.listdir(outside) == []
 
 
@@ -383,19 +423,23 @@ def test_things_that_are_in_the_way(tmp_path: Path, transfer_of: TransferOf) -> 
     (tmp_path / "t/dir").mkdir(parents=True)
     (tmp_path / "t/file").write_bytes(b"file")
     (tmp_path / "t/link").symlink_to("dir")
-    for path, entry_type, code in (
-        (b"t/dir", m.EntryType.FILE, Code.DESTINATION),
-        (b"t/dir", m.EntryType.SYMLINK, Code.DESTINATION),
-        (b"t/file", m.EntryType.DIRECTORY, Code.DESTINATION),
-        (b"t/link", m.EntryType.DIRECTORY, Code.DESTINATION),
-        (b"t/file/x", m.EntryType.FILE, Code.PATH),
-        (b"t/file/x/y", m.EntryType.DIRECTORY, Code.PATH),
+    no_directory = "something that is no directory has this name"
+    for path, entry_type, why in (
+        (b"t/dir", m.EntryType.FILE, "it is a directory"),
+        (b"t/dir", m.EntryType.SYMLINK, "it is a directory"),
+        (b"t/file", m.EntryType.DIRECTORY, no_directory),
+        (b"t/link", m.EntryType.DIRECTORY, no_directory),
+        (b"t/file/x", m.EntryType.FILE, no_directory),
+        (b"t/file/x/y", m.EntryType.DIRECTORY, no_directory),
     ):
         tree = sample()
         tree.add(
             path, b"x" if entry_type is m.EntryType.FILE else b"", entry_type, link_target=b"x" * (entry_type == 3)
         )
-        failure(code, transfer_of(tree).offer)
+        transfer = transfer_of(tree)
+        transfer.offer()
+        assert transfer.withdraw_declined() == {path.decode(): (m.SkipKind.DECLINED, why)}
+        transfer.finish()
     assert (tmp_path / "t/dir").is_dir()
     assert (tmp_path / "t/file").read_bytes() == b"file"
     assert (tmp_path / "t/link").is_symlink()

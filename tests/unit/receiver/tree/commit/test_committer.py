@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.messages import SkipKind
+from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.staging import Staging
 from receiver.file import shared_file
@@ -26,7 +28,10 @@ def test_no_replace_and_a_file_that_appears_meanwhile(tmp_path: Path, transfer_o
     transfer.offer()
     transfer.send_all()
     (tmp_path / "t/f").write_bytes(b"another")
-    transfer.fail_to_commit(Code.EXISTS)
+    transfer.finish()
+    assert transfer.declined() == {
+        "t/f": (SkipKind.EXISTING, "it exists by now, and --no-replace forbids replacing it")
+    }
     assert (tmp_path / "t/f").read_bytes() == b"another"
 
 
@@ -41,7 +46,8 @@ def test_a_directory_that_becomes_a_symlink_is_not_followed(tmp_path: Path, tran
     (tmp_path / "t/d").rename(tmp_path / "t/moved")
     (tmp_path / "t/d").symlink_to(outside)
     transfer.send_all()
-    transfer.fail_to_commit(Code.PATH)
+    transfer.finish()
+    assert set(transfer.declined()) == {"t/d", "t/d/f"}
     assert os.listdir(outside) == []
 
 
@@ -53,7 +59,8 @@ def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, transfer_of: 
     transfer.offer()
     transfer.send_all()
     (tmp_path / "t/a").mkdir()
-    assert "t/a" in transfer.fail_to_commit(Code.DESTINATION)
+    transfer.finish()
+    assert {path: kind for path, (kind, _) in transfer.declined().items()} == {"t/a": SkipKind.DECLINED}
     assert (tmp_path / "t/b").read_bytes() == b"b"  # the others are put in place all the same
 
 
@@ -135,11 +142,11 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     finished: list[tuple[str, bool]] = []
     finish = Staging.prepare
 
-    def prepare(staged: Staging) -> ClosedStaging:
+    def prepare(staged: Staging, attributes: Attributes, file_id: int) -> ClosedStaging:
         finished.append((os.path.basename(staged.path), staged.fd >= 0))
         if staged.entry.uid is not None:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        return finish(staged)
+        return finish(staged, attributes, file_id)
 
     monkeypatch.setattr(Staging, "prepare", prepare)
     tree = sample()

@@ -1,0 +1,74 @@
+"""What the file system of the destination does otherwise, found by trying it in staging at the start of a tree."""
+
+import contextlib
+import os
+from typing import Final, NamedTuple
+
+from receiver.disk.attributes import MODE_BITS
+
+_MTIME_NS: Final = 1_000_000_001_000_000_000
+_COARSE_NS: Final = 2_000_000_000
+"""The coarsest times that a file system keeps (FAT)."""
+_ALIKE: Final = (
+    (b"A", b"a"),
+    ("\N{LATIN SMALL LETTER E WITH ACUTE}".encode(), "e\N{COMBINING ACUTE ACCENT}".encode()),
+    (b"name", b"name."),
+)
+"""Names that some file systems do not tell apart: by case, by normal form, by dots at the end."""
+
+
+class Traits(NamedTuple):
+    """What was found."""
+
+    dropped_bits: int = 0
+    """Mode bits that a new file does not get: those of the umask, or of the directory's default ACL."""
+    added_bits: int = 0
+    """Mode bits that a new file has in any case: those of a file system without modes."""
+    keeps_times: bool = True
+    """Whether a file keeps the time that it is given."""
+    folds_names: bool = False
+    """Whether different names may lead to the same file."""
+
+
+def find_traits(directory_fd: int) -> Traits:
+    """Try what the file system does, with files in this directory, which are removed. Raises OSError."""
+    with _File(directory_fd, b"probe", MODE_BITS) as fd:
+        dropped_bits = MODE_BITS & ~os.fstat(fd).st_mode
+    with _File(directory_fd, b"probe", 0) as fd:
+        added_bits = MODE_BITS & os.fstat(fd).st_mode
+        keeps_times = _keeps_times(fd)
+    folds_names = any(takes_for_one(directory_fd, one, other) for one, other in _ALIKE)
+    return Traits(dropped_bits, added_bits, keeps_times, folds_names)
+
+
+def takes_for_one(directory_fd: int, one: bytes, other: bytes) -> bool:
+    """Whether two names lead to the same file, in a directory that has neither of them."""
+    with contextlib.suppress(OSError), _File(directory_fd, one, 0o600) as fd:
+        return os.path.samestat(os.fstat(fd), os.stat(other, dir_fd=directory_fd, follow_symlinks=False))
+    return False
+
+
+def _keeps_times(fd: int) -> bool:
+    try:
+        os.utime(fd, ns=(_MTIME_NS, _MTIME_NS))
+    except OSError:
+        return False
+    return abs(os.fstat(fd).st_mtime_ns - _MTIME_NS) <= _COARSE_NS
+
+
+class _File:
+    """A file that is there for a moment."""
+
+    def __init__(self, directory_fd: int, name: bytes, mode: int) -> None:
+        self._directory_fd = directory_fd
+        self._name = name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(name, flags, mode, dir_fd=directory_fd)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.unlink(self._name, dir_fd=self._directory_fd)

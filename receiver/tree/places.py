@@ -1,0 +1,76 @@
+"""The place of an entry in the destination: its directory, its name, and what is there; what may take that place.
+
+Each obstacle that shows before a byte is sent is found here, so that no run sends the bytes in vain.
+"""
+
+import contextlib
+import os
+import stat
+from typing import NamedTuple
+
+from filestreamer.wire.errors import Code
+from filestreamer.wire.messages import Entry
+from receiver.disk.destination import Destination, shown_path
+from receiver.disk.obstacles import Obstacle
+from receiver.tree.commit.directories import Directories, Directory
+
+
+class Place(NamedTuple):
+    """Where an entry goes. The descriptor of the directory is valid until the next one is opened."""
+
+    directory: Directory
+    name: bytes
+    there: os.stat_result | None
+    """What has the name; None where nothing has it, or the directory is this transfer's own."""
+
+
+class Places:
+    """The places of the entries of one tree. For one thread."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self.directories = Directories(destination)
+
+    def shown(self, entry: Entry) -> str:
+        """Return the full path of an entry, for messages."""
+        return shown_path(self._destination, entry.path)
+
+    def look(self, entry: Entry, *, everywhere: bool = False) -> Place:
+        """Open the directory of an entry, and look for its name; with `everywhere`, in directories of our own, too.
+
+        Raises Obstacle, TransferFailed, OSError.
+        """
+        parent, _, name = entry.path.rpartition(b"/")
+        directory = self.directories.get(parent, create=True)
+        if directory.is_new and not everywhere:
+            return Place(directory, name, None)
+        try:
+            there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return Place(directory, name, None)
+        return Place(directory, name, there)
+
+    def check(self, entry: Entry, place: Place) -> None:
+        """Check that an entry may take a place. Raises Obstacle, OSError."""
+        directory, name, there = place
+        if there is None:
+            if not directory.is_writable:
+                raise self.obstacle(entry, "its directory can't be written")
+            return
+        if stat.S_ISDIR(there.st_mode):
+            raise self.obstacle(entry, "it is a directory")
+        if not self._destination.replace:
+            raise self.existing(entry, "it exists")
+        # What rename(2) checks of what it replaces (permissions, a sticky directory, an immutable file) rmdir(2) checks
+        # in the same way, before it finds that this is no directory.
+        with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+            os.rmdir(name, dir_fd=directory.fd)
+
+    def obstacle(self, entry: Entry, why: str) -> Obstacle:
+        """Return the error for something in the way of an entry."""
+        return Obstacle(Code.DESTINATION, f"can't write {self.shown(entry)}: {why}", why)
+
+    def existing(self, entry: Entry, what: str) -> Obstacle:
+        """Return the error for what is there and may not be replaced."""
+        why = f"{what}, and --no-replace forbids replacing it"
+        return Obstacle(Code.EXISTS, f"{self.shown(entry)}: {why}", why)
