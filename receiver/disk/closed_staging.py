@@ -64,6 +64,10 @@ class ClosedStaging(NamedTuple):
                 errno.ESTALE, "its staging is locked by another process: run the same command again"
             ) from None
 
+    def status(self, staging_fd: int) -> os.stat_result:
+        """Return the stat(2) of the staged bytes. Raises OSError."""
+        return os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""
         for suffix in (DATA_SUFFIX, LEDGER_SUFFIX):

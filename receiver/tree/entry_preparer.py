@@ -10,19 +10,18 @@
 In a directory that this transfer made, nothing has to be looked up.
 """
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination
-from receiver.disk.final_name import rename_new
+from receiver.disk.existing import Policy
+from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure
-from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED
+from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.small_file import make_file
@@ -47,6 +46,7 @@ class EntryPreparer:
         *,
         attributes: Attributes,
         declines: Declines,
+        policy: Policy,
         checksum: bool,
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
@@ -67,7 +67,7 @@ class EntryPreparer:
         """Whether the latest entry was handed to the committer."""
         self.was_found = False
         """Whether something has the name of the latest entry at the destination."""
-        self._places = Places(destination)
+        self._places = Places(destination, policy)
         self._folding = Folding(staging, archive, self._places)
         self.hard_links = HardLinks(
             destination, staging, committer, archive, self._places, attributes=attributes, declines=declines
@@ -122,6 +122,8 @@ class EntryPreparer:
         except Obstacle as obstacle:
             group = 0 if is_further_name else entry.hard_link_group
             self._declines.decline(entry.path, file_id, group, obstacle)
+            if obstacle.is_left:
+                return LEFT if _has_payload(entry) else NOTHING
             return DECLINED if is_further_name or _has_payload(entry) else NOTHING
         if passes and state in (NOTHING, UNCHECKED) and not self._is_staged:
             self._top_level_names.release(root)
@@ -222,21 +224,12 @@ class EntryPreparer:
             raise
         try:
             self._attributes.put_symlink(self._staging.fd, temporary, entry, file_id)
-            if self._destination.replace:
-                os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=directory_fd)
-                return
-            with self._refusing_new(entry):
-                rename_new(temporary, name, self._staging.fd, directory_fd)
+            staged, staging_fd = os.fsdecode(temporary), self._staging.fd
+            self._places.put(
+                lambda replace: put_in_place(staged, name, staging_fd, directory_fd, replace=replace), entry, place
+            )
         finally:
             self._staging.remove(os.fsdecode(temporary))
-
-    @contextlib.contextmanager
-    def _refusing_new(self, entry: Entry) -> Iterator[None]:
-        """Raise the obstacle of a name that was taken after the entry was looked at."""
-        try:
-            yield
-        except FileExistsError:
-            raise self._places.existing(entry, "it exists by now") from None
 
     # --- the end
 

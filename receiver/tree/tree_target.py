@@ -17,6 +17,7 @@ from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
+from receiver.disk.existing import policy
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
@@ -83,7 +84,14 @@ class TreeTarget:
             self._index = Spool(self._staging.files_fd, destination.path)
             opened.callback(self._index.close)
             self._declines = declines = Declines(report, top_level_names)
-            self._committer = Committer(destination, self._staging, top_level_names, declines, failed)
+            self._committer = Committer(
+                destination,
+                self._staging,
+                top_level_names,
+                declines,
+                failed,
+                policy=policy(offer, replace=destination.replace),
+            )
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
@@ -97,6 +105,7 @@ class TreeTarget:
             self._archive,
             attributes=attributes,
             declines=declines,
+            policy=self._committer.policy,
             checksum=offer.checksum,
         )
         self._large_files = LargeFiles(

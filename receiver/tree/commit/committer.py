@@ -23,8 +23,9 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.existing import Fate, Policy
 from receiver.disk.final_name import put_in_place
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import Obstacle, existing, failure
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
@@ -71,12 +72,18 @@ class Committer:
         top_level_names: TopLevelNames,
         declines: Declines,
         failed: Callable[[FilestreamerError], None],
+        *,
+        policy: Policy,
     ) -> None:
-        """`failed` ends the transfer: it is called for an error that is no obstacle of a single file."""
+        """`failed` ends the transfer: it is called for an error that is no obstacle of a single file.
+
+        `policy` says what becomes of what has a name.
+        """
         self._destination = destination
         self._staging = staging
         self._top_level_names = top_level_names
         self._declines = declines
+        self.policy = policy
         self._failed = failed
         self._changed = threading.Condition()
         """Protects the fields down to `_error`; notified when any of them changes."""
@@ -250,18 +257,32 @@ class Committer:
         if file.is_new:
             self._check_still_new(directory.fd, name, file)
         try:
-            replace = self._destination.replace
-            assert not callable(file.staged)  # it was closed before the sync
-            if isinstance(file.staged, ClosedStaging):
-                file.staged.put(self._staging.files_fd, directory.fd, name, replace=replace)
-            else:
-                self._check_unchanged(file.staged, file)
-                put_in_place(file.staged, name, self._staging.fd, directory.fd, replace=replace)
+            fate = self.policy.put(
+                lambda replace: self._put(file, name, directory.fd, replace=replace),
+                name,
+                directory.fd,
+                lambda: self._mtime_ns(file),
+            )
         except OSError as error:
+            raise failure(error, f"can't put {shown_path(self._destination, file.path)} in place") from None
+        if fate is not Fate.REPLACED:
             shown = shown_path(self._destination, file.path)
-            if isinstance(error, FileExistsError):
-                raise self._existing(file) from None
-            raise failure(error, f"can't put {shown} in place") from None
+            raise existing(shown, "it exists by now", self.policy.because, is_left=fate is Fate.LEFT)
+
+    def _put(self, file: StagedFile, name: bytes, directory_fd: int, *, replace: bool) -> None:
+        assert not callable(file.staged)  # it was closed before the sync
+        if isinstance(file.staged, ClosedStaging):
+            file.staged.put(self._staging.files_fd, directory_fd, name, replace=replace)
+        else:
+            self._check_unchanged(file.staged, file)
+            put_in_place(file.staged, name, self._staging.fd, directory_fd, replace=replace)
+
+    def _mtime_ns(self, file: StagedFile) -> int:
+        """Return the mtime of a staged file. Raises OSError."""
+        assert not callable(file.staged)
+        if isinstance(file.staged, ClosedStaging):
+            return file.staged.status(self._staging.files_fd).st_mtime_ns
+        return os.stat(file.staged, dir_fd=self._staging.fd, follow_symlinks=False).st_mtime_ns
 
     def _check_still_new(self, directory_fd: int, name: bytes, file: StagedFile) -> None:
         """Check that still nothing has the name of a new file. Raises Obstacle.
@@ -273,16 +294,12 @@ class Committer:
         except OSError:
             return  # if that is not because it is missing, the rename fails, too
         by = _name_of(directory_fd, there)
-        if by == name and not self._destination.replace:
-            raise self._existing(file)
+        if by == name and not self.policy.replaces_all:
+            return  # the policy decides
         why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
         if by is not None and by != name:
             why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"
         raise Obstacle(Code.DESTINATION, f"can't put {shown_path(self._destination, file.path)} in place: {why}", why)
-
-    def _existing(self, file: StagedFile) -> Obstacle:
-        why = "it exists by now, and --no-replace forbids replacing it"
-        return Obstacle(Code.EXISTS, f"{shown_path(self._destination, file.path)}: {why}", why)
 
     def _check_unchanged(self, name: str, file: StagedFile) -> None:
         """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION)."""
