@@ -262,6 +262,7 @@ class Staging(Readable):
             self._check_named()
             self._check_whole()
             if not self._put_in_place():
+                self._destination.tidy()
                 return
             # Before Complete is sent: only this sync makes the rename durable.
             os.fsync(self._destination.fd)
