@@ -62,8 +62,7 @@ class Destination:
         if problem:
             os.close(fd)
             raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {problem}")
-        if status.st_mode & 0o022:
-            os.fchmod(fd, 0o700)
+        make_private(fd, status, 0o022)
         return fd
 
     def tidy(self) -> None:
@@ -89,6 +88,20 @@ class Destination:
             raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is no plain file any more")
         if not self.replace:
             raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids replacing it")
+
+
+def make_private(fd: int, status: os.stat_result, bits: int) -> None:
+    """Take these mode bits from a directory of staging, which has this status. Raises OSError.
+
+    A file system without modes refuses that: then others may do there what they may do everywhere on it.
+    """
+    if not status.st_mode & bits:
+        return
+    try:
+        os.fchmod(fd, 0o700)
+    except PermissionError:
+        if status.st_mode & 0o022:
+            raise
 
 
 def shown_path(destination: Destination, path: bytes) -> str:

@@ -167,6 +167,8 @@ class EntryPreparer:
                 return NOTHING
             return CLAIMED if self._checksum else UNCHECKED
         self._places.check(entry, place)
+        if entry.size > self._staging.traits.largest_bytes:
+            raise self._places.obstacle(entry, os.strerror(errno.EFBIG))
         self._folding.find(entry, file_id, place)
         if has_payload:
             return FREE

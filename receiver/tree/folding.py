@@ -15,7 +15,7 @@ from filestreamer.process.log import printable
 from filestreamer.wire.digests import checksum
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle
-from receiver.tree.commit.traits import takes_for_one
+from receiver.tree.commit.traits import folded, takes_for_one
 from receiver.tree.commit.tree_staging import TreeStaging
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.places import Place, Places
@@ -37,6 +37,7 @@ class Folding:
         """A hash table with open addressing: keys, 0 where a cell is empty; at most half of the cells are used."""
         self._file_ids = array("Q", bytes(8 * _FIRST_CELLS))
         self._count = 0
+        self._trials = 0
 
     def table_bytes(self, entries: int) -> int:
         """Return how many bytes the table takes after so many more entries."""
@@ -80,7 +81,10 @@ class Folding:
             raise self._places.obstacle(entry, "it was listed before")
         parent, _, name = first.rpartition(b"/")
         own = entry.path.rpartition(b"/")[2]
-        is_one = takes_for_one(self._staging.fd, name, own)
+        # With a prefix that is new: the kernel may remember for a while what a name led to.
+        self._trials += 1
+        prefix = b"%d " % self._trials
+        is_one = takes_for_one(self._staging.fd, prefix + name, prefix + own)
         if not is_one:  # but maybe this directory folds names, and the staging does not
             fd = self._places.directories.get(parent, create=True).fd
             try:
@@ -115,7 +119,8 @@ class Folding:
         self._noted = max(self._noted, file_id + 1)
         if 2 * (self._count + 1) > len(self._keys):
             self._grow()
-        key = int.from_bytes(checksum(_folded(path)), "big") or 1
+        parent, slash, name = path.rpartition(b"/")  # a directory above that was folded is declined itself
+        key = int.from_bytes(checksum(parent + slash + folded(name)), "big") or 1
         cell = self._cell(self._keys, key)
         if self._keys[cell]:
             return self._file_ids[cell]
@@ -145,18 +150,10 @@ class Folding:
         return part.entries[file_id - part.first_file_id].path
 
 
-def _folded(path: bytes) -> bytes:
-    """Return what is equal for paths whose names may be one: a directory above that was folded is declined itself."""
-    parent, slash, name = path.rpartition(b"/")
-    if name.isascii():
-        return parent + slash + name.lower().rstrip(b" .")
-    text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
-    text = unicodedata.normalize("NFD", text.casefold()).rstrip(" .")
-    return parent + slash + text.encode("utf-8", "surrogateescape")
-
-
 def _variants(name: bytes) -> list[bytes]:
     """Return other names that may lead to the same file."""
     text = name.decode("utf-8", "surrogateescape")
-    others = [text.swapcase(), unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text), text + "."]
-    return [other.encode("utf-8", "surrogateescape") for other in others if other != text]
+    cases = [text.swapcase(), text.lower(), text.upper(), text.capitalize()]
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    others = dict.fromkeys([*cases, *forms, text + ".", text.rstrip(" .")])
+    return [other.encode("utf-8", "surrogateescape") for other in others if other not in (text, "")]

@@ -28,6 +28,7 @@ from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, existing, failure
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories
+from receiver.tree.commit.traits import folded
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging
 from receiver.tree.top_level_names import TopLevelNames
 
@@ -293,7 +294,7 @@ class Committer:
             there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         except OSError:
             return  # if that is not because it is missing, the rename fails, too
-        by = _name_of(directory_fd, there)
+        by = _name_of(directory_fd, name, there)
         if by == name and not self.policy.replaces_all:
             return  # the policy decides
         why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
@@ -330,10 +331,14 @@ class Committer:
                 staged.discard(self._staging.files_fd)
 
 
-def _name_of(directory_fd: int, there: os.stat_result) -> bytes | None:
-    """Return the name under which a directory lists a file; None where that can't be found out."""
+def _name_of(directory_fd: int, name: bytes, there: os.stat_result) -> bytes | None:
+    """Return the name under which a directory lists what was found under `name`; None where that does not show."""
+    alike = None
     with contextlib.suppress(OSError), os.scandir(directory_fd) as entries:
         for entry in entries:
-            if entry.inode() == there.st_ino:
-                return os.fsencode(entry.name)
-    return None
+            listed = os.fsencode(entry.name)
+            if listed == name or entry.inode() == there.st_ino:
+                return listed
+            if folded(listed) == folded(name):  # some file systems list other inode numbers
+                alike = listed
+    return alike

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import resource
+import unicodedata
 from typing import Final, NamedTuple
 
+from filestreamer.wire import limits
 from receiver.disk.attributes import MODE_BITS
 
 _MTIME_NS: Final = 1_000_000_001_000_000_000
@@ -28,6 +31,8 @@ class Traits(NamedTuple):
     """Whether a file keeps the time that it is given."""
     folds_names: bool = False
     """Whether different names may lead to the same file."""
+    largest_bytes: int = limits.FILE_SIZE_MAX
+    """The largest file that the file system, and the limit of this process, allow."""
 
 
 def find_traits(directory_fd: int) -> Traits:
@@ -37,8 +42,9 @@ def find_traits(directory_fd: int) -> Traits:
     with _File(directory_fd, b"probe", 0) as fd:
         added_bits = MODE_BITS & os.fstat(fd).st_mode
         keeps_times = _keeps_times(fd)
+        largest_bytes = _largest_bytes(fd)
     folds_names = any(takes_for_one(directory_fd, one, other) for one, other in _ALIKE)
-    return Traits(dropped_bits, added_bits, keeps_times, folds_names)
+    return Traits(dropped_bits, added_bits, keeps_times, folds_names, largest_bytes)
 
 
 def takes_for_one(directory_fd: int, one: bytes, other: bytes) -> bool:
@@ -48,12 +54,34 @@ def takes_for_one(directory_fd: int, one: bytes, other: bytes) -> bool:
     return False
 
 
+def folded(name: bytes) -> bytes:
+    """Return what is equal for names that a file system may take for one."""
+    if name.isascii():
+        return name.lower().rstrip(b" .")
+    text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
+    return unicodedata.normalize("NFD", text.casefold()).rstrip(" .").encode("utf-8", "surrogateescape")
+
+
 def _keeps_times(fd: int) -> bool:
     try:
         os.utime(fd, ns=(_MTIME_NS, _MTIME_NS))
     except OSError:
         return False
     return abs(os.fstat(fd).st_mtime_ns - _MTIME_NS) <= _COARSE_NS
+
+
+def _largest_bytes(fd: int) -> int:
+    """Search for the largest offset that can be sought in a file: beyond it, no byte can be written."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    low, high = 0, limits.FILE_SIZE_MAX if limit == resource.RLIM_INFINITY else min(limit, limits.FILE_SIZE_MAX)
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            os.lseek(fd, middle, os.SEEK_SET)
+            low = middle
+        except OSError:
+            high = middle - 1
+    return low
 
 
 class _File:

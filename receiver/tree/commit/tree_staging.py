@@ -8,7 +8,7 @@ from typing import Final
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes import MODE_BITS
-from receiver.disk.destination import Destination, shown_path
+from receiver.disk.destination import Destination, make_private, shown_path
 from receiver.disk.lock import is_named, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.sweep import clear_tree
@@ -74,8 +74,7 @@ class TreeStaging:
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
             raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to another user: remove it")
-        if status.st_mode & 0o077:
-            os.fchmod(self.fd, 0o700)
+        make_private(self.fd, status, 0o077)
 
     def name(self, file_id: int, connection_id: int = 0) -> str:
         """Return the name under which a connection stages a small file, relative to `fd`.
