@@ -43,16 +43,17 @@ class ReceiverSettings(CommonSettings):
     no_replace: bool = setting(bool, "Refuse files that exist already, instead of replacing them.", default=False)
     """Whether a transfer is refused whose destination exists; else it is replaced, atomically."""
 
-    allow_privileged: bool = setting(
-        bool, "Let senders set owners, setuid and setgid bits, trusted.* and security.* attributes.", default=False
-    )
-    """Whether what is privileged is set as the sender says; else that is left out, and told."""
     allow_delete: bool = setting(
         bool,
         "Let senders with --delete remove what they don't list below the directories that they send.",
         default=False,
     )
     """Whether an Offer with a Deletion is accepted."""
+
+    allow_privileged: bool = setting(
+        bool, "Let senders set owners, setuid and setgid bits, trusted.* and security.* attributes.", default=False
+    )
+    """Whether what is privileged is set as the sender says; else that is left out, and told."""
 
     idle_timeout: float | None = setting(
         values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"

@@ -419,7 +419,8 @@ class Transfer:
                 self._declined.notice(message)
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
-                self._liveness.take_progress(message)
+                # A receiver that was not asked to delete anything says nothing of that.
+                self._liveness.take_progress(message if self._deletion else message._replace(deleted=0))
             case m.Complete():
                 self._take_complete(message)
             case m.Abort():

@@ -43,6 +43,7 @@ class Liveness:
         self._link = link
         self._peer = peer
         self._peer_rehashed_bytes = 0
+        self._peer_deleted = 0
         self._finished_at: float | None = None
         """When Finish was said, if there was no other progress since."""
         self._reopened_chunks = 0
@@ -55,6 +56,7 @@ class Liveness:
     def take_progress(self, message: m.Progress) -> None:
         """Take in how far the receiver is: it re-hashes, syncs, or waits for the reader of its pipe."""
         self._peer_rehashed_bytes = message.rehashed_bytes
+        self._peer_deleted = message.deleted if self._link.state == "finishing" else 0
         now = time.monotonic()
         if message.phase is m.Phase.WAITING and self._queue.is_in_order:
             self._clock.wait(now)
@@ -108,6 +110,7 @@ class Liveness:
             clock.under_way(under_way, now),
             clock.reach("listed", self._manifest.files, now),
             clock.reach("answered", states.chunks - self._queue.unanswered, now),
+            clock.reach("deleted", self._peer_deleted, now),
             clock.reach("rehashed", counters.rehashed_bytes, now, most=size_bytes),
             clock.reach(
                 "peer_rehashed", self._peer_rehashed_bytes, now, most=size_bytes, step=limits.REHASH_STEP_BYTES

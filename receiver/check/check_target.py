@@ -17,8 +17,9 @@ from receiver.disk.existing import policy
 from receiver.disk.paths import check_path
 from receiver.disk.readable import open_below
 from receiver.disk.report import Report
+from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
-from receiver.file.target import Connection, IncomingSegment, NextStep
+from receiver.file.target import NextStep
 from receiver.tree.mirror.extras import Extras, check_permitted
 from receiver.tree.mirror.mirror import Mirror
 
@@ -48,7 +49,7 @@ class CheckTarget:
         Raises TransferFailed: POLICY, PATH.
         """
         self.name = b""
-        self.chunks = NoChunks()
+        self.chunks = NoChunks("in a dry run, in which none is")
         self._offer = offer
         self._destination = destination
         self._counters = counters
@@ -215,21 +216,3 @@ class CheckTarget:
         """Release the directory that was looked at last, unless a thread may still use it."""
         if cleanly:
             self._judge.close()
-
-
-class NoChunks:
-    """Where the chunks of a dry run would go: there are none."""
-
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Refuse a chunk."""
-        del connection
-        raise RemoteProtocolError(f"chunk {header.chunk_id} was sent in a dry run, in which none is")
-
-    def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Never called: no chunk begins."""
-        raise AssertionError(connection, segments, digests, computed)
-
-    def detach(self, connection: Connection) -> None:
-        """Do nothing: no connection has a segment."""

@@ -95,7 +95,7 @@ class Judge:
             return Judgement(Standing.DECLINED, "a directory has its name")
         if self._is_same(entry, name, there, directory_fd):
             return Judgement(Standing.SAME)
-        judgement = Judgement(_FATES[self._policy.fate(there, entry)])
+        judgement = Judgement(_FATES[self._policy.fate(there, entry.mtime_ns)])
         if judgement.standing is Standing.EXISTING:
             judgement = judgement._replace(reason=self._policy.because)
         if judgement.standing is Standing.DIFFERS:

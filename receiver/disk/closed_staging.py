@@ -68,9 +68,12 @@ class ClosedStaging(NamedTuple):
     def copy(self, staging_fd: int, name: str, directory_fd: int) -> None:
         """Copy the file into another directory, durably. Raises OSError."""
         copy_file(self.key + DATA_SUFFIX, staging_fd, name, directory_fd)
-        there = os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
-        if identity_of(there) != self.identity:
+        if identity_of(self.status(staging_fd)) != self.identity:
             raise OSError(errno.ESTALE, _CHANGED)
+
+    def status(self, staging_fd: int) -> os.stat_result:
+        """Return the stat(2) of the staged bytes. Raises OSError."""
+        return os.stat(self.key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and their ledger."""

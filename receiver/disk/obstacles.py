@@ -32,6 +32,8 @@ class Obstacle(TransferFailed):
         super().__init__(code, reason)
         self.why = why
         self.directory = directory
+        self.is_left = False
+        """Whether this is none for the sender's user, who wants what is there left as it is."""
 
     @property
     def is_existing(self) -> bool:
@@ -53,3 +55,11 @@ def failure(error: OSError, what: str, directory: bytes | None = None) -> Transf
 def write_failure(error: OSError, what: str) -> TransferFailed:
     """Return the error for an OSError in staging: only that a file is too large concerns that file alone."""
     return failure(error, what) if error.errno == errno.EFBIG else from_os_error(error, Code.DESTINATION, what)
+
+
+def existing(shown: str, what: str, because: str, *, is_left: bool) -> Obstacle:
+    """Return the error for what is there under a path and is not replaced; `because` says what keeps it."""
+    why = f"{what}, and {because}"
+    obstacle = Obstacle(Code.EXISTS, f"{shown}: {why}", why)
+    obstacle.is_left = is_left
+    return obstacle

@@ -22,6 +22,7 @@ from receiver.disk import ledger
 from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.existing import Fate, Policy, permitted
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
@@ -91,6 +92,11 @@ class Staging(Readable):
         except OSError as error:
             raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
+
+    policy: Policy | None = None
+    """What becomes of what has the final name by the time of the commit; None: what the destination says."""
+    was_left = False
+    """Whether that was left as it is, and the staged file was not put in place."""
 
     def __init__(  # noqa: PLR0917 - only `open` calls it
         self, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int, create: Create | None
@@ -298,13 +304,9 @@ class Staging(Readable):
             self._check_whole()
             destination = self._destination
             destination.check_path()
-            put_in_place(
-                self._data_name,
-                self._final_name,
-                self._staging_fd,
-                destination.fd,
-                replace=destination.replace,
-            )
+            if not self._put_in_place():
+                self.place.tidy()
+                return
             # Before Complete is sent: only this sync makes the rename durable.
             sync_directory(destination.fd)
             destination.check_path()
@@ -312,11 +314,26 @@ class Staging(Readable):
             if self._has_lock():
                 os.unlink(self._ledger_name, dir_fd=self._staging_fd)
             self.place.tidy()
-        except FileExistsError:
-            reason = f"{self.path} exists by now, and --no-replace forbids replacing it"
-            raise TransferFailed(Code.EXISTS, reason) from None
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't put {self.path} in place") from None
+
+    def _put_in_place(self) -> bool:
+        """Give the file its final name; return False where what has the name by now is left as it is.
+
+        Raises OSError, TransferFailed(EXISTS).
+        """
+
+        def put(replace: bool) -> None:
+            put_in_place(self._data_name, self._final_name, self._staging_fd, self._destination.fd, replace=replace)
+
+        policy = self.policy or permitted(replace=self._destination.replace)
+        fate = policy.put(put, self._final_name, self._destination.fd, lambda: self.entry.mtime_ns)
+        if fate is Fate.REFUSED:
+            raise TransferFailed(Code.EXISTS, f"{self.path} exists by now, and {policy.because}")
+        self.was_left = fate is Fate.LEFT
+        if self.was_left:
+            self.discard()
+        return not self.was_left
 
     def _cut_and_put_attributes(self, attributes: Attributes | None, file_id: int) -> None:
         """Set the size of the file, and all that its entry has. Raises OSError."""

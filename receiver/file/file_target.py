@@ -131,7 +131,7 @@ class FileTarget:
         if self.chunks.share.count > 1 and not self._is_sealed:
             return self._seal
         if self._is_committed:
-            return m.Complete(True)
+            return m.Complete(True, left=self._counters.left_files)
         file, share = self.chunks.file, self.chunks.share
         match file.next_step(share):
             case ShareStep.WAIT:
@@ -152,6 +152,7 @@ class FileTarget:
     def _commit(self) -> None:
         begun = time.monotonic()
         self.chunks.file.commit(self._attributes)
+        self._counters.left_files = int(self.chunks.file.was_left)
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 

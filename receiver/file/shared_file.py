@@ -22,6 +22,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share, hole_segments
 from receiver.disk.attributes import Attributes
+from receiver.disk.existing import Policy
 from receiver.disk.readable import InPlace
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import ChunkStates
@@ -97,6 +98,16 @@ class File:
         """The bytes: in staging, or under the final name where a shard comes again after the commit."""
         assert self._content is not None  # every FileShare has opened it
         return self._content
+
+    def follow(self, policy: Policy) -> None:
+        """Put the file in place by this policy."""
+        if isinstance(self._content, Staging):
+            self._content.policy = policy
+
+    @property
+    def was_left(self) -> bool:
+        """Whether what had taken the name meanwhile was left as it is, when the file was to be put in place."""
+        return isinstance(self._content, Staging) and self._content.was_left
 
     @property
     def is_lost(self) -> bool:

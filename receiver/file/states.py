@@ -12,6 +12,7 @@ row for each file of a manifest part.
     NOTHING    files only: has no segment to send          not answered, has no digest
     UNCHECKED  was here, accepted unread (all chunks)      answered: Held.unchecked, has no digest
     WITHDRAWN  files only: the sender will not send it     not answered, has no digest
+    LEFT       files only: differs, and is left as it is   answered: Held.left, has no digest
     DECLINED   files only: it can't be put in place        answered: Declined; has no digest until all of it came
 """
 
@@ -31,6 +32,7 @@ NOTHING: Final = 6
 UNCHECKED: Final = 7
 WITHDRAWN: Final = 8
 DECLINED: Final = 9
+LEFT: Final = 10
 
 _SIZE: Final = limits.DIGEST_BYTES
 

@@ -124,6 +124,7 @@ class Liveness:
             clock.done(self._connection_set.new_bytes, now),
             clock.under_way(under_way_bytes, now),
             clock.reach("listed", self._listed, now),
+            clock.reach("deleted", counters.deleted_files, now),
             clock.reach("rehashed", counters.hashing_bytes, now),
             clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size, step=step),
         ]

@@ -6,6 +6,8 @@ anything else                                               TreeTarget
 """
 
 import importlib
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,9 +18,12 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes import Attributes
 from receiver.disk.descriptors import patiently
+from receiver.disk.destination import shown_path
+from receiver.disk.existing import Fate, Policy, policy
 from receiver.disk.paths import check_path
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
+from receiver.file.left_target import LeftTarget
 from receiver.file.target import Target
 from receiver.pipe.ordered_writer import OrderedWriter, StagedWriter
 from receiver.pipe.pipe_target import PipeTarget
@@ -64,7 +69,11 @@ class TargetOpener:
             return self._open_pipe(output, entry, offer)
         if entry is not None and entry.type is m.EntryType.FILE:
             context = self._context
+            rule, left = self._check_existing(entry, offer)
+            if left is not None:
+                return left
             file_share = self._claim_file(entry, Grid(entry.size, offer.chunk_size), offer)
+            file_share.file.follow(rule)
             return FileTarget(
                 entry,
                 file_share,
@@ -108,6 +117,30 @@ class TargetOpener:
         context = self._context
         xattrs_of = (lambda _: entry.xattrs) if offer.xattrs else None
         return Attributes(context.report, allow_privileged=context.names.allow_privileged, xattrs_of=xattrs_of)
+
+    def _check_existing(self, entry: m.Entry, offer: m.Offer) -> tuple[Policy, Target | None]:
+        """Return what becomes of a file that has the name of the only entry, and its target if it is left as it is.
+
+        Raises TransferFailed(EXISTS) where the sender refuses to replace it.
+        """
+        destination, output_name = self._context.names.destination_for(is_alone=True)
+        rule = policy(offer, replace=destination.replace)
+        if offer.existing is m.Existing.REPLACE or not destination.replace:
+            return rule, None  # what may not be replaced is found when the file is claimed
+        name = output_name or entry.path
+        check_path(name)
+        try:
+            there = os.stat(name, dir_fd=destination.fd, follow_symlinks=False)
+        except OSError:  # if that is not because nothing has the name, it is told when the file is claimed
+            return rule, None
+        fate = rule.fate(there, entry.mtime_ns)
+        if fate is Fate.REPLACED or stat.S_ISDIR(there.st_mode):
+            return rule, None
+        shown = shown_path(destination, name)
+        if fate is Fate.LEFT:
+            return rule, LeftTarget(entry, name, shown, self._context.counters)
+        with self._reporting_refusal():
+            raise TransferFailed(Code.EXISTS, f"{shown} exists, and {rule.because}")
 
     def _open_tree(self, offer: m.Offer, part: m.ManifestPart) -> Target:
         # Most receivers take single files, and need not load all that trees do.
@@ -168,7 +201,11 @@ class TargetOpener:
         file_share: FileShare | None = None
         writer: OrderedWriter | None = output
         if writer is None:
+            if offer.existing in (m.Existing.SKIP, m.Existing.NEWER):
+                raise RemoteProtocolError("a stream, which is read once, was offered to be left out")
+            rule, _ = self._check_existing(entry, offer)
             file_share = self._claim_file(entry, Grid(0, offer.chunk_size), offer)
+            file_share.file.follow(rule)
             writer = StagedWriter(file_share.file.content)
         buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes, entry.holes)
         buffer.start(context.mailbox.post)

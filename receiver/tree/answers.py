@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from receiver.file.states import CLAIMED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WRITING, runs
+from receiver.file.states import CLAIMED, FREE, HELD, LEFT, NOTHING, UNCHECKED, VERIFIED, WRITING, runs
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
 
@@ -13,15 +13,15 @@ from receiver.tree.manifest.spool import Spool
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     """Yield the answers for all files of a part; a CLAIMED file is answered after it was re-hashed."""
     needed: list[m.FileRange] = []
-    unchecked: list[m.FileRange] = []
+    stays: dict[int, list[m.FileRange]] = {UNCHECKED: [], LEFT: []}
     held: list[m.Held] = []
     large: list[int] = []
     with part_state.lock:
         for index, state in enumerate(part_state.states()):
             file_id = part_state.first + index
             is_here = state in (VERIFIED, HELD)
-            if state == UNCHECKED:
-                _extend(unchecked, file_id)
+            if state in stays:
+                _extend(stays[state], file_id)
             elif index in part_state.large and (is_here or (state == WRITING and part_state.is_partial(index))):
                 large.append(index)
             elif state in (FREE, WRITING):
@@ -33,8 +33,9 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
                 needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
     if needed:
         yield m.Needed(tuple(needed), ())
-    if unchecked:
-        yield m.Held(unchecked[0].first_file_id, 0, b"", tuple(unchecked))
+    unchecked, left = map(tuple, stays.values())
+    if unchecked or left:
+        yield m.Held((unchecked or left)[0].first_file_id, 0, b"", unchecked, False, left)
     yield from held
     for index in large:
         yield from _large_file_answers(part_state, index, spool)

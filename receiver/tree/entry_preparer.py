@@ -10,19 +10,18 @@
 In a directory that this transfer made, nothing has to be looked up.
 """
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination
+from receiver.disk.existing import Policy
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.same import Likeness
-from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED
+from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.small_file import make_file
@@ -49,6 +48,7 @@ class EntryPreparer:
         *,
         attributes: Attributes,
         declines: Declines,
+        policy: Policy,
         checksum: bool,
     ) -> None:
         """`checksum` has files of equal size and mtime re-hashed, which are accepted unread otherwise."""
@@ -58,7 +58,7 @@ class EntryPreparer:
         self._top_level_names = top_level_names
         self._archive = archive
         self._attributes = attributes
-        self._symlinks = Symlinks(stagings, attributes, replace=destination.replace)
+        self._symlinks = Symlinks(stagings, attributes)
         self._declines = declines
         self._keeps_times = stagings.top.traits.keeps_times
         self._checksum = checksum or not self._keeps_times
@@ -70,7 +70,7 @@ class EntryPreparer:
         """Whether the latest entry was handed to the committer."""
         self.was_found = False
         """Whether something has the name of the latest entry at the destination."""
-        self._locations = Locations(destination, stagings.places)
+        self._locations = Locations(destination, stagings.places, policy)
         self._folding = Folding(stagings, archive, self._locations)
         self.hard_links = HardLinks(
             destination, stagings, committer, archive, self._locations, attributes=attributes, declines=declines
@@ -123,6 +123,8 @@ class EntryPreparer:
         except Obstacle as obstacle:
             group = 0 if is_further_name else entry.hard_link_group
             self._declines.decline(entry.path, file_id, group, obstacle)
+            if obstacle.is_left:
+                return LEFT if _has_payload(entry) else NOTHING
             return DECLINED if is_further_name or _has_payload(entry) else NOTHING
         if passes and state in (NOTHING, UNCHECKED) and not self._is_staged:
             self._top_level_names.release(root)
@@ -220,16 +222,14 @@ class EntryPreparer:
             return
         self._locations.check(entry, location)
         self._folding.find(entry, file_id, location)
-        with self._refusing_new(entry):
-            self._symlinks.make(location.directory, name, entry, file_id)
-
-    @contextlib.contextmanager
-    def _refusing_new(self, entry: Entry) -> Iterator[None]:
-        """Raise the obstacle of a name that was taken after the entry was looked at."""
         try:
-            yield
-        except FileExistsError:
-            raise self._locations.existing(entry, "it exists by now") from None
+            self._symlinks.make(
+                location.directory, name, entry, file_id, lambda put: self._locations.put(put, entry, location)
+            )
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise self._locations.obstacle(entry, "the destination has no symlinks") from None
+            raise
 
     def _note_change(self, entry: Entry) -> None:
         """Note that the directory of an entry has to become durable (`sync`)."""

@@ -14,6 +14,7 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import Destination
+from receiver.disk.existing import Fate
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.file.states import DECLINED, WITHDRAWN
@@ -94,15 +95,25 @@ class HardLinks:
                 continue
             first_id, first = self._first_of(entry.hard_link_group)
             is_declined = self._declines.is_group_declined(entry.hard_link_group)
-            if not is_declined and self._archive.is_withdrawn(first_id):
+            is_left = self._declines.is_group_left(entry.hard_link_group)
+            if not (is_declined or is_left) and self._archive.is_withdrawn(first_id):
                 continue
             try:
                 if is_declined:
                     raise self._locations.obstacle(entry, "it is another name of a file that could not be put in place")
+                if is_left:
+                    self._leave(entry)
                 self._make(entry, file_id, first)
                 self._locations.directories.note_change(entry.path.rpartition(b"/")[0])
             except Obstacle as obstacle:
                 self._declines.decline(entry.path, file_id, 0, obstacle)
+
+    def _leave(self, entry: Entry) -> None:
+        """Raise the obstacle of a further name of a file whose first name was left as it is."""
+        there = self._locations.look(entry, everywhere=True).there
+        if there is not None and not stat.S_ISDIR(there.st_mode):
+            raise self._locations.existing(entry, "it exists", Fate.LEFT)
+        raise self._locations.obstacle(entry, "it is another name of a file that was left as it is (--existing)")
 
     def _make(self, entry: Entry, file_id: int, first: bytes) -> None:
         """Make one further name. Raises Obstacle, TransferFailed."""
@@ -139,10 +150,12 @@ class HardLinks:
             self._copy(entry, file_id, location, first)
             return
         self._locations.check(entry, location)
-        try:
-            put_in_place(_LINK, location.name, staging_fd, location.directory.fd, replace=self._destination.replace)
-        except FileExistsError:
-            raise self._locations.existing(entry, "it exists by now") from None
+        directory_fd = location.directory.fd
+        self._locations.put(
+            lambda replace: put_in_place(_LINK, location.name, staging_fd, directory_fd, replace=replace),
+            entry,
+            location,
+        )
 
     def _copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Stage a copy of the first name, and hand it to the committer. Raises Obstacle, TransferFailed, OSError."""

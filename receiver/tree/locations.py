@@ -6,12 +6,14 @@ Each obstacle that shows before a byte is sent is found here, so that no run sen
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.obstacles import Obstacle
+from receiver.disk.existing import Fate, Policy
+from receiver.disk.obstacles import Obstacle, existing
 from receiver.tree.commit.directories import Directories, Directory
 from receiver.tree.commit.places import Places
 
@@ -28,8 +30,10 @@ class Location(NamedTuple):
 class Locations:
     """The locations of the entries of one tree. For one thread."""
 
-    def __init__(self, destination: Destination, places: Places) -> None:
+    def __init__(self, destination: Destination, places: Places, policy: Policy) -> None:
+        """`policy` says what becomes of what is there."""
         self._destination = destination
+        self.policy = policy
         self.directories = Directories(destination, places, looks_at_inheritance=True)
 
     def shown(self, entry: Entry) -> str:
@@ -60,8 +64,9 @@ class Locations:
             return
         if stat.S_ISDIR(there.st_mode):
             raise self.obstacle(entry, "it is a directory")
-        if not self._destination.replace:
-            raise self.existing(entry, "it exists")
+        fate = self.policy.fate(there, entry.mtime_ns)
+        if fate is not Fate.REPLACED:
+            raise self.existing(entry, "it exists", fate)
         # What rename(2) checks of what it replaces (permissions, a sticky directory, an immutable file) rmdir(2) checks
         # in the same way, before it finds that this is no directory.
         with contextlib.suppress(NotADirectoryError, FileNotFoundError):
@@ -71,7 +76,12 @@ class Locations:
         """Return the error for something in the way of an entry."""
         return Obstacle(Code.DESTINATION, f"can't write {self.shown(entry)}: {why}", why)
 
-    def existing(self, entry: Entry, what: str) -> Obstacle:
-        """Return the error for what is there and may not be replaced."""
-        why = f"{what}, and --no-replace forbids replacing it"
-        return Obstacle(Code.EXISTS, f"{self.shown(entry)}: {why}", why)
+    def existing(self, entry: Entry, what: str, fate: Fate) -> Obstacle:
+        """Return the error for what is there and is not replaced."""
+        return existing(self.shown(entry), what, self.policy.because, is_left=fate is Fate.LEFT)
+
+    def put(self, put: Callable[[bool], None], entry: Entry, location: Location) -> None:
+        """Give an entry its name with `put` (`Policy.put`). Raises Obstacle, OSError."""
+        fate = self.policy.put(put, location.name, location.directory.fd, lambda: entry.mtime_ns)
+        if fate is not Fate.REPLACED:
+            raise self.existing(entry, "it exists by now", fate)

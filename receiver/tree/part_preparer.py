@@ -21,7 +21,7 @@ from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
 from receiver.disk.sweep import drop_ledger, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
-from receiver.file.states import CLAIMED, DECLINED, FREE, NOTHING, UNCHECKED, runs
+from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED, runs
 from receiver.tree.commit.places import Places
 from receiver.tree.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
@@ -99,7 +99,8 @@ class PartPreparer:
             self._counters.files += 1
             if self._entry_preparer.has_segments(entry, file_id):
                 sizes.append(entry.size)
-            if state != NOTHING:
+            part_state.set(index, state)
+            if state not in (NOTHING, LEFT):  # bytes of it are moved, or were before
                 self._take_file(part_state, index, state)
             if part_state.state(index) == CLAIMED:
                 finals.append(index)
@@ -109,8 +110,7 @@ class PartPreparer:
         return finals
 
     def _take_file(self, part_state: PartState, index: int, state: int) -> None:
-        """Set the state of a file with segments, and count its bytes; look for staging of a large one."""
-        part_state.set(index, state)
+        """Count the bytes of a file with segments; look for staging of a large one."""
         entry = part_state.entries[index]
         if state == DECLINED and self._entry_preparer.is_further_name(entry, part_state.first + index):
             return  # it has no segments

@@ -17,6 +17,7 @@ from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
 from receiver.disk.attributes import Attributes
 from receiver.disk.destination import shown_path
+from receiver.disk.existing import policy
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
@@ -78,7 +79,6 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
-        self._report = report
         self._deleter = begin_deleter(offer.delete, top_level_names, report, counters, log)
         self._stagings = TreeStagings(destination, root, report)
         with contextlib.ExitStack() as opened:
@@ -88,7 +88,14 @@ class TreeTarget:
             self._index = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._index.close)
             self._declines = declines = Declines(report, top_level_names)
-            self._committer = Committer(destination, self._stagings, top_level_names, declines, failed)
+            self._committer = Committer(
+                destination,
+                self._stagings,
+                top_level_names,
+                declines,
+                failed,
+                policy=policy(offer, replace=destination.replace),
+            )
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
@@ -106,6 +113,7 @@ class TreeTarget:
             self._archive,
             attributes=attributes,
             declines=declines,
+            policy=self._committer.policy,
             checksum=offer.checksum,
         )
         self._large_files = LargeFiles(
@@ -392,7 +400,7 @@ class TreeTarget:
         if not self._is_committed:
             return self._commit
         counters = self._counters
-        counters.left_files = self._report.left
+        counters.left_files = self._declines.report.left
         return m.Complete(True, counters.deleted_files, counters.undeletable_files, counters.left_files)
 
     def _commit(self) -> None:

@@ -17,7 +17,7 @@ from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
 from filestreamer.wire.grid import Grid
 from receiver.disk.attributes import Attributes
 from receiver.file.chunk_states import Delivery, Writer
-from receiver.file.states import DECLINED, FREE, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
+from receiver.file.states import DECLINED, FREE, LEFT, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -114,8 +114,8 @@ class TreeWriter:
         if state == NOTHING or position is None:
             where = f"bytes {segment.offset} to {segment.offset + segment.length}"
             raise RemoteProtocolError(f"{where} are not a segment of file {segment.file_id}")
-        if state == UNCHECKED:
-            raise RemoteProtocolError(f"file {segment.file_id} was accepted unread")
+        if state in (UNCHECKED, LEFT):
+            raise RemoteProtocolError(f"file {segment.file_id} was accepted unread, or left as it is")
         if not is_alone and index in part_state.large:  # else one chunk could have a thousand files open
             raise RemoteProtocolError(f"a segment of file {segment.file_id}, which has several, is a chunk of its own")
         if state in (VERIFIED, WITHDRAWN):

@@ -148,7 +148,7 @@ def test_dry_run(pair: Pair, tree: Path) -> None:
     """It logs what it skips as a transfer does: as an error where that is a failure, else as a warning."""
 
     def skipped(exit_code: int, *args: object) -> list[tuple[str, str, str]]:
-        sender = start(pair, tree, "--to", "127.0.0.1:1", "--dry-run", *args)
+        sender = start(pair, tree, "--dry-run", *args)
         assert sender.wait() == exit_code
         return [(line["path"], line["kind"], line["level"]) for line in sender.events("entry_skipped")]
 

@@ -461,6 +461,9 @@ def all_but(name: str) -> tuple[str, ...]:
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     features.CHECKSUM: ("f", "--checksum"),
+    features.DELETE: (".", "--delete"),
+    features.DRY_RUN: ("f", "--dry-run"),
+    features.EXISTING: ("f", "--existing", "skip"),
     features.OWNER: ("f", "--owner"),
     features.SHARDS: ("f", "--shard", "0/2"),
     features.TREES: (".",),
@@ -497,6 +500,9 @@ def test_a_sender_needs_no_feature_for_one_file(pair: Pair) -> None:
 OFFER = m.Offer(KIB, None, False, 0)
 USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
     features.CHECKSUM: (OFFER._replace(checksum=True), (ONE_FILE,)),
+    features.DELETE: (OFFER._replace(delete=m.Deletion((b"d",))), (DIRECTORY, ONE_FILE._replace(path=b"d/f"))),
+    features.DRY_RUN: (OFFER._replace(dry_run=True), (ONE_FILE,)),
+    features.EXISTING: (OFFER._replace(existing=m.Existing.NEWER), (ONE_FILE,)),
     features.OWNER: (OFFER, (ONE_FILE._replace(uid=os.geteuid()),)),
     features.SHARDS: (OFFER._replace(shard=m.Shard(0, 2)), (ONE_FILE,)),
     features.TREES: (OFFER, (DIRECTORY, ONE_FILE._replace(path=b"d/f"))),
@@ -506,18 +512,20 @@ USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
 
 
 @pytest.mark.parametrize("name", features.KNOWN)
-def test_a_receiver_refuses_what_hello_did_not_name(pair: Pair, receiver: Service, name: str) -> None:
+def test_a_receiver_refuses_what_hello_did_not_name(pair: Pair, name: str) -> None:
     """By its name, and before anything is written."""
+    receiver = pair.receiver("--allow-delete")
     offer, entries = USES[name]
     with RawSender(Pair.address(receiver), named=all_but(name)) as peer:
         abort = peer.offers(offer, m.ManifestPart(0, entries, True))
     assert abort.code is Code.POLICY
     assert f"'{name}'" in abort.reason
     assert pair.received() == []
-    with RawSender(Pair.address(receiver), named=(name, "z-of-a-later-version")) as peer:
+    more = (features.TREES,) if name == features.DELETE else ()  # which is for nothing else
+    with RawSender(Pair.address(receiver), named=(name, *more, "z-of-a-later-version")) as peer:
         control = peer.control()
         control.send(offer, m.ManifestPart(0, entries, True))
-        control.expect(m.Needed)
+        control.expect(m.Verdicts if name == features.DRY_RUN else m.Needed)
 
 
 def test_a_receiver_needs_no_feature_for_one_file(receiver: Service, sample: Sample) -> None:

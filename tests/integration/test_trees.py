@@ -141,7 +141,7 @@ def test_dry_run_lists_and_sends_nothing(pair: Pair) -> None:
     """Nobody is asked; what could not be read makes the exit code."""
     tree = trees.every_oddity(pair.source / "tree")
     os.mkfifo(tree / "fifo")
-    sender = pair.start("sender", tree, "--to", "127.0.0.1:1", "--dry-run")
+    sender = pair.start("sender", tree, "--dry-run")
     assert sender.wait() == 0
     lines = sender.stdout.splitlines()
     assert len(lines) == len(trees.look(tree)) - 1
@@ -152,7 +152,7 @@ def test_dry_run_lists_and_sends_nothing(pair: Pair) -> None:
 def test_dry_run_into_a_full_disk_fails(pair: Pair) -> None:
     tree = trees.write(pair.source / "tree" / "a", b"a").parent
     with open("/dev/full", "wb") as full:
-        sender = pair.start("sender", tree, "--to", "127.0.0.1:1", "--dry-run", stdout=full)
+        sender = pair.start("sender", tree, "--dry-run", stdout=full)
         assert sender.wait() == 1
     assert "No space left" in sender.events("dry_run_failed")[0]["reason"]
 

@@ -91,6 +91,12 @@ offers = st.builds(
     st.none() | shards(),
     st.booleans(),
     integers(U63),
+    st.sampled_from(m.Existing),
+    st.none()
+    | st.builds(
+        m.Deletion, tuples_of(st.binary(max_size=300), 1, 5), tuples_of(st.binary(min_size=1, max_size=300), 0, 5)
+    ),
+    st.booleans(),
 )
 
 
@@ -136,11 +142,24 @@ def segment_ranges(draw: st.DrawFn) -> m.SegmentRange:
     return m.SegmentRange(draw(integers(U64)), first, draw(integers(CHUNKS - first, 1)))
 
 
+answers_of_files = st.tuples(tuples_of(file_ranges()), st.booleans(), tuples_of(file_ranges()))
+
+
+@st.composite
+def entry_verdicts(draw: st.DrawFn) -> m.EntryVerdict:
+    standing = draw(st.sampled_from(m.Standing))
+    reason = draw(reasons.map(lambda text: clip(text, limits.LEFT_OUT_REASON_BYTES)))
+    if standing is m.Standing.EXTRA:
+        return m.EntryVerdict(standing, path=draw(paths), reason=reason)
+    first = draw(integers(U63 - 1))
+    return m.EntryVerdict(standing, first, draw(integers(U63 - first, 1)), b"", reason)
+
+
 @st.composite
 def helds(draw: st.DrawFn) -> m.Held:
     listed = draw(tuples_of(digests))
     first = draw(integers(CHUNKS - len(listed)))
-    return m.Held(draw(integers(U64)), first, b"".join(listed), draw(tuples_of(file_ranges())), draw(st.booleans()))
+    return m.Held(draw(integers(U64)), first, b"".join(listed), *draw(answers_of_files))
 
 
 @st.composite
@@ -165,9 +184,11 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         integers(U64),
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
+        integers(U64),
     ),
     "Finish": finishes(),
-    "Complete": st.builds(m.Complete, st.booleans()),
+    "Complete": st.builds(m.Complete, st.booleans(), integers(U63), integers(U63), integers(U63)),
+    "Verdicts": st.builds(m.Verdicts, tuples_of(entry_verdicts(), 1)),
     "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
     "Declined": st.builds(
         m.Declined,
@@ -530,6 +551,7 @@ STEPS = """
     CONTROL     manifest   receiver  Held           manifest
     CONTROL     manifest   receiver  Declined       manifest
     CONTROL     manifest   receiver  Notice         manifest
+    CONTROL     manifest   receiver  Verdicts       manifest
     CONTROL     manifest   receiver  Progress       manifest
 
     CONTROL     moving     sender    Finish         finishing
@@ -539,6 +561,7 @@ STEPS = """
     CONTROL     moving     receiver  Held           moving
     CONTROL     moving     receiver  Declined       moving
     CONTROL     moving     receiver  Notice         moving
+    CONTROL     moving     receiver  Verdicts       moving
     CONTROL     moving     receiver  Progress       moving
     CONTROL     moving     receiver  Complete       complete
 
@@ -548,6 +571,7 @@ STEPS = """
     CONTROL     finishing  receiver  Held           finishing
     CONTROL     finishing  receiver  Declined       finishing
     CONTROL     finishing  receiver  Notice         finishing
+    CONTROL     finishing  receiver  Verdicts       finishing
     CONTROL     finishing  receiver  Progress       finishing
     CONTROL     finishing  receiver  Complete       complete
 

@@ -32,6 +32,7 @@ FIRST_OF: Final = {
     "connected": FIRST,
     "connection_left": 100,
     "connection_up": 100,
+    "entry_removed": 100,
     "entry_skipped": 100,
     "output_goes_on": FIRST,
     "output_waits": FIRST,

@@ -334,7 +334,7 @@ class TransferCounters:
         if self.is_waiting:
             phase = WirePhase.WAITING
         rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
-        return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds())
+        return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds(), self.deleted_files)
 
     def troubles(self) -> dict[str, int]:
         """Sum up the events that an undisturbed transfer does not have, by the names of their metrics."""

@@ -374,6 +374,7 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             acknowledged_bytes=p.acknowledged_bytes,
             rehashed_bytes=p.rehashed_bytes,
             stage_microseconds=p.stage_microseconds,
+            deleted=p.deleted,
         )
     )
 
@@ -381,7 +382,7 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
 def _decode_progress(p: pb.Progress) -> m.Progress:
     _within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
     phase = _enum(m.Phase, p.phase, "Progress.phase")
-    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds))
+    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds), p.deleted)
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:

@@ -10,6 +10,7 @@
     ├── Aborted                the peer sent Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
     ├── Partial                complete, but for entries that were skipped                    exit 5
+    ├── Different              the two sides of a dry run with --checksum differ              exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
 
 Only `CONSEQUENCES` maps a code of the protocol to an exit code and to `retryable`. Both ends use it, so that a full

@@ -281,6 +281,8 @@ class Progress(NamedTuple):
     rehashed_bytes: int
     stage_microseconds: tuple[int, ...] = ()
     """The time of all data connections in each stage of SENDER_STAGES or RECEIVER_STAGES, in this order."""
+    deleted: int = 0
+    """Entries that the receiver has removed so far (`Offer.delete`)."""
 
 
 class LeftOutCount(NamedTuple):

@@ -23,9 +23,10 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
 from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.existing import Fate, Policy
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import Obstacle, existing, failure
 from receiver.disk.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories, Directory
@@ -67,12 +68,18 @@ class Committer:
         top_level_names: TopLevelNames,
         declines: Declines,
         failed: Callable[[FilestreamerError], None],
+        *,
+        policy: Policy,
     ) -> None:
-        """`failed` ends the transfer: it is called for an error that is no obstacle of a single file."""
+        """`failed` ends the transfer: it is called for an error that is no obstacle of a single file.
+
+        `policy` says what becomes of what has a name.
+        """
         self._destination = destination
         self._stagings = stagings
         self._top_level_names = top_level_names
         self._declines = declines
+        self.policy = policy
         self._failed = failed
         self._changed = threading.Condition()
         """Protects the fields down to `_error`; notified when any of them changes."""
@@ -252,50 +259,35 @@ class Committer:
         if file.is_new:
             self._check_still_new(directory.fd, name, file)
         try:
-            try:
-                self._rename(file, name, directory)
-            except OSError as error:
-                if error.errno != errno.EXDEV or directory.place.prefix == parent:
-                    raise
-                self._put_across(file, parent, name, directory)
+            fate = self.policy.put(
+                lambda replace: self._put(file, name, directory, replace=replace),
+                name,
+                directory.fd,
+                lambda: self._mtime_ns(file),
+            )
             self._directories.note_change(parent)
         except OSError as error:
+            raise failure(error, f"can't put {shown_path(self._destination, file.path)} in place") from None
+        if fate is not Fate.REPLACED:
             shown = shown_path(self._destination, file.path)
-            if isinstance(error, FileExistsError):
-                raise self._existing(file) from None
-            raise failure(error, f"can't put {shown} in place") from None
+            raise existing(shown, "it exists by now", self.policy.because, is_left=fate is Fate.LEFT)
 
-    def _check_still_new(self, directory_fd: int, name: bytes, file: StagedFile) -> None:
-        """Check that still nothing has the name of a new file. Raises Obstacle.
-
-        Else the destination may not tell it from the name of a file that was put in place before, which would be lost.
-        """
-        try:
-            there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-        except OSError:
-            return  # if that is not because it is missing, the rename fails, too
-        by = _name_of(directory_fd, name, there)
-        if by == name and not self._destination.replace:
-            raise self._existing(file)
-        why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
-        if by is not None and by != name:
-            why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"
-        raise Obstacle(Code.DESTINATION, f"can't put {shown_path(self._destination, file.path)} in place: {why}", why)
-
-    def _existing(self, file: StagedFile) -> Obstacle:
-        why = "it exists by now, and --no-replace forbids replacing it"
-        return Obstacle(Code.EXISTS, f"{shown_path(self._destination, file.path)}: {why}", why)
-
-    def _rename(self, file: StagedFile, name: bytes, directory: Directory) -> None:
-        """Rename one file to its final name. Raises TransferFailed(DESTINATION), OSError."""
+    def _put(self, file: StagedFile, name: bytes, directory: Directory, *, replace: bool) -> None:
+        """Rename one file to its final name, or copy it there. Raises TransferFailed(DESTINATION), OSError."""
         assert not callable(file.staged)  # it was closed before the sync
-        if isinstance(file.staged, ClosedStaging):
-            file.staged.put(file.staging.files_fd, directory.fd, name, replace=self._destination.replace)
-        else:
-            self._check_unchanged(file.staged, file)
-            put_in_place(file.staged, name, file.staging.fd, directory.fd, replace=self._destination.replace)
+        try:
+            if isinstance(file.staged, ClosedStaging):
+                file.staged.put(file.staging.files_fd, directory.fd, name, replace=replace)
+            else:
+                self._check_unchanged(file.staged, file)
+                put_in_place(file.staged, name, file.staging.fd, directory.fd, replace=replace)
+        except OSError as error:
+            parent = file.path.rpartition(b"/")[0]
+            if error.errno != errno.EXDEV or directory.place.prefix == parent:
+                raise
+            self._put_across(file, parent, name, directory, replace=replace)
 
-    def _put_across(self, file: StagedFile, parent: bytes, name: bytes, directory: Directory) -> None:
+    def _put_across(self, file: StagedFile, parent: bytes, name: bytes, directory: Directory, *, replace: bool) -> None:
         """Copy a file over a boundary that was not known; what comes after it is staged behind the boundary.
 
         Raises TransferFailed(DESTINATION), OSError.
@@ -307,11 +299,35 @@ class Committer:
             file.staged.copy(file.staging.files_fd, "copy", staging.fd)
         else:
             copy_file(file.staged, file.staging.fd, "copy", staging.fd)
-        put_in_place("copy", name, staging.fd, directory.fd, replace=self._destination.replace)
+        put_in_place("copy", name, staging.fd, directory.fd, replace=replace)
         if isinstance(file.staged, ClosedStaging):
             file.staged.discard(file.staging.files_fd)
         else:
             file.staging.remove(file.staged)
+
+    def _mtime_ns(self, file: StagedFile) -> int:
+        """Return the mtime of a staged file. Raises OSError."""
+        assert not callable(file.staged)
+        if isinstance(file.staged, ClosedStaging):
+            return file.staged.status(file.staging.files_fd).st_mtime_ns
+        return os.stat(file.staged, dir_fd=file.staging.fd, follow_symlinks=False).st_mtime_ns
+
+    def _check_still_new(self, directory_fd: int, name: bytes, file: StagedFile) -> None:
+        """Check that still nothing has the name of a new file. Raises Obstacle.
+
+        Else the destination may not tell it from the name of a file that was put in place before, which would be lost.
+        """
+        try:
+            there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        except OSError:
+            return  # if that is not because it is missing, the rename fails, too
+        by = _name_of(directory_fd, name, there)
+        if by == name and not self.policy.replaces_all:
+            return  # the policy decides
+        why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
+        if by is not None and by != name:
+            why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"
+        raise Obstacle(Code.DESTINATION, f"can't put {shown_path(self._destination, file.path)} in place: {why}", why)
 
     def _check_unchanged(self, name: str, file: StagedFile) -> None:
         """Check that a staged small file is as it was written. Raises TransferFailed(DESTINATION)."""

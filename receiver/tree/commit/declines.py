@@ -6,12 +6,16 @@ of a file, where its first name is declined: what has the first name at the dest
 
 import os
 import threading
+from typing import Final
 
 from filestreamer.process.log import printable
 from filestreamer.wire.errors import Code
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.report import Report
 from receiver.tree.top_level_names import Names, TopLevelNames
+
+_DECLINED: Final = 1
+_LEFT: Final = 2
 
 
 class Declines:
@@ -22,7 +26,7 @@ class Declines:
         self._top_level_names = top_level_names
         self._lock = threading.Lock()  # protects what follows
         self._groups = bytearray()
-        """1 for each hard-link group whose first name was declined."""
+        """_DECLINED or _LEFT for each hard-link group whose first name was not put in place, else 0."""
         self._directories = Names()
         """Directories that can't be made, without those below another one."""
         self._has_directories = False
@@ -34,13 +38,15 @@ class Declines:
         with self._lock:
             if group:
                 self._groups.extend(bytes(max(0, group + 1 - len(self._groups))))
-                self._groups[group] = 1
+                self._groups[group] = _LEFT if obstacle.is_left else _DECLINED
             if obstacle.directory is not None:
                 self._has_directories = True
                 self._directories.add(obstacle.directory)
                 self._latest = (b"", None)
         self._top_level_names.release(path)
-        if obstacle.is_existing:
+        if obstacle.is_left:
+            self.report.leave()
+        elif obstacle.is_existing:
             self.report.leave_existing(file_id, path, obstacle.why)
         else:
             self.report.decline(file_id, path, obstacle.why)
@@ -48,7 +54,12 @@ class Declines:
     def is_group_declined(self, group: int) -> bool:
         """Whether the first name of a hard-link group was declined."""
         with self._lock:
-            return group < len(self._groups) and bool(self._groups[group])
+            return group < len(self._groups) and self._groups[group] == _DECLINED
+
+    def is_group_left(self, group: int) -> bool:
+        """Whether what has the first name of a hard-link group was left as it is."""
+        with self._lock:
+            return group < len(self._groups) and self._groups[group] == _LEFT
 
     def above(self, path: bytes) -> Obstacle | None:
         """Return the obstacle for an entry that lies below a directory that can't be made; None if it does not."""

@@ -16,6 +16,7 @@ from filestreamer.settings.address import Address
 from filestreamer.settings.values import without_password
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import WHOLE, Share
+from filestreamer.wire.messages import Existing
 from sender.settings import SenderSettings, parse
 
 SAMPLE = Path(__file__).parents[3] / "deploy" / "config.json"
@@ -730,3 +731,26 @@ def test_settings_cost_no_more_than_they_need() -> None:
     assert not {"structlog", "rich", "importlib.metadata", "difflib", "socket", "prometheus_client", "http"} & set(
         imported
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("d", "--delete", "--include", "*.c"), "--delete"),
+        (("f", "--delete", "--shard", "0/2"), "--delete"),
+        (("f", "--existing", "skip", "--shard", "0/2"), "--existing"),
+        (("f", "--dry-run", "--shard", "0/2"), "--dry-run"),
+        (("-", "--delete"), "--delete"),
+        (("-", "--existing", "newer"), "--existing"),
+        (("f", "--existing", "maybe"), "--existing"),
+    ],
+)
+def test_what_does_not_go_together(args: tuple[str, ...], says: str) -> None:
+    assert failure(*args, "--to", "h:1").startswith(says)
+
+
+def test_only_a_list_needs_no_receiver() -> None:
+    assert settings("f", "--dry-run").to is None
+    assert settings("f", "--dry-run", "--shard", "0/2").to is None
+    assert settings("f", "--dry-run", "--to", "h:1").to is not None
+    assert settings("f", "--to", "h:1", "--existing", "newer").existing is Existing.NEWER

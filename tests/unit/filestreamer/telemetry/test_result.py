@@ -23,12 +23,13 @@ from filestreamer.wire.errors import (
     TransferFailed,
     UsageError,
 )
-from filestreamer.wire.messages import SkipKind
+from filestreamer.wire.messages import SkipKind, Standing
 
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest skipped_files skipped_kinds skipped warnings per_connection"
+    "bottleneck root_digest left_files deleted_files undeletable_files dry_run verdicts "
+    "skipped_files skipped_kinds skipped warnings per_connection"
 ).split()
 
 
@@ -111,6 +112,11 @@ def test_a_complete_transfer() -> None:
         "straggler_seconds": 1.5,
         "bottleneck": None,
         "root_digest": "ab" * 16,
+        "left_files": 0,
+        "deleted_files": 0,
+        "undeletable_files": 0,
+        "dry_run": False,
+        "verdicts": {},
         "skipped_files": 0,
         "skipped_kinds": {},
         "skipped": [],
@@ -369,3 +375,24 @@ def test_what_could_not_be_read_goes_before_what_is_merely_left_out() -> None:
         counters.leave_out(Skipped(f"secret {number}", "no", SkipKind.UNREADABLE))
     assert [f"secret {number}" for number in range(SKIPPED_MAX)] == [each.path for each in counters.skipped]
     assert (counters.skipped_files, counters.failed_files) == (2 * SKIPPED_MAX + 10, SKIPPED_MAX + 5)
+
+
+def test_what_could_not_be_removed_is_a_failure() -> None:
+    """It is no skipped entry, but the mirror is not exact; who tolerates declined entries tolerates it."""
+    counted = counters(undeletable_files=2, deleted_files=5)
+    error = counted.shortfall()
+    assert error is not None
+    assert (error.exit_code, counted.failed_files, counted.skipped_files) == (5, 2, 0)
+    assert "2 not removed" in str(error)
+    assert counters(undeletable_files=2, tolerated=frozenset({SkipKind.DECLINED})).shortfall() is None
+
+
+def test_the_summary_of_a_dry_run_and_of_a_mirror() -> None:
+    asked = TransferResult.from_counters(
+        counters(verdicts={Standing.SAME: 3, Standing.NEW: 1}), error=None, committed=False, root_digest=None
+    )
+    assert "only asked: 1 new, 3 same" in asked.summary()
+    assert "share" not in asked.summary()
+    mirrored = result(left_files=1, deleted_files=20).summary()
+    assert "1 entry left as it is" in mirrored
+    assert "20 entries removed" in mirrored

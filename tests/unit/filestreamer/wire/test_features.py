@@ -9,6 +9,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 FILE = m.Entry(b"f", m.EntryType.FILE, 8, 0o644, 0)
 STREAM = m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)
 LINK = m.Entry(b"l", m.EntryType.SYMLINK, 0, 0o777, 0, link_target=b"f")
+KEPT = m.Entry(b"k", m.EntryType.KEPT, 0, 0, 0)
 OFFER = m.Offer(8, None, False, 0)
 
 
@@ -21,6 +22,11 @@ USES: dict[str, tuple[m.Offer | m.ManifestPart, set[str]]] = {
     "a shard": (OFFER._replace(shard=m.Shard(0, 2)), {features.SHARDS}),
     "comparing": (OFFER._replace(checksum=True), {features.CHECKSUM}),
     "a shard, comparing": (OFFER._replace(shard=m.Shard(0, 2), checksum=True), {features.SHARDS, features.CHECKSUM}),
+    "replacing": (OFFER._replace(existing=m.Existing.REPLACE), set()),
+    "leaving": (OFFER._replace(existing=m.Existing.SKIP), {features.EXISTING}),
+    "deleting": (OFFER._replace(delete=m.Deletion((b"d",))), {features.DELETE}),
+    "asking": (OFFER._replace(dry_run=True), {features.DRY_RUN}),
+    "a name that is kept": (part(KEPT), {features.TREES, features.DELETE}),
     "a file": (part(FILE), set()),
     "a sparse file": (part(FILE._replace(holes=(m.Hole(0, 8),))), set()),
     "a stream": (part(STREAM), {features.STREAMS}),
@@ -53,6 +59,9 @@ def test_what_a_sender_has_to_name(what: str) -> None:
     [
         (features.CHECKSUM, "leave out --checksum"),
         (features.OWNER, "leave out --owner"),
+        (features.DELETE, "leave out --delete"),
+        (features.DRY_RUN, "leave out --to"),
+        (features.EXISTING, "leave out --existing"),
         (features.SHARDS, "does not support shards (feature 'shards'): upgrade it, or leave out --shard"),
         (features.STREAMS, "send a file"),
         (features.TREES, "send one file, or use: tar c DIR | filestreamer-sender -"),

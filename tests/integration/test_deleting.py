@@ -1,0 +1,166 @@
+"""`sender --delete` into `receiver --allow-delete`: an exact mirror, or nothing is removed at all."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
+from filestreamer.wire.errors import Code
+from tests.support import sending, trees
+from tests.support.peer import RawSender
+from tests.support.services import Pair, tree
+
+
+def mirror(pair: Pair, *args: object, receiver: tuple[object, ...] = ("--allow-delete",)) -> dict[str, Any]:
+    """Mirror to a receiver of its own; return the sender's result, which agrees with the receiver's."""
+    there = pair.receiver("--once", *receiver)
+    sent = pair.start("sender", *args, "--delete", "--to", pair.address(there)).succeeds()
+    received = there.succeeds()
+    for key in ("deleted_files", "undeletable_files", "warnings"):
+        assert sent[key] == received[key], key
+    removed = [line["path"] for line in there.events("entry_removed")]
+    assert len(removed) == min(sent["deleted_files"], 100)
+    return sent
+
+
+@pytest.fixture
+def source(pair: Pair) -> Path:
+    source = pair.source / "tree"
+    for name in ("a", "sub/b", "sub/deep/c", "x.tmp"):
+        trees.write(source / name, name.encode())
+    (source / "empty").mkdir()
+    (source / "link").symlink_to("a")
+    os.link(source / "a", source / "twin")
+    return source
+
+
+def test_a_mirror_is_exact(pair: Pair, source: Path) -> None:
+    assert mirror(pair, source)["deleted_files"] == 0
+    there = pair.destination / "tree"
+    for name in ("old/1/2", "sub/old", "empty/x", "z"):
+        trees.write(there / name, b"old")
+    trees.write(pair.destination / "beside", b"kept")
+    (source / "a").unlink()
+    os.utime(source, ns=(0, 1_000_000_007))
+    os.utime(source / "empty", ns=(0, 1_000_000_008))
+    sent = mirror(pair, source)
+    assert trees.differences(source, there) == []
+    assert (sent["deleted_files"], sent["sent_bytes"]) == (7, 0)
+    assert pair.received() == ["beside", "tree"]
+    assert mirror(pair, source)["deleted_files"] == 0
+
+
+def test_the_contents_of_a_directory_and_a_directory_beside_it(pair: Pair, source: Path) -> None:
+    for name in ("old", "sub/old", ".filestreamer/token", "more/old"):
+        trees.write(pair.destination / name, b"a token of some length")
+    trees.write(pair.source / "more" / "m", b"m")
+    mirror(pair, f"{source}/", pair.source / "more", "--exclude", "*.tmp")
+    assert {name for name in tree(pair.destination) if "old" in name} == set()
+    assert {".filestreamer/token", "more/m", "a", "sub/b"} <= set(tree(pair.destination))
+
+
+def test_what_is_excluded_is_neither_sent_nor_removed(pair: Pair, source: Path) -> None:
+    there = pair.destination / "tree"
+    for name in ("y.tmp", "old/z.tmp", "old/w", "x.tmp"):
+        trees.write(there / name, b"kept")
+    mirror(pair, source, "--exclude", "*.tmp")
+    assert (there / "x.tmp").read_bytes() == b"kept"
+    assert {"y.tmp", "old", "old/z.tmp"} <= set(tree(there))
+    assert "old/w" not in tree(there)
+
+
+def test_special_files_are_not_moved_and_their_names_are_kept(pair: Pair, source: Path) -> None:
+    os.mkfifo(source / "sub" / "fifo")
+    trees.write(pair.destination / "tree" / "sub" / "fifo", b"kept")
+    assert mirror(pair, source)["skipped_kinds"] == {"special": 1}
+    assert (pair.destination / "tree" / "sub" / "fifo").read_bytes() == b"kept"
+
+
+def test_a_receiver_that_does_not_permit_it(pair: Pair, source: Path) -> None:
+    trees.write(pair.destination / "tree" / "old", b"kept")
+    receiver = pair.receiver()
+    sender = pair.sender(source, pair.address(receiver), "--delete")
+    assert "--allow-delete" in sender.fails(3, "policy", status="refused")
+    assert tree(pair.destination) == {"tree": -1, "tree/old": 4}
+
+
+def test_nothing_is_removed_if_something_changed_meanwhile(
+    pair: Pair, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.write(pair.destination / "tree" / "old", b"kept")
+    receiver = pair.receiver("--once", "--allow-delete")
+    with sending.once_listed(monkeypatch, (source / "sub" / "b").unlink):
+        sending.send(source, "--to", pair.address(receiver), "--delete")
+    result = receiver.falls_short()
+    assert result["skipped_kinds"] == {"vanished": 1}
+    assert result["deleted_files"] == 0
+    assert "nothing was removed" in result["warnings"][0]
+    assert (pair.destination / "tree" / "old").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("tree", "--include", "*.txt"), "--include"),
+        (("tree/a", "--shard", "0/2"), "shard"),
+        (("-",), "standard input"),
+        (("tree/a",), "DIR"),
+    ],
+)
+def test_wrong_usage(pair: Pair, source: Path, args: tuple[str, ...], says: str) -> None:
+    sender = pair.start("sender", *args, "--delete", "--to", "127.0.0.1:1", cwd=pair.source)
+    assert says in sender.fails(2, "usage")
+
+
+def test_a_plain_file_beside_a_directory_removes_nothing_at_the_top(pair: Pair, source: Path) -> None:
+    trees.write(pair.destination / "old", b"kept")
+    mirror(pair, source, pair.file("file", 10))
+    assert pair.received() == ["file", "old", "tree"]
+
+
+def test_what_another_transfer_is_receiving_stays(pair: Pair, source: Path) -> None:
+    """A file that stands there is not removed while another transfer is about to replace it."""
+    trees.write(pair.destination / "busy", b"older")
+    trees.write(pair.destination / "free", b"older")
+    receiver = pair.receiver("--allow-delete")
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.control()
+        control.send(
+            m.Offer(8, None, False, 8), m.ManifestPart(0, (m.Entry(b"busy", m.EntryType.FILE, 8, 0o644, 1),), True)
+        )
+        control.expect(m.Needed)
+        sender = pair.start("sender", f"{source}/", "--delete", "--to", pair.address(receiver))
+        sender.succeeds()
+    assert (pair.destination / "busy").read_bytes() == b"older"
+    assert not (pair.destination / "free").exists()
+
+
+DIRECTORY = m.Entry(b"tree", m.EntryType.DIRECTORY, 0, 0o755, 0)
+
+
+@pytest.mark.parametrize(
+    ("offer", "entries", "code"),
+    [
+        (m.Offer(8, None, False, 0, delete=m.Deletion((b"tree",))), [DIRECTORY._replace(path=b"a/b")], Code.PROTOCOL),
+        (m.Offer(8, None, False, 0, delete=m.Deletion((b"..",))), [DIRECTORY], Code.PATH),
+        (m.Offer(8, None, False, 0, delete=m.Deletion((b"tree",), (b"!",))), [DIRECTORY], Code.POLICY),
+        (
+            m.Offer(8, None, False, 0, delete=m.Deletion((b"f",))),
+            [m.Entry(b"f", m.EntryType.FILE, 8, 0o644, 0)],
+            Code.PROTOCOL,
+        ),
+    ],
+)
+def test_a_hostile_sender(pair: Pair, offer: m.Offer, entries: list[m.Entry], code: Code) -> None:
+    trees.write(pair.destination / "tree" / "old", b"kept")
+    receiver = pair.receiver("--allow-delete")
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.control()
+        control.send(offer, m.ManifestPart(0, tuple(entries), True))
+        control.send(m.Finish(0, root_digest([])))
+        aborts = [message for message in control.rest() if isinstance(message, m.Abort)]
+        assert [abort.code for abort in aborts] == [code]
+    assert tree(pair.destination)["tree/old"] == 4

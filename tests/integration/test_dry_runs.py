@@ -1,0 +1,242 @@
+"""`sender --dry-run --to`: the receiver says how each entry stands there, and nothing at all is written."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
+from filestreamer.wire.errors import Code
+from tests.support import disks, trees
+from tests.support.peer import RawSender, Sample
+from tests.support.services import Pair, Service
+
+
+class Answer(NamedTuple):
+    """What a dry run printed."""
+
+    lines: dict[str, str]
+    """How each entry stands, by its path (and reason)."""
+    result: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.result["exit_code"])
+
+
+def ask(pair: Pair, receiver: Service, *args: object) -> Answer:
+    """Ask a receiver, which must not change anything in its directory meanwhile."""
+    before = state(pair.destination)
+    sender = pair.start("sender", *args, "--to", pair.address(receiver), "--dry-run")
+    code = sender.wait()
+    assert "Traceback" not in sender.stderr + receiver.stderr
+    assert state(pair.destination) == before
+    *lines, last = sender.stdout.splitlines()
+    result = json.loads(last)
+    assert result["exit_code"] == code
+    assert (result["dry_run"], result["committed"], result["sent_bytes"]) == (True, False, 0)
+    return Answer({line[36:]: line[:9].rstrip() for line in lines}, result)
+
+
+def state(root: Path) -> dict[str, Any]:
+    """Everything that a write below a directory would change, the directory included."""
+    found = {}
+    for directory, names, files in os.walk(root):
+        for path in [Path(directory), *(Path(directory, name) for name in [*names, *files])]:
+            status = path.lstat()
+            found[str(path)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return found
+
+
+@pytest.fixture
+def tree(pair: Pair) -> Path:
+    """Make a tree, of which something lies at the destination: the same, another one, an obstacle, more."""
+    tree = pair.source / "tree"
+    for name in ("same", "other", "blocked", "sub/new", "below/file"):
+        trees.write(tree / name, name.encode() * 3000)
+    (tree / "link").symlink_to("same")
+    os.link(tree / "same", tree / "twin")
+    there = pair.destination / "tree"
+    trees.write(there / "same", b"same" * 3000)
+    os.utime(there / "same", ns=(0, (tree / "same").stat().st_mtime_ns))
+    os.link(there / "same", there / "twin")
+    trees.write(there / "other", b"older")
+    (there / "blocked").mkdir()
+    trees.write(there / "below", b"no directory")
+    trees.write(there / "extra/one", b"1")
+    return tree
+
+
+STANDING = {
+    "tree": "same",
+    "tree/same": "same",
+    "tree/twin": "same",
+    "tree/other": "differs",
+    "tree/blocked: a directory has its name": "declined",
+    "tree/sub": "new",
+    "tree/sub/new": "new",
+    "tree/below: something else has its name": "declined",
+    "tree/below/file: something that is no directory leads there": "declined",
+    "tree/link": "new",
+}
+
+
+def test_each_entry_stands_as_it_does(pair: Pair, tree: Path) -> None:
+    receiver = pair.receiver()
+    answer = ask(pair, receiver, tree)
+    assert answer.lines == STANDING
+    assert answer.exit_code == 5
+    assert answer.result["error"]["code"] == "partial"
+    assert answer.result["verdicts"] == {"new": 3, "differs": 1, "same": 3, "declined": 3}
+    assert {entry["path"] for entry in answer.result["skipped"]} == {
+        str(tree / name) for name in ("blocked", "below", "below/file")
+    }
+    (received,) = receiver.wait_for_results()
+    assert (received["dry_run"], received["committed"]) == (True, False)
+
+
+def test_what_would_succeed_is_exit_0_and_a_dry_run_is_not_the_once_of_a_receiver(pair: Pair, tree: Path) -> None:
+    (pair.destination / "tree" / "blocked").rmdir()
+    (pair.destination / "tree" / "below").unlink()
+    receiver = pair.receiver("--once")
+    answer = ask(pair, receiver, tree)
+    assert (answer.exit_code, answer.result["verdicts"]) == (0, {"new": 6, "differs": 1, "same": 3})
+    pair.sender(tree, pair.address(receiver)).succeeds()
+    assert receiver.wait() == 0
+    again = pair.receiver()
+    assert set(ask(pair, again, tree).lines.values()) == {"same"}
+
+
+@pytest.mark.parametrize("policy", ["--no-replace", "refuse", "skip", "newer"])
+def test_what_may_not_be_replaced(pair: Pair, tree: Path, policy: str) -> None:
+    receiver = pair.receiver(*(["--no-replace"] if policy == "--no-replace" else []))
+    args = [] if policy == "--no-replace" else ["--existing", policy]
+    answer = ask(pair, receiver, tree, *args)
+    why = {"--no-replace": ": --no-replace forbids replacing it", "refuse": ": --existing refuse keeps it"}
+    standing = {"skip": "left", "newer": "left"}.get(policy, "existing")
+    expected = {**STANDING, "tree/other" + why.get(policy, ""): standing}
+    if policy in why:
+        del expected["tree/other"]
+    assert answer.lines == expected
+    assert answer.result["verdicts"][standing] == 1
+
+
+def test_checksum_verifies_two_sides(pair: Pair) -> None:
+    """Only bytes count: a file of another time is the same, one of the same size and time is not."""
+    tree = pair.source / "tree"
+    for name, size in {"small": 5, "large": 100_000, "touched": 70_000, "empty": 0}.items():
+        trees.write(tree / name, os.urandom(size))
+    receiver = pair.receiver()
+    pair.sender(tree, pair.address(receiver)).succeeds()
+    args = (tree, "--checksum", "--chunk-size", "8KiB")
+    there = pair.destination / "tree"
+    os.utime(there / "touched", ns=(0, 0))
+    same = ask(pair, receiver, *args)
+    assert (same.exit_code, same.result["verdicts"]) == (0, {"same": 5})
+    for name in ("small", "large"):
+        before = (there / name).stat()
+        with (there / name).open("r+b") as file:
+            file.seek(before.st_size - 1)
+            last = file.read(1)
+            file.seek(before.st_size - 1)
+            file.write(bytes([last[0] ^ 1]))
+        os.utime(there / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ask(pair, receiver, tree).exit_code == 0
+    differs = ask(pair, receiver, *args)
+    assert (differs.exit_code, differs.result["error"]["code"]) == (5, "different")
+    assert differs.lines["tree/small"] == differs.lines["tree/large"] == "differs"
+    assert differs.result["verdicts"] == {"differs": 2, "same": 3}
+    single = ask(pair, receiver, tree / "small", "--checksum")
+    assert (single.exit_code, single.lines) == (5, {"small": "new"})
+
+
+def test_what_would_be_removed(pair: Pair, tree: Path) -> None:
+    for obstacle in ("blocked", "extra/kept.tmp"):
+        (pair.destination / "tree" / obstacle).mkdir(exist_ok=True)
+    (pair.destination / "tree" / "blocked").rmdir()
+    (pair.destination / "tree" / "below").unlink()
+    receiver = pair.receiver("--allow-delete")
+    answer = ask(pair, receiver, tree, "--delete", "--exclude", "*.tmp")
+    assert {path: how for path, how in answer.lines.items() if "extra" in path} == {"tree/extra/one": "extra"}
+    assert answer.exit_code == 0
+    assert ask(pair, receiver, tree, "--delete").result["verdicts"]["extra"] == 3
+    assert ask(pair, receiver, tree, "--delete", "--checksum").exit_code == 5
+    refused = ask(pair, pair.receiver(), tree, "--delete")
+    assert (refused.exit_code, refused.result["error"]["code"], refused.lines) == (3, "policy", {})
+
+
+def test_one_file(pair: Pair) -> None:
+    file = pair.file("file", 1000)
+    receiver, keeper = pair.receiver(), pair.receiver("--no-replace")
+    assert ask(pair, receiver, file).lines == {"file": "new"}
+    pair.sender(file, pair.address(receiver)).succeeds()
+    assert ask(pair, keeper, file).lines == {"file": "same"}
+    os.utime(file, ns=(0, 0))
+    assert ask(pair, receiver, file).lines == {"file": "differs"}
+    answer = ask(pair, keeper, file)
+    assert (answer.exit_code, answer.result["error"]["code"]) == (3, "exists")
+    (pair.destination / "dir").mkdir()
+    answer = ask(pair, receiver, file, "--as", "dir")
+    assert (answer.exit_code, answer.result["error"]["code"]) == (4, "destination")
+
+
+@pytest.fixture
+def small(pair: Pair) -> Iterator[Path]:
+    with disks.disk(pair.destination, 1 << 20) as mounted:
+        yield mounted
+
+
+def test_no_space(pair: Pair, small: Path) -> None:
+    trees.write(pair.source / "tree" / "a", b"")
+    with (pair.source / "tree" / "b").open("wb") as file:
+        file.write(bytes(2 << 20))
+    answer = ask(pair, pair.receiver(), pair.source / "tree")
+    assert (answer.exit_code, answer.result["error"]["code"]) == (4, "no_space")
+    assert set(answer.lines.values()) == {"new"}
+
+
+def test_many_parts(pair: Pair) -> None:
+    tree = trees.many(pair.source / "tree", 5000)
+    receiver = pair.receiver()
+    assert ask(pair, receiver, tree).result["verdicts"] == {"new": len(trees.look(tree))}
+    pair.sender(tree, pair.address(receiver)).succeeds()
+    assert ask(pair, receiver, tree, "--checksum").result["verdicts"] == {"same": len(trees.look(tree))}
+
+
+def test_a_receiver_in_which_nobody_is_to_be_asked(pair: Pair) -> None:
+    file = pair.file("file", 1000)
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", "/dev/null")
+    answer = ask(pair, receiver, file)
+    assert (answer.exit_code, answer.result["error"]["code"]) == (3, "policy")
+
+
+def test_the_receiver_cannot_be_reached(pair: Pair) -> None:
+    file = pair.file("file", 1000)
+    sender = pair.start("sender", file, "--to", "127.0.0.1:1", "--dry-run", "--give-up-after", "0.5")
+    assert sender.fails(1, "timeout")
+
+
+def test_a_peer_that_sends_a_chunk_or_comes_again_is_refused(pair: Pair) -> None:
+    sample = Sample.random(1, 100, 1000)
+    receiver = pair.receiver()
+    asked = sample.offer._replace(dry_run=True)
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.control()
+        control.send(asked, m.ManifestPart(0, (sample.entry,), True))
+        assert control.expect(m.Verdicts).entries == (m.EntryVerdict(m.Standing.NEW, 0),)
+        data = peer.data()
+        data.send_raw(sample.chunk(0))
+        (abort,) = data.rest()
+        assert isinstance(abort, m.Abort)
+        assert abort.code is Code.PROTOCOL
+    with RawSender(pair.address(receiver)) as peer:
+        control = peer.control()
+        control.send(asked, m.ManifestPart(0, (sample.entry,), True))
+        control.expect(m.Verdicts)
+        control.send(m.Finish(0, root_digest([])))
+        assert control.expect(m.Complete) == m.Complete(False)
+    assert pair.received() == []
