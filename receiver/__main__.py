@@ -79,8 +79,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         addresses = [listener.getsockname() for listener in listeners]
         chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
         monitor = Monitor("receiver", settings, logger, free_bytes)
+        current = token.current(chosen, settings, destination, logger)
         server = Server(
-            settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
+            settings, destination, monitor, output_name=output_name, listeners=listeners, token=current, log=logger
         )
 
         def stop(number: int) -> None:

@@ -110,7 +110,11 @@ class Transfer:
 
         self._control_state = ControlState(was_open=before is not None)
         self._dialer = Dialer(
-            settings, self.counters.transfer_id, self._control_state, _needed_features(settings, self._listing.single)
+            settings,
+            self.counters.transfer_id,
+            self._control_state,
+            _needed_features(settings, self._listing.single),
+            log,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
