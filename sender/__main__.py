@@ -122,12 +122,12 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     from filestreamer.process.log import printable
     from filestreamer.telemetry.counters import TransferCounters
     from filestreamer.wire.errors import Exit
-    from sender.source.listing import make_walk
+    from sender.source.listing import make_walk, read_files_from
     from sender.source.skipped_entries import SkippedEntries
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
-        for item in make_walk(settings, SkippedEntries(counters, logger).add):
+        for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
         sys.stdout.flush()

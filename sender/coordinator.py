@@ -97,7 +97,8 @@ class Transfer:
         self._reached: tuple[Address, bytes] | None = None  # where control was last, and the incarnation there
 
         self._skipped = SkippedEntries(self.counters, log)
-        self._listing = ListingThread(settings, self.mailbox, self._skipped)
+        listed = before._listing.listed if before is not None else None
+        self._listing: ListingThread = ListingThread(settings, self.mailbox, self._skipped, listed)
         self._is_tree = self._listing.single is None
         self._manifest = Manifest(choose_chunk_size(settings, self._listing.single))
         parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)

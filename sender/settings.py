@@ -125,6 +125,22 @@ class SenderSettings(CommonSettings):
     )
     """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
 
+    files_from: str | None = setting(
+        values.text,
+        "Send only the paths that this file lists, relative to INPUT_FILE: one a line, or NUL between them;"
+        " - reads standard input.",
+        metavar="FILE",
+    )
+    """A file with the paths to send below the one directory that is named; STDIN is standard input."""
+
+    one_file_system: bool = setting(bool, "Leave out what is mounted below the named directories.", default=False)
+    """Leave out other file systems below the named directories."""
+
+    dereference: bool = setting(
+        bool, "Send what symbolic links lead to in their place, also if that lies elsewhere.", default=False
+    )
+    """Follow symbolic links below the named directories."""
+
     checksum: bool = setting(
         bool, "Compare files that the receiver already has by their bytes, not by size and mtime.", default=False
     )
@@ -149,6 +165,8 @@ class SenderSettings(CommonSettings):
             object.__setattr__(self, "tls", True)
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as needs exactly one input path")
+        if self.files_from is not None:
+            self._check_files_from()
         if STDIN in self.input_files:
             self._check_stdin()
 
@@ -156,6 +174,13 @@ class SenderSettings(CommonSettings):
     def reads_stdin(self) -> bool:
         """Whether standard input is sent."""
         return self.input_files == (STDIN,)
+
+    def _check_files_from(self) -> None:
+        """Raise UsageError for settings that a list of paths does not go with."""
+        if len(self.input_files) != 1 or self.reads_stdin:
+            raise UsageError("--files-from needs exactly one INPUT_FILE: the directory that its paths are relative to")
+        if self.shard.count > 1:
+            raise UsageError("--shard needs a single file: it does not go with --files-from")
 
     def _check_stdin(self) -> None:
         """Raise UsageError for settings that standard input does not have."""

@@ -22,6 +22,13 @@ class SkippedEntries:
         log = self._log.error if self._counters.is_failure(skipped.kind) else self._log.warning
         log("entry_skipped", path=skipped.path, kind=skipped.kind.name.lower(), reason=skipped.reason)
 
+    def warn(self, text: str) -> None:
+        """Tell something that is no failure, once in a transfer."""
+        with self._mutex:
+            is_new = self._counters.warn(text)
+        if is_new:
+            self._log.warning("warning", reason=text)
+
     def for_finish(self) -> tuple[tuple[LeftOutCount, ...], tuple[LeftOut, ...]]:
         """Return two fields of Finish: how many entries were skipped, by kind, and the first ones."""
         with self._mutex:
