@@ -4,7 +4,7 @@
                       manifest, and where it is read from;
    `directories`      opens each directory below these paths step by step, so that no symbolic link leads out of them;
    `patterns`         chooses by --include and --exclude, `files_from` by a list of paths, `mounts` by file system;
-   `holes` finds the holes of sparse files;
+   `holes`            finds the holes of sparse files;
    `skipped_entries`  counts and logs what can't be sent;
 2. `listing`          is the thread that walks, and posts the items in parts; `part_budget` says when a part is full;
 3. `chunk_size`       chooses the chunk size by the size of the file;
