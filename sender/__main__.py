@@ -23,21 +23,19 @@ def main() -> NoReturn:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
-    from filestreamer.process import log
-    from filestreamer.process.threads import as_failure, log_defects
-    from filestreamer.telemetry.monitor import Monitor
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
-    from sender.settings import parse
-
     try:
         with signals.raised():
+            from filestreamer.process import log
+            from filestreamer.process.threads import as_failure, log_defects
+            from filestreamer.telemetry.monitor import Monitor
+            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.result import TransferResult
+            from sender.settings import parse
+
             settings, warnings = parse(argv, environ)
+            logger = log.configure("sender", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        failure = as_failure("reading the settings", error)
-        report(TransferResult.without_transfer(failure), None, log.configure("sender"))
-        return failure.exit_code
-    logger = log.configure("sender", settings.log_level)
+        return _fail(error)
     log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
@@ -60,6 +58,19 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
+def _fail(error: Exception) -> int:
+    """Report an error from before the settings are known; return the exit code."""
+    # Imported again, as the error may be a signal in the middle of that.
+    from filestreamer.process import log
+    from filestreamer.process.threads import as_failure
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    failure = as_failure("reading the settings", error)
+    report(TransferResult.without_transfer(failure), None, log.configure("sender"))
+    return failure.exit_code
+
+
 def _send(
     settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
 ) -> "TransferResult":
@@ -68,8 +79,6 @@ def _send(
     `overdue` is called with the number of the signal if the transfer has not ended in time after a signal.
     """
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.display import ProgressDisplay
-    from sender.coordinator import BeginAgain, Transfer
 
     signalled = []
     is_over = False
@@ -81,6 +90,9 @@ def _send(
 
     try:
         with signals.raised():
+            from filestreamer.terminal.display import ProgressDisplay
+            from sender.coordinator import BeginAgain, Transfer
+
             monitor.start()
             transfer = Transfer(settings, logger)
             signals.on_signal(end, lambda number: None if is_over else overdue(number))
