@@ -32,14 +32,15 @@ def main() -> NoReturn:
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
     try:
-        with signals.raised():
+        with signals.deferred():
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
             from filestreamer.telemetry.report import report
             from filestreamer.telemetry.result import TransferResult
             from receiver.settings import parse
-
+        with signals.raised():
             settings, warnings = parse(argv, environ)
+        with signals.deferred():
             logger = log.configure("receiver", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         return _fail(error)
@@ -71,7 +72,7 @@ def _fail(error: Exception) -> int:
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
-    with signals.raised():
+    with signals.deferred():
         from filestreamer.telemetry.monitor import Monitor
         from filestreamer.telemetry.report import report
         from filestreamer.telemetry.result import TransferResult
@@ -80,7 +81,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         from receiver.server import token
         from receiver.server.server import Server
         from receiver.settings import METRICS
-
+    with signals.raised():
         _allow_descriptors()
         destination, output_name = _open_destination(settings)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes

@@ -24,15 +24,16 @@ def main() -> NoReturn:
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
     try:
-        with signals.raised():
+        with signals.deferred():
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
             from filestreamer.telemetry.monitor import Monitor
             from filestreamer.telemetry.report import report
             from filestreamer.telemetry.result import TransferResult
             from sender.settings import parse
-
+        with signals.raised():
             settings, warnings = parse(argv, environ)
+        with signals.deferred():
             logger = log.configure("sender", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
         return _fail(error)
@@ -80,8 +81,7 @@ def _send(
     """
     from filestreamer.telemetry.result import TransferResult
 
-    signalled = []
-    is_over = False
+    signalled, is_over = list[int](), False
 
     def end(number: int) -> None:
         signalled.append(number)
@@ -89,10 +89,10 @@ def _send(
         monitor.stop_lingering()
 
     try:
-        with signals.raised():
+        with signals.deferred():
             from filestreamer.terminal.display import ProgressDisplay
             from sender.coordinator import BeginAgain, Transfer
-
+        with signals.raised():
             monitor.start()
             transfer = Transfer(settings, logger)
             signals.on_signal(end, lambda number: None if is_over else overdue(number))
