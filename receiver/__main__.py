@@ -31,20 +31,19 @@ def main() -> NoReturn:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
-    from filestreamer.process import log
-    from filestreamer.process.threads import as_failure, log_defects
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
-    from receiver.settings import parse
-
     try:
+        with signals.deferred():
+            from filestreamer.process import log
+            from filestreamer.process.threads import as_failure, log_defects
+            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.result import TransferResult
+            from receiver.settings import parse
         with signals.raised():
             settings, warnings = parse(argv, environ)
+        with signals.deferred():
+            logger = log.configure("receiver", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        failure = as_failure("reading the settings", error)
-        report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
-        return failure.exit_code
-    logger = log.configure("receiver", settings.log_level)
+        return _fail(error)
     log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
@@ -58,17 +57,30 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return failure.exit_code
 
 
-def _serve(settings: "ReceiverSettings", logger: Any) -> int:
-    """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
-    from filestreamer.telemetry.monitor import Monitor
+def _fail(error: Exception) -> int:
+    """Report an error from before the settings are known; return the exit code."""
+    # Imported again, as the error may be a signal in the middle of that.
+    from filestreamer.process import log
+    from filestreamer.process.threads import as_failure
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.display import ProgressDisplay
-    from receiver.pipe.standard_output import OpenFile
-    from receiver.server import token
-    from receiver.server.server import Server
-    from receiver.settings import METRICS
 
+    failure = as_failure("reading the settings", error)
+    report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
+    return failure.exit_code
+
+
+def _serve(settings: "ReceiverSettings", logger: Any) -> int:
+    """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
+    with signals.deferred():
+        from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.telemetry.report import report
+        from filestreamer.telemetry.result import TransferResult
+        from filestreamer.terminal.display import ProgressDisplay
+        from receiver.pipe.standard_output import OpenFile
+        from receiver.server import token
+        from receiver.server.server import Server
+        from receiver.settings import METRICS
     with signals.raised():
         _allow_descriptors()
         destination, output_name = _open_destination(settings)
@@ -80,8 +92,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
         monitor = Monitor("receiver", settings, logger, free_bytes)
+        current = token.current(chosen, settings, destination, logger)
         server = Server(
-            settings, destination, monitor, output_name=output_name, listeners=listeners, token=chosen.token, log=logger
+            settings, destination, monitor, output_name=output_name, listeners=listeners, token=current, log=logger
         )
 
         def stop(number: int) -> None:

@@ -23,21 +23,20 @@ def main() -> NoReturn:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command; return its exit code (0 complete, 1 failed, 2 usage, 3 refused, 4 data, 5 partial, 128+N)."""
-    from filestreamer.process import log
-    from filestreamer.process.threads import as_failure, log_defects
-    from filestreamer.telemetry.monitor import Monitor
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
-    from sender.settings import parse
-
     try:
+        with signals.deferred():
+            from filestreamer.process import log
+            from filestreamer.process.threads import as_failure, log_defects
+            from filestreamer.telemetry.monitor import Monitor
+            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.result import TransferResult
+            from sender.settings import parse
         with signals.raised():
             settings, warnings = parse(argv, environ)
+        with signals.deferred():
+            logger = log.configure("sender", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        failure = as_failure("reading the settings", error)
-        report(TransferResult.without_transfer(failure), None, log.configure("sender"))
-        return failure.exit_code
-    logger = log.configure("sender", settings.log_level)
+        return _fail(error)
     log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
@@ -60,6 +59,19 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
+def _fail(error: Exception) -> int:
+    """Report an error from before the settings are known; return the exit code."""
+    # Imported again, as the error may be a signal in the middle of that.
+    from filestreamer.process import log
+    from filestreamer.process.threads import as_failure
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    failure = as_failure("reading the settings", error)
+    report(TransferResult.without_transfer(failure), None, log.configure("sender"))
+    return failure.exit_code
+
+
 def _send(
     settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
 ) -> "TransferResult":
@@ -68,11 +80,8 @@ def _send(
     `overdue` is called with the number of the signal if the transfer has not ended in time after a signal.
     """
     from filestreamer.telemetry.result import TransferResult
-    from filestreamer.terminal.display import ProgressDisplay
-    from sender.coordinator import BeginAgain, Transfer
 
-    signalled = []
-    is_over = False
+    signalled, is_over = list[int](), False
 
     def end(number: int) -> None:
         signalled.append(number)
@@ -80,6 +89,9 @@ def _send(
         monitor.stop_lingering()
 
     try:
+        with signals.deferred():
+            from filestreamer.terminal.display import ProgressDisplay
+            from sender.coordinator import BeginAgain, Transfer
         with signals.raised():
             monitor.start()
             transfer = Transfer(settings, logger)
@@ -154,13 +166,12 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     from filestreamer.process.log import printable
     from filestreamer.telemetry.counters import TransferCounters
     from filestreamer.wire.errors import Exit
-    from sender.source.listing import make_walk
+    from sender.source.listing import make_walk, read_files_from
     from sender.source.skipped_entries import SkippedEntries
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
-        skipped = SkippedEntries(counters, logger)
-        for item in make_walk(settings, skipped.add, skipped.warn):
+        for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
         sys.stdout.flush()

@@ -88,6 +88,7 @@ class Asking:
             self.counters.transfer_id,
             ControlState(),
             tuple(name for name, is_used in uses.items() if is_used),
+            log,
         )
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._reader = ControlReader(self._dialer, self._link, self._mailbox, lambda: False)
@@ -206,7 +207,7 @@ class Asking:
         """Send parts, as many as may be unanswered; after the last answer, say Finish."""
         while self._listed and len(self._open) < limits.MANIFEST_PARTS_UNANSWERED and self._link.state == "manifest":
             items, last = self._listed.popleft()
-            self._link.say(m.ManifestPart(self._sent, tuple([item.entry for item in items]), last))
+            self._link.say(m.ManifestPart(self._sent, tuple([item.entry._replace(xattrs=()) for item in items]), last))
             self._sent += len(items)
             self._open.append(items)
             self.counters.phase = "moving"

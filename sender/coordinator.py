@@ -103,7 +103,8 @@ class Transfer:
 
         self._skipped = SkippedEntries(self.counters, log)
         self._deletion = find_deletion(settings)
-        self._listing = ListingThread(settings, self.mailbox, self._skipped)
+        listed = before._listing.listed if before is not None else None
+        self._listing: ListingThread = ListingThread(settings, self.mailbox, self._skipped, listed)
         self._is_tree = self._listing.single is None
         self._manifest = Manifest(choose_chunk_size(settings, self._listing.single))
         parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)
@@ -116,7 +117,11 @@ class Transfer:
 
         self._control_state = ControlState(was_open=before is not None)
         self._dialer = Dialer(
-            settings, self.counters.transfer_id, self._control_state, _needed_features(settings, self._listing.single)
+            settings,
+            self.counters.transfer_id,
+            self._control_state,
+            _needed_features(settings, self._listing.single),
+            log,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None

@@ -132,6 +132,22 @@ class SenderSettings(CommonSettings):
     )
     """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
 
+    files_from: str | None = setting(
+        values.text,
+        "Send only the paths that this file lists, relative to INPUT_FILE: one a line, or NUL between them;"
+        " - reads standard input.",
+        metavar="FILE",
+    )
+    """A file with the paths to send below the one directory that is named; STDIN is standard input."""
+
+    one_file_system: bool = setting(bool, "Leave out what is mounted below the named directories.", default=False)
+    """Leave out other file systems below the named directories."""
+
+    dereference: bool = setting(
+        bool, "Send what symbolic links lead to in their place, also if that lies elsewhere.", default=False
+    )
+    """Follow symbolic links below the named directories."""
+
     checksum: bool = setting(
         bool, "Compare files that the receiver already has by their bytes, not by size and mtime.", default=False
     )
@@ -185,17 +201,27 @@ class SenderSettings(CommonSettings):
             raise UsageError(
                 "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)"
             )
+        if self.files_from is not None:
+            self._check_files_from()
         if STDIN in self.input_files:
             self._check_stdin()
         if self.shard.count > 1:
             self._check_shard()
-        if self.delete and self.include:
-            raise UsageError("--delete: with --include not all of a directory is sent, so nothing else can be removed")
+        if self.delete and (self.include or self.files_from is not None):
+            chosen = "--include" if self.include else "--files-from"
+            raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
 
     @property
     def reads_stdin(self) -> bool:
         """Whether standard input is sent."""
         return self.input_files == (STDIN,)
+
+    def _check_files_from(self) -> None:
+        """Raise UsageError for settings that a list of paths does not go with."""
+        if len(self.input_files) != 1 or self.reads_stdin:
+            raise UsageError("--files-from needs exactly one INPUT_FILE: the directory that its paths are relative to")
+        if self.shard.count > 1:
+            raise UsageError("--shard needs a single file: it does not go with --files-from")
 
     def _check_stdin(self) -> None:
         """Raise UsageError for settings that standard input does not have."""

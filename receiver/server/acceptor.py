@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from filestreamer.telemetry.monitor import Monitor
@@ -49,18 +49,21 @@ class Acceptor:
         listeners: list[socket.socket],
         most: int,
         *,
-        token: str | None,
-        tls: tuple[ssl.SSLContext | None, bytes],
+        token: Callable[[], str | None],
+        earlier_token: Callable[[bytes], bytes | None],
+        tls: Callable[[], tuple[ssl.SSLContext | None, bytes]],
         monitor: Monitor,
         log: Any,
     ) -> None:
         """Accept on sockets that are listening, and not blocking; at most `most` connections are in their opening.
 
-        `tls` is the context and the digest of the certificate; (None, b"") for clear text.
+        `token` returns the token that is required now, `earlier_token` the one with which a transfer was let in. `tls`
+        returns the context and the digest of the certificate; (None, b"") for clear text.
         """
         self._listeners = listeners
-        self._token = token.encode() if token else None
-        self._tls, self._certificate_sha256 = tls
+        self._token = token
+        self._earlier_token = earlier_token
+        self._tls = tls
         self._most = most
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = allowed - min(SPARE_DESCRIPTORS, allowed // 4)
@@ -111,9 +114,11 @@ class Acceptor:
         if is_full and self._handshakes:
             self.turn_away(self._handshake_to_evict(), Code.LIMIT, "too many connections are being opened")
         try:
-            handshake = Handshake(
-                sock, ReceiverOpening(self._incarnation, self._token, self._certificate_sha256), self._tls
+            token, (tls, certificate_sha256) = self._token(), self._tls()
+            opening = ReceiverOpening(
+                self._incarnation, token.encode() if token else None, certificate_sha256, earlier=self._earlier_token
             )
+            handshake = Handshake(sock, opening, tls)
             handshake.greet()
         except OSError:
             sock.close()
@@ -180,7 +185,9 @@ class Acceptor:
             self._selector.unregister(descriptor)
 
     def tick(self, now: float) -> None:
-        """Turn away the connections whose opening took too long."""
+        """Turn away the connections whose opening took too long, and look for new certificates and tokens."""
+        self._token()  # now, and not only with the next connection: what is wrong with them is told at once
+        self._tls()
         for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
             self.turn_away(handshake, Code.TIMEOUT, f"the sender said no Hello within {limits.OPENING_SECONDS:g} s")
 

@@ -91,6 +91,12 @@ class Admission:
         """Return (limit, used): the bytes that senders can make this process hold after their opening."""
         return self._budget.total_bytes, self._budget.used_bytes
 
+    def token_of(self, transfer_id: bytes) -> bytes | None:
+        """Return the token with which a transfer that is under way was let in; None where it is not known."""
+        with self._lock:
+            transfer = self._transfers.get(transfer_id)
+        return transfer.token if transfer is not None else None
+
     def remove(self, transfer: Transfer) -> None:
         """Remove a transfer that has ended."""
         with self._lock:
@@ -114,6 +120,7 @@ class Admission:
         Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError. Follow it with `let_in`.
         """
         transfer = self._transfer_of(hello, handshake.host)
+        transfer.token = handshake.opening.token
         if hello.role is not m.Role.DATA:
             return transfer, CONTROL
         if not self._has_room(handshake, transfer):

@@ -5,8 +5,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.settings import renewed
 from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
@@ -38,23 +40,33 @@ class Server:
         *,
         output_name: bytes | None,
         listeners: list[socket.socket],
-        token: str | None,
+        token: Callable[[], str | None],
         log: Any,
     ) -> None:
         """`output_name` replaces the name that senders give; `listeners` are listening, and not blocking.
+
+        `token` returns the token that senders have to prove now.
 
         Raises UsageError where a TLS file can't be used.
         """
         self._settings = settings
         self._monitor = monitor
         self._log = log
-        tls = _tls_context(settings)
+        tls = _tls_context(settings, log)
         peers_bytes = _peers_bytes(settings, log)
         handshakes = count_handshakes(peers_bytes)
         self._registry = Registry(destination, output_name)
-        self._acceptor = Acceptor(listeners, handshakes, token=token, tls=tls, monitor=monitor, log=log)
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
         self.admission = Admission(settings, self._registry, budget, ended=self._report_end, monitor=monitor, log=log)
+        self._acceptor = Acceptor(
+            listeners,
+            handshakes,
+            token=token,
+            earlier_token=self.admission.token_of,
+            tls=tls,
+            monitor=monitor,
+            log=log,
+        )
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
         """How `run` has to end, from `stop`: the error to raise, or None."""
         self._busy_at = time.monotonic()
@@ -145,13 +157,18 @@ def _peers_bytes(settings: ReceiverSettings, log: Any) -> int:
     return process_limit.budget_bytes(limit)
 
 
-def _tls_context(settings: ReceiverSettings) -> tuple[ssl.SSLContext | None, bytes]:
-    """Return the TLS context of this receiver, and its certificate's digest; (None, b"") for clear text.
+def _tls_context(settings: ReceiverSettings, log: Any) -> Callable[[], tuple[ssl.SSLContext | None, bytes]]:
+    """Return what returns the TLS context of this receiver now, and its certificate's digest; (None, b""): clear text.
 
     Raises UsageError.
     """
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None, b""
+    certificate, key, ca = settings.tls_cert, settings.tls_key, settings.tls_ca
+    if certificate is None or key is None:
+        return renewed.constant((None, b""))
     from filestreamer.wire.sockets import tls
 
-    return tls.server_context(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    def read() -> tuple[ssl.SSLContext | None, bytes]:
+        return tls.server_context(certificate, key, ca)
+
+    seen = renewed.look(path for path in (certificate, key, ca) if path is not None)
+    return renewed.Renewed(read(), seen, read, log).get

@@ -4,15 +4,19 @@ Without one, on loopback, it is the user's own token (`filestreamer.settings.own
 by themselves. On any other address, and where this user has no place for a token, the receiver makes one. It keeps that
 in `.filestreamer/token` (0600) of its destination, and uses it again when it is started again. A process has one token
 for all addresses that it listens on.
+
+The file of a token is read again when it has changed: new connections need the new token, and transfers that are under
+way go on with the one with which they began.
 """
 
 import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from filestreamer.settings import own_token
+from filestreamer.settings import own_token, renewed, values
 from filestreamer.settings.own_token import is_loopback
 from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
 from filestreamer.wire.errors import Code, from_os_error
@@ -51,6 +55,41 @@ def choose(settings: ReceiverSettings, destination: Destination | OpenFile, host
     if own is not None:
         return Chosen(own.token, own.path, is_own=True)
     return Chosen(secrets.token_urlsafe(24), is_new=True) if isinstance(destination, OpenFile) else _kept(destination)
+
+
+def current(
+    chosen: Chosen, settings: ReceiverSettings, destination: Destination | OpenFile, log: Any
+) -> Callable[[], str | None]:
+    """Return what returns the chosen token as its file has it now."""
+    given = settings.token
+    if isinstance(given, values.Token) and given.path is not None:
+        path = given.path
+        return renewed.Renewed[str | None](given, {path: given.signature}, lambda: values.token(path), log).get
+    if chosen.path is None:
+        return renewed.constant(chosen.token)
+    read = _read_own if chosen.is_own else lambda: _read_kept(destination)
+    return renewed.Renewed[str | None](chosen.token, renewed.look([chosen.path]), read, log).get
+
+
+def _read_own() -> str:
+    """Return the user's own token as it is now. Raises UsageError, ValueError."""
+    own = own_token.read(os.environ)
+    if own is None:
+        raise ValueError("the user's own token can't be read")
+    return own.token
+
+
+def _read_kept(destination: Destination | OpenFile) -> str:
+    """Return the token in the destination as it is now. Raises TransferFailed, OSError, ValueError."""
+    assert isinstance(destination, Destination)
+    staging = destination.open_staging(create=False)
+    try:
+        kept = _read(staging)
+    finally:
+        os.close(staging)
+    if kept is None:
+        raise ValueError(f"{STAGING}/{_NAME} in {destination.path} is no token, or others may read it")
+    return kept
 
 
 def _kept(destination: Destination) -> Chosen:

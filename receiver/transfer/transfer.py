@@ -57,6 +57,8 @@ class Transfer(threading.Thread):
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
+        self.token: bytes | None = None
+        """The token with which its last connection was let in: it goes on with that, even if the token is renewed."""
         self.account = account
         self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
         self._ended = ended

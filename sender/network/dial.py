@@ -7,6 +7,9 @@ or its name leads to several receivers, none of them must get half of a transfer
 Each step of an opening takes a round-trip. So data connections do not wait until control has done all of them: they
 connect once control is connected, say Hello once it is welcomed, and move chunks once its offer is answered
 (`control_state`).
+
+Each connection uses the token and the certificates that their files have now. Both sides may not see a new token at the
+same moment: where one is refused, the next connection uses the one that was accepted before.
 """
 
 import contextlib
@@ -14,10 +17,11 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filestreamer.settings import renewed, values
 from filestreamer.wire import features, limits
-from filestreamer.wire.errors import ConnectionLost, FilestreamerError
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
@@ -49,7 +53,12 @@ class Dialer:
     """Opens the connections of one transfer. Any thread may dial; `close` ends them all."""
 
     def __init__(
-        self, settings: SenderSettings, transfer_id: bytes, control_state: ControlState, needed: tuple[str, ...]
+        self,
+        settings: SenderSettings,
+        transfer_id: bytes,
+        control_state: ControlState,
+        needed: tuple[str, ...],
+        log: Any,
     ) -> None:
         """Prepare to dial receivers that have the `needed` features. Raises UsageError for an unusable TLS file."""
         assert settings.to is not None  # only a list of what would be offered goes without it
@@ -58,11 +67,13 @@ class Dialer:
         self._control_state = control_state
         self._features = needed
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
-        self._token = settings.token.encode() if settings.token else None
-        self._own: bytes | None = None  # this user's own token on this machine, as it was read last
-        self._tls = _tls_context(settings)
+        self._token = _token(settings, log)
+        self._own: str | None = None  # this user's own token on this machine, as it was read last
+        self._tls = _tls_context(settings, log)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
-        self._mutex = threading.Lock()  # protects the two fields below
+        self._mutex = threading.Lock()  # protects the fields below
+        self._accepted_token: str | None = None  # the one with which a connection was opened last
+        self._refused_tokens: set[str] = set()  # those that were refused since
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
 
@@ -125,8 +136,8 @@ class Dialer:
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
-            if self._tls is not None:
-                greeted = self._open_tls(self._tls, sock, deadline)
+            if (context := self._tls()) is not None:
+                greeted = self._open_tls(context, sock, deadline)
                 # Only after TLS: if TLS fails, it fails on the control connection alone, not on N data connections.
                 on_connected(address, greeted.channel.socket)
                 return greeted
@@ -158,13 +169,13 @@ class Dialer:
     def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
         """Say Hello, and read Welcome; return the receiver's incarnation.
 
-        Raises ConnectionLost where that is not the `expected` one, if one is; TransferFailed(POLICY) where the receiver
-        lacks a feature that the transfer needs.
+        Raises ConnectionLost where that is not the `expected` one, if one is, or where another token is to be tried;
+        TransferFailed(POLICY) where the receiver lacks a feature that the transfer needs.
         """
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
         own = self._own_token if _is_loopback(channel.peer) else None
-        opening = SenderOpening(self._token, greeted.certificate_sha256, own)
+        opening = SenderOpening(self._choose(self._token()), greeted.certificate_sha256, own)
         bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
         if expected not in (None, opening.incarnation):
             raise ConnectionLost(
@@ -172,8 +183,31 @@ class Dialer:
             )
         features.require(opening.peer_features, *self._features)
         channel.send(b"".join(map(frame_of, bodies)))
-        opening.enter(channel.read_body(limits.OPENING_FRAME_BYTES))
+        answer = channel.read_body(limits.OPENING_FRAME_BYTES)
+        try:
+            opening.enter(answer)
+        except (Refused, RemoteProtocolError) as error:
+            if error.code is Code.TOKEN and opening.token is not None and self._has_another_than(opening.token):
+                raise ConnectionLost(f"{channel.peer}: {error}; trying the one of before") from None
+            raise
+        if opening.token is not None:
+            with self._mutex:
+                self._accepted_token = opening.token.decode()
+                self._refused_tokens.clear()
         return opening.incarnation
+
+    def _choose(self, token: str | None) -> bytes | None:
+        """Return the token to prove: this one or, where it was refused, the one that was accepted before."""
+        with self._mutex:
+            if token in self._refused_tokens and self._accepted_token is not None:
+                token = self._accepted_token
+        return token.encode() if token else None
+
+    def _has_another_than(self, refused: bytes) -> bool:
+        """Note that a token was refused; return whether another one is left to be tried."""
+        with self._mutex:
+            self._refused_tokens.add(refused.decode())
+            return self._accepted_token is not None and self._accepted_token not in self._refused_tokens
 
     def _own_token(self) -> bytes | None:
         """Return this user's own token on this machine, if there is one."""
@@ -182,8 +216,8 @@ class Dialer:
         # If it can't be read, the token that was read last is used: this process may have too many open files now.
         own = own_token.read(os.environ)
         if own is not None:
-            self._own = own.token.encode()
-        return self._own
+            self._own = own.token
+        return self._choose(self._own)
 
     def _register(self, sock: socket.socket) -> None:
         with self._mutex:
@@ -226,10 +260,26 @@ def _is_loopback(peer: str) -> bool:
     return own_token.is_loopback(peer.rpartition(":")[0].strip("[]"))
 
 
-def _tls_context(settings: SenderSettings) -> "ssl.SSLContext | None":
-    """Return the TLS context of this sender; None without TLS. Raises UsageError."""
+def _token(settings: SenderSettings, log: Any) -> Callable[[], str | None]:
+    """Return what returns the token that was given, as its file has it now."""
+    given = settings.token
+    if not isinstance(given, values.Token) or given.path is None:
+        return renewed.constant(given)
+    path = given.path
+    return renewed.Renewed[str | None](
+        given, {path: given.signature}, lambda: values.token(path), log, look_seconds=0
+    ).get
+
+
+def _tls_context(settings: SenderSettings, log: Any) -> "Callable[[], ssl.SSLContext | None]":
+    """Return what returns the TLS context of this sender now; that is None without TLS. Raises UsageError."""
     if not settings.tls:
-        return None
+        return renewed.constant(None)
     from filestreamer.wire.sockets import tls
 
-    return tls.client_context(settings.tls_ca, settings.tls_cert, settings.tls_key)
+    def read() -> "ssl.SSLContext | None":
+        return tls.client_context(settings.tls_ca, settings.tls_cert, settings.tls_key)
+
+    files = [path for path in (settings.tls_ca, settings.tls_cert, settings.tls_key) if path is not None]
+    seen = renewed.look(files)
+    return renewed.Renewed(read(), seen, read, log, look_seconds=0).get

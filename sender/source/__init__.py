@@ -4,7 +4,8 @@
                       manifest, and where it is read from;
    `directories`      opens each directory below these paths step by step, so that no symbolic link leads out of them;
    `file_systems`     says which file systems lie about sizes, and which number files anew;
-   `patterns`         chooses by --include and --exclude; `holes` finds the holes of sparse files;
+   `patterns`         chooses by --include and --exclude, `files_from` by a list of paths, `mounts` by file system;
+   `holes`            finds the holes of sparse files;
    `skipped_entries`  counts and logs what can't be sent;
 2. `listing`          is the thread that walks, and posts the items in parts; `part_budget` says when a part is full;
    `changed_files`    lists files again that changed while they were sent, when they are quiet;

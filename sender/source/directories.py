@@ -18,10 +18,14 @@ _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 class Root:
     """A directory that the user names. If its path leads through symbolic links, they are followed once."""
 
-    __slots__ = ("_identity", "fd", "path", "skip")
+    __slots__ = ("_identity", "fd", "follows", "path", "skip")
 
-    def __init__(self, path: bytes, *, is_held: bool) -> None:
-        """Open it. If `is_held`, it stays open for as long as anything refers to this object. Raises OSError."""
+    def __init__(self, path: bytes, *, is_held: bool, follows: bool = False) -> None:
+        """Open it. If `is_held`, it stays open for as long as anything refers to this object. Raises OSError.
+
+        If `follows`, symbolic links below it are followed (--dereference): they may lead out of the tree.
+        """
+        self.follows = follows
         self.fd = -1
         """Its descriptor; -1 where it is not held."""
         self.path = path
@@ -115,7 +119,8 @@ class Directories:
 
     def _enter(self, name: bytes) -> None:
         """Go down one level."""
-        fd = self.open(name, self._flags, self._fds[-1])
+        follows = self._root is not None and self._root.follows
+        fd = self.open(name, self._flags & ~os.O_NOFOLLOW if follows else self._flags, self._fds[-1])
         status = os.fstat(fd)
         self._fds.append(fd)
         self._names.append(name)

@@ -183,7 +183,7 @@ def open_listed(item: Item, directories: Directories) -> int:
         if root is not None:
             parent, _, name = name.rpartition(b"/")
             directory_fd = directories.get(root, parent[root.skip :])
-            flags = READ_FLAGS | os.O_NOFOLLOW
+            flags = READ_FLAGS if root.follows else READ_FLAGS | os.O_NOFOLLOW
         fd = directories.open(name, flags, directory_fd)
     except OSError as error:
         raise unreadable(item, error) from None

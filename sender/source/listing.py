@@ -9,19 +9,20 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
 from filestreamer.process.threads import run_to_end
-from filestreamer.telemetry.counters import Skipped
-from filestreamer.wire.errors import Code, from_os_error
+from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from sender.mailbox import Event, Failed, Mailbox
 from sender.settings import SenderSettings
 from sender.source.changed_files import ChangedFile, list_quiet
+from sender.source.files_from import PathList, read_list
 from sender.source.item import Item, check_readable
+from sender.source.mounts import Mounts
 from sender.source.part_budget import PartBudget
 from sender.source.patterns import pattern_filter
 from sender.source.skipped_entries import SkippedEntries
@@ -53,8 +54,13 @@ class ListedAgain(Event):
 class ListingThread(threading.Thread):
     """Walks what the settings name, and posts its entries in parts."""
 
-    def __init__(self, settings: SenderSettings, mailbox: Mailbox, skipped: SkippedEntries):
-        """Look at the paths that the user names. Raises TransferFailed(SOURCE), UsageError."""
+    def __init__(
+        self, settings: SenderSettings, mailbox: Mailbox, skipped: SkippedEntries, listed: PathList | None = None
+    ) -> None:
+        """Look at the paths that the user names. Raises TransferFailed(SOURCE), UsageError.
+
+        `listed` are the paths of --files-from, if they were read before: it may be a pipe, which can be read once.
+        """
         super().__init__(name="walk", daemon=True)
         self._mailbox = mailbox
         self._room = threading.Semaphore(PARTS_AHEAD)  # how many more parts may be posted
@@ -62,10 +68,13 @@ class ListingThread(threading.Thread):
         self._changed: SimpleQueue[Sequence[ChangedFile]] = SimpleQueue()
         self.single: Item | None = None
         """The one file, or the stream, that is sent: then there is nothing to walk. None: a tree."""
+        self.listed: PathList | None = None
+        """The paths of --files-from; None without it."""
         if settings.reads_stdin:
             self.single = _list_stdin(settings)
             return
-        self._walk = make_walk(settings, skipped.add, skipped.warn)
+        self.listed = listed if listed is not None else read_files_from(settings)
+        self._walk = make_walk(settings, skipped, self.listed)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
             if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
@@ -137,10 +146,18 @@ def _list_stdin(settings: SenderSettings) -> Item:
     return Item(entry, os.fsencode(stream.path), stream=stream)
 
 
-def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None], warn: Callable[[str], None]) -> Walk:
-    """Return the walk of what the settings select.
+def read_files_from(settings: SenderSettings) -> PathList | None:
+    """Read the list of --files-from; return None without it. Raises UsageError."""
+    if settings.files_from is None:
+        return None
+    (directory,) = settings.input_files
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise UsageError(f"--files-from: {directory} is not the directory that its paths are relative to")
+    return read_list(settings.files_from, directory)
 
-    `skipped` is called with each entry that is left out, `warn` with what the user should know, maybe several times.
+
+def make_walk(settings: SenderSettings, skipped: SkippedEntries, listed: PathList | None) -> Walk:
+    """Return the walk of what the settings select, and `listed`, if any; `skipped` gets what is left out.
 
     Raises UsageError.
     """
@@ -149,14 +166,17 @@ def make_walk(settings: SenderSettings, skipped: Callable[[Skipped], None], warn
         wanted = pattern_filter(settings.include, settings.exclude)
     return Walk(
         settings.input_files,
-        skipped,
+        skipped.add,
         as_name=settings.as_name or "",
         wanted=wanted,
         is_sparing=bool(settings.include),
         owner=settings.owner,
         keeps=settings.delete,
         xattrs=settings.xattrs,
-        warn=warn,
+        warn=skipped.warn,
+        listed=listed,
+        follows=settings.dereference,
+        mounts=Mounts(skipped.warn) if settings.one_file_system else None,
     )
 
 

@@ -7,12 +7,18 @@ Names are bytes, in any encoding. A directory comes before its entries, and thes
 walks of one tree are the same. A symbolic link is an entry; only one that the user names is followed. Everything below
 is looked at by its name in its open directory (`directories`). An entry that can't be read, or is not a file, directory
 or symbolic link, is reported, and the walk goes on. In memory is one list of names for each level.
+
+With `listed` (--files-from) only these paths below the one directory are entries, and the directories on the way to
+them. A directory in the list comes with all that is in it. With `follows` (--dereference) symbolic links are looked
+through, and one that leads back to a directory that contains it is reported. With `mounts` (--one-file-system) a
+directory on which another file system is mounted is an entry without content.
 """
 
 import errno
+import heapq
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from filestreamer.telemetry.counters import Skipped
@@ -21,6 +27,7 @@ from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from sender.source.directories import Directories, Root
+from sender.source.files_from import PathList, Selection
 from sender.source.holes import find_holes
 from sender.source.item import (
     Identity,
@@ -32,6 +39,7 @@ from sender.source.item import (
     open_listed,
     type_name,
 )
+from sender.source.mounts import FileSystem, Mounts
 from sender.source.patterns import Wanted
 from sender.source.xattrs import XattrReader
 
@@ -65,6 +73,9 @@ class Walk:
         keeps: bool = False,
         xattrs: bool = False,
         warn: Callable[[str], None] = lambda _: None,
+        listed: PathList | None = None,
+        follows: bool = False,
+        mounts: Mounts | None = None,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
@@ -89,6 +100,12 @@ class Walk:
         self._keeps = keeps
         self._warn = warn
         self._xattrs = XattrReader(is_kept=xattrs, warn=warn)
+        self._listed = listed
+        self._chosen: Selection | None = None  # of the walk that is under way
+        self._follows = follows
+        self._mounts = mounts
+        self._file_system = FileSystem(0, None)  # that of the root
+        self._not_whole: Item | None = None  # says that the directory that is yielded next is not listed whole
         self._links: dict[Identity, tuple[int, int]] = {}
         """Files of which more names are to come: their hard-link group, and how many names that are."""
         self._groups = 0  # hard-link groups so far
@@ -101,7 +118,9 @@ class Walk:
                 status = os.stat(path)
                 root = None
                 if stat.S_ISDIR(status.st_mode):
-                    root = Root(path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD)
+                    root = Root(
+                        path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD, follows=self._follows
+                    )
             except OSError as error:
                 raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
             if root is not None:
@@ -111,8 +130,11 @@ class Walk:
 
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first."""
+        self._chosen = Selection(self._listed) if self._listed is not None else None
         try:
-            levels = [self._open(root.path, root, name, b"")]
+            levels = [self._open(root.path, root, name, b"", is_whole=self._chosen is None or self._chosen.take(b""))]
+            if self._mounts is not None:
+                self._file_system = FileSystem.of(self._directories.get(root, b""))
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
         if not self._is_sparing and levels[0].is_to_be_listed():
@@ -134,56 +156,118 @@ class Walk:
                 continue
             if isinstance(found, _Level):
                 levels.append(found)
-            if not (self._is_sparing and isinstance(found, _Level)):
+            if not (isinstance(found, _Level) and (self._is_sparing or not found.is_whole)):
                 yield from (level.item for level in levels if level.is_to_be_listed())
             if isinstance(found, Item):
                 yield found
+                if self._not_whole is not None:
+                    yield self._not_whole
+                    self._not_whole = None
 
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
         """Look at one entry of a directory; return None where it is left out."""
-        root, parent = level.root, level.item
+        parent = level.item
         path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
         wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
+        is_listed = self._chosen is None or self._chosen.take(below) or level.is_whole
         try:
-            directory_fd = self._directories.get(root, level.below)
-            status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-            is_directory = stat.S_ISDIR(status.st_mode)
-            if self._wanted is not None and not self._wanted(below, is_directory):
-                return None
-            if len(wire_path) > limits.PATH_BYTES:
-                reason = f"its path is longer than {limits.PATH_BYTES} bytes"
-                self._skip(path, wire_path, SkipKind.UNREADABLE, reason)
-                return None
-            if is_directory:
-                return self._open(path, root, wire_path, below)
-            return self._item(path, root, wire_path, status)
+            found = self._find(level, name, path, wire_path, is_listed=is_listed)
+            if isinstance(found, _Level) or found is None or found.entry.type is EntryType.DIRECTORY:
+                return found
+            self._skip_below(
+                path, wire_path, below, SkipKind.VANISHED, "it would be below something else than a directory"
+            )
+            return found
         except Unsendable as error:
             if error.retryable:
                 raise
-            self._skip(path, wire_path, error.kind, error.why)
+            kind, reason = error.kind, error.why
         except OSError as error:
             failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
             if failure.retryable:  # this process has too many open files: nothing is wrong with the entry
                 raise failure from None
             kind = kind_of(error)
-            self._skip(path, wire_path, kind, _REASONS.get(kind) or error.strerror or str(error))
+            reason = _REASONS.get(kind) or error.strerror or str(error)
+            if kind is SkipKind.VANISHED and not level.is_whole:
+                reason = "it is in the list of --files-from, but not there"
+        if is_listed:
+            self._skip(path, wire_path, kind, reason)
+        self._skip_below(path, wire_path, below, kind, reason)
         return None
+
+    def _find(
+        self, level: "_Level", name: bytes, path: bytes, wire_path: bytes, *, is_listed: bool
+    ) -> "Item | _Level | None":
+        """Return what an entry is; None where it is left out. Raises OSError, Unsendable."""
+        root = level.root
+        below = level.below + b"/" + name if level.below else name
+        directory_fd = self._directories.get(root, level.below)
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if self._follows and stat.S_ISLNK(status.st_mode):
+            status = _followed(name, directory_fd, path)
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if self._wanted is not None and not self._wanted(below, is_directory):
+            return None
+        if len(wire_path) > limits.PATH_BYTES:
+            raise _unreadable(path, f"its path is longer than {limits.PATH_BYTES} bytes")
+        if not is_directory and not is_listed:
+            reason = f"{os.fsdecode(path)} is no directory"
+            raise Unsendable(Code.SOURCE, reason, SkipKind.VANISHED, reason)
+        if self._mounts is not None and self._mounts.is_another(self._file_system, name, directory_fd, status):
+            self._mounts.tell(path)
+            return self._mount_point(path, root, wire_path, status)
+        if is_directory:
+            return self._open(path, root, wire_path, below, is_whole=is_listed, parent=level)
+        return self._item(path, root, wire_path, status)
+
+    def _mount_point(self, path: bytes, root: Root, wire_path: bytes, status: os.stat_result) -> Item | None:
+        """Return the item of an entry on which another file system is mounted: a directory arrives empty."""
+        kept = Item(Entry(wire_path, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
+        if not stat.S_ISDIR(status.st_mode) or self._is_sparing:
+            return kept
+        self._not_whole = kept
+        entry = self._entry(wire_path, EntryType.DIRECTORY, status)
+        return Item(self._with_xattrs(entry, path, self._here(path, root), is_directory=True), path)
+
+    def _skip_below(self, path: bytes, wire_path: bytes, below: bytes, kind: SkipKind, reason: str) -> None:
+        """Skip each path of --files-from that is below an entry, as that can't be entered."""
+        if self._chosen is not None:
+            for rest in self._chosen.rest(below):
+                end = rest[len(below) :]
+                self._skip(path + end, wire_path + end, kind, reason)
 
     def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
         self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
 
-    def _open(self, path: bytes, root: Root, name: bytes, below: bytes) -> "_Level":
-        """Open a directory and list it, in the order of its names. Raises OSError."""
+    def _open(
+        self, path: bytes, root: Root, name: bytes, below: bytes, *, is_whole: bool, parent: "_Level | None" = None
+    ) -> "_Level":
+        """Open a directory and list it, in the order of its names. Raises OSError, Unsendable.
+
+        If `is_whole`, all that is in it is sent; else only what --files-from lists.
+        """
         fd = self._directories.get(root, below)
-        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, os.fstat(fd)), path, fd, is_directory=True)
-        names = [name for name in map(os.fsencode, os.listdir(fd)) if below or name != NOT_AT_A_ROOT]
-        names.sort()
-        staging = [name for name in names if leads_to_staging(name)]
-        if staging:
-            self._warn(LEFT_OUT)
-            names = [name for name in names if name not in staging]
-        return _Level(Item(entry, path), root, below, iter(names))
+        status = os.fstat(fd)
+        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, status), path, fd, is_directory=True)
+        level = _Level(Item(entry, path), root, below, iter(()), status=status, parent=parent, is_whole=is_whole)
+        if self._follows and (above := level.find_again()) is not None:
+            raise _unreadable(path, f"it is a symbolic link that leads back to {above.item.shown}")
+        names: list[bytes] = []
+        if is_whole:
+            names = [each for each in map(os.fsencode, os.listdir(fd)) if below or each != NOT_AT_A_ROOT]
+            names.sort()
+        level.names = self._without_staging(
+            names if self._chosen is None else _merged(names, self._chosen.names(below))
+        )
+        return level
+
+    def _without_staging(self, names: Iterable[bytes]) -> Iterator[bytes]:
+        for name in names:
+            if leads_to_staging(name):
+                self._warn(LEFT_OUT)
+            else:
+                yield name
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
         owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
@@ -221,7 +305,7 @@ class Walk:
         if status.st_blocks * 512 < status.st_size:
             entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
         if self._xattrs.looks_at_files:
-            entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None)
+            entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
         if status.st_nlink > 1:
             self._groups += 1
@@ -254,7 +338,7 @@ class Walk:
         if item.root is not None:
             parent, _, name = item.path.rpartition(b"/")
             directory_fd = self._directories.get(item.root, parent[item.root.skip :])
-        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=item.root is None)
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=item.root is None or self._follows)
         return status if stat.S_ISREG(status.st_mode) else None
 
     def list_again(self, item: Item, status: os.stat_result) -> Item:
@@ -279,9 +363,22 @@ class Walk:
 class _Level:
     """A directory that is being walked."""
 
-    def __init__(self, item: Item, root: Root, below: bytes, names: Iterator[bytes]) -> None:
+    def __init__(
+        self,
+        item: Item,
+        root: Root,
+        below: bytes,
+        names: Iterator[bytes],
+        *,
+        status: os.stat_result,
+        parent: "_Level | None",
+        is_whole: bool,
+    ) -> None:
         """`below` is its path, relative to the root; `names` are its entries that were not looked at yet."""
         self.item = item
+        self.is_whole = is_whole
+        self._identity = (status.st_dev, status.st_ino)
+        self._parent = parent
         self.root = root
         self.below = below
         self.names = names
@@ -291,6 +388,38 @@ class _Level:
         """Return whether it was not listed yet; from then on it counts as listed."""
         was_listed, self._is_listed = self._is_listed, True
         return not was_listed
+
+    def find_again(self) -> "_Level | None":
+        """Return the directory above this one that is the same one; None where there is none."""
+        above = self._parent
+        while above is not None and above._identity != self._identity:
+            above = above._parent
+        return above
+
+
+def _merged(names: list[bytes], listed: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the names in a directory and those of --files-from, each once. Both are in order."""
+    last = None
+    for name in heapq.merge(names, listed):
+        if name != last:
+            yield name
+        last = name
+
+
+def _followed(name: bytes, directory_fd: int, path: bytes) -> os.stat_result:
+    """Return the status of what a symbolic link leads to. Raises OSError, Unsendable."""
+    try:
+        return os.stat(name, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise _unreadable(path, "it is a symbolic link that leads to nothing") from None
+        if error.errno == errno.ELOOP:
+            raise _unreadable(path, "it is a symbolic link that leads back to itself") from None
+        raise
+
+
+def _unreadable(path: bytes, why: str) -> Unsendable:
+    return Unsendable(Code.SOURCE, f"can't read {os.fsdecode(path)}: {why}", SkipKind.UNREADABLE, why)
 
 
 def destination_name(path: str, as_name: str) -> bytes:

@@ -44,13 +44,31 @@ def exit_on_signal() -> None:
 
 
 @contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Make a signal raise Interrupted at the end of the block: in steps that must be whole, such as imports.
+
+    After the block a signal ends the process at once.
+    """
+    signalled: list[int] = []
+    _on_first(signalled.append, None)
+    try:
+        yield
+    finally:
+        _handle(lambda number, _frame: _exit_by_signal(number))
+    if signalled:
+        raise Interrupted(signalled[0])
+
+
+@contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Make a signal raise Interrupted within the block: in steps that may wait, before `on_signal` is called.
 
     After the block a signal ends the process at once, unless `on_signal` was called in it.
     """
+    signalled: list[int] = []
 
     def interrupt(number: int) -> None:
+        signalled.append(number)
         raise Interrupted(number)
 
     def wake(_number: int, _frame: FrameType | None) -> None:
@@ -67,6 +85,8 @@ def raised() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if ours == [(number, signal.getsignal(number)) for number in SIGNALS]:
             _handle(lambda number, _frame: _exit_by_signal(number))
+    if signalled:  # Python drops an exception in some places, such as the end of an import
+        raise Interrupted(signalled[0])
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:

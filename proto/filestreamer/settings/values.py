@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from filestreamer.settings import sizes
 from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.renewed import Signature
 
 T = TypeVar("T")
 
@@ -172,6 +173,8 @@ class Token(str):
     """A token, and the path of its file; None where it came from the environment."""
 
     path: str | None = None
+    signature: Signature | None = None
+    """That of its file when it was read; None where there is none, or it is a pipe, which can't be read again."""
 
 
 def token(value: object) -> Token:
@@ -181,7 +184,7 @@ def token(value: object) -> Token:
     """
     path = None if isinstance(value, Literally) else text(value)
     # Back to bytes: Python decoded the variable by the locale, and the other side may have another locale.
-    content = os.fsencode(str(value)) if path is None else _file_content(path)
+    content, signature = (os.fsencode(str(value)), None) if path is None else _file_content(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("the token is UTF-16 text: save it as UTF-8")
     try:
@@ -196,19 +199,20 @@ def token(value: object) -> Token:
             "the token has a line break in it, or a character that can't be seen: it must be one line of text"
         )
     made = Token(stripped)
-    made.path = path
+    made.path, made.signature = path, signature
     return made
 
 
-def _file_content(path: str) -> bytes:
+def _file_content(path: str) -> tuple[bytes, Signature | None]:
     try:
         with open(path, "rb") as file:
+            signature = Signature.of(os.fstat(file.fileno()))
             content = file.read(TOKEN_BYTES_MAX + 1)
     except OSError as error:
         raise ValueError(f"can't read {path!r}: {error.strerror}") from error
     if len(content) > TOKEN_BYTES_MAX:
         raise ValueError(f"{path!r} has more than {TOKEN_BYTES_MAX} bytes: it is not a token")
-    return content
+    return content, signature
 
 
 def is_open_to_all(path: str) -> bool:

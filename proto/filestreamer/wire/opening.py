@@ -23,7 +23,8 @@ class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
     `token` is None where none is required. `certificate_sha256` is that of this receiver's TLS certificate, if any.
-    `features` are the names that the Greeting lists, sorted.
+    `features` are the names that the Greeting lists, sorted. `earlier` returns the token with which the transfer of an
+    id was let in, if it was: the token may have been renewed since, and the transfer goes on.
     """
 
     def __init__(
@@ -32,8 +33,11 @@ class ReceiverOpening:
         token: bytes | None,
         certificate_sha256: bytes = b"",
         features: tuple[str, ...] = KNOWN,
+        earlier: Callable[[bytes], bytes | None] | None = None,
     ) -> None:
-        self._token = token
+        self.token = token
+        """The token that the sender has to prove; after its proof, the one that it has proved."""
+        self._earlier = earlier
         self._certificate = certificate_sha256
         greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
         self.greeting_body = encode(greeting)
@@ -64,26 +68,29 @@ class ReceiverOpening:
             spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
             raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         self._hello, self._hello_body, self.peer_features = message, body, message.features
-        return message if self._token is None else None
+        return message if self.token is None else None
 
     def _receive_proof(self, message: m.Proof) -> m.Hello:
         from filestreamer.wire import auth
 
-        if self._token is None or self._hello is None:
+        if self.token is None or self._hello is None:
             raise LocalProtocolError("a Proof was checked without a token")
-        expected = auth.sender_proof(self._token, self.greeting_body, self._hello_body, self._certificate)
-        if not auth.equal(message.mac, expected):
-            raise RemoteProtocolError("the token is wrong", Code.TOKEN)
-        self._proof = message.mac
-        return self._hello
+        earlier = self._earlier(self._hello.transfer_id) if self._earlier is not None else None
+        # As long for every transfer, so that a wrong proof does not tell which ones are under way.
+        for token in (self.token, earlier or self.token):
+            expected = auth.sender_proof(token, self.greeting_body, self._hello_body, self._certificate)
+            if auth.equal(message.mac, expected):
+                self.token, self._proof = token, message.mac
+                return self._hello
+        raise RemoteProtocolError("the token is wrong", Code.TOKEN)
 
     def welcome(self) -> m.Welcome:
         """Make the Welcome; where a token is required, it proves that this receiver knows the token, too."""
-        if self._token is None:
+        if self.token is None:
             return m.Welcome(b"")
         from filestreamer.wire import auth
 
-        mac = auth.receiver_proof(self._token, self.greeting_body, self._hello_body, self._proof, self._certificate)
+        mac = auth.receiver_proof(self.token, self.greeting_body, self._hello_body, self._proof, self._certificate)
         return m.Welcome(mac)
 
 
@@ -101,7 +108,8 @@ class SenderOpening:
         own: Callable[[], bytes | None] | None = None,
         features: tuple[str, ...] = KNOWN,
     ) -> None:
-        self._token = token
+        self.token = token
+        """The token that is proved to the receiver; None where there is none."""
         self._own = own
         self._is_own = False
         self._certificate = certificate_sha256
@@ -128,12 +136,12 @@ class SenderOpening:
         self.incarnation, self.peer_features = greeting.incarnation, greeting.features
         nonce = random_id()
         hello = encode(m.Hello(limits.VERSION, transfer_id, role, connection_id, connections, nonce, self._features))
-        if self._token is None:
+        if self.token is None:
             return (hello,)
         from filestreamer.wire import auth
 
-        proof = auth.sender_proof(self._token, greeting_body, hello, self._certificate)
-        self._expected_mac = auth.receiver_proof(self._token, greeting_body, hello, proof, self._certificate)
+        proof = auth.sender_proof(self.token, greeting_body, hello, self._certificate)
+        self._expected_mac = auth.receiver_proof(self.token, greeting_body, hello, proof, self._certificate)
         return hello, encode(m.Proof(proof))
 
     def _check(self, greeting: m.Greeting) -> None:
@@ -143,13 +151,13 @@ class SenderOpening:
                 f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older one"
             )
             raise RemoteProtocolError(reason, Code.VERSION)
-        if greeting.token_required and self._token is None and self._own is not None:
-            self._token = self._own()
-            self._is_own = self._token is not None
-        if greeting.token_required and self._token is None:
+        if greeting.token_required and self.token is None and self._own is not None:
+            self.token = self._own()
+            self._is_own = self.token is not None
+        if greeting.token_required and self.token is None:
             reason = "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
-        if not greeting.token_required and self._token is not None:
+        if not greeting.token_required and self.token is not None:
             reason = "a token was given, but the receiver requires none: check that --to is the receiver you mean"
             raise RemoteProtocolError(reason, Code.TOKEN)
 
@@ -163,7 +171,7 @@ class SenderOpening:
             raise Refused(message.code, message.reason)
         if not isinstance(message, m.Welcome):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Welcome")
-        if self._token is None:
+        if self.token is None:
             return
         from filestreamer.wire import auth
 

@@ -37,6 +37,34 @@ def test_a_signal_that_comes_with_the_clock_that_wakes(number: signal.Signals) -
     assert (ran.returncode, ran.stdout) == (0, f"interrupted by {number.value}\n"), ran.stderr
 
 
+DEFERS = """
+import os, signal
+from filestreamer.process import signals
+from filestreamer.wire.errors import Interrupted
+
+signals.exit_on_signal()
+try:
+    with signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("to the end")
+except Interrupted as error:
+    print("interrupted by", error.signal_number)
+"""
+
+SWALLOWS = (
+    DEFERS.replace("deferred", "raised")
+    .replace("        os.kill", "      try:\n        os.kill")
+    .replace('        print("to the end")', '      except Interrupted:\n        print("to the end")')
+)
+
+
+@pytest.mark.parametrize("program", [DEFERS, SWALLOWS], ids=["put off", "swallowed"])
+def test_a_signal_in_a_step_that_goes_on_counts_at_its_end(program: str) -> None:
+    """Imports can't be cut short; and where Python drops the exception, the signal is not lost."""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * UNIT, check=False)
+    assert ran.stdout == "to the end\ninterrupted by 15\n", ran.stderr
+
+
 def test_after_the_block_the_clock_stands_still() -> None:
     program = (
         "import signal; from filestreamer.process import signals\n"

@@ -17,7 +17,15 @@ def acceptor(*listeners: socket.socket) -> Acceptor:
     settings, _ = parse([], {})
     logger = log.configure("receiver")
     monitor = Monitor("receiver", settings, logger, None)
-    return Acceptor(list(listeners), HANDSHAKES_MIN, token=None, tls=(None, b""), monitor=monitor, log=logger)
+    return Acceptor(
+        list(listeners),
+        HANDSHAKES_MIN,
+        token=lambda: None,
+        earlier_token=lambda _: None,
+        tls=lambda: (None, b""),
+        monitor=monitor,
+        log=logger,
+    )
 
 
 def descriptors() -> set[str]:
