@@ -24,6 +24,9 @@ The life of a staged file, in order:
 
 Beside that:
 
+-   `obstacles`      tells an error that concerns one entry from one that concerns everything that is written here;
+    `report`         collects what is told of entries to both users; `attribute_policy` says what follows where modes
+                     or times can't be set.
 -   `readable`       reads and hashes files: staged ones, and those under their final name, which are only compared.
 -   `sweep`          discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
 -   `descriptors`    shares the descriptors that this process may have among trees.
