@@ -28,6 +28,9 @@ The life of a staged file, in order:
 Beside that:
 
 -   `filesystem`     knows where file systems differ: boundaries, syncs, locks, inodes.
+-   `obstacles`      tells an error that concerns one entry from one that concerns everything that is written here;
+    `report`         collects what is told of entries to both users; `attribute_policy` says what follows where modes
+                     or times can't be set.
 -   `readable`       reads and hashes files: staged ones, and those under their final name, which are only compared.
 -   `same`           says whether a file under its final name has the size and mtime of an entry, as far as its file
                      system keeps times.

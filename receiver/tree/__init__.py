@@ -4,7 +4,9 @@
                         (`manifest/archive`), and takes it up when there is room: at most PARTS_ACTIVE (64) are active.
  2. `part_preparer`     prepares a part: it checks paths and free space, and looks for what an earlier run staged.
  3. `entry_preparer`    prepares each entry: makes directories, symlinks and empty files, and looks at files that are
-                        there. `top_level_names` claims names, so that no other transfer writes there.
+                        there. `top_level_names` claims names, so that no other transfer writes there. `places` finds
+                        what is in the way, and `folding` names that the destination does not tell apart: such entries
+                        are declined (`commit/declines`), and everything else goes on.
  4. `part_table`        finds the state of each part (`manifest/part_state`): active in memory, or archived on the disk.
  5. `answers`           tells the sender the state of each file: needed, or held with its digest.
  6. `tree_writer`       takes chunks from data connections. A small file is written whole (`commit/small_file`);
@@ -13,9 +15,10 @@
  8. `commit/committer`  puts complete files in place: one sync of the file system, then thousands of renames. A
                         part of which no file is pending goes back to the archive: there is room for the next one.
  9. `tree_target`       compares the root digest at Finish, and commits: the last files are put in place, then
-10. `entry_preparer`    makes hard links, and sets the modes and times of directories, deepest first. One more sync of
-                        the file system makes all of it durable; then the sender is told Complete.
+10. `hard_links`        makes the further names of files; `entry_preparer` sets the modes and times of directories,
+                        deepest first. One more sync of the file system makes all of it durable; then the sender is
+                        told Complete.
 
 Locks, in the order in which a thread may take them: that of a part, that of a file (receiver/file), then at most
-one of those of `part_table`, `open_files`, `committer`, `spool` and `top_level_names`.
+one of those of `part_table`, `open_files`, `committer`, `declines`, `spool` and `top_level_names`.
 """

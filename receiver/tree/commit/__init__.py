@@ -3,9 +3,10 @@
 1. `small_file`    writes a small file, whole, into the staging of its tree;
 2. `tree_staging`  is that staging: `.filestreamer/KEY.tree/`, locked, emptied at the start and removed at the end, one
                    in each place (`receiver.disk.place`) that the tree goes to;
-3. `attributes`    gives each file its owner, mode and mtime before it is synced;
-4. `committer`     gathers complete files, small and large, into batches; syncs the file system once for a batch, then
+                   `traits` finds there what the file system does otherwise: with modes, times, sizes and names;
+3. `committer`     gathers complete files, small and large, into batches; syncs the file system once for a batch, then
                    renames each file to its final name;
-5. `directories`   opens the directory of each final name, component by component, and follows no symlink;
-   `places`        tells which place it belongs to.
+4. `directories`   opens the directory of each final name, component by component, and follows no symlink;
+   `places`        tells which place it belongs to;
+5. `declines`      reports the entries that meet an obstacle, and knows what follows from it for others.
 """

@@ -9,6 +9,7 @@ import pytest
 
 from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Grid
+from receiver.disk import final_name
 from receiver.disk.destination import Destination
 from receiver.disk.staging import Staging
 from tests.support.staged_file import CONTENT, ENTRY, GRID, KEY, failure, stage, write
@@ -188,3 +189,33 @@ def test_a_file_that_appears_where_there_are_no_hard_links(path: Path) -> None:
     staged.close()
     assert (path / "f").read_bytes() == b"newer"
     destination.close()
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_no_replace_where_nothing_but_an_exclusive_create_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_taken: bool
+) -> None:
+    """Neither link(2) nor renameat2(2): the name is taken by an empty file, unless something has it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(final_name, "_renameat2", None)
+    (tmp_path / "staged").write_bytes(b"content")
+    if is_taken:
+        (tmp_path / "f").write_bytes(b"another")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        if is_taken:
+            with pytest.raises(FileExistsError):
+                final_name.rename_new("staged", b"f", fd, fd)
+        else:
+            final_name.rename_new("staged", b"f", fd, fd)
+        monkeypatch.setattr(os, "rename", refuse)
+        with pytest.raises(PermissionError):
+            final_name.rename_new("staged" if is_taken else "f", b"g", fd, fd)
+    finally:
+        os.close(fd)
+    assert (tmp_path / "f").read_bytes() == (b"another" if is_taken else b"content")
+    assert not (tmp_path / "g").exists()
