@@ -24,15 +24,23 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Destination(Place):
     """The directory that files go to."""
 
-    def __init__(self, directory: str, *, replace: bool = True, replace_special: bool = True) -> None:
-        """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
+    def __init__(
+        self, directory: str, *, replace: bool = True, replace_special: bool = True, may_be_link: bool = True
+    ) -> None:
+        """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable.
+
+        Without `may_be_link` the directory itself may be no symlink.
+        """
         self.replace = replace
         """Whether a file may take the place of an existing one."""
         self.replace_special = replace_special
         """Whether a file may take the place of an existing symlink, FIFO, socket or device."""
         try:
             self._absolute = _absolute(directory)
-            fd = patiently(lambda: os.open(self._absolute, _OPEN))
+            # A symlink that takes the place of the directory later was not the user's wish: it may lead anywhere.
+            self._is_link = may_be_link and os.path.islink(self._absolute)
+            self._no_follow = 0 if self._is_link else os.O_NOFOLLOW
+            fd = patiently(lambda: os.open(self._absolute, _OPEN | self._no_follow))
             try:
                 _check_writable(fd)
             except BaseException:
@@ -48,7 +56,12 @@ class Destination(Place):
         """Return the directory that has the path of this one now: this one, or another. Raises as `__init__` does."""
         if self._has_path():
             return self
-        moved = Destination(self._absolute, replace=self.replace, replace_special=self.replace_special)
+        moved = Destination(
+            self._absolute,
+            replace=self.replace,
+            replace_special=self.replace_special,
+            may_be_link=self._is_link,
+        )
         moved.path, moved.tell = self.path, self.tell
         return moved
 
@@ -63,7 +76,7 @@ class Destination(Place):
             raise TransferFailed(Code.DESTINATION, f"the directory {self.path} {reason}")
 
     def _has_path(self) -> bool:
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | self._no_follow
         try:
             fd = patiently(lambda: os.open(self._absolute, flags))
         except OSError as error:
