@@ -33,8 +33,12 @@ class Destination(Place):
         replace_special: bool = True,
         allow_privileged: bool = False,
         allow_delete: bool = False,
+        may_be_link: bool = True,
     ) -> None:
-        """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable."""
+        """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable.
+
+        Without `may_be_link` the directory itself may be no symlink.
+        """
         self.replace = replace
         """Whether a file may take the place of an existing one."""
         self.replace_special = replace_special
@@ -46,7 +50,10 @@ class Destination(Place):
         self.times = StoredTimes(lambda: self.open_staging(create=True), self.tidy)
         try:
             self._absolute = _absolute(directory)
-            fd = patiently(lambda: os.open(self._absolute, _OPEN))
+            # A symlink that takes the place of the directory later was not the user's wish: it may lead anywhere.
+            self._is_link = may_be_link and os.path.islink(self._absolute)
+            self._no_follow = 0 if self._is_link else os.O_NOFOLLOW
+            fd = patiently(lambda: os.open(self._absolute, _OPEN | self._no_follow))
             try:
                 _check_writable(fd)
             except BaseException:
@@ -68,6 +75,7 @@ class Destination(Place):
             replace_special=self.replace_special,
             allow_privileged=self.allow_privileged,
             allow_delete=self.allow_delete,
+            may_be_link=self._is_link,
         )
         moved.path, moved.tell = self.path, self.tell
         return moved
@@ -83,7 +91,7 @@ class Destination(Place):
             raise TransferFailed(Code.DESTINATION, f"the directory {self.path} {reason}")
 
     def _has_path(self) -> bool:
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | self._no_follow
         try:
             fd = patiently(lambda: os.open(self._absolute, flags))
         except OSError as error:

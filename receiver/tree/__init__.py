@@ -4,7 +4,7 @@
                         (`manifest/archive`), and takes it up when there is room: at most PARTS_ACTIVE (64) are active.
  2. `part_preparer`     prepares a part: it checks paths and free space, and looks for what an earlier run staged.
  3. `entry_preparer`    prepares each entry: makes directories, symlinks and empty files, and looks at files that are
-                        there. `top_level_names` claims names, so that no other transfer writes there. `places` finds
+                        there. `top_level_names` claims names, so that no other transfer writes there. `locations` finds
                         what is in the way, and `folding` names that the destination does not tell apart: such entries
                         are declined (`commit/declines`), and everything else goes on.
  4. `part_table`        finds the state of each part (`manifest/part_state`): active in memory, or archived on the disk.

@@ -177,16 +177,19 @@ def test_staging_of_somebody_else(pair: Pair, whose: str) -> None:
 
 
 def test_destination_replaced_by_a_symlink(pair: Pair, outside: Path) -> None:
-    """The receiver serves the directory that it opened, wherever that has gone; its old path means nothing."""
+    """The path is followed, but for a symlink that took the place of the directory: the sender is told."""
     receiver = pair.receiver()
     address = pair.address(receiver)
     moved = pair.destination.with_name("moved")
     pair.destination.rename(moved)
     pair.destination.symlink_to(outside)
     file = pair.file("f", 3 * MIB)
-    pair.sender(file, address).succeeds()
-    assert same(file, moved / "f")
+    pair.sender(file, address).fails(4, "destination")
     is_untouched(outside)
+    pair.destination.unlink()
+    moved.rename(pair.destination)
+    pair.sender(file, address).succeeds()
+    assert same(file, pair.destination / "f")
 
 
 def test_destination_replaced_in_the_middle(pair: Pair, outside: Path) -> None:
@@ -195,8 +198,8 @@ def test_destination_replaced_in_the_middle(pair: Pair, outside: Path) -> None:
     moved = pair.destination.with_name("moved")
     pair.destination.rename(moved)
     pair.destination.symlink_to(outside)
-    running.sender.succeeds(6 * UNIT)
-    assert same(running.file, moved / "running")
+    assert "moved" in running.sender.fails(4, "destination", seconds=6 * UNIT)
+    assert os.listdir(moved) == [".filestreamer"]
     is_untouched(outside)
 
 
