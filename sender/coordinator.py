@@ -29,7 +29,7 @@ from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.dispatch.answers import Answers
-from sender.dispatch.manifest import Manifest, Withdrew
+from sender.dispatch.manifest import FoundZeros, Manifest, Withdrew
 from sender.dispatch.parallelism import Parallelism
 from sender.dispatch.part import StreamPart
 from sender.dispatch.schedule import Schedule
@@ -50,6 +50,7 @@ from sender.source.item import Item, check_in_place
 from sender.source.listing import Listed, ListingThread
 from sender.source.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
+from sender.zeros import Zeros
 
 TICK_SECONDS: Final = 1.0
 ADAPTING_TICK_SECONDS: Final = 0.1
@@ -130,6 +131,7 @@ class Transfer:
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
+        self._zeros = Zeros(self._manifest, self._queue, self.counters, self._link)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._skipped, self._link, self.mailbox)
         if self._listing.single is not None:
             self.counters.is_growing = self._listing.single.stream is not None
@@ -220,7 +222,10 @@ class Transfer:
             case Compared(file_id, epoch, is_equal):
                 self._answers.compared(file_id, epoch, is_equal=is_equal)
             case Withdrew():
+                self._zeros.uncount(event.file_id)
                 self._withdrawals.take(event)
+            case FoundZeros():
+                self._zeros.take(event)
             case PartDone() | Grown():
                 pass  # `_go_on` and `_tick` act on it after each event
             case _:
@@ -278,6 +283,7 @@ class Transfer:
         self._link.say(m.Offer(self._manifest.chunk_size, shard, self._settings.checksum, total_bytes))
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
+        self._zeros.begin_offer()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -293,6 +299,7 @@ class Transfer:
                 part.is_sent, part.withdrawn_before = True, self._manifest.withdrawn.said_count
                 unanswered += part.unanswered_chunks > 0
                 self._withdrawals.say_again(part)
+        self._zeros.tell()
         self._listing.make_room(self._manifest.drop_done_parts())
         self._finish_if_done()
 
@@ -304,7 +311,7 @@ class Transfer:
         if self._listing.single is not None:
             check_in_place(self._listing.single)
         self.counters.phase = "syncing"
-        self.root_digest = self._queue.digests.root_digest()
+        self.root_digest = self._queue.root_digest()
         self._was_finished = True
         self._liveness.finish()
         self._link.say(self.counters.heartbeat())
@@ -331,6 +338,7 @@ class Transfer:
         self._connections.shut()
         # Before the stream goes back to its first chunk: an acknowledgement of the epoch that ends would free it again.
         self._queue.start_over()
+        self._zeros.start_over()
         if self._manifest.stream is not None and not self._manifest.stream.start_over():
             raise TransferFailed(
                 Code.UNKNOWN_TRANSFER,
@@ -344,7 +352,7 @@ class Transfer:
     def _receive(self, message: m.Message) -> None:
         finishing = self._link.state == "finishing"
         self._link.received(message)
-        if isinstance(message, m.Needed | m.Held):
+        if isinstance(message, m.Needed | m.Held | m.Zeros):
             assert self._reached is not None
             self._control_state.answered(*self._reached)
         match message:
@@ -352,6 +360,9 @@ class Transfer:
                 self._take_needed(message, reopen=finishing)
             case m.Held():
                 self._take_held(message)
+            case m.Zeros():
+                self._zeros.take_known(message)
+                self._go_on()
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
                 self._liveness.take_progress(message)
@@ -378,7 +389,9 @@ class Transfer:
             raise BeginAgain
         else:
             done_before = self._queue.states.done_count
+            self._zeros.uncount(0)
             self._answers.reopen(message)
+            self._zeros.count_again(0)
             self._liveness.reopen(missing=done_before - self._queue.states.done_count)
         self.counters.phase = "moving"
         self._start_connections()

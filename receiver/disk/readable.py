@@ -11,7 +11,7 @@ from collections.abc import Callable
 from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Entry, Hole
+from filestreamer.wire.messages import Entry
 from receiver.disk import ledger
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import OPEN_FLAGS
@@ -21,8 +21,6 @@ from receiver.disk.sweep import drop_ledger
 class Readable:
     """A file of the destination that can be read."""
 
-    holes: tuple[Hole, ...] = ()
-    """The holes of the file: there it has no bytes of its own, and none are written."""
     claims: ledger.Claims
     """Which segments are said to be there, on today's grid. Of `Staging` and `InPlace` only."""
 

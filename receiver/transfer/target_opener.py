@@ -82,8 +82,6 @@ class TargetOpener:
         if entry.xattrs:
             raise TransferFailed(Code.POLICY, "this receiver does not take extended attributes")
         share = Share(*offer.shard) if offer.shard is not None else WHOLE
-        if entry.holes and share.count > 1:
-            raise TransferFailed(Code.POLICY, "a shard must not have holes")
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -129,6 +127,6 @@ class TargetOpener:
         if writer is None:
             file_share = self._claim_file(entry, Grid(0, offer.chunk_size), offer)
             writer = StagedWriter(file_share.file.content)
-        buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes, entry.holes)
+        buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes)
         buffer.start(context.mailbox.post)
         return PipeTarget(entry, buffer, file_share, context.counters, context.log)

@@ -2,7 +2,7 @@
 
     directory                     made now; its mode and times are set at the end of the transfer
     symlink                       made now
-    file without a byte to send   made now: it is empty, or consists of holes
+    empty file                    made now
     file with bytes               its state says whether it is to be sent, re-hashed, or accepted as it is
     further name of a file        a hard link, made at the end of the transfer
 
@@ -57,6 +57,9 @@ class EntryPreparer:
         self._checksum = checksum
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
+        self.freed_bytes: list[int] = []
+        """For each file that is to be sent: the bytes that are free when it has replaced what is there. The caller
+        clears it."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
         self._directories = Directories(destination)
@@ -149,17 +152,20 @@ class EntryPreparer:
         if entry.hard_link_group and not self._begins_group(entry, file_id):
             return NOTHING
         directory_fd, name, there = self._look(entry)
-        has_payload = entry.size > sum(hole.length for hole in entry.holes)
         if there is not None and _is_same(there, entry):
             correct_attributes(directory_fd, name, entry, there)
-            if not has_payload:
+            if not entry.size:
                 return NOTHING
             return CLAIMED if self._checksum else UNCHECKED
         self._check_replace(entry, there)
-        if has_payload:
+        if entry.size:
+            if there is not None and there.st_nlink == 1:
+                self.freed_bytes.append(there.st_blocks * 512)
+            else:
+                self.freed_bytes.append(0)
             return FREE
-        # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
-        if there is not None or entry.size or not _make_empty(directory_fd, name, entry):
+        # If a file exists, the new one is staged, and gets its name when it is complete.
+        if there is not None or not _make_empty(directory_fd, name, entry):
             staged = self._staging.name(file_id)
             make_file(self._staging, staged, entry)
             self._committer.add([StagedFile(entry.path, staged, entry.size)], 0, waits=False)

@@ -16,7 +16,9 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.file_system import stores_every_byte
 from receiver.disk.paths import check_path, staging_key
+from receiver.disk.space import data_bytes
 from receiver.disk.sweep import drop_ledger, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, FREE, NOTHING, UNCHECKED, runs
@@ -117,10 +119,9 @@ class PartPreparer:
                     self._resume(part_state, index)
                 else:  # a crash right after the rename has left the ledger of a file that is in place
                     self._drop_ledger(entry.path)
-        payload_bytes = part_state.payload_bytes(index)
-        self._counters.size_bytes += payload_bytes
+        self._counters.size_bytes += entry.size
         if state == UNCHECKED:
-            self._counters.unchecked_bytes += payload_bytes
+            self._counters.unchecked_bytes += entry.size
 
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left a ledger of a large file."""
@@ -156,19 +157,21 @@ class PartPreparer:
             self._rehasher.add_all(works())
 
     def _check_space(self, part_state: PartState) -> None:
-        """Check that the files of a part fit on the disk, beside what is still to come of earlier parts.
+        """Check whether the files of a part can fit on the disk, beside what is still to come of earlier parts.
 
-        Raises TransferFailed(NO_SPACE).
+        What a file replaces is free when the file is complete: the last one has the space of all that the others
+        replace. Raises TransferFailed(NO_SPACE), only where they can't fit in any order.
         """
+        freed = self._entry_preparer.freed_bytes
         needed = sum(
-            entry.size - sum(hole.length for hole in entry.holes)
-            for index, entry in enumerate(part_state.entries)
-            if part_state.state(index) == FREE
+            data_bytes(entry) for index, entry in enumerate(part_state.entries) if part_state.state(index) == FREE
         )
+        needed -= sum(freed) - min(freed, default=0)
+        freed.clear()
         to_come = max(0, self._needed_bytes - self._counters.moved_bytes)
         self._needed_bytes += needed
         free = self._destination.free_bytes() - to_come
-        if needed > free:
+        if needed > free and stores_every_byte(self._destination.fd):
             reason = f"no space for {self._counters.name}: {needed} bytes are needed next and {max(0, free)} are free"
             raise TransferFailed(Code.NO_SPACE, reason)
 
@@ -185,12 +188,7 @@ class PartPreparer:
             self._rehasher.add_finals(self._destination, files, self._write_digests)
 
     def _write_digests(self, file_id: int, first: int, digests: bytes) -> None:
-        """Write digests of a large file into the spool, from segment `first` on; those of holes are left out."""
+        """Write digests of a large file into the spool, from segment `first` on."""
         part_state, index = self._parts.find(file_id)
         with part_state.lock:
-            large = part_state.large[index]
-            for start, end in large.runs():
-                low, high = max(start, first), min(end, first + len(digests) // limits.DIGEST_BYTES)
-                if low < high:
-                    piece = digests[(low - first) * limits.DIGEST_BYTES : (high - first) * limits.DIGEST_BYTES]
-                    large.write_digests(low, piece, self._archive.spool)
+            part_state.large[index].write_digests(first, digests, self._archive.spool)

@@ -212,6 +212,7 @@ class TreeWriter:
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
             if is_good and incoming.write:
                 open_file.note_unrecorded(incoming.position)
+                incoming.count_holes()
             open_file.inside.discard(connection)
             return is_good
         if digest != actual or part_state.state(index) != VERIFIED:  # the bytes of a withdrawn file don't matter

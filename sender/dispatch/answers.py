@@ -97,7 +97,7 @@ class Answers:
         if part is None:
             return
         self._counters.files -= 1
-        self._counters.size_bytes -= part.payload_bytes(file_id)
+        self._counters.size_bytes -= part.size_bytes(file_id)
         if part.is_large(file_id):
             self._queue.withdraw(part.chunks_of(file_id))
         else:
@@ -139,7 +139,7 @@ class Answers:
             is_new = not part.is_answered(file_id)
             self._bundle_ready(part.do_without(file_id))
         if is_new:
-            self._counters.unchecked_bytes += part.payload_bytes(file_id)
+            self._counters.unchecked_bytes += part.size_bytes(file_id)
 
     def _bundle_ready(self, chunk_id: int | None) -> None:
         """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""

@@ -7,8 +7,12 @@ for each chunk that the queue gives to this connection:
     one digest for each segment                          ┘
     take in the acknowledgements that have come, without waiting
 wait for acknowledgements only where the window is full (`send_window`), or no chunk is queued
+
+Of a sparse file, holes are looked for before the header: it lists those of its segments, whose zeros are hashed and not
+sent. A chunk that is nothing but a hole is told on the control connection, with all chunks behind it in the same hole.
 """
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -20,12 +24,12 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import segment_hasher, update_with_zeros
 from filestreamer.wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
 from filestreamer.wire.framing import frame
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
-from sender.dispatch.manifest import Manifest
+from sender.dispatch.manifest import FoundZeros, Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Failed, Mailbox
 from sender.network.dial import Dialer
@@ -33,6 +37,7 @@ from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
+from sender.source.holes import runs_of
 from sender.source.item import Item, Unsendable, changed
 from sender.source.reader import Reader
 
@@ -177,12 +182,18 @@ class DataConnection(threading.Thread):
         if not carried:  # all of its files were withdrawn
             self._queue.mark_done((chunk_id,), self._epoch)
             return
+        if any(item.entry.data_bytes is not None for _, item in carried):
+            if self._takes_zeros(chunk_id, *carried[0]):
+                return
+            carried = self._with_holes(carried)
         header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]))
         self._session.sending(header)
         now = time.monotonic()
         if not self._window.chunks:
             self._took_at = now
-        self._window.add(chunk_id, SentChunk(sum([segment.length for segment in header.segments]), now))
+        hole_bytes = sum([segment.length - segment.payload_bytes for segment in header.segments if segment.runs])
+        payload_bytes = sum([segment.length for segment in header.segments]) - hole_bytes
+        self._window.add(chunk_id, SentChunk(payload_bytes, hole_bytes, now))
         self._outbox.add(channel, frame(header))
         digests = [self._send_segment(channel, segment, item) for segment, item in carried]
         for index in self._queue.pin_digest(chunk_id, header.segments, digests):
@@ -196,26 +207,71 @@ class DataConnection(threading.Thread):
         if self._outbox.gathered_bytes >= limits.BLOCK_BYTES or self._rate_limit is not None:
             self._outbox.flush(channel)
 
+    def _takes_zeros(self, chunk_id: int, segment: m.Segment, item: Item) -> bool:
+        """Have a chunk told that lies in a hole, with all chunks behind it in the same hole; return whether it does."""
+        if not self._queue.may_be_told(chunk_id):
+            return False
+        try:
+            hole_end = self._reader.extents(item).hole_end(segment.offset)
+            if hole_end < segment.offset + segment.length:
+                return False
+            self._reader.check_unchanged(item)
+        except Unsendable:
+            return False  # the same happens when the chunk is sent
+        chunk_size = self._shared.manifest.chunk_size
+        chunks = -(-hole_end // chunk_size) if hole_end == item.entry.size else hole_end // chunk_size
+        taken = self._queue.take_zeros(chunk_id, chunk_id + chunks - segment.offset // chunk_size, self._epoch)
+        self._shared.mailbox.post(FoundZeros(segment.file_id, taken, self._epoch))
+        return True
+
+    def _with_holes(self, carried: list[tuple[m.Segment, Item]]) -> list[tuple[m.Segment, Item]]:
+        """Return what a chunk carries, with the holes of its segments."""
+        left = limits.RUNS_PER_CHUNK
+        found = []
+        for segment, item in carried:
+            runs: tuple[int, ...] = ()
+            if item.entry.data_bytes is not None:
+                with contextlib.suppress(Unsendable):  # the same happens when the segment is read
+                    holes = self._reader.extents(item).holes_in(segment.offset, segment.offset + segment.length)
+                    runs = runs_of(segment, holes, left)
+            left -= len(runs)
+            found.append((segment._replace(runs=runs) if runs else segment, item))
+        return found
+
     def _send_segment(self, channel: Channel, segment: m.Segment, item: Item) -> bytes:
         """Read, hash and send a segment, block by block; return its digest, or another one if it is withdrawn."""
+        self._hasher.reset()
+        trouble: Unsendable | None = None
+        for start, end, is_data in segment.pieces():
+            if is_data:
+                trouble = self._send_data(channel, item, start, end, trouble)
+            else:
+                self._clock.enter("digest")
+                update_with_zeros(self._hasher, end - start)
+        self._clock.enter("read")
+        try:
+            if trouble is None:
+                self._reader.check_unchanged(item)
+        except Unsendable as error:
+            trouble = self._lasting(error)
+        self._clock.enter(None)
+        return self._hasher.digest() if trouble is None else self._withdraw(segment, trouble)
+
+    def _send_data(
+        self, channel: Channel, item: Item, offset: int, end: int, trouble: Unsendable | None
+    ) -> Unsendable | None:
+        """Read, hash and send bytes [offset, end) of a file; return the trouble that it had, or that came before."""
         reader, outbox, limit, clock = self._reader, self._outbox, self._rate_limit, self._clock
         block_bytes = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
-        offset, end = segment.offset, segment.offset + segment.length
-        trouble: Unsendable | None = None
-        self._hasher.reset()
-        while True:
+        while offset < end:
             size = min(block_bytes, end - offset)
             view = outbox.reserve(channel, size)
             clock.enter("read")
             try:
                 if trouble is None:
                     reader.read_into(item, view, offset)
-                if offset + size == end:
-                    reader.check_unchanged(item)
             except Unsendable as error:
-                if error.retryable:  # this process has too many open files: nothing is wrong with this file
-                    raise ConnectionLost(str(error)) from None
-                trouble = error
+                trouble = self._lasting(error)
             if trouble is not None:
                 view[:] = bytes(size)  # the header has announced these bytes, so something has to be sent
             clock.enter("digest")
@@ -226,9 +282,13 @@ class DataConnection(threading.Thread):
                 clock.enter("limit")
                 limit.wait(size)
                 outbox.flush(channel, more=True)
-            if offset == end:
-                clock.enter(None)
-                return self._hasher.digest() if trouble is None else self._withdraw(segment, trouble)
+        return trouble
+
+    def _lasting(self, error: Unsendable) -> Unsendable:
+        """Return an error of a file. Raises ConnectionLost where it says nothing about the file."""
+        if error.retryable:  # this process has too many open files
+            raise ConnectionLost(str(error)) from None
+        return error
 
     def _withdraw(self, segment: m.Segment, trouble: Unsendable) -> bytes:
         """Withdraw a file that is not what was listed; return a digest that the receiver will not accept for it."""
@@ -266,6 +326,7 @@ class DataConnection(threading.Thread):
             chunk = self._window.remove(chunk_id)
             if message.verdict is m.Verdict.OK:
                 self.counters.acknowledged_bytes += chunk.payload_bytes
+                self.counters.hole_bytes += chunk.hole_bytes
                 self.counters.chunks += 1
                 self.counters.latencies.observe(now - chunk.taken_at)
             else:

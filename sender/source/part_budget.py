@@ -6,15 +6,14 @@ from filestreamer.wire import limits
 from sender.source.item import Item
 
 _ENTRY_BYTES: Final = 80
-"""An encoded entry is at most this long, besides its path, the target of its link, and its holes."""
-_HOLE_BYTES: Final = 24
+"""An encoded entry is at most this long, besides its path and the target of its link."""
 _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 
 
 def encoded_bytes(item: Item) -> int:
     """Return the most that an entry takes in a frame, in bytes."""
     entry = item.entry
-    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + _HOLE_BYTES * len(entry.holes)
+    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target)
 
 
 class PartBudget:

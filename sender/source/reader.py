@@ -9,6 +9,7 @@ import os
 from typing import Final
 
 from sender.source.directories import Directories
+from sender.source.holes import Extents
 from sender.source.item import Item, changed, check_status, open_listed, unreadable
 
 DIRECTORIES_OPEN: Final = 4
@@ -21,6 +22,7 @@ class Reader:
     def __init__(self) -> None:
         self._item: Item | None = None
         self._fd = -1
+        self._extents = Extents(-1, 0)
         self._directories = Directories(DIRECTORIES_OPEN)
 
     def read_into(self, item: Item, view: memoryview, offset: int) -> None:
@@ -40,6 +42,12 @@ class Reader:
         except OSError as error:
             raise unreadable(item, error) from None
 
+    def extents(self, item: Item) -> Extents:
+        """Return what tells the holes of a file, until another one is read. Raises Unsendable."""
+        if item is not self._item:
+            self._open(item)
+        return self._extents
+
     def check_unchanged(self, item: Item) -> None:
         """Compare a file with what was listed. Raises Unsendable."""
         if item.stream is not None:
@@ -57,6 +65,7 @@ class Reader:
         self._close_file()
         self._fd = open_listed(item, self._directories)
         self._item = item
+        self._extents = Extents(self._fd, item.entry.size)
 
     def _close_file(self) -> None:
         if self._fd >= 0:

@@ -18,10 +18,9 @@ from typing import Final
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
-from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
+from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from sender.source.directories import Directories, Root
-from sender.source.holes import find_holes
-from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of, open_listed
+from sender.source.item import Identity, Item, Unsendable, check_readable, kind_of
 from sender.source.patterns import Wanted
 
 STAGING: Final = b".filestreamer"
@@ -194,21 +193,14 @@ class Walk:
         identity = Identity.of(status)
         if status.st_nlink > 1 and (group := self._follow(identity)):
             return Item(entry._replace(hard_link_group=group), path)
-        if status.st_blocks * 512 < status.st_size:
-            entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
+        if (stored_bytes := status.st_blocks * 512) < status.st_size:
+            entry = entry._replace(data_bytes=stored_bytes)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
         if status.st_nlink > 1:
             self._groups += 1
             self._links[identity] = (self._groups, status.st_nlink - 1)
             entry = entry._replace(hard_link_group=self._groups)
         return Item(entry, path, identity, None, root)
-
-    def _holes(self, found: Item) -> tuple[Hole, ...]:
-        fd = open_listed(found, self._directories)
-        try:
-            return find_holes(fd, found.entry.size)
-        finally:
-            os.close(fd)
 
     def _follow(self, identity: Identity) -> int:
         """Return the hard-link group of a file that was listed under another name; 0 where it was not."""

@@ -305,7 +305,7 @@ def test_staged_data_is_damaged_and_the_chunk_size_is_another(pair: Pair, file: 
 @pytest.mark.parametrize("env", [{}, no_holes()], ids=["told", "not told"])
 @pytest.mark.parametrize("was_hole", [True, False], ids=["was a hole", "was data"])
 def test_holes(pair: Pair, file: Path, staging: Staging, was_hole: bool, env: Mapping[str, str]) -> None:
-    """What was staged counts, unless it has data where a hole is now; also if the disk can't tell where data is."""
+    """What was staged counts, also where it has data and the source has a hole now; also if the disk can't tell."""
     data_bytes = 20 * CHUNK_SIZE
     os.truncate(file, data_bytes)
     os.truncate(file, SIZE)

@@ -114,7 +114,7 @@ VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "zeros", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class Frame(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    ZEROS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -144,10 +145,11 @@ class Frame(_message.Message):
     finish: Finish
     complete: Complete
     withdrawn: Withdrawn
+    zeros: Zeros
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., zeros: _Optional[_Union[Zeros, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features")
@@ -231,14 +233,6 @@ class Offer(_message.Message):
     total_bytes: int
     def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
-class Hole(_message.Message):
-    __slots__ = ("offset", "length")
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    LENGTH_FIELD_NUMBER: _ClassVar[int]
-    offset: int
-    length: int
-    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
-
 class Xattr(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -248,7 +242,7 @@ class Xattr(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "holes", "xattrs")
+    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "xattrs", "data_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -258,8 +252,8 @@ class Entry(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     LINK_TARGET_FIELD_NUMBER: _ClassVar[int]
     HARD_LINK_GROUP_FIELD_NUMBER: _ClassVar[int]
-    HOLES_FIELD_NUMBER: _ClassVar[int]
     XATTRS_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     type: EntryType
     size: int
@@ -269,9 +263,9 @@ class Entry(_message.Message):
     gid: int
     link_target: bytes
     hard_link_group: int
-    holes: _containers.RepeatedCompositeFieldContainer[Hole]
     xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
-    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., holes: _Optional[_Iterable[_Union[Hole, _Mapping]]] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
+    data_bytes: int
+    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., data_bytes: _Optional[int] = ...) -> None: ...
 
 class ManifestPart(_message.Message):
     __slots__ = ("first_file_id", "entries", "last")
@@ -375,6 +369,12 @@ class Withdrawn(_message.Message):
     file_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, file_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Zeros(_message.Message):
+    __slots__ = ("segments",)
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentRange]
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
+
 class Complete(_message.Message):
     __slots__ = ("committed",)
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -382,14 +382,16 @@ class Complete(_message.Message):
     def __init__(self, committed: _Optional[bool] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("file_id", "offset", "length")
+    __slots__ = ("file_id", "offset", "length", "runs")
     FILE_ID_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     file_id: int
     offset: int
     length: int
-    def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    runs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChunkHeader(_message.Message):
     __slots__ = ("chunk_id", "segments")

@@ -54,12 +54,14 @@ ENTRIES_PER_PART: Final = 1024
 MANIFEST_PARTS_UNANSWERED: Final = 4
 DIGESTS_PER_HELD: Final = 2048
 RANGES_PER_NEEDED: Final = 1024
+"""Ranges of a kind in a Needed, a Held or a Zeros."""
 ACKS_PER_FRAME: Final = 1024
 FILES_PER_WITHDRAWN: Final = 1024
 LEFT_OUT_PER_FINISH: Final = 100
 LEFT_OUT_PATH_BYTES: Final = 256
 LEFT_OUT_REASON_BYTES: Final = 256
-HOLES_PER_FILE: Final = 1024
+RUNS_PER_CHUNK: Final = 8192
+"""Runs of data and of hole that the header of a chunk lists: with SEGMENTS_PER_CHUNK segments they fit a frame."""
 STAGES_PER_PROGRESS: Final = 16
 
 WINDOW_BYTES: Final = 16 * MIB

@@ -26,16 +26,28 @@ State = Literal["offer", "manifest", "moving", "finishing", "complete", "aborted
 
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Offer: "manifest", m.Progress: "offer"},
-    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Progress: "manifest"},
-    "moving": {m.Withdrawn: "moving", m.Progress: "moving", m.Finish: "finishing"},
+    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Zeros: "manifest", m.Progress: "manifest"},
+    "moving": {m.Withdrawn: "moving", m.Zeros: "moving", m.Progress: "moving", m.Finish: "finishing"},
     "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
     "complete": {m.Progress: "complete", m.Finish: "complete"},
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
-    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Progress: "manifest"},
-    "moving": {m.Needed: "moving", m.Held: "moving", m.Progress: "moving", m.Complete: "complete"},
-    "finishing": {m.Needed: "moving", m.Held: "finishing", m.Progress: "finishing", m.Complete: "complete"},
+    "manifest": {m.Needed: "manifest", m.Held: "manifest", m.Zeros: "manifest", m.Progress: "manifest"},
+    "moving": {
+        m.Needed: "moving",
+        m.Held: "moving",
+        m.Zeros: "moving",
+        m.Progress: "moving",
+        m.Complete: "complete",
+    },
+    "finishing": {
+        m.Needed: "moving",
+        m.Held: "finishing",
+        m.Zeros: "finishing",
+        m.Progress: "finishing",
+        m.Complete: "complete",
+    },
     "complete": {},
 }
 _SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}

@@ -15,11 +15,12 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.grid import WHOLE, Grid, hole_segments
+from filestreamer.wire.grid import WHOLE, Grid
 from receiver.disk.closed_staging import StagingMark
 from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
+from receiver.file.states import ZERO, runs
 from receiver.file.target import Connection
 from receiver.tree.manifest.spool import Spool
 
@@ -44,7 +45,10 @@ class OpenLargeFile(FileShare):
     def __init__(self, file: File) -> None:
         super().__init__(file, WHOLE)
         self.rehashing = 0
-        """Batches of segments that are being re-hashed; protected by the lock of its part, as is `inside`."""
+        """Batches of segments that are being re-hashed, and messages of zeros that are acted on.
+
+        Protected by the lock of its part, as is `inside`.
+        """
         self.inside: set[Connection] = set()
         """Connections that are receiving a chunk of the file."""
         self._ledger_lock = threading.Lock()
@@ -104,14 +108,12 @@ class OpenLargeFile(FileShare):
 
 
 class LargeFile:
-    """One large file; protected by the lock of its part. Holes are not sent: all that is kept here leaves them out."""
+    """One large file; protected by the lock of its part."""
 
-    __slots__ = ("grid", "holes", "mark", "open_file", "spool_at", "spooled")
+    __slots__ = ("grid", "mark", "open_file", "spool_at", "spooled")
 
     def __init__(self, entry: m.Entry, chunk_size: int) -> None:
         self.grid = Grid(entry.size, chunk_size)
-        self.holes = list(hole_segments(self.grid, entry.holes))
-        """Runs [first, end) of segments that lie in holes."""
         self.open_file: OpenLargeFile | None = None
         """Set while the file is open."""
         self.spooled = Spooled.NOTHING
@@ -120,54 +122,43 @@ class LargeFile:
         self.mark: StagingMark | None = None
         """Shows whether another process wrote to the staging while the file was set aside; None without a staging."""
 
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of the segments that do not lie in holes."""
-        return self.grid.size - sum(self.grid.bytes_between(*run) for run in self.holes)
-
-    @property
-    def sent_segments(self) -> int:
-        """Number of segments that do not lie in holes."""
-        return self.grid.segments - sum(end - first for first, end in self.holes)
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Yield the runs [first, end) of segments that do not lie in holes."""
-        at = 0
-        for first, end in [*self.holes, (self.grid.segments, 0)]:
-            if at < first:
-                yield at, first
-            at = end
-
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yield the same runs, cut into pieces of at most _PIECE_SEGMENTS."""
-        for first, end in self.runs():
-            for start in range(first, end, _PIECE_SEGMENTS):
-                yield start, min(start + _PIECE_SEGMENTS, end)
+        """Yield all segments in runs [first, end) of at most _PIECE_SEGMENTS."""
+        for start in range(0, self.grid.segments, _PIECE_SEGMENTS):
+            yield start, min(start + _PIECE_SEGMENTS, self.grid.segments)
+
+    def zero_bytes(self, spool: Spool) -> int:
+        """Return the bytes of its segments of zeros, as far as is known."""
+        return sum(
+            self.grid.bytes_between(first + start, first + stop)
+            for first, end in self.pieces()
+            for start, stop in runs(self.states_between(first, end, spool), ZERO)
+        )
 
     # --- what is known of its segments, in memory or in the spool
 
     def digests_between(self, first: int, end: int, spool: Spool) -> bytes:
-        """Return the digests of the segments [first, end), none of which lies in a hole."""
+        """Return the digests of the segments [first, end)."""
         open_file = self.open_file
         if open_file is not None:
             with open_file.file.lock:
                 return b"".join(open_file.file.chunk_states.digests(WHOLE, first, end))
-        return spool.read(self.spool_at + _SIZE * self._rank(first), _SIZE * (end - first))
+        return spool.read(self.spool_at + _SIZE * first, _SIZE * (end - first))
 
     def states_between(self, first: int, end: int, spool: Spool) -> bytes:
-        """Return the states of the segments [first, end), none of which lies in a hole; b"" if nothing is known."""
+        """Return the states of the segments [first, end); b"" if nothing is known."""
         open_file = self.open_file
         if open_file is not None:
             with open_file.file.lock:
                 return open_file.file.chunk_states.states_between(first, end)
         if self.spooled is Spooled.NOTHING:  # the file was withdrawn meanwhile
             return b""
-        return spool.read(self._states_at + self._rank(first), end - first)
+        return spool.read(self._states_at + first, end - first)
 
     def write_digests(self, first: int, digests: bytes, spool: Spool) -> None:
-        """Write digests of segments from `first` on into the spool; none of them lies in a hole."""
+        """Write digests of segments from `first` on into the spool."""
         self._reserve(spool)
-        spool.write(self.spool_at + _SIZE * self._rank(first), digests)
+        spool.write(self.spool_at + _SIZE * first, digests)
 
     def save(self, spool: Spool, spooled: Spooled) -> None:
         """Write the states and digests of the open file into the spool, while no connection is inside."""
@@ -175,31 +166,22 @@ class LargeFile:
         assert open_file is not None
         chunk_states = open_file.file.chunk_states
         self._reserve(spool)
-        at, states_at = self.spool_at, self._states_at
         for start, stop in self.pieces():
-            spool.write(at, b"".join(chunk_states.digests(WHOLE, start, stop)))
-            spool.write(states_at, chunk_states.states_between(start, stop))
-            at, states_at = at + _SIZE * (stop - start), states_at + stop - start
+            spool.write(self.spool_at + _SIZE * start, b"".join(chunk_states.digests(WHOLE, start, stop)))
+            spool.write(self._states_at + start, chunk_states.states_between(start, stop))
         self.spooled = spooled
 
     def restore(self, open_file: OpenLargeFile, spool: Spool) -> None:
         """Read states and digests from the spool into a file that was opened again."""
-        rank, states_at = 0, self._states_at
         for start, stop in self.pieces():
-            count = stop - start
-            digests = spool.read(self.spool_at + _SIZE * rank, _SIZE * count)
-            open_file.file.chunk_states.restore(start, spool.read(states_at + rank, count), digests)
-            rank += count
+            digests = spool.read(self.spool_at + _SIZE * start, _SIZE * (stop - start))
+            open_file.file.chunk_states.restore(start, spool.read(self._states_at + start, stop - start), digests)
 
     def _reserve(self, spool: Spool) -> None:
         """Reserve room in the spool, once."""
         if not self.spool_at:
-            self.spool_at = spool.reserve((_SIZE + 1) * self.sent_segments)
+            self.spool_at = spool.reserve((_SIZE + 1) * self.grid.segments)
 
     @property
     def _states_at(self) -> int:
-        return self.spool_at + _SIZE * self.sent_segments
-
-    def _rank(self, position: int) -> int:
-        """Count the segments before this one that do not lie in holes."""
-        return position - sum(min(end, position) - first for first, end in self.holes if first < position)
+        return self.spool_at + _SIZE * self.grid.segments

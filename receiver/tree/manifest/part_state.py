@@ -88,11 +88,6 @@ class PartState(StateTable):
         large = self.large.get(index)
         return large is not None and (large.open_file is not None or large.spooled is Spooled.TABLE)
 
-    def payload_bytes(self, index: int) -> int:
-        """Return the bytes of a file that are sent: those of the segments that do not lie in holes."""
-        large = self.large.get(index)
-        return large.payload_bytes if large is not None else self.entries[index].size
-
     # --- connections
 
     def detach(self, connection: Connection) -> None:

@@ -22,7 +22,7 @@ USES: dict[str, tuple[m.Offer | m.ManifestPart, set[str]]] = {
     "comparing": (OFFER._replace(checksum=True), {features.CHECKSUM}),
     "a shard, comparing": (OFFER._replace(shard=m.Shard(0, 2), checksum=True), {features.SHARDS, features.CHECKSUM}),
     "a file": (part(FILE), set()),
-    "a sparse file": (part(FILE._replace(holes=(m.Hole(0, 8),))), set()),
+    "a sparse file": (part(FILE._replace(data_bytes=0)), set()),
     "a stream": (part(STREAM), {features.STREAMS}),
     "a user": (part(FILE._replace(uid=0)), {features.OWNER}),
     "a group": (part(FILE._replace(gid=0)), {features.OWNER}),

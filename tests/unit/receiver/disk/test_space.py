@@ -12,7 +12,6 @@ import pytest
 
 from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Hole
 from receiver.disk import space
 from receiver.disk.destination import Destination
 from receiver.disk.staging import Staging
@@ -48,15 +47,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return fail
 
 
-def test_space_is_taken_for_all_of_a_file_but_its_holes(destination: Destination, path: Path) -> None:
+def test_space_is_taken_for_all_of_a_file_and_none_for_a_sparse_one(destination: Destination, path: Path) -> None:
     grid = Grid(8 << 20, 1 << 20)
     staged = stage(destination, grid)
     staged.reserve(never)
     assert allocated(staged_data(path)) == staged.space.ahead_bytes == grid.size
     staged.close()
-    staged = stage(destination, grid, ENTRY._replace(holes=(Hole(1 << 20, 4 << 20),)))
+    staged = stage(destination, grid, ENTRY._replace(data_bytes=4 << 20))
     staged.reserve(never)
-    assert allocated(staged_data(path)) == staged.space.ahead_bytes == 4 << 20
+    assert allocated(staged_data(path)) == staged.space.ahead_bytes == 0
     staged.close()
 
 

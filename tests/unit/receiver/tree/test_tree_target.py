@@ -85,7 +85,7 @@ def test_no_space_is_told_before_the_first_byte(transfer_of: TransferOf, monkeyp
     monkeypatch.setattr(Destination, "free_bytes", lambda _: 150)
     parts = sample(part_entries=2)
     parts.add(b"t/0", bytes(100))
-    parts.add(b"t/sparse", bytes(1000), holes=(m.Hole(0, 960),))
+    parts.add(b"t/sparse", bytes(1000), data_bytes=40)
     parts.add(b"t/1", bytes(100))
     transfer = transfer_of(parts)
     first, second = parts.parts
