@@ -76,8 +76,9 @@ def test_in_shards(pair: Pair, name: str) -> None:
             receiver.process.kill()
             receiver.process.wait()
             receiver = pair.receiver()
-        sent = pair.sender(file, pair.address(receiver), "--shard", f"{index}/3", "--chunk-size", "1MiB").succeeds()
-        assert sent["committed"] is (index == 2)
+        sender = pair.sender(file, pair.address(receiver), "--shard", f"{index}/3", "--chunk-size", "1MiB")
+        assert sender.wait() == 0
+        assert sender.result["committed"] is (index == 2)
     check(file, pair.destination / "f")
 
 
