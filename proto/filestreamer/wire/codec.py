@@ -412,7 +412,8 @@ def _encode_chunk_header(h: m.ChunkHeader) -> pb.Frame:
 
 
 def _decode_chunk_header(h: pb.ChunkHeader) -> m.ChunkHeader:
-    segments = tuple([m.Segment(s.file_id, s.offset, s.length, tuple(s.runs)) for s in h.segments])
+    # A bundle has up to a thousand segments, nearly all of them without runs.
+    segments = tuple([m.Segment(s.file_id, s.offset, s.length, tuple(s.runs) if s.runs else ()) for s in h.segments])
     _within(len(segments), 1, limits.SEGMENTS_PER_CHUNK, "the number of ChunkHeader.segments")
     length = runs_count = 0
     for _, offset, size, runs in segments:
