@@ -38,9 +38,7 @@ class Teller:
         self.zeros = Zeros(self.manifest, self.queue, self.counters, cast(Any, self.link))
         self.manifest.parts[0].is_sent = True
         self.queue.need(0, 10)
-        for _ in range(3):
-            last = self.queue.next(0, 1)
-        assert last == 2
+        assert [self.queue.next(0, 1) for _ in range(3)] == [0, 1, 2]
         self.zeros.take(FoundZeros(0, self.queue.take_zeros(2, 6, 1), 1))
 
 
