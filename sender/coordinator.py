@@ -30,7 +30,7 @@ from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.declined import DeclinedEntries
 from sender.dispatch.answers import Answers
-from sender.dispatch.manifest import Manifest, Withdrew
+from sender.dispatch.manifest import FoundZeros, Manifest, Withdrew
 from sender.dispatch.parallelism import Parallelism
 from sender.dispatch.part import StreamPart
 from sender.dispatch.schedule import Schedule
@@ -53,6 +53,7 @@ from sender.source.item import Item, look_in_place
 from sender.source.listing import Listed, ListedAgain, ListingThread
 from sender.source.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
+from sender.zeros import Zeros
 
 TICK_SECONDS: Final = 1.0
 ADAPTING_TICK_SECONDS: Final = 0.1
@@ -150,6 +151,7 @@ class Transfer:
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
+        self._zeros = Zeros(self._manifest, self._queue, self.counters, self._link)
         self._second_tries = SecondTries(self._listing, self._skipped)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._second_tries, self._link, self.mailbox)
         self._declined = DeclinedEntries(
@@ -249,7 +251,10 @@ class Transfer:
             case Compared(file_id, epoch, is_equal):
                 self._answers.compared(file_id, epoch, is_equal=is_equal)
             case Withdrew():
+                self._zeros.uncount(event.file_id)
                 self._withdrawals.take(event)
+            case FoundZeros():
+                self._zeros.take(event)
             case PartDone() | Grown() | Settled():
                 pass  # `_go_on` and `_tick` act on it after each event
             case _:
@@ -332,6 +337,7 @@ class Transfer:
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
+        self._zeros.begin_offer()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -349,6 +355,7 @@ class Transfer:
                 part.is_sent, part.withdrawn_before = True, self._manifest.withdrawn.said_count
                 unanswered += part.unanswered_chunks > 0
                 self._withdrawals.say_again(part)
+        self._zeros.tell()
         self._listing.make_room(self._manifest.drop_done_parts())
         self._finish_if_done()
 
@@ -360,7 +367,7 @@ class Transfer:
         if not self._is_source_settled():
             return
         self.counters.phase = "syncing"
-        self.root_digest = self._queue.digests.root_digest()
+        self.root_digest = self._queue.root_digest()
         self._was_finished = True
         self._liveness.finish()
         self._link.say(self.counters.heartbeat())
@@ -397,6 +404,7 @@ class Transfer:
         self._connections.shut()
         # Before the stream goes back to its first chunk: an acknowledgement of the epoch that ends would free it again.
         self._queue.start_over()
+        self._zeros.start_over()
         if self._manifest.stream is not None and not self._manifest.stream.start_over():
             raise TransferFailed(
                 Code.UNKNOWN_TRANSFER,
@@ -410,7 +418,7 @@ class Transfer:
     def _receive(self, message: m.Message) -> None:
         finishing = self._link.state == "finishing"
         self._link.received(message)
-        if isinstance(message, m.Needed | m.Held):
+        if isinstance(message, m.Needed | m.Held | m.Zeros):
             assert self._reached is not None
             self._control_state.answered(*self._reached)
         match message:
@@ -422,6 +430,9 @@ class Transfer:
                 self._take_declined(message)
             case m.Notice():
                 self._declined.notice(message)
+            case m.Zeros():
+                self._zeros.take_known(message)
+                self._go_on()
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
                 # A receiver that was not asked to delete anything says nothing of that.
@@ -449,7 +460,9 @@ class Transfer:
             raise BeginAgain
         else:
             done_before = self._queue.states.done_count
+            self._zeros.uncount(0)
             self._answers.reopen(message)
+            self._zeros.count_again(0)
             self._liveness.reopen(missing=done_before - self._queue.states.done_count)
         self.counters.phase = "moving"
         self._start_connections()

@@ -61,7 +61,7 @@ class Liveness:
         if message.phase is m.Phase.WAITING and self._queue.is_in_order:
             self._clock.wait(now)
         if message.phase is m.Phase.SYNCING and self._link.state == "finishing" and self._finished_at is not None:
-            seconds = sync_seconds(self._counters.size_bytes, self._manifest.files)
+            seconds = sync_seconds(self._counters.data_bytes, self._manifest.files)
             self._clock.sync(self._finished_at, seconds, now)
 
     def finish(self) -> None:

@@ -17,6 +17,7 @@ from receiver.disk.existing import policy
 from receiver.disk.paths import check_path
 from receiver.disk.readable import open_below
 from receiver.disk.report import Report
+from receiver.disk.space import data_bytes
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
@@ -153,7 +154,7 @@ class CheckTarget:
             counters.files += 1
             counters.size_bytes += entry.size
             if standing in _WRITTEN and not judgement.is_comparable:
-                self._needed_bytes += entry.size - sum(hole.length for hole in entry.holes)
+                self._needed_bytes += data_bytes(entry)
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory
@@ -171,6 +172,10 @@ class CheckTarget:
         """Do nothing: files are hashed when their part comes."""
         del batch
         return ()
+
+    def take_zeros(self, message: m.Zeros) -> Sequence[m.Message]:
+        """Refuse: nothing is sent in a dry run."""
+        raise RemoteProtocolError(f"file {message.segments[0].file_id} was told to have zeros in a dry run")
 
     def more(self) -> Sequence[m.Message]:
         """Do nothing: every part is answered when it comes."""

@@ -87,13 +87,13 @@ class Claims(NamedTuple):
             self.seals[share] = digest
 
     def is_sealed(self, share: Share, mtime_ns: int) -> bool:
-        """Return whether a sender finished this share, from a source of this mtime, and all of it is claimed."""
+        """Return whether a sender finished this share, from a source of this mtime, and all of it is claimed.
+
+        What is not claimed of such a share is zeros, which have no digest: else the digest of the seal would differ.
+        """
         if share not in self.seals:
             return False
-        chunks = share.chunks(self.grid.segments)
-        if self.present[share.index :: share.count].count(1) < chunks:
-            return False
-        root = root_digest(self.digest(share.chunk(ordinal)) for ordinal in range(chunks))
+        root = root_digest(self.digest(index) for index in self.indices() if share.holds(index))
         return self.seals[share] == seal_digest(self.grid, mtime_ns, share, root)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
@@ -199,7 +199,7 @@ def claims_on(claims: Claims, grid: Grid) -> Claims:
 
 def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
     same = claims.grid.chunk_size == grid.chunk_size
-    for start, end in _byte_runs(claims):
+    for start, end in byte_runs(claims):
         first = -(-start // grid.chunk_size)
         last = grid.segments if end >= grid.size else end // grid.chunk_size
         for index in range(first, last):
@@ -210,7 +210,7 @@ def _translated(claims: Claims, grid: Grid) -> Iterator[tuple[int, bytes]]:
 def unclaimed(claims: Claims) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges [start, end) of the file that are not claimed, in order."""
     at = 0
-    for start, end in _byte_runs(claims):
+    for start, end in byte_runs(claims):
         if at < start:
             yield at, start
         at = end
@@ -223,7 +223,7 @@ def claimed_end(claims: Claims) -> int:
     return min(claims.grid.offset(claims.present.rfind(1) + 1), claims.grid.size)
 
 
-def _byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
+def byte_runs(claims: Claims) -> Iterator[tuple[int, int]]:
     """Yield the claimed byte ranges [start, end), merged, in order."""
     first = claims.present.find(1)
     while first >= 0:

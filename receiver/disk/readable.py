@@ -11,22 +11,19 @@ from collections.abc import Callable
 from filestreamer.wire.digests import segment_hasher
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Entry, EntryType, Hole
+from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk import ledger
 from receiver.disk.attributes import MODE_BITS, Attributes, owner
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.same import Likeness
-from receiver.disk.space import has_data
 from receiver.disk.sweep import drop_ledger, has_staged_bytes
 
 
 class Readable:
     """A file of the destination that can be read."""
 
-    holes: tuple[Hole, ...] = ()
-    """The holes of the file: there it has no bytes of its own, and none are written."""
     claims: ledger.Claims
     """Which segments are said to be there, on today's grid. Of `Staging` and `InPlace` only."""
 
@@ -82,7 +79,6 @@ class InPlace(Readable):
     ) -> None:
         super().__init__(shown_path(destination, name), fd)
         self.claims = ledger.Claims.all(grid)
-        self.holes = entry.holes
         self.is_unchecked = is_unchecked
         """Whether it is accepted unread: it has the size and mtime of the entry, and nobody asked for `--checksum`."""
         self._destination = destination
@@ -109,7 +105,7 @@ class InPlace(Readable):
             is_fit = likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not is_shard)
             if likeness is Likeness.UNSURE and is_fit:
                 # Of a file that an earlier run began to send, as it differs, what came is worth more.
-                is_fit = not (has_staged_bytes(destination, name) or any(has_data(fd, hole) for hole in entry.holes))
+                is_fit = not has_staged_bytes(destination, name)
             if is_fit and not is_shard:
                 is_fit = os.geteuid() in (0, there.st_uid) or not _is_to_be_corrected(destination, there, entry)
             if is_fit:

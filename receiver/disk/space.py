@@ -1,8 +1,9 @@
-"""The space of a file on the disk: taken ahead of its bytes, given back where no bytes came, none for its holes.
+"""The space of a file on the disk: taken ahead of its bytes, given back where no bytes came, freed where zeros are.
 
 1. `FileSpace` takes space ahead of the bytes of one staged file (posix_fallocate(3)).
 2. `SpaceLender` decides how much, over all files that are staged in a destination.
-3. `write_at` writes bytes and leaves holes out; `has_data` and `missing_ranges` ask the disk where there are bytes.
+3. `write_at` writes bytes, and `make_zeros` zeros, without space where that is possible; `holes` asks the disk where
+   there are no bytes.
 4. `free_ranges` and `free_unclaimed` give space back (punching holes, fallocate(2)).
 
 Why ahead: connections write at many offsets of one file at once. A file system that knows the size beforehand lays the
@@ -12,6 +13,9 @@ meanwhile.
 What a file may take ahead grows with what was written of it, so that a sender of few bytes never takes a large part of
 the disk: all of the file as long as all files together take no more than AHEAD_BYTES; beyond that, as much again as has
 been written of the file.
+
+No space is taken ahead for a sparse file, whose holes are known only as its chunks come; nor where a file system writes
+each block to a new place: there it would be of no use, and may switch compression off (btrfs).
 """
 
 import ctypes
@@ -19,13 +23,14 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from filestreamer.wire.grid import outside_holes
+from filestreamer.wire.digests import ZEROS
 from filestreamer.wire.limits import BLOCK_BYTES, MIB
-from filestreamer.wire.messages import Hole
+from filestreamer.wire.messages import Entry
 from receiver.disk import ledger
+from receiver.disk.file_system import writes_in_place
 
 STEP_BYTES: Final = 256 * MIB
 """How much one call takes: in a file system in memory each page costs time, during which writers wait."""
@@ -42,6 +47,11 @@ _UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _fallocate: Final = getattr(_libc, "fallocate64", _libc.fallocate)
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def data_bytes(entry: Entry) -> int:
+    """Return how many bytes a file is going to take on a disk that stores each of them, as far as its sender says."""
+    return entry.size if entry.data_bytes is None else entry.data_bytes
 
 
 class SpaceLender:
@@ -85,15 +95,14 @@ class SpaceLender:
 class FileSpace:
     """The space of one staged file: what was taken ahead, and what was written. One thread takes, any thread writes."""
 
-    def __init__(self, lender: SpaceLender, size: int, holes: Iterable[tuple[int, int]]) -> None:
-        """Take nothing yet of a file of `size` bytes with these holes (offset, length)."""
+    def __init__(self, lender: SpaceLender, size: int) -> None:
+        """Take nothing yet of a file of `size` bytes; 0 for one that is not to take any."""
         self._lender = lender
         self.granted_bytes = 0
         """Bytes that were taken ahead, or are about to be."""
         self.is_on_its_own = False
         """Whether the lender has refused this file once: it may take no more than it has earned."""
-        self._ranges = outside_holes(0, size, holes)
-        self._at, self._end = next(self._ranges, (0, 0))
+        self._at, self._end = 0, size
         """The range that is to be taken next."""
         self._fd = -1
         self._was_there_bytes = 0
@@ -119,6 +128,8 @@ class FileSpace:
         file system that can't take space ahead is left alone.
         """
         try:
+            if not self._at and not writes_in_place(self._fd):
+                self._end = 0
             while self._at < self._end:
                 if is_over():
                     return False
@@ -127,8 +138,6 @@ class FileSpace:
                     return False
                 fallocate(self._fd, self._at, count)
                 self._at += count
-                if self._at == self._end:
-                    self._at, self._end = next(self._ranges, (0, 0))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -158,47 +167,64 @@ class FileSpace:
             return 0
 
 
-# --------------------------------------------------------------------------------------------------------------- holes
+# ------------------------------------------------------------------------------------------------------ bytes and zeros
 
 
-def write_at(fd: int, view: memoryview, offset: int, holes: Sequence[Hole]) -> None:
-    """Write all of `view` at this offset of a file, but for what lies in its holes. Raises OSError."""
-    if holes:
-        for start, end in outside_holes(offset, offset + len(view), holes):
-            write_at(fd, view[start - offset : end - offset], start, ())
-        return
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` at this offset of a file. Raises OSError."""
     written = os.pwrite(fd, view, offset)
     while written < len(view):
         written += os.pwrite(fd, view[written:], offset + written)
 
 
-def has_data(fd: int, hole: Hole) -> bool:
-    """Return whether a file has anything but zeros in this range. Raises OSError.
+def make_zeros(fd: int, start: int, end: int) -> None:
+    """Make the bytes [start, end) of a file zeros, and free their space if that is possible. Raises OSError.
 
-    Where the disk can't tell, all of the range is read.
+    In a new file they are: then nothing is written.
     """
-    at, end = hole.offset, hole.offset + hole.length
-    while at < end:
+    at = _first_data(fd, start)
+    if at is None:
+        _overwrite(fd, start, end)
+    elif at < end:
         try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
+            punch(fd, at, end - at)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but holes up to the end of the file
-                return False
-        content = os.pread(fd, max(0, min(end - at, BLOCK_BYTES)), at)
-        if any(content):
-            return True
-        at += len(content)
-        if not content:
-            return False
-    return False
+            if error.errno not in _UNABLE:
+                raise
+            _overwrite(fd, at, end)
 
 
-def missing_ranges(fd: int, size: int, holes: Sequence[Hole]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [start, end) of a file, outside of its holes, for which the disk has no bytes."""
-    for start, end in outside_holes(0, size, holes):
-        at = start
-        while (at := _seek(fd, at, os.SEEK_HOLE, end)) < end:
-            yield at, (at := min(end, _seek(fd, at, os.SEEK_DATA, end)))
+def _first_data(fd: int, at: int) -> int | None:
+    """Return where there are bytes from an offset on; None where the file system can't tell. Raises OSError."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no bytes follow
+            return 1 << 63
+        if error.errno in _UNABLE:
+            return None
+        raise
+
+
+def _overwrite(fd: int, start: int, end: int) -> None:
+    """Write zeros over what is not zeros: what is may be a hole, although the file system does not tell."""
+    block = bytearray(BLOCK_BYTES)
+    at = start
+    while at < end:
+        view = memoryview(block)[: min(BLOCK_BYTES, end - at)]
+        count = os.preadv(fd, [view], at)
+        if not count:  # the end of the file
+            return
+        if view[:count] != ZEROS[:count]:
+            write_at(fd, ZEROS[:count], at)
+        at += count
+
+
+def holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [first, end) between two offsets of a file for which the disk has no bytes."""
+    at = start
+    while (at := _seek(fd, at, os.SEEK_HOLE, end)) < end:
+        yield at, (at := min(end, _seek(fd, at, os.SEEK_DATA, end)))
 
 
 def _seek(fd: int, at: int, how: int, otherwise: int) -> int:
@@ -206,6 +232,12 @@ def _seek(fd: int, at: int, how: int, otherwise: int) -> int:
         return os.lseek(fd, at, how)
     except OSError:  # there is none, or the file system can't tell
         return otherwise
+
+
+def inner_bytes(start: int, end: int) -> int:
+    """Return how many of the bytes [start, end) are whole blocks: no file system has fewer of them in a hole."""
+    first = -(-start // FILE_SYSTEM_BLOCK_BYTES)
+    return max(0, end // FILE_SYSTEM_BLOCK_BYTES - first) * FILE_SYSTEM_BLOCK_BYTES
 
 
 # -------------------------------------------------------------------------------------------------------- giving back

@@ -38,7 +38,7 @@ def _copy_bytes(source_fd: int, fd: int) -> None:
             if error.errno == errno.ENXIO:  # nothing but a hole up to the end
                 break
         piece = os.pread(source_fd, _PIECE_BYTES, at)
-        write_at(fd, memoryview(piece), at, ())
+        write_at(fd, memoryview(piece), at)
         at += len(piece)
     os.ftruncate(fd, size)
 

@@ -17,16 +17,18 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid, Share
-from filestreamer.wire.messages import Entry
+from filestreamer.wire.messages import Entry, Segment
 from receiver.disk import ledger
 from receiver.disk.attributes import Attributes
 from receiver.disk.closed_staging import ClosedStaging, StagingMark, identity_of
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy, permitted
+from receiver.disk.file_system import stores_every_byte
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
 from receiver.disk.inheritance import create_as_in
+from receiver.disk.known_holes import KnownHoles
 from receiver.disk.ledger_file import LedgerFile
 from receiver.disk.lock import Lock, is_named, is_own, lock
 from receiver.disk.obstacles import write_failure
@@ -34,7 +36,14 @@ from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_
 from receiver.disk.place import NO_LOCKS, Place
 from receiver.disk.readable import Readable
 from receiver.disk.report import Report
-from receiver.disk.space import FileSpace, free_ranges, free_unclaimed, has_data, missing_ranges, write_at
+from receiver.disk.space import (
+    FileSpace,
+    data_bytes,
+    free_ranges,
+    free_unclaimed,
+    make_zeros,
+    write_at,
+)
 
 _OPEN_TRIES: Final = 3
 Create = Callable[[int, str], int | None]
@@ -43,6 +52,9 @@ Create = Callable[[int, str], int | None]
 
 class Staging(Readable):
     """One file in staging. `claims` is what its ledger says, on today's grid."""
+
+    _is_prepared = False
+    """Whether it waits for its final name: it stays then, even if nothing is in its ledger, as of a file of zeros."""
 
     # --- opening
 
@@ -104,10 +116,10 @@ class Staging(Readable):
         """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
         super().__init__(shown_path(place, path), -1)
         self.entry = entry
-        self.holes = entry.holes
-        self.space = FileSpace(place.space, entry.size, entry.holes)
-        self.expected_digest: Callable[[int], bytes] = lambda _: ledger.UNKNOWN_DIGEST
-        """Returns the digest that each segment must have, once all of them are written."""
+        self.space = FileSpace(place.space, entry.size if entry.data_bytes is None else 0)
+        self.expected_digest: Callable[[int], bytes | None] = lambda _: ledger.UNKNOWN_DIGEST
+        """Returns the digest that each segment must have, once all of them are written; None for one of zeros."""
+        self.known_holes = KnownHoles(grid)
         self.is_lost = False
         """Whether what was written can't be trusted: a sync failed, or another process changed the staging."""
         self.place = place
@@ -126,7 +138,6 @@ class Staging(Readable):
             # file does not fit, the bytes of an earlier run stay as they are.
             self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
             self._check_space(reserved_bytes)
-            self._drop_filled_holes()
             if self._data_exists():
                 self.claims = self._ledger.load(grid)
             else:  # a crash after the rename leaves a ledger without staged bytes
@@ -135,6 +146,8 @@ class Staging(Readable):
             self.fd = self._open_data(create)
             os.ftruncate(self.fd, entry.size)
             self._free_unclaimed()
+            if entry.data_bytes is not None:
+                self.known_holes.count_claimed(self.fd, self.claims)
             self.space.open(self.fd)
         except BaseException:
             if self._is_locked and not self._data_exists():
@@ -182,26 +195,16 @@ class Staging(Readable):
         return self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
 
     def _check_space(self, reserved_bytes: int) -> None:
-        """Check that the missing bytes of the file fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""
+        """Check whether the missing bytes can fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""
         try:
             there_bytes = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
             there_bytes = 0
-        missing_bytes = self._data_bytes() - there_bytes
+        missing_bytes = data_bytes(self.entry) - there_bytes
         free_bytes = self.place.free_bytes() - reserved_bytes
-        if missing_bytes > free_bytes:
+        if missing_bytes > free_bytes and stores_every_byte(self._staging_fd):
             reason = f"{missing_bytes} bytes are missing and {max(0, free_bytes)} are free"
             raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
-
-    def _drop_filled_holes(self) -> None:
-        """Remove the staged bytes if an earlier run wrote into a range that is a hole now. Raises OSError.
-
-        This run writes nothing into holes, so those bytes would stay.
-        """
-        if self.holes and self._data_exists():
-            fd = self._open_file(self._data_name, os.O_RDWR)
-            if any(has_data(fd, hole) for hole in self.holes):
-                os.unlink(self._data_name, dir_fd=self._staging_fd)
 
     def _data_exists(self) -> bool:
         try:
@@ -209,10 +212,6 @@ class Staging(Readable):
         except FileNotFoundError:
             return False
         return True
-
-    def _data_bytes(self) -> int:
-        """Return how many bytes the file has outside of its holes."""
-        return self.entry.size - sum(hole.length for hole in self.holes)
 
     def _free_unclaimed(self) -> None:
         """Free the space that an earlier run took ahead: this run gets its own share. Raises OSError."""
@@ -226,10 +225,22 @@ class Staging(Readable):
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at this offset of the file. Raises TransferFailed: NO_SPACE, DESTINATION."""
         try:
-            write_at(self.fd, view, offset, self.holes)
+            write_at(self.fd, view, offset)
         except OSError as error:
             raise write_failure(error, f"can't write {self.path}") from None
         self.space.count_written(len(view))
+
+    def begin_sparse(self, segment: Segment) -> None:
+        """Make the holes of a segment zeros, whose data is written next. Raises TransferFailed: as `write`."""
+        self.make_zeros((start, end) for start, end, is_data in segment.pieces() if not is_data)
+
+    def make_zeros(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make bytes [start, end) of the file zeros. Raises TransferFailed: as `write`."""
+        try:
+            for start, end in ranges:
+                make_zeros(self.fd, start, end)
+        except OSError as error:
+            raise write_failure(error, f"can't write {self.path}") from None
 
     def append(self, view: memoryview, size: int) -> None:
         """Write the next bytes of a stream that has `size` bytes by now. Raises TransferFailed: as `write`."""
@@ -373,6 +384,7 @@ class Staging(Readable):
             self._sync(os.fsync)
         self._check_named()
         self._check_whole()
+        self._is_prepared = True
         return ClosedStaging(self._key, identity_of(os.fstat(self.fd)))
 
     def mark(self) -> StagingMark | None:
@@ -403,16 +415,13 @@ class Staging(Readable):
         status = os.fstat(self.fd)
         if status.st_size != self.entry.size:
             raise self._poisoned(f"it has {status.st_size} bytes, and {self.entry.size} were written")
-        if not os.major(status.st_dev) and status.st_blocks * 512 >= self._data_bytes():
-            return  # a file system in memory: to look for holes there would visit every page
         # A file that was shortened and made longer again has holes where bytes were written. But a file system may also
-        # store zeros as holes: so what is in a hole is read and compared.
+        # store zeros as holes: so where it has more holes than the sender told, what is in them is read and compared.
         block = memoryview(bytearray(limits.BLOCK_BYTES))
-        grid = self._grid
-        for start, end in missing_ranges(self.fd, self.entry.size, self.holes):
-            for index in range(start // grid.chunk_size, min(grid.segments, -(-end // grid.chunk_size))):
-                if self.digest(block, grid, index) != self.expected_digest(index):
-                    raise self._poisoned(f"bytes {start} to {end} are gone")
+        for start, end, index in self.known_holes.suspects(self.fd):
+            expected = self.expected_digest(index)
+            if expected is not None and self.digest(block, self._grid, index) != expected:
+                raise self._poisoned(f"bytes {start} to {end} are gone")
 
     def _poisoned(self, what: str) -> TransferFailed:
         """Mark the staging as not to be trusted until it is opened and hashed again; return the error that says so."""
@@ -446,7 +455,7 @@ class Staging(Readable):
         if self._fds:
             with contextlib.suppress(OSError):
                 # Bytes without a record in the ledger can't be resumed: they would only take space.
-                if self._is_locked and not self._ledger.has_records:
+                if self._is_locked and not (self._ledger.has_records or self._is_prepared):
                     self.discard()
         if self._lock is not None:
             self._lock.release()

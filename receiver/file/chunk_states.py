@@ -11,10 +11,9 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
-from receiver.file.states import CLAIMED, FREE, HELD, HOLE, UNCHECKED, VERIFIED, WRITING, StateTable, runs
+from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable, runs
 
-_ANY_TO_FREE: Final = bytes(HOLE if state == HOLE else FREE for state in range(256))
-_VERIFIED_TO_HELD: Final = bytes(HELD if state == VERIFIED else state for state in range(256))
+_BEGUN_AGAIN: Final = bytes({VERIFIED: HELD, ZERO: FREE}.get(state, state) for state in range(256))
 
 
 class Writer(Protocol):
@@ -45,15 +44,14 @@ class ChunkStates(StateTable):
             super().__init__(bytearray(grid.segments), bytearray(limits.DIGEST_BYTES * grid.segments))
         self.grid = grid
         self._writers: dict[int, Writer] = {}
-        self._has_holes = False
 
     def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
-        """Yield the digests of the chunks of a share with ordinals [start, stop), in order; of all but HOLE without."""
+        """Yield the digests of chunks of a share with ordinals [start, stop), in order; without `stop`, all there are."""
         size = limits.DIGEST_BYTES
         view = memoryview(self._digests).toreadonly()
         if stop is None:
             stop = share.chunks(self.grid.segments)
-            if self._has_holes:
+            if not self._has_none(ZERO, UNCHECKED):
                 for first, end in self.runs(FREE, CLAIMED, HELD, WRITING, VERIFIED, share=share):
                     yield from self.digests(share, first, end)
                 return
@@ -65,12 +63,12 @@ class ChunkStates(StateTable):
 
     @property
     def is_verified(self) -> bool:
-        """Whether every chunk is VERIFIED, but for holes."""
+        """Whether every chunk is VERIFIED, but for zeros."""
         return self._has_none(FREE, CLAIMED, HELD, WRITING)
 
     @property
     def is_all_here(self) -> bool:
-        """Whether every chunk is VERIFIED or HELD, but for holes."""
+        """Whether every chunk is VERIFIED or HELD, but for zeros."""
         return self._has_none(FREE, CLAIMED, WRITING)
 
     def _has_none(self, *states: int) -> bool:
@@ -89,15 +87,9 @@ class ChunkStates(StateTable):
         self.put_digest(index, digest)
         self._states[index] = state
 
-    def leave_out(self, first: int, end: int) -> None:
-        """Make the chunks [first, end) HOLE, before anything else happens."""
-        self._states[first:end] = bytes([HOLE]) * (end - first)
-        self._has_holes = True
-
     def accept_unread(self) -> None:
         """Make every chunk UNCHECKED, before anything else happens: the file is there, of equal size and mtime."""
         self._states[:] = bytes([UNCHECKED]) * len(self._states)
-        self._has_holes = True  # as holes, these have no digest
 
     # --- what the ledger claims
 
@@ -113,14 +105,40 @@ class ChunkStates(StateTable):
     # --- shares
 
     def begin_again(self, share: Share) -> None:
-        """Turn VERIFIED to HELD: another transfer goes on with this share, and its sender has to compare."""
+        """Turn VERIFIED to HELD, and ZERO to FREE: another transfer goes on with this share.
+
+        Its sender has to compare what is HELD, and tells zeros anew.
+        """
         chunks = slice(share.index, None, share.count)
-        self._states[chunks] = self._states[chunks].translate(_VERIFIED_TO_HELD)
+        self._states[chunks] = self._states[chunks].translate(_BEGUN_AGAIN)
 
     def forget(self, share: Share) -> None:
-        """Turn every chunk of a share to FREE, but for holes."""
-        chunks = slice(share.index, None, share.count)
-        self._states[chunks] = self._states[chunks].translate(_ANY_TO_FREE)
+        """Turn every chunk of a share to FREE."""
+        self._states[share.index :: share.count] = bytes(share.chunks(self.grid.segments))
+
+    # --- zeros
+
+    def make_zero(self, share: Share, start: int, stop: int) -> list[tuple[int, int]]:
+        """Turn the chunks of a share with ordinals [start, stop) to ZERO, of which none is WRITING.
+
+        Return the runs of those that were not ZERO before. Raises RemoteProtocolError for a chunk that is VERIFIED.
+        """
+        rows = slice(share.chunk(start), share.chunk(stop - 1) + 1, share.count)
+        states = bytes(self._states[rows])
+        if VERIFIED in states:
+            raise RemoteProtocolError(
+                f"segment {share.chunk(start + states.find(VERIFIED))} was sent, and told as zeros"
+            )
+        self._states[rows] = bytes([ZERO]) * len(states)
+        return [(start + first, start + end) for first, end in runs(states, FREE, CLAIMED, HELD)]
+
+    def writers_between(self, first: int, end: int) -> set[Writer]:
+        """Return the connections that are writing any of the chunks [first, end)."""
+        return {writer for index, writer in self._writers.items() if first <= index < end}
+
+    def expected_digest(self, index: int) -> bytes | None:
+        """Return the digest of a chunk that is here; None for zeros."""
+        return None if self._states[index] == ZERO else self.digest(index)
 
     # --- what connections deliver
 
@@ -128,11 +146,11 @@ class ChunkStates(StateTable):
         """Begin a chunk that a connection was sent; if the answer is WRITE, it is WRITING by that connection.
 
         A CLAIMED chunk may be sent too, by a sender that knows the answer of an earlier transfer. Raises
-        RemoteProtocolError for a chunk that the same connection is writing, and for a hole.
+        RemoteProtocolError for a chunk that the same connection is writing, and for one that was told as zeros.
         """
         state = self._states[index]
-        if state == HOLE:
-            raise RemoteProtocolError(f"segment {index} lies in holes")
+        if state == ZERO:
+            raise RemoteProtocolError(f"segment {index} was told as zeros, and is sent")
         if state == UNCHECKED:
             raise RemoteProtocolError(f"segment {index} was accepted unread")
         if state == VERIFIED:

@@ -17,7 +17,7 @@ from filestreamer.wire.grid import Share
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
-from receiver.file.states import CLAIMED, FREE, HELD, HOLE, UNCHECKED, VERIFIED, WRITING, runs
+from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, runs
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15
@@ -46,12 +46,9 @@ class FileShare:
         self._is_closed = False  # protected by the file's lock
 
     @property
-    def payload_bytes(self) -> int:
-        """Bytes of the share that are sent, or held already: all but those of segments in holes."""
-        grid = self.file.grid
-        holes = self.file.chunk_states.runs(HOLE, share=self.share)
-        hole_bytes = sum(self.share.bytes_between(grid, start, stop) for start, stop in holes)
-        return self.share.bytes_of(grid) - hole_bytes
+    def size_bytes(self) -> int:
+        """Bytes of the share."""
+        return self.share.bytes_of(self.file.grid)
 
     @property
     def is_unchecked(self) -> bool:
@@ -111,10 +108,7 @@ class FileShare:
         Raises RemoteProtocolError after Finish, TransferFailed(SOURCE_CHANGED) where the file is complete already.
         """
         states = self.file.chunk_states
-        if self.share.count == 1 and not (self._is_closed or self.is_unchecked) and self.file.receive_anew():
-            with self.file.lock:
-                self.chunk_map.clear()
-                self.chunk_map.extend(self.chunks)
+        self._receive_anew()
         with self.file.lock:
             if states.state(position) not in (VERIFIED, UNCHECKED):
                 if self._is_closed:
@@ -143,6 +137,9 @@ class FileShare:
             self.deliver(segment.position, connection, digest, actual, by)
             for segment, digest, actual in zip(segments, digests, computed, strict=True)
         ]
+        for segment, is_good in zip(segments, good, strict=True):
+            if is_good:
+                segment.count_holes()
         return all(good)
 
     def deliver(self, position: int, writer: Writer, digest: bytes, computed: bytes, by: int) -> bool:
@@ -153,6 +150,58 @@ class FileShare:
             if was_written and is_good:
                 self.chunk_map.add(self.share.ordinal(position), by)
             return is_good
+
+    def _receive_anew(self) -> None:
+        """Receive a file into staging that lies under its final name: the sender has other bytes.
+
+        Raises TransferFailed.
+        """
+        if self.share.count == 1 and not (self._is_closed or self.is_unchecked) and self.file.receive_anew():
+            with self.file.lock:
+                self.chunk_map.clear()
+                self.chunk_map.extend(self.chunks)
+
+    # --- zeros, from the coordinator's thread
+
+    def make_zeros(self, first: int, end: int) -> int:
+        """Make those of the segments [first, end) zeros that are in the share; return the bytes that were not before.
+
+        Raises RemoteProtocolError, ConnectionLost where another connection hangs, TransferFailed.
+        """
+        ordinals = self.share.ordinals(first, end)
+        if end > self.file.grid.segments or not ordinals:
+            whose = f"shard {self.share}" if self.share.count > 1 else "the file"
+            raise RemoteProtocolError(f"segments {first} to {end - 1} are told as zeros, and are not of {whose}")
+        self._receive_anew()
+        new = self._take_zeros(ordinals.start, ordinals.stop)
+        staging = self.file.content
+        assert isinstance(staging, Staging)  # `_take_zeros` refuses a committed file
+        for start, stop in new:
+            staging.make_zeros(self.file.ranges(self.share, start, stop))
+        return sum(self.share.bytes_between(self.file.grid, start, stop) for start, stop in new)
+
+    def _take_zeros(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Turn segments to ZERO, by ordinals; return the runs of those that were not. No connection writes them."""
+        states = self.file.chunk_states
+        first, end = self.share.span(start, stop)
+        while True:
+            with self.file.lock:
+                if self._is_closed or self.file.is_full or self.is_unchecked:
+                    raise RemoteProtocolError(
+                        f"segments {first} to {end - 1} are told as zeros after they were complete"
+                    )
+                writers = states.writers_between(first, end)
+                if not writers:
+                    before = states.states(self.share)[start:stop]
+                    new = states.make_zero(self.share, start, stop)
+                    if new:
+                        self.file.void(self.share)
+                    for new_start, new_stop in runs(before, FREE, CLAIMED):  # what was HELD is counted already
+                        self.chunk_map.add_held(start + new_start, start + new_stop)
+                    return new
+            for writer in writers:  # the sender has given this connection up
+                if not writer.stop(LEAVE_SECONDS):
+                    raise ConnectionLost("another connection is still writing a segment that is told as zeros")
 
     def detach(self, connection: Writer) -> None:
         """Take back the segments that a connection was writing."""
@@ -171,13 +220,14 @@ class FileShare:
         with self.file.lock:
             return self.file.chunk_states.states(self.share)
 
-    def answers(self) -> Iterator[m.Needed | m.Held]:
-        """Yield what is needed and what is held now. CLAIMED segments are answered when they are re-hashed."""
+    def answers(self) -> Iterator[m.Needed | m.Held | m.Zeros]:
+        """Yield what is needed, held, and zeros by now. CLAIMED segments are answered when they are re-hashed."""
         states = self.states()
         if UNCHECKED in states:
             yield m.Held(0, 0, b"", (m.FileRange(0, 1),))
         yield from self.needed_messages(runs(states, FREE, WRITING))
         yield from self.held_messages(runs(states, HELD, VERIFIED))
+        yield from self.zeros_messages(runs(states, ZERO))
 
     def missing(self, most: int | None = None) -> list[tuple[int, int]]:
         """Return the runs of ordinals that are not here: all of them, or the first `most`."""
@@ -195,6 +245,8 @@ class FileShare:
                 position = share.chunk(ordinal)
                 was_claimed = states.state(position) == CLAIMED
                 states.rehashed(position, digest)
+                if states.state(position) == ZERO:  # the sender has told that meanwhile
+                    continue
                 is_held = states.state(position) in (HELD, VERIFIED)
                 if was_claimed and is_held and share == self.share:
                     self.chunk_map.add(ordinal, None)
@@ -205,10 +257,19 @@ class FileShare:
 
     def needed_messages(self, ordinals: Runs) -> Iterator[m.Needed]:
         """Yield Needed for these ordinals, in messages that a frame has room for."""
-        spans = (self.share.span(start, stop) for start, stop in ordinals)
-        ranges = (m.SegmentRange(0, first, end - first) for first, end in spans)
+        ranges = self._ranges(ordinals)
         while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
             yield m.Needed((), some)
+
+    def zeros_messages(self, ordinals: Runs) -> Iterator[m.Zeros]:
+        """Yield Zeros for these ordinals, in messages that a frame has room for."""
+        ranges = self._ranges(ordinals)
+        while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
+            yield m.Zeros(some)
+
+    def _ranges(self, ordinals: Runs) -> Iterator[m.SegmentRange]:
+        spans = (self.share.span(start, stop) for start, stop in ordinals)
+        return (m.SegmentRange(0, first, end - first) for first, end in spans)
 
     def held_messages(self, ordinals: Runs) -> Iterator[m.Held]:
         """Yield Held, with digests, for these ordinals, in messages that a frame has room for."""

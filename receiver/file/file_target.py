@@ -46,17 +46,17 @@ class FileTarget:
         """Batches of other shares that are being re-hashed, before the file is committed."""
         self._is_sealed = False
         self._is_committed = False
-        path, payload_bytes = file_share.file.content.path, file_share.payload_bytes
-        counters.size_bytes += payload_bytes
+        path, size_bytes = file_share.file.content.path, file_share.size_bytes
+        counters.size_bytes += size_bytes
         counters.chunks += file_share.chunks
         counters.name = path
         if file_share.is_unchecked:
-            counters.unchecked_bytes += payload_bytes
+            counters.unchecked_bytes += size_bytes
         counters.chunk_map = file_share.chunk_map
         states = file_share.states()
         claimed = states.count(CLAIMED)
         shard = {"shard": str(file_share.share)} if file_share.share.count > 1 else {}
-        log.info("transfer_started", file=path, bytes=payload_bytes, claimed_chunks=claimed, **shard)
+        log.info("transfer_started", file=path, bytes=size_bytes, claimed_chunks=claimed, **shard)
         if file_share.file.set_aside:
             log.warning(
                 "shares_set_aside",
@@ -99,6 +99,14 @@ class FileTarget:
     def more(self) -> Sequence[m.Message]:
         """Return nothing: later answers come from `take_rehashed` alone."""
         return ()
+
+    def take_zeros(self, message: m.Zeros) -> Iterator[m.Message]:
+        """Make segments of the share zeros; repeat the message when they are."""
+        for file_id, first, count in message.segments:
+            if file_id:
+                raise RemoteProtocolError(f"file {file_id} was told as zeros, and was not offered")
+            self._counters.zero_bytes += self.chunks.make_zeros(first, first + count)
+        yield message
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Refuse: a sender that can't send its one file has to end the transfer."""

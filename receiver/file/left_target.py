@@ -43,6 +43,10 @@ class LeftTarget:
         """Do nothing: the one answer comes with the manifest."""
         return ()
 
+    def take_zeros(self, message: m.Zeros) -> Sequence[m.Message]:
+        """Refuse: nothing was asked for."""
+        raise RemoteProtocolError(f"file {message.segments[0].file_id} was left as it is, and was told to have zeros")
+
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Refuse: a sender that can't send its one file has to end the transfer."""
         raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")

@@ -13,20 +13,21 @@ import contextlib
 import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
-from filestreamer.wire.grid import WHOLE, Grid, Share, hole_segments
+from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes import Attributes
 from receiver.disk.existing import Policy
 from receiver.disk.readable import InPlace
+from receiver.disk.space import data_bytes
 from receiver.disk.staging import Staging
 from receiver.file.chunk_states import ChunkStates
-from receiver.file.states import CLAIMED, FREE, WRITING
+from receiver.file.states import CLAIMED, FREE, WRITING, ZERO
 from receiver.memory.budget import Account
 
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
@@ -116,7 +117,9 @@ class File:
 
     def left_bytes(self) -> int:
         """Estimate how many more bytes the file is going to take on the disk."""
-        return self.chunk_states.missing_bytes() if self._content else self.grid.size
+        if not isinstance(self._content, Staging):
+            return self.grid.size if self._content is None else 0
+        return min(self.chunk_states.missing_bytes(), data_bytes(self._content.entry))
 
     @property
     def in_place(self) -> InPlace | None:
@@ -145,11 +148,10 @@ class File:
             self.chunk_states = ChunkStates(self.grid, claims)
             if isinstance(content, InPlace) and content.is_unchecked:
                 self.chunk_states.accept_unread()
-            for first, end in hole_segments(self.grid, content.holes):
-                self.chunk_states.leave_out(first, end)
             for share in claims.seals:
                 if share.count == self.source.shards and claims.is_sealed(share, self.source.mtime_ns):
                     self._sealed.add(share.index)
+                    self._restore_zeros(content, share)
                 else:
                     self.set_aside += 1
             self._content = content
@@ -158,7 +160,8 @@ class File:
                 self._begin_staging(content)
 
     def _begin_staging(self, staging: Staging) -> None:
-        staging.expected_digest = self.chunk_states.digest
+        staging.expected_digest = self.chunk_states.expected_digest
+        staging.known_holes.zero_segments = lambda: self.chunk_states.runs(ZERO)
         # A stream has no size yet, and may well become large.
         if self.grid.size >= WRITE_BACK_BYTES or staging.entry.type is m.EntryType.STREAM:
             self._start_write_back(staging, self._failed)
@@ -180,6 +183,23 @@ class File:
                 self._left = in_place  # not closed yet: a thread may still hash it
             self._begin_staging(staging)
             return True
+
+    def _restore_zeros(self, content: Staging | InPlace, share: Share) -> None:
+        """Make what a sealed share does not claim zeros again: its sender had told that, and the ledger does not."""
+        if not isinstance(content, Staging):
+            return
+        for start, stop in list(self.chunk_states.runs(FREE, share=share)):
+            self.chunk_states.make_zero(share, start, stop)
+            content.make_zeros(self.ranges(share, start, stop))
+
+    def ranges(self, share: Share, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the bytes [first, end) of the chunks of a share with ordinals [start, stop)."""
+        grid = self.grid
+        if share.count == 1:
+            yield grid.offset(start), min(grid.offset(stop), grid.size)
+            return
+        for index in range(share.chunk(start), share.chunk(stop - 1) + 1, share.count):
+            yield grid.offset(index), grid.offset(index) + grid.length(index)
 
     def _start_write_back(self, staging: Staging, failed: Callable[[FilestreamerError], None]) -> None:
         """Take space ahead, and have the kernel write while bytes still come in: then the sync at the end is short."""

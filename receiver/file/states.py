@@ -8,7 +8,7 @@ row for each file of a manifest part.
     HELD       was here before, and was re-hashed          answered: Held, with its digest
     WRITING    a connection is writing it                  answered: Needed
     VERIFIED   written in this transfer, digest checked    answered: Held, with its digest
-    HOLE       chunks only: lies in holes of its file      not answered, has no digest
+    ZERO       chunks only: zeros, told and not sent       answered: Zeros, has no digest
     NOTHING    files only: has no segment to send          not answered, has no digest
     UNCHECKED  was here, accepted unread (all chunks)      answered: Held.unchecked, has no digest
     WITHDRAWN  files only: the sender will not send it     not answered, has no digest
@@ -27,7 +27,7 @@ CLAIMED: Final = 1
 HELD: Final = 2
 WRITING: Final = 3
 VERIFIED: Final = 4
-HOLE: Final = 5
+ZERO: Final = 5
 NOTHING: Final = 6
 UNCHECKED: Final = 7
 WITHDRAWN: Final = 8
@@ -76,3 +76,8 @@ def runs(states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
         end = len(marks) if end < 0 else end
         yield first, end
         first = marks.find(1, end)
+
+
+def runs_without(states: bytes, unwanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of rows in any state but one, in order."""
+    return runs(states, *(state for state in range(WITHDRAWN + 1) if state != unwanted))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from filestreamer.wire import messages as m
+from receiver.disk.staging import Staging
 from receiver.file.chunk_states import Writer
 from receiver.file.rehash import FinalsRehashed, Rehashed
 
@@ -28,6 +29,9 @@ class SegmentWriter(Protocol):
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes of a segment that was begun, in order. Raises TransferFailed: NO_SPACE, DESTINATION."""
 
+    def begin_sparse(self, segment: m.Segment) -> None:
+        """Make the holes of a segment zeros, before its data is written. Raises TransferFailed, as `write`."""
+
 
 class LedgerWriter(Protocol):
     """What remembers verified segments on the disk, so that the next run finds them."""
@@ -41,6 +45,9 @@ class Discard:
 
     def write(self, view: memoryview, offset: int) -> None:
         """Drop the bytes."""
+
+    def begin_sparse(self, segment: m.Segment) -> None:
+        """Do nothing."""
 
 
 DISCARD: Final = Discard()
@@ -57,6 +64,11 @@ class IncomingSegment(NamedTuple):
     """False where the segment is VERIFIED already: its bytes are hashed and compared, not written."""
     ledger: LedgerWriter | None = None
     """The ledger that records the segment before its chunk is acknowledged; None if it can't be resumed."""
+
+    def count_holes(self) -> None:
+        """Take in that the segment is here, and has the holes that its header lists."""
+        if self.segment.runs and isinstance(self.sink, Staging):
+            self.sink.known_holes.count(self.segment)
 
 
 class Connection(Writer, Protocol):
@@ -125,6 +137,9 @@ class Target(Protocol):
 
     def more(self) -> Iterable[m.Message]:
         """Return what can be answered by now, and could not before."""
+
+    def take_zeros(self, message: m.Zeros) -> Iterable[m.Message]:
+        """Make the segments zeros that are told; return the answer. Raises RemoteProtocolError, TransferFailed."""
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Drop files that the sender is not going to send. Raises RemoteProtocolError."""

@@ -45,7 +45,7 @@ class PipeTarget:
         counters.is_growing = buffer.size is None
         counters.chunk_map = buffer.chunk_map
         if buffer.size is not None:
-            counters.size_bytes = buffer.payload_bytes
+            counters.size_bytes = buffer.size
             counters.chunks = Grid(buffer.size, buffer.chunk_size).segments
         log.info("transfer_started", file=buffer.writer.path, bytes=buffer.size, window_bytes=buffer.window_bytes)
 
@@ -59,7 +59,7 @@ class PipeTarget:
         del body
         if part.entries != self._manifest or part.first_file_id or not part.last:
             raise RemoteProtocolError("the manifest was repeated with other entries")
-        if not self.chunks.has_chunks:
+        if self.chunks.size == 0:
             return []
         # A sender that reconnects knows which of its chunks were acknowledged: the answer has only the window.
         files = () if self.chunks.was_sent_chunks else (m.FileRange(0, 1),)
@@ -86,6 +86,11 @@ class PipeTarget:
             self._log.info("output_waits" if is_waiting else "output_goes_on", file=buffer.writer.path)
         counters.passing_seconds = buffer.writing_seconds
         return []
+
+    def take_zeros(self, message: m.Zeros) -> Sequence[m.Message]:
+        """Refuse: in order, zeros come as chunks without payload."""
+        del message
+        raise RemoteProtocolError("zeros were told, where chunks are written in order")
 
     def withdraw(self, file_ids: Sequence[int]) -> None:
         """Refuse: a sender that can't send its one file has to end the transfer."""

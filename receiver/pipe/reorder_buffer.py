@@ -20,9 +20,9 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.chunk_map import ChunkMap
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import ZEROS, segment_hasher
 from filestreamer.wire.errors import ConnectionLost, FilestreamerError, RemoteProtocolError
-from filestreamer.wire.grid import Grid, hole_segments
+from filestreamer.wire.grid import Grid
 from filestreamer.wire.sockets import memory
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment
@@ -53,7 +53,7 @@ class _Chunk:
 class ReorderBuffer:
     """Receives the chunks of one file or stream, and passes them on in order. It is the `ChunkWriter` of a pipe.
 
-    Positions count the chunks that are sent, those in holes left out; an index counts all segments of the file.
+    A position is the number of a chunk, and of its segment.
     """
 
     def __init__(
@@ -62,12 +62,8 @@ class ReorderBuffer:
         size: int | None,
         chunk_size: int,
         window_bytes: int,
-        holes: tuple[m.Hole, ...] = (),
     ) -> None:
-        """`size` is None for a stream. The window has room for at least one chunk (`check_window`).
-
-        Chunks in `holes` of a file are not sent: the zeros are written here.
-        """
+        """`size` is None for a stream. The window has room for at least one chunk (`check_window`)."""
         self.writer = writer
         self.size = size
         self.chunk_size = chunk_size
@@ -77,8 +73,6 @@ class ReorderBuffer:
         self.chunk_map = ChunkMap()
         """The chunks that were passed on."""
         self._grid = Grid(size or 0, chunk_size)
-        self._holes = list(hole_segments(self._grid, holes))
-        self._hole_chunks = sum(end - first for first, end in self._holes)
         self._slots = count_slots(window_bytes, chunk_size)
         self._ring: dict[int, memoryview] = {}  # by slot: position modulo `_slots`
         self._changed = threading.Condition(threading.Lock())  # protects everything below
@@ -127,16 +121,6 @@ class ReorderBuffer:
             since = self._writing_since
             return self._writing_seconds + (time.monotonic() - since if since is not None else 0.0)
 
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of a file that are sent: all but those of chunks in holes."""
-        return self._grid.size - sum(self._grid.bytes_between(first, end) for first, end in self._holes)
-
-    @property
-    def has_chunks(self) -> bool:
-        """Whether anything has to be sent."""
-        return self.size is None or self._grid.segments > self._hole_chunks
-
     # --- chunks, from the threads of data connections
 
     def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
@@ -154,33 +138,12 @@ class ReorderBuffer:
                 raise ConnectionLost(f"another connection is still writing chunk {position}")
 
     def position(self, segment: m.Segment) -> int | None:
-        """Return the position of a segment; None where it is not a chunk that is sent."""
+        """Return the position of a segment; None where it is none."""
         if self.size is not None:
-            index = self._grid.index_of(segment.offset, segment.length)
-            return None if index is None else self._position_of(index)
+            return self._grid.index_of(segment.offset, segment.length)
         index, rest = divmod(segment.offset, self.chunk_size)
         if rest or not 0 < segment.length <= self.chunk_size or index >= limits.CHUNKS_PER_FILE:
             return None
-        return index
-
-    def _position_of(self, index: int) -> int | None:
-        """Count the segments before this one that are not in holes; return None if this one is in a hole."""
-        before = 0
-        for first, end in self._holes:
-            if index < first:
-                break
-            if index < end:
-                return None
-            before += end - first
-        return index - before
-
-    def _index_of(self, position: int) -> int:
-        """Return which segment has this position; behind the last one, the number of segments."""
-        index = position
-        for first, end in self._holes:
-            if index < first:
-                break
-            index += end - first
         return index
 
     def begin(self, position: int, length: int, writer: Writer) -> tuple[Delivery, Writer | None]:
@@ -206,12 +169,21 @@ class ReorderBuffer:
 
     def write(self, view: memoryview, offset: int) -> None:
         """Keep bytes of a begun chunk until its turn comes."""
-        index, at = divmod(offset, self.chunk_size)
-        slot = (self._position_of(index) or 0) % self._slots
+        position, at = divmod(offset, self.chunk_size)
+        self._room(position)[at : at + len(view)] = view
+
+    def begin_sparse(self, segment: m.Segment) -> None:
+        """Keep the zeros of a begun chunk until its turn comes: an earlier chunk lies in its place."""
+        for start, end, is_data in segment.pieces():
+            for at in range(start, start if is_data else end, len(ZEROS)):
+                self.write(ZEROS[: end - at], at)
+
+    def _room(self, position: int) -> memoryview:
+        slot = position % self._slots
         room = self._ring.get(slot)
         if room is None:  # no lock: no other thread writes into the same slot
             self._ring[slot] = room = memory.mapped(self.chunk_size)
-        room[at : at + len(view)] = view
+        return room
 
     def end_chunk(
         self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
@@ -272,7 +244,6 @@ class ReorderBuffer:
     def _pass_on(self) -> None:
         while (chunk := self._next()) is not None:
             position = self._passed
-            self._write_zeros(self._index_of(position))
             self._write(self._ring[position % self._slots][: chunk.length])
             with self._changed:
                 if self._is_stopped:
@@ -303,15 +274,6 @@ class ReorderBuffer:
         chunk = self._chunks.get(position)
         return chunk is not None and bool(chunk.digest)
 
-    def _write_zeros(self, index: int) -> None:
-        """Write the holes before a segment."""
-        end = min(index * self.chunk_size, self._grid.size) if self._holes else 0
-        zeros = memoryview(bytes(min(limits.BLOCK_BYTES, max(0, end - self._passed_bytes))))
-        while self._passed_bytes < end and not self._is_stopped:
-            self._write(zeros[: end - self._passed_bytes])
-            with self._changed:
-                self._passed_bytes += min(len(zeros), end - self._passed_bytes)
-
     def _write(self, view: memoryview) -> None:
         began = self._writing_since = time.monotonic()
         try:
@@ -335,7 +297,7 @@ class ReorderBuffer:
 
     def missing(self) -> m.Needed | None:
         """Return Needed for the chunk that is passed on next; None behind the last one, and for a stream."""
-        index = self._index_of(self.passed)
+        index = self.passed
         if self.size is None or index >= self._grid.segments:
             return None
         return m.Needed((), (m.SegmentRange(0, index, 1),), self.window_bytes)
@@ -347,13 +309,11 @@ class ReorderBuffer:
 
     def is_whole(self, finish: m.Finish) -> bool:
         """Whether chunks and root digest are those of the sender's Finish."""
-        chunks = finish.chunks - self._hole_chunks
         size = finish.stream_bytes if self.size is None else self._passed_bytes
         with self._changed:
-            return (chunks, finish.root_digest, size) == (self._passed, self._root.digest(), self._passed_bytes)
+            return (finish.chunks, finish.root_digest, size) == (self._passed, self._root.digest(), self._passed_bytes)
 
     def finish(self) -> None:
-        """Write the holes at the end, and end the output. Raises TransferFailed."""
-        self._write_zeros(self._grid.segments)
+        """End the output. Raises TransferFailed."""
         self.writer.finish(self.passed_bytes)
         self._ring.clear()

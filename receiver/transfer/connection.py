@@ -19,7 +19,7 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import segment_hasher, update_with_zeros
 from filestreamer.wire.errors import (
     Aborted,
     Code,
@@ -192,7 +192,7 @@ class DataConnection(threading.Thread):
         # Header: check and begin every segment.
         self._clock.enter(None)
         begun_at = self._begun_at = time.monotonic()
-        chunks, size = self._check(header)
+        chunks, payload_bytes, hole_bytes = self._check(header)
         segments = chunks.begin_chunk(self, header)
         self.idle_since = None
         self._moved_before_bytes = self.counters.moved_bytes
@@ -210,12 +210,13 @@ class DataConnection(threading.Thread):
         is_good = chunks.end_chunk(self, segments, digests, computed)
         self.idle_since = time.monotonic()
         if not is_good:
-            self._report_mismatch(header.chunk_id, size)
+            self._report_mismatch(header.chunk_id, payload_bytes)
             return
         self.new_bytes += sum([segment.segment.length for segment in segments if segment.write])
+        self.counters.hole_bytes += hole_bytes
 
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
-        chunk = _ReceivedChunk(header.chunk_id, size, begun_at)
+        chunk = _ReceivedChunk(header.chunk_id, payload_bytes, begun_at)
         if isinstance(chunks, ReorderBuffer):
             chunks.when_passed_on(segments[0].position, self, lambda: self._acknowledge_passed(chunk))
             return
@@ -226,22 +227,41 @@ class DataConnection(threading.Thread):
         if len(self._unacknowledged) >= limits.ACKS_PER_FRAME:
             self.acknowledge()
 
-    def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int]:
-        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk. Raises RemoteProtocolError."""
+    def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int, int]:
+        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk in data and in holes.
+
+        Raises RemoteProtocolError.
+        """
         target = self._connection_set.target
         if target is None:  # a sender that reconnected before its manifest was taken
             raise RemoteProtocolError("a chunk came before its file was offered", Code.UNKNOWN_TRANSFER)
         size = sum(segment.length for segment in header.segments)
         if size > self._shared.counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {size} bytes, more than a chunk")
-        return target.chunks, size
+        hole_bytes = sum([segment.length - segment.payload_bytes for segment in header.segments if segment.runs])
+        return target.chunks, size - hole_bytes, hole_bytes
 
     def _receive_segment(self, segment: IncomingSegment) -> bytes:
         """Receive, hash and write the bytes of one segment; return their digest."""
-        counters, hasher, clock = self.counters, self._hasher, self._clock
-        offset = segment.segment.offset
+        hasher = self._hasher
         hasher.reset()
-        for view in self.channel.payload(segment.segment.length):
+        if segment.segment.runs and segment.write:
+            self._clock.enter("write")
+            segment.sink.begin_sparse(segment.segment)
+        for start, end, is_data in segment.segment.pieces():
+            if is_data:
+                self._receive_data(segment, start, end)
+            else:
+                self._clock.enter("digest")
+                update_with_zeros(hasher, end - start)
+        self._clock.enter("receive")
+        return hasher.digest()
+
+    def _receive_data(self, segment: IncomingSegment, offset: int, end: int) -> None:
+        """Receive, hash and write bytes [offset, end) of a file."""
+        counters, hasher, clock = self.counters, self._hasher, self._clock
+        clock.enter("receive")
+        for view in self.channel.payload(end - offset):
             clock.enter("digest")
             hasher.update(view)
             if segment.write:
@@ -250,7 +270,6 @@ class DataConnection(threading.Thread):
             offset += len(view)
             counters.moved_bytes += len(view)
             clock.enter("receive")
-        return hasher.digest()
 
     def _report_mismatch(self, chunk_id: int, size: int) -> None:
         """Have the sender send a damaged chunk again."""

@@ -231,6 +231,10 @@ class Coordinator:
                 if self._target_or_none is None:
                     raise RemoteProtocolError("files were withdrawn that were not offered")
                 self._send_all(self._beside(lambda: self._withdraw(message)))
+            case m.Zeros():
+                if self._target_or_none is None:
+                    raise RemoteProtocolError("zeros were told of a file that was not offered")
+                self._send_all(self._beside(lambda: self._target.take_zeros(message)))
             case m.Finish():
                 self._take_finish(message)
             case m.Progress():

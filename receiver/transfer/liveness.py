@@ -125,6 +125,7 @@ class Liveness:
             clock.under_way(under_way_bytes, now),
             clock.reach("listed", self._listed, now),
             clock.reach("deleted", counters.deleted_files, now),
+            clock.reach("zeros", counters.zero_bytes, now),
             clock.reach("rehashed", counters.hashing_bytes, now),
             clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size, step=step),
         ]
@@ -140,7 +141,7 @@ class Liveness:
         if self._counters.is_waiting or (self._peer_waits and is_stream):
             self._clock.wait(now)
         if self.finishing_at is not None:
-            self._clock.sync(self.finishing_at, sync_seconds(self._counters.size_bytes, self._listed), now)
+            self._clock.sync(self.finishing_at, sync_seconds(self._counters.data_bytes, self._listed), now)
 
     def check(self, now: float, *, is_busy: bool) -> None:
         """Raise TransferFailed(TIMEOUT) where the transfer has to end by itself.

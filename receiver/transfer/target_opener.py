@@ -105,8 +105,6 @@ class TargetOpener:
 
     def _claim_file(self, entry: m.Entry, grid: Grid, offer: m.Offer) -> FileShare:
         share = Share(*offer.shard) if offer.shard is not None else WHOLE
-        if entry.holes and share.count > 1:
-            raise TransferFailed(Code.POLICY, "a shard must not have holes")
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -207,7 +205,7 @@ class TargetOpener:
             file_share = self._claim_file(entry, Grid(0, offer.chunk_size), offer)
             file_share.file.follow(rule)
             writer = StagedWriter(file_share.file.content)
-        buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes, entry.holes)
+        buffer = ReorderBuffer(writer, None if is_stream else entry.size, offer.chunk_size, window_bytes)
         buffer.start(context.mailbox.post)
         return PipeTarget(
             entry, buffer, file_share, context.counters, context.log, attributes=self._attributes(offer, entry)

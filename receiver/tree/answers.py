@@ -1,11 +1,23 @@
-"""The answers for the files of a part of a tree, Needed and Held, by the states at the moment of the answer."""
+"""The answers for the files of a part of a tree, Needed, Held and Zeros, by the states at the moment of the answer."""
 
 import itertools
 from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from receiver.file.states import CLAIMED, FREE, HELD, LEFT, NOTHING, UNCHECKED, VERIFIED, WRITING, runs
+from receiver.file.states import (
+    CLAIMED,
+    FREE,
+    HELD,
+    LEFT,
+    NOTHING,
+    UNCHECKED,
+    VERIFIED,
+    WRITING,
+    ZERO,
+    runs,
+    runs_without,
+)
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
 
@@ -86,12 +98,22 @@ def _large_file_answers(part_state: PartState, index: int, spool: Spool) -> Iter
     with part_state.lock:
         is_partial = part_state.is_partial(index)
         is_final = part_state.state(index) == HELD and not is_partial
-    if not is_partial:
-        yield from held_messages(part_state, index, part_state.large[index].runs(), spool, final=is_final)
-        return
+    file_id = part_state.first + index
     for start, states in _states(part_state, index, spool):
-        yield from needed_messages(part_state.first + index, _runs(start, states, FREE, WRITING))
-        yield from held_messages(part_state, index, _runs(start, states, HELD, VERIFIED), spool, final=False)
+        held = _runs(start, states, HELD, VERIFIED)
+        if is_partial:
+            yield from needed_messages(file_id, _runs(start, states, FREE, WRITING))
+        else:  # complete: for a file under its final name, no states were kept
+            held = ((start + first, start + end) for first, end in runs_without(states, ZERO))
+        yield from held_messages(part_state, index, held, spool, final=is_final)
+        yield from _zeros_messages(file_id, _runs(start, states, ZERO))
+
+
+def _zeros_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Zeros]:
+    """Yield Zeros for segments [first, end) of a large file, in messages within the limit."""
+    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
+    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
+        yield m.Zeros(some)
 
 
 def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:

@@ -2,7 +2,7 @@
 
     directory                     made now; its mode and times are set at the end of the transfer
     symlink                       made now
-    file without a byte to send   made now: it is empty, or consists of holes
+    empty file                    made now
     file with bytes               its state says whether it is to be sent, re-hashed, or accepted as it is
     further name of a file        a hard link, made at the end of the transfer (`hard_links`)
     anything that can't be made   declined: one obstacle costs one entry
@@ -66,6 +66,9 @@ class EntryPreparer:
             declines.report.warn("the destination keeps no times: files of equal size are compared by their digests")
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
+        self.freed_bytes: list[int] = []
+        """For each file that is to be sent: the bytes that are free when it has replaced what is there. The caller
+        clears it."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
         self.was_found = False
@@ -162,7 +165,6 @@ class EntryPreparer:
         location = self._locations.look(entry)
         staging = self._stagings.of(entry.path)  # where nothing can be staged, that is found before the bytes come
         self._stagings.inherited_files.note(location.directory.handed_down, staging.handed_down)
-        has_payload = _has_payload(entry)
         there = location.there
         self.was_found = there is not None
         likeness = Likeness.OTHER
@@ -172,17 +174,19 @@ class EntryPreparer:
             if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
                 self._attributes.correct_file(directory_fd, location.name, entry, file_id, there)
                 times.correct(directory_fd, location.name, there, entry.mtime_ns)
-                return UNCHECKED if has_payload else NOTHING
-        if likeness is Likeness.UNSURE and has_payload:
+                return UNCHECKED if entry.size else NOTHING
+        if likeness is Likeness.UNSURE:
             return CLAIMED
         self._locations.check(entry, location)
         if entry.size > staging.traits.largest_bytes:
             raise self._locations.obstacle(entry, os.strerror(errno.EFBIG))
         self._folding.find(entry, file_id, location)
-        if has_payload:
+        if entry.size:
+            is_freed = there is not None and there.st_nlink == 1
+            self.freed_bytes.append(there.st_blocks * 512 if is_freed and there is not None else 0)
             return FREE
-        # If a file exists, or the new one has holes, the new one is staged, and gets its name when it is complete.
-        if there is not None or entry.size or not self._make_empty(location, entry, file_id):
+        # If a file exists, the new one is staged, and gets its name when it is complete.
+        if there is not None or not self._make_empty(location, entry, file_id):
             staged = staging.name(file_id)
             make_file(staging, self._attributes, staged, entry, file_id)
             file = StagedFile(entry.path, staged, entry.size, staging, file_id, entry.hard_link_group, there is None)
@@ -274,4 +278,4 @@ class EntryPreparer:
 
 def _has_payload(entry: Entry) -> bool:
     """Whether bytes of a file are sent; none are of an entry of another type."""
-    return entry.type is EntryType.FILE and entry.size > sum(hole.length for hole in entry.holes)
+    return entry.type is EntryType.FILE and entry.size > 0

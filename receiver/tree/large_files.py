@@ -418,9 +418,16 @@ class _Sink:
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes; where the file can't have them, decline it. Raises TransferFailed."""
+        self._unless_declined(lambda: self._open_file.staging.write(view, offset))
+
+    def begin_sparse(self, segment: m.Segment) -> None:
+        """Make the holes of a segment zeros; where the file can't have them, decline it. Raises TransferFailed."""
+        self._unless_declined(lambda: self._open_file.staging.begin_sparse(segment))
+
+    def _unless_declined(self, step: Callable[[], None]) -> None:
         if self._open_file.is_declined:
             return
         try:
-            self._open_file.staging.write(view, offset)
+            step()
         except Obstacle as obstacle:
             self._decline(obstacle)

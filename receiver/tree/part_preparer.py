@@ -17,8 +17,10 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
+from receiver.disk.file_system import stores_every_byte
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
+from receiver.disk.space import data_bytes
 from receiver.disk.sweep import drop_ledger, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED, runs
@@ -116,10 +118,9 @@ class PartPreparer:
             return  # it has no segments
         if entry.size > self._chunk_size:
             self._take_large_file(part_state, index, state)
-        payload_bytes = part_state.payload_bytes(index)
-        self._counters.size_bytes += payload_bytes
+        self._counters.size_bytes += entry.size
         if state == UNCHECKED:
-            self._counters.unchecked_bytes += payload_bytes
+            self._counters.unchecked_bytes += entry.size
 
     def _take_large_file(self, part_state: PartState, index: int, state: int) -> None:
         entry = part_state.entries[index]
@@ -181,20 +182,28 @@ class PartPreparer:
             self._rehasher.add_all(works())
 
     def _check_space(self, part_state: PartState) -> None:
-        """Check that the files of a part fit on the disk, beside what is still to come of earlier parts.
+        """Check whether the files of a part can fit on the disk, beside what is still to come of earlier parts.
 
-        Raises TransferFailed(NO_SPACE).
+        What a file replaces is free when the file is complete: the last one has the space of all that the others
+        replace. Raises TransferFailed(NO_SPACE), only where they can't fit in any order.
         """
+        freed = iter(self._entry_preparer.freed_bytes)
         needed: Counter[Place] = Counter()
+        freed_bytes: dict[Place, list[int]] = {}
         for index, entry in enumerate(part_state.entries):
             if part_state.state(index) == FREE:
-                needed[self._places.of(entry.path)] += entry.size - sum(hole.length for hole in entry.holes)
-        for place, needed_bytes in needed.items():
+                place = self._places.of(entry.path)
+                needed[place] += data_bytes(entry)
+                freed_bytes.setdefault(place, []).append(next(freed, 0))
+        self._entry_preparer.freed_bytes.clear()
+        for place, data in needed.items():
+            # Each file that is replaced is freed when its successor is there: all but the one that is freed last.
+            needed_bytes = data - sum(freed_bytes[place]) + min(freed_bytes[place])
             # All that was received so far may have gone to this place.
             to_come = max(0, self._needed_bytes[place] - self._counters.moved_bytes)
             self._needed_bytes[place] += needed_bytes
             free = place.free_bytes() - to_come
-            if needed_bytes > free:
+            if needed_bytes > free and stores_every_byte(place.fd):
                 where = self._counters.name if place is self._destination else place.path
                 reason = f"{needed_bytes} bytes are needed next and {max(0, free)} are free"
                 raise TransferFailed(Code.NO_SPACE, f"no space for {where}: {reason}")
@@ -212,12 +221,7 @@ class PartPreparer:
             self._rehasher.add_finals(self._destination, files, self._write_digests)
 
     def _write_digests(self, file_id: int, first: int, digests: bytes) -> None:
-        """Write digests of a large file into the spool, from segment `first` on; those of holes are left out."""
+        """Write digests of a large file into the spool, from segment `first` on."""
         part_state, index = self._parts.find(file_id)
         with part_state.lock:
-            large = part_state.large[index]
-            for start, end in large.runs():
-                low, high = max(start, first), min(end, first + len(digests) // limits.DIGEST_BYTES)
-                if low < high:
-                    piece = digests[(low - first) * limits.DIGEST_BYTES : (high - first) * limits.DIGEST_BYTES]
-                    large.write_digests(low, piece, self._archive.spool)
+            part_state.large[index].write_digests(first, digests, self._archive.spool)

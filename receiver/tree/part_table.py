@@ -102,7 +102,7 @@ class PartTable:
         self._active[part_state.number] = part_state
         self._copies.pop(part_state.number, None)
 
-    def activate_again(self, part_state: PartState, connection: Connection) -> None:
+    def activate_again(self, part_state: PartState, connection: Connection | None) -> None:
         """Make the copy of a part the active one, as soon as there is memory; `connection` waits until then.
 
         Another thread may have done so meanwhile: the caller looks the part up again. Raises ConnectionLost.

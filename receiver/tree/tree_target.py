@@ -20,7 +20,7 @@ from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
-from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WITHDRAWN
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
 from receiver.tree.answers import answers, held_messages, missing, needed_messages
@@ -286,9 +286,49 @@ class TreeTarget:
         if digest is None:
             yield m.Needed((m.FileRange(file_id, 1),), ())
         elif large is not None:
-            yield from held_messages(part_state, index, large.runs(), self._spool, final=True)
+            yield from held_messages(part_state, index, large.pieces(), self._spool, final=True)
         else:
             yield m.Held(file_id, 0, digest, (), True)
+
+    # --- zeros
+
+    def take_zeros(self, message: m.Zeros) -> Iterator[m.Message]:
+        """Make segments of large files zeros; repeat the message when they are."""
+        for file_id, first, count in message.segments:
+            self._counters.zero_bytes += self._make_zeros(file_id, first, first + count)
+        yield message
+
+    def _make_zeros(self, file_id: int, first: int, end: int) -> int:
+        """Make the segments [first, end) of a file zeros; return how many bytes were not before."""
+        while True:
+            part_state = self._parts.acquire(self._parts.number_with(file_id))
+            index = file_id - part_state.first
+            try:
+                large, state = part_state.large.get(index), part_state.state(index)
+                if large is None or end > large.grid.segments or state == UNCHECKED:
+                    raise RemoteProtocolError(f"segments {first} to {end - 1} of file {file_id} were told as zeros")
+                if state in (VERIFIED, WITHDRAWN):  # repeated: it is complete by now
+                    return 0
+                open_file = large.open_file
+                if state == DECLINED and open_file is None:
+                    return large.take_declined_zeros(first, end, self._spool)
+                if part_state.is_active and open_file is not None:
+                    open_file.rehashing += 1  # so that it stays open
+                    part_state.set(index, DECLINED if state == DECLINED else WRITING)
+                    break
+                is_active = part_state.is_active
+            finally:
+                part_state.lock.release()
+            if is_active:
+                self._large_files.open(part_state, index, None)
+            else:
+                self._parts.activate_again(part_state, None)
+        try:
+            return open_file.make_zeros(first, end)
+        finally:
+            with part_state.lock:
+                open_file.rehashing -= 1
+            self._large_files.close_if_done(part_state, index, waits=False)
 
     # --- withdrawn files
 
@@ -315,8 +355,9 @@ class TreeTarget:
             part_state.set(index, WITHDRAWN)
             self._counters.files -= 1
             if not is_further_name:
-                self._counters.size_bytes -= part_state.payload_bytes(index)
+                self._counters.size_bytes -= entry.size
             if index in part_state.large:
+                self._counters.zero_bytes -= part_state.large[index].zero_bytes(self._spool)
                 self._large_files.discard_set_aside(part_state, index)
             if not part_state.is_active:  # a copy from the archive: write the change back
                 self._archive.save(part_state)
@@ -393,7 +434,7 @@ class TreeTarget:
         if HELD not in self._archive.states(number):
             return 0
         part_state = self._archive.restore(number)
-        return sum(part_state.payload_bytes(index) for index, state in enumerate(part_state.states()) if state == HELD)
+        return sum(part_state.entries[index].size for index, state in enumerate(part_state.states()) if state == HELD)
 
     def next_step(self) -> NextStep:
         """Commit, once."""

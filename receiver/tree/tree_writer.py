@@ -234,6 +234,8 @@ class TreeWriter:
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
             if is_good and incoming.write and not open_file.is_declined:
                 open_file.note_unrecorded(incoming.position)
+                if incoming.segment.runs:
+                    open_file.staging.known_holes.count(incoming.segment)
             open_file.inside.discard(connection)
             return is_good
         state, large = part_state.state(index), part_state.large.get(index)

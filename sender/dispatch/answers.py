@@ -101,7 +101,7 @@ class Answers:
             return
         self._verifier.forget(file_id)
         self._counters.files -= 1
-        self._counters.size_bytes -= part.payload_bytes(file_id)
+        self._counters.size_bytes -= part.size_bytes(file_id)
         if part.is_large(file_id):
             self._queue.withdraw(part.chunks_of(file_id))
         else:
@@ -142,7 +142,7 @@ class Answers:
         else:
             is_new = not part.is_answered(file_id)
             self._bundle_ready(part.do_without(file_id))
-        return part.payload_bytes(file_id) if is_new else 0
+        return part.size_bytes(file_id) if is_new else 0
 
     def _bundle_ready(self, chunk_id: int | None) -> None:
         """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""

@@ -2,7 +2,8 @@
 
 Chunks are counted by ordinal: the place of a chunk in the share that this sender moves (`filestreamer.wire.grid.Share`;
 without shards it is the chunk's number). A chunk is answered once the receiver has said whether it needs or holds it,
-and done once it is acknowledged, or held and equal to the source. The caller (`send_queue`) holds the lock.
+and done once it is acknowledged, or held and equal to the source. A chunk of zeros is told instead of sent, and is done
+once the receiver has repeated that. The caller (`send_queue`) holds the lock.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,13 @@ NOT_DONE: Final = 0
 ACKNOWLEDGED: Final = 1
 """Done: a connection sent the chunk, and the receiver acknowledged it."""
 HELD: Final = 2
-"""Done: the receiver had the chunk already, it lies in a hole, or its files are withdrawn."""
+"""Done: the receiver had the chunk already, or its files are withdrawn."""
+ZERO: Final = 3
+"""Done: the chunk is zeros, and the receiver knows that."""
+TOLD: Final = 4
+"""Not done: the chunk is zeros, which is told to the receiver, or is about to be."""
+
+_NOT_DONE: Final = (NOT_DONE, TOLD)
 
 
 class ChunkStates:
@@ -30,11 +37,12 @@ class ChunkStates:
         self.chunk_map = ChunkMap()
         """The same for people, coarser."""
         self._answered = bytearray()  # 1 once answered
-        self._done = bytearray()  # NOT_DONE, ACKNOWLEDGED, HELD
+        self._done = bytearray()  # one of the states above
+        self._told_count = 0
 
     def clear(self) -> None:
         """Drop every chunk; `extend` adds them again."""
-        self.chunks = self.done_count = self.lowest = 0
+        self.chunks = self.done_count = self.lowest = self._told_count = 0
         self._answered.clear()
         self._done.clear()
         self.chunk_map.clear()
@@ -66,10 +74,11 @@ class ChunkStates:
 
     def is_done(self, ordinal: int) -> bool:
         """Whether a chunk is done."""
-        return self._done[ordinal] != NOT_DONE
+        return self._done[ordinal] not in _NOT_DONE
 
     def mark_done(self, ordinal: int, by: int | None) -> None:
         """Mark a chunk as done that was not: `by` this connection, or (None) without being sent."""
+        self._told_count -= self._done[ordinal] == TOLD
         self._done[ordinal] = HELD if by is None else ACKNOWLEDGED
         self.done_count += 1
         self.chunk_map.add(ordinal, by)
@@ -77,16 +86,65 @@ class ChunkStates:
     def reopen(self, ordinal: int) -> bool:
         """Mark a chunk as not done; return whether it was done."""
         state = self._done[ordinal]
-        if state == NOT_DONE:
+        if state in _NOT_DONE:
             return False
         self._done[ordinal] = NOT_DONE
-        self.chunk_map.remove(ordinal, was_held=state == HELD)
+        self.chunk_map.remove(ordinal, was_held=state != ACKNOWLEDGED)
         self.done_count -= 1
         self.lowest = min(self.lowest, ordinal)
         return True
 
+    # --- chunks of zeros
+
+    def tell(self, start: int, stop: int) -> None:
+        """Mark the ordinals [start, stop), which are not done, as told to the receiver."""
+        self._done[start:stop] = bytes([TOLD]) * (stop - start)
+        self._told_count += stop - start
+
+    def is_told(self, ordinal: int) -> bool:
+        """Whether a chunk is told as zeros, and not done."""
+        return self._done[ordinal] == TOLD
+
+    def mark_zeros(self, start: int, stop: int) -> list[tuple[int, int]] | None:
+        """Mark those of the ordinals [start, stop) as done that were told; return the ranges of these.
+
+        None, and nothing is marked, if one of them is neither told nor done.
+        """
+        states = self._done[start:stop]
+        if NOT_DONE in states:
+            return None
+        told = [(start + first, start + end) for first, end in runs(states, TOLD)]
+        for first, end in told:
+            self._done[first:end] = bytes([ZERO]) * (end - first)
+            self.done_count += end - first
+            self._told_count -= end - first
+            self.chunk_map.add_held(first, end)
+        return told
+
+    def zeros(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the ranges [start, stop) of ordinals in [start, stop) that are done as zeros."""
+        return [(start + first, start + end) for first, end in runs(self._done[start:stop], ZERO)]
+
+    # --- the window
+
     def advance(self) -> bool:
         """Move `lowest` on to the first chunk that is not done; return whether it moved."""
         before, first = self.lowest, self._done.find(NOT_DONE, self.lowest)
+        if self._told_count:
+            told = self._done.find(TOLD, self.lowest)
+            first = min(at for at in (first, told) if at >= 0) if max(first, told) >= 0 else -1
         self.lowest = first if first >= 0 else self.chunks
         return self.lowest > before
+
+
+def runs(states: bytearray, wanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of a state, in order."""
+    if wanted not in states:
+        return
+    marks = states.translate(bytes(state == wanted for state in range(256)))
+    first = marks.find(1)
+    while first >= 0:
+        end = marks.find(0, first)
+        end = len(marks) if end < 0 else end
+        yield first, end
+        first = marks.find(1, end)

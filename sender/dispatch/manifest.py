@@ -27,6 +27,16 @@ class Withdrew(Event):
     error: Unsendable
 
 
+@dataclass(frozen=True, slots=True)
+class FoundZeros(Event):
+    """Chunks of a large file are zeros, and were taken out of the queue to be told (`send_queue`)."""
+
+    file_id: int
+    chunks: list[tuple[int, int]]
+    """Ranges [first, end); of a shard, its own."""
+    epoch: int
+
+
 class Manifest:
     """The parts that were added and not dropped, in order. The coordinator adds and drops; any thread may ask."""
 

@@ -9,7 +9,7 @@ once none of its files is unanswered, or still being compared.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from filestreamer.wire.grid import Grid, hole_segments
+from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import Layout
 from filestreamer.wire.messages import ManifestPart, Segment
 from filestreamer.wire.xattr_parts import split
@@ -24,7 +24,7 @@ COMPARING: Final = 2
 NEEDED: Final = 3
 """The bundle carries the file."""
 NOT_NEEDED: Final = 4
-"""The bundle leaves the file out: the receiver has it, it is withdrawn, or it is one hole."""
+"""The bundle leaves the file out: the receiver has it, or it is withdrawn."""
 
 _IS_CARRIED: Final = (NEEDED, NOT_SMALL)
 
@@ -48,8 +48,8 @@ class Part:
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(map(self.payload_bytes, range(first_file_id, self.end_file_id)))
-        """Bytes of its segments, but for those that lie in holes."""
+        self.bytes = sum(self._sizes)
+        """Bytes of its segments."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """How many of its chunks are not answered, and how many are not done; `send_queue` counts them."""
         self.is_sent = False
@@ -65,9 +65,8 @@ class Part:
         for index, size in enumerate(self._sizes):
             if 0 < size <= self.layout.chunk_size:
                 chunk_id = self.first_chunk + self.layout.chunk_of(index, 0)
-                is_hole = self.items[index].entry.holes[:1] == ((0, size),)
-                self._small_files[index] = NOT_NEEDED if is_hole else UNANSWERED
-                self._unready_files[chunk_id] = self._unready_files.get(chunk_id, 0) + (not is_hole)
+                self._small_files[index] = UNANSWERED
+                self._unready_files[chunk_id] = self._unready_files.get(chunk_id, 0) + 1
 
     @property
     def messages(self) -> Iterator[ManifestPart]:
@@ -111,23 +110,9 @@ class Part:
         first = self.chunk_of(file_id, 0)
         return range(first, first + self.grid(file_id).segments)
 
-    def hole_chunks(self) -> Iterator[int]:
-        """Yield the chunks that lie in holes entirely: the receiver does not answer them, and none is sent."""
-        yield from (chunk_id for chunk_id, unready in self._unready_files.items() if not unready)
-        for index, item in enumerate(self.items):
-            if item.entry.holes and self._sizes[index] > self.layout.chunk_size:
-                base = self.chunk_of(self.first_file_id + index, 0)
-                for first, end in hole_segments(self.layout.grid(index), item.entry.holes):
-                    yield from range(base + first, base + end)
-
-    def payload_bytes(self, file_id: int) -> int:
-        """Return the bytes of a file's segments, but for those that lie in holes."""
-        index = file_id - self.first_file_id
-        holes = self.items[index].entry.holes
-        if not holes:
-            return self._sizes[index]
-        grid = self.layout.grid(index)
-        return self._sizes[index] - sum(grid.bytes_between(*run) for run in hole_segments(grid, holes))
+    def size_bytes(self, file_id: int) -> int:
+        """Return the bytes of a file's segments."""
+        return self._sizes[file_id - self.first_file_id]
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""
@@ -137,7 +122,9 @@ class Part:
         """Return the segments that a chunk carries, in order: of a bundle, the files that are needed."""
         base, states = self.first_file_id, self._small_files
         segments = self.layout.segments(chunk_id - self.first_chunk)
-        return tuple([Segment(base + at, offset, size) for at, offset, size in segments if states[at] in _IS_CARRIED])
+        return tuple(
+            [Segment(base + at, offset, size) for at, offset, size, _ in segments if states[at] in _IS_CARRIED]
+        )
 
     # --- the answers for small files
 

@@ -49,6 +49,14 @@ class PinnedDigests:
         is_segment = self._digests[at : at + limits.DIGEST_BYTES] != _NOT_PINNED
         return is_segment or ordinal in self._open_bundles or ordinal in self._closed_bundles
 
+    def pinned_between(self, start: int, stop: int) -> list[int]:
+        """Return those of the ordinals [start, stop), each a chunk of one segment, whose digest is pinned."""
+        size = limits.DIGEST_BYTES
+        piece = self._digests[start * size : stop * size]
+        if piece == bytes(len(piece)):  # nearly always
+            return []
+        return [start + at // size for at in range(0, len(piece), size) if piece[at : at + size] != _NOT_PINNED]
+
     def pin_bundle(self, ordinal: int, file_ids: Sequence[int], digests: Sequence[bytes]) -> list[int]:
         """Pin the digests of files of a bundle.
 
@@ -76,10 +84,13 @@ class PinnedDigests:
         """Leave the chunks of a file that is withdrawn out of the root digest."""
         self._left_out.append(ordinals)
 
-    def root_digest(self) -> bytes:
-        """Compute the digest over all digests that are pinned, in the order of the manifest."""
+    def root_digest(self, zeros: Sequence[tuple[int, int]] = ()) -> bytes:
+        """Compute the digest over all digests that are pinned, in the order of the manifest.
+
+        `zeros` are ranges of chunks of zeros, which are left out, too.
+        """
         # Not done in `leave_out`: a connection may still have been reading such a chunk then, and pin its digest.
-        for ordinals in self._left_out:
+        for ordinals in [*self._left_out, *(range(*span) for span in zeros)]:
             for ordinal in ordinals:
                 at = ordinal * limits.DIGEST_BYTES
                 self._digests[at : at + limits.DIGEST_BYTES] = _NOT_PINNED

@@ -82,6 +82,26 @@ class Schedule:
             self._check_order(home)
             self._left[home] += 1
 
+    def remove(self, first: int, end: int) -> list[range]:
+        """Take all chunks out of the queue that are in [first, end); return them, as ranges."""
+        removed = []
+        for home, queue in enumerate(self._homes):
+            kept: deque[range] = deque()
+            for chunk_ids in queue:
+                step = chunk_ids.step
+                start = min(len(chunk_ids), max(0, -(-(first - chunk_ids[0]) // step)))
+                stop = min(len(chunk_ids), max(start, -(-(end - chunk_ids[0]) // step)))
+                if inside := chunk_ids[start:stop]:
+                    removed.append(inside)
+                    self._left[home] -= len(inside)
+                    kept.extend(part for part in (chunk_ids[:start], chunk_ids[stop:]) if part)
+                else:
+                    kept.append(chunk_ids)
+            if len(kept) != len(queue) or (kept and kept[0] != queue[0]):
+                self._unsorted.add(home)
+            self._homes[home] = kept
+        return removed
+
     def resize(self, connections: int) -> None:
         """Double N, or halve it, as often as it takes to have `connections`."""
         while self.connections < connections:

@@ -2,6 +2,7 @@
 
     unanswered --need--> queued --next--> sent by a connection --mark_done--> done
                --hold--> compared (`verify`): equal --> done, different --> queued
+    queued --take_zeros--> told to the receiver --zeros_arrived--> done
 
 The chunks of a connection that is lost are put back, and so is a chunk that arrives damaged: they are queued again. The
 transfer can finish when all chunks are done. `schedule` says which chunk a connection gets, `chunk_states` keeps which
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 
 from filestreamer.telemetry.counters import ConnectionCounters
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Share
 from filestreamer.wire.messages import Segment
 from sender.dispatch.ahead_limit import AheadLimit
-from sender.dispatch.chunk_states import ChunkStates
+from sender.dispatch.chunk_states import ChunkStates, runs
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.part import Part, StreamPart
 from sender.dispatch.pinned_digests import PinnedDigests
@@ -77,7 +78,7 @@ class SendQueue:
     # --- the manifest
 
     def extend(self, part: Part) -> None:
-        """Add the chunks of another part. Chunks in holes are done at once."""
+        """Add the chunks of another part."""
         with self._changed:
             self._extend(part)
 
@@ -85,9 +86,6 @@ class SendQueue:
         chunks = self.share.chunks(part.end_chunk)
         part.unanswered_chunks = part.open_chunks = self.states.extend(chunks)
         self.digests.extend(chunks)
-        for ordinal in map(self.share.ordinal, filter(self.share.holds, part.hole_chunks())):
-            self._mark_answered(ordinal, ordinal + 1, part)
-            self._mark_done(ordinal, None, part)
 
     def grow(self, part: StreamPart, *, is_whole: bool) -> None:
         """Add the chunks of a stream that were read since; `is_whole` when the stream has ended."""
@@ -151,7 +149,6 @@ class SendQueue:
         """Send nothing that lies `window_bytes` or more behind the first byte that is not acknowledged."""
         with self._changed:
             self._window_chunks = max(1, window_bytes // self._manifest.chunk_size)
-            self._advance()  # over holes
 
     def reopen(self, first: int, end: int) -> None:
         """Queue the chunks [first, end) again: the receiver misses them after Finish."""
@@ -308,6 +305,84 @@ class SendQueue:
             if self._manifest.stream is not None:
                 self._manifest.stream.advance(self.states.lowest)
 
+    # --- chunks of zeros
+
+    def may_be_told(self, chunk_id: int) -> bool:
+        """Whether a chunk that a connection took may be told as zeros, if it is: one segment that was never read.
+
+        What was read has a digest, which the receiver may have, too. In order, the receiver takes chunks alone.
+        """
+        ordinal = self.share.ordinal(chunk_id)
+        is_read = self._manifest.is_bundle(chunk_id) or self.digests.pinned_between(ordinal, ordinal + 1)
+        return not (is_read or self.is_in_order)
+
+    def take_zeros(self, chunk_id: int, end: int, epoch: int) -> list[tuple[int, int]]:
+        """Take the chunks of a hole: `chunk_id`, which a connection took, and those before `end` that are queued.
+
+        Return the ranges [first, end) of chunks that the receiver is to be told of; a range of a shard means its own.
+        """
+        share = self.share
+        with self._changed:
+            if epoch != self.epoch:
+                return []
+            first, stop = share.ordinal(chunk_id), share.ordinals(chunk_id, end).stop
+            taken = bytearray(stop - first)
+            for chunk_ids in self._schedule.remove(chunk_id + 1, end):
+                ordinals = slice(share.ordinal(chunk_ids[0]) - first, share.ordinal(chunk_ids[-1]) - first + 1)
+                taken[ordinals.start : ordinals.stop : chunk_ids.step // share.count] = b"\x01" * len(chunk_ids)
+            queued_again = [at for at in self.digests.pinned_between(first, stop) if taken[at - first]]
+            for ordinal in queued_again:
+                taken[ordinal - first] = 0
+            self._schedule.put_back(list(map(share.chunk, queued_again)))
+            taken[0] = 1
+            told = [(first + start, first + stop) for start, stop in runs(taken, 1)]
+            for start, stop in told:
+                self.states.tell(start, stop)
+            if self._ahead_limit is not None:
+                self._ahead_limit.returned(chunk_id)
+            self._changed.notify_all()
+            return [share.span(*span) for span in told]
+
+    def is_told(self, chunk_id: int) -> bool:
+        """Whether a chunk was taken by `take_zeros`, and is not done."""
+        with self._changed:
+            return self.states.is_told(self.share.ordinal(chunk_id))
+
+    def zeros_arrived(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Mark those of the chunks [first, end) as done that were told; return the ranges of their ordinals.
+
+        Raises RemoteProtocolError where one of them was not told.
+        """
+        is_part_done = False
+        with self._changed:
+            ordinals = self.share.ordinals(first, end)
+            new = self.states.mark_zeros(ordinals.start, ordinals.stop)
+            if new is None:
+                raise RemoteProtocolError(
+                    f"the receiver takes chunks {first} to {end - 1} for zeros that were not told"
+                )
+            if new:
+                part = self._manifest.part_of_chunk(first)
+                part.open_chunks -= sum(stop - start for start, stop in new)
+                is_part_done = not part.open_chunks
+                self._advance()
+                if self._ahead_limit is not None:
+                    self._changed.notify_all()
+        if is_part_done:
+            self._mailbox.post(PartDone())
+        return new
+
+    def zeros(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Return the ranges of the ordinals of those of the chunks [first, end) that are done as zeros."""
+        with self._changed:
+            ordinals = self.share.ordinals(first, end)
+            return self.states.zeros(ordinals.start, ordinals.stop)
+
+    def root_digest(self) -> bytes:
+        """Compute the root digest, when all is done."""
+        with self._changed:
+            return self.digests.root_digest(self.states.zeros(0, self.states.chunks))
+
     # --- the threads that compare
 
     def compared(
@@ -329,9 +404,8 @@ class SendQueue:
                 needed = [chunk_id]
                 if whole is not None:
                     self._differing_files.add(whole.start)
-                    holes = set(self._manifest.part_of_chunk(chunk_id).hole_chunks())
                     ordinals = filter(self.states.is_answered, self.share.ordinals(whole.start, whole.stop))
-                    needed = [other for other in map(self.share.chunk, ordinals) if other not in holes]
+                    needed = list(map(self.share.chunk, ordinals))
                     taken_back = [other for other in needed if self._reopen(self.share.ordinal(other))]
                 self._put_back(needed)
                 self._changed.notify_all()

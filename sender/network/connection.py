@@ -7,8 +7,12 @@ for each chunk that the queue gives to this connection:
     one digest for each segment                          ┘
     take in the acknowledgements that have come, without waiting
 wait for acknowledgements only where the window is full (`send_window`), or no chunk is queued
+
+Of a sparse file, holes are looked for before the header: it lists those of its segments, whose zeros are hashed and not
+sent. A chunk that is nothing but a hole is told on the control connection, with all chunks behind it in the same hole.
 """
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -20,12 +24,12 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import segment_hasher, update_with_zeros
 from filestreamer.wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
 from filestreamer.wire.framing import frame
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
-from sender.dispatch.manifest import Manifest
+from sender.dispatch.manifest import FoundZeros, Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Verifier
 from sender.mailbox import Failed, Mailbox
@@ -34,6 +38,7 @@ from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
+from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
 from sender.source.reader import OTHER_BYTES, Reader
 
@@ -179,24 +184,27 @@ class DataConnection(threading.Thread):
         if not carried:  # all of its files were withdrawn
             self._queue.mark_done((chunk_id,), self._epoch)
             return
+        if any(item.entry.data_bytes is not None for _, item in carried):
+            if self._takes_zeros(chunk_id, *carried[0]):
+                return
+            carried = self._with_holes(carried)
         header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]))
         self._session.sending(header)
         now = time.monotonic()
         if not self._window.chunks:
             self._took_at = now
-        self._window.add(chunk_id, SentChunk(sum([segment.length for segment in header.segments]), now))
+        hole_bytes = sum([segment.length - segment.payload_bytes for segment in header.segments if segment.runs])
+        payload_bytes = sum([segment.length for segment in header.segments]) - hole_bytes
+        self._window.add(chunk_id, SentChunk(payload_bytes, hole_bytes, now))
         self._outbox.add(channel, frame(header))
         sent = [self._send_segment(channel, segment, item) for segment, item in carried]
         digests = [digest for digest, _ in sent]
         for index in self._queue.pin_digest(chunk_id, header.segments, digests):
             segment, item = carried[index]
             digests[index] = self._withdraw(segment, changed(item, OTHER_BYTES))
-        if not self._is_poisoned and not self._shared.manifest.is_bundle(chunk_id):
-            (segment, item), (_, seen) = carried[0], sent[0]
-            if seen is not None and self._shared.verifier.saw(segment.file_id, item, seen, chunk_id):
-                # Without this chunk the receiver can't complete the file, before what was sent of it is compared.
-                digests = [_NO_DIGEST]
-                self._is_poisoned = True
+        if not self._is_poisoned and self._must_hold_back(chunk_id, *carried[0], sent[0][1]):
+            digests = [_NO_DIGEST]
+            self._is_poisoned = True
         if self._is_poisoned:
             self._poisoned.add(chunk_id)
             self._is_poisoned = False
@@ -204,24 +212,91 @@ class DataConnection(threading.Thread):
         if self._outbox.gathered_bytes >= limits.BLOCK_BYTES or self._rate_limit is not None:
             self._outbox.flush(channel)
 
+    def _must_hold_back(self, chunk_id: int, segment: m.Segment, item: Item, seen: Identity | None) -> bool:
+        """Whether a chunk of a file that moved is to be rejected, until what was sent of the file is compared.
+
+        Without this chunk the receiver can't complete the file.
+        """
+        if seen is None or self._shared.manifest.is_bundle(chunk_id):
+            return False
+        return self._shared.verifier.saw(segment.file_id, item, seen, chunk_id)
+
+    def _takes_zeros(self, chunk_id: int, segment: m.Segment, item: Item) -> bool:
+        """Have a chunk told that lies in a hole, with all chunks behind it in the same hole; return whether it does."""
+        if not self._queue.may_be_told(chunk_id):
+            return False
+        try:
+            hole_end = self._reader.extents(item).hole_end(segment.offset)
+            if hole_end < segment.offset + segment.length:
+                return False
+            self._reader.look(item)
+        except Unsendable:
+            return False  # the same happens when the chunk is sent
+        chunk_size = self._shared.manifest.chunk_size
+        chunks = -(-hole_end // chunk_size) if hole_end == item.entry.size else hole_end // chunk_size
+        taken = self._queue.take_zeros(chunk_id, chunk_id + chunks - segment.offset // chunk_size, self._epoch)
+        self._shared.mailbox.post(FoundZeros(segment.file_id, taken, self._epoch))
+        return True
+
+    def _with_holes(self, carried: list[tuple[m.Segment, Item]]) -> list[tuple[m.Segment, Item]]:
+        """Return what a chunk carries, with the holes of its segments."""
+        left = limits.RUNS_PER_CHUNK
+        found = []
+        for segment, item in carried:
+            runs: tuple[int, ...] = ()
+            if item.entry.data_bytes is not None:
+                with contextlib.suppress(Unsendable):  # the same happens when the segment is read
+                    holes = self._reader.extents(item).holes_in(segment.offset, segment.offset + segment.length)
+                    runs = runs_of(segment, holes, left)
+            left -= len(runs)
+            found.append((segment._replace(runs=runs) if runs else segment, item))
+        return found
+
     def _send_segment(self, channel: Channel, segment: m.Segment, item: Item) -> tuple[bytes, Identity | None]:
         """Read, hash and send a segment, block by block.
 
         Return its digest, and the identity of its file all the while; another digest, and None, if it is withdrawn.
         """
-        reader, outbox, limit, clock = self._reader, self._outbox, self._rate_limit, self._clock
-        block_bytes = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
-        offset, end = segment.offset, segment.offset + segment.length
+        reader, clock = self._reader, self._clock
         trouble: Unsendable | None = None
         before: Identity | None = None
         self._hasher.reset()
+        clock.enter("read")
+        try:
+            before = reader.look(item)
+        except Unsendable as error:
+            trouble = _lasting(error)
+        for start, end, is_data in segment.pieces():
+            if is_data:
+                trouble = self._send_data(channel, item, start, end, trouble)
+            else:
+                clock.enter("digest")
+                update_with_zeros(self._hasher, end - start)
+        clock.enter("read")
+        if before is not None and trouble is None:
+            digest = self._hasher.digest()
+            try:
+                seen = reader.confirm(item, before, segment.offset, segment.length, digest)
+                clock.enter(None)
+                return digest, seen
+            except Unsendable as error:
+                trouble = _lasting(error)
+        clock.enter(None)
+        assert trouble is not None
+        return self._withdraw(segment, trouble), None
+
+    def _send_data(
+        self, channel: Channel, item: Item, offset: int, end: int, trouble: Unsendable | None
+    ) -> Unsendable | None:
+        """Read, hash and send bytes [offset, end) of a file; return the trouble that it had, or that came before."""
+        reader, outbox, limit, clock = self._reader, self._outbox, self._rate_limit, self._clock
+        block_bytes = limits.BLOCK_BYTES if limit is None else limit.piece_bytes
         while offset < end:
             size = min(block_bytes, end - offset)
             view = outbox.reserve(channel, size)
             clock.enter("read")
             if trouble is None:
                 try:
-                    before = before or reader.look(item)
                     reader.read_into(item, view, offset)
                 except Unsendable as error:
                     trouble = _lasting(error)
@@ -235,18 +310,7 @@ class DataConnection(threading.Thread):
                 clock.enter("limit")
                 limit.wait(size)
                 outbox.flush(channel, more=True)
-        clock.enter("read")
-        if before is not None and trouble is None:
-            digest = self._hasher.digest()
-            try:
-                seen = reader.confirm(item, before, segment.offset, segment.length, digest)
-                clock.enter(None)
-                return digest, seen
-            except Unsendable as error:
-                trouble = _lasting(error)
-        clock.enter(None)
-        assert trouble is not None  # without one, there was a byte to read
-        return self._withdraw(segment, trouble), None
+        return trouble
 
     def _withdraw(self, segment: m.Segment, trouble: Unsendable) -> bytes:
         """Withdraw a file that is not what was listed; return a digest that the receiver will not accept for it."""
@@ -284,6 +348,7 @@ class DataConnection(threading.Thread):
             chunk = self._window.remove(chunk_id)
             if message.verdict is m.Verdict.OK:
                 self.counters.acknowledged_bytes += chunk.payload_bytes
+                self.counters.hole_bytes += chunk.hole_bytes
                 self.counters.chunks += 1
                 self.counters.latencies.observe(now - chunk.taken_at)
             else:

@@ -11,6 +11,8 @@ class SentChunk(NamedTuple):
     """A chunk that is not acknowledged."""
 
     payload_bytes: int
+    hole_bytes: int
+    """Bytes of its segments that lie in holes, and are not sent."""
     taken_at: float
     """When the queue gave it to the connection (monotonic)."""
 

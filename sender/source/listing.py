@@ -79,9 +79,7 @@ class ListingThread(threading.Thread):
             item = next(iter(self._walk))
             if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
                 return
-            # The senders of a file's shards may read copies of it that have other holes.
-            holes = item.entry.holes if settings.shard.count == 1 else ()
-            self.single = item._replace(entry=item.entry._replace(hard_link_group=0, holes=holes))
+            self.single = item._replace(entry=item.entry._replace(hard_link_group=0))
 
     def run(self) -> None:
         """Walk until the end, then list files again as they are asked for, until `stop`."""

@@ -7,16 +7,14 @@ from filestreamer.wire.xattr_parts import xattrs_bytes
 from sender.source.item import Item
 
 _ENTRY_BYTES: Final = 80
-"""An encoded entry is at most this long, besides its path, the target of its link, its holes and its attributes."""
-_HOLE_BYTES: Final = 24
+"""An encoded entry is at most this long, besides its path, the target of its link and its attributes."""
 _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 
 
 def encoded_bytes(item: Item) -> int:
     """Return the most that an entry takes in a frame, in bytes."""
     entry = item.entry
-    holes_bytes = _HOLE_BYTES * len(entry.holes)
-    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + holes_bytes + xattrs_bytes(entry.xattrs)
+    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + xattrs_bytes(entry.xattrs)
 
 
 class PartBudget:

@@ -14,6 +14,7 @@ from filestreamer.wire import limits
 from filestreamer.wire.digests import segment_hasher
 from sender.source.directories import Directories
 from sender.source.file_systems import has_true_sizes
+from sender.source.holes import Extents
 from sender.source.item import Identity, Item, changed, check_status, open_listed, unreadable, untold_size
 
 DIRECTORIES_OPEN: Final = 4
@@ -32,6 +33,7 @@ class Reader:
         self._item: Item | None = None
         self._fd = -1
         self._opened = (0, 0)  # device and inode number when it was opened
+        self._extents = Extents(-1, 0)
         self._directories = Directories(DIRECTORIES_OPEN)
 
     def read_into(self, item: Item, view: memoryview, offset: int) -> None:
@@ -51,6 +53,12 @@ class Reader:
                 done += count
         except OSError as error:
             raise unreadable(item, error) from None
+
+    def extents(self, item: Item) -> Extents:
+        """Return what tells the holes of a file, until another one is read. Raises Unsendable."""
+        if item is not self._item:
+            self._open(item)
+        return self._extents
 
     def look(self, item: Item) -> Identity:
         """Return the identity of a file as it is now. Raises Unsendable where it is not what was listed."""
@@ -120,6 +128,7 @@ class Reader:
         status = os.fstat(self._fd)
         self._opened = (status.st_dev, status.st_ino)
         self._item = item
+        self._extents = Extents(self._fd, item.entry.size)
 
     def _close_file(self) -> None:
         if self._fd >= 0:

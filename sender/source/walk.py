@@ -24,21 +24,11 @@ from typing import Final
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
-from filestreamer.wire.messages import Entry, EntryType, Hole, SkipKind
+from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from sender.source.directories import Directories, Root
 from sender.source.files_from import PathList, Selection
-from sender.source.holes import find_holes
-from sender.source.item import (
-    Identity,
-    Item,
-    Unsendable,
-    check_empty,
-    check_readable,
-    kind_of,
-    open_listed,
-    type_name,
-)
+from sender.source.item import Identity, Item, Unsendable, check_empty, check_readable, kind_of, type_name
 from sender.source.mounts import FileSystem, Mounts
 from sender.source.patterns import Wanted
 from sender.source.xattrs import XattrReader
@@ -302,8 +292,8 @@ class Walk:
             check_empty(Item(entry, path, identity, root=root), status, self._directories)
         if status.st_nlink > 1 and (group := self._follow(identity)):
             return Item(entry._replace(hard_link_group=group), path, root=root)
-        if status.st_blocks * 512 < status.st_size:
-            entry = entry._replace(holes=self._holes(Item(entry, path, identity, root=root)))
+        if (stored_bytes := status.st_blocks * 512) < status.st_size:
+            entry = entry._replace(data_bytes=stored_bytes)
         if self._xattrs.looks_at_files:
             entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
@@ -344,13 +334,6 @@ class Walk:
     def list_again(self, item: Item, status: os.stat_result) -> Item:
         """Return the item of a file that was listed before, as it is now. Raises OSError, Unsendable."""
         return self._file(item.path, item.root, item.entry.path, status)
-
-    def _holes(self, found: Item) -> tuple[Hole, ...]:
-        fd = open_listed(found, self._directories)
-        try:
-            return find_holes(fd, found.entry.size)
-        finally:
-            os.close(fd)
 
     def _follow(self, identity: Identity) -> int:
         """Return the hard-link group of a file that was listed under another name; 0 where it was not."""

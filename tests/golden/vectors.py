@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(field) for name, field in value._asdict().items()}
+        return {name: plain(field) for name, field in value._asdict().items() if name != "reserved"}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value

@@ -12,7 +12,7 @@ import pytest
 
 from filestreamer.wire import messages as m
 from tests.support.peer import RawSender, Sample
-from tests.support.services import UNIT, Pair, Service, held_port, no_holes
+from tests.support.services import UNIT, Pair, Service, held_port
 
 NOBODY = "127.0.0.1:1"
 """An address that these tests never come to: what is wrong is found before."""
@@ -193,25 +193,6 @@ def test_staging_is_no_directory(pair: Pair, kind: str) -> None:
     assert pair.received() == [".filestreamer"]
 
 
-def test_no_space(pair: Pair) -> None:
-    """A file larger than the disk is refused before its first byte; both sides say no_space.
-
-    It is all holes, and whoever knows that would find room for it: here the sender's file system can't tell.
-    """
-    file = pair.source / "f"
-    with file.open("wb") as stream:
-        stream.truncate(shutil.disk_usage(pair.destination).free + (64 << 30))
-    receiver = pair.receiver()
-    sender = pair.sender(file, pair.address(receiver), "--chunk-size", "1GiB", env=no_holes())
-    message = sender.fails(4, "no_space")
-    assert "no space" in message
-    assert str(pair.destination / "f") in message
-    assert (sender.result["sent_bytes"], sender.result["connections"]) == (0, 0)
-    (result,) = receiver.wait_for_results()
-    assert (result["status"], result["exit_code"], result["error"]["code"]) == ("failed", 4, "no_space")
-    check_untouched(pair, receiver)
-
-
 @pytest.fixture
 def small_disk(pair: Pair) -> Iterator[int]:
     """Mount a RAM disk of 64 MiB over the destination; return its size in bytes."""
@@ -226,6 +207,19 @@ def small_disk(pair: Pair) -> Iterator[int]:
     finally:
         pair.end()
         subprocess.run(["umount", "--lazy", str(pair.destination)], check=True)
+
+
+def test_no_space(pair: Pair, small_disk: int) -> None:
+    """A file larger than the disk is refused before its first byte; both sides say no_space."""
+    file = pair.file("f", small_disk + (1 << 20))
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver))
+    message = sender.fails(4, "no_space")
+    assert "no space" in message
+    assert str(pair.destination / "f") in message
+    assert (sender.result["sent_bytes"], sender.result["connections"]) == (0, 0)
+    (result,) = receiver.wait_for_results()
+    assert (result["status"], result["exit_code"], result["error"]["code"]) == ("failed", 4, "no_space")
 
 
 def test_no_space_on_a_small_disk(pair: Pair, small_disk: int) -> None:

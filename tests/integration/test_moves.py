@@ -18,6 +18,7 @@ import pytest
 import xxhash
 
 from filestreamer.wire import limits
+from filestreamer.wire import messages as m
 from tests.support.peer import RawReceiver, receive_all
 from tests.support.services import UNIT, Pair, Service, held_port, make_file, same
 
@@ -164,14 +165,14 @@ def test_five_gib(roomy: Path, tmp_path: Path, seed: int) -> None:
             sender.end()
     finally:
         receiver.end()
-    assert (sent["bytes"], sent["chunks"]) == (GIB_5, 1280)
-    assert (sent["root_digest"], GIB_5) == (received["root_digest"], received["bytes"])
+    assert sent["chunks"] == 1280
+    assert (sent["root_digest"], sent["bytes"]) == (received["root_digest"], received["bytes"])
     assert same(source, destination / "source")
     assert (destination / "source").stat().st_blocks * 512 < GIB_5 // 2  # the largest of its holes are holes
 
 
 def test_holes_are_not_sent(pair: Pair) -> None:
-    """Neither at the start, nor in the middle, nor at the end; a chunk that lies in one in part is sent whole."""
+    """Neither at the start, nor in the middle, nor at the end, nor those inside a chunk that is sent."""
     file = pair.source / "f"
     contents = {5 * MIB: b"first", 30 * MIB: bytes(range(256)) * 1000, 44 * MIB - 3: b"last"}
     with file.open("wb") as stream:
@@ -182,8 +183,9 @@ def test_holes_are_not_sent(pair: Pair) -> None:
     receiver = pair.receiver("--once")
     sent, received = moved(pair.sender(file, pair.address(receiver), "--chunk-size", "1MiB"), receiver)
     assert same(file, pair.destination / "f")
-    assert (pair.destination / "f").stat().st_blocks * 512 < 4 * MIB
-    assert (sent["sent_bytes"], sent["bytes"], received["bytes"]) == (4 * MIB, 4 * MIB, 4 * MIB)
+    stored = file.stat().st_blocks * 512
+    assert (pair.destination / "f").stat().st_blocks * 512 <= stored + limits.MIB // 16
+    assert sent["sent_bytes"] == sent["bytes"] == received["bytes"] <= stored
     assert sent["chunks"] == received["chunks"] == 64
 
 
@@ -324,7 +326,7 @@ def test_strict_modulo_chunk_by_chunk(pair: Pair, connections: int) -> None:
             (segment,) = chunk.segments
             offset = chunk.chunk_id * chunk_size
             expected = content[offset : offset + chunk_size]
-            assert (0, offset, len(expected)) == segment
+            assert m.Segment(0, offset, len(expected)) == segment
             assert expected == chunk.payload
             assert xxhash.xxh3_128_digest(expected) == chunk.digests
 

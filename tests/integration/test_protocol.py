@@ -298,14 +298,13 @@ def test_withdrawn_before_anything_was_offered(peer: RawSender, tree: TreeSample
     assert peer.offers(tree.offer, m.Withdrawn((0,))).code is Code.PROTOCOL
 
 
-@pytest.mark.parametrize("file_id", [0, 1, 2, 3, 99])
+@pytest.mark.parametrize("file_id", [0, 1, 2, 99])
 def test_withdrawing_what_has_nothing_to_be_sent(peer: RawSender, file_id: int) -> None:
-    """A directory, an empty file, a symlink, a file of one hole, and none at all."""
+    """A directory, an empty file, a symlink, and none at all."""
     tree = TreeSample(KIB)
     tree.directory(b"t")
     tree.add(b"t/empty")
     tree.symlink(b"t/link", b"empty")
-    tree.add(b"t/hole", bytes(KIB), holes=(m.Hole(0, KIB // 2), m.Hole(KIB // 2, KIB // 2)))
     tree.add(b"t/file", b"content")
     control = offer_tree(peer, tree)
     control.expect(m.Needed)
@@ -393,23 +392,55 @@ def test_reports_are_the_receivers(peer: RawSender, tree: TreeSample, message: m
     assert peer.offers(tree.offer, message).code is Code.PROTOCOL
 
 
-# --- "Hole"
+# --- "Zeros" and "Segment"
 
 
-def test_holes_that_touch_are_one_hole(pair: Pair, peer: RawSender) -> None:
-    """A segment that lies in both of them, and in each only in part, is not needed, and has no digest."""
+def test_zeros_are_told_once_more_and_change_nothing(pair: Pair, peer: RawSender) -> None:
+    """They are repeated by the receiver each time, have no digest, and are answered after control was opened anew."""
     content = bytes(2 * KIB) + b"content" * 100
     sample = Sample(b"f", content, KIB)
-    holes = (m.Hole(0, KIB // 2), m.Hole(KIB // 2, KIB), m.Hole(KIB * 3 // 2, KIB // 2))
     control = peer.control()
-    control.send(sample.offer, m.ManifestPart(0, (sample.entry._replace(holes=holes),), True))
-    assert needed(control) == {(0, 2)}
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    assert needed(control) == {(0, 0), (0, 1), (0, 2)}
+    zeros = m.Zeros((m.SegmentRange(0, 0, 2),))
+    for _ in range(2):
+        control.send(zeros)
+        assert control.expect(m.Zeros) == zeros
+    control = peer.control()
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    assert {type(control.read()) for _ in range(2)} == {m.Needed, m.Zeros}
     data = peer.data()
     data.send_raw(sample.chunk(2))
     assert acknowledged(data, 1) == [2]
     control.send(m.Finish(3, root_digest([sample.digest(2)])))
     assert control.expect(m.Complete).committed
     assert (pair.destination / "f").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "told",
+    [m.SegmentRange(0, 2, 2), m.SegmentRange(0, 3, 1), m.SegmentRange(1, 0, 1)],
+    ids=["too many", "none", "another file"],
+)
+def test_zeros_that_were_not_offered(peer: RawSender, told: m.SegmentRange) -> None:
+    sample = Sample(b"f", bytes(3 * KIB), KIB)
+    control = peer.control()
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    control.expect(m.Needed)
+    control.send(m.Zeros((told,)))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+def test_what_was_sent_is_not_told_as_zeros(peer: RawSender) -> None:
+    sample = Sample(b"f", bytes(3 * KIB), KIB)
+    control = peer.control()
+    control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+    control.expect(m.Needed)
+    data = peer.data()
+    data.send_raw(sample.chunk(1))
+    assert acknowledged(data, 1) == [1]
+    control.send(m.Zeros((m.SegmentRange(0, 0, 3),)))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
 
 
 # --- "Shards" and "Streams": what else the manifest may hold
@@ -425,9 +456,8 @@ DIRECTORY = m.Entry(b"d", m.EntryType.DIRECTORY, 0, 0o755, 0)
         ((DIRECTORY, ONE_FILE._replace(path=b"d/f")), Code.PROTOCOL),
         ((ONE_FILE, ONE_FILE._replace(path=b"g")), Code.PROTOCOL),
         ((STREAM,), Code.PROTOCOL),
-        ((ONE_FILE._replace(holes=(m.Hole(0, KIB),)),), Code.POLICY),
     ],
-    ids=["in a directory", "a tree", "two files", "a stream", "holes"],
+    ids=["in a directory", "a tree", "two files", "a stream"],
 )
 def test_what_is_no_share_of_one_file(
     pair: Pair, peer: RawSender, sample: Sample, entries: tuple[m.Entry, ...], code: Code

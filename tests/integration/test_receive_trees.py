@@ -33,7 +33,7 @@ def offer(peer: RawSender, tree: TreeSample) -> Link:
 
 def answered(control: Link, tree: TreeSample) -> list[m.Message]:
     """Read answers until each file with a segment has one; return them."""
-    open_ids = {segment.file_id for chunk in tree.segments() for segment in chunk if not tree.is_hole(segment)}
+    open_ids = {segment.file_id for chunk in tree.segments() for segment in chunk}
     said: list[m.Message] = []
     while open_ids:
         message = control.read()
@@ -73,6 +73,9 @@ def move(receiver: Service, tree: TreeSample) -> list[m.Message]:
     with RawSender(Pair.address(receiver)) as peer:
         control = offer(peer, tree)
         answers = answered(control, tree)
+        if tree.zeros.segments:
+            control.send(tree.zeros)
+            assert control.expect(m.Zeros) == tree.zeros
         send(peer, tree)
         finish(control, tree)
     return answers
@@ -91,8 +94,8 @@ def test_a_tree_of_everything(pair: Pair, receiver: Service, seed: int) -> None:
     tree.add(b"t/sub/again", b"small", hard_link_group=1)
     tree.add(b"t/sub/large too", large, hard_link_group=2)
     sparse = bytes(8 * KIB) + b"end"
-    tree.add(b"t/sub/sparse", sparse, holes=(m.Hole(0, 8 * KIB),))
-    tree.add(b"t/sub/hollow", bytes(3 * KIB), holes=(m.Hole(0, 3 * KIB),))
+    tree.add(b"t/sub/sparse", sparse, holes=((0, 8 * KIB),))
+    tree.add(b"t/sub/hollow", bytes(3 * KIB), holes=((0, 3 * KIB),))
     move(receiver, tree)
     root = pair.destination / "t"
     assert large == (root / "large").read_bytes()

@@ -215,7 +215,7 @@ def test_an_offer_costs_no_more_than_what_comes_of_it(pair: Pair) -> None:
 
 
 def test_tables_of_chunks_come_out_of_one_budget(pair: Pair) -> None:
-    """Holes cost a table as bytes do; what is there for others stays there."""
+    """A sparse file costs as large a table as any; what is there for others stays there."""
     receiver = small_receiver(pair, limit="512MiB")
     address = pair.address(receiver)
     most = limits.CHUNKS_PER_FILE
@@ -223,7 +223,7 @@ def test_tables_of_chunks_come_out_of_one_budget(pair: Pair) -> None:
     with contextlib.ExitStack() as stack:
         for number in range(6):
             control = stack.enter_context(RawSender(address)).control()
-            sparse = entry(b"f%d" % number, most, holes=(m.Hole(1, most - 1),))
+            sparse = entry(b"f%d" % number, most, data_bytes=1)
             control.send(m.Offer(1, None, False, 0), m.ManifestPart(0, (sparse,), True))
             answer = control.read()
             while isinstance(answer, m.Progress):

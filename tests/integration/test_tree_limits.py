@@ -115,12 +115,11 @@ def test_memory_does_not_grow_with_what_waits(pair: Pair) -> None:
 def test_tables_of_huge_files_are_lent_to_whoever_goes_on(pair: Pair) -> None:
     """Files of 2^23 segments, of which two are sent: half of each, then the other half. None is refused."""
     segments = limits.CHUNKS_PER_FILE
-    hole = (m.Hole(2, segments - 2),)
     receiver = pair.receiver()
     before = held_bytes(receiver)
     with RawSender(pair.address(receiver), connections=1) as sender:
         control = sender.control()
-        entries = (directory(b"t"), *(file(b"t/%d" % at, segments, holes=hole) for at in range(6)))
+        entries = (directory(b"t"), *(file(b"t/%d" % at, segments) for at in range(6)))
         control.send(m.Offer(1, None, False, 0), m.ManifestPart(0, entries, True))
         control.expect(m.Needed)
         data = sender.data()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from filestreamer.wire import limits
 from filestreamer.wire.layout import Layout, count_chunks
+from filestreamer.wire.messages import Segment
 
 SIZES = st.lists(st.integers(0, 50) | st.just(0), max_size=40)
 CHUNK_SIZES = st.integers(1, 20)
@@ -29,7 +30,7 @@ def test_every_byte_exactly_once_in_order(chunk_size: int, sizes: list[int]) -> 
     for chunk_id in range(made.chunks):
         segments = made.segments(chunk_id)
         assert segments, f"chunk {chunk_id} is empty"
-        for file_id, offset, length in segments:
+        for file_id, offset, length, _ in segments:
             assert length > 0
             assert at == ends[file_id] - sizes[file_id] + offset
             at += length
@@ -66,7 +67,7 @@ def test_large_files_begin_a_chunk_and_keep_to_their_grid(chunk_size: int, sizes
         for index in range(grid.segments):
             segments = made.segments(made.chunk_of(file_id, index))
             mine = [segment for segment in segments if segment.file_id == file_id]
-            assert [(file_id, grid.offset(index), grid.length(index))] == mine
+            assert [Segment(file_id, grid.offset(index), grid.length(index))] == mine
             if size > chunk_size:
                 assert segments == tuple(mine)
 
@@ -78,7 +79,7 @@ def test_chunk_k_of_a_single_file(chunk_size: int, size: int) -> None:
     for chunk_id in range(made.chunks):
         (segment,) = made.segments(chunk_id)
         start = chunk_id * chunk_size
-        assert (0, start, min(chunk_size, size - start)) == segment
+        assert Segment(0, start, min(chunk_size, size - start)) == segment
 
 
 @given(CHUNK_SIZES, SIZES, SIZES)

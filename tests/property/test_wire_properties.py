@@ -100,15 +100,10 @@ offers = st.builds(
 )
 
 
-def in_pairs(edges: list[int]) -> list[tuple[int, int]]:
-    return list(zip(edges[::2], edges[1::2], strict=False))
-
-
 @st.composite
 def entries(draw: st.DrawFn) -> m.Entry:
     kind = draw(st.sampled_from(m.EntryType))
     size = draw(integers(U63)) if kind is m.EntryType.FILE else 0
-    edges = sorted(draw(st.sets(integers(size), max_size=8)))
     return m.Entry(
         draw(paths),
         kind,
@@ -119,8 +114,9 @@ def entries(draw: st.DrawFn) -> m.Entry:
         draw(st.none() | integers(U32)),
         draw(paths) if kind is m.EntryType.SYMLINK else b"",
         draw(integers(U64)),
-        tuple(m.Hole(first, end - first) for first, end in in_pairs(edges)),
+        (),
         draw(tuples_of(XATTRS, most=3)),
+        draw(st.none() | integers(size)),
     )
 
 
@@ -165,7 +161,10 @@ def helds(draw: st.DrawFn) -> m.Held:
 @st.composite
 def segments(draw: st.DrawFn, most: int) -> m.Segment:
     length = draw(integers(most, 1))
-    return m.Segment(draw(integers(U64)), draw(integers(U63 - length)), length)
+    inner = sorted(draw(st.sets(integers(length - 1, 1), max_size=8))) if length > 1 else []
+    edges = [*draw(st.sampled_from([[0], [0, 0]])), *inner, length]
+    runs = tuple(end - start for start, end in itertools.pairwise(edges))
+    return m.Segment(draw(integers(U64)), draw(integers(U63 - length)), length, runs if len(runs) > 1 else ())
 
 
 BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
@@ -178,6 +177,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "ManifestPart": manifest_parts(),
     "Needed": st.builds(m.Needed, tuples_of(file_ranges()), tuples_of(segment_ranges()), integers(U63)),
     "Held": helds(),
+    "Zeros": st.builds(m.Zeros, tuples_of(segment_ranges(), 1)),
     "Progress": st.builds(
         m.Progress,
         st.sampled_from(m.Phase),
@@ -546,22 +546,26 @@ STEPS = """
     CONTROL     manifest   sender    ManifestPart   manifest
     CONTROL     manifest   sender    LastPart       moving
     CONTROL     manifest   sender    Withdrawn      manifest
+    CONTROL     manifest   sender    Zeros          manifest
     CONTROL     manifest   sender    Progress       manifest
     CONTROL     manifest   receiver  Needed         manifest
     CONTROL     manifest   receiver  Held           manifest
     CONTROL     manifest   receiver  Declined       manifest
     CONTROL     manifest   receiver  Notice         manifest
     CONTROL     manifest   receiver  Verdicts       manifest
+    CONTROL     manifest   receiver  Zeros          manifest
     CONTROL     manifest   receiver  Progress       manifest
 
     CONTROL     moving     sender    Finish         finishing
     CONTROL     moving     sender    Withdrawn      moving
+    CONTROL     moving     sender    Zeros          moving
     CONTROL     moving     sender    Progress       moving
     CONTROL     moving     receiver  Needed         moving
     CONTROL     moving     receiver  Held           moving
     CONTROL     moving     receiver  Declined       moving
     CONTROL     moving     receiver  Notice         moving
     CONTROL     moving     receiver  Verdicts       moving
+    CONTROL     moving     receiver  Zeros          moving
     CONTROL     moving     receiver  Progress       moving
     CONTROL     moving     receiver  Complete       complete
 
@@ -572,6 +576,7 @@ STEPS = """
     CONTROL     finishing  receiver  Declined       finishing
     CONTROL     finishing  receiver  Notice         finishing
     CONTROL     finishing  receiver  Verdicts       finishing
+    CONTROL     finishing  receiver  Zeros          finishing
     CONTROL     finishing  receiver  Progress       finishing
     CONTROL     finishing  receiver  Complete       complete
 

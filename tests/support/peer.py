@@ -153,9 +153,21 @@ class TreeSample:
         self.contents: list[bytes] = []
         self.withdrawn: set[int] = set()
         self.unchecked: set[int] = set()
+        self.holes: dict[int, tuple[tuple[int, int], ...]] = {}
+        """The holes (offset, length) of each file, in order."""
 
-    def add(self, path: bytes, content: bytes = b"", type: m.EntryType = m.EntryType.FILE, **more: Any) -> int:
-        """List another entry; return its file_id."""
+    def add(
+        self,
+        path: bytes,
+        content: bytes = b"",
+        type: m.EntryType = m.EntryType.FILE,
+        holes: tuple[tuple[int, int], ...] = (),
+        **more: Any,
+    ) -> int:
+        """List another entry, with these holes (offset, length); return its file_id."""
+        if holes:
+            more = {"data_bytes": len(content) - sum(length for _, length in holes), **more}
+            self.holes[len(self.entries)] = holes
         entry = m.Entry(path, type, len(content), 0o644, 1_700_000_000_000_000_000)._replace(**more)
         self.entries.append(entry)
         self.contents.append(content)
@@ -195,10 +207,10 @@ class TreeSample:
                     yield bundle
                     bundle = []
                 if grid.segments == 1:
-                    bundle.append(m.Segment(file_id, 0, entry.size))
+                    bundle.append(self._segment(file_id, 0, entry.size))
                 else:
                     for index in range(grid.segments):
-                        yield [m.Segment(file_id, grid.offset(index), grid.length(index))]
+                        yield [self._segment(file_id, grid.offset(index), grid.length(index))]
             if bundle:
                 yield bundle
 
@@ -207,15 +219,29 @@ class TreeSample:
         """The files of which something is sent, unless it is withdrawn or accepted unread."""
         return {segment.file_id for chunk in self.segments() for segment in chunk if not self.is_hole(segment)}
 
+    def _segment(self, file_id: int, offset: int, length: int) -> m.Segment:
+        runs, at, end = [], offset, offset + length
+        for hole, hole_length in self.holes.get(file_id, ()):
+            first, stop = max(hole, at), min(hole + hole_length, end)
+            if first < stop:
+                runs += [first - at, stop - first]
+                at = stop
+        return m.Segment(file_id, offset, length, tuple([*runs, end - at] if runs and at < end else runs))
+
+    @property
+    def zeros(self) -> m.Zeros:
+        """The segments of large files that lie in holes entirely: told, not sent."""
+        told = [segment for chunk in self.segments() for segment in chunk if self.is_hole(segment)]
+        return m.Zeros(tuple(m.SegmentRange(each.file_id, each.offset // self.chunk_size, 1) for each in told))
+
     def is_sent(self, segment: m.Segment) -> bool:
         """Whether this segment has a digest: it is neither in holes nor withdrawn nor accepted unread."""
         return not self.is_hole(segment) and segment.file_id not in self.withdrawn | self.unchecked
 
     def is_hole(self, segment: m.Segment) -> bool:
-        """Whether this segment lies in one of its file's holes entirely."""
-        end = segment.offset + segment.length
-        holes = self.entries[segment.file_id].holes
-        return any(hole.offset <= segment.offset and end <= hole.offset + hole.length for hole in holes)
+        """Whether this segment of a large file lies in one of its holes entirely."""
+        is_large = self.entries[segment.file_id].size > self.chunk_size
+        return is_large and segment.runs == (0, segment.length)
 
     def payload(self, segment: m.Segment) -> bytes:
         return self.contents[segment.file_id][segment.offset : segment.offset + segment.length]
@@ -227,9 +253,14 @@ class TreeSample:
 
     def chunk(self, chunk_id: int, segments: list[m.Segment]) -> bytes:
         """One chunk as it is on the wire."""
-        payload = [self.payload(segment) for segment in segments]
         header = frame(m.ChunkHeader(chunk_id, tuple(segments)))
-        return b"".join([header, *payload, *map(segment_digest, payload)])
+        payload = [
+            self.contents[segment.file_id][start:end]
+            for segment in segments
+            for start, end, is_data in segment.pieces()
+            if is_data
+        ]
+        return b"".join([header, *payload, *(segment_digest(self.payload(segment)) for segment in segments)])
 
     @property
     def finish(self) -> m.Finish:

@@ -121,6 +121,12 @@ class TreeTransfer:
         begun = self.begin(*segments, connection=connection)
         payloads = [change(self.sample.payload(segment)) for segment in segments]
         for each, payload in zip(begun, payloads, strict=True):
+            if each.segment.runs:
+                each.sink.begin_sparse(each.segment)
+                for start, end, is_data in each.segment.pieces():
+                    if is_data:
+                        each.sink.write(memoryview(payload)[start - each.segment.offset :][: end - start], start)
+                continue
             half = -(-len(payload) // 2)
             for at in range(0, len(payload), half):
                 if each.write:
@@ -134,7 +140,9 @@ class TreeTransfer:
         return good
 
     def send_all(self) -> None:
-        """Send every chunk that is to be sent."""
+        """Send every chunk that is to be sent, and tell those of zeros."""
+        if zeros := self.sample.zeros.segments:
+            assert list(self.tree.take_zeros(m.Zeros(zeros))) == [m.Zeros(zeros)]
         for segments in self.sample.chunks().values():
             assert self.send(*segments)
 

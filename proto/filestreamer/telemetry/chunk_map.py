@@ -2,7 +2,7 @@
 
     cell k   chunks [k * chunks_per_cell, (k + 1) * chunks_per_cell); the last cell may have fewer
     brought  how many of them a connection brought in this transfer
-    held     how many of them the receiver had before
+    held     how many of them no connection had to bring: the receiver had them before, or they are zeros
     by       the connection that brought the last one; -1 where none did
 
 A cell has an odd number of chunks. Connections take turns, and most transfers have an even number of them: with an even
@@ -58,6 +58,14 @@ class ChunkMap:
         else:
             self.brought[cell] += 1
             self.by[cell] = by
+
+    def add_held(self, first: int, end: int) -> None:
+        """Count the chunks [first, end) as those that no connection has to bring."""
+        while first < end:
+            cell = first // self.chunks_per_cell
+            stop = min(end, (cell + 1) * self.chunks_per_cell)
+            self.held[cell] += stop - first
+            first = stop
 
     def remove(self, chunk_id: int, *, was_held: bool) -> None:
         """Take back a chunk that was counted, as it is missing or differs."""

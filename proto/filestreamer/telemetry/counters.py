@@ -105,6 +105,8 @@ class ConnectionCounters:
     acknowledged_bytes: int = 0
     abandoned_bytes: int = 0
     """Moved on a connection that ended before they were acknowledged."""
+    hole_bytes: int = 0
+    """Bytes of acknowledged chunks that lie in holes: they were not moved."""
     chunks: int = 0
     """Chunks acknowledged."""
     reconnects: int = 0
@@ -156,6 +158,9 @@ class TransferCounters:
     stages: tuple[str, ...] = ()
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     size_bytes: int = 0
+    """Bytes of all files that were listed, holes included."""
+    zero_bytes: int = 0
+    """Bytes of chunks that are holes entirely: told, and not sent."""
     is_growing: bool = False
     """Whether size_bytes and chunks may still grow: a stream that has not ended."""
     is_waiting: bool = False
@@ -191,6 +196,8 @@ class TransferCounters:
     """Receiver: rehashed bytes, including those of segments that are being rehashed."""
     forgotten_bytes: int = 0
     """Bytes acknowledged by a receiver that was restarted since; those that it kept count as held."""
+    forgotten_hole_bytes: int = 0
+    """Bytes in holes of the chunks that these belong to."""
     files: int = 1
     chunks: int = 0
     chunk_size: int = 0
@@ -215,6 +222,12 @@ class TransferCounters:
     def acknowledged_bytes(self) -> int:
         """Bytes that the receiver has written and verified in this transfer."""
         return sum(connection.acknowledged_bytes for connection in self.connections) - self.forgotten_bytes
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all files, without those that are known to lie in holes."""
+        hole_bytes = sum(connection.hole_bytes for connection in self.connections) - self.forgotten_hole_bytes
+        return max(0, self.size_bytes - self.zero_bytes - hole_bytes)
 
     @property
     def there_bytes(self) -> int:
@@ -296,8 +309,9 @@ class TransferCounters:
 
     def start_over(self) -> None:
         """Reset what was acknowledged and held, as a restarted receiver answers from the start."""
-        self.held_bytes = self.unchecked_bytes = 0
+        self.held_bytes = self.unchecked_bytes = self.zero_bytes = 0
         self.forgotten_bytes += self.acknowledged_bytes
+        self.forgotten_hole_bytes = sum(connection.hole_bytes for connection in self.connections)
 
     def add_connection(self, connection_id: int) -> ConnectionCounters:
         """Return the counters of a data connection, which are new unless it was there before."""

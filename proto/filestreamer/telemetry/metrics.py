@@ -137,7 +137,12 @@ TCP: Final[list[Reading[TcpInfo]]] = [
     ),
 ]
 TRANSFER: Final[list[Reading[TransferCounters]]] = [
-    Reading(Gauge, "transfer_size_bytes", "Bytes of all files of the transfer.", lambda t: t.size_bytes),
+    Reading(
+        Gauge,
+        "transfer_size_bytes",
+        "Bytes of all files of the transfer, without those that are known to lie in holes.",
+        lambda t: t.data_bytes,
+    ),
     Reading(
         Gauge,
         "transfer_acknowledged_bytes",

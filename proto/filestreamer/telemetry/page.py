@@ -76,7 +76,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
         "status": counters.status,
         "started_time_seconds": counters.started_time,
         "seconds": counters.seconds,
-        "size_bytes": counters.size_bytes,
+        "size_bytes": counters.data_bytes,
         "is_growing": counters.is_growing,
         "acknowledged_bytes": counters.acknowledged_bytes,
         "held_bytes": counters.there_bytes,

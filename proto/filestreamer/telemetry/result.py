@@ -141,7 +141,7 @@ class TransferResult:
             transfer_id=counters.transfer_id.hex(),
             committed=committed,
             files=counters.files,
-            bytes=counters.size_bytes,
+            bytes=counters.data_bytes,
             sent_bytes=counters.moved_bytes,
             held_bytes=counters.held_bytes,
             unchecked_bytes=counters.unchecked_bytes,

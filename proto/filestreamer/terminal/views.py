@@ -79,13 +79,13 @@ class Meter:
         ended = counters.ended_at is not None
         if ended and counters.seconds > 0:
             bytes_per_second = acknowledged_bytes / counters.seconds
-        left_bytes = max(0, counters.size_bytes - done_bytes)
+        left_bytes = max(0, counters.data_bytes - done_bytes)
         return TransferView(
             transfer_id=counters.transfer_id,
             name=counters.name,
             phase=counters.phase,
             ended=ended,
-            size_bytes=None if counters.is_growing else counters.size_bytes,
+            size_bytes=None if counters.is_growing else counters.data_bytes,
             done_bytes=done_bytes,
             acknowledged_bytes=acknowledged_bytes,
             rehashed_bytes=counters.rehashed_bytes,

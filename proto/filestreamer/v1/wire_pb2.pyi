@@ -150,7 +150,7 @@ VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "verdicts", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "zeros", "verdicts", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,7 @@ class Frame(_message.Message):
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     DECLINED_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    ZEROS_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
@@ -185,11 +186,12 @@ class Frame(_message.Message):
     withdrawn: Withdrawn
     declined: Declined
     notice: Notice
+    zeros: Zeros
     verdicts: Verdicts
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., zeros: _Optional[_Union[Zeros, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features")
@@ -289,14 +291,6 @@ class Deletion(_message.Message):
     excludes: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, roots: _Optional[_Iterable[bytes]] = ..., excludes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
-class Hole(_message.Message):
-    __slots__ = ("offset", "length")
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    LENGTH_FIELD_NUMBER: _ClassVar[int]
-    offset: int
-    length: int
-    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
-
 class Xattr(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -306,7 +300,7 @@ class Xattr(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "holes", "xattrs")
+    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "xattrs", "data_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -316,8 +310,8 @@ class Entry(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     LINK_TARGET_FIELD_NUMBER: _ClassVar[int]
     HARD_LINK_GROUP_FIELD_NUMBER: _ClassVar[int]
-    HOLES_FIELD_NUMBER: _ClassVar[int]
     XATTRS_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     type: EntryType
     size: int
@@ -327,9 +321,9 @@ class Entry(_message.Message):
     gid: int
     link_target: bytes
     hard_link_group: int
-    holes: _containers.RepeatedCompositeFieldContainer[Hole]
     xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
-    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., holes: _Optional[_Iterable[_Union[Hole, _Mapping]]] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ...) -> None: ...
+    data_bytes: int
+    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., data_bytes: _Optional[int] = ...) -> None: ...
 
 class ManifestPart(_message.Message):
     __slots__ = ("first_file_id", "entries", "last", "more_xattrs", "xattrs_continue")
@@ -465,6 +459,12 @@ class Notice(_message.Message):
     texts: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Zeros(_message.Message):
+    __slots__ = ("segments",)
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentRange]
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
+
 class Complete(_message.Message):
     __slots__ = ("committed", "deleted", "undeletable", "left")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -498,14 +498,16 @@ class Verdicts(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[EntryVerdict, _Mapping]]] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("file_id", "offset", "length")
+    __slots__ = ("file_id", "offset", "length", "runs")
     FILE_ID_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     file_id: int
     offset: int
     length: int
-    def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    runs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChunkHeader(_message.Message):
     __slots__ = ("chunk_id", "segments")

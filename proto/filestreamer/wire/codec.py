@@ -229,10 +229,10 @@ def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
         entry.link_target = e.link_target
     if e.hard_link_group:
         entry.hard_link_group = e.hard_link_group
-    for hole in e.holes:
-        entry.holes.add(offset=hole.offset, length=hole.length)
     for xattr in e.xattrs:
         entry.xattrs.add(name=xattr.name, value=xattr.value)
+    if e.data_bytes is not None:
+        entry.data_bytes = e.data_bytes
 
 
 _ENTRY_TYPES = {int(kind): kind for kind in m.EntryType}
@@ -256,8 +256,9 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         e.gid if e.HasField("gid") else None,
         target,
         e.hard_link_group,
-        _decode_holes(e) if e.holes else (),
+        (),
         _decode_xattrs(e.xattrs, "Entry.xattrs") if e.xattrs else (),
+        _within(e.data_bytes, 0, size, "Entry.data_bytes") if e.HasField("data_bytes") else None,
     )
 
 
@@ -273,16 +274,6 @@ def _check_entry(e: pb.Entry) -> m.EntryType:
     _within(e.size, 0, limits.FILE_SIZE_MAX, "Entry.size")
     _within(e.mode, 0, 0o7777, "Entry.mode")
     return kind
-
-
-def _decode_holes(e: pb.Entry) -> tuple[m.Hole, ...]:
-    """Decode holes. Raises RemoteProtocolError where they are not in order, empty, overlapping, or outside the file."""
-    _within(len(e.holes), 0, limits.HOLES_PER_FILE, "the number of Entry.holes")
-    at = 0
-    for h in e.holes:
-        _require(at <= h.offset and 0 < h.length <= e.size - h.offset, "Entry.holes overlap or leave the file")
-        at = h.offset + h.length
-    return tuple(m.Hole(h.offset, h.length) for h in e.holes)
 
 
 def _decode_xattrs(xattrs: Any, what: str) -> tuple[m.Xattr, ...]:
@@ -329,6 +320,18 @@ def _file_ranges(ranges: Any, what: str) -> tuple[m.FileRange, ...]:
     )
 
 
+def _segment_ranges(ranges: Any, least: int, what: str) -> tuple[m.SegmentRange, ...]:
+    _within(len(ranges), least, limits.RANGES_PER_NEEDED, f"the number of {what}")
+    return tuple(
+        m.SegmentRange(
+            r.file_id,
+            _within(r.first_segment, 0, limits.CHUNKS_PER_FILE, f"{what}.first_segment"),
+            _within(r.segments, 1, limits.CHUNKS_PER_FILE - r.first_segment, f"{what}.segments"),
+        )
+        for r in ranges
+    )
+
+
 def _encode_needed(n: m.Needed) -> pb.Frame:
     files = [pb.FileRange(**r._asdict()) for r in n.files]
     segments = [pb.SegmentRange(**r._asdict()) for r in n.segments]
@@ -336,15 +339,7 @@ def _encode_needed(n: m.Needed) -> pb.Frame:
 
 
 def _decode_needed(n: pb.Needed) -> m.Needed:
-    _within(len(n.segments), 0, limits.RANGES_PER_NEEDED, "the number of Needed.segments")
-    segments = tuple(
-        m.SegmentRange(
-            r.file_id,
-            _within(r.first_segment, 0, limits.CHUNKS_PER_FILE, "Needed.segments.first_segment"),
-            _within(r.segments, 1, limits.CHUNKS_PER_FILE - r.first_segment, "Needed.segments.segments"),
-        )
-        for r in n.segments
-    )
+    segments = _segment_ranges(n.segments, 0, "Needed.segments")
     window_bytes = _within(n.window_bytes, 0, _MAX_U63, "Needed.window_bytes")
     return m.Needed(_file_ranges(n.files, "Needed.files"), segments, window_bytes)
 
@@ -493,6 +488,14 @@ def _decode_notice(n: pb.Notice) -> m.Notice:
     return m.Notice(tuple([_reason(text) for text in n.texts]))
 
 
+def _encode_zeros(z: m.Zeros) -> pb.Frame:
+    return pb.Frame(zeros=pb.Zeros(segments=[pb.SegmentRange(**r._asdict()) for r in z.segments]))
+
+
+def _decode_zeros(z: pb.Zeros) -> m.Zeros:
+    return m.Zeros(_segment_ranges(z.segments, 1, "Zeros.segments"))
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -500,25 +503,40 @@ def _encode_chunk_header(h: m.ChunkHeader) -> pb.Frame:
     frame = pb.Frame()
     header = frame.chunk_header
     header.chunk_id = h.chunk_id
-    for file_id, offset, length in h.segments:
+    for file_id, offset, length, runs in h.segments:
         segment = header.segments.add()
         segment.file_id = file_id
         segment.offset = offset
         segment.length = length
+        if runs:
+            segment.runs.extend(runs)
     return frame
 
 
 def _decode_chunk_header(h: pb.ChunkHeader) -> m.ChunkHeader:
-    segments = tuple([m.Segment(s.file_id, s.offset, s.length) for s in h.segments])
+    # A bundle has up to a thousand segments, nearly all of them without runs.
+    segments = tuple([m.Segment(s.file_id, s.offset, s.length, tuple(s.runs) if s.runs else ()) for s in h.segments])
     _within(len(segments), 1, limits.SEGMENTS_PER_CHUNK, "the number of ChunkHeader.segments")
-    length = 0
-    for _, offset, size in segments:
+    length = runs_count = 0
+    for _, offset, size, runs in segments:
         if not (0 < size <= limits.CHUNK_SIZE_MAX and offset <= limits.FILE_SIZE_MAX - size):
             _within(size, 1, limits.CHUNK_SIZE_MAX, "ChunkHeader.segments.length")
             _within(offset, 0, limits.FILE_SIZE_MAX - size, "ChunkHeader.segments.offset")
         length += size
+        if runs:
+            _check_runs(runs, size)
+            runs_count += len(runs)
     _within(length, 1, limits.CHUNK_SIZE_MAX, "the payload of a chunk")
+    _within(runs_count, 0, limits.RUNS_PER_CHUNK, "the number of ChunkHeader.segments.runs")
     return m.ChunkHeader(h.chunk_id, segments)
+
+
+def _check_runs(runs: tuple[int, ...], length: int) -> None:
+    """Check that runs make up a segment: a hole at least, only the first one empty, and all its bytes."""
+    what = "ChunkHeader.segments.runs"
+    _require(len(runs) > 1, f"{what} has no hole")
+    _require(0 not in runs[1:], f"{what} has an empty run")
+    _require(sum(runs) == length, f"{what} makes {sum(runs)} bytes, not {length}")
 
 
 def _encode_chunk_ack(a: m.ChunkAck) -> pb.Frame:
@@ -542,6 +560,7 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     m.Held: _encode_held,
     m.Progress: _encode_progress,
     m.Finish: _encode_finish,
+    m.Zeros: _encode_zeros,
     m.Complete: lambda c: pb.Frame(complete=pb.Complete(**c._asdict())),
     m.Withdrawn: lambda w: pb.Frame(withdrawn=pb.Withdrawn(file_ids=w.file_ids)),
     m.Declined: _encode_declined,
@@ -564,6 +583,7 @@ _DECODERS: dict[str, Callable[[Any], m.Message]] = {
     "held": _decode_held,
     "progress": _decode_progress,
     "finish": _decode_finish,
+    "zeros": _decode_zeros,
     "complete": _decode_complete,
     "withdrawn": _decode_withdrawn,
     "declined": _decode_declined,

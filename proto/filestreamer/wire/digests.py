@@ -4,10 +4,16 @@ XXH3 detects damage, not an attacker who changes bytes: TLS does that (proto/REA
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from xxhash import xxh3_64_digest, xxh3_128, xxh3_128_digest
 
-__all__ = ["checksum", "root_digest", "segment_digest", "segment_hasher"]
+from filestreamer.wire.limits import BLOCK_BYTES
+
+__all__ = ["ZEROS", "checksum", "root_digest", "segment_digest", "segment_hasher", "update_with_zeros"]
+
+ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
+"""A block of zeros."""
 
 checksum = xxh3_64_digest
 """XXH3-64 of a frame's body: 8 bytes, big-endian."""
@@ -25,3 +31,11 @@ def root_digest(digests: Iterable[bytes | bytearray | memoryview]) -> bytes:
     for digest in digests:
         hasher.update(digest)
     return hasher.digest()
+
+
+def update_with_zeros(hasher: xxh3_128, count: int) -> None:
+    """Hash `count` zeros, which stand for the bytes of a hole."""
+    while count > 0:
+        piece = ZEROS[:count]
+        hasher.update(piece)
+        count -= len(piece)

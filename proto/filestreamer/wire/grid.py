@@ -4,7 +4,6 @@ Segment i of a file is bytes [i*C, min((i+1)*C, size)), where C is the chunk siz
 segments from Offer and manifest, and the receiver accepts no others. A shard moves only its share of them ("Shards").
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -105,36 +104,3 @@ class Share:
 
 WHOLE: Final = Share()
 """The share of a transfer that is no shard."""
-
-
-def hole_segments(grid: Grid, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of segments that are entirely in holes. `holes` are (offset, length), in order."""
-    at = end = 0
-    for offset, length in holes:
-        if offset > end:
-            yield from _inner_segments(grid, at, end)
-            at = offset
-        end = offset + length
-    yield from _inner_segments(grid, at, end)
-
-
-def _inner_segments(grid: Grid, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the run of segments that are entirely in bytes [start, end), if there is one."""
-    first = -(-start // grid.chunk_size)
-    stop = grid.segments if end >= grid.size else end // grid.chunk_size
-    if first < stop:
-        yield first, stop
-
-
-def outside_holes(start: int, end: int, holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [first, end) of those of the bytes [start, end) that are in no hole, in order."""
-    for offset, length in holes:
-        if offset + length <= start:
-            continue
-        if offset >= end:
-            break
-        if offset > start:
-            yield start, offset
-        start = offset + length
-    if start < end:
-        yield start, end

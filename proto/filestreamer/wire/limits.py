@@ -54,6 +54,7 @@ ENTRIES_PER_PART: Final = 1024
 MANIFEST_PARTS_UNANSWERED: Final = 4
 DIGESTS_PER_HELD: Final = 2048
 RANGES_PER_NEEDED: Final = 1024
+"""Ranges of a kind in a Needed, a Held or a Zeros."""
 ACKS_PER_FRAME: Final = 1024
 FILES_PER_WITHDRAWN: Final = 1024
 ENTRIES_PER_DECLINED: Final = 512
@@ -68,7 +69,8 @@ XATTRS_BYTES: Final = MIB
 """Names and values of the extended attributes of an entry."""
 XATTRS_PER_ENTRY: Final = 1024
 XATTR_NAME_BYTES: Final = 255
-HOLES_PER_FILE: Final = 1024
+RUNS_PER_CHUNK: Final = 8192
+"""Runs of data and of hole that the header of a chunk lists: with SEGMENTS_PER_CHUNK segments they fit a frame."""
 STAGES_PER_PROGRESS: Final = 16
 
 WINDOW_BYTES: Final = 16 * MIB

@@ -5,6 +5,7 @@ this moment, and the services check whether it fits the files of the transfer.
 """
 
 import enum
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from filestreamer.wire.errors import Code
@@ -187,13 +188,6 @@ class Offer(NamedTuple):
     """Whether the entries have all extended attributes of their sources: others are removed."""
 
 
-class Hole(NamedTuple):
-    """A range of bytes of a file that reads as zeros and is not sent."""
-
-    offset: int
-    length: int
-
-
 class Xattr(NamedTuple):
     """One extended attribute."""
 
@@ -217,8 +211,11 @@ class Entry(NamedTuple):
     gid: int | None = None
     link_target: bytes = b""
     hard_link_group: int = 0
-    holes: tuple[Hole, ...] = ()
+    reserved: tuple[()] = ()
+    """Nothing: the place of a field that no message has any more."""
     xattrs: tuple[Xattr, ...] = ()
+    data_bytes: int | None = None
+    """A hint: how many bytes of a file its source stores, which is fewer than `size` for a sparse one; None: all."""
 
 
 class ManifestPart(NamedTuple):
@@ -341,6 +338,12 @@ class Notice(NamedTuple):
     texts: tuple[str, ...]
 
 
+class Zeros(NamedTuple):
+    """Sender: these segments of large files are zeros, and are not sent. Receiver: by now they are zeros here, too."""
+
+    segments: tuple[SegmentRange, ...]
+
+
 class Complete(NamedTuple):
     """Receiver: everything is durable: under final names if `committed`, else in staging (a shard); or a dry run."""
 
@@ -375,6 +378,21 @@ class Segment(NamedTuple):
     file_id: int
     offset: int
     length: int
+    runs: tuple[int, ...] = ()
+    """Lengths of data and of hole in turns, data first; () where all of it is data. Holes are zeros, and not sent."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that are sent: all but those of holes."""
+        return sum(self.runs[::2]) if self.runs else self.length
+
+    def pieces(self) -> Iterator[tuple[int, int, bool]]:
+        """Yield what it consists of, in order: the range [start, end) of bytes of the file, and whether it is data."""
+        at = self.offset
+        for number, length in enumerate(self.runs or (self.length,)):
+            if length:
+                yield at, at + length, number % 2 == 0
+            at += length
 
 
 class ChunkHeader(NamedTuple):
@@ -408,6 +426,7 @@ Message = (
     | Declined
     | Notice
     | Verdicts
+    | Zeros
     | ChunkHeader
     | ChunkAck
     | Abort

@@ -34,16 +34,17 @@ def _staying(state: State, *messages: type) -> dict[type, State]:
 
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Offer: "manifest", m.Progress: "offer"},
-    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Progress: "manifest"},
-    "moving": {m.Withdrawn: "moving", m.Progress: "moving", m.Finish: "finishing"},
+    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Zeros: "manifest", m.Progress: "manifest"},
+    "moving": {m.Withdrawn: "moving", m.Zeros: "moving", m.Progress: "moving", m.Finish: "finishing"},
     "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
     "complete": {m.Progress: "complete", m.Finish: "complete"},
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
-    "manifest": _staying("manifest", m.Needed, m.Held, *_REPORTS, m.Progress),
-    "moving": _staying("moving", m.Needed, m.Held, *_REPORTS, m.Progress) | {m.Complete: "complete"},
-    "finishing": _staying("finishing", m.Held, *_REPORTS, m.Progress) | {m.Needed: "moving", m.Complete: "complete"},
+    "manifest": _staying("manifest", m.Needed, m.Held, m.Zeros, *_REPORTS, m.Progress),
+    "moving": _staying("moving", m.Needed, m.Held, m.Zeros, *_REPORTS, m.Progress) | {m.Complete: "complete"},
+    "finishing": _staying("finishing", m.Held, m.Zeros, *_REPORTS, m.Progress)
+    | {m.Needed: "moving", m.Complete: "complete"},
     "complete": {},
 }
 _SENDER_ON_DATA: dict[State, dict[type, State]] = {"moving": {m.ChunkHeader: "moving"}}

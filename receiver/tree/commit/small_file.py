@@ -5,10 +5,10 @@ again.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from filestreamer.wire.errors import TransferFailed
-from filestreamer.wire.messages import Entry
+from filestreamer.wire.messages import Entry, Segment
 from receiver.disk.attributes import Attributes
 from receiver.disk.obstacles import Obstacle, write_failure
 from receiver.disk.space import write_at
@@ -22,6 +22,7 @@ class SmallFile:
 
     __slots__ = (
         "_attributes",
+        "_data_end",
         "_declines",
         "_fd",
         "_reasons",
@@ -55,39 +56,62 @@ class SmallFile:
         self._declines = declines
         self._reasons: Sequence[str] = ()
         self._fd = -1
+        self._data_end = entry.size
+        """The end of its last byte that is written."""
+
+    def begin_sparse(self, segment: Segment) -> None:
+        """Begin a file with holes, of which only the data is written. Raises TransferFailed."""
+        self._data_end = max([end for _, end, is_data in segment.pieces() if is_data], default=0)
+        self._unless_declined(self._begin_sparse)
+
+    def _begin_sparse(self) -> None:
+        self._fd = self.staging.create(self.name, self.entry)
+        os.ftruncate(self._fd, self.entry.size)
+        if not self._data_end:
+            self._finish()
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write the next bytes; after the last ones, set all its attributes, and close. Raises TransferFailed.
 
         The file is declined where it is too large for the file system, or can't have a mode as narrow as it must.
         """
+        self._unless_declined(lambda: self._write(view, offset))
+
+    def _unless_declined(self, step: Callable[[], None]) -> None:
+        """Take a step, unless the file is declined; an obstacle declines it. Raises TransferFailed."""
         if self.is_declined:
             return
         try:
-            self._write(view, offset)
+            step()
+        except OSError as error:
+            failed = _failure(error, self.entry)
+            if not isinstance(failed, Obstacle):
+                raise failed from None
+            self._decline(failed)
         except Obstacle as obstacle:
-            self.discard()
-            self.is_declined = True
-            self._declines.decline(self.entry.path, self.file_id, self.entry.hard_link_group, obstacle)
+            self._decline(obstacle)
+
+    def _decline(self, obstacle: Obstacle) -> None:
+        self.discard()
+        self.is_declined = True
+        self._declines.decline(self.entry.path, self.file_id, self.entry.hard_link_group, obstacle)
 
     def _write(self, view: memoryview, offset: int) -> None:
-        entry = self.entry
-        try:
-            if not offset:
-                self._fd = self.staging.create(self.name, entry)
-            fd = self._fd
-            write_at(fd, view, offset, entry.holes)
-            if offset + len(view) == entry.size:
-                if entry.holes:  # the last hole may be the end of the file, where nothing was written
-                    os.ftruncate(fd, entry.size)
-                mode_is_right = self.staging.has_mode(entry)
-                self._reasons = self._attributes.try_file(fd, entry, self.file_id, mode_is_right=mode_is_right)
-                if self.staging.place.syncs_each:
-                    os.fsync(fd)
-                self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
-                os.close(fd)
-        except OSError as error:
-            raise _failure(error, entry) from None
+        if self._fd < 0:
+            self._fd = self.staging.create(self.name, self.entry)
+        write_at(self._fd, view, offset)
+        if offset + len(view) == self._data_end:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Set all attributes of the file, and close it. Raises Obstacle, OSError."""
+        fd, entry = self._fd, self.entry
+        mode_is_right = self.staging.has_mode(entry)
+        self._reasons = self._attributes.try_file(fd, entry, self.file_id, mode_is_right=mode_is_right)
+        if self.staging.place.syncs_each:
+            os.fsync(fd)
+        self._fd = -1  # first: a close(2) that fails has closed the descriptor all the same
+        os.close(fd)
 
     def tell(self) -> None:
         """Report what could not be set of the file, now that its digest is right."""
@@ -104,11 +128,10 @@ class SmallFile:
 
 
 def make_file(staging: TreeStaging, attributes: Attributes, name: str, entry: Entry, file_id: int) -> None:
-    """Stage a file that no byte is sent for: an empty one, or one of holes only. Raises Obstacle, TransferFailed."""
+    """Stage an empty file. Raises Obstacle, TransferFailed."""
     try:
         fd = staging.create(name, entry)
         try:
-            os.ftruncate(fd, entry.size)
             attributes.put_file(fd, entry, file_id)
             if staging.place.syncs_each:
                 os.fsync(fd)

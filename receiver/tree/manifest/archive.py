@@ -19,15 +19,14 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import RemoteProtocolError
 from receiver.disk.closed_staging import StagingMark
-from receiver.file.states import HELD, WITHDRAWN
+from receiver.file.states import HELD, WITHDRAWN, ZERO, runs_without
 from receiver.tree.manifest.large_file import LargeFile, Spooled
 from receiver.tree.manifest.part_state import HAS_DIGEST, PartState
 from receiver.tree.manifest.spool import Spool
 
 ENTRY_BYTES: Final = 512
 LARGE_BYTES: Final = 512
-HOLE_BYTES: Final = 128
-"""About what an entry, a large file and a hole take in memory while their part is active."""
+"""About what an entry and a large file take in memory while their part is active."""
 _RECORD: Final = struct.Struct("=QQQQQQIIIII")
 _XATTR: Final = struct.Struct("=II")
 """Lengths of the name and the value of an attribute, which follow."""
@@ -216,7 +215,7 @@ class Archive:
         saved = bytearray(part_state.digests())
         for index, large in sorted(part_state.large.items()):
             mark = large.mark or _NO_MARK
-            saved += _LARGE.pack(index, large.spooled, large.spool_at, _SIZE * large.sent_segments, *mark)
+            saved += _LARGE.pack(index, large.spooled, large.spool_at, _SIZE * large.grid.segments, *mark)
         if record.digests_at:
             self.spool.write(record.digests_at, saved)
             return
@@ -262,10 +261,21 @@ class Archive:
         for saved in self._saved_large(record):
             yield from _marked(marks, small, start, saved.file_index)
             if saved.spooled == Spooled.DIGESTS and marks[saved.file_index]:
-                for offset in range(0, saved.digests_bytes, _PIECE_BYTES):
-                    yield self.spool.read(saved.spool_at + offset, min(_PIECE_BYTES, saved.digests_bytes - offset))
+                yield from self._digests_of_large(saved)
             start = saved.file_index + 1
         yield from _marked(marks, small, start, record.entries)
+
+    def _digests_of_large(self, saved: _SavedLarge) -> Iterator[bytes]:
+        """Yield the digests of all segments of a complete large file, but for those of zeros."""
+        states_at = saved.spool_at + saved.digests_bytes
+        for offset in range(0, saved.digests_bytes, _PIECE_BYTES):
+            digests = self.spool.read(saved.spool_at + offset, min(_PIECE_BYTES, saved.digests_bytes - offset))
+            states = self.spool.read(states_at + offset // _SIZE, len(digests) // _SIZE)
+            if ZERO not in states:
+                yield digests
+                continue
+            for first, end in runs_without(states, ZERO):
+                yield digests[first * _SIZE : end * _SIZE]
 
     # --- records
 
@@ -300,7 +310,6 @@ def without_xattrs(part: m.ManifestPart) -> m.ManifestPart:
 
 def memory_bytes(entries: tuple[m.Entry, ...], chunk_size: int) -> int:
     """Estimate what the entries of a part take in memory while the part is active."""
-    holes = sum([len(entry.holes) for entry in entries])
     large = sum([entry.size > chunk_size for entry in entries])
     texts = sum([len(entry.path) + len(entry.link_target) for entry in entries])
-    return ENTRY_BYTES * len(entries) + LARGE_BYTES * large + HOLE_BYTES * holes + texts
+    return ENTRY_BYTES * len(entries) + LARGE_BYTES * large + texts

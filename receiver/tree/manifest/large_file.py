@@ -15,12 +15,12 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.grid import WHOLE, Grid, hole_segments
+from filestreamer.wire.grid import WHOLE, Grid
 from receiver.disk.closed_staging import StagingMark
 from receiver.disk.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
-from receiver.file.states import HELD, VERIFIED
+from receiver.file.states import HELD, VERIFIED, ZERO, runs, runs_without
 from receiver.file.target import Connection
 from receiver.tree.manifest.spool import Spool
 
@@ -47,7 +47,10 @@ class OpenLargeFile(FileShare):
     def __init__(self, file: File) -> None:
         super().__init__(file, WHOLE)
         self.rehashing = 0
-        """Batches of segments that are being re-hashed; protected by the lock of its part, as is `inside`."""
+        """Batches of segments that are being re-hashed, and messages of zeros that are acted on.
+
+        Protected by the lock of its part, as is `inside`.
+        """
         self.inside: set[Connection] = set()
         """Connections that are receiving a chunk of the file."""
         self._ledger_lock = threading.Lock()
@@ -109,14 +112,12 @@ class OpenLargeFile(FileShare):
 
 
 class LargeFile:
-    """One large file; protected by the lock of its part. Holes are not sent: all that is kept here leaves them out."""
+    """One large file; protected by the lock of its part."""
 
-    __slots__ = ("grid", "holes", "mark", "open_file", "spool_at", "spooled")
+    __slots__ = ("grid", "mark", "open_file", "spool_at", "spooled")
 
     def __init__(self, entry: m.Entry, chunk_size: int) -> None:
         self.grid = Grid(entry.size, chunk_size)
-        self.holes = list(hole_segments(self.grid, entry.holes))
-        """Runs [first, end) of segments that lie in holes."""
         self.open_file: OpenLargeFile | None = None
         """Set while the file is open."""
         self.spooled = Spooled.NOTHING
@@ -125,54 +126,43 @@ class LargeFile:
         self.mark: StagingMark | None = None
         """Shows whether another process wrote to the staging while the file was set aside; None without a staging."""
 
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of the segments that do not lie in holes."""
-        return self.grid.size - sum(self.grid.bytes_between(*run) for run in self.holes)
-
-    @property
-    def sent_segments(self) -> int:
-        """Number of segments that do not lie in holes."""
-        return self.grid.segments - sum(end - first for first, end in self.holes)
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Yield the runs [first, end) of segments that do not lie in holes."""
-        at = 0
-        for first, end in [*self.holes, (self.grid.segments, 0)]:
-            if at < first:
-                yield at, first
-            at = end
-
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yield the same runs, cut into pieces of at most _PIECE_SEGMENTS."""
-        for first, end in self.runs():
-            for start in range(first, end, _PIECE_SEGMENTS):
-                yield start, min(start + _PIECE_SEGMENTS, end)
+        """Yield all segments in runs [first, end) of at most _PIECE_SEGMENTS."""
+        for start in range(0, self.grid.segments, _PIECE_SEGMENTS):
+            yield start, min(start + _PIECE_SEGMENTS, self.grid.segments)
+
+    def zero_bytes(self, spool: Spool) -> int:
+        """Return the bytes of its segments of zeros, as far as is known."""
+        return sum(
+            self.grid.bytes_between(first + start, first + stop)
+            for first, end in self.pieces()
+            for start, stop in runs(self.states_between(first, end, spool), ZERO)
+        )
 
     # --- what is known of its segments, in memory or in the spool
 
     def digests_between(self, first: int, end: int, spool: Spool) -> bytes:
-        """Return the digests of the segments [first, end), none of which lies in a hole."""
+        """Return the digests of the segments [first, end)."""
         open_file = self.open_file
         if open_file is not None:
             with open_file.file.lock:
                 return b"".join(open_file.file.chunk_states.digests(WHOLE, first, end))
-        return spool.read(self.spool_at + _SIZE * self._rank(first), _SIZE * (end - first))
+        return spool.read(self.spool_at + _SIZE * first, _SIZE * (end - first))
 
     def states_between(self, first: int, end: int, spool: Spool) -> bytes:
-        """Return the states of the segments [first, end), none of which lies in a hole; b"" if nothing is known."""
+        """Return the states of the segments [first, end); b"" if nothing is known."""
         open_file = self.open_file
         if open_file is not None:
             with open_file.file.lock:
                 return open_file.file.chunk_states.states_between(first, end)
         if self.spooled is Spooled.NOTHING:  # the file was withdrawn meanwhile
             return b""
-        return spool.read(self._states_at + self._rank(first), end - first)
+        return spool.read(self._states_at + first, end - first)
 
     def write_digests(self, first: int, digests: bytes, spool: Spool) -> None:
-        """Write digests of segments from `first` on into the spool; none of them lies in a hole."""
+        """Write digests of segments from `first` on into the spool."""
         self._reserve(spool)
-        spool.write(self.spool_at + _SIZE * self._rank(first), digests)
+        spool.write(self.spool_at + _SIZE * first, digests)
 
     def save(self, spool: Spool, spooled: Spooled) -> None:
         """Write the states and digests of the open file into the spool, while no connection is inside."""
@@ -180,21 +170,16 @@ class LargeFile:
         assert open_file is not None
         chunk_states = open_file.file.chunk_states
         self._reserve(spool)
-        at, states_at = self.spool_at, self._states_at
         for start, stop in self.pieces():
-            spool.write(at, b"".join(chunk_states.digests(WHOLE, start, stop)))
-            spool.write(states_at, chunk_states.states_between(start, stop))
-            at, states_at = at + _SIZE * (stop - start), states_at + stop - start
+            spool.write(self.spool_at + _SIZE * start, b"".join(chunk_states.digests(WHOLE, start, stop)))
+            spool.write(self._states_at + start, chunk_states.states_between(start, stop))
         self.spooled = spooled
 
     def restore(self, open_file: OpenLargeFile, spool: Spool) -> None:
         """Read states and digests from the spool into a file that was opened again."""
-        rank, states_at = 0, self._states_at
         for start, stop in self.pieces():
-            count = stop - start
-            digests = spool.read(self.spool_at + _SIZE * rank, _SIZE * count)
-            open_file.file.chunk_states.restore(start, spool.read(states_at + rank, count), digests)
-            rank += count
+            digests = spool.read(self.spool_at + _SIZE * start, _SIZE * (stop - start))
+            open_file.file.chunk_states.restore(start, spool.read(self._states_at + start, stop - start), digests)
 
     def begin_declined(self, spool: Spool) -> None:
         """Keep states and digests of a declined file that is not open in the spool: what came before, and comes yet."""
@@ -203,27 +188,29 @@ class LargeFile:
 
     def take_declined(self, position: int, digest: bytes, spool: Spool) -> bool:
         """Note a segment of a declined file that came in; return whether its digest is the one that came first."""
-        at, states_at = self.spool_at + _SIZE * self._rank(position), self._states_at + self._rank(position)
+        at, states_at = self.spool_at + _SIZE * position, self._states_at + position
         if spool.read(states_at, 1)[0] == VERIFIED:
             return spool.read(at, _SIZE) == digest
         spool.write(at, digest)
         spool.write(states_at, bytes([VERIFIED]))
         return True
 
+    def take_declined_zeros(self, first: int, end: int, spool: Spool) -> int:
+        """Note segments of a declined file that were told as zeros; return how many bytes were not before."""
+        new = list(runs_without(self.states_between(first, end, spool), ZERO))
+        spool.write(self._states_at + first, bytes([ZERO]) * (end - first))
+        return sum(self.grid.bytes_between(first + start, first + stop) for start, stop in new)
+
     def has_all_digests(self, spool: Spool) -> bool:
         """Whether all segments of a declined file came in, or were here before: the sender counts them as done."""
-        here = bytes((VERIFIED, HELD))
+        here = bytes((VERIFIED, HELD, ZERO))
         return all(not self.states_between(first, end, spool).strip(here) for first, end in self.pieces())
 
     def _reserve(self, spool: Spool) -> None:
         """Reserve room in the spool, once."""
         if not self.spool_at:
-            self.spool_at = spool.reserve((_SIZE + 1) * self.sent_segments)
+            self.spool_at = spool.reserve((_SIZE + 1) * self.grid.segments)
 
     @property
     def _states_at(self) -> int:
-        return self.spool_at + _SIZE * self.sent_segments
-
-    def _rank(self, position: int) -> int:
-        """Count the segments before this one that do not lie in holes."""
-        return position - sum(min(end, position) - first for first, end in self.holes if first < position)
+        return self.spool_at + _SIZE * self.grid.segments

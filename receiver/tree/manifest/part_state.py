@@ -100,11 +100,6 @@ class PartState(StateTable):
         """Whether nothing had the name of a file when it was prepared, as far as is known."""
         return self.found is not None and index not in self.found
 
-    def payload_bytes(self, index: int) -> int:
-        """Return the bytes of a file that are sent: those of the segments that do not lie in holes."""
-        large = self.large.get(index)
-        return large.payload_bytes if large is not None else self.entries[index].size
-
     # --- connections
 
     def detach(self, connection: Connection) -> None:

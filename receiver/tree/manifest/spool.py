@@ -98,7 +98,7 @@ class Spool:
 
     def _write(self, data: bytes | bytearray | memoryview, at: int) -> None:
         try:
-            write_at(self._fd, memoryview(data), at, ())
+            write_at(self._fd, memoryview(data), at)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write the manifest into {self._shown}") from None
 

@@ -152,10 +152,6 @@ def test_nonsense_on_control(pair: Pair, receiver: Service, sample: Sample) -> N
 
 
 POLICY: Cases = {
-    "holes in a shard": lambda s: [
-        s.offer._replace(shard=m.Shard(0, 2)),
-        m.ManifestPart(0, (s.entry._replace(holes=(m.Hole(0, KIB),)),), True),
-    ],
     "stream in a tree": lambda s: [
         s.offer,
         m.ManifestPart(0, (s.entry, m.Entry(b"s", m.EntryType.STREAM, 0, 0o644, 0)), True),

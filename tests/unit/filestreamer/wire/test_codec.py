@@ -74,8 +74,8 @@ WITHIN: list[m.Message] = [
     part(FILE._replace(mtime_ns=U63)),
     part(FILE._replace(uid=0, gid=U32)),
     part(FILE._replace(hard_link_group=U64)),
-    part(FILE._replace(holes=(m.Hole(0, 1), m.Hole(1, 1), m.Hole(7, 1)))),
-    part(FILE._replace(holes=(m.Hole(0, 8),))),
+    part(FILE._replace(data_bytes=0)),
+    part(FILE._replace(data_bytes=FILE.size)),
     part(FILE._replace(xattrs=(m.Xattr(b"x", b""), m.Xattr(b"user.x", b"y" * 60_000)))),
     part(LINK),
     part(LINK._replace(link_target=b"t" * limits.PATH_BYTES)),
@@ -97,6 +97,10 @@ WITHIN: list[m.Message] = [
     m.ChunkHeader(0, (m.Segment(0, 0, 1),)),
     m.ChunkHeader(U64, (m.Segment(U64, limits.FILE_SIZE_MAX - limits.CHUNK_SIZE_MAX, limits.CHUNK_SIZE_MAX),)),
     m.ChunkHeader(0, (m.Segment(0, limits.FILE_SIZE_MAX - 1, 1),)),
+    m.ChunkHeader(0, (m.Segment(0, 0, 8, (0, 8)), m.Segment(1, 0, 8, (1, 7)), m.Segment(2, 0, 8, (0, 1, 7)))),
+    m.ChunkHeader(0, (m.Segment(0, 0, limits.RUNS_PER_CHUNK, (1,) * limits.RUNS_PER_CHUNK),)),
+    m.Zeros((m.SegmentRange(0, 0, 1),)),
+    m.Zeros((m.SegmentRange(U64, limits.CHUNKS_PER_FILE - 1, 1), m.SegmentRange(0, 0, limits.CHUNKS_PER_FILE))),
     m.ChunkAck(m.Verdict.OK, (0,)),
     m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (U64,) * limits.ACKS_PER_FRAME),
 ]
@@ -115,6 +119,9 @@ LARGEST: list[m.Message] = [
     ),
     LEFT_OUT,
     m.ChunkHeader(U64, (m.Segment(U64, 1 << 62, 1 << 20),) * limits.SEGMENTS_PER_CHUNK),
+    m.ChunkHeader(U64, (m.Segment(U64, 0, 1 << 20, (0, 1 << 18, 1, (3 << 18) - 2, 1)),) * 1023),
+    m.ChunkHeader(U64, (m.Segment(U64, 1 << 62, 1 << 30, (1 << 17,) * limits.RUNS_PER_CHUNK),)),
+    m.Zeros((m.SegmentRange(U64, limits.CHUNKS_PER_FILE - 1, 1),) * limits.RANGES_PER_NEEDED),
     m.ChunkAck(m.Verdict.OK, (U64,) * limits.ACKS_PER_FRAME),
 ]
 

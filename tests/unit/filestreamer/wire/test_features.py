@@ -28,7 +28,7 @@ USES: dict[str, tuple[m.Offer | m.ManifestPart, set[str]]] = {
     "asking": (OFFER._replace(dry_run=True), {features.DRY_RUN}),
     "a name that is kept": (part(KEPT), {features.TREES, features.DELETE}),
     "a file": (part(FILE), set()),
-    "a sparse file": (part(FILE._replace(holes=(m.Hole(0, 8),))), set()),
+    "a sparse file": (part(FILE._replace(data_bytes=0)), set()),
     "a stream": (part(STREAM), {features.STREAMS}),
     "a user": (part(FILE._replace(uid=0)), {features.OWNER}),
     "a group": (part(FILE._replace(gid=0)), {features.OWNER}),

@@ -12,7 +12,6 @@ import pytest
 
 from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Hole
 from receiver.disk import space
 from receiver.disk.destination import Destination
 from receiver.disk.staging import Staging
@@ -48,15 +47,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return fail
 
 
-def test_space_is_taken_for_all_of_a_file_but_its_holes(destination: Destination, path: Path) -> None:
+def test_space_is_taken_for_all_of_a_file_and_none_for_a_sparse_one(destination: Destination, path: Path) -> None:
     grid = Grid(8 << 20, 1 << 20)
     staged = stage(destination, grid)
     staged.reserve(never)
     assert allocated(staged_data(path)) == staged.space.ahead_bytes == grid.size
     staged.close()
-    staged = stage(destination, grid, ENTRY._replace(holes=(Hole(1 << 20, 4 << 20),)))
+    staged = stage(destination, grid, ENTRY._replace(data_bytes=4 << 20))
     staged.reserve(never)
-    assert allocated(staged_data(path)) == staged.space.ahead_bytes == 4 << 20
+    assert allocated(staged_data(path)) == staged.space.ahead_bytes == 0
     staged.close()
 
 
@@ -236,4 +235,53 @@ def test_what_several_threads_wrote_is_counted(destination: Destination, monkeyp
     for thread in threads:
         thread.join()
     assert staged.space.taken_bytes == 8000
+    staged.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- zeros
+
+
+@pytest.mark.parametrize("start", [0, 5, 4096, 9000])
+@pytest.mark.parametrize("end", [9001, 12288, 20_000, 40_000])
+@pytest.mark.parametrize("trouble", ["none", "can't punch", "can't tell"])
+def test_bytes_become_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, end: int, trouble: str
+) -> None:
+    """And no others, whatever was there, and whatever the file system can't do."""
+
+    def fail(*_: int) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    path = tmp_path / "f"
+    content = b"x" * 10_000 + bytes(10_000) + b"y" * 20_000
+    path.write_bytes(content)
+    if trouble != "none":
+        monkeypatch.setattr(space, "punch", fail)
+    if trouble == "can't tell":
+        monkeypatch.setattr(os, "lseek", fail)
+    with path.open("r+b") as file:
+        space.make_zeros(file.fileno(), start, end)
+    assert path.read_bytes() == content[:start] + bytes(end - start) + content[end:]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_zeros_of_a_new_file_take_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tells: bool) -> None:
+    def fail(*_: int) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    if not tells:
+        monkeypatch.setattr(os, "lseek", fail)
+    with (tmp_path / "f").open("w+b") as file:
+        file.truncate(10 << 20)
+        space.make_zeros(file.fileno(), 5, 10 << 20)
+        assert os.fstat(file.fileno()).st_blocks == 0
+
+
+def test_no_space_is_taken_ahead_where_blocks_are_written_to_new_places(
+    destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "writes_in_place", lambda _: False)
+    staged = stage(destination, Grid(8 << 20, 1 << 20))
+    assert staged.reserve(never)
+    assert allocated(staged_data(path)) == 0
     staged.close()

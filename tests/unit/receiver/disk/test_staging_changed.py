@@ -9,7 +9,7 @@ import pytest
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Grid
-from filestreamer.wire.messages import Hole
+from filestreamer.wire.messages import Segment
 from receiver.disk.destination import Destination
 from receiver.disk.staging import Staging
 from tests.support.staged_file import CONTENT, ENTRY, KEY, MIB, failure, fill, stage, staged_data, write
@@ -60,12 +60,21 @@ def test_zeros_that_the_disk_does_not_keep_are_no_damage(path: Path, destination
 
 
 def test_holes_of_a_file_are_no_damage(path: Path, destination: Destination) -> None:
-    holes = (Hole(0, MIB), Hole(2 * MIB + 5, 3 * MIB), Hole(7 * MIB, MIB))
-    staged = stage(destination, Grid(8 * MIB, MIB), ENTRY._replace(holes=holes))
+    """What its sender told is not read again; what it did not tell is."""
     content = bytearray(b"x" * 8 * MIB)
-    for offset, length in holes:
-        content[offset : offset + length] = bytes(length)
-    staged.write(memoryview(content), 0)
+    staged = stage(destination, Grid(8 * MIB, 4 * MIB), ENTRY._replace(data_bytes=3 * MIB))
+    for segment in (
+        Segment(0, 0, 4 * MIB, (0, MIB, MIB + 5, 2 * MIB - 5)),
+        Segment(0, 4 * MIB, 4 * MIB, (MIB, 3 * MIB)),
+    ):
+        staged.begin_sparse(segment)
+        for start, end, is_data in segment.pieces():
+            if is_data:
+                staged.write(memoryview(content)[start:end], start)
+            else:
+                content[start:end] = bytes(end - start)
+        staged.known_holes.count(segment)
+    assert list(staged.known_holes.suspects(staged.fd)) == []
     staged.commit()
     staged.close()
     assert (path / "f").read_bytes() == content

@@ -228,10 +228,10 @@ class TooLarge:
 
         real_write, real_open = write_at, staging.Staging.open
 
-        def write(fd: int, view: memoryview, offset: int, holes: object) -> None:
+        def write(fd: int, view: memoryview, offset: int) -> None:
             if after_bytes is not None and offset >= after_bytes:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-            real_write(fd, view, offset, holes)  # type: ignore[arg-type]
+            real_write(fd, view, offset)
 
         def open_staging(*args: object) -> object:
             if after_bytes is None:
@@ -322,10 +322,10 @@ def test_a_small_file_that_can_not_be_written(
 ) -> None:
     real = write_at
 
-    def write(fd: int, view: memoryview, offset: int, holes: object) -> None:
+    def write(fd: int, view: memoryview, offset: int) -> None:
         if offset and view.nbytes == 8:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        real(fd, view, offset, holes)  # type: ignore[arg-type]
+        real(fd, view, offset)
 
     monkeypatch.setattr(small_file, "write_at", write)
     tree = sample()
@@ -412,7 +412,7 @@ def test_copies_instead_of_hard_links(
     monkeypatch.setattr(os, "link", refuse)
     tree = sample()
     content = bytes(64) + LARGE + bytes(64)
-    tree.add(b"t/a", content, hard_link_group=1, holes=(m.Hole(0, 64),), mode=0o640)
+    tree.add(b"t/a", content, hard_link_group=1, holes=((0, 64),), mode=0o640)
     tree.add(b"t/b", content, hard_link_group=1, mode=0o640)
     tree.add(b"t/c", content, hard_link_group=1, mode=0o640)
     inodes: list[set[int]] = []

@@ -14,7 +14,7 @@ from filestreamer.wire.errors import Code
 from receiver.disk.descriptors import PLACES
 from receiver.disk.destination import Destination
 from receiver.file.shared_file import File
-from receiver.tree import tree_target
+from receiver.tree import part_preparer, tree_target
 from receiver.tree.commit import committer
 from receiver.tree.manifest import spool
 from tests.support.peer import TreeSample
@@ -85,12 +85,31 @@ def test_no_space_is_told_before_the_first_byte(transfer_of: TransferOf, monkeyp
     monkeypatch.setattr(Destination, "free_bytes", lambda _: 150)
     parts = sample(part_entries=2)
     parts.add(b"t/0", bytes(100))
-    parts.add(b"t/sparse", bytes(1000), holes=(m.Hole(0, 960),))
+    parts.add(b"t/sparse", bytes(1000), data_bytes=40)
     parts.add(b"t/1", bytes(100))
     transfer = transfer_of(parts)
     first, second = parts.parts
     transfer.offer(first)
     assert "150 bytes" in failure(Code.NO_SPACE, transfer.offer, second).replace("50 are", "150 bytes")
+
+
+def test_what_files_replace_is_free_for_those_that_follow(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what can't fit in any order is refused; and nothing where a file system may store fewer bytes."""
+    (tmp_path / "t").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "t" / name).write_bytes(bytes(8192))
+    parts = sample()
+    parts.add(b"t/a", bytes(9000))
+    parts.add(b"t/b", bytes(9000))
+    monkeypatch.setattr(Destination, "free_bytes", lambda _: 9807)  # 18000 less 8192, and one less than that
+    failure(Code.NO_SPACE, transfer_of(parts).offer)
+    monkeypatch.setattr(part_preparer, "stores_every_byte", lambda _: False)
+    assert [needed(1, 2)] == transfer_of(parts).offer()
+    monkeypatch.undo()
+    monkeypatch.setattr(Destination, "free_bytes", lambda _: 9808)
+    assert [needed(1, 2)] == transfer_of(parts).offer()
 
 
 # ------------------------------------------------------------------------------------------------------------ withdrawn

@@ -53,14 +53,14 @@ def test_segments_that_are_none(transfer_of: TransferOf) -> None:
     transfer.finish()
 
 
-def test_a_chunk_in_a_hole_is_refused(transfer_of: TransferOf) -> None:
+def test_a_chunk_that_was_told_as_zeros_is_refused(transfer_of: TransferOf) -> None:
     tree = sample()
-    tree.add(b"t/f", bytes(200), holes=(m.Hole(0, C),))
-    tree.add(b"t/g", bytes(C), holes=(m.Hole(0, C),))
+    tree.add(b"t/f", bytes(200))
     transfer = transfer_of(tree)
     transfer.offer()
+    told = m.Zeros((m.SegmentRange(1, 0, 1),))
+    assert list(transfer.tree.take_zeros(told)) == [told]
     failure(Code.PROTOCOL, transfer.begin, m.Segment(1, 0, C))
-    failure(Code.PROTOCOL, transfer.begin, m.Segment(2, 0, C))
 
 
 def test_a_segment_of_a_large_file_is_alone_in_its_chunk(transfer_of: TransferOf) -> None:

@@ -32,10 +32,10 @@ class Discard(Verifier):
         pass
 
 
-SMALL, EMPTY, ALSO_SMALL, LARGE, HOLLOW, LINK = range(6)
+SMALL, EMPTY, ALSO_SMALL, LARGE, OTHER, LINK = range(6)
 BUNDLE = 0
 LARGE_CHUNKS = range(1, 6)
-HOLLOW_CHUNKS = range(6, 10)
+OTHER_CHUNKS = range(6, 10)
 
 
 class Asker:
@@ -47,11 +47,10 @@ class Asker:
         self.verifier = Discard()
         self.counters = TransferCounters(bytes(16), "x")
         self.answers = Answers(self.manifest, self.queue, self.verifier, self.counters)
-        hollow = item_of(40, b"hollow")
-        hollow = hollow._replace(entry=hollow.entry._replace(holes=(m.Hole(10, 20),)))
+        other = item_of(40, b"other")
         link = item_of(5, b"link")._replace(identity=None)
         self.add(item_of(4, b"small"), item_of(0, b"empty"), item_of(4, b"also small"), item_of(45, b"large"))
-        self.add(hollow, link)
+        self.add(other, link)
         self.counters.size_bytes = sum(part.bytes for part in self.manifest.parts)
 
     def add(self, *items: Item) -> None:
@@ -93,9 +92,8 @@ def held(file_id: int, first: int, *contents: bytes, final: bool = False) -> m.H
 
 
 def test_a_range_of_files_is_everything_in_it(asker: Asker) -> None:
-    """Holes are not answered, and not sent."""
     asker.answers.need(needed((0, 6)))
-    assert asker.taken() == [BUNDLE, *LARGE_CHUNKS, 6, 9]
+    assert asker.taken() == [BUNDLE, *LARGE_CHUNKS, *OTHER_CHUNKS]
     assert asker.carried(BUNDLE) == [SMALL, ALSO_SMALL]
 
 
@@ -135,13 +133,13 @@ def test_answering_again_changes_nothing(asker: Asker) -> None:
     assert (asker.verifier.held, asker.counters.unchecked_bytes) == ([], 0)
 
 
-def test_what_lies_in_holes_counts_for_nothing(asker: Asker) -> None:
+def test_what_is_accepted_unread_is_counted(asker: Asker) -> None:
     asker.answers.hold(unchecked((0, 6)))
-    assert asker.counters.unchecked_bytes == asker.counters.size_bytes == 4 + 4 + 45 + 20
+    assert asker.counters.unchecked_bytes == asker.counters.size_bytes == 4 + 4 + 45 + 40
 
 
 def test_withdrawing_a_file_takes_its_size_back(asker: Asker) -> None:
-    for file_id in (SMALL, ALSO_SMALL, LARGE, HOLLOW):
+    for file_id in (SMALL, ALSO_SMALL, LARGE, OTHER):
         asker.manifest.withdraw(file_id, GONE)
         asker.answers.withdraw(file_id)
     assert asker.counters.size_bytes == 0
@@ -150,11 +148,11 @@ def test_withdrawing_a_file_takes_its_size_back(asker: Asker) -> None:
 
 
 def test_of_a_file_under_its_final_name_everything_is_needed_where_one_segment_differs(asker: Asker) -> None:
-    """Answers may come in several messages, before and after that is known; holes are never sent."""
-    asker.answers.hold(held(HOLLOW, 0, b"0", final=True))
+    """Answers may come in several messages, before and after that is known."""
+    asker.answers.hold(held(OTHER, 0, b"0", final=True))
     (first,) = asker.verifier.held
-    assert first.whole == HOLLOW_CHUNKS
-    asker.queue.compared(6, asker.queue.epoch, is_equal=True, whole=HOLLOW_CHUNKS)
+    assert first.whole == OTHER_CHUNKS
+    asker.queue.compared(6, asker.queue.epoch, is_equal=True, whole=OTHER_CHUNKS)
     assert asker.taken() == []
     asker.answers.hold(held(LARGE, 0, b"0", b"1", b"2", final=True))
     asker.queue.compared(1, asker.queue.epoch, is_equal=True, whole=LARGE_CHUNKS)
@@ -163,9 +161,9 @@ def test_of_a_file_under_its_final_name_everything_is_needed_where_one_segment_d
     assert asker.taken() == [1, 2, 3]
     asker.answers.hold(held(LARGE, 3, b"3", b"4", final=True))
     assert asker.taken() == [4, 5]
-    asker.answers.hold(held(HOLLOW, 3, b"3", final=True))
-    asker.queue.compared(9, asker.queue.epoch, is_equal=False, whole=HOLLOW_CHUNKS)
-    assert asker.taken() == [6, 9]
+    asker.answers.hold(held(OTHER, 3, b"3", final=True))
+    asker.queue.compared(9, asker.queue.epoch, is_equal=False, whole=OTHER_CHUNKS)
+    assert asker.taken() == [6, 9]  # the others were not answered
 
 
 # ------------------------------------------------------------------------------------------------- what they may not be

@@ -121,3 +121,20 @@ def test_a_million_chunks_cost_nothing(connections: int) -> None:
     schedule.add(0, 1 << 23)
     assert schedule.remaining == 1 << 23
     assert list(range(connections)) == [schedule.take(connection_id) for connection_id in range(connections)]
+
+
+@pytest.mark.parametrize("connections", [1, 2, 4])
+@pytest.mark.parametrize(("first", "end"), [(0, 40), (3, 9), (7, 7), (0, 5), (33, 99)])
+def test_chunks_are_taken_out_of_the_queue(connections: int, first: int, end: int) -> None:
+    """Wherever they are, also after the number of connections has changed; the others stay, the lowest first."""
+    schedule = Schedule(connections)
+    schedule.add(0, 40)
+    schedule.resize(4)
+    schedule.resize(2)
+    schedule.put_back([schedule.take(0) or 0])
+    removed = sorted(chunk_id for chunk_ids in schedule.remove(first, end) for chunk_id in chunk_ids)
+    left = [chunk_id for chunk_id in range(40) if not first <= chunk_id < end]
+    assert removed == [chunk_id for chunk_id in range(40) if first <= chunk_id < end]
+    assert schedule.remaining == len(left)
+    assert schedule.lowest == min(left, default=None)
+    assert sorted(taken(schedule, 0)) == left

@@ -7,7 +7,7 @@ import pytest
 from filestreamer.telemetry.counters import ConnectionCounters
 from filestreamer.wire import limits
 from filestreamer.wire.digests import root_digest
-from filestreamer.wire.errors import Code, ConnectionLost, TransferFailed
+from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Segment
 from sender.dispatch.schedule import Schedule
@@ -334,3 +334,64 @@ def test_a_shard_without_chunks_is_done_from_the_start() -> None:
     queue = SendQueue(manifest_of(2), Schedule(2, shard_count=3), Mailbox(), Share(2, 3))
     assert (queue.states.chunks, queue.all_done) == (0, True)
     assert queue.digests.root_digest() == root_digest([])
+
+
+# ---------------------------------------------------------------------------------------------------------------- zeros
+
+
+def test_zeros_are_told_and_done_when_the_receiver_knows_them() -> None:
+    """With the chunk that a connection took go those of the same hole that are queued, and no others."""
+    queue, done = make(10)
+    queue.need(0, 9)
+    assert [queue.next(connection_id, 1) for connection_id in (0, 1)] == [0, 1]
+    assert queue.may_be_told(0)
+    assert queue.take_zeros(0, 6, 1) == [(0, 1), (2, 6)]
+    assert queue.remaining == 3
+    assert [queue.is_told(chunk_id) for chunk_id in range(4)] == [True, False, True, True]
+    with pytest.raises(RemoteProtocolError):
+        queue.zeros_arrived(0, 2)  # 1 was not told
+    assert queue.zeros_arrived(2, 6) == [(2, 6)]
+    assert queue.zeros_arrived(2, 6) == []
+    assert queue.zeros_arrived(0, 1) == [(0, 1)]
+    assert (queue.states.done_count, queue.zeros(0, 10), done.count) == (5, [(0, 1), (2, 6)], 0)
+
+
+def test_what_was_read_is_not_told_as_zeros() -> None:
+    """Its digest may be at the receiver already: it is sent again, whatever the file system says of it now."""
+    queue, _ = make(4)
+    queue.need(0, 4)
+    assert queue.next(0, 1) == 0
+    assert pin_digest(queue, 2, b"x" * 16)
+    assert not queue.may_be_told(2)
+    assert queue.take_zeros(0, 4, 1) == [(0, 2), (3, 4)]
+    assert queue.next(0, 1) == 2
+
+
+def test_zeros_have_no_digest() -> None:
+    queue, _ = make(3)
+    queue.need(0, 3)
+    queue.next(0, 1)
+    queue.take_zeros(0, 2, 1)
+    queue.zeros_arrived(0, 2)
+    pin_digest(queue, 1, b"y" * 16)  # a thread that compares was reading it
+    pin_digest(queue, 2, b"x" * 16)
+    assert queue.root_digest() == root_digest([b"x" * 16])
+
+
+def test_zeros_that_a_receiver_misses_after_finish_are_sent_again() -> None:
+    queue, _ = make(3)
+    queue.need(0, 3)
+    queue.next(0, 1)
+    queue.take_zeros(0, 3, 1)
+    queue.zeros_arrived(0, 3)
+    assert queue.all_done
+    queue.reopen(1, 2)
+    assert (queue.all_done, queue.next(0, 1), queue.zeros(0, 3)) == (False, 1, [(0, 1), (2, 3)])
+
+
+def test_zeros_of_an_earlier_epoch_are_not_told() -> None:
+    queue, _ = make(3)
+    queue.need(0, 3)
+    queue.next(0, 1)
+    queue.start_over()
+    assert queue.take_zeros(0, 3, 1) == []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from filestreamer.wire import limits
 from filestreamer.wire.codec import encode
-from filestreamer.wire.messages import Entry, EntryType, Hole, ManifestPart
+from filestreamer.wire.messages import Entry, EntryType, ManifestPart
 from sender.source.item import Identity, Item
 from sender.source.part_budget import PartBudget, encoded_bytes
 
@@ -16,7 +16,7 @@ def item(entry: Entry) -> Item:
     return Item(entry, b"/nowhere", Identity(1, 1, entry.size, 0, 0))
 
 
-def listed(path: int, link: int, holes: int, numbers: list[int], **more: Any) -> Entry:
+def listed(path: int, link: int, numbers: list[int], **more: Any) -> Entry:
     """Return an entry with texts and numbers of these lengths."""
     size, mtime_ns, group = numbers
     return Entry(
@@ -29,7 +29,7 @@ def listed(path: int, link: int, holes: int, numbers: list[int], **more: Any) ->
         None,
         bytes(link),
         abs(group),
-        (Hole(0, size),) * holes,
+        data_bytes=size,
     )._replace(**more)
 
 
@@ -37,7 +37,6 @@ entries = st.builds(
     listed,
     st.sampled_from([1, 40, 255, limits.PATH_BYTES]),
     st.sampled_from([0, 127, 128, limits.PATH_BYTES]),
-    st.sampled_from([0, 1, 5, limits.HOLES_PER_FILE]),
     st.lists(st.integers(0, (1 << 63) - 1), min_size=3, max_size=3),
     uid=st.one_of(st.none(), st.integers(0, (1 << 32) - 1)),
     mtime_ns=st.integers(-(1 << 63), (1 << 63) - 1),

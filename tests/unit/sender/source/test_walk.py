@@ -1,6 +1,5 @@
 """The walk: what it lists, in which order, and what it tells instead."""
 
-import errno
 import os
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, TransferFailed, UsageError
 from filestreamer.wire.limits import KIB, PATH_BYTES
-from filestreamer.wire.messages import Entry, EntryType, Hole, ManifestPart, SkipKind
-from sender.source import holes, walk
+from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
 from sender.source.item import Item
 from sender.source.patterns import pattern_filter
 from sender.source.walk import LEFT_OUT, Walk
@@ -178,23 +176,6 @@ def test_a_group_begins_with_a_name_that_is_sent(top: Path) -> None:
     assert (link.entry.path, link.sent_bytes) == (b"top/b/also a", 1)
 
 
-def test_a_group_does_not_begin_with_a_name_that_can_not_be_read(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sparse file is opened to find its holes: where that fails, the next name is the first."""
-    sparse = trees.sparse(top / "hollow", 100 * KIB)
-    os.link(sparse, top / "hollow too")
-    real = holes.find_holes
-
-    def fail_once(fd: int, size: int) -> tuple[Hole, ...]:
-        monkeypatch.setattr(walk, "find_holes", real)
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(walk, "find_holes", fail_once)
-    items, skipped = walked(top)
-    assert [each.path for each in skipped] == [str(sparse)]
-    (link,) = [item for item in items if item.entry.hard_link_group]
-    assert (link.entry.path, link.sent_bytes) == (b"top/hollow too", 100 * KIB)
-
-
 def test_a_name_of_a_file_that_was_written_to_since_its_first_one_is_sent(top: Path) -> None:
     """What was listed first is not going to arrive: it has changed."""
     os.link(top / "a", top / "z")
@@ -211,23 +192,13 @@ def test_a_name_of_a_file_that_was_written_to_since_its_first_one_is_sent(top: P
 # ---------------------------------------------------------------------------------------------------------------- holes
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO], ids=errno.errorcode.get)
-@pytest.mark.parametrize("whence", [os.SEEK_HOLE, os.SEEK_DATA], ids=["hole", "data"])
-def test_where_holes_can_not_be_told_none_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, whence: int
-) -> None:
-    """What can't be told to be a hole is sent: data might lie in it."""
+def test_how_much_of_a_sparse_file_is_stored(tmp_path: Path) -> None:
+    """A hint for the receiver's check of space; of other files it is not said. No file is opened for that."""
     file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"))
-    real = os.lseek
-
-    def lseek(fd: int, at: int, how: int) -> int:
-        if how == whence and at:
-            raise OSError(number, os.strerror(number))
-        return real(fd, at, how)
-
-    monkeypatch.setattr(os, "lseek", lseek)
-    items, skipped = walked(file)
-    assert [(item.entry.size, item.entry.holes) for item in items] == [(1000 * KIB, ())]
+    (tmp_path / "g").write_bytes(b"x" * 5000)
+    items, skipped = walked(f"{tmp_path}/")
+    stored = {item.entry.path: item.entry.data_bytes for item in items}
+    assert stored == {b"f": file.stat().st_blocks * 512, b"g": None}
     assert skipped == []
 
 
