@@ -46,7 +46,7 @@ class ChunkStates(StateTable):
         self._writers: dict[int, Writer] = {}
 
     def digests(self, share: Share = WHOLE, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
-        """Yield the digests of chunks of a share with ordinals [start, stop), in order; without `stop`, all there are."""
+        """Yield the digests of chunks of a share with ordinals [start, stop), in order; without `stop`, all."""
         size = limits.DIGEST_BYTES
         view = memoryview(self._digests).toreadonly()
         if stop is None:
