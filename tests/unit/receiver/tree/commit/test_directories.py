@@ -28,4 +28,4 @@ def test_another_name_of_staging_is_not_entered(tmp_path: Path, name: str) -> No
     finally:
         subprocess.run(["umount", "--lazy", tmp_path / name], check=True)
         directories.close()
-        os.close(destination.fd)
+        destination.close()

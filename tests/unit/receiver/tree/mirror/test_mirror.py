@@ -83,7 +83,7 @@ def mirrored(tmp_path: Path) -> Iterator[Mirrored]:
     before = set(os.listdir("/proc/self/fd"))
     made = Mirrored(tmp_path / "d")
     yield made
-    os.close(made.destination.fd)
+    made.destination.close()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
