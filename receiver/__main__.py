@@ -186,7 +186,7 @@ def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
     """Delete old staging with --discard-staging-after; log what is left to be resumed."""
-    from receiver.disk.sweep import discard_older_than, give_back_space
+    from receiver.disk.staging.sweep import discard_older_than, give_back_space
 
     removed, left = discard_older_than(destination, settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:

@@ -1,23 +1,25 @@
 """The sender: walks trees, sends their chunks over N connections, and ends when the receiver says all is durable.
 
-The floors, from the top: __main__, coordinator, liveness and withdrawals, second_tries, network, dispatch, source,
-mailbox, settings.
-Each imports only floors below it. What happens, in order:
+The floors, from the top: __main__, coordinator and asking, declined, liveness and withdrawals and zeros, second_tries,
+network, dispatch and listing, source, mailbox and settings. Each imports only floors below it. What happens, in order:
 
 1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code
                    (`filestreamer.wire.errors` has the codes);
 2. `coordinator`   has the main thread, and acts on the events in its `mailbox`: it alone writes to the
                    control connection;
-3. `source`        lists what the user names, and reads it: `source.listing` posts parts of a thousand entries;
+3. `listing`       lists what the user names, and posts parts of a thousand entries; `source` reads it;
 4. `dispatch`      cuts the parts into chunks, reads from the answers which of them are needed, and queues these;
 5. `network`       opens the connections; each data connection takes chunks from the queue, and sends them;
 6. `withdrawals`   goes on without files that can't be sent as they were listed; `second_tries` has those that changed
-                   listed again, when everything else is done;
+                   listed again, when everything else is done; `declined` goes on without entries that the receiver
+                   can't make; `zeros` tells whole chunks of zeros;
 7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
+
+`asking` is a dry run that asks the receiver: nothing is sent.
 
 The life of a chunk, each step in one place:
 
-    source.listing            the walk finds a file, and posts it as an Item of a part
+    listing.listing           the walk finds a file, and posts it as an Item of a part
     coordinator               adds the part to dispatch.manifest (dispatch.part cuts it), and offers it on control
     dispatch.answers          the receiver needs the chunk; or it holds the chunk, and dispatch.verify compares it
     dispatch.send_queue       the chunk is queued

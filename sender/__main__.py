@@ -166,8 +166,8 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     from filestreamer.process.log import printable
     from filestreamer.telemetry.counters import TransferCounters
     from filestreamer.wire.errors import Exit
-    from sender.source.listing import make_walk, read_files_from
-    from sender.source.skipped_entries import SkippedEntries
+    from sender.listing.listing import make_walk, read_files_from
+    from sender.listing.skipped_entries import SkippedEntries
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:

@@ -35,17 +35,17 @@ from filestreamer.wire.opening import random_id
 from filestreamer.wire.progress_clock import ProgressClock
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
+from sender.listing.deletion import find_deletion
+from sender.listing.listing import Listed, ListingThread
+from sender.listing.skipped_entries import SkippedEntries
 from sender.mailbox import Event, Failed, Mailbox
 from sender.network.control import MAILBOX_FRAMES, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
-from sender.source.deletion import find_deletion
 from sender.source.item import Item, Unsendable
-from sender.source.listing import Listed, ListingThread
 from sender.source.reader import Reader
-from sender.source.skipped_entries import SkippedEntries
 
 TICK_SECONDS: Final = 1.0
 GOODBYE_SECONDS: Final = 2.0

@@ -36,6 +36,9 @@ from sender.dispatch.part import StreamPart
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import PartDone, SendQueue
 from sender.dispatch.verify import Compared, Settled, Verifier
+from sender.listing.deletion import find_deletion
+from sender.listing.listing import Listed, ListedAgain, ListingThread
+from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox
 from sender.network.connection import Shared
@@ -48,10 +51,7 @@ from sender.network.rate_limit import RateLimit
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
-from sender.source.deletion import find_deletion
 from sender.source.item import Item, look_in_place
-from sender.source.listing import Listed, ListedAgain, ListingThread
-from sender.source.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
 from sender.zeros import Zeros
 

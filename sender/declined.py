@@ -13,7 +13,7 @@ from filestreamer.wire.errors import RemoteProtocolError
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
-from sender.source.skipped_entries import SkippedEntries
+from sender.listing.skipped_entries import SkippedEntries
 from sender.withdrawals import Withdrawals
 
 

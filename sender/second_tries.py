@@ -8,10 +8,10 @@ from typing import Final
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.messages import SkipKind
-from sender.source.changed_files import ChangedFile
+from sender.listing.changed_files import ChangedFile
+from sender.listing.listing import ListedAgain, ListingThread
+from sender.listing.skipped_entries import SkippedEntries
 from sender.source.item import Item, Unsendable
-from sender.source.listing import ListedAgain, ListingThread
-from sender.source.skipped_entries import SkippedEntries
 
 TRIES_MAX: Final = 3
 """How often a file is listed again in a transfer."""

@@ -15,9 +15,9 @@ from receiver.check.verdicts import VerdictMessages
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import policy
 from receiver.disk.paths import check_path
-from receiver.disk.readable import open_below
 from receiver.disk.report import Report
 from receiver.disk.space import data_bytes
+from receiver.disk.staging.readable import open_below
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep

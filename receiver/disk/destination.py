@@ -13,11 +13,11 @@ import stat
 from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from receiver.disk.attributes.stored_times import StoredTimes
 from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
-from receiver.disk.same import StoredTimes
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 

@@ -20,7 +20,6 @@ each block to a new place: there it would be of no use, and may switch compressi
 
 import ctypes
 import errno
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -29,8 +28,7 @@ from typing import Final
 from filestreamer.wire.digests import ZEROS
 from filestreamer.wire.limits import BLOCK_BYTES, MIB
 from filestreamer.wire.messages import Entry
-from receiver.disk import ledger
-from receiver.disk.file_system import writes_in_place
+from receiver.disk.filesystem.kind import writes_in_place
 
 STEP_BYTES: Final = 256 * MIB
 """How much one call takes: in a file system in memory each page costs time, during which writers wait."""
@@ -262,12 +260,6 @@ def free_ranges(fd: int, ranges: Iterable[tuple[int, int]], kept_end: int) -> No
             raise
         if kept_end < size:
             os.ftruncate(fd, kept_end)
-
-
-def free_unclaimed(fd: int, claims: ledger.Claims) -> None:
-    """Free the space of everything in a file that its ledger does not claim. Raises OSError."""
-    tail = ((claims.grid.size, size),) if (size := os.fstat(fd).st_size) > claims.grid.size else ()
-    free_ranges(fd, itertools.chain(ledger.unclaimed(claims), tail), ledger.claimed_end(claims))
 
 
 def fallocate(fd: int, offset: int, count: int) -> None:

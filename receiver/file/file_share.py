@@ -14,7 +14,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
-from receiver.disk.staging import Staging
+from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
 from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, runs

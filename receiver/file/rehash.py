@@ -19,7 +19,7 @@ from filestreamer.wire.errors import FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.sockets import memory
 from receiver.disk.destination import Destination
-from receiver.disk.readable import Readable, open_below
+from receiver.disk.staging.readable import Readable, open_below
 from receiver.memory.budget import Account
 from receiver.memory.connection_budget import THREAD_BYTES as STACK_BYTES
 

@@ -21,11 +21,11 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.existing import Policy
-from receiver.disk.readable import InPlace
 from receiver.disk.space import data_bytes
-from receiver.disk.staging import Staging
+from receiver.disk.staging.readable import InPlace
+from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import ChunkStates
 from receiver.file.states import CLAIMED, FREE, WRITING, ZERO
 from receiver.memory.budget import Account

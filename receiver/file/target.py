@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from filestreamer.wire import messages as m
-from receiver.disk.staging import Staging
+from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Writer
 from receiver.file.rehash import FinalsRehashed, Rehashed
 

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from receiver.disk.readable import InPlace
-from receiver.disk.staging import Staging
+from receiver.disk.staging.readable import InPlace
+from receiver.disk.staging.staging import Staging
 
 
 class OrderedWriter(Protocol):

@@ -11,7 +11,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Grid
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.file.file_share import FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep

@@ -19,8 +19,8 @@ from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share
 from receiver.disk.destination import Destination
 from receiver.disk.paths import check_name
-from receiver.disk.readable import InPlace
-from receiver.disk.staging import Staging
+from receiver.disk.staging.readable import InPlace
+from receiver.disk.staging.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File, SourceVersion
 from receiver.memory.budget import Account

@@ -16,7 +16,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import Fate, Policy, policy

@@ -21,13 +21,13 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
-from receiver.disk.attributes import Attributes
-from receiver.disk.closed_staging import ClosedStaging, StagingMark
+from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.attributes.inheritance import handed_down
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.inheritance import handed_down
 from receiver.disk.obstacles import Obstacle
-from receiver.disk.staging import Staging
-from receiver.disk.sweep import discard_staged
+from receiver.disk.staging.closed_staging import ClosedStaging, StagingMark
+from receiver.disk.staging.staging import Staging
+from receiver.disk.staging.sweep import discard_staged
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.states import DECLINED, FREE, HELD, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import Connection, SegmentWriter

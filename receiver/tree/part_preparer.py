@@ -17,15 +17,15 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, 
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.file_system import stores_every_byte
+from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
-from receiver.disk.sweep import drop_ledger, has_staged_bytes, staged_keys
+from receiver.disk.staging.sweep import drop_ledger, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED, runs
 from receiver.tree.commit.places import Places
-from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.entries.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.archive import Archive
 from receiver.tree.manifest.large_file import LargeFile

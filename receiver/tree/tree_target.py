@@ -15,7 +15,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
 from receiver.disk.report import Report
@@ -27,7 +27,7 @@ from receiver.tree.answers import answers, held_messages, missing, needed_messag
 from receiver.tree.commit.committer import Committer
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStagings
-from receiver.tree.entry_preparer import EntryPreparer
+from receiver.tree.entries.entry_preparer import EntryPreparer
 from receiver.tree.large_files import WAIT_SECONDS, LargeFiles
 from receiver.tree.manifest.archive import Archive, memory_bytes
 from receiver.tree.manifest.large_file import Spooled

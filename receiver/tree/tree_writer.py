@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
 from filestreamer.wire.grid import Grid
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.states import DECLINED, FREE, LEFT, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from filestreamer.wire.grid import Grid
-from receiver.disk import ledger
+from receiver.disk.staging import ledger
 from tests.support.disks import MIB, disk
 from tests.support.services import UNIT, Pair, Service, make_file, no_holes, same
 from tests.support.staging import Staging

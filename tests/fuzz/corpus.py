@@ -7,7 +7,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.grid import Grid
-from receiver.disk import ledger
+from receiver.disk.staging import ledger
 from tests.golden.vectors import load, unpacked
 
 

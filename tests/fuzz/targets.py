@@ -29,8 +29,8 @@ from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
 from filestreamer.wire.session import Session, Side
 from filestreamer.wire.sockets.transport import Channel, Deadline
-from receiver.disk import ledger
 from receiver.disk.paths import check_name
+from receiver.disk.staging import ledger
 from receiver.server.handshake import Handshake
 from tests.fuzz import corpus as corpora
 from tests.fuzz.corpus import Corpus, corpus

@@ -15,9 +15,9 @@ import pytest
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.limits import KIB, MIB
 from sender.coordinator import Transfer
+from sender.listing.walk import Walk
 from sender.second_tries import TRIES_MAX
 from sender.source.item import Item
-from sender.source.walk import Walk
 from tests.support import sending, trees
 from tests.support.proxy import OPENED_BYTES, Cut, Fault, FlipPayload, Proxy, Reset
 from tests.support.services import UNIT, Pair, Service
@@ -530,7 +530,7 @@ def test_the_other_names_of_a_file_whose_first_name_vanishes_arrive_in_the_same_
 def test_a_file_that_changes_each_time_that_it_is_read_is_skipped_once(
     pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("sender.source.changed_files.QUIET_SECONDS", 0.01)
+    monkeypatch.setattr("sender.listing.changed_files.QUIET_SECONDS", 0.01)
     path, reads = living / "0000" / name, itertools.count()
 
     def change(below: bytes) -> None:
@@ -550,7 +550,7 @@ def test_a_file_that_changes_each_time_that_it_is_read_is_skipped_once(
 
 def test_a_file_that_never_is_quiet_is_skipped_once(pair: Pair, living: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log: it is not read again while somebody writes to it."""
-    monkeypatch.setattr("sender.source.changed_files.QUIET_SECONDS", 0.01)
+    monkeypatch.setattr("sender.listing.changed_files.QUIET_SECONDS", 0.01)
     path = living / "0000" / "large"
     real = Walk.look_again
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import Grid
-from receiver.disk.ledger import UNKNOWN_DIGEST, Claims
+from receiver.disk.staging.ledger import UNKNOWN_DIGEST, Claims
 from receiver.file.chunk_states import ChunkStates, Delivery
 from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 

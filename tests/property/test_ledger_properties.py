@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filestreamer.wire.grid import Grid
-from receiver.disk import ledger
-from receiver.disk.ledger import HEADER_BYTES, RECORD_BYTES, UNKNOWN_DIGEST, Claims, claims_on, decode
+from receiver.disk.staging import ledger
+from receiver.disk.staging.ledger import HEADER_BYTES, RECORD_BYTES, UNKNOWN_DIGEST, Claims, claims_on, decode
 
 GRIDS = st.builds(Grid, size=st.integers(0, 200), chunk_size=st.integers(1, 30))
 DIGESTS = st.binary(min_size=16, max_size=16).filter(lambda digest: digest != UNKNOWN_DIGEST)

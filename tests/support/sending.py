@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sender.coordinator import BeginAgain, Transfer
+from sender.listing import listing
 from sender.settings import parse
-from sender.source import listing
 from sender.source.item import Item
 from sender.source.reader import Reader
 

@@ -8,7 +8,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
-from receiver.disk.staging import Staging
+from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import Answer, FileShare
 from receiver.file.shared_file import ShareStep

@@ -10,7 +10,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.destination import Destination
-from receiver.disk.staging import Staging
+from receiver.disk.staging.staging import Staging
 
 NAME = b"f"
 KEY = segment_digest(NAME).hex()

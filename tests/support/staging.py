@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.grid import Grid
-from receiver.disk import ledger
+from receiver.disk.staging import ledger
 from tests.support.services import UNIT
 
 

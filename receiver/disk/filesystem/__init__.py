@@ -4,4 +4,5 @@
 2. `sync`        makes files and directories durable: by one sync of all, or one for each where that reaches nothing
 3. `inodes`      names a disk that is full because no inodes are left
 4. `lock_file`   is the lock where the file system has no flock(2)
+5. `kind`        says whether free space tells what fits, and whether space is worth taking ahead
 """

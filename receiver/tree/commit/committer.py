@@ -21,13 +21,13 @@ from filestreamer.process.log import printable
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
-from receiver.disk.closed_staging import ClosedStaging
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, existing, failure
-from receiver.disk.staged_copy import copy_file
+from receiver.disk.staging.closed_staging import ClosedStaging
+from receiver.disk.staging.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories, Directory
 from receiver.tree.commit.traits import folded

@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk import descriptors
-from receiver.disk.attributes import MODE_BITS
+from receiver.disk.attributes.attributes import MODE_BITS
+from receiver.disk.attributes.inheritance import HandedDown, handed_down
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
-from receiver.disk.inheritance import HandedDown, handed_down
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import STAGING
 from receiver.disk.place import Place
@@ -36,7 +36,7 @@ class Directory(NamedTuple):
     is_writable: bool = True
     """Whether names in it may be made and replaced, as far as its mode and flags say."""
     handed_down: HandedDown = ()
-    """What files that are made in it get (`receiver.disk.inheritance`), if that was to be looked at."""
+    """What files that are made in it get (`receiver.disk.attributes.inheritance`), if that was to be looked at."""
 
 
 class Directories:

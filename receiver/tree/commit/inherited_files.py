@@ -1,4 +1,4 @@
-"""Staged files of a tree that have what their final directories hand down (receiver.disk.inheritance).
+"""Staged files of a tree that have what their final directories hand down (receiver.disk.attributes.inheritance).
 
 Most trees go where nothing is handed down, or the same everywhere: then nothing is looked up for each file.
 """
@@ -7,8 +7,8 @@ import os
 import threading
 
 from filestreamer.wire.errors import TransferFailed
+from receiver.disk.attributes.inheritance import HandedDown, create_like
 from receiver.disk.destination import Destination
-from receiver.disk.inheritance import HandedDown, create_like
 from receiver.disk.report import Report
 from receiver.tree.commit.directories import Directories
 from receiver.tree.commit.places import Places

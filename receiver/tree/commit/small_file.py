@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.messages import Entry, Segment
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.obstacles import Obstacle, write_failure
 from receiver.disk.space import write_at
 from receiver.file.target import Connection

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 
 from filestreamer.wire.messages import Entry
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.final_name import put_in_place
 from receiver.tree.commit.directories import Directory
 from receiver.tree.commit.tree_staging import TreeStagings

@@ -7,7 +7,7 @@ import unicodedata
 from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
-from receiver.disk.attributes import MODE_BITS
+from receiver.disk.attributes.attributes import MODE_BITS
 
 _MTIME_NS: Final = 1_000_000_001_000_000_000
 _COARSE_NS: Final = 2_000_000_000

@@ -11,16 +11,16 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Entry
-from receiver.disk.attributes import MODE_BITS
+from receiver.disk.attributes.attributes import MODE_BITS
+from receiver.disk.attributes.inheritance import handed_down
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
-from receiver.disk.inheritance import handed_down
-from receiver.disk.lock import Lock, lock
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.place import NO_LOCKS, Place, make_private
 from receiver.disk.report import Report
-from receiver.disk.sweep import clear_tree
+from receiver.disk.staging.lock import Lock, lock
+from receiver.disk.staging.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
 from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.places import Places

@@ -16,8 +16,8 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import WHOLE, Grid
-from receiver.disk.closed_staging import StagingMark
-from receiver.disk.staging import Staging
+from receiver.disk.staging.closed_staging import StagingMark
+from receiver.disk.staging.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
 from receiver.file.states import HELD, VERIFIED, ZERO, runs, runs_without

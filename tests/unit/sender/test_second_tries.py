@@ -9,10 +9,10 @@ from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import SkipKind
 from sender import second_tries
+from sender.listing.changed_files import ChangedFile
+from sender.listing.listing import ListedAgain
 from sender.second_tries import TRIES_MAX, SecondTries
-from sender.source.changed_files import ChangedFile
 from sender.source.item import Unsendable
-from sender.source.listing import ListedAgain
 from tests.support.manifests import item_of
 
 ITEM, OTHER = item_of(1, b"tree/a"), item_of(1, b"tree/b")

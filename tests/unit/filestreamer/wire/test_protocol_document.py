@@ -14,7 +14,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import CONSEQUENCES, Code, RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid
 from filestreamer.wire.session import TABLE, State
-from receiver.disk.ledger import Claims
+from receiver.disk.staging.ledger import Claims
 from receiver.file import states as state_numbers
 from receiver.file.chunk_states import ChunkStates
 from tests.golden.vectors import GOLDEN, MESSAGES, load

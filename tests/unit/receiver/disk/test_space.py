@@ -14,7 +14,7 @@ from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Grid
 from receiver.disk import space
 from receiver.disk.destination import Destination
-from receiver.disk.staging import Staging
+from receiver.disk.staging.staging import Staging
 from tests.support.staged_file import (
     CONTENT,
     ENTRY,

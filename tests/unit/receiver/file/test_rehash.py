@@ -9,7 +9,7 @@ import pytest
 
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.grid import WHOLE, Grid
-from receiver.disk.readable import Readable
+from receiver.disk.staging.readable import Readable
 from receiver.file.rehash import THREAD_BYTES, FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.memory.budget import Budget
 from tests.support.services import UNIT

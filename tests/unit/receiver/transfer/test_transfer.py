@@ -16,7 +16,7 @@ from filestreamer.wire.errors import Code, ConnectionClosed, ConnectionLost, Fil
 from filestreamer.wire.framing import frame
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import random_id
-from receiver.disk.attributes import Attributes
+from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File

@@ -15,10 +15,10 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import SkipKind
-from receiver.disk import staging
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure, write_failure
 from receiver.disk.space import write_at
+from receiver.disk.staging import staging
 from receiver.tree.commit import committer, small_file, tree_staging
 from receiver.tree.commit.traits import Traits
 from receiver.tree.manifest.large_file import Spooled

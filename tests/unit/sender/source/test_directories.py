@@ -10,10 +10,10 @@ import pytest
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
+from sender.listing.walk import Walk
 from sender.source.directories import Directories, Root
 from sender.source.item import Identity, Item
 from sender.source.reader import Reader
-from sender.source.walk import Walk
 from tests.support import trees
 
 

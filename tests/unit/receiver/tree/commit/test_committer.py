@@ -9,9 +9,9 @@ import pytest
 
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import SkipKind
-from receiver.disk.attributes import Attributes
-from receiver.disk.closed_staging import ClosedStaging
-from receiver.disk.staging import Staging
+from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.staging.closed_staging import ClosedStaging
+from receiver.disk.staging.staging import Staging
 from receiver.file import shared_file
 from receiver.tree.commit import committer
 from tests.support.tree_receiver import (

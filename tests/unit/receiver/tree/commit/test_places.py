@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from filestreamer.wire.errors import Code
-from receiver.disk import closed_staging, final_name
-from receiver.disk.sweep import discard_older_than, give_back_space, places_below
+from receiver.disk import final_name
+from receiver.disk.staging import closed_staging
+from receiver.disk.staging.sweep import discard_older_than, give_back_space, places_below
 from receiver.tree.commit import committer
 from receiver.tree.commit.places import Places
 from tests.support.disks import disk, fill, mounted

@@ -8,7 +8,7 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.disk.destination import Destination
 from receiver.disk.report import Report
-from receiver.disk.sweep import discard_older_than
+from receiver.disk.staging.sweep import discard_older_than
 from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.places import Places
 from receiver.tree.commit.tree_staging import TreeStaging

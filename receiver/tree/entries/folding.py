@@ -1,0 +1,159 @@
+"""Names that the destination does not tell apart: A and a, the normal forms of one letter, a name with a dot behind it.
+
+Where two entries of a tree would get one place, the second one is declined, and the first is named. Most destinations
+tell all names apart, and nothing is kept for them. If a trial at the start, or what is found of an entry, shows that
+this one does not, a table has a hash and the file_id of each entry from then on, and of all entries before.
+"""
+
+import os
+import stat
+import unicodedata
+from array import array
+from typing import Final
+
+from filestreamer.process.log import printable
+from filestreamer.wire.digests import checksum
+from filestreamer.wire.messages import Entry
+from receiver.disk.obstacles import Obstacle
+from receiver.tree.commit.traits import folded, takes_for_one
+from receiver.tree.commit.tree_staging import TreeStagings
+from receiver.tree.entries.locations import Location, Locations
+from receiver.tree.manifest.archive import Archive
+
+_FIRST_CELLS: Final = 1024
+
+
+class Folding:
+    """Finds entries of one tree whose names the destination takes for one. For one thread."""
+
+    def __init__(self, stagings: TreeStagings, archive: Archive, locations: Locations) -> None:
+        self._stagings = stagings
+        self._archive = archive
+        self._locations = locations
+        self._is_needed = stagings.top.traits.folds_names
+        self._noted = 0
+        """Entries of the manifest that are in the table."""
+        self._keys = array("Q", bytes(8 * _FIRST_CELLS))
+        """A hash table with open addressing: keys, 0 where a cell is empty; at most half of the cells are used."""
+        self._file_ids = array("Q", bytes(8 * _FIRST_CELLS))
+        self._count = 0
+        self._trials = 0
+
+    def table_bytes(self, entries: int) -> int:
+        """Return how many bytes the table takes after so many more entries."""
+        if not self._is_needed:
+            return 0
+        cells = len(self._keys)
+        while 2 * (self._count + entries) > cells:
+            cells *= 2
+        return 16 * cells
+
+    def check(self, entry: Entry, file_id: int) -> None:
+        """Note an entry; raise Obstacle where an earlier one has its place. Entries come in the order of file_ids."""
+        if not self._is_needed:
+            return
+        self._note_until(file_id)
+        first_id = self._note(entry.path, file_id)
+        if first_id is not None and first_id != file_id:
+            self._compare(entry, self._path_of(first_id))
+
+    def find(self, entry: Entry, file_id: int, location: Location) -> None:
+        """Find out whether the place of an entry, where something is, is found under another name, too.
+
+        Raises Obstacle as `check` does.
+        """
+        found = location.there
+        if self._is_needed or found is None or (found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)):
+            return
+        for other in _variants(location.name):
+            try:
+                there = os.stat(other, dir_fd=location.directory.fd, follow_symlinks=False)
+            except OSError:
+                continue
+            if os.path.samestat(there, found):
+                self._is_needed = True
+                self.check(entry, file_id)
+                return
+
+    def _compare(self, entry: Entry, first: bytes) -> None:
+        """Raise Obstacle if the destination takes two paths for one that are alike."""
+        if first == entry.path:
+            raise self._locations.obstacle(entry, "it was listed before")
+        parent, _, name = first.rpartition(b"/")
+        own = entry.path.rpartition(b"/")[2]
+        # With a prefix that is new: the kernel may remember for a while what a name led to.
+        self._trials += 1
+        prefix = b"%d " % self._trials
+        is_one = takes_for_one(self._stagings.of(entry.path).fd, prefix + name, prefix + own)
+        if not is_one:  # but maybe this directory folds names, and the staging does not
+            fd = self._locations.directories.get(parent, create=True).fd
+            try:
+                there = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                other = os.stat(own, dir_fd=fd, follow_symlinks=False)
+            except OSError:
+                return
+            is_one = os.path.samestat(there, other) and (there.st_nlink == 1 or stat.S_ISDIR(there.st_mode))
+        if is_one:
+            raise self.obstacle(entry, first)
+
+    def obstacle(self, entry: Entry, first: bytes) -> Obstacle:
+        """Return the error for an entry that would take the place of an earlier one."""
+        shown = printable(os.fsdecode(first))
+        obstacle = self._locations.obstacle(entry, f"the destination does not tell its name from that of {shown}")
+        obstacle.directory = entry.path
+        return obstacle
+
+    # --- the table
+
+    def _note_until(self, file_id: int) -> None:
+        """Note all entries before this one that are not in the table yet."""
+        while self._noted < file_id:
+            part = self._archive.part(self._archive.number_with(self._noted))
+            for at in range(self._noted - part.first_file_id, len(part.entries)):
+                if self._noted >= file_id:
+                    return
+                self._note(part.entries[at].path, self._noted)
+
+    def _note(self, path: bytes, file_id: int) -> int | None:
+        """Note an entry, unless another has its key: return the file_id of that."""
+        self._noted = max(self._noted, file_id + 1)
+        if 2 * (self._count + 1) > len(self._keys):
+            self._grow()
+        parent, slash, name = path.rpartition(b"/")  # a directory above that was folded is declined itself
+        key = int.from_bytes(checksum(parent + slash + folded(name)), "big") or 1
+        cell = self._cell(self._keys, key)
+        if self._keys[cell]:
+            return self._file_ids[cell]
+        self._keys[cell], self._file_ids[cell] = key, file_id
+        self._count += 1
+        return None
+
+    def _grow(self) -> None:
+        keys, file_ids = array("Q", bytes(16 * len(self._keys))), array("Q", bytes(16 * len(self._keys)))
+        for key, file_id in zip(self._keys, self._file_ids, strict=True):
+            if key:
+                cell = self._cell(keys, key)
+                keys[cell], file_ids[cell] = key, file_id
+        self._keys, self._file_ids = keys, file_ids
+
+    @staticmethod
+    def _cell(keys: "array[int]", key: int) -> int:
+        """Return the index of the cell that has a key, or of the one where it would go."""
+        mask = len(keys) - 1
+        cell = key & mask
+        while keys[cell] not in (0, key):
+            cell = (cell + 1) & mask
+        return cell
+
+    def _path_of(self, file_id: int) -> bytes:
+        part = self._archive.part(self._archive.number_with(file_id))
+        return part.entries[file_id - part.first_file_id].path
+
+
+def _variants(name: bytes) -> list[bytes]:
+    """Return other names that may lead to the same file."""
+    text = name.decode("utf-8", "surrogateescape")
+    cases = [text.swapcase(), text.lower(), text.upper(), text.capitalize()]
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    others = dict.fromkeys([*cases, *forms, text + ".", text.rstrip(" .")])
+    return [other.encode("utf-8", "surrogateescape") for other in others if other not in (text, "")]

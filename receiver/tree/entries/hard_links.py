@@ -1,0 +1,230 @@
+"""The further names of files: hard links, made when all files are in place; copies where the destination has none."""
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
+from filestreamer.wire.messages import Entry, EntryType
+from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.destination import Destination
+from receiver.disk.existing import Fate
+from receiver.disk.final_name import put_in_place
+from receiver.disk.obstacles import Obstacle, failure
+from receiver.file.states import DECLINED, WITHDRAWN
+from receiver.tree.commit.committer import Committer, StagedFile
+from receiver.tree.commit.declines import Declines
+from receiver.tree.commit.tree_staging import TreeStagings
+from receiver.tree.entries.locations import Location, Locations
+from receiver.tree.manifest.archive import Archive
+
+_FIRST: Final = struct.Struct("=QI")
+"""The first entry of a hard-link group in the spool: its file_id, and the length of the path that follows."""
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""The errors of link(2) after which a copy is made: no hard links here, not of this file, or no further one."""
+_LINK: Final = "link"
+_COPY_BYTES: Final = 8 * limits.MIB
+
+
+class HardLinks:
+    """The hard-link groups of one tree. For one thread at a time: that takes parts, or commits."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        stagings: TreeStagings,
+        committer: Committer,
+        archive: Archive,
+        locations: Locations,
+        *,
+        attributes: Attributes,
+        declines: Declines,
+    ) -> None:
+        self._destination = destination
+        self._stagings = stagings
+        self._committer = committer
+        self._archive = archive
+        self._locations = locations
+        self._attributes = attributes
+        self._declines = declines
+        self._firsts = array("Q")
+        """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def note(self, entry: Entry, file_id: int) -> bool:
+        """Note the first entry of a group; return whether the entry is a further name. Raises RemoteProtocolError."""
+        group = entry.hard_link_group
+        if entry.type is not EntryType.FILE or not group:
+            return False
+        if group <= len(self._firsts):
+            return True
+        if group != len(self._firsts) + 1:
+            raise RemoteProtocolError(f"hard-link group {group} comes when {len(self._firsts) + 1} is next")
+        self._firsts.append(self._archive.spool.append(_FIRST.pack(file_id, len(entry.path)) + entry.path))
+        return False
+
+    def is_further_name(self, entry: Entry, file_id: int) -> bool:
+        """Whether an entry that was noted is a further name of a file."""
+        if entry.type is not EntryType.FILE or not entry.hard_link_group:
+            return False
+        return self._first_of(entry.hard_link_group)[0] != file_id
+
+    def _first_of(self, group: int) -> tuple[int, bytes]:
+        """Return the first entry of a group: file_id and path."""
+        saved = self._archive.spool.read(self._firsts[group - 1], _FIRST.size + limits.PATH_BYTES)
+        file_id, length = _FIRST.unpack_from(saved)
+        return file_id, saved[_FIRST.size : _FIRST.size + length]
+
+    # --- the end
+
+    def link(self, number: int) -> None:
+        """Make the further names of a part, now that all files are in place; decline those that can't be made.
+
+        Copies are handed to the committer. Raises TransferFailed.
+        """
+        for file_id, entry in self._archive.deferred(number):
+            if entry.type is not EntryType.FILE or self._archive.state(file_id) in (WITHDRAWN, DECLINED):
+                continue
+            first_id, first = self._first_of(entry.hard_link_group)
+            is_declined = self._declines.is_group_declined(entry.hard_link_group)
+            is_left = self._declines.is_group_left(entry.hard_link_group)
+            if not (is_declined or is_left) and self._archive.is_withdrawn(first_id):
+                continue
+            try:
+                if is_declined:
+                    raise self._locations.obstacle(entry, "it is another name of a file that could not be put in place")
+                if is_left:
+                    self._leave(entry)
+                self._make(entry, file_id, first)
+                self._locations.directories.note_change(entry.path.rpartition(b"/")[0])
+            except Obstacle as obstacle:
+                self._declines.decline(entry.path, file_id, 0, obstacle)
+
+    def _leave(self, entry: Entry) -> None:
+        """Raise the obstacle of a further name of a file whose first name was left as it is."""
+        there = self._locations.look(entry, everywhere=True).there
+        if there is not None and not stat.S_ISDIR(there.st_mode):
+            raise self._locations.existing(entry, "it exists", Fate.LEFT)
+        raise self._locations.obstacle(entry, "it is another name of a file that was left as it is (--existing)")
+
+    def _make(self, entry: Entry, file_id: int, first: bytes) -> None:
+        """Make one further name. Raises Obstacle, TransferFailed."""
+        if (above := self._declines.above(entry.path)) is not None:
+            raise above
+        try:
+            location = self._locations.look(entry, everywhere=True)
+            # The cache of directories may close this one to open the other.
+            with _duplicate(location.directory.fd) as directory_fd:
+                parent, _, first_name = first.rpartition(b"/")
+                first_fd = self._locations.directories.get(parent).fd
+                file = os.stat(first_name, dir_fd=first_fd, follow_symlinks=False)
+                if location.there is not None and os.path.samestat(location.there, file):
+                    return
+                location = location._replace(directory=location.directory._replace(fd=directory_fd))
+                self._link_or_copy(entry, file_id, location, (first_fd, first_name))
+        except OSError as error:
+            raise failure(error, f"can't link {self._locations.shown(entry)}") from None
+
+    def _link_or_copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
+        """Give a file another name. `first` is its first one: the descriptor of a directory, and the name in it."""
+        first_fd, first_name = first
+        # Link under a name in staging first: link(2) replaces nothing, but rename(2) does.
+        staging_fd = self._stagings.of(entry.path).fd
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_LINK, dir_fd=staging_fd)
+            os.link(first_name, _LINK, src_dir_fd=first_fd, dst_dir_fd=staging_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            why = error.strerror or str(error)
+            self._declines.report.warn(f"some further names of files are copies instead of hard links: {why}")
+            self._copy(entry, file_id, location, first)
+            return
+        self._locations.check(entry, location)
+        directory_fd = location.directory.fd
+        self._locations.put(
+            lambda replace: put_in_place(_LINK, location.name, staging_fd, directory_fd, replace=replace),
+            entry,
+            location,
+        )
+
+    def _copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
+        """Stage a copy of the first name, and hand it to the committer. Raises Obstacle, TransferFailed, OSError."""
+        first_fd, first_name = first
+        there = location.there
+        is_copied = (
+            there is not None
+            and stat.S_ISREG(there.st_mode)
+            and (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        )
+        if is_copied:  # by an earlier run
+            return
+        self._locations.check(entry, location)
+        staging = self._stagings.of(entry.path)
+        staged = staging.name(file_id)
+        source_fd = os.open(first_name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=first_fd)
+        try:
+            copy_fd = staging.create(staged, entry)
+            try:
+                self._copy_bytes(source_fd, copy_fd, entry)
+                self._attributes.put_file(copy_fd, entry, file_id)
+                if staging.place.syncs_each:
+                    os.fsync(copy_fd)
+            finally:
+                os.close(copy_fd)
+        except BaseException:
+            staging.remove(staged)
+            raise
+        finally:
+            os.close(source_fd)
+        is_new = there is None
+        self._committer.add([StagedFile(entry.path, staged, entry.size, staging, file_id, 0, is_new)], entry.size)
+
+    def _copy_bytes(self, source_fd: int, copy_fd: int, entry: Entry) -> None:
+        """Copy what is not a hole. Raises TransferFailed, OSError."""
+        at = 0
+        with contextlib.suppress(StopIteration):
+            while at < entry.size:
+                start, end = _next_data(source_fd, at, entry.size)
+                try:
+                    while start < end:
+                        data = os.pread(source_fd, min(_COPY_BYTES, end - start), start)
+                        if not data:
+                            raise self._locations.obstacle(entry, "another process has shortened its first name")
+                        start += os.pwrite(copy_fd, data, start)
+                except OSError as error:  # of the bytes of a file: a full disk, and not an obstacle
+                    if error.errno == errno.EFBIG:
+                        raise
+                    raise from_os_error(error, Code.DESTINATION, f"can't copy {self._locations.shown(entry)}") from None
+                at = end
+        os.ftruncate(copy_fd, entry.size)
+
+
+def _next_data(fd: int, at: int, size: int) -> tuple[int, int]:
+    """Return the next range with data; all that is left where the file system does not say. Raises StopIteration."""
+    try:
+        start = os.lseek(fd, at, os.SEEK_DATA)
+        return start, min(size, os.lseek(fd, start, os.SEEK_HOLE))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole is left
+            raise StopIteration from None
+        return at, size
+
+
+@contextlib.contextmanager
+def _duplicate(fd: int) -> Iterator[int]:
+    """Duplicate a descriptor; close the copy at the end."""
+    copy = os.dup(fd)
+    try:
+        yield copy
+    finally:
+        os.close(copy)

@@ -1,0 +1,412 @@
+"""Walks the paths that the user names, and yields the entries of the manifest.
+
+    PATH     a file, or a directory with all that is in it, under its own name
+    PATH/    what is in a directory, straight into the destination
+
+Names are bytes, in any encoding. A directory comes before its entries, and these in the order of their names, so two
+walks of one tree are the same. A symbolic link is an entry; only one that the user names is followed. Everything below
+is looked at by its name in its open directory (`directories`). An entry that can't be read, or is not a file, directory
+or symbolic link, is reported, and the walk goes on. In memory is one list of names for each level.
+
+With `listed` (--files-from) only these paths below the one directory are entries, and the directories on the way to
+them. A directory in the list comes with all that is in it. With `follows` (--dereference) symbolic links are looked
+through, and one that leads back to a directory that contains it is reported. With `mounts` (--one-file-system) a
+directory on which another file system is mounted is an entry without content.
+"""
+
+import errno
+import heapq
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire import limits
+from filestreamer.wire.errors import Code, UsageError, from_os_error
+from filestreamer.wire.messages import Entry, EntryType, SkipKind
+from filestreamer.wire.staging_name import leads_to_staging
+from sender.listing.files_from import PathList, Selection
+from sender.listing.mounts import FileSystem, Mounts
+from sender.listing.patterns import Wanted
+from sender.listing.xattrs import XattrReader
+from sender.source.directories import Directories, Root
+from sender.source.item import Identity, Item, Unsendable, check_empty, check_readable, kind_of, type_name
+
+NOT_AT_A_ROOT: Final = b"lost+found"
+"""A name that is no entry directly in a directory that the user names, which may be the root of a file system."""
+LEFT_OUT: Final = "what has the name .filestreamer is left out, at any depth: that is the name of a receiver's staging"
+_MTIME_END: Final = 1 << 63
+"""The end of the range of an entry's mtime, in nanoseconds: signed, 64 bits. Times after 2262 become the last one."""
+_REASONS: Final = {
+    SkipKind.VANISHED: "it vanished while the tree was walked",
+    SkipKind.CHANGED: "it was replaced while the tree was walked",
+}
+ROOTS_HELD: Final = 64
+"""If the user names more paths than these, the directories among them are not kept open."""
+DIRECTORIES_OPEN: Final = 32
+"""How many directories the walk keeps open: a tree may be deeper than a process may have open files."""
+
+
+class Walk:
+    """An iterable of items. Meanwhile it calls `skipped` with each entry that is left out."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        skipped: Callable[[Skipped], None],
+        *,
+        as_name: str = "",
+        wanted: Wanted | None = None,
+        is_sparing: bool = False,
+        owner: bool = False,
+        keeps: bool = False,
+        xattrs: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
+        listed: PathList | None = None,
+        follows: bool = False,
+        mounts: Mounts | None = None,
+    ) -> None:
+        """Prepare to walk. `as_name` replaces the name of a single path.
+
+        If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
+        owners, if `xattrs`, extended attributes. If `keeps`, a KEPT entry stands for what is there and is not moved,
+        such as a FIFO. `warn` is called with what the user should know, maybe several times. Raises UsageError where
+        two paths have the same name at the destination.
+        """
+        self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
+        names = [name for _, name in self._roots]
+        if len(set(names)) < len(names) or any(
+            not name and any(os.path.lexists(os.path.join(path, other)) for other in names if other)
+            for path, name in self._roots
+        ):
+            raise UsageError(
+                "two of the paths have the same name at the destination: send them one by one, each with --as"
+            )
+        self._skipped = skipped
+        self._wanted = wanted
+        self._is_sparing = is_sparing
+        self._owner = owner
+        self._keeps = keeps
+        self._warn = warn
+        self._xattrs = XattrReader(is_kept=xattrs, warn=warn)
+        self._listed = listed
+        self._chosen: Selection | None = None  # of the walk that is under way
+        self._follows = follows
+        self._mounts = mounts
+        self._file_system = FileSystem(0, None)  # that of the root
+        self._not_whole: Item | None = None  # says that the directory that is yielded next is not listed whole
+        self._links: dict[Identity, tuple[int, int]] = {}
+        """Files of which more names are to come: their hard-link group, and how many names that are."""
+        self._groups = 0  # hard-link groups so far
+        self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Walk. Raises TransferFailed(SOURCE) where a path that the user names is not there or can't be read."""
+        for path, name in self._roots:
+            try:
+                status = os.stat(path)
+                root = None
+                if stat.S_ISDIR(status.st_mode):
+                    root = Root(
+                        path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD, follows=self._follows
+                    )
+            except OSError as error:
+                raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+            if root is not None:
+                yield from self._tree(root, name)
+            else:
+                yield self._file(path, None, name, check_readable(path))
+
+    def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
+        """Walk a directory, depth first."""
+        self._chosen = Selection(self._listed) if self._listed is not None else None
+        try:
+            levels = [self._open(root.path, root, name, b"", is_whole=self._chosen is None or self._chosen.take(b""))]
+            if self._mounts is not None:
+                self._file_system = FileSystem.of(self._directories.get(root, b""))
+        except OSError as error:
+            raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
+        if not self._is_sparing and levels[0].is_to_be_listed():
+            yield levels[0].item
+        try:
+            yield from self._below(levels)
+        finally:
+            self._directories.close()
+
+    def _below(self, levels: "list[_Level]") -> Iterator[Item]:
+        # Not recursive: a tree may be deeper than the stack.
+        while levels:
+            found = None
+            for entry_name in levels[-1].names:
+                if found := self._enter(levels[-1], entry_name):
+                    break
+            else:
+                levels.pop()
+                continue
+            if isinstance(found, _Level):
+                levels.append(found)
+            if not (isinstance(found, _Level) and (self._is_sparing or not found.is_whole)):
+                yield from (level.item for level in levels if level.is_to_be_listed())
+            if isinstance(found, Item):
+                yield found
+                if self._not_whole is not None:
+                    yield self._not_whole
+                    self._not_whole = None
+
+    def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
+        """Look at one entry of a directory; return None where it is left out."""
+        parent = level.item
+        path = os.path.join(parent.path, name)
+        below = level.below + b"/" + name if level.below else name
+        wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
+        is_listed = self._chosen is None or self._chosen.take(below) or level.is_whole
+        try:
+            found = self._find(level, name, path, wire_path, is_listed=is_listed)
+            if isinstance(found, _Level) or found is None or found.entry.type is EntryType.DIRECTORY:
+                return found
+            self._skip_below(
+                path, wire_path, below, SkipKind.VANISHED, "it would be below something else than a directory"
+            )
+            return found
+        except Unsendable as error:
+            if error.retryable:
+                raise
+            kind, reason = error.kind, error.why
+        except OSError as error:
+            failure = from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}")
+            if failure.retryable:  # this process has too many open files: nothing is wrong with the entry
+                raise failure from None
+            kind = kind_of(error)
+            reason = _REASONS.get(kind) or error.strerror or str(error)
+            if kind is SkipKind.VANISHED and not level.is_whole:
+                reason = "it is in the list of --files-from, but not there"
+        if is_listed:
+            self._skip(path, wire_path, kind, reason)
+        self._skip_below(path, wire_path, below, kind, reason)
+        return None
+
+    def _find(
+        self, level: "_Level", name: bytes, path: bytes, wire_path: bytes, *, is_listed: bool
+    ) -> "Item | _Level | None":
+        """Return what an entry is; None where it is left out. Raises OSError, Unsendable."""
+        root = level.root
+        below = level.below + b"/" + name if level.below else name
+        directory_fd = self._directories.get(root, level.below)
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if self._follows and stat.S_ISLNK(status.st_mode):
+            status = _followed(name, directory_fd, path)
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if self._wanted is not None and not self._wanted(below, is_directory):
+            return None
+        if len(wire_path) > limits.PATH_BYTES:
+            raise _unreadable(path, f"its path is longer than {limits.PATH_BYTES} bytes")
+        if not is_directory and not is_listed:
+            reason = f"{os.fsdecode(path)} is no directory"
+            raise Unsendable(Code.SOURCE, reason, SkipKind.VANISHED, reason)
+        if self._mounts is not None and self._mounts.is_another(self._file_system, name, directory_fd, status):
+            self._mounts.tell(path)
+            return self._mount_point(path, root, wire_path, status)
+        if is_directory:
+            return self._open(path, root, wire_path, below, is_whole=is_listed, parent=level)
+        return self._item(path, root, wire_path, status)
+
+    def _mount_point(self, path: bytes, root: Root, wire_path: bytes, status: os.stat_result) -> Item | None:
+        """Return the item of an entry on which another file system is mounted: a directory arrives empty."""
+        kept = Item(Entry(wire_path, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
+        if not stat.S_ISDIR(status.st_mode) or self._is_sparing:
+            return kept
+        self._not_whole = kept
+        entry = self._entry(wire_path, EntryType.DIRECTORY, status)
+        return Item(self._with_xattrs(entry, path, self._here(path, root), is_directory=True), path)
+
+    def _skip_below(self, path: bytes, wire_path: bytes, below: bytes, kind: SkipKind, reason: str) -> None:
+        """Skip each path of --files-from that is below an entry, as that can't be entered."""
+        if self._chosen is not None:
+            for rest in self._chosen.rest(below):
+                end = rest[len(below) :]
+                self._skip(path + end, wire_path + end, kind, reason)
+
+    def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
+        self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
+
+    def _open(
+        self, path: bytes, root: Root, name: bytes, below: bytes, *, is_whole: bool, parent: "_Level | None" = None
+    ) -> "_Level":
+        """Open a directory and list it, in the order of its names. Raises OSError, Unsendable.
+
+        If `is_whole`, all that is in it is sent; else only what --files-from lists.
+        """
+        fd = self._directories.get(root, below)
+        status = os.fstat(fd)
+        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, status), path, fd, is_directory=True)
+        level = _Level(Item(entry, path), root, below, iter(()), status=status, parent=parent, is_whole=is_whole)
+        if self._follows and (above := level.find_again()) is not None:
+            raise _unreadable(path, f"it is a symbolic link that leads back to {above.item.shown}")
+        names: list[bytes] = []
+        if is_whole:
+            names = [each for each in map(os.fsencode, os.listdir(fd)) if below or each != NOT_AT_A_ROOT]
+            names.sort()
+        level.names = self._without_staging(
+            names if self._chosen is None else _merged(names, self._chosen.names(below))
+        )
+        return level
+
+    def _without_staging(self, names: Iterable[bytes]) -> Iterator[bytes]:
+        for name in names:
+            if leads_to_staging(name):
+                self._warn(LEFT_OUT)
+            else:
+                yield name
+
+    def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
+        owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
+        mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
+        return Entry(name, kind, size, status.st_mode & 0o7777, mtime_ns, *owner)
+
+    def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
+        """Return the item of anything but a directory; None where it can't be sent. Raises OSError, Unsendable."""
+        if stat.S_ISREG(status.st_mode):
+            return self._file(path, root, name, status)
+        if stat.S_ISLNK(status.st_mode):
+            entry = self._entry(name, EntryType.SYMLINK, status)
+            target = self._target(path, root)
+            return Item(self._with_xattrs(entry, path, self._here(path, root))._replace(link_target=target), path)
+        self._skip(path, name, SkipKind.SPECIAL, f"it is {type_name(status.st_mode)}")
+        return Item(Entry(name, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
+
+    def _target(self, path: bytes, root: Root) -> bytes:
+        """Return the target of a symbolic link. Raises OSError."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            return os.readlink(name, dir_fd=self._directories.get(root, parent[root.skip :]))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise OSError(errno.ELOOP, "it is no longer a symbolic link") from None
+            raise
+
+    def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
+        entry = self._entry(name, EntryType.FILE, status, status.st_size)
+        identity = Identity.of(status)
+        if not status.st_size:
+            check_empty(Item(entry, path, identity, root=root), status, self._directories)
+        if status.st_nlink > 1 and (group := self._follow(identity)):
+            return Item(entry._replace(hard_link_group=group), path, root=root)
+        if (stored_bytes := status.st_blocks * 512) < status.st_size:
+            entry = entry._replace(data_bytes=stored_bytes)
+        if self._xattrs.looks_at_files:
+            entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
+        # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
+        if status.st_nlink > 1:
+            self._groups += 1
+            self._links[identity] = (self._groups, status.st_nlink - 1)
+            entry = entry._replace(hard_link_group=self._groups)
+        return Item(entry, path, identity, None, root)
+
+    def _here(self, path: bytes, root: Root | None) -> bytes:
+        """Return a path to an entry below a root that leads through no symbolic link; `path` itself without a root."""
+        if root is None:
+            return path
+        parent, _, name = path.rpartition(b"/")
+        return b"/proc/self/fd/%d/%s" % (self._directories.get(root, parent[root.skip :]), name)
+
+    def _with_xattrs(self, entry: Entry, path: bytes, this: int | bytes, **more: bool) -> Entry:
+        """Return an entry with its extended attributes, if these are kept. Those that are not are told."""
+        xattrs, problem = self._xattrs.read(this, **more)
+        if problem:
+            self._skip(path, entry.path, SkipKind.ATTRIBUTE, problem)
+        return entry._replace(xattrs=xattrs) if xattrs else entry
+
+    # --- files that changed since they were listed
+
+    def look_again(self, item: Item) -> os.stat_result | None:
+        """Return the status of a file as it is now; None where that is no regular file any more. Raises OSError.
+
+        Only after the walk has ended.
+        """
+        name, directory_fd = item.path, None
+        if item.root is not None:
+            parent, _, name = item.path.rpartition(b"/")
+            directory_fd = self._directories.get(item.root, parent[item.root.skip :])
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=item.root is None or self._follows)
+        return status if stat.S_ISREG(status.st_mode) else None
+
+    def list_again(self, item: Item, status: os.stat_result) -> Item:
+        """Return the item of a file that was listed before, as it is now. Raises OSError, Unsendable."""
+        return self._file(item.path, item.root, item.entry.path, status)
+
+    def _follow(self, identity: Identity) -> int:
+        """Return the hard-link group of a file that was listed under another name; 0 where it was not."""
+        group, left = self._links.pop(identity, (0, 0))
+        if left > 1:
+            self._links[identity] = (group, left - 1)
+        return group
+
+
+class _Level:
+    """A directory that is being walked."""
+
+    def __init__(
+        self,
+        item: Item,
+        root: Root,
+        below: bytes,
+        names: Iterator[bytes],
+        *,
+        status: os.stat_result,
+        parent: "_Level | None",
+        is_whole: bool,
+    ) -> None:
+        """`below` is its path, relative to the root; `names` are its entries that were not looked at yet."""
+        self.item = item
+        self.is_whole = is_whole
+        self._identity = (status.st_dev, status.st_ino)
+        self._parent = parent
+        self.root = root
+        self.below = below
+        self.names = names
+        self._is_listed = not item.entry.path  # the destination itself is not an entry
+
+    def is_to_be_listed(self) -> bool:
+        """Return whether it was not listed yet; from then on it counts as listed."""
+        was_listed, self._is_listed = self._is_listed, True
+        return not was_listed
+
+    def find_again(self) -> "_Level | None":
+        """Return the directory above this one that is the same one; None where there is none."""
+        above = self._parent
+        while above is not None and above._identity != self._identity:
+            above = above._parent
+        return above
+
+
+def _merged(names: list[bytes], listed: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the names in a directory and those of --files-from, each once. Both are in order."""
+    last = None
+    for name in heapq.merge(names, listed):
+        if name != last:
+            yield name
+        last = name
+
+
+def _followed(name: bytes, directory_fd: int, path: bytes) -> os.stat_result:
+    """Return the status of what a symbolic link leads to. Raises OSError, Unsendable."""
+    try:
+        return os.stat(name, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise _unreadable(path, "it is a symbolic link that leads to nothing") from None
+        if error.errno == errno.ELOOP:
+            raise _unreadable(path, "it is a symbolic link that leads back to itself") from None
+        raise
+
+
+def _unreadable(path: bytes, why: str) -> Unsendable:
+    return Unsendable(Code.SOURCE, f"can't read {os.fsdecode(path)}: {why}", SkipKind.UNREADABLE, why)
+
+
+def destination_name(path: str, as_name: str) -> bytes:
+    """Return the name that a path gets at the destination; empty for the contents of a directory."""
+    if as_name:
+        return os.fsencode(as_name)
+    return b"" if path.endswith(("/", "/.")) else os.path.basename(os.fsencode(os.path.abspath(path)))

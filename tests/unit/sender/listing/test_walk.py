@@ -1,0 +1,235 @@
+"""The walk: what it lists, in which order, and what it tells instead."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire.codec import decode, encode
+from filestreamer.wire.errors import Code, TransferFailed, UsageError
+from filestreamer.wire.limits import KIB, PATH_BYTES
+from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
+from sender.listing.patterns import pattern_filter
+from sender.listing.walk import LEFT_OUT, Walk
+from sender.source.item import Item
+from tests.support import trees
+
+
+def walked(*paths: Path | str, **options: object) -> tuple[list[Item], list[Skipped]]:
+    """Walk; return the items and what was left out."""
+    skipped: list[Skipped] = []
+    items = list(Walk([str(path) for path in paths], skipped.append, **options))  # type: ignore[arg-type]
+    return items, skipped
+
+
+def names(items: list[Item]) -> list[bytes]:
+    return [item.entry.path for item in items]
+
+
+def entry_of(items: list[Item], path: bytes) -> Entry:
+    (item,) = [item for item in items if item.entry.path == path]
+    return item.entry
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """Return a directory with a few files."""
+    for name in ("b/2", "b/1", "a", "c/d/e"):
+        trees.write(tmp_path / "top" / name, name.encode())
+    return tmp_path / "top"
+
+
+def test_directories_come_before_what_is_in_them_in_the_order_of_names(top: Path) -> None:
+    expected = [b"top", b"top/a", b"top/b", b"top/b/1", b"top/b/2", b"top/c", b"top/c/d", b"top/c/d/e"]
+    assert expected == names(walked(top)[0])
+
+
+@pytest.mark.parametrize("end", ["/", "/.", "/./", "//"])
+def test_a_slash_at_the_end_means_what_is_in_it(top: Path, end: str) -> None:
+    items, _ = walked(f"{top}{end}")
+    assert names(items) == [b"a", b"b", b"b/1", b"b/2", b"c", b"c/d", b"c/d/e"]
+
+
+def test_paths_are_shown_as_people_write_them(top: Path) -> None:
+    items, _ = walked(f"{top}/")
+    assert f"{top}/b/1" in [item.shown for item in items]
+
+
+def test_several_paths_each_under_its_name(top: Path) -> None:
+    assert names(walked(top / "c", top / "a", top / "b/1")[0]) == [b"c", b"c/d", b"c/d/e", b"a", b"1"]
+
+
+def test_the_working_directory_has_a_name(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(top / "b")
+    assert names(walked(".")[0]) == [b"b", b"b/1", b"b/2"]
+    assert names(walked("..")[0])[0] == b"top"
+    assert names(walked("./")[0]) == [b"1", b"2"]
+
+
+def test_one_name_for_two_paths_is_refused(top: Path) -> None:
+    trees.write(top / "c/a", b"another a")
+    with pytest.raises(UsageError, match="same name"):
+        walked(top / "a", top / "c/a")
+
+
+def test_one_name_for_a_path_and_for_something_in_another_is_refused(top: Path) -> None:
+    """Of two entries with one path, whichever came last would stand there."""
+    trees.write(top / "c/a", b"another a")
+    with pytest.raises(UsageError, match="same name"):
+        walked(f"{top / 'c'}/", top / "a")
+    assert names(walked(f"{top / 'c'}/", top / "b/1")[0]) == [b"a", b"d", b"d/e", b"1"]
+
+
+def test_as_names_a_single_path(top: Path) -> None:
+    assert names(walked(top / "c", as_name="other")[0]) == [b"other", b"other/d", b"other/d/e"]
+    assert names(walked(f"{top / 'c'}/", as_name="other")[0]) == [b"other", b"other/d", b"other/d/e"]
+
+
+def test_what_is_not_there_ends_it(top: Path) -> None:
+    with pytest.raises(TransferFailed, match="can't read") as caught:
+        walked(top / "missing")
+    assert caught.value.code is Code.SOURCE
+
+
+def test_staging_is_no_entry_and_lost_found_is_none_at_the_top(top: Path) -> None:
+    for name in (".filestreamer/x", "b/.filestreamer/x", "lost+found/x", "b/lost+found/x"):
+        trees.write(top / name, b"x")
+    found = names(walked(top)[0])
+    assert not [path for path in found if b".filestreamer" in path]
+    assert [path for path in found if b"lost+found" in path] == [b"top/b/lost+found", b"top/b/lost+found/x"]
+
+
+def test_only_symlinks_that_are_named_are_followed(top: Path) -> None:
+    (top / "to b").symlink_to("b")
+    items, _ = walked(top)
+    assert entry_of(items, b"top/to b").type is EntryType.SYMLINK
+    assert names(walked(top / "to b")[0]) == [b"to b", b"to b/1", b"to b/2"]
+
+
+def test_special_files_are_told(top: Path) -> None:
+    os.mkfifo(top / "fifo")
+    trees.make_socket(top / "socket")
+    _, skipped = walked(top)
+    assert skipped == [
+        Skipped(str(top / "fifo"), "it is a FIFO", SkipKind.SPECIAL, b"top/fifo"),
+        Skipped(str(top / "socket"), "it is a socket", SkipKind.SPECIAL, b"top/socket"),
+    ]
+
+
+def test_a_path_longer_than_the_protocol_takes_is_told(top: Path) -> None:
+    """All of a chain of directories that fits is listed; the first that does not is told, once."""
+    trees.deepen(top, b"n" * 250, 20)
+    items, skipped = walked(top)
+    assert skipped
+    assert all(each.kind is SkipKind.UNREADABLE for each in skipped)
+    assert max(map(len, names(items))) <= PATH_BYTES
+    assert all(len(os.fsencode(each.path)) >= PATH_BYTES for each in skipped)
+    assert len(skipped) <= 2  # the leaf, and the next directory
+
+
+def test_what_vanishes_while_it_is_walked_is_told(top: Path) -> None:
+    skipped: list[Skipped] = []
+    found = []
+    for item in Walk([str(top)], skipped.append):
+        found.append(item.entry.path)
+        if item.entry.path == b"top/b":
+            (top / "b/2").unlink()
+    assert b"top/b/2" not in found
+    reason = "it vanished while the tree was walked"
+    assert skipped == [Skipped(str(top / "b/2"), reason, SkipKind.VANISHED, b"top/b/2")]
+
+
+def test_a_time_beyond_the_protocol_is_the_last_one_that_it_has(tmp_path: Path) -> None:
+    """There are file systems with times after 2262, which is as far as 63 bits of nanoseconds go."""
+    far = trees.write(tmp_path / "top" / "far", b"x", mtime_ns=10**19)
+    if far.stat().st_mtime_ns < 10**19:
+        pytest.skip("this file system has no such times")
+    items, _ = walked(tmp_path / "top")
+    part = ManifestPart(0, tuple(item.entry for item in items), True)
+    assert decode(encode(part)) == part
+    assert entry_of(items, b"top/far").mtime_ns == 2**63 - 1
+
+
+# ----------------------------------------------------------------------------------------------------------- hard links
+
+
+def test_names_of_one_file_are_a_group_of_which_the_first_is_read(top: Path) -> None:
+    os.link(top / "a", top / "b/also a")
+    os.link(top / "a", top / "z")
+    os.link(top / "b/1", top / "y")
+    items, _ = walked(top)
+    groups = {item.entry.path: item.entry.hard_link_group for item in items if item.entry.hard_link_group}
+    assert groups[b"top/a"] == groups[b"top/b/also a"] == groups[b"top/z"] != groups[b"top/b/1"] == groups[b"top/y"]
+    assert {item.entry.path for item in items if item.identity is None and item.entry.hard_link_group} == {
+        b"top/b/also a",
+        b"top/z",
+        b"top/y",
+    }
+
+
+def test_a_group_begins_with_a_name_that_is_sent(top: Path) -> None:
+    """Where the first name is excluded, the second is the first."""
+    os.link(top / "a", top / "b/also a")
+    items, _ = walked(top, wanted=pattern_filter([], ["/a"]))
+    (link,) = [item for item in items if item.entry.hard_link_group]
+    assert (link.entry.path, link.sent_bytes) == (b"top/b/also a", 1)
+
+
+def test_a_name_of_a_file_that_was_written_to_since_its_first_one_is_sent(top: Path) -> None:
+    """What was listed first is not going to arrive: it has changed."""
+    os.link(top / "a", top / "z")
+    os.link(top / "a", top / "zz")
+    groups = {}
+    skipped: list[Skipped] = []
+    for item in Walk([str(top)], skipped.append):
+        groups[item.entry.path] = item.entry.hard_link_group
+        if item.entry.path == b"top/b":
+            (top / "a").write_bytes(b"longer")
+    assert groups[b"top/a"] != groups[b"top/z"] == groups[b"top/zz"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- holes
+
+
+def test_how_much_of_a_sparse_file_is_stored(tmp_path: Path) -> None:
+    """A hint for the receiver's check of space; of other files it is not said. No file is opened for that."""
+    file = trees.sparse(tmp_path / "f", 1000 * KIB, (300 * KIB, b"middle"))
+    (tmp_path / "g").write_bytes(b"x" * 5000)
+    items, skipped = walked(f"{tmp_path}/")
+    stored = {item.entry.path: item.entry.data_bytes for item in items}
+    assert stored == {b"f": file.stat().st_blocks * 512, b"g": None}
+    assert skipped == []
+
+
+# ------------------------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], ["b"], {"a", "c", "c/d", "c/d/e"}),
+        ([], ["/c/d/"], {"a", "b", "b/1", "b/2", "c"}),
+        ([], ["*", "!a"], {"a"}),
+        (["e"], [], {"c", "c/d", "c/d/e"}),
+        (["b/*"], ["2"], {"b", "b/1"}),
+        (["nothing"], [], set()),
+    ],
+)
+def test_patterns(top: Path, include: list[str], exclude: list[str], expected: set[str]) -> None:
+    """A directory is there where something in it is, or no file was asked for by pattern."""
+    items, skipped = walked(f"{top}/", wanted=pattern_filter(include, exclude), is_sparing=bool(include))
+    assert expected == {os.fsdecode(path) for path in names(items)}
+    assert skipped == []
+
+
+def test_staging_is_left_out_in_every_form_and_that_is_said(tmp_path: Path) -> None:
+    for name in (".filestreamer", "a/.FileStreamer", "b/c/.filestreamer", "b/c/d"):
+        (tmp_path / "top" / name).mkdir(parents=True)
+        (tmp_path / "top" / name / "f").touch()
+    (tmp_path / "top/b/.filestreamer.").touch()
+    warnings: list[str] = []
+    skipped: list[Skipped] = []
+    found = [item.entry.path for item in Walk([str(tmp_path / "top")], skipped.append, warn=warnings.append)]
+    assert found == [b"top", b"top/a", b"top/b", b"top/b/c", b"top/b/c/d", b"top/b/c/d/f"]
+    assert (set(warnings), skipped) == ({LEFT_OUT}, [])
