@@ -145,7 +145,7 @@ def _mutable_at_the_end(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0 or shutil.which("chattr") is None:
         pytest.skip("immutable files take root, and chattr")
     yield
-    subprocess.run(["chattr", "-R", "-i", tmp_path], check=True, capture_output=True)
+    subprocess.run(["chattr", "-R", "-f", "-i", tmp_path], check=False, capture_output=True)  # it grumbles at symlinks
 
 
 pytestmark = pytest.mark.usefixtures("_mutable_at_the_end")
@@ -170,6 +170,8 @@ class Case:
         for directory in ("d", "y", "z last", ""):
             os.utime(self.tree / directory, ns=(0, 1_500_000_000_000_000_000))
         self.before: dict[bytes, Look] = {}
+        self.is_resumable = False
+        """Whether what was staged of the entry is kept: of a large file that only lacks its name."""
 
     def obstruct(self, obstacle: str) -> None:
         self.at.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ class Case:
             name = os.fsencode(NAME)
             kept = {path: each for path, each in look(self.at.parent).items() if path.startswith(name + b"/")}
             assert kept == {path: each for path, each in self.before.items() if path.startswith(name + b"/")}
-        assert not (self.pair.destination / ".filestreamer").exists()
+        assert self.is_resumable or not (self.pair.destination / ".filestreamer").exists()
 
     def send_again(self) -> None:
         receiver = self.pair.receiver("--once")
@@ -225,6 +227,7 @@ def test_an_obstacle_that_is_there_before(pair: Pair, entry: str, obstacle: str)
 def test_an_obstacle_that_comes_while_files_move(pair: Pair, entry: str, obstacle: str) -> None:
     """It is there when the file is to get its name: after its bytes, most often."""
     case = Case(pair, entry)
+    case.is_resumable = entry in ("large file", "sparse file")
     receiver = pair.receiver("--once")
     sender = pair.sender(case.tree, pair.address(receiver), "--chunk-size", "256KiB", *SLOW)
     until((pair.destination / "tree" / "z last").exists, "the entries are prepared")
@@ -257,7 +260,7 @@ def test_an_immutable_directory(pair: Pair) -> None:
     case.at.parent.mkdir(parents=True)
     _immutable_directory(case.at)
     case.declined.remove(f"d/{NAME}")
-    for _ in range(2):
+    for sent_bytes in (2 * MIB + len(b"first") + len(b"y"), 0):
         receiver = pair.receiver("--once")
         sent = pair.sender(case.tree, pair.address(receiver), "--chunk-size", "256KiB").falls_short()
         received = receiver.falls_short()
@@ -265,7 +268,7 @@ def test_an_immutable_directory(pair: Pair) -> None:
         assert sent["warnings"]
         assert sent["warnings"] == received["warnings"]
         assert (case.at / "of somebody").read_bytes() == b"precious"
-        assert sent["sent_bytes"] <= sent["bytes"] - len(b"below") * 2
+        assert sent["sent_bytes"] == sent_bytes
 
 
 REFUSED: Final = {"EILSEQ", "EINVAL", "ENAMETOOLONG", "EPERM", "EACCES", "EBUSY", "ETXTBSY"}
@@ -282,11 +285,11 @@ def test_a_name_that_the_file_system_refuses(pair: Pair, error: str) -> None:
     receiver = pair.receiver("--once", env=_failing_rename(error))
     sent = pair.sender(case.tree, pair.address(receiver), "--chunk-size", "256KiB").falls_short()
     received = receiver.falls_short()
+    declined = [os.fsencode(each["path"].partition("tree/")[2]) for each in sent["skipped"]]
+    assert 1 <= len(declined) <= 2  # the first name of a file takes its other name with it
     for result in (sent, received):
-        assert result["skipped_kinds"] == {"declined": 1}
-    (skipped,) = sent["skipped"]
-    but = os.fsencode(skipped["path"].partition("tree/")[2])
-    assert trees.compare(look(case.tree), look(pair.destination / "tree"), but) == []
+        assert result["skipped_kinds"] == {"declined": len(declined)}
+    assert trees.compare(look(case.tree), look(pair.destination / "tree"), *declined) == []
 
 
 @pytest.mark.parametrize("error", sorted(FATAL))
