@@ -87,7 +87,7 @@ def test_a_note_of_a_place_that_is_gone_is_forgotten(tmp_path: Path, transfer_of
 
 @pytest.mark.parametrize("kind", ["symlink", "foreign"])
 def test_staging_below_that_is_not_safe(tmp_path: Path, transfer_of: TransferOf, kind: str) -> None:
-    """It is refused before any byte of a file that goes there."""
+    """What would be staged there is declined before any byte of it; everything else arrives."""
     with disk(tmp_path / "t/b", 8 * MIB) as below:
         if kind == "symlink":
             (tmp_path / "elsewhere").mkdir()
@@ -95,8 +95,14 @@ def test_staging_below_that_is_not_safe(tmp_path: Path, transfer_of: TransferOf,
         else:
             (below / ".filestreamer").mkdir(mode=0o777)
             os.chown(below / ".filestreamer", 4711, 4711)
-        transfer = transfer_of(with_files_below())
-        assert "t/b" in failure(Code.DESTINATION, transfer.offer)
+        tree = with_files_below()
+        transfer = transfer_of(tree)
+        transfer.offer()
+        told = transfer.withdraw_declined()
+        assert set(told) == {"t/b/c/small", "t/b/large"}
+        assert all("b/.filestreamer" in reason for _, reason in told.values())
+        transfer.send_all()
+        transfer.finish()
     assert not (tmp_path / "elsewhere").exists() or os.listdir(tmp_path / "elsewhere") == []
 
 
