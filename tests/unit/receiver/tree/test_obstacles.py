@@ -18,7 +18,7 @@ from filestreamer.wire.messages import SkipKind
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure, write_failure
 from receiver.disk.space import write_at
-from receiver.disk.staging import staging
+from receiver.disk.staging import closed_staging, staging
 from receiver.tree.commit import committer, small_file, tree_staging
 from receiver.tree.commit.traits import Traits
 from receiver.tree.manifest.large_file import Spooled
@@ -374,6 +374,63 @@ def test_one_file_of_a_batch(tmp_path: Path, transfer_of: TransferOf, monkeypatc
     assert sorted(os.listdir(tmp_path / "t")) == ["a", "b", "c", "large"]
     assert (tmp_path / "t/b").read_bytes() == b"before"
     assert staged(tmp_path) == []
+
+
+@pytest.mark.parametrize("withdraws", [False, True])
+def test_an_entry_is_told_and_counted_once(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, *, withdraws: bool
+) -> None:
+    """One that lacks an attribute, and is declined then, is declined; the result counts no file that is."""
+
+    def put(source: str, final: bytes, source_fd: int, directory_fd: int, *, replace: bool) -> None:
+        if final in (b"small", b"large", b"full"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        put_in_place(source, final, source_fd, directory_fd, replace=replace)
+
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/full").write_bytes(b"x")
+    (tmp_path / "t/link").write_bytes(b"x")
+    (tmp_path / "t/way/x").mkdir(parents=True)
+    monkeypatch.setattr(committer, "put_in_place", put)
+    monkeypatch.setattr(closed_staging, "put_in_place", put)
+    tree = sample()
+    for name in (b"small", b"large", b"full", b"way", b"other"):
+        tree.add(b"t/" + name, {b"large": LARGE, b"full": b""}.get(name, name), uid=4711, gid=4711)
+    tree.symlink(b"t/link", b"a")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    if withdraws:
+        transfer.withdraw_declined()
+    transfer.send_all()
+    transfer.tree._committer.flush()
+    told = transfer.declined()
+    if withdraws:  # as a sender that does not know yet that all of it came in
+        transfer.tree.withdraw([2])
+        tree.withdrawn.add(2)
+    transfer.finish()
+    told |= transfer.declined()
+    expected = declined("t/small", "t/large", "t/full", *(() if withdraws else ["t/way"]))
+    assert kinds(told) == {**expected, "t/other": SkipKind.ATTRIBUTE}
+    assert transfer.counters.files == 1
+
+
+def test_zeros_of_a_file_that_is_too_large(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is declined; what comes of it later is taken all the same."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(staging, "make_zeros", refuse)
+    tree = sample()
+    tree.add(b"t/sparse", LARGE[:64] + bytes(128) + LARGE, holes=((64, 128),))
+    tree.add(b"t/small", b"small")
+    transfer = transfer_of(tree)
+    transfer.move()
+    assert kinds(transfer.declined()) == declined("t/sparse")
+    assert (os.listdir(tmp_path / "t"), staged(tmp_path)) == (["small"], [])
+    assert (transfer.failures, transfer.counters.zero_bytes, transfer.counters.files) == ([], 128, 1)
 
 
 def test_a_full_disk_is_one_error(tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
