@@ -11,6 +11,7 @@ voids both.
 
 import contextlib
 import enum
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes.attributes import Attributes
-from receiver.disk.existing import Policy
+from receiver.disk.existing import Fate, Policy
 from receiver.disk.space import data_bytes
 from receiver.disk.staging.readable import InPlace
 from receiver.disk.staging.staging import Staging
@@ -82,6 +83,7 @@ class File:
         self._opening = threading.Lock()  # protects _content while it is opened
         self._content: Staging | InPlace | None = None
         self._left: InPlace | None = None  # what was compared, and differs
+        self._policy: Policy | None = None
         self._make_staging: Callable[[], Staging] | None = None
         self._failed: Callable[[FilestreamerError], None]  # set by `open`
         self._finished: set[int] = set()  # by index of the share
@@ -102,6 +104,7 @@ class File:
 
     def follow(self, policy: Policy) -> None:
         """Put the file in place by this policy."""
+        self._policy = policy
         if isinstance(self._content, Staging):
             self._content.policy = policy
 
@@ -175,7 +178,9 @@ class File:
             in_place = self.in_place
             if in_place is None or self._make_staging is None:
                 return False
+            self._check_policy(in_place)
             staging = self._make_staging()
+            staging.policy = self._policy
             staging.take_claims()  # the sender sends all of it
             with self.lock:
                 self.chunk_states.forget(WHOLE)
@@ -183,6 +188,12 @@ class File:
                 self._left = in_place  # not closed yet: a thread may still hash it
             self._begin_staging(staging)
             return True
+
+    def _check_policy(self, in_place: InPlace) -> None:
+        """Check that a file that differs is not to be refused. Raises TransferFailed(EXISTS)."""
+        policy = self._policy
+        if policy is not None and policy.fate(os.fstat(in_place.fd), self.source.mtime_ns) is Fate.REFUSED:
+            raise TransferFailed(Code.EXISTS, f"{in_place.path} exists, and {policy.because}")
 
     def _restore_zeros(self, content: Staging | InPlace, share: Share) -> None:
         """Make what a sealed share does not claim zeros again: its sender had told that, and the ledger does not."""

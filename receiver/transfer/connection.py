@@ -243,24 +243,31 @@ class DataConnection(threading.Thread):
 
     def _receive_segment(self, segment: IncomingSegment) -> bytes:
         """Receive, hash and write the bytes of one segment; return their digest."""
-        hasher = self._hasher
+        hasher, whole = self._hasher, segment.segment
         hasher.reset()
-        if segment.segment.runs and segment.write:
+        self._clock.enter("receive")
+        if whole.runs:
+            self._receive_pieces(segment)
+        else:
+            self._receive_data(segment, whole.offset, whole.offset + whole.length)
+        return hasher.digest()
+
+    def _receive_pieces(self, segment: IncomingSegment) -> None:
+        """Receive, hash and write the data of a segment that has holes, and hash these."""
+        if segment.write:
             self._clock.enter("write")
             segment.sink.begin_sparse(segment.segment)
         for start, end, is_data in segment.segment.pieces():
+            self._clock.enter("receive" if is_data else "digest")
             if is_data:
                 self._receive_data(segment, start, end)
             else:
-                self._clock.enter("digest")
-                update_with_zeros(hasher, end - start)
+                update_with_zeros(self._hasher, end - start)
         self._clock.enter("receive")
-        return hasher.digest()
 
     def _receive_data(self, segment: IncomingSegment, offset: int, end: int) -> None:
         """Receive, hash and write bytes [offset, end) of a file."""
         counters, hasher, clock = self.counters, self._hasher, self._clock
-        clock.enter("receive")
         for view in self.channel.payload(end - offset):
             clock.enter("digest")
             hasher.update(view)

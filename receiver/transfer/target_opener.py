@@ -21,6 +21,7 @@ from receiver.disk.descriptors import patiently
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import Fate, Policy, policy
 from receiver.disk.paths import check_path
+from receiver.disk.staging.readable import InPlace
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
 from receiver.file.left_target import LeftTarget
@@ -136,6 +137,8 @@ class TargetOpener:
         fate = rule.fate(there, entry.mtime_ns)
         if fate is Fate.REPLACED or stat.S_ISDIR(there.st_mode):
             return rule, None
+        if InPlace.may_be(destination, name, entry, Grid(entry.size, offer.chunk_size), checksum=offer.checksum):
+            return rule, None  # it does not differ, or is found to when it is compared
         shown = shown_path(destination, name)
         if fate is Fate.LEFT:
             return rule, LeftTarget(entry, name, shown, self._context.counters)

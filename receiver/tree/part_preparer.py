@@ -194,17 +194,17 @@ class PartPreparer:
         replace. Raises TransferFailed(NO_SPACE), only where they can't fit in any order.
         """
         freed = iter(self._entry_preparer.freed_bytes)
-        needed: Counter[Place] = Counter()
-        freed_bytes: dict[Place, list[int]] = {}
-        for index, entry in enumerate(part_state.entries):
-            if part_state.state(index) == FREE:
-                place = self._places.of(entry.path)
-                needed[place] += data_bytes(entry)
-                freed_bytes.setdefault(place, []).append(next(freed, 0))
+        files = [
+            (self._places.of(entry.path), data_bytes(entry), next(freed, 0))
+            for entry, state in zip(part_state.entries, part_state.states(), strict=True)
+            if state == FREE
+        ]
         self._entry_preparer.freed_bytes.clear()
-        for place, data in needed.items():
+        for place in {place for place, _, _ in files}:
+            needed_bytes = sum([data for there, data, _ in files if there is place])
+            freed_bytes = [replaced for there, _, replaced in files if there is place]
             # Each file that is replaced is freed when its successor is there: all but the one that is freed last.
-            needed_bytes = data - sum(freed_bytes[place]) + min(freed_bytes[place])
+            needed_bytes += min(freed_bytes) - sum(freed_bytes)
             # All that was received so far may have gone to this place.
             to_come = max(0, self._needed_bytes[place] - self._counters.moved_bytes)
             self._needed_bytes[place] += needed_bytes

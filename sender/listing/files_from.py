@@ -10,7 +10,6 @@ merged when they are read. Where there is no room for one, they stay in memory.
 import heapq
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
@@ -50,6 +49,8 @@ class PathList:
             self._close_run()
 
     def _close_run(self) -> None:
+        import tempfile  # only a long list needs it, and each sender would wait for it
+
         self._run.sort()
         try:
             if self._file is None:

@@ -14,7 +14,8 @@ _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 def encoded_bytes(item: Item) -> int:
     """Return the most that an entry takes in a frame, in bytes."""
     entry = item.entry
-    return _ENTRY_BYTES + len(entry.path) + len(entry.link_target) + xattrs_bytes(entry.xattrs)
+    size = _ENTRY_BYTES + len(entry.path) + len(entry.link_target)
+    return size + xattrs_bytes(entry.xattrs) if entry.xattrs else size
 
 
 class PartBudget:

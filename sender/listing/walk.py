@@ -218,7 +218,7 @@ class Walk:
             return kept
         self._not_whole = kept
         entry = self._entry(wire_path, EntryType.DIRECTORY, status)
-        return Item(self._with_xattrs(entry, path, self._here(path, root), is_directory=True), path)
+        return Item(self._with_xattrs(entry, path, self._here(path, root)), path)
 
     def _skip_below(self, path: bytes, wire_path: bytes, below: bytes, kind: SkipKind, reason: str) -> None:
         """Skip each path of --files-from that is below an entry, as that can't be entered."""
@@ -239,7 +239,7 @@ class Walk:
         """
         fd = self._directories.get(root, below)
         status = os.fstat(fd)
-        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, status), path, fd, is_directory=True)
+        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, status), path, fd)
         level = _Level(Item(entry, path), root, below, iter(()), status=status, parent=parent, is_whole=is_whole)
         if self._follows and (above := level.find_again()) is not None:
             raise _unreadable(path, f"it is a symbolic link that leads back to {above.item.shown}")
@@ -271,7 +271,9 @@ class Walk:
         if stat.S_ISLNK(status.st_mode):
             entry = self._entry(name, EntryType.SYMLINK, status)
             target = self._target(path, root)
-            return Item(self._with_xattrs(entry, path, self._here(path, root))._replace(link_target=target), path)
+            if self._xattrs.is_due():
+                entry = self._with_xattrs(entry, path, self._here(path, root))
+            return Item(entry._replace(link_target=target), path)
         self._skip(path, name, SkipKind.SPECIAL, f"it is {type_name(status.st_mode)}")
         return Item(Entry(name, EntryType.KEPT, 0, 0, 0), path) if self._keeps else None
 
@@ -294,7 +296,7 @@ class Walk:
             return Item(entry._replace(hard_link_group=group), path, root=root)
         if (stored_bytes := status.st_blocks * 512) < status.st_size:
             entry = entry._replace(data_bytes=stored_bytes)
-        if self._xattrs.looks_at_files:
+        if self._xattrs.is_due():
             entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
         if status.st_nlink > 1:

@@ -37,25 +37,21 @@ class XattrReader:
         self._is_looking = not is_kept
         self._files = 0
 
-    def read(self, this: This, *, follows: bool = False, is_directory: bool = False) -> tuple[tuple[Xattr, ...], str]:
+    def read(self, this: This, *, follows: bool = False) -> tuple[tuple[Xattr, ...], str]:
         """Return the attributes that are kept of an entry, and why others are not: "" if there are none."""
         if self._is_kept:
             return _read(this, follows=follows)
-        if self._is_looking and (is_directory or self._is_due()):
+        if self._is_looking:
             names, _ = _names(this, follows=follows)
             if any(name.startswith(_TOLD) for name in names):
                 self._is_looking = False
                 self._warn(LEFT_OUT)
         return (), ""
 
-    @property
-    def looks_at_files(self) -> bool:
-        """Whether `read` would look at the next file: if not, its path need not be made."""
-        return self._is_kept or self._is_looking
-
-    def _is_due(self) -> bool:
+    def is_due(self) -> bool:
+        """Count another entry that is no directory; return whether `read` is to look at it."""
         self._files += 1
-        return self._files <= LOOKED_AT or self._files % STEP == 0
+        return self._is_kept or (self._is_looking and (self._files <= LOOKED_AT or self._files % STEP == 0))
 
 
 def _names(this: This, *, follows: bool) -> tuple[Sequence[str], str]:

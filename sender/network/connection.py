@@ -266,13 +266,10 @@ class DataConnection(threading.Thread):
             before = reader.look(item)
         except Unsendable as error:
             trouble = _lasting(error)
-        for start, end, is_data in segment.pieces():
-            if is_data:
-                trouble = self._send_data(channel, item, start, end, trouble)
-            else:
-                clock.enter("digest")
-                update_with_zeros(self._hasher, end - start)
-        clock.enter("read")
+        if not segment.runs:
+            trouble = self._send_data(channel, item, segment.offset, segment.offset + segment.length, trouble)
+        else:
+            trouble = self._send_pieces(channel, item, segment, trouble)
         if before is not None and trouble is None:
             digest = self._hasher.digest()
             try:
@@ -284,6 +281,18 @@ class DataConnection(threading.Thread):
         clock.enter(None)
         assert trouble is not None
         return self._withdraw(segment, trouble), None
+
+    def _send_pieces(
+        self, channel: Channel, item: Item, segment: m.Segment, trouble: Unsendable | None
+    ) -> Unsendable | None:
+        """Send the data of a segment that has holes, and hash all of it; return as `_send_data`."""
+        for start, end, is_data in segment.pieces():
+            if is_data:
+                trouble = self._send_data(channel, item, start, end, trouble)
+            else:
+                self._clock.enter("digest")
+                update_with_zeros(self._hasher, end - start)
+        return trouble
 
     def _send_data(
         self, channel: Channel, item: Item, offset: int, end: int, trouble: Unsendable | None

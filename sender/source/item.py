@@ -165,7 +165,7 @@ def check_empty(item: Item, status: os.stat_result, directories: Directories) ->
         return
     if hides_sizes(status.st_dev):
         raise untold_size(item)
-    fd = open_listed(item, directories)
+    fd, _ = open_listed(item, directories)
     try:
         has_bytes = bool(os.read(fd, 1)) and os.fstat(fd).st_size == 0
     except OSError as error:
@@ -176,8 +176,11 @@ def check_empty(item: Item, status: os.stat_result, directories: Directories) ->
         raise untold_size(item)
 
 
-def open_listed(item: Item, directories: Directories) -> int:
-    """Open a file if it is still the one that was listed; return the descriptor. Raises Unsendable."""
+def open_listed(item: Item, directories: Directories) -> tuple[int, Identity]:
+    """Open a file if it is still the one that was listed; return the descriptor, and its identity now.
+
+    Raises Unsendable.
+    """
     root, name, directory_fd, flags = item.root, item.path, None, READ_FLAGS
     try:
         if root is not None:
@@ -188,11 +191,10 @@ def open_listed(item: Item, directories: Directories) -> int:
     except OSError as error:
         raise unreadable(item, error) from None
     try:
-        check_status(item, os.fstat(fd))
+        return fd, check_status(item, os.fstat(fd))
     except BaseException:
         os.close(fd)
         raise
-    return fd
 
 
 def check_status(item: Item, now: os.stat_result) -> Identity:

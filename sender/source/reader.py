@@ -65,14 +65,15 @@ class Reader:
         if item.stream is not None:
             return _STREAM
         if item is not self._item:
-            self._open(item)
+            return self._open(item)
         try:
             status = os.fstat(self._fd)
         except OSError as error:
             raise unreadable(item, error) from None
         now = check_status(item, status)
-        # An open file stays the same one, whatever number its file system gives it.
-        return now._replace(device=self._opened[0], inode=self._opened[1])
+        if now[:2] != self._opened:  # an open file stays the same one, whatever number its file system gives it
+            return now._replace(device=self._opened[0], inode=self._opened[1])
+        return now
 
     def digest(
         self, item: Item, offset: int, length: int, block: memoryview, on_read: Callable[[int], object] | None = None
@@ -122,13 +123,14 @@ class Reader:
             self.look(item)  # raises where the file has grown meanwhile
             raise untold_size(item)
 
-    def _open(self, item: Item) -> None:
+    def _open(self, item: Item) -> Identity:
+        """Open a file; return the identity that it had then. Raises Unsendable."""
         self._close_file()
-        self._fd = open_listed(item, self._directories)
-        status = os.fstat(self._fd)
-        self._opened = (status.st_dev, status.st_ino)
+        self._fd, now = open_listed(item, self._directories)
+        self._opened = now[:2]
         self._item = item
         self._extents = Extents(self._fd, item.entry.size)
+        return now
 
     def _close_file(self) -> None:
         if self._fd >= 0:

@@ -131,6 +131,38 @@ def test_one_file_is_left(pair: Pair, existing: str) -> None:
     assert (pair.destination / "file").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("existing", ["skip", "newer", "refuse", "replace"])
+@pytest.mark.parametrize("checksum", [False, True], ids=["size and mtime", "checksum"])
+def test_one_equal_file_is_accepted_in_every_case(pair: Pair, existing: str, checksum: bool) -> None:
+    """It does not differ, so nobody is asked what becomes of it; what it lacks but its bytes, it gets."""
+    file = put(pair.source / "file", b"source" * 5000, OLD)
+    there = put(pair.destination / "file", file.read_bytes(), NEW if checksum else OLD)
+    there.chmod(0o600)
+    file.chmod(0o640)
+    before = there.stat().st_ino
+    sent = send(pair, file, "--existing", existing, *(["--checksum"] if checksum else []))
+    accepted = sent["held_bytes" if checksum else "unchecked_bytes"]
+    assert (sent["exit_code"], sent["left_files"], sent["sent_bytes"], accepted) == (0, 0, 0, file.stat().st_size)
+    status = there.stat()
+    assert (status.st_ino, status.st_mode & 0o777, status.st_mtime_ns) == (before, 0o640, OLD)
+
+
+@pytest.mark.parametrize(("existing", "exit_code"), [("skip", 0), ("newer", 0), ("refuse", 3), ("replace", 0)])
+def test_one_file_that_a_comparison_finds_to_differ(pair: Pair, existing: str, exit_code: int) -> None:
+    """Of equal size: whether it differs shows only when it is compared."""
+    file = put(pair.source / "file", b"source" * 5000, OLD)
+    there = put(pair.destination / "file", b"differ" * 5000, NEW)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), "--existing", existing, "--checksum", "--chunk-size", "8KiB")
+    assert sender.wait() == exit_code, sender.stderr
+    assert there.read_bytes()[:6] == (b"source" if existing == "replace" else b"differ")
+    assert pair.received() == ["file"]
+    if existing == "refuse":
+        assert "--existing refuse" in sender.result["error"]["message"]
+    else:
+        assert sender.result["left_files"] == (existing != "replace")
+
+
 def test_one_newer_file_is_replaced(pair: Pair) -> None:
     file = put(pair.source / "file", b"source", NEW)
     put(pair.destination / "file", b"destination", OLD)

@@ -70,6 +70,15 @@ def test_by_its_bytes_whatever_its_mtime_is(pair: Pair, known: Path, policy: tup
     in_place(pair, known, before)
 
 
+def test_setuid_bits_of_both_stay(pair: Pair, known: Path) -> None:
+    """As in a tree: a receiver that sets none takes none from a file that stays as it is."""
+    there = pair.destination / "f"
+    known.chmod(0o4750)
+    there.chmod(0o4700)
+    assert send(pair, known, "--chunk-size", "64KiB")["sent_bytes"] == 0
+    assert there.stat().st_mode & 0o7777 == 0o4750
+
+
 @pytest.mark.parametrize("at", [0, MIB // 2, MIB - 1])
 @pytest.mark.parametrize("chunk_size", ["64KiB", "4MiB"])
 def test_one_byte_that_differs_has_the_file_sent(pair: Pair, at: int, chunk_size: str) -> None:

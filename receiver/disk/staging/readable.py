@@ -118,15 +118,24 @@ class InPlace(Readable):
             if fd >= 0:
                 os.close(fd)
 
+    @classmethod
+    def may_be(cls, destination: Destination, name: bytes, entry: Entry, grid: Grid, *, checksum: bool) -> bool:
+        """Whether the file under its final name may be what is sent, all of which is one transfer."""
+        in_place = cls.open(destination, name, entry, grid, is_shard=False, checksum=checksum)
+        if in_place is not None:
+            in_place.close()
+        return in_place is not None
+
     def commit(self, attributes: Attributes | None = None) -> None:
         """Complete a commit that a crash may have interrupted after the rename; correct what the file is given.
 
         Raises TransferFailed(DESTINATION).
         """
         try:
-            is_to_be_corrected = _is_to_be_corrected(self._destination, os.fstat(self.fd), self._entry)
-            if attributes is not None and (is_to_be_corrected or attributes.keeps_xattrs):
-                attributes.put_file(self.fd, self._entry, 0)
+            if attributes is not None:
+                directory_fd, there = self._destination.fd, os.fstat(self.fd)
+                attributes.correct_file(directory_fd, self._name, self._entry, 0, there)
+                self._destination.times.correct(directory_fd, self._name, there, self._entry.mtime_ns)
             os.fsync(self.fd)
             sync_directory(self._destination.fd)
             self._destination.check_path()

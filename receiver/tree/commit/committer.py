@@ -260,12 +260,16 @@ class Committer:
         if file.is_new:
             self._check_still_new(directory.fd, name, file)
         try:
-            fate = self.policy.put(
-                lambda replace: self._put(file, name, directory, replace=replace),
-                name,
-                directory.fd,
-                lambda: self._mtime_ns(file),
-            )
+            fate = Fate.REPLACED
+            if self.policy.replaces_all:  # nearly always: spare each file some calls
+                self._put(file, name, directory, replace=True)
+            else:
+                fate = self.policy.put(
+                    lambda replace: self._put(file, name, directory, replace=replace),
+                    name,
+                    directory.fd,
+                    lambda: self._mtime_ns(file),
+                )
             self._directories.note_change(parent)
         except OSError as error:
             raise tree_failure(

@@ -21,12 +21,14 @@ class Places:
         self._lock = threading.Lock()  # protects changes of what follows
         self._at: dict[bytes, Place] = {b"": destination}
         """The places by the path of their directory."""
+        self.is_divided = False
+        """Whether there is another place than the destination."""
         self._all: list[Place] = []
         """All that were ever found below the destination."""
 
     def of(self, path: bytes) -> Place:
         """Return the place that a file or symlink with this path goes to; its directory was opened before."""
-        if len(self._at) == 1:
+        if not self.is_divided:
             return self._destination
         directory = path.rpartition(b"/")[0]
         while (place := self._at.get(directory)) is None:
@@ -71,6 +73,7 @@ class Places:
         place = Place(os.dup(fd), shown_path(self._destination, path), path, above=above)
         self._at[path] = place
         self._all.append(place)
+        self.is_divided = True
         return place
 
     def sync(self) -> None:
@@ -109,3 +112,4 @@ class Places:
                 place.close()
             self._all.clear()
             self._at = {b"": self._destination}
+            self.is_divided = False

@@ -75,7 +75,11 @@ class SmallFile:
 
         The file is declined where it is too large for the file system, or can't have a mode as narrow as it must.
         """
-        self._unless_declined(lambda: self._write(view, offset))
+        try:  # as `_unless_declined` does, without a call more for each file
+            if not self.is_declined:
+                self._write(view, offset)
+        except (OSError, Obstacle) as error:
+            self._take_failure(error)
 
     def _unless_declined(self, step: Callable[[], None]) -> None:
         """Take a step, unless the file is declined; an obstacle declines it. Raises TransferFailed."""
@@ -83,18 +87,17 @@ class SmallFile:
             return
         try:
             step()
-        except OSError as error:
-            failed = _failure(error, self.entry)
-            if not isinstance(failed, Obstacle):
-                raise failed from None
-            self._decline(failed)
-        except Obstacle as obstacle:
-            self._decline(obstacle)
+        except (OSError, Obstacle) as error:
+            self._take_failure(error)
 
-    def _decline(self, obstacle: Obstacle) -> None:
+    def _take_failure(self, error: OSError | Obstacle) -> None:
+        """Decline the file where an obstacle is in its way. Raises TransferFailed."""
+        failed = _failure(error, self.entry) if isinstance(error, OSError) else error
+        if not isinstance(failed, Obstacle):
+            raise failed from None
         self.discard()
         self.is_declined = True
-        self._declines.decline(self.entry.path, self.file_id, self.entry.hard_link_group, obstacle)
+        self._declines.decline(self.entry.path, self.file_id, self.entry.hard_link_group, failed)
 
     def _write(self, view: memoryview, offset: int) -> None:
         if self._fd < 0:
@@ -115,7 +118,8 @@ class SmallFile:
 
     def tell(self) -> None:
         """Report what could not be set of the file, now that its digest is right."""
-        self._attributes.tell(self.entry, self.file_id, self._reasons)
+        if self._reasons:
+            self._attributes.tell(self.entry, self.file_id, self._reasons)
 
     def discard(self) -> None:
         """Close and remove the file: its digest is wrong, its connection has ended, or it is not wanted any more."""

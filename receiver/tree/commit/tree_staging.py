@@ -110,6 +110,10 @@ class TreeStaging:
             return fd
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            return os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd)
+        except OSError:
+            pass
+        try:
             return patiently(lambda: os.open(name, flags, entry.mode & MODE_BITS, dir_fd=self.fd))
         except OSError as error:
             raise inodes.explain(error, self.fd) from None
@@ -165,7 +169,7 @@ class TreeStagings:
 
     def of(self, path: bytes) -> TreeStaging:
         """Return the staging of a file with this path; its directory was opened before. Raises as `TreeStaging`."""
-        return self.at(self.places.of(path))
+        return self.at(self.places.of(path)) if self.places.is_divided else self.top
 
     def at(self, place: Place) -> TreeStaging:
         """Return the staging in a place, made now where there is none yet.
