@@ -441,8 +441,8 @@ class Transfer:
                 self._take_complete(message)
             case m.Abort():
                 self._take_abort(message)
-            case _:
-                pass  # the session allows no other message
+            case _:  # Verdicts: the session allows no other message
+                raise RemoteProtocolError("the receiver answers as in a dry run, and this is none")
 
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
         """Queue the needed chunks. Raises BeginAgain if a tree misses chunks after Finish (`reopen`)."""

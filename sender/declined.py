@@ -50,9 +50,11 @@ class DeclinedEntries:
 
     def take(self, message: m.Declined) -> None:
         """Skip declined entries; withdraw those of which something is still to come. Raises RemoteProtocolError."""
+        # An attribute that is not set, and after that a place that is refused: no entry is told more often.
+        if self._told + len(message.entries) > 2 * self._manifest.files:
+            raise RemoteProtocolError("the receiver declines more entries than were offered")
         withdrawn = []
-        for entry in message.entries:
-            part = self._manifest.part_of_file(entry.file_id)
+        for entry, part in [(entry, self._manifest.part_of_file(entry.file_id)) for entry in message.entries]:
             self._told += 1
             if not self._is_tree:
                 self._take_single(entry, part)

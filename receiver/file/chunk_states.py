@@ -118,10 +118,10 @@ class ChunkStates(StateTable):
 
     # --- zeros
 
-    def make_zero(self, share: Share, start: int, stop: int) -> list[tuple[int, int]]:
+    def make_zero(self, share: Share, start: int, stop: int) -> bytes:
         """Turn the chunks of a share with ordinals [start, stop) to ZERO, of which none is WRITING.
 
-        Return the runs of those that were not ZERO before. Raises RemoteProtocolError for a chunk that is VERIFIED.
+        Return their states before, one byte each, for `runs`. Raises RemoteProtocolError for a chunk that is VERIFIED.
         """
         rows = slice(share.chunk(start), share.chunk(stop - 1) + 1, share.count)
         states = bytes(self._states[rows])
@@ -130,7 +130,7 @@ class ChunkStates(StateTable):
                 f"segment {share.chunk(start + states.find(VERIFIED))} was sent, and told as zeros"
             )
         self._states[rows] = bytes([ZERO]) * len(states)
-        return [(start + first, start + end) for first, end in runs(states, FREE, CLAIMED, HELD)]
+        return states
 
     def writers_between(self, first: int, end: int) -> set[Writer]:
         """Return the connections that are writing any of the chunks [first, end)."""

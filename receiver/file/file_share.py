@@ -23,6 +23,9 @@ from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSeg
 MISSING_MOST: Final = 1 << 15
 """The most runs of missing chunks in one answer to Finish: once these are sent, the sender says Finish again."""
 
+ZEROS_AT_ONCE: Final = 1 << 16
+"""The most segments that are turned to zeros at once: the runs of all segments may take more than their table."""
+
 Runs = Iterable[tuple[int, int]]
 """Runs [start, stop) of ordinals."""
 
@@ -174,12 +177,17 @@ class FileShare:
             whose = f"shard {self.share}" if self.share.count > 1 else "the file"
             raise RemoteProtocolError(f"segments {first} to {end - 1} are told as zeros, and are not of {whose}")
         self._receive_anew()
-        new = self._take_zeros(ordinals.start, ordinals.stop)
+        pieces = range(ordinals.start, ordinals.stop, ZEROS_AT_ONCE)
+        return sum(self._make_zeros(start, min(start + ZEROS_AT_ONCE, ordinals.stop)) for start in pieces)
+
+    def _make_zeros(self, start: int, stop: int) -> int:
+        """Make segments zeros, by ordinals; return the bytes that were not before."""
+        new = self._take_zeros(start, stop)
         staging = self.file.content
         assert isinstance(staging, Staging)  # `_take_zeros` refuses a committed file
-        for start, stop in new:
-            (make or staging.make_zeros)(self.file.ranges(self.share, start, stop))
-        return sum(self.share.bytes_between(self.file.grid, start, stop) for start, stop in new)
+        for new_start, new_stop in new:
+            (make or staging.make_zeros)(self.file.ranges(self.share, new_start, new_stop))
+        return sum(self.share.bytes_between(self.file.grid, new_start, new_stop) for new_start, new_stop in new)
 
     def _take_zeros(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Turn segments to ZERO, by ordinals; return the runs of those that were not. No connection writes them."""
@@ -193,8 +201,8 @@ class FileShare:
                     )
                 writers = states.writers_between(first, end)
                 if not writers:
-                    before = states.states(self.share)[start:stop]
-                    new = states.make_zero(self.share, start, stop)
+                    before = states.make_zero(self.share, start, stop)
+                    new = [(start + at, start + end) for at, end in runs(before, FREE, CLAIMED, HELD)]
                     if new:
                         self.file.void(self.share)
                     for new_start, new_stop in runs(before, FREE, CLAIMED):  # what was HELD is counted already

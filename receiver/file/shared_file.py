@@ -199,7 +199,7 @@ class File:
         """Make what a sealed share does not claim zeros again: its sender had told that, and the ledger does not."""
         if not isinstance(content, Staging):
             return
-        for start, stop in list(self.chunk_states.runs(FREE, share=share)):
+        for start, stop in self.chunk_states.runs(FREE, share=share):
             self.chunk_states.make_zero(share, start, stop)
             content.make_zeros(self.ranges(share, start, stop))
 

@@ -62,6 +62,11 @@ class Link:
         assert isinstance(message, kind), f"{kind.__name__} was expected, and this came: {message}"
         return message
 
+    def finish(self) -> m.Finish:
+        """Read the last part of a tree, which is empty when nothing of it is tried again, and Finish."""
+        assert self.expect(m.ManifestPart)[1:3] == ((), True)
+        return self.expect(m.Finish)
+
     def rest(self) -> list[m.Message]:
         """Read to the end of the stream; return the messages without heartbeats."""
         messages = []
@@ -433,6 +438,12 @@ class RawReceiver:
                 return link, hello
             with contextlib.suppress(Ended):
                 self._ahead.append(self.hello())
+
+    def tree(self) -> tuple[Link, tuple[m.Entry, ...]]:
+        """Let the control connection in, and take what it offers: a tree that fits one part."""
+        link, _ = self.welcome(m.Role.CONTROL)
+        link.expect(m.Offer)
+        return link, link.expect(m.ManifestPart).entries
 
     def control(self) -> tuple[Link, m.Offer, m.Entry]:
         """Let the control connection in, and take what it offers."""

@@ -15,6 +15,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid
 from receiver.disk.staging.closed_staging import StagingMark
 from receiver.disk.staging.staging import Staging
@@ -187,19 +188,31 @@ class LargeFile:
         self.spooled = Spooled.DECLINED
 
     def take_declined(self, position: int, digest: bytes, spool: Spool) -> bool:
-        """Note a segment of a declined file that came in; return whether its digest is the one that came first."""
+        """Note a segment of a declined file that came in; return whether its digest is the one that came first.
+
+        Raises RemoteProtocolError for one that was told as zeros.
+        """
         at, states_at = self.spool_at + _SIZE * position, self._states_at + position
-        if spool.read(states_at, 1)[0] == VERIFIED:
+        state = spool.read(states_at, 1)[0]
+        if state == ZERO:
+            raise RemoteProtocolError(f"segment {position} of a declined file was told as zeros, and is sent")
+        if state == VERIFIED:
             return spool.read(at, _SIZE) == digest
         spool.write(at, digest)
         spool.write(states_at, bytes([VERIFIED]))
         return True
 
     def take_declined_zeros(self, first: int, end: int, spool: Spool) -> int:
-        """Note segments of a declined file that were told as zeros; return how many bytes were not before."""
-        new = list(runs_without(self.states_between(first, end, spool), ZERO))
+        """Note segments of a declined file that were told as zeros; return how many bytes were not before.
+
+        Raises RemoteProtocolError for one that was sent.
+        """
+        states = self.states_between(first, end, spool)
+        if VERIFIED in states:
+            at = first + states.find(VERIFIED)
+            raise RemoteProtocolError(f"segment {at} of a declined file was sent, and told as zeros")
         spool.write(self._states_at + first, bytes([ZERO]) * (end - first))
-        return sum(self.grid.bytes_between(first + start, first + stop) for start, stop in new)
+        return sum(self.grid.bytes_between(first + start, first + stop) for start, stop in runs_without(states, ZERO))
 
     def has_all_digests(self, spool: Spool) -> bool:
         """Whether all segments of a declined file came in, or were here before: the sender counts them as done."""

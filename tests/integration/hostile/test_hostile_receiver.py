@@ -79,6 +79,15 @@ ANSWERS: dict[str, m.Message] = {
     "finish": m.Finish(0, bytes(16)),
     "welcome again": m.Welcome(b""),
     "greeting again": m.Greeting(1, 1, bytes(16), bytes(16), False),
+    "declined, the only file": m.Declined((m.DeclinedEntry(0, m.SkipKind.DECLINED, "why", b"f"),)),
+    "left, the only file": m.Declined((m.DeclinedEntry(0, m.SkipKind.EXISTING, "why", b"f"),)),
+    "attributes of another file": m.Declined((m.DeclinedEntry(1, m.SkipKind.ATTRIBUTE, "why", b"f"),)),
+    "attributes again and again": m.Declined((m.DeclinedEntry(0, m.SkipKind.ATTRIBUTE, "why", b"f"),) * 3),
+    "zeros that were not told": m.Zeros((m.SegmentRange(0, 0, 1),)),
+    "zeros beyond the file": m.Zeros((m.SegmentRange(0, 9, 2),)),
+    "zeros of another file": m.Zeros((m.SegmentRange(1, 0, 1),)),
+    "left, though it is to be replaced": m.Held(0, 0, b"", (), False, (m.FileRange(0, 1),)),
+    "verdicts without a question": m.Verdicts((m.EntryVerdict(m.Standing.SAME, 0, 1),)),
 }
 
 

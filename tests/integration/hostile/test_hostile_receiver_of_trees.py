@@ -11,7 +11,7 @@ import pytest
 
 from filestreamer.process import backoff
 from filestreamer.wire import messages as m
-from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.digests import root_digest, segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.limits import KIB
 from tests.support import sending, trees
@@ -38,15 +38,19 @@ def start(pair: Pair, tree: Path | str, receiver: RawReceiver, *args: object) ->
 
 def offered(receiver: RawReceiver) -> Link:
     """Let control in, and take all that it offers."""
-    control, _ = receiver.welcome(m.Role.CONTROL)
-    control.expect(m.Offer)
-    while not control.expect(m.ManifestPart).last:
-        pass
-    return control
+    return receiver.tree()[0]
 
 
 def held(file_id: int, first: int, *contents: bytes) -> m.Held:
     return m.Held(file_id, first, b"".join(map(segment_digest, contents)))
+
+
+def declined(*file_ids: int, kind: m.SkipKind = m.SkipKind.DECLINED) -> m.Declined:
+    return m.Declined(tuple(m.DeclinedEntry(file_id, kind, "it is in the way", b"f") for file_id in file_ids))
+
+
+def zeros(*ranges: tuple[int, int, int]) -> m.Zeros:
+    return m.Zeros(tuple(m.SegmentRange(*each) for each in ranges))
 
 
 ANSWERS: dict[str, m.Message] = {
@@ -67,6 +71,19 @@ ANSWERS: dict[str, m.Message] = {
     "a share of a tree": m.Complete(False),
     "a manifest": m.ManifestPart(0, (), True),
     "withdrawn": m.Withdrawn((SMALL,)),
+    "declined, never offered": declined(6),
+    "declined, far beyond": declined((1 << 64) - 1),
+    "declined again and again": declined(*[TINY] * 13),
+    "attributes of one entry again and again": declined(*[TINY] * 13, kind=m.SkipKind.ATTRIBUTE),
+    "zeros that were not told": zeros((LARGE, 0, 1)),
+    "zeros of all that there may be": zeros(*[(LARGE, 0, 1 << 23)] * 1024),
+    "zeros of a small file": zeros((SMALL, 0, 1)),
+    "zeros of a directory": zeros((TOP, 0, 1)),
+    "zeros of another name": zeros((LINK, 0, 1)),
+    "zeros of a file never offered": zeros((6, 0, 1)),
+    "left, though it is to be replaced": m.Held(0, 0, b"", (), False, (m.FileRange(SMALL, 1),)),
+    "verdicts without a question": m.Verdicts((m.EntryVerdict(m.Standing.SAME, 0, 6),)),
+    "an extra without a question": m.Verdicts((m.EntryVerdict(m.Standing.EXTRA, path=b"x"),)),
 }
 
 
@@ -91,11 +108,18 @@ def test_accepted_unread_though_it_was_asked_to_compare(pair: Pair, tree: Path) 
     assert is_refused(pair, tree, answer, "--checksum")
 
 
-def test_accepted_unread_though_it_is_the_only_file(pair: Pair) -> None:
+def test_a_file_that_is_the_only_one_may_be_accepted_unread(pair: Pair) -> None:
     """One file in the destination itself is no tree, also where it was found in a directory."""
     top = trees.write(pair.source / "top" / "file", b"alone").parent
-    answer = m.Held(0, 0, b"", (m.FileRange(0, 1),))
-    assert is_refused(pair, f"{top}/", answer)
+    with RawReceiver() as receiver:
+        sender = start(pair, f"{top}/", receiver)
+        control, _, entry = receiver.control()
+        assert entry.path == b"file"
+        control.send(m.Held(0, 0, b"", (m.FileRange(0, 1),)))
+        assert control.expect(m.Finish) == m.Finish(1, root_digest([]))
+        control.send(m.Complete(True))
+        receiver.hang_up()
+        assert sender.succeeds()["unchecked_bytes"] == 5
 
 
 def serve(
@@ -124,7 +148,7 @@ def test_what_is_held_and_differs_is_sent_and_nothing_else(pair: Pair, tree: Pat
         control = offered(receiver)
         answers = (held(LARGE, 0, *segments), held(SMALL, 0, b"other"), held(TINY, 0, b"tiny"))
         came, _ = serve(receiver, control, answers, 2)
-        finish = control.expect(m.Finish)
+        finish = control.finish()
         control.send(m.Complete(True))
         receiver.hang_up()
         result = sender.succeeds()
@@ -141,7 +165,7 @@ def test_contradictions_are_taken_by_their_first_half(pair: Pair, tree: Path) ->
         needed = m.Needed((m.FileRange(0, 6),), ())
         unchecked = m.Held(0, 0, b"", (m.FileRange(0, 6),))
         came, _ = serve(receiver, control, (needed, unchecked, held(SMALL, 0, b"small"), needed), 11)
-        control.expect(m.Finish)
+        control.finish()
         control.send(m.Complete(True))
         result = sender.succeeds()
     assert came == {LARGE: (tree / "large").read_bytes(), SMALL: b"small", TINY: b"tiny"}

@@ -79,12 +79,13 @@ def by_a_directory(file: Path) -> None:
     file.mkdir()
 
 
+# A regular file in a directory is tried again, as an entry of its own, which the receiver declines.
 SWAPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "symlink": (by_symlink, "changed"),
-    "hard link": (by_another_name_of_it, "changed"),
-    "another file": (by_another_file, "changed"),
+    "hard link": (by_another_name_of_it, "declined"),
+    "another file": (by_another_file, "declined"),
     "symlink of its directory": (by_a_symlink_of_its_directory, "changed"),
-    "another directory": (by_another_directory, "changed"),
+    "another directory": (by_another_directory, "declined"),
     "device": (by_a_device, "changed"),
     "nothing": (Path.unlink, "vanished"),
     "directory": (by_a_directory, "changed"),
@@ -125,18 +126,6 @@ class Greedy:
         link.send(m.ChunkAck(m.Verdict.OK if good else m.Verdict.DIGEST_MISMATCH, (chunk.chunk_id,)))
 
 
-def listed(receiver: RawReceiver) -> tuple[Link, list[m.Entry]]:
-    """Let control in; return it, and all that the sender lists."""
-    control, _ = receiver.welcome(m.Role.CONTROL)
-    control.expect(m.Offer)
-    entries: list[m.Entry] = []
-    while True:
-        part = control.expect(m.ManifestPart)
-        entries += part.entries
-        if part.last:
-            return control, entries
-
-
 @pytest.mark.parametrize("answer", ["needed", "held"])
 @pytest.mark.parametrize("swap", SWAPS)
 def test_nothing_of_what_took_a_files_place_leaves(pair: Pair, tree: Path, swap: str, answer: str) -> None:
@@ -144,7 +133,7 @@ def test_nothing_of_what_took_a_files_place_leaves(pair: Pair, tree: Path, swap:
     change, kind = SWAPS[swap]
     with RawReceiver() as receiver:
         sender = pair.start("sender", tree, "--to", receiver.address, "--chunk-size", KIB, "--connections", 1)
-        control, entries = listed(receiver)
+        control, entries = receiver.tree()
         file_id = [entry.path for entry in entries].index(b"tree/in/file")
         change(tree / "in" / "file")
         greedy = Greedy(receiver)
@@ -156,26 +145,34 @@ def test_nothing_of_what_took_a_files_place_leaves(pair: Pair, tree: Path, swap:
             else:
                 control.send(m.Needed((m.FileRange(file_id, 1), small), ()))
             assert control.expect(m.Withdrawn).file_ids == (file_id,)
-            finish = control.expect(m.Finish)
+            if kind == "declined":
+                again = control.expect(m.ManifestPart)
+                assert ([entry.path for entry in again.entries], again.last) == ([b"tree/in/file"], False)
+                file_id = again.first_file_id
+                why = m.DeclinedEntry(file_id, m.SkipKind.DECLINED, "why", b"tree/in/file")
+                control.send(m.Declined((why,)))
+                assert control.expect(m.Withdrawn).file_ids == (file_id,)
+            finish = control.finish()
             control.send(m.Complete(True))
         result = sender.falls_short()
     assert b"SECRET" not in greedy.payload
     assert greedy.payload.endswith(b"small")
     assert set(greedy.payload.removesuffix(b"small")) <= {0}
     assert [(each["path"], each["kind"]) for each in result["skipped"]] == [(str(tree / "in" / "file"), kind)]
-    assert [(each.path, each.kind.name.lower()) for each in finish.left_out] == [(b"tree/in/file", kind)]
-    assert finish.left_out_counts == (m.LeftOutCount(m.SkipKind[kind.upper()], 1),)
+    told = [] if kind == "declined" else [(b"tree/in/file", kind)]  # what the receiver has told it knows
+    assert [(each.path, each.kind.name.lower()) for each in finish.left_out] == told
+    assert [(each.kind.name.lower(), each.entries) for each in finish.left_out_counts] == [(k, 1) for _, k in told]
 
 
 def test_what_the_user_named_is_followed_once(pair: Pair, tree: Path) -> None:
     with RawReceiver() as receiver:
         sender = pair.start("sender", tree, "--to", receiver.address, "--chunk-size", KIB, "--connections", 1)
-        control, entries = listed(receiver)
+        control, entries = receiver.tree()
         by_a_symlink_of_the_tree(tree / "in" / "file")
         greedy = Greedy(receiver)
         with greedy.reading():
             control.send(m.Needed((m.FileRange(0, len(entries)),), ()))
-            control.expect(m.Finish)
+            control.finish()
             control.send(m.Complete(True))
         sender.succeeds()
     assert greedy.payload == PUBLIC + b"small"
@@ -185,7 +182,7 @@ def test_a_fifo_in_a_files_place_is_not_drained_and_nobody_waits_for_it(pair: Pa
     file = tree / "in" / "file"
     with RawReceiver() as receiver:
         sender = pair.start("sender", tree, "--to", receiver.address, "--chunk-size", KIB, "--connections", 1)
-        control, entries = listed(receiver)
+        control, entries = receiver.tree()
         file.unlink()
         os.mkfifo(file)
         fifo = os.open(file, os.O_RDWR | os.O_NONBLOCK)
@@ -194,7 +191,7 @@ def test_a_fifo_in_a_files_place_is_not_drained_and_nobody_waits_for_it(pair: Pa
         with greedy.reading():
             control.send(m.Needed((m.FileRange(0, len(entries)),), ()))
             control.expect(m.Withdrawn)
-            control.expect(m.Finish)
+            control.finish()
             control.send(m.Complete(True))
         sender.falls_short()
         assert os.read(fifo, 2 * SIZE) == SECRET
@@ -209,7 +206,7 @@ def test_a_single_file_that_was_swapped_ends_with_exit_4(pair: Pair, tree: Path,
         sender = pair.start(
             "sender", tree / "in" / "file", "--to", receiver.address, "--chunk-size", KIB, "--connections", 1
         )
-        control, _ = listed(receiver)
+        control, _ = receiver.tree()
         SWAPS[swap][0](tree / "in" / "file")
         greedy = Greedy(receiver)
         with greedy.reading():
