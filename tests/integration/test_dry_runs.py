@@ -251,7 +251,7 @@ def test_times_are_compared_as_the_destination_keeps_them(pair: Pair, whole_seco
 def test_a_read_only_destination_is_named_as_that(pair: Pair, small: Path) -> None:
     tree = pair.source / "tree"
     trees.write(tree / "file", b"content")
-    trees.write(small / "tree" / "file", b"content")
+    trees.write(small / "tree" / "file", b"older")
     receiver = pair.receiver()
     receiver.wait_for("listening")
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
