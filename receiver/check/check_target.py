@@ -16,15 +16,14 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import policy
 from receiver.disk.paths import check_path
 from receiver.disk.report import Report
-from receiver.disk.space import data_bytes
 from receiver.disk.staging.readable import open_below
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
+from receiver.tree.mirror.deleter import HARMLESS
 from receiver.tree.mirror.extras import Extras, check_permitted
 from receiver.tree.mirror.mirror import Mirror
 
-_WRITTEN: Final = (m.Standing.NEW, m.Standing.DIFFERS)
 _SHORT: Final = (m.Standing.EXISTING, m.Standing.DECLINED)
 
 
@@ -62,7 +61,6 @@ class CheckTarget:
         self._messages = VerdictMessages()
         self._block = memoryview(bytearray(limits.BLOCK_BYTES))
         self._entries = 0
-        self._needed_bytes = 0
         self._alone: tuple[m.Entry, Judgement] | None = None
         """The only entry so far, if it is one file, and how it stands: a transfer of it would end if it is refused."""
         self._is_short = False
@@ -153,8 +151,6 @@ class CheckTarget:
         if entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
             counters.files += 1
             counters.size_bytes += entry.size
-            if standing in _WRITTEN and not judgement.is_comparable:
-                self._needed_bytes += data_bytes(entry)
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory
@@ -194,7 +190,7 @@ class CheckTarget:
     def finish(self, finish: m.Finish) -> bytes:
         """End as a transfer would that is refused. Raises TransferFailed: NO_SPACE, EXISTS, DESTINATION."""
         if self._mirror is not None and (
-            self._is_short or any(each.kind is not m.SkipKind.SPECIAL for each in finish.left_out_counts)
+            self._is_short or any(each.kind not in HARMLESS for each in finish.left_out_counts)
         ):
             self._report.warn("nothing would be removed (--delete), as not everything could be moved")
         if self._alone is not None and self._alone[0].type is m.EntryType.FILE and self._alone[1].standing in _SHORT:
@@ -202,12 +198,7 @@ class CheckTarget:
             code = Code.EXISTS if judgement.standing is m.Standing.EXISTING else Code.DESTINATION
             shown = shown_path(self._destination, self._judge.path_of(entry))
             raise TransferFailed(code, f"can't write {shown}: {judgement.reason}")
-        free_bytes = self._destination.free_bytes()
-        if self._needed_bytes > free_bytes:
-            raise TransferFailed(
-                Code.NO_SPACE,
-                f"no space for {self._counters.name}: {self._needed_bytes} bytes are needed, {free_bytes} are free",
-            )
+        self._judge.room.check(self._counters.name)
         return root_digest([])
 
     def next_step(self) -> NextStep:

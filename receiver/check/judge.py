@@ -6,8 +6,11 @@ import stat
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from filestreamer.wire.errors import Code, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, Standing
-from receiver.disk.destination import Destination
+from receiver.check.room import Room
+from receiver.disk.attributes.stored_times import Likeness, StoredTimes
+from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
 from receiver.tree.mirror.removal import OPEN_DIRECTORY, opened
 
@@ -25,7 +28,7 @@ class Judgement(NamedTuple):
     standing: Standing
     reason: str = ""
     is_comparable: bool = False
-    """Whether a file of equal size is there: only its bytes tell whether it is the same (--checksum)."""
+    """Whether a file of equal size is there: only its bytes tell whether it is the same (--checksum, or no times)."""
 
 
 class _Parent(NamedTuple):
@@ -35,6 +38,8 @@ class _Parent(NamedTuple):
     fd: int
     """The directory, or the last one on the way there; -1: it can't be reached."""
     is_there: bool
+    is_read_only: bool = False
+    """Whether its file system is."""
     reason: str = ""
 
 
@@ -54,6 +59,9 @@ class Judge:
         self._policy = policy
         self._checksum = checksum
         self._name = name
+        self.room = Room(destination)
+        """The space that is needed for what is new or differs."""
+        self._times = StoredTimes(None)
         self._parent = _Parent(b"", destination.fd, True)
         self._firsts: OrderedDict[int, bytes] = OrderedDict()
         """The first names of hard-link groups."""
@@ -67,7 +75,7 @@ class Judge:
         return self._name if self._name is not None else entry.path
 
     def judge(self, entry: Entry) -> Judgement:
-        """Return how an entry stands. Nothing is written."""
+        """Return how an entry stands. Nothing is written. Raises TransferFailed where the file system is read-only."""
         path = self.path_of(entry)
         directory, _, name = path.rpartition(b"/")
         parent = self._enter(directory)
@@ -80,11 +88,22 @@ class Judge:
         except OSError as error:
             return Judgement(Standing.DECLINED, error.strerror or str(error))
         try:
-            return self._judge(entry, name, there, parent.fd)
+            judgement = self._judge(entry, name, there, parent.fd)
+            is_written = judgement.standing in (Standing.NEW, Standing.DIFFERS)
+            if is_written and parent.is_read_only:
+                read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+                raise from_os_error(read_only, Code.DESTINATION, f"can't write {shown_path(self._destination, path)}")
+            is_sent = entry.size and entry.type is EntryType.FILE and not self._is_further_name(entry)
+            if is_written and is_sent and not judgement.is_comparable:
+                self.room.take(parent.fd, path, entry, there)
+            return judgement
+        except OSError as error:
+            return Judgement(Standing.DECLINED, error.strerror or str(error))
         finally:
             self._note_group(entry, path)
 
     def _judge(self, entry: Entry, name: bytes, there: os.stat_result | None, directory_fd: int) -> Judgement:
+        """Compare an entry with what has its name. Raises OSError."""
         if there is None:
             return self._written(Judgement(Standing.NEW), directory_fd)
         is_directory = stat.S_ISDIR(there.st_mode)
@@ -93,28 +112,33 @@ class Judge:
             return Judgement(Standing.SAME) if is_directory else Judgement(Standing.DECLINED, what)
         if is_directory:
             return Judgement(Standing.DECLINED, "a directory has its name")
-        if self._is_same(entry, name, there, directory_fd):
+        if entry.type is EntryType.SYMLINK:
+            is_link = stat.S_ISLNK(there.st_mode)
+            likeness = Likeness.OTHER
+            if is_link and os.readlink(name, dir_fd=directory_fd) == entry.link_target:
+                likeness = Likeness.SAME
+        else:
+            likeness = self._likeness(entry, there, directory_fd)
+        if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
             return Judgement(Standing.SAME)
         judgement = Judgement(_FATES[self._policy.fate(there, entry.mtime_ns)])
         if judgement.standing is Standing.EXISTING:
             judgement = judgement._replace(reason=self._policy.because)
         if judgement.standing is Standing.DIFFERS:
             judgement = self._written(judgement, directory_fd, there)
-        is_file = stat.S_ISREG(there.st_mode) and entry.type is EntryType.FILE
-        is_comparable = self._checksum and is_file and 0 < entry.size == there.st_size
-        return judgement._replace(is_comparable=is_comparable)
+        return judgement._replace(is_comparable=likeness is Likeness.UNSURE)
 
-    def _is_same(self, entry: Entry, name: bytes, there: os.stat_result, directory_fd: int) -> bool:
-        if entry.type is EntryType.SYMLINK:
-            return stat.S_ISLNK(there.st_mode) and os.readlink(name, dir_fd=directory_fd) == entry.link_target
-        if not stat.S_ISREG(there.st_mode) or there.st_size != entry.size:
-            return False
-        first = self._firsts.get(entry.hard_link_group)
-        if first is not None:
-            return self._is_link_of(there, first)
-        if self._checksum:
-            return entry.size == 0
-        return there.st_mtime_ns == entry.mtime_ns
+    def _likeness(self, entry: Entry, there: os.stat_result, directory_fd: int) -> Likeness:
+        """Compare what is there with a file, or with another name of one."""
+        if self._is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
+            if self._is_link_of(there, self._firsts[entry.hard_link_group]):
+                return Likeness.SAME
+            # Of equal bytes, but not the same file: with --checksum that is no difference.
+            return Likeness.UNSURE if self._checksum else Likeness.OTHER
+        return self._times.likeness(directory_fd, there, entry, checksum=self._checksum)
+
+    def _is_further_name(self, entry: Entry) -> bool:
+        return entry.hard_link_group in self._firsts
 
     def _is_link_of(self, there: os.stat_result, first: bytes) -> bool:
         try:
@@ -133,9 +157,11 @@ class Judge:
         """Decline instead where this process may not write into the directory, or not replace what is there."""
         directory = os.fstat(directory_fd)
         user = os.geteuid()
-        # A directory of its own gets the permissions that are missing, for the time of a transfer.
-        if directory.st_uid != user and not os.access(".", os.W_OK | os.X_OK, dir_fd=directory_fd, effective_ids=True):
-            return Judgement(Standing.DECLINED, "its directory can't be written")
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory_fd, effective_ids=True):
+            # A directory of its own gets the permissions that are missing, for the time of a transfer.
+            is_mended = directory.st_uid == user and directory.st_mode & 0o300 != 0o300
+            if not is_mended and not os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
+                return Judgement(Standing.DECLINED, "its directory can't be written")
         is_sticky = directory.st_mode & stat.S_ISVTX and user not in (0, directory.st_uid)
         if there is not None and is_sticky and there.st_uid != user:
             return Judgement(Standing.DECLINED, "it belongs to another user, in a sticky directory")
@@ -160,7 +186,8 @@ class Judge:
         except OSError as error:
             os.close(fd)
             fd, reason = -1, _BLOCKED.get(error.errno or 0, error.strerror or str(error))
-        self._parent = _Parent(path, fd, is_there, reason)
+        is_read_only = fd >= 0 and bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+        self._parent = _Parent(path, fd, is_there, is_read_only, reason)
         return self._parent
 
     def _leave(self) -> None:

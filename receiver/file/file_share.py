@@ -178,9 +178,9 @@ class FileShare:
             raise RemoteProtocolError(f"segments {first} to {end - 1} are told as zeros, and are not of {whose}")
         self._receive_anew()
         pieces = range(ordinals.start, ordinals.stop, ZEROS_AT_ONCE)
-        return sum(self._make_zeros(start, min(start + ZEROS_AT_ONCE, ordinals.stop)) for start in pieces)
+        return sum(self._make_zeros(start, min(start + ZEROS_AT_ONCE, ordinals.stop), make) for start in pieces)
 
-    def _make_zeros(self, start: int, stop: int) -> int:
+    def _make_zeros(self, start: int, stop: int, make: Callable[[Runs], None] | None) -> int:
         """Make segments zeros, by ordinals; return the bytes that were not before."""
         new = self._take_zeros(start, stop)
         staging = self.file.content

@@ -14,6 +14,8 @@ from filestreamer.wire.digests import checksum
 from receiver.disk.destination import Destination
 
 _FIRST_CELLS: Final = 1024
+NAME_BYTES_MOST: Final = 32
+"""The most that a name takes in large `Names`."""
 
 
 class Names:

@@ -227,6 +227,8 @@ class TreeTarget:
     def _grow(self, entries: int) -> bool:
         """Borrow the memory that so many more entries need to the end; return whether there is enough."""
         tables_bytes = 8 * self._archive.parts + self._entry_preparer.table_bytes(entries)
+        if self._deleter is not None:
+            tables_bytes += self._deleter.table_bytes(self._archive.entries)
         most = tables_bytes + tables_bytes // 8 + self._top_level_names.growth_bytes(entries)
         while self._owned_bytes < most:
             if not self._account.try_borrow(STEP_BYTES):
@@ -337,11 +339,16 @@ class TreeTarget:
         """Drop files that the sender will not send. Their staging goes; a file under its final name stays."""
         for file_id in file_ids:
             if self._parts.entries <= file_id < self._archive.entries:  # its part waits
-                self._withdrawn_early += self._archive.withdraw(file_id)
+                is_new = self._archive.withdraw(file_id)
+                self._withdrawn_early += is_new
             else:
-                self._withdraw(*self._parts.find(file_id))
+                is_new = self._withdraw(*self._parts.find(file_id))
+            if is_new and self._deleter is not None:
+                part = self._archive.part(self._archive.number_with(file_id))
+                self._deleter.withdrew(part.entries[file_id - part.first_file_id].path)
 
-    def _withdraw(self, part_state: PartState, index: int) -> None:
+    def _withdraw(self, part_state: PartState, index: int) -> bool:
+        """Drop a file; return whether it was there until now."""
         file_id = part_state.first + index
         with part_state.lock:
             state = part_state.state(index)
@@ -350,9 +357,7 @@ class TreeTarget:
             if entry.type is not m.EntryType.FILE or (state == NOTHING and not is_further_name):
                 raise RemoteProtocolError(f"file {file_id} was withdrawn, but has no bytes to send")
             if state == WITHDRAWN:
-                return
-            if self._deleter is not None:
-                self._deleter.withdrew()
+                return False
             part_state.set(index, WITHDRAWN)
             self._declines.withdrew(file_id)
             if not is_further_name:
@@ -365,6 +370,7 @@ class TreeTarget:
         self._top_level_names.release(entry.path)
         if index in part_state.large:
             self._large_files.close_if_done(part_state, index, waits=False)
+        return True
 
     # --- the end
 

@@ -151,7 +151,7 @@ def test_with_owners_every_pod_is_baseline_and_has_no_more_than_it_takes(build: 
             "runAsGroup": 0,
             "seccompProfile": {"type": "RuntimeDefault"},
         }
-        added = {"receiver": {"CHOWN", "FOWNER", "DAC_OVERRIDE"}, "sender": {"DAC_OVERRIDE"}}
+        added = {"receiver": {"CHOWN", "FOWNER", "FSETID", "DAC_OVERRIDE"}, "sender": {"DAC_OVERRIDE"}}
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         assert set(container["securityContext"]["capabilities"]["add"]) == added[role_of(workload)]
 
@@ -341,6 +341,14 @@ def test_what_is_moved_is_all_of_a_volume_or_one_file_in_shards(tmp_path: Path) 
         moved[build] = parsed.input_files
 
     assert list(moved.values()) == [("/data/",), ("/data/",), ("/data/example.bin",)]
+
+
+@pytest.mark.parametrize("build", WITH_OWNERS)
+def test_owners_are_kept_where_both_ends_are_told(build: str, tmp_path: Path) -> None:
+    """The receiver's own flag permits what the sender's asks for."""
+    for workload in workloads(build):
+        parsed: Any = settings_of(build, workload, tmp_path / workload["metadata"]["name"])
+        assert parsed.allow_privileged if role_of(workload) == "receiver" else parsed.owner
 
 
 # --- who reaches whom

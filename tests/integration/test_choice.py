@@ -65,7 +65,7 @@ def test_one_file_system(pair: Pair) -> None:
     assert result["warnings"] == [
         f"--one-file-system leaves out what is mounted below the named paths, such as {source}/top/a"
     ]
-    assert len(sender.events("warning")) == 1
+    assert len(sender.events("notice")) == 1
     assert result["skipped_files"] == received["skipped_files"] == 0
 
 

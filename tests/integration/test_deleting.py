@@ -101,6 +101,21 @@ def test_nothing_is_removed_if_something_changed_meanwhile(
     assert (pair.destination / "tree" / "old").exists()
 
 
+@pytest.mark.parametrize("name", ["a", "sub/b", "sub/deep/c"])
+def test_a_file_that_is_sent_at_the_second_try_is_as_good(
+    pair: Pair, source: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is listed again behind everything else, outside of its directory."""
+    for old in ("old", "sub/old", "sub/deep/old"):
+        trees.write(pair.destination / "tree" / old, b"old")
+    receiver = pair.receiver("--once", "--allow-delete")
+    with sending.once_listed(monkeypatch, lambda: (source / name).write_bytes(b"changed")):
+        sending.send(source, "--to", pair.address(receiver), "--delete")
+    result = receiver.succeeds()
+    assert (result["deleted_files"], result["warnings"]) == (3, [])
+    assert tree(pair.destination / "tree") == tree(source)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

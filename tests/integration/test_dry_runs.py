@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +14,11 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
+from receiver.disk.paths import staging_key
 from tests.support import disks, trees
 from tests.support.peer import RawSender, Sample
 from tests.support.services import Pair, Service
+from tests.support.waiting import until
 
 
 class Answer(NamedTuple):
@@ -197,6 +202,62 @@ def test_no_space(pair: Pair, small: Path) -> None:
     answer = ask(pair, pair.receiver(), pair.source / "tree")
     assert (answer.exit_code, answer.result["error"]["code"]) == (4, "no_space")
     assert set(answer.lines.values()) == {"new"}
+
+
+def test_what_is_replaced_makes_room(pair: Pair, small: Path) -> None:
+    """The files of a tree are put in place one by one, and each frees what it replaces: the transfer succeeds."""
+    tree = pair.source / "tree"
+    for name in "abcd":
+        trees.write(small / "tree" / name, bytes(200 << 10))
+        trees.write(tree / name, bytes(180 << 10))
+    receiver = pair.receiver()
+    answer = ask(pair, receiver, tree)
+    assert (answer.exit_code, answer.result["verdicts"]) == (0, {"same": 1, "differs": 4})
+    trees.write(tree / "e", bytes(400 << 10))
+    answer = ask(pair, receiver, tree)
+    assert (answer.exit_code, answer.result["error"]["code"]) == (4, "no_space")
+
+
+def test_what_an_interrupted_run_left_is_not_needed_again(pair: Pair, small: Path) -> None:
+    file = pair.file("file", 800 << 10)
+    receiver = pair.receiver()
+    sender = pair.sender(file, pair.address(receiver), "--chunk-size", "64KiB", "--rate-limit", "400KiB/s")
+    ledger = small / ".filestreamer" / f"{staging_key(b'file')}.ledger"
+    until(lambda: ledger.exists() and ledger.stat().st_size > 400, "some chunks")
+    sender.signal(signal.SIGTERM)
+    sender.wait()
+    receiver.wait_for_results()
+    assert shutil.disk_usage(small).free < 800 << 10
+    answer = ask(pair, receiver, file)
+    assert (answer.exit_code, answer.lines) == (0, {"file": "new"})
+
+
+@pytest.fixture
+def whole_seconds(pair: Pair) -> Iterator[Path]:
+    with disks.ext4_of_whole_seconds(pair.destination) as mounted:
+        yield mounted
+
+
+def test_times_are_compared_as_the_destination_keeps_them(pair: Pair, whole_seconds: Path) -> None:
+    tree = pair.source / "tree"
+    trees.write(tree / "file", b"content", mtime_ns=1_700_000_001_123_456_789)
+    receiver = pair.receiver("--once")
+    pair.sender(tree, pair.address(receiver)).succeeds()
+    assert (whole_seconds / "tree" / "file").stat().st_mtime_ns == 1_700_000_001_000_000_000
+    again = pair.receiver()
+    assert set(ask(pair, again, tree).lines.values()) == {"same"}
+
+
+def test_a_read_only_destination_is_named_as_that(pair: Pair, small: Path) -> None:
+    tree = pair.source / "tree"
+    trees.write(tree / "file", b"content")
+    trees.write(small / "tree" / "file", b"older")
+    receiver = pair.receiver()
+    receiver.wait_for("listening")
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    answer = ask(pair, receiver, tree)
+    assert (answer.exit_code, answer.result["error"]["code"]) == (4, "destination")
+    assert "ead-only" in answer.result["error"]["message"]
 
 
 def test_many_parts(pair: Pair) -> None:

@@ -285,6 +285,7 @@ def test_a_failed_transfer_lingers_and_keeps_its_exit_code(pair: Pair, seed: int
     file = pair.file("f", 1000, seed)
     address = pair.address(pair.receiver("--no-replace"))
     pair.sender(file, address).succeeds()
+    os.utime(file, ns=(0, 0))
     sender = pair.sender(file, address, *METRICS, "--metrics-linger", 600)
     sender.wait_for("metrics_linger")
     code = sender.result["exit_code"]

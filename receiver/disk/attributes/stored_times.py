@@ -39,8 +39,11 @@ class Likeness(enum.Enum):
 class StoredTimes:
     """What the file systems of a destination keep of a time. Any thread may call."""
 
-    def __init__(self, open_staging: Callable[[], int], tidy: Callable[[], None]) -> None:
-        """`open_staging` makes and opens a directory for files of ours; `tidy` removes that if it is empty."""
+    def __init__(self, open_staging: Callable[[], int] | None, tidy: Callable[[], None] = lambda: None) -> None:
+        """`open_staging` makes and opens a directory for files of ours; `tidy` removes that if it is empty.
+
+        None: no file gets a name. Where one without a name can't be made, times count as not kept.
+        """
         self._open_staging = open_staging
         self._tidy = tidy
         self._lock = threading.Lock()  # protects what follows
@@ -82,12 +85,15 @@ class StoredTimes:
         return step_ns
 
     def _stored_ns(self, directory_fd: int, device: int, time_ns: int) -> int | None:
-        """Return what becomes of a time; None where it can't be set. Where no file can be made, it counts as kept."""
+        """Return what becomes of a time; None where it can't be set. Where no file can be made, it counts as kept.
+
+        (Not so without a staging: `__init__`.)
+        """
         key = (device, time_ns)
         with self._lock:
             if key in self._stored:
                 return self._stored[key]
-        stored_ns: int | None = time_ns
+        stored_ns = time_ns if self._open_staging is not None else None
         with contextlib.suppress(OSError, TransferFailed), self._file(directory_fd, device) as fd:
             stored_ns = _store(fd, time_ns)
         with self._lock:
@@ -112,6 +118,8 @@ class StoredTimes:
 
     @contextlib.contextmanager
     def _named_file(self, device: int) -> Iterator[int]:
+        if self._open_staging is None:
+            raise OSError("no file with a name may be made")
         staging_fd = self._open_staging()
         name = f"time-{os.getpid()}-{threading.get_ident()}"
         fd = -1

@@ -12,11 +12,11 @@ from receiver.tree.mirror.depth_first import DepthFirst
 from receiver.tree.mirror.extras import Extras
 from receiver.tree.mirror.mirror import Mirror
 from receiver.tree.mirror.removal import unlink
-from receiver.tree.top_level_names import TopLevelNames
+from receiver.tree.top_level_names import NAME_BYTES_MOST, Names, TopLevelNames
 
 LOGGED_MOST: Final = 100
 """Removed entries of a transfer that are logged; all of them are counted."""
-_HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
+HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
 """Kinds of entries that were left out although the manifest and the destination agree on their names."""
 
 
@@ -32,6 +32,10 @@ class Deleter:
         self._counters = counters
         self._log = log
         self._order = DepthFirst()
+        self._withdrawn = Names()
+        """The paths of files that were withdrawn: each may be listed again, anywhere behind."""
+        self._missing = 0
+        """How many of them were not listed again."""
         self._is_short = False
         """Whether the sender has left something out."""
         self._extras = Extras(
@@ -46,24 +50,37 @@ class Deleter:
     def check(self, part: ManifestPart) -> None:
         """Check the order of a new part, before it is acted on. Raises RemoteProtocolError."""
         for entry in part.entries:
-            self._order.take(entry)
+            if entry.path in self._withdrawn:
+                self._missing -= 1
+            else:
+                self._order.take(entry)
 
-    def withdrew(self) -> None:
+    def table_bytes(self, entries: int) -> int:
+        """Return the most memory that the names of so many entries take, when it is deleted."""
+        return NAME_BYTES_MOST * entries
+
+    def withdrew(self, path: bytes) -> None:
         """Note that a file was withdrawn."""
-        self._is_short = True
+        self._withdrawn.add(path)
+        self._missing += 1
 
     def take_finish(self, finish: Finish) -> None:
         """Note what the sender has left out."""
-        self._is_short = self._is_short or any(each.kind not in _HARMLESS for each in finish.left_out_counts)
+        self._is_short = self._is_short or any(each.kind not in HARMLESS for each in finish.left_out_counts)
 
     def delete(self, parts: Iterable[ManifestPart]) -> None:
         """Remove what these parts, all of the manifest, do not list. Raises TransferFailed."""
-        if self._is_short or self._report.is_short:
+        if self._is_short or self._missing > 0 or self._report.is_short:
             self._report.warn("nothing was removed (--delete), as not everything could be moved")
             return
         mirror = Mirror(self._deletion, self._extras.look)
+        taken = Names()
         for part in parts:
             for entry in part.entries:
+                if entry.path in self._withdrawn:
+                    if entry.path in taken:  # its name is known from the first time
+                        continue
+                    taken.add(entry.path)
                 mirror.take(entry)
         mirror.end()
         self._counters.undeletable_files = self._extras.failed

@@ -202,11 +202,30 @@ def test_nothing_is_removed_if_something_was_left_out(mirrored: Mirrored, kind: 
 def test_nothing_is_removed_if_something_was_declined_or_withdrawn(mirrored: Mirrored) -> None:
     trees.write(mirrored.path / "top" / "x", b"")
     withdrawn = mirrored.deleter()
-    withdrawn.withdrew()
-    withdrawn.delete([m.ManifestPart(0, (directory("top"),), True)])
+    part = m.ManifestPart(0, (directory("top"), entry("top/a")), True)
+    withdrawn.check(part)
+    withdrawn.withdrew(b"top/a")
+    withdrawn.delete([part])
     mirrored.report.decline(0, b"top/a", "it is a directory")
     mirrored.delete(directory("top"))
     assert mirrored.names == {"top", "top/x"}
+
+
+def test_a_file_that_was_withdrawn_may_be_listed_again_anywhere(mirrored: Mirrored) -> None:
+    for name in ("x", "sub/a", "sub/x"):
+        trees.write(mirrored.path / "top" / name, b"")
+    deleter = mirrored.deleter()
+    part = m.ManifestPart(0, (directory("top"), directory("top/sub"), entry("top/sub/a"), directory("top/z")), False)
+    deleter.check(part)
+    deleter.withdrew(b"top/sub/a")
+    with pytest.raises(RemoteProtocolError):
+        deleter.check(m.ManifestPart(4, (entry("top/sub/b"),), False))
+    again = m.ManifestPart(4, (entry("top/sub/a"),), False)
+    deleter.check(again)
+    (mirrored.path / "top" / "z").mkdir()
+    deleter.delete([part, again])
+    assert mirrored.names == {"top", "top/sub", "top/sub/a", "top/z"}
+    assert mirrored.warnings == []
 
 
 def test_special_files_and_attributes_hinder_nothing(mirrored: Mirrored) -> None:
