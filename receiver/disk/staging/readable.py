@@ -134,8 +134,8 @@ class InPlace(Readable):
         try:
             if attributes is not None:
                 directory_fd, there = self._destination.fd, os.fstat(self.fd)
-                attributes.correct_file(directory_fd, self._name, self._entry, 0, there)
-                self._destination.times.correct(directory_fd, self._name, there, self._entry.mtime_ns)
+                times = self._destination.times
+                attributes.correct_file(directory_fd, self._name, self._entry, 0, there, times=times)
             os.fsync(self.fd)
             sync_directory(self._destination.fd)
             self._destination.check_path()
