@@ -159,7 +159,7 @@ def test_a_mount_over_the_directory(pair: Pair) -> None:
 
 
 def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
-    """Files stand for them, which is told once; they keep a second process away, and none is left."""
+    """Files stand for them, which is told once, and to each sender; none is left."""
     (tmp_path / "no").mkdir()
     (tmp_path / "no/sitecustomize.py").write_text(
         "import errno, fcntl, os\n"
@@ -168,8 +168,9 @@ def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
     )
     receiver = pair.receiver(env={"PYTHONPATH": str(tmp_path / "no")})
     file, root, address = pair.file("f", 1000), a_tree(pair), pair.address(receiver)
-    pair.sender(file, address).succeeds()
-    pair.sender(root, address).succeeds()
+    for source in (file, root):
+        (warning,) = pair.sender(source, address).succeeds()["warnings"]
+        assert "no locks" in warning
     assert "no locks" in receiver.events("destination_lacks")[0]["reason"]
     assert receiver.times("destination_lacks") == 1
     assert trees.differences(root, pair.destination / "s") == []
