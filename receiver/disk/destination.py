@@ -7,6 +7,7 @@ transfer begins (`at_path`). Where it leads elsewhere when files are put in plac
 "complete" must mean that the files are where the user looks for them.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -152,15 +153,33 @@ def is_read_only(fd: int) -> bool:
     return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
 
 
-def tree_failure(place: Place, error: OSError, what: str, directory: bytes | None = None) -> TransferFailed:
-    """Return the error for an OSError below a destination, as `failure` does.
+def tree_failure(
+    place: Place, error: OSError, what: str, path: bytes, directory: bytes | None = None
+) -> TransferFailed:
+    """Return the error for an OSError at a path below a destination, as `failure` does.
 
     What is mounted below it may be read-only, and the destination is not: that is an obstacle, too.
     """
-    if error.errno == errno.EROFS and not is_read_only(place.fd):
+    if error.errno == errno.EROFS and not is_read_only(place.fd) and _is_read_only_at(place, path):
         failed = from_os_error(error, Code.DESTINATION, what)
         return Obstacle(failed.code, failed.reason, error.strerror or str(error), directory)
     return failure(error, what, directory)
+
+
+def _is_read_only_at(place: Place, path: bytes) -> bool:
+    """Whether the directory that a path leads to, or what has the path, is mounted read-only."""
+    parent, _, name = path.rpartition(b"/")
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        parent_fd = place.fd
+        if parent:
+            parent_fd = open_directory(place, parent)
+            opened.callback(os.close, parent_fd)
+        if is_read_only(parent_fd):
+            return True
+        fd = os.open(name, os.O_PATH | OPEN_FLAGS, dir_fd=parent_fd)
+        opened.callback(os.close, fd)
+        return is_read_only(fd)
+    return False
 
 
 def _check_writable(fd: int) -> None:

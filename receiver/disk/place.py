@@ -76,8 +76,17 @@ class Place:
 
         Raises Obstacle where the directory is not safe to use, OSError.
         """
-        if create:
+        if not create:
+            return self._open_staging()
+        try:
             self._make_staging()
+            return self._open_staging()
+        except BaseException:
+            with contextlib.suppress(OSError, Obstacle):
+                self._forget_note()  # nothing is staged here
+            raise
+
+    def _open_staging(self) -> int:
         try:
             fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=self.fd)
         except OSError as error:

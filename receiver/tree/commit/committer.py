@@ -273,7 +273,7 @@ class Committer:
             self._directories.note_change(parent)
         except OSError as error:
             raise tree_failure(
-                self._destination, error, f"can't put {shown_path(self._destination, file.path)} in place"
+                self._destination, error, f"can't put {shown_path(self._destination, file.path)} in place", file.path
             ) from None
         if fate is not Fate.REPLACED:
             shown = shown_path(self._destination, file.path)

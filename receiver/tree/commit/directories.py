@@ -90,7 +90,7 @@ class Directories:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise _no_directory(shown, path) from None
-            raise tree_failure(self._destination, error, f"can't open {shown}", path) from None
+            raise tree_failure(self._destination, error, f"can't open {shown}", path, path) from None
 
     def _open_directory(self, parent: Directory, path: bytes, name: bytes, *, is_new: bool) -> Directory:
         fd = descriptors.patiently(
@@ -191,7 +191,7 @@ class Directories:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise _no_directory(shown, path) from None
-            raise tree_failure(self._destination, error, f"can't make the directory {shown}", path) from None
+            raise tree_failure(self._destination, error, f"can't make the directory {shown}", path, path) from None
         return directory
 
     def close(self) -> None:

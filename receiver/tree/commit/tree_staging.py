@@ -138,8 +138,10 @@ class TreeStaging:
                 clear_tree(self.fd)
                 if self._lock.is_held:
                     os.rmdir(self._name, dir_fd=self._staging_fd)
+        is_ours = self._staging_fd >= 0
         self._close_descriptors()
-        self.place.tidy()
+        if is_ours:  # else it may be another user's
+            self.place.tidy()
 
     def _close_descriptors(self) -> None:
         if self._lock is not None:

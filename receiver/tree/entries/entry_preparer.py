@@ -154,7 +154,9 @@ class EntryPreparer:
             elif not is_further_name:
                 return self._prepare_file(entry, file_id)
         except OSError as error:
-            raise tree_failure(self._destination, error, f"can't write {self._locations.shown(entry)}") from None
+            raise tree_failure(
+                self._destination, error, f"can't write {self._locations.shown(entry)}", entry.path
+            ) from None
         return NOTHING
 
     def _make_directory(self, entry: Entry, file_id: int) -> None:
@@ -278,7 +280,10 @@ class EntryPreparer:
                 self._declines.decline(entry.path, file_id, 0, obstacle, is_file=False)
             except OSError as error:
                 failed = tree_failure(
-                    self._destination, error, f"can't set the mode and time of {self._locations.shown(entry)}"
+                    self._destination,
+                    error,
+                    f"can't set the mode and time of {self._locations.shown(entry)}",
+                    entry.path,
                 )
                 if not isinstance(failed, Obstacle):
                     raise failed from None

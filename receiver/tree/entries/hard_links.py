@@ -131,7 +131,9 @@ class HardLinks:
                 location = location._replace(directory=location.directory._replace(fd=directory_fd))
                 self._link_or_copy(entry, file_id, location, (first_fd, first_name))
         except OSError as error:
-            raise tree_failure(self._destination, error, f"can't link {self._locations.shown(entry)}") from None
+            raise tree_failure(
+                self._destination, error, f"can't link {self._locations.shown(entry)}", entry.path
+            ) from None
 
     def _link_or_copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Give a file another name. `first` is its first one: the descriptor of a directory, and the name in it."""

@@ -41,7 +41,7 @@ def correct_held_files(
             declines.decline(entry.path, file_id, entry.hard_link_group, obstacle)
         except OSError as error:
             failed = tree_failure(
-                destination, error, f"can't set the mode and time of {shown_path(destination, entry.path)}"
+                destination, error, f"can't set the mode and time of {shown_path(destination, entry.path)}", entry.path
             )
             if not isinstance(failed, Obstacle):
                 raise failed from None

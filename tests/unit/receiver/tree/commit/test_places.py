@@ -105,6 +105,7 @@ def test_staging_below_that_is_not_safe(tmp_path: Path, transfer_of: TransferOf,
         assert all("b/.filestreamer" in reason for _, reason in told.values())
         transfer.send_all()
         transfer.finish()
+        assert stagings(tmp_path) == ["t/b/.filestreamer"], "it is left as it is, and nothing notes it"
     assert not (tmp_path / "elsewhere").exists() or os.listdir(tmp_path / "elsewhere") == []
 
 
