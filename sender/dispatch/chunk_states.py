@@ -105,6 +105,10 @@ class ChunkStates:
         """Whether a chunk is told as zeros, and not done."""
         return self._done[ordinal] == TOLD
 
+    def is_zeros(self, ordinal: int) -> bool:
+        """Whether a chunk is told as zeros, done or not."""
+        return self._done[ordinal] in (TOLD, ZERO)
+
     def mark_zeros(self, start: int, stop: int) -> list[tuple[int, int]] | None:
         """Mark those of the ordinals [start, stop) as done that were told; return the ranges of these.
 

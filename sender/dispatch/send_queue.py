@@ -348,6 +348,11 @@ class SendQueue:
         with self._changed:
             return self.states.is_told(self.share.ordinal(chunk_id))
 
+    def is_known_as_zeros(self, chunk_id: int) -> bool:
+        """Whether a chunk was told as zeros, on any control connection."""
+        with self._changed:
+            return self.states.is_zeros(self.share.ordinal(chunk_id))
+
     def zeros_arrived(self, first: int, end: int) -> list[tuple[int, int]]:
         """Mark those of the chunks [first, end) as done that were told; return the ranges of their ordinals.
 

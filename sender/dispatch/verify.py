@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
+from filestreamer.wire.digests import segment_hasher, update_with_zeros
 from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Segment
@@ -253,9 +254,11 @@ class Verifier:
             chunk_id = first + segment
             if self._queue.is_over:
                 return False
-            if not self._queue.digests.is_pinned(share.ordinal(chunk_id)):
-                continue
             offset, length = grid.offset(segment), grid.length(segment)
+            if not self._queue.digests.is_pinned(share.ordinal(chunk_id)):
+                if self._queue.is_known_as_zeros(chunk_id) and not _is_zeros(reader, work.item, offset, length, block):
+                    raise changed(work.item, OTHER_BYTES)
+                continue
             digest = reader.digest(work.item, offset, length, block, self._count_rehashed)
             if reader.look(work.item) != seen:
                 return False
@@ -271,3 +274,12 @@ class Verifier:
         with self._mutex:
             self._counters.rehashed_bytes += rehashed_bytes
             self._counters.held_bytes += held_bytes
+
+
+def _is_zeros(reader: Reader, item: Item, offset: int, length: int, block: memoryview) -> bool:
+    """Whether a segment is zeros; where it lies in a hole, it need not be read. Raises Unsendable."""
+    if reader.extents(item).hole_end(offset) >= offset + length:
+        return True
+    hasher = segment_hasher()
+    update_with_zeros(hasher, length)
+    return reader.digest(item, offset, length, block) == hasher.digest()

@@ -162,12 +162,12 @@ class Walk:
         wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
         is_listed = self._chosen is None or self._chosen.take(below) or level.is_whole
         try:
-            found = self._find(level, name, path, wire_path, is_listed=is_listed)
-            if isinstance(found, _Level) or found is None or found.entry.type is EntryType.DIRECTORY:
+            found = self._find(level, name, path, wire_path, below, is_listed=is_listed)
+            if self._chosen is None or isinstance(found, _Level) or found is None:
                 return found
-            self._skip_below(
-                path, wire_path, below, SkipKind.VANISHED, "it would be below something else than a directory"
-            )
+            if found.entry.type is not EntryType.DIRECTORY:
+                why = "it would be below something else than a directory"
+                self._skip_below(path, wire_path, below, SkipKind.VANISHED, why)
             return found
         except Unsendable as error:
             if error.retryable:
@@ -187,11 +187,10 @@ class Walk:
         return None
 
     def _find(
-        self, level: "_Level", name: bytes, path: bytes, wire_path: bytes, *, is_listed: bool
+        self, level: "_Level", name: bytes, path: bytes, wire_path: bytes, below: bytes, *, is_listed: bool
     ) -> "Item | _Level | None":
         """Return what an entry is; None where it is left out. Raises OSError, Unsendable."""
         root = level.root
-        below = level.below + b"/" + name if level.below else name
         directory_fd = self._directories.get(root, level.below)
         status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         if self._follows and stat.S_ISLNK(status.st_mode):
@@ -253,6 +252,11 @@ class Walk:
         return level
 
     def _without_staging(self, names: Iterable[bytes]) -> Iterator[bytes]:
+        if isinstance(names, list) and not leads_to_staging(b"/".join(names)):  # nearly always: one look for all
+            return iter(names)
+        return self._all_but_staging(names)
+
+    def _all_but_staging(self, names: Iterable[bytes]) -> Iterator[bytes]:
         for name in names:
             if leads_to_staging(name):
                 self._warn(LEFT_OUT)

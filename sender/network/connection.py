@@ -225,13 +225,16 @@ class DataConnection(threading.Thread):
         """Have a chunk told that lies in a hole, with all chunks behind it in the same hole; return whether it does."""
         if not self._queue.may_be_told(chunk_id):
             return False
+        reader = self._reader
         try:
-            hole_end = self._reader.extents(item).hole_end(segment.offset)
-            if hole_end < segment.offset + segment.length:
+            before = reader.look(item)
+            hole_end = reader.extents(item).hole_end(segment.offset)
+            if hole_end < segment.offset + segment.length or reader.look(item) != before:
                 return False
-            self._reader.look(item)
         except Unsendable:
             return False  # the same happens when the chunk is sent
+        if self._shared.verifier.saw(segment.file_id, item, before, chunk_id):
+            return False  # the file has moved: this chunk is to be held back, which zeros that are told can't be
         chunk_size = self._shared.manifest.chunk_size
         chunks = -(-hole_end // chunk_size) if hole_end == item.entry.size else hole_end // chunk_size
         taken = self._queue.take_zeros(chunk_id, chunk_id + chunks - segment.offset // chunk_size, self._epoch)
@@ -264,6 +267,8 @@ class DataConnection(threading.Thread):
         clock.enter("read")
         try:
             before = reader.look(item)
+            if segment.runs and not reader.has_holes(item, segment):
+                raise changed(item, OTHER_BYTES)
         except Unsendable as error:
             trouble = _lasting(error)
         if not segment.runs:

@@ -12,6 +12,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.messages import Segment
 from sender.source.directories import Directories
 from sender.source.file_systems import has_true_sizes
 from sender.source.holes import Extents
@@ -59,6 +60,11 @@ class Reader:
         if item is not self._item:
             self._open(item)
         return self._extents
+
+    def has_holes(self, item: Item, segment: Segment) -> bool:
+        """Whether a file still has the holes that its segment has, or others of these places. Raises Unsendable."""
+        extents = self.extents(item)
+        return all(is_data or extents.hole_end(start) >= end for start, end, is_data in segment.pieces())
 
     def look(self, item: Item) -> Identity:
         """Return the identity of a file as it is now. Raises Unsendable where it is not what was listed."""

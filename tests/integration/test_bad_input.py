@@ -169,7 +169,10 @@ def test_final_name_is_a_directory(pair: Pair) -> None:
 
 def test_staging_is_not_writable(pair: Pair, obeying_modes: list[str]) -> None:
     file = pair.file("f", 1000)
-    (pair.destination / ".filestreamer").mkdir(0o555)
+    staging = pair.destination / ".filestreamer"
+    staging.mkdir(0o700)
+    (staging / "other").touch()  # an empty one is removed, and made anew
+    staging.chmod(0o500)
     receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=obeying_modes)
     message = pair.sender(file, pair.address(receiver)).fails(4, "destination")
     assert str(pair.destination) in message

@@ -1,11 +1,16 @@
 """Sparse files arrive as they are: the same bytes, as few of them on the disk, and the zeros of holes never sent."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
+from filestreamer.wire.errors import Code
+from tests.support.peer import RawReceiver
 from tests.support.services import Pair, same
 from tests.support.waiting import until
 
@@ -111,3 +116,112 @@ def test_data_that_was_staged_where_a_hole_is_now(pair: Pair) -> None:
     sent = pair.sender(file, pair.address(receiver), "--chunk-size", "1MiB").succeeds()
     check(file, pair.destination / "f")
     assert sent["sent_bytes"] <= stored_bytes(file)
+
+
+# ----------------------------------------------------------------------------------------------- meanwhile
+
+
+def keeping_mtime(path: Path, change: Callable[[int], object]) -> None:
+    """Change an open file so that only its ctime tells."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        change(file.fileno())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["file", "tree"])
+@pytest.mark.parametrize("gets_bytes", [False, True], ids=["nothing", "a byte"])
+def test_a_file_is_touched_when_its_hole_was_told(pair: Pair, kind: str, gets_bytes: bool) -> None:
+    """The mtime is the same again: only looking at the hole anew shows whether it is one."""
+    source = pair.source / "t"
+    source.mkdir()
+    file = make(source / "f", 8 * MIB, [(4 * MIB, 4 * MIB)])
+    receiver = pair.receiver()
+    args = ("--chunk-size", "256KiB", "--connections", 1, "--rate-limit", "1MiB/s")
+    sender = pair.sender(file if kind == "file" else source, pair.address(receiver), *args)
+    staging = pair.destination / ".filestreamer"
+    until(lambda: any(each.stat().st_size > 100 for each in staging.glob("*.ledger")), "chunks behind the hole")
+    if gets_bytes:
+        keeping_mtime(file, lambda fd: os.pwrite(fd, b"x", 1_000_000))
+    else:
+        keeping_mtime(file, lambda fd: os.fchmod(fd, 0o600))
+    if kind == "file" and gets_bytes:
+        assert str(file) in sender.fails(4, "source_changed")
+        assert not (pair.destination / "f").exists()
+    else:
+        sender.succeeds()
+        check(file, pair.destination / ("f" if kind == "file" else "t/f"))
+
+
+@pytest.mark.parametrize("gets_bytes", [False, True], ids=["nothing", "a byte"])
+def test_a_file_of_nothing_but_zeros_is_touched_when_they_were_told(pair: Pair, gets_bytes: bool) -> None:
+    """No byte of it was read: it is looked at again all the same, before Finish."""
+    file = make(pair.source / "f", 4 * MIB, [])
+    zeros = m.Zeros((m.SegmentRange(0, 0, 4),))
+    with RawReceiver() as receiver:
+        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB")
+        control, _ = receiver.needs(4)
+        assert control.expect(m.Zeros) == zeros
+        if gets_bytes:
+            keeping_mtime(file, lambda fd: os.pwrite(fd, b"x", 3 * MIB))
+        else:
+            file.chmod(0o600)
+        control.send(zeros)
+        if gets_bytes:
+            assert control.expect(m.Abort).code is Code.SOURCE_CHANGED
+            control.close()
+            sender.fails(4, "source_changed")
+        else:
+            assert control.expect(m.Finish) == m.Finish(4, root_digest([]))
+            control.send(m.Complete(True))
+            control.end_writing()
+            sender.succeeds()
+
+
+@pytest.mark.parametrize("arrived", [False, True], ids=["lost", "arrived"])
+def test_control_is_lost_when_zeros_were_told(pair: Pair, arrived: bool) -> None:
+    """They are told again, unless the receiver says that it knows."""
+    file = make(pair.source / "f", 4 * MIB, [])
+    zeros = m.Zeros((m.SegmentRange(0, 0, 4),))
+    with RawReceiver() as receiver:
+        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB")
+        control, _ = receiver.needs(4)
+        assert control.expect(m.Zeros) == zeros
+        control.close()
+        control, _, _ = receiver.control()
+        if not arrived:
+            control.send(m.Needed((), (m.SegmentRange(0, 0, 4),)))
+            assert control.expect(m.Zeros) == zeros
+        control.send(zeros)
+        said = control.read()
+        while said == zeros or isinstance(said, m.Progress):  # it may have been told before it said that it knows
+            said = control.read()
+        assert said == m.Finish(4, root_digest([]))
+        control.send(m.Complete(True))
+        control.end_writing()
+        sender.succeeds()
+
+
+@pytest.mark.parametrize("kind", ["file", "tree"])
+def test_a_receiver_is_killed_between_zeros_and_bytes(pair: Pair, kind: str) -> None:
+    """No ledger has the zeros: the next one is told them again, also where it finds other bytes on its disk."""
+    source = pair.source / "t"
+    source.mkdir()
+    data = [(2 * MIB, 3 * MIB), (7 * MIB, 5)]
+    file = make(source / "f", 10 * MIB, data)
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    args = ("--chunk-size", "256KiB", "--connections", 2, "--rate-limit", "1MiB/s")
+    sender = pair.sender(file if kind == "file" else source, address, *args)
+    staging = pair.destination / ".filestreamer"
+    until(lambda: any(each.stat().st_size > 100 for each in staging.glob("*.ledger")), "a few chunks in the ledger")
+    receiver.process.kill()
+    receiver.process.wait()
+    (staged,) = staging.glob("*.data")
+    with staged.open("r+b") as opened:
+        os.pwrite(opened.fileno(), b"x" * MIB, 0)
+    receiver = pair.receiver(listen=address)
+    sent = sender.succeeds()
+    check(file, pair.destination / ("f" if kind == "file" else "t/f"))
+    assert sent["sent_bytes"] < 5 * MIB  # the 3 MiB of data, and again what was under way
+    receiver.end()

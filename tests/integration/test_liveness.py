@@ -166,6 +166,7 @@ def forgetful(receiver: RawReceiver, over: threading.Event) -> list[list[m.Messa
             control.send(needed)
             acknowledging.append(threading.Thread(target=acknowledge_all, args=(receiver,)))
             acknowledging[-1].start()
+            assert control.expect(m.ManifestPart).last  # once everything is done: nothing is listed again
             control.expect(m.Finish)
             control.send(needed)
             said.append(control.rest())

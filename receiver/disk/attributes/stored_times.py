@@ -56,7 +56,7 @@ class StoredTimes:
             return Likeness.OTHER
         if checksum:
             return Likeness.UNSURE
-        if self.is_same(directory_fd, there, entry.mtime_ns):
+        if there.st_mtime_ns == entry.mtime_ns or self.is_same(directory_fd, there, entry.mtime_ns):
             return Likeness.SAME
         return Likeness.OTHER if self.keeps_times(directory_fd, there.st_dev) else Likeness.UNSURE
 

@@ -87,15 +87,17 @@ class EntryPreparer:
 
     def is_further_name(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was prepared is a further name of a file, to be linked at the end."""
-        return self.hard_links.is_further_name(entry, file_id)
+        return bool(entry.hard_link_group) and self.hard_links.is_further_name(entry, file_id)
 
     def is_deferred(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was prepared has work to do when all files are in place."""
-        return entry.type is EntryType.DIRECTORY or self.is_further_name(entry, file_id)
+        if not entry.hard_link_group:  # as nearly all
+            return entry.type is EntryType.DIRECTORY
+        return self.is_further_name(entry, file_id)
 
     def has_segments(self, entry: Entry, file_id: int) -> bool:
         """Whether an entry that was prepared counts when the tree is cut into chunks."""
-        return entry.size > 0 and not self.is_further_name(entry, file_id)
+        return entry.size > 0 and not (entry.hard_link_group and self.is_further_name(entry, file_id))
 
     def table_bytes(self, entries: int) -> int:
         """Return how much memory the tables take when so many more entries were prepared."""
