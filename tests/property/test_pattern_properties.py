@@ -6,9 +6,7 @@ from pathspec import GitIgnoreSpec
 
 from filestreamer.wire.patterns import matcher
 
-PATTERNS = st.lists(st.sampled_from(["*", "**", "/", "/", "a", "b", "?", "[ab]", "\\*", "."]), min_size=1).map(
-    "".join
-)
+PATTERNS = st.lists(st.sampled_from(["*", "**", "/", "/", "a", "b", "?", "[ab]", "\\*", "."]), min_size=1).map("".join)
 PATHS = st.lists(st.sampled_from(["a", "b", "/", "/", "*", "."]), min_size=1, max_size=12).map("".join)
 
 
