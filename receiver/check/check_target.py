@@ -188,7 +188,9 @@ class CheckTarget:
         return ()
 
     def finish(self, finish: m.Finish) -> bytes:
-        """End as a transfer would that is refused. Raises TransferFailed: NO_SPACE, EXISTS, DESTINATION."""
+        """End as a transfer would that is refused. Raises TransferFailed: NO_SPACE, EXISTS, DESTINATION, DIGEST."""
+        if finish.chunks or finish.root_digest != root_digest([]):
+            raise TransferFailed(Code.DIGEST, "a dry run was finished as if something had been sent")
         if self._mirror is not None and (
             self._is_short or any(each.kind not in HARMLESS for each in finish.left_out_counts)
         ):

@@ -263,8 +263,7 @@ class Coordinator:
         self._context.liveness.listed(part)
         features.check_named(self._context.features, part)
         assert self._offer is not None  # the session has an Offer before the first ManifestPart
-        if not self._offer.xattrs and any(entry.xattrs for entry in part.entries):
-            raise RemoteProtocolError("an entry has extended attributes, and the Offer does not say that they are kept")
+        _check_announced(self._offer, part)
         part_or_none = self._joiner.join(part)
         if part_or_none is None:
             self._borrow_xattrs()
@@ -409,3 +408,11 @@ class Coordinator:
         self._link.say(self._counters.heartbeat())
         if self._link.say(complete):
             self._told = self._link.channel
+
+
+def _check_announced(offer: m.Offer, part: m.ManifestPart) -> None:
+    """Check that entries have only what the Offer announces. Raises RemoteProtocolError."""
+    if not offer.xattrs and (part.more_xattrs or any(entry.xattrs for entry in part.entries)):
+        raise RemoteProtocolError("an entry has extended attributes, and the Offer does not say that they are kept")
+    if offer.delete is None and any(entry.type is m.EntryType.KEPT for entry in part.entries):
+        raise RemoteProtocolError("an entry is to be kept, and the Offer does not say that anything is deleted")

@@ -28,12 +28,15 @@ class Corpus(NamedTuple):
 
 
 SMALL_BYTES = 2048
+BESIDE = (("sender", 2, ("Withdrawn", "Zeros")), ("receiver", 1, ("Declined", "Notice", "Zeros", "Verdicts")))
+"""What the ends say beside the example, each behind so many of its messages."""
 
 
 @functools.cache
 def corpus() -> Corpus:
     """Load it once."""
-    bodies = [unpacked(vector["body"]) for vector in load("messages.json")["vectors"]]
+    vectors = load("messages.json")["vectors"]
+    bodies = [unpacked(vector["body"]) for vector in vectors]
     bodies += [unpacked(vector["header"]["body"]) for vector in load("chunks.json")["vectors"]]
     refused = load("refused.json")
     steps = [step for step in load("exchange.json")["steps"] if step["connection"] == "control"]
@@ -42,6 +45,8 @@ def corpus() -> Corpus:
         side: [unpacked(step["wire"])[12:] for step in steps if step["from"] == side and step["what"] not in opening]
         for side in ("sender", "receiver")
     }
+    for side, at, kinds in BESIDE:
+        said[side][at:at] = [unpacked(vector["body"]) for vector in vectors if vector["message"] in kinds]
     return Corpus(
         [body for body in bodies if len(body) <= SMALL_BYTES],
         [body for body in bodies if len(body) > SMALL_BYTES],

@@ -29,6 +29,7 @@ from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
 from filestreamer.wire.session import Session, Side
 from filestreamer.wire.sockets.transport import Channel, Deadline
+from filestreamer.wire.xattr_parts import PartJoiner, split
 from receiver.disk.paths import check_name
 from receiver.disk.staging import ledger
 from receiver.server.handshake import Handshake
@@ -129,6 +130,30 @@ def fuzz_conversation(rng: Random, have: Corpus) -> None:
         if rng.random() < 0.3:
             answers = have.control_down if me == "receiver" else have.control_up
             try_sending(session, decode(rng.choice(answers)))
+
+
+def fuzz_xattrs(rng: Random, have: Corpus) -> None:
+    """Put a part together whose last entry has attributes that follow, with messages missing, repeated and changed."""
+    names = [b"user.%d" % number for number in range(rng.choice((1, 3, 3, 40)))]
+    xattrs = tuple([m.Xattr(name, bytes(rng.choice((0, 10, 20_000, 300_000)))) for name in names])
+    entry = m.Entry(b"f", m.EntryType.FILE, 1, 0o644, 0, xattrs=xattrs)
+    part = m.ManifestPart(0, (entry,), rng.random() < 0.5)
+    bodies = [encode(message) for message in split(part)]
+    is_changed = rng.random() < 0.8
+    if is_changed:
+        at = rng.randrange(len(bodies))
+        bodies[at : at + 1] = rng.choice(
+            ([], bodies[at : at + 1] * 20, [changed(rng, bodies[at], some_body(rng, have))])
+        )
+    joiner = PartJoiner()
+    for body in bodies:
+        message = decode(body)
+        joined = joiner.join(message) if isinstance(message, m.ManifestPart) else None
+        for each in joined.entries if joined is not None else ():
+            expect(len(each.xattrs) <= limits.XATTRS_PER_ENTRY, "an entry has too many attributes")
+            expect(sum(map(len, sum(each.xattrs, ()))) <= limits.XATTRS_BYTES, "an entry has too large attributes")
+        expect(is_changed or joined in (None, part), "a part is put together otherwise than it was cut")
+    expect(is_changed or not joiner.is_waiting, "a part is not put together")
 
 
 def try_sending(session: Session, message: m.Message) -> None:
@@ -417,6 +442,7 @@ OPENING_CODES: Final = frozenset({Code.PROTOCOL, Code.VERSION, Code.TOKEN})
 TARGETS: dict[str, FuzzTarget] = {
     "codec": FuzzTarget(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),
     "conversation": FuzzTarget(fuzz_conversation, 25, (RemoteProtocolError, Ended), WIRE_CODES),
+    "xattrs": FuzzTarget(fuzz_xattrs, 2, (RemoteProtocolError,), WIRE_CODES),
     "receiver opening": FuzzTarget(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
     "sender opening": FuzzTarget(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
     "channel": FuzzTarget(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),

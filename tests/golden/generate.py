@@ -34,7 +34,7 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "trees")
+FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "trees", "xattrs")
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)

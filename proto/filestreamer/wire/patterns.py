@@ -1,24 +1,56 @@
 """The patterns of --exclude and --include, in gitignore's syntax: both ends must agree on what they match.
 
-The sender leaves out what they match; with a Deletion, the receiver keeps it (proto/README.md, "Deleting").
+The sender leaves out what they match; with a Deletion, the receiver keeps it (proto/README.md, "Deleting"). There a
+peer says both the patterns and the names, so no pattern may take long: see `_without_backtracking`.
 """
 
+import re
 from collections.abc import Callable, Iterable
 
 Matches = Callable[[bytes, bool], bool]
 """Returns whether a path matches, relative to the directory that the user names; True: it is a directory."""
+
+# What pathspec makes of `*`, of `[...]`, and of `**/`.
+_STAR = r"\[\^/\]\*"
+_CLASS = r"\[\^?\]?(?:\\.|[^\]\\])*\]"
+_CHARACTER = rf"(?:(?!{_STAR})(?:\(\?!/\))?(?:\\.|{_CLASS}|[^\\\[\]()/*+?|^$]))"
+_BETWEEN_STARS = re.compile(rf"{_STAR}({_CHARACTER}+)(?={_STAR})")
+_ANY_DIRECTORIES = r"(?:/.+)?/"
+_FIRST_DIRECTORIES = r"(?:.+/)?"
 
 
 def matcher(patterns: Iterable[bytes]) -> Matches:
     """Return what tells whether a path matches one of the patterns. Raises ValueError for an invalid pattern."""
     from pathspec import GitIgnoreSpec
 
-    spec = GitIgnoreSpec.from_lines(map(_on_one_line, patterns))
+    made = list(GitIgnoreSpec.from_lines(map(_on_one_line, patterns)).patterns)
+    for pattern in made:
+        if pattern.regex is not None:
+            pattern.regex = re.compile(_without_backtracking(pattern.regex.pattern))
+    spec = GitIgnoreSpec(made)
 
     def matches(path: bytes, is_directory: bool) -> bool:
         return spec.match_file(_on_one_line(path) + ("/" if is_directory else ""))
 
     return matches
+
+
+def _without_backtracking(regex: str) -> str:
+    """Return a regular expression that matches the same, in a time that does not multiply with each `*` and `**`.
+
+    What stands between two stars is looked for from the left, and stays where it was found first: the second star takes
+    whatever follows. Without that, `*a*a*a*ab` takes minutes for a name of a hundred `a`.
+    """
+    # No class matches a slash: pathspec forgets that of `[!a]`.
+    regex = re.sub(
+        rf"\\.|(?!\[\^/\]){_CLASS}", lambda found: f"{'(?!/)' if found[0][0] == '[' else ''}{found[0]}", regex
+    )
+    regex = _BETWEEN_STARS.sub(r"(?>[^/]*?\1)", re.sub(rf"(?:{_STAR}){{2,}}", "[^/]*", regex))
+    first, *others = regex.split(_ANY_DIRECTORIES)
+    if first.startswith("^" + _FIRST_DIRECTORIES) and others:
+        first = f"^(?>(?:.+?/)??{first.removeprefix('^' + _FIRST_DIRECTORIES)}(?=/))"
+    between = [f"(?>(?:/.+?)??/{each}(?=/))" for each in others[:-1]]
+    return "".join([first, *between, *(_ANY_DIRECTORIES + each for each in others[-1:])])
 
 
 def _on_one_line(name: bytes) -> str:

@@ -111,7 +111,54 @@ def test_foreign_transfer_ids(pair: Pair) -> None:
 Cases = dict[str, Callable[[Sample], list[m.Message]]]
 
 
+TOP = m.Entry(b"t", m.EntryType.DIRECTORY, 0, 0o755, 0)
+INSIDE = m.Entry(b"t/f", m.EntryType.FILE, 10 * 1024, 0o644, 0)
+KEPT = m.Entry(b"t/k", m.EntryType.KEPT, 0, 0o644, 0)
+TREE = m.ManifestPart(0, (TOP, INSIDE, INSIDE._replace(path=b"t/small", size=5)), True)
+BEGUN = m.ManifestPart(0, (TOP, INSIDE), False, (), True)
+"""More attributes of the last entry are to follow."""
+ATTRIBUTE = m.Xattr(b"user.a", b"b")
+
+
+def one(sample: Sample) -> m.ManifestPart:
+    return m.ManifestPart(0, (sample.entry,), True)
+
+
+def attributes(sample: Sample, *parts: m.ManifestPart) -> list[m.Message]:
+    """Offer a tree with attributes."""
+    return [sample.offer._replace(xattrs=True), *parts]
+
+
+def zeros(*ranges: tuple[int, int, int]) -> m.Zeros:
+    return m.Zeros(tuple(m.SegmentRange(*each) for each in ranges))
+
+
 CONTROL_NONSENSE: Cases = {
+    "zeros before the manifest": lambda s: [s.offer, zeros((0, 0, 1))],
+    "zeros of more than there is, a thousand times": lambda s: [
+        s.offer,
+        one(s),
+        zeros(*[(0, 0, (1 << 23) - 1)] * 1024),
+    ],
+    "zeros of another file": lambda s: [s.offer, one(s), zeros((1, 0, 1))],
+    "zeros far beyond": lambda s: [s.offer, TREE, zeros(((1 << 64) - 1, 0, 1))],
+    "zeros of a directory": lambda s: [s.offer, TREE, zeros((0, 0, 1))],
+    "zeros of a small file": lambda s: [s.offer, TREE, zeros((2, 0, 1))],
+    "zeros beyond a file of a tree": lambda s: [s.offer, TREE, zeros((1, 9, 2))],
+    "zeros in a dry run": lambda s: [s.offer._replace(dry_run=True), TREE, zeros((1, 0, 1))],
+    "withdrawn in a dry run": lambda s: [s.offer._replace(dry_run=True), TREE, m.Withdrawn((1,))],
+    "declined": lambda s: [s.offer, m.Declined((m.DeclinedEntry(0, m.SkipKind.DECLINED, "", b"f"),))],
+    "a notice": lambda s: [s.offer, one(s), m.Notice(("x",))],
+    "verdicts": lambda s: [s.offer, one(s), m.Verdicts((m.EntryVerdict(m.Standing.SAME, 0, 1),))],
+    "attributes of no entry": lambda s: attributes(s, m.ManifestPart(0, (), True, (ATTRIBUTE,))),
+    "attributes that do not go on": lambda s: attributes(s, BEGUN, m.ManifestPart(2, TREE.entries[2:], True)),
+    "attributes of another entry": lambda s: attributes(s, BEGUN, m.ManifestPart(1, (), True, (ATTRIBUTE,))),
+    "attributes without end": lambda s: attributes(
+        s, BEGUN, *[m.ManifestPart(2, (), False, (m.Xattr(b"user.a", bytes(60_000)),), True)] * 20
+    ),
+    "more attributes that are not announced": lambda s: [s.offer, BEGUN, m.ManifestPart(2, (), True, (ATTRIBUTE,))],
+    "kept where nothing is deleted": lambda s: [s.offer, m.ManifestPart(0, (TOP, KEPT), True)],
+    "kept, with a size": lambda s: [s.offer, m.ManifestPart(0, (TOP, KEPT._replace(size=1)), True)],
     "attributes that are not announced": lambda s: [
         s.offer,
         m.ManifestPart(0, (s.entry._replace(xattrs=(m.Xattr(b"user.a", b"b"),)),), True),

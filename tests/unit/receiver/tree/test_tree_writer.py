@@ -9,6 +9,7 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
+from receiver.file import file_share
 from receiver.tree.part_table import COPIES
 from tests.support.tree_receiver import C, Connection, TransferOf, failure, sample, two_large_files
 
@@ -61,6 +62,32 @@ def test_a_chunk_that_was_told_as_zeros_is_refused(transfer_of: TransferOf) -> N
     told = m.Zeros((m.SegmentRange(1, 0, 1),))
     assert list(transfer.tree.take_zeros(told)) == [told]
     failure(Code.PROTOCOL, transfer.begin, m.Segment(1, 0, C))
+
+
+def test_zeros_are_taken_in_pieces(tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of all runs of a file of the most segments would take more memory than was borrowed for it."""
+    monkeypatch.setattr(file_share, "ZEROS_AT_ONCE", 2)
+    tree = sample()
+    tree.add(b"t/f", bytes(5 * C), holes=((0, 5 * C),))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    for told in ((1, 1, 1), (1, 3, 1), (1, 0, 5), (1, 0, 5)):
+        list(transfer.tree.take_zeros(m.Zeros((m.SegmentRange(*told),))))
+    assert transfer.counters.zero_bytes == 5 * C
+    transfer.finish()
+    assert (tmp_path / "t/f").read_bytes() == bytes(5 * C)
+
+
+def test_a_segment_of_a_declined_file_has_a_digest_or_is_told_as_zeros(tmp_path: Path, transfer_of: TransferOf) -> None:
+    tree = sample()
+    tree.add(b"t/f", bytes(3 * C))
+    (tmp_path / "t/f").mkdir(parents=True)
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert transfer.send(m.Segment(1, 0, C))
+    failure(Code.PROTOCOL, list, transfer.tree.take_zeros(m.Zeros((m.SegmentRange(1, 0, 2),))))
+    list(transfer.tree.take_zeros(m.Zeros((m.SegmentRange(1, 2, 1),))))
+    failure(Code.PROTOCOL, transfer.send, m.Segment(1, 2 * C, C))
 
 
 def test_a_segment_of_a_large_file_is_alone_in_its_chunk(transfer_of: TransferOf) -> None:
