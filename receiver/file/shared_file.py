@@ -82,6 +82,7 @@ class File:
         self._opening = threading.Lock()  # protects _content while it is opened
         self._content: Staging | InPlace | None = None
         self._left: InPlace | None = None  # what was compared, and differs
+        self._policy: Policy | None = None
         self._make_staging: Callable[[], Staging] | None = None
         self._failed: Callable[[FilestreamerError], None]  # set by `open`
         self._finished: set[int] = set()  # by index of the share
@@ -102,6 +103,7 @@ class File:
 
     def follow(self, policy: Policy) -> None:
         """Put the file in place by this policy."""
+        self._policy = policy
         if isinstance(self._content, Staging):
             self._content.policy = policy
 
@@ -160,6 +162,8 @@ class File:
                 self._begin_staging(content)
 
     def _begin_staging(self, staging: Staging) -> None:
+        if self._policy is not None:
+            staging.policy = self._policy
         staging.expected_digest = self.chunk_states.expected_digest
         staging.known_holes.zero_segments = lambda: self.chunk_states.runs(ZERO)
         # A stream has no size yet, and may well become large.
@@ -175,6 +179,8 @@ class File:
             in_place = self.in_place
             if in_place is None or self._make_staging is None:
                 return False
+            if self._policy is not None and self._policy.existing is m.Existing.REFUSE:
+                raise TransferFailed(Code.EXISTS, f"{in_place.path} exists, and {self._policy.because}")
             staging = self._make_staging()
             staging.take_claims()  # the sender sends all of it
             with self.lock:

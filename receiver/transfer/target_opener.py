@@ -17,6 +17,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import Fate, Policy, policy
@@ -134,6 +135,11 @@ class TargetOpener:
         fate = rule.fate(there, entry.mtime_ns)
         if fate is Fate.REPLACED or stat.S_ISDIR(there.st_mode):
             return rule, None
+        if entry.type is m.EntryType.FILE:
+            likeness = destination.times.likeness(destination.fd, there, entry, checksum=offer.checksum)
+            # What is equal is accepted. Bytes are compared only if that matters: what is to be left is left at once.
+            if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and fate is Fate.REFUSED):
+                return rule, None
         shown = shown_path(destination, name)
         if fate is Fate.LEFT:
             return rule, LeftTarget(entry, name, shown, self._context.counters)

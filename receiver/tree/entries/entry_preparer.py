@@ -19,7 +19,7 @@ from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.destination import Destination
-from receiver.disk.existing import Policy
+from receiver.disk.existing import Fate, Policy
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
@@ -176,6 +176,10 @@ class EntryPreparer:
                 times.correct(directory_fd, location.name, there, entry.mtime_ns)
                 return UNCHECKED if entry.size else NOTHING
         if likeness is Likeness.UNSURE:
+            assert there is not None
+            # Bytes are compared only if that matters: what is to be left is left at once.
+            if (fate := self._locations.policy.fate(there, entry.mtime_ns)) is Fate.LEFT:
+                raise self._locations.existing(entry, "it exists", fate)
             return CLAIMED
         self._locations.check(entry, location)
         if entry.size > staging.traits.largest_bytes:
