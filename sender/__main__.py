@@ -166,12 +166,17 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     from filestreamer.process.log import printable
     from filestreamer.telemetry.counters import TransferCounters
     from filestreamer.wire.errors import Exit
+    from filestreamer.wire.messages import EntryType
+    from sender.listing.deletion import find_deletion
     from sender.listing.listing import make_walk, read_files_from
     from sender.listing.skipped_entries import SkippedEntries
 
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
+        find_deletion(settings)  # raises UsageError where there is nothing to be mirrored
         for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
+            if item.entry.type is EntryType.KEPT:  # its name is offered, for --delete, and nothing of it
+                continue
             kind = item.entry.type.name.lower()
             print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
         sys.stdout.flush()

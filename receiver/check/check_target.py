@@ -48,6 +48,8 @@ class CheckTarget:
 
         Raises TransferFailed: POLICY, PATH.
         """
+        counters.verdicts = {}
+        counters.files = 0
         self.name = b""
         self.chunks = NoChunks("in a dry run, in which none is")
         self._offer = offer
@@ -77,8 +79,6 @@ class CheckTarget:
                 release=lambda _: None,
             )
             self._mirror = Mirror(offer.delete, extras.look)
-        counters.verdicts = {}
-        counters.files = 0
 
     # --- parts of the manifest
 
@@ -107,8 +107,9 @@ class CheckTarget:
     def _answer(self, file_id: int, entry: m.Entry) -> Iterator[m.Message]:
         check_path(entry.path)
         if entry.type is m.EntryType.KEPT:
-            judgement = Judgement(m.Standing.SAME)
+            judgement, is_further_name = Judgement(m.Standing.SAME), False
         else:
+            is_further_name = self._judge.is_further_name(entry)
             judgement = self._judge.judge(entry)
         if self._mirror is not None:
             is_there = judgement.standing not in (m.Standing.NEW, m.Standing.DECLINED)
@@ -119,7 +120,7 @@ class CheckTarget:
                 yield from self._held(file_id, entry)
             except TransferFailed as error:
                 judgement = judgement._replace(reason=error.reason)
-        self._count(entry, judgement)
+        self._count(entry, judgement, is_further_name=is_further_name)
         self._messages.add(m.EntryVerdict(judgement.standing, file_id, reason=judgement.reason))
         yield from self._messages.take_full()
 
@@ -140,7 +141,7 @@ class CheckTarget:
     def _count_hashed(self, count: int) -> None:
         self._counters.rehashed_bytes += count
 
-    def _count(self, entry: m.Entry, judgement: Judgement) -> None:
+    def _count(self, entry: m.Entry, judgement: Judgement, *, is_further_name: bool) -> None:
         if entry.type is m.EntryType.KEPT:
             return
         counters, standing = self._counters, judgement.standing
@@ -150,7 +151,7 @@ class CheckTarget:
         self._alone = (entry, judgement) if b"/" not in entry.path else None
         if entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
             counters.files += 1
-            counters.size_bytes += entry.size
+            counters.size_bytes += 0 if is_further_name else entry.size
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory

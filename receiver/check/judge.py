@@ -63,8 +63,8 @@ class Judge:
         """The space that is needed for what is new or differs."""
         self._times = StoredTimes(None)
         self._parent = _Parent(b"", destination.fd, True)
-        self._firsts: OrderedDict[int, bytes] = OrderedDict()
-        """The first names of hard-link groups."""
+        self._firsts: OrderedDict[int, tuple[bytes, Judgement]] = OrderedDict()
+        """The first names of hard-link groups, and how they stand."""
 
     def close(self) -> None:
         """Release the directory that was looked at last."""
@@ -89,18 +89,21 @@ class Judge:
             return Judgement(Standing.DECLINED, error.strerror or str(error))
         try:
             judgement = self._judge(entry, name, there, parent.fd)
+            is_further_name = self.is_further_name(entry)
+            if is_further_name and judgement.standing is not Standing.SAME:
+                judgement = self._as_first(self._firsts[entry.hard_link_group][1], judgement)
+            if entry.hard_link_group and not is_further_name:
+                self._note_group(entry, path, judgement)
             is_written = judgement.standing in (Standing.NEW, Standing.DIFFERS)
             if is_written and parent.is_read_only:
                 read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
                 raise from_os_error(read_only, Code.DESTINATION, f"can't write {shown_path(self._destination, path)}")
-            is_sent = entry.size and entry.type is EntryType.FILE and not self._is_further_name(entry)
+            is_sent = entry.size and entry.type is EntryType.FILE and not is_further_name
             if is_written and is_sent and not judgement.is_comparable:
                 self.room.take(parent.fd, path, entry, there)
             return judgement
         except OSError as error:
             return Judgement(Standing.DECLINED, error.strerror or str(error))
-        finally:
-            self._note_group(entry, path)
 
     def _judge(self, entry: Entry, name: bytes, there: os.stat_result | None, directory_fd: int) -> Judgement:
         """Compare an entry with what has its name. Raises OSError."""
@@ -130,15 +133,26 @@ class Judge:
 
     def _likeness(self, entry: Entry, there: os.stat_result, directory_fd: int) -> Likeness:
         """Compare what is there with a file, or with another name of one."""
-        if self._is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
-            if self._is_link_of(there, self._firsts[entry.hard_link_group]):
+        if self.is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
+            if self._is_link_of(there, self._firsts[entry.hard_link_group][0]):
                 return Likeness.SAME
             # Of equal bytes, but not the same file: with --checksum that is no difference.
             return Likeness.UNSURE if self._checksum else Likeness.OTHER
         return self._times.likeness(directory_fd, there, entry, checksum=self._checksum)
 
-    def _is_further_name(self, entry: Entry) -> bool:
+    def is_further_name(self, entry: Entry) -> bool:
+        """Whether an entry is another name of a file that was judged, as far as that is remembered."""
         return entry.hard_link_group in self._firsts
+
+    @staticmethod
+    def _as_first(first: Judgement, judgement: Judgement) -> Judgement:
+        """Return how a further name stands, given how the first one does: it can't be a name of what is not there."""
+        if first.is_comparable or first.standing not in (Standing.LEFT, Standing.EXISTING, Standing.DECLINED):
+            return judgement
+        if first.standing is Standing.LEFT and judgement.standing is Standing.LEFT:
+            return judgement
+        what = "was left as it is (--existing)" if first.standing is Standing.LEFT else "can't be put in place"
+        return Judgement(Standing.DECLINED, f"it is another name of a file that {what}")
 
     def _is_link_of(self, there: os.stat_result, first: bytes) -> bool:
         try:
@@ -147,11 +161,10 @@ class Judge:
         except OSError:
             return False
 
-    def _note_group(self, entry: Entry, path: bytes) -> None:
-        if entry.hard_link_group and entry.hard_link_group not in self._firsts:
-            self._firsts[entry.hard_link_group] = path
-            if len(self._firsts) > GROUPS_MOST:
-                self._firsts.popitem(last=False)
+    def _note_group(self, entry: Entry, path: bytes, judgement: Judgement) -> None:
+        self._firsts[entry.hard_link_group] = (path, judgement)
+        if len(self._firsts) > GROUPS_MOST:
+            self._firsts.popitem(last=False)
 
     def _written(self, judgement: Judgement, directory_fd: int, there: os.stat_result | None = None) -> Judgement:
         """Decline instead where this process may not write into the directory, or not replace what is there."""

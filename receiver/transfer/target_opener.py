@@ -17,11 +17,11 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import Fate, Policy, policy
 from receiver.disk.paths import check_path
-from receiver.disk.staging.readable import InPlace
 from receiver.file.file_share import FileShare
 from receiver.file.file_target import FileTarget
 from receiver.file.left_target import LeftTarget
@@ -137,8 +137,11 @@ class TargetOpener:
         fate = rule.fate(there, entry.mtime_ns)
         if fate is Fate.REPLACED or stat.S_ISDIR(there.st_mode):
             return rule, None
-        if InPlace.may_be(destination, name, entry, Grid(entry.size, offer.chunk_size), checksum=offer.checksum):
-            return rule, None  # it does not differ, or is found to when it is compared
+        if entry.type is m.EntryType.FILE:
+            likeness = destination.times.likeness(destination.fd, there, entry, checksum=offer.checksum)
+            # What is equal is accepted. Bytes are compared only if that matters: what is to be left is left at once.
+            if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and fate is Fate.REFUSED):
+                return rule, None
         shown = shown_path(destination, name)
         if fate is Fate.LEFT:
             return rule, LeftTarget(entry, name, shown, self._context.counters)

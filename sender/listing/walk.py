@@ -181,6 +181,8 @@ class Walk:
             reason = _REASONS.get(kind) or error.strerror or str(error)
             if kind is SkipKind.VANISHED and not level.is_whole:
                 reason = "it is in the list of --files-from, but not there"
+                if name.endswith(b"\r"):
+                    reason += ": its line ends with a carriage return (CR), which would belong to its name"
         if is_listed:
             self._skip(path, wire_path, kind, reason)
         self._skip_below(path, wire_path, below, kind, reason)

@@ -130,6 +130,18 @@ def test_wrong_usage(pair: Pair, source: Path, args: tuple[str, ...], says: str)
     assert says in sender.fails(2, "usage")
 
 
+def test_what_would_be_offered_to_a_mirror(pair: Pair, source: Path) -> None:
+    """Without --to: names that are only kept are not among it, and a plain file is none."""
+    os.mkfifo(source / "fifo")
+    listed = pair.start("sender", "tree", "--delete", "--dry-run", cwd=pair.source)
+    assert listed.wait() == 0
+    assert "tree/sub/deep/c" in listed.stdout
+    assert "fifo" not in listed.stdout
+    wrong = pair.start("sender", "tree/a", "--delete", "--dry-run", cwd=pair.source)
+    assert wrong.wait() == 2
+    assert "DIR" in wrong.stderr
+
+
 def test_a_plain_file_beside_a_directory_removes_nothing_at_the_top(pair: Pair, source: Path) -> None:
     trees.write(pair.destination / "old", b"kept")
     mirror(pair, source, pair.file("file", 10))

@@ -130,6 +130,20 @@ def test_what_may_not_be_replaced(pair: Pair, tree: Path, policy: str) -> None:
     assert answer.result["verdicts"][standing] == 1
 
 
+def test_further_names_of_a_file_that_is_left_can_not_be_made(pair: Pair) -> None:
+    tree = pair.source / "tree"
+    trees.write(tree / "a", b"content")
+    os.link(tree / "a", tree / "b")
+    trees.write(pair.destination / "tree" / "a", b"older")
+    receiver = pair.receiver()
+    answer = ask(pair, receiver, tree, "--existing", "skip")
+    why = "it is another name of a file that was left as it is (--existing)"
+    assert answer.lines == {"tree": "same", "tree/a": "left", f"tree/b: {why}": "declined"}
+    sent = pair.sender(tree, pair.address(receiver), "--existing", "skip").falls_short()
+    assert (answer.exit_code, answer.result["skipped_kinds"]) == (5, sent["skipped_kinds"])
+    assert receiver.wait_for_results(1)[0]["bytes"] == answer.result["bytes"]
+
+
 def test_checksum_verifies_two_sides(pair: Pair) -> None:
     """Only bytes count: a file of another time is the same, one of the same size and time is not."""
     tree = pair.source / "tree"
@@ -170,6 +184,10 @@ def test_what_would_be_removed(pair: Pair, tree: Path) -> None:
     assert answer.exit_code == 0
     assert ask(pair, receiver, tree, "--delete").result["verdicts"]["extra"] == 3
     assert ask(pair, receiver, tree, "--delete", "--checksum").exit_code == 5
+    (pair.destination / "tree" / "sub").symlink_to("extra")
+    in_the_way = ask(pair, receiver, tree, "--delete")
+    assert in_the_way.exit_code == 5
+    assert in_the_way.result["warnings"] == ["nothing would be removed (--delete), as not everything could be moved"]
     refused = ask(pair, pair.receiver(), tree, "--delete")
     assert (refused.exit_code, refused.result["error"]["code"], refused.lines) == (3, "policy", {})
 
@@ -180,6 +198,10 @@ def test_one_file(pair: Pair) -> None:
     assert ask(pair, receiver, file).lines == {"file": "new"}
     pair.sender(file, pair.address(receiver)).succeeds()
     assert ask(pair, keeper, file).lines == {"file": "same"}
+    for existing in ("newer", "skip", "refuse"):
+        assert ask(pair, receiver, file, "--existing", existing).lines == {"file": "same"}
+        sent = pair.sender(file, pair.address(receiver), "--existing", existing).succeeds()
+        assert (sent["unchecked_bytes"], sent["left_files"]) == (1000, 0)
     os.utime(file, ns=(0, 0))
     assert ask(pair, receiver, file).lines == {"file": "differs"}
     answer = ask(pair, keeper, file)

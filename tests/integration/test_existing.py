@@ -291,3 +291,31 @@ def test_a_shard_has_no_say(pair: Pair, offer: m.Offer) -> None:
         entry = m.Entry(b"f", m.EntryType.FILE, 8, 0o644, 0)
         abort = peer.offers(offer, m.ManifestPart(0, (entry,), True))
         assert abort.code is Code.PROTOCOL
+
+
+@pytest.mark.parametrize("is_tree", [True, False])
+@pytest.mark.parametrize("existing", ["skip", "newer", "refuse"])
+def test_bytes_that_are_compared_and_differ(pair: Pair, existing: str, *, is_tree: bool) -> None:
+    """With --checksum: nothing is sent in vain of what is left, and what may not be replaced stays."""
+    for name in ("equal", "differs"):
+        put(pair.source / "tree" / name, name.encode() * 5000, OLD)
+        put(pair.destination / ("tree" if is_tree else "") / name, b"equal" * 5000, NEW)
+    put(pair.destination / ("tree" if is_tree else "") / "differs", b"DIFFERS" * 5000, NEW)
+    paths = [pair.source / "tree"] if is_tree else [pair.source / "tree" / name for name in ("equal", "differs")]
+    results = []
+    for path in paths:
+        there = pair.receiver("--once")
+        sender = pair.start(
+            "sender", path, "--checksum", "--existing", existing, "--chunk-size", "8KiB", "--to", pair.address(there)
+        )
+        sender.wait()
+        results.append(sender.result)
+    there_now = (pair.destination / ("tree/differs" if is_tree else "differs")).read_bytes()
+    assert there_now == b"DIFFERS" * 5000
+    codes = [result["exit_code"] for result in results]
+    if existing == "refuse":
+        assert codes == ([5] if is_tree else [0, 3])
+    else:
+        assert set(codes) == {0}
+        assert sum(result["left_files"] for result in results) == 2
+        assert sum(result["sent_bytes"] for result in results) == 0

@@ -19,7 +19,7 @@ from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.destination import Destination, tree_failure
-from receiver.disk.existing import Policy
+from receiver.disk.existing import Fate, Policy
 from receiver.disk.obstacles import Obstacle
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
@@ -186,6 +186,10 @@ class EntryPreparer:
         staging = self._stagings.of(entry.path)  # where nothing can be staged, that is found before the bytes come
         self._stagings.inherited_files.note(location.directory.handed_down, staging.handed_down)
         if likeness is Likeness.UNSURE:
+            assert there is not None
+            # Bytes are compared only if that matters: what is to be left is left at once.
+            if (fate := self._locations.policy.fate(there, entry.mtime_ns)) is Fate.LEFT:
+                raise self._locations.existing(entry, "it exists", fate)
             return CLAIMED
         self._locations.check(entry, location)
         if staging.traits.folds_names:

@@ -8,12 +8,12 @@ from typing import Final
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Deletion
 from filestreamer.wire.patterns import matcher
+from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
-from receiver.disk.paths import STAGING, check_path
+from receiver.disk.paths import check_path
 from receiver.tree.mirror.mirror import ListedDirectory
 from receiver.tree.mirror.removal import Place, Removal, Remove, opened
 
-_STAGING: Final = STAGING.encode()
 _NOT_AT_A_ROOT: Final = b"lost+found"
 _FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors that say nothing of one entry: the transfer ends."""
@@ -61,8 +61,8 @@ class Extras:
         try:
             with opened(self._destination.fd, directory.path.split(b"/") if directory.path else []) as fd:
                 self._look(directory, fd)
-        except FileNotFoundError:
-            pass
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # something else has its name: in a dry run, the directory would be declined
         except OSError as error:
             self._failed(directory.path, error)
 
@@ -108,7 +108,7 @@ class Extras:
         assert directory.root is not None  # `Mirror` hands on no other directory
         relative = path[len(directory.root) + 1 :] if directory.root else path
         name = path.rpartition(b"/")[2]
-        if name.lower() == _STAGING or relative == _NOT_AT_A_ROOT:
+        if leads_to_staging(name) or relative == _NOT_AT_A_ROOT:
             return True
         return self._excluded(relative, is_directory)
 
