@@ -99,7 +99,8 @@ class Place:
     def tidy(self) -> None:
         """Remove the staging directory if it is empty."""
         with contextlib.suppress(OSError):
-            os.rmdir(STAGING, dir_fd=self.fd)
+            with contextlib.suppress(FileNotFoundError):  # another place has the same directory, and removed it
+                os.rmdir(STAGING, dir_fd=self.fd)
             self._forget_note()
 
     # --- the note at the top: the next run of a receiver finds the staging in all places

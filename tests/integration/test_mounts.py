@@ -130,7 +130,7 @@ def test_the_directory_is_removed_and_made_again(pair: Pair) -> None:
 def test_the_directory_is_moved_during_a_transfer(pair: Pair, tmp_path: Path, is_tree: bool) -> None:
     """Complete would say that the files are at the path of the destination: so the transfer fails, and says why."""
     go_on = tmp_path / "go-on"
-    hang = inject("fsync" if not is_tree else "utime", f"until:{go_on}")
+    hang = inject("fsync" if not is_tree else "rename", f"until:{go_on}")
     receiver = pair.receiver(env=hang)
     what = a_tree(pair) if is_tree else pair.file("f", 1000)
     sender = pair.sender(what, pair.address(receiver))
@@ -219,3 +219,20 @@ def test_few_descriptors_and_many_connections(pair: Pair, side: str) -> None:
     pair.start("sender", *flags, under=few if side == "sender" else ()).succeeds(8 * UNIT)
     assert trees.differences(root, pair.destination / "s") == []
     assert receiver.times("transfer_failed") == 0
+
+
+def test_one_directory_mounted_twice(pair: Pair, tmp_path: Path) -> None:
+    """It has one staging: each of the two mounts stages there under a name of its own."""
+    (tmp_path / "other").mkdir()
+    root = a_tree(pair)
+    shutil.move(root / "b/large", root / "large")
+    (root / "d").mkdir()
+    (root / "d/f").write_text("f")
+    with (
+        mounted(pair.destination / "s/b", "--bind", tmp_path / "other"),
+        mounted(pair.destination / "s/d", "--bind", tmp_path / "other"),
+    ):
+        pair.sender(root, pair.address(pair.receiver())).succeeds()
+        assert (tmp_path / "other/f").read_text() == "f"
+        assert (tmp_path / "other/c/7").read_text() == "7"
+        assert left_behind(pair.destination) == []
