@@ -7,15 +7,16 @@ transfer begins (`at_path`). Where it leads elsewhere when files are put in plac
 "complete" must mean that the files are where the user looks for them.
 """
 
+import contextlib
 import errno
 import os
 import stat
 from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
-from receiver.disk.attributes.stored_times import StoredTimes
 from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.boundary import mount_of
+from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
 
@@ -47,7 +48,6 @@ class Destination(Place):
         """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
         self.allow_delete = allow_delete
         """Whether a sender may remove what it does not list."""
-        self.times = StoredTimes(lambda: self.open_staging(create=True), self.tidy)
         try:
             self._absolute = _absolute(directory)
             # A symlink that takes the place of the directory later was not the user's wish: it may lead anywhere.
@@ -148,8 +148,42 @@ def _absolute(directory: str) -> str:
         return directory
 
 
+def is_read_only(fd: int) -> bool:
+    """Whether nothing can be changed through an open directory, as its file system or its mount is read-only."""
+    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+
+
+def tree_failure(
+    place: Place, error: OSError, what: str, path: bytes, directory: bytes | None = None
+) -> TransferFailed:
+    """Return the error for an OSError at a path below a destination, as `failure` does.
+
+    What is mounted below it may be read-only, and the destination is not: that is an obstacle, too.
+    """
+    if error.errno == errno.EROFS and not is_read_only(place.fd) and _is_read_only_at(place, path):
+        failed = from_os_error(error, Code.DESTINATION, what)
+        return Obstacle(failed.code, failed.reason, error.strerror or str(error), directory)
+    return failure(error, what, directory)
+
+
+def _is_read_only_at(place: Place, path: bytes) -> bool:
+    """Whether the directory that a path leads to, or what has the path, is mounted read-only."""
+    parent, _, name = path.rpartition(b"/")
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        parent_fd = place.fd
+        if parent:
+            parent_fd = open_directory(place, parent)
+            opened.callback(os.close, parent_fd)
+        if is_read_only(parent_fd):
+            return True
+        fd = os.open(name, os.O_PATH | OPEN_FLAGS, dir_fd=parent_fd)
+        opened.callback(os.close, fd)
+        return is_read_only(fd)
+    return False
+
+
 def _check_writable(fd: int) -> None:
-    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+    if is_read_only(fd):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -5,15 +5,18 @@ a file is staged in the place that it goes to, as its last step is a rename.
 """
 
 import contextlib
+import errno
 import os
 import weakref
 from collections.abc import Callable
 from typing import Final
 
-from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.errors import Code
+from receiver.disk.attributes.stored_times import StoredTimes
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.boundary import Side, side_of
 from receiver.disk.filesystem.sync import syncs_each
+from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import NOTE_SUFFIX, OPEN_FLAGS, STAGING, staging_key
 from receiver.disk.space import SpaceLender
 
@@ -39,9 +42,14 @@ class Place:
         self.syncs_each = syncs_each(fd)
         """Whether each file and directory has to be fsynced by itself."""
         self.space = SpaceLender()
+        this = weakref.proxy(self)  # a place that nobody has any more is closed at once
+        self.times = StoredTimes(
+            lambda: this.open_staging(create=True),
+            lambda: this.tidy(),  # noqa: PLW0108  `this.tidy` would be a method of the place itself
+        )
         self._top: Place = self if above is None else above._top
-        self.lacking: set[str] = set()
-        """What was found to be missing, and has its substitute; of the place at the top."""
+        self.lacking: dict[str, str] = {}
+        """What was found to be missing, and has its substitute, with the text that says so; of the place at the top."""
         self.tell: Callable[[str], None] = lambda _: None
         """Called once for each of these."""
 
@@ -53,24 +61,45 @@ class Place:
         """Note that the file system lacks something which has its substitute: told once."""
         top = self._top
         if what not in top.lacking:
-            top.lacking.add(what)
-            top.tell(f"{self.path}: {what}")
+            top.lacking[what] = f"{self.path}: {what}"
+            top.tell(top.lacking[what])
+
+    def tell_lacking(self, warn: Callable[[str], None]) -> None:
+        """Warn of what was found to be missing, in this transfer or in an earlier one."""
+        for text in list(self._top.lacking.values()):
+            warn(text)
 
     # --- staging
 
     def open_staging(self, *, create: bool) -> int:
         """Return a descriptor of the staging directory; `create` makes the directory where it is missing.
 
-        Raises TransferFailed(DESTINATION) where the directory is not safe to use, OSError.
+        Raises Obstacle where the directory is not safe to use, OSError.
         """
-        if create:
+        if not create:
+            return self._open_staging()
+        try:
             self._make_staging()
-        fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=self.fd)
+            return self._open_staging()
+        except BaseException:
+            with contextlib.suppress(OSError, Obstacle):
+                self._forget_note()  # nothing is staged here
+            raise
+
+    def _open_staging(self) -> int:
+        try:
+            fd = os.open(STAGING, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            why = f"{self.path}/{STAGING} is no directory: remove it"
+            raise Obstacle(Code.DESTINATION, why, why) from None
         try:
             status = os.fstat(fd)
             problem = self._problem(side_of(fd), status)
             if problem is not None:
-                raise TransferFailed(Code.DESTINATION, f"{self.path}/{STAGING} {problem}")
+                why = f"{self.path}/{STAGING} {problem}"
+                raise Obstacle(Code.DESTINATION, why, why)
             make_private(fd, status, 0o022)
         except BaseException:
             os.close(fd)
@@ -107,7 +136,8 @@ class Place:
 
     def _note(self) -> None:
         """Note in the staging at the top that this place has some. Raises OSError, TransferFailed."""
-        if self._top is self:
+        # What is mounted below itself has one staging, which the note would keep.
+        if self._top is self or os.path.samestat(os.fstat(self.fd), os.fstat(self._top.fd)):
             return
         staging_fd = self._top.open_staging(create=True)
         try:

@@ -4,6 +4,7 @@ Fatal errors (no space, quota, read-only, a failing disk or sync) are not report
 """
 
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
@@ -58,8 +59,8 @@ class Report:
         self.store: Store | None = None
         """Where what was told is kept, for a sender that comes again; in memory without it."""
         self._kept: list[bytes] = []
-        self._stored: list[tuple[int, int]] = []
-        """Offset and length of each message in the store."""
+        self._stored = array("Q")
+        """Offset and length of each message in the store, one after the other."""
 
     def decline(self, file_id: int, path: bytes, reason: str) -> None:
         """Report an entry that can't be made, replaced or linked: it is skipped."""
@@ -124,15 +125,20 @@ class Report:
             yield Notice(told)
         for body in self._kept:
             yield _declined(body)
-        for at, length in self._stored:
+        for at in range(0, len(self._stored), 2):
             assert self.store is not None
-            yield _declined(self.store.read(at, length))
+            yield _declined(self.store.read(self._stored[at], self._stored[at + 1]))
 
     def _keep(self, body: bytes) -> None:
         if self.store is None:
             self._kept.append(body)
         else:
-            self._stored.append((self.store.append(body), len(body)))
+            self._stored.extend((self.store.append(body), len(body)))
+
+    @property
+    def table_bytes(self) -> int:
+        """About how much memory it takes to find again what was told."""
+        return len(self._stored) * self._stored.itemsize
 
 
 def _declined(body: bytes) -> Declined:

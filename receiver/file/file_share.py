@@ -5,7 +5,7 @@ segments are counted by their ordinal; messages and the ledger count the segment
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from filestreamer.telemetry.chunk_map import ChunkMap
@@ -163,9 +163,10 @@ class FileShare:
 
     # --- zeros, from the coordinator's thread
 
-    def make_zeros(self, first: int, end: int) -> int:
+    def make_zeros(self, first: int, end: int, make: Callable[[Runs], None] | None = None) -> int:
         """Make those of the segments [first, end) zeros that are in the share; return the bytes that were not before.
 
+        `make` makes ranges of bytes [start, end) zeros, if the staging itself is not to do it.
         Raises RemoteProtocolError, ConnectionLost where another connection hangs, TransferFailed.
         """
         ordinals = self.share.ordinals(first, end)
@@ -177,7 +178,7 @@ class FileShare:
         staging = self.file.content
         assert isinstance(staging, Staging)  # `_take_zeros` refuses a committed file
         for start, stop in new:
-            staging.make_zeros(self.file.ranges(self.share, start, stop))
+            (make or staging.make_zeros)(self.file.ranges(self.share, start, stop))
         return sum(self.share.bytes_between(self.file.grid, start, stop) for start, stop in new)
 
     def _take_zeros(self, start: int, stop: int) -> list[tuple[int, int]]:

@@ -108,7 +108,9 @@ class TargetOpener:
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
-            return self._context.names.claim(self._context.transfer, entry, grid, share, checksum=offer.checksum)
+            claimed = self._context.names.claim(self._context.transfer, entry, grid, share, checksum=offer.checksum)
+        self._context.names.destination_for(is_alone=True)[0].tell_lacking(self._context.report.warn)
+        return claimed
 
     def _attributes(self, offer: m.Offer, entry: m.Entry) -> Attributes:
         """Return what sets the attributes of the one file of this transfer."""

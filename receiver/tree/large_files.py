@@ -12,7 +12,7 @@ another thread waits for.
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -30,7 +30,7 @@ from receiver.disk.staging.staging import Staging
 from receiver.disk.staging.sweep import discard_staged
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.states import DECLINED, FREE, HELD, VERIFIED, WITHDRAWN, WRITING
-from receiver.file.target import Connection, SegmentWriter
+from receiver.file.target import Connection
 from receiver.memory.budget import Account
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -228,7 +228,7 @@ class LargeFiles:
 
     # --- declined
 
-    def sink(self, part_state: PartState, index: int, open_file: OpenLargeFile) -> SegmentWriter:
+    def sink(self, part_state: PartState, index: int, open_file: OpenLargeFile) -> "_Sink":
         """Return what the bytes of a segment are written into, and which declines the file where that can't be."""
         return _Sink(open_file, lambda obstacle: self.decline(part_state, index, obstacle))
 
@@ -423,6 +423,10 @@ class _Sink:
     def begin_sparse(self, segment: m.Segment) -> None:
         """Make the holes of a segment zeros; where the file can't have them, decline it. Raises TransferFailed."""
         self._unless_declined(lambda: self._open_file.staging.begin_sparse(segment))
+
+    def make_zeros(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Make bytes [start, end) zeros; where the file can't have them, decline it. Raises TransferFailed."""
+        self._unless_declined(lambda: self._open_file.staging.make_zeros(ranges))
 
     def _unless_declined(self, step: Callable[[], None]) -> None:
         if self._open_file.is_declined:

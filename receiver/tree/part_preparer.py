@@ -18,6 +18,7 @@ from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.kind import stores_every_byte
+from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
@@ -132,6 +133,7 @@ class PartPreparer:
             self._large_files.open_files.check(large)
         elif state == DECLINED:
             self._large_files.begin_declined(part_state, index)
+            return
         if not self._is_staged(entry.path):
             return
         place = self._places.of(entry.path)
@@ -140,7 +142,7 @@ class PartPreparer:
             part_state.set(index, FREE)
         if state == FREE:
             self._resume(part_state, index)
-        elif state != DECLINED:  # a crash right after the rename has left the ledger of a file that is in place
+        else:  # a crash right after the rename has left the ledger of a file that is in place
             self._drop_ledger(entry.path)
 
     def _is_staged(self, path: bytes) -> bool:
@@ -149,8 +151,12 @@ class PartPreparer:
         if place not in self._staged_keys:
             try:
                 self._staged_keys[place] = staged_keys(place)
-            except OSError as error:
-                raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {place.path}") from None
+            except (OSError, Obstacle) as error:
+                if isinstance(error, Obstacle) or place is not self._destination:
+                    self._staged_keys[place] = set()  # it can't be used: nothing is staged there
+                else:
+                    what = f"can't look at the staging of {place.path}"
+                    raise from_os_error(error, Code.DESTINATION, what) from None
         return staging_key(place.below(path)) in self._staged_keys[place]
 
     def _drop_ledger(self, path: bytes) -> None:

@@ -87,7 +87,7 @@ class TreeTarget:
             opened.callback(self._spool.close)
             self._index = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._index.close)
-            self._declines = declines = Declines(report, top_level_names)
+            self._declines = declines = Declines(report, top_level_names, counters)
             self._committer = Committer(
                 destination,
                 self._stagings,
@@ -101,7 +101,7 @@ class TreeTarget:
         report.store = self._spool
         self._archive = Archive(self._spool, self._index, offer.chunk_size)
         attributes = Attributes(
-            report,
+            declines,
             allow_privileged=destination.allow_privileged,
             xattrs_of=self._archive.xattrs if offer.xattrs else None,
         )
@@ -324,7 +324,8 @@ class TreeTarget:
             else:
                 self._parts.activate_again(part_state, None)
         try:
-            return open_file.make_zeros(first, end)
+            sink = self._large_files.sink(part_state, index, open_file)
+            return open_file.make_zeros(first, end, sink.make_zeros)
         finally:
             with part_state.lock:
                 open_file.rehashing -= 1
@@ -353,7 +354,7 @@ class TreeTarget:
             if self._deleter is not None:
                 self._deleter.withdrew()
             part_state.set(index, WITHDRAWN)
-            self._counters.files -= 1
+            self._declines.withdrew(file_id)
             if not is_further_name:
                 self._counters.size_bytes -= entry.size
             if index in part_state.large:

@@ -130,7 +130,8 @@ def test_the_directory_is_removed_and_made_again(pair: Pair) -> None:
 def test_the_directory_is_moved_during_a_transfer(pair: Pair, tmp_path: Path, is_tree: bool) -> None:
     """Complete would say that the files are at the path of the destination: so the transfer fails, and says why."""
     go_on = tmp_path / "go-on"
-    hang = inject("fsync" if not is_tree else "rename", f"until:{go_on}")
+    # The first utime of a tree tries what the destination keeps of a time, before the transfer has started.
+    hang = inject("utime", f"until:{go_on}", nth=2) if is_tree else inject("fsync", f"until:{go_on}")
     receiver = pair.receiver(env=hang)
     what = a_tree(pair) if is_tree else pair.file("f", 1000)
     sender = pair.sender(what, pair.address(receiver))
@@ -159,7 +160,7 @@ def test_a_mount_over_the_directory(pair: Pair) -> None:
 
 
 def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
-    """Files stand for them, which is told once; they keep a second process away, and none is left."""
+    """Files stand for them, which is told once, and to each sender; none is left."""
     (tmp_path / "no").mkdir()
     (tmp_path / "no/sitecustomize.py").write_text(
         "import errno, fcntl, os\n"
@@ -168,8 +169,9 @@ def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
     )
     receiver = pair.receiver(env={"PYTHONPATH": str(tmp_path / "no")})
     file, root, address = pair.file("f", 1000), a_tree(pair), pair.address(receiver)
-    pair.sender(file, address).succeeds()
-    pair.sender(root, address).succeeds()
+    for source in (file, root):
+        (warning,) = pair.sender(source, address).succeeds()["warnings"]
+        assert "no locks" in warning
     assert "no locks" in receiver.events("destination_lacks")[0]["reason"]
     assert receiver.times("destination_lacks") == 1
     assert trees.differences(root, pair.destination / "s") == []
@@ -236,3 +238,33 @@ def test_one_directory_mounted_twice(pair: Pair, tmp_path: Path) -> None:
         assert (tmp_path / "other/f").read_text() == "f"
         assert (tmp_path / "other/c/7").read_text() == "7"
         assert left_behind(pair.destination) == []
+
+
+def test_the_destination_is_mounted_below_itself(pair: Pair) -> None:
+    root = a_tree(pair)
+    (root / "d").mkdir()
+    (root / "d/f").write_text("f")
+    receiver = pair.receiver()
+    with mounted(pair.destination / "s/d", "--bind", pair.destination):
+        pair.sender(root, pair.address(receiver)).succeeds()
+        assert (pair.destination / "f").read_text() == "f"
+        assert (pair.destination / "s/b/c/7").read_text() == "7"
+        assert not (pair.destination / ".filestreamer").exists()
+
+
+def test_a_file_that_is_a_mount_point(pair: Pair, tmp_path: Path) -> None:
+    """It can't be replaced, which is found before its bytes are sent; a file that is as it should be stays."""
+    root = a_tree(pair)
+    (tmp_path / "outside").write_text("outside")
+    (pair.destination / "s").mkdir(parents=True)
+    (pair.destination / "s/z").touch()
+    with mounted(pair.destination / "s/z", "--bind", tmp_path / "outside"):
+        address = pair.address(pair.receiver())
+        for run in range(2):
+            sender = pair.sender(root, address)
+            assert sender.wait(3 * UNIT) == 5, sender.stderr
+            (skipped,) = sender.result["skipped"]
+            assert skipped["path"] == str(root / "z")
+            assert "mounted" in skipped["reason"]
+            assert run == 0 or sender.result["sent_bytes"] == 0
+        assert (tmp_path / "outside").read_text() == "outside"

@@ -25,15 +25,19 @@ def tree(pair: Pair) -> Path:
     return tree
 
 
-def trouble(tree: Path) -> None:
-    (tree / "x" / "gone").unlink()
-    with (tree / "x" / "changes").open("ab") as file:
-        file.write(b"more")
-
-
 def send_with_trouble(monkeypatch: pytest.MonkeyPatch, tree: Path, address: str, *args: object) -> Any:
-    """Send in this process, and let files vanish and change right after they were listed; return the transfer."""
-    with sending.once_listed(monkeypatch, lambda: trouble(tree)):
+    """Send in this process; a file vanishes right after it was listed, one changes whenever it is read.
+
+    Return the transfer.
+    """
+
+    def change(path: bytes) -> None:
+        if path == b"/x/changes":
+            with (tree / "x" / "changes").open("ab") as file:
+                file.write(b"more")
+
+    gone = tree / "x" / "gone"
+    with sending.once_listed(monkeypatch, gone.unlink), sending.before_reads(monkeypatch, os.fsencode(tree), change):
         return sending.send(tree, "--to", address, "--chunk-size", "8KiB", *args)
 
 

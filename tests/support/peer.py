@@ -230,8 +230,14 @@ class TreeSample:
 
     @property
     def zeros(self) -> m.Zeros:
-        """The segments of large files that lie in holes entirely: told, not sent."""
-        told = [segment for chunk in self.segments() for segment in chunk if self.is_hole(segment)]
+        """The segments of large files that lie in holes entirely: told, not sent, unless the file is not needed."""
+        needless = self.withdrawn | self.unchecked
+        told = [
+            segment
+            for chunk in self.segments()
+            for segment in chunk
+            if self.is_hole(segment) and segment.file_id not in needless
+        ]
         return m.Zeros(tuple(m.SegmentRange(each.file_id, each.offset // self.chunk_size, 1) for each in told))
 
     def is_sent(self, segment: m.Segment) -> bool:

@@ -23,8 +23,8 @@ from typing import Final
 from filestreamer.wire.messages import Entry, EntryType, Xattr
 from filestreamer.wire.xattr_parts import FILE_SYSTEM_NAMES
 from receiver.disk.attributes import acl
-from receiver.disk.attributes.policy import AttributePolicy
-from receiver.disk.report import Report
+from receiver.disk.attributes.policy import AttributePolicy, AttributeReport
+from receiver.disk.attributes.stored_times import StoredTimes
 
 MODE_BITS: Final = 0o777
 """The bits of a sender's mode that are applied to everything."""
@@ -56,7 +56,9 @@ def owner(entry: Entry) -> tuple[int, int]:
 class Attributes:
     """Sets the attributes of the entries of one transfer. Any thread may call. All methods raise OSError, Obstacle."""
 
-    def __init__(self, report: Report, *, allow_privileged: bool = False, xattrs_of: XattrsOf | None = None) -> None:
+    def __init__(
+        self, report: AttributeReport, *, allow_privileged: bool = False, xattrs_of: XattrsOf | None = None
+    ) -> None:
         """`xattrs_of` is None where the sender does not keep extended attributes: those that are there stay."""
         self._report = report
         self._policy = AttributePolicy(report)
@@ -99,8 +101,9 @@ class Attributes:
         Its own setgid and sticky bits stay: who uses the directory relies on them.
         """
         there = os.fstat(fd)
-        self.tell(entry, file_id, self._put(fd, entry, file_id, there, kept_bits=there.st_mode & DIRECTORY_BITS))
+        reasons = self._put(fd, entry, file_id, there, kept_bits=there.st_mode & DIRECTORY_BITS)
         self._policy.set_times(fd, entry)
+        self.tell(entry, file_id, reasons)
 
     def put_symlink(self, directory_fd: int, name: str | bytes, entry: Entry, file_id: int) -> None:
         """Give a symlink itself everything that its entry has; it has no mode."""
@@ -109,11 +112,20 @@ class Attributes:
             is_owned = self._put_owner(this, entry, there, reasons)
             if self._xattrs_of is not None:
                 self._put_xattrs(this, self._xattrs_of(file_id), reasons, is_owned=is_owned)
-            self.tell(entry, file_id, reasons)
             self._policy.set_times(this, entry)
+            self.tell(entry, file_id, reasons)
 
-    def correct_file(self, directory_fd: int, name: bytes, entry: Entry, file_id: int, there: os.stat_result) -> None:
-        """Set what differs of a file that stays as it is; `there` is its stat(2). Its times are those of the entry.
+    def correct_file(
+        self,
+        directory_fd: int,
+        name: bytes,
+        entry: Entry,
+        file_id: int,
+        there: os.stat_result,
+        *,
+        times: StoredTimes | None = None,
+    ) -> None:
+        """Set what differs of a file that stays as it is; `there` is its stat(2), with `times`, its mtime, too.
 
         Setuid and setgid bits that the file and its entry have stay, unless its owner is to be another.
         """
@@ -122,12 +134,20 @@ class Attributes:
         kept_bits = there.st_mode & entry.mode & _PRIVILEGED_BITS if is_owned else 0
         mode = entry.mode & MODE_BITS | kept_bits
         is_right = is_owned and stat.S_IMODE(there.st_mode) == mode and entry.mode & _PRIVILEGED_BITS == kept_bits
-        if is_right and self._xattrs_of is None:
+        is_dated = times is None or (
+            times.is_same(directory_fd, there, entry.mtime_ns) or not times.keeps_times(directory_fd, there.st_dev)
+        )
+        if is_right and is_dated and self._xattrs_of is None:
             return
         with _reopened(name, directory_fd) as (this, now):
             if not (stat.S_ISREG(now.st_mode) and os.path.samestat(now, there)):
                 raise OSError(errno.EBUSY, "another process replaced it meanwhile")
-            self.tell(entry, file_id, self._put(this, entry, file_id, now, kept_bits=kept_bits))
+            reasons: Sequence[str] = ()
+            if not is_right or self._xattrs_of is not None:
+                reasons = self._put(this, entry, file_id, now, kept_bits=kept_bits)
+            if not is_dated:
+                self._policy.set_times(this, entry)
+            self.tell(entry, file_id, reasons)
 
     def new_directory_mode(self, entry: Entry, file_id: int) -> int:
         """Return the mode to make a directory with: no wider than what it has at the end, and sticky from the first."""

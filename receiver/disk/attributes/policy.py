@@ -5,21 +5,30 @@ Both users are warned, once. But a file that more people could read or write tha
 
 import os
 import stat
-from typing import Final
+from typing import Final, Protocol
 
 from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle, failure
-from receiver.disk.report import Report
 
 _FOR_OTHERS: Final = 0o066
 """Who may read and write besides the owner. A file system without modes often lets everybody execute everything."""
 
 
+class AttributeReport(Protocol):
+    """What is told of attributes: `Report`, or what passes it on."""
+
+    def skip_attribute(self, file_id: int, path: bytes, reason: str) -> None:
+        """Report an entry without an attribute that the sender's user asked for by a flag."""
+
+    def warn(self, text: str) -> None:
+        """Warn both users, once in a transfer for each text."""
+
+
 class AttributePolicy:
     """Sets modes and times of the entries of one transfer. Any thread may call. All methods raise OSError, Obstacle."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: AttributeReport) -> None:
         self._report = report
         self._warned: set[str] = set()
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from filestreamer.wire.errors import TransferFailed
 from filestreamer.wire.messages import Entry
 from receiver.disk.paths import OPEN_FLAGS
 
@@ -65,11 +66,6 @@ class StoredTimes:
         step_ns = self._step_ns(directory_fd, there.st_dev)
         return step_ns > 1 and mtime_ns // step_ns * step_ns == there.st_mtime_ns
 
-    def correct(self, directory_fd: int, name: bytes, there: os.stat_result, mtime_ns: int) -> None:
-        """Set the mtime of a file that stays as it is, where it differs and would be stored. Raises OSError."""
-        if not self.is_same(directory_fd, there, mtime_ns) and self.keeps_times(directory_fd, there.st_dev):
-            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
-
     def keeps_times(self, directory_fd: int, device: int) -> bool:
         """Whether the file system of this directory, which has this device, keeps the times that are set."""
         return self._step_ns(directory_fd, device) != _NONE
@@ -92,7 +88,7 @@ class StoredTimes:
             if key in self._stored:
                 return self._stored[key]
         stored_ns: int | None = time_ns
-        with contextlib.suppress(OSError), self._file(directory_fd, device) as fd:
+        with contextlib.suppress(OSError, TransferFailed), self._file(directory_fd, device) as fd:
             stored_ns = _store(fd, time_ns)
         with self._lock:
             if len(self._stored) >= _CACHE_MOST:

@@ -21,16 +21,16 @@ from filestreamer.process.log import printable
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
-from receiver.disk.destination import Destination, shown_path
+from receiver.disk.destination import Destination, shown_path, tree_failure
 from receiver.disk.existing import Fate, Policy
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
-from receiver.disk.obstacles import Obstacle, existing, failure
+from receiver.disk.obstacles import Obstacle, existing
 from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories, Directory
-from receiver.tree.commit.traits import folded
+from receiver.tree.commit.traits import folded, has_another_name
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging, TreeStagings
 from receiver.tree.top_level_names import TopLevelNames
 
@@ -222,6 +222,7 @@ class Committer:
         for file in files:
             try:
                 self._put_in_place(file)
+                self._declines.settle(file.file_id)
                 self._top_level_names.release(file.path)
             except Obstacle as obstacle:
                 self._decline(file, obstacle)
@@ -267,7 +268,9 @@ class Committer:
             )
             self._directories.note_change(parent)
         except OSError as error:
-            raise failure(error, f"can't put {shown_path(self._destination, file.path)} in place") from None
+            raise tree_failure(
+                self._destination, error, f"can't put {shown_path(self._destination, file.path)} in place", file.path
+            ) from None
         if fate is not Fate.REPLACED:
             shown = shown_path(self._destination, file.path)
             raise existing(shown, "it exists by now", self.policy.because, is_left=fate is Fate.LEFT)
@@ -322,8 +325,8 @@ class Committer:
         except OSError:
             return  # if that is not because it is missing, the rename fails, too
         by = _name_of(directory_fd, name, there)
-        if by == name and not self.policy.replaces_all:
-            return  # the policy decides
+        if by == name and not has_another_name(directory_fd, name, there):
+            return  # another process has made it: the policy decides
         why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
         if by is not None and by != name:
             why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"

@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 from filestreamer.process.log import printable
+from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import Code
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.report import Report
@@ -19,12 +20,18 @@ _LEFT: Final = 2
 
 
 class Declines:
-    """Reports the declined entries of one tree. Any thread may call."""
+    """Reports the declined entries of one tree, and what is lacking of others. Any thread may call."""
 
-    def __init__(self, report: Report, top_level_names: TopLevelNames) -> None:
+    def __init__(self, report: Report, top_level_names: TopLevelNames, counters: TransferCounters) -> None:
         self.report = report
         self._top_level_names = top_level_names
-        self._lock = threading.Lock()  # protects what follows
+        self._counters = counters
+        self._lock = threading.Lock()  # protects what follows, and counters.files
+        self._declined = _Entries()
+        self._uncounted = _Entries()
+        """Files that the result does not count, as they were declined or withdrawn: maybe both."""
+        self._attributes: dict[int, tuple[bytes, str]] = {}
+        """Path and reason of entries that lack an attribute, and may still be declined."""
         self._groups = bytearray()
         """_DECLINED or _LEFT for each hard-link group whose first name was not put in place, else 0."""
         self._directories = Names()
@@ -33,9 +40,14 @@ class Declines:
         self._latest: tuple[bytes, bytes | None] = (b"", None)
         """The directory that `above` was asked for last, and the answer."""
 
-    def decline(self, path: bytes, file_id: int, group: int, obstacle: Obstacle) -> None:
-        """Decline an entry. `group` is its hard-link group if it is the first name of a file, else 0."""
+    def decline(self, path: bytes, file_id: int, group: int, obstacle: Obstacle, *, is_file: bool = True) -> None:
+        """Decline an entry, once. `group` is its hard-link group if it is the first name of a file, else 0."""
         with self._lock:
+            if not self._declined.add(file_id):
+                return
+            self._attributes.pop(file_id, None)
+            if is_file and not obstacle.is_left and self._uncounted.add(file_id):
+                self._counters.files -= 1
             if group:
                 self._groups.extend(bytes(max(0, group + 1 - len(self._groups))))
                 self._groups[group] = _LEFT if obstacle.is_left else _DECLINED
@@ -50,6 +62,34 @@ class Declines:
             self.report.leave_existing(file_id, path, obstacle.why)
         else:
             self.report.decline(file_id, path, obstacle.why)
+
+    def withdrew(self, file_id: int) -> None:
+        """Note that the sender has withdrawn a file, declined or not."""
+        with self._lock:
+            if self._uncounted.add(file_id):
+                self._counters.files -= 1
+
+    # --- what lacks an attribute (`AttributeReport`)
+
+    def skip_attribute(self, file_id: int, path: bytes, reason: str) -> None:
+        """Note an attribute of an entry that is not set: reported when the entry is in place (`settle`)."""
+        with self._lock:
+            if file_id not in self._declined:
+                self._attributes[file_id] = (path, reason)
+
+    def warn(self, text: str) -> None:
+        """Warn both users, once in a transfer for each text."""
+        self.report.warn(text)
+
+    def settle(self, file_id: int) -> None:
+        """Report what is lacking of an entry, now that it is in place: it is not declined any more."""
+        if self._attributes:
+            with self._lock:
+                told = self._attributes.pop(file_id, None)
+            if told is not None:
+                self.report.skip_attribute(file_id, *told)
+
+    # --- what follows for other entries
 
     def is_group_declined(self, group: int) -> bool:
         """Whether the first name of a hard-link group was declined."""
@@ -87,4 +127,29 @@ class Declines:
     def table_bytes(self, entries: int) -> int:
         """Return about how much memory the tables take when so many more entries were declined."""
         with self._lock:
-            return len(self._groups) + self._directories.table_bytes(entries)
+            tables = len(self._groups) + self._directories.table_bytes(entries) + self.report.table_bytes
+            return tables + self._declined.table_bytes + self._uncounted.table_bytes + entries // 4
+
+
+class _Entries:
+    """Entries by their file_id: a bit for each up to the last one."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    @property
+    def table_bytes(self) -> int:
+        return len(self._bits)
+
+    def __contains__(self, file_id: int) -> bool:
+        at, bit = divmod(file_id, 8)
+        return at < len(self._bits) and bool(self._bits[at] >> bit & 1)
+
+    def add(self, file_id: int) -> bool:
+        """Add an entry; return whether it was none before."""
+        if file_id in self:
+            return False
+        at, bit = divmod(file_id, 8)
+        self._bits.extend(bytes(max(0, at + 1 - len(self._bits))))
+        self._bits[at] |= 1 << bit
+        return True

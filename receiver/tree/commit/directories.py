@@ -14,10 +14,10 @@ from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk import descriptors
 from receiver.disk.attributes.attributes import MODE_BITS
 from receiver.disk.attributes.inheritance import HandedDown, handed_down
-from receiver.disk.destination import Destination, shown_path
+from receiver.disk.destination import Destination, is_read_only, shown_path, tree_failure
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import STAGING
 from receiver.disk.place import Place
 from receiver.tree.commit.places import Places
@@ -92,7 +92,7 @@ class Directories:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise _no_directory(shown, path) from None
-            raise failure(error, f"can't open {shown}", path) from None
+            raise tree_failure(self._destination, error, f"can't open {shown}", path, path) from None
 
     def _open_directory(self, parent: Directory, path: bytes, name: bytes, *, is_new: bool) -> Directory:
         fd = descriptors.patiently(
@@ -106,10 +106,26 @@ class Directories:
             place = parent.place if is_new else self._places.enter(path, fd, parent.place, again=self._again)
             # A new directory below one that hands down nothing hands down nothing, either.
             inherited = () if is_new and not parent.handed_down else self._handed_down(fd)
-            return Directory(fd, is_new, place, is_new or _may_write(fd), inherited)
+            return Directory(fd, is_new, place, is_new or self._may_write(fd, place), inherited)
         except BaseException:
             os.close(fd)
             raise
+
+    def _may_write(self, fd: int, place: Place) -> bool:
+        """Whether this process may make names in a directory, as far as its mode and flags say.
+
+        Raises Obstacle where a file system below the destination is read-only, OSError where that of the destination
+        is.
+        """
+        if os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids):
+            return True
+        if is_read_only(fd):
+            if place.prefix and not is_read_only(self._destination.fd):
+                what = "its file system is read-only"
+                shown = shown_path(self._destination, place.prefix)
+                raise Obstacle(Code.DESTINATION, f"can't write into {shown}: {what}", what, place.prefix)
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return False
 
     def _handed_down(self, fd: int) -> HandedDown:
         return handed_down(fd) if self._looks_at_inheritance else ()
@@ -172,12 +188,14 @@ class Directories:
                 # A file system that refuses this may still let this process write: that shows with the first entry.
                 with contextlib.suppress(OSError):
                     os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
-                directory = self._cache(path, directory._replace(is_writable=is_new or _may_write(directory.fd)))
+                directory = self._cache(
+                    path, directory._replace(is_writable=is_new or self._may_write(directory.fd, directory.place))
+                )
         except OSError as error:
             shown = shown_path(self._destination, path)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise _no_directory(shown, path) from None
-            raise failure(error, f"can't make the directory {shown}", path) from None
+            raise tree_failure(self._destination, error, f"can't make the directory {shown}", path, path) from None
         return directory
 
     def close(self) -> None:
@@ -201,15 +219,6 @@ def _is_staging(fd: int, parent_fd: int) -> bool:
 def _no_directory(shown: str, path: bytes) -> Obstacle:
     why = "something that is no directory has this name"
     return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
-
-
-def _may_write(fd: int) -> bool:
-    """Whether this process may make names in a directory. Raises OSError where the file system is read-only."""
-    if os.access(".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=os.access in os.supports_effective_ids):
-        return True
-    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    return False
 
 
 def _let_owner_in(parent_fd: int, name: bytes) -> None:

@@ -62,6 +62,24 @@ def folded(name: bytes) -> bytes:
     return unicodedata.normalize("NFD", text.casefold()).rstrip(" .").encode("utf-8", "surrogateescape")
 
 
+def has_another_name(directory_fd: int, name: bytes, found: os.stat_result) -> bool:
+    """Whether what was found under a name is found under one that is like it, too."""
+    for other in _variants(name):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(other, dir_fd=directory_fd, follow_symlinks=False), found):
+                return True
+    return False
+
+
+def _variants(name: bytes) -> list[bytes]:
+    """Return other names that may lead to the same file."""
+    text = name.decode("utf-8", "surrogateescape")
+    cases = [text.swapcase(), text.lower(), text.upper(), text.capitalize()]
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    others = dict.fromkeys([*cases, *forms, text + ".", text.rstrip(" .")])
+    return [other.encode("utf-8", "surrogateescape") for other in others if other not in (text, "")]
+
+
 def _keeps_times(fd: int) -> bool:
     try:
         os.utime(fd, ns=(_MTIME_NS, _MTIME_NS))

@@ -9,13 +9,14 @@ import os
 import threading
 from typing import Final
 
-from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import MODE_BITS
 from receiver.disk.attributes.inheritance import handed_down
 from receiver.disk.descriptors import patiently
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
+from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.place import NO_LOCKS, Place, make_private
 from receiver.disk.report import Report
@@ -57,7 +58,7 @@ class TreeStaging:
         except OSError as error:
             error = inodes.explain(error, place.fd)  # before the inodes of the staging are free again
             self.close()
-            raise from_os_error(error, Code.DESTINATION, f"can't write into {place.path}") from None
+            raise failure(error, f"can't write into {place.path}") from None
         except TransferFailed:
             self.close()
             raise
@@ -90,7 +91,8 @@ class TreeStaging:
         """Check that no other user can change files in the directory. Raises TransferFailed(DESTINATION), OSError."""
         status = os.fstat(self.fd)
         if status.st_uid != os.geteuid():
-            raise TransferFailed(Code.DESTINATION, f"the staging of {shown} belongs to another user: remove it")
+            why = f"the staging of {shown} belongs to another user: remove it"
+            raise Obstacle(Code.DESTINATION, why, why)
         make_private(self.fd, status, 0o077)
 
     def name(self, file_id: int, connection_id: int = 0) -> str:
@@ -133,8 +135,10 @@ class TreeStaging:
                 clear_tree(self.fd)
                 if self._lock.is_held:
                     os.rmdir(self._name, dir_fd=self._staging_fd)
+        is_ours = self._staging_fd >= 0
         self._close_descriptors()
-        self.place.tidy()
+        if is_ours:  # else it may be another user's
+            self.place.tidy()
 
     def _close_descriptors(self) -> None:
         if self._lock is not None:
@@ -154,22 +158,37 @@ class TreeStagings:
         self.places = Places(destination)
         self.inherited_files = InheritedFiles(destination, self.places, report)
         self.top = TreeStaging(destination, root, self.inherited_files)
+        self._report = report
+        destination.tell_lacking(report.warn)
         self._root = root
         self._lock = threading.Lock()  # protects _below
         self._below: dict[Place, TreeStaging] = {}
+        self._unusable: dict[Place, str] = {}
+        """Why nothing can be staged in a place: that costs the files that go there, and nothing else."""
 
     def of(self, path: bytes) -> TreeStaging:
         """Return the staging of a file with this path; its directory was opened before. Raises as `TreeStaging`."""
         return self.at(self.places.of(path))
 
     def at(self, place: Place) -> TreeStaging:
-        """Return the staging in a place, made now where there is none yet. Raises as `TreeStaging`."""
+        """Return the staging in a place, made now where there is none yet.
+
+        Raises Obstacle where a place below the destination can't be used, TransferFailed as `TreeStaging` does.
+        """
         if place is self.top.place:
             return self.top
         with self._lock:
-            if (staging := self._below.get(place)) is None:
-                staging = self._below[place] = TreeStaging(place, self._root, self.inherited_files)
-            return staging
+            if (staging := self._below.get(place)) is not None:
+                return staging
+            if place not in self._unusable:
+                try:
+                    staging = self._below[place] = TreeStaging(place, self._root, self.inherited_files)
+                    place.tell_lacking(self._report.warn)
+                    return staging
+                except Obstacle as obstacle:
+                    self._unusable[place] = obstacle.reason
+            why = self._unusable[place]
+        raise Obstacle(Code.DESTINATION, why, why)
 
     def close_below(self) -> None:
         """Close all but that at the top: to remove it later would change the times of the directory that it is in."""

@@ -18,9 +18,9 @@ from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.stored_times import Likeness
-from receiver.disk.destination import Destination
+from receiver.disk.destination import Destination, tree_failure
 from receiver.disk.existing import Policy
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import Obstacle
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -125,10 +125,12 @@ class EntryPreparer:
             state = self._prepare(entry, file_id, is_further_name=is_further_name)
         except Obstacle as obstacle:
             group = 0 if is_further_name else entry.hard_link_group
-            self._declines.decline(entry.path, file_id, group, obstacle)
+            self._declines.decline(entry.path, file_id, group, obstacle, is_file=entry.type is EntryType.FILE)
             if obstacle.is_left:
                 return LEFT if _has_payload(entry) else NOTHING
             return DECLINED if is_further_name or _has_payload(entry) else NOTHING
+        if not self._is_staged:
+            self._declines.settle(file_id)
         if passes and state in (NOTHING, UNCHECKED) and not self._is_staged:
             self._top_level_names.release(root)
         return state
@@ -152,7 +154,9 @@ class EntryPreparer:
             elif not is_further_name:
                 return self._prepare_file(entry, file_id)
         except OSError as error:
-            raise failure(error, f"can't write {self._locations.shown(entry)}") from None
+            raise tree_failure(
+                self._destination, error, f"can't write {self._locations.shown(entry)}", entry.path
+            ) from None
         return NOTHING
 
     def _make_directory(self, entry: Entry, file_id: int) -> None:
@@ -163,21 +167,27 @@ class EntryPreparer:
 
     def _prepare_file(self, entry: Entry, file_id: int) -> int:
         location = self._locations.look(entry)
-        staging = self._stagings.of(entry.path)  # where nothing can be staged, that is found before the bytes come
-        self._stagings.inherited_files.note(location.directory.handed_down, staging.handed_down)
         there = location.there
         self.was_found = there is not None
         likeness = Likeness.OTHER
         if there is not None:
-            directory_fd, times = location.directory.fd, self._destination.times
+            directory_fd, times = location.directory.fd, location.directory.place.times
             likeness = times.likeness(directory_fd, there, entry, checksum=self._checksum)
             if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
-                self._attributes.correct_file(directory_fd, location.name, entry, file_id, there)
-                times.correct(directory_fd, location.name, there, entry.mtime_ns)
+                self._attributes.correct_file(directory_fd, location.name, entry, file_id, there, times=times)
                 return UNCHECKED if entry.size else NOTHING
+        elif not entry.size:
+            self._locations.check(entry, location)
+            if self._make_empty(location, entry, file_id):
+                self._note_change(entry)
+                return NOTHING
+        staging = self._stagings.of(entry.path)  # where nothing can be staged, that is found before the bytes come
+        self._stagings.inherited_files.note(location.directory.handed_down, staging.handed_down)
         if likeness is Likeness.UNSURE:
             return CLAIMED
         self._locations.check(entry, location)
+        if staging.traits.folds_names:
+            self._folding.begin(entry, file_id)
         if entry.size > staging.traits.largest_bytes:
             raise self._locations.obstacle(entry, os.strerror(errno.EFBIG))
         self._folding.find(entry, file_id, location)
@@ -185,14 +195,12 @@ class EntryPreparer:
             is_freed = there is not None and there.st_nlink == 1
             self.freed_bytes.append(there.st_blocks * 512 if is_freed and there is not None else 0)
             return FREE
-        # If a file exists, the new one is staged, and gets its name when it is complete.
-        if there is not None or not self._make_empty(location, entry, file_id):
-            staged = staging.name(file_id)
-            make_file(staging, self._attributes, staged, entry, file_id)
-            file = StagedFile(entry.path, staged, entry.size, staging, file_id, entry.hard_link_group, there is None)
-            self._committer.add([file], 0, waits=False)
-            self._is_staged = True
-        self._note_change(entry)
+        # As a file exists, the new one is staged, and gets its name when it is complete.
+        staged = staging.name(file_id)
+        make_file(staging, self._attributes, staged, entry, file_id)
+        file = StagedFile(entry.path, staged, entry.size, staging, file_id, entry.hard_link_group, there is None)
+        self._committer.add([file], 0, waits=False)
+        self._is_staged = True
         return NOTHING
 
     def _make_empty(self, location: Location, entry: Entry, file_id: int) -> bool:
@@ -266,14 +274,20 @@ class EntryPreparer:
                 continue
             try:
                 self._attributes.put_directory(self._locations.directories.get(entry.path).fd, entry, file_id)
+                self._declines.settle(file_id)
                 self._locations.directories.note_change(entry.path)
             except Obstacle as obstacle:
-                self._declines.decline(entry.path, file_id, 0, obstacle)
+                self._declines.decline(entry.path, file_id, 0, obstacle, is_file=False)
             except OSError as error:
-                failed = failure(error, f"can't set the mode and time of {self._locations.shown(entry)}")
+                failed = tree_failure(
+                    self._destination,
+                    error,
+                    f"can't set the mode and time of {self._locations.shown(entry)}",
+                    entry.path,
+                )
                 if not isinstance(failed, Obstacle):
                     raise failed from None
-                self._declines.decline(entry.path, file_id, 0, failed)
+                self._declines.decline(entry.path, file_id, 0, failed, is_file=False)
 
 
 def _has_payload(entry: Entry) -> bool:

@@ -7,7 +7,6 @@ this one does not, a table has a hash and the file_id of each entry from then on
 
 import os
 import stat
-import unicodedata
 from array import array
 from typing import Final
 
@@ -15,7 +14,7 @@ from filestreamer.process.log import printable
 from filestreamer.wire.digests import checksum
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle
-from receiver.tree.commit.traits import folded, takes_for_one
+from receiver.tree.commit.traits import folded, has_another_name, takes_for_one
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
@@ -48,6 +47,12 @@ class Folding:
             cells *= 2
         return 16 * cells
 
+    def begin(self, entry: Entry, file_id: int) -> None:
+        """Take note that names are folded where an entry goes, if not at the top. Raises Obstacle as `check` does."""
+        if not self._is_needed:
+            self._is_needed = True
+            self.check(entry, file_id)
+
     def check(self, entry: Entry, file_id: int) -> None:
         """Note an entry; raise Obstacle where an earlier one has its place. Entries come in the order of file_ids."""
         if not self._is_needed:
@@ -65,15 +70,9 @@ class Folding:
         found = location.there
         if self._is_needed or found is None or (found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)):
             return
-        for other in _variants(location.name):
-            try:
-                there = os.stat(other, dir_fd=location.directory.fd, follow_symlinks=False)
-            except OSError:
-                continue
-            if os.path.samestat(there, found):
-                self._is_needed = True
-                self.check(entry, file_id)
-                return
+        if has_another_name(location.directory.fd, location.name, found):
+            self._is_needed = True
+            self.check(entry, file_id)
 
     def _compare(self, entry: Entry, first: bytes) -> None:
         """Raise Obstacle if the destination takes two paths for one that are alike."""
@@ -148,12 +147,3 @@ class Folding:
     def _path_of(self, file_id: int) -> bytes:
         part = self._archive.part(self._archive.number_with(file_id))
         return part.entries[file_id - part.first_file_id].path
-
-
-def _variants(name: bytes) -> list[bytes]:
-    """Return other names that may lead to the same file."""
-    text = name.decode("utf-8", "surrogateescape")
-    cases = [text.swapcase(), text.lower(), text.upper(), text.capitalize()]
-    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    others = dict.fromkeys([*cases, *forms, text + ".", text.rstrip(" .")])
-    return [other.encode("utf-8", "surrogateescape") for other in others if other not in (text, "")]

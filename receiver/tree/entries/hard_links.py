@@ -13,10 +13,10 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import Attributes
-from receiver.disk.destination import Destination
+from receiver.disk.destination import Destination, tree_failure
 from receiver.disk.existing import Fate
 from receiver.disk.final_name import put_in_place
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import Obstacle
 from receiver.file.states import DECLINED, WITHDRAWN
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -131,7 +131,9 @@ class HardLinks:
                 location = location._replace(directory=location.directory._replace(fd=directory_fd))
                 self._link_or_copy(entry, file_id, location, (first_fd, first_name))
         except OSError as error:
-            raise failure(error, f"can't link {self._locations.shown(entry)}") from None
+            raise tree_failure(
+                self._destination, error, f"can't link {self._locations.shown(entry)}", entry.path
+            ) from None
 
     def _link_or_copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Give a file another name. `first` is its first one: the descriptor of a directory, and the name in it."""

@@ -4,8 +4,8 @@ import os
 import stat
 
 from receiver.disk.attributes.attributes import Attributes
-from receiver.disk.destination import Destination, shown_path
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.destination import Destination, shown_path, tree_failure
+from receiver.disk.obstacles import Obstacle
 from receiver.file.states import HELD
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories
@@ -31,15 +31,18 @@ def correct_held_files(
         parent, _, name = entry.path.rpartition(b"/")
         file_id = part_state.first + index
         try:
-            directory_fd = directories.get(parent).fd
+            directory = directories.get(parent)
+            directory_fd = directory.fd
             there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             if stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
-                attributes.correct_file(directory_fd, name, entry, file_id, there)
-                destination.times.correct(directory_fd, name, there, entry.mtime_ns)
+                attributes.correct_file(directory_fd, name, entry, file_id, there, times=directory.place.times)
+            declines.settle(file_id)
         except Obstacle as obstacle:
             declines.decline(entry.path, file_id, entry.hard_link_group, obstacle)
         except OSError as error:
-            failed = failure(error, f"can't set the mode and time of {shown_path(destination, entry.path)}")
+            failed = tree_failure(
+                destination, error, f"can't set the mode and time of {shown_path(destination, entry.path)}", entry.path
+            )
             if not isinstance(failed, Obstacle):
                 raise failed from None
             declines.decline(entry.path, file_id, entry.hard_link_group, failed)

@@ -18,7 +18,7 @@ from filestreamer.wire.messages import SkipKind
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, failure, write_failure
 from receiver.disk.space import write_at
-from receiver.disk.staging import staging
+from receiver.disk.staging import closed_staging, staging
 from receiver.tree.commit import committer, small_file, tree_staging
 from receiver.tree.commit.traits import Traits
 from receiver.tree.manifest.large_file import Spooled
@@ -233,10 +233,10 @@ class TooLarge:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             real_write(fd, view, offset)
 
-        def open_staging(*args: object) -> object:
+        def open_staging(*args: object, **more: object) -> object:
             if after_bytes is None:
                 raise write_failure(OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "can't open")
-            return real_open(*args)  # type: ignore[arg-type]
+            return real_open(*args, **more)  # type: ignore[arg-type]
 
         monkeypatch.setattr(staging, "write_at", write)
         monkeypatch.setattr(staging.Staging, "open", open_staging)
@@ -374,6 +374,63 @@ def test_one_file_of_a_batch(tmp_path: Path, transfer_of: TransferOf, monkeypatc
     assert sorted(os.listdir(tmp_path / "t")) == ["a", "b", "c", "large"]
     assert (tmp_path / "t/b").read_bytes() == b"before"
     assert staged(tmp_path) == []
+
+
+@pytest.mark.parametrize("withdraws", [False, True])
+def test_an_entry_is_told_and_counted_once(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, *, withdraws: bool
+) -> None:
+    """One that lacks an attribute, and is declined then, is declined; the result counts no file that is."""
+
+    def put(source: str, final: bytes, source_fd: int, directory_fd: int, *, replace: bool) -> None:
+        if final in (b"small", b"large", b"full"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        put_in_place(source, final, source_fd, directory_fd, replace=replace)
+
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/full").write_bytes(b"x")
+    (tmp_path / "t/link").write_bytes(b"x")
+    (tmp_path / "t/way/x").mkdir(parents=True)
+    monkeypatch.setattr(committer, "put_in_place", put)
+    monkeypatch.setattr(closed_staging, "put_in_place", put)
+    tree = sample()
+    for name in (b"small", b"large", b"full", b"way", b"other"):
+        tree.add(b"t/" + name, {b"large": LARGE, b"full": b""}.get(name, name), uid=4711, gid=4711)
+    tree.symlink(b"t/link", b"a")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    if withdraws:
+        transfer.withdraw_declined()
+    transfer.send_all()
+    transfer.tree._committer.flush()
+    told = transfer.declined()
+    if withdraws:  # as a sender that does not know yet that all of it came in
+        transfer.tree.withdraw([2])
+        tree.withdrawn.add(2)
+    transfer.finish()
+    told |= transfer.declined()
+    expected = declined("t/small", "t/large", "t/full", *(() if withdraws else ["t/way"]))
+    assert kinds(told) == {**expected, "t/other": SkipKind.ATTRIBUTE}
+    assert transfer.counters.files == 1
+
+
+def test_zeros_of_a_file_that_is_too_large(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is declined; what comes of it later is taken all the same."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(staging, "make_zeros", refuse)
+    tree = sample()
+    tree.add(b"t/sparse", LARGE[:64] + bytes(128) + LARGE, holes=((64, 128),))
+    tree.add(b"t/small", b"small")
+    transfer = transfer_of(tree)
+    transfer.move()
+    assert kinds(transfer.declined()) == declined("t/sparse")
+    assert (os.listdir(tmp_path / "t"), staged(tmp_path)) == (["small"], [])
+    assert (transfer.failures, transfer.counters.zero_bytes, transfer.counters.files) == ([], 128, 1)
 
 
 def test_a_full_disk_is_one_error(tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,7 +667,7 @@ def test_names_that_are_told_apart(tmp_path: Path, transfer_of: TransferOf, monk
 
 
 def test_another_process_makes_a_file_of_the_same_name_meanwhile(tmp_path: Path, transfer_of: TransferOf) -> None:
-    """It is not replaced: it may as well be another entry of this transfer, by another name."""
+    """It is replaced, as it would be had it been there before."""
     tree = sample()
     tree.add(b"t/f", b"content")
     transfer = transfer_of(tree)
@@ -618,8 +675,8 @@ def test_another_process_makes_a_file_of_the_same_name_meanwhile(tmp_path: Path,
     (tmp_path / "t/f").write_bytes(b"another")
     transfer.send_all()
     transfer.finish()
-    assert kinds(transfer.declined()) == declined("t/f")
-    assert (tmp_path / "t/f").read_bytes() == b"another"
+    assert transfer.declined() == {}
+    assert (tmp_path / "t/f").read_bytes() == b"content"
 
 
 def test_memory_of_what_is_declined_is_borrowed(tmp_path: Path, transfer_of: TransferOf) -> None:

@@ -1,7 +1,9 @@
 """A destination with other mounts below it: each file is staged where it goes to."""
 
+import contextlib
 import errno
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from receiver.tree.commit import committer
 from receiver.tree.commit.places import Places
 from tests.support.disks import disk, fill, mounted
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import TransferOf, failure, sample, sample_of
+from tests.support.tree_receiver import MTIME, TransferOf, failure, sample, sample_of
 
 MIB = 1 << 20
 LARGE = bytes(range(200))
@@ -87,7 +89,7 @@ def test_a_note_of_a_place_that_is_gone_is_forgotten(tmp_path: Path, transfer_of
 
 @pytest.mark.parametrize("kind", ["symlink", "foreign"])
 def test_staging_below_that_is_not_safe(tmp_path: Path, transfer_of: TransferOf, kind: str) -> None:
-    """It is refused before any byte of a file that goes there."""
+    """What would be staged there is declined before any byte of it; everything else arrives."""
     with disk(tmp_path / "t/b", 8 * MIB) as below:
         if kind == "symlink":
             (tmp_path / "elsewhere").mkdir()
@@ -95,9 +97,69 @@ def test_staging_below_that_is_not_safe(tmp_path: Path, transfer_of: TransferOf,
         else:
             (below / ".filestreamer").mkdir(mode=0o777)
             os.chown(below / ".filestreamer", 4711, 4711)
-        transfer = transfer_of(with_files_below())
-        assert "t/b" in failure(Code.DESTINATION, transfer.offer)
+        tree = with_files_below()
+        transfer = transfer_of(tree)
+        transfer.offer()
+        told = transfer.withdraw_declined()
+        assert set(told) == {"t/b/c/small", "t/b/large"}
+        assert all("b/.filestreamer" in reason for _, reason in told.values())
+        transfer.send_all()
+        transfer.finish()
+        assert stagings(tmp_path) == ["t/b/.filestreamer"], "it is left as it is, and nothing notes it"
     assert not (tmp_path / "elsewhere").exists() or os.listdir(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_read_only_mount_below(tmp_path: Path, transfer_of: TransferOf, *, is_listed: bool) -> None:
+    """What lies below it is declined, and everything else arrives."""
+    with disk(tmp_path / "t/b", 8 * MIB) as below:
+        subprocess.run(["mount", "-o", "remount,ro", str(below)], check=True)
+        tree = sample()
+        tree.add(b"t/a", b"a")
+        if is_listed:
+            tree.directory(b"t/b")
+            tree.directory(b"t/b/c")
+        tree.add(b"t/b/large", LARGE)
+        tree.add(b"t/b/small", b"small")
+        tree.add(b"t/z", b"z")
+        transfer = transfer_of(tree)
+        transfer.offer()
+        told = transfer.withdraw_declined()
+        assert set(told) == {"t/b/large", "t/b/small"} | ({"t/b", "t/b/c"} if is_listed else set())
+        assert told["t/b" if is_listed else "t/b/large"][1] == "its file system is read-only"
+        transfer.send_all()
+        transfer.finish()
+        assert transfer.declined() == {}
+        assert ((tmp_path / "t/a").read_bytes(), (tmp_path / "t/z").read_bytes()) == (b"a", b"z")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_a_read_only_file_below(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """It is mounted by itself: neither its bytes nor its mode can be changed."""
+    (tmp_path / "t").mkdir()
+    tree = sample()
+    with contextlib.ExitStack() as mounts:
+        for name, content in (("same", b"same"), ("other", b"before")):
+            source = tmp_path / f"source of {name}"
+            source.write_bytes(content)
+            source.chmod(0o600)
+            os.utime(source, ns=(MTIME, MTIME))
+            (tmp_path / "t" / name).touch()
+            there = str(tmp_path / "t" / name)
+            subprocess.run(["mount", "--bind", str(source), there], check=True)
+            mounts.callback(subprocess.run, ["umount", there], check=True)
+            subprocess.run(["mount", "-o", "remount,ro,bind", there], check=True)
+            tree.add(f"t/{name}".encode(), name.encode())
+        tree.add(b"t/z", b"z")
+        transfer = transfer_of(tree)
+        transfer.offer()
+        told = transfer.withdraw_declined()
+        tree.unchecked = set()
+        transfer.send_all()
+        transfer.finish()
+        told |= transfer.declined()
+        assert set(told) == {"t/same", "t/other"}
+        assert (tmp_path / "t/z").read_bytes() == b"z"
 
 
 def test_each_place_has_space_of_its_own(tmp_path: Path, transfer_of: TransferOf) -> None:
