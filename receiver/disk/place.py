@@ -128,14 +128,16 @@ class Place:
     def tidy(self) -> None:
         """Remove the staging directory if it is empty."""
         with contextlib.suppress(OSError):
-            os.rmdir(STAGING, dir_fd=self.fd)
+            with contextlib.suppress(FileNotFoundError):  # another place has the same directory, and removed it
+                os.rmdir(STAGING, dir_fd=self.fd)
             self._forget_note()
 
     # --- the note at the top: the next run of a receiver finds the staging in all places
 
     def _note(self) -> None:
         """Note in the staging at the top that this place has some. Raises OSError, TransferFailed."""
-        if self._top is self:
+        # What is mounted below itself has one staging, which the note would keep.
+        if self._top is self or os.path.samestat(os.fstat(self.fd), os.fstat(self._top.fd)):
             return
         staging_fd = self._top.open_staging(create=True)
         try:

@@ -221,3 +221,50 @@ def test_few_descriptors_and_many_connections(pair: Pair, side: str) -> None:
     pair.start("sender", *flags, under=few if side == "sender" else ()).succeeds(8 * UNIT)
     assert trees.differences(root, pair.destination / "s") == []
     assert receiver.times("transfer_failed") == 0
+
+
+def test_one_directory_mounted_twice(pair: Pair, tmp_path: Path) -> None:
+    """It has one staging: each of the two mounts stages there under a name of its own."""
+    (tmp_path / "other").mkdir()
+    root = a_tree(pair)
+    shutil.move(root / "b/large", root / "large")
+    (root / "d").mkdir()
+    (root / "d/f").write_text("f")
+    with (
+        mounted(pair.destination / "s/b", "--bind", tmp_path / "other"),
+        mounted(pair.destination / "s/d", "--bind", tmp_path / "other"),
+    ):
+        pair.sender(root, pair.address(pair.receiver())).succeeds()
+        assert (tmp_path / "other/f").read_text() == "f"
+        assert (tmp_path / "other/c/7").read_text() == "7"
+        assert left_behind(pair.destination) == []
+
+
+def test_the_destination_is_mounted_below_itself(pair: Pair) -> None:
+    root = a_tree(pair)
+    (root / "d").mkdir()
+    (root / "d/f").write_text("f")
+    receiver = pair.receiver()
+    with mounted(pair.destination / "s/d", "--bind", pair.destination):
+        pair.sender(root, pair.address(receiver)).succeeds()
+        assert (pair.destination / "f").read_text() == "f"
+        assert (pair.destination / "s/b/c/7").read_text() == "7"
+        assert not (pair.destination / ".filestreamer").exists()
+
+
+def test_a_file_that_is_a_mount_point(pair: Pair, tmp_path: Path) -> None:
+    """It can't be replaced, which is found before its bytes are sent; a file that is as it should be stays."""
+    root = a_tree(pair)
+    (tmp_path / "outside").write_text("outside")
+    (pair.destination / "s").mkdir(parents=True)
+    (pair.destination / "s/z").touch()
+    with mounted(pair.destination / "s/z", "--bind", tmp_path / "outside"):
+        address = pair.address(pair.receiver())
+        for run in range(2):
+            sender = pair.sender(root, address)
+            assert sender.wait(3 * UNIT) == 5, sender.stderr
+            (skipped,) = sender.result["skipped"]
+            assert skipped["path"] == str(root / "z")
+            assert "mounted" in skipped["reason"]
+            assert run == 0 or sender.result["sent_bytes"] == 0
+        assert (tmp_path / "outside").read_text() == "outside"

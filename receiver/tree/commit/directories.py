@@ -24,6 +24,8 @@ from receiver.tree.commit.places import Places
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_TO_OPEN: Final = stat.S_IRUSR | stat.S_IXUSR
+
 
 class Directory(NamedTuple):
     """An open directory of the destination."""
@@ -178,6 +180,8 @@ class Directories:
             is_new = _make_directory(above.fd, name, mode | stat.S_IRWXU)
             if is_new:
                 self.note_change(parent)
+            else:
+                _let_owner_in(above.fd, name)
             directory = self._cache(path, self._open_directory(above, path, name, is_new=is_new))
             there = os.fstat(directory.fd)
             if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
@@ -215,6 +219,24 @@ def _is_staging(fd: int, parent_fd: int) -> bool:
 def _no_directory(shown: str, path: bytes) -> Obstacle:
     why = "something that is no directory has this name"
     return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
+
+
+def _let_owner_in(parent_fd: int, name: bytes) -> None:
+    """Let the owner of a directory, if that is this process's user, open it; what is no directory stays as it is.
+
+    A directory of an earlier run may have a mode under which not even its owner can open it. Raises OSError.
+    """
+    status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & _TO_OPEN == _TO_OPEN:
+        return
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        # What the descriptor has is what is changed, whatever has the name by now.
+        if (status := os.fstat(fd)).st_uid == os.geteuid():
+            with contextlib.suppress(OSError):  # then it may be open to this process, nevertheless
+                os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    finally:
+        os.close(fd)
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:

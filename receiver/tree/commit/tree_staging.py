@@ -41,7 +41,8 @@ class TreeStaging:
         """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
         self.place = place
         self._inherited_files = inherited_files
-        self._name = staging_key(root) + TREE_SUFFIX
+        # Two places may be the same directory, mounted twice: each has a name of its own in the staging there.
+        self._name = staging_key(b"\0".join((root, place.prefix)) if place.prefix else root) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._lock: Lock | None = None
         self.traits = Traits()
@@ -198,6 +199,8 @@ class TreeStagings:
         with self._lock:
             for staging in self._below.values():
                 staging.close()
+            for place in self._below:
+                place.tidy()  # again: two places may have one directory, which was not empty before
             self._below.clear()
 
     def close(self) -> None:

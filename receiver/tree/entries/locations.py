@@ -13,6 +13,7 @@ from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
+from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.obstacles import Obstacle, existing
 from receiver.tree.commit.directories import Directories, Directory
 from receiver.tree.commit.places import Places
@@ -71,6 +72,8 @@ class Locations:
         # in the same way, before it finds that this is no directory.
         with contextlib.suppress(NotADirectoryError, FileNotFoundError):
             os.rmdir(name, dir_fd=directory.fd)
+        if _is_mount_point(location):
+            raise self.obstacle(entry, "something is mounted on it")
 
     def obstacle(self, entry: Entry, why: str) -> Obstacle:
         """Return the error for something in the way of an entry."""
@@ -85,3 +88,15 @@ class Locations:
         fate = self.policy.put(put, location.name, location.directory.fd, lambda: entry.mtime_ns)
         if fate is not Fate.REPLACED:
             raise self.existing(entry, "it exists by now", fate)
+
+
+def _is_mount_point(location: Location) -> bool:
+    """Whether a file is mounted on what has the name: it can't be replaced."""
+    try:
+        fd = os.open(location.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=location.directory.fd)
+    except OSError:  # it is gone meanwhile
+        return False
+    try:
+        return mount_of(fd) != mount_of(location.directory.fd)
+    finally:
+        os.close(fd)

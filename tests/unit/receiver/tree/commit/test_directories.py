@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,22 @@ def test_another_name_of_staging_is_not_entered(tmp_path: Path, name: str) -> No
         subprocess.run(["umount", "--lazy", tmp_path / name], check=True)
         directories.close()
         destination.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root becomes another user, whom modes hold up")
+@pytest.mark.parametrize("mode", [0o300, 0o111, 0o000])
+def test_the_owner_enters_a_directory_that_its_mode_closes(mode: int) -> None:
+    """An earlier run gave it the mode of the source."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as above:  # another user can't enter the directory of the tests
+        os.chown(above, 1234, 1234)
+        os.seteuid(1234)
+        try:
+            (Path(above) / "closed").mkdir()
+            (Path(above) / "closed").chmod(mode)
+            destination = Destination(above)
+            directories = Directories(destination, Places(destination))
+            assert directories.make(b"closed", mode).is_writable
+            directories.close()
+            destination.close()
+        finally:
+            os.seteuid(0)
