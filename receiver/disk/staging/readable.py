@@ -118,14 +118,6 @@ class InPlace(Readable):
             if fd >= 0:
                 os.close(fd)
 
-    @classmethod
-    def may_be(cls, destination: Destination, name: bytes, entry: Entry, grid: Grid, *, checksum: bool) -> bool:
-        """Whether the file under its final name may be what is sent, all of which is one transfer."""
-        in_place = cls.open(destination, name, entry, grid, is_shard=False, checksum=checksum)
-        if in_place is not None:
-            in_place.close()
-        return in_place is not None
-
     def commit(self, attributes: Attributes | None = None) -> None:
         """Complete a commit that a crash may have interrupted after the rename; correct what the file is given.
 
