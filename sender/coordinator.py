@@ -155,7 +155,7 @@ class Transfer:
         self._second_tries = SecondTries(self._listing, self._skipped)
         self._withdrawals = Withdrawals(self._manifest, self._answers, self._second_tries, self._link, self.mailbox)
         self._declined = DeclinedEntries(
-            self._manifest, self._queue, self._withdrawals, self._skipped, is_tree=self._is_tree
+            self._manifest, self._queue, self._withdrawals, self._skipped, self.counters, is_tree=self._is_tree
         )
         if self._listing.single is not None:
             self.counters.is_growing = self._listing.single.stream is not None

@@ -7,7 +7,7 @@ be read (`withdrawals`): so both ends leave it out of the root digest. A file th
 import os
 
 from filestreamer.process.log import printable
-from filestreamer.telemetry.counters import Skipped
+from filestreamer.telemetry.counters import Skipped, TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
 from sender.dispatch.manifest import Manifest
@@ -26,6 +26,7 @@ class DeclinedEntries:
         queue: SendQueue,
         withdrawals: Withdrawals,
         skipped: SkippedEntries,
+        counters: TransferCounters,
         *,
         is_tree: bool,
     ) -> None:
@@ -33,6 +34,7 @@ class DeclinedEntries:
         self._queue = queue
         self._withdrawals = withdrawals
         self._skipped = skipped
+        self._counters = counters
         self._is_tree = is_tree
         self._offers = 0
         """How many control connections there were."""
@@ -79,7 +81,14 @@ class DeclinedEntries:
         if self._offers == 1:  # on a later connection it may be told again before its part has come
             self._manifest.take_answer(file_id)
         self._skip(entry, part)
-        return part is not None and entry.kind is not m.SkipKind.ATTRIBUTE and self._queue.withdraw_open(part, file_id)
+        if entry.kind is m.SkipKind.ATTRIBUTE:
+            return False
+        if part is not None and self._queue.withdraw_open(part, file_id):
+            return True
+        # Of a part that is done and dropped, nearly all that is declined is files: they are renamed last.
+        if part is None or part.item(file_id).entry.type is m.EntryType.FILE:
+            self._counters.files -= 1
+        return False
 
     def _skip(self, entry: m.DeclinedEntry, part: Part | None) -> None:
         # A part that is done was dropped: the receiver knows the path at the destination.
