@@ -6,6 +6,7 @@ from filestreamer.wire import limits
 from filestreamer.wire.codec import encode
 from filestreamer.wire.errors import LocalProtocolError, UsageError
 from filestreamer.wire.messages import Deletion, Offer
+from filestreamer.wire.patterns import check_cost
 from sender.listing.walk import destination_name
 from sender.settings import SenderSettings
 
@@ -21,6 +22,10 @@ def find_deletion(settings: SenderSettings) -> Deletion | None:
     if not names:
         raise UsageError("--delete: only what is in a directory can be mirrored: name a directory, such as DIR or DIR/")
     deletion = Deletion(tuple(names), tuple([os.fsencode(pattern) for pattern in settings.exclude if pattern]))
+    try:
+        check_cost(deletion.excludes)
+    except ValueError as error:
+        raise UsageError(f"--delete: --exclude {error}") from None
     is_small = len(names) <= limits.DELETION_ROOTS_MAX and len(deletion.excludes) <= limits.DELETION_EXCLUDES_MAX
     try:
         encode(Offer(1, None, False, 0, delete=deletion))

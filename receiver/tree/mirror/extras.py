@@ -7,7 +7,7 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Deletion
-from filestreamer.wire.patterns import matcher
+from filestreamer.wire.patterns import check_cost, matcher
 from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path
@@ -44,6 +44,7 @@ class Extras:
             if b"/" in root:
                 raise TransferFailed(Code.PATH, "a directory of Offer.delete is not at the top of the destination")
         try:
+            check_cost(deletion.excludes)
             self._excluded = matcher(deletion.excludes)
         except ValueError as error:
             raise TransferFailed(Code.POLICY, f"--exclude, which --delete keeps: {error}") from None
