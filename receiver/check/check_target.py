@@ -77,6 +77,7 @@ class CheckTarget:
                 warn=report.warn,
                 try_claim=lambda name: not is_in_use(name),
                 release=lambda _: None,
+                is_dry=True,
             )
             self._mirror = Mirror(offer.delete, extras.look)
 

@@ -33,8 +33,11 @@ class Extras:
         warn: Callable[[str], None],
         try_claim: Try,
         release: Callable[[bytes], None],
+        is_dry: bool = False,
     ) -> None:
         """`try_claim` holds a name at the top of the destination, unless another transfer does, until `release`.
+
+        `is_dry`: `remove` only tells.
 
         Raises TransferFailed: PATH, or POLICY where a pattern makes no sense.
         """
@@ -52,6 +55,7 @@ class Extras:
         self._warn = warn
         self._try_claim = try_claim
         self._release = release
+        self._is_dry = is_dry
         self._place = Place.of(destination.fd)
         self.failed = 0
         """How many entries could not be removed."""
@@ -61,10 +65,12 @@ class Extras:
         try:
             with opened(self._destination.fd, directory.path.split(b"/") if directory.path else []) as fd:
                 self._look(directory, fd)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # something else has its name: in a dry run, the directory would be declined
+        except FileNotFoundError:
+            pass
         except OSError as error:
-            self._failed(directory.path, error)
+            # In a dry run, a directory is declined whose name something else has: that is told already.
+            if not (self._is_dry and error.errno in (errno.ENOTDIR, errno.ELOOP)):
+                self._failed(directory.path, error)
 
     def _look(self, directory: ListedDirectory, fd: int) -> None:
         moved = extras = 0
