@@ -20,6 +20,7 @@ from tests.support.attacks import DAMAGE, MIB, STRANGERS, TOKEN, WITH_TOKEN
 from tests.support.peer import Ended, RawReceiver, read_chunk, refuses
 from tests.support.processes import Watch
 from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, make_file
+from tests.support.waiting import until
 
 KIB = 1024
 
@@ -187,6 +188,7 @@ def test_flood_of_warnings_from_a_receiver(pair: Pair) -> None:
             for number in range(500):
                 texts = tuple(f"\x1b[2J\n\x07{number} {each} {'x' * 500}" for each in range(64))
                 control.send(m.Notice(texts))
+            until(lambda: len(sender.events("notice")) == WARNINGS_MAX, "the first warnings are told")
             assert watch.grown_bytes < 4 * MIB
         control.send(m.Abort(Code.EXISTS, "enough"))
         sender.fails(3, "exists", status="refused")
