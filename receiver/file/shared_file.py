@@ -161,7 +161,8 @@ class File:
 
     def _begin_staging(self, staging: Staging) -> None:
         staging.expected_digest = self.chunk_states.expected_digest
-        staging.known_holes.zero_segments = lambda: self.chunk_states.runs(ZERO)
+        states = self.chunk_states  # not of this file: in a circle, the table would outlive what was borrowed for it
+        staging.known_holes.zero_segments = lambda: states.runs(ZERO)
         # A stream has no size yet, and may well become large.
         if self.grid.size >= WRITE_BACK_BYTES or staging.entry.type is m.EntryType.STREAM:
             self._start_write_back(staging, self._failed)
