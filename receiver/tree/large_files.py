@@ -134,7 +134,8 @@ class LargeFiles:
             self._check_mark(large, entry)
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
-            file.open(lambda: self._open_staging(entry, file.grid), self._failed_beside)
+            grid = file.grid  # the function must not refer to the file, which keeps it: no table would be freed at once
+            file.open(lambda: self._open_staging(entry, grid), self._failed_beside)
             open_file = OpenLargeFile(file)
             if large.spooled is Spooled.TABLE:
                 large.restore(open_file, self._spool)

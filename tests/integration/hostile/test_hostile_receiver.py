@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from filestreamer.telemetry.counters import WARNINGS_MAX
 from filestreamer.wire import auth, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
@@ -175,25 +174,6 @@ def test_flood_of_answers_from_a_receiver(pair: Pair) -> None:
             assert watch.grown_bytes < 4 * MIB
         control.send(m.Abort(Code.EXISTS, "enough"))
         sender.fails(3, "exists", status="refused")
-
-
-def test_flood_of_warnings_from_a_receiver(pair: Pair) -> None:
-    """The first are told, without what a terminal acts on; the sender keeps no more."""
-    file = pair.file("f", 1000)
-    with RawReceiver() as hostile:
-        sender = pair.sender(file, hostile.address, "--give-up-after", 6 * UNIT)
-        control, _, _ = hostile.control()
-        with Watch(sender.process.pid) as watch:
-            for number in range(500):
-                texts = tuple(f"\x1b[2J\n\x07{number} {each} {'x' * 500}" for each in range(64))
-                control.send(m.Notice(texts))
-            assert watch.grown_bytes < 4 * MIB
-        control.send(m.Abort(Code.EXISTS, "enough"))
-        sender.fails(3, "exists", status="refused")
-    told = [event["reason"] for event in sender.events("notice")]
-    assert len(told) == WARNINGS_MAX == len(sender.result["warnings"])
-    assert told[0].startswith("?[2J??0 0 x")
-    assert "\x1b" not in sender.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------------- ends
