@@ -250,7 +250,7 @@ def test_a_name_at_the_top_is_another_ones_only_after_it_is_in_place(pair: Pair)
         while not (pair.destination / "f").exists():
             assert time.monotonic() < until, "it is not put in place"
         other = second.control()
-        other.send(m.Offer(MIB, None, False, 0), m.ManifestPart(0, (file(b"f"),), True))
+        other.send(m.Offer(MIB, None, False, 0), m.ManifestPart(0, (file(b"f", 2),), True))
         other.expect(m.Needed)
         for name in (b"g", b"d"):
             is_busy(address, name)
