@@ -6,6 +6,7 @@
 4. With --checksum, files of equal size and mtime are re-hashed where they are.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -22,7 +23,7 @@ from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
-from receiver.disk.staging.sweep import drop_ledger, has_staged_bytes, staged_keys
+from receiver.disk.staging.sweep import drop_leftovers, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED, runs
 from receiver.tree.commit.places import Places
@@ -143,7 +144,7 @@ class PartPreparer:
         if state == FREE:
             self._resume(part_state, index)
         else:  # a crash right after the rename has left the ledger of a file that is in place
-            self._drop_ledger(entry.path)
+            self._drop_leftovers(entry.path)
 
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left a ledger of a large file."""
@@ -159,12 +160,15 @@ class PartPreparer:
                     raise from_os_error(error, Code.DESTINATION, what) from None
         return staging_key(place.below(path)) in self._staged_keys[place]
 
-    def _drop_ledger(self, path: bytes) -> None:
+    def _drop_leftovers(self, path: bytes) -> None:
         try:
             place = self._places.of(path)
-            drop_ledger(place, place.below(path))
+            below = place.below(path)
+            drop_leftovers(place, below, os.stat(below, dir_fd=place.fd, follow_symlinks=False))
+        except FileNotFoundError:
+            pass  # somebody has just removed the file: the next run finds what is staged
         except OSError as error:
-            what = f"can't remove the ledger of {shown_path(self._destination, path)}"
+            what = f"can't remove what is staged of {shown_path(self._destination, path)}"
             raise from_os_error(error, Code.DESTINATION, what) from None
 
     def _resume(self, part_state: PartState, index: int) -> None:

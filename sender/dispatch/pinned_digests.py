@@ -81,8 +81,12 @@ class PinnedDigests:
             self._closed_bundles[ordinal] = b"".join(kept)
 
     def leave_out(self, ordinals: range) -> None:
-        """Leave the chunks of a file that is withdrawn out of the root digest."""
+        """Leave the chunks of a file that is withdrawn, or accepted unread, out of the root digest."""
         self._left_out.append(ordinals)
+
+    def leave_nothing_out(self) -> None:
+        """Have all that is pinned in the root digest again: another incarnation of the receiver answers anew."""
+        self._left_out.clear()
 
     def root_digest(self, zeros: Sequence[tuple[int, int]] = ()) -> bytes:
         """Compute the digest over all digests that are pinned, in the order of the manifest.
@@ -94,6 +98,7 @@ class PinnedDigests:
             for ordinal in ordinals:
                 at = ordinal * limits.DIGEST_BYTES
                 self._digests[at : at + limits.DIGEST_BYTES] = _NOT_PINNED
+                self._closed_bundles.pop(ordinal, None)
         return root_digest(self._in_order())
 
     def _in_order(self) -> Iterator[bytes | bytearray]:

@@ -189,6 +189,7 @@ class SendQueue:
         """Begin another epoch: another incarnation of the receiver answers anew. Digests stay pinned."""
         with self._changed:
             self._begin_epoch()
+            self.digests.leave_nothing_out()
             self._changed.notify_all()
 
     # --- the data connections

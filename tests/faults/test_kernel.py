@@ -42,7 +42,7 @@ def check_untouched(pair: Pair, content: bytes = OLD) -> None:
 # -------------------------------------------------------------------------------------------- crashes while it commits
 
 STEPS = [
-    ("fchmod", "before", 1),
+    ("chmod", "before", 1),
     ("fsync", "before", 1),
     ("rename", "before", 1),
     ("rename", "after", 1),
@@ -158,9 +158,17 @@ def test_a_sync_ahead_fails(pair: Pair, seed: int) -> None:
     check_arrived(pair, file)
 
 
-@pytest.mark.parametrize(("call", "error"), [("rename", "EIO"), ("rename", "EXDEV"), ("fchmod", "EPERM")])
+@pytest.mark.parametrize(("call", "error"), [("rename", "EIO"), ("rename", "EXDEV")])
 def test_a_step_of_the_commit_fails(pair: Pair, file: Path, call: str, error: str) -> None:
     fails_and_resumes(pair, file, "destination", inject(call, error))
+
+
+def test_the_mode_can_not_be_set(pair: Pair, file: Path) -> None:
+    """The bytes are right: that is worth a warning."""
+    receiver = pair.receiver(env=inject("chmod", "EPERM"))
+    (warning,) = pair.sender(file, pair.address(receiver), *FAST).succeeds()["warnings"]
+    assert "some modes can't be set" in warning
+    check_arrived(pair, file)
 
 
 def test_the_sync_of_the_directory_fails(pair: Pair, file: Path) -> None:

@@ -527,9 +527,9 @@ def overwrite_what_was_not_read(file: Path) -> None:
 
 
 def overwrite_and_put_the_time_back(file: Path) -> None:
-    """Change bytes in place, and make the mtime what it was."""
+    """Change bytes in place, in what has been sent, and make the mtime what it was."""
     before = file.stat()
-    overwrite_what_was_not_read(file)
+    overwrite_what_was_read(file)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

@@ -18,7 +18,7 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.staging import ledger
-from receiver.disk.staging.sweep import drop_ledger, has_staged_bytes
+from receiver.disk.staging.sweep import drop_leftovers, has_staged_bytes
 
 
 class Readable:
@@ -131,7 +131,7 @@ class InPlace(Readable):
             os.fsync(self.fd)
             sync_directory(self._destination.fd)
             self._destination.check_path()
-            drop_ledger(self._destination, self._name)
+            drop_leftovers(self._destination, self._name, os.fstat(self.fd))
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't sync {self.path}") from None
 

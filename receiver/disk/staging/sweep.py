@@ -5,7 +5,7 @@ At the start of a receiver:
 1. `discard_older_than` removes staged files that no run has resumed for long, and small files of killed trees.
 2. `give_back_space` frees the space that killed receivers had taken ahead.
 
-During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_ledger`, and `clear_tree` for a tree.
+During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_leftovers`, and `clear_tree` for a tree.
 A file that a process is receiving is locked, and stays.
 """
 
@@ -189,12 +189,20 @@ def discard_staged(staging_fd: int, path: bytes) -> None:
     _discard(staging_fd, staging_key(path), -math.inf, 0)
 
 
-def drop_ledger(place: Place, path: bytes) -> None:
-    """Remove the ledger that a crash between rename and unlink left of a committed file. Raises OSError."""
+def drop_leftovers(place: Place, path: bytes, there: os.stat_result) -> None:
+    """Remove what a crash in the commit left of a file that is in place, with this status. Raises OSError.
+
+    After rename(2) that is its ledger; after link(2), which replaces nothing, also its staged name.
+    """
     with contextlib.suppress(FileNotFoundError, TransferFailed):
         staging_fd = place.open_staging(create=False)
         try:
-            _discard(staging_fd, staging_key(path), None, 0)
+            key = staging_key(path)
+            is_linked = False
+            with contextlib.suppress(FileNotFoundError):
+                staged = os.stat(key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+                is_linked = os.path.samestat(staged, there)
+            _discard(staging_fd, key, -math.inf if is_linked else None, 0)
         finally:
             os.close(staging_fd)
         place.tidy()

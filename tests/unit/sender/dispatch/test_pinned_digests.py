@@ -42,6 +42,17 @@ def test_files_that_are_withdrawn_are_not_in_the_root_digest() -> None:
     assert digests.root_digest() == root_digest([B, D])
 
 
+def test_a_file_that_is_accepted_unread_after_it_was_sent_is_not_in_the_root_digest() -> None:
+    digests = make(2)
+    assert digests.pin_bundle(0, [0], [A]) == []
+    digests.close_bundle(0, set())
+    assert digests.pin_segment(1, B)
+    digests.leave_out(range(1))
+    digests.leave_nothing_out()
+    digests.leave_out(range(1))
+    assert digests.root_digest() == root_digest([B])
+
+
 def test_a_bundle_without_files_that_are_left_has_no_digest() -> None:
     digests = make(1)
     assert digests.pin_bundle(0, [1], [A]) == []

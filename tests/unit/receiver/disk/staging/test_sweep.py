@@ -9,7 +9,7 @@ import pytest
 from receiver.disk.destination import Destination
 from receiver.disk.staging import ledger
 from receiver.disk.staging.staging import Staging
-from receiver.disk.staging.sweep import discard_older_than, drop_ledger, give_back_space
+from receiver.disk.staging.sweep import discard_older_than, drop_leftovers, give_back_space
 from tests.support.staged_file import KEY, LARGE, MIB, NAME, fill, filled, kill, never, stage, staged_data, taken, write
 
 
@@ -128,7 +128,7 @@ def test_a_ledger_that_is_in_use_is_not_dropped(path: Path, destination: Destina
         staged_data(path).unlink()
     else:
         staged.close()
-    drop_ledger(destination, NAME)
+    drop_leftovers(destination, NAME, os.stat(path))
     assert (path / ".filestreamer" / f"{KEY}.ledger").exists()
     staged.close()
 
