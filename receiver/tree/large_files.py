@@ -85,14 +85,17 @@ class LargeFiles:
     def open(self, part_state: PartState, index: int, connection: Connection | None) -> None:
         """Open a file as soon as there is room; `connection` waits until then. Raises TransferFailed, ConnectionLost.
 
-        It may be open already when this returns, or declined, or its part may be archived: the caller looks again.
+        When this returns, it may be open already, complete, declined or withdrawn, or its part may be archived: the
+        caller looks again.
         """
         until = time.monotonic() + DESCRIPTOR_SECONDS
         while True:
             room = self._take_room(part_state.large[index], connection)
             try:
                 with part_state.lock:
-                    if part_state.is_archived or part_state.large[index].open_file is not None:
+                    # Complete by now, it waits for its final name: opened again, its staging would not be as it was.
+                    is_over = part_state.is_archived or part_state.state(index) in (VERIFIED, WITHDRAWN, DECLINED)
+                    if is_over or part_state.large[index].open_file is not None:
                         self.open_files.give_back(room)
                     else:
                         self._open_or_decline(room, part_state, index)

@@ -6,6 +6,7 @@ between, the file appears once all have finished, whole; and who finished need n
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +427,10 @@ def test_once_waits_for_all_shards(pair: Pair, file: Path) -> None:
 SMALL = 1024
 
 
+class Busy(Exception):
+    """The share belongs to a transfer whose end the receiver has not noticed yet."""
+
+
 class Part(RawSender):
     """One shard of a sample of ten chunks, frame by frame."""
 
@@ -446,7 +451,7 @@ class Part(RawSender):
         return m.Finish(len(self.chunks), root_digest(map(self.sample.digest, self.chunks)))
 
     def answers(self, control: Link) -> tuple[set[int], dict[int, bytes]]:
-        """Read Needed and Held until each chunk of the share is answered; return both."""
+        """Read Needed and Held until each chunk of the share is answered; return both. Raises Busy."""
         needed: set[int] = set()
         held: dict[int, bytes] = {}
         while len(needed) + len(held) < len(self.chunks):
@@ -454,16 +459,27 @@ class Part(RawSender):
             if isinstance(message, m.Needed):
                 ranges = [range(run.first_segment, run.first_segment + run.segments) for run in message.segments]
                 needed |= {k for run in ranges for k in run if k in self.chunks}
+            elif isinstance(message, m.Abort) and message.code is Code.BUSY:
+                raise Busy
             else:
                 assert isinstance(message, m.Held), message
                 digests = [message.digests[at : at + 16] for at in range(0, len(message.digests), 16)]
                 held |= dict(zip(range(message.first_segment, 1 << 23, self.shard.shard_count), digests, strict=False))
         return needed, held
 
+    def answered(self) -> tuple[Link, set[int], dict[int, bytes]]:
+        """Offer the shard, again while it is busy, as a sender does; return control and the answers."""
+        end = time.monotonic() + 3 * UNIT
+        while True:
+            control = self.offered()
+            try:
+                return control, *self.answers(control)
+            except Busy:
+                assert time.monotonic() < end, "the share stays busy"
+
     def send_share(self, *, committed: bool) -> None:
         """Move the whole share, but for what is held and equal, to the end."""
-        control = self.offered()
-        needed, held = self.answers(control)
+        control, needed, held = self.answered()
         needed |= {k for k, digest in held.items() if digest != self.sample.digest(k)}
         data = self.data()
         for index in needed:
