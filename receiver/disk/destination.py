@@ -15,7 +15,6 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import patiently
-from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
@@ -92,17 +91,7 @@ class Destination(Place):
 
     def _has_path(self) -> bool:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | self._no_follow
-        try:
-            fd = patiently(lambda: os.open(self._absolute, flags))
-        except OSError as error:
-            failed = from_os_error(error, Code.DESTINATION, f"can't look at {self.path}")
-            if failed.code is Code.LIMIT:  # nothing is known of the path
-                raise failed from None
-            return False
-        try:
-            return os.path.samestat(os.fstat(fd), os.fstat(self.fd)) and mount_of(fd) == self.side.mount
-        finally:
-            os.close(fd)
+        return self.is_at(lambda: patiently(lambda: os.open(self._absolute, flags)))
 
     # --- names
 

@@ -5,10 +5,11 @@ A file is staged in the place that it goes to (`receiver.disk.place`). Nearly al
 
 import os
 import threading
+from functools import partial
 
-from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk.destination import Destination, open_directory, shown_path
-from receiver.disk.filesystem.boundary import mount_of, side_of
+from receiver.disk.filesystem.boundary import side_of
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.place import Place
 
@@ -89,21 +90,8 @@ class Places:
         with self._lock:
             places = list(self._all)
         for place in places:
-            if not self._is_at_path(place):
+            if not place.is_at(partial(open_directory, self._destination, place.prefix)):
                 raise self._changed(place.prefix)
-
-    def _is_at_path(self, place: Place) -> bool:
-        try:
-            fd = open_directory(self._destination, place.prefix)
-        except OSError as error:
-            failed = from_os_error(error, Code.DESTINATION, f"can't look at {place.path}")
-            if failed.code is Code.LIMIT:  # nothing is known of the path
-                raise failed from None
-            return False
-        try:
-            return os.path.samestat(os.fstat(fd), os.fstat(place.fd)) and mount_of(fd) == place.side.mount
-        finally:
-            os.close(fd)
 
     def close(self) -> None:
         """Close the places below the destination. Idempotent."""
