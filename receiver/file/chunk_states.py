@@ -10,8 +10,9 @@ from typing import Final, Protocol
 from filestreamer.wire import limits
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
+from filestreamer.wire.runs import runs
 from receiver.disk.staging.ledger import UNKNOWN_DIGEST, Claims
-from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable, runs
+from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable
 
 _BEGUN_AGAIN: Final = bytes({VERIFIED: HELD, ZERO: FREE}.get(state, state) for state in range(256))
 

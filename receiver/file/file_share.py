@@ -14,10 +14,11 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
+from filestreamer.wire.runs import runs
 from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
-from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, runs
+from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO
 from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15

@@ -13,11 +13,12 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
+from filestreamer.wire.runs import runs
 from receiver.disk.attributes.attributes import Attributes
 from receiver.file.file_share import MISSING_MOST, FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.file.shared_file import ShareStep
-from receiver.file.states import CLAIMED, runs
+from receiver.file.states import CLAIMED
 from receiver.file.target import NextStep
 
 

@@ -16,7 +16,6 @@ row for each file of a manifest part.
     DECLINED   files only: it can't be put in place        answered: Declined; has no digest until all of it came
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 from filestreamer.wire import limits
@@ -65,19 +64,3 @@ class StateTable:
         """Set the states and digests of rows that follow each other, from row `first` on."""
         self._states[first : first + len(states)] = states
         self._digests[first * _SIZE : first * _SIZE + len(digests)] = digests
-
-
-def runs(states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of rows in any of the wanted states, in order."""
-    marks = states.translate(bytes(state in wanted for state in range(256)))
-    first = marks.find(1)
-    while first >= 0:
-        end = marks.find(0, first)
-        end = len(marks) if end < 0 else end
-        yield first, end
-        first = marks.find(1, end)
-
-
-def runs_without(states: bytes, unwanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of rows in any state but one, in order."""
-    return runs(states, *(state for state in range(WITHDRAWN + 1) if state != unwanted))

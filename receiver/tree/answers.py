@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.runs import runs, runs_without
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -15,8 +16,6 @@ from receiver.file.states import (
     VERIFIED,
     WRITING,
     ZERO,
-    runs,
-    runs_without,
 )
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool

@@ -17,6 +17,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.layout import count_chunks
+from filestreamer.wire.runs import runs
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.obstacles import Obstacle
@@ -25,7 +26,7 @@ from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
 from receiver.disk.staging.sweep import drop_leftovers, has_staged_bytes, staged_keys
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
-from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED, runs
+from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.places import Places
 from receiver.tree.entries.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from filestreamer.telemetry.chunk_map import ChunkMap
+from filestreamer.wire.runs import runs
 
 NOT_DONE: Final = 0
 ACKNOWLEDGED: Final = 1
@@ -139,16 +140,3 @@ class ChunkStates:
             first = min(at for at in (first, told) if at >= 0) if max(first, told) >= 0 else -1
         self.lowest = first if first >= 0 else self.chunks
         return self.lowest > before
-
-
-def runs(states: bytearray, wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of a state, in order."""
-    if wanted not in states:
-        return
-    marks = states.translate(bytes(state == wanted for state in range(256)))
-    first = marks.find(1)
-    while first >= 0:
-        end = marks.find(0, first)
-        end = len(marks) if end < 0 else end
-        yield first, end
-        first = marks.find(1, end)

@@ -21,8 +21,9 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Share
 from filestreamer.wire.messages import Segment
+from filestreamer.wire.runs import runs
 from sender.dispatch.ahead_limit import AheadLimit
-from sender.dispatch.chunk_states import ChunkStates, runs
+from sender.dispatch.chunk_states import ChunkStates
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.part import Part, StreamPart
 from sender.dispatch.pinned_digests import PinnedDigests

@@ -8,11 +8,12 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
+from filestreamer.wire.runs import runs
 from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import Answer, FileShare
 from receiver.file.shared_file import ShareStep
-from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING, runs
+from receiver.file.states import CLAIMED, FREE, HELD, VERIFIED, WRITING
 from receiver.memory.budget import Budget
 from receiver.server.registry import Registry
 

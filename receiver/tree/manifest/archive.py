@@ -18,8 +18,9 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.runs import runs_without
 from receiver.disk.staging.closed_staging import StagingMark
-from receiver.file.states import HELD, WITHDRAWN, ZERO, runs_without
+from receiver.file.states import HELD, WITHDRAWN, ZERO
 from receiver.tree.manifest.large_file import LargeFile, Spooled
 from receiver.tree.manifest.part_state import HAS_DIGEST, PartState
 from receiver.tree.manifest.spool import Spool

@@ -17,11 +17,12 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid
+from filestreamer.wire.runs import runs, runs_without
 from receiver.disk.staging.closed_staging import StagingMark
 from receiver.disk.staging.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
-from receiver.file.states import HELD, VERIFIED, ZERO, runs, runs_without
+from receiver.file.states import HELD, VERIFIED, ZERO
 from receiver.file.target import Connection
 from receiver.tree.manifest.spool import Spool
 

@@ -1,0 +1,26 @@
+"""Runs of equal states in a table that has one byte for each row."""
+
+from collections.abc import Iterator
+
+_STATES = range(256)
+
+
+def runs(states: bytes | bytearray, *wanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of rows in any of the wanted states, in order."""
+    if any(state in states for state in wanted):
+        yield from _runs(states.translate(bytes(state in wanted for state in _STATES)))
+
+
+def runs_without(states: bytes | bytearray, unwanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of rows in any state but one, in order."""
+    yield from _runs(states.translate(bytes(state != unwanted for state in _STATES)))
+
+
+def _runs(marks: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of ones; the other rows are 0."""
+    first = marks.find(1)
+    while first >= 0:
+        end = marks.find(0, first)
+        end = len(marks) if end < 0 else end
+        yield first, end
+        first = marks.find(1, end)
