@@ -9,13 +9,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from filestreamer.process.log import printable
 from filestreamer.process.threads import as_failure, start_thread
 from filestreamer.telemetry.counters import Skipped, TransferCounters
-from filestreamer.wire import features, limits
+from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.digests import root_digest
@@ -38,10 +37,11 @@ from filestreamer.wire.sockets.transport import Channel
 from sender.listing.deletion import find_deletion
 from sender.listing.listing import Listed, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
-from sender.mailbox import Event, Failed, Mailbox
+from sender.mailbox import Event, Failed, Mailbox, Signalled
 from sender.network.control import MAILBOX_FRAMES, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
+from sender.offer import make_offer, needed_features
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
 from sender.source.item import Item, Unsendable
@@ -50,13 +50,6 @@ from sender.source.reader import Reader
 TICK_SECONDS: Final = 1.0
 GOODBYE_SECONDS: Final = 2.0
 _KINDS: Final = {m.Standing.DECLINED: m.SkipKind.DECLINED, m.Standing.EXISTING: m.SkipKind.EXISTING}
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled(Event):
-    """The process was asked to end."""
-
-    signal_number: int
 
 
 class Asking:
@@ -75,19 +68,11 @@ class Asking:
         self._listing = ListingThread(settings, self._mailbox, self._skipped)
         single = self._listing.single
         self._chunk_size = choose_chunk_size(settings, single)
-        uses = {
-            features.DRY_RUN: True,
-            features.TREES: single is None,
-            features.OWNER: settings.owner,
-            features.CHECKSUM: settings.checksum,
-            features.EXISTING: settings.existing is not m.Existing.REPLACE,
-            features.DELETE: settings.delete,
-        }
         self._dialer = Dialer(
             settings,
             self.counters.transfer_id,
             ControlState(),
-            tuple(name for name, is_used in uses.items() if is_used),
+            needed_features(settings, single, is_dry=True),
             log,
         )
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
@@ -178,19 +163,8 @@ class Asking:
     def _offer(self, channel: Channel) -> None:
         self._link.attach(channel)
         self._log.info("connected", address=channel.peer)
-        settings, single = self._settings, self._listing.single
-        total_bytes = single.sent_bytes if single is not None else 0
-        self._link.say(
-            m.Offer(
-                self._chunk_size,
-                None,
-                settings.checksum,
-                total_bytes,
-                settings.existing,
-                self._deletion,
-                True,
-            )
-        )
+        single = self._listing.single
+        self._link.say(make_offer(self._settings, self._chunk_size, single, self._deletion, is_dry=True))
         if single is None:
             start_thread(self._listing, "the walk")
         self._go_on()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from filestreamer.process.threads import as_failure, start_thread
 from filestreamer.telemetry.counters import TransferCounters
-from filestreamer.wire import features, limits
+from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import (
@@ -40,7 +40,7 @@ from sender.listing.deletion import find_deletion
 from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
-from sender.mailbox import Event, Failed, Mailbox
+from sender.mailbox import Event, Failed, Mailbox, Signalled
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
@@ -48,6 +48,7 @@ from sender.network.control_state import Address, ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit
+from sender.offer import make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
@@ -65,13 +66,6 @@ GOODBYE_SECONDS: Final = 2.0
 @dataclass(frozen=True, slots=True)
 class Grown(Event):
     """A stream has chunks for more connections than are running."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled(Event):
-    """The process was asked to end."""
-
-    signal_number: int
 
 
 class BeginAgain(Exception):
@@ -121,7 +115,7 @@ class Transfer:
             settings,
             self.counters.transfer_id,
             self._control_state,
-            _needed_features(settings, self._listing.single),
+            needed_features(settings, self._listing.single),
             log,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
@@ -319,21 +313,8 @@ class Transfer:
         self._link.attach(channel)
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
-        share, single = self._settings.shard, self._listing.single
-        shard = m.Shard(share.index, share.count) if share.count > 1 else None
-        total_bytes = single.sent_bytes if single is not None else 0
-        settings = self._settings
-        self._link.say(
-            m.Offer(
-                self._manifest.chunk_size,
-                shard,
-                settings.checksum,
-                total_bytes,
-                settings.existing,
-                self._deletion,
-                xattrs=settings.xattrs,
-            )
-        )
+        chunk_size, single = self._manifest.chunk_size, self._listing.single
+        self._link.say(make_offer(self._settings, chunk_size, single, self._deletion))
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -550,18 +531,3 @@ class Transfer:
 
 def _do_nothing() -> None:
     pass
-
-
-def _needed_features(settings: SenderSettings, single: Item | None) -> tuple[str, ...]:
-    """Return the features that this transfer requires of the receiver."""
-    uses = {
-        features.TREES: single is None,
-        features.STREAMS: single is not None and single.stream is not None,
-        features.SHARDS: settings.shard.count > 1,
-        features.OWNER: settings.owner,
-        features.CHECKSUM: settings.checksum,
-        features.EXISTING: settings.existing is not m.Existing.REPLACE,
-        features.DELETE: settings.delete,
-        features.XATTRS: settings.xattrs,
-    }
-    return tuple(name for name, is_used in uses.items() if is_used)

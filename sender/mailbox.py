@@ -21,6 +21,13 @@ class Failed(Event):
     error: FilestreamerError
 
 
+@dataclass(frozen=True, slots=True)
+class Signalled(Event):
+    """The process was asked to end."""
+
+    signal_number: int
+
+
 class Mailbox:
     """A queue of events. Any thread may post; the coordinator alone takes."""
 

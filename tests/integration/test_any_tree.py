@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from filestreamer.wire.errors import Interrupted
 from filestreamer.wire.limits import KIB, MIB
-from sender.coordinator import Signalled, Transfer
+from sender.coordinator import Transfer
+from sender.mailbox import Signalled
 from sender.source.item import Item
 from sender.source.reader import Reader
 from tests.support import sending, trees
