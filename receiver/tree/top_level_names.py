@@ -6,71 +6,49 @@ eight bytes is kept.
 """
 
 import threading
-from array import array
 from collections.abc import Callable
 from typing import Final
 
-from filestreamer.wire.digests import checksum
 from receiver.disk.destination import Destination
+from receiver.tree.cells import FIRST_CELLS, cells_for, empty_cells, find_cell, key_of
 
-_FIRST_CELLS: Final = 1024
 NAME_BYTES_MOST: Final = 32
 """The most that a name takes in large `Names`."""
 
 
 class Names:
-    """A set of names that only grows, 16 to 32 bytes each: a hash table with open addressing (linear probing).
-
-    Two names are taken for one in 1 of 2^64 cases.
-    """
+    """A set of names that only grows, 16 to 32 bytes each (`receiver.tree.cells`)."""
 
     def __init__(self) -> None:
-        self._cells = array("Q", bytes(8 * _FIRST_CELLS))
-        """Keys; 0 where a cell is empty. The length is a power of two, and at most half of the cells are used."""
+        self._cells = empty_cells(FIRST_CELLS)
         self._count = 0
 
     def __contains__(self, name: bytes) -> bool:
-        return self._cells[self._cell(self._cells, _key(name))] != 0
+        return self._cells[find_cell(self._cells, key_of(name))] != 0
 
     def add(self, name: bytes) -> None:
         """Add a name."""
         if 2 * (self._count + 1) > len(self._cells):
             self._grow()
-        key = _key(name)
-        cell = self._cell(self._cells, key)
+        key = key_of(name)
+        cell = find_cell(self._cells, key)
         self._count += not self._cells[cell]
         self._cells[cell] = key
 
     def growth_bytes(self, count: int) -> int:
         """Return how many more bytes the table takes after `count` more names."""
-        cells = len(self._cells)
-        while 2 * (self._count + count) > cells:
-            cells *= 2
-        return 8 * (cells - len(self._cells))
+        return 8 * (cells_for(self._count + count, len(self._cells)) - len(self._cells))
 
     def table_bytes(self, count: int) -> int:
         """Return how many bytes the table takes after `count` more names."""
         return 8 * len(self._cells) + self.growth_bytes(count)
 
     def _grow(self) -> None:
-        cells = array("Q", bytes(16 * len(self._cells)))
+        cells = empty_cells(2 * len(self._cells))
         for key in self._cells:
             if key:
-                cells[self._cell(cells, key)] = key
+                cells[find_cell(cells, key)] = key
         self._cells = cells
-
-    @staticmethod
-    def _cell(cells: "array[int]", key: int) -> int:
-        """Return the index of the cell that has a key, or of the one where it would go."""
-        mask = len(cells) - 1
-        cell = key & mask
-        while cells[cell] not in (0, key):
-            cell = (cell + 1) & mask
-        return cell
-
-
-def _key(name: bytes) -> int:
-    return int.from_bytes(checksum(name), "big") or 1
 
 
 class TopLevelNames:

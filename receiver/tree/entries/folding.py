@@ -7,19 +7,15 @@ this one does not, a table has a hash and the file_id of each entry from then on
 
 import os
 import stat
-from array import array
-from typing import Final
 
 from filestreamer.process.log import printable
-from filestreamer.wire.digests import checksum
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle
+from receiver.tree.cells import FIRST_CELLS, cells_for, empty_cells, find_cell, key_of
 from receiver.tree.commit.traits import folded, has_another_name, takes_for_one
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
-
-_FIRST_CELLS: Final = 1024
 
 
 class Folding:
@@ -32,9 +28,9 @@ class Folding:
         self._is_needed = stagings.top.traits.folds_names
         self._noted = 0
         """Entries of the manifest that are in the table."""
-        self._keys = array("Q", bytes(8 * _FIRST_CELLS))
-        """A hash table with open addressing: keys, 0 where a cell is empty; at most half of the cells are used."""
-        self._file_ids = array("Q", bytes(8 * _FIRST_CELLS))
+        self._keys = empty_cells(FIRST_CELLS)
+        self._file_ids = empty_cells(FIRST_CELLS)
+        """The file_id of the key in the same cell."""
         self._count = 0
         self._trials = 0
 
@@ -42,10 +38,7 @@ class Folding:
         """Return how many bytes the table takes after so many more entries."""
         if not self._is_needed:
             return 0
-        cells = len(self._keys)
-        while 2 * (self._count + entries) > cells:
-            cells *= 2
-        return 16 * cells
+        return 16 * cells_for(self._count + entries, len(self._keys))
 
     def begin(self, entry: Entry, file_id: int) -> None:
         """Take note that names are folded where an entry goes, if not at the top. Raises Obstacle as `check` does."""
@@ -119,8 +112,8 @@ class Folding:
         if 2 * (self._count + 1) > len(self._keys):
             self._grow()
         parent, slash, name = path.rpartition(b"/")  # a directory above that was folded is declined itself
-        key = int.from_bytes(checksum(parent + slash + folded(name)), "big") or 1
-        cell = self._cell(self._keys, key)
+        key = key_of(parent + slash + folded(name))
+        cell = find_cell(self._keys, key)
         if self._keys[cell]:
             return self._file_ids[cell]
         self._keys[cell], self._file_ids[cell] = key, file_id
@@ -128,21 +121,12 @@ class Folding:
         return None
 
     def _grow(self) -> None:
-        keys, file_ids = array("Q", bytes(16 * len(self._keys))), array("Q", bytes(16 * len(self._keys)))
+        keys, file_ids = empty_cells(2 * len(self._keys)), empty_cells(2 * len(self._keys))
         for key, file_id in zip(self._keys, self._file_ids, strict=True):
             if key:
-                cell = self._cell(keys, key)
+                cell = find_cell(keys, key)
                 keys[cell], file_ids[cell] = key, file_id
         self._keys, self._file_ids = keys, file_ids
-
-    @staticmethod
-    def _cell(keys: "array[int]", key: int) -> int:
-        """Return the index of the cell that has a key, or of the one where it would go."""
-        mask = len(keys) - 1
-        cell = key & mask
-        while keys[cell] not in (0, key):
-            cell = (cell + 1) & mask
-        return cell
 
     def _path_of(self, file_id: int) -> bytes:
         part = self._archive.part(self._archive.number_with(file_id))
