@@ -8,10 +8,11 @@ Files are never mmapped: one that is truncated would kill this process.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from filestreamer.wire import limits
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import digest_by_blocks
 from filestreamer.wire.messages import Segment
 from sender.source.directories import Directories
 from sender.source.file_systems import has_true_sizes
@@ -88,16 +89,7 @@ class Reader:
 
         `on_read` is called with the number of bytes of each piece.
         """
-        hasher = segment_hasher()
-        end = offset + length
-        while offset < end:
-            view = block[: min(len(block), end - offset)]
-            self.read_into(item, view, offset)
-            hasher.update(view)
-            offset += len(view)
-            if on_read is not None:
-                on_read(len(view))
-        return hasher.digest()
+        return digest_by_blocks(partial(self.read_into, item), offset, length, block, on_read)
 
     def confirm(self, item: Item, before: Identity, offset: int, length: int, digest: bytes) -> Identity:
         """Return the identity that a file had all the while that a segment with this digest was read.

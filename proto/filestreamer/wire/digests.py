@@ -3,14 +3,22 @@
 XXH3 detects damage, not an attacker who changes bytes: TLS does that (proto/README.md, "Security").
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from xxhash import xxh3_64_digest, xxh3_128, xxh3_128_digest
 
 from filestreamer.wire.limits import BLOCK_BYTES
 
-__all__ = ["ZEROS", "checksum", "root_digest", "segment_digest", "segment_hasher", "update_with_zeros"]
+__all__ = [
+    "ZEROS",
+    "checksum",
+    "digest_by_blocks",
+    "root_digest",
+    "segment_digest",
+    "segment_hasher",
+    "update_with_zeros",
+]
 
 ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
 """A block of zeros."""
@@ -30,6 +38,29 @@ def root_digest(digests: Iterable[bytes | bytearray | memoryview]) -> bytes:
     hasher = xxh3_128()
     for digest in digests:
         hasher.update(digest)
+    return hasher.digest()
+
+
+def digest_by_blocks(
+    read_into: Callable[[memoryview, int], object],
+    offset: int,
+    length: int,
+    block: memoryview,
+    on_read: Callable[[int], object] | None = None,
+) -> bytes:
+    """Compute the digest of a segment that `read_into(view, offset)` reads into `block`, piece by piece.
+
+    `on_read` is called with the number of bytes of each piece. Raises what `read_into` raises.
+    """
+    hasher = segment_hasher()
+    end = offset + length
+    while offset < end:
+        view = block[: min(len(block), end - offset)]
+        read_into(view, offset)
+        hasher.update(view)
+        offset += len(view)
+        if on_read is not None:
+            on_read(len(view))
     return hasher.digest()
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from filestreamer.wire.digests import segment_hasher
+from filestreamer.wire.digests import digest_by_blocks
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Entry, EntryType
@@ -58,17 +58,7 @@ class Readable:
 
         `on_read` is called with the number of bytes of each piece.
         """
-        hasher = segment_hasher()
-        offset = grid.offset(index)
-        end = offset + grid.length(index)
-        while offset < end:
-            view = block[: min(len(block), end - offset)]
-            self.read_into(view, offset)
-            hasher.update(view)
-            offset += len(view)
-            if on_read is not None:
-                on_read(len(view))
-        return hasher.digest()
+        return digest_by_blocks(self.read_into, grid.offset(index), grid.length(index), block, on_read)
 
 
 class InPlace(Readable):
