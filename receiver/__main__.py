@@ -60,14 +60,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def _fail(error: Exception) -> int:
     """Report an error from before the settings are known; return the exit code."""
     # Imported again, as the error may be a signal in the middle of that.
-    from filestreamer.process import log
-    from filestreamer.process.threads import as_failure
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
+    from filestreamer.telemetry.report import report_early
 
-    failure = as_failure("reading the settings", error)
-    report(TransferResult.without_transfer(failure), None, log.configure("receiver"))
-    return failure.exit_code
+    return report_early(error, "receiver")
 
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:

@@ -8,11 +8,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from filestreamer.process import background, signals, stderr
-from filestreamer.process.log import on_terminal
+from filestreamer.process.log import configure, on_terminal
+from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.result import STDOUT, TransferResult, write
+
+if TYPE_CHECKING:
+    from filestreamer.wire.session import Side
 
 FRAME_SECONDS: Final = 0.5
 """How long a result waits for the last frame of the display, which must be written above it."""
@@ -77,6 +81,13 @@ def report(outcome: TransferResult, result_file: str | None, log: Any, **fields:
             _file.add(lambda: write(outcome, None, result_file, log), size_bytes, to=result_file, log=log)
     for writer in (_stdout, _file):
         writer.pause()
+
+
+def report_early(error: Exception, service: "Side") -> int:
+    """Report an error of a service whose settings are not known yet; return the exit code."""
+    failure = as_failure("reading the settings", error)
+    report(TransferResult.without_transfer(failure), None, configure(service))
+    return failure.exit_code
 
 
 def _log(outcome: TransferResult, log: Any, fields: dict[str, Any]) -> None:
