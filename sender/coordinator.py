@@ -266,8 +266,7 @@ class Transfer:
 
     def _is_alone(self, items: list[Item]) -> bool:
         """Whether these are all entries, and what the protocol calls no tree: nothing is tried again then."""
-        is_first = not self._manifest.files and len(items) == 1
-        return is_first and items[0].entry.type is m.EntryType.FILE and b"/" not in items[0].entry.path
+        return not self._manifest.files and len(items) == 1 and items[0].entry.is_no_tree
 
     def _list_last(self) -> None:
         """Add the last part of a tree, without entries, when all others are done and nothing is to be tried again."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from filestreamer.wire.errors import RemoteProtocolError
-from filestreamer.wire.messages import EntryType, Segment
+from filestreamer.wire.messages import Segment
 from sender.dispatch.part import Part, StreamPart
 from sender.dispatch.withdrawn_files import WithdrawnFiles
 from sender.mailbox import Event
@@ -116,11 +116,10 @@ class Manifest:
     @property
     def is_single(self) -> bool:
         """Whether this is one file, or a stream, in the destination itself: the protocol does not call that a tree."""
-        parts = self.parts
-        if self.files != 1 or not parts[0].last or not parts[0].items:
+        if self.files != 1:  # asked for each file of a tree
             return False
-        entry = parts[0].items[0].entry
-        return entry.type in (EntryType.FILE, EntryType.STREAM) and b"/" not in entry.path
+        part = self.parts[0]
+        return part.last and bool(part.items) and part.items[0].entry.is_no_tree
 
     # --- what data connections ask
 

@@ -114,7 +114,6 @@ def entries(draw: st.DrawFn) -> m.Entry:
         draw(st.none() | integers(U32)),
         draw(paths) if kind is m.EntryType.SYMLINK else b"",
         draw(integers(U64)),
-        (),
         draw(tuples_of(XATTRS, most=3)),
         draw(st.none() | integers(size)),
     )

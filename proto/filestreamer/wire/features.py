@@ -105,5 +105,4 @@ def _is_alone(part: m.ManifestPart) -> bool:
     """Return whether a part is the whole manifest of one FILE or STREAM, which is no tree."""
     if part.first_file_id or not (part.last or part.xattrs_continue) or len(part.entries) != 1:
         return False
-    (entry,) = part.entries
-    return entry.type in (m.EntryType.FILE, m.EntryType.STREAM) and b"/" not in entry.path
+    return part.entries[0].is_no_tree

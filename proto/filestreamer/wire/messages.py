@@ -211,11 +211,14 @@ class Entry(NamedTuple):
     gid: int | None = None
     link_target: bytes = b""
     hard_link_group: int = 0
-    reserved: tuple[()] = ()
-    """Nothing: the place of a field that no message has any more."""
     xattrs: tuple[Xattr, ...] = ()
     data_bytes: int | None = None
     """A hint: how many bytes of a file its source stores, which is fewer than `size` for a sparse one; None: all."""
+
+    @property
+    def is_no_tree(self) -> bool:
+        """Whether a manifest of this entry alone is no tree: a FILE or STREAM in the destination itself."""
+        return self.type in (EntryType.FILE, EntryType.STREAM) and b"/" not in self.path
 
 
 class ManifestPart(NamedTuple):

@@ -90,7 +90,6 @@ def _decode_entry(e: pb.Entry) -> m.Entry:
         e.gid if e.HasField("gid") else None,
         target,
         e.hard_link_group,
-        (),
         _decode_xattrs(e.xattrs, "Entry.xattrs") if e.xattrs else (),
         within(e.data_bytes, 0, size, "Entry.data_bytes") if e.HasField("data_bytes") else None,
     )
