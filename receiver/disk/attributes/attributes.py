@@ -65,11 +65,6 @@ class Attributes:
         self._allow_privileged = allow_privileged
         self._xattrs_of = xattrs_of
 
-    @property
-    def keeps_xattrs(self) -> bool:
-        """Whether entries have extended attributes, and what they have not is removed."""
-        return self._xattrs_of is not None
-
     # --- what is there
 
     def put_file(self, fd: int, entry: Entry, file_id: int) -> None:

@@ -97,6 +97,6 @@ def _is_mount_point(location: Location) -> bool:
     except OSError:  # it is gone meanwhile
         return False
     try:
-        return mount_of(fd) != mount_of(location.directory.fd)
+        return mount_of(fd) != location.directory.place.side.mount
     finally:
         os.close(fd)
