@@ -10,7 +10,8 @@ import pytest
 
 from tests.support import trees
 from tests.support.disks import disk
-from tests.support.services import Pair, Service
+from tests.support.proxy import Proxy, Stall
+from tests.support.services import UNIT, Pair, Service
 from tests.support.waiting import until
 
 
@@ -163,18 +164,20 @@ def test_a_list_from_a_pipe_is_read_once(pair: Pair, tree: Path) -> None:
     """Also where the transfer begins again, as the receiver has forgotten it."""
     for number in range(3000):
         trees.write(tree / f"many/{number}", b"x" * 2000)
-    reader, writer = os.pipe()
-    with open(reader, "rb") as stdin, open(writer, "wb") as file:
-        file.write(b"many\n")
-        file.close()
-        receiver = pair.receiver()
-        address = pair.address(receiver)
-        args = ("--files-from", "-", "--to", address, "--rate-limit", "1MB", "--connections", 1)
-        sender = pair.start("sender", f"{tree}/", *args, stdin=stdin)
-    until(lambda: len(list(pair.destination.glob("many/*"))) > 500, "some parts are in place")
-    receiver.end()
-    pair.receiver("--once", listen=address)
-    sender.succeeds()
+    receiver = pair.receiver()
+    address = pair.address(receiver)
+    # The rest of the bytes does not come before the receiver is killed, however slow this machine is.
+    with Proxy(address, [Stall(on="data *", at=3_000_000, seconds=10 * UNIT)]) as proxy:
+        reader, writer = os.pipe()
+        with open(reader, "rb") as stdin, open(writer, "wb") as file:
+            file.write(b"many\n")
+            file.close()
+            args = ("--files-from", "-", "--to", proxy.address, "--connections", 1)
+            sender = pair.start("sender", f"{tree}/", *args, stdin=stdin)
+        until(lambda: len(list(pair.destination.glob("many/*"))) > 500, "some parts are in place")
+        receiver.end()
+        pair.receiver("--once", listen=address)
+        sender.succeeds()
     assert sender.events("transfer_begins_again")
     assert len(arrived(pair)) == 3001
 
