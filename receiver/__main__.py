@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filestreamer.process import signals, stderr
-from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
+from filestreamer.wire.errors import AddressNotReady, FilestreamerError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -79,7 +79,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     with signals.raised():
         _allow_descriptors()
         destination, output_name = _open_destination(settings)
-        listeners = _listen(settings)
+        listeners = _listen(settings, logger)
         if not isinstance(destination, OpenFile):
             destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
             _clean_staging(settings, destination, logger)
@@ -99,9 +99,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         def report_overdue(number: int) -> None:
             report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
+        monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
+        monitor.start(METRICS)
         signals.on_signal(stop, report_overdue)
-    monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
-    monitor.start(METRICS)
     _report_start(settings, addresses, destination.path, chosen, logger)
     progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
     progress.start()
@@ -167,14 +167,19 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
-    """Return the sockets that listen on --listen. Raises UsageError."""
+def _listen(settings: "ReceiverSettings", logger: Any) -> "list[socket.socket]":
+    """Return the sockets that listen on --listen. Raises UsageError, AddressNotReady."""
     from filestreamer.wire.sockets.listen import listen
 
+    def tell(reason: str) -> None:
+        logger.warning("waiting_for_address", setting="--listen", reason=reason)
+
     try:
-        return listen(settings.listen.host, settings.listen.port)
+        return listen(settings.listen.host, settings.listen.port, tell)
     except OSError as error:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
+    except AddressNotReady as error:
+        raise AddressNotReady(f"--listen: {error}") from None
     except FilestreamerError as error:
         raise UsageError(f"--listen: {error}") from None
 
@@ -207,6 +212,9 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
         with contextlib.suppress(OSError):
             command = f"filestreamer-sender FILE --to {format_address(address)}{secure}"
             print(f"send with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
+            _, percent, interface = format_address(address).rpartition("]")[0].partition("%")
+            if percent:
+                print(f"            ({interface}: the sender's own interface to this network)", file=sys.stderr)
 
 
 if __name__ == "__main__":

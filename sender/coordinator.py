@@ -26,6 +26,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.opening import random_id
+from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.declined import DeclinedEntries
@@ -44,7 +45,7 @@ from sender.mailbox import Event, Failed, Mailbox, Signalled
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
-from sender.network.control_state import Address, ControlState
+from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
 from sender.network.rate_limit import RateLimit

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from filestreamer.settings import values
-from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.address import Address, numeric_address, parse_address
 from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
@@ -77,6 +77,11 @@ class SenderSettings(CommonSettings):
     to: Address | None = setting(peer, "Address of the receiver.", metavar="HOST:PORT")
     """The address of the receiver. It has no default, so that a sender without --to does not send to this machine; it
     is None only with `dry_run`."""
+
+    source_address: str | None = setting(
+        numeric_address, "Address of this machine to connect from.  [default: the system chooses]", metavar="ADDRESS"
+    )
+    """Numeric, with %INTERFACE where it is link-local; all connections come from it. None: the system chooses."""
 
     as_name: str | None = setting(
         file_name, "Name of the only INPUT_FILE at the destination.  [default: its own]", flag="--as", metavar="NAME"
@@ -201,6 +206,7 @@ class SenderSettings(CommonSettings):
             raise UsageError(
                 "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)"
             )
+        self._check_source()
         if self.files_from is not None:
             self._check_files_from()
         if STDIN in self.input_files:
@@ -215,6 +221,12 @@ class SenderSettings(CommonSettings):
     def reads_stdin(self) -> bool:
         """Whether standard input is sent."""
         return self.input_files == (STDIN,)
+
+    def _check_source(self) -> None:
+        """Raise UsageError where the address to connect from is not of the family of the one to connect to."""
+        source, to = self.source_address, self.to
+        if source is not None and to is not None and to.is_numeric and (":" in source) != (":" in to.host):
+            raise UsageError(f"--source-address {source} can't reach --to {to}: one is IPv4, the other one IPv6")
 
     def _check_files_from(self) -> None:
         """Raise UsageError for settings that a list of paths does not go with."""

@@ -15,10 +15,10 @@ from filestreamer.process.backoff import LONGEST_SECONDS, Backoff
 from filestreamer.process.threads import as_failure, run_to_end
 from filestreamer.telemetry import tcp_info
 from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
 from sender.mailbox import Event, Failed, Mailbox
-from sender.network.control_state import Address
 from sender.network.dial import Dialer
 
 MAILBOX_FRAMES: Final = 64

@@ -1,8 +1,9 @@
 """Opens the connections to the receiver: one for control, N for data.
 
-The control connection resolves the receiver's name each time, and tries every address. The data connections use the
-address that control reached, and insist on the same incarnation of the receiver there. If the receiver was restarted,
-or its name leads to several receivers, none of them must get half of a transfer.
+The control connection resolves the receiver's name each time, and tries every address, side by side
+(`filestreamer.wire.sockets.dial`). The data connections use the address that control reached, and insist on the same
+incarnation of the receiver there. If the receiver was restarted, or its name leads to several receivers, none of them
+must get half of a transfer.
 
 Each step of an opening takes a round-trip. So data connections do not wait until control has done all of them: they
 connect once control is connected, say Hello once it is welcomed, and move chunks once its offer is answered
@@ -21,14 +22,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filestreamer.settings import renewed, values
 from filestreamer.wire import features, limits
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError
+from filestreamer.wire.errors import (
+    AddressNotReady,
+    Code,
+    ConnectionLost,
+    FilestreamerError,
+    Refused,
+    RemoteProtocolError,
+)
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
-from filestreamer.wire.sockets.addresses import format_address, resolve
-from filestreamer.wire.sockets.dial import connect
+from filestreamer.wire.sockets import own_address
+from filestreamer.wire.sockets.addresses import Address, format_address, resolve
+from filestreamer.wire.sockets.dial import Dialing
 from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
-from sender.network.control_state import Address, ControlState
+from sender.network.control_state import ControlState
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
@@ -60,9 +69,16 @@ class Dialer:
         needed: tuple[str, ...],
         log: Any,
     ) -> None:
-        """Prepare to dial receivers that have the `needed` features. Raises UsageError for an unusable TLS file."""
+        """Prepare to dial receivers that have the `needed` features.
+
+        Raises UsageError for an unusable TLS file; AddressNotReady where this machine does not have --source-address,
+        after some seconds.
+        """
         assert settings.to is not None  # only a list of what would be offered goes without it
         self._to = settings.to
+        self._source = settings.source_address
+        if self._source is not None and not control_state.was_open:
+            _wait_for_source(self._source, log)
         self._transfer_id = transfer_id
         self._control_state = control_state
         self._features = needed
@@ -83,20 +99,24 @@ class Dialer:
         `on_connected` is called with each address that answers: over TLS after the Greeting, else before it. Raises
         ConnectionLost, Refused, RemoteProtocolError.
         """
-        addresses = resolve(self._to.host, self._to.port)
-        failures = []
-        for address in addresses:
+        dialing = self._dial(resolve(self._to.host, self._to.port))
+        while True:
+            address, sock = dialing.connect()
             greeted: _Greeted | None = None
             try:
-                greeted = self._open(address, on_connected)
+                greeted = self._open(address, sock, on_connected)
                 return greeted.channel, address, self._enter(greeted, Role.CONTROL, 0)
             except FilestreamerError as error:
                 if greeted is not None:
                     self.close_channel(greeted.channel)
                 if not isinstance(error, ConnectionLost):
                     raise
-                failures.append(str(error))
-        raise ConnectionLost("; ".join(failures))
+                # The next address may lead to a receiver that answers.
+                dialing.failed(address, str(error))
+
+    def _dial(self, addresses: list[Address]) -> Dialing:
+        """Return the attempts to connect to one of these addresses."""
+        return Dialing(addresses, limits.OPENING_SECONDS, self._register, self._source)
 
     def open_data(self, connection_id: int) -> Channel:
         """Open a data connection to the address of control, once control is that far.
@@ -116,7 +136,7 @@ class Dialer:
         address = self._control_state.wait_for_address()
         greeted: _Greeted | None = None
         try:
-            greeted = self._open(address)
+            greeted = self._open(*self._dial([address]).connect())
             incarnation = self._control_state.wait_for_incarnation(address)
             if incarnation is not None:
                 self._enter(greeted, Role.DATA, connection_id, incarnation)
@@ -130,9 +150,13 @@ class Dialer:
                 raise
         return None
 
-    def _open(self, address: Address, on_connected: Callable[[Address, socket.socket], None] = _do_nothing) -> _Greeted:
-        """Connect and read the Greeting; `_enter` answers it."""
-        sock = connect([address], limits.OPENING_SECONDS, self._register)
+    def _open(
+        self,
+        address: Address,
+        sock: socket.socket,
+        on_connected: Callable[[Address, socket.socket], None] = _do_nothing,
+    ) -> _Greeted:
+        """Read the Greeting on a socket that is connected; `_enter` answers it."""
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
@@ -251,6 +275,18 @@ class Dialer:
         with self._mutex:
             self._is_closed = True
         self.shut_all(keep)
+
+
+def _wait_for_source(source: str, log: Any) -> None:
+    """Wait until this machine has the address to connect from. Raises AddressNotReady, after some seconds."""
+
+    def tell(reason: str) -> None:
+        log.warning("waiting_for_address", setting="--source-address", reason=reason)
+
+    try:
+        own_address.wait_for(source, tell)
+    except AddressNotReady as error:
+        raise AddressNotReady(f"--source-address {error}") from None
 
 
 def _is_loopback(peer: str) -> bool:

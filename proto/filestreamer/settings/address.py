@@ -1,6 +1,7 @@
 """Where a service listens or connects: HOST:PORT."""
 
 import re
+import socket
 from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
@@ -18,6 +19,11 @@ class Address(NamedTuple):
 
     host: str
     port: int
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the host is an IPv4 or IPv6 address, not a name."""
+        return ":" in self.host or _is_ipv4(self.host)
 
     def __str__(self) -> str:
         """Write the address as `parse_address` reads it: IPv6 in brackets."""
@@ -37,10 +43,51 @@ def parse_address(value: object) -> Address:
     if digits is None and host.isdigit():
         raise ValueError(f"{value!r} is not an address: a port alone is written :{host}")
     try:
+        _check_interface(host)
         host.encode("idna")
-    except UnicodeError as error:
+    except ValueError as error:  # a UnicodeError is one, too
         raise ValueError(f"{value!r} is not an address: {error}") from error
     port = limits.DEFAULT_PORT if digits is None else int(digits)
     if port > 65535:
         raise ValueError(f"{value!r} is not an address: ports end at 65535")
     return Address(host, port)
+
+
+def numeric_address(value: object) -> str:
+    """Read an IPv4 or IPv6 address without a port, with or without brackets; a link-local one has its %INTERFACE."""
+    host = value.removeprefix("[").removesuffix("]") if isinstance(value, str) and value[:1] == "[" else value
+    if not isinstance(host, str) or not (_is_ipv4(host) or _is_ipv6(host.partition("%")[0])):
+        raise ValueError(f"{value!r} is not an address: write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0")
+    try:
+        _check_interface(host)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not an address: {error}") from None
+    return host
+
+
+def _is_ipv4(host: str) -> bool:
+    return _is_packable(socket.AF_INET, host)
+
+
+def _is_ipv6(host: str) -> bool:
+    return _is_packable(socket.AF_INET6, host)
+
+
+def _is_packable(family: int, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):  # UnicodeError, or a NUL
+        return False
+    return True
+
+
+def _check_interface(host: str) -> None:
+    """Raise ValueError where a numeric address lacks the interface that it needs, or has one that it can't have."""
+    address, percent, interface = host.partition("%")
+    if not _is_ipv6(address):
+        return
+    is_link_local = b"\xfe\x80" <= socket.inet_pton(socket.AF_INET6, address) < b"\xfe\xc0"
+    if is_link_local and not interface:
+        raise ValueError(f"a link-local address needs its interface, such as {address}%eth0")
+    if percent and not is_link_local:
+        raise ValueError(f"only link-local addresses (fe80:...) have an interface: write {address}")

@@ -115,8 +115,8 @@ COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
-        "input_file to as connections chunk_size rate_limit shard strict_modulo tls include exclude checksum owner"
-        " existing delete xattrs files_from one_file_system dereference dry_run".split()
+        "input_file to source_address as connections chunk_size rate_limit shard strict_modulo tls include exclude"
+        " checksum owner existing delete xattrs files_from one_file_system dereference dry_run".split()
     ),
     "receiver": frozenset(
         "listen directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"

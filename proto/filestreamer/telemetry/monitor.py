@@ -16,7 +16,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import Endpoint, Response
 from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.result import Status
-from filestreamer.wire.errors import FilestreamerError, TransferFailed, UsageError
+from filestreamer.wire.errors import AddressNotReady, FilestreamerError, TransferFailed, UsageError
 from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.listen import listen
 
@@ -79,7 +79,8 @@ class Monitor:
     def start(self, default: Address | None = None) -> None:
         """Serve at the address in the settings, or at `default`.
 
-        Raises UsageError where the address in the settings can't be listened on; for `default` it is only a warning.
+        Raises UsageError where the address in the settings can't be listened on; AddressNotReady where this machine
+        does not have it now, after some seconds. For `default` both are only a warning.
         """
         address = self._settings.metrics
         if address == "off" or (address is None and default is None):
@@ -87,9 +88,11 @@ class Monitor:
         where = default if address is None else address
         assert isinstance(where, Address)
         try:
-            listeners = listen(where.host, where.port)
+            listeners = listen(where.host, where.port, None if address is None else self._tell_waiting)
         except (OSError, FilestreamerError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if address is not None and isinstance(error, AddressNotReady):
+                raise AddressNotReady(f"--metrics: {reason}") from None
             if address is not None:
                 raise UsageError(f"--metrics {where}: {reason}") from None
             self._log.warning(
@@ -114,6 +117,9 @@ class Monitor:
         self._endpoint = endpoint
         for listener in listeners:
             self._log.info("metrics", address=format_address(listener.getsockname()))
+
+    def _tell_waiting(self, reason: str) -> None:
+        self._log.warning("waiting_for_address", setting="--metrics", reason=reason)
 
     def watch(
         self,

@@ -210,13 +210,21 @@ class TlsChannel(Channel):
         return bool(poll.poll(TICK_SECONDS * 1000))
 
 
+def server_name(host: str) -> str:
+    """Return what a certificate calls a host: without the dot of a name that is complete, and without %INTERFACE.
+
+    RFC 6066, section 3: the name is sent "without a trailing dot". The interface means something on this machine only.
+    """
+    return host.partition("%")[0] if ":" in host else host.removesuffix(".")
+
+
 def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
     """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
 
     Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
     """
     try:
-        return context.wrap_socket(sock, server_hostname=host)
+        return context.wrap_socket(sock, server_hostname=server_name(host))
     except ssl.SSLEOFError as error:
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:
