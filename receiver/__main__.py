@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filestreamer.process import signals, stderr
-from filestreamer.wire.errors import AddressNotReady, FilestreamerError, Interrupted, UsageError
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, Interrupted, UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -180,7 +180,7 @@ def _listen(settings: "ReceiverSettings", logger: Any) -> "list[socket.socket]":
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
     except AddressNotReady as error:
         raise AddressNotReady(f"--listen: {error}") from None
-    except FilestreamerError as error:
+    except ConnectionLost as error:
         raise UsageError(f"--listen: {error}") from None
 
 
@@ -214,7 +214,7 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
             print(f"send with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
             _, percent, interface = format_address(address).rpartition("]")[0].partition("%")
             if percent:
-                print(f"            ({interface}: the sender's own interface to this network)", file=sys.stderr)
+                print(f"            (in place of {interface}: the sender's own interface)", file=sys.stderr)
 
 
 if __name__ == "__main__":

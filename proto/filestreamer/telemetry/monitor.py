@@ -16,7 +16,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import Endpoint, Response
 from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.result import Status
-from filestreamer.wire.errors import AddressNotReady, FilestreamerError, TransferFailed, UsageError
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, TransferFailed, UsageError
 from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.listen import listen
 
@@ -89,7 +89,7 @@ class Monitor:
         assert isinstance(where, Address)
         try:
             listeners = listen(where.host, where.port, None if address is None else self._tell_waiting)
-        except (OSError, FilestreamerError) as error:
+        except (OSError, ConnectionLost) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if address is not None and isinstance(error, AddressNotReady):
                 raise AddressNotReady(f"--metrics: {reason}") from None

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost
@@ -19,10 +20,15 @@ MISSING_SECONDS: Final = 3.0
 
 def format_address(address: tuple[object, ...]) -> str:
     """Write a socket address as HOST:PORT, with brackets around IPv6, and %INTERFACE where it is link-local."""
-    host, port = str(address[0]), address[1]
-    if len(address) == 4 and isinstance(address[3], int) and address[3]:
-        host = f"{host}%{_interface(address[3])}"
+    host, port = format_host(address), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def format_host(address: tuple[object, ...]) -> str:
+    """Write a socket address without its port."""
+    host = str(address[0])
+    scope = address[3] if len(address) == 4 else 0
+    return f"{host}%{_interface(scope)}" if scope and isinstance(scope, int) else host
 
 
 def _interface(index: int) -> str:
@@ -80,6 +86,7 @@ class _Lookup:
     def __init__(self, *key: Any) -> None:
         self._key = key
         self._done = threading.Event()
+        self._began_at = time.monotonic()
         self._found: list[Any] = []
         self._error: Exception | None = None
 
@@ -113,8 +120,8 @@ class _Lookup:
     def result(self, seconds: float) -> list[Any]:
         """Return what getaddrinfo returned, or raise what it raised; AddressNotReady where it takes too long."""
         if not self._done.wait(seconds):
-            host = self._key[0]
-            raise AddressNotReady(f"{host}: the name server has not answered for {seconds:g} s")
+            host, so_far = self._key[0], time.monotonic() - self._began_at
+            raise AddressNotReady(f"{host}: the name server has not answered for {so_far:.0f} s")
         with self._mutex, contextlib.suppress(KeyError):
             del self._under_way[self._key]
         if self._error is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from filestreamer.wire.errors import AddressNotReady
-from filestreamer.wire.sockets.addresses import MISSING_SECONDS, SockAddress, resolve
+from filestreamer.wire.sockets.addresses import MISSING_SECONDS, SockAddress, format_host, resolve
 
 TENTATIVE_SECONDS: Final = 10.0
 """How long a tentative address is waited for: some networks check several times, a second each."""
@@ -65,7 +65,7 @@ def not_ready(addresses: Sequence[SockAddress], *, is_needed: bool = True) -> Ad
 
     What is tentative is worth a wait; what is missing only if it `is_needed`, as no other address will do.
     """
-    conditions = {address[0]: condition(address) for address in addresses}
+    conditions = {format_host(address): condition(address) for address in addresses}
     seconds = 0.0
     if Condition.TENTATIVE in conditions.values():
         seconds = TENTATIVE_SECONDS
