@@ -1,7 +1,6 @@
 """Where a service listens or connects: HOST:PORT."""
 
 import re
-import socket
 from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
@@ -9,6 +8,8 @@ from filestreamer.wire import limits
 ADDRESSES_ACCEPTED: Final = "HOST:PORT, HOST, :PORT or, for IPv6, [ADDRESS]:PORT"
 
 _ADDRESS: Final = re.compile(r"(?:\[([^][\s/\0]*:[^][\s/\0]*)\]|([^][:\s/\0]*))(?::([0-9]{1,5}))?")
+
+_IN_BRACKETS: Final = re.compile(r"\[([^][]*:[^][]*)\]")
 
 
 class Address(NamedTuple):
@@ -55,8 +56,9 @@ def parse_address(value: object) -> Address:
 
 def numeric_address(value: object) -> str:
     """Read an IPv4 or IPv6 address without a port, with or without brackets; a link-local one has its %INTERFACE."""
-    host = value.removeprefix("[").removesuffix("]") if isinstance(value, str) and value[:1] == "[" else value
-    if not isinstance(host, str) or not (_is_ipv4(host) or _is_ipv6(host.partition("%")[0])):
+    match = _IN_BRACKETS.fullmatch(value) if isinstance(value, str) else None
+    host = match[1] if match else value
+    if not isinstance(host, str) or not _is_address(host):
         raise ValueError(f"{value!r} is not an address: write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0")
     try:
         _check_interface(host)
@@ -65,29 +67,32 @@ def numeric_address(value: object) -> str:
     return host
 
 
+def _is_address(host: str) -> bool:
+    return _is_ipv4(host) or _packed(host.partition("%")[0], is_ipv6=True) is not None
+
+
 def _is_ipv4(host: str) -> bool:
-    return _is_packable(socket.AF_INET, host)
+    return _packed(host, is_ipv6=False) is not None
 
 
-def _is_ipv6(host: str) -> bool:
-    return _is_packable(socket.AF_INET6, host)
+def _packed(host: str, *, is_ipv6: bool) -> bytes | None:
+    """Return the bytes of a numeric address; None where it is none of this family."""
+    import socket  # not at the top: few runs need it before they connect
 
-
-def _is_packable(family: int, host: str) -> bool:
     try:
-        socket.inet_pton(family, host)
-    except (OSError, ValueError):  # UnicodeError, or a NUL
-        return False
-    return True
+        return socket.inet_pton(socket.AF_INET6 if is_ipv6 else socket.AF_INET, host)
+    except (OSError, ValueError):  # a UnicodeError, or a NUL
+        return None
 
 
 def _check_interface(host: str) -> None:
     """Raise ValueError where a numeric address lacks the interface that it needs, or has one that it can't have."""
     address, percent, interface = host.partition("%")
-    if not _is_ipv6(address):
+    packed = _packed(address, is_ipv6=True) if ":" in address else None
+    if packed is None:
         return
-    is_link_local = b"\xfe\x80" <= socket.inet_pton(socket.AF_INET6, address) < b"\xfe\xc0"
+    is_link_local = b"\xfe\x80" <= packed < b"\xfe\xc0"  # fe80::/10 (RFC 4291, section 2.5.6)
     if is_link_local and not interface:
         raise ValueError(f"a link-local address needs its interface, such as {address}%eth0")
     if percent and not is_link_local:
-        raise ValueError(f"only link-local addresses (fe80:...) have an interface: write {address}")
+        raise ValueError(f"only link-local addresses (fe80::...) have an interface: write {address}")

@@ -72,8 +72,8 @@ class Dialing:
             while self._waiting or self._under_way:
                 now = time.monotonic()
                 if self._waiting and (now >= next_at or not self._under_way):
-                    self._begin(self._waiting.popleft(), now)
-                    next_at = now + ATTEMPT_DELAY_SECONDS
+                    if self._begin(self._waiting.popleft(), now):
+                        next_at = now + ATTEMPT_DELAY_SECONDS
                     continue
                 has_failed, won = self._wait(min(next_at if self._waiting else math.inf, self._next_timeout()))
                 if won is not None:
@@ -97,27 +97,28 @@ class Dialing:
             shown.append(f"and {len(self._failures) - len(shown)} other addresses")
         return ConnectionLost("; ".join(shown) or "the name has no address")
 
-    def _begin(self, address: Address, now: float) -> None:
-        """Begin to connect to an address. Raises what `on_socket` raises."""
+    def _begin(self, address: Address, now: float) -> bool:
+        """Begin to connect to an address; return whether that is under way now. Raises what `on_socket` raises."""
         try:
             sock = socket.socket(address[0], socket.SOCK_STREAM)
         except OSError as error:
             self.failed(address, _reason(error))
-            return
+            return False
         try:
             if self._on_socket is not None:
                 self._on_socket(sock)
             sock.setblocking(False)
-            code = self._connect(sock, address)
+            reason = self._connect(sock, address)
         except BaseException:
             sock.close()
             raise
-        if code is not None:
+        if reason is not None:
             sock.close()
-            self.failed(address, code)
-            return
+            self.failed(address, reason)
+            return False
         self._under_way[sock.fileno()] = _Attempt(address, sock, now + self._timeout_seconds)
         self._poll.register(sock, select.POLLOUT)
+        return True
 
     def _connect(self, sock: socket.socket, address: Address) -> str | None:
         """Ask the kernel to connect; return why it does not."""
