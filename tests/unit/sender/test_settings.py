@@ -111,6 +111,35 @@ def test_all_flags(tmp_path: Path) -> None:
     assert expected == parsed
 
 
+@pytest.mark.parametrize("form", ["flag", "variable", "key"])
+def test_source_address(config: Any, form: str) -> None:
+    flags = {
+        "flag": ("--source-address", "[fe80::1%eth0]"),
+        "key": ("--config", config({"source_address": "fe80::1%eth0"})),
+    }
+    environ = {"FILESTREAMER_SOURCE_ADDRESS": "fe80::1%eth0"} if form == "variable" else {}
+    assert settings(*LEAST, *flags.get(form, ()), environ=environ).source_address == "fe80::1%eth0"
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "is_good"),
+    [
+        ("192.0.2.1", "198.51.100.1:1", True),
+        ("192.0.2.1", "name.example:1", True),  # which of its addresses are of the same family is known later
+        ("192.0.2.1", "[2001:db8::1]:1", False),
+        ("2001:db8::1", "198.51.100.1:1", False),
+        ("2001:db8::1", "[2001:db8::2]:1", True),
+    ],
+)
+def test_source_address_of_the_other_family(source: str, to: str, is_good: bool) -> None:
+    argv = ("f", "--to", to, "--source-address", source)
+    if is_good:
+        assert settings(*argv).source_address == source
+    else:
+        expected = f"--source-address {source} can't reach --to {to}: one is IPv4, the other one IPv6"
+        assert failure(*argv) == expected
+
+
 @pytest.mark.parametrize(
     ("input_file", "expected"),
     [("dir/ü b.txt", "ü b.txt"), ("./a", "a"), ("/x/y", "y"), ("dir/", "dir"), ("a\udcff", "a\udcff")],
@@ -288,6 +317,10 @@ def test_the_token_is_not_in_the_repr() -> None:
         (["--config", "/not/there"], "--config: can't read '/not/there': No such file or directory"),
         (["--to", "h:0"], "--to: 'h:0' is not an address to connect to: ports begin at 1"),
         (["--to", "h:65536"], "--to: 'h:65536' is not an address: ports end at 65535"),
+        (
+            ["--source-address", "eth0"],
+            "--source-address: 'eth0' is not an address: write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0",
+        ),
         (["--to", "7800"], "--to: '7800' is not an address: a port alone is written :7800"),
     ],
 )

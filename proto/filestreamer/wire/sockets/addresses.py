@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from typing import Any, Final
 
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost
@@ -86,7 +85,6 @@ class _Lookup:
     def __init__(self, *key: Any) -> None:
         self._key = key
         self._done = threading.Event()
-        self._began_at = time.monotonic()
         self._found: list[Any] = []
         self._error: Exception | None = None
 
@@ -120,8 +118,7 @@ class _Lookup:
     def result(self, seconds: float) -> list[Any]:
         """Return what getaddrinfo returned, or raise what it raised; AddressNotReady where it takes too long."""
         if not self._done.wait(seconds):
-            host, so_far = self._key[0], time.monotonic() - self._began_at
-            raise AddressNotReady(f"{host}: the name server has not answered for {so_far:.0f} s")
+            raise AddressNotReady(f"{self._key[0]}: the name server has not answered yet")
         with self._mutex, contextlib.suppress(KeyError):
             del self._under_way[self._key]
         if self._error is not None:

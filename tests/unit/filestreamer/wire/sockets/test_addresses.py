@@ -90,7 +90,7 @@ def test_a_name_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
     for _ in range(3):
-        with pytest.raises(AddressNotReady, match=r"^slow\.example: the name server has not answered for 0 s$"):
+        with pytest.raises(AddressNotReady, match=r"^slow\.example: the name server has not answered yet$"):
             resolve("slow.example", 7800, seconds=0)
     answer.set()
     assert resolve("slow.example", 7800, seconds=30) == [(socket.AF_INET, ("192.0.2.1", 7800))]
