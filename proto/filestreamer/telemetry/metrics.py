@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
 from prometheus_client.metrics_core import (
@@ -343,15 +343,34 @@ def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
         request = Request(url, data, dict([*headers, *authorization]), method=method)
 
         def send() -> None:
-            build_opener(_NoRedirection).open(request, timeout=timeout).close()
+            opener.open(request, timeout=timeout).close()
 
         return send
 
+    opener = build_opener(_NoRedirection, *_over_tls(url))
     authorization = []
     if url.username is not None:
         words = f"{unquote(url.username)}:{unquote(url.password or '')}"
         authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
     return handle
+
+
+def _over_tls(url: SplitResult) -> list[BaseHandler]:
+    """Return what makes urllib compare certificates with the host of `url` as they name it (`tls.server_name`)."""
+    if url.scheme != "https":
+        return []
+    import ssl
+
+    from filestreamer.wire.sockets.tls import server_name
+
+    class Context(ssl.SSLContext):
+        def wrap_socket(self, sock: Any, *, server_hostname: Any) -> ssl.SSLSocket:  # type: ignore[override]
+            """As http.client calls it."""
+            return super().wrap_socket(sock, server_hostname=server_name(server_hostname))
+
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    return [HTTPSHandler(context=context)]
 
 
 class _NoRedirection(HTTPRedirectHandler):
