@@ -531,6 +531,20 @@ def test_every_address_of_a_name_is_tried(pair: Pair, name_with_two_addresses: d
 
 
 @needs_ipv6
+def test_the_next_address_is_tried_where_somebody_else_answers(
+    pair: Pair, name_with_two_addresses: dict[str, str]
+) -> None:
+    """TCP connects to the first address, but what listens there closes the connection, as a proxy without backend."""
+    file = pair.file("f", 100_000)
+    receiver = pair.receiver("--once", "--no-replace")
+    port = port_of(receiver)
+    with socket.create_server(("::1", port), family=socket.AF_INET6) as proxy:
+        sender = pair.sender(file, f"both.test:{port}", env=name_with_two_addresses)
+        proxy.accept()[0].close()
+        moved(sender, receiver)
+
+
+@needs_ipv6
 def test_the_error_names_every_address(pair: Pair, name_with_two_addresses: dict[str, str]) -> None:
     file = pair.file("f", 100)
     with held_port() as port:

@@ -12,9 +12,11 @@ Address = tuple[int, SockAddress]
 """An address family, and an address of it."""
 
 LOOKUP_SECONDS: Final = 2.0
-"""How long a connecting end waits for the name server before it says so; the lookup itself goes on."""
+"""How long the name server is waited for before that is said; the lookup itself goes on."""
+LOOKUP_SECONDS_MAX: Final = 30.0
+"""How long a service that starts waits for it: the system asks a second and a third server after some seconds."""
 MISSING_SECONDS: Final = 3.0
-"""How long a missing interface or address of this machine is waited for: it may be mistyped."""
+"""How long a service that starts waits for an address that this machine does not have: it may be mistyped."""
 
 
 def format_address(address: tuple[object, ...]) -> str:
@@ -51,7 +53,8 @@ def resolve(host: str, port: int, *, passive: bool = False, seconds: float = LOO
         found = lookup.result(seconds)
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise AddressNotReady(f"{host}: the name server does not answer ({error.strerror})") from None
+            reason = f"{host}: the name server does not answer ({error.strerror})"
+            raise AddressNotReady(reason, MISSING_SECONDS) from None
         raise ConnectionLost(f"{host} does not resolve: {error.strerror}") from None
     except OSError as error:
         raise ConnectionLost(f"{host} does not resolve: {error.strerror}") from None
@@ -118,7 +121,7 @@ class _Lookup:
     def result(self, seconds: float) -> list[Any]:
         """Return what getaddrinfo returned, or raise what it raised; AddressNotReady where it takes too long."""
         if not self._done.wait(seconds):
-            raise AddressNotReady(f"{self._key[0]}: the name server has not answered yet")
+            raise AddressNotReady(f"{self._key[0]}: the name server has not answered yet", LOOKUP_SECONDS_MAX)
         with self._mutex, contextlib.suppress(KeyError):
             del self._under_way[self._key]
         if self._error is not None:

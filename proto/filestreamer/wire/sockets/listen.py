@@ -7,8 +7,6 @@ from filestreamer.wire.errors import AddressNotReady
 from filestreamer.wire.sockets import own_address
 from filestreamer.wire.sockets.addresses import SockAddress, resolve
 
-LOOKUP_SECONDS = 60.0
-"""How long the name server may take."""
 _BACKLOG = 512
 """Connections that the kernel completes before they are accepted: those of several transfers that begin at once."""
 
@@ -16,10 +14,10 @@ _BACKLOG = 512
 def listen(host: str, port: int, tell: own_address.Tell | None = None) -> list[socket.socket]:
     """Listen on every address of `host`; port 0 takes one free port for all of them. `::` takes IPv4 as well.
 
-    An address that this machine does not have yet is waited for, some seconds, after `tell` was called with the reason;
-    without `tell` it is not. The sockets do not block. Raises ConnectionLost where the name does not resolve;
-    AddressNotReady where this machine has none of the addresses, or the name server does not answer; OSError where an
-    address can't be bound for another reason.
+    An address that this machine does not have yet, and the name server, are waited for, some seconds, after `tell` was
+    called with the reason; without `tell` they are not. The sockets do not block. Raises ConnectionLost where the name
+    does not resolve; AddressNotReady where this machine has none of the addresses, or the name server does not answer;
+    OSError where an address can't be bound for another reason.
     """
     waiting = own_address.Waiting(tell)
     while True:
@@ -44,7 +42,7 @@ def _listen_on_each(host: str, port: int) -> tuple[list[socket.socket], list[Soc
 
     Where it has not one address family of them, that is an OSError.
     """
-    addresses = resolve(host, port, passive=True, seconds=LOOKUP_SECONDS)
+    addresses = resolve(host, port, passive=True)
     listeners: list[socket.socket] = []
     absent: list[SockAddress] = []
     no_family: OSError | None = None
