@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from filestreamer.process.mount import device_and_mount
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from filestreamer.wire.messages import Deletion
 from filestreamer.wire.patterns import matcher
@@ -12,7 +13,7 @@ from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path
 from receiver.tree.mirror.mirror import ListedDirectory
-from receiver.tree.mirror.removal import Place, Removal, Remove, opened
+from receiver.tree.mirror.removal import Removal, Remove, opened
 
 _NOT_AT_A_ROOT: Final = b"lost+found"
 _FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -56,7 +57,7 @@ class Extras:
         self._try_claim = try_claim
         self._release = release
         self._is_dry = is_dry
-        self._place = Place.of(destination.fd)
+        _, self._mount = device_and_mount(destination.fd)
         self.failed = 0
         """How many entries could not be removed."""
 
@@ -79,7 +80,7 @@ class Extras:
                 name = os.fsencode(each.name)
                 moved += name in directory.moved
                 extras += not directory.is_listed(name)
-        if not extras or Place.of(fd).mount != self._place.mount:
+        if not extras or device_and_mount(fd)[1] != self._mount:
             return
         if moved < directory.moved_count:
             # A listed file is there under another spelling: it must not be taken for one that is not listed.
