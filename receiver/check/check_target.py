@@ -146,8 +146,7 @@ class CheckTarget:
         if entry.type is m.EntryType.KEPT:
             return
         counters, standing = self._counters, judgement.standing
-        assert counters.verdicts is not None
-        counters.verdicts[standing] = counters.verdicts.get(standing, 0) + 1
+        counters.count_verdict(standing)
         self._is_short = self._is_short or standing in _SHORT
         self._alone = (entry, judgement) if b"/" not in entry.path else None
         if entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
@@ -156,8 +155,7 @@ class CheckTarget:
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory
-        assert self._counters.verdicts is not None
-        self._counters.verdicts[m.Standing.EXTRA] = self._counters.verdicts.get(m.Standing.EXTRA, 0) + 1
+        self._counters.count_verdict(m.Standing.EXTRA)
         self._messages.add(m.EntryVerdict(m.Standing.EXTRA, path=path))
 
     # --- what a dry run does not have
