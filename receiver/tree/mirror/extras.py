@@ -7,7 +7,7 @@ from typing import Final
 
 from filestreamer.process.mount import device_and_mount
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
-from filestreamer.wire.messages import Deletion
+from filestreamer.wire.messages import Deletion, Finish, SkipKind
 from filestreamer.wire.patterns import matcher
 from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
@@ -18,6 +18,8 @@ from receiver.tree.mirror.removal import Removal, Remove, opened
 _NOT_AT_A_ROOT: Final = b"lost+found"
 _FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors that say nothing of one entry: the transfer ends."""
+_HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
+"""Kinds of entries that were left out although the manifest and the destination agree on their names."""
 
 Try = Callable[[bytes], bool]
 
@@ -133,3 +135,8 @@ def check_permitted(destination: Destination) -> None:
         raise TransferFailed(
             Code.POLICY, "this receiver removes nothing: start it with --allow-delete, or leave out --delete"
         )
+
+
+def is_short(finish: Finish) -> bool:
+    """Return whether the sender has left out what may be at the destination: then nothing is to be removed."""
+    return any(each.kind not in _HARMLESS for each in finish.left_out_counts)
