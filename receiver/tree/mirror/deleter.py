@@ -88,10 +88,3 @@ class Deleter:
         self._counters.deleted_files += 1
         if self._counters.deleted_files <= LOGGED_MOST:
             self._log.info("entry_removed", path=printable(os.fsdecode(path)))
-
-
-def begin_deleter(
-    deletion: Deletion | None, names: TopLevelNames, report: Report, counters: TransferCounters, log: Any
-) -> Deleter | None:
-    """Return what deletes for a tree; None where nothing is to be deleted. Raises as the constructor does."""
-    return Deleter(deletion, names, report, counters, log) if deletion is not None else None
