@@ -222,7 +222,7 @@ class Asking:
         if verdict.standing is m.Standing.EXTRA:
             if self._deletion is None:
                 raise RemoteProtocolError("the receiver would remove something, which was not asked for")
-            self._count(verdict.standing)
+            self.counters.count_verdict(verdict.standing)
             self._line(verdict.standing, "", "", verdict.path, verdict.reason)
             return
         if verdict.file_id != self._next or verdict.file_id + verdict.files > self._sent:
@@ -250,16 +250,12 @@ class Asking:
                 standing, reason = m.Standing.SAME, ""
         if entry.type is m.EntryType.KEPT:
             return
-        self._count(standing)
+        self.counters.count_verdict(standing)
         self.counters.files += entry.type is m.EntryType.FILE
         self.counters.size_bytes += item.sent_bytes
         if kind := _KINDS.get(standing):
             self._skipped.add(Skipped(item.shown, reason, kind, entry.path))
         self._line(standing, entry.type.name.lower(), str(entry.size), entry.path, reason)
-
-    def _count(self, standing: m.Standing) -> None:
-        assert self.counters.verdicts is not None
-        self.counters.verdicts[standing] = self.counters.verdicts.get(standing, 0) + 1
 
     def _line(self, standing: m.Standing, kind: str, size: str, path: bytes, reason: str) -> None:
         why = f": {printable(reason)}" if reason else ""

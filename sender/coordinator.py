@@ -4,6 +4,7 @@ It alone writes to the control connection, and decides what the transfer does ne
 data connections; whatever concerns the whole transfer arrives here as an event, in the mailbox.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from filestreamer.wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
+from filestreamer.wire.framing import frame
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
@@ -79,6 +81,7 @@ class Transfer:
     _is_interrupted = False
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
     _committed: bool | None = None  # the `committed` of Complete
+    _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
     _was_finished = False  # whether Finish was sent
 
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
@@ -218,8 +221,10 @@ class Transfer:
                 self._link.acted()
                 if channel is self._link.channel:
                     self._receive(decode(body))
-            case Connected(address, rtt_seconds):
+            case Connected(address, rtt_seconds, early):
                 self._let_data_connect(address, rtt_seconds)
+                if early is not None and self._reached is None:
+                    self._offer_early(early)
             case ControlUp(channel, address, incarnation):
                 self._offer(channel, address, incarnation)
             case ControlDown(error):
@@ -302,6 +307,21 @@ class Transfer:
             self._control_state.connected(address)
             self._connections.begin(rtt_seconds)
 
+    def _offer_early(self, channel: Channel) -> None:
+        """Send the Offer, and a first part of the manifest if there is one, before the receiver has said Welcome."""
+        messages: list[m.Message] = [self._make_offer()]
+        first = next(iter(self._manifest.parts), None)
+        if first is not None:
+            messages += itertools.islice(first.messages, 1)
+        try:
+            channel.send(b"".join(map(frame, messages)))
+        except ConnectionLost:
+            return  # the thread that reads the connection notices, too
+        self._early = (channel, tuple(messages))
+
+    def _make_offer(self) -> m.Offer:
+        return make_offer(self._settings, self._manifest.chunk_size, self._listing.single, self._deletion)
+
     def _offer(self, channel: Channel, address: Address, incarnation: bytes) -> None:
         """Send the Offer and the manifest on a new control connection. Raises BeginAgain."""
         if self._reached is not None and incarnation != self._reached[1]:
@@ -310,11 +330,11 @@ class Transfer:
         self._reached = (address, incarnation)
         if self._control_state.is_open:
             self._control_state.welcomed(address, incarnation)
-        self._link.attach(channel)
+        early_channel, said_early = self._early
+        self._link.attach(channel, said_early if channel is early_channel else ())
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
-        chunk_size, single = self._manifest.chunk_size, self._listing.single
-        self._link.say(make_offer(self._settings, chunk_size, single, self._deletion))
+        self._link.say(self._make_offer())
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -341,20 +361,28 @@ class Transfer:
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        if not self._queue.all_done or not self._manifest.withdrawn.is_all_taken:
+        is_done = self._queue.all_done
+        if not (is_done or self._queue.all_sent) or not self._manifest.withdrawn.is_all_taken:
             return
-        if self._link.channel is None or self._link.state != "moving":
+        if self._link.channel is None or self._link.state not in ("moving", "finishing"):
             return
-        if not self._is_source_settled():
-            return
-        self.counters.phase = "syncing"
+        if self._link.state == "moving":
+            if not self._is_source_settled():
+                return
+            self._say_finish(ahead=not is_done)
+        if is_done:
+            self.counters.phase = "syncing"
+            self._liveness.finish()
+
+    def _say_finish(self, *, ahead: bool) -> None:
+        """Say Finish; `ahead` of chunks that were sent, and are not acknowledged yet."""
         self.root_digest = self._queue.root_digest()
         self._was_finished = True
-        self._liveness.finish()
         self._link.say(self.counters.heartbeat())
         stream_bytes = self._manifest.stream.size if self._manifest.stream is not None else 0
         counts, left_out = self._skipped.for_finish()
-        self._link.say(m.Finish(self._queue.states.chunks, self.root_digest, stream_bytes, counts, left_out))
+        chunks = self._queue.states.chunks
+        self._link.say(m.Finish(chunks, self.root_digest, stream_bytes, counts, left_out, ahead))
 
     def _is_source_settled(self) -> bool:
         """Whether nothing of the source is to be read again before Finish. Raises Unsendable if a single file changed.
@@ -522,10 +550,12 @@ class Transfer:
         if self._committed is None:
             self._dialer.close(keep=self._link.channel)
         else:
-            self._reader.begin_stop(self._link.channel)  # so that control is closed while data connections are
+            # Complete is the last that the receiver says: there is no end of stream to wait for.
+            self._reader.begin_stop(self._link.channel)
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
-        self._connections.join(deadline)
-        self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
+        self._connections.join(deadline)  # acknowledgements may come behind Complete
+        if self._committed is None:
+            self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
         self._dialer.close()
 
 

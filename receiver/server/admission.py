@@ -182,7 +182,7 @@ class Admission:
         for other in transfers:
             if other.connection_set.admitted <= least:
                 break
-            if other.connection_set.shed(now, limits.OPENING_SECONDS):
+            if other.connection_set.shed(now, limits.OPENING_SILENCE_SECONDS):
                 return False
         largest = transfers[0].connection_set
         if largest.admitted > max(CONNECTIONS // len(transfers), least):

@@ -35,6 +35,7 @@ from receiver.file.target import ChunkWriter, IncomingSegment, LedgerWriter
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
+from receiver.transfer.mailbox import Nudged
 
 SHRINK_SECONDS: Final = 1.0
 """A connection gives memory back in steps; at most one step in this time."""
@@ -167,7 +168,8 @@ class DataConnection(threading.Thread):
             context.mailbox.post(error)
         elif isinstance(error, ConnectionClosed):
             self.counters.is_dismissed = not context.transfer.is_complete
-        elif error is not None and not context.over.is_set():
+        # A sender that has Complete closes at once, also connections on which it has not read Welcome.
+        elif error is not None and not context.over.is_set() and not context.transfer.is_complete:
             context.log.warning("connection_lost", connection=self.connection_id, reason=str(error))
 
     # --- a chunk
@@ -208,8 +210,8 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         self._is_new = False
         is_good = chunks.end_chunk(self, segments, digests, computed)
-        self.idle_since = time.monotonic()
         if not is_good:
+            self.idle_since = time.monotonic()
             self._report_mismatch(header.chunk_id, payload_bytes)
             return
         self.new_bytes += sum([segment.segment.length for segment in segments if segment.write])
@@ -218,12 +220,14 @@ class DataConnection(threading.Thread):
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
         chunk = _ReceivedChunk(header.chunk_id, payload_bytes, begun_at)
         if isinstance(chunks, ReorderBuffer):
+            self.idle_since = time.monotonic()
             chunks.when_passed_on(segments[0].position, self, lambda: self._acknowledge_passed(chunk))
             return
         for segment, digest in zip(segments, digests, strict=True):
             if segment.write and segment.ledger is not None:
                 self._unrecorded.setdefault(segment.ledger, []).append((segment.position, digest))
         self._unacknowledged.append(chunk)
+        self.idle_since = time.monotonic()  # behind the line above, so that `is_settled` misses no chunk
         if len(self._unacknowledged) >= limits.ACKS_PER_FRAME:
             self.acknowledge()
 
@@ -304,10 +308,17 @@ class DataConnection(threading.Thread):
         # The ledger comes first: the next run must find every segment that the sender counts as done.
         for ledger, records in self._unrecorded.items():
             ledger.record(records)
-        acknowledged = self._unacknowledged
-        self._unrecorded, self._unacknowledged = {}, []
-        self._send_acknowledgement(acknowledged)
+        self._unrecorded.clear()
+        self._send_acknowledgement(self._unacknowledged)
+        self._unacknowledged = []
+        if self._connection_set.is_awaited:
+            self._shared.mailbox.post_now(Nudged())
         self._clock.enter(interrupted)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that was begun is acknowledged, or was refused."""
+        return self.idle_since is not None and not self._unacknowledged
 
     def _acknowledge_passed(self, chunk: _ReceivedChunk) -> None:
         """Acknowledge a chunk that was passed on. For the thread that writes the output.

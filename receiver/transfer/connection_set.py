@@ -37,6 +37,10 @@ class Member(Connection, Protocol):
     def under_way_bytes(self) -> int:
         """Bytes of the chunk that is being received, as far as it is new."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that the connection has begun is acknowledged, or was refused."""
+
 
 class ConnectionSet:
     """The data connections of one transfer. Any thread may call it."""
@@ -57,6 +61,8 @@ class ConnectionSet:
         """
         self.target: Target | None = None
         """What the connections receive into. Set by the coordinator after the offer; read by all threads."""
+        self.is_awaited = False
+        """Whether the coordinator waits until all is settled: it is nudged when chunks were acknowledged."""
         self.most = connections
         self._counters = counters
         self._account = account
@@ -214,6 +220,12 @@ class ConnectionSet:
         with self._lock:
             self._heard_at = max([self._heard_at, *(c.channel.heard_at for c in self._connections.values())])
             return self._heard_at
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that a connection has begun is acknowledged, or was refused."""
+        with self._lock:
+            return all(connection.is_settled for connection in self._connections.values())
 
     @property
     def new_bytes(self) -> int:

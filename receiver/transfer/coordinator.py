@@ -3,7 +3,8 @@
     ControlUp            a control connection is let in; a thread reads it (`ControlLink`)
     Offer, ManifestPart  the target is opened (`target_opener`); each part is answered with what is needed and held
     Rehashed             claimed chunks are answered
-    Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`)
+    Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`); one that
+                         came ahead of chunks waits for these
     Complete             the transfer is kept for a while, to send Complete again if the sender did not get it
     an error             ends the transfer
 
@@ -35,6 +36,7 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.sockets.transport import Channel
 from filestreamer.wire.xattr_parts import PartJoiner
+from receiver.file.file_target import FileTarget
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
 from receiver.transfer.context import Context
@@ -62,6 +64,8 @@ class Coordinator:
         self._has_xattrs_memory = False
         self.opening = threading.Lock()
         """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
+        self._ahead: m.Finish | None = None
+        """The Finish that came ahead of chunks, and counts when the last of them is acknowledged."""
         self._is_finishing = False
         """Whether the sender said Finish with the right root digest."""
         self.root_digest: bytes | None = None
@@ -83,6 +87,7 @@ class Coordinator:
             self._act(event)
             self._send_more()
             self._send_reports()
+            self._finish_if_settled()
             self._tick()
 
     def _is_done(self) -> bool:
@@ -365,6 +370,27 @@ class Coordinator:
         if self._is_finishing:
             return  # a repeated Finish: Complete was sent, or will be
         self._counters.take_left_out(finish)
+        if finish.ahead and not isinstance(self._target, FileTarget):
+            raise RemoteProtocolError("Finish came ahead of chunks, which is possible for one file only")
+        self._await(finish if finish.ahead else None)
+        if not finish.ahead:
+            self._finish(finish)
+
+    def _await(self, finish: m.Finish | None) -> None:
+        """Have a Finish wait until all chunks are acknowledged, or none."""
+        self._ahead = finish
+        self._context.connection_set.is_awaited = finish is not None
+
+    def _finish_if_settled(self) -> None:
+        """Act on a Finish that came ahead of chunks, once each of them is here and acknowledged."""
+        finish = self._ahead
+        # The order matters: a chunk that no connection has begun is missing until one has acknowledged it.
+        if finish is None or any(self._target.missing()) or not self._context.connection_set.is_settled:
+            return
+        self._await(None)
+        self._finish(finish)
+
+    def _finish(self, finish: m.Finish) -> None:
         is_missing = False
         for answer in self._beside(self._target.missing):
             is_missing = is_missing or isinstance(answer, m.Needed)

@@ -76,7 +76,7 @@ class Liveness:
     @property
     def is_abandoned(self) -> bool:
         """Whether the sender has had no connection for longer than it takes to connect again."""
-        return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
+        return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SILENCE_SECONDS
 
     # --- whether there is progress
 
@@ -93,7 +93,7 @@ class Liveness:
     @property
     def has_offered_nothing(self) -> bool:
         """Whether the sender has offered nothing, although it had the time."""
-        return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
+        return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SILENCE_SECONDS
 
     def listed(self, part: m.ManifestPart) -> None:
         """Count a part of the manifest; a repeated part is no progress."""

@@ -36,6 +36,7 @@ from sender.mailbox import Failed, Mailbox
 from sender.network.dial import Dialer
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
+from sender.network.pending_opening import PendingOpening
 from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
 from sender.source.holes import runs_of
@@ -73,6 +74,7 @@ class DataConnection(threading.Thread):
         self._queue = shared.queue
         self._rate_limit = shared.rate_limit
         self._channel: Channel | None = None
+        self._pending: PendingOpening | None = None  # the opening, while the receiver has not said Welcome
         self._session = Session("sender", m.Role.DATA)
         self._epoch = 0  # of the receiver that this connection leads to (`send_queue`)
         self._backoff = Backoff()
@@ -116,7 +118,8 @@ class DataConnection(threading.Thread):
             self._close()
 
     def _open(self) -> Channel:
-        self._channel = channel = self._shared.dialer.open_data(self.connection_id)
+        self._pending = pending = self._shared.dialer.open_data(self.connection_id)
+        self._channel = channel = pending.channel
         self._shared.peer.opened(channel)
         channel.patience = self._check_peer
         self._epoch = self._queue.epoch
@@ -133,8 +136,8 @@ class DataConnection(threading.Thread):
         if self._channel is not None:
             self._shared.peer.closed(self._channel)
             in_order = self._queue.dismisses(self.connection_id)
-            self._shared.dialer.close_channel(self._channel, in_order=in_order)
-            self._channel = None
+            self._shared.dialer.close_channel(self._channel, in_order=in_order, at_once=self._queue.is_complete)
+            self._channel = self._pending = None
         self._outbox.clear()
         self._poisoned.clear()
         self._is_poisoned = False  # the chunk that was being sent was lost in the middle
@@ -166,6 +169,7 @@ class DataConnection(threading.Thread):
                 self._send_chunk(channel, chunk_id)
             elif self._window.chunks:
                 self._outbox.flush(channel)
+                self._queue.look_if_all_sent()
                 self._wait_for_acknowledgement(channel)
             elif self._queue.dismisses(self.connection_id):
                 return
@@ -349,7 +353,15 @@ class DataConnection(threading.Thread):
         self._take_acknowledgement(body)
 
     def _take_acknowledgement(self, body: bytes) -> None:
-        """Act on one frame from the receiver. Raises Aborted, RemoteProtocolError, TransferFailed(DIGEST)."""
+        """Act on one frame from the receiver. Raises Aborted, RemoteProtocolError, TransferFailed(DIGEST).
+
+        Raises what the opening raises as well (`PendingOpening.take`), if that is not over yet.
+        """
+        if self._pending is not None:
+            if not self._pending.is_over:
+                self._pending.take(body)
+                return
+            self._pending = None
         message = decode(body)
         self._session.received(message)
         if isinstance(message, m.Abort):
@@ -412,6 +424,8 @@ class DataConnection(threading.Thread):
         channel = self._channel
         if channel is None:
             return
+        if self._pending is not None and not self._pending.is_over:
+            self._pending.check()
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now

@@ -5,31 +5,21 @@ The control connection resolves the receiver's name each time, and tries every a
 incarnation of the receiver there. If the receiver was restarted, or its name leads to several receivers, none of them
 must get half of a transfer.
 
-Each step of an opening takes a round-trip. So data connections do not wait until control has done all of them: they
-connect once control is connected, say Hello once it is welcomed, and move chunks once its offer is answered
-(`control_state`).
-
-Each connection uses the token and the certificates that their files have now. Both sides may not see a new token at the
-same moment: where one is refused, the next connection uses the one that was accepted before.
+Each step of an opening takes a round-trip, so the steps of the connections overlap. Data connections connect once
+control is connected, say Hello once it is welcomed, and move chunks once its offer is answered (`control_state`).
+Without a token, nobody waits for a Welcome before he says more: the offer follows the Hello of control, and chunks
+follow that of a data connection (proto/README.md, "Opening").
 """
 
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from filestreamer.settings import renewed, values
-from filestreamer.wire import features, limits
-from filestreamer.wire.errors import (
-    AddressNotReady,
-    Code,
-    ConnectionLost,
-    FilestreamerError,
-    Refused,
-    RemoteProtocolError,
-)
+from filestreamer.settings import renewed
+from filestreamer.wire import limits
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
@@ -38,24 +28,15 @@ from filestreamer.wire.sockets.addresses import Address, format_address, resolve
 from filestreamer.wire.sockets.dial import Dialing
 from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
 from sender.network.control_state import ControlState
+from sender.network.pending_opening import PendingOpening
+from sender.network.tokens import Tokens
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
     import ssl
 
-
-class _Greeted(NamedTuple):
-    """A connection on which the receiver has said Greeting, and waits for Hello."""
-
-    channel: Channel
-    body: bytes
-    """The Greeting."""
-    certificate_sha256: bytes
-    """The digest of the receiver's TLS certificate; empty without TLS."""
-
-
-def _do_nothing(_address: Address, _sock: socket.socket) -> None:
-    pass
+OnHello = Callable[[Address, PendingOpening], None]
+"""Called with each address that control reaches, when Hello was said there."""
 
 
 class Dialer:
@@ -66,10 +47,10 @@ class Dialer:
         settings: SenderSettings,
         transfer_id: bytes,
         control_state: ControlState,
-        needed: tuple[str, ...],
+        needs: tuple[str, ...],
         log: Any,
     ) -> None:
-        """Prepare to dial receivers that have the `needed` features.
+        """Prepare to dial receivers that have the features which the transfer `needs`.
 
         Raises UsageError for an unusable TLS file; AddressNotReady where this machine does not have --source-address,
         after some seconds.
@@ -81,34 +62,34 @@ class Dialer:
             _wait_for_source(self._source, log)
         self._transfer_id = transfer_id
         self._control_state = control_state
-        self._features = needed
+        self._needs = needs
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
-        self._token = _token(settings, log)
-        self._own: str | None = None  # this user's own token on this machine, as it was read last
+        self._tokens = Tokens(settings, log)
         self._tls = _tls_context(settings, log)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
         self._mutex = threading.Lock()  # protects the fields below
-        self._accepted_token: str | None = None  # the one with which a connection was opened last
-        self._refused_tokens: set[str] = set()  # those that were refused since
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
 
-    def open_control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
+    def open_control(self, on_hello: OnHello) -> tuple[Channel, Address, bytes]:
         """Open the control connection; return it, its address, and the incarnation of the receiver.
 
-        `on_connected` is called with each address that answers: over TLS after the Greeting, else before it. Raises
-        ConnectionLost, Refused, RemoteProtocolError.
+        Raises ConnectionLost, Refused, RemoteProtocolError, TransferFailed(POLICY) where the receiver lacks a feature
+        that the transfer needs.
         """
         dialing = self._dial(resolve(self._to.host, self._to.port))
         while True:
             address, sock = dialing.connect()
-            greeted: _Greeted | None = None
+            channel: Channel | None = None
             try:
-                greeted = self._open(address, sock, on_connected)
-                return greeted.channel, address, self._enter(greeted, Role.CONTROL, 0)
+                channel, certificate_sha256 = self._open(address, sock)
+                pending = self._say_hello(channel, certificate_sha256, Role.CONTROL, 0)
+                on_hello(address, pending)
+                pending.finish()
+                return channel, address, pending.incarnation
             except FilestreamerError as error:
-                if greeted is not None:
-                    self.close_channel(greeted.channel)
+                if channel is not None:
+                    self.close_channel(channel)
                 if not isinstance(error, ConnectionLost):
                     raise
                 # The next address may lead to a receiver that answers.
@@ -116,58 +97,54 @@ class Dialer:
 
     def _dial(self, addresses: list[Address]) -> Dialing:
         """Return the attempts to connect to one of these addresses."""
-        return Dialing(addresses, limits.OPENING_SECONDS, self._register, self._source)
+        return Dialing(addresses, limits.OPENING_SILENCE_SECONDS, self._register, self._source)
 
-    def open_data(self, connection_id: int) -> Channel:
+    def open_data(self, connection_id: int) -> PendingOpening:
         """Open a data connection to the address of control, once control is that far.
 
-        Raises ConnectionLost, Refused, RemoteProtocolError.
+        Chunks may be sent on it. Without a token, the receiver has not answered Hello yet: hand what comes first to the
+        PendingOpening. Raises ConnectionLost, Refused, RemoteProtocolError.
         """
-        while (channel := self._try_open_data(connection_id)) is None:
+        while (pending := self._try_open_data(connection_id)) is None:
             pass
-        return channel
+        return pending
 
-    def _try_open_data(self, connection_id: int) -> Channel | None:
+    def _try_open_data(self, connection_id: int) -> PendingOpening | None:
         """Open a data connection; return None where control was lost meanwhile.
 
         Then the receiver has no transfer that this connection could join. Its error is not reported: the control
         connection met the same error, and reports it once, not N times.
         """
         address = self._control_state.wait_for_address()
-        greeted: _Greeted | None = None
+        channel: Channel | None = None
         try:
-            greeted = self._open(*self._dial([address]).connect())
+            channel, certificate_sha256 = self._open(*self._dial([address]).connect())
             incarnation = self._control_state.wait_for_incarnation(address)
             if incarnation is not None:
-                self._enter(greeted, Role.DATA, connection_id, incarnation)
+                pending = self._say_hello(channel, certificate_sha256, Role.DATA, connection_id, incarnation)
+                if pending.must_finish:
+                    pending.finish()
                 if self._control_state.wait_until_answered(address, incarnation):
-                    return greeted.channel
-            self.close_channel(greeted.channel)
+                    return pending
+            self.close_channel(channel)
         except FilestreamerError:
-            if greeted is not None:
-                self.close_channel(greeted.channel)
+            if channel is not None:
+                self.close_channel(channel)
             if self._control_state.wait_until_answered(address):
                 raise
         return None
 
-    def _open(
-        self,
-        address: Address,
-        sock: socket.socket,
-        on_connected: Callable[[Address, socket.socket], None] = _do_nothing,
-    ) -> _Greeted:
-        """Read the Greeting on a socket that is connected; `_enter` answers it."""
+    def _open(self, address: Address, sock: socket.socket) -> tuple[Channel, bytes]:
+        """Take over a socket that is connected, with TLS where that is wanted.
+
+        Return the connection, and the digest of the receiver's certificate (empty without TLS).
+        """
         shown = format_address(address[1])
-        deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
+        deadline = Deadline(limits.OPENING_SILENCE_SECONDS, f"{shown}: the receiver's answer")
         try:
             if (context := self._tls()) is not None:
-                greeted = self._open_tls(context, sock, deadline)
-                # Only after TLS: if TLS fails, it fails on the control connection alone, not on N data connections.
-                on_connected(address, greeted.channel.socket)
-                return greeted
-            on_connected(address, sock)
-            channel = Channel(prepare(sock, self._user_timeout), deadline)
-            return _Greeted(channel, channel.read_body(limits.OPENING_FRAME_BYTES), b"")
+                return self._secure(context, sock, deadline)
+            return Channel(prepare(sock, self._user_timeout), deadline), b""
         except OSError as error:
             self._forget(sock)
             raise ConnectionLost(f"{shown}: {error.strerror or error}") from None
@@ -175,7 +152,7 @@ class Dialer:
             self._forget(sock)
             raise
 
-    def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
+    def _secure(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> tuple[Channel, bytes]:
         from filestreamer.wire.sockets import tls
 
         secured = tls.handshake_as_sender(context, sock, self._to.host)
@@ -183,65 +160,24 @@ class Dialer:
         self._forget(sock)
         try:
             prepare(secured, self._user_timeout)
-            channel = tls.TlsChannel(secured, deadline)
-            body = channel.read_body(limits.OPENING_FRAME_BYTES)
-            return _Greeted(channel, body, tls.peer_certificate_sha256(secured))
+            return tls.TlsChannel(secured, deadline), tls.peer_certificate_sha256(secured)
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
 
-    def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
-        """Say Hello, and read Welcome; return the receiver's incarnation.
-
-        Raises ConnectionLost where that is not the `expected` one, if one is, or where another token is to be tried;
-        TransferFailed(POLICY) where the receiver lacks a feature that the transfer needs.
-        """
-        channel = greeted.channel
-        channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
-        own = self._own_token if _is_loopback(channel.peer) else None
-        opening = SenderOpening(self._choose(self._token()), greeted.certificate_sha256, own)
-        bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
-        if expected not in (None, opening.incarnation):
-            raise ConnectionLost(
-                f"another receiver answers at {channel.peer}: it was restarted, or the name leads to several receivers"
-            )
-        features.require(opening.peer_features, *self._features)
-        channel.send(b"".join(map(frame_of, bodies)))
-        answer = channel.read_body(limits.OPENING_FRAME_BYTES)
-        try:
-            opening.enter(answer)
-        except (Refused, RemoteProtocolError) as error:
-            if error.code is Code.TOKEN and opening.token is not None and self._has_another_than(opening.token):
-                raise ConnectionLost(f"{channel.peer}: {error}; trying the one of before") from None
-            raise
-        if opening.token is not None:
-            with self._mutex:
-                self._accepted_token = opening.token.decode()
-                self._refused_tokens.clear()
-        return opening.incarnation
-
-    def _choose(self, token: str | None) -> bytes | None:
-        """Return the token to prove: this one or, where it was refused, the one that was accepted before."""
-        with self._mutex:
-            if token in self._refused_tokens and self._accepted_token is not None:
-                token = self._accepted_token
-        return token.encode() if token else None
-
-    def _has_another_than(self, refused: bytes) -> bool:
-        """Note that a token was refused; return whether another one is left to be tried."""
-        with self._mutex:
-            self._refused_tokens.add(refused.decode())
-            return self._accepted_token is not None and self._accepted_token not in self._refused_tokens
-
-    def _own_token(self) -> bytes | None:
-        """Return this user's own token on this machine, if there is one."""
-        from filestreamer.settings import own_token
-
-        # If it can't be read, the token that was read last is used: this process may have too many open files now.
-        own = own_token.read(os.environ)
-        if own is not None:
-            self._own = own.token
-        return self._choose(self._own)
+    def _say_hello(
+        self,
+        channel: Channel,
+        certificate_sha256: bytes,
+        role: Role,
+        connection_id: int,
+        expected_incarnation: bytes | None = None,
+    ) -> PendingOpening:
+        """Say Hello, which need not wait for the Greeting: a proxy may wait for the first byte of this end."""
+        token, is_own = self._tokens.choose(channel.peer)
+        opening = SenderOpening(token, certificate_sha256, is_own=is_own, needs=self._needs)
+        channel.send(frame_of(opening.hello(self._transfer_id, role, connection_id, self._connections)))
+        return PendingOpening(channel, opening, self._tokens, expected_incarnation)
 
     def _register(self, sock: socket.socket) -> None:
         with self._mutex:
@@ -256,9 +192,11 @@ class Dialer:
             self._sockets.discard(sock)
         sock.close()
 
-    def close_channel(self, channel: Channel, *, in_order: bool = False) -> None:
-        """Close a channel that was opened here."""
-        if in_order:
+    def close_channel(self, channel: Channel, *, in_order: bool = False, at_once: bool = False) -> None:
+        """Close a channel that was opened here; `at_once` behind Complete, in order if the transfer goes on."""
+        if at_once:
+            channel.close_at_once()
+        elif in_order:
             channel.close_in_order()
         self._forget(channel.socket)
 
@@ -287,24 +225,6 @@ def _wait_for_source(source: str, log: Any) -> None:
         own_address.wait_for(source, tell)
     except AddressNotReady as error:
         raise AddressNotReady(f"--source-address {error}") from None
-
-
-def _is_loopback(peer: str) -> bool:
-    """Whether the receiver at this address is on this machine."""
-    from filestreamer.settings import own_token
-
-    return own_token.is_loopback(peer.rpartition(":")[0].strip("[]"))
-
-
-def _token(settings: SenderSettings, log: Any) -> Callable[[], str | None]:
-    """Return what returns the token that was given, as its file has it now."""
-    given = settings.token
-    if not isinstance(given, values.Token) or given.path is None:
-        return renewed.constant(given)
-    path = given.path
-    return renewed.Renewed[str | None](
-        given, {path: given.signature}, lambda: values.token(path), log, look_seconds=0
-    ).get
 
 
 def _tls_context(settings: SenderSettings, log: Any) -> "Callable[[], ssl.SSLContext | None]":

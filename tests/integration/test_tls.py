@@ -248,9 +248,9 @@ def test_no_fall_back_to_clear_text(pair: Pair, pki: Certificates) -> None:
     with RawSender(pair.address(receiver)) as peer:
         link = peer.connect()
         link.send_raw(frame_of(b"\x12\x00"))  # a Hello, of sorts: no TLS
-        with contextlib.suppress(Ended):
-            first = link.read_exact(1)
-            assert first == b"\x15", "an alert of TLS at most, and no frame"
+        refusal = link.expect(m.Refusal)
+        assert (refusal.code, "--tls" in refusal.reason) == (Code.POLICY, True)
+        link.ends()
     check_still_serving(receiver)
 
 

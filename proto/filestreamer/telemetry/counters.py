@@ -261,6 +261,11 @@ class TransferCounters:
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
 
+    def count_verdict(self, standing: Standing) -> None:
+        """Count an entry in a dry run, by how it stands at the destination."""
+        assert self.verdicts is not None
+        self.verdicts[standing] = self.verdicts.get(standing, 0) + 1
+
     def warn(self, text: str) -> bool:
         """Keep a warning; return whether it is new, and to be logged. For one thread at a time."""
         is_new = text not in self.warnings and len(self.warnings) < WARNINGS_MAX

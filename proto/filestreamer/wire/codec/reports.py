@@ -33,6 +33,7 @@ def _encode_finish(f: m.Finish) -> pb.Frame:
     frame = pb.Frame()
     finish = frame.finish
     finish.chunks, finish.root_digest, finish.stream_bytes = f.chunks, f.root_digest, f.stream_bytes
+    finish.ahead = f.ahead
     for kind, entries in f.left_out_counts:
         finish.left_out_counts.add(kind=int(kind), entries=entries)
     for path, kind, reason in f.left_out:
@@ -58,6 +59,7 @@ def _decode_finish(f: pb.Finish) -> m.Finish:
         within(f.stream_bytes, 0, limits.FILE_SIZE_MAX, "Finish.stream_bytes"),
         tuple([m.LeftOutCount(kind, entries) for kind, entries in counts.items()]),
         left_out,
+        f.ahead,
     )
 
 

@@ -272,6 +272,15 @@ class Channel:
         self._buffer = memoryview(bytearray())
         self._start = self._end = 0
 
+    def close_at_once(self) -> None:
+        """Tell the peer that nothing follows, and close: it has said all that counts. Never raises."""
+        self.finish_writing()
+        self._start = self._end = 0
+        with contextlib.suppress(FilestreamerError):
+            while self._receive(wait=False):  # bytes that are unread at the close would reset the connection
+                self._start = self._end = 0
+        self.close()
+
     def close_in_order(self, seconds: float | None = None) -> None:
         """Tell the peer that nothing follows, read up to its end of stream, close. Never raises.
 

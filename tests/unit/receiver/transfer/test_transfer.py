@@ -93,7 +93,7 @@ class Ends:
 
 
 def begin(registry: Registry, ends: Ends) -> Transfer:
-    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    hello = m.Hello(1, 1, random_id(), m.Role.CONTROL, 0, 1, random_id())
     account = Budget(1 << 30).admit("scripted", 1 << 20)
     made = Transfer(registry, hello, account, UNIT, ended=ends, log=log.configure("receiver"))
     made.start()
