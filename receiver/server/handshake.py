@@ -11,7 +11,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
+from filestreamer.wire.errors import Code, ConnectionLost
 from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
 from filestreamer.wire.opening import ReceiverOpening
 from filestreamer.wire.sockets.addresses import format_address
@@ -98,8 +98,10 @@ class Handshake:
         except ssl.SSLEOFError:
             raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
-            reason = (error.reason or str(error)).lower().replace("_", " ")
-            raise RemoteProtocolError(f"the TLS handshake failed: {reason}", Code.POLICY) from None
+            from filestreamer.wire.sockets import tls_errors
+
+            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls)
+            raise tls_errors.explain_as_receiver(error, chain) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 

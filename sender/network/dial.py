@@ -32,7 +32,7 @@ from sender.network.control_state import Address, ControlState
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
-    import ssl
+    from sender.network.trust import Trust
 
 
 class _Greeted(NamedTuple):
@@ -43,6 +43,8 @@ class _Greeted(NamedTuple):
     """The Greeting."""
     certificate_sha256: bytes
     """The digest of the receiver's TLS certificate; empty without TLS."""
+    token: bytes | None = None
+    """The token that the receiver has to prove, as nothing else vouches for its certificate."""
 
 
 def _do_nothing(_address: Address, _sock: socket.socket) -> None:
@@ -69,7 +71,7 @@ class Dialer:
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._token = _token(settings, log)
         self._own: str | None = None  # this user's own token on this machine, as it was read last
-        self._tls = _tls_context(settings, log)
+        self._trust = _trust(settings, log)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
         self._mutex = threading.Lock()  # protects the fields below
         self._accepted_token: str | None = None  # the one with which a connection was opened last
@@ -136,8 +138,8 @@ class Dialer:
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SECONDS, f"{shown}: the receiver's answer")
         try:
-            if (context := self._tls()) is not None:
-                greeted = self._open_tls(context, sock, deadline)
+            if self._trust is not None:
+                greeted = self._open_tls(self._trust, sock, deadline)
                 # Only after TLS: if TLS fails, it fails on the control connection alone, not on N data connections.
                 on_connected(address, greeted.channel.socket)
                 return greeted
@@ -151,17 +153,20 @@ class Dialer:
             self._forget(sock)
             raise
 
-    def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
+    def _open_tls(self, trust: "Trust", sock: socket.socket, deadline: Deadline) -> _Greeted:
         from filestreamer.wire.sockets import tls
 
-        secured = tls.handshake_as_sender(context, sock, self._to.host)
+        token = self._choose(self._token())
+        if token is None and trust.is_by_token and _is_loopback(format_address(sock.getpeername())):
+            token = self._own_token()
+        secured, needs_proof = trust.handshake(sock, self._to.host, token.decode() if token else None)
         self._register(secured)
         self._forget(sock)
         try:
             prepare(secured, self._user_timeout)
             channel = tls.TlsChannel(secured, deadline)
             body = channel.read_body(limits.OPENING_FRAME_BYTES)
-            return _Greeted(channel, body, tls.peer_certificate_sha256(secured))
+            return _Greeted(channel, body, tls.peer_certificate_sha256(secured), token if needs_proof else None)
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
@@ -175,7 +180,7 @@ class Dialer:
         channel = greeted.channel
         channel.patience = Deadline(limits.OPENING_SECONDS, f"{channel.peer}: the receiver's answer")
         own = self._own_token if _is_loopback(channel.peer) else None
-        opening = SenderOpening(self._choose(self._token()), greeted.certificate_sha256, own)
+        opening = SenderOpening(greeted.token or self._choose(self._token()), greeted.certificate_sha256, own)
         bodies = opening.answer(greeted.body, self._transfer_id, role, connection_id, self._connections)
         if expected not in (None, opening.incarnation):
             raise ConnectionLost(
@@ -271,15 +276,10 @@ def _token(settings: SenderSettings, log: Any) -> Callable[[], str | None]:
     ).get
 
 
-def _tls_context(settings: SenderSettings, log: Any) -> "Callable[[], ssl.SSLContext | None]":
-    """Return what returns the TLS context of this sender now; that is None without TLS. Raises UsageError."""
+def _trust(settings: SenderSettings, log: Any) -> "Trust | None":
+    """Return what does the TLS handshakes; None without TLS. Raises UsageError."""
     if not settings.tls:
-        return renewed.constant(None)
-    from filestreamer.wire.sockets import tls
+        return None
+    from sender.network.trust import Trust
 
-    def read() -> "ssl.SSLContext | None":
-        return tls.client_context(settings.tls_ca, settings.tls_cert, settings.tls_key)
-
-    files = [path for path in (settings.tls_ca, settings.tls_cert, settings.tls_key) if path is not None]
-    seen = renewed.look(files)
-    return renewed.Renewed(read(), seen, read, log, look_seconds=0).get
+    return Trust(settings, log)
