@@ -541,7 +541,7 @@ def test_a_config_without_end() -> None:
 def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path, mode: int, is_told: bool) -> None:
     token, key = tmp_path / "token", tmp_path / "key"
     for path in (token, key):
-        path.write_text(TOKEN)
+        path.write_text(TOKEN * 2)
         path.chmod(mode)
     parsed = settings(*LEAST, "--token-file", str(token), "--tls-cert", "c", "--tls-key", str(key))
     warnings = parsed.exposed()

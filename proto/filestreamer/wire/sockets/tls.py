@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from filestreamer.wire import limits
 from filestreamer.wire.errors import FilestreamerError, UsageError
 from filestreamer.wire.sockets import pem
-from filestreamer.wire.sockets.tls_errors import explain, verified_chain, weakness, wrong_pin
+from filestreamer.wire.sockets.tls_errors import UNUSABLE_KEY, explain, verified_chain, weakness, wrong_pin
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 
 if TYPE_CHECKING:
@@ -107,15 +107,34 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
             try:
                 with _as_file(own + pem.chain(chain)) as path:
                     # Tried with another context first: a load that fails leaves traces in its context.
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+                    trial = _bare_server_context(None)
+                    trial.load_cert_chain(path)
                     context.load_cert_chain(path)
             except ssl.SSLError as error:
                 if error.reason in _NOT_THE_KEYS:
                     continue
                 said = weakness(error) or _reason(error)
                 raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {said}") from None
+            if not _can_shake_hands(trial):
+                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {UNUSABLE_KEY}")
             return shown
     raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key does not belong to the certificate")
+
+
+def _can_shake_hands(context: ssl.SSLContext) -> bool:
+    """Whether a client can do a TLS handshake with a server that has this context; it is tried in memory."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up), context.wrap_bio(up, down, server_side=True)
+    for end in (*ends, ends[0]):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            return False
+    return True
 
 
 def _load_ca(context: ssl.SSLContext, ca: str) -> None:

@@ -31,6 +31,8 @@ _WEAK: Final = {
 _WEAK_REASONS: Final = {"EE_KEY_TOO_SMALL": 66, "CA_KEY_TOO_SMALL": 67, "CA_MD_TOO_WEAK": 68}
 _MAKE_STRONG: Final = "make a new one with a key of RSA 2048 or ECDSA P-256 (or more), signed with SHA-256"
 
+UNUSABLE_KEY: Final = f"TLS 1.3 has no signature for the key of --tls-cert: {_MAKE_STRONG}"
+
 _ALERT: Final = re.compile(r"ALERT_(\w+)$")
 _ALERTS: Final = {
     "CERTIFICATE_EXPIRED": "it has expired by {peer}'s clock: renew it, or put the clock right that is wrong",
@@ -62,11 +64,11 @@ _WORDS: Final[dict[Side, _Words]] = {
 
 def weakness(error: ssl.SSLError) -> str | None:
     """Say in which way a certificate is too weak, and what to do, where OpenSSL refuses to load it for that."""
-    code = _WEAK_REASONS.get(error.reason or "")
+    code = _WEAK_REASONS.get(_reason(error))
     return None if code is None else f"{_WEAK[code]}: {_MAKE_STRONG}"
 
 
-def verified_chain(sock: ssl.SSLSocket) -> list[bytes]:
+def verified_chain(sock: ssl.SSLSocket | ssl.SSLObject) -> list[bytes]:
     """Return the chain (DER) that OpenSSL made of what the peer showed, the peer's own certificate first.
 
     It is there after a verification that failed, too: then nothing of it is to be trusted. Empty where there is none.
@@ -86,7 +88,7 @@ def explain(
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _refusal(_untrusted("sender", error, chain, host=host, has_ca=has_ca))
-    reason = error.reason or ""
+    reason = _reason(error)
     if _is_no_tls(reason):
         return _refusal(
             "the other side does not speak TLS: leave out --tls, or start the receiver with --tls", Code.POLICY
@@ -102,7 +104,7 @@ def explain_as_receiver(error: ssl.SSLError, chain: Sequence[bytes] = ()) -> Rem
     """Return the error that a failed handshake means to a receiver; `chain` is what the sender showed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _refusal(_untrusted("receiver", error, chain, has_ca=True))
-    reason = error.reason or ""
+    reason = _reason(error)
     if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
         return _refusal(
             "the sender shows no certificate: it needs --tls-cert and --tls-key, signed by a CA of --tls-ca"
@@ -111,11 +113,6 @@ def explain_as_receiver(error: ssl.SSLError, chain: Sequence[bytes] = ()) -> Rem
         return _refusal("the TLS handshake failed: the other side does not speak TLS")
     if "UNSUPPORTED_PROTOCOL" in reason:
         return _refusal("the TLS handshake failed: the other side speaks no TLS 1.3")
-    if "NO_SUITABLE_SIGNATURE_ALGORITHM" in reason:
-        return _refusal(
-            "the TLS handshake failed: TLS 1.3 has no signature for the key of --tls-cert:"
-            " make one with a key of RSA 2048 or ECDSA P-256"
-        )
     return _refusal(_other("receiver", error))
 
 
@@ -140,8 +137,10 @@ def _is_no_tls(reason: str) -> bool:
 def _other(side: Side, error: ssl.SSLError) -> str:
     """Explain what is no verification of this end: alerts, above all."""
     words = _WORDS[side]
-    reason = error.reason or ""
+    reason = _reason(error)
     alert = _ALERT.search(reason)
+    if "NO_SUITABLE_SIGNATURE_ALGORITHM" in reason:
+        return f"the TLS handshake failed: {UNUSABLE_KEY}"
     if alert is None:
         return f"the TLS handshake failed: {_plain(reason) or error}"
     if (meaning := _ALERTS.get(alert[1])) is None:
@@ -151,6 +150,11 @@ def _other(side: Side, error: ssl.SSLError) -> str:
         f"{words.peer} does not accept {words.own} certificate (alert: {_plain(alert[1])}):"
         f" {meaning.format(peer=words.peer)}{clock}; the log or error of {words.peer} says more"
     )
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's name of an error; "" where it is none of OpenSSL's."""
+    return getattr(error, "reason", None) or ""
 
 
 def _plain(reason: str) -> str:
