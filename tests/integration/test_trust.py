@@ -298,4 +298,7 @@ def test_an_expired_certificate_is_told_at_the_start(pair: Pair, pki: Certificat
     )
     sender.succeeds()  # the token vouches for the receiver's, and nobody asked for the sender's
     (told,) = {"receiver": receiver, "sender": sender}[side].events("certificate_not_valid")
+    if side == "receiver":
+        events = [line["event"] for line in receiver.log]
+        assert events.index("certificate_not_valid") < events.index("listening")
     assert "expired on 2020-01-02 00:00 UTC; this machine's clock says 20" in told["reason"]
