@@ -8,6 +8,7 @@ import codecs
 import math
 import os
 import stat
+import string
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -29,6 +30,9 @@ URL_ACCEPTED: Final = (
 
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
+VOUCHING_CHARACTERS_MIN: Final = 32
+"""The shortest token that may vouch for a certificate: who stands in between sees a proof that was made with it, and
+may try tokens against that for as long as they like. Those that are generated here have as many."""
 TOKEN_BYTES_MAX: Final = 4 * TOKEN_CHARACTERS_MAX + 1024
 """The most bytes of a token file: each character in UTF-8, and some white space around the token."""
 
@@ -175,6 +179,20 @@ class Token(str):
     path: str | None = None
     signature: Signature | None = None
     """That of its file when it was read; None where there is none, or it is a pipe, which can't be read again."""
+
+
+def sha256(value: object) -> tuple[bytes, ...]:
+    """Read SHA-256 digests in hex, with or without colons, separated by commas: 32 bytes each."""
+    found = []
+    for each in text(value).split(","):
+        digits = each.strip().replace(":", "")
+        if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
+            raise ValueError(
+                f"{each.strip()!r} is not a SHA-256: 64 hex digits, with or without colons, as the receiver's log says"
+                " them at its start, or openssl x509 -in FILE -noout -fingerprint -sha256"
+            )
+        found.append(bytes.fromhex(digits))
+    return tuple(found)
 
 
 def token(value: object) -> Token:

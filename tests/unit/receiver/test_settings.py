@@ -202,3 +202,12 @@ def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"], {})
     assert caught.value.code == 0
     assert "[default: 127.0.0.1:7800]" in capsys.readouterr().out
+
+
+def test_tls() -> None:
+    assert not settings().tls
+    assert settings("--tls").tls
+    assert settings("--tls-cert", "c", "--tls-key", "k").tls
+    assert settings("--tls", "--tls-ca", "ca.pem").tls_ca == "ca.pem"
+    assert "or --tls for a certificate of this run" in failure("--tls-ca", "ca.pem")
+    assert failure("--tls", "--tls-cert", "c") == "--tls-cert and --tls-key need each other"

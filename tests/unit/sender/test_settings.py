@@ -541,7 +541,7 @@ def test_a_config_without_end() -> None:
 def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path, mode: int, is_told: bool) -> None:
     token, key = tmp_path / "token", tmp_path / "key"
     for path in (token, key):
-        path.write_text(TOKEN)
+        path.write_text(TOKEN * 2)
         path.chmod(mode)
     parsed = settings(*LEAST, "--token-file", str(token), "--tls-cert", "c", "--tls-key", str(key))
     warnings = parsed.exposed()
@@ -754,3 +754,45 @@ def test_only_a_list_needs_no_receiver() -> None:
     assert settings("f", "--dry-run", "--shard", "0/2").to is None
     assert settings("f", "--dry-run", "--to", "h:1").to is not None
     assert settings("f", "--to", "h:1", "--existing", "newer").existing is Existing.NEWER
+
+
+# --- TLS
+
+
+@pytest.mark.parametrize("written", ["ab" * 32, "AB" * 32, ":".join(["ab"] * 32), f" {'ab' * 32} "])
+def test_a_pin(written: str) -> None:
+    parsed = settings(*LEAST, "--tls-pin", written)
+    assert parsed.pins == (b"\xab" * 32,)
+    assert parsed.tls
+
+
+def test_several_pins(config: Any) -> None:
+    one, two, three = (f"{digit}0" * 32 for digit in "123")
+    expected = tuple(map(bytes.fromhex, (one, two, three)))
+    assert settings(*LEAST, "--tls-pin", f"{one}, {two}", "--tls-pin", three).pins == expected
+    assert settings(*LEAST, environ={"FILESTREAMER_TLS_PIN": f"{one}\n{two},{three}"}).pins == expected
+    assert settings(*LEAST, "--config", config({"sender": {"tls_pin": [one, two, three]}})).pins == expected
+
+
+@pytest.mark.parametrize("wrong", ["ab", "ab" * 31 + "xy", "ab" * 33, "", f"{'ab' * 32},", "sha256//" + "ab" * 32])
+def test_what_is_no_pin(wrong: str) -> None:
+    said = failure(*LEAST, "--tls-pin", wrong)
+    assert said.startswith("--tls-pin: ")
+    assert "64 hex digits" in said or wrong == ""
+
+
+@pytest.mark.parametrize("length", [16, 31])
+def test_a_token_that_is_too_short_to_vouch(length: int) -> None:
+    token = {"FILESTREAMER_TOKEN": "t" * length}
+    said = failure(*LEAST, "--tls", environ=token)
+    assert f"{length} characters" in said
+    assert "--tls-ca or --tls-pin" in said
+    assert failure(*LEAST, "--tls-cert", "c", "--tls-key", "k", environ=token) == said
+    for flags in (("--tls-ca", "ca.pem"), ("--tls-pin", "ab" * 32), ()):
+        settings(*LEAST, *flags, environ=token)
+    assert settings(*LEAST, "--tls", environ={"FILESTREAMER_TOKEN": "t" * 32}).tls
+
+
+def test_both_services_may_share_that_they_speak_tls(config: Any) -> None:
+    assert settings(*LEAST, "--config", config({"tls": True, "receiver": {"tls": False}})).tls
+    assert not settings(*LEAST, "--config", config({"receiver": {"tls": True}})).tls
