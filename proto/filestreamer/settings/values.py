@@ -75,8 +75,8 @@ def url(value: object) -> str:
 
 
 def without_password(address: str) -> str:
-    """Return a URL that `url` has read without user and password, to be shown."""
-    scheme, separator, rest = address.partition("://")
+    """Return a URL that `url` has read without user and password, to be shown; a query may hold a secret, too."""
+    scheme, separator, rest = address.partition("?")[0].partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 

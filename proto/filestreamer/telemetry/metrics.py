@@ -4,14 +4,10 @@ A metric is defined by its name, which ends in its unit, its help, and how it is
 metrics are asked for: importing prometheus_client takes as long as a small transfer.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,7 +18,6 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from filestreamer.process import stderr
-from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from filestreamer.telemetry.endpoint import Response
@@ -35,7 +30,6 @@ from filestreamer.wire.session import Side
 T = TypeVar("T")
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
-PUSH_SECONDS: Final = 5.0
 OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are refused. Each has a value from the start, so that the first refusal is seen as an increase."""
@@ -316,49 +310,6 @@ def exposition(collector: Collector, accept: str) -> Response:
     if OPENMETRICS in ranges:
         return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
-
-
-def push(collector: Collector, url: str) -> None:
-    """Replace the metrics of this service in one job of a Pushgateway.
-
-    The job is NAME where `url` ends in /metrics/job/NAME, else the name of the service. What the other service pushed
-    to the same job stays. User and password in `url` are sent to the gateway only, not to where it redirects, and no
-    error message has them. Raises OSError where the gateway can't be reached or refuses the metrics.
-    """
-    gateway, _, job = url.partition("/metrics/job/")
-    name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
-    try:
-        address, handler = without_password(gateway), _handler(urlsplit(gateway))
-        pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
-    except (HTTPException, ValueError) as error:  # the peer does not speak HTTP; the URL has no host or no port
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
-    """Return how prometheus_client is to send: with the user and password of `url`, and without redirections."""
-
-    def handle(
-        url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
-    ) -> Callable[[], None]:
-        request = Request(url, data, dict([*headers, *authorization]), method=method)
-
-        def send() -> None:
-            build_opener(_NoRedirection).open(request, timeout=timeout).close()
-
-        return send
-
-    authorization = []
-    if url.username is not None:
-        words = f"{unquote(url.username)}:{unquote(url.password or '')}"
-        authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
-    return handle
-
-
-class _NoRedirection(HTTPRedirectHandler):
-    """Makes a redirection an error: to follow it would send the password elsewhere, and the metrics nowhere."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
 
 
 def _registry(collector: Collector) -> CollectorRegistry:
