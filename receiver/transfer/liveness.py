@@ -131,14 +131,15 @@ class Liveness:
         ]
         self._excuse(now)
         if any(progress):
-            counters.last_progress_at = now
             self._away_seconds = 0.0
+        counters.last_progress_at = clock.at
 
     def _excuse(self, now: float) -> None:
         """Count it as progress that a pipe waits for a program, or that a sync is under way."""
         target = self._connection_set.target
         is_stream = isinstance(target, PipeTarget) and target.chunks.size is None
-        if self._counters.is_waiting or (self._peer_waits and is_stream):
+        self._counters.is_paused = self._counters.is_waiting or (self._peer_waits and is_stream)
+        if self._counters.is_paused:
             self._clock.wait(now)
         if self.finishing_at is not None:
             self._clock.sync(self.finishing_at, sync_seconds(self._counters.data_bytes, self._listed), now)

@@ -213,3 +213,42 @@ def test_a_large_chunk_that_comes_slowly_is_progress(pair: Pair) -> None:
     started = scrape(receiver).value("transfer_last_progress_time_seconds")
     until(lambda: scrape(receiver).value("transfer_last_progress_time_seconds") > started + 1, "it gets on")
     assert sum(scrape(receiver).values("connection_chunks_total")) == 0
+
+
+@pytest.mark.parametrize("who_waits", ["reader", "writer"])
+def test_a_transfer_that_waits_for_a_program_at_a_pipe_is_no_stalled_one(pair: Pair, who_waits: str) -> None:
+    """Nothing moves; both sides say that nothing has to, and the age of the last progress stays small."""
+    content = os.urandom(8 * MIB if who_waits == "reader" else 1000)
+    window = ("--window", "1MiB")
+    receiver = pair.receiver("--output-file", "-", *window, *METRICS, stdout=subprocess.PIPE)
+    sender = pair.sender("-", pair.address(receiver), *window, *METRICS, "--chunk-size", "256KiB", stdin=subprocess.PIPE)
+    stdin, stdout = sender.process.stdin, receiver.process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    writing = threading.Thread(target=lambda: (stdin.write(content), stdin.flush()))
+    writing.start()
+    for service in (sender, receiver):
+        until(lambda service=service: scrape(service).values("transfer_waiting") == [1], "it says so")  # type: ignore[misc]
+    moved = [sum(scrape(service).values("transfer_acknowledged_bytes")) for service in (sender, receiver)]
+    for service in (sender, receiver):
+        waiting_since = scrape(service).value("transfer_last_progress_time_seconds")
+        until(
+            lambda service=service, since=waiting_since: (  # type: ignore[misc]
+                scrape(service).value("transfer_last_progress_time_seconds") > since + 3
+            ),
+            "waiting counts as progress",
+        )
+    assert moved == [sum(scrape(service).values("transfer_acknowledged_bytes")) for service in (sender, receiver)]
+
+    if who_waits == "reader":
+        reading = threading.Thread(target=lambda: stdout.read(len(content)))
+        reading.start()
+        reading.join()
+    writing.join()
+    stdin.close()
+    assert sender.wait() == 0
+    assert scrape_ended(receiver)
+
+
+def scrape_ended(receiver: Service) -> bool:
+    return receiver.wait() == 0

@@ -23,6 +23,7 @@ from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters,
 from filestreamer.telemetry.endpoint import Response
 from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.tcp_info import TcpInfo
+from filestreamer.telemetry.wall_clock import WALL_CLOCK
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
 from filestreamer.wire.session import Side
@@ -34,6 +35,9 @@ OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are refused. Each has a value from the start, so that the first refusal is seen as an increase."""
 UNITS: Final = ("bytes", "seconds")
+ENDED_CONNECTIONS: Final = 256
+"""The most connections of ended transfers that have series, beside those of the one that ended last: a scrape has to be
+over within its time-out, also on a busy machine."""
 
 
 class Source(Protocol):
@@ -150,13 +154,28 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         lambda t: t.there_bytes,
     ),
     Reading(
-        Gauge, "transfer_start_time_seconds", "When the transfer began, Unix time in seconds.", lambda t: t.started_time
+        Gauge,
+        "transfer_start_time_seconds",
+        "When the transfer began, Unix time in seconds by this machine's clock as it is set now.",
+        lambda t: WALL_CLOCK.date(t.started_at),
     ),
     Reading(
         Gauge,
         "transfer_last_progress_time_seconds",
-        "When the transfer last made progress, Unix time in seconds.",
-        lambda t: t.started_time + (t.last_progress_at - t.started_at),
+        "When the transfer last made progress, Unix time in seconds by this machine's clock as it is set now.",
+        lambda t: WALL_CLOCK.date(t.last_progress_at),
+    ),
+    Reading(
+        Gauge,
+        "transfer_last_progress_age_seconds",
+        "Seconds since the transfer last made progress, whatever happens to the clock; at its end, once it has ended.",
+        lambda t: t.idle_seconds,
+    ),
+    Reading(
+        Gauge,
+        "transfer_waiting",
+        "Whether a program takes or brings nothing at a pipe of the transfer, at either end (1): nothing has to move.",
+        lambda t: t.is_paused,
     ),
 ]
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
@@ -166,11 +185,16 @@ PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     lambda t: t.parallelism,
 )
 TOTALS: Final = {
+    "acknowledged_bytes": "Payload bytes that the receiver has written, verified and acknowledged.",
     "digest_mismatches": "Chunks whose digest at the receiver differed from the sender's.",
     "chunks_resent": "Chunks that were sent again.",
     "chunks_stolen": "Chunks that were sent by another connection than their home.",
 }
-"""The help of counters of the whole process, by the names of `TransferCounters.troubles`."""
+"""The help of counters of the whole process, by the names of `TransferCounters.totals`."""
+MOVED: Final = {
+    "sender": ("sent_bytes", "Payload bytes handed to the kernel, resent ones included."),
+    "receiver": ("received_bytes", "Payload bytes read off the sockets, resent ones included."),
+}
 
 
 class Collector:
@@ -196,7 +220,7 @@ class Collector:
         yield from self._process(totals)
 
     def _connections(self, transfers: list[TransferCounters]) -> Iterator[Metric]:
-        rows = [([_label(t), str(c.connection_id)], c) for t in transfers for c in t.connections]
+        rows = [([_label(t), str(c.connection_id)], c) for t in _with_connections(transfers) for c in t.connections]
         labels = ["transfer", "connection"]
         for reading in (SENDING if self.service == "sender" else RECEIVING) + CONNECTION:
             yield self._family(reading, labels, rows)
@@ -263,6 +287,8 @@ class Collector:
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
+        name, text = MOVED[self.service]
+        yield self._simple(Counter, name, text, [], [([], totals["moved_bytes"])])
         text = "Log lines that were not written, because no program read them or the disk was full."
         yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
@@ -294,6 +320,18 @@ class Collector:
         for values, value in samples:
             family.add_metric(values, float(value))
         return family  # type: ignore[no-any-return]
+
+
+def _with_connections(transfers: list[TransferCounters]) -> list[TransferCounters]:
+    """Return the transfers whose connections have series: those that run, and the latest that have ended."""
+    shown, ended_connections = [], 0
+    for transfer in reversed(transfers):
+        if transfer.status is not None:
+            ended_connections += len(transfer.connections)
+            if ended_connections > max(ENDED_CONNECTIONS, len(transfer.connections)):
+                continue
+        shown.append(transfer)
+    return shown[::-1]
 
 
 def _label(transfer: TransferCounters) -> str:
