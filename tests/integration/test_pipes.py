@@ -21,6 +21,7 @@ import pytest
 from filestreamer.wire import limits
 from tests.support.processes import peak_bytes
 from tests.support.relay import Relay
+from tests.support.scrape import METRICS, scrape
 from tests.support.services import UNIT, Pair, Service, make_file, same
 from tests.support.waiting import until
 
@@ -271,6 +272,37 @@ def test_one_transfer_and_no_other(pipes: Pipes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- backpressure
+
+
+@pytest.mark.parametrize("who_waits", ["reader", "writer"])
+def test_waiting_for_a_program_is_no_stall(pipes: Pipes, seed: int, who_waits: str) -> None:
+    """Nothing moves: both sides say that nothing has to, and the last progress is never long ago."""
+    flags = ("--window", "1MiB", *METRICS)
+    receiver, reader = pipes.receiver(*flags)
+    sender, writer = pipes.sender(Pair.address(receiver), *flags, "--chunk-size", "256KiB")
+    content = random_bytes(8 * MIB if who_waits == "reader" else 1000, seed)
+    if who_waits == "reader":
+        writer.write_soon(content)
+    else:
+        writer.write(content)
+    for service in (sender, receiver):
+        until(lambda service=service: scrape(service).values("transfer_waiting") == [1], "it says that it waits")  # type: ignore[misc]
+        began = scrape(service)
+        until(
+            lambda service=service, began=began: (  # type: ignore[misc]
+                scrape(service).value("transfer_last_progress_time_seconds")
+                > began.value("transfer_last_progress_time_seconds") + 3
+            ),
+            "waiting counts as progress",
+        )
+        seen = scrape(service)
+        assert seen.value("transfer_acknowledged_bytes") == began.value("transfer_acknowledged_bytes")
+        assert seen.value("transfer_phase", phase="moving") == 1
+
+    if who_waits == "writer":
+        writer.close()
+    assert reader.read_all() == content
+    assert (sender.wait(), receiver.wait()) == (0, 0)
 
 
 def test_a_reader_that_takes_nothing_is_waited_for(pipes: Pipes, seed: int) -> None:
