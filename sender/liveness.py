@@ -44,8 +44,6 @@ class Liveness:
         self._peer = peer
         self._peer_rehashed_bytes = 0
         self._peer_deleted = 0
-        self._peer_waits = False
-        """Whether the receiver waits for the program that reads its pipe."""
         self._finished_at: float | None = None
         """When Finish was said, if there was no other progress since."""
         self._reopened_chunks = 0
@@ -60,8 +58,7 @@ class Liveness:
         self._peer_rehashed_bytes = message.rehashed_bytes
         self._peer_deleted = message.deleted if self._link.state == "finishing" else 0
         now = time.monotonic()
-        self._peer_waits = message.phase is m.Phase.WAITING and self._queue.is_in_order
-        if self._peer_waits:
+        if message.phase is m.Phase.WAITING and self._queue.is_in_order:
             self._clock.wait(now)
         if message.phase is m.Phase.SYNCING and self._link.state == "finishing" and self._finished_at is not None:
             seconds = sync_seconds(self._counters.data_bytes, self._manifest.files)
@@ -125,7 +122,6 @@ class Liveness:
             if is_chunk_done:
                 self.backoff.reset()
         counters.last_progress_at = clock.at
-        counters.is_paused = counters.is_waiting or self._peer_waits
 
     def _file_bytes(self) -> int:
         """Return how many bytes may be hashed again: of a shard, all of the file, as the receiver may hash it all."""

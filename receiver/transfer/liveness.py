@@ -138,8 +138,7 @@ class Liveness:
         """Count it as progress that a pipe waits for a program, or that a sync is under way."""
         target = self._connection_set.target
         is_stream = isinstance(target, PipeTarget) and target.chunks.size is None
-        self._counters.is_paused = self._counters.is_waiting or (self._peer_waits and is_stream)
-        if self._counters.is_paused:
+        if self._counters.is_waiting or (self._peer_waits and is_stream):
             self._clock.wait(now)
         if self.finishing_at is not None:
             self._clock.sync(self.finishing_at, sync_seconds(self._counters.data_bytes, self._listed), now)

@@ -22,7 +22,6 @@ BY_TRANSFER: Final = """
     gauge transfer_start_time_seconds
     gauge transfer_last_progress_time_seconds
     gauge transfer_last_progress_age_seconds
-    gauge transfer_waiting
     histogram chunk_seconds
 """
 OF_THE_PROCESS: Final = """

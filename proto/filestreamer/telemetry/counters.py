@@ -211,8 +211,6 @@ class TransferCounters:
     """How the transfer ended (telemetry.result.Status); None while it runs."""
     last_progress_at: float = field(default_factory=time.monotonic)
     """Monotonic time of the last progress, as wire.progress_clock defines it: the time that --give-up-after counts."""
-    is_paused: bool = False
-    """Whether nothing has to move, as a program takes or brings nothing at the pipe of this end or of the peer's."""
     connections: list[ConnectionCounters] = field(default_factory=list)
     parallelism: int = 0
     """Sender: the number of connections that get chunks."""

@@ -171,12 +171,6 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         "Seconds since the transfer last made progress, whatever happens to the clock; at its end, once it has ended.",
         lambda t: t.idle_seconds,
     ),
-    Reading(
-        Gauge,
-        "transfer_waiting",
-        "Whether a program takes or brings nothing at a pipe of the transfer, at either end (1): nothing has to move.",
-        lambda t: t.is_paused,
-    ),
 ]
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     Gauge,
