@@ -84,7 +84,7 @@ class SenderSettings(CommonSettings):
     """The name at the destination of a single path; None is its last part."""
 
     connections: int | None = setting(
-        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX)),
+        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX, "connections")),
         "Number of data connections; auto: as many as make the transfer faster.",
         default="auto",
         metavar="N|auto",

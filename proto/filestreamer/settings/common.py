@@ -66,7 +66,8 @@ class CommonSettings:
         metavar="URL",
         is_secret=True,
     )
-    """Base URL of a Pushgateway; /metrics/job/NAME at its end names the job. It may contain a user and a password."""
+    """URL of a Pushgateway; /metrics/job/NAME, and labels behind it, say which group of metrics is replaced. It may
+    contain a user and a password."""
 
     window: int = setting(
         values.size(1, WINDOW_MAX),
