@@ -73,7 +73,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
-        from receiver.server import token
+        from receiver.server import certificate, token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
@@ -84,12 +84,19 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
             destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
             _clean_staging(settings, destination, logger)
         addresses = [listener.getsockname() for listener in listeners]
-        chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
+        hosts = [str(address[0]) for address in addresses]
+        chosen = token.choose(settings, destination, hosts, logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
         monitor = Monitor("receiver", settings, logger, free_bytes)
-        current = token.current(chosen, settings, destination, logger)
         server = Server(
-            settings, destination, monitor, output_name=output_name, listeners=listeners, token=current, log=logger
+            settings,
+            destination,
+            monitor,
+            output_name=output_name,
+            listeners=listeners,
+            token=token.current(chosen, settings, destination, logger),
+            tls=certificate.current(settings, hosts, chosen.token, logger),
+            log=logger,
         )
 
         def stop(number: int) -> None:
@@ -121,12 +128,15 @@ def _report_start(
 
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
+    secure = ", and --tls" if settings.tls else ""
     if chosen.is_own:
-        logger.info("token", path=chosen.path, hint="this user's senders on this machine find it themselves")
+        logger.info("token", path=chosen.path, hint=f"this user's senders on this machine find it themselves{secure}")
     elif chosen.is_new and chosen.token is not None:
-        _show_command(chosen.token, addresses[0], tls=settings.tls_cert is not None)
+        _show_command(chosen.token, addresses[0], tls=settings.tls)
     elif chosen.path is not None:
-        logger.info("token", path=chosen.path, hint="senders need this token: --token-file or FILESTREAMER_TOKEN")
+        logger.info(
+            "token", path=chosen.path, hint=f"senders need this token: --token-file or FILESTREAMER_TOKEN{secure}"
+        )
 
 
 def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":

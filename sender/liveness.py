@@ -117,11 +117,11 @@ class Liveness:
             ),
         ]
         if any(gets_on):
-            counters.last_progress_at = now
             if self._link.state != "finishing":
                 self._finished_at = None
             if is_chunk_done:
                 self.backoff.reset()
+        counters.last_progress_at = clock.at
 
     def _file_bytes(self) -> int:
         """Return how many bytes may be hashed again: of a shard, all of the file, as the receiver may hash it all."""

@@ -89,7 +89,7 @@ class SenderSettings(CommonSettings):
     """The name at the destination of a single path; None is its last part."""
 
     connections: int | None = setting(
-        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX)),
+        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX, "connections")),
         "Number of data connections; auto: as many as make the transfer faster.",
         default="auto",
         metavar="N|auto",
@@ -190,16 +190,28 @@ class SenderSettings(CommonSettings):
     """Only list the entries that would be sent or, with `to`, how they stand at the receiver."""
 
     tls: bool = setting(
-        bool, "Use TLS, and trust the CAs of this system; any --tls-... file implies this.", default=False
+        bool,
+        "Use TLS. The receiver's certificate is checked by the token or, without one, by the CAs of this system;"
+        " --tls-ca and --tls-pin replace that. Any --tls-... setting implies this.",
+        default=False,
     )
-    """Use TLS; always true where `tls_cert`, `tls_key` or `tls_ca` is given."""
+    """Use TLS; always true where `tls_cert`, `tls_key`, `tls_ca` or `tls_pin` is given."""
+
+    tls_pin: tuple[tuple[bytes, ...], ...] = several(
+        values.sha256,
+        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
+        metavar="SHA256,...",
+    )
+    """Digests of 32 bytes, of which the receiver's certificate must have one."""
 
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
-        if self.tls_cert is not None or self.tls_ca is not None:
+        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
             object.__setattr__(self, "tls", True)
+        if self.tls and self.token is not None:
+            self.check_token(self.token)
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as needs exactly one input path")
         if self.to is None and not self.dry_run:
@@ -216,6 +228,24 @@ class SenderSettings(CommonSettings):
         if self.delete and (self.include or self.files_from is not None):
             chosen = "--include" if self.include else "--files-from"
             raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
+
+    @property
+    def pins(self) -> tuple[bytes, ...]:
+        """The digests in `tls_pin`, as one tuple."""
+        return tuple(pin for several in self.tls_pin for pin in several)
+
+    @property
+    def is_certificate_named(self) -> bool:
+        """Whether the user says which certificates to trust; else a token decides, or the system."""
+        return self.tls_ca is not None or bool(self.tls_pin)
+
+    def check_token(self, token: str) -> None:
+        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
+        if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
+            raise UsageError(
+                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
+                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
+            )
 
     @property
     def reads_stdin(self) -> bool:

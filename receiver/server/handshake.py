@@ -103,8 +103,10 @@ class Handshake:
         except ssl.SSLEOFError:
             raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
-            reason = (error.reason or str(error)).lower().replace("_", " ")
-            raise RemoteProtocolError(f"the TLS handshake failed: {reason}", Code.POLICY) from None
+            from filestreamer.wire.sockets import tls_errors
+
+            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls)
+            raise tls_errors.explain_as_receiver(error, chain) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 

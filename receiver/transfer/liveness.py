@@ -131,8 +131,8 @@ class Liveness:
         ]
         self._excuse(now)
         if any(progress):
-            counters.last_progress_at = now
             self._away_seconds = 0.0
+        counters.last_progress_at = clock.at
 
     def _excuse(self, now: float) -> None:
         """Count it as progress that a pipe waits for a program, or that a sync is under way."""

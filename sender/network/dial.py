@@ -15,9 +15,8 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filestreamer.settings import renewed
 from filestreamer.wire import limits
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
@@ -29,14 +28,24 @@ from filestreamer.wire.sockets.dial import Dialing
 from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
 from sender.network.control_state import ControlState
 from sender.network.pending_opening import PendingOpening
-from sender.network.tokens import Tokens
+from sender.network.tokens import Chosen, Tokens
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
-    import ssl
+    from sender.network.trust import Trust
 
 OnHello = Callable[[Address, PendingOpening], None]
 """Called with each address that control reaches, when Hello was said there."""
+
+
+class _Link(NamedTuple):
+    """A connection on which nothing was said yet."""
+
+    channel: Channel
+    token: Chosen
+    """The token for it."""
+    certificate_sha256: bytes = b""
+    """The digest of the receiver's TLS certificate; empty without TLS."""
 
 
 class Dialer:
@@ -65,7 +74,7 @@ class Dialer:
         self._needs = needs
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._tokens = Tokens(settings, log)
-        self._tls = _tls_context(settings, log)
+        self._trust = _trust(settings, log)
         self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
         self._mutex = threading.Lock()  # protects the fields below
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
@@ -80,16 +89,16 @@ class Dialer:
         dialing = self._dial(resolve(self._to.host, self._to.port))
         while True:
             address, sock = dialing.connect()
-            channel: Channel | None = None
+            link: _Link | None = None
             try:
-                channel, certificate_sha256 = self._open(address, sock)
-                pending = self._say_hello(channel, certificate_sha256, Role.CONTROL, 0)
+                link = self._open(address, sock)
+                pending = self._say_hello(link, Role.CONTROL, 0)
                 on_hello(address, pending)
                 pending.finish()
-                return channel, address, pending.incarnation
+                return link.channel, address, pending.incarnation
             except FilestreamerError as error:
-                if channel is not None:
-                    self.close_channel(channel)
+                if link is not None:
+                    self.close_channel(link.channel)
                 if not isinstance(error, ConnectionLost):
                     raise
                 # The next address may lead to a receiver that answers.
@@ -116,35 +125,33 @@ class Dialer:
         connection met the same error, and reports it once, not N times.
         """
         address = self._control_state.wait_for_address()
-        channel: Channel | None = None
+        link: _Link | None = None
         try:
-            channel, certificate_sha256 = self._open(*self._dial([address]).connect())
+            link = self._open(*self._dial([address]).connect())
             incarnation = self._control_state.wait_for_incarnation(address)
             if incarnation is not None:
-                pending = self._say_hello(channel, certificate_sha256, Role.DATA, connection_id, incarnation)
+                pending = self._say_hello(link, Role.DATA, connection_id, incarnation)
                 if pending.must_finish:
                     pending.finish()
                 if self._control_state.wait_until_answered(address, incarnation):
                     return pending
-            self.close_channel(channel)
+            self.close_channel(link.channel)
         except FilestreamerError:
-            if channel is not None:
-                self.close_channel(channel)
+            if link is not None:
+                self.close_channel(link.channel)
             if self._control_state.wait_until_answered(address):
                 raise
         return None
 
-    def _open(self, address: Address, sock: socket.socket) -> tuple[Channel, bytes]:
-        """Take over a socket that is connected, with TLS where that is wanted.
-
-        Return the connection, and the digest of the receiver's certificate (empty without TLS).
-        """
+    def _open(self, address: Address, sock: socket.socket) -> _Link:
+        """Take over a socket that is connected, with TLS where that is wanted."""
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SILENCE_SECONDS, f"{shown}: the receiver's answer")
         try:
-            if (context := self._tls()) is not None:
-                return self._secure(context, sock, deadline)
-            return Channel(prepare(sock, self._user_timeout), deadline), b""
+            token = self._tokens.choose(shown)
+            if self._trust is not None:
+                return self._secure(self._trust, sock, token, deadline)
+            return _Link(Channel(prepare(sock, self._user_timeout), deadline), token)
         except OSError as error:
             self._forget(sock)
             raise ConnectionLost(f"{shown}: {error.strerror or error}") from None
@@ -152,30 +159,29 @@ class Dialer:
             self._forget(sock)
             raise
 
-    def _secure(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> tuple[Channel, bytes]:
+    def _secure(self, trust: "Trust", sock: socket.socket, token: Chosen, deadline: Deadline) -> _Link:
         from filestreamer.wire.sockets import tls
 
-        secured = tls.handshake_as_sender(context, sock, self._to.host)
+        secret = token.token.decode() if token.token is not None else None
+        secured, needs_proof = trust.handshake(sock, self._to.host, secret)
         self._register(secured)
         self._forget(sock)
         try:
             prepare(secured, self._user_timeout)
-            return tls.TlsChannel(secured, deadline), tls.peer_certificate_sha256(secured)
+            channel = tls.TlsChannel(secured, deadline)
+            # A token that vouches for the certificate counts, whoever has found it.
+            token = token._replace(is_own=token.is_own and not needs_proof)
+            return _Link(channel, token, tls.peer_certificate_sha256(secured))
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
 
     def _say_hello(
-        self,
-        channel: Channel,
-        certificate_sha256: bytes,
-        role: Role,
-        connection_id: int,
-        expected_incarnation: bytes | None = None,
+        self, link: _Link, role: Role, connection_id: int, expected_incarnation: bytes | None = None
     ) -> PendingOpening:
         """Say Hello, which need not wait for the Greeting: a proxy may wait for the first byte of this end."""
-        token, is_own = self._tokens.choose(channel.peer)
-        opening = SenderOpening(token, certificate_sha256, is_own=is_own, needs=self._needs)
+        (token, is_own), channel = link.token, link.channel
+        opening = SenderOpening(token, link.certificate_sha256, is_own=is_own, needs=self._needs)
         channel.send(frame_of(opening.hello(self._transfer_id, role, connection_id, self._connections)))
         return PendingOpening(channel, opening, self._tokens, expected_incarnation)
 
@@ -227,15 +233,10 @@ def _wait_for_source(source: str, log: Any) -> None:
         raise AddressNotReady(f"--source-address {error}") from None
 
 
-def _tls_context(settings: SenderSettings, log: Any) -> "Callable[[], ssl.SSLContext | None]":
-    """Return what returns the TLS context of this sender now; that is None without TLS. Raises UsageError."""
+def _trust(settings: SenderSettings, log: Any) -> "Trust | None":
+    """Return what does the TLS handshakes; None without TLS. Raises UsageError."""
     if not settings.tls:
-        return renewed.constant(None)
-    from filestreamer.wire.sockets import tls
+        return None
+    from sender.network.trust import Trust
 
-    def read() -> "ssl.SSLContext | None":
-        return tls.client_context(settings.tls_ca, settings.tls_cert, settings.tls_key)
-
-    files = [path for path in (settings.tls_ca, settings.tls_cert, settings.tls_key) if path is not None]
-    seen = renewed.look(files)
-    return renewed.Renewed(read(), seen, read, log, look_seconds=0).get
+    return Trust(settings, log)

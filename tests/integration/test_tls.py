@@ -150,7 +150,10 @@ def test_wrong_ca(pair: Pair, pki: Certificates) -> None:
 
 
 def test_the_systems_cas_do_not_know_it(pair: Pair, pki: Certificates) -> None:
-    assert "--tls-ca" in refused(pair, pair.receiver(*pki.receiver.shown), "--tls")
+    """They decide where there is no token, not even one of the user's own."""
+    nowhere = {"XDG_RUNTIME_DIR": "/not/there", "XDG_CACHE_HOME": "/not/there", "HOME": "/not/there"}
+    receiver = pair.receiver("--anonymous", *pki.receiver.shown)
+    assert "pass --tls-ca" in refused(pair, receiver, "--tls", env=nowhere)
 
 
 def test_expired_certificate(pair: Pair, pki: Certificates) -> None:

@@ -34,6 +34,9 @@ class CommonSettings:
     )
     """The secret that both sides share, without white space around it. It must never be in a log or a repr."""
 
+    tls: bool = setting(bool, "Use TLS.", default=False)
+    """Use TLS; each service has more to say of it."""
+
     tls_cert: str | None = setting(values.text, "PEM file with the certificate that this side shows.", metavar="FILE")
     """PEM file with this side's certificate, and the certificates that lead from it to its CA."""
 
@@ -45,7 +48,7 @@ class CommonSettings:
         "PEM file with the CA certificates that the other side's certificate is checked against.",
         metavar="FILE",
     )
-    """PEM file with the CAs that the other side's certificate is checked against."""
+    """PEM file with the CAs that the other side's certificate is checked against: roots, intermediates, or itself."""
 
     metrics: MetricsAddress | None = setting(
         values.metrics_address, "Where to serve metrics, health checks and the live page, or off.", metavar="HOST:PORT"
@@ -63,7 +66,8 @@ class CommonSettings:
         metavar="URL",
         is_secret=True,
     )
-    """Base URL of a Pushgateway; /metrics/job/NAME at its end names the job. It may contain a user and a password."""
+    """URL of a Pushgateway; /metrics/job/NAME, and labels behind it, say which group of metrics is replaced. It may
+    contain a user and a password."""
 
     window: int = setting(
         values.size(1, WINDOW_MAX),
@@ -115,7 +119,7 @@ COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
-        "input_file to source_address as connections chunk_size rate_limit shard strict_modulo tls include exclude"
+        "input_file to source_address as connections chunk_size rate_limit shard strict_modulo tls_pin include exclude"
         " checksum owner existing delete xattrs files_from one_file_system dereference dry_run".split()
     ),
     "receiver": frozenset(

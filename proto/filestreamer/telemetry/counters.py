@@ -206,11 +206,11 @@ class TransferCounters:
     peer_stages: tuple[int, ...] = ()
     """The peer's stages in microseconds, from its last Progress; () before the first one."""
     started_at: float = field(default_factory=time.monotonic)
-    started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
     status: str | None = None
     """How the transfer ended (telemetry.result.Status); None while it runs."""
     last_progress_at: float = field(default_factory=time.monotonic)
+    """Monotonic time of the last progress, as wire.progress_clock defines it: the time that --give-up-after counts."""
     connections: list[ConnectionCounters] = field(default_factory=list)
     parallelism: int = 0
     """Sender: the number of connections that get chunks."""
@@ -355,9 +355,11 @@ class TransferCounters:
         rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
         return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds(), self.deleted_files)
 
-    def troubles(self) -> dict[str, int]:
-        """Sum up the events that an undisturbed transfer does not have, by the names of their metrics."""
+    def totals(self) -> dict[str, int]:
+        """Sum up over the connections what only ever grows, also where a receiver is restarted."""
         return {
+            "moved_bytes": self.moved_bytes,
+            "acknowledged_bytes": sum(item.acknowledged_bytes for item in self.connections),
             "digest_mismatches": sum(item.mismatches for item in self.connections),
             "chunks_resent": sum(item.resent_chunks for item in self.connections),
             "chunks_stolen": sum(item.stolen_chunks for item in self.connections),
@@ -374,4 +376,13 @@ class TransferCounters:
     @property
     def seconds(self) -> float:
         """Seconds since the start; fixed once the transfer has ended."""
-        return (self.ended_at if self.ended_at is not None else time.monotonic()) - self.started_at
+        return self._now - self.started_at
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last progress; fixed once the transfer has ended."""
+        return max(0.0, self._now - self.last_progress_at)
+
+    @property
+    def _now(self) -> float:
+        return self.ended_at if self.ended_at is not None else time.monotonic()

@@ -23,6 +23,7 @@ from filestreamer.wire.sockets.listen import listen
 if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings
     from filestreamer.telemetry.metrics import Collector
+    from filestreamer.telemetry.push import Push
     from filestreamer.wire.session import Side
 
 TICK_SECONDS: Final = 1.0
@@ -144,35 +145,46 @@ class Monitor:
     def push(self) -> None:
         """Push the metrics to the Pushgateway in the settings, if there is one and a transfer has ended.
 
-        After `stop_lingering`, a gateway that does not answer is not waited for.
+        Returns after PUSH_SECONDS at the latest, after `stop_lingering` sooner. A push that fails is one warning.
         """
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
             return
         from filestreamer.settings import values
+        from filestreamer.telemetry.push import PUSH_SECONDS, Push
 
-        shown = values.without_password(url)
-        pushing = threading.Thread(target=self._push, args=(url, shown), name="push", daemon=True)
+        until = time.monotonic() + PUSH_SECONDS
+        outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # why it failed, or None
         try:
-            start_thread(pushing, "pushing")
-        except TransferFailed as error:
-            self._log.warning("not_pushed", to=shown, reason=str(error))
-            return
-        while pushing.is_alive() and not self._is_lingering_over:
-            pushing.join(TICK_SECONDS)
-        pushing.join(TICK_SECONDS)
+            push = Push(url, f"filestreamer_{self._service}")
+            # A thread of its own, as nothing ends a look-up of a name, or an answer of a byte a second.
+            start_thread(threading.Thread(target=self._push, args=(push, outcome), name="push", daemon=True), "pushing")
+            reason = self._outcome(push, outcome, until)
+        except (TransferFailed, ValueError) as error:
+            reason = str(error)
+        if reason is not None:
+            self._log.warning("not_pushed", to=values.without_password(url), reason=reason)
 
-    def _push(self, url: str, shown: str) -> None:
-        def push() -> None:
+    def _push(self, push: "Push", outcome: "queue.SimpleQueue[str | None]") -> None:
+        def send() -> None:
             from filestreamer.telemetry import metrics
 
             try:
-                metrics.push(self._collector(connections=False), url)
+                push.send(metrics.exposition(self._collector(connections=False), "").body)
             except OSError as error:
-                self._log.warning("not_pushed", to=shown, reason=str(error))
+                outcome.put(str(error))
 
-        if error := run_to_end("pushing", push):
-            self._log.warning("not_pushed", to=shown, reason=str(error))
+        error = run_to_end("pushing", send)
+        outcome.put(None if error is None else str(error))
+
+    def _outcome(self, push: "Push", outcome: "queue.SimpleQueue[str | None]", until: float) -> str | None:
+        """Wait for the outcome until a time, or a tick after `stop_lingering`; return why the push failed, or None."""
+        is_last_tick = False
+        while (left := until - time.monotonic()) > 0 and not is_last_tick:
+            is_last_tick = self._is_lingering_over
+            with contextlib.suppress(queue.Empty):
+                return outcome.get(timeout=min(left, TICK_SECONDS))
+        return push.abandon()
 
     def stop(self) -> None:
         """Stop serving, after --metrics-linger if a transfer has ended; `stop_lingering` cuts the wait short."""

@@ -6,14 +6,10 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from filestreamer.settings.common import CommonSettings
-from filestreamer.telemetry import metrics
-from filestreamer.telemetry.metrics import Collector
-from filestreamer.telemetry.monitor import Monitor
+from filestreamer.telemetry.push import Push as Pushing
 from tests.support.certificates import Authority
 
 Push = Callable[[str], None]
@@ -47,9 +43,7 @@ def push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Push:
             thread = threading.Thread(target=answer, args=(listener,))
             thread.start()
             try:
-                log: Any = None
-                monitor = Monitor("sender", CommonSettings(), log)
-                metrics.push(Collector("sender", monitor, connections=False), f"https://{host}:{port}")
+                Pushing(f"https://{host}:{port}", "job").send(b"")
             finally:
                 thread.join()
                 monkeypatch.setattr(socket, "getaddrinfo", real)
