@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
@@ -41,13 +42,13 @@ from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
+from sender.network.black_hole import BlackHoleFinder, small_packets
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import Address, ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
-from sender.network.rate_limit import RateLimit
 from sender.offer import make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
@@ -111,12 +112,13 @@ class Transfer:
         self.counters.chunk_map = self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
-        self._dialer = Dialer(
+        self._dialer: Dialer = Dialer(
             settings,
             self.counters.transfer_id,
             self._control_state,
             needed_features(settings, self._listing.single),
             log,
+            path_mtu=before._dialer.path_mtu if before is not None else None,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
@@ -132,6 +134,7 @@ class Transfer:
             self._verifier,
         )
         self._connections = DataConnections(shared, self.counters, parallelism, self._control_state)
+        self._black_hole = BlackHoleFinder(self._connections, self._dialer.path_mtu, log)
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._liveness: Liveness = Liveness(
             counters=self.counters,
@@ -139,7 +142,9 @@ class Transfer:
             queue=self._queue,
             connections=self._connections,
             link=self._link,
+            dialer=self._dialer,
             peer=self._peer,
+            patience=settings.patience,
             before=before._liveness if before is not None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
@@ -312,6 +317,8 @@ class Transfer:
         self._link.attach(channel)
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
+        if (mss_bytes := self._dialer.path_mtu.welcomed()) is not None:
+            self._log.info("small_packets_work", **small_packets(mss_bytes))
         chunk_size, single = self._manifest.chunk_size, self._listing.single
         self._link.say(make_offer(self._settings, chunk_size, single, self._deletion))
         self._manifest.begin_offer()
@@ -493,9 +500,10 @@ class Transfer:
             # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
             self._dialer.shut_all()
+        self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)
         self._start_connections()
-        self._liveness.check(now, self._settings.give_up_after)
+        self._liveness.check(now)
 
     def _start_connections(self) -> None:
         if not self._connections.start():

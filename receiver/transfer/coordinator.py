@@ -37,6 +37,7 @@ from filestreamer.wire.sockets.transport import Channel
 from filestreamer.wire.xattr_parts import PartJoiner
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
+from receiver.transfer.black_hole import BlackHoleFinder
 from receiver.transfer.context import Context
 from receiver.transfer.disk_worker import Done
 from receiver.transfer.ending import Ending
@@ -56,6 +57,7 @@ class Coordinator:
         self._ending = ending
         self._opener = opener
         self._link = context.link
+        self._black_hole = BlackHoleFinder(context.link, context.connection_set, context.liveness, context.log)
         self._counters = context.counters
         self._offer: m.Offer | None = None
         self._joiner = PartJoiner()
@@ -105,6 +107,7 @@ class Coordinator:
         now = time.monotonic()
         liveness = self._context.liveness
         liveness.tick(now)
+        self._black_hole.look(now)
         if self._link.is_heartbeat_due(now):
             self._link.say(self._counters.heartbeat())
         liveness.check(now, is_busy=self._context.disk_worker.is_busy)

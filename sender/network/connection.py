@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, run_to_end
+from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -36,7 +38,6 @@ from sender.mailbox import Failed, Mailbox
 from sender.network.dial import Dialer
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
-from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
 from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
@@ -119,6 +120,7 @@ class DataConnection(threading.Thread):
         self._channel = channel = self._shared.dialer.open_data(self.connection_id)
         self._shared.peer.opened(channel)
         channel.patience = self._check_peer
+        channel.tolerate_closed_window()  # `_check_peer` notices a dead peer
         self._epoch = self._queue.epoch
         self._session = Session("sender", m.Role.DATA)
         self._took_at = time.monotonic()
@@ -388,6 +390,11 @@ class DataConnection(threading.Thread):
     # --- liveness
 
     @property
+    def stage(self) -> str | None:
+        """What this connection does now, of SENDER_STAGES."""
+        return self._clock.stage
+
+    @property
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel
@@ -418,9 +425,16 @@ class DataConnection(threading.Thread):
         elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
             # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.
             self._took_at = now
+        elif self._is_window_closed(channel) and self._shared.peer.is_heard():
+            # The receiver reads nothing, as its disk is slow, it is short of memory, or it has a rate limit.
+            self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _is_window_closed(self, channel: Channel) -> bool:
+        info = tcp_info.read(channel.socket)
+        return info is not None and info.is_window_closed
 
 
 def _lasting(error: Unsendable) -> Unsendable:

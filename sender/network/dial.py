@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filestreamer.settings import renewed, values
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.wire import features, limits
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError
 from filestreamer.wire.framing import frame_of
@@ -27,8 +29,9 @@ from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
 from filestreamer.wire.sockets.addresses import format_address, resolve
 from filestreamer.wire.sockets.dial import connect
-from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
+from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, Deadline, prepare
 from sender.network.control_state import Address, ControlState
+from sender.network.path_mtu import PathMtu
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
@@ -59,8 +62,13 @@ class Dialer:
         control_state: ControlState,
         needed: tuple[str, ...],
         log: Any,
+        *,
+        path_mtu: PathMtu | None = None,
     ) -> None:
-        """Prepare to dial receivers that have the `needed` features. Raises UsageError for an unusable TLS file."""
+        """Prepare to dial receivers that have the `needed` features; `path_mtu` is what earlier transfers know of it.
+
+        Raises UsageError for an unusable TLS file.
+        """
         assert settings.to is not None  # only a list of what would be offered goes without it
         self._to = settings.to
         self._transfer_id = transfer_id
@@ -70,12 +78,15 @@ class Dialer:
         self._token = _token(settings, log)
         self._own: str | None = None  # this user's own token on this machine, as it was read last
         self._tls = _tls_context(settings, log)
-        self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
+        self._speaks_tls = settings.tls
+        self.path_mtu = path_mtu or PathMtu()
+        self._user_timeout = USER_TIMEOUT_SECONDS
         self._mutex = threading.Lock()  # protects the fields below
         self._accepted_token: str | None = None  # the one with which a connection was opened last
         self._refused_tokens: set[str] = set()  # those that were refused since
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
+        self._has_resolved = False
 
     def open_control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
         """Open the control connection; return it, its address, and the incarnation of the receiver.
@@ -83,7 +94,9 @@ class Dialer:
         `on_connected` is called with each address that answers: over TLS after the Greeting, else before it. Raises
         ConnectionLost, Refused, RemoteProtocolError.
         """
+        self._has_resolved = False
         addresses = resolve(self._to.host, self._to.port)
+        self._has_resolved = True
         failures = []
         for address in addresses:
             greeted: _Greeted | None = None
@@ -154,7 +167,7 @@ class Dialer:
     def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
         from filestreamer.wire.sockets import tls
 
-        secured = tls.handshake_as_sender(context, sock, self._to.host)
+        secured = tls.handshake_as_sender(context, sock, self._to.host, self.path_mtu.handshake_failed)
         self._register(secured)
         self._forget(sock)
         try:
@@ -226,11 +239,25 @@ class Dialer:
             self._sockets.add(sock)
             if self._is_closed:
                 raise ConnectionLost("the transfer is over")
+        self.path_mtu.limit(sock)
 
     def _forget(self, sock: socket.socket) -> None:
         with self._mutex:
             self._sockets.discard(sock)
         sock.close()
+
+    def waits_for(self) -> str:
+        """Return what the control connection waits for, while it is being opened or is to be opened again."""
+        with self._mutex:
+            sockets = list(self._sockets)
+        infos = [(info, sock) for sock in sockets if (info := tcp_info.read(sock)) is not None]
+        for info, sock in infos:
+            if info.is_established:
+                with contextlib.suppress(OSError):
+                    return f"{_opening_step(info, speaks_tls=self._speaks_tls)} of {format_address(sock.getpeername())}"
+        if infos:
+            return f"{self._to} to take a TCP connection"
+        return f"a connection to {self._to}" if self._has_resolved else f"the name server, for {self._to.host}"
 
     def close_channel(self, channel: Channel, *, in_order: bool = False) -> None:
         """Close a channel that was opened here."""
@@ -251,6 +278,13 @@ class Dialer:
         with self._mutex:
             self._is_closed = True
         self.shut_all(keep)
+
+
+def _opening_step(info: TcpInfo, *, speaks_tls: bool) -> str:
+    """Name the step of the opening that a connection is in."""
+    if info.received_bytes:
+        return "the Welcome"
+    return "the TLS handshake" if speaks_tls else "the Greeting"
 
 
 def _is_loopback(peer: str) -> bool:

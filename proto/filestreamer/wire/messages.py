@@ -53,7 +53,7 @@ class Phase(enum.IntEnum):
 
 
 SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
-RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
+RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge", "limit")
 """The stages among which the time of data connections is divided, in the order of Progress.stage_microseconds."""
 
 

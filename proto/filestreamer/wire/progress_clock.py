@@ -10,7 +10,7 @@ they may be counted again, but only a few times before one more chunk is done fo
 Pure: the caller has the clock.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
 
@@ -18,6 +18,18 @@ FRESH_STARTS: Final = 2
 """How often all counts may start again before more is done than ever before."""
 LOSSES: Final = 4
 """How often bytes under way may be lost and counted again before that."""
+
+
+class Patience(NamedTuple):
+    """How long an end waits without progress before it gives up, in seconds."""
+
+    first_seconds: float
+    """Until the first byte of the run is acknowledged."""
+    later_seconds: float
+
+    def seconds(self, *, has_begun: bool) -> float:
+        """Return how long to wait; `has_begun`: a byte was acknowledged, or nothing had to be sent."""
+        return self.later_seconds if has_begun else self.first_seconds
 
 
 def sync_seconds(size_bytes: int, entries: int) -> float:

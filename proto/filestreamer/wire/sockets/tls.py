@@ -5,6 +5,7 @@ there is no switch against it, and no end falls back to clear text.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import select
@@ -210,14 +211,29 @@ class TlsChannel(Channel):
         return bool(poll.poll(TICK_SECONDS * 1000))
 
 
-def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
+def handshake_as_sender(
+    context: ssl.SSLContext,
+    sock: socket.socket,
+    host: str,
+    on_timeout: Callable[[socket.socket], None] = lambda _: None,
+) -> ssl.SSLSocket:
     """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
 
-    Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
+    `on_timeout` gets the socket where the receiver does not answer, before the socket is closed. Raises
+    RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
     """
+    secured = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
     try:
-        return context.wrap_socket(sock, server_hostname=host)
-    except ssl.SSLEOFError as error:
-        raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
-    except ssl.SSLError as error:
-        raise explain(error) from None
+        secured.do_handshake()
+    except BaseException as error:
+        if isinstance(error, TimeoutError):
+            on_timeout(secured)
+        secured.close()
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(errno.ETIMEDOUT, "the TLS handshake was not answered in time") from None
+        if isinstance(error, ssl.SSLEOFError):
+            raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
+        if isinstance(error, ssl.SSLError):
+            raise explain(error) from None
+        raise
+    return secured

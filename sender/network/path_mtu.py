@@ -1,0 +1,97 @@
+"""What helps where a path loses large packets (`filestreamer.telemetry.black_hole`): to dial with a smaller TCP_MAXSEG.
+
+The limit holds for both directions of a connection, as it is also announced to the peer, and for all connections from
+then on. It has to be set before a socket connects. Linux could find the right size itself (RFC 4821), but only for all
+of a network namespace (the sysctl tcp_mtu_probing): no option of a socket has it do that for TCP.
+
+In a TLS handshake the receiver's certificates may be the first large packets. If nothing comes back, the receiver may
+as well be stuck: so only every second attempt is made with small packets, until one of them gets through.
+"""
+
+import contextlib
+import socket
+import threading
+from typing import Final
+
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.black_hole import REMEDY
+
+MSS_STEPS: Final = (1220, 536)
+"""1220 fits an MTU of 1280, the least that IPv6 has, with its headers; 536 that of 576, which every IPv4 host takes."""
+HEADER_BYTES: Final = 60
+"""IPv6 and TCP headers; those of IPv4 have 40."""
+
+
+class PathMtu:
+    """The limit of the transfer, and of those that continue it. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()  # protects the fields below
+        self._mss_bytes: int | None = None
+        self._steps = list(MSS_STEPS)
+        self._is_trial = False
+        """Whether the limit is that of one attempt, after a TLS handshake without an answer."""
+        self.suspicion: str | None = None
+        """Why large packets seem to be lost, with the remedy, as long as nothing proves that they are not."""
+
+    @property
+    def mss_bytes(self) -> int | None:
+        """The limit; None: there is none."""
+        return self._mss_bytes
+
+    def limit(self, sock: socket.socket) -> None:
+        """Set the limit on a socket that is about to connect."""
+        if (mss_bytes := self._mss_bytes) is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss_bytes)
+
+    def suspect(self, where: str, mss_bytes: int) -> bool:
+        """Take in that segments of `mss_bytes` are lost; return whether smaller ones can be tried.
+
+        `where` says what was seen. A connection that is older than the limit has larger segments: it is only to be
+        opened again.
+        """
+        with self._mutex:
+            if self._mss_bytes is None or mss_bytes <= self._mss_bytes:
+                if not self._steps:  # not even the smallest packets get through: their size is not the reason
+                    self._mss_bytes = self.suspicion = None
+                    return False
+                self._mss_bytes = self._steps.pop(0)
+            self._is_trial = False
+            self.suspicion = f"{where}: this is likely an MTU black hole: {REMEDY}"
+            return True
+
+    def works(self) -> int | None:
+        """Take in that full segments get through; return the limit if that was in doubt, else None."""
+        with self._mutex:
+            if self.suspicion is None or self._is_trial:
+                return None
+            self.suspicion = None
+            return self._mss_bytes
+
+    # --- TLS
+
+    def handshake_failed(self, sock: socket.socket) -> None:
+        """Look at a connection whose TLS handshake failed, before it is closed."""
+        info = tcp_info.read(sock)
+        if info is None or not info.is_established or info.received_bytes:
+            return
+        with self._mutex:
+            if self._mss_bytes is not None and not self._is_trial:
+                return
+            self._is_trial = not self._is_trial
+            self._mss_bytes = MSS_STEPS[0] if self._is_trial else None
+            self.suspicion = (
+                "the connection is made, and nothing comes back in the TLS handshake: the receiver is stuck, or this is"
+                f" an MTU black hole, which loses its certificates: {REMEDY}"
+            )
+
+    def welcomed(self) -> int | None:
+        """Take in that control was opened; return the limit if small packets were tried, else None."""
+        with self._mutex:
+            if not self._is_trial:
+                if self._mss_bytes is None:
+                    self.suspicion = None
+                return None
+            self._is_trial, self.suspicion = False, None
+            return self._mss_bytes
