@@ -77,6 +77,7 @@ class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
     _is_interrupted = False
+    _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
     _committed: bool | None = None  # the `committed` of Complete
     _was_finished = False  # whether Finish was sent
@@ -179,6 +180,7 @@ class Transfer:
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
+        self._thread_id = threading.get_ident()
         try:
             self._start_thread(self._reader, "the control connection")
             if self._is_tree:
@@ -190,6 +192,7 @@ class Transfer:
                     self._act(event)
                 self._tick()
             self.counters.phase = "complete"
+            self._black_hole.is_over()
             self._queue.complete()
             return self._committed
         except BeginAgain:
@@ -314,6 +317,7 @@ class Transfer:
         self._reached = (address, incarnation)
         if self._control_state.is_open:
             self._control_state.welcomed(address, incarnation)
+        channel.patience = self._control_patience
         self._link.attach(channel)
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
@@ -489,6 +493,18 @@ class Transfer:
         self._start_over()  # a receiver that has aborted a transfer no longer knows it
 
     # --- the clock
+
+    def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, this thread has no ticks.
+        """
+        self._link.check()
+        if threading.get_ident() == self._thread_id:
+            now = time.monotonic()
+            self._liveness.note_progress(now)
+            self._black_hole.look(self._link.channel, self._peer.heard_at)
+            self._liveness.check(now)
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -159,9 +159,11 @@ class Liveness:
         if last is not None and getattr(last, "code", None) is Code.BUSY:
             raise TransferFailed(Code.BUSY, f"gave up after {seconds}: {last}")
         waited = self._waits.waits_for(self._peer_progress, self._clock.at)
-        # An error from before the last progress is not the reason.
-        trouble = f" ({last})" if last is not None and self._peer.trouble_at > self._clock.at else ""
         suspicion = f"; {self._path_mtu.suspicion}" if self._path_mtu.suspicion else ""
+        # An error from before the last progress is not the reason; nor is what became of connections that were shut
+        # because packets are lost.
+        is_reason = last is not None and self._peer.trouble_at > self._clock.at
+        trouble = f" ({last})" if is_reason and not (suspicion and self._link.channel is not None) else ""
         is_pipe = self._manifest.stream is not None
         advice = "run the pipe again" if is_pipe else "run the same command again to resume"
         raise TransferFailed(

@@ -49,9 +49,10 @@ class Waits:
     def _waits_for_transfer(self, peer_progress: m.Progress | None, since: float) -> str:
         if self._link.state in ("finishing", "complete"):
             return self._sync(peer_progress)
-        queue, counters = self._queue, self._counters
-        if counters.bytes_in_flight:
-            return self._acknowledgements(peer_progress, since)
+        queue = self._queue
+        unacknowledged_bytes, connections = self._connections.unacknowledged()
+        if unacknowledged_bytes and connections > self._connections.reading:
+            return self._acknowledgements(unacknowledged_bytes, connections, peer_progress, since)
         if queue.unanswered or (self._manifest.parts and self._link.state in ("offer", "manifest")):
             rehashed_bytes = peer_progress.rehashed_bytes if peer_progress is not None else 0
             found = f", which has re-hashed {format_size(rehashed_bytes)}" if rehashed_bytes else ""
@@ -67,13 +68,14 @@ class Waits:
             return "the source: its directories are being listed"
         return "the source: files that changed meanwhile are read again"
 
-    def _acknowledgements(self, peer_progress: m.Progress | None, since: float) -> str:
-        flying = [each for each in self._counters.connections if each.bytes_in_flight]
+    def _acknowledgements(
+        self, unacknowledged_bytes: int, connections: int, peer_progress: m.Progress | None, since: float
+    ) -> str:
         last = max((each.finished_at or 0.0 for each in self._counters.connections), default=0.0)
         now = time.monotonic()
         when = f"the last one came {now - last:.0f} s ago" if last else f"none came in {now - since:.0f} s"
-        connections = "1 connection" if len(flying) == 1 else f"{len(flying)} connections"
-        waited = f"acknowledgements of {format_size(self._counters.bytes_in_flight)} on {connections}; {when}"
+        on = "1 connection" if connections == 1 else f"{connections} connections"
+        waited = f"acknowledgements of {format_size(unacknowledged_bytes)} on {on}; {when}"
         if peer_progress is not None and peer_progress.phase is m.Phase.WAITING:
             waited += "; the receiver waits for the program that reads its output"
         return waited

@@ -31,6 +31,7 @@ class BlackHoleFinder:
         self._log = log
         self._watches: dict[socket.socket, BlackHoleWatch] = {}
         self._looked_at = 0.0
+        self._reported_bytes: int | None = None  # the limit that was warned of last
 
     def look(self, control: Channel | None, heard_at: float) -> None:
         """Look at all connections, once a second; `heard_at` is when the last byte came from the receiver."""
@@ -46,6 +47,10 @@ class BlackHoleFinder:
             self._report_works(self._path_mtu.works())
         elif found and now - heard_at <= HEARD_SECONDS:
             self._act(control, infos, found)
+
+    def is_over(self) -> None:
+        """Take in that the transfer is complete: all of it came through."""
+        self._report_works(self._path_mtu.works())
 
     def _is_proven(self, infos: list[TcpInfo]) -> bool:
         """Whether full segments get through with the limit of now."""
@@ -73,11 +78,14 @@ class BlackHoleFinder:
             where = f"small packets come from {control.peer}, and full ones do not"
         else:
             return
-        if self._path_mtu.suspect(where, mss_bytes):
+        if not self._path_mtu.suspect(where, mss_bytes):
+            return
+        if self._path_mtu.mss_bytes != self._reported_bytes:
+            self._reported_bytes = self._path_mtu.mss_bytes
             self._report_suspicion()
-            self._connections.shut()
-            if control.socket in found:
-                control.shut()
+        self._connections.shut()
+        if control.socket in found:
+            control.shut()
 
     def _report_suspicion(self) -> None:
         tried = self._path_mtu.mss_bytes

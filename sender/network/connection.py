@@ -395,6 +395,11 @@ class DataConnection(threading.Thread):
         return self._clock.stage
 
     @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes of chunks that were begun and are not acknowledged."""
+        return self._window.bytes
+
+    @property
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel

@@ -107,6 +107,11 @@ class DataConnections:
         opened = [connection.counters.link[0] for connection in self._connections.values()]
         return [sock for sock in opened if sock is not None]
 
+    def unacknowledged(self) -> tuple[int, int]:
+        """Return the bytes of chunks that were begun and are not acknowledged, and how many connections have some."""
+        sizes = [size for each in self._connections.values() if (size := each.unacknowledged_bytes)]
+        return sum(sizes), len(sizes)
+
     @property
     def reading(self) -> int:
         """How many of them wait for the source."""

@@ -53,8 +53,8 @@ class PathMtu:
         """
         with self._mutex:
             if self._mss_bytes is None or mss_bytes <= self._mss_bytes:
-                if not self._steps:  # not even the smallest packets get through: their size is not the reason
-                    self._mss_bytes = self.suspicion = None
+                if not self._steps:
+                    self.suspicion = f"{where}: whatever drops them, their size may not be the reason"
                     return False
                 self._mss_bytes = self._steps.pop(0)
             self._is_trial = False

@@ -71,6 +71,9 @@ class ControlLink:
         except ConnectionLost:
             self.channel.shut()
             return False
+        except FilestreamerError:  # the transfer ends in the middle of this frame: nothing can follow it
+            self.channel.shut()
+            raise
         finally:
             self._writing_since = None
         self._said_at = time.monotonic()
