@@ -515,6 +515,7 @@ class Transfer:
         if channel is not None and not self._peer.is_heard():
             # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
+            self._dialer.path_mtu.fell_silent(channel.socket)
             self._dialer.shut_all()
         self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)

@@ -59,6 +59,7 @@ class Coordinator:
         self._link = context.link
         self._black_hole = BlackHoleFinder(context.link, context.connection_set, context.liveness, context.log)
         self._counters = context.counters
+        self._thread_id = 0
         self._offer: m.Offer | None = None
         self._joiner = PartJoiner()
         self._has_xattrs_memory = False
@@ -79,6 +80,7 @@ class Coordinator:
 
     def run(self) -> None:
         """Act on events until the transfer is over. Raises what ends it before it is complete."""
+        self._thread_id = threading.get_ident()
         while not self._is_done():
             event = self._context.mailbox.take(TICK_SECONDS)
             self._check_end()
@@ -198,7 +200,16 @@ class Coordinator:
             post(ControlDown(channel, error))
 
     def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, the coordinator has no ticks.
+        """
         self._link.check()
+        if threading.get_ident() == self._thread_id and self.complete is None:
+            now = time.monotonic()
+            self._context.liveness.tick(now)
+            self._black_hole.look(now)
+            self._context.liveness.check(now, is_busy=False)
         if self._context.liveness.peer_is_silent:
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 

@@ -177,6 +177,8 @@ class Liveness:
     def _waits_for(self, now: float, *, is_busy: bool) -> str:
         """Return what the transfer waits for."""
         connections, under_way_bytes = self._connection_set.attached, self._connection_set.under_way_bytes()
+        if self._link.is_writing:
+            return "the sender to take an answer on the control connection"
         if is_busy:
             return "the disk: what was offered is being looked up and opened"
         if writing := sum(each.stage in ("write", "acknowledge") for each in connections):

@@ -31,11 +31,12 @@ class BlackHoleFinder:
         self._log = log
         self._watches: dict[socket.socket, BlackHoleWatch] = {}
         self._looked_at = 0.0
-        self._reported_bytes: int | None = None  # the limit that was warned of last
+        self._reported: list[str] = []  # what was warned of
 
     def look(self, control: Channel | None, heard_at: float) -> None:
         """Look at all connections, once a second; `heard_at` is when the last byte came from the receiver."""
         now = time.monotonic()
+        self._report_suspicion()
         if control is None or now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
@@ -78,22 +79,19 @@ class BlackHoleFinder:
             where = f"small packets come from {control.peer}, and full ones do not"
         else:
             return
-        if not self._path_mtu.suspect(where, mss_bytes):
-            return
-        if self._path_mtu.mss_bytes != self._reported_bytes:
-            self._reported_bytes = self._path_mtu.mss_bytes
-            self._report_suspicion()
-        self._connections.shut()
-        if control.socket in found:
-            control.shut()
+        if self._path_mtu.suspect(where, mss_bytes):
+            self._connections.shut()
+            if control.socket in found:
+                control.shut()
 
     def _report_suspicion(self) -> None:
-        tried = self._path_mtu.mss_bytes
-        assert tried is not None
-        self._log.warning(
-            "mtu_black_hole",
-            reason=f"{self._path_mtu.suspicion}; now trying packets of at most {tried + HEADER_BYTES} bytes",
-        )
+        """Log what is suspected, once for each suspicion."""
+        suspicion, tried_bytes = self._path_mtu.suspicion, self._path_mtu.mss_bytes
+        if suspicion is None or suspicion in self._reported:
+            return
+        self._reported.append(suspicion)
+        tries = f"; now trying packets of at most {tried_bytes + HEADER_BYTES} bytes" if tried_bytes else ""
+        self._log.warning("mtu_black_hole", reason=f"{suspicion}{tries}")
 
     def _report_works(self, mss_bytes: int | None) -> None:
         if mss_bytes is not None:

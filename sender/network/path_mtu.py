@@ -4,8 +4,8 @@ The limit holds for both directions of a connection, as it is also announced to 
 then on. It has to be set before a socket connects. Linux could find the right size itself (RFC 4821), but only for all
 of a network namespace (the sysctl tcp_mtu_probing): no option of a socket has it do that for TCP.
 
-In a TLS handshake the receiver's certificates may be the first large packets. If nothing comes back, the receiver may
-as well be stuck: so only every second attempt is made with small packets, until one of them gets through.
+Where packets from the receiver are lost, nothing comes back: its certificates in the TLS handshake, or a long answer.
+The receiver may as well be stuck: so attempts are made with large and small packets in turn, until one gets through.
 """
 
 import contextlib
@@ -30,7 +30,9 @@ class PathMtu:
         self._mss_bytes: int | None = None
         self._steps = list(MSS_STEPS)
         self._is_trial = False
-        """Whether the limit is that of one attempt, after a TLS handshake without an answer."""
+        """Whether the limit is that of one attempt, after a connection on which nothing came back."""
+        self._is_handshake = False
+        """Whether it was a TLS handshake."""
         self.suspicion: str | None = None
         """Why large packets seem to be lost, with the remedy, as long as nothing proves that they are not."""
 
@@ -64,34 +66,49 @@ class PathMtu:
     def works(self) -> int | None:
         """Take in that full segments get through; return the limit if that was in doubt, else None."""
         with self._mutex:
-            if self.suspicion is None or self._is_trial:
+            if self.suspicion is None:
                 return None
-            self.suspicion = None
+            self._is_trial, self.suspicion = False, None
             return self._mss_bytes
 
-    # --- TLS
+    # --- nothing comes back
 
     def handshake_failed(self, sock: socket.socket) -> None:
         """Look at a connection whose TLS handshake failed, before it is closed."""
         info = tcp_info.read(sock)
         if info is None or not info.is_established or info.received_bytes:
             return
-        with self._mutex:
-            if self._mss_bytes is not None and not self._is_trial:
-                return
-            self._is_trial = not self._is_trial
-            self._mss_bytes = MSS_STEPS[0] if self._is_trial else None
-            self.suspicion = (
-                "the connection is made, and nothing comes back in the TLS handshake: the receiver is stuck, or this is"
-                f" an MTU black hole, which loses its certificates: {REMEDY}"
+        self._try(
+            "the connection is made, and nothing comes back in the TLS handshake: the receiver is stuck, or this is an"
+            f" MTU black hole, which loses its certificates: {REMEDY}"
+        )
+        self._is_handshake = True
+
+    def fell_silent(self, control: socket.socket) -> None:
+        """Look at the control connection of a receiver that says nothing any more, before it is shut."""
+        info = tcp_info.read(control)
+        if info is not None and info.is_established and not info.unacknowledged_bytes:
+            self._try(
+                "the receiver's machine takes what is sent, and nothing comes back: the receiver is stuck, or this is"
+                f" an MTU black hole, which loses its long answers: {REMEDY}"
             )
 
-    def welcomed(self) -> int | None:
-        """Take in that control was opened; return the limit if small packets were tried, else None."""
+    def _try(self, suspicion: str) -> None:
+        """Have the next connections use smaller packets or, after the smallest, large ones again."""
         with self._mutex:
-            if not self._is_trial:
-                if self._mss_bytes is None:
-                    self.suspicion = None
+            if self._mss_bytes is None or self._is_trial:
+                tries = (None, *MSS_STEPS)
+                self._mss_bytes = tries[(tries.index(self._mss_bytes) + 1) % len(tries)]
+                self._is_trial = self._mss_bytes is not None
+                self.suspicion, self._is_handshake = suspicion, False
+
+    def welcomed(self) -> int | None:
+        """Take in that control was opened; return the limit if that is due to small packets, else None."""
+        with self._mutex:
+            if not self._is_handshake:
                 return None
-            self._is_trial, self.suspicion = False, None
+            self._is_handshake, self.suspicion = False, None
+            if not self._is_trial:
+                return None
+            self._is_trial = False
             return self._mss_bytes

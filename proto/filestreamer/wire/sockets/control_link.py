@@ -46,6 +46,11 @@ class ControlLink:
         """The state of the conversation (`filestreamer.wire.session`)."""
         return self._session.state
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a message is being written: the peer, or the path to it, takes it slowly."""
+        return self._writing_since is not None
+
     def attach(self, channel: Channel) -> None:
         """Go on with a new channel, on which a new conversation begins."""
         self.channel = channel
