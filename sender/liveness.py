@@ -114,6 +114,9 @@ class Liveness:
         """Report all counts that may have grown to the clock."""
         counters, clock, states = self._counters, self._clock, self._queue.states
         stream = self._manifest.stream
+        # A receiver that reads slowly may have all of it in its kernel.
+        reported = self._peer_progress.under_way_bytes if self._peer_progress is not None else 0
+        read = min(reported, self._connections.unacknowledged()[0])
         under_way = self._connections.delivered_bytes
         if self._peer.take_lost_data():
             clock.lose(under_way)
@@ -128,7 +131,7 @@ class Liveness:
         self._has_begun = self._has_begun or states.done_count > 0
         gets_on = [
             is_chunk_done,
-            clock.under_way(under_way, now),
+            clock.under_way(under_way, now, read=read),
             clock.reach("listed", self._manifest.files, now),
             clock.reach("answered", states.chunks - self._queue.unanswered, now),
             clock.reach("deleted", self._peer_deleted, now),

@@ -427,11 +427,9 @@ class DataConnection(threading.Thread):
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now
-        elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
-            # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.
-            self._took_at = now
-        elif self._is_window_closed(channel) and self._shared.peer.is_heard():
-            # The receiver reads nothing, as its disk is slow, it is short of memory, or it has a rate limit.
+        elif (not unacknowledged_bytes or self._is_window_closed(channel)) and self._shared.peer.is_heard():
+            # The receiver's kernel has all bytes, or takes no more now: the receiver reads late, as its disk or pipe is
+            # slow, it is short of memory, or it has a rate limit. The kernel finds out whether a peer is still there.
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:

@@ -283,6 +283,8 @@ class Progress(NamedTuple):
     """The time of all data connections in each stage of SENDER_STAGES or RECEIVER_STAGES, in this order."""
     deleted: int = 0
     """Entries that the receiver has removed so far (`Offer.delete`)."""
+    under_way_bytes: int = 0
+    """Bytes that the receiver has read of chunks that are not done."""
 
 
 class LeftOutCount(NamedTuple):
