@@ -20,7 +20,7 @@ import xxhash
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from tests.support.peer import RawReceiver, receive_all
-from tests.support.services import UNIT, Pair, Service, held_port, make_file, same
+from tests.support.services import UNIT, Pair, Service, held_port, impatient, make_file, same
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -567,6 +567,27 @@ def test_rate_limit_holds_over_all_connections(pair: Pair, chunk_size: str) -> N
     sent, _ = moved(sender, receiver)
     assert sent["seconds"] >= size / rate - 0.1
     assert same(file, pair.destination / "f")
+
+
+def test_the_receiver_limits_the_rate_of_all_transfers_together(pair: Pair) -> None:
+    size, rate = 2 * MIB, 4 * MIB
+    receiver = pair.receiver("--rate-limit", f"{rate}")
+    files = [pair.file(name, size, seed) for seed, name in enumerate("ab")]
+    senders = [pair.sender(file, pair.address(receiver), "--connections", 2) for file in files]
+    results = [sender.succeeds() for sender in senders]
+    assert max(result["seconds"] for result in results) >= 2 * size / rate - 0.25
+    assert {result["bottleneck"] for result in results} == {"rate_limit"}
+    assert all(same(file, pair.destination / file.name) for file in files)
+
+
+def test_a_receiver_that_reads_slowly_is_not_taken_for_dead(pair: Pair) -> None:
+    """Of each chunk, all is in the receiver's kernel long before it is read; this takes three times DEAD_SECONDS."""
+    bounds = {"filestreamer.wire.limits.DEAD_SECONDS": UNIT / 5, "filestreamer.wire.limits.HEARTBEAT_SECONDS": 0.5}
+    receiver = pair.receiver("--rate-limit", "64KiB")
+    file = pair.file("f", 512 * KIB)
+    args = (file, "--to", pair.address(receiver), "--connections", 4, "--give-up-after", UNIT / 3)
+    sender = pair.start("sender", *args, **impatient("sender", bounds))
+    assert sender.succeeds(4 * UNIT)["reconnects"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- token
