@@ -87,6 +87,7 @@ class Dialer:
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
         self._has_resolved = False
+        self._handshakes: list[str] = []  # addresses with which a TLS handshake is under way
 
     def open_control(self, on_connected: Callable[[Address, socket.socket], None]) -> tuple[Channel, Address, bytes]:
         """Open the control connection; return it, its address, and the incarnation of the receiver.
@@ -167,7 +168,7 @@ class Dialer:
     def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
         from filestreamer.wire.sockets import tls
 
-        secured = tls.handshake_as_sender(context, sock, self._to.host, self.path_mtu.handshake_failed)
+        secured = self._shake_hands(context, sock)
         self._register(secured)
         self._forget(sock)
         try:
@@ -178,6 +179,18 @@ class Dialer:
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
+
+    def _shake_hands(self, context: "ssl.SSLContext", sock: socket.socket) -> "ssl.SSLSocket":
+        from filestreamer.wire.sockets import tls
+
+        address = format_address(sock.getpeername())
+        with self._mutex:
+            self._handshakes.append(address)
+        try:
+            return tls.handshake_as_sender(context, sock, self._to.host, self.path_mtu.handshake_failed)
+        finally:
+            with self._mutex:
+                self._handshakes.remove(address)
 
     def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
         """Say Hello, and read Welcome; return the receiver's incarnation.
@@ -250,6 +263,8 @@ class Dialer:
         """Return what the control connection waits for, while it is being opened or is to be opened again."""
         with self._mutex:
             sockets = list(self._sockets)
+            if self._handshakes:
+                return f"the TLS handshake of {self._handshakes[0]}"
         infos = [(info, sock) for sock in sockets if (info := tcp_info.read(sock)) is not None]
         for info, sock in infos:
             if info.is_established:

@@ -20,7 +20,7 @@ import xxhash
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from tests.support.peer import RawReceiver, receive_all
-from tests.support.services import UNIT, Pair, Service, held_port, impatient, make_file, same
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, held_port, impatient, make_file, same
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -581,13 +581,14 @@ def test_the_receiver_limits_the_rate_of_all_transfers_together(pair: Pair) -> N
 
 
 def test_a_receiver_that_reads_slowly_is_not_taken_for_dead(pair: Pair) -> None:
-    """Of each chunk, all is in the receiver's kernel long before it is read; this takes three times DEAD_SECONDS."""
-    bounds = {"filestreamer.wire.limits.DEAD_SECONDS": UNIT / 5, "filestreamer.wire.limits.HEARTBEAT_SECONDS": 0.5}
-    receiver = pair.receiver("--rate-limit", "64KiB")
-    file = pair.file("f", 512 * KIB)
-    args = (file, "--to", pair.address(receiver), "--connections", 4, "--give-up-after", UNIT / 3)
-    sender = pair.start("sender", *args, **impatient("sender", bounds))
-    assert sender.succeeds(4 * UNIT)["reconnects"] == 0
+    """Each chunk is in the receiver's kernel long before it is read: no acknowledgement comes for much of the time."""
+    dead = {"filestreamer.wire.limits.DEAD_SECONDS": 0.4 * UNIT}
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--rate-limit", "64KiB")
+    receiver = pair.start("receiver", *listen, **impatient("receiver", EACH_TICK))
+    file = pair.file("f", MIB)
+    args = (file, "--to", pair.address(receiver), "--connections", 4, "--chunk-size", "256KiB")
+    sender = pair.start("sender", *args, "--give-up-after", UNIT / 2, **impatient("sender", {**EACH_TICK, **dead}))
+    assert sender.succeeds(5 * UNIT)["reconnects"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- token
