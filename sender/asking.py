@@ -301,7 +301,19 @@ class Asking:
         channel = self._link.channel
         if channel is not None and now - channel.heard_at > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
-        if now - self._clock.at > self._settings.give_up_after:
-            trouble = f": {self._trouble}" if self._trouble is not None else ""
-            seconds = f"{self._settings.give_up_after:g} s"
-            raise TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}")
+        most_seconds = self._settings.patience.seconds(has_begun=self._next > 0)
+        if now - self._clock.at > most_seconds:
+            trouble = f" ({self._trouble})" if self._trouble is not None and channel is None else ""
+            raise TransferFailed(
+                Code.TIMEOUT,
+                f"gave up after {most_seconds:g} s without progress, waiting for {self._waits_for()}{trouble}",
+            )
+
+    def _waits_for(self) -> str:
+        if self._link.channel is None:
+            return self._dialer.waits_for()
+        if self._link.state == "finishing":
+            return "the receiver to list what it would remove"
+        if self._open:
+            return f"the receiver's answer to {self._sent - self._next} entries"
+        return "the source: its directories are being listed"

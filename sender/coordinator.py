@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
@@ -44,13 +45,13 @@ from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
+from sender.network.black_hole import BlackHoleFinder, small_packets
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
-from sender.network.rate_limit import RateLimit
 from sender.offer import make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
@@ -79,6 +80,7 @@ class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
     _is_interrupted = False
+    _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
     _committed: bool | None = None  # the `committed` of Complete
     _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
@@ -115,12 +117,13 @@ class Transfer:
         self.counters.chunk_map = self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
-        self._dialer = Dialer(
+        self._dialer: Dialer = Dialer(
             settings,
             self.counters.transfer_id,
             self._control_state,
             needed_features(settings, self._listing.single),
             log,
+            path_mtu=before._dialer.path_mtu if before is not None else None,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
@@ -136,6 +139,7 @@ class Transfer:
             self._verifier,
         )
         self._connections = DataConnections(shared, self.counters, parallelism, self._control_state)
+        self._black_hole = BlackHoleFinder(self._connections, self._dialer.path_mtu, log)
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._liveness: Liveness = Liveness(
             counters=self.counters,
@@ -143,7 +147,9 @@ class Transfer:
             queue=self._queue,
             connections=self._connections,
             link=self._link,
+            dialer=self._dialer,
             peer=self._peer,
+            patience=settings.patience,
             before=before._liveness if before is not None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
@@ -178,6 +184,7 @@ class Transfer:
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
+        self._thread_id = threading.get_ident()
         try:
             self._start_thread(self._reader, "the control connection")
             if self._is_tree:
@@ -189,6 +196,7 @@ class Transfer:
                     self._act(event)
                 self._tick()
             self.counters.phase = "complete"
+            self._black_hole.is_over()
             self._queue.complete()
             return self._committed
         except BeginAgain:
@@ -331,9 +339,12 @@ class Transfer:
         if self._control_state.is_open:
             self._control_state.welcomed(address, incarnation)
         early_channel, said_early = self._early
+        channel.patience = self._control_patience
         self._link.attach(channel, said_early if channel is early_channel else ())
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
+        if (mss_bytes := self._dialer.path_mtu.welcomed()) is not None:
+            self._log.info("small_packets_work", **small_packets(mss_bytes))
         self._link.say(self._make_offer())
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
@@ -512,6 +523,18 @@ class Transfer:
 
     # --- the clock
 
+    def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, this thread has no ticks.
+        """
+        self._link.check()
+        if threading.get_ident() == self._thread_id:
+            now = time.monotonic()
+            self._liveness.note_progress(now)
+            self._black_hole.look(self._link.channel, self._peer.heard_at)
+            self._liveness.check(now)
+
     def _tick(self) -> None:
         now = time.monotonic()
         if self._link.is_heartbeat_due(now):
@@ -521,10 +544,12 @@ class Transfer:
         if channel is not None and not self._peer.is_heard():
             # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
+            self._dialer.path_mtu.fell_silent(channel.socket)
             self._dialer.shut_all()
+        self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)
         self._start_connections()
-        self._liveness.check(now, self._settings.give_up_after)
+        self._liveness.check(now)
 
     def _start_connections(self) -> None:
         if not self._connections.start():

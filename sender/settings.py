@@ -103,13 +103,6 @@ class SenderSettings(CommonSettings):
     )
     """Bytes in every chunk but the last, up to 1 GiB; None: chosen by the size of the file."""
 
-    rate_limit: int | None = setting(
-        values.rate,
-        "Send no faster than this over all connections together, such as 100MiB/s or 1Gbit/s.",
-        metavar="RATE",
-    )
-    """Payload bytes per second over all connections together; None: no limit."""
-
     shard: Share = setting(
         share,
         "Send only share INDEX of COUNT of the file; other senders send the other shares.",

@@ -379,7 +379,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
             lines(
                 "Where the time goes: receiver",
                 "Share of the connections' time by stage; the widest band is the bottleneck. receive: waits for the "
-                "network. write: the disk. acknowledge: the way back.",
+                "network. write: the disk. acknowledge: the way back. limit: --rate-limit.",
                 "percentunit",
                 [stages("receiver")],
                 stack="normal",

@@ -32,7 +32,7 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import ChunkWriter, IncomingSegment, LedgerWriter
-from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
+from receiver.memory.connection_budget import ConnectionBudget, limit_receive_buffer, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
 from receiver.transfer.mailbox import Nudged
@@ -113,10 +113,26 @@ class DataConnection(threading.Thread):
         self.counters.connect(self.channel.socket)
         self.channel.patience = self._patience
         self.channel.on_dry = self.acknowledge
+        self._limit_rate()
         self.channel.send_message(self._welcome)
         while True:
             self._receive_chunk(self._receive_header())
             self._shrink()
+
+    def _limit_rate(self) -> None:
+        """Read no faster than the rate limit of this process allows."""
+        limit = self._shared.rate_limit
+        if limit is None:
+            return
+        limit_receive_buffer(self.channel.socket, self._budget, limit.bytes_per_second)
+        self.channel.read_bytes = limit.read_bytes
+
+        def pace(count: int) -> None:
+            interrupted = self._clock.enter("limit")
+            limit.wait(count, lambda: self._is_ended or self._connection_set.is_over)
+            self._clock.enter(interrupted)
+
+        self.channel.pace = pace
 
     def _patience(self) -> None:
         """Raise ConnectionLost if the sender is silent on every connection. Called each second without movement."""
@@ -290,6 +306,11 @@ class DataConnection(threading.Thread):
         self.counters.resent_chunks += 1
         self.counters.mismatches += 1
         self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (chunk_id,)))
+
+    @property
+    def stage(self) -> str | None:
+        """What this connection does now, of RECEIVER_STAGES."""
+        return self._clock.stage
 
     @property
     def under_way_bytes(self) -> int:

@@ -30,6 +30,10 @@ class Member(Connection, Protocol):
     idle_since: float | None
     """Since when the connection has received no chunk (monotonic); None while it receives one."""
 
+    @property
+    def stage(self) -> str | None:
+        """What the connection does now, of RECEIVER_STAGES."""
+
     def stop(self, seconds: float | None) -> bool:
         """Stop the connection; return whether it has stopped within `seconds`. None waits without limit."""
 
@@ -210,10 +214,21 @@ class ConnectionSet:
         return self._admitted
 
     @property
+    def is_over(self) -> bool:
+        """Whether the transfer has ended."""
+        return self._is_over()
+
+    @property
     def is_connected(self) -> bool:
         """Whether any data connection is attached."""
         with self._lock:
             return bool(self._connections)
+
+    @property
+    def attached(self) -> list[Member]:
+        """The connections that are attached now."""
+        with self._lock:
+            return list(self._connections.values())
 
     def heard_at(self) -> float:
         """Return when the last byte came over any data connection (monotonic)."""

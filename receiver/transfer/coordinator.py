@@ -39,6 +39,7 @@ from filestreamer.wire.xattr_parts import PartJoiner
 from receiver.file.file_target import FileTarget
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
+from receiver.transfer.black_hole import BlackHoleFinder
 from receiver.transfer.context import Context
 from receiver.transfer.disk_worker import Done
 from receiver.transfer.ending import Ending
@@ -58,7 +59,9 @@ class Coordinator:
         self._ending = ending
         self._opener = opener
         self._link = context.link
+        self._black_hole = BlackHoleFinder(context.link, context.connection_set, context.liveness, context.log)
         self._counters = context.counters
+        self._thread_id = 0
         self._offer: m.Offer | None = None
         self._joiner = PartJoiner()
         self._has_xattrs_memory = False
@@ -81,6 +84,7 @@ class Coordinator:
 
     def run(self) -> None:
         """Act on events until the transfer is over. Raises what ends it before it is complete."""
+        self._thread_id = threading.get_ident()
         while not self._is_done():
             event = self._context.mailbox.take(TICK_SECONDS)
             self._check_end()
@@ -110,8 +114,10 @@ class Coordinator:
         now = time.monotonic()
         liveness = self._context.liveness
         liveness.tick(now)
+        self._black_hole.look(now)
         if self._link.is_heartbeat_due(now):
-            self._link.say(self._counters.heartbeat())
+            under_way_bytes = self._context.connection_set.under_way_bytes()
+            self._link.say(self._counters.heartbeat()._replace(under_way_bytes=under_way_bytes))
         liveness.check(now, is_busy=self._context.disk_worker.is_busy)
 
     def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
@@ -200,7 +206,16 @@ class Coordinator:
             post(ControlDown(channel, error))
 
     def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, the coordinator has no ticks.
+        """
         self._link.check()
+        if threading.get_ident() == self._thread_id and self.complete is None:
+            now = time.monotonic()
+            self._context.liveness.tick(now)
+            self._black_hole.look(now)
+            self._context.liveness.check(now, is_busy=False)
         if self._context.liveness.peer_is_silent:
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 

@@ -8,7 +8,7 @@
                     `dispatch.parallelism` decides;
 5. `connection`     is one of them: it takes chunks from the queue, sends them, and takes in acknowledgements. It has
    `outbox`         what it is about to send, gathered into few system calls,
-   `send_window`    the chunks that it sent and that are not acknowledged, and the
-   `rate_limit`     which all of them share;
-6. `peer`           knows when bytes came last on any of them, and which error came last.
+   `send_window`    the chunks that it sent and that are not acknowledged;
+6. `peer`           knows when bytes came last on any of them, and which error came last;
+7. `black_hole`     finds out whether the path loses large packets: `path_mtu` then limits those of new connections.
 """

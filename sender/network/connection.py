@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, run_to_end
+from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -37,7 +39,6 @@ from sender.network.dial import Dialer
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
 from sender.network.pending_opening import PendingOpening
-from sender.network.rate_limit import RateLimit
 from sender.network.send_window import SendWindow, SentChunk
 from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
@@ -122,6 +123,7 @@ class DataConnection(threading.Thread):
         self._channel = channel = pending.channel
         self._shared.peer.opened(channel)
         channel.patience = self._check_peer
+        channel.tolerate_closed_window()  # `_check_peer` notices a dead peer
         self._epoch = self._queue.epoch
         self._session = Session("sender", m.Role.DATA)
         self._took_at = time.monotonic()
@@ -400,6 +402,16 @@ class DataConnection(threading.Thread):
     # --- liveness
 
     @property
+    def stage(self) -> str | None:
+        """What this connection does now, of SENDER_STAGES."""
+        return self._clock.stage
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes of chunks that were begun and are not acknowledged."""
+        return self._window.bytes
+
+    @property
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel
@@ -429,12 +441,17 @@ class DataConnection(threading.Thread):
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now
-        elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
-            # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.
+        elif (not unacknowledged_bytes or self._is_window_closed(channel)) and self._shared.peer.is_heard():
+            # The receiver's kernel has all bytes, or takes no more now: the receiver reads late, as its disk or pipe is
+            # slow, it is short of memory, or it has a rate limit. The kernel finds out whether a peer is still there.
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _is_window_closed(self, channel: Channel) -> bool:
+        info = tcp_info.read(channel.socket)
+        return info is not None and info.is_window_closed
 
 
 def _lasting(error: Unsendable) -> Unsendable:

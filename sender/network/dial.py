@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filestreamer.telemetry import tcp_info
+from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.wire import limits
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost, FilestreamerError
 from filestreamer.wire.framing import frame_of
@@ -25,14 +27,15 @@ from filestreamer.wire.opening import SenderOpening
 from filestreamer.wire.sockets import own_address
 from filestreamer.wire.sockets.addresses import Address, format_address, resolve
 from filestreamer.wire.sockets.dial import Dialing
-from filestreamer.wire.sockets.transport import Channel, Deadline, prepare
+from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, Deadline, prepare
 from sender.network.control_state import ControlState
+from sender.network.path_mtu import PathMtu
 from sender.network.pending_opening import PendingOpening
 from sender.network.tokens import Chosen, Tokens
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
-    from sender.network.trust import Trust
+    from sender.network.trust import Secured, Trust
 
 OnHello = Callable[[Address, PendingOpening], None]
 """Called with each address that control reaches, when Hello was said there."""
@@ -58,8 +61,12 @@ class Dialer:
         control_state: ControlState,
         needs: tuple[str, ...],
         log: Any,
+        *,
+        path_mtu: PathMtu | None = None,
     ) -> None:
         """Prepare to dial receivers that have the features which the transfer `needs`.
+
+        `path_mtu` is what earlier transfers know of the path.
 
         Raises UsageError for an unusable TLS file; AddressNotReady where this machine does not have --source-address,
         after some seconds.
@@ -75,10 +82,14 @@ class Dialer:
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._tokens = Tokens(settings, log)
         self._trust = _trust(settings, log)
-        self._user_timeout = max(limits.DEAD_SECONDS, settings.give_up_after)
+        self._speaks_tls = settings.tls
+        self.path_mtu = path_mtu or PathMtu()
+        self._user_timeout = USER_TIMEOUT_SECONDS
         self._mutex = threading.Lock()  # protects the fields below
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
+        self._has_resolved = False
+        self._handshakes: list[str] = []  # addresses with which a TLS handshake is under way
 
     def open_control(self, on_hello: OnHello) -> tuple[Channel, Address, bytes]:
         """Open the control connection; return it, its address, and the incarnation of the receiver.
@@ -86,7 +97,10 @@ class Dialer:
         Raises ConnectionLost, Refused, RemoteProtocolError, TransferFailed(POLICY) where the receiver lacks a feature
         that the transfer needs.
         """
-        dialing = self._dial(resolve(self._to.host, self._to.port))
+        self._has_resolved = False
+        addresses = resolve(self._to.host, self._to.port)
+        self._has_resolved = True
+        dialing = self._dial(addresses)
         while True:
             address, sock = dialing.connect()
             link: _Link | None = None
@@ -162,8 +176,7 @@ class Dialer:
     def _secure(self, trust: "Trust", sock: socket.socket, token: Chosen, deadline: Deadline) -> _Link:
         from filestreamer.wire.sockets import tls
 
-        secret = token.token.decode() if token.token is not None else None
-        secured, needs_proof = trust.handshake(sock, self._to.host, secret)
+        secured, needs_proof = self._shake_hands(trust, sock, token)
         self._register(secured)
         self._forget(sock)
         try:
@@ -175,6 +188,17 @@ class Dialer:
         except (OSError, FilestreamerError):
             self._forget(secured)
             raise
+
+    def _shake_hands(self, trust: "Trust", sock: socket.socket, token: Chosen) -> "Secured":
+        address = format_address(sock.getpeername())
+        secret = token.token.decode() if token.token is not None else None
+        with self._mutex:
+            self._handshakes.append(address)
+        try:
+            return trust.handshake(sock, self._to.host, secret, on_timeout=self.path_mtu.handshake_failed)
+        finally:
+            with self._mutex:
+                self._handshakes.remove(address)
 
     def _say_hello(
         self, link: _Link, role: Role, connection_id: int, expected_incarnation: bytes | None = None
@@ -192,11 +216,27 @@ class Dialer:
             self._sockets.add(sock)
             if self._is_closed:
                 raise ConnectionLost("the transfer is over")
+        self.path_mtu.limit(sock)
 
     def _forget(self, sock: socket.socket) -> None:
         with self._mutex:
             self._sockets.discard(sock)
         sock.close()
+
+    def waits_for(self) -> str:
+        """Return what the control connection waits for, while it is being opened or is to be opened again."""
+        with self._mutex:
+            sockets = list(self._sockets)
+            if self._handshakes:
+                return f"the TLS handshake of {self._handshakes[0]}"
+        infos = [(info, sock) for sock in sockets if (info := tcp_info.read(sock)) is not None]
+        for info, sock in infos:
+            if info.is_established:
+                with contextlib.suppress(OSError):
+                    return f"{_opening_step(info, speaks_tls=self._speaks_tls)} of {format_address(sock.getpeername())}"
+        if infos:
+            return f"{self._to} to take a TCP connection"
+        return f"a connection to {self._to}" if self._has_resolved else f"the name server, for {self._to.host}"
 
     def close_channel(self, channel: Channel, *, in_order: bool = False, at_once: bool = False) -> None:
         """Close a channel that was opened here; `at_once` behind Complete, in order if the transfer goes on."""
@@ -231,6 +271,13 @@ def _wait_for_source(source: str, log: Any) -> None:
         own_address.wait_for(source, tell)
     except AddressNotReady as error:
         raise AddressNotReady(f"--source-address {error}") from None
+
+
+def _opening_step(info: TcpInfo, *, speaks_tls: bool) -> str:
+    """Name the step of the opening that a connection is in."""
+    if info.received_bytes:
+        return "the Welcome"
+    return "the TLS handshake" if speaks_tls else "the Greeting"
 
 
 def _trust(settings: SenderSettings, log: Any) -> "Trust | None":

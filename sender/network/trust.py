@@ -7,6 +7,7 @@ receiver has proved the token. Else the CAs of this system decide.
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from filestreamer.settings import renewed
@@ -44,12 +45,15 @@ class Trust:
         self._own = None if settings.tls_cert is None else OwnCertificate("sender", settings.tls_cert, log)
         self._look_at_own(self._contexts.get())
 
-    def handshake(self, sock: socket.socket, host: str, token: str | None) -> Secured:
+    def handshake(
+        self, sock: socket.socket, host: str, token: str | None, *, on_timeout: Callable[[socket.socket], None]
+    ) -> Secured:
         """Do the handshake on a connected socket that has a timeout; return the socket that replaces it.
 
-        `token` is the one that is going to be proved on this connection: the given one, or the user's own. Raises
-        UsageError where it is too short for that, RemoteProtocolError(POLICY) where the receiver is not trusted,
-        OSError where the connection failed.
+        `token` is the one that is going to be proved on this connection: the given one, or the user's own. `on_timeout`
+        gets the socket where the receiver does not answer, before the socket is closed. Raises UsageError where the
+        token is too short for that, RemoteProtocolError(POLICY) where the receiver is not trusted, OSError where the
+        connection failed.
         """
         contexts = self._contexts.get()
         self._look_at_own(contexts)
@@ -61,7 +65,12 @@ class Trust:
         chosen = contexts.accepting if needs_proof or is_pinned else contexts.checking
         assert chosen is not None  # a token that is given is there for good
         secured = tls.handshake_as_sender(
-            chosen.context, sock, host, pins=settings.pins, has_ca=settings.tls_ca is not None
+            chosen.context,
+            sock,
+            host,
+            pins=settings.pins,
+            has_ca=settings.tls_ca is not None,
+            on_timeout=on_timeout,
         )
         return Secured(secured, needs_proof)
 

@@ -168,6 +168,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("the heartbeat of a receiver that syncs", m.Progress(m.Phase.SYNCING, 5_000_000_000, 1 << 40)),
     ("a heartbeat with stages", m.Progress(m.Phase.MOVING, 1 << 20, 0, (1_500_000, 0, 1, 1 << 40))),
     ("a heartbeat of a receiver that removes what is not listed", m.Progress(m.Phase.SYNCING, 1 << 20, 0, (), 7)),
+    ("a heartbeat of a receiver that reads slowly", m.Progress(m.Phase.MOVING, 0, 0, (), 0, 65_536)),
     ("the first heartbeat of a sender", m.Progress(m.Phase.OFFERING, 0, 0)),
     ("every chunk is acknowledged or held", m.Finish(2, root_digest([segment_digest(b"one"), segment_digest(b"two")]))),
     ("nothing had to be moved: the digest of no digests", m.Finish(0, root_digest([]))),

@@ -20,7 +20,7 @@ import xxhash
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from tests.support.peer import RawReceiver, receive_all
-from tests.support.services import UNIT, Pair, Service, held_port, make_file, same
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, held_port, impatient, make_file, same
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -581,6 +581,28 @@ def test_rate_limit_holds_over_all_connections(pair: Pair, chunk_size: str) -> N
     sent, _ = moved(sender, receiver)
     assert sent["seconds"] >= size / rate - 0.1
     assert same(file, pair.destination / "f")
+
+
+def test_the_receiver_limits_the_rate_of_all_transfers_together(pair: Pair) -> None:
+    size, rate = 2 * MIB, 4 * MIB
+    receiver = pair.receiver("--rate-limit", f"{rate}")
+    files = [pair.file(name, size, seed) for seed, name in enumerate("ab")]
+    senders = [pair.sender(file, pair.address(receiver), "--connections", 2) for file in files]
+    results = [sender.succeeds() for sender in senders]
+    assert max(result["seconds"] for result in results) >= 2 * size / rate - 0.25
+    assert {result["bottleneck"] for result in results} == {"rate_limit"}
+    assert all(same(file, pair.destination / file.name) for file in files)
+
+
+def test_a_receiver_that_reads_slowly_is_not_taken_for_dead(pair: Pair) -> None:
+    """Each chunk is in the receiver's kernel long before it is read: no acknowledgement comes for much of the time."""
+    dead = {"filestreamer.wire.limits.DEAD_SECONDS": 0.4 * UNIT}
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--rate-limit", "64KiB")
+    receiver = pair.start("receiver", *listen, **impatient("receiver", EACH_TICK))
+    file = pair.file("f", MIB)
+    args = (file, "--to", pair.address(receiver), "--connections", 4, "--chunk-size", "256KiB")
+    sender = pair.start("sender", *args, "--give-up-after", UNIT / 2, **impatient("sender", {**EACH_TICK, **dead}))
+    assert sender.succeeds(5 * UNIT)["reconnects"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- token

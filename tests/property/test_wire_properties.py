@@ -188,6 +188,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
         integers(U64),
+        integers(U64),
     ),
     "Finish": finishes(),
     "Complete": st.builds(m.Complete, st.booleans(), integers(U63), integers(U63), integers(U63)),

@@ -34,7 +34,7 @@ OF_THE_PROCESS: Final = """
 """
 STAGES: Final = {
     "sender": {"read", "digest", "send", "wait_ack", "limit"},
-    "receiver": {"receive", "digest", "write", "acknowledge"},
+    "receiver": {"receive", "digest", "write", "acknowledge", "limit"},
 }
 
 

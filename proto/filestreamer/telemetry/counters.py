@@ -90,6 +90,11 @@ class StageClock:
         self._stage, self._at = stage, now
         return ended
 
+    @property
+    def stage(self) -> str | None:
+        """The stage of now. Any thread may ask."""
+        return self._stage
+
     def drop(self) -> None:
         """Enter no stage; the time in the current one is not counted."""
         self._stage = None

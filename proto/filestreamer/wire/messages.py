@@ -53,7 +53,7 @@ class Phase(enum.IntEnum):
 
 
 SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
-RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
+RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge", "limit")
 """The stages among which the time of data connections is divided, in the order of Progress.stage_microseconds."""
 
 
@@ -288,6 +288,8 @@ class Progress(NamedTuple):
     """The time of all data connections in each stage of SENDER_STAGES or RECEIVER_STAGES, in this order."""
     deleted: int = 0
     """Entries that the receiver has removed so far (`Offer.delete`)."""
+    under_way_bytes: int = 0
+    """Bytes that the receiver has read of chunks that are not done."""
 
 
 class LeftOutCount(NamedTuple):

@@ -56,7 +56,7 @@ def test_defaults() -> None:
         no_replace=False,
         idle_timeout=None,
         anonymous=False,
-        give_up_after=60,
+        give_up_after=None,
         token=None,
         result_file=None,
         log_level="info",

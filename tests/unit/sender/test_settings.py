@@ -68,7 +68,7 @@ def test_defaults() -> None:
         rate_limit=None,
         shard=WHOLE,
         strict_modulo=False,
-        give_up_after=60,
+        give_up_after=None,
         token=None,
         result_file=None,
         log_level="info",

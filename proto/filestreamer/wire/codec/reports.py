@@ -19,6 +19,7 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             rehashed_bytes=p.rehashed_bytes,
             stage_microseconds=p.stage_microseconds,
             deleted=p.deleted,
+            under_way_bytes=p.under_way_bytes,
         )
     )
 
@@ -26,7 +27,14 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
 def _decode_progress(p: pb.Progress) -> m.Progress:
     within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
     phase = enum(m.Phase, p.phase, "Progress.phase")
-    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds), p.deleted)
+    return m.Progress(
+        phase,
+        p.acknowledged_bytes,
+        p.rehashed_bytes,
+        tuple(p.stage_microseconds),
+        p.deleted,
+        p.under_way_bytes,
+    )
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:

@@ -56,6 +56,11 @@ class ControlLink:
         """The state of the conversation (`filestreamer.wire.session`)."""
         return self._session.state
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a message is being written: the peer, or the path to it, takes it slowly."""
+        return self._writing_since is not None
+
     def attach(self, channel: Channel, said_early: Iterable[Message] = ()) -> None:
         """Go on with a new channel, on which a new conversation begins.
 
@@ -89,6 +94,9 @@ class ControlLink:
         except ConnectionLost:
             self.channel.shut()
             return False
+        except FilestreamerError:  # the transfer ends in the middle of this frame: nothing can follow it
+            self.channel.shut()
+            raise
         finally:
             self._writing_since = None
         self._said_at = time.monotonic()

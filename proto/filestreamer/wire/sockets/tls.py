@@ -6,6 +6,7 @@ says by which, and no flag switches all of them off.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import select
@@ -253,19 +254,29 @@ class TlsChannel(Channel):
 
 
 def handshake_as_sender(
-    context: ssl.SSLContext, sock: socket.socket, host: str, *, pins: Sequence[bytes] = (), has_ca: bool = False
+    context: ssl.SSLContext,
+    sock: socket.socket,
+    host: str,
+    *,
+    pins: Sequence[bytes] = (),
+    has_ca: bool = False,
+    on_timeout: Callable[[socket.socket], None] = lambda _: None,
 ) -> ssl.SSLSocket:
     """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
 
     With `pins`, the SHA-256 of the receiver's certificate (DER) must be one of them. `has_ca` is whether the context is
-    of --tls-ca, for messages. Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection
-    failed.
+    of --tls-ca, for messages. `on_timeout` gets the socket where the receiver does not answer, before the socket is
+    closed. Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
     """
     secured = context.wrap_socket(sock, server_hostname=server_name(host), do_handshake_on_connect=False)
     try:
         secured.do_handshake()
         if pins and (shown := peer_certificate_sha256(secured)) not in pins:
             raise wrong_pin(shown, pins)
+    except TimeoutError:
+        on_timeout(secured)
+        secured.close()
+        raise TimeoutError(errno.ETIMEDOUT, "the TLS handshake was not answered in time") from None
     except ssl.SSLEOFError as error:
         secured.close()
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None

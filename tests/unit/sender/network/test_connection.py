@@ -40,6 +40,9 @@ class Wire:
         if self.sends < 0:
             raise ConnectionLost("reset")
 
+    def tolerate_closed_window(self) -> None:
+        pass
+
     def poll_body(self) -> None:
         pass
 
