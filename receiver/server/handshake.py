@@ -19,8 +19,8 @@ from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
-_TLS_HANDSHAKE: Final = b"\x16"
-"""The first byte that a TLS client sends (RFC 8446, 5.1)."""
+_FRAME: Final = b"\x00"
+"""The first byte of a Hello in clear text; a TLS client begins with 0x16 (RFC 8446, 5.1)."""
 DRAIN_READS: Final = 16
 """How many times 64 KiB of further bytes are read and dropped before a refused connection is closed."""
 _SPEAKS_TLS: Final = "this receiver speaks TLS: pass the sender --tls"
@@ -42,7 +42,9 @@ class Handshake:
             self._tls = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self.socket: socket.socket = self._tls or sock
         self._is_secured = tls is None
-        self._speaks_tls = False
+        self._is_first_byte_seen = False
+        self._speaks_clear_text = False
+        """Whether a sender that speaks clear text has connected to a receiver that speaks TLS."""
         self._received = bytearray()
         self._wanted = limits.FRAME_HEADER_BYTES
         self._checksum = b""
@@ -120,12 +122,13 @@ class Handshake:
 
         Raises RemoteProtocolError(POLICY) for a sender that speaks clear text: the first bytes are those of a frame.
         """
-        if not self._speaks_tls:
+        if not self._is_first_byte_seen:
             # socket.socket.recv: that of an SSLSocket has no flags.
             first = socket.socket.recv(self.socket, 1, socket.MSG_PEEK)
-            if first == b"\x00":
+            self._is_first_byte_seen = True
+            self._speaks_clear_text = first == _FRAME
+            if self._speaks_clear_text:
                 raise RemoteProtocolError(_SPEAKS_TLS, Code.POLICY)
-            self._speaks_tls = first == _TLS_HANDSHAKE
         if self._tls is not None:
             self._tls.do_handshake()
         self._is_secured = True
@@ -152,7 +155,7 @@ class Handshake:
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
-            elif not self._speaks_tls:
+            elif self._speaks_clear_text:
                 socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, _SPEAKS_TLS)))
             if self._unsent:
                 return False
