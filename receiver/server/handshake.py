@@ -170,6 +170,6 @@ class Handshake:
             raise ConnectionLost(str(error.strerror)) from None
         if self._tls is None:
             return Channel(self.socket, patience, payload_bytes=connection_budget.payload_bytes)
-        from filestreamer.wire.sockets.tls import TlsChannel
+        from filestreamer.wire.sockets.tls_channel import TlsChannel
 
         return TlsChannel(self._tls, patience, payload_bytes=connection_budget.payload_bytes)

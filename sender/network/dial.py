@@ -152,14 +152,14 @@ class Dialer:
             raise
 
     def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
-        from filestreamer.wire.sockets import tls
+        from filestreamer.wire.sockets import tls, tls_channel
 
         secured = tls.handshake_as_sender(context, sock, self._to.host)
         self._register(secured)
         self._forget(sock)
         try:
             prepare(secured, self._user_timeout)
-            channel = tls.TlsChannel(secured, deadline)
+            channel = tls_channel.TlsChannel(secured, deadline)
             body = channel.read_body(limits.OPENING_FRAME_BYTES)
             return _Greeted(channel, body, tls.peer_certificate_sha256(secured))
         except (OSError, FilestreamerError):

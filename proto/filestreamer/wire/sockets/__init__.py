@@ -3,10 +3,10 @@
 1. `addresses`  a host name becomes addresses; an address becomes text for people;
 2. `listen`     a receiver, and the metrics endpoint, listen on every address of a name;
 3. `dial`       a sender connects to the first address that answers;
-4. `tls`        where it is wanted, TLS 1.3: contexts, the reason of a failed handshake, a channel over TLS;
+4. `tls`        where it is wanted, TLS 1.3: contexts, and the reason of a failed handshake;
                 `pem` reads certificates and keys from PEM files, whatever tool wrote them;
 5. `transport`  `prepare` sets the options of a connected socket, and `Channel` reads and writes it: whole frames and
-                payload, with a limit for each wait, until it is closed in order;
+                payload, with a limit for each wait, until it is closed in order; `tls_channel` does so over TLS;
 6. `control_link`  the control connection of a transfer, as both coordinators use it: writes, heartbeats, goodbye;
 7. `memory`     buffers for payload, in huge pages where the kernel has them.
 """

@@ -1,4 +1,4 @@
-"""TLS contexts, what a failed handshake means, and a channel over TLS (proto/README.md, "Security").
+"""TLS contexts, and what a failed handshake means (proto/README.md, "Security").
 
 Only TLS 1.3, as both ends are of this program. A sender always verifies the certificate and the name of the receiver:
 there is no switch against it, and no end falls back to clear text.
@@ -7,18 +7,15 @@ there is no switch against it, and no end falls back to clear text.
 import contextlib
 import hashlib
 import os
-import select
 import socket
 import ssl
 import stat
-import threading
 from collections.abc import Callable, Iterator
-from typing import Final, cast
+from typing import Final
 
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, UsageError
+from filestreamer.wire.errors import Code, RemoteProtocolError, UsageError
 from filestreamer.wire.sockets import pem
-from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 
 CONTENT_BYTES: Final = 4 * limits.MIB
 """The most that is read of a file; more than certificates take."""
@@ -157,57 +154,6 @@ def explain(error: ssl.SSLError) -> RemoteProtocolError:
             Code.POLICY,
         )
     return RemoteProtocolError(f"TLS failed: {reason.replace('_', ' ') or error}", Code.POLICY)
-
-
-class TlsChannel(Channel):
-    """A channel over TLS.
-
-    One thread may read while another writes, but OpenSSL allows only one thread in its calls. So the calls never block,
-    a lock keeps them apart, and threads wait for the socket outside of the lock.
-    """
-
-    def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, payload_bytes: int = 0) -> None:
-        super().__init__(sock, patience, payload_bytes=payload_bytes)
-        sock.setblocking(False)
-        self._tls = sock
-        self._lock = threading.Lock()  # protects the TLS state of the socket
-
-    def _lost(self, error: OSError) -> FilestreamerError:
-        """Make the error of a connection that was lost."""
-        # In TLS 1.3, a peer refuses this side's certificate only after the handshake.
-        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-            return explain(cast("ssl.SSLError", error))
-        return super()._lost(error)
-
-    def _receive_some(self, view: memoryview, wait: bool) -> int | None:
-        for last in (not wait, True):
-            try:
-                with self._lock:
-                    return self._tls.recv_into(view)
-            except ssl.SSLWantReadError:
-                if last or not self._wait(select.POLLIN):
-                    return None
-            except ssl.SSLWantWriteError:
-                if last or not self._wait(select.POLLOUT):
-                    return None
-        return None
-
-    def _send_some(self, view: memoryview, more: bool) -> int | None:  # noqa: ARG002 - TLS sends whole records
-        try:
-            with self._lock:
-                return self._tls.send(view)
-        except ssl.SSLWantWriteError:
-            events = select.POLLOUT
-        except ssl.SSLWantReadError:
-            events = select.POLLIN
-        return 0 if self._wait(events) else None
-
-    def _wait(self, events: int) -> bool:
-        """Wait at most a tick until the socket is ready; return whether it is."""
-        poll = select.poll()
-        poll.register(self._tls, events)
-        return bool(poll.poll(TICK_SECONDS * 1000))
 
 
 def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
