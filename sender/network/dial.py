@@ -154,17 +154,11 @@ class Dialer:
     def _open_tls(self, context: "ssl.SSLContext", sock: socket.socket, deadline: Deadline) -> _Greeted:
         from filestreamer.wire.sockets import tls, tls_channel
 
-        secured = tls.handshake_as_sender(context, sock, self._to.host)
-        self._register(secured)
-        self._forget(sock)
-        try:
-            prepare(secured, self._user_timeout)
-            channel = tls_channel.TlsChannel(secured, deadline)
-            body = channel.read_body(limits.OPENING_FRAME_BYTES)
-            return _Greeted(channel, body, tls.peer_certificate_sha256(secured))
-        except (OSError, FilestreamerError):
-            self._forget(secured)
-            raise
+        stream = tls.handshake_as_sender(context, sock, self._to.host)
+        prepare(sock, self._user_timeout)
+        channel = tls_channel.TlsChannel(stream, deadline)
+        body = channel.read_body(limits.OPENING_FRAME_BYTES)
+        return _Greeted(channel, body, tls.peer_certificate_sha256(stream))
 
     def _enter(self, greeted: _Greeted, role: Role, connection_id: int, expected: bytes | None = None) -> bytes:
         """Say Hello, and read Welcome; return the receiver's incarnation.

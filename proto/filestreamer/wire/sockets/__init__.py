@@ -6,7 +6,8 @@
 4. `tls`        where it is wanted, TLS 1.3: contexts, and the reason of a failed handshake;
                 `pem` reads certificates and keys from PEM files, whatever tool wrote them;
 5. `transport`  `prepare` sets the options of a connected socket, and `Channel` reads and writes it: whole frames and
-                payload, with a limit for each wait, until it is closed in order; `tls_channel` does so over TLS;
+                payload, with a limit for each wait, until it is closed in order; `tls_channel` does so over TLS,
+                on the session of `tls_stream`;
 6. `control_link`  the control connection of a transfer, as both coordinators use it: writes, heartbeats, goodbye;
 7. `memory`     buffers for payload, in huge pages where the kernel has them.
 """

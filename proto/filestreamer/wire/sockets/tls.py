@@ -16,6 +16,7 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, UsageError
 from filestreamer.wire.sockets import pem
+from filestreamer.wire.sockets.tls_stream import TlsStream
 
 CONTENT_BYTES: Final = 4 * limits.MIB
 """The most that is read of a file; more than certificates take."""
@@ -130,9 +131,9 @@ def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
-def peer_certificate_sha256(sock: ssl.SSLSocket) -> bytes:
+def peer_certificate_sha256(stream: TlsStream) -> bytes:
     """Compute the SHA-256 of the certificate that the peer showed: 32 bytes."""
-    return hashlib.sha256(sock.getpeercert(binary_form=True) or b"").digest()
+    return hashlib.sha256(stream.session.getpeercert(binary_form=True) or b"").digest()
 
 
 def explain(error: ssl.SSLError) -> RemoteProtocolError:
@@ -156,13 +157,15 @@ def explain(error: ssl.SSLError) -> RemoteProtocolError:
     return RemoteProtocolError(f"TLS failed: {reason.replace('_', ' ') or error}", Code.POLICY)
 
 
-def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
-    """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
+def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> TlsStream:
+    """Do the TLS handshake on a connected socket, within the timeout that it has; return the session.
 
     Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
     """
     try:
-        return context.wrap_socket(sock, server_hostname=host)
+        stream = TlsStream(context, sock, host)
+        stream.do_handshake_within(sock.gettimeout() or limits.OPENING_SECONDS)
+        return stream
     except ssl.SSLEOFError as error:
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:

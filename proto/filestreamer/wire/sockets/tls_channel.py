@@ -1,27 +1,26 @@
 """A channel over TLS (proto/README.md, "Security")."""
 
 import select
+import socket
 import ssl
-import threading
+import time
 from typing import cast
 
+from filestreamer.wire import limits
 from filestreamer.wire.errors import FilestreamerError
 from filestreamer.wire.sockets.tls import explain
+from filestreamer.wire.sockets.tls_stream import BATCH_BYTES, SMALL_BATCH_BYTES, TlsStream
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 
 
 class TlsChannel(Channel):
-    """A channel over TLS.
+    """A channel over TLS. Reading waits in the kernel, as without TLS; writing waits outside of the session's lock."""
 
-    One thread may read while another writes, but OpenSSL allows only one thread in its calls. So the calls never block,
-    a lock keeps them apart, and threads wait for the socket outside of the lock.
-    """
-
-    def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, payload_bytes: int = 0) -> None:
-        super().__init__(sock, patience, payload_bytes=payload_bytes)
-        sock.setblocking(False)
-        self._tls = sock
-        self._lock = threading.Lock()  # protects the TLS state of the socket
+    def __init__(self, stream: TlsStream, patience: Patience, *, payload_bytes: int = 0) -> None:
+        """Take over a session whose handshake is done; see `Channel`."""
+        super().__init__(stream.socket, patience, payload_bytes=payload_bytes)
+        stream.batch_bytes = BATCH_BYTES if payload_bytes >= limits.BLOCK_BYTES else SMALL_BATCH_BYTES
+        self._stream = stream
 
     def _lost(self, error: OSError) -> FilestreamerError:
         """Make the error of a connection that was lost."""
@@ -32,30 +31,23 @@ class TlsChannel(Channel):
         return super()._lost(error)
 
     def _receive_some(self, view: memoryview, wait: bool) -> int | None:
-        for last in (not wait, True):
-            try:
-                with self._lock:
-                    return self._tls.recv_into(view)
-            except ssl.SSLWantReadError:
-                if last or not self._wait(select.POLLIN):
-                    return None
-            except ssl.SSLWantWriteError:
-                if last or not self._wait(select.POLLOUT):
-                    return None
-        return None
-
-    def _send_some(self, view: memoryview, more: bool) -> int | None:  # noqa: ARG002 - TLS sends whole records
         try:
-            with self._lock:
-                return self._tls.send(view)
-        except ssl.SSLWantWriteError:
-            events = select.POLLOUT
+            return self._stream.recv_into(view, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
         except ssl.SSLWantReadError:
-            events = select.POLLIN
-        return 0 if self._wait(events) else None
+            self.heard_at = time.monotonic()  # over a slow link, a record takes longer than a tick
+            return None
 
-    def _wait(self, events: int) -> bool:
-        """Wait at most a tick until the socket is ready; return whether it is."""
-        poll = select.poll()
-        poll.register(self._tls, events)
-        return bool(poll.poll(TICK_SECONDS * 1000))
+    def _send_some(self, view: memoryview, more: bool) -> int | None:
+        try:
+            return self._stream.send(view, more=more)
+        except ssl.SSLWantWriteError:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLOUT)
+            return 0 if poll.poll(TICK_SECONDS * 1000) else None
+
+    def close(self) -> None:
+        """Close the socket and release the memory; only the thread that owns the channel may. Idempotent."""
+        super().close()
+        self._stream.free()
