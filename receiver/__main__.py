@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filestreamer.process import signals, stderr
-from filestreamer.wire.errors import FilestreamerError, Interrupted, UsageError
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, Interrupted, UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -73,23 +73,30 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
-        from receiver.server import token
+        from receiver.server import certificate, token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
         _allow_descriptors()
         destination, output_name = _open_destination(settings)
-        listeners = _listen(settings)
+        listeners = _listen(settings, logger)
         if not isinstance(destination, OpenFile):
             destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
             _clean_staging(settings, destination, logger)
         addresses = [listener.getsockname() for listener in listeners]
-        chosen = token.choose(settings, destination, [address[0] for address in addresses], logger)
+        hosts = [str(address[0]) for address in addresses]
+        chosen = token.choose(settings, destination, hosts, logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
         monitor = Monitor("receiver", settings, logger, free_bytes)
-        current = token.current(chosen, settings, destination, logger)
         server = Server(
-            settings, destination, monitor, output_name=output_name, listeners=listeners, token=current, log=logger
+            settings,
+            destination,
+            monitor,
+            output_name=output_name,
+            listeners=listeners,
+            token=token.current(chosen, settings, destination, logger),
+            tls=certificate.current(settings, hosts, chosen.token, logger),
+            log=logger,
         )
 
         def stop(number: int) -> None:
@@ -99,9 +106,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         def report_overdue(number: int) -> None:
             report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
+        monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
+        monitor.start(METRICS)
         signals.on_signal(stop, report_overdue)
-    monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
-    monitor.start(METRICS)
     _report_start(settings, addresses, destination.path, chosen, logger)
     progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
     progress.start()
@@ -121,12 +128,15 @@ def _report_start(
 
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
+    secure = ", and --tls" if settings.tls else ""
     if chosen.is_own:
-        logger.info("token", path=chosen.path, hint="this user's senders on this machine find it themselves")
+        logger.info("token", path=chosen.path, hint=f"this user's senders on this machine find it themselves{secure}")
     elif chosen.is_new and chosen.token is not None:
-        _show_command(chosen.token, addresses[0], tls=settings.tls_cert is not None)
+        _show_command(chosen.token, addresses[0], tls=settings.tls)
     elif chosen.path is not None:
-        logger.info("token", path=chosen.path, hint="senders need this token: --token-file or FILESTREAMER_TOKEN")
+        logger.info(
+            "token", path=chosen.path, hint=f"senders need this token: --token-file or FILESTREAMER_TOKEN{secure}"
+        )
 
 
 def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | OpenFile, bytes | None]":
@@ -167,15 +177,20 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listen(settings: "ReceiverSettings") -> "list[socket.socket]":
-    """Return the sockets that listen on --listen. Raises UsageError."""
+def _listen(settings: "ReceiverSettings", logger: Any) -> "list[socket.socket]":
+    """Return the sockets that listen on --listen. Raises UsageError, AddressNotReady."""
     from filestreamer.wire.sockets.listen import listen
 
+    def tell(reason: str) -> None:
+        logger.warning("waiting_for_address", setting="--listen", reason=reason)
+
     try:
-        return listen(settings.listen.host, settings.listen.port)
+        return listen(settings.listen.host, settings.listen.port, tell)
     except OSError as error:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
-    except FilestreamerError as error:
+    except AddressNotReady as error:
+        raise AddressNotReady(f"--listen: {error}") from None
+    except ConnectionLost as error:
         raise UsageError(f"--listen: {error}") from None
 
 
@@ -207,6 +222,9 @@ def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None
         with contextlib.suppress(OSError):
             command = f"filestreamer-sender FILE --to {format_address(address)}{secure}"
             print(f"send with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
+            _, percent, interface = format_address(address).rpartition("]")[0].partition("%")
+            if percent:
+                print(f"            (in place of {interface}: the sender's own interface)", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,13 @@ class ReceiverSettings(CommonSettings):
     )
     """Whether no token is asked for where none is given; else the receiver chooses one."""
 
+    tls: bool = setting(
+        bool,
+        "Speak TLS: without --tls-cert, with a certificate that is made for this run. --tls-cert implies this.",
+        default=False,
+    )
+    """Speak TLS; always true where `tls_cert` is given."""
+
     memory_limit: int | None = setting(
         values.size(1, WINDOW_MAX),
         "Most memory that this receiver uses, socket buffers included."
@@ -91,8 +98,13 @@ class ReceiverSettings(CommonSettings):
             object.__setattr__(self, "once", True)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
-        if self.tls_ca is not None and self.tls_cert is None:
-            raise UsageError("--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key")
+        if self.tls_cert is not None:
+            object.__setattr__(self, "tls", True)
+        if self.tls_ca is not None and not self.tls:
+            raise UsageError(
+                "--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key, or --tls for a"
+                " certificate of this run"
+            )
 
     @property
     def writes_stdout(self) -> bool:

@@ -222,7 +222,7 @@ class Asking:
         if verdict.standing is m.Standing.EXTRA:
             if self._deletion is None:
                 raise RemoteProtocolError("the receiver would remove something, which was not asked for")
-            self._count(verdict.standing)
+            self.counters.count_verdict(verdict.standing)
             self._line(verdict.standing, "", "", verdict.path, verdict.reason)
             return
         if verdict.file_id != self._next or verdict.file_id + verdict.files > self._sent:
@@ -250,16 +250,12 @@ class Asking:
                 standing, reason = m.Standing.SAME, ""
         if entry.type is m.EntryType.KEPT:
             return
-        self._count(standing)
+        self.counters.count_verdict(standing)
         self.counters.files += entry.type is m.EntryType.FILE
         self.counters.size_bytes += item.sent_bytes
         if kind := _KINDS.get(standing):
             self._skipped.add(Skipped(item.shown, reason, kind, entry.path))
         self._line(standing, entry.type.name.lower(), str(entry.size), entry.path, reason)
-
-    def _count(self, standing: m.Standing) -> None:
-        assert self.counters.verdicts is not None
-        self.counters.verdicts[standing] = self.counters.verdicts.get(standing, 0) + 1
 
     def _line(self, standing: m.Standing, kind: str, size: str, path: bytes, reason: str) -> None:
         why = f": {printable(reason)}" if reason else ""
@@ -305,7 +301,19 @@ class Asking:
         channel = self._link.channel
         if channel is not None and now - channel.heard_at > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
-        if now - self._clock.at > self._settings.give_up_after:
-            trouble = f": {self._trouble}" if self._trouble is not None else ""
-            seconds = f"{self._settings.give_up_after:g} s"
-            raise TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}")
+        most_seconds = self._settings.patience.seconds(has_begun=self._next > 0)
+        if now - self._clock.at > most_seconds:
+            trouble = f" ({self._trouble})" if self._trouble is not None and channel is None else ""
+            raise TransferFailed(
+                Code.TIMEOUT,
+                f"gave up after {most_seconds:g} s without progress, waiting for {self._waits_for()}{trouble}",
+            )
+
+    def _waits_for(self) -> str:
+        if self._link.channel is None:
+            return self._dialer.waits_for()
+        if self._link.state == "finishing":
+            return "the receiver to list what it would remove"
+        if self._open:
+            return f"the receiver's answer to {self._sent - self._next} entries"
+        return "the source: its directories are being listed"

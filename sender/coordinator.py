@@ -4,12 +4,14 @@ It alone writes to the control connection, and decides what the transfer does ne
 data connections; whatever concerns the whole transfer arrives here as an event, in the mailbox.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, start_thread
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
@@ -25,7 +27,9 @@ from filestreamer.wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
+from filestreamer.wire.framing import frame
 from filestreamer.wire.opening import random_id
+from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.declined import DeclinedEntries
@@ -41,13 +45,13 @@ from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
+from sender.network.black_hole import BlackHoleFinder, small_packets
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
-from sender.network.control_state import Address, ControlState
+from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
-from sender.network.rate_limit import RateLimit
 from sender.offer import make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
@@ -76,8 +80,10 @@ class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
     _is_interrupted = False
+    _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
     _committed: bool | None = None  # the `committed` of Complete
+    _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
     _was_finished = False  # whether Finish was sent
 
     def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
@@ -111,12 +117,13 @@ class Transfer:
         self.counters.chunk_map = self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
-        self._dialer = Dialer(
+        self._dialer: Dialer = Dialer(
             settings,
             self.counters.transfer_id,
             self._control_state,
             needed_features(settings, self._listing.single),
             log,
+            path_mtu=before._dialer.path_mtu if before is not None else None,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
@@ -132,6 +139,7 @@ class Transfer:
             self._verifier,
         )
         self._connections = DataConnections(shared, self.counters, parallelism, self._control_state)
+        self._black_hole = BlackHoleFinder(self._connections, self._dialer.path_mtu, log)
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._liveness: Liveness = Liveness(
             counters=self.counters,
@@ -139,7 +147,9 @@ class Transfer:
             queue=self._queue,
             connections=self._connections,
             link=self._link,
+            dialer=self._dialer,
             peer=self._peer,
+            patience=settings.patience,
             before=before._liveness if before is not None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
@@ -174,6 +184,7 @@ class Transfer:
 
         Raises the FilestreamerError that ended the transfer, or BeginAgain.
         """
+        self._thread_id = threading.get_ident()
         try:
             self._start_thread(self._reader, "the control connection")
             if self._is_tree:
@@ -185,6 +196,7 @@ class Transfer:
                     self._act(event)
                 self._tick()
             self.counters.phase = "complete"
+            self._black_hole.is_over()
             self._queue.complete()
             return self._committed
         except BeginAgain:
@@ -217,8 +229,10 @@ class Transfer:
                 self._link.acted()
                 if channel is self._link.channel:
                     self._receive(decode(body))
-            case Connected(address, rtt_seconds):
+            case Connected(address, rtt_seconds, early):
                 self._let_data_connect(address, rtt_seconds)
+                if early is not None and self._reached is None:
+                    self._offer_early(early)
             case ControlUp(channel, address, incarnation):
                 self._offer(channel, address, incarnation)
             case ControlDown(error):
@@ -301,6 +315,21 @@ class Transfer:
             self._control_state.connected(address)
             self._connections.begin(rtt_seconds)
 
+    def _offer_early(self, channel: Channel) -> None:
+        """Send the Offer, and a first part of the manifest if there is one, before the receiver has said Welcome."""
+        messages: list[m.Message] = [self._make_offer()]
+        first = next(iter(self._manifest.parts), None)
+        if first is not None:
+            messages += itertools.islice(first.messages, 1)
+        try:
+            channel.send(b"".join(map(frame, messages)))
+        except ConnectionLost:
+            return  # the thread that reads the connection notices, too
+        self._early = (channel, tuple(messages))
+
+    def _make_offer(self) -> m.Offer:
+        return make_offer(self._settings, self._manifest.chunk_size, self._listing.single, self._deletion)
+
     def _offer(self, channel: Channel, address: Address, incarnation: bytes) -> None:
         """Send the Offer and the manifest on a new control connection. Raises BeginAgain."""
         if self._reached is not None and incarnation != self._reached[1]:
@@ -309,11 +338,14 @@ class Transfer:
         self._reached = (address, incarnation)
         if self._control_state.is_open:
             self._control_state.welcomed(address, incarnation)
-        self._link.attach(channel)
+        early_channel, said_early = self._early
+        channel.patience = self._control_patience
+        self._link.attach(channel, said_early if channel is early_channel else ())
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
-        chunk_size, single = self._manifest.chunk_size, self._listing.single
-        self._link.say(make_offer(self._settings, chunk_size, single, self._deletion))
+        if (mss_bytes := self._dialer.path_mtu.welcomed()) is not None:
+            self._log.info("small_packets_work", **small_packets(mss_bytes))
+        self._link.say(self._make_offer())
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -340,20 +372,28 @@ class Transfer:
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
-        if not self._queue.all_done or not self._manifest.withdrawn.is_all_taken:
+        is_done = self._queue.all_done
+        if not (is_done or self._queue.all_sent) or not self._manifest.withdrawn.is_all_taken:
             return
-        if self._link.channel is None or self._link.state != "moving":
+        if self._link.channel is None or self._link.state not in ("moving", "finishing"):
             return
-        if not self._is_source_settled():
-            return
-        self.counters.phase = "syncing"
+        if self._link.state == "moving":
+            if not self._is_source_settled():
+                return
+            self._say_finish(ahead=not is_done)
+        if is_done:
+            self.counters.phase = "syncing"
+            self._liveness.finish()
+
+    def _say_finish(self, *, ahead: bool) -> None:
+        """Say Finish; `ahead` of chunks that were sent, and are not acknowledged yet."""
         self.root_digest = self._queue.root_digest()
         self._was_finished = True
-        self._liveness.finish()
         self._link.say(self.counters.heartbeat())
         stream_bytes = self._manifest.stream.size if self._manifest.stream is not None else 0
         counts, left_out = self._skipped.for_finish()
-        self._link.say(m.Finish(self._queue.states.chunks, self.root_digest, stream_bytes, counts, left_out))
+        chunks = self._queue.states.chunks
+        self._link.say(m.Finish(chunks, self.root_digest, stream_bytes, counts, left_out, ahead))
 
     def _is_source_settled(self) -> bool:
         """Whether nothing of the source is to be read again before Finish. Raises Unsendable if a single file changed.
@@ -483,6 +523,18 @@ class Transfer:
 
     # --- the clock
 
+    def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, this thread has no ticks.
+        """
+        self._link.check()
+        if threading.get_ident() == self._thread_id:
+            now = time.monotonic()
+            self._liveness.note_progress(now)
+            self._black_hole.look(self._link.channel, self._peer.heard_at)
+            self._liveness.check(now)
+
     def _tick(self) -> None:
         now = time.monotonic()
         if self._link.is_heartbeat_due(now):
@@ -492,10 +544,12 @@ class Transfer:
         if channel is not None and not self._peer.is_heard():
             # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
+            self._dialer.path_mtu.fell_silent(channel.socket)
             self._dialer.shut_all()
+        self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)
         self._start_connections()
-        self._liveness.check(now, self._settings.give_up_after)
+        self._liveness.check(now)
 
     def _start_connections(self) -> None:
         if not self._connections.start():
@@ -521,10 +575,12 @@ class Transfer:
         if self._committed is None:
             self._dialer.close(keep=self._link.channel)
         else:
-            self._reader.begin_stop(self._link.channel)  # so that control is closed while data connections are
+            # Complete is the last that the receiver says: there is no end of stream to wait for.
+            self._reader.begin_stop(self._link.channel)
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
-        self._connections.join(deadline)
-        self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
+        self._connections.join(deadline)  # acknowledgements may come behind Complete
+        if self._committed is None:
+            self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
         self._dialer.close()
 
 

@@ -10,12 +10,14 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
-from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import Patience, ProgressClock, sync_seconds
 from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.network.connections import DataConnections
+from sender.network.dial import Dialer
 from sender.network.peer import Peer
+from sender.waits import Waits
 
 
 class Liveness:
@@ -29,10 +31,26 @@ class Liveness:
         queue: SendQueue,
         connections: DataConnections,
         link: ControlLink,
+        dialer: Dialer,
         peer: Peer,
+        patience: Patience,
         before: "Liveness | None",
     ) -> None:
         """Begin to count; `before` is that of the transfer that this one continues, whose clock goes on."""
+        self._patience = patience
+        self._has_begun: bool = before is not None and before._has_begun
+        """Whether a byte was acknowledged, or nothing had to be sent, in this transfer or an earlier one of the run."""
+        self._peer_progress: m.Progress | None = None
+        self._waits = Waits(
+            counters=counters,
+            manifest=manifest,
+            queue=queue,
+            connections=connections,
+            dialer=dialer,
+            link=link,
+            peer=peer,
+        )
+        self._path_mtu = dialer.path_mtu
         self.backoff: Backoff = before.backoff if before is not None else Backoff()
         """How long a transfer waits before it begins again; it is reset when a chunk is done."""
         self._clock: ProgressClock = before._clock if before is not None else ProgressClock(time.monotonic())
@@ -55,6 +73,7 @@ class Liveness:
 
     def take_progress(self, message: m.Progress) -> None:
         """Take in how far the receiver is: it re-hashes, syncs, or waits for the reader of its pipe."""
+        self._peer_progress = message
         self._peer_rehashed_bytes = message.rehashed_bytes
         self._peer_deleted = message.deleted if self._link.state == "finishing" else 0
         now = time.monotonic()
@@ -67,6 +86,7 @@ class Liveness:
     def finish(self) -> None:
         """Take in that Finish is said."""
         self._finished_at = self._finished_at or time.monotonic()
+        self._has_begun = True
 
     def reopen(self, missing: int) -> None:
         """Take in how many chunks the receiver misses after Finish. Sending these may count as progress once more.
@@ -94,6 +114,9 @@ class Liveness:
         """Report all counts that may have grown to the clock."""
         counters, clock, states = self._counters, self._clock, self._queue.states
         stream = self._manifest.stream
+        # A receiver that reads slowly may have all of it in its kernel.
+        reported = self._peer_progress.under_way_bytes if self._peer_progress is not None else 0
+        read = min(reported, self._connections.unacknowledged()[0])
         under_way = self._connections.delivered_bytes
         if self._peer.take_lost_data():
             clock.lose(under_way)
@@ -105,9 +128,10 @@ class Liveness:
             clock.wait(now)
         size_bytes = self._file_bytes()
         is_chunk_done = clock.done(states.done_count, now)
+        self._has_begun = self._has_begun or states.done_count > 0
         gets_on = [
             is_chunk_done,
-            clock.under_way(under_way, now),
+            clock.under_way(under_way, now, read=read),
             clock.reach("listed", self._manifest.files, now),
             clock.reach("answered", states.chunks - self._queue.unanswered, now),
             clock.reach("deleted", self._peer_deleted, now),
@@ -117,11 +141,11 @@ class Liveness:
             ),
         ]
         if any(gets_on):
-            counters.last_progress_at = now
             if self._link.state != "finishing":
                 self._finished_at = None
             if is_chunk_done:
                 self.backoff.reset()
+        counters.last_progress_at = clock.at
 
     def _file_bytes(self) -> int:
         """Return how many bytes may be hashed again: of a shard, all of the file, as the receiver may hash it all."""
@@ -129,14 +153,23 @@ class Liveness:
             return self._manifest.parts[0].items[0].entry.size
         return self._counters.size_bytes
 
-    def check(self, now: float, give_up_after_seconds: float) -> None:
-        """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for `give_up_after_seconds`."""
-        if now - self._clock.at <= give_up_after_seconds:
+    def check(self, now: float) -> None:
+        """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for longer than the user allows."""
+        most_seconds = self._patience.seconds(has_begun=self._has_begun)
+        if now - self._clock.at <= most_seconds:
             return
-        last = self._peer.last_trouble
-        trouble, seconds = f": {last}" if last else "", f"{give_up_after_seconds:g} s"
+        last, seconds = self._peer.last_trouble, f"{most_seconds:g} s"
         if last is not None and getattr(last, "code", None) is Code.BUSY:
-            raise TransferFailed(Code.BUSY, f"gave up after {seconds}{trouble}")
+            raise TransferFailed(Code.BUSY, f"gave up after {seconds}: {last}")
+        waited = self._waits.waits_for(self._peer_progress, self._clock.at)
+        suspicion = f"; {self._path_mtu.suspicion}" if self._path_mtu.suspicion else ""
+        # An error from before the last progress is not the reason; nor is what became of connections that were shut
+        # because packets are lost.
+        is_reason = last is not None and self._peer.trouble_at > self._clock.at
+        trouble = f" ({last})" if is_reason and not (suspicion and self._link.channel is not None) else ""
         is_pipe = self._manifest.stream is not None
         advice = "run the pipe again" if is_pipe else "run the same command again to resume"
-        raise TransferFailed(Code.TIMEOUT, f"gave up after {seconds} without progress{trouble}; {advice}")
+        raise TransferFailed(
+            Code.TIMEOUT,
+            f"gave up after {seconds} without progress, waiting for {waited}{trouble}{suspicion}; {advice}",
+        )

@@ -19,7 +19,7 @@ def needed_features(settings: SenderSettings, single: Item | None, *, is_dry: bo
         features.DELETE: settings.delete,
         features.XATTRS: settings.xattrs and not is_dry,
     }
-    return tuple(name for name, is_used in uses.items() if is_used)
+    return tuple(sorted(name for name, is_used in uses.items() if is_used))
 
 
 def make_offer(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from filestreamer.settings import values
-from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.address import Address, numeric_address, parse_address
 from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
@@ -78,13 +78,18 @@ class SenderSettings(CommonSettings):
     """The address of the receiver. It has no default, so that a sender without --to does not send to this machine; it
     is None only with `dry_run`."""
 
+    source_address: str | None = setting(
+        numeric_address, "Address of this machine to connect from.  [default: the system chooses]", metavar="ADDRESS"
+    )
+    """Numeric, with %INTERFACE where it is link-local; all connections come from it. None: the system chooses."""
+
     as_name: str | None = setting(
         file_name, "Name of the only INPUT_FILE at the destination.  [default: its own]", flag="--as", metavar="NAME"
     )
     """The name at the destination of a single path; None is its last part."""
 
     connections: int | None = setting(
-        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX)),
+        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX, "connections")),
         "Number of data connections; auto: as many as make the transfer faster.",
         default="auto",
         metavar="N|auto",
@@ -97,13 +102,6 @@ class SenderSettings(CommonSettings):
         metavar="SIZE",
     )
     """Bytes in every chunk but the last, up to 1 GiB; None: chosen by the size of the file."""
-
-    rate_limit: int | None = setting(
-        values.rate,
-        "Send no faster than this over all connections together, such as 100MiB/s or 1Gbit/s.",
-        metavar="RATE",
-    )
-    """Payload bytes per second over all connections together; None: no limit."""
 
     shard: Share = setting(
         share,
@@ -185,22 +183,35 @@ class SenderSettings(CommonSettings):
     """Only list the entries that would be sent or, with `to`, how they stand at the receiver."""
 
     tls: bool = setting(
-        bool, "Use TLS, and trust the CAs of this system; any --tls-... file implies this.", default=False
+        bool,
+        "Use TLS. The receiver's certificate is checked by the token or, without one, by the CAs of this system;"
+        " --tls-ca and --tls-pin replace that. Any --tls-... setting implies this.",
+        default=False,
     )
-    """Use TLS; always true where `tls_cert`, `tls_key` or `tls_ca` is given."""
+    """Use TLS; always true where `tls_cert`, `tls_key`, `tls_ca` or `tls_pin` is given."""
+
+    tls_pin: tuple[tuple[bytes, ...], ...] = several(
+        values.sha256,
+        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
+        metavar="SHA256,...",
+    )
+    """Digests of 32 bytes, of which the receiver's certificate must have one."""
 
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
-        if self.tls_cert is not None or self.tls_ca is not None:
+        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
             object.__setattr__(self, "tls", True)
+        if self.tls and self.token is not None:
+            self.check_token(self.token)
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as needs exactly one input path")
         if self.to is None and not self.dry_run:
             raise UsageError(
                 "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)"
             )
+        self._check_source()
         if self.files_from is not None:
             self._check_files_from()
         if STDIN in self.input_files:
@@ -212,9 +223,33 @@ class SenderSettings(CommonSettings):
             raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
 
     @property
+    def pins(self) -> tuple[bytes, ...]:
+        """The digests in `tls_pin`, as one tuple."""
+        return tuple(pin for several in self.tls_pin for pin in several)
+
+    @property
+    def is_certificate_named(self) -> bool:
+        """Whether the user says which certificates to trust; else a token decides, or the system."""
+        return self.tls_ca is not None or bool(self.tls_pin)
+
+    def check_token(self, token: str) -> None:
+        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
+        if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
+            raise UsageError(
+                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
+                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
+            )
+
+    @property
     def reads_stdin(self) -> bool:
         """Whether standard input is sent."""
         return self.input_files == (STDIN,)
+
+    def _check_source(self) -> None:
+        """Raise UsageError where the address to connect from is not of the family of the one to connect to."""
+        source, to = self.source_address, self.to
+        if source is not None and to is not None and to.is_numeric and (":" in source) != (":" in to.host):
+            raise UsageError(f"--source-address {source} can't reach --to {to}: one is IPv4, the other one IPv6")
 
     def _check_files_from(self) -> None:
         """Raise UsageError for settings that a list of paths does not go with."""

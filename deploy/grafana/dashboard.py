@@ -379,7 +379,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
             lines(
                 "Where the time goes: receiver",
                 "Share of the connections' time by stage; the widest band is the bottleneck. receive: waits for the "
-                "network. write: the disk. acknowledge: the way back.",
+                "network. write: the disk. acknowledge: the way back. limit: --rate-limit.",
                 "percentunit",
                 [stages("receiver")],
                 stack="normal",
@@ -397,7 +397,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
         [
             lines(
                 "Without progress",
-                "Since the last acknowledgement, of transfers that move. FilestreamerTransferStalled fires from 30 s "
+                "Since the last progress, of transfers that move. FilestreamerTransferStalled fires from 30 s "
                 "on; both services end after --give-up-after.",
                 "s",
                 [(f"transfer:filestreamer_idle_seconds:moving{TRANSFER}", "{{transfer}} {{side}}")],

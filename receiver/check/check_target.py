@@ -20,8 +20,7 @@ from receiver.disk.staging.readable import open_below
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
-from receiver.tree.mirror.deleter import HARMLESS
-from receiver.tree.mirror.extras import Extras, check_permitted
+from receiver.tree.mirror.extras import Extras, check_permitted, is_short
 from receiver.tree.mirror.mirror import Mirror
 
 _SHORT: Final = (m.Standing.EXISTING, m.Standing.DECLINED)
@@ -146,8 +145,7 @@ class CheckTarget:
         if entry.type is m.EntryType.KEPT:
             return
         counters, standing = self._counters, judgement.standing
-        assert counters.verdicts is not None
-        counters.verdicts[standing] = counters.verdicts.get(standing, 0) + 1
+        counters.count_verdict(standing)
         self._is_short = self._is_short or standing in _SHORT
         self._alone = (entry, judgement) if b"/" not in entry.path else None
         if entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
@@ -156,8 +154,7 @@ class CheckTarget:
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory
-        assert self._counters.verdicts is not None
-        self._counters.verdicts[m.Standing.EXTRA] = self._counters.verdicts.get(m.Standing.EXTRA, 0) + 1
+        self._counters.count_verdict(m.Standing.EXTRA)
         self._messages.add(m.EntryVerdict(m.Standing.EXTRA, path=path))
 
     # --- what a dry run does not have
@@ -193,9 +190,7 @@ class CheckTarget:
         """End as a transfer would that is refused. Raises TransferFailed: NO_SPACE, EXISTS, DESTINATION, DIGEST."""
         if finish.chunks or finish.root_digest != root_digest([]):
             raise TransferFailed(Code.DIGEST, "a dry run was finished as if something had been sent")
-        if self._mirror is not None and (
-            self._is_short or any(each.kind not in HARMLESS for each in finish.left_out_counts)
-        ):
+        if self._mirror is not None and (self._is_short or is_short(finish)):
             self._report.warn("nothing would be removed (--delete), as not everything could be moved")
         if self._alone is not None and self._alone[0].type is m.EntryType.FILE and self._alone[1].standing in _SHORT:
             entry, judgement = self._alone

@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
+from filestreamer.process.mount import mount_of
 from filestreamer.wire.errors import Code, from_os_error
 from receiver.disk.attributes.stored_times import StoredTimes
 from receiver.disk.filesystem import inodes
-from receiver.disk.filesystem.boundary import Side, mount_of, side_of
+from receiver.disk.filesystem.boundary import Side, side_of
 from receiver.disk.filesystem.sync import syncs_each
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import NOTE_SUFFIX, OPEN_FLAGS, STAGING, staging_key
@@ -59,17 +60,18 @@ class Place:
 
     def is_at(self, open_path: Callable[[], int]) -> bool:
         """Whether `open_path` opens this directory, and nothing is mounted over it. Raises TransferFailed(LIMIT)."""
+        status = os.fstat(self.fd)
         try:
             fd = open_path()
+            try:
+                return os.path.samestat(os.fstat(fd), status) and mount_of(fd) == self.side.mount
+            finally:
+                os.close(fd)
         except OSError as error:
             failed = from_os_error(error, Code.DESTINATION, f"can't look at {self.path}")
             if failed.code is Code.LIMIT:  # nothing is known of the path
                 raise failed from None
             return False
-        try:
-            return os.path.samestat(os.fstat(fd), os.fstat(self.fd)) and mount_of(fd) == self.side.mount
-        finally:
-            os.close(fd)
 
     def lacks(self, what: str) -> None:
         """Note that the file system lacks something which has its substitute: told once."""

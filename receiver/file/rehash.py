@@ -133,14 +133,21 @@ class Rehasher:
         self._taking = threading.Lock()  # protects _current
         self._current: Iterator[Work | FinalWork] = iter(())
         self._stopped = threading.Event()
-        self._mutex = threading.Lock()  # protects _hashed_bytes
+        self._mutex = threading.Lock()  # protects _hashed_bytes and _busy_threads
         self._hashed_bytes = 0
+        self._busy_threads = 0
 
     @property
     def hashed_bytes(self) -> int:
         """Bytes that were hashed so far, including those of chunks that are not finished."""
         with self._mutex:
             return self._hashed_bytes
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is being hashed."""
+        with self._mutex:
+            return self._busy_threads > 0
 
     def add(self, work: Work) -> int:
         """Have these chunks hashed; return in how many batches they are posted."""
@@ -202,10 +209,16 @@ class Rehasher:
     def _rehash_all(self) -> None:
         block = memory.mapped(limits.BLOCK_BYTES)
         while (work := self._next()) is not None and not self._stopped.is_set():
+            self._count_busy(1)
             if isinstance(work, FinalWork):
                 self._rehash_finals(block, work)
             else:
                 self._rehash(block, work)
+            self._count_busy(-1)
+
+    def _count_busy(self, change: int) -> None:
+        with self._mutex:
+            self._busy_threads += change
 
     def _next(self) -> Work | FinalWork | None:
         """Wait for the next batch; return None where there are no more."""

@@ -38,6 +38,7 @@ OpenSSL makes a buffer a third larger than what it is for.
 SMALL_PAYLOAD_BYTES: Final = 64 * limits.KIB
 SMALL_BUFFER_BYTES: Final = 128 * limits.KIB
 CONTROL_BUFFER_BYTES: Final = 256 * limits.KIB
+PACED_SECONDS: Final = 2
 LOCKED_BYTES: Final = (4 * limits.MIB, 1 * limits.MIB)
 """SO_RCVBUF for the sizes between the smallest and the full one."""
 
@@ -117,6 +118,17 @@ def smaller(connection_budget: ConnectionBudget, socket_limits: SocketLimits) ->
             smaller_bytes = connection_budget.bytes - kernel_bytes + 2 * locked
             return connection_budget._replace(bytes=smaller_bytes, receive_buffer_bytes=locked)
     return None
+
+
+def limit_receive_buffer(sock: socket.socket, connection_budget: ConnectionBudget, bytes_per_second: int) -> None:
+    """Have the kernel keep little more for a socket than is read of it in PACED_SECONDS at this rate.
+
+    Else the kernel takes what this process reads only minutes later, and to the sender nothing seems to move meanwhile.
+    """
+    wanted = max(SMALL_BUFFER_BYTES, int(PACED_SECONDS * bytes_per_second))
+    if wanted < (connection_budget.receive_buffer_bytes or max(LOCKED_BYTES)):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 
 
 def limit_socket_buffers(sock: socket.socket, connection_budget: ConnectionBudget) -> None:

@@ -2,7 +2,7 @@
 
 1. `server`      makes the parts, runs the loop, and reports every transfer that has ended
 2. `acceptor`    accepts connections; `handshake` takes one through TLS, Greeting, Hello and Proof, without blocking
-3. `token`       chooses the secret that senders have to prove
+3. `token`       chooses the secret that senders have to prove; `certificate` is what the receiver shows over TLS
 4. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
 5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
                  A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY

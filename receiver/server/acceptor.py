@@ -1,7 +1,8 @@
 """Accepts connections, and takes them through their opening: one thread, one selector, nothing ever blocks.
 
-A stranger costs one `Handshake` for OPENING_SECONDS. When all places are taken, a new connection evicts the oldest
-handshake of the address that has most of them: so a thousand silent connections keep no sender out. A connection whose
+A stranger costs one `Handshake` for OPENING_SILENCE_SECONDS, or OPENING_SECONDS if it says something now and then. When
+all places are taken, a new connection evicts a handshake of the address that has most of them, the oldest one without a
+whole Hello: so a thousand silent connections keep no sender out, however long its path. A connection whose
 peer has said Hello, and proved the token if one is required, goes on in a thread of its transfer.
 """
 
@@ -126,10 +127,11 @@ class Acceptor:
         self._keep(handshake)
 
     def _handshake_to_evict(self) -> Handshake:
-        """Return the oldest connection in its opening, of the address that has most of them."""
+        """Return a connection in its opening, of the address that has most of them: the oldest one without a Hello."""
         hosts = Counter(handshake.host for handshake in self._handshakes.values())
         most = hosts.most_common(1)[0][0]
-        return next(handshake for handshake in self._handshakes.values() if handshake.host == most)
+        oldest_first = [handshake for handshake in self._handshakes.values() if handshake.host == most]
+        return next((handshake for handshake in oldest_first if not handshake.has_hello), oldest_first[0])
 
     def _keep(self, handshake: Handshake) -> None:
         """Go on with a connection when it is readable, or writable where something is left to be sent."""
@@ -189,7 +191,8 @@ class Acceptor:
         self._token()  # now, and not only with the next connection: what is wrong with them is told at once
         self._tls()
         for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
-            self.turn_away(handshake, Code.TIMEOUT, f"the sender said no Hello within {limits.OPENING_SECONDS:g} s")
+            said = "no Proof" if handshake.has_hello else "no Hello"
+            self.turn_away(handshake, Code.TIMEOUT, f"the sender said {said} in time ({handshake.waited(now):.0f} s)")
 
     def stop(self) -> None:
         """Turn every connection away, and release the port."""

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
-from filestreamer.wire.sockets.transport import Channel
+from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel
 from receiver.memory import process_limit
 from receiver.memory.budget import Account, Budget
 from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget
@@ -74,6 +75,7 @@ class Admission:
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 3)
         """The descriptors that data connections may have, each one for its socket and one for a file that it writes."""
         secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
+        self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
     @property
@@ -104,6 +106,8 @@ class Admission:
 
     def stop(self) -> None:
         """End every transfer; wait at most END_SECONDS."""
+        if self._rate_limit is not None:
+            self._rate_limit.close()
         with self._lock:
             transfers = list(self._transfers.values())
         deadline = time.monotonic() + END_SECONDS
@@ -130,9 +134,8 @@ class Admission:
     def let_in(self, handshake: Handshake, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget) -> None:
         """Hand a connection over to a thread of its transfer. Raises ConnectionLost where the peer is gone."""
         is_data = hello.role is m.Role.DATA
-        user_timeout = max(limits.DEAD_SECONDS, self._settings.give_up_after)
         try:
-            channel = handshake.into_channel(lambda: None, user_timeout, budget)
+            channel = handshake.into_channel(lambda: None, USER_TIMEOUT_SECONDS, budget)
         except (ConnectionLost, MemoryError) as error:
             if is_data:
                 transfer.connection_set.cancel(budget)
@@ -182,7 +185,7 @@ class Admission:
         for other in transfers:
             if other.connection_set.admitted <= least:
                 break
-            if other.connection_set.shed(now, limits.OPENING_SECONDS):
+            if other.connection_set.shed(now, limits.OPENING_SILENCE_SECONDS):
                 return False
         largest = transfers[0].connection_set
         if largest.admitted > max(CONNECTIONS // len(transfers), least):
@@ -225,11 +228,12 @@ class Admission:
             self._names,
             hello,
             account,
-            self._settings.give_up_after,
+            self._settings.patience,
             ended=self._ended,
             log=self._log.bind(transfer=hello.transfer_id.hex()[:8]),
             window_bytes=self._settings.window,
             socket_limits=self._socket_limits,
+            rate_limit=self._rate_limit,
         )
         transfer.counters.tolerated = self._settings.tolerated
         return transfer

@@ -1,6 +1,7 @@
-"""One connection in its opening: TLS handshake, Greeting, Hello, Proof (proto/README.md, "Opening").
+"""One connection in its opening: TLS handshake, Greeting and Hello, Proof (proto/README.md, "Opening").
 
-It never blocks: the acceptor calls it whenever its socket is readable, and it goes on as far as the bytes reach.
+It never blocks: the acceptor calls it whenever its socket is readable, and it goes on as far as the bytes reach. What a
+sender says behind its Hello or Proof stays unread in the socket.
 """
 
 import contextlib
@@ -19,8 +20,11 @@ from filestreamer.wire.sockets.tls_stream import TlsStream
 from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
+_TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte that a TLS client sends (RFC 8446, 5.1)."""
 DRAIN_READS: Final = 16
 """How many times 64 KiB of further bytes are read and dropped before a refused connection is closed."""
+_SPEAKS_TLS: Final = "this receiver speaks TLS: pass the sender --tls"
 
 
 class Handshake:
@@ -28,7 +32,7 @@ class Handshake:
 
     def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
         """Take over a socket; with `tls`, its TLS session begins. Raises OSError where the peer is gone already."""
-        self._begun_at = time.monotonic()
+        self._begun_at = self._heard_at = time.monotonic()
         self.opening = opening
         address = sock.getpeername()
         self.peer = format_address(address)
@@ -38,7 +42,7 @@ class Handshake:
         self._tls = None if tls is None else TlsStream(tls, sock)
         self._stream = self._tls or sock
         self._is_secured = tls is None
-        self._was_heard = False
+        self._speaks_tls = False
         self._received = bytearray()
         self._wanted = limits.FRAME_HEADER_BYTES
         self._checksum = b""
@@ -53,12 +57,13 @@ class Handshake:
         return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
-        """Whether the opening took too long."""
-        patience = limits.OPENING_SECONDS
-        # A sender without --tls waits for a Greeting for OPENING_SECONDS: it must get the Refusal before it gives up.
-        if not self._is_secured and not self._was_heard:
-            patience /= 2
-        return now - self._begun_at > patience
+        """Whether the sender is silent for too long, or the opening took too long as a whole."""
+        is_silent = now - self._heard_at > limits.OPENING_SILENCE_SECONDS
+        return is_silent or now - self._begun_at > limits.OPENING_SECONDS
+
+    def waited(self, now: float) -> float:
+        """Return for how many seconds the opening has gone on."""
+        return now - self._begun_at
 
     def greet(self) -> None:
         """Send Greeting; with TLS it is sent after the handshake instead. Raises OSError."""
@@ -82,7 +87,7 @@ class Handshake:
         """
         self._wants_write = False
         try:
-            self._was_heard = True
+            self._heard_at = time.monotonic()
             self._send_unsent()
             if not self._is_secured:
                 self._shake_hands()
@@ -98,13 +103,28 @@ class Handshake:
         except ssl.SSLEOFError:
             raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
-            reason = (error.reason or str(error)).lower().replace("_", " ")
-            raise RemoteProtocolError(f"the TLS handshake failed: {reason}", Code.POLICY) from None
+            from filestreamer.wire.sockets import tls_errors
+
+            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls.session)
+            raise tls_errors.explain_as_receiver(error, chain) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 
+    @property
+    def has_hello(self) -> bool:
+        """Whether all of Hello is here, so that only the Proof may be missing."""
+        return self.opening.hello is not None
+
     def _shake_hands(self) -> None:
-        """Go on with the TLS handshake; until it is done, raise what OpenSSL raises."""
+        """Go on with the TLS handshake; until it is done, raise what OpenSSL raises.
+
+        Raises RemoteProtocolError(POLICY) for a sender that speaks clear text: the first bytes are those of a frame.
+        """
+        if not self._speaks_tls:
+            first = self.socket.recv(1, socket.MSG_PEEK)
+            if first == b"\x00":
+                raise RemoteProtocolError(_SPEAKS_TLS, Code.POLICY)
+            self._speaks_tls = first == _TLS_HANDSHAKE
         if self._tls is not None:
             self._tls.do_handshake()
         self._is_secured = True
@@ -131,9 +151,8 @@ class Handshake:
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
-            elif not self._was_heard:  # the sender waits for a Greeting in clear text
-                reason = "this receiver speaks TLS: pass the sender --tls or --tls-ca"
-                self.socket.send(frame(m.Refusal(Code.POLICY, reason)))
+            elif not self._speaks_tls:
+                self.socket.send(frame(m.Refusal(Code.POLICY, _SPEAKS_TLS)))
             if self._unsent:
                 return False
         self.close()

@@ -2,13 +2,11 @@
 
 import queue
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from filestreamer.settings import renewed
 from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
@@ -19,6 +17,7 @@ from receiver.disk.destination import Destination
 from receiver.memory import process_limit
 from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
+from receiver.server import certificate
 from receiver.server.acceptor import HANDSHAKE_BYTES, Acceptor, count_handshakes
 from receiver.server.admission import Admission
 from receiver.server.handshake import Handshake
@@ -41,18 +40,16 @@ class Server:
         output_name: bytes | None,
         listeners: list[socket.socket],
         token: Callable[[], str | None],
+        tls: certificate.Current,
         log: Any,
     ) -> None:
         """`output_name` replaces the name that senders give; `listeners` are listening, and not blocking.
 
-        `token` returns the token that senders have to prove now.
-
-        Raises UsageError where a TLS file can't be used.
+        `token` returns the token that senders have to prove now, `tls` what this receiver shows them now.
         """
         self._settings = settings
         self._monitor = monitor
         self._log = log
-        tls = _tls_context(settings, log)
         peers_bytes = _peers_bytes(settings, log)
         handshakes = count_handshakes(peers_bytes)
         self._registry = Registry(destination, output_name)
@@ -155,20 +152,3 @@ def _peers_bytes(settings: ReceiverSettings, log: Any) -> int:
         least = format_size(process_limit.LIMIT_MIN_BYTES)
         log.warning("little_memory", limit_bytes=limit, reason=f"a receiver needs up to {least}: raise the limit")
     return process_limit.budget_bytes(limit)
-
-
-def _tls_context(settings: ReceiverSettings, log: Any) -> Callable[[], tuple[ssl.SSLContext | None, bytes]]:
-    """Return what returns the TLS context of this receiver now, and its certificate's digest; (None, b""): clear text.
-
-    Raises UsageError.
-    """
-    certificate, key, ca = settings.tls_cert, settings.tls_key, settings.tls_ca
-    if certificate is None or key is None:
-        return renewed.constant((None, b""))
-    from filestreamer.wire.sockets import tls
-
-    def read() -> tuple[ssl.SSLContext | None, bytes]:
-        return tls.server_context(certificate, key, ca)
-
-    seen = renewed.look(path for path in (certificate, key, ca) if path is not None)
-    return renewed.Renewed(read(), seen, read, log).get

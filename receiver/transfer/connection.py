@@ -32,9 +32,10 @@ from filestreamer.wire.errors import (
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import ChunkWriter, IncomingSegment, LedgerWriter
-from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
+from receiver.memory.connection_budget import ConnectionBudget, limit_receive_buffer, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
+from receiver.transfer.mailbox import Nudged
 
 SHRINK_SECONDS: Final = 1.0
 """A connection gives memory back in steps; at most one step in this time."""
@@ -112,10 +113,26 @@ class DataConnection(threading.Thread):
         self.counters.connect(self.channel.socket)
         self.channel.patience = self._patience
         self.channel.on_dry = self.acknowledge
+        self._limit_rate()
         self.channel.send_message(self._welcome)
         while True:
             self._receive_chunk(self._receive_header())
             self._shrink()
+
+    def _limit_rate(self) -> None:
+        """Read no faster than the rate limit of this process allows."""
+        limit = self._shared.rate_limit
+        if limit is None:
+            return
+        limit_receive_buffer(self.channel.socket, self._budget, limit.bytes_per_second)
+        self.channel.read_bytes = limit.read_bytes
+
+        def pace(count: int) -> None:
+            interrupted = self._clock.enter("limit")
+            limit.wait(count, lambda: self._is_ended or self._connection_set.is_over)
+            self._clock.enter(interrupted)
+
+        self.channel.pace = pace
 
     def _patience(self) -> None:
         """Raise ConnectionLost if the sender is silent on every connection. Called each second without movement."""
@@ -167,7 +184,8 @@ class DataConnection(threading.Thread):
             context.mailbox.post(error)
         elif isinstance(error, ConnectionClosed):
             self.counters.is_dismissed = not context.transfer.is_complete
-        elif error is not None and not context.over.is_set():
+        # A sender that has Complete closes at once, also connections on which it has not read Welcome.
+        elif error is not None and not context.over.is_set() and not context.transfer.is_complete:
             context.log.warning("connection_lost", connection=self.connection_id, reason=str(error))
 
     # --- a chunk
@@ -208,8 +226,8 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         self._is_new = False
         is_good = chunks.end_chunk(self, segments, digests, computed)
-        self.idle_since = time.monotonic()
         if not is_good:
+            self.idle_since = time.monotonic()
             self._report_mismatch(header.chunk_id, payload_bytes)
             return
         self.new_bytes += sum([segment.segment.length for segment in segments if segment.write])
@@ -218,12 +236,14 @@ class DataConnection(threading.Thread):
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
         chunk = _ReceivedChunk(header.chunk_id, payload_bytes, begun_at)
         if isinstance(chunks, ReorderBuffer):
+            self.idle_since = time.monotonic()
             chunks.when_passed_on(segments[0].position, self, lambda: self._acknowledge_passed(chunk))
             return
         for segment, digest in zip(segments, digests, strict=True):
             if segment.write and segment.ledger is not None:
                 self._unrecorded.setdefault(segment.ledger, []).append((segment.position, digest))
         self._unacknowledged.append(chunk)
+        self.idle_since = time.monotonic()  # behind the line above, so that `is_settled` misses no chunk
         if len(self._unacknowledged) >= limits.ACKS_PER_FRAME:
             self.acknowledge()
 
@@ -288,6 +308,11 @@ class DataConnection(threading.Thread):
         self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (chunk_id,)))
 
     @property
+    def stage(self) -> str | None:
+        """What this connection does now, of RECEIVER_STAGES."""
+        return self._clock.stage
+
+    @property
     def under_way_bytes(self) -> int:
         """Bytes of the chunk that is being received, as far as it is new."""
         if not self._is_new:
@@ -304,10 +329,17 @@ class DataConnection(threading.Thread):
         # The ledger comes first: the next run must find every segment that the sender counts as done.
         for ledger, records in self._unrecorded.items():
             ledger.record(records)
-        acknowledged = self._unacknowledged
-        self._unrecorded, self._unacknowledged = {}, []
-        self._send_acknowledgement(acknowledged)
+        self._unrecorded.clear()
+        self._send_acknowledgement(self._unacknowledged)
+        self._unacknowledged = []
+        if self._connection_set.is_awaited:
+            self._shared.mailbox.post_now(Nudged())
         self._clock.enter(interrupted)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that was begun is acknowledged, or was refused."""
+        return self.idle_since is not None and not self._unacknowledged
 
     def _acknowledge_passed(self, chunk: _ReceivedChunk) -> None:
         """Acknowledge a chunk that was passed on. For the thread that writes the output.

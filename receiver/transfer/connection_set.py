@@ -30,12 +30,20 @@ class Member(Connection, Protocol):
     idle_since: float | None
     """Since when the connection has received no chunk (monotonic); None while it receives one."""
 
+    @property
+    def stage(self) -> str | None:
+        """What the connection does now, of RECEIVER_STAGES."""
+
     def stop(self, seconds: float | None) -> bool:
         """Stop the connection; return whether it has stopped within `seconds`. None waits without limit."""
 
     @property
     def under_way_bytes(self) -> int:
         """Bytes of the chunk that is being received, as far as it is new."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that the connection has begun is acknowledged, or was refused."""
 
 
 class ConnectionSet:
@@ -57,6 +65,8 @@ class ConnectionSet:
         """
         self.target: Target | None = None
         """What the connections receive into. Set by the coordinator after the offer; read by all threads."""
+        self.is_awaited = False
+        """Whether the coordinator waits until all is settled: it is nudged when chunks were acknowledged."""
         self.most = connections
         self._counters = counters
         self._account = account
@@ -204,16 +214,33 @@ class ConnectionSet:
         return self._admitted
 
     @property
+    def is_over(self) -> bool:
+        """Whether the transfer has ended."""
+        return self._is_over()
+
+    @property
     def is_connected(self) -> bool:
         """Whether any data connection is attached."""
         with self._lock:
             return bool(self._connections)
+
+    @property
+    def attached(self) -> list[Member]:
+        """The connections that are attached now."""
+        with self._lock:
+            return list(self._connections.values())
 
     def heard_at(self) -> float:
         """Return when the last byte came over any data connection (monotonic)."""
         with self._lock:
             self._heard_at = max([self._heard_at, *(c.channel.heard_at for c in self._connections.values())])
             return self._heard_at
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every chunk that a connection has begun is acknowledged, or was refused."""
+        with self._lock:
+            return all(connection.is_settled for connection in self._connections.values())
 
     @property
     def new_bytes(self) -> int:

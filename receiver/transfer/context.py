@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.disk.report import Report
@@ -41,3 +42,5 @@ class Context:
     report: Report
     """What can't be done for single entries, to be told to the sender."""
     log: Any
+    rate_limit: RateLimit | None = None
+    """That of all transfers of this process."""

@@ -3,7 +3,8 @@
     ControlUp            a control connection is let in; a thread reads it (`ControlLink`)
     Offer, ManifestPart  the target is opened (`target_opener`); each part is answered with what is needed and held
     Rehashed             claimed chunks are answered
-    Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`)
+    Finish               the missing chunks are answered, or everything is committed, step by step (`syncer`); one that
+                         came ahead of chunks waits for these
     Complete             the transfer is kept for a while, to send Complete again if the sender did not get it
     an error             ends the transfer
 
@@ -35,8 +36,10 @@ from filestreamer.wire.errors import (
 )
 from filestreamer.wire.sockets.transport import Channel
 from filestreamer.wire.xattr_parts import PartJoiner
+from receiver.file.file_target import FileTarget
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import Target
+from receiver.transfer.black_hole import BlackHoleFinder
 from receiver.transfer.context import Context
 from receiver.transfer.disk_worker import Done
 from receiver.transfer.ending import Ending
@@ -56,12 +59,16 @@ class Coordinator:
         self._ending = ending
         self._opener = opener
         self._link = context.link
+        self._black_hole = BlackHoleFinder(context.link, context.connection_set, context.liveness, context.log)
         self._counters = context.counters
+        self._thread_id = 0
         self._offer: m.Offer | None = None
         self._joiner = PartJoiner()
         self._has_xattrs_memory = False
         self.opening = threading.Lock()
         """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
+        self._ahead: m.Finish | None = None
+        """The Finish that came ahead of chunks, and counts when the last of them is acknowledged."""
         self._is_finishing = False
         """Whether the sender said Finish with the right root digest."""
         self.root_digest: bytes | None = None
@@ -77,12 +84,14 @@ class Coordinator:
 
     def run(self) -> None:
         """Act on events until the transfer is over. Raises what ends it before it is complete."""
+        self._thread_id = threading.get_ident()
         while not self._is_done():
             event = self._context.mailbox.take(TICK_SECONDS)
             self._check_end()
             self._act(event)
             self._send_more()
             self._send_reports()
+            self._finish_if_settled()
             self._tick()
 
     def _is_done(self) -> bool:
@@ -105,8 +114,10 @@ class Coordinator:
         now = time.monotonic()
         liveness = self._context.liveness
         liveness.tick(now)
+        self._black_hole.look(now)
         if self._link.is_heartbeat_due(now):
-            self._link.say(self._counters.heartbeat())
+            under_way_bytes = self._context.connection_set.under_way_bytes()
+            self._link.say(self._counters.heartbeat()._replace(under_way_bytes=under_way_bytes))
         liveness.check(now, is_busy=self._context.disk_worker.is_busy)
 
     def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:
@@ -195,7 +206,16 @@ class Coordinator:
             post(ControlDown(channel, error))
 
     def _control_patience(self) -> None:
+        """Give up reading or writing the control connection in time. For both threads that use it.
+
+        While a frame can't be written, the coordinator has no ticks.
+        """
         self._link.check()
+        if threading.get_ident() == self._thread_id and self.complete is None:
+            now = time.monotonic()
+            self._context.liveness.tick(now)
+            self._black_hole.look(now)
+            self._context.liveness.check(now, is_busy=False)
         if self._context.liveness.peer_is_silent:
             raise ConnectionLost(f"the sender was silent for {limits.DEAD_SECONDS:.0f} s")
 
@@ -365,6 +385,27 @@ class Coordinator:
         if self._is_finishing:
             return  # a repeated Finish: Complete was sent, or will be
         self._counters.take_left_out(finish)
+        if finish.ahead and not isinstance(self._target, FileTarget):
+            raise RemoteProtocolError("Finish came ahead of chunks, which is possible for one file only")
+        self._await(finish if finish.ahead else None)
+        if not finish.ahead:
+            self._finish(finish)
+
+    def _await(self, finish: m.Finish | None) -> None:
+        """Have a Finish wait until all chunks are acknowledged, or none."""
+        self._ahead = finish
+        self._context.connection_set.is_awaited = finish is not None
+
+    def _finish_if_settled(self) -> None:
+        """Act on a Finish that came ahead of chunks, once each of them is here and acknowledged."""
+        finish = self._ahead
+        # The order matters: a chunk that no connection has begun is missing until one has acknowledged it.
+        if finish is None or any(self._target.missing()) or not self._context.connection_set.is_settled:
+            return
+        self._await(None)
+        self._finish(finish)
+
+    def _finish(self, finish: m.Finish) -> None:
         is_missing = False
         for answer in self._beside(self._target.missing):
             is_missing = is_missing or isinstance(answer, m.Needed)

@@ -3,16 +3,18 @@
 At each tick a `ProgressClock` is told what was received, listed and re-hashed, and whether a pipe waits for its reader
 or a sync is under way. A transfer whose sender is gone, or that has made no progress for STRANGER_SECONDS, gives its
 names and its place to others that need them. One that makes no progress for as long as the user says
-(`--give-up-after`) ends by itself; time during which its sender was away does not count for that.
+(`--give-up-after`) ends by itself, and says what it waited for; time during which its sender was away does not count
+for that.
 """
 
 import time
 
+from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
-from filestreamer.wire.progress_clock import ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import Patience, ProgressClock, sync_seconds
 from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.file.rehash import Rehasher
 from receiver.pipe.pipe_target import PipeTarget
@@ -29,13 +31,13 @@ class Liveness:
         connection_set: ConnectionSet,
         rehasher: Rehasher,
         *,
-        give_up_seconds: float,
+        patience: Patience,
     ) -> None:
         self._counters = counters
         self._link = link
         self._connection_set = connection_set
         self._rehasher = rehasher
-        self._give_up_seconds = give_up_seconds
+        self._patience = patience
         self._started_at = self._ticked_at = time.monotonic()
         self._clock = ProgressClock(self._ticked_at)
         self.connected_at = self._started_at
@@ -48,6 +50,10 @@ class Liveness:
         self._peer_rehashed_bytes = 0
         self._peer_waits = False
         """Whether the sender says that it waits for the program that writes its standard input."""
+        self._has_begun = False
+        """Whether a byte was acknowledged, or is there already, or nothing has to be sent."""
+        self.black_hole: str | None = None
+        """What is known of a path that loses large packets."""
         self.finishing_at: float | None = None
         """When the sender said Finish, with nothing missing (monotonic)."""
         self.has_lost_connection = False
@@ -63,10 +69,12 @@ class Liveness:
     @property
     def peer_is_silent(self) -> bool:
         """Whether the sender said nothing, on any connection, for longer than a living sender is silent."""
+        return time.monotonic() - self._heard_at() > limits.DEAD_SECONDS
+
+    def _heard_at(self) -> float:
         channel = self._link.channel
         control_at = channel.heard_at if channel is not None else 0.0
-        heard_at = max(self._started_at, self._connection_set.heard_at(), control_at)
-        return time.monotonic() - heard_at > limits.DEAD_SECONDS
+        return max(self._started_at, self._connection_set.heard_at(), control_at)
 
     @property
     def is_orphaned(self) -> bool:
@@ -76,7 +84,7 @@ class Liveness:
     @property
     def is_abandoned(self) -> bool:
         """Whether the sender has had no connection for longer than it takes to connect again."""
-        return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SECONDS
+        return self.is_orphaned and time.monotonic() - self.connected_at > limits.OPENING_SILENCE_SECONDS
 
     # --- whether there is progress
 
@@ -93,7 +101,7 @@ class Liveness:
     @property
     def has_offered_nothing(self) -> bool:
         """Whether the sender has offered nothing, although it had the time."""
-        return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SECONDS
+        return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SILENCE_SECONDS
 
     def listed(self, part: m.ManifestPart) -> None:
         """Count a part of the manifest; a repeated part is no progress."""
@@ -108,6 +116,7 @@ class Liveness:
     def tick(self, now: float) -> None:
         """Look at everything that counts as progress."""
         clock, counters = self._clock, self._counters
+        self._has_begun = self._has_begun or self._has_bytes
         if self.is_connected:
             self.connected_at = now
         else:  # the sender has time to reconnect, and afterwards as much time as before to make progress
@@ -131,8 +140,9 @@ class Liveness:
         ]
         self._excuse(now)
         if any(progress):
-            counters.last_progress_at = now
+            self.black_hole = None
             self._away_seconds = 0.0
+        counters.last_progress_at = clock.at
 
     def _excuse(self, now: float) -> None:
         """Count it as progress that a pipe waits for a program, or that a sync is under way."""
@@ -143,20 +153,52 @@ class Liveness:
         if self.finishing_at is not None:
             self._clock.sync(self.finishing_at, sync_seconds(self._counters.data_bytes, self._listed), now)
 
+    @property
+    def _has_bytes(self) -> bool:
+        counters = self._counters
+        is_finishing = self.finishing_at is not None
+        return is_finishing or counters.there_bytes > 0 or any(each.chunks for each in counters.connections)
+
     def check(self, now: float, *, is_busy: bool) -> None:
         """Raise TransferFailed(TIMEOUT) where the transfer has to end by itself.
 
         `is_busy`: this side is still opening what was offered, so nothing more is expected of the sender.
         """
-        target, most = self._connection_set.target, self._give_up_seconds
+        target, most = self._connection_set.target, self._patience.seconds(has_begun=self._has_begun)
         if not self.is_connected and now - self.connected_at > most:
-            self._give_up("the sender did not come back within")
+            self._give_up(f"the sender did not come back within {most:g} s")
         if target is None and not is_busy and now - self._started_at > limits.DEAD_SECONDS:
             raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
         if now - self._clock.at - min(self._away_seconds, most) > most:
-            self._give_up("the sync did not end within" if self.finishing_at else "there was no progress for")
+            if self.finishing_at:
+                self._give_up(f"the sync did not end within {most:g} s: it waits for the disk")
+            self._give_up(f"there was no progress for {most:g} s, waiting for {self._waits_for(now, is_busy=is_busy)}")
+
+    def _waits_for(self, now: float, *, is_busy: bool) -> str:
+        """Return what the transfer waits for."""
+        connections, under_way_bytes = self._connection_set.attached, self._connection_set.under_way_bytes()
+        if self._link.is_writing:
+            return "the sender to take an answer on the control connection"
+        if is_busy:
+            return "the disk: what was offered is being looked up and opened"
+        if writing := sum(each.stage in ("write", "acknowledge") for each in connections):
+            return f"the disk: {writing} of {len(connections)} connections write to it"
+        if self._rehasher.is_busy:
+            return f"the disk: what is there is being read again ({format_size(self._counters.hashing_bytes)} so far)"
+        waited = "chunks from the sender"
+        if self._link.channel is None:
+            waited = "the sender to open control again"
+        elif not connections:
+            waited = "data connections of the sender"
+        elif under_way_bytes:
+            waited += f", of which {format_size(under_way_bytes)} are under way"
+        silent_seconds = now - self._heard_at()
+        count = "1 data connection" if len(connections) == 1 else f"{len(connections)} data connections"
+        waited += f"; there are {count}" if len(connections) != 1 else f"; there is {count}"
+        return f"{waited}, and the last byte came {silent_seconds:.0f} s ago"
 
     def _give_up(self, what: str) -> None:
         is_pipe = isinstance(self._connection_set.target, PipeTarget)
         kept = "what was received can't be resumed" if is_pipe else "what was received is kept"
-        raise TransferFailed(Code.TIMEOUT, f"{what} {self._give_up_seconds:g} s; {kept}")
+        black_hole = f"; {self.black_hole}" if self.black_hole else ""
+        raise TransferFailed(Code.TIMEOUT, f"{what}{black_hole}; {kept}")

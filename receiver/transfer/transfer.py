@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from filestreamer.wire.progress_clock import Patience
 from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
@@ -43,17 +45,19 @@ class Transfer(threading.Thread):
         names: Names,
         hello: m.Hello,
         account: Account,
-        give_up_seconds: float,
+        patience: Patience,
         *,
         ended: "Callable[[Transfer, FilestreamerError | None], None]",
         log: Any,
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
         `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
-        `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None.
+        `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
+        that of all transfers of this process.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -74,7 +78,7 @@ class Transfer(threading.Thread):
             self._link,
             self.connection_set,
             rehasher,
-            give_up_seconds=give_up_seconds,
+            patience=patience,
         )
         self.context = Context(
             transfer=self,
@@ -92,6 +96,7 @@ class Transfer(threading.Thread):
             liveness=self.liveness,
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
+            rate_limit=rate_limit,
         )
         self._ending = Ending(self.context)
         self.opener = TargetOpener(self.context, window_bytes)

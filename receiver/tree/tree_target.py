@@ -33,7 +33,7 @@ from receiver.tree.manifest.archive import Archive, memory_bytes
 from receiver.tree.manifest.large_file import Spooled
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
-from receiver.tree.mirror.deleter import begin_deleter
+from receiver.tree.mirror.deleter import Deleter
 from receiver.tree.part_preparer import PartPreparer
 from receiver.tree.part_table import PartTable
 from receiver.tree.top_level_names import TopLevelNames
@@ -79,7 +79,9 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
-        self._deleter = begin_deleter(offer.delete, top_level_names, report, counters, log)
+        self._deleter: Deleter | None = None
+        if offer.delete is not None:
+            self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
         self._stagings = TreeStagings(destination, root, report)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)

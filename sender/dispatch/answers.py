@@ -66,6 +66,7 @@ class Answers:
                 self._counters.size_bytes -= self._accept(part, file_id)
         owner = self._manifest.part_of_file(message.file_id)
         if message.digests and owner is not None:
+            self._queue.may_finish_ahead = False
             self._hold_segments(owner, message)
 
     def _hold_segments(self, part: Part, message: m.Held) -> None:

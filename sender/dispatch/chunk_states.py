@@ -73,6 +73,14 @@ class ChunkStates:
         """Mark the ordinals [start, stop) as answered."""
         self._answered[start:stop] = b"\x01" * (stop - start)
 
+    def not_done(self) -> Iterator[int]:
+        """Yield the chunks that are not done, those that are told included."""
+        for state in _NOT_DONE:
+            at = self._done.find(state)
+            while at >= 0:
+                yield at
+                at = self._done.find(state, at + 1)
+
     def is_done(self, ordinal: int) -> bool:
         """Whether a chunk is done."""
         return self._done[ordinal] not in _NOT_DONE

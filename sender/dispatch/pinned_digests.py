@@ -64,7 +64,8 @@ class PinnedDigests:
         """
         closed = self._closed_bundles.get(ordinal)
         if closed is not None:
-            # A bundle that was done is read again only where it is a single file, whose receiver was restarted.
+            # A bundle that was closed is read again only where it is a single file: the receiver was restarted, or the
+            # chunk was lost behind Finish.
             return [] if closed == digests[0] else [0]
         pinned = self._open_bundles.setdefault(ordinal, {})
         return [
@@ -74,7 +75,7 @@ class PinnedDigests:
         ]
 
     def close_bundle(self, ordinal: int, withdrawn: Container[int]) -> None:
-        """Note that a chunk is done. Of a bundle, keep only the digests of files that are not withdrawn."""
+        """Note that a chunk is done, or sent. Of a bundle, keep only the digests of files that are not withdrawn."""
         pinned = self._open_bundles.pop(ordinal, None)
         if pinned is not None:
             kept = [pinned[file_id] for file_id in sorted(pinned) if file_id not in withdrawn]

@@ -33,7 +33,7 @@ from sender.mailbox import Event, Mailbox
 
 @dataclass(frozen=True, slots=True)
 class PartDone(Event):
-    """The last open chunk of a part is done, or a stream has ended."""
+    """The last open chunk of a part is done or of one file is sent, or a stream has ended."""
 
 
 class SendQueue:
@@ -65,6 +65,7 @@ class SendQueue:
         self._sends: dict[int, int] = {}  # how often chunks that arrived damaged were sent
         self._failure: FilestreamerError | None = None
         self._is_complete = False
+        self._sent_epoch = 0  # the epoch for which the coordinator knows that everything was sent
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -73,6 +74,9 @@ class SendQueue:
         self._ahead_limit = AheadLimit() if self._is_tree else None
         self.states.clear()
         self._needs_all = False
+        self.may_finish_ahead = not self._is_tree and self._manifest.stream is None
+        """Whether Finish may be said when everything is sent. Not where the receiver may change its mind about a chunk:
+        it declines an entry, holds a chunk that is found to differ, or misses one after Finish; nor in order."""
         for part in self._manifest.parts:
             self._extend(part)
 
@@ -149,10 +153,12 @@ class SendQueue:
     def limit_window(self, window_bytes: int) -> None:
         """Send nothing that lies `window_bytes` or more behind the first byte that is not acknowledged."""
         with self._changed:
+            self.may_finish_ahead = False
             self._window_chunks = max(1, window_bytes // self._manifest.chunk_size)
 
     def reopen(self, first: int, end: int) -> None:
         """Queue the chunks [first, end) again: the receiver misses them after Finish."""
+        self.may_finish_ahead = False
         with self._changed:
             for ordinal in self.share.ordinals(first, end):
                 if self._reopen(ordinal):
@@ -386,8 +392,10 @@ class SendQueue:
             return self.states.zeros(ordinals.start, ordinals.stop)
 
     def root_digest(self) -> bytes:
-        """Compute the root digest, when all is done."""
+        """Compute the root digest, when all is done or sent."""
         with self._changed:
+            for ordinal in self.states.not_done():
+                self.digests.close_bundle(ordinal, self._manifest.withdrawn)
             return self.digests.root_digest(self.states.zeros(0, self.states.chunks))
 
     # --- the threads that compare
@@ -486,6 +494,23 @@ class SendQueue:
         """Whether the whole manifest is listed, and every chunk of it is done."""
         with self._changed:
             return self._manifest.is_listed and self.states.done_count == self.states.chunks
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether every chunk of the one file is done, or was sent: then Finish may go ahead of acknowledgements."""
+        with self._changed:
+            if not self.may_finish_ahead or not self._manifest.is_listed or self._schedule.remaining:
+                return False
+            if any(part.unanswered_chunks for part in self._manifest.parts):
+                return False
+            # Nothing that is told as zeros is pinned.
+            return all(map(self.digests.is_pinned, self.states.not_done()))
+
+    def look_if_all_sent(self) -> None:
+        """Have the coordinator act if everything was sent. For a connection that has nothing left to send."""
+        if self._sent_epoch != self.epoch and self.all_sent:
+            self._sent_epoch = self.epoch
+            self._mailbox.post(PartDone())
 
     def complete(self) -> None:
         """End the data connections in order: the receiver said Complete."""

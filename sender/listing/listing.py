@@ -19,7 +19,6 @@ from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from sender.listing.changed_files import ChangedFile, list_quiet
 from sender.listing.files_from import PathList, read_list
-from sender.listing.mounts import Mounts
 from sender.listing.part_budget import PartBudget
 from sender.listing.patterns import pattern_filter
 from sender.listing.skipped_entries import SkippedEntries
@@ -162,6 +161,11 @@ def make_walk(settings: SenderSettings, skipped: SkippedEntries, listed: PathLis
     wanted = None
     if settings.include or settings.exclude:
         wanted = pattern_filter(settings.include, settings.exclude)
+    mounts = None
+    if settings.one_file_system:
+        from sender.listing.mounts import Mounts
+
+        mounts = Mounts(skipped.warn)
     return Walk(
         settings.input_files,
         skipped.add,
@@ -174,7 +178,7 @@ def make_walk(settings: SenderSettings, skipped: SkippedEntries, listed: PathLis
         warn=skipped.warn,
         listed=listed,
         follows=settings.dereference,
-        mounts=Mounts(skipped.warn) if settings.one_file_system else None,
+        mounts=mounts,
     )
 
 

@@ -8,19 +8,8 @@ overlay file system differ from file to file; so a file that is mounted on anoth
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
-
-class FileSystem(NamedTuple):
-    """Where a file lies."""
-
-    device: int
-    mount: int | None
-    """The number of the mount; None where the kernel does not tell it (no /proc)."""
-
-    @classmethod
-    def of(cls, fd: int) -> "FileSystem":
-        return cls(os.fstat(fd).st_dev, _mount(fd))
+from filestreamer.process.mount import UNKNOWN, mount_of
 
 
 class Mounts:
@@ -30,19 +19,24 @@ class Mounts:
         """`warn` is called once, with the first path that is left out."""
         self._warn = warn
         self._was_told = False
+        self._device, self._mount = 0, UNKNOWN
 
-    def is_another(self, here: FileSystem, name: bytes, directory_fd: int, status: os.stat_result) -> bool:
-        """Return whether an entry of an open directory does not lie on the file system `here`. Raises OSError.
+    def begin(self, fd: int) -> None:
+        """Begin with the open directory that the user named: what is below it is compared with it. Raises OSError."""
+        self._device, self._mount = os.fstat(fd).st_dev, mount_of(fd)
+
+    def is_another(self, name: bytes, directory_fd: int, status: os.stat_result) -> bool:
+        """Return whether an entry of an open directory lies on another file system. Raises OSError.
 
         `status` is that of the entry, or of what a symbolic link leads to where that is followed.
         """
         is_directory = stat.S_ISDIR(status.st_mode)
-        if is_directory and status.st_dev != here.device:
+        if is_directory and status.st_dev != self._device:
             return True
         flags = os.O_PATH | os.O_CLOEXEC | (0 if is_directory else os.O_NOFOLLOW)
         fd = os.open(name, flags, dir_fd=directory_fd)
         try:
-            return _mount(fd) != here.mount
+            return mount_of(fd) != self._mount
         finally:
             os.close(fd)
 
@@ -53,13 +47,3 @@ class Mounts:
             self._warn(
                 f"--one-file-system leaves out what is mounted below the named paths, such as {os.fsdecode(path)}"
             )
-
-
-def _mount(fd: int) -> int | None:
-    """Return the number of the mount on which an open file lies."""
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
-            fields = file.read(1024).split()
-        return int(fields[fields.index(b"mnt_id:") + 1])
-    except (FileNotFoundError, ValueError):
-        return None

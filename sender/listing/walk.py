@@ -19,7 +19,7 @@ import heapq
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
@@ -27,11 +27,13 @@ from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from sender.listing.files_from import PathList, Selection
-from sender.listing.mounts import FileSystem, Mounts
 from sender.listing.patterns import Wanted
 from sender.listing.xattrs import XattrReader
 from sender.source.directories import Directories, Root
 from sender.source.item import Identity, Item, Unsendable, check_empty, check_readable, kind_of, type_name
+
+if TYPE_CHECKING:
+    from sender.listing.mounts import Mounts
 
 NOT_AT_A_ROOT: Final = b"lost+found"
 """A name that is no entry directly in a directory that the user names, which may be the root of a file system."""
@@ -65,7 +67,7 @@ class Walk:
         warn: Callable[[str], None] = lambda _: None,
         listed: PathList | None = None,
         follows: bool = False,
-        mounts: Mounts | None = None,
+        mounts: "Mounts | None" = None,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
@@ -94,7 +96,6 @@ class Walk:
         self._chosen: Selection | None = None  # of the walk that is under way
         self._follows = follows
         self._mounts = mounts
-        self._file_system = FileSystem(0, None)  # that of the root
         self._not_whole: Item | None = None  # says that the directory that is yielded next is not listed whole
         self._links: dict[Identity, tuple[int, int]] = {}
         """Files of which more names are to come: their hard-link group, and how many names that are."""
@@ -124,7 +125,7 @@ class Walk:
         try:
             levels = [self._open(root.path, root, name, b"", is_whole=self._chosen is None or self._chosen.take(b""))]
             if self._mounts is not None:
-                self._file_system = FileSystem.of(self._directories.get(root, b""))
+                self._mounts.begin(self._directories.get(root, b""))
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
         if not self._is_sparing and levels[0].is_to_be_listed():
@@ -205,7 +206,7 @@ class Walk:
         if not is_directory and not is_listed:
             reason = f"{os.fsdecode(path)} is no directory"
             raise Unsendable(Code.SOURCE, reason, SkipKind.VANISHED, reason)
-        if self._mounts is not None and self._mounts.is_another(self._file_system, name, directory_fd, status):
+        if self._mounts is not None and self._mounts.is_another(name, directory_fd, status):
             self._mounts.tell(path)
             return self._mount_point(path, root, wire_path, status)
         if is_directory:

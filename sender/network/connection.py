@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, run_to_end
+from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -36,7 +38,7 @@ from sender.mailbox import Failed, Mailbox
 from sender.network.dial import Dialer
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
-from sender.network.rate_limit import RateLimit
+from sender.network.pending_opening import PendingOpening
 from sender.network.send_window import SendWindow, SentChunk
 from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
@@ -73,6 +75,7 @@ class DataConnection(threading.Thread):
         self._queue = shared.queue
         self._rate_limit = shared.rate_limit
         self._channel: Channel | None = None
+        self._pending: PendingOpening | None = None  # the opening, while the receiver has not said Welcome
         self._session = Session("sender", m.Role.DATA)
         self._epoch = 0  # of the receiver that this connection leads to (`send_queue`)
         self._backoff = Backoff()
@@ -116,9 +119,11 @@ class DataConnection(threading.Thread):
             self._close()
 
     def _open(self) -> Channel:
-        self._channel = channel = self._shared.dialer.open_data(self.connection_id)
+        self._pending = pending = self._shared.dialer.open_data(self.connection_id)
+        self._channel = channel = pending.channel
         self._shared.peer.opened(channel)
         channel.patience = self._check_peer
+        channel.tolerate_closed_window()  # `_check_peer` notices a dead peer
         self._epoch = self._queue.epoch
         self._session = Session("sender", m.Role.DATA)
         self._took_at = time.monotonic()
@@ -133,8 +138,8 @@ class DataConnection(threading.Thread):
         if self._channel is not None:
             self._shared.peer.closed(self._channel)
             in_order = self._queue.dismisses(self.connection_id)
-            self._shared.dialer.close_channel(self._channel, in_order=in_order)
-            self._channel = None
+            self._shared.dialer.close_channel(self._channel, in_order=in_order, at_once=self._queue.is_complete)
+            self._channel = self._pending = None
         self._outbox.clear()
         self._poisoned.clear()
         self._is_poisoned = False  # the chunk that was being sent was lost in the middle
@@ -166,6 +171,7 @@ class DataConnection(threading.Thread):
                 self._send_chunk(channel, chunk_id)
             elif self._window.chunks:
                 self._outbox.flush(channel)
+                self._queue.look_if_all_sent()
                 self._wait_for_acknowledgement(channel)
             elif self._queue.dismisses(self.connection_id):
                 return
@@ -349,7 +355,15 @@ class DataConnection(threading.Thread):
         self._take_acknowledgement(body)
 
     def _take_acknowledgement(self, body: bytes) -> None:
-        """Act on one frame from the receiver. Raises Aborted, RemoteProtocolError, TransferFailed(DIGEST)."""
+        """Act on one frame from the receiver. Raises Aborted, RemoteProtocolError, TransferFailed(DIGEST).
+
+        Raises what the opening raises as well (`PendingOpening.take`), if that is not over yet.
+        """
+        if self._pending is not None:
+            if not self._pending.is_over:
+                self._pending.take(body)
+                return
+            self._pending = None
         message = decode(body)
         self._session.received(message)
         if isinstance(message, m.Abort):
@@ -388,6 +402,16 @@ class DataConnection(threading.Thread):
     # --- liveness
 
     @property
+    def stage(self) -> str | None:
+        """What this connection does now, of SENDER_STAGES."""
+        return self._clock.stage
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes of chunks that were begun and are not acknowledged."""
+        return self._window.bytes
+
+    @property
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel
@@ -412,15 +436,22 @@ class DataConnection(threading.Thread):
         channel = self._channel
         if channel is None:
             return
+        if self._pending is not None and not self._pending.is_over:
+            self._pending.check()
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now
-        elif not unacknowledged_bytes and self._queue.is_in_order and self._shared.peer.is_heard():
-            # The receiver has all bytes. It acknowledges a chunk after it has written all earlier ones to its pipe.
+        elif (not unacknowledged_bytes or self._is_window_closed(channel)) and self._shared.peer.is_heard():
+            # The receiver's kernel has all bytes, or takes no more now: the receiver reads late, as its disk or pipe is
+            # slow, it is short of memory, or it has a rate limit. The kernel finds out whether a peer is still there.
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _is_window_closed(self, channel: Channel) -> bool:
+        info = tcp_info.read(channel.socket)
+        return info is not None and info.is_window_closed
 
 
 def _lasting(error: Unsendable) -> Unsendable:

@@ -1,5 +1,6 @@
 """The data connections of a transfer: how many there are, and starting and stopping them. For the coordinator."""
 
+import socket
 import time
 
 from filestreamer.process.backoff import Backoff
@@ -76,8 +77,7 @@ class DataConnections:
         if not self._parallelism.adapts or self._counters.phase != "moving" or now < self._retry_at:
             return
         connections = self._connections.values()
-        sockets = [opened for each in connections if (opened := each.counters.link[0]) is not None]
-        links = [info for opened in sockets if (info := tcp_info.read(opened)) is not None]
+        links = [info for opened in self.sockets() if (info := tcp_info.read(opened)) is not None]
         change = self._parallelism.observe(
             now,
             sum(link.delivered_bytes for link in links),
@@ -101,6 +101,21 @@ class DataConnections:
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         return sum(connection.delivered_bytes for connection in self._connections.values())
+
+    def sockets(self) -> list[socket.socket]:
+        """Return the sockets of the connections that are up."""
+        opened = [connection.counters.link[0] for connection in self._connections.values()]
+        return [sock for sock in opened if sock is not None]
+
+    def unacknowledged(self) -> tuple[int, int]:
+        """Return the bytes of chunks that were begun and are not acknowledged, and how many connections have some."""
+        sizes = [size for each in self._connections.values() if (size := each.unacknowledged_bytes)]
+        return sum(sizes), len(sizes)
+
+    @property
+    def reading(self) -> int:
+        """How many of them wait for the source."""
+        return sum(connection.stage == "read" for connection in self._connections.values())
 
     def shut(self) -> None:
         """Shut down those that are open: their threads connect again."""

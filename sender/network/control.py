@@ -4,7 +4,6 @@ It posts events to the coordinator's mailbox (`filestreamer.wire.sockets.control
 two threads).
 """
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +14,12 @@ from filestreamer.process.backoff import LONGEST_SECONDS, Backoff
 from filestreamer.process.threads import as_failure, run_to_end
 from filestreamer.telemetry import tcp_info
 from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
 from sender.mailbox import Event, Failed, Mailbox
-from sender.network.control_state import Address
 from sender.network.dial import Dialer
+from sender.network.pending_opening import PendingOpening
 
 MAILBOX_FRAMES: Final = 64
 """How many of the receiver's frames may be in the mailbox: read, and not acted on yet."""
@@ -27,10 +27,12 @@ MAILBOX_FRAMES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Connected(Event):
-    """The control connection has reached an address; the opening follows."""
+    """The control connection has reached an address, and has said Hello there."""
 
     address: Address
     rtt_seconds: float
+    early: Channel | None
+    """Where the offer need not wait for Welcome, as no token is to be proved: the channel that takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,10 @@ class ControlReader(threading.Thread):
                 backoff.reset()
             self._link.over.wait(backoff.next())
 
-    def _connected(self, address: Address, sock: socket.socket) -> None:
-        info = tcp_info.read(sock)
-        self._mailbox.post(Connected(address, info.rtt_seconds if info is not None else 0.0))
+    def _connected(self, address: Address, pending: PendingOpening) -> None:
+        info = tcp_info.read(pending.channel.socket)
+        rtt_seconds = info.rtt_seconds if info is not None else 0.0
+        self._mailbox.post(Connected(address, rtt_seconds, None if pending.must_finish else pending.channel))
 
     def _read(self, channel: Channel) -> None:
         try:

@@ -6,10 +6,7 @@ lost -> connected to an address -> welcomed by an incarnation of the receiver ->
 import threading
 
 from filestreamer.wire.errors import ConnectionLost
-from filestreamer.wire.sockets.addresses import SockAddress
-
-Address = tuple[int, SockAddress]
-"""An address family, and an address of it."""
+from filestreamer.wire.sockets.addresses import Address
 
 
 class ControlState:

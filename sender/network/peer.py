@@ -14,6 +14,7 @@ class Peer:
 
     def __init__(self, log: Any, last_trouble: FilestreamerError | None = None) -> None:
         self.last_trouble = last_trouble
+        self.trouble_at = time.monotonic() if last_trouble is not None else 0.0
         """The error of the connection that failed last, if any: the likely reason why there is no progress."""
         self._log = log
         self._mutex = threading.Lock()  # protects the fields below
@@ -31,16 +32,21 @@ class Peer:
         with self._mutex:
             self._channels.discard(channel)
 
+    @property
+    def heard_at(self) -> float:
+        """When the last byte came over a connection that is open now (monotonic); 0.0 if there is none."""
+        with self._mutex:
+            return max((channel.heard_at for channel in self._channels), default=0.0)
+
     def is_heard(self) -> bool:
         """Return whether any open connection received a byte within DEAD_SECONDS."""
-        with self._mutex:
-            heard_at = max((channel.heard_at for channel in self._channels), default=0.0)
-        return time.monotonic() - heard_at <= limits.DEAD_SECONDS
+        return time.monotonic() - self.heard_at <= limits.DEAD_SECONDS
 
     def note_trouble(self, error: FilestreamerError) -> None:
         """Keep the error of a connection, for the message of a transfer that gives up."""
         # Its traceback would keep alive the buffers of all the frames in it.
         self.last_trouble = error.with_traceback(None)
+        self.trouble_at = time.monotonic()
 
     def data_connection_lost(self, connection_id: int, error: FilestreamerError) -> None:
         """Keep the error of a data connection, and log it."""

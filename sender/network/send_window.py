@@ -23,27 +23,28 @@ class SendWindow:
     def __init__(self) -> None:
         self.chunks: dict[int, SentChunk] = {}
         """By chunk_id, in the order in which they were sent. The connection looks whether there are any."""
-        self._bytes = 0
+        self.bytes = 0
+        """Payload of these chunks."""
         self._max_bytes = limits.WINDOW_BYTES
 
     def add(self, chunk_id: int, chunk: SentChunk) -> None:
         """Add a chunk that is sent."""
         self.chunks[chunk_id] = chunk
-        self._bytes += chunk.payload_bytes
+        self.bytes += chunk.payload_bytes
 
     def remove(self, chunk_id: int) -> SentChunk:
         """Remove a chunk that the receiver has answered. Raises RemoteProtocolError for a chunk that was not sent."""
         if chunk_id not in self.chunks:
             raise RemoteProtocolError(f"the receiver acknowledged chunk {chunk_id}, which was not sent")
         chunk = self.chunks.pop(chunk_id)
-        self._bytes -= chunk.payload_bytes
+        self.bytes -= chunk.payload_bytes
         return chunk
 
     def clear(self) -> list[int]:
         """Remove all chunks, as the connection is lost; return them."""
         chunk_ids = list(self.chunks)
         self.chunks.clear()
-        self._bytes = 0
+        self.bytes = 0
         return chunk_ids
 
     @property
@@ -55,7 +56,7 @@ class SendWindow:
         """
         if len(self.chunks) < limits.WINDOW_CHUNKS_MIN:
             return False
-        return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self._bytes >= self._max_bytes
+        return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self.bytes >= self._max_bytes
 
     def grow(self, channel: Channel) -> None:
         """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""

@@ -42,6 +42,8 @@ COMBINED: Final = [f"{build} {component}" for build in TRANSFERS for component i
 """An overlay and a component that may be switched on there."""
 WITH_OWNERS: Final = [build for build in COMBINED if build.endswith(" owners")]
 """Those whose pods are root."""
+WITH_PROXIES: Final = [build for build in COMBINED if build.endswith((" istio", " linkerd"))]
+"""Those whose pods get a proxy of a service mesh."""
 RESTRICTED: Final = [build for build in (*BUILDS, *COMBINED) if build not in WITH_OWNERS]
 
 METRICS_PORTS: Final = {"receiver": 9464, "sender": 9465}
@@ -56,7 +58,7 @@ def test_all_builds_are_known() -> None:
     assert [
         f"overlays/{name}" for name in ("from-outside", "sender", "shards", "standing-receiver", "volume-to-volume")
     ] == OVERLAYS
-    assert COMPONENTS == ["images", "owners", "pod-monitor", "tls"]
+    assert COMPONENTS == ["images", "istio", "linkerd", "no-mesh", "owners", "pod-monitor", "tls"]
 
 
 @pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
@@ -361,7 +363,7 @@ def test_services_lead_to_the_receiver(build: str) -> None:
         assert [role_of(item) for item in chosen] == ["receiver"]
         (port,) = service["spec"]["ports"]
         assert port["port"] == ports_of(container_of(chosen[0]))[port["targetPort"]] == limits.DEFAULT_PORT
-        assert port["appProtocol"] == "tcp"
+        assert port["appProtocol"] == ("linkerd.io/opaque" if build.endswith(" linkerd") else "tcp")
         assert service["spec"]["publishNotReadyAddresses"] is True
 
 
@@ -377,10 +379,18 @@ def test_ports_and_probes_are_those_of_the_settings(build: str) -> None:
 
 
 Way: TypeAlias = tuple[str, int, str]
-"""Protocol, port, and who: the component of a pod, `prometheus`, or `anybody`; `*` before it is in any namespace."""
+"""Protocol, port, and who: the component of a pod, `prometheus`, or `anybody`; `*` before it is in any namespace.
+
+Also the namespace of a control plane, and `probes`: the addresses from which Istio's ambient mode lets the kubelet ask.
+"""
 
 
 def who(peer: Object) -> str:
+    if "ipBlock" in peer:
+        assert peer["ipBlock"]["cidr"] in ("169.254.7.127/32", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128")
+        return "probes"
+    if "podSelector" not in peer:
+        return str(peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
     labels: dict[str, str] = peer["podSelector"]["matchLabels"]
     name = labels["app.kubernetes.io/name"]
     anywhere = "*" if "namespaceSelector" in peer else ""
@@ -394,7 +404,7 @@ def ways(rules: list[Object], side: str) -> Iterator[Way]:
                 yield port["protocol"], port["port"], name
 
 
-@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+@pytest.mark.parametrize("build", [*TRANSFERS, *(build for build in COMBINED if build not in WITH_PROXIES)])
 def test_nothing_else_may_come_in_or_go_out(build: str) -> None:
     sender_of = {"overlays/from-outside": "anybody", "overlays/standing-receiver": "*sender"}
     receiver_of = {"overlays/sender": "anybody"}
@@ -419,6 +429,87 @@ def test_nothing_else_may_come_in_or_go_out(build: str) -> None:
         found = set(ways(spec["ingress"], "from")), set(ways(spec["egress"], "to"))
         assert found == expected[role_of(workload)]
     assert len(policies) == len(workloads(build))
+
+
+# --- service meshes
+
+
+def annotations_of(workload: Object) -> dict[str, str]:
+    found: dict[str, str] = workload["spec"]["template"]["metadata"]["annotations"]
+    return found
+
+
+@pytest.mark.parametrize("build", [build for build in COMBINED if build.endswith(" no-mesh")])
+def test_pods_stay_out_of_every_mesh(build: str) -> None:
+    """As Linkerd's and Istio's injectors, and Istio's CNI plugin, are told: two labels and one annotation."""
+    for workload in workloads(build):
+        assert annotations_of(workload)["linkerd.io/inject"] == "disabled"
+        labels = labels_of(workload)
+        assert (labels["sidecar.istio.io/inject"], labels["istio.io/dataplane-mode"]) == ("false", "none")
+
+
+@pytest.mark.parametrize("build", [build for build in COMBINED if build.endswith(" linkerd")])
+def test_linkerd_looks_into_no_data_connection(build: str) -> None:
+    """It would wait for bytes of a client. Of a Service, versions that know its appProtocol ignore the annotation."""
+    opaque = {"config.linkerd.io/opaque-ports": str(limits.DEFAULT_PORT)}
+    for workload in workloads(build):
+        assert opaque.items() <= annotations_of(workload).items()
+    for service in objects(build, "Service"):
+        assert service["metadata"]["annotations"] == opaque
+        assert [port["appProtocol"] for port in service["spec"]["ports"]] == ["linkerd.io/opaque"]
+
+
+@pytest.mark.parametrize("build", WITH_PROXIES)
+def test_a_job_ends_although_it_has_a_proxy(build: str) -> None:
+    native = {
+        "istio": ["sidecar.istio.io/nativeSidecar"],
+        "linkerd": [f"config.{stage}.linkerd.io/proxy-enable-native-sidecar" for stage in ("alpha", "beta")],
+    }
+    for workload in workloads(build):
+        for name in native[build.rpartition(" ")[2]]:
+            assert annotations_of(workload)[name] == "true"
+
+
+@pytest.mark.parametrize("build", [build for build in COMBINED if build.endswith(" istio")])
+def test_metrics_are_read_beside_the_sidecar(build: str) -> None:
+    for workload in workloads(build):
+        excluded = annotations_of(workload)["traffic.sidecar.istio.io/excludeInboundPorts"].split(",")
+        assert set(excluded) == {str(port) for port in METRICS_PORTS.values()}
+
+
+PROXY_WAYS: Final[dict[str, tuple[set[Way], set[Way]]]] = {
+    "linkerd": (
+        {("TCP", 4143, "*sender"), ("TCP", 4143, "*prometheus"), ("TCP", 4191, "*prometheus")},
+        {("TCP", 4143, "*receiver"), *(("TCP", port, "linkerd") for port in (8080, 8086, 8090))},
+    ),
+    "istio": (
+        {
+            *(("TCP", 15008, name) for name in ("*sender", "*prometheus")),
+            *(("TCP", port, "*prometheus") for port in (15020, 15090)),
+            *(("TCP", port, "probes") for port in METRICS_PORTS.values()),
+        },
+        {("TCP", 15008, "*receiver"), ("TCP", 15012, "istio-system")},
+    ),
+}
+"""What a pod's proxy needs, in and out: the ports are those of the documents of each mesh."""
+
+
+@pytest.mark.parametrize("build", WITH_PROXIES)
+def test_no_proxy_is_cut_off_and_everything_else_is_as_without(build: str) -> None:
+    overlay, _, mesh = build.partition(" ")
+    policies = {item["metadata"]["name"]: item["spec"] for item in objects(build, "NetworkPolicy")}
+    added = policies.pop(f"filestreamer-{mesh}")
+    assert policies == {item["metadata"]["name"]: item["spec"] for item in objects(overlay, "NetworkPolicy")}
+
+    for workload in workloads(build):
+        assert matches(added["podSelector"], labels_of(workload))
+    dns = {("UDP", 53, "anybody"), ("TCP", 53, "anybody")}
+    ingress, egress = PROXY_WAYS[mesh]
+    assert added["policyTypes"] == ["Ingress", "Egress"]
+    assert (set(ways(added["ingress"], "from")), set(ways(added["egress"], "to"))) == (ingress, egress | dns)
+
+
+# --- scraping
 
 
 @pytest.mark.parametrize("build", [build for build in COMBINED if build.endswith("pod-monitor")])

@@ -20,7 +20,9 @@ ASKED: dict[str, list[str]] = {
 def pinned(name: str) -> dict[str, str]:
     """Return the version of each package in one of the files; each has a hash."""
     text = (ROOT / "deploy" / name).read_text()
-    entries = re.findall(r"^([\w.-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE)
+    marker = r"(?: ; [^\\\n]+)?"  # which Pythons need it
+    hashes = r"(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    entries = re.findall(rf"^([\w.-]+)==(\S+){marker} \\\n({hashes})", text, re.MULTILINE)
     assert len(entries) == text.count("==")
     return {canonicalize_name(package): version for package, version, _ in entries}
 

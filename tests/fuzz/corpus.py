@@ -85,4 +85,6 @@ CLIENT_HELLO = bytes.fromhex(
 )
 """How a TLS 1.3 client begins, recorded once: random, so that a case stays what it was."""
 
-HELLO = m.Hello(1, bytes(range(16)), m.Role.CONTROL, 0, 8, bytes(range(16, 32)), ("shards", "trees"))
+HELLO = m.Hello(
+    1, 1, bytes(range(16)), m.Role.CONTROL, 0, 8, bytes(range(16, 32)), True, ("shards", "trees"), ("trees",)
+)

@@ -173,7 +173,7 @@ def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
     theirs = SenderOpening(rng.choice((TOKEN, TOKEN, b"another token of some length")), certificate)
     role, connection_id = rng.choice(((Role.CONTROL, 0), (Role.DATA, 3)))
     if token is None:
-        bodies = [encode(corpora.HELLO)]
+        bodies = [encode(corpora.HELLO._replace(can_prove=rng.random() < 0.5))]
     else:
         bodies = list(theirs.answer(greeting, bytes(16), role, connection_id, 8))
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -200,7 +200,7 @@ def check_entry(token: bytes | None, certificate: bytes, greeting: bytes, heard:
         return
     expect(len(heard) == 2, "let in without a proof, or by a second one")
     proof = decode(heard[1])
-    expected = auth.sender_proof(token, greeting, heard[0], certificate)
+    expected = auth.Transcript(greeting, heard[0], certificate).sender_proof(token)
     expect(isinstance(proof, m.Proof) and proof.mac == expected, "let in by a wrong proof")
 
 
@@ -215,7 +215,8 @@ def fuzz_sender_opening(rng: Random, have: Corpus) -> None:
         greeting = mutated_body(rng, have) if rng.random() < 0.5 else changed(rng, greeting, some_body(rng, have))
     bodies = end.answer(greeting, bytes(16), Role.CONTROL, 0, 8)
     expect(len(bodies) == (1 if token is None else 2), "a proof without a token, or none with one")
-    expected = auth.receiver_proof(token, greeting, bodies[0], decode_proof(bodies[1])) if token else b""
+    transcript = auth.Transcript(greeting, bodies[0])
+    expected = transcript.receiver_proof(token, decode_proof(bodies[1])) if token else b""
     answer = encode(m.Welcome(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
     end.enter(answer)
     welcome = decode(answer)

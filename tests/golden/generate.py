@@ -19,6 +19,7 @@ from filestreamer.wire.digests import checksum, root_digest, segment_digest
 from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.grid import Grid, Share
+from filestreamer.wire.session import Side
 from tests.golden.vectors import GOLDEN, fields_of, packed
 
 TOKEN = "correct horse battery staple"
@@ -38,7 +39,7 @@ FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "str
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
-HELLO_CONTROL = m.Hello(1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE, FEATURES)
+HELLO_CONTROL = m.Hello(1, 1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE, True, FEATURES)
 HELLO_DATA = HELLO_CONTROL._replace(role=m.Role.DATA, connection_id=7)
 MOST_FEATURES = tuple(sorted(f"a-feature-of-a-later-version-{number:03}" for number in range(28)))
 """As many of the longest names as a frame of the opening has room for."""
@@ -72,6 +73,9 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("as many features of 32 characters as there is room for", GREETING._replace(features=MOST_FEATURES)),
     ("a sender that names no feature", HELLO_CONTROL._replace(features=())),
     ("a sender that names features of a later version", HELLO_DATA._replace(features=("trees", "z" * 32))),
+    ("a sender without a token", HELLO_CONTROL._replace(can_prove=False)),
+    ("a sender that speaks versions 1 to 3", HELLO_CONTROL._replace(highest_version=3)),
+    ("a transfer that needs two of the features", HELLO_CONTROL._replace(needs=("shards", "trees"))),
     ("the largest connection_id there is", HELLO_DATA._replace(connection_id=255, connections=256)),
     ("a sender's proof", m.Proof(bytes(range(0x40, 0x60)))),
     ("come in; nobody has to prove anything", m.Welcome(b"")),
@@ -164,6 +168,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("the heartbeat of a receiver that syncs", m.Progress(m.Phase.SYNCING, 5_000_000_000, 1 << 40)),
     ("a heartbeat with stages", m.Progress(m.Phase.MOVING, 1 << 20, 0, (1_500_000, 0, 1, 1 << 40))),
     ("a heartbeat of a receiver that removes what is not listed", m.Progress(m.Phase.SYNCING, 1 << 20, 0, (), 7)),
+    ("a heartbeat of a receiver that reads slowly", m.Progress(m.Phase.MOVING, 0, 0, (), 0, 65_536)),
     ("the first heartbeat of a sender", m.Progress(m.Phase.OFFERING, 0, 0)),
     ("every chunk is acknowledged or held", m.Finish(2, root_digest([segment_digest(b"one"), segment_digest(b"two")]))),
     ("nothing had to be moved: the digest of no digests", m.Finish(0, root_digest([]))),
@@ -220,32 +225,44 @@ def messages() -> dict[str, Any]:
 
 
 def opening_steps(
-    greeting: m.Greeting, hello: m.Hello, token: bytes | None, certificate: bytes = b""
+    greeting: m.Greeting,
+    hello: m.Hello,
+    token: bytes | None,
+    certificate: bytes = b"",
+    tls_server: Side = "receiver",
 ) -> list[tuple[str, m.Message]]:
     """Who says what in an opening that succeeds."""
-    bodies = encode(greeting), encode(hello)
     if token is None:
         return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b""))]
-    proof = auth.sender_proof(token, *bodies, certificate)
-    mac = auth.receiver_proof(token, *bodies, proof, certificate)
+    transcript = auth.Transcript(encode(greeting), encode(hello), certificate, tls_server)
+    proof = transcript.sender_proof(token)
+    mac = transcript.receiver_proof(token, proof)
     return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", m.Welcome(mac))]
 
 
 def opening() -> dict[str, Any]:
     """Build openings that succeed, with and without a token."""
-    cases: list[tuple[str, m.Hello, str | None, bytes]] = [
-        ("control, with a token", HELLO_CONTROL, TOKEN, b""),
-        ("data, with a token outside ASCII", HELLO_DATA, "Schlüssel aus 25 Zeichen!", b""),
-        ("data, with a token, inside TLS", HELLO_DATA, TOKEN, CERTIFICATE_SHA256),
-        ("control, without a token", HELLO_CONTROL, None, b""),
+    cases: list[tuple[str, m.Hello, str | None, bytes, Side | None]] = [
+        ("control, with a token", HELLO_CONTROL, TOKEN, b"", None),
+        ("data, with a token outside ASCII", HELLO_DATA, "Schlüssel aus 25 Zeichen!", b"", None),
+        ("data, with a token, inside TLS", HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "receiver"),
+        ("data, with a token, inside TLS whose server is the sender", HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "sender"),
+        ("control, without a token", HELLO_CONTROL._replace(can_prove=False), None, b"", None),
     ]
     vectors = []
-    for description, hello, token, certificate in cases:
+    for description, hello, token, certificate, server in cases:
         greeting = GREETING if token else GREETING_OPEN
-        steps = opening_steps(greeting, hello, token.encode() if token else None, certificate)
+        secret = token.encode() if token else None
+        steps = opening_steps(greeting, hello, secret, certificate, server or "receiver")
         frames = [{"from": who, **frame_vector(message)} for who, message in steps]
         vectors.append(
-            {"description": description, "token": token, "certificate_sha256": certificate.hex(), "frames": frames}
+            {
+                "description": description,
+                "token": token,
+                "tls_server": server,
+                "certificate_sha256": certificate.hex(),
+                "frames": frames,
+            }
         )
     return {"about": "openings with fixed nonces; the proofs are in Proof and in Welcome", "vectors": vectors}
 
@@ -405,7 +422,7 @@ def pb(*fields: tuple[int, int | bytes]) -> bytes:
 
 ID = bytes(16)
 MAC = bytes(32)
-_HELLO: dict[int, int | bytes] = {1: 1, 2: ID, 3: 2, 4: 0, 5: 8, 6: ID}
+_HELLO: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: 2, 5: 0, 6: 8, 7: ID}
 _GREETING: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: ID}
 _ENTRY: dict[int, int | bytes] = {1: b"f", 2: 1, 3: 8}
 
@@ -468,16 +485,16 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("versions from 2 to 1", greeting(f1=2), "Greeting.lowest_version"),
     ("a short incarnation", greeting(f3=ID[1:]), "Greeting.incarnation"),
     ("a long receiver's nonce", greeting(f4=ID + b"\0"), "Greeting.nonce"),
-    ("a short transfer_id", hello(f2=ID[1:]), "Hello.transfer_id"),
-    ("no transfer_id", hello(f2=b""), "Hello.transfer_id"),
-    ("a role of 0", hello(f3=0), "Hello.role"),
-    ("an unknown role", hello(f3=3), "Hello.role"),
-    ("a negative role", hello(f3=-1), "Hello.role"),
-    ("no connections", hello(f5=0), "Hello.connections"),
-    ("257 connections", hello(f5=257), "Hello.connections"),
-    ("connection 8 of 8", hello(f4=8), "Hello.connection_id"),
-    ("a control connection with an id", hello(f3=1, f4=1), "Hello.connection_id"),
-    ("no sender's nonce", hello(f6=b""), "Hello.nonce"),
+    ("a short transfer_id", hello(f3=ID[1:]), "Hello.transfer_id"),
+    ("no transfer_id", hello(f3=b""), "Hello.transfer_id"),
+    ("a role of 0", hello(f4=0), "Hello.role"),
+    ("an unknown role", hello(f4=3), "Hello.role"),
+    ("a negative role", hello(f4=-1), "Hello.role"),
+    ("no connections", hello(f6=0), "Hello.connections"),
+    ("257 connections", hello(f6=257), "Hello.connections"),
+    ("connection 8 of 8", hello(f5=8), "Hello.connection_id"),
+    ("a control connection with an id", hello(f4=1, f5=1), "Hello.connection_id"),
+    ("no sender's nonce", hello(f7=b""), "Hello.nonce"),
     ("33 features", greeting(f6=[b"%02d" % number for number in range(33)]), "Greeting.features"),
     ("a feature without a name", greeting(f6=[b""]), "Greeting.features"),
     ("a feature of 33 characters", greeting(f6=[b"x" * 33]), "Greeting.features"),
@@ -487,9 +504,13 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("features that are not sorted", greeting(f6=[b"trees", b"shards"]), "Greeting.features"),
     ("a feature twice", greeting(f6=[b"trees", b"trees"]), "Greeting.features"),
     ("a feature that is not UTF-8", greeting(f6=[b"\xff"]), "does not parse"),
-    ("33 features of the sender", hello(f7=[b"%02d" % number for number in range(33)]), "Hello.features"),
-    ("a feature of the sender in capitals", hello(f7=[b"TREES"]), "Hello.features"),
-    ("a feature of the sender twice", hello(f7=[b"a", b"a"]), "Hello.features"),
+    ("33 features of the sender", hello(f9=[b"%02d" % number for number in range(33)]), "Hello.features"),
+    ("a feature of the sender in capitals", hello(f9=[b"TREES"]), "Hello.features"),
+    ("a feature of the sender twice", hello(f9=[b"a", b"a"]), "Hello.features"),
+    ("a sender that speaks no version", hello(f1=0, f2=0), "Hello.lowest_version"),
+    ("a sender whose versions are the wrong way round", hello(f1=3, f2=2), "Hello.lowest_version"),
+    ("a feature that is needed and not named", hello(f9=[b"a"], f10=[b"b"]), "Hello.needs"),
+    ("a needed feature in capitals", hello(f10=[b"TREES"]), "Hello.needs"),
     ("an empty proof", pb((3, b"")), "Proof.mac"),
     ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
     ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),

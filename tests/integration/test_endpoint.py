@@ -353,6 +353,23 @@ def test_last_values_are_pushed(pair: Pair, seed: int, gateway: str) -> None:
     assert not [line for line in pushed if line.startswith("push_failure_time_seconds") and not line.endswith(" 0")]
 
 
+def test_the_labels_of_the_url_are_those_of_the_group(pair: Pair, seed: int, gateway: str) -> None:
+    """Two senders with a label each do not replace each other's values; a value may be escaped, or in base64."""
+    receiver = pair.receiver()
+    for number, labels in enumerate(("instance/node%207", "instance/node8/path@base64/L3ZhcjEvw7w")):
+        file = pair.file(f"f{number}", 1000 + number, seed)
+        url = f"http://{gateway}/metrics/job/nightly/{labels}"
+        pair.sender(file, pair.address(receiver), "--pushgateway", url).succeeds()
+    pushed = get(gateway, "/metrics")[0].splitlines()
+
+    found = [line for line in pushed if line.startswith("filestreamer_sender_transfer_acknowledged_bytes{")]
+    assert [line.rpartition(" ")[2] for line in found] == ["1000", "1001"]
+    for line, labels in zip(found, ('instance="node 7",', 'instance="node8",'), strict=True):
+        assert 'job="nightly"' in line
+        assert labels in line
+    assert 'path="/var1/ü"' in found[1]
+
+
 def test_a_job_has_a_name_of_its_own_where_the_url_gives_none(pair: Pair, seed: int, gateway: str) -> None:
     file = pair.file("f", 1000, seed)
     receiver = pair.receiver("--once")

@@ -20,7 +20,7 @@ import xxhash
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from tests.support.peer import RawReceiver, receive_all
-from tests.support.services import UNIT, Pair, Service, held_port, make_file, same
+from tests.support.services import EACH_TICK, UNIT, Pair, Service, held_port, impatient, make_file, same
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -531,6 +531,20 @@ def test_every_address_of_a_name_is_tried(pair: Pair, name_with_two_addresses: d
 
 
 @needs_ipv6
+def test_the_next_address_is_tried_where_somebody_else_answers(
+    pair: Pair, name_with_two_addresses: dict[str, str]
+) -> None:
+    """TCP connects to the first address, but what listens there closes the connection, as a proxy without backend."""
+    file = pair.file("f", 100_000)
+    receiver = pair.receiver("--once", "--no-replace")
+    port = port_of(receiver)
+    with socket.create_server(("::1", port), family=socket.AF_INET6) as proxy:
+        sender = pair.sender(file, f"both.test:{port}", env=name_with_two_addresses)
+        proxy.accept()[0].close()
+        moved(sender, receiver)
+
+
+@needs_ipv6
 def test_the_error_names_every_address(pair: Pair, name_with_two_addresses: dict[str, str]) -> None:
     file = pair.file("f", 100)
     with held_port() as port:
@@ -567,6 +581,28 @@ def test_rate_limit_holds_over_all_connections(pair: Pair, chunk_size: str) -> N
     sent, _ = moved(sender, receiver)
     assert sent["seconds"] >= size / rate - 0.1
     assert same(file, pair.destination / "f")
+
+
+def test_the_receiver_limits_the_rate_of_all_transfers_together(pair: Pair) -> None:
+    size, rate = 2 * MIB, 4 * MIB
+    receiver = pair.receiver("--rate-limit", f"{rate}")
+    files = [pair.file(name, size, seed) for seed, name in enumerate("ab")]
+    senders = [pair.sender(file, pair.address(receiver), "--connections", 2) for file in files]
+    results = [sender.succeeds() for sender in senders]
+    assert max(result["seconds"] for result in results) >= 2 * size / rate - 0.25
+    assert {result["bottleneck"] for result in results} == {"rate_limit"}
+    assert all(same(file, pair.destination / file.name) for file in files)
+
+
+def test_a_receiver_that_reads_slowly_is_not_taken_for_dead(pair: Pair) -> None:
+    """Each chunk is in the receiver's kernel long before it is read: no acknowledgement comes for much of the time."""
+    dead = {"filestreamer.wire.limits.DEAD_SECONDS": 0.4 * UNIT}
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--rate-limit", "64KiB")
+    receiver = pair.start("receiver", *listen, **impatient("receiver", EACH_TICK))
+    file = pair.file("f", MIB)
+    args = (file, "--to", pair.address(receiver), "--connections", 4, "--chunk-size", "256KiB")
+    sender = pair.start("sender", *args, "--give-up-after", UNIT / 2, **impatient("sender", {**EACH_TICK, **dead}))
+    assert sender.succeeds(5 * UNIT)["reconnects"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- token

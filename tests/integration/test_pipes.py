@@ -21,6 +21,7 @@ import pytest
 from filestreamer.wire import limits
 from tests.support.processes import peak_bytes
 from tests.support.relay import Relay
+from tests.support.scrape import METRICS, Scrape, scrape
 from tests.support.services import UNIT, Pair, Service, make_file, same
 from tests.support.waiting import until
 
@@ -271,6 +272,43 @@ def test_one_transfer_and_no_other(pipes: Pipes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- backpressure
+
+
+def stands_still(service: Service) -> bool:
+    """Whether the last progress moves on for seconds, and no byte does."""
+    before, after = scrape(service), scrape(service)
+    while (seconds := _last_progress(after) - _last_progress(before)) < 3 and _moved(before) == _moved(after):
+        after = scrape(service)
+    return seconds >= 3 and _moved(before) == _moved(after)
+
+
+def _last_progress(seen: Scrape) -> float:
+    return seen.value("transfer_last_progress_time_seconds")
+
+
+def _moved(seen: Scrape) -> float:
+    return seen.value("transfer_acknowledged_bytes") + sum(seen.values("connection_bytes_in_flight"))
+
+
+@pytest.mark.parametrize("who_waits", ["reader", "writer"])
+def test_waiting_for_a_program_is_no_stall(pipes: Pipes, seed: int, who_waits: str) -> None:
+    """Nothing moves; what the metrics of both sides say is that the last progress was a moment ago."""
+    flags = ("--window", "1MiB", *METRICS)
+    receiver, reader = pipes.receiver(*flags)
+    sender, writer = pipes.sender(Pair.address(receiver), *flags, "--chunk-size", "256KiB")
+    content = random_bytes(8 * MIB if who_waits == "reader" else 1000, seed)
+    if who_waits == "reader":
+        writer.write_soon(content)
+    else:
+        writer.write(content)
+    for service in (sender, receiver):
+        until(lambda service=service: stands_still(service), "nothing moves any more, and that is progress")  # type: ignore[misc]
+        assert scrape(service).value("transfer_phase", phase="moving") == 1
+
+    if who_waits == "writer":
+        writer.close()
+    assert reader.read_all() == content
+    assert (sender.wait(), receiver.wait()) == (0, 0)
 
 
 def test_a_reader_that_takes_nothing_is_waited_for(pipes: Pipes, seed: int) -> None:

@@ -132,7 +132,7 @@ def test_what_follows_abort_on_control(
     data = peer.data()
     data.send_raw(b"".join(map(sample.chunk, range(10))))
     acknowledged(data, 10)
-    control.send(m.Abort(code, "because"), sample.finish, m.Hello(1, bytes(16), m.Role.CONTROL, 0, 4, bytes(16)))
+    control.send(m.Abort(code, "because"), sample.finish, m.Hello(1, 1, bytes(16), m.Role.CONTROL, 0, 4, bytes(16)))
     control.ends()
     data.ends()
     (result,) = receiver.wait_for_results()
@@ -162,6 +162,7 @@ def test_a_sender_that_reads_abort_acts_on_nothing_behind_it(pair: Pair) -> None
         sender = pair.sender(pair.file("f", KIB), receiver.address, "--chunk-size", KIB, "--connections", 1)
         control, data = receiver.needs(1)
         chunk = read_chunk(data)
+        assert control.expect(m.Finish).ahead
         control.send(m.Abort(Code.LIMIT, "because"), m.Needed((m.FileRange(5, 5),), ()))
         control.ends()
         data.ends()
@@ -504,7 +505,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", features.KNOWN)
 def test_a_sender_says_nothing_to_a_receiver_that_lacks_what_it_needs(pair: Pair, name: str) -> None:
-    """Not even Hello is sent; the user is told what is missing, and what to do."""
+    """Nothing but Hello is sent; the user is told what is missing, and what to do."""
     file = pair.file("f", KIB)
     what, *options = OPTIONS[name]
     source = {"f": file, ".": file.parent}.get(what, what)
@@ -512,8 +513,26 @@ def test_a_sender_says_nothing_to_a_receiver_that_lacks_what_it_needs(pair: Pair
         sender = pair.start("sender", source, "--to", receiver.address, *options, "--connections", 1)
         link = receiver.accept()
         link.send_raw(frame_of(ReceiverOpening(receiver.incarnation, None, features=all_but(name)).greeting_body))
+        assert name in link.expect(m.Hello).needs
         link.ends()
         assert f"feature '{name}'" in sender.fails(3, "policy", status="refused")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_receiver_refuses_who_needs_what_it_does_not_know(pair: Pair, name: str) -> None:
+    """Behind Hello there may be an Offer already, and the receiver must not act on an Offer that it knows in part."""
+    receiver = pair.receiver("--anonymous")
+    later = "a-later-feature"
+    with RawSender(pair.address(receiver), named=tuple(sorted((*features.KNOWN, later)))) as peer:
+        link = peer.connect()
+        hello = peer.hello(m.Role.CONTROL)._replace(needs=tuple(sorted((name, later))))
+        link.send(hello, m.Offer(KIB, None, False, 0))
+        link.expect(m.Greeting)
+        refusal = link.expect(m.Refusal)
+        assert refusal.code is Code.POLICY
+        assert later in refusal.reason
+        link.ends()
+    assert receiver.times("connection_refused") == 1
 
 
 def test_a_sender_needs_no_feature_for_one_file(pair: Pair) -> None:

@@ -67,7 +67,11 @@ def hellos(draw: st.DrawFn) -> m.Hello:
     role = draw(st.sampled_from(m.Role))
     connections = draw(integers(limits.CONNECTIONS_MAX, 1))
     connection_id = draw(integers(connections - 1)) if role is m.Role.DATA else 0
-    return m.Hello(draw(integers(U32)), draw(ids), role, connection_id, connections, draw(ids), draw(features))
+    lowest, highest = sorted([draw(integers(U32, 1)), draw(integers(U32, 1))])
+    named = draw(features)
+    needs = tuple(name for name in named if draw(st.booleans()))
+    ends = draw(ids), draw(st.booleans()), named, needs
+    return m.Hello(lowest, highest, draw(ids), role, connection_id, connections, *ends)
 
 
 @st.composite
@@ -183,6 +187,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         integers(U64),
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
+        integers(U64),
         integers(U64),
     ),
     "Finish": finishes(),

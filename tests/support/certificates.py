@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,8 @@ def make_key(path: Path) -> Path:
 class Authority:
     """Signs certificates. `certificate` is what `--tls-ca` takes."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, above: "Authority | None" = None) -> None:
+        """Make a CA that signs itself, or one that `above` has signed: an intermediate."""
         self._directory = directory
         self._settings = directory / f"{name}.settings"
         self._settings.write_text(_CA_SETTINGS.format(directory=directory, name=name))
@@ -76,23 +78,51 @@ class Authority:
         self._key = make_key(directory / f"{name}.key")
         self.certificate = directory / f"{name}.pem"
         subject = f"/CN=filestreamer test {name}"
-        openssl("req", "-x509", "-key", self._key, "-subj", subject, "-days", 2, "-out", self.certificate)
+        if above is None:
+            openssl("req", "-x509", "-key", self._key, "-subj", subject, "-days", 2, "-out", self.certificate)
+        else:
+            above.sign(self._key, subject, self.certificate, "basicConstraints=critical,CA:TRUE")
 
     @property
     def trusted(self) -> tuple[object, ...]:
         """The flags with which either service trusts it."""
         return "--tls-ca", self.certificate
 
-    def issue(self, name: str, *names: str, expired: bool = False) -> Pem:
-        """Sign a certificate for `names`, by default those of this machine; it is good for two days, or no more."""
-        key = make_key(self._directory / f"{name}.key")
-        request = self._directory / f"{name}.csr"
-        alternatives = f"subjectAltName={','.join(names or HERE)}"
-        openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-addext", alternatives, "-out", request)
+    def issue(
+        self,
+        name: str,
+        *names: str,
+        expired: bool = False,
+        extensions: Sequence[str] = (),
+        times: Sequence[object] = (),
+        digest: str = "sha256",
+        key: Path | None = None,
+    ) -> Pem:
+        """Sign a certificate for `names`, by default those of this machine; it is good for two days, or no more.
+
+        `extensions` are more of them, such as `extendedKeyUsage=clientAuth`; `times` are flags of `openssl ca`.
+        """
+        key = key or make_key(self._directory / f"{name}.key")
         made = Pem(self._directory / f"{name}.pem", key)
-        times = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z") if expired else ("-days", 2)
+        alternatives = f"subjectAltName={','.join(names or HERE)}"
+        times = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z") if expired else times
+        self.sign(key, f"/CN={name}", made.certificate, alternatives, *extensions, times=times, digest=digest)
+        return made
+
+    def sign(
+        self,
+        key: Path,
+        subject: str,
+        out: Path,
+        *extensions: str,
+        times: Sequence[object] = (),
+        digest: str = "sha256",
+    ) -> None:
+        """Sign a certificate with these extensions."""
+        request = out.with_suffix(".csr")
+        added = [part for extension in extensions for part in ("-addext", extension)]
+        openssl("req", "-new", "-key", key, "-subj", subject, *added, "-out", request)
         openssl(
             *("ca", "-batch", "-notext", "-config", self._settings, "-cert", self.certificate, "-keyfile", self._key),
-            *("-in", request, "-out", made.certificate, *times),
+            *("-in", request, "-out", out, "-md", digest, *(times or ("-days", 2))),
         )
-        return made

@@ -21,9 +21,11 @@ BY_TRANSFER: Final = """
     gauge transfer_held_bytes
     gauge transfer_start_time_seconds
     gauge transfer_last_progress_time_seconds
+    gauge transfer_last_progress_age_seconds
     histogram chunk_seconds
 """
 OF_THE_PROCESS: Final = """
+    counter acknowledged_bytes
     counter digest_mismatches
     counter chunks_resent
     counter chunks_stolen
@@ -32,7 +34,7 @@ OF_THE_PROCESS: Final = """
 """
 STAGES: Final = {
     "sender": {"read", "digest", "send", "wait_ack", "limit"},
-    "receiver": {"receive", "digest", "write", "acknowledge"},
+    "receiver": {"receive", "digest", "write", "acknowledge", "limit"},
 }
 
 
@@ -44,6 +46,7 @@ def contract(service: str) -> dict[str, tuple[str, set[str]]]:
         "connection_stage_seconds": ("counter", {"transfer", "connection", "stage"}),
         "transfer_phase": ("gauge", {"transfer", "phase"}),
         "transfers": ("counter", {"result"}),
+        moved.removeprefix("connection_"): ("counter", set()),
     }
     if service == "sender":
         families["transfer_connections"] = ("gauge", {"transfer"})

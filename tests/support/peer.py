@@ -300,6 +300,7 @@ class RawSender:
     ) -> None:
         """`named` are the features that its Hello names."""
         self.named = named
+        self.can_prove = token is not None
         host, _, port = address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
         self._token = token.encode() if token else None
@@ -323,12 +324,16 @@ class RawSender:
     def hello(self, role: m.Role, connection_id: int = 0) -> m.Hello:
         """Make a Hello of this transfer."""
         nonce = random_id()
-        return m.Hello(limits.VERSION, self.transfer_id, role, connection_id, self.connections, nonce, self.named)
+        versions = (limits.VERSION, limits.VERSION)
+        return m.Hello(
+            *versions, self.transfer_id, role, connection_id, self.connections, nonce, self.can_prove, self.named
+        )
 
     def open(self, role: m.Role, connection_id: int = 0) -> Link:
         """Open a connection up to Welcome. Raises Refused."""
         link = self.connect()
-        opening = SenderOpening(self._token, own=own_token, features=self.named)
+        token = self._token or own_token()
+        opening = SenderOpening(token, is_own=self._token is None, features=self.named)
         greeting = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
         bodies = opening.answer(greeting, self.transfer_id, role, connection_id, self.connections)
         link.send_raw(b"".join(map(frame_of, bodies)))

@@ -6,5 +6,7 @@
 3. `log`      makes the logger: JSON lines, or short ones on a terminal; `repeats` counts lines instead of writing
               each of them, and `log` says of which events, and from which number on;
 4. `threads`  starts threads, and turns any exception that ends one into an error of the transfer;
-5. `backoff`  says how long to wait before the next attempt at something that failed.
+5. `backoff`  says how long to wait before the next attempt at something that failed;
+6. `mount`    says on which mount an open file lies;
+7. `rate_limit` makes the data connections wait, so that all together stay below a rate.
 """

@@ -11,7 +11,12 @@ from filestreamer.settings.definition import definitions, setting, several
 from filestreamer.settings.values import MetricsAddress
 from filestreamer.wire import limits
 from filestreamer.wire.messages import SkipKind
+from filestreamer.wire.progress_clock import Patience
 
+FIRST_SECONDS: Final = 60.0
+"""Without --give-up-after, how long a run waits before it has moved anything: most likely it never will."""
+LATER_SECONDS: Final = 30 * 60.0
+"""The same after that: what interrupts a transfer that worked is a router that restarts, or a machine that sleeps."""
 WINDOW_MAX: Final = 1024 * limits.GIB
 """More memory than any machine has."""
 
@@ -20,10 +25,20 @@ WINDOW_MAX: Final = 1024 * limits.GIB
 class CommonSettings:
     """The settings that both services have."""
 
-    give_up_after: float = setting(
-        values.seconds, "End the run after this long without progress.", default=60, metavar="SECONDS"
+    give_up_after: float | None = setting(
+        values.seconds,
+        "End the run after this long without progress."
+        f"  [default: {FIRST_SECONDS:g} until the first byte is acknowledged, then {LATER_SECONDS:g}]",
+        metavar="SECONDS",
     )
-    """Seconds without progress after which the run ends with exit code 1; it also limits the first connection."""
+    """Seconds without progress after which the run ends with exit code 1, from the first connection to the end."""
+
+    rate_limit: int | None = setting(
+        values.rate,
+        "Send or receive no faster than this over all connections together, such as 100MiB/s or 1Gbit/s.",
+        metavar="RATE",
+    )
+    """Bytes per second over all data connections of the process together; None: no limit."""
 
     token: str | None = setting(
         values.token,
@@ -33,6 +48,9 @@ class CommonSettings:
         literal="TOKEN",
     )
     """The secret that both sides share, without white space around it. It must never be in a log or a repr."""
+
+    tls: bool = setting(bool, "Use TLS.", default=False)
+    """Use TLS; each service has more to say of it."""
 
     tls_cert: str | None = setting(values.text, "PEM file with the certificate that this side shows.", metavar="FILE")
     """PEM file with this side's certificate, and the certificates that lead from it to its CA."""
@@ -45,7 +63,7 @@ class CommonSettings:
         "PEM file with the CA certificates that the other side's certificate is checked against.",
         metavar="FILE",
     )
-    """PEM file with the CAs that the other side's certificate is checked against."""
+    """PEM file with the CAs that the other side's certificate is checked against: roots, intermediates, or itself."""
 
     metrics: MetricsAddress | None = setting(
         values.metrics_address, "Where to serve metrics, health checks and the live page, or off.", metavar="HOST:PORT"
@@ -63,7 +81,8 @@ class CommonSettings:
         metavar="URL",
         is_secret=True,
     )
-    """Base URL of a Pushgateway; /metrics/job/NAME at its end names the job. It may contain a user and a password."""
+    """URL of a Pushgateway; /metrics/job/NAME, and labels behind it, say which group of metrics is replaced. It may
+    contain a user and a password."""
 
     window: int = setting(
         values.size(1, WINDOW_MAX),
@@ -92,6 +111,13 @@ class CommonSettings:
     """The least level of log lines that are written: debug, info, warning or error."""
 
     @property
+    def patience(self) -> Patience:
+        """How long to wait without progress."""
+        if self.give_up_after is None:
+            return Patience(FIRST_SECONDS, LATER_SECONDS)
+        return Patience(self.give_up_after, self.give_up_after)
+
+    @property
     def tolerated(self) -> frozenset[SkipKind]:
         """The kinds in `tolerate`, as a set."""
         return frozenset(SkipKind[word.upper()] for words in self.tolerate for word in words)
@@ -115,8 +141,8 @@ COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
-        "input_file to as connections chunk_size rate_limit shard strict_modulo tls include exclude checksum owner"
-        " existing delete xattrs files_from one_file_system dereference dry_run".split()
+        "input_file to source_address as connections chunk_size shard strict_modulo tls_pin include exclude"
+        " checksum owner existing delete xattrs files_from one_file_system dereference dry_run".split()
     ),
     "receiver": frozenset(
         "listen directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"

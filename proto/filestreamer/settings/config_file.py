@@ -3,7 +3,8 @@
     {"sender": {"chunk_size": "8MiB"}, "log_level": "debug"}
 
 A section named for a service wins over what stands outside of it. Both services may read the same file: each checks the
-other's keys, and leaves them alone.
+other's keys, and leaves them alone. A key that stands twice in an object is an error, as JSON leaves it open which one
+counts (RFC 8259, section 4).
 """
 
 import json
@@ -18,6 +19,7 @@ from filestreamer.wire.session import Side
 
 SERVICES: Final = ("sender", "receiver")
 CONFIG_BYTES_MAX: Final = 16 * limits.MIB
+WHOLE_DIGITS_MAX: Final = 1000
 
 ORIGINAL_KEYS: Final[Mapping[str, str]] = {
     "serveraddr": "listen",
@@ -28,6 +30,18 @@ ORIGINAL_KEYS: Final[Mapping[str, str]] = {
     "outputfile": "output_file",
 }
 """Config keys of the original program, and ours. They are in lower case: that program ignored case."""
+
+
+class _Object(dict[str, Any]):
+    """A JSON object, and the first of its keys that stands in it twice."""
+
+    def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        super().__init__()
+        self.twice: str | None = None
+        for key, value in pairs:
+            if key in self and self.twice is None:
+                self.twice = key
+            self[key] = value
 
 
 class Found(NamedTuple):
@@ -64,34 +78,44 @@ def _shaped(item: Found, definition: Definition) -> Found:
     return item
 
 
-def _load_object(path: str, origin: str) -> dict[str, Any]:
+def _load_object(path: str, origin: str) -> _Object:
     try:
         with open(path, "rb") as file:
             content = file.read(CONFIG_BYTES_MAX + 1)
         if len(content) > CONFIG_BYTES_MAX:
             raise UsageError(f"{path}: has more than {CONFIG_BYTES_MAX >> 20} MiB: it is not a config file")
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_Object, parse_int=_whole_number)
     except OSError as error:
         raise UsageError(f"{origin}: can't read {path!r}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: line {error.lineno} column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(document, dict):
+    if not isinstance(document, _Object):
         raise UsageError(f"{path}: must be a JSON object with settings")
     return document
+
+
+def _whole_number(digits: str) -> int | float:
+    """Read a whole number of JSON; one that no setting can have is as good as infinite."""
+    # int() refuses to read thousands of digits.
+    return int(digits) if len(digits) <= WHOLE_DIGITS_MAX else float(digits)
 
 
 def _entries(path: str, section: str, content: object, keys: frozenset[str]) -> dict[str, Found]:
     """Return the values of one object of the config file by our keys.
 
-    Raises UsageError for an unknown key, and for a value that no setting can have.
+    Raises UsageError for an unknown key, one that stands twice, and for a value that no setting can have.
     """
-    if content is not None and not isinstance(content, dict):
+    if content is None:
+        return {}
+    if not isinstance(content, _Object):
         raise UsageError(f"{path}: {section}: must be an object with settings of the {section}")
     prefix = f"{section}." if section else ""
+    if content.twice is not None:
+        raise UsageError(f"{path}: the key {prefix + content.twice!r} stands twice: keep one of them")
     entries: dict[str, Found] = {}
-    for written, value in (content or {}).items():
+    for written, value in content.items():
         key = ORIGINAL_KEYS.get(written.lower(), written)
         if key not in keys:
             hint = suggestion(prefix, written, keys if section else keys.union(SERVICES))
@@ -99,7 +123,7 @@ def _entries(path: str, section: str, content: object, keys: frozenset[str]) -> 
         if key in entries:
             raise UsageError(f"{path}: {prefix}{written}: the same setting as {entries[key].origin}: keep one of them")
         if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            raise UsageError(f"{path}: {prefix}{written}: must be text, a number, true or false")
+            raise UsageError(f"{path}: {prefix}{written}: must be text, a number, true, false or a list of texts")
         if value is not None:
             entries[key] = Found(value, f"{path}: {prefix}{written}")
     return entries

@@ -3,7 +3,8 @@
 Strongest source first:
 
     1. flags                       --chunk-size 8MiB
-    2. environment                 FILESTREAMER_SENDER_CHUNK_SIZE, then FILESTREAMER_CHUNK_SIZE; empty counts as unset
+    2. environment                 FILESTREAMER_SENDER_CHUNK_SIZE, then FILESTREAMER_CHUNK_SIZE; empty counts as unset;
+                                   of a setting that may be repeated, each line that is not empty is a value
     3. the file that --config or FILESTREAMER_CONFIG names
                                    {"sender": {"chunk_size": "8MiB"}}, then {"chunk_size": "8MiB"}; null counts as unset
     4. the default
@@ -11,6 +12,7 @@ Strongest source first:
 Any mistake is a UsageError of one line, which begins with the flag, the variable, or the file and the key.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -27,6 +29,9 @@ from filestreamer.wire.errors import UsageError
 from filestreamer.wire.session import Side
 
 S = TypeVar("S", bound=CommonSettings)
+
+MESSAGE_CHARACTERS_MAX: Final = 1000
+"""A longer message is cut in its middle: it repeats a value, and a log has to show it."""
 
 CONFIG: Final = Definition(values.text, "JSON file with settings of both services.", flag="--config", metavar="FILE")
 
@@ -54,7 +59,9 @@ def parse_settings(
     except click.exceptions.Exit as request:  # after --help or --version
         raise SystemExit(request.exit_code) from None
     except click.UsageError as error:
-        raise UsageError(_explain(error, service, defined, found)) from None
+        raise UsageError(_cut(_explain(error, service, defined, found))) from None
+    except UsageError as error:
+        raise UsageError(_cut(str(error))) from None
     return settings(**context.params), _unknown_variables(environ)
 
 
@@ -89,6 +96,14 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
         context.exit()
 
 
+def _cut(message: str) -> str:
+    """Return a message with what is in its middle left out, where it is too long to be read."""
+    if len(message) <= MESSAGE_CHARACTERS_MAX:
+        return message
+    half = MESSAGE_CHARACTERS_MAX // 2
+    return f"{message[:half]} [...] {message[-half:]}"
+
+
 def _explain(
     error: click.UsageError, service: Side, defined: Mapping[str, Definition], found: Mapping[str, Found]
 ) -> str:
@@ -118,8 +133,14 @@ def _from_sources(
 
 def _from_environment(definition: Definition, service: Side, environ: Mapping[str, str]) -> Found | None:
     for variable, kind in definition.variables(service):
-        if value := environ.get(variable):
-            return Found(value.splitlines() if definition.multiple else kind(value), variable)
+        value = environ.get(variable, "")
+        # A YAML block ends each line, and an editor of Windows ends it with CR and LF. Other characters at which Python
+        # splits lines may be part of a name.
+        lines = [line for line in re.split(r"\r?\n", value) if line.strip()]
+        if definition.multiple and lines:
+            return Found(lines, variable)
+        if value and not definition.multiple:
+            return Found(kind(value), variable)
     return None
 
 

@@ -8,6 +8,7 @@ import codecs
 import math
 import os
 import stat
+import string
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -22,6 +23,10 @@ MetricsAddress: TypeAlias = Address | Literal["off"]
 SECONDS_MIN: Final = 0.001
 SECONDS_MAX: Final = 1e9
 """Up to here, the sum with a clock is exact to a microsecond, and no waiting function of Python overflows."""
+_SECONDS_BOUNDS: Final = f"it must be {SECONDS_MIN:g} to {SECONDS_MAX:.0f} seconds (31 years)"
+
+RATE_MAX: Final = 2**40
+"""Bytes per second; more than any network card has."""
 
 URL_ACCEPTED: Final = (
     "http://[USER:PASSWORD@]HOST[:PORT][/PATH], or https, with an @ : / ? # or % of a password as %40 or so"
@@ -29,6 +34,9 @@ URL_ACCEPTED: Final = (
 
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
+VOUCHING_CHARACTERS_MIN: Final = 32
+"""The shortest token that may vouch for a certificate: who stands in between sees a proof that was made with it, and
+may try tokens against that for as long as they like. Those that are generated here have as many."""
 TOKEN_BYTES_MAX: Final = 4 * TOKEN_CHARACTERS_MAX + 1024
 """The most bytes of a token file: each character in UTF-8, and some white space around the token."""
 
@@ -71,8 +79,8 @@ def url(value: object) -> str:
 
 
 def without_password(address: str) -> str:
-    """Return a URL that `url` has read without user and password, to be shown."""
-    scheme, separator, rest = address.partition("://")
+    """Return a URL that `url` has read without user and password, to be shown; a query may hold a secret, too."""
+    scheme, separator, rest = address.partition("?")[0].partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
@@ -89,17 +97,20 @@ def one_of(*words: str) -> Callable[[object], str]:
 
 
 def words(*known: str) -> Callable[[object], tuple[str, ...]]:
-    """Return a reader of a list of the words, separated by commas."""
+    """Return a reader of a list of the words, separated by commas or white space."""
     read_one = one_of(*known)
 
     def read(value: object) -> tuple[str, ...]:
-        return tuple(read_one(word.strip()) for word in text(value).split(","))
+        found = text(value).replace(",", " ").split()
+        if not found:
+            raise ValueError("must not be empty")
+        return tuple(map(read_one, found))
 
     return read
 
 
-def whole(least: int, most: int) -> Callable[[object], int]:
-    """Return a reader of whole numbers between two bounds, both included."""
+def whole(least: int, most: int, unit: str) -> Callable[[object], int]:
+    """Return a reader of whole numbers between two bounds, both included; `unit` is what is counted."""
 
     def read(value: object) -> int:
         try:
@@ -107,7 +118,7 @@ def whole(least: int, most: int) -> Callable[[object], int]:
         except ValueError:
             number = None
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-            raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
+            raise ValueError(f"{value!r} is not a number of {unit} from {least} to {most}")
         return number
 
     return read
@@ -127,39 +138,44 @@ def or_auto(read: Callable[[object], T]) -> Callable[[object], T | None]:
 
 def size(least: int, most: int) -> Callable[[Any], int]:
     """Return a reader of sizes in bytes between two bounds, both included."""
+    return _between(sizes.parse_size, least, most, sizes.format_size)
+
+
+def rate(value: Any) -> int:
+    """Read a rate of one byte per second to RATE_MAX; return bytes per second."""
+    return _between(sizes.parse_rate, 1, RATE_MAX, sizes.format_rate)(value)
+
+
+def _between(
+    parse: Callable[[Any], int], least: int, most: int, written: Callable[[float], str]
+) -> Callable[[Any], int]:
+    """Return a reader of what `parse` reads, between two bounds, both included; each of its errors has the bounds."""
+    bounds = f"{written(least)} to {written(most)}"
 
     def read(value: Any) -> int:
-        size_bytes = sizes.parse_size(value)
-        if not least <= size_bytes <= most:
-            bounds = f"{sizes.format_size(least)} to {sizes.format_size(most)}"
+        try:
+            number = parse(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, {bounds}") from None
+        if not least <= number <= most:
             raise ValueError(f"{value!r} is out of bounds: it must be {bounds}")
-        return size_bytes
+        return number
 
     return read
 
 
-def rate(value: Any) -> int:
-    """Read a rate of at least one byte per second; return bytes per second."""
-    bytes_per_second = sizes.parse_rate(value)
-    if bytes_per_second < 1:
-        raise ValueError(f"{value!r} moves nothing: a rate is at least 1 byte per second")
-    return bytes_per_second
-
-
 def seconds(value: object) -> float:
-    """Read a number of seconds above 0."""
+    """Read a number of seconds, SECONDS_MIN to SECONDS_MAX."""
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except ValueError:
         number = math.nan
     except OverflowError:  # an integer that is more than any float
         number = math.inf
-    if not number > 0:
-        raise ValueError(f"{value!r} is not a number of seconds above 0")
+    if math.isnan(number):
+        raise ValueError(f"{value!r} is not a number of seconds: {_SECONDS_BOUNDS}")
     if not SECONDS_MIN <= number <= SECONDS_MAX:
-        raise ValueError(
-            f"{value!r} is out of bounds: it must be {SECONDS_MIN:g} to {SECONDS_MAX:.0f} seconds (31 years)"
-        )
+        raise ValueError(f"{value!r} is out of bounds: {_SECONDS_BOUNDS}")
     return number
 
 
@@ -175,6 +191,20 @@ class Token(str):
     path: str | None = None
     signature: Signature | None = None
     """That of its file when it was read; None where there is none, or it is a pipe, which can't be read again."""
+
+
+def sha256(value: object) -> tuple[bytes, ...]:
+    """Read SHA-256 digests in hex, with or without colons, separated by commas: 32 bytes each."""
+    found = []
+    for each in text(value).split(","):
+        digits = each.strip().replace(":", "")
+        if len(digits) != 64 or not all(digit in string.hexdigits for digit in digits):
+            raise ValueError(
+                f"{each.strip()!r} is not a SHA-256: 64 hex digits, with or without colons, as the receiver's log says"
+                " them at its start, or openssl x509 -in FILE -noout -fingerprint -sha256"
+            )
+        found.append(bytes.fromhex(digits))
+    return tuple(found)
 
 
 def token(value: object) -> Token:

@@ -4,6 +4,8 @@
     sender     read, digest                send, wait_ack
     receiver   digest, write, acknowledge  receive
 
+Either end may also wait for its own rate limit (limit).
+
 An end that is busy with work all the time makes the other end wait. Where both ends wait, they wait for the network. So
 each kind of work has a share of its end's time, the network has the smaller share of the two ends' waiting, and the
 largest share is the bottleneck.
@@ -37,7 +39,7 @@ def bottleneck(sender: Sequence[int], receiver: Sequence[int]) -> Bottleneck | N
         "digest": max(at_sender["digest"], at_receiver["digest"]),
         "destination_write": at_receiver["write"],
         "acknowledgements": at_receiver["acknowledge"],
-        "rate_limit": at_sender["limit"],
+        "rate_limit": max(at_sender["limit"], at_receiver["limit"]),
     }
     return max(shares, key=lambda name: shares[name])
 

@@ -90,6 +90,11 @@ class StageClock:
         self._stage, self._at = stage, now
         return ended
 
+    @property
+    def stage(self) -> str | None:
+        """The stage of now. Any thread may ask."""
+        return self._stage
+
     def drop(self) -> None:
         """Enter no stage; the time in the current one is not counted."""
         self._stage = None
@@ -206,11 +211,11 @@ class TransferCounters:
     peer_stages: tuple[int, ...] = ()
     """The peer's stages in microseconds, from its last Progress; () before the first one."""
     started_at: float = field(default_factory=time.monotonic)
-    started_time: float = field(default_factory=time.time)  # noqa: TID251 - a date, for people
     ended_at: float | None = None
     status: str | None = None
     """How the transfer ended (telemetry.result.Status); None while it runs."""
     last_progress_at: float = field(default_factory=time.monotonic)
+    """Monotonic time of the last progress, as wire.progress_clock defines it: the time that --give-up-after counts."""
     connections: list[ConnectionCounters] = field(default_factory=list)
     parallelism: int = 0
     """Sender: the number of connections that get chunks."""
@@ -260,6 +265,11 @@ class TransferCounters:
                 del self.skipped[at]
         if len(self.skipped) < SKIPPED_MAX:
             self.skipped.append(skipped)
+
+    def count_verdict(self, standing: Standing) -> None:
+        """Count an entry in a dry run, by how it stands at the destination."""
+        assert self.verdicts is not None
+        self.verdicts[standing] = self.verdicts.get(standing, 0) + 1
 
     def warn(self, text: str) -> bool:
         """Keep a warning; return whether it is new, and to be logged. For one thread at a time."""
@@ -350,9 +360,11 @@ class TransferCounters:
         rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
         return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds(), self.deleted_files)
 
-    def troubles(self) -> dict[str, int]:
-        """Sum up the events that an undisturbed transfer does not have, by the names of their metrics."""
+    def totals(self) -> dict[str, int]:
+        """Sum up over the connections what only ever grows, also where a receiver is restarted."""
         return {
+            "moved_bytes": self.moved_bytes,
+            "acknowledged_bytes": sum(item.acknowledged_bytes for item in self.connections),
             "digest_mismatches": sum(item.mismatches for item in self.connections),
             "chunks_resent": sum(item.resent_chunks for item in self.connections),
             "chunks_stolen": sum(item.stolen_chunks for item in self.connections),
@@ -369,4 +381,13 @@ class TransferCounters:
     @property
     def seconds(self) -> float:
         """Seconds since the start; fixed once the transfer has ended."""
-        return (self.ended_at if self.ended_at is not None else time.monotonic()) - self.started_at
+        return self._now - self.started_at
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last progress; fixed once the transfer has ended."""
+        return max(0.0, self._now - self.last_progress_at)
+
+    @property
+    def _now(self) -> float:
+        return self.ended_at if self.ended_at is not None else time.monotonic()

@@ -23,7 +23,7 @@ class Snapshot(NamedTuple):
     transfers: list[TransferCounters]
     """Those that are running, and those that ended a short while ago."""
     totals: collections.Counter[str]
-    """The sums of `TransferCounters.troubles` over all transfers since the service began."""
+    """The sums of `TransferCounters.totals` over all transfers since the service began."""
 
 
 class History:
@@ -62,7 +62,7 @@ class History:
         known = {id(transfer) for transfer in recent}
         transfers = recent + [transfer for transfer in running if id(transfer) not in known]
         for transfer in transfers:
-            totals.update(transfer.troubles())
+            totals.update(transfer.totals())
         return Snapshot(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
 
     def _drop_old(self) -> None:
@@ -75,4 +75,4 @@ class History:
         ):
             dropped = self._recent.popleft()[1]
             connections -= len(dropped.connections)
-            self._dropped_sums.update(dropped.troubles())
+            self._dropped_sums.update(dropped.totals())

@@ -4,14 +4,10 @@ A metric is defined by its name, which ends in its unit, its help, and how it is
 metrics are asked for: importing prometheus_client takes as long as a small transfer.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http.client import HTTPException
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, get_args
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from prometheus_client import CollectorRegistry, generate_latest, pushadd_to_gateway
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,12 +18,12 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from filestreamer.process import stderr
-from filestreamer.settings.values import without_password
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from filestreamer.telemetry.endpoint import Response
 from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.tcp_info import TcpInfo
+from filestreamer.telemetry.wall_clock import WALL_CLOCK
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
 from filestreamer.wire.session import Side
@@ -35,11 +31,13 @@ from filestreamer.wire.session import Side
 T = TypeVar("T")
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
-PUSH_SECONDS: Final = 5.0
 OPENMETRICS: Final = "application/openmetrics-text"
 REASONS: Final = ("corrupt", "limit", "policy", "protocol", "timeout", "token", "unknown_transfer", "version")
 """Why connections are refused. Each has a value from the start, so that the first refusal is seen as an increase."""
 UNITS: Final = ("bytes", "seconds")
+ENDED_CONNECTIONS: Final = 256
+"""The most connections of ended transfers that have series, beside those of the one that ended last: a scrape has to be
+over within its time-out, also on a busy machine."""
 
 
 class Source(Protocol):
@@ -156,13 +154,22 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         lambda t: t.there_bytes,
     ),
     Reading(
-        Gauge, "transfer_start_time_seconds", "When the transfer began, Unix time in seconds.", lambda t: t.started_time
+        Gauge,
+        "transfer_start_time_seconds",
+        "When the transfer began, Unix time in seconds by this machine's clock as it is set now.",
+        lambda t: WALL_CLOCK.date(t.started_at),
     ),
     Reading(
         Gauge,
         "transfer_last_progress_time_seconds",
-        "When the transfer last made progress, Unix time in seconds.",
-        lambda t: t.started_time + (t.last_progress_at - t.started_at),
+        "When the transfer last made progress, Unix time in seconds by this machine's clock as it is set now.",
+        lambda t: WALL_CLOCK.date(t.last_progress_at),
+    ),
+    Reading(
+        Gauge,
+        "transfer_last_progress_age_seconds",
+        "Seconds since the transfer last made progress, whatever happens to the clock; at its end, once it has ended.",
+        lambda t: t.idle_seconds,
     ),
 ]
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
@@ -172,11 +179,16 @@ PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     lambda t: t.parallelism,
 )
 TOTALS: Final = {
+    "acknowledged_bytes": "Payload bytes that the receiver has written, verified and acknowledged.",
     "digest_mismatches": "Chunks whose digest at the receiver differed from the sender's.",
     "chunks_resent": "Chunks that were sent again.",
     "chunks_stolen": "Chunks that were sent by another connection than their home.",
 }
-"""The help of counters of the whole process, by the names of `TransferCounters.troubles`."""
+"""The help of counters of the whole process, by the names of `TransferCounters.totals`."""
+MOVED: Final = {
+    "sender": ("sent_bytes", "Payload bytes handed to the kernel, resent ones included."),
+    "receiver": ("received_bytes", "Payload bytes read off the sockets, resent ones included."),
+}
 
 
 class Collector:
@@ -202,7 +214,7 @@ class Collector:
         yield from self._process(totals)
 
     def _connections(self, transfers: list[TransferCounters]) -> Iterator[Metric]:
-        rows = [([_label(t), str(c.connection_id)], c) for t in transfers for c in t.connections]
+        rows = [([_label(t), str(c.connection_id)], c) for t in _with_connections(transfers) for c in t.connections]
         labels = ["transfer", "connection"]
         for reading in (SENDING if self.service == "sender" else RECEIVING) + CONNECTION:
             yield self._family(reading, labels, rows)
@@ -269,6 +281,8 @@ class Collector:
             yield self._simple(Counter, "refused_connections", text, ["reason"], refused)
         for name, text in TOTALS.items():
             yield self._simple(Counter, name, text, [], [([], totals[name])])
+        name, text = MOVED[self.service]
+        yield self._simple(Counter, name, text, [], [([], totals["moved_bytes"])])
         text = "Log lines that were not written, because no program read them or the disk was full."
         yield self._simple(Counter, "log_lines_dropped", text, [], [([], stderr.dropped_lines())])
         free_bytes = self._source.free_bytes()
@@ -302,6 +316,18 @@ class Collector:
         return family  # type: ignore[no-any-return]
 
 
+def _with_connections(transfers: list[TransferCounters]) -> list[TransferCounters]:
+    """Return the transfers whose connections have series: those that run, and the latest that have ended."""
+    shown, ended_connections = [], 0
+    for transfer in reversed(transfers):
+        if transfer.status is not None:
+            ended_connections += len(transfer.connections)
+            if ended_connections > max(ENDED_CONNECTIONS, len(transfer.connections)):
+                continue
+        shown.append(transfer)
+    return shown[::-1]
+
+
 def _label(transfer: TransferCounters) -> str:
     return transfer.transfer_id.hex()[:8]
 
@@ -316,49 +342,6 @@ def exposition(collector: Collector, accept: str) -> Response:
     if OPENMETRICS in ranges:
         return Response(generate_openmetrics(registry), f"{OPENMETRICS}; version=1.0.0; charset=utf-8")  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
-
-
-def push(collector: Collector, url: str) -> None:
-    """Replace the metrics of this service in one job of a Pushgateway.
-
-    The job is NAME where `url` ends in /metrics/job/NAME, else the name of the service. What the other service pushed
-    to the same job stays. User and password in `url` are sent to the gateway only, not to where it redirects, and no
-    error message has them. Raises OSError where the gateway can't be reached or refuses the metrics.
-    """
-    gateway, _, job = url.partition("/metrics/job/")
-    name = unquote(job.strip("/")) or f"filestreamer_{collector.service}"
-    try:
-        address, handler = without_password(gateway), _handler(urlsplit(gateway))
-        pushadd_to_gateway(address, name, _registry(collector), timeout=PUSH_SECONDS, handler=handler)
-    except (HTTPException, ValueError) as error:  # the peer does not speak HTTP; the URL has no host or no port
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _handler(url: SplitResult) -> Callable[..., Callable[[], None]]:
-    """Return how prometheus_client is to send: with the user and password of `url`, and without redirections."""
-
-    def handle(
-        url: str, method: str, timeout: float, headers: list[tuple[str, str]], data: bytes
-    ) -> Callable[[], None]:
-        request = Request(url, data, dict([*headers, *authorization]), method=method)
-
-        def send() -> None:
-            build_opener(_NoRedirection).open(request, timeout=timeout).close()
-
-        return send
-
-    authorization = []
-    if url.username is not None:
-        words = f"{unquote(url.username)}:{unquote(url.password or '')}"
-        authorization = [("Authorization", f"Basic {b64encode(words.encode()).decode()}")]
-    return handle
-
-
-class _NoRedirection(HTTPRedirectHandler):
-    """Makes a redirection an error: to follow it would send the password elsewhere, and the metrics nowhere."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
 
 
 def _registry(collector: Collector) -> CollectorRegistry:

@@ -16,13 +16,14 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import Endpoint, Response
 from filestreamer.telemetry.history import History, Snapshot
 from filestreamer.telemetry.result import Status
-from filestreamer.wire.errors import FilestreamerError, TransferFailed, UsageError
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, TransferFailed, UsageError
 from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.listen import listen
 
 if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings
     from filestreamer.telemetry.metrics import Collector
+    from filestreamer.telemetry.push import Push
     from filestreamer.wire.session import Side
 
 TICK_SECONDS: Final = 1.0
@@ -79,7 +80,8 @@ class Monitor:
     def start(self, default: Address | None = None) -> None:
         """Serve at the address in the settings, or at `default`.
 
-        Raises UsageError where the address in the settings can't be listened on; for `default` it is only a warning.
+        Raises UsageError where the address in the settings can't be listened on; AddressNotReady where this machine
+        does not have it now, after some seconds. For `default` both are only a warning.
         """
         address = self._settings.metrics
         if address == "off" or (address is None and default is None):
@@ -87,9 +89,11 @@ class Monitor:
         where = default if address is None else address
         assert isinstance(where, Address)
         try:
-            listeners = listen(where.host, where.port)
-        except (OSError, FilestreamerError) as error:
+            listeners = listen(where.host, where.port, None if address is None else self._tell_waiting)
+        except (OSError, ConnectionLost) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if address is not None and isinstance(error, AddressNotReady):
+                raise AddressNotReady(f"--metrics: {reason}") from None
             if address is not None:
                 raise UsageError(f"--metrics {where}: {reason}") from None
             self._log.warning(
@@ -115,6 +119,9 @@ class Monitor:
         for listener in listeners:
             self._log.info("metrics", address=format_address(listener.getsockname()))
 
+    def _tell_waiting(self, reason: str) -> None:
+        self._log.warning("waiting_for_address", setting="--metrics", reason=reason)
+
     def watch(
         self,
         running: Callable[[], Sequence[TransferCounters]],
@@ -138,35 +145,46 @@ class Monitor:
     def push(self) -> None:
         """Push the metrics to the Pushgateway in the settings, if there is one and a transfer has ended.
 
-        After `stop_lingering`, a gateway that does not answer is not waited for.
+        Returns after PUSH_SECONDS at the latest, after `stop_lingering` sooner. A push that fails is one warning.
         """
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
             return
         from filestreamer.settings import values
+        from filestreamer.telemetry.push import PUSH_SECONDS, Push
 
-        shown = values.without_password(url)
-        pushing = threading.Thread(target=self._push, args=(url, shown), name="push", daemon=True)
+        until = time.monotonic() + PUSH_SECONDS
+        outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # why it failed, or None
         try:
-            start_thread(pushing, "pushing")
-        except TransferFailed as error:
-            self._log.warning("not_pushed", to=shown, reason=str(error))
-            return
-        while pushing.is_alive() and not self._is_lingering_over:
-            pushing.join(TICK_SECONDS)
-        pushing.join(TICK_SECONDS)
+            push = Push(url, f"filestreamer_{self._service}")
+            # A thread of its own, as nothing ends a look-up of a name, or an answer of a byte a second.
+            start_thread(threading.Thread(target=self._push, args=(push, outcome), name="push", daemon=True), "pushing")
+            reason = self._outcome(push, outcome, until)
+        except (TransferFailed, ValueError) as error:
+            reason = str(error)
+        if reason is not None:
+            self._log.warning("not_pushed", to=values.without_password(url), reason=reason)
 
-    def _push(self, url: str, shown: str) -> None:
-        def push() -> None:
+    def _push(self, push: "Push", outcome: "queue.SimpleQueue[str | None]") -> None:
+        def send() -> None:
             from filestreamer.telemetry import metrics
 
             try:
-                metrics.push(self._collector(connections=False), url)
+                push.send(metrics.exposition(self._collector(connections=False), "").body)
             except OSError as error:
-                self._log.warning("not_pushed", to=shown, reason=str(error))
+                outcome.put(str(error))
 
-        if error := run_to_end("pushing", push):
-            self._log.warning("not_pushed", to=shown, reason=str(error))
+        error = run_to_end("pushing", send)
+        outcome.put(None if error is None else str(error))
+
+    def _outcome(self, push: "Push", outcome: "queue.SimpleQueue[str | None]", until: float) -> str | None:
+        """Wait for the outcome until a time, or a tick after `stop_lingering`; return why the push failed, or None."""
+        is_last_tick = False
+        while (left := until - time.monotonic()) > 0 and not is_last_tick:
+            is_last_tick = self._is_lingering_over
+            with contextlib.suppress(queue.Empty):
+                return outcome.get(timeout=min(left, TICK_SECONDS))
+        return push.abandon()
 
     def stop(self) -> None:
         """Stop serving, after --metrics-linger if a transfer has ended; `stop_lingering` cuts the wait short."""

@@ -17,6 +17,7 @@ from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
 from filestreamer.telemetry.endpoint import Response
 from filestreamer.telemetry.history import Snapshot
+from filestreamer.telemetry.wall_clock import WALL_CLOCK
 from filestreamer.version import VERSION
 from filestreamer.wire.messages import RECEIVER_STAGES, SENDER_STAGES
 from filestreamer.wire.session import Side
@@ -74,7 +75,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
         "phase": counters.phase,
         "ended": counters.ended_at is not None,
         "status": counters.status,
-        "started_time_seconds": counters.started_time,
+        "started_time_seconds": WALL_CLOCK.date(counters.started_at),
         "seconds": counters.seconds,
         "size_bytes": counters.data_bytes,
         "is_growing": counters.is_growing,

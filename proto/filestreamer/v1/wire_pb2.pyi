@@ -210,22 +210,28 @@ class Greeting(_message.Message):
     def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "transfer_id", "role", "connection_id", "connections", "nonce", "features")
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs")
+    LOWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    CAN_PROVE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
-    version: int
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    lowest_version: int
+    highest_version: int
     transfer_id: bytes
     role: Role
     connection_id: int
     connections: int
     nonce: bytes
+    can_prove: bool
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    needs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., can_prove: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("mac",)
@@ -384,18 +390,20 @@ class Held(_message.Message):
     def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ..., left: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds", "deleted")
+    __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds", "deleted", "under_way_bytes")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REHASHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STAGE_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_BYTES_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     acknowledged_bytes: int
     rehashed_bytes: int
     stage_microseconds: _containers.RepeatedScalarFieldContainer[int]
     deleted: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ..., deleted: _Optional[int] = ...) -> None: ...
+    under_way_bytes: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ..., deleted: _Optional[int] = ..., under_way_bytes: _Optional[int] = ...) -> None: ...
 
 class LeftOutCount(_message.Message):
     __slots__ = ("kind", "entries")
@@ -416,18 +424,20 @@ class LeftOut(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[_Union[SkipKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out")
+    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out", "ahead")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_COUNTS_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     root_digest: bytes
     stream_bytes: int
     left_out_counts: _containers.RepeatedCompositeFieldContainer[LeftOutCount]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
-    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ...) -> None: ...
+    ahead: bool
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., ahead: _Optional[bool] = ...) -> None: ...
 
 class Withdrawn(_message.Message):
     __slots__ = ("file_ids",)

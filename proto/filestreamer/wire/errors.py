@@ -5,7 +5,8 @@
     ├── LocalProtocolError     this side was about to break the protocol: a bug               exit 1
     ├── RemoteProtocolError    the peer broke the protocol                                    by its code
     ├── ConnectionLost         reset, closed, timed out or refused: a new one may work        exit 1, retryable
-    │   └── ConnectionClosed   the peer closed the connection in order
+    │   ├── ConnectionClosed   the peer closed the connection in order
+    │   └── AddressNotReady    this machine, or its name server, is not ready: it may be later
     ├── Refused                the peer sent Refusal                                          by its code
     ├── Aborted                the peer sent Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
@@ -119,6 +120,17 @@ class ConnectionLost(FilestreamerError):
 
 class ConnectionClosed(ConnectionLost):
     """The peer closed the connection in order: no byte was lost on the way."""
+
+
+class AddressNotReady(ConnectionLost):
+    """This machine lacks an address or an interface now, or its name server does not answer: it may be well later."""
+
+    name = "address_not_ready"
+
+    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
+        """`wait_seconds` is how long it is worth to wait where a service starts."""
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
 
 
 class _Coded(FilestreamerError):

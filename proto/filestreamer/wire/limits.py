@@ -83,8 +83,10 @@ WINDOW_CHUNKS_MAX: Final = 1024
 AHEAD_CHUNKS: Final = 1024
 """How many chunks behind the first one that is not acknowledged a tree may send."""
 
-OPENING_SECONDS: Final = 5.0
-"""From accept to Welcome."""
+OPENING_SILENCE_SECONDS: Final = 10.0
+"""How long either end waits for the next byte of an opening. A round-trip may take seconds: satellites, full queues."""
+OPENING_SECONDS: Final = 30.0
+"""From accept to all of Hello and Proof, however the bytes come."""
 HEARTBEAT_SECONDS: Final = 3.0
 """Between two Progress frames."""
 DEAD_SECONDS: Final = 30.0

@@ -53,7 +53,7 @@ class Phase(enum.IntEnum):
 
 
 SENDER_STAGES = ("read", "digest", "send", "wait_ack", "limit")
-RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge")
+RECEIVER_STAGES = ("receive", "digest", "write", "acknowledge", "limit")
 """The stages among which the time of data connections is divided, in the order of Progress.stage_microseconds."""
 
 
@@ -121,14 +121,19 @@ class Greeting(NamedTuple):
 class Hello(NamedTuple):
     """Sender, first frame: the transfer and the role of this connection."""
 
-    version: int
+    lowest_version: int
+    highest_version: int
     transfer_id: bytes
     role: Role
     connection_id: int
     connections: int
     nonce: bytes
+    can_prove: bool = False
+    """Whether a Proof follows if the Greeting asks for one."""
     features: tuple[str, ...] = ()
     """The sender's features, likewise."""
+    needs: tuple[str, ...] = ()
+    """Those of them without which this transfer can't be moved."""
 
 
 class Proof(NamedTuple):
@@ -283,6 +288,8 @@ class Progress(NamedTuple):
     """The time of all data connections in each stage of SENDER_STAGES or RECEIVER_STAGES, in this order."""
     deleted: int = 0
     """Entries that the receiver has removed so far (`Offer.delete`)."""
+    under_way_bytes: int = 0
+    """Bytes that the receiver has read of chunks that are not done."""
 
 
 class LeftOutCount(NamedTuple):
@@ -301,7 +308,7 @@ class LeftOut(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Sender: every chunk is acknowledged or held; the root digest over all of them."""
+    """Sender: every chunk is acknowledged or held, or (`ahead`) was sent; the root digest over all of them."""
 
     chunks: int
     root_digest: bytes
@@ -310,6 +317,8 @@ class Finish(NamedTuple):
     """Entries that the sender did not offer, or withdrew, by kind."""
     left_out: tuple[LeftOut, ...] = ()
     """The first of these entries."""
+    ahead: bool = False
+    """Whether chunks are still under way: then it counts when the last of them is acknowledged."""
 
 
 class Withdrawn(NamedTuple):

@@ -1,7 +1,8 @@
-"""The opening of a connection, for each end: Greeting, Hello, Proof, Welcome (proto/README.md, "Opening").
+"""The opening of a connection, for each end: Hello, Greeting, Proof, Welcome (proto/README.md, "Opening").
 
-Pure: frame bodies in, frame bodies out. If the peer breaks the protocol, a RemoteProtocolError has the code for the
-receiver's Refusal. If the receiver has sent a Refusal, Refused has its code and reason.
+Hello and Greeting cross: neither end waits for the other's before it sends its own. Pure: frame bodies in, frame bodies
+out. If the peer breaks the protocol, a RemoteProtocolError has the code for the receiver's Refusal. If the receiver has
+sent a Refusal, Refused has its code and reason.
 """
 
 import os
@@ -11,7 +12,8 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
-from filestreamer.wire.features import KNOWN
+from filestreamer.wire.features import KNOWN, require
+from filestreamer.wire.session import Side
 
 
 def random_id() -> bytes:
@@ -22,9 +24,10 @@ def random_id() -> bytes:
 class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
-    `token` is None where none is required. `certificate_sha256` is that of this receiver's TLS certificate, if any.
-    `features` are the names that the Greeting lists, sorted. `earlier` returns the token with which the transfer of an
-    id was let in, if it was: the token may have been renewed since, and the transfer goes on.
+    `token` is None where none is required. `certificate_sha256` is the digest of the TLS server's certificate, if any,
+    and `tls_server` is the end that was the TLS server. `features` are the names that the Greeting lists, sorted.
+    `earlier` returns the token with which the transfer of an id was let in, if it was: the token may have been renewed
+    since, and the transfer goes on.
     """
 
     def __init__(
@@ -32,17 +35,21 @@ class ReceiverOpening:
         incarnation: bytes,
         token: bytes | None,
         certificate_sha256: bytes = b"",
+        *,
         features: tuple[str, ...] = KNOWN,
         earlier: Callable[[bytes], bytes | None] | None = None,
+        tls_server: Side = "receiver",
     ) -> None:
         self.token = token
         """The token that the sender has to prove; after its proof, the one that it has proved."""
         self._earlier = earlier
-        self._certificate = certificate_sha256
+        self._features = features
+        self._channel = (certificate_sha256, tls_server)
         greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
         self.greeting_body = encode(greeting)
         self._hello_body = b""
-        self._hello: m.Hello | None = None
+        self.hello: m.Hello | None = None
+        """The sender's Hello, once it was received; what it says is not proved before `receive` returns it."""
         self._proof = b""
         self.peer_features: tuple[str, ...] = ()
         """The features in the sender's Hello, once it was received."""
@@ -50,38 +57,43 @@ class ReceiverOpening:
     def receive(self, body: bytes) -> m.Hello | None:
         """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
 
-        Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN.
+        Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN, POLICY.
         """
         message = decode(body)
-        if self._hello is None:
+        if self.hello is None:
             return self._receive_hello(message, body)
         if not isinstance(message, m.Proof):
-            raise RemoteProtocolError(
-                "this receiver requires a token: pass the sender --token-file or FILESTREAMER_TOKEN", Code.TOKEN
-            )
-        return self._receive_proof(message)
+            raise RemoteProtocolError(f"{type(message).__name__} instead of Proof", Code.TOKEN)
+        return self._receive_proof(self.hello, message)
 
     def _receive_hello(self, message: m.Message, body: bytes) -> m.Hello | None:
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
-        if message.version != limits.VERSION:
-            spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {message.version}"
+        if not message.lowest_version <= limits.VERSION <= message.highest_version:
+            theirs = _versions(message.lowest_version, message.highest_version)
+            spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {theirs}"
             raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
-        self._hello, self._hello_body, self.peer_features = message, body, message.features
+        if self.token is not None and not message.can_prove:
+            reason = "this receiver requires a token: pass the sender --token-file or FILESTREAMER_TOKEN"
+            raise RemoteProtocolError(reason, Code.TOKEN)
+        if lacking := [name for name in message.needs if name not in self._features]:
+            reason = f"this receiver does not know the feature '{lacking[0]}', which the transfer needs: upgrade it"
+            raise RemoteProtocolError(reason, Code.POLICY)
+        self.hello, self._hello_body, self.peer_features = message, body, message.features
         return message if self.token is None else None
 
-    def _receive_proof(self, message: m.Proof) -> m.Hello:
+    def _receive_proof(self, hello: m.Hello, message: m.Proof) -> m.Hello:
         from filestreamer.wire import auth
 
-        if self.token is None or self._hello is None:
+        if self.token is None:
             raise LocalProtocolError("a Proof was checked without a token")
-        earlier = self._earlier(self._hello.transfer_id) if self._earlier is not None else None
+        earlier = self._earlier(hello.transfer_id) if self._earlier is not None else None
+        transcript = auth.Transcript(self.greeting_body, self._hello_body, *self._channel)
         # As long for every transfer, so that a wrong proof does not tell which ones are under way.
         for token in (self.token, earlier or self.token):
-            expected = auth.sender_proof(token, self.greeting_body, self._hello_body, self._certificate)
-            if auth.equal(message.mac, expected):
+            if auth.equal(message.mac, transcript.sender_proof(token)):
                 self.token, self._proof = token, message.mac
-                return self._hello
+                return hello
         raise RemoteProtocolError("the token is wrong", Code.TOKEN)
 
     def welcome(self) -> m.Welcome:
@@ -90,42 +102,65 @@ class ReceiverOpening:
             return m.Welcome(b"")
         from filestreamer.wire import auth
 
-        mac = auth.receiver_proof(self.token, self.greeting_body, self._hello_body, self._proof, self._certificate)
-        return m.Welcome(mac)
+        transcript = auth.Transcript(self.greeting_body, self._hello_body, *self._channel)
+        return m.Welcome(transcript.receiver_proof(self.token, self._proof))
 
 
 class SenderOpening:
-    """The sender's end: pass the first body to `answer`, send the bodies that it returns, pass the next one to `enter`.
+    """The sender's end: send `hello(...)`; pass the first body to `greet`, send the Proof, pass the next to `enter`.
 
-    `own` reads the user's own token; it is called where no token was given and the receiver requires one.
-    `features` are the names that the Hello lists, sorted.
+    `token` is None where there is none. If `is_own`, it is the user's own token, which counts only where the receiver
+    requires a token. `certificate_sha256` is the digest of the TLS server's certificate, if any, and `tls_server` is
+    the end that was the TLS server. `features` are the names that the Hello lists, sorted, and `needs` those of them
+    without which the transfer can't be moved.
     """
 
     def __init__(
         self,
         token: bytes | None,
         certificate_sha256: bytes = b"",
-        own: Callable[[], bytes | None] | None = None,
+        *,
+        is_own: bool = False,
         features: tuple[str, ...] = KNOWN,
+        needs: tuple[str, ...] = (),
+        tls_server: Side = "receiver",
     ) -> None:
         self.token = token
-        """The token that is proved to the receiver; None where there is none."""
-        self._own = own
-        self._is_own = False
-        self._certificate = certificate_sha256
-        self._expected_mac = b""
+        """The token that is proved to the receiver; None where there is none, or none is required."""
+        self._is_own = is_own
+        self._channel = (certificate_sha256, tls_server)
         self._features = features
+        self._needs = needs
+        self._hello_body = b""
+        self._expected_mac = b""
         self.incarnation = b""
+        """The receiver's incarnation, once it has said Greeting."""
         self.peer_features: tuple[str, ...] = ()
-        """The features in the receiver's Greeting, once it was answered."""
+        """The features in the receiver's Greeting."""
 
-    def answer(
-        self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
-    ) -> tuple[bytes, ...]:
-        """Answer a Greeting; return the bodies to send: Hello and, where a token is required, Proof.
+    def hello(self, transfer_id: bytes, role: m.Role, connection_id: int, connections: int) -> bytes:
+        """Make the body of Hello. It need not wait for the Greeting."""
+        hello = m.Hello(
+            limits.VERSION,
+            limits.VERSION,
+            transfer_id,
+            role,
+            connection_id,
+            connections,
+            random_id(),
+            self.token is not None,
+            self._features,
+            self._needs,
+        )
+        self._hello_body = encode(hello)
+        return self._hello_body
 
-        Raises RemoteProtocolError (PROTOCOL, VERSION; TOKEN where only one of the two ends has a token), and Refused
-        where the receiver has sent a Refusal instead of a Greeting.
+    def greet(self, greeting_body: bytes) -> bytes | None:
+        """Take the Greeting; return the body of Proof, None where no token is required.
+
+        Raises RemoteProtocolError (PROTOCOL, VERSION; TOKEN where only one of the two ends has a token), TransferFailed
+        (POLICY) where the receiver lacks a feature that the transfer needs, and Refused where the receiver has sent a
+        Refusal instead of a Greeting.
         """
         greeting = decode(greeting_body)
         if isinstance(greeting, m.Refusal):
@@ -134,30 +169,38 @@ class SenderOpening:
             raise RemoteProtocolError(f"{type(greeting).__name__} instead of Greeting")
         self._check(greeting)
         self.incarnation, self.peer_features = greeting.incarnation, greeting.features
-        nonce = random_id()
-        hello = encode(m.Hello(limits.VERSION, transfer_id, role, connection_id, connections, nonce, self._features))
+        require(greeting.features, *self._needs)
         if self.token is None:
-            return (hello,)
+            return None
         from filestreamer.wire import auth
 
-        proof = auth.sender_proof(self.token, greeting_body, hello, self._certificate)
-        self._expected_mac = auth.receiver_proof(self.token, greeting_body, hello, proof, self._certificate)
-        return hello, encode(m.Proof(proof))
+        transcript = auth.Transcript(greeting_body, self._hello_body, *self._channel)
+        proof = transcript.sender_proof(self.token)
+        self._expected_mac = transcript.receiver_proof(self.token, proof)
+        return encode(m.Proof(proof))
+
+    def answer(
+        self, greeting_body: bytes, transfer_id: bytes, role: m.Role, connection_id: int, connections: int
+    ) -> tuple[bytes, ...]:
+        """Return the bodies to send where the Greeting is here already: Hello and, if one is required, Proof.
+
+        Raises as `greet`.
+        """
+        hello = self.hello(transfer_id, role, connection_id, connections)
+        proof = self.greet(greeting_body)
+        return (hello,) if proof is None else (hello, proof)
 
     def _check(self, greeting: m.Greeting) -> None:
         if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
-            spoken = f"{greeting.lowest_version} to {greeting.highest_version}"
-            reason = (
-                f"the receiver speaks protocol versions {spoken}, this sender {limits.VERSION}: update the older one"
-            )
-            raise RemoteProtocolError(reason, Code.VERSION)
-        if greeting.token_required and self.token is None and self._own is not None:
-            self.token = self._own()
-            self._is_own = self.token is not None
+            theirs = _versions(greeting.lowest_version, greeting.highest_version)
+            spoken = f"the receiver speaks protocol version {theirs}, this sender {limits.VERSION}"
+            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         if greeting.token_required and self.token is None:
             reason = "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
-        if not greeting.token_required and self.token is not None:
+        if not greeting.token_required and self._is_own:
+            self.token = None
+        elif not greeting.token_required and self.token is not None:
             reason = "a token was given, but the receiver requires none: check that --to is the receiver you mean"
             raise RemoteProtocolError(reason, Code.TOKEN)
 
@@ -165,7 +208,7 @@ class SenderOpening:
         """Check the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
         message = decode(body)
         if isinstance(message, m.Refusal):
-            if message.code is Code.TOKEN and self._is_own:
+            if message.code is Code.TOKEN and self._is_own and self.token is not None:
                 reason = "the receiver has another token than this user's own: pass --token-file or FILESTREAMER_TOKEN"
                 raise RemoteProtocolError(reason, Code.TOKEN)
             raise Refused(message.code, message.reason)
@@ -177,3 +220,7 @@ class SenderOpening:
 
         if not auth.equal(message.mac, self._expected_mac):
             raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)
+
+
+def _versions(lowest: int, highest: int) -> str:
+    return str(lowest) if lowest == highest else f"{lowest} to {highest}"

@@ -10,7 +10,7 @@ they may be counted again, but only a few times before one more chunk is done fo
 Pure: the caller has the clock.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
 
@@ -18,6 +18,18 @@ FRESH_STARTS: Final = 2
 """How often all counts may start again before more is done than ever before."""
 LOSSES: Final = 4
 """How often bytes under way may be lost and counted again before that."""
+
+
+class Patience(NamedTuple):
+    """How long an end waits without progress before it gives up, in seconds."""
+
+    first_seconds: float
+    """Until the first byte of the run is acknowledged."""
+    later_seconds: float
+
+    def seconds(self, *, has_begun: bool) -> float:
+        """Return how long to wait; `has_begun`: a byte was acknowledged, or nothing had to be sent."""
+        return self.later_seconds if has_begun else self.first_seconds
 
 
 def sync_seconds(size_bytes: int, entries: int) -> float:
@@ -57,15 +69,21 @@ class ProgressClock:
             self._done_most, self._fresh_starts, self._losses = count, FRESH_STARTS, LOSSES
         if not self.reach("done", count, now):
             return False
-        self._marks.pop("under_way", None)
+        self._forget_under_way()
         return True
 
-    def under_way(self, count: int, now: float) -> bool:
+    def _forget_under_way(self) -> None:
+        self._marks.pop("under_way", None)
+        self._marks.pop("read", None)
+
+    def under_way(self, count: int, now: float, *, read: int = 0) -> bool:
         """Report how many bytes the receiver has of chunks that are not done; return whether it is progress.
 
-        With this, a large chunk that comes slowly is progress. The highest value is forgotten when a chunk is done.
+        A sender reports the bytes that the receiver's kernel has, and `read`, those that the receiver says it has read.
+        With this, a large chunk that comes slowly is progress. The highest values are forgotten when a chunk is done.
         """
-        return self.reach("under_way", count, now)
+        gets_on = [self.reach("under_way", count, now), self.reach("read", read, now)]
+        return any(gets_on)
 
     def wait(self, now: float) -> None:
         """Report that a pipe waits, here or at the peer. It counts, as neither end can speed up the program."""
@@ -83,6 +101,7 @@ class ProgressClock:
         if self._marks.get("under_way", 0) > count and self._losses:
             self._losses -= 1
             self._marks["under_way"] = count
+            self._marks.pop("read", None)
 
     def start_over(self, **bases: int) -> None:
         """Let everything be counted again, if that was not too often, as the receiver no longer knows the transfer.
@@ -97,4 +116,4 @@ class ProgressClock:
     def reopen(self, done: int) -> None:
         """Let chunks that the receiver needs after Finish count as progress again; only `done` bytes are done now."""
         self._marks["done"] = done
-        self._marks.pop("under_way", None)
+        self._forget_under_way()

@@ -5,24 +5,16 @@ same disk), another file system or btrfs subvolume (each has a device number of 
 directories hand it down (XFS, ext4, f2fs), an encryption policy.
 """
 
-import ctypes
 import fcntl
 import os
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-_AT_EMPTY_PATH: Final = 0x1000
-_STATX_MNT_ID: Final = 0x1000
-_STATX_BYTES: Final = 256
-_MASK_AND_ATTRIBUTES: Final = struct.Struct("=I4xQ")
-_MOUNT_AT: Final = 144
-_IS_ENCRYPTED: Final = 0x800
+from filestreamer.process.mount import look_at
+
 _GET_ATTRIBUTES: Final = 0x801C581F  # FS_IOC_FSGETXATTR
 _ATTRIBUTES: Final = struct.Struct("=IIIII8x")  # flags, extent size, extents, project, extent size of copy-on-write
 _HANDS_PROJECT_DOWN: Final = 0x200
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_statx: Final[Any] = getattr(_libc, "statx", None)
 
 
 class Side(NamedTuple):
@@ -30,7 +22,7 @@ class Side(NamedTuple):
 
     device: int
     mount: int
-    """The id of the mount; -1 where the kernel does not tell."""
+    """The id of the mount, or UNKNOWN (`filestreamer.process.mount`)."""
     project: int
     """The project that new files get; 0 without one."""
     is_encrypted: bool
@@ -38,39 +30,8 @@ class Side(NamedTuple):
 
 def side_of(fd: int) -> Side:
     """Return the side on which an open directory lies. Raises OSError."""
-    mount, is_encrypted = _look_at(fd)
+    mount, is_encrypted = look_at(fd)
     return Side(os.fstat(fd).st_dev, mount, _project_of(fd), is_encrypted)
-
-
-def mount_of(fd: int) -> int:
-    """Return the id of the mount of an open directory; -1 where the kernel does not tell. `fd` may be O_PATH."""
-    return _look_at(fd)[0]
-
-
-def _look_at(fd: int) -> tuple[int, bool]:
-    """Return the id of the mount of an open directory, and whether the directory is encrypted."""
-    if _statx is not None:
-        found = ctypes.create_string_buffer(_STATX_BYTES)
-        if _statx(fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found) == 0:
-            mask, attributes = _MASK_AND_ATTRIBUTES.unpack_from(found)
-            is_encrypted = bool(attributes & _IS_ENCRYPTED)
-            if mask & _STATX_MNT_ID:
-                return struct.unpack_from("=Q", found, _MOUNT_AT)[0], is_encrypted
-            return _mount_in_proc(fd), is_encrypted
-    return _mount_in_proc(fd), False
-
-
-def _mount_in_proc(fd: int) -> int:
-    """Return the id of the mount of a descriptor, as kernels before 5.8 tell it; -1 without /proc."""
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name == "mnt_id":
-                    return int(value)
-    except (OSError, ValueError):
-        pass
-    return -1
 
 
 def _project_of(fd: int) -> int:

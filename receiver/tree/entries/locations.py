@@ -9,11 +9,11 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from filestreamer.process.mount import mount_of
 from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
-from receiver.disk.filesystem.boundary import mount_of
 from receiver.disk.obstacles import Obstacle, existing
 from receiver.tree.commit.directories import Directories, Directory
 from receiver.tree.commit.places import Places

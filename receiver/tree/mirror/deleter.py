@@ -6,18 +6,16 @@ from typing import Any, Final
 
 from filestreamer.process.log import printable
 from filestreamer.telemetry.counters import TransferCounters
-from filestreamer.wire.messages import Deletion, Finish, ManifestPart, SkipKind
+from filestreamer.wire.messages import Deletion, Finish, ManifestPart
 from receiver.disk.report import Report
 from receiver.tree.mirror.depth_first import DepthFirst
-from receiver.tree.mirror.extras import Extras
+from receiver.tree.mirror.extras import Extras, is_short
 from receiver.tree.mirror.mirror import Mirror
 from receiver.tree.mirror.removal import unlink
 from receiver.tree.top_level_names import NAME_BYTES_MOST, Names, TopLevelNames
 
 LOGGED_MOST: Final = 100
 """Removed entries of a transfer that are logged; all of them are counted."""
-HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
-"""Kinds of entries that were left out although the manifest and the destination agree on their names."""
 
 
 class Deleter:
@@ -66,7 +64,7 @@ class Deleter:
 
     def take_finish(self, finish: Finish) -> None:
         """Note what the sender has left out."""
-        self._is_short = self._is_short or any(each.kind not in HARMLESS for each in finish.left_out_counts)
+        self._is_short = self._is_short or is_short(finish)
 
     def delete(self, parts: Iterable[ManifestPart]) -> None:
         """Remove what these parts, all of the manifest, do not list. Raises TransferFailed."""
@@ -90,10 +88,3 @@ class Deleter:
         self._counters.deleted_files += 1
         if self._counters.deleted_files <= LOGGED_MOST:
             self._log.info("entry_removed", path=printable(os.fsdecode(path)))
-
-
-def begin_deleter(
-    deletion: Deletion | None, names: TopLevelNames, report: Report, counters: TransferCounters, log: Any
-) -> Deleter | None:
-    """Return what deletes for a tree; None where nothing is to be deleted. Raises as the constructor does."""
-    return Deleter(deletion, names, report, counters, log) if deletion is not None else None

@@ -5,18 +5,21 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from filestreamer.process.mount import device_and_mount
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
-from filestreamer.wire.messages import Deletion
+from filestreamer.wire.messages import Deletion, Finish, SkipKind
 from filestreamer.wire.patterns import matcher
 from filestreamer.wire.staging_name import leads_to_staging
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.paths import check_path
 from receiver.tree.mirror.mirror import ListedDirectory
-from receiver.tree.mirror.removal import Place, Removal, Remove, opened
+from receiver.tree.mirror.removal import Removal, Remove, opened
 
 _NOT_AT_A_ROOT: Final = b"lost+found"
 _FATAL: Final = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors that say nothing of one entry: the transfer ends."""
+_HARMLESS: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
+"""Kinds of entries that were left out although the manifest and the destination agree on their names."""
 
 Try = Callable[[bytes], bool]
 
@@ -56,7 +59,7 @@ class Extras:
         self._try_claim = try_claim
         self._release = release
         self._is_dry = is_dry
-        self._place = Place.of(destination.fd)
+        _, self._mount = device_and_mount(destination.fd)
         self.failed = 0
         """How many entries could not be removed."""
 
@@ -79,7 +82,7 @@ class Extras:
                 name = os.fsencode(each.name)
                 moved += name in directory.moved
                 extras += not directory.is_listed(name)
-        if not extras or Place.of(fd).mount != self._place.mount:
+        if not extras or device_and_mount(fd)[1] != self._mount:
             return
         if moved < directory.moved_count:
             # A listed file is there under another spelling: it must not be taken for one that is not listed.
@@ -132,3 +135,8 @@ def check_permitted(destination: Destination) -> None:
         raise TransferFailed(
             Code.POLICY, "this receiver removes nothing: start it with --allow-delete, or leave out --delete"
         )
+
+
+def is_short(finish: Finish) -> bool:
+    """Return whether the sender has left out what may be at the destination: then nothing is to be removed."""
+    return any(each.kind not in _HARMLESS for each in finish.left_out_counts)

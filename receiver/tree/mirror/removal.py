@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
+from filestreamer.process.mount import device_and_mount
 from receiver.disk.paths import OPEN_FLAGS
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | OPEN_FLAGS
@@ -22,23 +23,6 @@ Remove = Callable[[int, bytes, bytes, bool], None]
 """Removes, or tells: descriptor of the directory, name, path below the destination, whether it is a directory."""
 Failed = Callable[[bytes, OSError], None]
 """Told of what could not be removed: path below the destination, error."""
-
-
-class Place(NamedTuple):
-    """On which mount, and in which part of it, a directory lies."""
-
-    mount: int
-    device: int
-
-    @classmethod
-    def of(cls, fd: int) -> "Place":
-        """Return the place of an open directory. Raises OSError."""
-        device = os.fstat(fd).st_dev
-        with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
-            for line in lines:
-                if line.startswith(b"mnt_id:"):
-                    return cls(int(line[7:]), device)
-        return cls(device, device)  # without /proc, a bind mount of the same file system is not told apart
 
 
 def unlink(directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
@@ -78,7 +62,7 @@ class Removal:
         """`fd` is the open directory at `path`, below the destination."""
         self._fd = fd
         self._path = path
-        self._place = Place.of(fd)
+        self._device_and_mount = device_and_mount(fd)
         self._is_kept = is_kept
         self._remove = remove
         self._failed = failed
@@ -126,7 +110,7 @@ class Removal:
         level.directories = []
         try:
             with self._opened(level.below) as fd:
-                if Place.of(fd) != self._place:
+                if device_and_mount(fd) != self._device_and_mount:
                     level.is_kept = True
                     return
                 names = list(map(os.fsencode, os.listdir(fd)))

@@ -61,7 +61,7 @@ def answer_to(peer: RawSender, *messages: m.Message) -> m.Refusal:
 def test_hello_that_is_refused(pair: Pair, peer: RawSender) -> None:
     hello = peer.hello(m.Role.CONTROL)
     codes = {
-        "another version": answer_to(peer, hello._replace(version=2)).code,
+        "another version": answer_to(peer, hello._replace(lowest_version=2, highest_version=2)).code,
         "no connections": answer_to(peer, hello._replace(connections=0)).code,
         "257 connections": answer_to(peer, hello._replace(connections=257)).code,
         "control with a number": answer_to(peer, hello._replace(connection_id=1)).code,
@@ -170,7 +170,7 @@ CONTROL_NONSENSE: Cases = {
     "complete": lambda _: [m.Complete(True)],
     "needed": lambda s: [s.offer, m.Needed((), (m.SegmentRange(0, 0, 1),))],
     "chunk on control": lambda s: [m.ChunkHeader(0, (s.segment(0),))],
-    "hello again": lambda _: [m.Hello(1, bytes(16), m.Role.CONTROL, 0, 1, bytes(16))],
+    "hello again": lambda _: [m.Hello(1, 1, bytes(16), m.Role.CONTROL, 0, 1, bytes(16))],
     "chunk size of 0": lambda s: [s.offer._replace(chunk_size=0)],
     "chunk size over 1 GiB": lambda s: [s.offer._replace(chunk_size=(1 << 30) + 1)],
     "too many chunks": lambda s: [

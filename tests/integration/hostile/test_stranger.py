@@ -294,7 +294,7 @@ def test_slow_openings(pair: Pair) -> None:
     address = pair.address(receiver)
     running = Running(pair, address, env=WITH_TOKEN)
     with RawSender(address) as peer:
-        hello = frame(peer.hello(m.Role.CONTROL))
+        hello = frame(peer.hello(m.Role.CONTROL)._replace(can_prove=True))
         begun = time.monotonic()
         links = {what: peer.connect() for what in ("silent", "half a frame", "no proof", "ten bytes a second")}
         links |= {f"a byte a second, {number}": peer.connect() for number in range(50)}

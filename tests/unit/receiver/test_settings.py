@@ -56,7 +56,7 @@ def test_defaults() -> None:
         no_replace=False,
         idle_timeout=None,
         anonymous=False,
-        give_up_after=60,
+        give_up_after=None,
         token=None,
         result_file=None,
         log_level="info",
@@ -160,7 +160,10 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
     ("argv", "expected"),
     [
         (["--listen", "h:x"], "--listen: 'h:x' is not an address: write it as HOST:PORT"),
-        (["--idle-timeout", "-1"], "--idle-timeout: '-1' is not a number of seconds above 0"),
+        (
+            ["--idle-timeout", "-1"],
+            "--idle-timeout: '-1' is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)",
+        ),
         (["--output-file", ""], "--output-file: must not be empty"),
         (["--connections", "5"], "No such option '--connections'."),
         (["in.txt"], "Got unexpected extra argument (in.txt)"),
@@ -183,7 +186,7 @@ def test_seconds_have_bounds(flag: str, written: str) -> None:
         ({"ServerAddr": "x:y"}, "ServerAddr: 'x:y' is not an address"),
         ({"receiver": {"directory": 7}}, "receiver.directory: 7 is not text"),
         ({"once": "perhaps"}, "once: 'perhaps' is not a valid boolean"),
-        ({"idle_timeout": True}, "idle_timeout: True is not a number of seconds above 0"),
+        ({"idle_timeout": True}, "idle_timeout: True is not a number of seconds: it must be 0.001 to"),
         ({"receiver": {"connections": 5}}, "unknown key 'receiver.connections'"),
         ({"sender": {"too": 5}}, "unknown key 'sender.too': did you mean sender.to"),
     ],
@@ -202,3 +205,12 @@ def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"], {})
     assert caught.value.code == 0
     assert "[default: 127.0.0.1:7800]" in capsys.readouterr().out
+
+
+def test_tls() -> None:
+    assert not settings().tls
+    assert settings("--tls").tls
+    assert settings("--tls-cert", "c", "--tls-key", "k").tls
+    assert settings("--tls", "--tls-ca", "ca.pem").tls_ca == "ca.pem"
+    assert "or --tls for a certificate of this run" in failure("--tls-ca", "ca.pem")
+    assert failure("--tls", "--tls-cert", "c") == "--tls-cert and --tls-key need each other"

@@ -16,7 +16,7 @@ from filestreamer.settings.address import Address
 from filestreamer.settings.values import without_password
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import WHOLE, Share
-from filestreamer.wire.messages import Existing
+from filestreamer.wire.messages import Existing, SkipKind
 from sender.settings import SenderSettings, parse
 
 SAMPLE = Path(__file__).parents[3] / "deploy" / "config.json"
@@ -25,6 +25,7 @@ ORIGINAL = (
     '"ClientAddr":"127.0.0.1:8081","OutputFile":"./out.txt"}'
 )
 LEAST = ("in.txt", "--to", "there")
+NO_SECONDS = "is not a number of seconds: it must be 0.001 to 1000000000 seconds (31 years)"
 TOKEN = "0123456789abcdef"
 
 
@@ -67,7 +68,7 @@ def test_defaults() -> None:
         rate_limit=None,
         shard=WHOLE,
         strict_modulo=False,
-        give_up_after=60,
+        give_up_after=None,
         token=None,
         result_file=None,
         log_level="info",
@@ -109,6 +110,35 @@ def test_all_flags(tmp_path: Path) -> None:
         log_level="debug",
     )
     assert expected == parsed
+
+
+@pytest.mark.parametrize("form", ["flag", "variable", "key"])
+def test_source_address(config: Any, form: str) -> None:
+    flags = {
+        "flag": ("--source-address", "[fe80::1%eth0]"),
+        "key": ("--config", config({"source_address": "fe80::1%eth0"})),
+    }
+    environ = {"FILESTREAMER_SOURCE_ADDRESS": "fe80::1%eth0"} if form == "variable" else {}
+    assert settings(*LEAST, *flags.get(form, ()), environ=environ).source_address == "fe80::1%eth0"
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "is_good"),
+    [
+        ("192.0.2.1", "198.51.100.1:1", True),
+        ("192.0.2.1", "name.example:1", True),  # which of its addresses are of the same family is known later
+        ("192.0.2.1", "[2001:db8::1]:1", False),
+        ("2001:db8::1", "198.51.100.1:1", False),
+        ("2001:db8::1", "[2001:db8::2]:1", True),
+    ],
+)
+def test_source_address_of_the_other_family(source: str, to: str, is_good: bool) -> None:
+    argv = ("f", "--to", to, "--source-address", source)
+    if is_good:
+        assert settings(*argv).source_address == source
+    else:
+        expected = f"--source-address {source} can't reach --to {to}: one is IPv4, the other one IPv6"
+        assert failure(*argv) == expected
 
 
 @pytest.mark.parametrize(
@@ -264,21 +294,24 @@ def test_the_token_is_not_in_the_repr() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--connections", "0"], "--connections: '0' is not a whole number from 1 to 256, nor auto"),
-        (["--connections", "257"], "--connections: '257' is not a whole number from 1 to 256, nor auto"),
-        (["--connections", "many"], "--connections: 'many' is not a whole number from 1 to 256, nor auto"),
-        (["--connections", "9" * 5000], f"--connections: '{'9' * 5000}' is not a whole number from 1 to 256, nor auto"),
+        (["--connections", "0"], "--connections: '0' is not a number of connections from 1 to 256, nor auto"),
+        (["--connections", "257"], "--connections: '257' is not a number of connections from 1 to 256, nor auto"),
+        (["--connections", "many"], "--connections: 'many' is not a number of connections from 1 to 256, nor auto"),
         (["--chunk-size", "0"], "--chunk-size: '0' is out of bounds: it must be 1 B to 1.00 GiB"),
         (["--chunk-size", "1025MiB"], "--chunk-size: '1025MiB' is out of bounds: it must be 1 B to 1.00 GiB"),
-        (["--chunk-size", "big"], "--chunk-size: 'big' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes"),
-        (["--rate-limit", "0"], "--rate-limit: '0' moves nothing: a rate is at least 1 byte per second"),
+        (
+            ["--chunk-size", "big"],
+            "--chunk-size: 'big' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes, 1 B to 1.00 GiB",
+        ),
+        (["--rate-limit", "0"], "--rate-limit: '0' is out of bounds: it must be 1 B/s to 1.00 TiB/s"),
+        (["--rate-limit", "2TiB/s"], "--rate-limit: '2TiB/s' is out of bounds: it must be 1 B/s to 1.00 TiB/s"),
         (
             ["--rate-limit", "1Gbps"],
-            "--rate-limit: '1Gbps' is not a rate: write it as 100MiB/s, 1.5GB/s, 1Gbit/s or plain bytes per second",
+            "--rate-limit: '1Gbps' is not a rate: write it as 100MiB/s, 1.5GB/s, 1Gbit/s or plain bytes per second,"
+            " 1 B/s to 1.00 TiB/s",
         ),
-        (["--give-up-after", "0"], "--give-up-after: '0' is not a number of seconds above 0"),
-        (["--give-up-after", "nan"], "--give-up-after: 'nan' is not a number of seconds above 0"),
-        (["--give-up-after", "soon"], "--give-up-after: 'soon' is not a number of seconds above 0"),
+        (["--give-up-after", "nan"], f"--give-up-after: 'nan' {NO_SECONDS}"),
+        (["--give-up-after", "soon"], f"--give-up-after: 'soon' {NO_SECONDS}"),
         (["--as", "a/b"], "--as: 'a/b' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", ".."], "--as: '..' is not a file name: no '/', no '..', at most 255 bytes"),
         (["--as", "ü" * 128], f"--as: '{'ü' * 128}' is not a file name: no '/', no '..', at most 255 bytes"),
@@ -288,6 +321,10 @@ def test_the_token_is_not_in_the_repr() -> None:
         (["--config", "/not/there"], "--config: can't read '/not/there': No such file or directory"),
         (["--to", "h:0"], "--to: 'h:0' is not an address to connect to: ports begin at 1"),
         (["--to", "h:65536"], "--to: 'h:65536' is not an address: ports end at 65535"),
+        (
+            ["--source-address", "eth0"],
+            "--source-address: 'eth0' is not an address: write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0",
+        ),
         (["--to", "7800"], "--to: '7800' is not an address: a port alone is written :7800"),
     ],
 )
@@ -327,6 +364,40 @@ def test_lists_in_every_source(config: Any) -> None:
     assert settings("--to", "h", "--config", path, *flags).include == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["*.pt\n*.bin", "*.pt\n*.bin\n", "\n*.pt\n\n  \n*.bin\n\n", "*.pt\r\n\r\n*.bin\r\n", "\t\n*.pt\n*.bin\n\t"],
+)
+@pytest.mark.parametrize("variable", ["FILESTREAMER_INCLUDE", "FILESTREAMER_SENDER_INCLUDE"])
+def test_lines_of_a_variable_that_are_empty_are_no_values(variable: str, value: str) -> None:
+    assert settings(*LEAST, environ={variable: value}).include == ("*.pt", "*.bin")
+
+
+@pytest.mark.parametrize("value", ["\n", " \n\r\n"])
+def test_a_variable_of_empty_lines_counts_as_unset(config: Any, value: str) -> None:
+    environ = {"FILESTREAMER_SENDER_EXCLUDE": value, "FILESTREAMER_EXCLUDE": "*.tmp", "FILESTREAMER_INCLUDE": value}
+    parsed = settings(*LEAST, "--config", config({"include": ["*.pt"]}), environ=environ)
+    assert (parsed.exclude, parsed.include) == (("*.tmp",), ("*.pt",))
+    assert failure("--to", "h", environ={"FILESTREAMER_INPUT_FILE": value}).startswith("INPUT_FILE is required")
+
+
+@pytest.mark.parametrize("name", [" a b ", "a\x0bb", "a\x1cb", "a\x85b", "a\u2028b", "a\rb"])
+def test_a_name_in_a_variable_keeps_all_its_characters(name: str) -> None:
+    environ = {"FILESTREAMER_INPUT_FILE": f"{name}\nother"}
+    assert settings("--to", "h", environ=environ).input_files == (name, "other")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["vanished,changed", "vanished, changed,", "vanished\nchanged\n", " vanished changed", "\nvanished,\nchanged"],
+)
+def test_words_stand_between_commas_or_white_space(value: str) -> None:
+    expected = {SkipKind.VANISHED, SkipKind.CHANGED}
+    assert settings(*LEAST, environ={"FILESTREAMER_TOLERATE": value}).tolerated == expected
+    assert settings(*LEAST, "--tolerate", value).tolerated == expected
+    assert failure(*LEAST, "--tolerate", ", ,") == "--tolerate: must not be empty"
+
+
 def test_a_list_where_one_value_belongs(config: Any) -> None:
     path = config({"to": ["a", "b"]})
     assert failure("f", "--config", path).endswith("to: must be text, a number, true or false")
@@ -343,8 +414,12 @@ def test_required_settings_say_where_they_can_come_from() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("FILESTREAMER_CONNECTIONS", "0", "'0' is not a whole number from 1 to 256, nor auto"),
-        ("FILESTREAMER_SENDER_CHUNK_SIZE", "x", "'x' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes"),
+        ("FILESTREAMER_CONNECTIONS", "0", "'0' is not a number of connections from 1 to 256, nor auto"),
+        (
+            "FILESTREAMER_SENDER_CHUNK_SIZE",
+            "x",
+            "'x' is not a size: write it as 4MiB, 1.5GiB, 1GB or plain bytes, 1 B to 1.00 GiB",
+        ),
         ("FILESTREAMER_TOKEN", "short", "the token has 5 characters: it must have 16 to 4096"),
         ("FILESTREAMER_TOKEN_FILE", "/not/there", "can't read '/not/there': No such file or directory"),
         ("FILESTREAMER_CONFIG", "/not/there", "can't read '/not/there': No such file or directory"),
@@ -362,17 +437,18 @@ def test_a_bad_boolean_variable_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"connections": 0}, "connections: 0 is not a whole number from 1 to 256, nor auto"),
-        ({"connections": True}, "connections: True is not a whole number from 1 to 256, nor auto"),
-        ({"connections": 5.5}, "connections: 5.5 is not a whole number from 1 to 256, nor auto"),
-        ({"connections": [5]}, "connections: must be text, a number, true or false"),
+        ({"connections": 0}, "connections: 0 is not a number of connections from 1 to 256, nor auto"),
+        ({"connections": True}, "connections: True is not a number of connections from 1 to 256, nor auto"),
+        ({"connections": 5.5}, "connections: 5.5 is not a number of connections from 1 to 256, nor auto"),
+        ({"connections": [5]}, "connections: must be text, a number, true, false or a list of texts"),
+        ({"exclude": ["*.tmp", 5]}, "exclude: must be text, a number, true, false or a list of texts"),
         ({"sender": {"chunk_size": "x"}}, "sender.chunk_size: 'x' is not a size: write it as 4MiB, 1.5GiB, 1GB or"),
         ({"chunk_size": -1}, "chunk_size: -1 is not a size: write it as"),
         ({"Chunk": 0}, "Chunk: 0 is out of bounds: it must be 1 B to 1.00 GiB"),
-        ({"ParallelPage": "x"}, "ParallelPage: 'x' is not a whole number from 1 to 256, nor auto"),
+        ({"ParallelPage": "x"}, "ParallelPage: 'x' is not a number of connections from 1 to 256, nor auto"),
         ({"rate_limit": False}, "rate_limit: False is not a rate"),
-        ({"give_up_after": "x"}, "give_up_after: 'x' is not a number of seconds above 0"),
-        ('{"give_up_after": NaN}', "give_up_after: nan is not a number of seconds above 0"),
+        ({"give_up_after": "x"}, f"give_up_after: 'x' {NO_SECONDS}"),
+        ('{"give_up_after": NaN}', f"give_up_after: nan {NO_SECONDS}"),
         ({"give_up_after": 10**400}, f"give_up_after: {10**400} is out of bounds: it must be 0.001 to"),
         ({"as": "a/b"}, "as: 'a/b' is not a file name"),
         ({"strict_modulo": "maybe"}, "strict_modulo: 'maybe' is not a valid boolean"),
@@ -390,7 +466,17 @@ def test_a_bad_boolean_variable_is_named() -> None:
         ([], "must be a JSON object with settings"),
         ("", "line 1 column 1: Expecting value"),
         ('{\n  "connections": 5,\n}', "line 3 column 1: "),
-        ('{"connections": ' + "9" * 5000 + "}", "is not JSON: "),
+        ('{"connections": ' + "9" * 5000 + "}", "connections: inf is not a number of connections from 1 to 256"),
+        ('{"to": "h:1", "to": "h:2"}', "the key 'to' stands twice: keep one of them"),
+        ('{"to": null, "to": "h:2"}', "the key 'to' stands twice"),
+        ('{"sender": {"to": "h:1", "to": "h:1"}}', "the key 'sender.to' stands twice"),
+        ('{"receiver": {"listen": ":1", "listen": ":2"}}', "the key 'receiver.listen' stands twice"),
+        ('{"sender": {"connections": 1}, "sender": {}}', "the key 'sender' stands twice"),
+        ('{"sender": null, "sender": {}}', "the key 'sender' stands twice"),
+        (r'{"to": "h:1", "t\u006f": "h:2"}', "the key 'to' stands twice"),
+        ({"sender": {"Chunk": 5, "chunk_size": 6}}, "sender.chunk_size: the same setting as config.json: sender.Chunk"),
+        ({"clientaddr": "h:1", "ClientAddr": "h:1"}, "ClientAddr: the same setting as config.json: clientaddr: keep"),
+        ({"chunk-size": 5}, "unknown key 'chunk-size': did you mean chunk_size?"),
         ("[" * 100_000, "is not JSON: "),
     ],
 )
@@ -541,7 +627,7 @@ def test_a_config_without_end() -> None:
 def test_a_secret_that_every_user_can_read_is_told(tmp_path: Path, mode: int, is_told: bool) -> None:
     token, key = tmp_path / "token", tmp_path / "key"
     for path in (token, key):
-        path.write_text(TOKEN)
+        path.write_text(TOKEN * 2)
         path.chmod(mode)
     parsed = settings(*LEAST, "--token-file", str(token), "--tls-cert", "c", "--tls-key", str(key))
     warnings = parsed.exposed()
@@ -634,7 +720,9 @@ SECONDS = ("--give-up-after", "--metrics-linger")
 BOUNDS = "is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)"
 
 
-@pytest.mark.parametrize("written", ["1e-300", "0.0009", "1000000001", "1e10", "1e300", "1e400", "inf", "9" * 5000])
+@pytest.mark.parametrize(
+    "written", ["0", "-1", "-inf", "1e-300", "0.0009", "1000000001", "1e10", "1e300", "1e400", "inf", "9" * 400]
+)
 @pytest.mark.parametrize("flag", SECONDS)
 def test_seconds_have_bounds_in_every_form(config: Any, flag: str, written: str) -> None:
     key = flag.removeprefix("--").replace("-", "_")
@@ -665,6 +753,16 @@ def test_a_number_that_can_not_be_is_one_clear_line(config: Any, key: str, writt
     path = config(f'{{"{key}": {written}}}')
     line = failure("f", "--config", path, *(() if key == "to" else ("--to", "h")))
     assert line.startswith("config.json: ")
+
+
+@pytest.mark.parametrize("size", [5000, 1_000_000])
+@pytest.mark.parametrize("key", ["connections", "chunk_size", "rate_limit", "give_up_after", "to", "checksum", "other"])
+def test_a_value_that_fills_the_screen_is_cut_and_the_rest_is_told(config: Any, key: str, size: int) -> None:
+    line = failure("f", *(() if key == "to" else ("--to", "h")), "--config", config({key: "9" * (size - 1) + "x"}))
+    assert line.startswith(f"config.json: {'unknown key' if key == 'other' else key}")
+    assert len(line) < 1100
+    name = "x" * size
+    assert failure("f", "--config", config({name: 1})).startswith("config.json: unknown key 'xxx")
 
 
 @pytest.mark.parametrize("written", ["0000000001/2", "0" * 5000 + "1/2", "1/" + "0" * 5000 + "2"])
@@ -754,3 +852,45 @@ def test_only_a_list_needs_no_receiver() -> None:
     assert settings("f", "--dry-run", "--shard", "0/2").to is None
     assert settings("f", "--dry-run", "--to", "h:1").to is not None
     assert settings("f", "--to", "h:1", "--existing", "newer").existing is Existing.NEWER
+
+
+# --- TLS
+
+
+@pytest.mark.parametrize("written", ["ab" * 32, "AB" * 32, ":".join(["ab"] * 32), f" {'ab' * 32} "])
+def test_a_pin(written: str) -> None:
+    parsed = settings(*LEAST, "--tls-pin", written)
+    assert parsed.pins == (b"\xab" * 32,)
+    assert parsed.tls
+
+
+def test_several_pins(config: Any) -> None:
+    one, two, three = (f"{digit}0" * 32 for digit in "123")
+    expected = tuple(map(bytes.fromhex, (one, two, three)))
+    assert settings(*LEAST, "--tls-pin", f"{one}, {two}", "--tls-pin", three).pins == expected
+    assert settings(*LEAST, environ={"FILESTREAMER_TLS_PIN": f"{one}\n{two},{three}"}).pins == expected
+    assert settings(*LEAST, "--config", config({"sender": {"tls_pin": [one, two, three]}})).pins == expected
+
+
+@pytest.mark.parametrize("wrong", ["ab", "ab" * 31 + "xy", "ab" * 33, "", f"{'ab' * 32},", "sha256//" + "ab" * 32])
+def test_what_is_no_pin(wrong: str) -> None:
+    said = failure(*LEAST, "--tls-pin", wrong)
+    assert said.startswith("--tls-pin: ")
+    assert "64 hex digits" in said or wrong == ""
+
+
+@pytest.mark.parametrize("length", [16, 31])
+def test_a_token_that_is_too_short_to_vouch(length: int) -> None:
+    token = {"FILESTREAMER_TOKEN": "t" * length}
+    said = failure(*LEAST, "--tls", environ=token)
+    assert f"{length} characters" in said
+    assert "--tls-ca or --tls-pin" in said
+    assert failure(*LEAST, "--tls-cert", "c", "--tls-key", "k", environ=token) == said
+    for flags in (("--tls-ca", "ca.pem"), ("--tls-pin", "ab" * 32), ()):
+        settings(*LEAST, *flags, environ=token)
+    assert settings(*LEAST, "--tls", environ={"FILESTREAMER_TOKEN": "t" * 32}).tls
+
+
+def test_both_services_may_share_that_they_speak_tls(config: Any) -> None:
+    assert settings(*LEAST, "--config", config({"tls": True, "receiver": {"tls": False}})).tls
+    assert not settings(*LEAST, "--config", config({"receiver": {"tls": True}})).tls

@@ -50,14 +50,20 @@ def _decode_hello(h: pb.Hello) -> m.Hello:
     connections = within(h.connections, 1, limits.CONNECTIONS_MAX, "Hello.connections")
     role = enum(m.Role, h.role, "Hello.role")
     highest_id = connections - 1 if role is m.Role.DATA else 0
+    within(h.lowest_version, 1, h.highest_version, "Hello.lowest_version")
+    features, needs = _features(h.features, "Hello.features"), _features(h.needs, "Hello.needs")
+    require(set(features).issuperset(needs), "Hello.needs has a feature that Hello.features does not name")
     return m.Hello(
-        h.version,
+        h.lowest_version,
+        h.highest_version,
         sized(h.transfer_id, limits.ID_BYTES, "Hello.transfer_id"),
         role,
         within(h.connection_id, 0, highest_id, "Hello.connection_id"),
         connections,
         sized(h.nonce, limits.ID_BYTES, "Hello.nonce"),
-        _features(h.features, "Hello.features"),
+        h.can_prove,
+        features,
+        needs,
     )
 
 

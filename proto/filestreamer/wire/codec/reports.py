@@ -19,6 +19,7 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             rehashed_bytes=p.rehashed_bytes,
             stage_microseconds=p.stage_microseconds,
             deleted=p.deleted,
+            under_way_bytes=p.under_way_bytes,
         )
     )
 
@@ -26,13 +27,21 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
 def _decode_progress(p: pb.Progress) -> m.Progress:
     within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
     phase = enum(m.Phase, p.phase, "Progress.phase")
-    return m.Progress(phase, p.acknowledged_bytes, p.rehashed_bytes, tuple(p.stage_microseconds), p.deleted)
+    return m.Progress(
+        phase,
+        p.acknowledged_bytes,
+        p.rehashed_bytes,
+        tuple(p.stage_microseconds),
+        p.deleted,
+        p.under_way_bytes,
+    )
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:
     frame = pb.Frame()
     finish = frame.finish
     finish.chunks, finish.root_digest, finish.stream_bytes = f.chunks, f.root_digest, f.stream_bytes
+    finish.ahead = f.ahead
     for kind, entries in f.left_out_counts:
         finish.left_out_counts.add(kind=int(kind), entries=entries)
     for path, kind, reason in f.left_out:
@@ -58,6 +67,7 @@ def _decode_finish(f: pb.Finish) -> m.Finish:
         within(f.stream_bytes, 0, limits.FILE_SIZE_MAX, "Finish.stream_bytes"),
         tuple([m.LeftOutCount(kind, entries) for kind, entries in counts.items()]),
         left_out,
+        f.ahead,
     )
 
 

@@ -8,11 +8,19 @@ neither end can block in a write while the other end blocks in one, too.
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Aborted, Code, ConnectionLost, FilestreamerError, Interrupted
+from filestreamer.wire.errors import (
+    Aborted,
+    Code,
+    ConnectionLost,
+    FilestreamerError,
+    Interrupted,
+    LocalProtocolError,
+)
 from filestreamer.wire.messages import Abort, Message, Role
 from filestreamer.wire.session import Session, Side, State
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel
@@ -37,6 +45,8 @@ class ControlLink:
         self.over = over
         self._room = threading.Semaphore(frames)
         self._session = Session(side, Role.CONTROL)
+        self._said_early: deque[Message] = deque()
+        """What was sent on the channel before it was attached, and is still to be said."""
         self._said_at = 0.0
         self._writing_since: float | None = None
         """When the coordinator began the write that has not returned yet (monotonic)."""
@@ -46,10 +56,19 @@ class ControlLink:
         """The state of the conversation (`filestreamer.wire.session`)."""
         return self._session.state
 
-    def attach(self, channel: Channel) -> None:
-        """Go on with a new channel, on which a new conversation begins."""
+    @property
+    def is_writing(self) -> bool:
+        """Whether a message is being written: the peer, or the path to it, takes it slowly."""
+        return self._writing_since is not None
+
+    def attach(self, channel: Channel, said_early: Iterable[Message] = ()) -> None:
+        """Go on with a new channel, on which a new conversation begins.
+
+        `said_early` are the first messages that are going to be said on it, if they were sent already.
+        """
         self.channel = channel
         self._session = Session(self._side, Role.CONTROL)
+        self._said_early = deque(said_early)
 
     def received(self, message: Message) -> None:
         """Step the session by a message of the peer. Raises RemoteProtocolError where it is not legal now."""
@@ -65,12 +84,19 @@ class ControlLink:
         if self.channel is None:
             return False
         self._session.sending(message)
+        if self._said_early:
+            if self._said_early.popleft() != message:
+                raise LocalProtocolError(f"{type(message).__name__} differs from what was sent before Welcome")
+            return True
         self._writing_since = time.monotonic()
         try:
             self.channel.send_message(message)
         except ConnectionLost:
             self.channel.shut()
             return False
+        except FilestreamerError:  # the transfer ends in the middle of this frame: nothing can follow it
+            self.channel.shut()
+            raise
         finally:
             self._writing_since = None
         self._said_at = time.monotonic()

@@ -1,7 +1,8 @@
-"""TLS contexts, and what a failed handshake means (proto/README.md, "Security").
+"""TLS contexts, and the handshake of a sender (proto/README.md, "Security").
 
-Only TLS 1.3, as both ends are of this program. A sender always verifies the certificate and the name of the receiver:
-there is no switch against it, and no end falls back to clear text.
+Only TLS 1.3, as both ends are of this program. No end falls back to clear text. A sender checks the receiver's
+certificate by CAs and name, by its digest (a pin), or by the proof of the token, which covers that digest: the caller
+says by which, and no flag switches all of them off.
 """
 
 import contextlib
@@ -10,13 +11,17 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, RemoteProtocolError, UsageError
+from filestreamer.wire.errors import UsageError
 from filestreamer.wire.sockets import pem
+from filestreamer.wire.sockets.tls_errors import UNUSABLE_KEY, explain, verified_chain, weakness, wrong_pin
 from filestreamer.wire.sockets.tls_stream import TlsStream
+
+if TYPE_CHECKING:
+    from filestreamer.wire.sockets.certificate import Ephemeral
 
 CONTENT_BYTES: Final = 4 * limits.MIB
 """The most that is read of a file; more than certificates take."""
@@ -27,35 +32,66 @@ _pipe_contents: Final[dict[str, bytes]] = {}
 """What was read from pipes, by path. A pipe can be read once; several settings or transfers may need its content."""
 
 
-def server_context(certificate: str, key: str, ca: str | None) -> tuple[ssl.SSLContext, bytes]:
+class OwnContext(NamedTuple):
+    """A context, and what this side shows with it."""
+
+    context: ssl.SSLContext
+    certificate: bytes
+    """This side's certificate (DER), of which both ends put the SHA-256 into the proofs if it is the receiver's; empty
+    where this side shows none."""
+
+    @property
+    def sha256(self) -> bytes:
+        """The digest of the certificate: 32 bytes, or none without a certificate."""
+        return hashlib.sha256(self.certificate).digest() if self.certificate else b""
+
+
+def server_context(certificate: str, key: str, ca: str | None) -> OwnContext:
     """Make a receiver's context from PEM files; with `ca`, senders must show a certificate that this CA has signed.
 
-    Return it with the SHA-256 of the receiver's certificate, which both ends put into the proofs: 32 bytes. Raises
-    UsageError, which names the file.
+    Raises UsageError, which names the file.
     """
+    context = _bare_server_context(ca)
+    return OwnContext(context, _load_chain(context, certificate, key))
+
+
+def ephemeral_server_context(made: "Ephemeral", ca: str | None) -> OwnContext:
+    """Make a receiver's context of a certificate that is in no file; `ca` as in `server_context`. Raises UsageError."""
+    context = _bare_server_context(ca)
+    with _as_file(made.key + pem.chain([made.certificate]), is_on_disk_allowed=False) as path:
+        context.load_cert_chain(path)
+    return OwnContext(context, made.certificate)
+
+
+def _bare_server_context(ca: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    shown = _load_chain(context, certificate, key)
     if ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _load_ca(context, ca)
-    return context, hashlib.sha256(shown).digest()
+    return context
 
 
-def client_context(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
+def client_context(
+    ca: str | None, certificate: str | None, key: str | None, *, accepts_any: bool = False
+) -> OwnContext:
     """Make a sender's context: `ca` (or the system's CAs) must have signed the receiver's certificate.
 
+    With `accepts_any` nobody need have signed it, and its name does not count: the caller MUST check it by its digest.
     Raises UsageError, which names the file.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    if ca is None:
+    if accepts_any:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca is None:
         context.load_default_certs()
     else:
         _load_ca(context, ca)
-    if certificate is not None and key is not None:
-        _load_chain(context, certificate, key)
-    return context
+    if certificate is None or key is None:
+        return OwnContext(context, b"")
+    return OwnContext(context, _load_chain(context, certificate, key))
 
 
 def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
@@ -69,19 +105,41 @@ def _load_chain(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
             try:
                 with _as_file(own + pem.chain(chain)) as path:
                     # Tried with another context first: a load that fails leaves traces in its context.
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+                    trial = _bare_server_context(None)
+                    trial.load_cert_chain(path)
                     context.load_cert_chain(path)
             except ssl.SSLError as error:
                 if error.reason in _NOT_THE_KEYS:
                     continue
-                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {_reason(error)}") from None
+                said = weakness(error) or _reason(error)
+                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {said}") from None
+            if not _can_shake_hands(trial):
+                raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: {UNUSABLE_KEY}")
             return shown
     raise UsageError(f"--tls-cert {certificate}, --tls-key {key}: the key does not belong to the certificate")
+
+
+def _can_shake_hands(context: ssl.SSLContext) -> bool:
+    """Whether a client can do a TLS handshake with a server that has this context; it is tried in memory."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up), context.wrap_bio(up, down, server_side=True)
+    for end in (*ends, ends[0]):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            return False
+    return True
 
 
 def _load_ca(context: ssl.SSLContext, ca: str) -> None:
     try:
         context.load_verify_locations(cadata=b"".join(_parsed(pem.certificates, "--tls-ca", ca)))
+        # What the file has is trusted, be it a root, an intermediate (companies hand out just that), or the peer's own.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     except ssl.SSLError as error:
         raise UsageError(f"--tls-ca {ca}: {_reason(error)}") from None
 
@@ -110,8 +168,11 @@ def _content(path: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """Give secret bytes a path, as OpenSSL reads files only: in memory or, where there is no /proc, on disk."""
+def _as_file(content: bytes, *, is_on_disk_allowed: bool = True) -> Iterator[str]:
+    """Give secret bytes a path, as OpenSSL reads files only: in memory or, where there is no /proc, on disk.
+
+    Raises UsageError where that is not allowed.
+    """
     with open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb") as memory:
         memory.write(content)
         memory.flush()
@@ -119,6 +180,8 @@ def _as_file(content: bytes) -> Iterator[str]:
         if os.path.exists(path):
             yield path
             return
+    if not is_on_disk_allowed:
+        raise UsageError("--tls without --tls-cert needs /proc: mount it, or pass --tls-cert and --tls-key")
     from tempfile import NamedTemporaryFile
 
     with NamedTemporaryFile() as file:
@@ -136,37 +199,36 @@ def peer_certificate_sha256(stream: TlsStream) -> bytes:
     return hashlib.sha256(stream.session.getpeercert(binary_form=True) or b"").digest()
 
 
-def explain(error: ssl.SSLError) -> RemoteProtocolError:
-    """Return the error that a failed handshake means. It is not retryable, as it never gets better by itself."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return RemoteProtocolError(
-            f"the receiver's certificate is not trusted ({error.verify_message}): pass --tls-ca", Code.POLICY
-        )
-    reason = (error.reason or "").lower()
-    if "wrong_version" in reason or "record" in reason or "packet_length" in reason:
-        return RemoteProtocolError(
-            "the other side does not speak TLS: leave out --tls, or give the receiver --tls-cert and --tls-key",
-            Code.POLICY,
-        )
-    if "certificate" in reason or "unknown_ca" in reason:
-        return RemoteProtocolError(
-            f"the receiver does not accept this sender's certificate ({reason.replace('_', ' ')}):"
-            " pass --tls-cert and --tls-key",
-            Code.POLICY,
-        )
-    return RemoteProtocolError(f"TLS failed: {reason.replace('_', ' ') or error}", Code.POLICY)
-
-
-def handshake_as_sender(context: ssl.SSLContext, sock: socket.socket, host: str) -> TlsStream:
+def handshake_as_sender(
+    context: ssl.SSLContext,
+    sock: socket.socket,
+    host: str,
+    *,
+    pins: Sequence[bytes] = (),
+    has_ca: bool = False,
+    on_timeout: Callable[[socket.socket], None] = lambda _: None,
+) -> TlsStream:
     """Do the TLS handshake on a connected socket, within the timeout that it has; return the session.
 
-    Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
+    With `pins`, the SHA-256 of the receiver's certificate (DER) must be one of them. `has_ca` is whether the context is
+    of --tls-ca, for messages. `on_timeout` gets the socket where the receiver does not answer. Raises
+    RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed; the socket stays open.
     """
+    stream = TlsStream(context, sock, server_name(host))
     try:
-        stream = TlsStream(context, sock, host)
-        stream.do_handshake_within(sock.gettimeout() or limits.OPENING_SECONDS)
-        return stream
+        stream.do_handshake_within(sock.gettimeout() or limits.OPENING_SILENCE_SECONDS)
+    except TimeoutError:
+        on_timeout(sock)
+        raise
     except ssl.SSLEOFError as error:
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:
-        raise explain(error) from None
+        raise explain(error, chain=verified_chain(stream.session), host=host, has_ca=has_ca) from None
+    if pins and (shown := peer_certificate_sha256(stream)) not in pins:
+        raise wrong_pin(shown, pins)
+    return stream
+
+
+def server_name(host: str) -> str:
+    """Return a host as certificates name it: without the dot that ends a full name, and without an IPv6 zone."""
+    return host.partition("%")[0] if ":" in host else host.removesuffix(".")

@@ -8,7 +8,7 @@ from typing import cast
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import FilestreamerError
-from filestreamer.wire.sockets.tls import explain
+from filestreamer.wire.sockets.tls_errors import explain
 from filestreamer.wire.sockets.tls_stream import BATCH_BYTES, SMALL_BATCH_BYTES, TlsStream
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 

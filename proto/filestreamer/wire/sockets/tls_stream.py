@@ -86,7 +86,7 @@ class TlsStream:
             poll = select.poll()
             poll.register(self.socket, events)
             if not poll.poll(max(0.0, ends_at - time.monotonic()) * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, "the TLS handshake took too long")
+                raise TimeoutError(errno.ETIMEDOUT, "the TLS handshake was not answered in time")
 
     @property
     def session(self) -> ssl.SSLObject:

@@ -21,6 +21,11 @@ from filestreamer.wire.sockets.addresses import format_address
 TICK_SECONDS: Final = 1.0
 """How long one system call blocks before `patience` is called."""
 
+USER_TIMEOUT_SECONDS: Final = 2 * limits.DEAD_SECONDS
+"""After how long the kernel ends a connection that the peer's kernel takes nothing from, or that is idle and has no
+peer any more. How long the user wants to wait for progress makes no difference: a dead connection is opened anew long
+before that."""
+
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _INT_MAX = 2**31 - 1
 SIOCOUTQ: Final = 0x5411
@@ -71,6 +76,12 @@ class Channel:
         self.socket = sock
         self.patience = patience
         self.on_dry: Callable[[], None] = _nothing
+        self.pace: Callable[[int], None] | None = None
+        """Called before each read with the number of bytes that were read since the last call: it waits for as long as
+        a rate limit says. The peer is then slow, as its window is closed."""
+        self.read_bytes: int | None = None
+        """The most that is read at once; None: whatever is there."""
+        self._unpaced_bytes = 0
         try:
             self.peer = format_address(sock.getpeername())
         except OSError as error:
@@ -160,6 +171,10 @@ class Channel:
         self._make_room(count)
         self.on_dry()
         while True:
+            # The rest of a frame has a deadline, which must not be spent here: it is paid for with the next read.
+            if self.pace is not None and deadline is None:
+                unpaced_bytes, self._unpaced_bytes = self._unpaced_bytes, 0
+                self.pace(unpaced_bytes)
             moved = self._receive(room=None if ahead is None else count + ahead - (self._end - self._start))
             if self._end - self._start >= count:
                 return
@@ -184,6 +199,8 @@ class Channel:
         """
         if self._start == self._end:
             self._start = self._end = 0
+        if self.read_bytes is not None:
+            room = self.read_bytes if room is None else min(room, self.read_bytes)
         view = self._buffer[self._end :] if room is None else self._buffer[self._end : self._end + room]
         try:
             count = self._receive_some(view, wait)
@@ -194,6 +211,7 @@ class Channel:
         if not count:
             raise ConnectionClosed(f"{self.peer} closed the connection")
         self._end += count
+        self._unpaced_bytes += count
         self.heard_at = time.monotonic()
         return True
 
@@ -240,6 +258,14 @@ class Channel:
         """
         return self._queue_bytes(SIOCOUTQ)
 
+    def tolerate_closed_window(self) -> None:
+        """Have the kernel keep the connection however long the peer's window is closed, if the peer's kernel answers.
+
+        The caller has to notice a dead peer while bytes are unacknowledged.
+        """
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
     def is_window_bound(self) -> bool:
         """Whether bytes are unacknowledged and none is unsent (SIOCOUTQNSD): then the path could carry more."""
         return self._queue_bytes(_SIOCOUTQNSD) == 0 < self._queue_bytes(SIOCOUTQ)
@@ -269,6 +295,15 @@ class Channel:
         self.socket.close()
         self._buffer = memoryview(bytearray())
         self._start = self._end = 0
+
+    def close_at_once(self) -> None:
+        """Tell the peer that nothing follows, and close: it has said all that counts. Never raises."""
+        self.finish_writing()
+        self._start = self._end = 0
+        with contextlib.suppress(FilestreamerError):
+            while self._receive(wait=False):  # bytes that are unread at the close would reset the connection
+                self._start = self._end = 0
+        self.close()
 
     def close_in_order(self, seconds: float | None = None) -> None:
         """Tell the peer that nothing follows, read up to its end of stream, close. Never raises.
@@ -300,8 +335,7 @@ def _nothing() -> None:
 def prepare(sock: socket.socket, dead_seconds: float) -> socket.socket:
     """Set the options of a connected socket: block for a tick, send at once, notice a dead peer; return the socket.
 
-    `dead_seconds` becomes TCP_USER_TIMEOUT. It must not be below the time after which a peer counts as dead, as a peer
-    with a closed window is alive.
+    `dead_seconds` becomes TCP_USER_TIMEOUT, usually USER_TIMEOUT_SECONDS. It must not be below DEAD_SECONDS.
     """
     sock.setblocking(True)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)

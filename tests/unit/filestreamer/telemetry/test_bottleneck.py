@@ -39,6 +39,7 @@ def verdict(sender: Times, receiver: Times) -> Bottleneck | None:
         ({"send": 8, "wait_ack": 1, "read": 1}, {"receive": 1, "write": 9}, "destination_write"),
         ({"wait_ack": 9, "read": 1}, {"receive": 1, "acknowledge": 9}, "acknowledgements"),
         ({"limit": 9, "read": 1}, {"receive": 9, "write": 1}, "rate_limit"),
+        ({"send": 9, "read": 1}, {"limit": 9, "write": 1}, "rate_limit"),
     ],
 )
 def test_what_holds_the_others_up_is_named(sender: Times, receiver: Times, expected: Bottleneck) -> None:
@@ -143,7 +144,7 @@ def test_each_moment_is_in_one_stage_or_in_none(now: list[float]) -> None:
     clock.enter(None)
     now[0] += 32
 
-    assert seconds == {"receive": 17.0, "digest": 2.0, "write": 8.0, "acknowledge": 0.0}
+    assert seconds == {"receive": 17.0, "digest": 2.0, "write": 8.0, "acknowledge": 0.0, "limit": 0.0}
 
 
 def test_what_interrupts_a_stage_is_not_counted_twice(now: list[float]) -> None:
@@ -184,7 +185,7 @@ def test_both_ends_say_the_same() -> None:
     sender, receiver = counters(SENDER_STAGES, (), read=3.0, send=1.0), counters(RECEIVER_STAGES, (), receive=4.0)
     sender.peer_stages, receiver.peer_stages = receiver.stage_microseconds(), sender.stage_microseconds()
 
-    assert sender.peer_stages == (8 * SECOND, 0, 0, 0)
+    assert sender.peer_stages == (8 * SECOND, 0, 0, 0, 0)
     assert sender.bottleneck == receiver.bottleneck == "source_read"
 
 
@@ -195,7 +196,7 @@ def test_a_long_sync_at_the_end_is_writing_at_the_destination() -> None:
     slow.sync_seconds = 9.0
 
     assert (quick.bottleneck, slow.bottleneck) == ("network", "destination_write")
-    assert slow.stage_microseconds() == (2 * SECOND, 0, round(18.2 * SECOND), 0)
+    assert slow.stage_microseconds() == (2 * SECOND, 0, round(18.2 * SECOND), 0, 0)
 
 
 def test_nothing_moved_is_bound_by_nothing() -> None:

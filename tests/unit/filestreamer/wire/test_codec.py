@@ -49,11 +49,11 @@ WITHIN: list[m.Message] = [
     m.Greeting(1, 1, ID, ID, False),
     m.Greeting(1, U32, ID, ID, True),
     m.Greeting(U32, U32, ID, ID, True),
-    m.Hello(0, ID, m.Role.DATA, 0, 1, ID),  # which versions are spoken is for the opening
-    m.Hello(U32, ID, m.Role.DATA, limits.CONNECTIONS_MAX - 1, limits.CONNECTIONS_MAX, ID),
-    m.Hello(1, ID, m.Role.CONTROL, 0, limits.CONNECTIONS_MAX, ID),
+    m.Hello(2, 7, ID, m.Role.DATA, 0, 1, ID),  # which versions are spoken is for the opening
+    m.Hello(1, U32, ID, m.Role.DATA, limits.CONNECTIONS_MAX - 1, limits.CONNECTIONS_MAX, ID),
+    m.Hello(1, 1, ID, m.Role.CONTROL, 0, limits.CONNECTIONS_MAX, ID),
     m.Greeting(1, 1, ID, ID, False, ("-", "0", "a" * limits.FEATURE_NAME_BYTES)),
-    m.Hello(1, ID, m.Role.CONTROL, 0, 1, ID, tuple(f"{number:02}" for number in range(limits.FEATURES_MAX))),
+    m.Hello(1, 1, ID, m.Role.CONTROL, 0, 1, ID, True, tuple(f"{number:02}" for number in range(limits.FEATURES_MAX))),
     m.Proof(MAC),
     m.Welcome(b""),
     m.Welcome(MAC),
@@ -129,7 +129,7 @@ FEATURES = tuple(f"{number:0{limits.FEATURE_NAME_BYTES}}" for number in range(27
 """Of the longest names, fewer than FEATURES_MAX fit into a frame of the opening."""
 LARGEST_OPENING: list[m.Message] = [
     m.Greeting(U32, U32, ID, ID, True, FEATURES),
-    m.Hello(U32, ID, m.Role.DATA, limits.CONNECTIONS_MAX - 1, limits.CONNECTIONS_MAX, ID, FEATURES),
+    m.Hello(U32, U32, ID, m.Role.DATA, limits.CONNECTIONS_MAX - 1, limits.CONNECTIONS_MAX, ID, True, FEATURES),
     m.Proof(MAC),
     m.Welcome(MAC),
     m.Refusal(Code.INTERNAL, "r" * limits.REASON_BYTES),

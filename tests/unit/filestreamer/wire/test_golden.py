@@ -20,7 +20,7 @@ from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
-from filestreamer.wire.session import Session
+from filestreamer.wire.session import Session, Side
 from sender.dispatch.schedule import Schedule
 from tests.golden import generate
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, packed, unpacked
@@ -104,6 +104,7 @@ def test_message_vector(vector: dict[str, Any]) -> None:
 def independent_proof(label: bytes, vector: dict[str, Any], *tail: bytes) -> bytes:
     greeting, hello = (bytes.fromhex(step["body"]) for step in vector["frames"][:2])
     transcript = struct.pack(">I", len(greeting)) + greeting + struct.pack(">I", len(hello)) + hello
+    transcript += bytes([{None: 0, "receiver": 1, "sender": 2}[vector["tls_server"]]])
     data = label + b"\0" + transcript + bytes.fromhex(vector["certificate_sha256"]) + b"".join(tail)
     return hmac.new(vector["token"].encode(), data, hashlib.sha256).digest()
 
@@ -134,8 +135,11 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
     nonces = iter([greeting.nonce, hello.nonce])
     monkeypatch.setattr(opening, "random_id", lambda: next(nonces))
 
-    receiver = ReceiverOpening(greeting.incarnation, token, certificate, greeting.features)
-    sender = SenderOpening(token, certificate, features=hello.features)
+    tls_server: Side = vector["tls_server"] or "receiver"
+    receiver = ReceiverOpening(
+        greeting.incarnation, token, certificate, features=greeting.features, tls_server=tls_server
+    )
+    sender = SenderOpening(token, certificate, features=hello.features, tls_server=tls_server)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)
     let_in = [receiver.receive(body) for body in said[1:]]
@@ -257,12 +261,13 @@ def test_exchange_proofs(connection: str) -> None:
     by_name = {step["what"]: split(bytes.fromhex(step["wire"]))[0] for step in steps}
     greeting, hello = by_name["Greeting"], by_name["Hello"]
     token = EXCHANGE["token"].encode()
-    transcript = struct.pack(">I", len(greeting)) + greeting + struct.pack(">I", len(hello)) + hello
+    transcript = struct.pack(">I", len(greeting)) + greeting + struct.pack(">I", len(hello)) + hello + b"\0"
     proof = hmac.digest(token, b"filestreamer/1 sender\0" + transcript, hashlib.sha256)
     mac = hmac.digest(token, b"filestreamer/1 receiver\0" + transcript + proof, hashlib.sha256)
 
-    assert decode(by_name["Proof"]) == m.Proof(proof) == m.Proof(auth.sender_proof(token, greeting, hello))
-    assert decode(by_name["Welcome"]) == m.Welcome(mac) == m.Welcome(auth.receiver_proof(token, greeting, hello, proof))
+    ours = auth.Transcript(greeting, hello)
+    assert decode(by_name["Proof"]) == m.Proof(proof) == m.Proof(ours.sender_proof(token))
+    assert decode(by_name["Welcome"]) == m.Welcome(mac) == m.Welcome(ours.receiver_proof(token, proof))
 
 
 def test_exchange_is_read_from_one_stream() -> None:

@@ -48,7 +48,7 @@ def test_an_opening(token: bytes | None, role: m.Role) -> None:
     meeting.sender.enter(encode(meeting.receiver.welcome()))
 
     assert hello is not None
-    assert hello == m.Hello(limits.VERSION, TRANSFER, role, 0, 5, hello.nonce, features.KNOWN)
+    assert hello == m.Hello(1, 1, TRANSFER, role, 0, 5, hello.nonce, token is not None, features.KNOWN)
     assert meeting.sender.incarnation == INCARNATION
 
 
@@ -174,18 +174,30 @@ def test_no_proof_where_one_is_wanted() -> None:
     for body in (hello, encode(m.Offer(8, None, False, 0))):
         receiver = ReceiverOpening(INCARNATION, TOKEN)
         assert receiver.receive(hello) is None
-        with pytest.raises(RemoteProtocolError, match="requires a token") as caught:
+        with pytest.raises(RemoteProtocolError, match="instead of Proof") as caught:
             receiver.receive(body)
         assert code_of(caught) is Code.TOKEN
 
 
-@pytest.mark.parametrize("version", [0, 2, (1 << 32) - 1])
-def test_a_version_that_was_not_offered(version: int) -> None:
-    with pytest.raises(
-        RemoteProtocolError, match=f"protocol version 1, the sender {version}: update the older"
-    ) as caught:
-        Meeting().receive(encode(m.Hello(version, TRANSFER, m.Role.DATA, 0, 5, bytes(16))))
+def test_a_sender_without_a_token_is_refused_by_its_hello() -> None:
+    """Nothing that it may have sent behind Hello is read."""
+    hello = SenderOpening(None).hello(TRANSFER, m.Role.CONTROL, 0, 5)
+
+    with pytest.raises(RemoteProtocolError, match="requires a token: pass the sender --token-file") as caught:
+        Meeting().receive(hello)
+    assert code_of(caught) is Code.TOKEN
+
+
+@pytest.mark.parametrize(("lowest", "highest", "said"), [(2, 2, "2"), (2, 9, "2 to 9")])
+def test_a_sender_that_speaks_later_versions_alone(lowest: int, highest: int, said: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"protocol version 1, the sender {said}: update the older") as caught:
+        Meeting().receive(encode(m.Hello(lowest, highest, TRANSFER, m.Role.DATA, 0, 5, bytes(16))))
     assert code_of(caught) is Code.VERSION
+
+
+def test_a_sender_that_speaks_later_versions_as_well() -> None:
+    hello = m.Hello(1, 9, TRANSFER, m.Role.DATA, 0, 5, bytes(16))
+    assert Meeting(None, None).receive(encode(hello)) == hello
 
 
 def test_what_does_not_decode() -> None:
@@ -222,9 +234,10 @@ def test_versions(lowest: int, highest: int, fine: bool) -> None:
 
     if fine:
         (hello,) = meeting.answer(greeting)
-        assert decode(hello)[0] == limits.VERSION
+        assert decode(hello)[:2] == (limits.VERSION, limits.VERSION)
     else:
-        with pytest.raises(RemoteProtocolError, match=f"versions {lowest} to {highest}") as caught:
+        spoken = str(lowest) if lowest == highest else f"{lowest} to {highest}"
+        with pytest.raises(RemoteProtocolError, match=f"protocol version {spoken}, this sender 1") as caught:
             meeting.answer(greeting)
         assert code_of(caught) is Code.VERSION
 
@@ -352,36 +365,30 @@ def test_without_a_token_nobody_notices_that_a_feature_is_taken_out() -> None:
 # --- the user's own token
 
 
-def meet(receiver_token: bytes | None, own: bytes | None) -> tuple[ReceiverOpening, SenderOpening, list[bytes | None]]:
-    """Return both ends, of which the sender was given no token, and what was read as its user's own."""
-    read: list[bytes | None] = []
-
-    def read_own() -> bytes | None:
-        read.append(own)
-        return own
-
-    return ReceiverOpening(INCARNATION, receiver_token), SenderOpening(None, own=read_own), read
+def meet(receiver_token: bytes | None, own: bytes | None) -> tuple[ReceiverOpening, SenderOpening]:
+    """Return both ends, of which the sender was given no token, and found `own` as its user's own."""
+    return ReceiverOpening(INCARNATION, receiver_token), SenderOpening(own, is_own=own is not None)
 
 
 def test_the_own_token_is_used_where_one_is_asked_for() -> None:
-    receiver, sender, read = meet(TOKEN, TOKEN)
+    receiver, sender = meet(TOKEN, TOKEN)
     hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     assert receiver.receive(hello) is None
     assert receiver.receive(proof) is not None
     sender.enter(encode(receiver.welcome()))
-    assert read == [TOKEN]
+    assert sender.token == TOKEN
 
 
-def test_the_own_token_is_not_read_where_none_is_asked_for() -> None:
-    receiver, sender, read = meet(None, TOKEN)
+def test_the_own_token_does_not_count_where_none_is_asked_for() -> None:
+    receiver, sender = meet(None, TOKEN)
     (hello,) = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     assert receiver.receive(hello) is not None
     sender.enter(encode(receiver.welcome()))
-    assert read == []
+    assert sender.token is None
 
 
 def test_without_an_own_token_the_error_says_what_to_pass() -> None:
-    receiver, sender, _ = meet(TOKEN, None)
+    receiver, sender = meet(TOKEN, None)
     with pytest.raises(
         RemoteProtocolError, match="requires a token: pass --token-file or FILESTREAMER_TOKEN"
     ) as caught:
@@ -390,7 +397,7 @@ def test_without_an_own_token_the_error_says_what_to_pass() -> None:
 
 
 def test_a_receiver_of_another_user_says_what_to_pass() -> None:
-    receiver, sender, _ = meet(TOKEN, TOKEN + b"?")
+    receiver, sender = meet(TOKEN, TOKEN + b"?")
     hello, proof = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     receiver.receive(hello)
     with pytest.raises(RemoteProtocolError) as refusal:
@@ -402,7 +409,7 @@ def test_a_receiver_of_another_user_says_what_to_pass() -> None:
 
 def test_a_receiver_that_only_pretends_to_know_the_own_token() -> None:
     """A program that listens where the user's receiver is expected gets no file."""
-    receiver, sender, _ = meet(TOKEN, TOKEN)
+    receiver, sender = meet(TOKEN, TOKEN)
     sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     with pytest.raises(RemoteProtocolError, match="does not know the token"):
         sender.enter(encode(m.Welcome(bytes(32))))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from filestreamer.wire.limits import MIB, REHASH_STEP_BYTES, SYNC_BYTES_PER_SECOND
-from filestreamer.wire.progress_clock import FRESH_STARTS, LOSSES, ProgressClock, sync_seconds
+from filestreamer.wire.progress_clock import FRESH_STARTS, LOSSES, Patience, ProgressClock, sync_seconds
 
 
 @pytest.fixture
@@ -121,3 +121,19 @@ def test_what_is_missing_after_finish_counts_once_more(clock: ProgressClock) -> 
     assert clock.done(5, 2.0)
     assert clock.done(10, 3.0)
     assert not clock.done(10, 4.0)
+
+
+def test_what_the_peer_has_read_is_progress_where_its_kernel_had_it_before() -> None:
+    clock = ProgressClock(0.0)
+    assert clock.under_way(4_000_000, 1.0)
+    assert clock.under_way(4_000_000, 2.0, read=1000)
+    assert not clock.under_way(4_000_000, 3.0, read=1000)
+    assert clock.under_way(4_000_000, 4.0, read=1001)
+    assert clock.at == 4.0
+    assert clock.done(1, 5.0)
+    assert clock.under_way(0, 6.0, read=10)
+
+
+def test_patience_grows_with_the_first_byte() -> None:
+    patience = Patience(60.0, 1800.0)
+    assert (patience.seconds(has_begun=False), patience.seconds(has_begun=True)) == (60.0, 1800.0)

@@ -1,26 +1,31 @@
 """What the acceptor has open, and the end of it."""
 
+import contextlib
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from filestreamer.process import log
 from filestreamer.telemetry.monitor import Monitor
+from filestreamer.wire import messages as m
+from filestreamer.wire.framing import frame_of
+from filestreamer.wire.opening import SenderOpening, random_id
 from receiver.server.acceptor import HANDSHAKES_MIN, Acceptor
 from receiver.server.handshake import Handshake
 from receiver.settings import parse
 from tests.support.services import UNIT
 
 
-def acceptor(*listeners: socket.socket) -> Acceptor:
+def acceptor(*listeners: socket.socket, token: Callable[[], str | None] = lambda: None) -> Acceptor:
     settings, _ = parse([], {})
     logger = log.configure("receiver")
     monitor = Monitor("receiver", settings, logger, None)
     return Acceptor(
         list(listeners),
         HANDSHAKES_MIN,
-        token=lambda: None,
+        token=token,
         earlier_token=lambda _: None,
         tls=lambda: (None, b""),
         monitor=monitor,
@@ -71,3 +76,37 @@ def test_wake_after_the_end_touches_no_other_file() -> None:
             os.read(reader, 1)
         os.close(reader)
         os.close(writer)
+
+
+def test_where_places_run_out_a_connection_that_has_said_hello_stays() -> None:
+    """On a long path, the Proof of an honest sender comes seconds after its Hello: others connect meanwhile."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4 * HANDSHAKES_MIN)
+    listener.setblocking(False)
+    made = acceptor(listener, token=lambda: "a token of these tests, and it is long")
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.close)
+        stack.callback(made.stop)
+
+        def connect() -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(listener.getsockname()))
+            assert list(made.select(UNIT)) == []
+            return sock
+
+        honest = connect()
+        honest.sendall(frame_of(SenderOpening(b"a token").hello(random_id(), m.Role.CONTROL, 0, 1)))
+        assert list(made.select(UNIT)) == []
+        strangers = [connect() for _ in range(3 * HANDSHAKES_MIN)]
+        assert not is_ended(honest)
+        assert [is_ended(stranger) for stranger in strangers] == [True] * (2 * HANDSHAKES_MIN + 1) + [False] * (
+            HANDSHAKES_MIN - 1
+        )
+
+
+def is_ended(sock: socket.socket) -> bool:
+    """Whether the acceptor has closed a connection: there is a Greeting, and then either an end or nothing yet."""
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(4096):
+            pass
+        return True
+    return False

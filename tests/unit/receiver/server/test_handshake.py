@@ -10,9 +10,9 @@ import pytest
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.errors import Code
-from filestreamer.wire.framing import read_body
-from filestreamer.wire.opening import ReceiverOpening, random_id
+from filestreamer.wire.errors import Code, RemoteProtocolError
+from filestreamer.wire.framing import frame_of, read_body
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from receiver.server.handshake import Handshake
 from tests.support.services import UNIT
 
@@ -119,21 +119,54 @@ def silent() -> Iterator[Silent]:
     made.close()
 
 
-def test_tls_and_a_peer_that_waits_for_a_greeting_in_clear_text(silent: Silent) -> None:
-    """It is told so with POLICY, in clear text and after half of the time: it gives up after all of it."""
-    assert not silent.handshake.is_overdue(silent.begun_at + limits.OPENING_SECONDS / 2 - 0.1)
-    assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SECONDS / 2)
-    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
+def told_to_speak_tls(silent: Silent) -> bool:
+    """Whether the peer is told with POLICY, in clear text, what it lacks."""
     refusal = silent.read()
     assert isinstance(refusal, m.Refusal)
-    assert (refusal.code, "--tls" in refusal.reason) == (Code.POLICY, True)
+    return refusal.code is Code.POLICY and "--tls" in refusal.reason
+
+
+def test_tls_and_a_peer_that_speaks_clear_text(silent: Silent) -> None:
+    """It is told so at once."""
+    silent.peer.sendall(frame_of(SenderOpening(None).hello(random_id(), m.Role.CONTROL, 0, 1)))
+    with pytest.raises(RemoteProtocolError, match="speaks TLS: pass the sender --tls") as caught:
+        silent.handshake.receive()
+    assert silent.handshake.refuse(caught.value.code, caught.value.reason)
+    assert told_to_speak_tls(silent)
+
+
+def test_tls_and_a_peer_that_waits_for_a_greeting(silent: Silent) -> None:
+    """It is told so in clear text, too, when its time is over."""
+    assert not silent.handshake.is_overdue(silent.begun_at + limits.OPENING_SILENCE_SECONDS - 0.1)
+    assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SILENCE_SECONDS)
+    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
+    assert told_to_speak_tls(silent)
 
 
 def test_tls_and_a_peer_that_has_begun_to_shake_hands(silent: Silent) -> None:
-    """It has all the time, and no word in clear text."""
+    """It gets no word in clear text."""
     silent.peer.sendall(b"\x16\x03\x01")
+    assert silent.handshake.receive() is None
+    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
+    assert silent.peer.recv(1) == b""
+
+
+# --- how long
+
+
+def test_silence_counts_from_the_last_byte(silent: Silent) -> None:
+    """A round-trip of some seconds, and then another one; but all of them together have an end."""
+    for byte in b"\x16\x03\x01":
+        silent.peer.sendall(bytes([byte]))
+        heard_at = time.monotonic()
+        assert silent.handshake.receive() is None
+        assert not silent.handshake.is_overdue(heard_at + limits.OPENING_SILENCE_SECONDS - 0.1)
+        assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SILENCE_SECONDS)
+
+
+def test_an_opening_ends_even_if_its_peer_is_never_silent(silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "OPENING_SECONDS", limits.OPENING_SILENCE_SECONDS / 2)
+    silent.peer.sendall(b"\x16")
     assert silent.handshake.receive() is None
     assert not silent.handshake.is_overdue(silent.begun_at + limits.OPENING_SECONDS - 0.1)
     assert silent.handshake.is_overdue(time.monotonic() + limits.OPENING_SECONDS)
-    assert silent.handshake.refuse(Code.TIMEOUT, "no Hello")
-    assert silent.peer.recv(1) == b""

@@ -13,6 +13,7 @@ from filestreamer.process import log
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.progress_clock import Patience
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel, prepare
 from receiver.disk.report import Report
@@ -68,7 +69,7 @@ class Host:
             rehasher=rehasher,
             disk_worker=unused,
             syncer=unused,
-            liveness=Liveness(counters, link, self.connection_set, rehasher, give_up_seconds=UNIT),
+            liveness=Liveness(counters, link, self.connection_set, rehasher, patience=Patience(UNIT, UNIT)),
             report=Report(lambda: None),
             log=log.configure("receiver"),
         )

@@ -16,6 +16,7 @@ from filestreamer.wire.errors import Code, ConnectionClosed, ConnectionLost, Fil
 from filestreamer.wire.framing import frame
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import random_id
+from filestreamer.wire.progress_clock import Patience
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import Destination
 from receiver.file.file_share import FileShare
@@ -38,6 +39,7 @@ class Scripted:
     def __init__(self, *, breaks_at: type[m.Message] | None = None) -> None:
         """`breaks_at` is the message whose writing meets a reset of the peer."""
         self.peer = "scripted"
+        self.socket = None
         self.heard_at = time.monotonic()
         self.patience: Callable[[], None] = lambda: None
         self.said: queue.Queue[m.Message] = queue.Queue()
@@ -93,9 +95,9 @@ class Ends:
 
 
 def begin(registry: Registry, ends: Ends) -> Transfer:
-    hello = m.Hello(limits.VERSION, random_id(), m.Role.CONTROL, 0, 1, random_id())
+    hello = m.Hello(1, 1, random_id(), m.Role.CONTROL, 0, 1, random_id())
     account = Budget(1 << 30).admit("scripted", 1 << 20)
-    made = Transfer(registry, hello, account, UNIT, ended=ends, log=log.configure("receiver"))
+    made = Transfer(registry, hello, account, Patience(UNIT, UNIT), ended=ends, log=log.configure("receiver"))
     made.start()
     return made
 

@@ -40,6 +40,9 @@ class Wire:
         if self.sends < 0:
             raise ConnectionLost("reset")
 
+    def tolerate_closed_window(self) -> None:
+        pass
+
     def poll_body(self) -> None:
         pass
 
@@ -49,18 +52,27 @@ class Wire:
         return encode(self.answers.pop(0))
 
 
+class Opened:
+    """A connection that was welcomed."""
+
+    is_over = True
+
+    def __init__(self, channel: Wire) -> None:
+        self.channel = channel
+
+
 class Dialer:
     """Opens one wire after the other."""
 
     def __init__(self, *wires: Wire) -> None:
         self.wires = list(wires)
 
-    def open_data(self, connection_id: int) -> Wire:
+    def open_data(self, connection_id: int) -> "Opened":
         del connection_id
-        return self.wires.pop(0)
+        return Opened(self.wires.pop(0))
 
-    def close_channel(self, channel: Wire, *, in_order: bool) -> None:
-        del channel, in_order
+    def close_channel(self, channel: Wire, *, in_order: bool, at_once: bool) -> None:
+        del channel, in_order, at_once
 
 
 def test_a_chunk_that_is_lost_with_a_withdrawn_file_says_nothing_of_the_next_chunk(

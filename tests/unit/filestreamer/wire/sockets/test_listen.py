@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire.errors import AddressNotReady
+from filestreamer.wire.sockets import own_address
 from filestreamer.wire.sockets.addresses import format_address
 from filestreamer.wire.sockets.listen import listen
 
@@ -36,6 +38,11 @@ def reach(family: int, host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(LONG_SECONDS)
         sock.connect((host, port))
+
+
+def table_line(address: str, flags: int) -> str:
+    """Return a line of /proc/net/if_inet6."""
+    return f"{socket.inet_pton(socket.AF_INET6, address).hex()} 02 40 00 {flags:02x}     eth0\n"
 
 
 def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +122,62 @@ def test_an_address_that_is_not_of_this_machine_is_left_out(closing: Closing, na
 
 
 def test_no_address_is_of_this_machine() -> None:
-    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+    with pytest.raises(AddressNotReady, match=r"192\.0\.2\.1: this machine does not have this address now"):
         listen("192.0.2.1", 0)
+
+
+def test_an_address_that_comes_later(closing: Closing, names: Callable[..., None]) -> None:
+    names("192.0.2.1")
+    reasons: list[str] = []
+
+    def tell(reason: str) -> None:
+        reasons.append(reason)
+        names("127.0.0.1")
+
+    (listener,) = closing(listen("late.example", 0, tell))
+    assert listener.getsockname()[0] == "127.0.0.1"
+    assert len(reasons) == 1
+    assert "192.0.2.1" in reasons[0]
+
+
+def test_an_address_that_never_comes_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_address, "MISSING_SECONDS", 0.2)
+    reasons: list[str] = []
+    with pytest.raises(AddressNotReady):
+        listen("192.0.2.1", 0, reasons.append)
+    assert len(reasons) == 1
+
+
+def test_a_name_with_an_address_that_works_waits_for_none_that_is_missing(
+    closing: Closing, names: Callable[..., None]
+) -> None:
+    names("192.0.2.1", "127.0.0.1")
+    closing(listen("two.example", 0, pytest.fail))
+
+
+def test_a_name_whose_second_address_is_tentative(
+    closing: Closing, names: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the service gets both of them, with one port."""
+    names("127.0.0.1", "2001:db8::1")
+    monkeypatch.setattr(own_address, "_ipv6_addresses", lambda: [table_line("2001:db8::1", 0x40)])
+    listeners = closing(listen("two.example", 0, lambda _: names("127.0.0.1", "::1")))
+    assert [listener.getsockname()[0] for listener in listeners] == ["127.0.0.1", "::1"]
+    assert len({listener.getsockname()[1] for listener in listeners}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [(0x40, "checks it for duplicates"), (0x48, "another machine of the network has it")]
+)
+def test_why_an_address_is_not_ready(monkeypatch: pytest.MonkeyPatch, flags: int, says: str) -> None:
+    monkeypatch.setattr(own_address, "_ipv6_addresses", lambda: [table_line("2001:db8::1", flags)])
+    with pytest.raises(AddressNotReady, match=f"2001:db8::1: .*{says}"):
+        listen("2001:db8::1", 0)
+
+
+def test_an_interface_that_this_machine_lacks() -> None:
+    with pytest.raises(AddressNotReady, match=r"this machine has no interface nowhere0; it has .*lo"):
+        listen("fe80::1%nowhere0", 0)
 
 
 def test_a_port_in_use(closing: Closing, names: Callable[..., None], listening: socket.socket) -> None:

@@ -131,7 +131,7 @@ def test_what_comes_from_a_pipe_is_there_for_each_transfer(made: tuple[Pem, Path
         threading.Thread(target=pipe.write_bytes, args=(file.read_bytes(),), daemon=True).start()
         paths.append(str(pipe))
     for _ in range(3):
-        assert tls.client_context(*paths).get_ca_certs()
+        assert tls.client_context(*paths).context.get_ca_certs()
     file = tmp_path / "ca-copy.pem"
     file.write_bytes((directory / "ca.pem").read_bytes())
     tls.client_context(str(file), None, None)
@@ -148,8 +148,8 @@ def test_a_file_without_end() -> None:
 def test_without_proc(made: tuple[Pem, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a chroot OpenSSL gets a file that is gone at once."""
     monkeypatch.setattr(os.path, "exists", lambda _path: False)
-    _, shown = tls.server_context(str(made[0].certificate), str(made[0].key), None)
-    assert shown == made[0].sha256
+    own = tls.server_context(str(made[0].certificate), str(made[0].key), None)
+    assert own.sha256 == made[0].sha256
 
 
 @given(

@@ -5,10 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from receiver.disk.filesystem import boundary
-from receiver.disk.filesystem.boundary import Side, mount_of, side_of
+from receiver.disk.filesystem.boundary import Side, side_of
 from tests.support.disks import disk, image, mounted
 
 
@@ -66,14 +63,3 @@ def test_a_project(tmp_path: Path) -> None:
         assert side(top / "p/new") == side(top / "p")
         assert not crosses(top / "p", top / "p/below")  # which does not hand down a project
         assert side(top / "p/below") != side(top / "p"), "its files are not to get the project"
-
-
-@pytest.mark.parametrize("path", ["/", "/proc"])
-def test_an_old_kernel_tells_the_same_mount(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        told = mount_of(fd)
-        monkeypatch.setattr(boundary, "_statx", None)
-        assert mount_of(fd) == told >= 0
-    finally:
-        os.close(fd)

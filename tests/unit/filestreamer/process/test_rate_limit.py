@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sender.network.rate_limit import BURST_SECONDS, Pacer, RateLimit
+from filestreamer.process.rate_limit import BURST_SECONDS, Pacer, RateLimit
 from tests.support.services import UNIT
 
 

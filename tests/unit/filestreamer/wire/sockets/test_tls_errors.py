@@ -1,0 +1,304 @@
+"""What each end says of a handshake that fails for a certificate: which fault it is, and what to do, on both sides."""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from filestreamer.wire.errors import Code, RemoteProtocolError, UsageError
+from filestreamer.wire.sockets import tls, tls_errors
+from filestreamer.wire.sockets.certificate import facts, make_ephemeral
+from tests.support.certificates import Authority, Pem, make_key, openssl
+
+HOST = "localhost"
+FUTURE = ("-startdate", "20400101000000Z", "-enddate", "20410101000000Z")
+
+
+class Pki(NamedTuple):
+    """Two authorities, an intermediate of the first, and what they signed."""
+
+    directory: Path
+    ours: Authority
+    theirs: Authority
+    middle: Authority
+    receiver: Pem
+    sender: Pem
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """Return certificates for the whole module."""
+    directory = tmp_path_factory.mktemp("pki")
+    ours, theirs = Authority(directory, "ours"), Authority(directory, "theirs")
+    middle = Authority(directory, "middle", ours)
+    return Pki(directory, ours, theirs, middle, ours.issue("receiver"), ours.issue("sender", "DNS:sender"))
+
+
+class Said(NamedTuple):
+    """What the two ends say; None where the handshake succeeds there."""
+
+    sender: str | None
+    receiver: str | None
+
+
+def shake(server: ssl.SSLContext, client: ssl.SSLContext, host: str = HOST, *, has_ca: bool = True) -> Said:
+    """Do a handshake in memory, and a read of the client: it gets the server's refusal after its own handshake."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = {
+        "sender": client.wrap_bio(down, up, server_hostname=host),
+        "receiver": server.wrap_bio(up, down, server_side=True),
+    }
+    said: dict[str, str] = {}
+    for _ in range(3):
+        for name, end in ends.items():
+            if name in said:
+                continue
+            try:
+                end.do_handshake()
+                end.read(1)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                chain = tls_errors.verified_chain(end)
+                if name == "sender":
+                    explained = tls_errors.explain(error, chain=chain, host=host, has_ca=has_ca)
+                else:
+                    explained = tls_errors.explain_as_receiver(error, chain)
+                assert explained.code is Code.POLICY
+                assert str(explained).isprintable()
+                said[name] = str(explained)
+    return Said(said.get("sender"), said.get("receiver"))
+
+
+def server(shown: Pem, ca: Path | None = None) -> ssl.SSLContext:
+    return tls.server_context(str(shown.certificate), str(shown.key), str(ca) if ca else None).context
+
+
+def client(ca: Path, shown: Pem | None = None) -> ssl.SSLContext:
+    own = (str(shown.certificate), str(shown.key)) if shown else (None, None)
+    return tls.client_context(str(ca), *own).context
+
+
+Issue = Callable[[Pki, str], Pem]
+
+FAULTS: dict[str, tuple[Issue, tuple[str, ...], tuple[str, ...], str]] = {
+    # the certificate; words of the end that refuses it; those that it must not say; a word of the end that showed it
+    "expired": (
+        lambda pki, name: pki.ours.issue(name, expired=True),
+        ("expired on 2020-01-02 00:00 UTC", "this machine's clock says 20", "renew it, or put the clock right"),
+        ("--tls-ca",),
+        "has expired by",
+    ),
+    "not yet valid": (
+        lambda pki, name: pki.ours.issue(name, times=FUTURE),
+        ("is not valid before 2040-01-01 00:00 UTC", "this machine's clock says 20", "put the clock right"),
+        ("--tls-ca",),
+        "not valid yet",
+    ),
+    "another issuer": (
+        lambda pki, name: pki.theirs.issue(name),
+        ("issuer", "filestreamer test theirs", "--tls-ca must have the CA that signed it"),
+        ("renew",),
+        "--tls-ca there must have the CA",
+    ),
+    "key usage": (
+        lambda pki, name: pki.ours.issue(name, extensions=["keyUsage=critical,keyCertSign"]),
+        ("key usage without digitalSignature", "purpose"),
+        ("--tls-ca",),
+        "key usage",
+    ),
+}
+
+
+@pytest.fixture(params=list(FAULTS))
+def fault(request: pytest.FixtureRequest) -> tuple[Issue, tuple[str, ...], tuple[str, ...], str]:
+    """Return one fault after the other."""
+    return FAULTS[request.param]
+
+
+def check(refuses: str | None, shows: str | None, fault: tuple[Issue, tuple[str, ...], tuple[str, ...], str]) -> None:
+    _, words, others, word = fault
+    assert refuses is not None
+    assert shows is not None
+    assert [each for each in words if each not in refuses] == []
+    assert [each for each in others if each in refuses] == []
+    assert word in shows
+    assert "log or error" in shows
+
+
+def test_a_receivers_certificate(pki: Pki, fault: tuple[Issue, tuple[str, ...], tuple[str, ...], str]) -> None:
+    said = shake(server(fault[0](pki, "bad-receiver")), client(pki.ours.certificate))
+    check(said.sender, said.receiver, fault)
+    assert str(said.sender).startswith(("the receiver's certificate", "the issuer of the receiver's certificate"))
+    assert str(said.receiver).startswith("the sender does not accept this receiver's certificate")
+
+
+def test_a_senders_certificate(pki: Pki, fault: tuple[Issue, tuple[str, ...], tuple[str, ...], str]) -> None:
+    shown = fault[0](pki, "bad-sender")
+    said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate, shown))
+    check(said.receiver, said.sender, fault)
+    assert str(said.receiver).startswith(("the sender's certificate", "the issuer of the sender's certificate"))
+    assert str(said.sender).startswith("the receiver does not accept this sender's certificate")
+
+
+def test_certificates_of_the_other_side_of_tls(pki: Pki) -> None:
+    for_clients = pki.ours.issue("for-clients", extensions=["extendedKeyUsage=clientAuth"])
+    for_servers = pki.ours.issue("for-servers", extensions=["extendedKeyUsage=serverAuth"])
+    said = shake(server(for_clients), client(pki.ours.certificate))
+    assert "extended key usage clientAuth, and needs serverAuth" in str(said.sender)
+    assert "extended key usage" in str(said.receiver)
+    said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate, for_servers))
+    assert "extended key usage serverAuth, and needs clientAuth" in str(said.receiver)
+    assert "extended key usage" in str(said.sender)
+
+
+def test_a_sender_without_a_certificate(pki: Pki) -> None:
+    said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate))
+    assert "pass --tls-cert and --tls-key" in str(said.sender)
+    assert "the sender shows no certificate: it needs --tls-cert" in str(said.receiver)
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "shown"),
+    [
+        (("DNS:elsewhere.example", "IP:192.0.2.1"), "localhost", "it is for elsewhere.example, 192.0.2.1."),
+        (("DNS:elsewhere.example",), "127.0.0.1", "it is for elsewhere.example."),
+        (("email:somebody@elsewhere.example",), "localhost", "it is for somebody@elsewhere.example."),
+        ((f"DNS:{'a' * 50}.{'b' * 50}.example",), "localhost", f"it is for {'a' * 50}.{'b' * 49}...."),
+    ],
+)
+def test_another_name(pki: Pki, names: tuple[str, ...], host: str, shown: str) -> None:
+    said = shake(server(pki.ours.issue("named", *names)), client(pki.ours.certificate), host)
+    assert f"does not match {host}: {shown} Use such a name in --to" in str(said.sender)
+    assert "--tls-ca" not in str(said.sender)
+    assert "another name" in str(said.receiver)
+
+
+def test_a_certificate_without_names(pki: Pki) -> None:
+    out = pki.directory / "nameless.pem"
+    key = make_key(pki.directory / "nameless.key")
+    pki.ours.sign(key, "/CN=somebody", out)
+    said = shake(server(Pem(out, key)), client(pki.ours.certificate))
+    assert "does not match localhost: it names no host (subjectAltName)" in str(said.sender)
+
+
+def test_a_certificate_that_signs_itself(pki: Pki) -> None:
+    made = make_ephemeral([])
+    context = tls.ephemeral_server_context(made, None)
+    said = shake(context.context, client(pki.ours.certificate))
+    assert "signed by itself" in str(said.sender)
+    assert f"--tls-pin {context.sha256.hex()}" in str(said.sender)
+    # Without --tls-ca, a token is a remedy, too.
+    said = shake(context.context, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), has_ca=False)
+    assert "a token of at least 32 characters" in str(said.sender)
+
+
+def test_the_ca_has_expired(pki: Pki) -> None:
+    """The certificate is good: the one above it has to be renewed, and is named."""
+    key = make_key(pki.directory / "old-ca.key")
+    old = pki.directory / "old-ca.pem"
+    times = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z")
+    pki.ours.sign(key, "/CN=old ca", old, "basicConstraints=critical,CA:TRUE", times=times)
+    leaf = pki.directory / "under-old.pem"
+    leaf_key = make_key(pki.directory / "under-old.key")
+    request = pki.directory / "under-old.csr"
+    names = ("-addext", "subjectAltName=DNS:localhost")
+    openssl("req", "-new", "-key", leaf_key, "-subj", "/CN=leaf", *names, "-out", request)
+    signing = ("-CA", old, "-CAkey", key, "-CAcreateserial", "-copy_extensions", "copy", "-days", 2)
+    openssl("x509", "-req", "-in", request, *signing, "-out", leaf)
+    chain = pki.directory / "under-old-chain.pem"
+    chain.write_bytes(leaf.read_bytes() + old.read_bytes())
+    said = shake(server(Pem(chain, leaf_key)), client(pki.ours.certificate))
+    assert "the CA CN=old ca above the receiver's certificate expired on 2020-01-02" in str(said.sender)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "digest", "says"),
+    [
+        (("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"), "sha256", "its key is too short"),
+        (("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"), "sha1", "SHA-1 or MD5"),
+    ],
+)
+def test_a_weak_certificate(pki: Pki, algorithm: tuple[str, ...], digest: str, says: str) -> None:
+    """Who shows it is told at the start; who gets it from a peer that is less strict says the same."""
+    key = pki.directory / "weak.key"
+    openssl("genpkey", *algorithm, "-out", key)
+    weak = pki.ours.issue("weak", key=key, digest=digest)
+    if ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level < 2:
+        pytest.skip("OpenSSL accepts such certificates here")
+    with pytest.raises(UsageError, match=rf"--tls-cert .*: .*{says}.*: make a new one with a key of RSA 2048"):
+        server(weak)
+    lax = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    lax.set_ciphers("DEFAULT:@SECLEVEL=0")
+    lax.load_cert_chain(weak.certificate, weak.key)
+    said = shake(lax, client(pki.ours.certificate))
+    assert says in str(said.sender)
+    assert "make a new one" in str(said.sender)
+    assert "weak" in str(said.receiver)
+
+
+@pytest.mark.parametrize("anchor", ["ours", "middle", "itself"])
+def test_what_may_be_trusted(pki: Pki, anchor: str) -> None:
+    """A root, an intermediate, or the certificate itself, by either end; the peer shows the whole chain, or its own."""
+    leaf = pki.middle.issue("under-middle")
+    chain = pki.directory / "chain.pem"
+    chain.write_bytes(leaf.certificate.read_bytes() + pki.middle.certificate.read_bytes())
+    ca = {"ours": pki.ours.certificate, "middle": pki.middle.certificate, "itself": leaf.certificate}[anchor]
+    for shown in {"ours": [chain]}.get(anchor, [chain, leaf.certificate]):
+        own = Pem(shown, leaf.key)
+        assert shake(server(own), client(ca)) == Said(None, None)
+        assert shake(server(own, ca), client(ca, own)) == Said(None, None)
+    assert shake(server(pki.receiver), client(leaf.certificate)).sender is not None
+
+
+def test_a_missing_intermediate(pki: Pki) -> None:
+    said = shake(server(pki.middle.issue("alone")), client(pki.ours.certificate))
+    assert "filestreamer test middle" in str(said.sender)
+    assert "the receiver's --tls-cert those in between" in str(said.sender)
+
+
+def test_the_wrong_pin_shows_both() -> None:
+    said = str(tls_errors.wrong_pin(b"\x01" * 32, [b"\x02" * 32, b"\x03" * 32]))
+    assert f"has the SHA-256 {'01' * 32}" in said
+    assert f"--tls-pin expects {'02' * 32} or {'03' * 32}" in said
+
+
+def test_a_peer_without_tls_1_3(pki: Pki) -> None:
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.load_verify_locations(pki.ours.certificate)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert "speaks no TLS 1.3" in str(shake(server(pki.receiver), old).receiver)
+
+
+def test_a_key_that_tls_1_3_has_no_signature_for(pki: Pki) -> None:
+    key = pki.directory / "odd.key"
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:secp256k1", "-out", key)
+    odd = pki.ours.issue("odd", key=key)
+    with pytest.raises(UsageError, match=r"TLS 1\.3 has no signature for the key of --tls-cert: make a new one"):
+        server(odd)
+    with pytest.raises(UsageError, match=r"TLS 1\.3 has no signature for the key of --tls-cert: make a new one"):
+        client(pki.ours.certificate, odd)
+
+
+def test_what_no_handshake_explains() -> None:
+    error = ssl.SSLError(1, "something else")
+    for explained in (tls_errors.explain(error), tls_errors.explain_as_receiver(error)):
+        assert isinstance(explained, RemoteProtocolError)
+        assert "something else" in str(explained)
+
+
+def test_names_can_not_break_the_line(pki: Pki) -> None:
+    """What is in a certificate is a peer's to choose."""
+    out, key = pki.directory / "evil.pem", make_key(pki.directory / "evil.key")
+    pki.theirs.sign(key, "/CN=evil\x1b[2J\u2028line", out, "subjectAltName=DNS:evil\x1b[2J.example")
+    read = facts(ssl.PEM_cert_to_DER_cert(out.read_text()))
+    assert read is not None
+    assert read.subject.isprintable()
+    assert all(name.isprintable() for name in read.names)
+
+
+def test_what_is_no_certificate() -> None:
+    assert facts(b"") is None
+    assert facts(b"\x30\x03\x02\x01\x01") is None
