@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from filestreamer.wire import limits
 from filestreamer.wire.sockets.memory import ARENA_BYTES
+from filestreamer.wire.sockets.tls_stream import BATCH_BYTES, SMALL_BATCH_BYTES
 from receiver.memory.budget import Account
 from receiver.memory.process_limit import SocketLimits
 
@@ -27,8 +28,13 @@ THREAD_BYTES: Final = 128 * limits.KIB
 """A thread: the used part of its stack, its part of the allocator, its counters, kernel memory."""
 SEND_BUFFER_BYTES: Final = 128 * limits.KIB
 """The most that the kernel buffers for sending. Only acknowledgements are sent: a full window is a few KiB."""
-SECURED_BYTES: Final = 64 * limits.KIB
-"""The memory of OpenSSL for one connection after the TLS handshake."""
+SECURED_BYTES: Final = 64 * limits.KIB + 2 * SMALL_BATCH_BYTES
+"""The memory of TLS for one connection: OpenSSL's own, and records that wait to be decrypted."""
+SECURED_BATCH_BYTES: Final = BATCH_BYTES * 3 // 2
+"""What TLS takes in addition where the buffer has room for a block: there are more such records.
+
+OpenSSL makes a buffer a third larger than what it is for.
+"""
 SMALL_PAYLOAD_BYTES: Final = 64 * limits.KIB
 SMALL_BUFFER_BYTES: Final = 128 * limits.KIB
 CONTROL_BUFFER_BYTES: Final = 256 * limits.KIB
@@ -69,7 +75,8 @@ def sizes(socket_limits: SocketLimits, connection_id: int) -> Iterator[Connectio
     # it is of use where few connections bring much each.
     is_early = connection_id < limits.LARGE_BLOCK_CONNECTIONS
     payload_bytes = limits.LARGE_BLOCK_BYTES if is_early else limits.BLOCK_BYTES
-    fixed_bytes = ARENA_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES + socket_limits.secured_bytes
+    secured_bytes = socket_limits.secured_bytes and socket_limits.secured_bytes + SECURED_BATCH_BYTES
+    fixed_bytes = ARENA_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES + secured_bytes
     yield ConnectionBudget(fixed_bytes + socket_limits.autotuned_bytes, payload_bytes, 0)
     for locked in LOCKED_BYTES:
         if 4 * SMALL_BUFFER_BYTES <= 2 * locked <= socket_limits.locked_bytes:

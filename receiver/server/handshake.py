@@ -16,6 +16,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
 from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
 from filestreamer.wire.opening import ReceiverOpening
 from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.sockets.tls_stream import TlsStream
 from filestreamer.wire.sockets.transport import Channel, Patience, prepare
 from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
@@ -30,17 +31,16 @@ class Handshake:
     """The opening on one socket that was accepted."""
 
     def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
-        """Take over a socket; with `tls` it is wrapped. Raises OSError where the peer is gone already."""
+        """Take over a socket; with `tls`, its TLS session begins. Raises OSError where the peer is gone already."""
         self._begun_at = self._heard_at = time.monotonic()
         self.opening = opening
         address = sock.getpeername()
         self.peer = format_address(address)
         self.host = str(address[0])
         sock.setblocking(False)
-        self._tls: ssl.SSLSocket | None = None
-        if tls is not None:
-            self._tls = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        self.socket: socket.socket = self._tls or sock
+        self.socket = sock
+        self._tls = None if tls is None else TlsStream(tls, sock)
+        self._stream = self._tls or sock
         self._is_secured = tls is None
         self._is_first_byte_seen = False
         self._speaks_clear_text = False
@@ -80,7 +80,7 @@ class Handshake:
     def _send_unsent(self) -> None:
         with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             while self._unsent:
-                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+                self._unsent = self._unsent[self._stream.send(self._unsent) :]
 
     def receive(self) -> m.Hello | None:
         """Go on with the opening; return the Hello once the peer may come in, None until then.
@@ -107,7 +107,7 @@ class Handshake:
         except ssl.SSLError as error:
             from filestreamer.wire.sockets import tls_errors
 
-            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls)
+            chain = [] if self._tls is None else tls_errors.verified_chain(self._tls.session)
             raise tls_errors.explain_as_receiver(error, chain) from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
@@ -123,8 +123,7 @@ class Handshake:
         Raises RemoteProtocolError(POLICY) for a sender that speaks clear text: the first bytes are those of a frame.
         """
         if not self._is_first_byte_seen:
-            # socket.socket.recv: that of an SSLSocket has no flags.
-            first = socket.socket.recv(self.socket, 1, socket.MSG_PEEK)
+            first = self.socket.recv(1, socket.MSG_PEEK)
             self._is_first_byte_seen = True
             self._speaks_clear_text = first == _FRAME
             if self._speaks_clear_text:
@@ -135,7 +134,7 @@ class Handshake:
         self.greet()
 
     def _read_on(self) -> m.Hello | None:
-        some = self.socket.recv(self._wanted - len(self._received))
+        some = self._stream.recv(self._wanted - len(self._received))
         if not some:
             raise ConnectionLost("the sender closed the connection before Hello")
         self._received += some
@@ -156,7 +155,7 @@ class Handshake:
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
             elif self._speaks_clear_text:
-                socket.socket.send(self.socket, frame(m.Refusal(Code.POLICY, _SPEAKS_TLS)))
+                self.socket.send(frame(m.Refusal(Code.POLICY, _SPEAKS_TLS)))
             if self._unsent:
                 return False
         self.close()
@@ -175,9 +174,9 @@ class Handshake:
         """Shut down writing, read and drop what is there, and close."""
         # Bytes that are unread at the close would have the kernel send a reset, which may overtake the Refusal.
         with contextlib.suppress(OSError, ValueError):
-            socket.socket.shutdown(self.socket, socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
             for _ in range(DRAIN_READS):
-                if not socket.socket.recv(self.socket, 65536):
+                if not self.socket.recv(65536):
                     break
         self.socket.close()
 
@@ -193,6 +192,6 @@ class Handshake:
             raise ConnectionLost(str(error.strerror)) from None
         if self._tls is None:
             return Channel(self.socket, patience, payload_bytes=connection_budget.payload_bytes)
-        from filestreamer.wire.sockets.tls import TlsChannel
+        from filestreamer.wire.sockets.tls_channel import TlsChannel
 
         return TlsChannel(self._tls, patience, payload_bytes=connection_budget.payload_bytes)

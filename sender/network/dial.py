@@ -174,20 +174,14 @@ class Dialer:
             raise
 
     def _secure(self, trust: "Trust", sock: socket.socket, token: Chosen, deadline: Deadline) -> _Link:
-        from filestreamer.wire.sockets import tls
+        from filestreamer.wire.sockets import tls, tls_channel
 
-        secured, needs_proof = self._shake_hands(trust, sock, token)
-        self._register(secured)
-        self._forget(sock)
-        try:
-            prepare(secured, self._user_timeout)
-            channel = tls.TlsChannel(secured, deadline)
-            # A token that vouches for the certificate counts, whoever has found it.
-            token = token._replace(is_own=token.is_own and not needs_proof)
-            return _Link(channel, token, tls.peer_certificate_sha256(secured))
-        except (OSError, FilestreamerError):
-            self._forget(secured)
-            raise
+        stream, needs_proof = self._shake_hands(trust, sock, token)
+        prepare(sock, self._user_timeout)
+        channel = tls_channel.TlsChannel(stream, deadline)
+        # A token that vouches for the certificate counts, whoever has found it.
+        token = token._replace(is_own=token.is_own and not needs_proof)
+        return _Link(channel, token, tls.peer_certificate_sha256(stream))
 
     def _shake_hands(self, trust: "Trust", sock: socket.socket, token: Chosen) -> "Secured":
         address = format_address(sock.getpeername())
@@ -252,7 +246,7 @@ class Dialer:
         with self._mutex:
             for sock in self._sockets - {kept}:
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def close(self, keep: Channel | None = None) -> None:
         """Shut down every connection but `keep`, and let no thread open another. Idempotent."""

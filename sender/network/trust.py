@@ -6,20 +6,20 @@ receiver has proved the token. Else the CAs of this system decide.
 """
 
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from filestreamer.settings import renewed
 from filestreamer.settings.own_certificate import OwnCertificate
 from filestreamer.wire.sockets import tls
+from filestreamer.wire.sockets.tls_stream import TlsStream
 from sender.settings import SenderSettings
 
 
 class Secured(NamedTuple):
     """A connection after its TLS handshake."""
 
-    socket: ssl.SSLSocket
+    stream: TlsStream
     needs_proof: bool
     """Whether only the receiver's proof of the token can show that this is the receiver: without it, close."""
 
@@ -48,10 +48,10 @@ class Trust:
     def handshake(
         self, sock: socket.socket, host: str, token: str | None, *, on_timeout: Callable[[socket.socket], None]
     ) -> Secured:
-        """Do the handshake on a connected socket that has a timeout; return the socket that replaces it.
+        """Do the handshake on a connected socket, within the timeout that it has; return the session.
 
         `token` is the one that is going to be proved on this connection: the given one, or the user's own. `on_timeout`
-        gets the socket where the receiver does not answer, before the socket is closed. Raises UsageError where the
+        gets the socket where the receiver does not answer. Raises UsageError where the
         token is too short for that, RemoteProtocolError(POLICY) where the receiver is not trusted, OSError where the
         connection failed.
         """
@@ -64,7 +64,7 @@ class Trust:
         is_pinned = settings.tls_ca is None and bool(settings.pins)
         chosen = contexts.accepting if needs_proof or is_pinned else contexts.checking
         assert chosen is not None  # a token that is given is there for good
-        secured = tls.handshake_as_sender(
+        stream = tls.handshake_as_sender(
             chosen.context,
             sock,
             host,
@@ -72,7 +72,7 @@ class Trust:
             has_ca=settings.tls_ca is not None,
             on_timeout=on_timeout,
         )
-        return Secured(secured, needs_proof)
+        return Secured(stream, needs_proof)
 
     def _look_at_own(self, contexts: _Contexts) -> None:
         shown = contexts.checking or contexts.accepting

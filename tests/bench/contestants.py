@@ -10,6 +10,7 @@ import functools
 import json
 import mmap  # noqa: TID251 - memory of no file
 import os
+import pwd
 import select
 import shutil
 import signal
@@ -237,15 +238,29 @@ Metrics = Literal["off", "served", "scraped"]
 
 
 def filestreamer(
-    *flags: object, name: str = "filestreamer", metrics: Metrics = "off", is_steady: bool = False
+    *flags: object,
+    name: str = "filestreamer",
+    metrics: Metrics = "off",
+    is_steady: bool = False,
+    is_secured: bool = False,
 ) -> Contestant:
-    """Return the pair, with the sender's flags; `is_steady` has the seconds be those at its rate after a ramp."""
-    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady)
-    return Contestant(name, run, verifies=True, is_ours=True)
+    """Return the pair, with the sender's flags.
+
+    `is_steady` has the seconds be those at its rate after a ramp; `is_secured` has it speak TLS.
+    """
+    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady, is_secured=is_secured)
+    return Contestant(name, run, "openssl" if is_secured else "", verifies=True, is_ours=True)
 
 
 def _filestreamer(
-    flags: Sequence[object], metrics: Metrics, place: Place, source: Path, target: Path, *, is_steady: bool
+    flags: Sequence[object],
+    metrics: Metrics,
+    place: Place,
+    source: Path,
+    target: Path,
+    *,
+    is_steady: bool,
+    is_secured: bool,
 ) -> Run:
     port = free_port()
     listen = f"{place.host}:{port}"
@@ -258,9 +273,33 @@ def _filestreamer(
     receiver = [*python, "receiver", "--listen", listen, *where, "--anonymous", "--metrics", serves[0]]
     sender = [*python, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
     scraped = serves if metrics == "scraped" else []
-    with serving(receiver, port, place, env=COMPILED) as usage, scraping(scraped) as scrapes:
-        seconds = timed(sender, place, usage, env=COMPILED)
+    with tempfile.TemporaryDirectory() as scratch:
+        if is_secured:
+            key, certificate = make_certificate(Path(scratch), place.host)
+            receiver += ["--tls-cert", certificate, "--tls-key", key]
+            sender += ["--tls-ca", certificate]
+        with serving(receiver, port, place, env=COMPILED) as usage, scraping(scraped) as scrapes:
+            seconds = timed(sender, place, usage, env=COMPILED)
     return usage.run(steady_seconds(usage.said) if is_steady else seconds, scrapes)
+
+
+def make_certificate(directory: Path, host: str) -> tuple[Path, Path]:
+    """Make a key, and a certificate for an address that is its own authority; return their files."""
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    made: list[object] = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+    ]
+    command = ["openssl", "req", "-x509", "-days", "2", "-subj", "/CN=bench", "-addext", f"subjectAltName=IP:{host}"]
+    subprocess.run([*command, *map(str, made)], check=True, capture_output=True)
+    return key, certificate
 
 
 def steady_seconds(log: str) -> float:
@@ -341,6 +380,40 @@ def _socat(block_bytes: int, place: Place, source: Path, target: Path) -> Run:
     return usage.run(time.perf_counter() - usage.begun)
 
 
+def _socat_tls(place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    socat = ["socat", "-u", "-b", 1024 * 1024]
+    with tempfile.TemporaryDirectory() as scratch:
+        key, certificate = make_certificate(Path(scratch), place.host)
+        listen = f"OPENSSL-LISTEN:{port},bind={place.host},reuseaddr,cert={certificate},key={key},verify=0"
+        connect = f"OPENSSL:{place.host}:{port},cafile={certificate}"
+        server = [*socat, listen, f"OPEN:{target},creat,trunc,wronly"]
+        with serving(server, port, place, grace_seconds=RUN_SECONDS) as usage:
+            timed([*socat, f"OPEN:{source}", connect], place, usage)
+    return usage.run(time.perf_counter() - usage.begun)
+
+
+def _scp(place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("host", "user"):
+            make_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{scratch}/{name}"]
+            subprocess.run(make_key, check=True)
+        Path(scratch, "server").write_text(
+            f"Port {port}\nListenAddress {place.host}\nHostKey {scratch}/host\nPidFile none\nStrictModes no\n"
+            f"AuthorizedKeysFile {scratch}/user.pub\nSubsystem sftp internal-sftp\n"
+        )
+        options = ["-F", "/dev/null", "-i", f"{scratch}/user", "-P", port, "-c", "aes128-gcm@openssh.com"]
+        for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "LogLevel=ERROR"):
+            options += ["-o", option]
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd gives its privileges up in there
+        server = [shutil.which("sshd"), "-D", "-f", f"{scratch}/server"]
+        with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            seconds = timed(["scp", *options, source, f"{user}@{place.host}:{target}"], place, usage)
+    return usage.run(seconds)
+
+
 def _gridftp(streams: int, place: Place, source: Path, target: Path) -> Run:
     port = free_port()
     server = ["globus-gridftp-server", "-aa", "-allow-root", "-anonymous-user", "root", "-home-dir", "/"]
@@ -416,10 +489,13 @@ def _xrootd(streams: int, is_checked: bool, place: Place, source: Path, target: 
     return usage.run(seconds)
 
 
-def _wdt(ports: int, place: Place, source: Path, target: Path) -> Run:
+def _wdt(ports: int, is_encrypted: bool, place: Place, source: Path, target: Path) -> Run:
     port = free_port()
     both = ["wdt", "-ipv4", "-static_ports", "-start_port", port, "-num_ports", ports, "-transfer_id", "bench"]
-    both += ["-encryption_type", "none", "-enable_checksum", "-minloglevel", 2]
+    both += ["-enable_checksum", "-minloglevel", 2]
+    # A receiver makes the key and prints it. For both ends to be given one, this is the only flag.
+    secret = ["aes128gcm", "-test_only_encryption_secret", os.urandom(8).hex()]
+    both += ["-encryption_type", *(secret if is_encrypted else ["none"])]
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wanted, files = [], source
         if source.is_file():  # of a directory it takes those that a manifest names, and it gives nothing another name
@@ -489,10 +565,20 @@ def xrootd(streams: int = 1, *, is_checked: bool = False) -> Contestant:
     return Contestant(name, run, "xrootd", verifies=is_checked, keeps_times=False)
 
 
-def wdt(ports: int = 2) -> Contestant:
-    """Return WDT, which compares a CRC-32C of each block."""
-    name = f"WDT -num_ports {ports}"
-    return Contestant(name, functools.partial(_wdt, ports), "wdt", verifies=True, keeps_times=False)
+def wdt(ports: int = 2, *, is_encrypted: bool = False) -> Contestant:
+    """Return WDT, which compares a CRC-32C of each block; `is_encrypted` has it use AES-128-GCM."""
+    name = f"WDT -num_ports {ports}" + (", AES-128-GCM" if is_encrypted else "")
+    return Contestant(name, functools.partial(_wdt, ports, is_encrypted), "wdt", verifies=True, keeps_times=False)
+
+
+def socat_tls() -> Contestant:
+    """Return socat over TLS 1.3, for one file."""
+    return Contestant("socat, TLS", _socat_tls, "socat", keeps_times=False)
+
+
+def scp() -> Contestant:
+    """Return scp to an sshd of its own, with its fastest cipher, for one file."""
+    return Contestant("scp", _scp, "sshd", keeps_times=False)
 
 
 def iperf3(streams: int = 1) -> Contestant:

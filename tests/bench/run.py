@@ -91,6 +91,18 @@ def cases(disk: str) -> dict[str, Case]:
             (*pairs("--chunk-size", "4MiB", "1KiB", "4KiB", "16KiB", "64KiB", "256KiB", "1MiB", "64MiB"), c.cp()),
             Data(512 * MIB),
         ),
+        "tls": Case(
+            "2 GiB, encrypted or not",
+            (
+                c.filestreamer(name="TLS", is_secured=True),
+                c.filestreamer(name="no TLS"),
+                c.wdt(is_encrypted=True),
+                c.wdt(),
+                c.socat_tls(),
+                c.scp(),
+            ),
+            Data(2 * GIB),
+        ),
         "small-chunks": Case(
             "200 MB in chunks of 1 KiB, 5 connections",
             (c.filestreamer("--chunk-size", "1KiB", "--connections", 5), c.cp(), c.original(5, 1)),

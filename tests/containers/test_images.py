@@ -56,7 +56,7 @@ def test_nothing_is_compiled_at_start(images: None) -> None:
 import os, sys
 import receiver.health, receiver.server.server, sender.coordinator
 import filestreamer.telemetry.metrics, filestreamer.terminal.screen
-import filestreamer.wire.sockets.certificate, filestreamer.wire.sockets.tls
+import filestreamer.wire.sockets.certificate, filestreamer.wire.sockets.tls_channel
 modules = [module for module in sys.modules.values() if getattr(module, "__cached__", None)]
 print(len(modules), *[module.__name__ for module in modules if not os.path.exists(module.__cached__)])
 """

@@ -42,6 +42,13 @@ def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(6 * UNIT)
+def test_the_pair_over_tls(tmp_path: Path) -> None:
+    saved = run.measure("a-case", case(tmp_path, Data(300_000), filestreamer(is_secured=True)), rounds=1)
+    assert saved["failed"] == {}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_copies_are_kept_until_the_round_is_over(tmp_path: Path) -> None:
     """Where removing one would be on the next one's account."""
     there: list[set[str]] = []

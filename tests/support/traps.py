@@ -11,7 +11,7 @@ import click, pathspec, rich.live, structlog
 import receiver.__main__, receiver.health, receiver.server.server, receiver.settings
 import sender.__main__, sender.settings, sender.coordinator
 import filestreamer.telemetry.metrics, filestreamer.telemetry.page
-import filestreamer.terminal.screen, filestreamer.wire.sockets.tls, filestreamer.wire.sockets.certificate
+import filestreamer.terminal.screen, filestreamer.wire.sockets.tls_channel, filestreamer.wire.sockets.certificate
 print(*sys.modules)
 """
 

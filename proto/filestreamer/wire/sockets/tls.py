@@ -1,4 +1,4 @@
-"""TLS contexts, the handshake of a sender, and a channel over TLS (proto/README.md, "Security").
+"""TLS contexts, and the handshake of a sender (proto/README.md, "Security").
 
 Only TLS 1.3, as both ends are of this program. No end falls back to clear text. A sender checks the receiver's
 certificate by CAs and name, by its digest (a pin), or by the proof of the token, which covers that digest: the caller
@@ -6,22 +6,19 @@ says by which, and no flag switches all of them off.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
-import select
 import socket
 import ssl
 import stat
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from filestreamer.wire import limits
-from filestreamer.wire.errors import FilestreamerError, UsageError
+from filestreamer.wire.errors import UsageError
 from filestreamer.wire.sockets import pem
 from filestreamer.wire.sockets.tls_errors import UNUSABLE_KEY, explain, verified_chain, weakness, wrong_pin
-from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
+from filestreamer.wire.sockets.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from filestreamer.wire.sockets.certificate import Ephemeral
@@ -197,60 +194,9 @@ def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
-def peer_certificate_sha256(sock: ssl.SSLSocket) -> bytes:
+def peer_certificate_sha256(stream: TlsStream) -> bytes:
     """Compute the SHA-256 of the certificate that the peer showed: 32 bytes."""
-    return hashlib.sha256(sock.getpeercert(binary_form=True) or b"").digest()
-
-
-class TlsChannel(Channel):
-    """A channel over TLS.
-
-    One thread may read while another writes, but OpenSSL allows only one thread in its calls. So the calls never block,
-    a lock keeps them apart, and threads wait for the socket outside of the lock.
-    """
-
-    def __init__(self, sock: ssl.SSLSocket, patience: Patience, *, payload_bytes: int = 0) -> None:
-        super().__init__(sock, patience, payload_bytes=payload_bytes)
-        sock.setblocking(False)
-        self._tls = sock
-        self._lock = threading.Lock()  # protects the TLS state of the socket
-
-    def _lost(self, error: OSError) -> FilestreamerError:
-        """Make the error of a connection that was lost."""
-        # In TLS 1.3, a peer refuses this side's certificate only after the handshake.
-        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-            return explain(cast("ssl.SSLError", error))
-        return super()._lost(error)
-
-    def _receive_some(self, view: memoryview, wait: bool) -> int | None:
-        for last in (not wait, True):
-            try:
-                with self._lock:
-                    return self._tls.recv_into(view)
-            except ssl.SSLWantReadError:
-                if last or not self._wait(select.POLLIN):
-                    return None
-            except ssl.SSLWantWriteError:
-                if last or not self._wait(select.POLLOUT):
-                    return None
-        return None
-
-    def _send_some(self, view: memoryview, more: bool) -> int | None:  # noqa: ARG002 - TLS sends whole records
-        try:
-            with self._lock:
-                return self._tls.send(view)
-        except ssl.SSLWantWriteError:
-            events = select.POLLOUT
-        except ssl.SSLWantReadError:
-            events = select.POLLIN
-        return 0 if self._wait(events) else None
-
-    def _wait(self, events: int) -> bool:
-        """Wait at most a tick until the socket is ready; return whether it is."""
-        poll = select.poll()
-        poll.register(self._tls, events)
-        return bool(poll.poll(TICK_SECONDS * 1000))
+    return hashlib.sha256(stream.session.getpeercert(binary_form=True) or b"").digest()
 
 
 def handshake_as_sender(
@@ -261,33 +207,26 @@ def handshake_as_sender(
     pins: Sequence[bytes] = (),
     has_ca: bool = False,
     on_timeout: Callable[[socket.socket], None] = lambda _: None,
-) -> ssl.SSLSocket:
-    """Do the TLS handshake on a connected socket that has a timeout; return the socket that replaces it.
+) -> TlsStream:
+    """Do the TLS handshake on a connected socket, within the timeout that it has; return the session.
 
     With `pins`, the SHA-256 of the receiver's certificate (DER) must be one of them. `has_ca` is whether the context is
-    of --tls-ca, for messages. `on_timeout` gets the socket where the receiver does not answer, before the socket is
-    closed. Raises RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed.
+    of --tls-ca, for messages. `on_timeout` gets the socket where the receiver does not answer. Raises
+    RemoteProtocolError(POLICY) where it can't succeed, OSError where the connection failed; the socket stays open.
     """
-    secured = context.wrap_socket(sock, server_hostname=server_name(host), do_handshake_on_connect=False)
+    stream = TlsStream(context, sock, server_name(host))
     try:
-        secured.do_handshake()
-        if pins and (shown := peer_certificate_sha256(secured)) not in pins:
-            raise wrong_pin(shown, pins)
+        stream.do_handshake_within(sock.gettimeout() or limits.OPENING_SILENCE_SECONDS)
     except TimeoutError:
-        on_timeout(secured)
-        secured.close()
-        raise TimeoutError(errno.ETIMEDOUT, "the TLS handshake was not answered in time") from None
+        on_timeout(sock)
+        raise
     except ssl.SSLEOFError as error:
-        secured.close()
         raise ConnectionResetError(error.errno, "the receiver closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:
-        chain = verified_chain(secured)
-        secured.close()
-        raise explain(error, chain=chain, host=host, has_ca=has_ca) from None
-    except (OSError, FilestreamerError):
-        secured.close()
-        raise
-    return secured
+        raise explain(error, chain=verified_chain(stream.session), host=host, has_ca=has_ca) from None
+    if pins and (shown := peer_certificate_sha256(stream)) not in pins:
+        raise wrong_pin(shown, pins)
+    return stream
 
 
 def server_name(host: str) -> str:

@@ -68,13 +68,13 @@ def weakness(error: ssl.SSLError) -> str | None:
     return None if code is None else f"{_WEAK[code]}: {_MAKE_STRONG}"
 
 
-def verified_chain(sock: ssl.SSLSocket | ssl.SSLObject) -> list[bytes]:
+def verified_chain(session: ssl.SSLObject) -> list[bytes]:
     """Return the chain (DER) that OpenSSL made of what the peer showed, the peer's own certificate first.
 
     It is there after a verification that failed, too: then nothing of it is to be trusted. Empty where there is none.
     """
     # Public only since Python 3.13; the object behind it has it in every version.
-    get = getattr(getattr(sock, "_sslobj", None), "get_verified_chain", None)
+    get = getattr(getattr(session, "_sslobj", None), "get_verified_chain", None)
     found: Iterable[object] = (get() if get is not None else None) or ()
     return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in found if hasattr(each, "public_bytes")]
 

@@ -282,15 +282,13 @@ class Channel:
 
     def shut(self) -> None:
         """Shut both directions now, from any thread; a blocked call of another thread returns. Idempotent."""
-        # socket.socket.shutdown, here and below: that of an SSLSocket would also take the TLS state away from a thread
-        # that is still using it.
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def finish_writing(self) -> None:
         """Tell the peer that nothing follows (SHUT_WR); reading goes on. Never raises."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.socket, socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket and release the buffer; only the thread that owns the channel may. Idempotent."""
@@ -314,7 +312,7 @@ class Channel:
         would make the kernel reset the connection, and a reset can overtake what was sent last.
         """
         try:
-            socket.socket.shutdown(self.socket, socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
             self.patience = Deadline(limits.CLOSING_SECONDS if seconds is None else seconds, "closing")
             self.on_dry = _nothing
             while True:
