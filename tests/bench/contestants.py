@@ -243,12 +243,14 @@ def filestreamer(
     metrics: Metrics = "off",
     is_steady: bool = False,
     is_secured: bool = False,
+    token: str = "",
 ) -> Contestant:
     """Return the pair, with the sender's flags.
 
-    `is_steady` has the seconds be those at its rate after a ramp; `is_secured` has it speak TLS.
+    `is_steady` has the seconds be those at its rate after a ramp; `is_secured` has it speak TLS. With a `token`, the
+    ends prove that they know it.
     """
-    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady, is_secured=is_secured)
+    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady, is_secured=is_secured, token=token)
     return Contestant(name, run, "openssl" if is_secured else "", verifies=True, is_ours=True)
 
 
@@ -261,6 +263,7 @@ def _filestreamer(
     *,
     is_steady: bool,
     is_secured: bool,
+    token: str,
 ) -> Run:
     port = free_port()
     listen = f"{place.host}:{port}"
@@ -270,7 +273,10 @@ def _filestreamer(
     if source.is_dir():
         target.mkdir()
         where, sent = ["--directory", target, "--once"], f"{source}/"
-    receiver = [*python, "receiver", "--listen", listen, *where, "--anonymous", "--metrics", serves[0]]
+    receiver = [*python, "receiver", "--listen", listen, *where, "--metrics", serves[0]]
+    env = {**COMPILED, "FILESTREAMER_TOKEN": token} if token else COMPILED
+    if not token:
+        receiver.append("--anonymous")
     sender = [*python, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
     scraped = serves if metrics == "scraped" else []
     with tempfile.TemporaryDirectory() as scratch:
@@ -278,8 +284,8 @@ def _filestreamer(
             key, certificate = make_certificate(Path(scratch), place.host)
             receiver += ["--tls-cert", certificate, "--tls-key", key]
             sender += ["--tls-ca", certificate]
-        with serving(receiver, port, place, env=COMPILED) as usage, scraping(scraped) as scrapes:
-            seconds = timed(sender, place, usage, env=COMPILED)
+        with serving(receiver, port, place, env=env) as usage, scraping(scraped) as scrapes:
+            seconds = timed(sender, place, usage, env=env)
     return usage.run(steady_seconds(usage.said) if is_steady else seconds, scrapes)
 
 

@@ -30,6 +30,7 @@ from tests.bench.data import Data, difference
 from tests.bench.link import LINKS, Link, link
 
 RAM_DISK: Final = "/dev/shm"
+TOKEN: Final = "a token of the benchmark, which is long enough"
 REUSE_SECONDS: Final = 65
 """ext4 takes no inode again that was freed less than a minute ago, and finding others takes it CPU time: whoever comes
 after a tree was removed would pay for that."""
@@ -83,6 +84,19 @@ def cases(disk: str) -> dict[str, Case]:
             is_optional=True,
         ),
         "start": Case("1 KiB: what starting costs", (ours, c.cp(), *peers), Data(KIB)),
+        "start-100ms": Case(
+            "1 KiB over 100 ms: the round-trips before and behind it",
+            (
+                c.filestreamer(name="no token"),
+                c.filestreamer(name="token", token=TOKEN),
+                c.filestreamer(name="TLS", is_secured=True),
+                c.wdt(1),
+                c.rsync(),
+                c.socat(),
+            ),
+            Data(KIB),
+            over=Link(100, 0),
+        ),
         "connections": Case(
             "2 GiB by connections", (*pairs("--connections", "auto", 1, 2, 4, 8, 16, 64), c.cp()), Data(2 * GIB)
         ),
