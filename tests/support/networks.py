@@ -41,8 +41,8 @@ class End(NamedTuple):
 
     def add_tentative(self, address: str, *, checks: int = 3) -> None:
         """Give it an IPv6 address that is checked for duplicates first, a second for each check."""
-        setting = f"net.ipv6.conf.{INTERFACE}.dad_transmits={checks}"
-        subprocess.run([*self.inside, "sysctl", "-q", "-w", setting], check=True)
+        setting = f"/proc/sys/net/ipv6/conf/{INTERFACE}/dad_transmits"
+        subprocess.run([*self.inside, "sh", "-c", f"echo {checks} >{setting}"], check=True)
         self.ip("address add", address, "dev", INTERFACE)
 
     def make_hole(self, address: str) -> None:
@@ -66,6 +66,7 @@ def network() -> Iterator[tuple[End, End]]:
     They have the addresses 10.9.0.1 and 10.9.0.2 (/24), fd09::1 and fd09::2, fe80::1 and fe80::2 (/64).
     """
     if os.geteuid() != 0 or shutil.which("ip") is None:
+        assert os.environ.get("CI") != "true", "network namespaces take root, and the Debian package iproute2"
         pytest.skip("network namespaces take root, and ip(8)")
     ends = [End(f"fs-{os.getpid()}-{next(_NUMBERS)}") for _ in range(2)]
     first, second = ends

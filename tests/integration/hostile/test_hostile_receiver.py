@@ -216,7 +216,7 @@ def check_code(pair: Pair, source: Path, code: Code, how: str) -> None:
         message = sender.fails(consequence.exit_code, expected, status=status)
     assert "because of" in message
     assert message.isprintable()
-    assert (tries > 1) == consequence.retryable, code
+    assert (tries > 1) == consequence.retryable, (code, tries, sender.stderr)
 
 
 def test_closes_after_hello(pair: Pair, source: Path) -> None:
