@@ -47,7 +47,8 @@ class Waits:
         return waited
 
     def _waits_for_transfer(self, peer_progress: m.Progress | None, since: float) -> str:
-        if self._link.state in ("finishing", "complete"):
+        # Finish may be said ahead of acknowledgements.
+        if self._link.state in ("finishing", "complete") and self._queue.all_done:
             return self._sync(peer_progress)
         queue = self._queue
         unacknowledged_bytes, connections = self._connections.unacknowledged()

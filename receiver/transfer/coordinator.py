@@ -69,6 +69,8 @@ class Coordinator:
         """Protects opening the target: if the transfer has ended meanwhile, the target is closed again."""
         self._ahead: m.Finish | None = None
         """The Finish that came ahead of chunks, and counts when the last of them is acknowledged."""
+        self._ahead_at = 0.0
+        """When it came (monotonic)."""
         self._is_finishing = False
         """Whether the sender said Finish with the right root digest."""
         self.root_digest: bytes | None = None
@@ -393,7 +395,7 @@ class Coordinator:
 
     def _await(self, finish: m.Finish | None) -> None:
         """Have a Finish wait until all chunks are acknowledged, or none."""
-        self._ahead = finish
+        self._ahead, self._ahead_at = finish, time.monotonic()
         self._context.connection_set.is_awaited = finish is not None
 
     def _finish_if_settled(self) -> None:
@@ -402,8 +404,19 @@ class Coordinator:
         # The order matters: a chunk that no connection has begun is missing until one has acknowledged it.
         if finish is None or any(self._target.missing()) or not self._context.connection_set.is_settled:
             return
+        self._count_wait(time.monotonic() - self._ahead_at)
         self._await(None)
         self._finish(finish)
+
+    def _count_wait(self, seconds: float) -> None:
+        """Count what has passed since Finish as the sender's wait for acknowledgements.
+
+        The sender has told its stages before Finish, and has done nothing else since.
+        """
+        stages, at = list(self._counters.peer_stages), m.SENDER_STAGES.index("wait_ack")
+        if len(stages) > at:
+            stages[at] += int(seconds * 1_000_000) * self._context.connection_set.admitted
+            self._counters.peer_stages = tuple(stages)
 
     def _finish(self, finish: m.Finish) -> None:
         is_missing = False

@@ -350,7 +350,10 @@ class DataConnection(threading.Thread):
     def _wait_for_acknowledgement(self, channel: Channel) -> None:
         self._took_at = time.monotonic()  # sending may have taken long: count the receiver's silence from now
         self._clock.enter("wait_ack")
+        if self._pending is not None and not self._pending.is_over:
+            channel.patience = self._check_opening
         body = channel.read_body()
+        channel.patience = self._check_peer
         self._clock.enter(None)
         self._take_acknowledgement(body)
 
@@ -425,6 +428,15 @@ class DataConnection(threading.Thread):
         if channel is not None:
             channel.shut()
 
+    def _check_opening(self) -> None:
+        """Raise ConnectionLost where the receiver does not answer Hello in time, or is silent.
+
+        Not while this end sends: what the receiver said may be there then, and unread.
+        """
+        if self._pending is not None and not self._pending.is_over:
+            self._pending.check()
+        self._check_peer()
+
     def _check_peer(self) -> None:
         """Raise ConnectionLost where the receiver is silent for DEAD_SECONDS. Called each second without movement.
 
@@ -436,8 +448,6 @@ class DataConnection(threading.Thread):
         channel = self._channel
         if channel is None:
             return
-        if self._pending is not None and not self._pending.is_over:
-            self._pending.check()
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
             self._took_at = now

@@ -428,7 +428,7 @@ def test_a_clear_text_sender_learns_at_once_that_the_receiver_speaks_tls(pair: P
     receiver = pair.receiver(*pem.shown)
     sender = pair.sender(pair.file("f", KIB), pair.address(receiver))
     assert "pass the sender --tls" in sender.fails(3, "policy", status="refused")
-    until(lambda: receiver.times("connection_refused") == 1, "it is logged once")
+    until(lambda: receiver.times("connection_refused") >= 1, "it is logged")
 
 
 def test_nothing_is_read_beyond_hello(pair: Pair) -> None:

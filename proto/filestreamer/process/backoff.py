@@ -8,6 +8,8 @@ from typing import Final
 
 FIRST_SECONDS: Final = 0.1
 LONGEST_SECONDS: Final = 5.0
+_RANDOM: Final = random.Random()
+"""Not the generator of the module, whose numbers belong to the program that this is part of."""
 
 
 class Backoff:
@@ -18,7 +20,7 @@ class Backoff:
 
     def next(self) -> float:
         """Return the next pause in seconds: half to all of the current limit, which then doubles."""
-        pause = self._seconds * random.uniform(0.5, 1.0)
+        pause = self._seconds * _RANDOM.uniform(0.5, 1.0)
         self._seconds = min(self._seconds * 2, LONGEST_SECONDS)
         return pause
 

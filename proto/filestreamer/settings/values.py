@@ -97,14 +97,14 @@ def one_of(*words: str) -> Callable[[object], str]:
 
 
 def words(*known: str) -> Callable[[object], tuple[str, ...]]:
-    """Return a reader of a list of the words, separated by commas or white space."""
+    """Return a reader of a list of the words, separated by commas or white space; between commas there is a word."""
     read_one = one_of(*known)
 
     def read(value: object) -> tuple[str, ...]:
-        found = text(value).replace(",", " ").split()
-        if not found:
+        pieces = [piece.split() for piece in text(value).split(",")]
+        if not any(pieces):
             raise ValueError("must not be empty")
-        return tuple(map(read_one, found))
+        return tuple([read_one(word) for piece in pieces for word in piece or [""]])
 
     return read
 

@@ -389,7 +389,7 @@ def test_a_name_in_a_variable_keeps_all_its_characters(name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["vanished,changed", "vanished, changed,", "vanished\nchanged\n", " vanished changed", "\nvanished,\nchanged"],
+    ["vanished,changed", "vanished\nchanged\n", " vanished changed"],
 )
 def test_words_stand_between_commas_or_white_space(value: str) -> None:
     expected = {SkipKind.VANISHED, SkipKind.CHANGED}

@@ -65,6 +65,8 @@ class TlsStream:
                     break
                 except ssl.SSLWantReadError:
                     self._flush_or_raise()
+                except ssl.SSLZeroReturnError as error:  # some versions of OpenSSL call the end of the stream so here
+                    raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, str(error)) from None
                 except ssl.SSLError:
                     self._flush()  # the alert that tells the peer
                     raise
