@@ -572,13 +572,16 @@ class Transfer:
         if self._manifest.stream is not None:
             self._manifest.stream.stop()
         self._verifier.stop()
+        control = [self._link.channel] if self._link.channel is not None else []
         if self._committed is None:
-            self._dialer.close(keep=self._link.channel)
+            self._dialer.close(keep=control)
         else:
-            # Complete is the last that the receiver says: there is no end of stream to wait for.
+            # Complete is the last that the receiver says: there is no end of stream to wait for, nor a connection that
+            # is still being opened. Acknowledgements may come behind it.
             self._reader.begin_stop(self._link.channel)
+            self._dialer.close(keep=[*control, *self._connections.open_channels])
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
-        self._connections.join(deadline)  # acknowledgements may come behind Complete
+        self._connections.join(deadline)
         if self._committed is None:
             self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
         self._dialer.close()

@@ -166,8 +166,10 @@ class Verifier:
                     else:
                         self._compare(reader, block, work)
                 except Unsendable as error:
+                    # Before it is forgotten: a single file ends the transfer here, and must not look settled by then.
+                    withdrew = self._manifest.withdraw(work.file_id, error)
                     self._moved.forget(work.file_id)
-                    if withdrew := self._manifest.withdraw(work.file_id, error):
+                    if withdrew:
                         self._mailbox.post(withdrew)
         finally:
             reader.close()

@@ -14,7 +14,7 @@ follow that of a data connection (proto/README.md, "Opening").
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filestreamer.telemetry import tcp_info
@@ -240,15 +240,15 @@ class Dialer:
             channel.close_in_order()
         self._forget(channel.socket)
 
-    def shut_all(self, keep: Channel | None = None) -> None:
+    def shut_all(self, keep: Iterable[Channel] = ()) -> None:
         """Shut down every connection but `keep`: a thread that is blocked on one gets ConnectionLost, and may dial."""
-        kept = None if keep is None else keep.socket
+        kept = {channel.socket for channel in keep}
         with self._mutex:
-            for sock in self._sockets - {kept}:
+            for sock in self._sockets - kept:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
-    def close(self, keep: Channel | None = None) -> None:
+    def close(self, keep: Iterable[Channel] = ()) -> None:
         """Shut down every connection but `keep`, and let no thread open another. Idempotent."""
         with self._mutex:
             self._is_closed = True

@@ -159,7 +159,7 @@ def test_a_file_of_nothing_but_zeros_is_touched_when_they_were_told(pair: Pair, 
     file = make(pair.source / "f", 4 * MIB, [])
     zeros = m.Zeros((m.SegmentRange(0, 0, 4),))
     with RawReceiver() as receiver:
-        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB")
+        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB", "--connections", 1)
         control, _ = receiver.needs(4)
         assert control.expect(m.Zeros) == zeros
         if gets_bytes:

@@ -553,6 +553,10 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Ends of streams that are here by now are passed on: a sender that has Complete does not wait for the receiver.
+        for _turn in range(3):
+            if self._thread.is_alive():
+                self.do(lambda: None)
         self.close()
 
     def close(self) -> None:
