@@ -320,6 +320,21 @@ def test_sender_refuses_tls_1_2(pair: Pair, pki: Certificates) -> None:
 # ----------------------------------------------------------------------------------- the token is bound to the channel
 
 
+def kinds_of(said: bytes) -> list[type[m.Message]]:
+    """Return which messages somebody said, one behind the other."""
+    kinds = []
+    view = memoryview(said)
+
+    def read_exact(count: int) -> memoryview:
+        nonlocal view
+        some, view = view[:count], view[count:]
+        return some
+
+    while view:
+        kinds.append(type(decode(read_body(read_exact, limits.FRAME_BYTES))))
+    return kinds
+
+
 def test_man_in_the_middle_with_a_trusted_certificate(pair: Pair, pki: Certificates) -> None:
     """A certificate of the same authority for the same name, the opening relayed: the proof is of another channel."""
     token = {"FILESTREAMER_TOKEN": TOKEN}
@@ -332,23 +347,11 @@ def test_man_in_the_middle_with_a_trusted_certificate(pair: Pair, pki: Certifica
     with Relay(pair.address(receiver), as_server=as_server, as_client=as_client) as relay:
         message = pair.sender(file, relay.address, *pki.ours.trusted, env=token).fails(3, "token", status="refused")
         assert "token" in message
-        (seen,) = [each for each in relay.carried if each.up]  # control was not welcomed: nobody else says Hello
+        carried = [bytes(each.up) for each in relay.carried if each.up]
     assert receiver.wait_for("connection_refused")["code"] == "token"
-    opened = bytes(seen.up)
-    kinds = []
-    with contextlib.suppress(ValueError):
-        view = memoryview(opened)
-
-        def read_exact(count: int) -> memoryview:
-            nonlocal view
-            if len(view) < count:
-                raise ValueError
-            some, view = view[:count], view[count:]
-            return some
-
-        while True:
-            kinds.append(type(decode(read_body(read_exact, limits.FRAME_BYTES))))
-    assert [m.Hello, m.Proof] == kinds, "the middle saw a true opening, and nothing after it"
+    assert carried
+    for opened in carried:  # control was not welcomed: nobody else says Hello, though control itself may try again
+        assert kinds_of(opened) == [m.Hello, m.Proof], "the middle saw a true opening, and nothing after it"
     assert pair.received() == []
 
 
