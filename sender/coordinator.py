@@ -45,7 +45,7 @@ from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
-from sender.network.black_hole import BlackHoleFinder, small_packets
+from sender.network.black_hole import BlackHoleFinder
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
@@ -343,8 +343,7 @@ class Transfer:
         self._link.attach(channel, said_early if channel is early_channel else ())
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
-        if (mss_bytes := self._dialer.path_mtu.welcomed()) is not None:
-            self._log.info("small_packets_work", **small_packets(mss_bytes))
+        self._black_hole.control_is_up()
         self._link.say(self._make_offer())
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
@@ -572,14 +571,14 @@ class Transfer:
         if self._manifest.stream is not None:
             self._manifest.stream.stop()
         self._verifier.stop()
-        control = [self._link.channel] if self._link.channel is not None else []
+        control = [self._link.channel.socket] if self._link.channel is not None else []
         if self._committed is None:
             self._dialer.close(keep=control)
         else:
             # Complete is the last that the receiver says: there is no end of stream to wait for, nor a connection that
             # is still being opened. Acknowledgements may come behind it.
             self._reader.begin_stop(self._link.channel)
-            self._dialer.close(keep=[*control, *self._connections.open_channels])
+            self._dialer.close(keep=[*control, *self._connections.sockets()])
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
         self._connections.join(deadline)
         if self._committed is None:

@@ -5,18 +5,13 @@ came, while those before them never do.
 """
 
 import socket
-from typing import Any, Final
+from typing import Any
 
 from filestreamer.telemetry import tcp_info
-from filestreamer.telemetry.black_hole import REMEDY, BlackHoleWatch, is_full, is_stuck
-from filestreamer.wire import limits
+from filestreamer.telemetry.black_hole import HEARD_SECONDS, LOOK_SECONDS, REMEDY, BlackHoleWatches, loses_small_frames
 from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.liveness import Liveness
-
-LOOK_SECONDS: Final = 1.0
-HEARD_SECONDS: Final = 2 * limits.HEARTBEAT_SECONDS + 1
-"""After this long without a byte from the sender, the path may carry nothing at all."""
 
 
 class BlackHoleFinder:
@@ -27,7 +22,7 @@ class BlackHoleFinder:
         self._connection_set = connection_set
         self._liveness = liveness
         self._log = log
-        self._watches: dict[socket.socket, BlackHoleWatch] = {}
+        self._watches = BlackHoleWatches[socket.socket]()
         self._looked_at = 0.0
         self._is_told = False
 
@@ -39,15 +34,14 @@ class BlackHoleFinder:
         self._looked_at = now
         sockets = [control.socket, *(each.channel.socket for each in self._connection_set.attached)]
         infos = {sock: info for sock in sockets if (info := tcp_info.read(sock)) is not None}
-        self._watches = {sock: self._watches.get(sock) or BlackHoleWatch() for sock in infos}
-        found = {seen for sock in infos if (seen := self._watches[sock].look(infos[sock], now)) is not None}
+        found = self._watches.look(infos, now).values()
         at_control = infos.get(control.socket)
         # Where the sender's frames on control are what does not come, its kernel still acknowledges heartbeats.
         is_alive = at_control is not None and not at_control.unacknowledged_bytes
         if not found or not (is_alive or now - control.heard_at <= HEARD_SECONDS):
             return
-        if any(is_stuck(info) and not is_full(info) for info in infos.values()):
-            return  # small frames don't get through, either
+        if loses_small_frames(infos.values()):
+            return
         way = f"reach {control.peer}" if "sending" in found else f"come from {control.peer}"
         reason = f"small packets {way}, and full ones do not: this is likely an MTU black hole: {REMEDY}"
         self._liveness.black_hole = reason

@@ -9,16 +9,19 @@ import time
 from typing import Any, Final
 
 from filestreamer.telemetry import tcp_info
-from filestreamer.telemetry.black_hole import BlackHoleWatch, Direction, is_full, is_stuck
+from filestreamer.telemetry.black_hole import (
+    HEARD_SECONDS,
+    LOOK_SECONDS,
+    BlackHoleWatches,
+    Direction,
+    is_stuck,
+    loses_small_frames,
+)
 from filestreamer.telemetry.tcp_info import TcpInfo
-from filestreamer.wire import limits
 from filestreamer.wire.sockets.transport import Channel
 from sender.network.connections import DataConnections
 from sender.network.path_mtu import HEADER_BYTES, PathMtu
 
-LOOK_SECONDS: Final = 1.0
-HEARD_SECONDS: Final = 2 * limits.HEARTBEAT_SECONDS + 1
-"""After this long without a byte on any connection, the path may carry nothing at all."""
 _PROVEN_SEGMENTS: Final = 2
 
 
@@ -29,7 +32,7 @@ class BlackHoleFinder:
         self._connections = connections
         self._path_mtu = path_mtu
         self._log = log
-        self._watches: dict[socket.socket, BlackHoleWatch] = {}
+        self._watches = BlackHoleWatches[socket.socket]()
         self._looked_at = 0.0
         self._reported: list[str] = []  # what was warned of
 
@@ -42,12 +45,15 @@ class BlackHoleFinder:
         self._looked_at = now
         sockets = [control.socket, *self._connections.sockets()]
         infos = {sock: info for sock in sockets if (info := tcp_info.read(sock)) is not None}
-        self._watches = {sock: self._watches.get(sock) or BlackHoleWatch() for sock in infos}
-        found = {sock: seen for sock in infos if (seen := self._watches[sock].look(infos[sock], now)) is not None}
+        found = self._watches.look(infos, now)
         if self._is_proven([infos[sock] for sock in infos if sock is not control.socket]):
             self._report_works(self._path_mtu.works())
         elif found and now - heard_at <= HEARD_SECONDS:
             self._act(control, infos, found)
+
+    def control_is_up(self) -> None:
+        """Take in that the receiver has welcomed control."""
+        self._report_works(self._path_mtu.welcomed())
 
     def is_over(self) -> None:
         """Take in that the transfer is complete: all of it came through."""
@@ -65,8 +71,8 @@ class BlackHoleFinder:
     def _act(
         self, control: Channel, infos: dict[socket.socket, TcpInfo], found: dict[socket.socket, Direction]
     ) -> None:
-        if any(is_stuck(info) and not is_full(info) for info in infos.values()):
-            return  # small frames don't get through, either
+        if loses_small_frames(infos.values()):
+            return
         at_control = infos.get(control.socket)
         is_answered = at_control is not None and not at_control.unacknowledged_bytes
         sending = [sock for sock, seen in found.items() if seen == "sending"]
@@ -94,14 +100,11 @@ class BlackHoleFinder:
         self._log.warning("mtu_black_hole", reason=f"{suspicion}{tries}")
 
     def _report_works(self, mss_bytes: int | None) -> None:
+        """Log with which limit it works, where that was in doubt."""
         if mss_bytes is not None:
-            self._log.info("small_packets_work", **small_packets(mss_bytes))
-
-
-def small_packets(mss_bytes: int) -> dict[str, object]:
-    """Return the fields of the log line that says with which limit it works."""
-    size = mss_bytes + HEADER_BYTES
-    return {
-        "mss": mss_bytes,
-        "reason": f"packets of at most {size} bytes get through: all connections of this transfer use them from now on",
-    }
+            self._log.info(
+                "small_packets_work",
+                mss=mss_bytes,
+                reason=f"packets of at most {mss_bytes + HEADER_BYTES} bytes get through: all connections of this"
+                " transfer use them from now on",
+            )

@@ -422,11 +422,6 @@ class DataConnection(threading.Thread):
             return 0
         return max(0, self.counters.bytes_in_flight - channel.unacknowledged_bytes())
 
-    @property
-    def open_channel(self) -> Channel | None:
-        """The channel, if the connection is open. Any thread may ask."""
-        return self._channel
-
     def shut(self) -> None:
         """Shut the connection down, if it is open: its thread notices."""
         channel = self._channel

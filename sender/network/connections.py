@@ -8,7 +8,6 @@ from filestreamer.process.threads import as_failure, start_thread, waited_second
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import TransferFailed
-from filestreamer.wire.sockets.transport import Channel
 from sender.dispatch.parallelism import Change, Parallelism
 from sender.network.connection import DataConnection, Shared
 from sender.network.control_state import ControlState
@@ -104,7 +103,7 @@ class DataConnections:
         return sum(connection.delivered_bytes for connection in self._connections.values())
 
     def sockets(self) -> list[socket.socket]:
-        """Return the sockets of the connections that are up."""
+        """Return the sockets of the connections that are up; one that is being opened is not among them."""
         opened = [connection.counters.link[0] for connection in self._connections.values()]
         return [sock for sock in opened if sock is not None]
 
@@ -117,12 +116,6 @@ class DataConnections:
     def reading(self) -> int:
         """How many of them wait for the source."""
         return sum(connection.stage == "read" for connection in self._connections.values())
-
-    @property
-    def open_channels(self) -> list[Channel]:
-        """The channels of those that are open; one that is being opened is not among them."""
-        channels = [connection.open_channel for connection in self._connections.values()]
-        return [channel for channel in channels if channel is not None]
 
     def shut(self) -> None:
         """Shut down those that are open: their threads connect again."""

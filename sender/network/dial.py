@@ -240,15 +240,14 @@ class Dialer:
             channel.close_in_order()
         self._forget(channel.socket)
 
-    def shut_all(self, keep: Iterable[Channel] = ()) -> None:
+    def shut_all(self, keep: Iterable[socket.socket] = ()) -> None:
         """Shut down every connection but `keep`: a thread that is blocked on one gets ConnectionLost, and may dial."""
-        kept = {channel.socket for channel in keep}
         with self._mutex:
-            for sock in self._sockets - kept:
+            for sock in self._sockets.difference(keep):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
-    def close(self, keep: Iterable[Channel] = ()) -> None:
+    def close(self, keep: Iterable[socket.socket] = ()) -> None:
         """Shut down every connection but `keep`, and let no thread open another. Idempotent."""
         with self._mutex:
             self._is_closed = True

@@ -10,11 +10,19 @@ apart from a dead cable; and the peer's window is open, which tells it apart fro
 A caller has to know that small frames get through in both directions. Pure: the caller has the clock.
 """
 
-from typing import Final, Literal
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Final, Generic, Literal, TypeVar
 
 from filestreamer.telemetry.tcp_info import TcpInfo
+from filestreamer.wire import limits
 
 Direction = Literal["sending", "receiving"]
+K = TypeVar("K", bound=Hashable)
+
+LOOK_SECONDS: Final = 1.0
+"""How often to look at the connections."""
+HEARD_SECONDS: Final = 2 * limits.HEARTBEAT_SECONDS + 1
+"""After this long without a byte from the peer, the path may carry nothing at all."""
 
 STUCK_SECONDS: Final = 10.0
 """How long nothing moves before it is said. Ordinary loss ends sooner: the kernel has sent the segment five times."""
@@ -47,6 +55,23 @@ class BlackHoleWatch:
         if info.out_of_order > self._out_of_order_before and now - self._received_at >= STUCK_SECONDS:
             return "receiving"
         return None
+
+
+class BlackHoleWatches(Generic[K]):
+    """A watch for each connection that is up, by any key; those of other connections go."""
+
+    def __init__(self) -> None:
+        self._watches: dict[K, BlackHoleWatch] = {}
+
+    def look(self, infos: Mapping[K, TcpInfo], now: float) -> dict[K, Direction]:
+        """Take in what the kernel knows of each connection; return those on which full segments seem to be lost."""
+        self._watches = {key: self._watches.get(key) or BlackHoleWatch() for key in infos}
+        return {key: seen for key, info in infos.items() if (seen := self._watches[key].look(info, now)) is not None}
+
+
+def loses_small_frames(infos: Iterable[TcpInfo]) -> bool:
+    """Whether small frames don't get through, either: then the size of packets is not the reason."""
+    return any(is_stuck(info) and not is_full(info) for info in infos)
 
 
 def is_stuck(info: TcpInfo) -> bool:
