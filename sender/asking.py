@@ -33,6 +33,7 @@ from filestreamer.wire.grid import Grid
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.progress_clock import ProgressClock
 from filestreamer.wire.sockets.control_link import ControlLink
+from filestreamer.wire.sockets.route import Route
 from filestreamer.wire.sockets.transport import Channel
 from sender.listing.deletion import find_deletion
 from sender.listing.listing import Listed, ListingThread
@@ -55,8 +56,13 @@ _KINDS: Final = {m.Standing.DECLINED: m.SkipKind.DECLINED, m.Standing.EXISTING: 
 class Asking:
     """Asks about what the settings name. Make it, and `run` it once."""
 
-    def __init__(self, settings: SenderSettings, log: Any, show: Callable[[str], None]) -> None:
-        """`show` takes a line for each entry. Raises TransferFailed(SOURCE), UsageError."""
+    def __init__(
+        self, settings: SenderSettings, log: Any, show: Callable[[str], None], route: Route | None = None
+    ) -> None:
+        """`show` takes a line for each entry; `route` leads to the receiver (None: that to --to).
+
+        Raises TransferFailed(SOURCE), UsageError.
+        """
         self._settings = settings
         self._log = log
         self._show = show
@@ -74,6 +80,7 @@ class Asking:
             ControlState(),
             needed_features(settings, single, is_dry=True),
             log,
+            route=route,
         )
         self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
         self._reader = ControlReader(self._dialer, self._link, self._mailbox, lambda: False)

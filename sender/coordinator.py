@@ -31,6 +31,7 @@ from filestreamer.wire.framing import frame
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
+from filestreamer.wire.sockets.route import Route
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from sender.declined import DeclinedEntries
 from sender.dispatch.answers import Answers
@@ -86,12 +87,17 @@ class Transfer:
     _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
     _was_finished = False  # whether Finish was sent
 
-    def __init__(self, settings: SenderSettings, log: Any, before: "Transfer | None" = None) -> None:
+    def __init__(
+        self, settings: SenderSettings, log: Any, before: "Transfer | None" = None, route: Route | None = None
+    ) -> None:
         """Look at the paths to send. `before` is the transfer that this one continues (BeginAgain).
+
+        `route` leads to the receiver; None: that to --to.
 
         Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError.
         """
         self._settings = settings
+        self._route = route
         self._log = log
         self.mailbox = Mailbox()
         self.counters = TransferCounters(
@@ -113,8 +119,7 @@ class Transfer:
             parallelism.connections, shard_count=settings.shard.count, strict_modulo=settings.strict_modulo
         )
         self._queue = SendQueue(self._manifest, schedule, self.mailbox, settings.shard, is_tree=self._is_tree)
-        self.counters.chunk_size = self._manifest.chunk_size
-        self.counters.chunk_map = self._queue.states.chunk_map
+        self.counters.chunk_size, self.counters.chunk_map = self._manifest.chunk_size, self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
         self._dialer: Dialer = Dialer(
@@ -124,6 +129,7 @@ class Transfer:
             needed_features(settings, self._listing.single),
             log,
             path_mtu=before._dialer.path_mtu if before is not None else None,
+            route=route,
         )
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
@@ -167,7 +173,7 @@ class Transfer:
 
     def again(self) -> "Transfer":
         """Return the transfer that continues this one, after `run` raised BeginAgain. Raises as the constructor."""
-        return Transfer(self._settings, self._log, self)
+        return Transfer(self._settings, self._log, self, self._route)
 
     @property
     def is_connected(self) -> bool:

@@ -25,8 +25,8 @@ from filestreamer.wire.framing import frame_of
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import SenderOpening
 from filestreamer.wire.sockets import own_address
-from filestreamer.wire.sockets.addresses import Address, format_address, resolve
-from filestreamer.wire.sockets.dial import Dialing
+from filestreamer.wire.sockets.addresses import Address, format_address
+from filestreamer.wire.sockets.route import Attempts, Route, TcpRoute
 from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, Deadline, prepare
 from sender.network.control_state import ControlState
 from sender.network.path_mtu import PathMtu
@@ -63,19 +63,18 @@ class Dialer:
         log: Any,
         *,
         path_mtu: PathMtu | None = None,
+        route: Route | None = None,
     ) -> None:
         """Prepare to dial receivers that have the features which the transfer `needs`.
 
-        `path_mtu` is what earlier transfers know of the path.
+        `path_mtu` is what earlier transfers know of the path. `route` leads to the receiver; None: that to --to.
 
         Raises UsageError for an unusable TLS file; AddressNotReady where this machine does not have --source-address,
         after some seconds.
         """
-        assert settings.to is not None  # only a list of what would be offered goes without it
-        self._to = settings.to
-        self._source = settings.source_address
-        if self._source is not None and not control_state.was_open:
-            _wait_for_source(self._source, log)
+        if settings.source_address is not None and not control_state.was_open:
+            _wait_for_source(settings.source_address, log)
+        self._route = route or _tcp_route(settings)
         self._transfer_id = transfer_id
         self._control_state = control_state
         self._needs = needs
@@ -88,7 +87,6 @@ class Dialer:
         self._mutex = threading.Lock()  # protects the fields below
         self._sockets: set[socket.socket] = set()  # of all connections, those that are being opened as well
         self._is_closed = False
-        self._has_resolved = False
         self._handshakes: list[str] = []  # addresses with which a TLS handshake is under way
 
     def open_control(self, on_hello: OnHello) -> tuple[Channel, Address, bytes]:
@@ -97,10 +95,7 @@ class Dialer:
         Raises ConnectionLost, Refused, RemoteProtocolError, TransferFailed(POLICY) where the receiver lacks a feature
         that the transfer needs.
         """
-        self._has_resolved = False
-        addresses = resolve(self._to.host, self._to.port)
-        self._has_resolved = True
-        dialing = self._dial(addresses)
+        dialing = self._dial()
         while True:
             address, sock = dialing.connect()
             link: _Link | None = None
@@ -118,9 +113,9 @@ class Dialer:
                 # The next address may lead to a receiver that answers.
                 dialing.failed(address, str(error))
 
-    def _dial(self, addresses: list[Address]) -> Dialing:
-        """Return the attempts to connect to one of these addresses."""
-        return Dialing(addresses, limits.OPENING_SILENCE_SECONDS, self._register, self._source)
+    def _dial(self, addresses: Iterable[Address] | None = None) -> Attempts:
+        """Return the attempts to connect to the receiver, at one of these addresses where it has several."""
+        return self._route.attempts(limits.OPENING_SILENCE_SECONDS, self._register, addresses)
 
     def open_data(self, connection_id: int) -> PendingOpening:
         """Open a data connection to the address of control, once control is that far.
@@ -189,7 +184,9 @@ class Dialer:
         with self._mutex:
             self._handshakes.append(address)
         try:
-            return trust.handshake(sock, self._to.host, secret, on_timeout=self.path_mtu.handshake_failed)
+            return trust.handshake(
+                sock, self._route.host, secret, pins=self._route.pins, on_timeout=self.path_mtu.handshake_failed
+            )
         finally:
             with self._mutex:
                 self._handshakes.remove(address)
@@ -229,8 +226,8 @@ class Dialer:
                 with contextlib.suppress(OSError):
                     return f"{_opening_step(info, speaks_tls=self._speaks_tls)} of {format_address(sock.getpeername())}"
         if infos:
-            return f"{self._to} to take a TCP connection"
-        return f"a connection to {self._to}" if self._has_resolved else f"the name server, for {self._to.host}"
+            return f"{self._route} to take a TCP connection"
+        return self._route.waits_for()
 
     def close_channel(self, channel: Channel, *, in_order: bool = False, at_once: bool = False) -> None:
         """Close a channel that was opened here; `at_once` behind Complete, in order if the transfer goes on."""
@@ -252,6 +249,12 @@ class Dialer:
         with self._mutex:
             self._is_closed = True
         self.shut_all(keep)
+
+
+def _tcp_route(settings: SenderSettings) -> TcpRoute:
+    to = settings.to
+    assert to is not None  # only a list of what would be offered goes without it
+    return TcpRoute(to.host, to.port, str(to), settings.source_address)
 
 
 def _wait_for_source(source: str, log: Any) -> None:

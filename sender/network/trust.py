@@ -46,14 +46,20 @@ class Trust:
         self._look_at_own(self._contexts.get())
 
     def handshake(
-        self, sock: socket.socket, host: str, token: str | None, *, on_timeout: Callable[[socket.socket], None]
+        self,
+        sock: socket.socket,
+        host: str,
+        token: str | None,
+        *,
+        pins: tuple[bytes, ...] = (),
+        on_timeout: Callable[[socket.socket], None],
     ) -> Secured:
         """Do the handshake on a connected socket, within the timeout that it has; return the session.
 
-        `token` is the one that is going to be proved on this connection: the given one, or the user's own. `on_timeout`
-        gets the socket where the receiver does not answer. Raises UsageError where the
-        token is too short for that, RemoteProtocolError(POLICY) where the receiver is not trusted, OSError where the
-        connection failed.
+        `token` is the one that is going to be proved on this connection: the given one, or the user's own. `pins` are
+        digests of which the certificate must have one, beside what decides. `on_timeout` gets the socket where the
+        receiver does not answer. Raises UsageError where the token is too short for that, RemoteProtocolError(POLICY)
+        where the receiver is not trusted, OSError where the connection failed.
         """
         contexts = self._contexts.get()
         self._look_at_own(contexts)
@@ -68,7 +74,7 @@ class Trust:
             chosen.context,
             sock,
             host,
-            pins=settings.pins,
+            pins=settings.pins or pins,
             has_ca=settings.tls_ca is not None,
             on_timeout=on_timeout,
         )

@@ -4,6 +4,7 @@
 2. `listen`     a receiver, and the metrics endpoint, listen on every address of a name;
 3. `dial`       a sender connects to the first address that answers, trying them side by side; both know from
                 `own_address` what to wait for where this machine does not have an address yet;
+                `route` is how a peer is reached, of which TCP is the usual way;
 4. `tls`        where it is wanted, TLS 1.3: contexts, and the handshake of a sender;
                 `pem` reads certificates and keys from PEM files, whatever tool wrote them, and `certificate` what they
                 say, and makes one; `tls_errors` says what a failed handshake means;

@@ -19,14 +19,25 @@ MISSING_SECONDS: Final = 3.0
 """How long a service that starts waits for an address that this machine does not have: it may be mistyped."""
 
 
-def format_address(address: tuple[object, ...]) -> str:
-    """Write a socket address as HOST:PORT, with brackets around IPv6, and %INTERFACE where it is link-local."""
+IN_SSH: Final = "ssh"
+"""What an address is called that is none of the network: the other end is a program that ssh has started."""
+
+
+def format_address(address: object) -> str:
+    """Write a socket address as HOST:PORT, with brackets around IPv6, and %INTERFACE where it is link-local.
+
+    That of a Unix socket, which has no host, is IN_SSH.
+    """
+    if not isinstance(address, tuple):
+        return IN_SSH
     host, port = format_host(address), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def format_host(address: tuple[object, ...]) -> str:
-    """Write a socket address without its port."""
+def format_host(address: object) -> str:
+    """Write a socket address without its port; IN_SSH for a Unix socket."""
+    if not isinstance(address, tuple):
+        return IN_SSH
     host = str(address[0])
     scope = address[3] if len(address) == 4 else 0
     return f"{host}%{_interface(scope)}" if scope and isinstance(scope, int) else host
