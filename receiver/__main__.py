@@ -67,12 +67,13 @@ def _fail(error: Exception) -> int:
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
     with signals.deferred():
+        from filestreamer.credentials import certificate
         from filestreamer.telemetry.monitor import Monitor
         from filestreamer.telemetry.report import report
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
-        from receiver.server import certificate, token
+        from receiver.server import token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
@@ -80,7 +81,6 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         destination, output_name = _open_destination(settings)
         listeners = _listen(settings, logger)
         if not isinstance(destination, OpenFile):
-            destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
             _clean_staging(settings, destination, logger)
         addresses = [listener.socket.getsockname() for listener in listeners]
         hosts = [str(address[0]) for address in addresses]
@@ -195,9 +195,10 @@ def _listen(settings: "ReceiverSettings", logger: Any) -> "list[Listener]":
 
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
-    """Delete old staging with --discard-staging-after; log what is left to be resumed."""
+    """Delete old staging with --discard-staging-after; log what is left to be resumed, and what the disk lacks."""
     from receiver.disk.staging.sweep import discard_older_than, give_back_space
 
+    destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
     removed, left = discard_older_than(destination, settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:
         logger.info("staging_discarded", files=removed)

@@ -190,13 +190,6 @@ class SenderSettings(CommonSettings):
     )
     """Use TLS; always true where `tls_cert`, `tls_key`, `tls_ca` or `tls_pin` is given."""
 
-    tls_pin: tuple[tuple[bytes, ...], ...] = several(
-        values.sha256,
-        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
-        metavar="SHA256,...",
-    )
-    """Digests of 32 bytes, of which the receiver's certificate must have one."""
-
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -221,24 +214,6 @@ class SenderSettings(CommonSettings):
         if self.delete and (self.include or self.files_from is not None):
             chosen = "--include" if self.include else "--files-from"
             raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
-
-    @property
-    def pins(self) -> tuple[bytes, ...]:
-        """The digests in `tls_pin`, as one tuple."""
-        return tuple(pin for several in self.tls_pin for pin in several)
-
-    @property
-    def is_certificate_named(self) -> bool:
-        """Whether the user says which certificates to trust; else a token decides, or the system."""
-        return self.tls_ca is not None or bool(self.tls_pin)
-
-    def check_token(self, token: str) -> None:
-        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
-        if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
-            raise UsageError(
-                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
-                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
-            )
 
     @property
     def reads_stdin(self) -> bool:

@@ -2,7 +2,7 @@
 
 1. `server`      makes the parts, runs the loop, and reports every transfer that has ended;
                  connections come from `filestreamer.listening`, after their opening
-2. `token`       chooses the secret that senders have to prove; `certificate` is what the receiver shows over TLS
+2. `token`       chooses the secret that senders have to prove
 3. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
 4. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
                  A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY

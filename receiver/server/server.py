@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.credentials import certificate
 from filestreamer.listening.acceptor import HANDSHAKE_BYTES, Acceptor, Listener, count_handshakes
 from filestreamer.listening.handshake import Handshake
 from filestreamer.settings.sizes import format_size
@@ -18,7 +19,6 @@ from receiver.disk.destination import Destination
 from receiver.memory import process_limit
 from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
-from receiver.server import certificate
 from receiver.server.admission import Admission
 from receiver.server.registry import Registry
 from receiver.settings import ReceiverSettings
