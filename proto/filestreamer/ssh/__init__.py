@@ -8,12 +8,12 @@ The near side is the command that the user has typed, the far side the service t
 4. `far_side`  logs in, asks for the service by one line of JSON, reads its answer, and keeps it alive;
 5. `way`       finds out whether the far side can be reached directly;
 6. `tunnels`   makes connections through ssh, where it can't;
-7. `explain`   says in clear words why it did not come up.
+7. `explain`   says in clear words why it did not come up; `said` shows what is said there in the log.
 
 The far side:
 
-8. `service`   reads that line, starts the service, answers, and ends with the near side; `leases` holds it while ssh is
-   lost and made anew;
+8. `service`   reads that line, starts the service, answers, and ends with the near side; `places` has its address and
+   its private directory, and `leases` holds it while ssh is lost and made anew;
 9. `relay`     carries one connection between the standard streams of ssh and the service.
 
 `lines` has what both sides say to each other.

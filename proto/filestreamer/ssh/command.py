@@ -28,7 +28,12 @@ _ALWAYS: Final = (
     "ServerAliveInterval=15",
     "ServerAliveCountMax=3",
 )
-_WHERE_NAMED: Final = {"remotecommand": "none", "sessiontype": "default", "stdinnull": "no", "forkafterauthentication": "no"}
+_WHERE_NAMED: Final = {
+    "remotecommand": "none",
+    "sessiontype": "default",
+    "stdinnull": "no",
+    "forkafterauthentication": "no",
+}
 """Options of newer versions that would keep the remote command from being run, or its input from reaching it."""
 
 
@@ -110,9 +115,7 @@ class Ssh:
             options += ["ControlMaster=yes", f"ControlPath={_escaped(control_path)}", "ControlPersist=no"]
         return [*self._words, "-T", *self._options(options), *self._port, "--", self._remote.destination, command]
 
-    def tunnel(
-        self, host: str, port: int, *, address: str | None, control_path: str | None, shares: bool
-    ) -> list[str]:
+    def tunnel(self, host: str, port: int, *, address: str | None, control_path: str | None, shares: bool) -> list[str]:
         """Return the command line whose standard streams are a connection from there to a host and port.
 
         See `further` for the other arguments.

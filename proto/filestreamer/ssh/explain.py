@@ -16,8 +16,12 @@ SSH_ERROR: Final = 255
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 
-_HOST_KEY: Final = re.compile(r"host key verification failed|remote host identification has changed|no .* host key is known", re.I)
-_REFUSED: Final = re.compile(r"permission denied|too many authentication failures|no supported authentication methods", re.I)
+_HOST_KEY: Final = re.compile(
+    r"host key verification failed|remote host identification has changed|no .* host key is known", re.I
+)
+_REFUSED: Final = re.compile(
+    r"permission denied|too many authentication failures|no supported authentication methods", re.I
+)
 _UNREACHABLE: Final = re.compile(
     r"could not resolve hostname|connection refused|connection timed out|operation timed out|no route to host"
     r"|network is unreachable|host is down",
@@ -26,7 +30,9 @@ _UNREACHABLE: Final = re.compile(
 _MISSING: Final = re.compile(r"command not found|unknown command|: not found|no such file or directory", re.I)
 _TOO_OLD: Final = re.compile(r"needs Python 3\.\d+.*")
 _NO_SERVE: Final = re.compile(r"unexpected extra argument \(?'?(serve|relay)")
-_PROHIBITED: Final = re.compile(r"administratively prohibited|forwarding (is )?(disabled|not permitted)", re.I)
+_PROHIBITED: Final = re.compile(
+    r"administratively prohibited|stdio forwarding request failed|forwarding (is )?(disabled|not permitted)", re.I
+)
 _UNREACHABLE_FROM_THERE: Final = re.compile(r"open failed: (connect failed|unknown)", re.I)
 
 
@@ -90,7 +96,7 @@ def explain(host: str, command: str, code: int | None, said: Sequence[str], prin
             exit_code=Exit.REFUSED,
             name="version",
         )
-    word = command.split()[0]
+    word = command.split(maxsplit=1)[0]
     if code in (_NOT_FOUND, _NOT_EXECUTABLE) or _any(_MISSING, said) is not None:
         return FarSideFailed(
             f"{host}: {word} can't be run there ({last_words(said, code)}): install filestreamer on that machine (pip"

@@ -31,7 +31,7 @@ ANEW_SECONDS: Final = 60.0
 PATIENT_SECONDS: Final = 15.0
 """After how long it is said what the login is waited for."""
 LAST_WORDS_SECONDS: Final = 2.0
-END_SECONDS: Final = 5.0
+END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
 CONNECTIONS: Final = 8
 """The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
@@ -155,48 +155,22 @@ class FarSide:
 
     def _converse(self, child: Child, request: bytes, seconds: float | None) -> lines.Answer | str:
         """Send the request, and wait for the answer, for at most so many seconds. Raises FilestreamerError."""
-        stdin, stdout = child.process.stdin, child.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        for stream in (stdin, stdout):
-            os.set_blocking(stream.fileno(), False)
-        reader = _AnswerReader(self._host)
         began_at, is_told = time.monotonic(), False
-        unsent = memoryview(request)
-        poll = select.poll()
-        poll.register(stdout, select.POLLIN)
-        poll.register(stdin, select.POLLOUT)
+        conversation = _Conversation(child, request, self._host)
         while True:
-            for fd, _ in poll.poll(1000):
-                if fd == stdin.fileno():
-                    try:
-                        unsent = unsent[os.write(fd, unsent) :]
-                    except BlockingIOError:
-                        continue
-                    except OSError:
-                        unsent = memoryview(b"")  # what it printed, or how it ends, says why
-                    if not unsent:
-                        poll.unregister(fd)
-                else:
-                    data = os.read(fd, 1 << 16)
-                    line = reader.take(data)
-                    if line is not None:
-                        return lines.read_answer(line, self._host)
-                    if not data:
-                        child.ended.wait(LAST_WORDS_SECONDS)
-                        raise explain.explain(
-                            self._host,
-                            self._start.remote_command,
-                            child.process.returncode,
-                            list(child.tail),
-                            reader.last_line,
-                        )
+            line = conversation.go_on(1.0)
+            if line is not None:
+                return lines.read_answer(line, self._host)
+            if conversation.is_over:
+                child.ended.wait(LAST_WORDS_SECONDS)
+                code, words = child.process.returncode, list(child.tail)
+                raise explain.explain(self._host, self._start.remote_command, code, words, conversation.last_line)
             waited = time.monotonic() - began_at
             if seconds is not None and waited > seconds:
                 raise ConnectionLost(f"{self._host}: no answer within {seconds:g} s")
             if waited > PATIENT_SECONDS and not is_told:
-                is_told = True
-                self._log.info("waiting_for_far_side", host=self._host, reason="ssh, or what it starts, has not answered")
+                is_told, reason = True, "ssh, or what it starts, has not answered yet"
+                self._log.info("waiting_for_far_side", host=self._host, reason=reason)
 
     # --- until the end
 
@@ -346,17 +320,51 @@ class TunnelAttempt:
         self._failure = reason
 
 
-class _AnswerReader:
-    """Finds the answer in what a login shell and the service print."""
+class _Conversation:
+    """Says the request, and finds the answer in what a login shell and the service print."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, child: Child, request: bytes, host: str) -> None:
+        stdin, stdout = child.process.stdin, child.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        self._stdin, self._stdout = stdin.fileno(), stdout.fileno()
+        for fd in (self._stdin, self._stdout):
+            os.set_blocking(fd, False)
         self._host = host
+        self._unsent = memoryview(request)
+        self._poll = select.poll()
+        self._poll.register(self._stdin, select.POLLOUT)
+        self._poll.register(self._stdout, select.POLLIN)
         self._partial = b""
         self._skipped_bytes = 0
         self.last_line = ""
+        """What was printed last before the answer."""
+        self.is_over = False
+        """Whether nothing will be printed any more."""
 
-    def take(self, data: bytes) -> bytes | None:
-        """Take in what was printed; return the line with the answer once it is there. Raises FarSideFailed."""
+    def go_on(self, seconds: float) -> bytes | None:
+        """Wait for at most so long; return the line with the answer once it is there. Raises FarSideFailed."""
+        found = None
+        for fd, _ in self._poll.poll(seconds * 1000):
+            if fd == self._stdin:
+                self._say()
+            else:
+                data = os.read(fd, 1 << 16)
+                self.is_over = not data
+                found = self._take(data)
+        return found
+
+    def _say(self) -> None:
+        try:
+            self._unsent = self._unsent[os.write(self._stdin, self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent = memoryview(b"")  # what is printed, or how it ends, says why
+        if not self._unsent:
+            self._poll.unregister(self._stdin)
+
+    def _take(self, data: bytes) -> bytes | None:
         *whole, self._partial = (self._partial + data).split(b"\n")
         for line in whole:
             if line.startswith(lines.PREFIX):
@@ -364,8 +372,7 @@ class _AnswerReader:
             self._skipped_bytes += len(line) + 1
             self.last_line = line[: explain.SHOWN_CHARACTERS].decode(errors="replace").strip() or self.last_line
         is_answer = self._partial.startswith(lines.PREFIX)
-        most = lines.ANSWER_BYTES if is_answer else lines.SKIPPED_BYTES - self._skipped_bytes
-        if len(self._partial) > most:
+        if len(self._partial) + (0 if is_answer else self._skipped_bytes) > lines.SKIPPED_BYTES:
             raise FarSideFailed(
                 f"{self._host}: the login shell there prints more than {lines.SKIPPED_BYTES >> 10} KiB to standard"
                 " output before the answer: it must print nothing where it runs a command"
@@ -383,4 +390,6 @@ def _close_streams(child: Child, *, only_input: bool = False) -> None:
 def _make_directory() -> str:
     """Make a private directory, whose path is short enough for a socket in it."""
     place = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp")
+    return tempfile.mkdtemp(
+        prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp"
+    )

@@ -7,7 +7,7 @@ half a surrogate pair (PEP 383), whatever the locale of either side is.
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from filestreamer.version import VERSION
 from filestreamer.wire.errors import FarSideFailed, FilestreamerError
@@ -25,6 +25,10 @@ SKIPPED_BYTES: Final = 64 << 10
 """How much a login shell may print before the answer."""
 MARKER_BYTES: Final = 4 << 10
 """How much it may print before the marker of a relay."""
+
+
+Types: TypeAlias = type | tuple[type, ...]
+"""The types that a value may have, exactly."""
 
 
 class Answer(NamedTuple):
@@ -80,7 +84,7 @@ def request(task: str, **content: Any) -> bytes:
     return encode({"form": FORM, "version": VERSION, "protocol": PROTOCOL, "task": task, **content})
 
 
-def read_request(line: bytes, task: str, known: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def read_request(line: bytes, task: str, known: Mapping[str, Types]) -> dict[str, Any]:
     """Read a request for this task; `known` has what it may say, with the types.
 
     Raises FarSideFailed, which names both versions where the near side's is another one.
@@ -97,9 +101,19 @@ def read_request(line: bytes, task: str, known: Mapping[str, type | tuple[type, 
     asked = content.pop("task", None)
     if asked != task:
         raise FarSideFailed(f"this is {task}, and not {asked!r}: change --remote-command", exit_code=2)
+    return _check(content, known, theirs)
+
+
+def read_own(asked: Mapping[str, Any], known: Mapping[str, Types]) -> dict[str, Any]:
+    """Read what one service alone has to know. Raises FarSideFailed."""
+    return _check(dict(asked), known, "the other side")
+
+
+def _check(content: dict[str, Any], known: Mapping[str, Types], theirs: str) -> dict[str, Any]:
+    """Return what is asked for. Raises FarSideFailed where it is not exactly what is known here."""
     unknown = sorted(content.keys() - known.keys())
     if unknown:
-        reason = f"{_versions(theirs)} (what is asked for with {unknown[0]!r} is not known here)"
+        reason = f"{_versions(theirs)} ({unknown[0]!r} is not known here)"
         raise FarSideFailed(reason, exit_code=3, name="version")
     for key, types in known.items():
         allowed = types if isinstance(types, tuple) else (types,)

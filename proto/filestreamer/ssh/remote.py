@@ -15,7 +15,9 @@ from urllib.parse import unquote
 REMOTES_ACCEPTED: Final = "[USER@]HOST:DIR or ssh://[USER@]HOST[:PORT]/DIR"
 
 _SCHEME: Final = "ssh://"
-_REMOTE: Final = re.compile(r"(?:(?P<user>[^/:\[\]]*)@)?(?:\[(?P<boxed>[^][/]*)\]|(?P<host>[^][/:@]*)):(?P<path>.*)", re.S)
+_REMOTE: Final = re.compile(
+    r"(?:(?P<user>[^/:\[\]]*)@)?(?:\[(?P<boxed>[^][/]*)\]|(?P<host>[^][/:@]*)):(?P<path>.*)", re.S
+)
 _AUTHORITY: Final = re.compile(r"(?:(?P<user>.*)@)?(?:\[(?P<boxed>[^][]*)\]|(?P<host>[^][:@]*))(?::(?P<port>[0-9]*))?")
 _UNFIT_FOR_HOST: Final = re.compile(r"""[\s'"`$\\;&<>|(){}*?!,@/]""")
 """What no name of a machine has, and ssh refuses, or takes for a pattern."""
@@ -57,8 +59,8 @@ def is_remote(value: object) -> bool:
     if value.startswith(_SCHEME):
         return True
     match = _REMOTE.fullmatch(value)
-    if match is None or match["host"] == "" or _is_ipv6(value):
-        return False
+    if match is None or match["host"] == "" or match["path"].startswith("//") or _is_ipv6(value):
+        return False  # also a URL of another kind
     return match["user"] is not None or not _is_port(match["path"])
 
 
@@ -73,6 +75,8 @@ def parse_remote(value: object) -> Remote:
         raise ValueError(f"{value!r} is not a remote directory: write it as {REMOTES_ACCEPTED}")
     user, path = match["user"], match["path"]
     host = match["boxed"] if match["boxed"] is not None else match["host"]
+    if path.startswith("//"):
+        raise ValueError(f"{value!r} is a URL of another kind: write {host}:/DIR or ssh://{host}/DIR")
     if match["boxed"] is None and ":" in path:
         _check_brackets(value, host, path)
     if user is not None and _is_port(path) and path:

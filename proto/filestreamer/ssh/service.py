@@ -29,7 +29,7 @@ from filestreamer.wire.session import Side
 REQUEST_SECONDS: Final = 60.0
 """How long the request may take, once this runs."""
 
-_KNOWN: Final[Mapping[str, type | tuple[type, ...]]] = {
+_KNOWN: Final[Mapping[str, lines.Types]] = {
     "session": str,
     "token": str,
     "tls": bool,
@@ -114,14 +114,20 @@ def _serve(side: Side, begin: Begin, answers: int) -> int:
     log_defects(logger)
     directory = places.make_directory(session)
     try:
-        return _run(request, begin, session, directory, streams, answers, logger)
+        return _run(request, begin, _Place(session, directory, streams, answers), logger)
     finally:
         places.remove_directory(directory)
 
 
-def _run(
-    request: Request, begin: Begin, session: str, directory: str, streams: Streams, answers: int, logger: Any
-) -> int:
+class _Place(NamedTuple):
+    session: str
+    directory: str
+    streams: Streams
+    answers: int
+
+
+def _run(request: Request, begin: Begin, place: _Place, logger: Any) -> int:
+    session, directory, streams, answers = place
     address = places.server_address(os.environ)
     marker = lines.marker(session)
     direct, tunnels = places.listen_on(address), places.listen_on(address)

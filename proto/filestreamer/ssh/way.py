@@ -1,6 +1,7 @@
 """Which way the connections go: directly to the far side or, where it can't be reached so, through ssh."""
 
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -50,17 +51,11 @@ def reached_address(pid: int) -> str | None:
 
 def _host(digits: str) -> str:
     """Return the address that the kernel writes as words of 32 bits, each in the byte order of the machine."""
-    words = [int(digits[at : at + 8], 16).to_bytes(4, _byte_order()) for at in range(0, len(digits), 8)]
+    words = [int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)]
     packed = b"".join(words)
     if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):
         packed = packed[12:]
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def _byte_order() -> "str":
-    import sys
-
-    return sys.byteorder
 
 
 def candidates(answer: Answer, reached: str | None) -> list[Address]:
