@@ -39,11 +39,6 @@ def file_name(value: object) -> str:
     return name
 
 
-def existing(value: object) -> Existing:
-    """Read what becomes of files that exist."""
-    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
-
-
 def share(value: object) -> Share:
     """Read a shard, written INDEX/COUNT."""
     index, slash, count = values.text(value).partition("/")
@@ -155,7 +150,7 @@ class SenderSettings(CommonSettings):
     """Tell the receiver the numeric owner and group of each entry."""
 
     existing: Existing = setting(
-        existing,
+        values.OneOf({each.name.lower(): each for each in Existing}),
         "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
         " replace, or refuse.",
         default="replace",
