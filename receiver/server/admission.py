@@ -25,6 +25,7 @@ from receiver.memory.budget import Account, Budget
 from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget, limit_socket_buffers
 from receiver.server.registry import join_all
 from receiver.settings import ReceiverSettings
+from receiver.transfer.asked import Asked
 from receiver.transfer.connection import DataConnection
 from receiver.transfer.mailbox import ControlUp
 from receiver.transfer.names import Names
@@ -57,8 +58,9 @@ class Admission:
         ended: Callable[[Transfer, FilestreamerError | None], None],
         monitor: Monitor,
         log: Any,
+        asked: Asked | None = None,
     ) -> None:
-        """Have no transfers yet. `budget` is the memory for all of them.
+        """Have no transfers yet. `budget` is the memory for all of them. `asked` is all that they may bring.
 
         `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
         """
@@ -68,6 +70,7 @@ class Admission:
         self._budget = budget
         self._monitor = monitor
         self._log = log
+        self._asked = asked
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
         self._lock = threading.Lock()  # protects _transfers
@@ -242,6 +245,7 @@ class Admission:
             window_bytes=self._settings.window,
             socket_limits=self._socket_limits,
             rate_limit=self._rate_limit,
+            asked=self._asked,
         )
         transfer.counters.tolerated = self._settings.tolerated
         return transfer

@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from filestreamer.process import log
 from filestreamer.settings import values
-from filestreamer.settings.definition import definitions, setting, several
+from filestreamer.settings.definition import setting, several
 from filestreamer.settings.values import MetricsAddress
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
@@ -161,20 +160,3 @@ class CommonSettings:
             for flag, path in files.items()
             if path is not None and values.is_open_to_all(path)
         ]
-
-
-COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).values())
-
-OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset(
-        "input_file to source_address as connections chunk_size shard strict_modulo include exclude"
-        " checksum owner existing delete xattrs files_from one_file_system dereference dry_run".split()
-    ),
-    "receiver": frozenset(
-        "listen directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"
-        " discard_staging_after memory_limit".split()
-    ),
-}
-"""Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but
-they never import each other, so the keys are repeated here. `parse_settings` fails where a line and its service differ.
-"""
