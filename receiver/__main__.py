@@ -14,8 +14,7 @@ from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    import socket
-
+    from filestreamer.listening.acceptor import Listener
     from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
     from receiver.server.token import Chosen
@@ -68,12 +67,13 @@ def _fail(error: Exception) -> int:
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
     with signals.deferred():
+        from filestreamer.credentials import certificate
         from filestreamer.telemetry.monitor import Monitor
         from filestreamer.telemetry.report import report
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
-        from receiver.server import certificate, token
+        from receiver.server import token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
@@ -81,9 +81,8 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         destination, output_name = _open_destination(settings)
         listeners = _listen(settings, logger)
         if not isinstance(destination, OpenFile):
-            destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
             _clean_staging(settings, destination, logger)
-        addresses = [listener.getsockname() for listener in listeners]
+        addresses = [listener.socket.getsockname() for listener in listeners]
         hosts = [str(address[0]) for address in addresses]
         chosen = token.choose(settings, destination, hosts, logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
@@ -177,15 +176,16 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listen(settings: "ReceiverSettings", logger: Any) -> "list[socket.socket]":
-    """Return the sockets that listen on --listen. Raises UsageError, AddressNotReady."""
+def _listen(settings: "ReceiverSettings", logger: Any) -> "list[Listener]":
+    """Return what listens on --listen. Raises UsageError, AddressNotReady."""
+    from filestreamer.listening.acceptor import Listener
     from filestreamer.wire.sockets.listen import listen
 
     def tell(reason: str) -> None:
         logger.warning("waiting_for_address", setting="--listen", reason=reason)
 
     try:
-        return listen(settings.listen.host, settings.listen.port, tell)
+        return [Listener(sock) for sock in listen(settings.listen.host, settings.listen.port, tell)]
     except OSError as error:
         raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
     except AddressNotReady as error:
@@ -195,9 +195,10 @@ def _listen(settings: "ReceiverSettings", logger: Any) -> "list[socket.socket]":
 
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:
-    """Delete old staging with --discard-staging-after; log what is left to be resumed."""
+    """Delete old staging with --discard-staging-after; log what is left to be resumed, and what the disk lacks."""
     from receiver.disk.staging.sweep import discard_older_than, give_back_space
 
+    destination.tell = lambda text: logger.warning("destination_lacks", reason=text)
     removed, left = discard_older_than(destination, settings.discard_staging_after, time.time())  # noqa: TID251 - file times
     if removed:
         logger.info("staging_discarded", files=removed)

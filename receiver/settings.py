@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from filestreamer.settings import values
 from filestreamer.settings.address import Address, parse_address
-from filestreamer.settings.common import WINDOW_MAX, CommonSettings
-from filestreamer.settings.definition import setting
+from filestreamer.settings.common import WINDOW_MAX
+from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
+from filestreamer.settings.source import SOURCE_FIELDS, SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 
@@ -19,13 +20,21 @@ SUMMARY = "Receive files from senders, check every byte, and put them in place w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiverSettings(CommonSettings):
+class ReceiverSettings(SourceSettings):
     """The settings of one run of the receiver. The help texts are beside the fields."""
 
     listen: Address = setting(
         parse_address, "Listen address.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
     )
     """An empty host is every address of this machine, port 0 a free port."""
+
+    fetch: tuple[str, ...] = several(
+        values.text,
+        "Start a sender at HOST over ssh, and receive PATH from there.",
+        flag="--from",
+        metavar="[USER@]HOST:PATH",
+    )
+    """What is fetched, all of it from one host; () waits for senders."""
 
     directory: str = setting(values.text, "Directory for received files.", default=".", metavar="DIR")
     """Relative to the working directory. Not used with `output_file`."""
@@ -114,4 +123,4 @@ class ReceiverSettings(CommonSettings):
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
     """Return the settings, and warnings for the log. Raises as `parse_settings` does."""
-    return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ)
+    return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ, only_with=("fetch", SOURCE_FIELDS))

@@ -7,9 +7,9 @@ from typing import Final
 
 from filestreamer.settings import values
 from filestreamer.settings.address import Address, numeric_address, parse_address
-from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
+from filestreamer.settings.source import SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
@@ -39,11 +39,6 @@ def file_name(value: object) -> str:
     return name
 
 
-def existing(value: object) -> Existing:
-    """Read what becomes of files that exist."""
-    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
-
-
 def share(value: object) -> Share:
     """Read a shard, written INDEX/COUNT."""
     index, slash, count = values.text(value).partition("/")
@@ -63,7 +58,7 @@ def _shard_number(digits: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SenderSettings(CommonSettings):
+class SenderSettings(SourceSettings):
     """What the sender is asked to do."""
 
     input_files: tuple[str, ...] = several(
@@ -88,21 +83,6 @@ class SenderSettings(CommonSettings):
     )
     """The name at the destination of a single path; None is its last part."""
 
-    connections: int | None = setting(
-        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX, "connections")),
-        "Number of data connections; auto: as many as make the transfer faster.",
-        default="auto",
-        metavar="N|auto",
-    )
-    """Number of data connections, 1 to 256; None: adapted while chunks move, up to CONNECTIONS_AUTO."""
-
-    chunk_size: int | None = setting(
-        values.size(1, limits.CHUNK_SIZE_MAX),
-        "Bytes in a chunk, such as 512KiB or 8MiB.  [default: 4MiB, more for very large files]",
-        metavar="SIZE",
-    )
-    """Bytes in every chunk but the last, up to 1 GiB; None: chosen by the size of the file."""
-
     shard: Share = setting(
         share,
         "Send only share INDEX of COUNT of the file; other senders send the other shares.",
@@ -118,18 +98,6 @@ class SenderSettings(CommonSettings):
     )
     """Never let a connection take over chunks from a slower one that is up."""
 
-    include: tuple[str, ...] = several(
-        values.text, "In directories, send only files that match this pattern (gitignore syntax).", metavar="PATTERN"
-    )
-    """Patterns in gitignore's syntax, relative to each directory: only files that match one are sent."""
-
-    exclude: tuple[str, ...] = several(
-        values.text,
-        "In directories, leave out files and directories that match this pattern (gitignore syntax).",
-        metavar="PATTERN",
-    )
-    """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
-
     files_from: str | None = setting(
         values.text,
         "Send only the paths that this file lists, relative to INPUT_FILE: one a line, or NUL between them;"
@@ -137,43 +105,6 @@ class SenderSettings(CommonSettings):
         metavar="FILE",
     )
     """A file with the paths to send below the one directory that is named; STDIN is standard input."""
-
-    one_file_system: bool = setting(bool, "Leave out what is mounted below the named directories.", default=False)
-    """Leave out other file systems below the named directories."""
-
-    dereference: bool = setting(
-        bool, "Send what symbolic links lead to in their place, also if that lies elsewhere.", default=False
-    )
-    """Follow symbolic links below the named directories."""
-
-    checksum: bool = setting(
-        bool, "Compare files that the receiver already has by their bytes, not by size and mtime.", default=False
-    )
-    """Compare the digests of files that lie at the destination with the same size and mtime, too."""
-
-    owner: bool = setting(bool, "Keep numeric owners; the receiver needs the right to set them.", default=False)
-    """Tell the receiver the numeric owner and group of each entry."""
-
-    existing: Existing = setting(
-        existing,
-        "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
-        " replace, or refuse.",
-        default="replace",
-        metavar="WHAT",
-    )
-    """What the receiver does with a file or symlink that has the name of an entry and differs from it."""
-
-    delete: bool = setting(
-        bool,
-        "Remove from the named directories what is not at the source; the receiver needs --allow-delete.",
-        default=False,
-    )
-    """Make an exact mirror of each directory that the user names, once all of it was moved."""
-
-    xattrs: bool = setting(
-        bool, "Keep extended attributes: ACLs, user.*, and where the receiver allows it capabilities.", default=False
-    )
-    """Read the extended attributes of each entry, and have the receiver set these and no others."""
 
     dry_run: bool = setting(
         bool,
@@ -189,13 +120,6 @@ class SenderSettings(CommonSettings):
         default=False,
     )
     """Use TLS; always true where `tls_cert`, `tls_key`, `tls_ca` or `tls_pin` is given."""
-
-    tls_pin: tuple[tuple[bytes, ...], ...] = several(
-        values.sha256,
-        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
-        metavar="SHA256,...",
-    )
-    """Digests of 32 bytes, of which the receiver's certificate must have one."""
 
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
@@ -221,24 +145,6 @@ class SenderSettings(CommonSettings):
         if self.delete and (self.include or self.files_from is not None):
             chosen = "--include" if self.include else "--files-from"
             raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
-
-    @property
-    def pins(self) -> tuple[bytes, ...]:
-        """The digests in `tls_pin`, as one tuple."""
-        return tuple(pin for several in self.tls_pin for pin in several)
-
-    @property
-    def is_certificate_named(self) -> bool:
-        """Whether the user says which certificates to trust; else a token decides, or the system."""
-        return self.tls_ca is not None or bool(self.tls_pin)
-
-    def check_token(self, token: str) -> None:
-        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
-        if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
-            raise UsageError(
-                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
-                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
-            )
 
     @property
     def reads_stdin(self) -> bool:

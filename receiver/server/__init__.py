@@ -1,10 +1,10 @@
 """The service: one port, many senders, one destination.
 
-1. `server`      makes the parts, runs the loop, and reports every transfer that has ended
-2. `acceptor`    accepts connections; `handshake` takes one through TLS, Greeting, Hello and Proof, without blocking
-3. `token`       chooses the secret that senders have to prove; `certificate` is what the receiver shows over TLS
-4. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
-5. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
+1. `server`      makes the parts, runs the loop, and reports every transfer that has ended;
+                 connections come from `filestreamer.listening`, after their opening
+2. `token`       chooses the secret that senders have to prove
+3. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
+4. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
                  A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY
 
 A transfer has a thread of its own, and so has each of its data connections (`receiver.transfer`). The server's thread

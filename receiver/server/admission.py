@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.listening.handshake import Handshake
 from filestreamer.process.rate_limit import RateLimit
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
+from filestreamer.wire.opening import ReceiverOpening
 from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel
 from receiver.memory import process_limit
 from receiver.memory.budget import Account, Budget
-from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget
-from receiver.server.handshake import Handshake
+from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget, limit_socket_buffers
 from receiver.server.registry import join_all
 from receiver.settings import ReceiverSettings
+from receiver.transfer.asked import Asked
 from receiver.transfer.connection import DataConnection
 from receiver.transfer.mailbox import ControlUp
 from receiver.transfer.names import Names
@@ -56,8 +58,9 @@ class Admission:
         ended: Callable[[Transfer, FilestreamerError | None], None],
         monitor: Monitor,
         log: Any,
+        asked: Asked | None = None,
     ) -> None:
-        """Have no transfers yet. `budget` is the memory for all of them.
+        """Have no transfers yet. `budget` is the memory for all of them. `asked` is all that they may bring.
 
         `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
         """
@@ -67,6 +70,7 @@ class Admission:
         self._budget = budget
         self._monitor = monitor
         self._log = log
+        self._asked = asked
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
         self._lock = threading.Lock()  # protects _transfers
@@ -118,7 +122,7 @@ class Admission:
 
     # --- a connection
 
-    def find_place(self, handshake: Handshake, hello: m.Hello) -> tuple[Transfer, ConnectionBudget]:
+    def find_place(self, handshake: Handshake[ReceiverOpening], hello: m.Hello) -> tuple[Transfer, ConnectionBudget]:
         """Return the transfer of a connection, new where it is not known, and the memory that the connection may use.
 
         Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError. Follow it with `let_in`.
@@ -131,11 +135,13 @@ class Admission:
             raise TransferFailed(Code.LIMIT, "too many connections: try again later")
         return transfer, transfer.connection_set.admit(hello.connection_id)
 
-    def let_in(self, handshake: Handshake, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget) -> None:
+    def let_in(
+        self, handshake: Handshake[ReceiverOpening], hello: m.Hello, transfer: Transfer, budget: ConnectionBudget
+    ) -> None:
         """Hand a connection over to a thread of its transfer. Raises ConnectionLost where the peer is gone."""
         is_data = hello.role is m.Role.DATA
         try:
-            channel = handshake.into_channel(lambda: None, USER_TIMEOUT_SECONDS, budget)
+            channel = _channel(handshake, budget)
         except (ConnectionLost, MemoryError) as error:
             if is_data:
                 transfer.connection_set.cancel(budget)
@@ -150,7 +156,12 @@ class Admission:
             channel.close()
 
     def _start_data(
-        self, handshake: Handshake, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget, channel: Channel
+        self,
+        handshake: Handshake[ReceiverOpening],
+        hello: m.Hello,
+        transfer: Transfer,
+        budget: ConnectionBudget,
+        channel: Channel,
     ) -> None:
         counters = transfer.connection_set.counters_of(hello.connection_id)
         try:
@@ -169,7 +180,7 @@ class Admission:
         self._monitor.refused("limit")
         self._log.warning("connection_refused", code="limit", reason=reason)
 
-    def _has_room(self, handshake: Handshake, wanted_by: Transfer) -> bool:
+    def _has_room(self, handshake: Handshake[ReceiverOpening], wanted_by: Transfer) -> bool:
         """Return whether there is a place for another data connection; if not, close one, for the next try."""
         with self._lock:
             transfers = sorted(self._transfers.values(), key=lambda each: each.connection_set.admitted, reverse=True)
@@ -234,6 +245,7 @@ class Admission:
             window_bytes=self._settings.window,
             socket_limits=self._socket_limits,
             rate_limit=self._rate_limit,
+            asked=self._asked,
         )
         transfer.counters.tolerated = self._settings.tolerated
         return transfer
@@ -273,3 +285,10 @@ class Admission:
             else:
                 self._make_place()
             raise
+
+
+def _channel(handshake: Handshake[ReceiverOpening], budget: ConnectionBudget) -> Channel:
+    """Return the channel of a connection, which keeps to its budget. Raises ConnectionLost, MemoryError."""
+    with contextlib.suppress(OSError):  # where the peer is gone, the channel says so
+        limit_socket_buffers(handshake.socket, budget)
+    return handshake.into_channel(lambda: None, USER_TIMEOUT_SECONDS, payload_bytes=budget.payload_bytes)

@@ -1,26 +1,25 @@
 """The service: lets connections in, reports every transfer that has ended, and ends when its work is done."""
 
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from filestreamer.credentials import certificate
+from filestreamer.listening.acceptor import HANDSHAKE_BYTES, Acceptor, Listener, count_handshakes
+from filestreamer.listening.handshake import Handshake
 from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
-from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.disk.destination import Destination
 from receiver.memory import process_limit
 from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
-from receiver.server import certificate
-from receiver.server.acceptor import HANDSHAKE_BYTES, Acceptor, count_handshakes
 from receiver.server.admission import Admission
-from receiver.server.handshake import Handshake
 from receiver.server.registry import Registry
 from receiver.settings import ReceiverSettings
 from receiver.transfer.transfer import Transfer
@@ -38,12 +37,12 @@ class Server:
         monitor: Monitor,
         *,
         output_name: bytes | None,
-        listeners: list[socket.socket],
+        listeners: list[Listener],
         token: Callable[[], str | None],
         tls: certificate.Current,
         log: Any,
     ) -> None:
-        """`output_name` replaces the name that senders give; `listeners` are listening, and not blocking.
+        """`output_name` replaces the name that senders give.
 
         `token` returns the token that senders have to prove now, `tls` what this receiver shows them now.
         """
@@ -55,14 +54,10 @@ class Server:
         self._registry = Registry(destination, output_name)
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
         self.admission = Admission(settings, self._registry, budget, ended=self._report_end, monitor=monitor, log=log)
+        self._token = token
+        self._incarnation = random_id()
         self._acceptor = Acceptor(
-            listeners,
-            handshakes,
-            token=token,
-            earlier_token=self.admission.token_of,
-            tls=tls,
-            monitor=monitor,
-            log=log,
+            listeners, handshakes, opening=self._make_opening, tls=tls, refused=monitor.refused, log=log
         )
         self._mailbox: queue.SimpleQueue[FilestreamerError | None] = queue.SimpleQueue()
         """How `run` has to end, from `stop`: the error to raise, or None."""
@@ -81,8 +76,8 @@ class Server:
         """Serve until the work is done; return the exit code. Raises what ended the service otherwise."""
         try:
             while self._mailbox.empty():
-                for handshake, hello in self._acceptor.select(TICK_SECONDS):
-                    self._let_in(handshake, hello)
+                for handshake in self._acceptor.select(TICK_SECONDS):
+                    self._let_in(handshake)
                 self._tick()
             error = self._mailbox.get()
             if error is not None:
@@ -93,8 +88,19 @@ class Server:
             self.admission.stop()
             self._acceptor.close()
 
-    def _let_in(self, handshake: Handshake, hello: m.Hello) -> None:
+    def _make_opening(self, certificate_sha256: bytes) -> ReceiverOpening:
+        token = self._token()
+        return ReceiverOpening(
+            self._incarnation,
+            token.encode() if token else None,
+            certificate_sha256,
+            earlier=self.admission.token_of,
+        )
+
+    def _let_in(self, handshake: Handshake[ReceiverOpening]) -> None:
         """Hand a connection to its transfer, or turn it away."""
+        hello = handshake.opening.hello
+        assert hello is not None  # its opening is over
         try:
             transfer, budget = self.admission.find_place(handshake, hello)
             self._acceptor.take(handshake)
@@ -106,6 +112,7 @@ class Server:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self._token()  # now, and not only with the next connection: what is wrong with its file is told at once
         self._acceptor.tick(now)
         if not self.admission.is_idle:
             self._busy_at = now

@@ -4,7 +4,8 @@
 2. `coordinator`     holds the control conversation: acts on the events in the `mailbox`, one at a time; whatever may
                      wait for a disk is done by the `disk_worker`, while the coordinator sends heartbeats
 3. `target_opener`   at the first part of the manifest, claims a name (`names`: the interface of the registry),
-                     and opens the `Target` of a file, a tree or a pipe (`receiver.file.target`)
+                     and opens the `Target` of a file, a tree or a pipe (`receiver.file.target`);
+                     `asked` is all that may be offered, where this receiver has fetched it
 4. `connection_set`  the data connections: how many may come, what each takes of memory, one for each connection id
 5. `connection`      receives chunks, in a thread for each data connection: header, blocks, digests, acknowledgement
 6. `liveness`        whether the sender is there, and the transfer makes progress; if not, the transfer yields its

@@ -10,6 +10,7 @@ from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account
+from receiver.transfer.asked import Asked
 from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.disk_worker import DiskWorker
 from receiver.transfer.liveness import Liveness
@@ -44,3 +45,5 @@ class Context:
     log: Any
     rate_limit: RateLimit | None = None
     """That of all transfers of this process."""
+    asked: Asked | None = None
+    """What the receiver has asked for, where it has: it takes nothing else."""

@@ -271,6 +271,8 @@ class Coordinator:
         if self._offer is not None and offer != self._offer:
             raise RemoteProtocolError("the transfer was offered again with other properties")
         features.check_named(self._context.features, offer)
+        if self._context.asked is not None:
+            self._context.asked.check_offer(offer)
         self._offer = offer
         self._joiner.begin_again()
         if self._target_or_none is not None:
@@ -286,6 +288,8 @@ class Coordinator:
         features.check_named(self._context.features, part)
         assert self._offer is not None  # the session has an Offer before the first ManifestPart
         _check_announced(self._offer, part)
+        if self._context.asked is not None:
+            self._context.asked.check_entries(part.entries)
         part_or_none = self._joiner.join(part)
         if part_or_none is None:
             self._borrow_xattrs()

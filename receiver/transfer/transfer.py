@@ -22,6 +22,7 @@ from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account
 from receiver.memory.process_limit import SocketLimits
 from receiver.pipe.pipe_target import PipeTarget
+from receiver.transfer.asked import Asked
 from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.context import Context
 from receiver.transfer.coordinator import Coordinator
@@ -52,12 +53,13 @@ class Transfer(threading.Thread):
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
         rate_limit: RateLimit | None = None,
+        asked: Asked | None = None,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
         `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
-        that of all transfers of this process.
+        that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -97,6 +99,7 @@ class Transfer(threading.Thread):
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
             rate_limit=rate_limit,
+            asked=asked,
         )
         self._ending = Ending(self.context)
         self.opener = TargetOpener(self.context, window_bytes)

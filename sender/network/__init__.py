@@ -2,7 +2,7 @@
 
 1. `control`        is the thread that opens control, reads it, and opens it again; the coordinator writes to it;
 2. `dial`           opens every connection: connects, TLS, Greeting, Hello, Welcome;
-   `trust`          does the TLS handshake: a CA, a pin or the token says whether that is the receiver;
+                    `filestreamer.credentials` says whether that is the receiver;
 3. `control_state`  says how far control is opened, and to which address: data connections wait for that;
 4. `connections`    starts as many data connections as there are chunks for, and has as many as
                     `dispatch.parallelism` decides;

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filestreamer.credentials.tokens import Chosen, Tokens
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.wire import limits
@@ -31,11 +32,10 @@ from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, D
 from sender.network.control_state import ControlState
 from sender.network.path_mtu import PathMtu
 from sender.network.pending_opening import PendingOpening
-from sender.network.tokens import Chosen, Tokens
 from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
-    from sender.network.trust import Secured, Trust
+    from filestreamer.credentials.trust import Secured, Trust
 
 OnHello = Callable[[Address, PendingOpening], None]
 """Called with each address that control reaches, when Hello was said there."""
@@ -280,6 +280,6 @@ def _trust(settings: SenderSettings, log: Any) -> "Trust | None":
     """Return what does the TLS handshakes; None without TLS. Raises UsageError."""
     if not settings.tls:
         return None
-    from sender.network.trust import Trust
+    from filestreamer.credentials.trust import Trust
 
     return Trust(settings, log)

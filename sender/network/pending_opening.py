@@ -6,12 +6,12 @@ that. Without one, more may follow Hello at once, and whoever reads the connecti
 
 import time
 
+from filestreamer.credentials.tokens import Tokens
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.opening import SenderOpening
 from filestreamer.wire.sockets.transport import Channel, Deadline
-from sender.network.tokens import Tokens
 
 
 class PendingOpening:

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
+from filestreamer.listening.handshake import Handshake
 from filestreamer.wire import auth, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
@@ -33,7 +34,6 @@ from filestreamer.wire.sockets.transport import Channel, Deadline
 from filestreamer.wire.xattr_parts import PartJoiner, split
 from receiver.disk.paths import check_name
 from receiver.disk.staging import ledger
-from receiver.server.handshake import Handshake
 from tests.fuzz import corpus as corpora
 from tests.fuzz.corpus import Corpus, corpus
 from tests.fuzz.mutate import changed, damaged
@@ -314,20 +314,20 @@ def fuzz_handshake(rng: Random, have: Corpus) -> None:
             handshake.socket.close()
 
 
-def drive_handshake(rng: Random, handshake: Handshake, theirs: socket.socket, stream: bytes) -> None:
+def drive_handshake(rng: Random, handshake: Handshake[ReceiverOpening], theirs: socket.socket, stream: bytes) -> None:
     """Feed a handshake as the selector would, until it ends."""
     pieces = rng.choice((1, 1, 2, 5))
     cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(pieces - 1))
     for first, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         theirs.sendall(stream[first:end])
-        if handshake.receive() is not None:
+        if handshake.receive():
             return
     theirs.shutdown(rng.choice((socket.SHUT_WR, socket.SHUT_RDWR)))
     handshake.receive()
     raise Ended
 
 
-def refused_well(handshake: Handshake, theirs: socket.socket, error: RemoteProtocolError) -> None:
+def refused_well(handshake: Handshake[ReceiverOpening], theirs: socket.socket, error: RemoteProtocolError) -> None:
     """Who is turned away over a sound connection is told why, in a frame."""
     handshake.refuse(error.code, error.reason)
     theirs.settimeout(10)

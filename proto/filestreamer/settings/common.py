@@ -2,14 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from filestreamer.process import log
 from filestreamer.settings import values
-from filestreamer.settings.definition import definitions, setting, several
+from filestreamer.settings.definition import setting, several
 from filestreamer.settings.values import MetricsAddress
 from filestreamer.wire import limits
+from filestreamer.wire.errors import UsageError
 from filestreamer.wire.messages import SkipKind
 from filestreamer.wire.progress_clock import Patience
 
@@ -65,6 +65,13 @@ class CommonSettings:
     )
     """PEM file with the CAs that the other side's certificate is checked against: roots, intermediates, or itself."""
 
+    tls_pin: tuple[tuple[bytes, ...], ...] = several(
+        values.sha256,
+        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
+        metavar="SHA256,...",
+    )
+    """Digests of 32 bytes, of which the receiver's certificate must have one."""
+
     metrics: MetricsAddress | None = setting(
         values.metrics_address, "Where to serve metrics, health checks and the live page, or off.", metavar="HOST:PORT"
     )
@@ -118,6 +125,24 @@ class CommonSettings:
         return Patience(self.give_up_after, self.give_up_after)
 
     @property
+    def pins(self) -> tuple[bytes, ...]:
+        """The digests in `tls_pin`, as one tuple."""
+        return tuple(pin for several in self.tls_pin for pin in several)
+
+    @property
+    def is_certificate_named(self) -> bool:
+        """Whether the user says which certificates to trust; else a token decides, or the system."""
+        return self.tls_ca is not None or bool(self.tls_pin)
+
+    def check_token(self, token: str) -> None:
+        """Raise UsageError where a token would have to vouch for the receiver's certificate, and is too short."""
+        if not self.is_certificate_named and len(token) < values.VOUCHING_CHARACTERS_MIN:
+            raise UsageError(
+                f"--tls: a token of {len(token)} characters is too short to vouch for the receiver's certificate: pass"
+                f" --tls-ca or --tls-pin, or use one of {values.VOUCHING_CHARACTERS_MIN} or more (openssl rand -hex 32)"
+            )
+
+    @property
     def tolerated(self) -> frozenset[SkipKind]:
         """The kinds in `tolerate`, as a set."""
         return frozenset(SkipKind[word.upper()] for words in self.tolerate for word in words)
@@ -135,20 +160,3 @@ class CommonSettings:
             for flag, path in files.items()
             if path is not None and values.is_open_to_all(path)
         ]
-
-
-COMMON_KEYS: Final = frozenset(item.key for item in definitions(CommonSettings).values())
-
-OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset(
-        "input_file to source_address as connections chunk_size shard strict_modulo tls_pin include exclude"
-        " checksum owner existing delete xattrs files_from one_file_system dereference dry_run".split()
-    ),
-    "receiver": frozenset(
-        "listen directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"
-        " discard_staging_after memory_limit".split()
-    ),
-}
-"""Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but
-they never import each other, so the keys are repeated here. `parse_settings` fails where a line and its service differ.
-"""

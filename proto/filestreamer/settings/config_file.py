@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from filestreamer.settings.common import COMMON_KEYS, OWN_KEYS
 from filestreamer.settings.definition import Definition
+from filestreamer.settings.keys import COMMON_KEYS, OWN_KEYS
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.session import Side

@@ -20,9 +20,10 @@ import click
 import click.core
 
 from filestreamer.settings import values
-from filestreamer.settings.common import COMMON_KEYS, OWN_KEYS, CommonSettings
+from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.config_file import SERVICES, Found, read_settings, suggestion
 from filestreamer.settings.definition import PREFIX, Definition, definitions
+from filestreamer.settings.keys import COMMON_KEYS, OWN_KEYS
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
@@ -37,12 +38,20 @@ CONFIG: Final = Definition(values.text, "JSON file with settings of both service
 
 
 def parse_settings(
-    settings: type[S], service: Side, summary: str, argv: Sequence[str], environ: Mapping[str, str]
+    settings: type[S],
+    service: Side,
+    summary: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    only_with: tuple[str, Sequence[str]] | None = None,
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
-    Return the settings, and warnings for the log. `summary` is the first line of `--help`. Raises UsageError for any
-    mistake, and SystemExit(0) after `--help` and `--version`.
+    Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
+    and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
+    or a file says is for the other service. Raises UsageError for any mistake, and SystemExit(0) after `--help` and
+    `--version`.
     """
     defined = definitions(settings)
     if difference := {item.key for item in defined.values()} ^ (OWN_KEYS[service] | COMMON_KEYS):
@@ -62,7 +71,19 @@ def parse_settings(
         raise UsageError(_cut(_explain(error, service, defined, found))) from None
     except UsageError as error:
         raise UsageError(_cut(str(error))) from None
+    if only_with is not None and not context.params[only_with[0]]:
+        _leave_out(context, defined, *only_with)
     return settings(**context.params), _unknown_variables(environ)
+
+
+def _leave_out(context: click.Context, defined: Mapping[str, Definition], needed: str, names: Sequence[str]) -> None:
+    """Set the fields `names` to their defaults. Raises UsageError where one was given as a flag."""
+    for name in names:
+        definition = defined[name]
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{definition.shown} goes with {defined[needed].shown}")
+        default = () if definition.multiple else definition.default
+        context.params[name] = definition.read(default) if isinstance(default, str) else default
 
 
 def _command(
@@ -80,7 +101,8 @@ def _command(
         help="Show the version and exit.",
     )
     # The service's own settings come first in --help.
-    names = sorted(defined, key=lambda name: defined[name].key in COMMON_KEYS)
+    common = definitions(CommonSettings)
+    names = sorted(defined, key=lambda name: name in common)
     parameters = [defined[name].parameter(name) for name in names]
     epilog = (
         f"Every flag is also an environment variable (--log-level: {PREFIX}{service.upper()}_LOG_LEVEL or "

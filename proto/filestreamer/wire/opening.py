@@ -29,6 +29,8 @@ class ReceiverOpening:
     since, and the transfer goes on.
     """
 
+    side: Side = "receiver"
+
     def __init__(
         self,
         incarnation: bytes,
@@ -44,7 +46,9 @@ class ReceiverOpening:
         self._features = features
         self._certificate_sha256 = certificate_sha256
         greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
-        self.greeting_body = encode(greeting)
+        self.greeting_body = self.first_body = encode(greeting)
+        self.is_over = False
+        """Whether the connection is accepted."""
         self._hello_body = b""
         self.hello: m.Hello | None = None
         """The sender's Hello, once it was received; what it says is not proved before `receive` returns it."""
@@ -63,6 +67,20 @@ class ReceiverOpening:
         if not isinstance(message, m.Proof):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Proof", Code.TOKEN)
         return self._receive_proof(self.hello, message)
+
+    def take(self, body: bytes) -> None:
+        """Take a body from the sender, as `receive`; nothing answers it before the transfer has said Welcome."""
+        self.is_over = self.receive(body) is not None
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether all of Hello is here, so that only the Proof may be missing."""
+        return self.hello is not None
+
+    @property
+    def awaits(self) -> str:
+        """The name of the frame that is to come next."""
+        return "Proof" if self.has_heard else "Hello"
 
     def _receive_hello(self, message: m.Message, body: bytes) -> m.Hello | None:
         if isinstance(message, m.Greeting):

@@ -152,7 +152,7 @@ def test_the_sample_config_is_good() -> None:
 
 
 def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
-    path = config({"to": 5, "as": "a/b", "connections": "nonsense", "sender": {"to": "x"}})
+    path = config({"to": 5, "as": "a/b", "shard": "nonsense", "sender": {"to": "x"}})
     assert settings("--config", path) == settings()
 
 
@@ -165,7 +165,8 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
             "--idle-timeout: '-1' is out of bounds: it must be 0.001 to 1000000000 seconds (31 years)",
         ),
         (["--output-file", ""], "--output-file: must not be empty"),
-        (["--connections", "5"], "No such option '--connections'."),
+        (["--shard", "0/2"], "No such option '--shard'."),
+        (["--connections", "5"], "--connections goes with --from"),
         (["in.txt"], "Got unexpected extra argument (in.txt)"),
     ],
 )
@@ -187,7 +188,7 @@ def test_seconds_have_bounds(flag: str, written: str) -> None:
         ({"receiver": {"directory": 7}}, "receiver.directory: 7 is not text"),
         ({"once": "perhaps"}, "once: 'perhaps' is not a valid boolean"),
         ({"idle_timeout": True}, "idle_timeout: True is not a number of seconds: it must be 0.001 to"),
-        ({"receiver": {"connections": 5}}, "unknown key 'receiver.connections'"),
+        ({"receiver": {"shard": "0/2"}}, "unknown key 'receiver.shard'"),
         ({"sender": {"too": 5}}, "unknown key 'sender.too': did you mean sender.to"),
     ],
 )

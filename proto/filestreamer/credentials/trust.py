@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from filestreamer.settings import renewed
+from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.own_certificate import OwnCertificate
 from filestreamer.wire.sockets import tls
 from filestreamer.wire.sockets.tls_stream import TlsStream
-from sender.settings import SenderSettings
 
 
 class Secured(NamedTuple):
@@ -34,7 +34,7 @@ class _Contexts(NamedTuple):
 class Trust:
     """Does the TLS handshakes of one transfer. Any thread may."""
 
-    def __init__(self, settings: SenderSettings, log: Any) -> None:
+    def __init__(self, settings: CommonSettings, log: Any) -> None:
         """Read the certificates. Raises UsageError, which names the file."""
         self._settings = settings
         self.is_by_token = not settings.is_certificate_named

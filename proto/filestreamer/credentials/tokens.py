@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from filestreamer.settings import renewed, values
-from sender.settings import SenderSettings
+from filestreamer.settings.common import CommonSettings
 
 
 class Chosen(NamedTuple):
@@ -24,7 +24,7 @@ class Chosen(NamedTuple):
 class Tokens:
     """The tokens of one transfer. Any thread may call."""
 
-    def __init__(self, settings: SenderSettings, log: Any) -> None:
+    def __init__(self, settings: CommonSettings, log: Any) -> None:
         self._given = _given(settings, log)
         self._mutex = threading.Lock()  # protects the fields below
         self._own: str | None = None  # this user's own token on this machine, as it was read last
@@ -75,7 +75,7 @@ def _is_loopback(peer: str) -> bool:
     return own_token.is_loopback(peer.rpartition(":")[0].strip("[]"))
 
 
-def _given(settings: SenderSettings, log: Any) -> Callable[[], str | None]:
+def _given(settings: CommonSettings, log: Any) -> Callable[[], str | None]:
     """Return what returns the token that was given, as its file has it now."""
     given = settings.token
     if not isinstance(given, values.Token) or given.path is None:

@@ -2,12 +2,13 @@
 
 A stranger costs one `Handshake` for OPENING_SILENCE_SECONDS, or OPENING_SECONDS if it says something now and then. When
 all places are taken, a new connection evicts a handshake of the address that has most of them, the oldest one without a
-whole Hello: so a thousand silent connections keep no sender out, however long its path. A connection whose
-peer has said Hello, and proved the token if one is required, goes on in a thread of its transfer.
+word of what it is for: so a thousand silent connections keep no peer out, however long its path. A connection whose
+opening is over, so that the token is proved if one is required, goes on in a thread of its transfer.
 """
 
 import contextlib
 import errno
+import os
 import resource
 import selectors
 import socket
@@ -15,14 +16,11 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple
 
-from filestreamer.telemetry.monitor import Monitor
+from filestreamer.listening.handshake import Handshake, O
 from filestreamer.wire import limits
-from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
-from filestreamer.wire.opening import ReceiverOpening, random_id
-from receiver.server.handshake import Handshake
+from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError
 
 HANDSHAKES: Final = 512
 """Connections that may be in their opening at once, where there is memory for them."""
@@ -42,52 +40,58 @@ def count_handshakes(peers_bytes: int) -> int:
     return min(HANDSHAKES, max(HANDSHAKES_MIN, peers_bytes // HANDSHAKES_SHARE // HANDSHAKE_BYTES))
 
 
-class Acceptor:
+class Listener(NamedTuple):
+    """A socket that listens, and does not block."""
+
+    socket: socket.socket
+    marker: bytes = b""
+    """Where not empty, peers come through ssh, from this very machine: they are told this first, and speak clear text,
+    as ssh encrypts what they say. Nobody else is accepted."""
+
+
+class Acceptor(Generic[O]):
     """The listening sockets, and the connections in their opening. For the server's thread, but for `wake`."""
 
     def __init__(
         self,
-        listeners: list[socket.socket],
+        listeners: list[Listener],
         most: int,
         *,
-        token: Callable[[], str | None],
-        earlier_token: Callable[[bytes], bytes | None],
+        opening: Callable[[bytes], O],
         tls: Callable[[], tuple[ssl.SSLContext | None, bytes]],
-        monitor: Monitor,
+        refused: Callable[[str], None],
         log: Any,
     ) -> None:
-        """Accept on sockets that are listening, and not blocking; at most `most` connections are in their opening.
+        """Accept on these sockets; at most `most` connections are in their opening.
 
-        `token` returns the token that is required now, `earlier_token` the one with which a transfer was let in. `tls`
-        returns the context and the digest of the certificate; (None, b"") for clear text.
+        `opening` makes one, given the digest of the certificate that is shown on the connection. `tls` returns the
+        context and that digest; (None, b"") for clear text. `refused` is called with the code of each Refusal.
         """
         self._listeners = listeners
-        self._token = token
-        self._earlier_token = earlier_token
+        self._opening = opening
         self._tls = tls
+        self._refused = refused
         self._most = most
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = allowed - min(SPARE_DESCRIPTORS, allowed // 4)
         """The descriptors of connections in their opening should be below this number."""
-        self._monitor = monitor
         self._log = log
-        self._incarnation = random_id()
-        self._handshakes: dict[int, Handshake] = {}  # by descriptor, oldest first
+        self._handshakes: dict[int, Handshake[O]] = {}  # by descriptor, oldest first
         # Sockets and no pipe: `wake` may be called after `close`, when a number could be that of another file.
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
         for listener in listeners:
-            self._selector.register(listener, selectors.EVENT_READ, listener)
+            self._selector.register(listener.socket, selectors.EVENT_READ, listener)
 
     def wake(self) -> None:
         """Make this and every later `select` return at once. For any thread and signal handler, also after `close`."""
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"\0")
 
-    def select(self, seconds: float) -> Iterator[tuple[Handshake, m.Hello]]:
-        """Wait for sockets; yield the connections whose peers have said Hello by now.
+    def select(self, seconds: float) -> Iterator[Handshake[O]]:
+        """Wait for sockets; yield the connections whose opening is over by now.
 
         The caller answers each of them with `take` or `turn_away` before it asks for the next one.
         """
@@ -99,14 +103,14 @@ class Acceptor:
                 if ready.is_refused:
                     if ready.finish_refusal():
                         self._forget(ready)
-                elif (hello := self._receive(ready)) is not None:
-                    yield ready, hello
+                elif self._receive(ready):
+                    yield ready
             elif ready is not None:
                 self._accept(ready)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         try:
-            sock, _ = listener.accept()
+            sock, _ = listener.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 time.sleep(PAUSE_SECONDS)
@@ -115,25 +119,24 @@ class Acceptor:
         if is_full and self._handshakes:
             self.turn_away(self._handshake_to_evict(), Code.LIMIT, "too many connections are being opened")
         try:
-            token, (tls, certificate_sha256) = self._token(), self._tls()
-            opening = ReceiverOpening(
-                self._incarnation, token.encode() if token else None, certificate_sha256, earlier=self._earlier_token
-            )
-            handshake = Handshake(sock, opening, tls)
+            if listener.marker and not _is_from_here(sock):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            tls, certificate_sha256 = (None, b"") if listener.marker else self._tls()
+            handshake = Handshake(sock, self._opening(certificate_sha256), tls, listener.marker)
             handshake.greet()
         except OSError:
             sock.close()
             return
         self._keep(handshake)
 
-    def _handshake_to_evict(self) -> Handshake:
-        """Return a connection in its opening, of the address that has most of them: the oldest one without a Hello."""
+    def _handshake_to_evict(self) -> Handshake[O]:
+        """Return a connection in its opening, of the address that has most: the oldest that has said nothing."""
         hosts = Counter(handshake.host for handshake in self._handshakes.values())
         most = hosts.most_common(1)[0][0]
         oldest_first = [handshake for handshake in self._handshakes.values() if handshake.host == most]
-        return next((handshake for handshake in oldest_first if not handshake.has_hello), oldest_first[0])
+        return next((handshake for handshake in oldest_first if not handshake.opening.has_heard), oldest_first[0])
 
-    def _keep(self, handshake: Handshake) -> None:
+    def _keep(self, handshake: Handshake[O]) -> None:
         """Go on with a connection when it is readable, or writable where something is left to be sent."""
         descriptor = handshake.socket.fileno()
         events = selectors.EVENT_READ * (not handshake.is_refused) | selectors.EVENT_WRITE * handshake.wants_write
@@ -143,63 +146,63 @@ class Acceptor:
         elif self._selector.get_key(handshake.socket).events != events:
             self._selector.modify(handshake.socket, events, handshake)
 
-    def _receive(self, handshake: Handshake) -> m.Hello | None:
-        """Read from a connection; return its Hello once it is accepted."""
+    def _receive(self, handshake: Handshake[O]) -> bool:
+        """Read from a connection; return whether its opening is over."""
         try:
-            hello = handshake.receive()
-            if hello is None:
+            is_over = handshake.receive()
+            if not is_over:
                 self._keep(handshake)
-            return hello
-        except ConnectionLost as error:
+            return is_over
+        except (ConnectionLost, Refused) as error:
             self.lose(handshake, error)
         except RemoteProtocolError as error:
             self.turn_away(handshake, error.code, error.reason)
-        return None
+        return False
 
     # --- the end of an opening
 
-    def take(self, handshake: Handshake) -> None:
+    def take(self, handshake: Handshake[O]) -> None:
         """Remove a connection whose opening is over: the caller goes on with it, or closes it."""
         if self._handshakes.pop(handshake.socket.fileno(), None) is not None:
             self._selector.unregister(handshake.socket)
 
-    def lose(self, handshake: Handshake, error: ConnectionLost) -> None:
+    def lose(self, handshake: Handshake[O], error: ConnectionLost | Refused) -> None:
         """Close a connection whose peer is gone."""
         self._log.debug("connection_left", address=handshake.peer, reason=str(error))
         self.take(handshake)
         handshake.socket.close()
 
-    def turn_away(self, handshake: Handshake, code: Code, reason: str) -> None:
+    def turn_away(self, handshake: Handshake[O], code: Code, reason: str) -> None:
         """Send a Refusal, and close. If the socket does not take it yet, close later, or at the next call."""
         self.take(handshake)
         if handshake.is_refused:
             handshake.close()
             return
-        self._monitor.refused(code.name.lower())
+        self._refused(code.name.lower())
         self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=handshake.peer)
         if not handshake.refuse(code, reason):
             self._keep(handshake)  # until the socket takes what is said, or the opening took too long
 
-    def _forget(self, handshake: Handshake) -> None:
+    def _forget(self, handshake: Handshake[O]) -> None:
         """Remove a connection that was refused and closed, whose descriptor is -1 now."""
         for descriptor in [at for at, other in self._handshakes.items() if other is handshake]:
             del self._handshakes[descriptor]
             self._selector.unregister(descriptor)
 
     def tick(self, now: float) -> None:
-        """Turn away the connections whose opening took too long, and look for new certificates and tokens."""
-        self._token()  # now, and not only with the next connection: what is wrong with them is told at once
-        self._tls()
+        """Turn away the connections whose opening took too long, and look for new certificates."""
+        self._tls()  # now, and not only with the next connection: what is wrong with them is told at once
         for handshake in [handshake for handshake in self._handshakes.values() if handshake.is_overdue(now)]:
-            said = "no Proof" if handshake.has_hello else "no Hello"
-            self.turn_away(handshake, Code.TIMEOUT, f"the sender said {said} in time ({handshake.waited(now):.0f} s)")
+            said = f"said no {handshake.opening.awaits} in time ({handshake.waited(now):.0f} s)"
+            self.turn_away(handshake, Code.TIMEOUT, f"the {handshake.peer_side} {said}")
 
     def stop(self) -> None:
         """Turn every connection away, and release the port."""
         for handshake in list(self._handshakes.values()):
-            self.turn_away(handshake, Code.SHUTTING_DOWN, "the receiver was asked to end: start it again")
+            side = handshake.opening.side
+            self.turn_away(handshake, Code.SHUTTING_DOWN, f"the {side} was asked to end: start it again")
         for listener in self._listeners:
-            listener.close()
+            listener.socket.close()
 
     def close(self) -> None:
         """Close everything else: connections whose sockets did not take a Refusal in time, and the selector."""
@@ -209,3 +212,8 @@ class Acceptor:
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
+
+
+def _is_from_here(sock: socket.socket) -> bool:
+    """Whether a connection comes from this very machine, so that nobody on the way can read it."""
+    return sock.family == socket.AF_UNIX or sock.getpeername()[0] == sock.getsockname()[0]

@@ -1,42 +1,71 @@
-"""One connection in its opening: TLS handshake, Greeting and Hello, Proof (proto/README.md, "Opening").
+"""One connection in its opening, at the end that was dialled: TLS handshake, then frames (proto/README.md, "Opening").
 
 It never blocks: the acceptor calls it whenever its socket is readable, and it goes on as far as the bytes reach. What a
-sender says behind its Hello or Proof stays unread in the socket.
+peer says behind its last frame of the opening stays unread in the socket.
 """
 
 import contextlib
 import socket
 import ssl
 import time
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError
 from filestreamer.wire.framing import check_body, frame, frame_of, parse_header
-from filestreamer.wire.opening import ReceiverOpening
-from filestreamer.wire.sockets.addresses import format_address
+from filestreamer.wire.session import Side
+from filestreamer.wire.sockets.addresses import format_address, format_host
 from filestreamer.wire.sockets.tls_stream import TlsStream
 from filestreamer.wire.sockets.transport import Channel, Patience, prepare
-from receiver.memory.connection_budget import ConnectionBudget, limit_socket_buffers
 
 _FRAME: Final = b"\x00"
-"""The first byte of a Hello in clear text; a TLS client begins with 0x16 (RFC 8446, 5.1)."""
+"""The first byte of a frame in clear text; a TLS client begins with 0x16 (RFC 8446, 5.1)."""
 DRAIN_READS: Final = 16
 """How many times 64 KiB of further bytes are read and dropped before a refused connection is closed."""
-_SPEAKS_TLS: Final = "this receiver speaks TLS: pass the sender --tls"
 
 
-class Handshake:
+class Opening(Protocol):
+    """What the end that was dialled says and hears in the opening of one connection."""
+
+    side: Side
+    """Which end this is."""
+    first_body: bytes
+    """What it says as soon as it can; empty where the peer speaks first."""
+    is_over: bool
+    """Whether the peer may come in."""
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether the peer has said what the connection is for."""
+        ...
+
+    @property
+    def awaits(self) -> str:
+        """The name of the frame that is to come next."""
+        ...
+
+    def take(self, body: bytes) -> bytes | None:
+        """Take a body from the peer; return the one that answers it, if any. Raises RemoteProtocolError, Refused."""
+        ...
+
+
+O = TypeVar("O", bound=Opening)  # noqa: E741 - the opening
+
+
+class Handshake(Generic[O]):
     """The opening on one socket that was accepted."""
 
-    def __init__(self, sock: socket.socket, opening: ReceiverOpening, tls: ssl.SSLContext | None) -> None:
-        """Take over a socket; with `tls`, its TLS session begins. Raises OSError where the peer is gone already."""
+    def __init__(self, sock: socket.socket, opening: O, tls: ssl.SSLContext | None, marker: bytes = b"") -> None:
+        """Take over a socket; with `tls`, its TLS session begins. Raises OSError where the peer is gone already.
+
+        `marker` is what is said before the opening, where the peer came through ssh.
+        """
         self._begun_at = self._heard_at = time.monotonic()
-        self.opening = opening
+        self.opening: O = opening
         address = sock.getpeername()
         self.peer = format_address(address)
-        self.host = str(address[0])
+        self.host = format_host(address).partition("%")[0]
         sock.setblocking(False)
         self.socket = sock
         self._tls = None if tls is None else TlsStream(tls, sock)
@@ -44,11 +73,11 @@ class Handshake:
         self._is_secured = tls is None
         self._is_first_byte_seen = False
         self._speaks_clear_text = False
-        """Whether a sender that speaks clear text has connected to a receiver that speaks TLS."""
+        """Whether a peer that speaks clear text has connected to an end that speaks TLS."""
         self._received = bytearray()
         self._wanted = limits.FRAME_HEADER_BYTES
         self._checksum = b""
-        self._unsent = b""
+        self._unsent = marker
         self._wants_write = False
         self.is_refused = False
         """Whether the connection is refused, and only the Refusal is still being sent."""
@@ -59,7 +88,7 @@ class Handshake:
         return bool(self._unsent) or self._wants_write
 
     def is_overdue(self, now: float) -> bool:
-        """Whether the sender is silent for too long, or the opening took too long as a whole."""
+        """Whether the peer is silent for too long, or the opening took too long as a whole."""
         is_silent = now - self._heard_at > limits.OPENING_SILENCE_SECONDS
         return is_silent or now - self._begun_at > limits.OPENING_SECONDS
 
@@ -68,9 +97,11 @@ class Handshake:
         return now - self._begun_at
 
     def greet(self) -> None:
-        """Send Greeting; with TLS it is sent after the handshake instead. Raises OSError."""
-        if self._is_secured:
-            self._say(frame_of(self.opening.greeting_body))
+        """Say what this end says first; with TLS that is said after the handshake instead. Raises OSError."""
+        if self._is_secured and self.opening.first_body:
+            self._say(frame_of(self.opening.first_body))
+        elif self._unsent:
+            self._say(b"")
 
     def _say(self, data: bytes) -> None:
         """Send bytes, now or when the socket takes them. Raises OSError."""
@@ -82,10 +113,10 @@ class Handshake:
             while self._unsent:
                 self._unsent = self._unsent[self._stream.send(self._unsent) :]
 
-    def receive(self) -> m.Hello | None:
-        """Go on with the opening; return the Hello once the peer may come in, None until then.
+    def receive(self) -> bool:
+        """Go on with the opening; return whether the peer may come in.
 
-        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError.
+        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError, Refused.
         """
         self._wants_write = False
         try:
@@ -93,17 +124,16 @@ class Handshake:
             self._send_unsent()
             if not self._is_secured:
                 self._shake_hands()
-            while True:
-                hello = self._read_on()
-                if hello is not None:
-                    return hello
+            while not self.opening.is_over:
+                self._read_on()
+            return True
         except (BlockingIOError, ssl.SSLWantReadError):
-            return None
+            return False
         except ssl.SSLWantWriteError:
             self._wants_write = True
-            return None
+            return False
         except ssl.SSLEOFError:
-            raise ConnectionLost("the sender closed the connection in the TLS handshake") from None
+            raise ConnectionLost(f"the {self.peer_side} closed the connection in the TLS handshake") from None
         except ssl.SSLError as error:
             from filestreamer.wire.sockets import tls_errors
 
@@ -113,40 +143,46 @@ class Handshake:
             raise ConnectionLost(str(error.strerror or error)) from None
 
     @property
-    def has_hello(self) -> bool:
-        """Whether all of Hello is here, so that only the Proof may be missing."""
-        return self.opening.hello is not None
+    def peer_side(self) -> Side:
+        """Which end the peer is."""
+        return "sender" if self.opening.side == "receiver" else "receiver"
+
+    @property
+    def _speaks_tls(self) -> str:
+        return f"this {self.opening.side} speaks TLS: pass the {self.peer_side} --tls"
 
     def _shake_hands(self) -> None:
         """Go on with the TLS handshake; until it is done, raise what OpenSSL raises.
 
-        Raises RemoteProtocolError(POLICY) for a sender that speaks clear text: the first bytes are those of a frame.
+        Raises RemoteProtocolError(POLICY) for a peer that speaks clear text: the first bytes are those of a frame.
         """
         if not self._is_first_byte_seen:
             first = self.socket.recv(1, socket.MSG_PEEK)
             self._is_first_byte_seen = True
             self._speaks_clear_text = first == _FRAME
             if self._speaks_clear_text:
-                raise RemoteProtocolError(_SPEAKS_TLS, Code.POLICY)
+                raise RemoteProtocolError(self._speaks_tls, Code.POLICY)
         if self._tls is not None:
             self._tls.do_handshake()
         self._is_secured = True
         self.greet()
 
-    def _read_on(self) -> m.Hello | None:
+    def _read_on(self) -> None:
         some = self._stream.recv(self._wanted - len(self._received))
         if not some:
-            raise ConnectionLost("the sender closed the connection before Hello")
+            raise ConnectionLost(f"the {self.peer_side} closed the connection before {self.opening.awaits}")
         self._received += some
         if len(self._received) < self._wanted:
-            return None
+            return
         received, self._received = bytes(self._received), bytearray()
         if not self._checksum:
             self._wanted, self._checksum = parse_header(received, limits.OPENING_FRAME_BYTES)
-            return None
+            return
         check_body(received, self._checksum)
         self._wanted, self._checksum = limits.FRAME_HEADER_BYTES, b""
-        return self.opening.receive(received)
+        answer = self.opening.take(received)
+        if answer is not None:
+            self._say(frame_of(answer))
 
     def refuse(self, code: Code, reason: str) -> bool:
         """Send a Refusal, and close; return False if the socket does not take it yet (then call `finish_refusal`)."""
@@ -155,7 +191,7 @@ class Handshake:
             if self._is_secured:
                 self._say(frame(m.Refusal(code, reason)))
             elif self._speaks_clear_text:
-                self.socket.send(frame(m.Refusal(Code.POLICY, _SPEAKS_TLS)))
+                self.socket.send(frame(m.Refusal(Code.POLICY, self._speaks_tls)))
             if self._unsent:
                 return False
         self.close()
@@ -180,18 +216,17 @@ class Handshake:
                     break
         self.socket.close()
 
-    def into_channel(self, patience: Patience, user_timeout: float, connection_budget: ConnectionBudget) -> Channel:
-        """Return the channel that a thread of the transfer goes on with.
+    def into_channel(self, patience: Patience, user_timeout: float, *, payload_bytes: int = 0) -> Channel:
+        """Return the channel that a thread of the transfer goes on with; arguments are those of `Channel`, `prepare`.
 
         Raises ConnectionLost where the peer is gone, MemoryError.
         """
         try:
-            limit_socket_buffers(self.socket, connection_budget)
             prepare(self.socket, user_timeout)
         except OSError as error:
             raise ConnectionLost(str(error.strerror)) from None
         if self._tls is None:
-            return Channel(self.socket, patience, payload_bytes=connection_budget.payload_bytes)
+            return Channel(self.socket, patience, payload_bytes=payload_bytes)
         from filestreamer.wire.sockets.tls_channel import TlsChannel
 
-        return TlsChannel(self._tls, patience, payload_bytes=connection_budget.payload_bytes)
+        return TlsChannel(self._tls, patience, payload_bytes=payload_bytes)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from filestreamer.settings import renewed, values
+from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.own_certificate import OwnCertificate
-from receiver.settings import ReceiverSettings
 
 if TYPE_CHECKING:
     from filestreamer.wire.sockets import tls
@@ -18,7 +18,7 @@ Current = Callable[[], tuple[ssl.SSLContext | None, bytes]]
 """Returns the TLS context of this receiver now, and the SHA-256 of its certificate; (None, b"") for clear text."""
 
 
-def current(settings: ReceiverSettings, hosts: list[str], token: str | None, log: Any) -> Current:
+def current(settings: CommonSettings, hosts: list[str], token: str | None, log: Any) -> Current:
     """Return what returns the certificate now, for a receiver that listens on `hosts`, and log that of now.
 
     `token` is what senders have to prove: it may vouch for the certificate. Raises UsageError.
@@ -46,7 +46,7 @@ def current(settings: ReceiverSettings, hosts: list[str], token: str | None, log
     return get
 
 
-def _reader(settings: ReceiverSettings, hosts: list[str]) -> "Callable[[], tls.OwnContext]":
+def _reader(settings: CommonSettings, hosts: list[str]) -> "Callable[[], tls.OwnContext]":
     """Return what makes the context of what the files say now."""
     from filestreamer.wire.sockets import tls
 
@@ -59,7 +59,7 @@ def _reader(settings: ReceiverSettings, hosts: list[str]) -> "Callable[[], tls.O
     return lambda: tls.ephemeral_server_context(made, ca)
 
 
-def _report(settings: ReceiverSettings, token: str | None, certificate_sha256: bytes, log: Any) -> None:
+def _report(settings: CommonSettings, token: str | None, certificate_sha256: bytes, log: Any) -> None:
     """Log the certificate, and what senders pass so that they trust it."""
     shown = certificate_sha256.hex()
     enough = values.VOUCHING_CHARACTERS_MIN

@@ -7,29 +7,29 @@ from collections.abc import Callable
 
 import pytest
 
+from filestreamer.listening.acceptor import HANDSHAKES_MIN, Acceptor, Listener
+from filestreamer.listening.handshake import Handshake
 from filestreamer.process import log
-from filestreamer.telemetry.monitor import Monitor
 from filestreamer.wire import messages as m
 from filestreamer.wire.framing import frame_of
-from filestreamer.wire.opening import SenderOpening, random_id
-from receiver.server.acceptor import HANDSHAKES_MIN, Acceptor
-from receiver.server.handshake import Handshake
-from receiver.settings import parse
+from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from tests.support.services import UNIT
 
+INCARNATION = random_id()
 
-def acceptor(*listeners: socket.socket, token: Callable[[], str | None] = lambda: None) -> Acceptor:
-    settings, _ = parse([], {})
-    logger = log.configure("receiver")
-    monitor = Monitor("receiver", settings, logger, None)
+
+def acceptor(*listeners: socket.socket, token: Callable[[], str | None] = lambda: None) -> Acceptor[ReceiverOpening]:
+    def opening(certificate_sha256: bytes) -> ReceiverOpening:
+        required = token()
+        return ReceiverOpening(INCARNATION, required.encode() if required else None, certificate_sha256)
+
     return Acceptor(
-        list(listeners),
+        [Listener(listener) for listener in listeners],
         HANDSHAKES_MIN,
-        token=token,
-        earlier_token=lambda _: None,
+        opening=opening,
         tls=lambda: (None, b""),
-        monitor=monitor,
-        log=logger,
+        refused=lambda _: None,
+        log=log.configure("receiver"),
     )
 
 
@@ -52,7 +52,7 @@ def test_it_closes_all_that_it_has_opened(monkeypatch: pytest.MonkeyPatch) -> No
     listener.setblocking(False)
     made = acceptor(listener)
 
-    def take_nothing(handshake: Handshake, *_: object) -> bool:
+    def take_nothing(handshake: Handshake[ReceiverOpening], *_: object) -> bool:
         handshake.is_refused = True
         return False
 

@@ -1,0 +1,91 @@
+"""The settings that say what is read at the source, and how it is offered.
+
+A sender has them, and a receiver that starts a sender with --from.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from filestreamer.settings import values
+from filestreamer.settings.common import CommonSettings
+from filestreamer.settings.definition import definitions, setting, several
+from filestreamer.wire import limits
+from filestreamer.wire.messages import Existing
+
+
+def existing(value: object) -> Existing:
+    """Read what becomes of files that exist."""
+    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings(CommonSettings):
+    """Which files are sent, what is kept of them, and over how many connections."""
+
+    connections: int | None = setting(
+        values.or_auto(values.whole(1, limits.CONNECTIONS_MAX, "connections")),
+        "Number of data connections; auto: as many as make the transfer faster.",
+        default="auto",
+        metavar="N|auto",
+    )
+    """Number of data connections, 1 to 256; None: adapted while chunks move, up to CONNECTIONS_AUTO."""
+
+    chunk_size: int | None = setting(
+        values.size(1, limits.CHUNK_SIZE_MAX),
+        "Bytes in a chunk, such as 512KiB or 8MiB.  [default: 4MiB, more for very large files]",
+        metavar="SIZE",
+    )
+    """Bytes in every chunk but the last, up to 1 GiB; None: chosen by the size of the file."""
+
+    include: tuple[str, ...] = several(
+        values.text, "In directories, send only files that match this pattern (gitignore syntax).", metavar="PATTERN"
+    )
+    """Patterns in gitignore's syntax, relative to each directory: only files that match one are sent."""
+
+    exclude: tuple[str, ...] = several(
+        values.text,
+        "In directories, leave out files and directories that match this pattern (gitignore syntax).",
+        metavar="PATTERN",
+    )
+    """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
+
+    one_file_system: bool = setting(bool, "Leave out what is mounted below the named directories.", default=False)
+    """Leave out other file systems below the named directories."""
+
+    dereference: bool = setting(
+        bool, "Send what symbolic links lead to in their place, also if that lies elsewhere.", default=False
+    )
+    """Follow symbolic links below the named directories."""
+
+    checksum: bool = setting(
+        bool, "Compare files that the receiver already has by their bytes, not by size and mtime.", default=False
+    )
+    """Compare the digests of files that lie at the destination with the same size and mtime, too."""
+
+    owner: bool = setting(bool, "Keep numeric owners; the receiver needs the right to set them.", default=False)
+    """Tell the receiver the numeric owner and group of each entry."""
+
+    existing: Existing = setting(
+        existing,
+        "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
+        " replace, or refuse.",
+        default="replace",
+        metavar="WHAT",
+    )
+    """What the receiver does with a file or symlink that has the name of an entry and differs from it."""
+
+    delete: bool = setting(
+        bool,
+        "Remove from the named directories what is not at the source; the receiver needs --allow-delete.",
+        default=False,
+    )
+    """Make an exact mirror of each directory that the user names, once all of it was moved."""
+
+    xattrs: bool = setting(
+        bool, "Keep extended attributes: ACLs, user.*, and where the receiver allows it capabilities.", default=False
+    )
+    """Read the extended attributes of each entry, and have the receiver set these and no others."""
+
+
+SOURCE_FIELDS: Final = tuple(name for name in definitions(SourceSettings) if name not in definitions(CommonSettings))
+"""The names of the fields that are added to CommonSettings here."""

@@ -1,0 +1,60 @@
+"""What a receiver takes that has fetched something itself: what it has asked for, and nothing else.
+
+A receiver that waits for senders takes whatever names they give. One that names paths at another machine (--from) must
+not let that machine choose other names: it could put a `.bashrc` beside what was asked for (scp: CVE-2019-6111, rsync:
+CVE-2022-29154). Nor may the sender choose what becomes of files that exist.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from filestreamer.process.log import printable
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, TransferFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user has asked for."""
+
+    names: frozenset[bytes]
+    """The last component of each path: the first one of whatever comes."""
+    existing: m.Existing
+    """What becomes of files that exist."""
+    deletes: bool
+    """Whether what is not at the source is removed from the directories that were asked for."""
+    checksum: bool
+    """Whether files that are there are compared by their bytes."""
+    xattrs: bool
+    """Whether extended attributes are kept."""
+
+    def check_offer(self, offer: m.Offer) -> None:
+        """Raise TransferFailed(POLICY) where an offer is not that of what was asked for."""
+        if offer.dry_run or offer.shard is not None:
+            raise _refusal("a dry run, or a share of a file")
+        if offer.existing is not self.existing:
+            raise _refusal(f"to {offer.existing.name.lower()} files that exist")
+        if offer.checksum is not self.checksum:
+            raise _refusal("another way to compare files that exist (--checksum)")
+        if offer.xattrs and not self.xattrs:
+            raise _refusal("extended attributes")
+        if offer.delete is None:
+            return
+        if not self.deletes:
+            raise _refusal("to remove files")
+        if not offer.delete.roots:
+            raise _refusal("to remove files from the destination itself")
+        self._check_names(offer.delete.roots, "to remove files below")
+
+    def check_entries(self, entries: Iterable[m.Entry]) -> None:
+        """Raise TransferFailed(POLICY) where an entry lies outside of what was asked for."""
+        self._check_names((entry.path for entry in entries), "the file")
+
+    def _check_names(self, paths: Iterable[bytes], what: str) -> None:
+        for path in paths:
+            if path.partition(b"/")[0] not in self.names:
+                raise _refusal(f"{what} {printable(path.decode(errors='surrogateescape'))}")
+
+
+def _refusal(what: str) -> TransferFailed:
+    return TransferFailed(Code.POLICY, f"the sender offers {what}, which was not asked for: nothing of it is taken")
