@@ -13,6 +13,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
 from filestreamer.wire.features import KNOWN, require
+from filestreamer.wire.session import Side
 
 
 def random_id() -> bytes:
