@@ -13,11 +13,6 @@ from filestreamer.wire import limits
 from filestreamer.wire.messages import Existing
 
 
-def existing(value: object) -> Existing:
-    """Read what becomes of files that exist."""
-    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
-
-
 def command(value: object) -> str:
     """Read a command for a remote shell."""
     read = values.text(value)
@@ -101,7 +96,7 @@ class SourceSettings(CommonSettings):
     """Tell the receiver the numeric owner and group of each entry."""
 
     existing: Existing = setting(
-        existing,
+        values.OneOf({each.name.lower(): each for each in Existing}),
         "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
         " replace, or refuse.",
         default="replace",

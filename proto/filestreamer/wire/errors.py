@@ -21,7 +21,7 @@ disk of the receiver is exit code 4 at the sender, too. Only `from_os_error` map
 
 import enum
 import errno
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Code(enum.IntEnum):
@@ -156,10 +156,14 @@ class RemoteProtocolError(_Coded):
 
 
 class Refused(_Coded):
-    """The peer answered Refusal before Welcome."""
+    """The peer answered Refusal in the opening. `by` is the service that did."""
+
+    def __init__(self, code: Code, reason: str, by: Literal["sender", "receiver"] = "receiver") -> None:
+        super().__init__(code, reason)
+        self.by = by
 
     def __str__(self) -> str:
-        return f"the receiver refused: {self.reason}"
+        return f"the {self.by} refused: {self.reason}"
 
 
 class Aborted(_Coded):
