@@ -1,6 +1,7 @@
 """`sender PATH... --to HOST:DIR` with a real sshd: the sender starts its receiver, and both end together."""
 
 import contextlib
+import json
 import os
 import pty
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.services import UNIT, Pair, Service, make_file, same, tree
-from tests.support.sshd import Sshd, sshd
+from tests.support.sshd import Process, Sshd, sshd
 from tests.support.waiting import until
 
 MIB = 1 << 20
@@ -61,6 +62,15 @@ class Far:
         """Wait until nothing is left."""
         until(lambda: not self.is_left(), f"nothing is left: {self.is_left()}", seconds)
 
+    def clients(self, words: str) -> list[Process]:
+        """Return the ssh processes whose command line has these words."""
+        return [process for process in self.machine.clients() if words in " ".join(process.argv)]
+
+    def holds(self, size: int) -> bool:
+        """Whether so many bytes, at least, are in staging."""
+        staging = self.incoming / ".filestreamer"
+        return sum(path.stat().st_blocks * 512 for path in staging.rglob("*")) >= size
+
     @property
     def incoming(self) -> Path:
         """Where the files go."""
@@ -81,9 +91,7 @@ def impatient(**bounds: float) -> dict[str, Any]:
     return {
         "commands": {"receiver": (sys.executable, "-P", "-m", "tests.support.impatient", "receiver")},
         "env": {
-            "IMPATIENT": __import__("json").dumps(
-                {f"filestreamer.ssh.{name}": value for name, value in bounds.items()}
-            ),
+            "IMPATIENT": json.dumps({f"filestreamer.ssh.{name}": value for name, value in bounds.items()}),
             "PYTHONPATH": str(Path(__file__).parents[2]),
         },
     }
@@ -106,8 +114,6 @@ def test_files_and_a_tree(pair: Pair, tmp_path: Path, temporary: Path, how: tupl
         assert tree(pair.source / "photos") == tree(far.incoming / "photos")
         (way,) = sender.events("way")
         assert way["way"] == ("ssh" if "ssh" in how else "direct")
-        if "ssh" in how:
-            assert result["connections"] == 8
         # Again, and nothing is moved.
         assert far.push(file, pair.source / "photos", *how).succeeds()["sent_bytes"] == 0
 
@@ -172,10 +178,11 @@ def test_a_mirror_needs_no_permission_there(pair: Pair, tmp_path: Path, temporar
     """Who logs in there may remove files anyway: --delete is the permission."""
     with behind_ssh(pair, tmp_path, temporary) as far:
         pair.file("a", 10)
+        pair.file("b", 10)
         far.incoming.mkdir()
         (far.incoming / "old").write_text("old")
         far.push(f"{pair.source}/", "--delete").succeeds()
-        assert sorted(os.listdir(far.incoming)) == ["a"]
+        assert sorted(os.listdir(far.incoming)) == ["a", "b"]
 
 
 def test_a_dry_run_changes_nothing(pair: Pair, tmp_path: Path, temporary: Path) -> None:
@@ -226,7 +233,7 @@ def test_many_connections_where_sshd_drops_some(pair: Pair, tmp_path: Path, temp
         sender = far.push(
             file, "--via", "ssh", "--connections", "64", "--chunk-size", "64KiB", "--rate-limit", "2MiB/s"
         )
-        until(lambda: len(far.machine.clients("-W")) == 65, "all tunnels are up", 6 * UNIT)
+        until(lambda: len(far.clients("-W")) == 65, "all tunnels are up", 6 * UNIT)
         result = sender.succeeds(6 * UNIT)
         assert result["connections"] == 64
         assert same(file, far.incoming / "a")
@@ -240,17 +247,19 @@ def test_many_connections_where_sshd_drops_some(pair: Pair, tmp_path: Path, temp
 def test_ssh_is_killed(pair: Pair, tmp_path: Path, temporary: Path, via: str) -> None:
     with behind_ssh(pair, tmp_path, temporary) as far:
         file = pair.file("a", 24 * MIB)
-        sender = far.push(file, "--via", via, *SLOW)
-        until(lambda: (far.incoming / ".filestreamer").exists(), "it has begun")
-        (login,) = far.machine.clients("receiver serve")
+        sender = far.push(file, "--via", via, "--chunk-size", "1MiB", "--connections", "8", *SLOW)
+        until((far.incoming / ".filestreamer").exists, "it has begun")
+        (login,) = far.clients("receiver serve")
         login.signal()
         if via == "ssh":
-            for tunnel in far.machine.clients("-W")[:3]:
+            until(lambda: len(far.clients("-W")) == 9, "all tunnels are up")
+            for tunnel in far.clients("-W")[:3]:
                 tunnel.signal()
         assert sender.wait_for("ssh_back")
         result = sender.succeeds()
         assert same(file, far.incoming / "a")
-        assert result["reconnects"] == (0 if via == "direct" else pytest.approx(2, abs=1))
+        # One of the three may have been control.
+        assert result["reconnects"] in ([0] if via == "direct" else [2, 3])
         assert len(sender.events("ssh_lost")) == 1
 
 
@@ -275,7 +284,7 @@ def test_the_sender_ends(pair: Pair, tmp_path: Path, temporary: Path, number: si
     with behind_ssh(pair, tmp_path, temporary) as far:
         file = pair.file("a", 24 * MIB)
         sender = far.push(file, "--chunk-size", "1MiB", *SLOW)
-        until(lambda: len(sender.events("progress")) > 0, "some of it is there", 2 * UNIT)
+        until(lambda: far.holds(8 * MIB), "some of it is there")
         sender.signal(number)
         assert sender.wait() == 128 + number
         if number != signal.SIGKILL:
@@ -290,7 +299,7 @@ def test_sender_and_ssh_are_killed(pair: Pair, tmp_path: Path, temporary: Path) 
     """Nothing tells the receiver what has happened; it waits for another ssh, and ends."""
     with behind_ssh(pair, tmp_path, temporary, **impatient(**{"leases.WAIT_SECONDS": 1})) as far:
         sender = far.push(pair.file("a", 24 * MIB), *SLOW)
-        until(lambda: (far.incoming / ".filestreamer").exists(), "it has begun")
+        until((far.incoming / ".filestreamer").exists, "it has begun")
         sender.end()
         for process in far.machine.clients():
             process.signal()
@@ -319,7 +328,7 @@ def test_the_end_of_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) ->
             os.environ["FILESTREAMER_METRICS"] = "off"
             os.environ["FILESTREAMER_RESULT_FILE"] = str(tmp_path / "result.json")
             os.execv(argv[0], argv)
-        until(lambda: (far.incoming / ".filestreamer").exists(), "it has begun")
+        until((far.incoming / ".filestreamer").exists, "it has begun")
         os.close(terminal)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
@@ -348,6 +357,37 @@ def test_ssh_asks_on_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) -
         assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
         assert seen.count(b"passphrase") == 1
         assert same(file, far.incoming / "a")
+
+
+def test_no_answer_is_given(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    """Ctrl-C where ssh asks ends all of it."""
+    with behind_ssh(pair, tmp_path, temporary, passphrase="open sesame") as far:
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "sender",
+            str(pair.file("a", 10)),
+            "--to",
+            "far:x",
+            "--ssh",
+            far.machine.ssh,
+        ]
+        pid, terminal = pty.fork()
+        if not pid:
+            os.environ |= {"TMPDIR": str(temporary), "FILESTREAMER_METRICS": "off"}
+            os.execv(argv[0], argv)
+        seen = b""
+        while b"passphrase for key" not in seen:
+            seen += os.read(terminal, 4096)
+        os.write(terminal, b"\x03")
+        with contextlib.suppress(OSError):
+            while more := os.read(terminal, 4096):
+                seen += more
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 130, seen.decode(errors="replace")
+        far.ends()
 
 
 # --- what goes wrong
@@ -423,24 +463,28 @@ def test_what_is_wrong_with_the_directory(pair: Pair, tmp_path: Path, temporary:
 
 
 @pytest.mark.parametrize(
-    ("there", "code", "name", "said"),
+    ("there", "error", "said"),
     [
-        ("echo 'filestreamer needs Python 3.11 or newer; this is 3.6' >&2; exit 2", 2, "far_side", "needs Python 3.11"),
-        ("echo 'Got unexpected extra argument (serve)' >&2; exit 2", 3, "version", "too old"),
-        ("kill -9 $$", 1, "far_side", "signal 9"),
-        ("echo This account is not available.; exit 1", 1, "far_side", "This account is not available."),
-        ('echo \'{"filestreamer":{"form":2,"version":"9.9","protocol":7}}\'', 3, "version", "9.9 (protocol 7) there"),
-        ("echo '{\"filestreamer\":nonsense'", 3, "version", "another version"),
-        ("printf '{\"filestreamer\":'; head -c 100000 /dev/zero", 1, "far_side", "more than 64 KiB"),
-        ("exit 0", 1, "far_side", "has ended with exit code 0 before it was up"),
+        (
+            "echo 'filestreamer needs Python 3.11 or newer; this is 3.6' >&2; exit 2",
+            (2, "far_side"),
+            "needs Python 3.11",
+        ),
+        ("echo 'Got unexpected extra argument (serve)' >&2; exit 2", (3, "version"), "too old"),
+        ("kill -9 $$", (1, "far_side"), "signal 9"),
+        ("echo This account is not available.; exit 1", (1, "far_side"), "This account is not available."),
+        ('echo \'{"filestreamer":{"form":2,"version":"9.9","protocol":7}}\'', (3, "version"), "9.9 (protocol 7) there"),
+        ("echo '{\"filestreamer\":nonsense'", (3, "version"), "another version"),
+        ("printf '{\"filestreamer\":'; head -c 100000 /dev/zero", (1, "far_side"), "more than 64 KiB"),
+        ("exit 0", (1, "far_side"), "has ended with exit code 0 before it was up"),
     ],
 )
 def test_what_is_there_is_no_receiver(
-    pair: Pair, tmp_path: Path, temporary: Path, there: str, code: int, name: str, said: str
+    pair: Pair, tmp_path: Path, temporary: Path, *, there: str, error: tuple[int, str], said: str
 ) -> None:
     with behind_ssh(pair, tmp_path, temporary, commands={"receiver": ("sh", "-c", there)}) as far:
-        status = "refused" if code == 3 else "failed"
-        message = far.push(pair.file("a", 10)).fails(code, name, status=status)
+        status = "refused" if error[0] == 3 else "failed"
+        message = far.push(pair.file("a", 10)).fails(*error, status=status)
         assert said in message
         assert message.startswith("far: ")
 
