@@ -7,14 +7,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import signals, stderr
-from filestreamer.wire.errors import AddressNotReady, ConnectionLost, Interrupted, UsageError
+from filestreamer.process import descriptors, signals, stderr
+from filestreamer.wire.errors import Interrupted
 
 if TYPE_CHECKING:
-    from filestreamer.listening.acceptor import Listener
     from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
     from receiver.server.token import Chosen
@@ -49,7 +48,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for warning in settings.exposed():
         logger.warning("secret_exposed", reason=warning)
     try:
-        return _serve(settings, logger)
+        return _serve(settings, logger) if settings.connect is None else _connect(settings, logger)
     except Exception as error:  # noqa: BLE001 - the top of the command
         failure = as_failure("serving", error)
         report(TransferResult.without_transfer(failure), settings.result_file, logger)
@@ -68,18 +67,17 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
     with signals.deferred():
         from filestreamer.credentials import certificate
+        from filestreamer.listening.listeners import open_listeners
         from filestreamer.telemetry.monitor import Monitor
-        from filestreamer.telemetry.report import report
-        from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
         from receiver.server import token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
-        _allow_descriptors()
+        descriptors.allow_all()
         destination, output_name = _open_destination(settings)
-        listeners = _listen(settings, logger)
+        listeners = open_listeners(settings.listen, logger)
         if not isinstance(destination, OpenFile):
             _clean_staging(settings, destination, logger)
         addresses = [listener.socket.getsockname() for listener in listeners]
@@ -102,12 +100,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
             server.stop(Interrupted(number))
             monitor.stop_lingering()
 
-        def report_overdue(number: int) -> None:
-            report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
-
         monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
         monitor.start(METRICS)
-        signals.on_signal(stop, report_overdue)
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
     _report_start(settings, addresses, destination.path, chosen, logger)
     progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
     progress.start()
@@ -117,6 +112,51 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     finally:
         progress.stop()
         monitor.stop()
+
+
+def _connect(settings: "ReceiverSettings", logger: Any) -> int:
+    """Receive from the sender at --connect; return the exit code. Raises what ended it without a transfer."""
+    assert settings.connect is not None
+    with signals.deferred():
+        from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.terminal.display import ProgressDisplay
+        from filestreamer.wire.sockets.route import TcpRoute
+        from receiver.pipe.standard_output import OpenFile
+        from receiver.server.client import Client
+    with signals.raised():
+        descriptors.allow_all()
+        destination, output_name = _open_destination(settings)
+        if not isinstance(destination, OpenFile):
+            _clean_staging(settings, destination, logger)
+        free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
+        monitor = Monitor("receiver", settings, logger, free_bytes)
+        to = settings.connect
+        route = TcpRoute(to.host, to.port, str(to))
+        client = Client(settings, destination, monitor, route=route, output_name=output_name, log=logger)
+
+        def stop(number: int) -> None:
+            client.stop(Interrupted(number))
+            monitor.stop_lingering()
+
+        monitor.watch(client.admission.counters, lambda: None, client.admission.memory)
+        monitor.start()
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
+    progress = ProgressDisplay(client.admission.counters, logger, direction="receiving")
+    progress.start()
+    client.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
+    try:
+        return client.run()
+    finally:
+        progress.stop()
+        monitor.stop()
+
+
+def _reporting_overdue(settings: "ReceiverSettings", logger: Any) -> Callable[[int], None]:
+    """Return what reports that the service did not end in time after a signal, which is given."""
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
 
 def _report_start(
@@ -165,33 +205,6 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name
-
-
-def _allow_descriptors() -> None:
-    """Allow this process as many descriptors as possible: connections need one each, large files of a tree three."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _listen(settings: "ReceiverSettings", logger: Any) -> "list[Listener]":
-    """Return what listens on --listen. Raises UsageError, AddressNotReady."""
-    from filestreamer.listening.acceptor import Listener
-    from filestreamer.wire.sockets.listen import listen
-
-    def tell(reason: str) -> None:
-        logger.warning("waiting_for_address", setting="--listen", reason=reason)
-
-    try:
-        return [Listener(sock) for sock in listen(settings.listen.host, settings.listen.port, tell)]
-    except OSError as error:
-        raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
-    except AddressNotReady as error:
-        raise AddressNotReady(f"--listen: {error}") from None
-    except ConnectionLost as error:
-        raise UsageError(f"--listen: {error}") from None
 
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from filestreamer.settings import values
-from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.address import Address, parse_address, peer
 from filestreamer.settings.common import WINDOW_MAX
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
@@ -27,6 +27,13 @@ class ReceiverSettings(SourceSettings):
         parse_address, "Listen address.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
     )
     """An empty host is every address of this machine, port 0 a free port."""
+
+    connect: Address | None = setting(
+        peer,
+        "Connect to a sender that listens, receive what it sends, then end.",
+        metavar="HOST:PORT",
+    )
+    """Where a sender with --listen is; None waits for senders. Implies `once`."""
 
     fetch: tuple[str, ...] = several(
         values.text,
@@ -102,18 +109,29 @@ class ReceiverSettings(SourceSettings):
     """In bytes (`receiver.memory`); None is the limit of its container."""
 
     def __post_init__(self) -> None:
-        """Let `output_file` imply `once`. Raises UsageError where TLS settings are incomplete."""
-        if self.output_file is not None:
+        """Let `output_file` and `connect` imply `once`. Raises UsageError where TLS settings are incomplete."""
+        if self.connect is not None:
+            self._check_connect()
+        if self.output_file is not None or self.connect is not None:
             object.__setattr__(self, "once", True)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
         if self.tls_cert is not None:
             object.__setattr__(self, "tls", True)
-        if self.tls_ca is not None and not self.tls:
+        if self.tls_ca is not None and not self.tls and self.connect is None:
             raise UsageError(
                 "--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key, or --tls for a"
                 " certificate of this run"
             )
+
+    def _check_connect(self) -> None:
+        """Let TLS settings imply `tls`, as for a sender that connects. Raises UsageError."""
+        if self.fetch:
+            raise UsageError("--connect and --from: only one of them says where the sender is")
+        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
+            object.__setattr__(self, "tls", True)
+        if self.tls and self.token is not None:
+            self.check_token(self.token)
 
     @property
     def writes_stdout(self) -> bool:
@@ -123,4 +141,12 @@ class ReceiverSettings(SourceSettings):
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
     """Return the settings, and warnings for the log. Raises as `parse_settings` does."""
-    return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ, only_with=("fetch", SOURCE_FIELDS))
+    return parse_settings(
+        ReceiverSettings,
+        "receiver",
+        SUMMARY,
+        argv,
+        environ,
+        only_with=("fetch", SOURCE_FIELDS),
+        not_with=("connect", ("listen", "anonymous", "idle_timeout")),
+    )

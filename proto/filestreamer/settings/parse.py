@@ -45,13 +45,14 @@ def parse_settings(
     environ: Mapping[str, str],
     *,
     only_with: tuple[str, Sequence[str]] | None = None,
+    not_with: tuple[str, Sequence[str]] | None = None,
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
     Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
     and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
-    or a file says is for the other service. Raises UsageError for any mistake, and SystemExit(0) after `--help` and
-    `--version`.
+    or a file says is for the other service. `not_with` names a field with which others do not count. Raises UsageError
+    for any mistake, and SystemExit(0) after `--help` and `--version`.
     """
     defined = definitions(settings)
     if difference := {item.key for item in defined.values()} ^ (OWN_KEYS[service] | COMMON_KEYS):
@@ -72,16 +73,18 @@ def parse_settings(
     except UsageError as error:
         raise UsageError(_cut(str(error))) from None
     if only_with is not None and not context.params[only_with[0]]:
-        _leave_out(context, defined, *only_with)
+        _leave_out(context, defined, only_with[1], f"goes with {defined[only_with[0]].shown}")
+    if not_with is not None and context.params[not_with[0]]:
+        _leave_out(context, defined, not_with[1], f"does not go with {defined[not_with[0]].shown}")
     return settings(**context.params), _unknown_variables(environ)
 
 
-def _leave_out(context: click.Context, defined: Mapping[str, Definition], needed: str, names: Sequence[str]) -> None:
-    """Set the fields `names` to their defaults. Raises UsageError where one was given as a flag."""
+def _leave_out(context: click.Context, defined: Mapping[str, Definition], names: Sequence[str], why: str) -> None:
+    """Set the fields `names` to their defaults. Raises UsageError, which says `why`, where one was given as a flag."""
     for name in names:
         definition = defined[name]
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{definition.shown} goes with {defined[needed].shown}")
+            raise UsageError(f"{definition.shown} {why}")
         default = () if definition.multiple else definition.default
         context.params[name] = definition.read(default) if isinstance(default, str) else default
 

@@ -1,0 +1,24 @@
+"""The sockets of --listen."""
+
+from typing import Any
+
+from filestreamer.listening.acceptor import Listener
+from filestreamer.settings.address import Address
+from filestreamer.wire.errors import AddressNotReady, ConnectionLost, UsageError
+from filestreamer.wire.sockets.listen import listen
+
+
+def open_listeners(address: Address, log: Any) -> list[Listener]:
+    """Return what listens on --listen. Raises UsageError, AddressNotReady."""
+
+    def tell(reason: str) -> None:
+        log.warning("waiting_for_address", setting="--listen", reason=reason)
+
+    try:
+        return [Listener(sock) for sock in listen(address.host, address.port, tell)]
+    except OSError as error:
+        raise UsageError(f"--listen {address}: {error.strerror}") from None
+    except AddressNotReady as error:
+        raise AddressNotReady(f"--listen: {error}") from None
+    except ConnectionLost as error:
+        raise UsageError(f"--listen: {error}") from None
