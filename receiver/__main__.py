@@ -24,7 +24,23 @@ def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
-    signals.exit_process(run(sys.argv[1:], os.environ))
+    over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
+
+
+def _serve_over_ssh() -> int:
+    """Receive for a sender that has started this over ssh; return the exit code."""
+    with signals.deferred():
+        from receiver import far_side
+    descriptors.allow_all()
+    return far_side.run(_clean_staging)
+
+
+def _relay() -> int:
+    """Carry one connection of a sender to the receiver that it has started over ssh; return the exit code."""
+    from filestreamer.ssh.relay import relay
+
+    return relay()
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -77,7 +93,7 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     with signals.raised():
         descriptors.allow_all()
         destination, output_name = _open_destination(settings)
-        listeners = open_listeners(settings.listen, logger)
+        listeners = open_listeners(*settings.listen, str(settings.listen), logger)
         if not isinstance(destination, OpenFile):
             _clean_staging(settings, destination, logger)
         addresses = [listener.socket.getsockname() for listener in listeners]

@@ -52,9 +52,16 @@ def parse_settings(
     Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
     and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
     or a file says is for the other service. `not_with` names a field with which others do not count. Raises UsageError
-    for any mistake, and SystemExit(0) after `--help` and `--version`.
+    for any mistake, and SystemExit(0) after `--help` and `--version`, and after an answer to a shell that completes a
+    command.
     """
     defined = definitions(settings)
+    for name in (service, f"filestreamer-{service}"):
+        if instruction := environ.get(f"_{name.replace('-', '_').upper()}_COMPLETE"):
+            from filestreamer.settings.completion import answer
+
+            answer(_command(service, summary, defined, lambda *_: None), name, instruction)
+            raise SystemExit(0)
     if difference := {item.key for item in defined.values()} ^ (OWN_KEYS[service] | COMMON_KEYS):
         raise LookupError(f"OWN_KEYS[{service!r}] differs from the settings of the {service}: {', '.join(difference)}")
     found: dict[str, Found] = {}
@@ -116,7 +123,7 @@ def _command(
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted:
+    if wanted and not context.resilient_parsing:
         click.echo(f"{context.info_name} {VERSION} (protocol {limits.VERSION})")
         context.exit()
 

@@ -10,6 +10,7 @@
     ├── Refused                the peer sent Refusal                                          by its code
     ├── Aborted                the peer sent Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
+    ├── FarSideFailed          the service that ssh starts did not come up                    by what it says
     ├── Partial                complete, but for entries that were skipped                    exit 5
     ├── Different              the two sides of a dry run with --checksum differ              exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
@@ -174,6 +175,15 @@ class Aborted(_Coded):
 
 class TransferFailed(_Coded):
     """This side ends the transfer, and sends the peer an Abort with the reason."""
+
+
+class FarSideFailed(FilestreamerError):
+    """The service at the other machine did not come up: ssh, the remote shell or the service itself says why."""
+
+    def __init__(self, reason: str, *, exit_code: int = Exit.FAILED, name: str = "far_side") -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+        self.name = name
 
 
 class Partial(FilestreamerError):
