@@ -82,8 +82,20 @@ def parse_settings(
     if only_with is not None and not context.params[only_with[0]]:
         _leave_out(context, defined, only_with[1], f"goes with {defined[only_with[0]].shown}")
     if not_with is not None and context.params[not_with[0]]:
-        _leave_out(context, defined, not_with[1], f"does not go with {defined[not_with[0]].shown}")
+        _choose(context, defined, *not_with)
     return settings(**context.params), _unknown_variables(environ)
+
+
+def _choose(context: click.Context, defined: Mapping[str, Definition], name: str, others: Sequence[str]) -> None:
+    """Leave the fields `others` out, as they do not go with `name`, or `name` where flags say another one.
+
+    Raises UsageError where flags say both.
+    """
+    if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE and any(
+        context.get_parameter_source(other) is click.core.ParameterSource.COMMANDLINE for other in others
+    ):
+        others = [name]
+    _leave_out(context, defined, others, f"does not go with {defined[name].shown}")
 
 
 def _leave_out(context: click.Context, defined: Mapping[str, Definition], names: Sequence[str], why: str) -> None:
