@@ -49,6 +49,17 @@ class End(NamedTuple):
         """Let what is sent to an address on the link vanish without an answer."""
         self.ip("neighbor replace", address, "lladdr", NOBODYS_CARD, "dev", INTERFACE, "nud permanent")
 
+    def nft(self, ruleset: str) -> None:
+        """Load rules of netfilter (Debian: nftables)."""
+        assert shutil.which("nft") is not None, "the command nft is missing: install it (Debian: package nftables)"
+        command = [*self.inside, "nft", "-f", "-"]
+        subprocess.run(command, input=ruleset, check=True, capture_output=True, text=True)
+
+    def admit_only(self, port: int, verdict: str = "drop") -> None:
+        """Do that with what comes over the link to another TCP port: `drop`, `reject with tcp reset`, ..."""
+        rule = f'iifname "{INTERFACE}" tcp dport != {port} {verdict}'
+        self.nft(f"table inet firewall {{\nchain in {{\ntype filter hook input priority 0\n{rule}\n}}\n}}\n")
+
     def set_names(self, names: Mapping[str, Sequence[str]], *, server: str | None = None) -> None:
         """Set the addresses of names, and the name server that is asked for others."""
         lines = [f"{address} {name}\n" for name, addresses in names.items() for address in addresses]
