@@ -25,7 +25,23 @@ def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
-    signals.exit_process(run(sys.argv[1:], os.environ))
+    over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
+
+
+def _serve_over_ssh() -> int:
+    """Receive for a sender that has started this over ssh; return the exit code."""
+    with signals.deferred():
+        from receiver import far_side
+    _allow_descriptors()
+    return far_side.run(_clean_staging)
+
+
+def _relay() -> int:
+    """Carry one connection of a sender to the receiver that it has started over ssh; return the exit code."""
+    from filestreamer.ssh.relay import relay
+
+    return relay()
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -1,9 +1,10 @@
 """The `sender` command: reads its settings, runs one transfer, reports the result, and returns the exit code."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from filestreamer.process import signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.result import TransferResult
     from sender.settings import SenderSettings
+
+
+_BEGINS_AGAIN: Final = "the receiver no longer knows this transfer; starting over, finished files are kept"
 
 
 def main() -> NoReturn:
@@ -49,11 +53,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    try:
-        outcome = _send(settings, logger, monitor, overdue)
-    except Exception as error:  # noqa: BLE001 - the top of the command
-        outcome = TransferResult.without_transfer(as_failure("sending", error))
-    report(outcome, settings.result_file, logger, file=settings.input_files[0])
+    with contextlib.ExitStack() as until_reported:
+        try:
+            outcome = _send(settings, logger, monitor, overdue, until_reported)
+        except Exception as error:  # noqa: BLE001 - the top of the command
+            outcome = TransferResult.without_transfer(as_failure("sending", error))
+        report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
     monitor.stop()
     return outcome.exit_code
@@ -68,14 +73,17 @@ def _fail(error: Exception) -> int:
 
 
 def _send(
-    settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
+    settings: "SenderSettings",
+    logger: Any,
+    monitor: "Monitor",
+    overdue: Callable[[int], None],
+    until_reported: contextlib.ExitStack,
 ) -> "TransferResult":
     """Run the transfer, and transfers that continue it; return how it ended.
 
-    `overdue` is called with the number of the signal if the transfer has not ended in time after a signal.
+    `overdue` is called with the number of the signal if the transfer has not ended in time after a signal. A receiver
+    that is started over ssh ends with `until_reported`. Raises what kept a transfer from being begun.
     """
-    from filestreamer.telemetry.result import TransferResult
-
     signalled, is_over = list[int](), False
 
     def end(number: int) -> None:
@@ -83,16 +91,16 @@ def _send(
         transfer.interrupt(number)
         monitor.stop_lingering()
 
-    try:
-        with signals.deferred():
-            from filestreamer.terminal.display import ProgressDisplay
-            from sender.coordinator import BeginAgain, Transfer
-        with signals.raised():
-            monitor.start()
-            transfer = Transfer(settings, logger)
-            signals.on_signal(end, lambda number: None if is_over else overdue(number))
-    except FilestreamerError as error:
-        return TransferResult.without_transfer(error)
+    with signals.deferred():
+        from filestreamer.telemetry.result import TransferResult
+        from filestreamer.terminal.display import ProgressDisplay
+        from sender.coordinator import BeginAgain, Transfer
+        from sender.push import reached
+    with signals.raised():
+        monitor.start()
+        settings, route = until_reported.enter_context(reached(settings, logger))
+        transfer = Transfer(settings, logger, route=route)
+        signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
@@ -104,13 +112,10 @@ def _send(
             try:
                 committed = transfer.run()
             except BeginAgain:
-                logger.warning(
-                    "transfer_begins_again",
-                    reason="the receiver no longer knows this transfer; starting over, finished files are kept",
-                )
+                logger.warning("transfer_begins_again", reason=_BEGINS_AGAIN)
                 transfer = transfer.again()
-                if signalled:
-                    transfer.interrupt(signalled[0])
+                for number in signalled[:1]:
+                    transfer.interrupt(number)
         failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
@@ -130,29 +135,32 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
     from sender.asking import Asking
-
-    failure: FilestreamerError | None
-    try:
-        asking = Asking(settings, logger, print)
-    except Exception as error:  # noqa: BLE001 - the top of the command
-        outcome = TransferResult.without_transfer(as_failure("asking", error))
-        report(outcome, settings.result_file, logger)
-        return outcome.exit_code
+    from sender.push import reached
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_signal(asking.interrupt, overdue)
-    try:
-        asking.run()
-        failure = asking.shortfall()
-        sys.stdout.flush()
-    except FilestreamerError as error:
-        failure = error
-    except OSError as error:
-        failure = FilestreamerError(f"can't write the list: {error.strerror}")
-    outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
-    report(outcome, settings.result_file, logger, file=settings.input_files[0])
+    failure: FilestreamerError | None
+    with contextlib.ExitStack() as until_reported:
+        try:
+            with signals.raised():
+                settings, route = until_reported.enter_context(reached(settings, logger))
+                asking = Asking(settings, logger, print, route)
+                signals.on_signal(asking.interrupt, overdue)
+        except Exception as error:  # noqa: BLE001 - the top of the command
+            outcome = TransferResult.without_transfer(as_failure("asking", error))
+            report(outcome, settings.result_file, logger)
+            return outcome.exit_code
+        try:
+            asking.run()
+            failure = asking.shortfall()
+            sys.stdout.flush()
+        except FilestreamerError as error:
+            failure = error
+        except OSError as error:
+            failure = FilestreamerError(f"can't write the list: {error.strerror}")
+        outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
+        report(outcome, settings.result_file, logger, file=settings.input_files[0])
     return outcome.exit_code
 
 

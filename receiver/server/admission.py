@@ -88,6 +88,12 @@ class Admission:
         with self._lock:
             return not self._transfers
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether any transfer has a connection."""
+        with self._lock:
+            return any(transfer.liveness.is_connected for transfer in self._transfers.values())
+
     def counters(self) -> list[TransferCounters]:
         """Return the counters of the transfers that are under way."""
         with self._lock:

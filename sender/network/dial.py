@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filestreamer.credentials.tokens import Chosen, Tokens
+from filestreamer.settings.address import Address as HostPort
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.wire import limits
@@ -253,7 +254,8 @@ class Dialer:
 
 def _tcp_route(settings: SenderSettings) -> TcpRoute:
     to = settings.to
-    assert to is not None  # only a list of what would be offered goes without it
+    # Only a list of what would be offered goes without it, and ssh has a route of its own.
+    assert isinstance(to, HostPort)
     return TcpRoute(to.host, to.port, str(to), settings.source_address)
 
 
