@@ -4,6 +4,7 @@
 """
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -290,6 +291,34 @@ def test_a_passphrase_is_asked_for_once(
     sender.succeeds()
     assert arrived(file, far)
     assert asked.read_text() == "x\n"
+
+
+# --------------------------------------------------------------------------------------------------------- strangers
+
+
+GREETED = """
+import socket, sys
+for port in sys.argv[2:]:
+    with socket.create_connection((sys.argv[1], int(port)), 10) as sock:
+        sock.settimeout(2)
+        try:
+            print(port, len(sock.recv(100)))
+        except TimeoutError:
+            print(port, "waits")
+"""
+
+
+def test_strangers_are_told_nothing(pair: Pair, ends: tuple[End, End], start_sshd: StartSshd) -> None:
+    """The far side has two ports: one speaks TLS and waits, the other, in clear text, is for its own machine alone."""
+    here, there = ends
+    far = start_sshd()
+    sender = push(pair, far, here, pair.file("f", 30_000_000), "--via", "ssh", "--rate-limit", "1MB/s")
+    sender.wait_for("connected")
+    listening = there.run("ss", "-Hltn").splitlines()
+    ports = {line.split()[3].rpartition(":")[2] for line in listening} - {"22"}
+    assert len(ports) == 2
+    told = here.run(sys.executable, "-c", GREETED, ADDRESS, *ports)
+    assert sorted(line.split()[1] for line in told.splitlines()) == ["0", "waits"]
 
 
 # ---------------------------------------------------------------------------------------------------- while it moves

@@ -35,6 +35,10 @@ class End(NamedTuple):
         command = ["ip", "-n", self.name, *" ".join(map(str, words)).split()]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
+    def run(self, *command: str) -> str:
+        """Run a command in it; return what that has printed."""
+        return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True).stdout
+
     def add(self, address: str) -> None:
         """Give the interface an address, written with its prefix length."""
         self.ip("address add", address, "dev", INTERFACE, "nodad" if ":" in address else "")
