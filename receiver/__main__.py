@@ -14,10 +14,16 @@ from filestreamer.process import descriptors, signals, stderr
 from filestreamer.wire.errors import Interrupted
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from filestreamer.wire.sockets.route import Route
     from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
     from receiver.server.token import Chosen
     from receiver.settings import ReceiverSettings
+    from receiver.transfer.asked import Asked
+
+    Reached = tuple[ReceiverSettings, Route, Asked | None]
 
 
 def main() -> NoReturn:
@@ -64,7 +70,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for warning in settings.exposed():
         logger.warning("secret_exposed", reason=warning)
     try:
-        return _serve(settings, logger) if settings.connect is None else _connect(settings, logger)
+        return _connect(settings, logger) if settings.dials else _serve(settings, logger)
     except Exception as error:  # noqa: BLE001 - the top of the command
         failure = as_failure("serving", error)
         report(TransferResult.without_transfer(failure), settings.result_file, logger)
@@ -131,12 +137,31 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
 
 
 def _connect(settings: "ReceiverSettings", logger: Any) -> int:
-    """Receive from the sender at --connect; return the exit code. Raises what ended it without a transfer."""
-    assert settings.connect is not None
+    """Receive from the sender at --connect, or from that of --from; return the exit code.
+
+    Raises what ended it without a transfer.
+    """
+    with contextlib.ExitStack() as until_reported:
+        return _receive_from(settings, logger, until_reported)
+
+
+def _reached(settings: "ReceiverSettings", logger: Any) -> "AbstractContextManager[Reached]":
+    """Return what leads to the sender, which it starts if need be."""
+    if settings.fetch:
+        from receiver.pull import started
+
+        return started(settings, logger)
+    from filestreamer.wire.sockets.route import TcpRoute
+
+    to = settings.connect
+    assert to is not None
+    return contextlib.nullcontext((settings, TcpRoute(to.host, to.port, str(to)), None))
+
+
+def _receive_from(settings: "ReceiverSettings", logger: Any, until_reported: contextlib.ExitStack) -> int:
     with signals.deferred():
         from filestreamer.telemetry.monitor import Monitor
         from filestreamer.terminal.display import ProgressDisplay
-        from filestreamer.wire.sockets.route import TcpRoute
         from receiver.pipe.standard_output import OpenFile
         from receiver.server.client import Client
     with signals.raised():
@@ -146,9 +171,8 @@ def _connect(settings: "ReceiverSettings", logger: Any) -> int:
             _clean_staging(settings, destination, logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
         monitor = Monitor("receiver", settings, logger, free_bytes)
-        to = settings.connect
-        route = TcpRoute(to.host, to.port, str(to))
-        client = Client(settings, destination, monitor, route=route, output_name=output_name, log=logger)
+        settings, route, asked = until_reported.enter_context(_reached(settings, logger))
+        client = Client(settings, destination, monitor, route=route, output_name=output_name, log=logger, asked=asked)
 
         def stop(number: int) -> None:
             client.stop(Interrupted(number))

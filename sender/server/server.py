@@ -85,6 +85,12 @@ class Server:
         self._mailbox.put(error)
         self._acceptor.wake()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether any receiver has a connection."""
+        with self._lock:
+            return any(each.is_connected for each in self._servings.values())
+
     def counters(self) -> list[TransferCounters]:
         """Return the counters of the transfers that are under way."""
         with self._lock:

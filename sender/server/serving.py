@@ -71,6 +71,11 @@ class Serving(threading.Thread):
         return self._transfer.counters if self._transfer is not None else None
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the control connection is up."""
+        return self._transfer is not None and self._transfer.is_connected
+
+    @property
     def is_complete(self) -> bool:
         """Whether everything is durable at the receiver."""
         return self._committed is not None

@@ -13,8 +13,8 @@ OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
         "input_file to listen once idle_timeout source_address as shard strict_modulo files_from dry_run".split()
     ),
     "receiver": frozenset(
-        "listen connect from directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"
-        " discard_staging_after memory_limit".split()
+        "listen connect from path directory output_file once no_replace allow_privileged allow_delete idle_timeout"
+        " anonymous discard_staging_after memory_limit".split()
     ),
 }
 """Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but

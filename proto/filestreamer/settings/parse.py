@@ -102,7 +102,8 @@ def _leave_out(context: click.Context, defined: Mapping[str, Definition], names:
     """Set the fields `names` to their defaults. Raises UsageError, which says `why`, where one was given as a flag."""
     for name in names:
         definition = defined[name]
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        is_flag = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if is_flag and context.params[name] != ():  # as click has it for an argument that is not there
             raise UsageError(f"{definition.shown} {why}")
         default = () if definition.multiple else definition.default
         context.params[name] = definition.read(default) if isinstance(default, str) else default
