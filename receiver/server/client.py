@@ -28,7 +28,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.opening import random_id
-from filestreamer.wire.sockets.addresses import Address
+from filestreamer.wire.sockets.addresses import Address, format_address
 from filestreamer.wire.sockets.route import Route
 from receiver.disk.destination import Destination
 from receiver.memory.budget import Budget
@@ -253,7 +253,7 @@ class Client:
             self._take_failure(hello.role, error, is_dialled=False)
             return
         if is_control:
-            self._log.info("connected", address=f"{dialled.host}:{dialled.address[1][1]}")
+            self._log.info("connected", address=format_address(dialled.address[1]))
             self._is_control_wanted = False
             self._transfer, self._address = transfer, dialled.address
         else:
