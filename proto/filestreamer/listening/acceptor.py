@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple
 
 from filestreamer.listening.handshake import Handshake, O
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError
+from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError, TransferFailed
 
 HANDSHAKES: Final = 512
 """Connections that may be in their opening at once, where there is memory for them."""
@@ -155,7 +155,7 @@ class Acceptor(Generic[O]):
             return is_over
         except (ConnectionLost, Refused) as error:
             self.lose(handshake, error)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, TransferFailed) as error:
             self.turn_away(handshake, error.code, error.reason)
         return False
 
