@@ -225,6 +225,17 @@ def test_sender_and_ssh_are_killed(pair: Pair, tmp_path: Path, temporary: Path) 
         far.ends()
 
 
+def test_the_sender_is_killed_while_connections_are_shared(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    """Not even the directory of the socket of ssh is left."""
+    config = {"PasswordAuthentication": "yes"}
+    with behind_ssh(pair, tmp_path, temporary, accepts_once=True, config=config) as far:
+        sender = far.push(pair.file("a", 24 * MIB), "--via", "ssh", *SLOW)
+        until(lambda: far.holds(MIB), "some of it is there")
+        assert far.is_left()
+        sender.end()
+        far.ends()
+
+
 def test_the_end_of_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     """The kernel tells ssh, too: it ends after the two services have ended in order."""
     with behind_ssh(pair, tmp_path, temporary) as far:
