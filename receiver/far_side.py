@@ -114,8 +114,10 @@ def _make_last(path: str) -> str | None:
         os.mkdir(path)
     except FileExistsError:
         return None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         parent = os.path.dirname(path.rstrip("/")) or "/"
+        if os.path.isdir(parent):  # /proc has a way of its own to say that nothing is made there
+            raise from_os_error(error, Code.DESTINATION, f"can't make the directory {path}") from None
         raise FarSideFailed(
             f"can't write into {path}: there is no directory {parent}: make it first", exit_code=4, name="destination"
         ) from None

@@ -83,6 +83,11 @@ class Ssh:
         return any(self._said.get(key, "none") != "none" for key in ("proxyjump", "proxycommand"))
 
     @property
+    def interface(self) -> str:
+        """The interface of this machine behind a link-local address; empty where it is none."""
+        return self._said.get("hostname", self._remote.host).partition("%")[2]
+
+    @property
     def host_key_alias(self) -> str:
         """The name under which known_hosts has the key of the machine."""
         alias = self._said.get("hostkeyalias", "none")
@@ -140,7 +145,7 @@ class Ssh:
         elif control_path is not None:
             options.append(f"ControlPath={_escaped(control_path)}")
         if address is not None:
-            options += [f"HostName={address}", f"HostKeyAlias={self.host_key_alias}", "CheckHostIP=no"]
+            options += [f"HostName={_escaped(address)}", f"HostKeyAlias={self.host_key_alias}", "CheckHostIP=no"]
         return [
             *self._words,
             "-T",
@@ -166,6 +171,6 @@ class Ssh:
         return [] if self._remote.port is None else ["-p", str(self._remote.port)]
 
 
-def _escaped(path: str) -> str:
-    """Write a path for an option in which `%` has a meaning."""
-    return path.replace("%", "%%")
+def _escaped(value: str) -> str:
+    """Write the value of an option in which `%` has a meaning."""
+    return value.replace("%", "%%")

@@ -24,7 +24,7 @@ _REFUSED: Final = re.compile(
 )
 _UNREACHABLE: Final = re.compile(
     r"could not resolve hostname|connection refused|connection timed out|operation timed out|no route to host"
-    r"|network is unreachable|host is down",
+    r"|network is unreachable|host is down|invalid argument",
     re.I,
 )
 _MISSING: Final = re.compile(r"command not found|unknown command|: not found|no such file or directory", re.I)
@@ -44,6 +44,11 @@ def is_host_key(lines: Sequence[str]) -> bool:
 def is_refused(lines: Sequence[str]) -> bool:
     """Whether ssh says that the login was refused."""
     return _any(_REFUSED, lines) is not None
+
+
+def is_unreachable(lines: Sequence[str]) -> bool:
+    """Whether ssh says that it does not reach the machine."""
+    return _any(_UNREACHABLE, lines) is not None
 
 
 def is_prohibited(lines: Sequence[str]) -> bool:

@@ -107,7 +107,7 @@ class FarSide:
         if not isinstance(answer, lines.Answer):
             raise FarSideFailed(f"{self._host}: the answer is that of a service which runs already")
         self._answer = answer
-        self._reached = way.reached_address(child.process.pid)
+        self._reached = way.reached_address(child.process.pid, self._ssh.interface)
         addresses = way.candidates(answer, self._reached)
         chosen = way.choose(start.via, answer, addresses)
         self.route.lead(answer, addresses, is_direct=chosen.name == way.DIRECT)

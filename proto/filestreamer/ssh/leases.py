@@ -95,8 +95,8 @@ class Leases(threading.Thread):
             if now - max(used_at, held_at) > WAIT_SECONDS:
                 self._end(f"ssh was lost, and did not come back within {WAIT_SECONDS:g} s")
                 return
-            if now - used_at > self._patience_seconds:
-                self._end(f"the near side had no connection for {self._patience_seconds:g} s")
+            if now - used_at > self._patience_seconds + WAIT_SECONDS:  # the near side gives up first, and says why
+                self._end(f"the near side had no connection for {now - used_at:.0f} s")
                 return
 
     def _look(self, seconds: float) -> bool:

@@ -217,7 +217,8 @@ class Tunnels:
             return None, ""
         if explain.is_unreachable_from_there(said) and not kind.relays:
             return kind._replace(relays=True), "sshd does not reach the service there: each connection takes a relay"
-        if kind.address is not None and (explain.is_host_key(said) or explain.is_refused(said) or self._ssh.has_proxy):
+        has_failed = explain.is_host_key(said) or explain.is_refused(said) or explain.is_unreachable(said)
+        if kind.address is not None and (has_failed or self._ssh.has_proxy):
             return kind._replace(address=None), ""
         if explain.is_refused(said) and not kind.shares and self._can_share:
             reason = "further logins would need your answer: all connections share the one of the first login"

@@ -18,6 +18,7 @@ WAYS: Final = (DIRECT, THROUGH_SSH)
 TRYING_SECONDS: Final = 5.0
 """How long a direct connection may take, the TLS handshake included."""
 _ESTABLISHED: Final = "01"
+_LINK_LOCAL: Final = ("fe8", "fe9", "fea", "feb")
 
 
 class Way(NamedTuple):
@@ -27,11 +28,11 @@ class Way(NamedTuple):
     reason: str
 
 
-def reached_address(pid: int) -> str | None:
-    """Return the address to which a process of this machine is connected over TCP; None where it is to none.
+def reached_address(pid: int, interface: str) -> str | None:
+    """Return the address to which a process of this machine is connected over TCP; None where that is not known.
 
-    It is read from /proc: the sockets among the process's descriptors, in the tables of its network namespace
-    (Linux, Documentation/networking/proc_net_tcp.rst).
+    A link-local one is on this `interface`; empty: on one that is not known. It is read from /proc: the sockets among
+    the process's descriptors, in the tables of its network namespace (Linux, networking/proc_net_tcp.rst).
     """
     try:
         links = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
@@ -45,7 +46,10 @@ def reached_address(pid: int) -> str | None:
             continue
         for fields in map(str.split, rows):
             if len(fields) > 9 and fields[9] in inodes and fields[3] == _ESTABLISHED:
-                return _host(fields[2].partition(":")[0])
+                host = _host(fields[2].partition(":")[0])
+                if not host.startswith(_LINK_LOCAL):
+                    return host
+                return f"{host}%{interface}" if interface else None
     return None
 
 
@@ -64,8 +68,10 @@ def candidates(answer: Answer, reached: str | None) -> list[Address]:
     The two differ where addresses are translated on the way.
     """
     found: list[Address] = []
-    for host in (reached, answer.address):
-        if host is not None and not host.lower().startswith("fe80:"):  # its interface is known to the other side alone
+    # The interface behind a link-local address that the far side names is one of its own.
+    there = None if answer.address.startswith(_LINK_LOCAL) else answer.address
+    for host in (reached, there):
+        if host is not None:
             try:
                 found += [each for each in resolve(host, answer.port) if each not in found]
             except FilestreamerError:
