@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from filestreamer.ssh import lines
+from filestreamer.ssh.home import locate
 from filestreamer.ssh.service import Request, serve
 from filestreamer.wire.errors import Code, FarSideFailed, FilestreamerError, from_os_error
 
@@ -90,22 +91,6 @@ class _Receiver:
     def stop(self, error: FilestreamerError | None) -> None:
         """Make `run` raise this error, or return."""
         self._server.stop(error)
-
-
-def locate(text: str) -> str:
-    """Return the path that a user means who writes it behind HOST: it may be relative to home. Raises FarSideFailed."""
-    try:
-        path = lines.path_from_json(text)
-    except ValueError:
-        path = "\0"
-    if "\0" in path:
-        raise FarSideFailed("the directory is no path", exit_code=2)
-    expanded = os.path.expanduser(path) if path.startswith("~") else os.path.join(os.path.expanduser("~"), path)
-    if expanded.startswith("~"):
-        raise FarSideFailed(
-            f"{path.partition('/')[0]}: there is no such user; ./{path} is a directory of that name", exit_code=4
-        )
-    return expanded
 
 
 def _make_last(path: str) -> str | None:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from filestreamer.process import signals, stderr
+from filestreamer.process import descriptors, signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.result import TransferResult
+    from sender.server.token import Chosen
     from sender.settings import SenderSettings
 
 
@@ -22,7 +23,23 @@ def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
-    signals.exit_process(run(sys.argv[1:], os.environ))
+    over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
+
+
+def _serve_over_ssh() -> int:
+    """Send to a receiver that has started this over ssh; return the exit code."""
+    with signals.deferred():
+        from sender import far_side
+    descriptors.allow_all()
+    return far_side.run()
+
+
+def _relay() -> int:
+    """Carry one connection of a receiver to the sender that it has started over ssh; return the exit code."""
+    from filestreamer.ssh.relay import relay
+
+    return relay()
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -48,6 +65,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         logger.warning("secret_exposed", reason=warning)
     if settings.dry_run:
         return _list(settings, logger) if settings.to is None else _ask(settings, logger)
+    if settings.listen is not None:
+        return _serve(settings, logger)
     monitor = Monitor("sender", settings, logger)
 
     def overdue(number: int) -> None:
@@ -127,6 +146,101 @@ def _send(
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _serve(settings: "SenderSettings", logger: Any) -> int:
+    """Send to each receiver that connects, until the work is done; report how that ended, and return the exit code."""
+    from filestreamer.process.threads import as_failure
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    try:
+        return _listen(settings, logger)
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        failure = as_failure("serving", error)
+        report(TransferResult.without_transfer(failure), settings.result_file, logger)
+        return failure.exit_code
+
+
+def _listen(settings: "SenderSettings", logger: Any) -> int:
+    """Serve; return the exit code. Raises what ends the service otherwise."""
+    assert settings.listen is not None
+    with signals.deferred():
+        from filestreamer.credentials import certificate
+        from filestreamer.listening.listeners import open_listeners
+        from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.terminal.display import ProgressDisplay
+        from sender.server import token
+        from sender.server.server import Server
+    with signals.raised():
+        descriptors.allow_all()
+        listeners = open_listeners(*settings.listen, str(settings.listen), logger)
+        addresses = [listener.socket.getsockname() for listener in listeners]
+        hosts = [str(address[0]) for address in addresses]
+        chosen = token.choose(settings, hosts)
+        monitor = Monitor("sender", settings, logger)
+        server = Server(
+            settings,
+            monitor,
+            listeners=listeners,
+            token=token.current(chosen, settings, logger),
+            tls=certificate.current(settings, hosts, chosen.token, logger, "sender"),
+            log=logger,
+        )
+
+        def stop(number: int) -> None:
+            server.stop(Interrupted(number))
+            monitor.stop_lingering()
+
+        monitor.watch(server.counters, lambda: None)
+        monitor.start()
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
+    _report_start(settings, addresses, chosen, logger)
+    progress = ProgressDisplay(server.counters, logger, direction="sending")
+    progress.start()
+    server.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
+    try:
+        return server.run()
+    finally:
+        progress.stop()
+        monitor.stop()
+
+
+def _reporting_overdue(settings: "SenderSettings", logger: Any) -> Callable[[int], None]:
+    """Return what reports that the service did not end in time after a signal, which is given."""
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+
+def _report_start(settings: "SenderSettings", addresses: list[Any], chosen: "Chosen", logger: Any) -> None:
+    """Log where this sender listens, and what its receivers need to be let in."""
+    from filestreamer.wire.sockets.addresses import format_address
+
+    for address in addresses:
+        logger.info("listening", address=format_address(address))
+    secure = ", and --tls" if settings.tls else ""
+    if chosen.path is not None:
+        logger.info("token", path=chosen.path, hint=f"this user's receivers on this machine find it themselves{secure}")
+    elif chosen.is_new:
+        _show_command(chosen.token, addresses[0], tls=settings.tls)
+
+
+def _show_command(token: str, address: tuple[Any, ...], *, tls: bool) -> None:
+    """Print the command that receives from here. A wildcard address is shown as this machine's name."""
+    import contextlib
+    import socket
+
+    from filestreamer.wire.sockets.addresses import format_address
+
+    if address[0] in ("0.0.0.0", "::"):
+        address = (socket.gethostname(), address[1])
+    secure = " --tls" if tls else ""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            command = f"filestreamer-receiver --connect {format_address(address)}{secure}"
+            print(f"receive with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
 
 
 def _ask(settings: "SenderSettings", logger: Any) -> int:

@@ -109,7 +109,7 @@ class FarSide:
         self._answer = answer
         self._reached = way.reached_address(child.process.pid, self._ssh.interface)
         addresses = way.candidates(answer, self._reached)
-        chosen = way.choose(start.via, answer, addresses)
+        chosen = way.choose(start.via, answer, addresses, start.side)
         self.route.lead(answer, addresses, is_direct=chosen.name == way.DIRECT)
         self._tunnels.lead_to(answer, self._pinned)
         if self.route.is_direct:

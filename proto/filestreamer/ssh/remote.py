@@ -36,6 +36,11 @@ class Remote(NamedTuple):
     """None: the port that ssh's configuration says."""
 
     @property
+    def name(self) -> str:
+        """The last component of the path, without a slash behind it."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
     def destination(self) -> str:
         """[USER@]HOST, as ssh takes it."""
         return self.host if self.user is None else f"{self.user}@{self.host}"

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from filestreamer.ssh.lines import Answer
 from filestreamer.wire import limits
 from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.session import Side
 from filestreamer.wire.sockets.addresses import Address, format_address, resolve
 from filestreamer.wire.sockets.dial import Dialing
 
@@ -79,8 +80,11 @@ def candidates(answer: Answer, reached: str | None) -> list[Address]:
     return found
 
 
-def choose(asked: str | None, answer: Answer, addresses: list[Address]) -> Way:
-    """Choose the way: the one that the user asks for or, where he does not, the direct one if that works now."""
+def choose(asked: str | None, answer: Answer, addresses: list[Address], side: Side) -> Way:
+    """Choose the way: the one that the user asks for or, where he does not, the direct one if that works now.
+
+    `side` is the service that runs there.
+    """
     if asked is not None:
         return Way(asked, "--via says so")
     if not addresses:
@@ -96,7 +100,7 @@ def choose(asked: str | None, answer: Answer, addresses: list[Address]) -> Way:
             shown = format_address(address[1])
             try:
                 sock.settimeout(max(0.1, until - time.monotonic()))
-                _check(sock, answer)
+                _check(sock, answer, side)
                 return Way(DIRECT, f"{shown} can be reached")
             except (FilestreamerError, OSError) as error:
                 dialing.failed(address, str(error))
@@ -104,7 +108,7 @@ def choose(asked: str | None, answer: Answer, addresses: list[Address]) -> Way:
             return Way(THROUGH_SSH, f"no direct connection: {dialing.failure()}")
 
 
-def _check(sock: socket.socket, answer: Answer) -> None:
+def _check(sock: socket.socket, answer: Answer, side: Side) -> None:
     """Make sure that this is the far side. Raises FilestreamerError, OSError."""
     if answer.sha256:
         from filestreamer.wire.sockets import tls
@@ -112,6 +116,6 @@ def _check(sock: socket.socket, answer: Answer) -> None:
         context = tls.client_context(None, None, None, accepts_any=True)
         tls.handshake_as_sender(context.context, sock, answer.address, pins=(answer.sha256,))
         return
-    # Who listens says the Greeting at once. The token shows later that it is that very service.
-    if len(sock.recv(limits.FRAME_HEADER_BYTES, socket.MSG_WAITALL)) < limits.FRAME_HEADER_BYTES:
+    # A receiver says Greeting at once, and a sender waits for it. The token shows later that it is that very service.
+    if side == "receiver" and len(sock.recv(limits.FRAME_HEADER_BYTES, socket.MSG_WAITALL)) < limits.FRAME_HEADER_BYTES:
         raise OSError("it closed the connection")
