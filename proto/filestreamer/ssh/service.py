@@ -161,7 +161,9 @@ def _run(request: Request, begin: Begin, place: _Place, logger: Any) -> int:
         if not _say(answers, lines.answer(answer)):
             end("ssh was lost before it was up")
         try:
-            return service.run()
+            # How the transfer has ended, the near side knows from the transfer; any other code has it start this again.
+            service.run()
+            return 0
         except FilestreamerError as error:
             logger.error("far_side_ended", reason=str(error))
             return int(error.exit_code)
