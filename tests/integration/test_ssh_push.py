@@ -104,6 +104,22 @@ def test_a_mirror_needs_no_permission_there(pair: Pair, tmp_path: Path, temporar
         assert sorted(os.listdir(far.incoming)) == ["a", "b"]
 
 
+def test_standard_input(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    file = pair.file("a", 5 * MIB + 1)
+    with behind_ssh(pair, tmp_path, temporary) as far, file.open("rb") as stdin:
+        argv = ("-", "--as", "b", "--to", "far:incoming", "--ssh", far.machine.ssh)
+        pair.start("sender", *argv, stdin=stdin, env={"TMPDIR": str(temporary)}).succeeds()
+        assert same(file, far.incoming / "b")
+
+
+def test_shards_from_several_senders(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    file = pair.file("a", 24 * MIB)
+    with behind_ssh(pair, tmp_path, temporary) as far:
+        senders = [far.push(file, "--shard", f"{index}/3") for index in range(3)]
+        assert [sender.wait(6 * UNIT) for sender in senders] == [0, 0, 0]
+        assert same(file, far.incoming / "a")
+
+
 def test_what_is_declined_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     """The far side has done its work then, and is not started again."""
     with behind_ssh(pair, tmp_path, temporary) as far:

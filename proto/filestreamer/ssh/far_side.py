@@ -75,8 +75,9 @@ class FarSide:
         self._directory: str | None = None
         self._control_path: str | None = None
         if not self._ssh.multiplexes:
-            self._directory = _make_directory()
-            self._control_path = os.path.join(self._directory, "c")
+            with contextlib.suppress(OSError):  # without it, no connections are shared
+                self._directory = _make_directory()
+                self._control_path = os.path.join(self._directory, "c")
         self._tunnels = Tunnels(
             self._ssh,
             start.remote_command,

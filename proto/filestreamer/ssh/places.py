@@ -93,15 +93,17 @@ def path_of(session: str) -> str:
 
 
 def make_directory(session: str) -> str:
-    """Make the directory of a session; one that a service has left which was killed is replaced. Raises OSError."""
+    """Make the directory of a session; one that a service has left which was killed is replaced.
+
+    Raises FarSideFailed.
+    """
     path = path_of(session)
     try:
+        if _is_ours(path):
+            remove_directory(path)
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not _is_ours(path):
-            raise
-        remove_directory(path)
-        os.mkdir(path, 0o700)
+    except OSError as error:
+        raise FarSideFailed(f"can't make a private directory: {path}: {error.strerror}", exit_code=4) from None
     return path
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from filestreamer.ssh import leases, places
 from filestreamer.ssh.leases import Leases, Streams
+from filestreamer.wire.errors import FarSideFailed
 from filestreamer.wire.progress_clock import Patience
 from tests.support.services import UNIT
 
@@ -148,7 +149,7 @@ def test_a_directory_that_others_can_look_into_is_none(directory: str) -> None:
         os.chmod(directory, 0o755)
         with pytest.raises(OSError, match="No such file"):
             places.connect_to(SESSION, places.RELAY)
-        with pytest.raises(FileExistsError):
+        with pytest.raises(FarSideFailed, match="File exists"):
             places.make_directory(SESSION)
         os.chmod(directory, 0o700)
         places.connect_to(SESSION, places.RELAY).close()
