@@ -113,6 +113,7 @@ def _serve(side: Side, begin: Begin, answers: int) -> int:
         raise FarSideFailed("this is another machine than before: the name leads to several", exit_code=1)
     logger = log.configure(side, request.log_level)
     log_defects(logger)
+    places.sweep()
     directory = places.make_directory(session)
     try:
         return _run(request, begin, _Place(session, directory, streams, answers), logger)

@@ -153,3 +153,14 @@ def test_a_directory_that_others_can_look_into_is_none(directory: str) -> None:
             places.make_directory(SESSION)
         os.chmod(directory, 0o700)
         places.connect_to(SESSION, places.RELAY).close()
+
+
+def test_what_a_killed_service_has_left_is_removed_by_the_next_one(directory: str) -> None:
+    with places.listen_in(directory, places.LEASE):
+        places.sweep()
+        assert os.path.exists(directory)
+    other = places.make_directory("e" + SESSION[1:])
+    places.sweep()
+    assert not os.path.exists(directory)
+    assert os.path.exists(other)  # it may be about to listen
+    os.rmdir(other)
