@@ -37,7 +37,7 @@ END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
 CONNECTIONS: Final = 8
 """The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
-CONTROL_PATH_BYTES: Final = 70
+CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
 
 
@@ -75,8 +75,9 @@ class FarSide:
         self._directory: str | None = None
         self._control_path: str | None = None
         if not self._ssh.multiplexes:
-            self._directory = _make_directory()
-            self._control_path = os.path.join(self._directory, "c")
+            with contextlib.suppress(OSError):  # without it, no connections are shared
+                self._directory = _make_directory()
+                self._control_path = os.path.join(self._directory, "c")
         self._tunnels = Tunnels(
             self._ssh,
             start.remote_command,
