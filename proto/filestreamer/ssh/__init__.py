@@ -4,7 +4,7 @@ The near side is the command that the user has typed, the far side the service t
 
 1. `remote`    reads [USER@]HOST:DIR and ssh://[USER@]HOST[:PORT]/DIR;
 2. `command`   makes the command lines of ssh, after `ssh -G` has said how the user has configured it;
-3. `children`  runs ssh, and reads what it says; no process of it is left behind;
+3. `children`  runs ssh, and reads what it says; `guard` leaves no process of it behind, however this one ends;
 4. `far_side`  logs in, asks for the service by one line of JSON, reads its answer, and keeps it alive;
 5. `way`       finds out whether the far side can be reached directly;
 6. `tunnels`   makes connections through ssh, where it can't;

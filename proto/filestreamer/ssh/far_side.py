@@ -71,13 +71,12 @@ class FarSide:
         self._session = secrets.token_hex(16)
         self._host = start.remote.destination
         self._ssh = Ssh(start.ssh, start.remote)
-        self._children = Children()
         self._directory: str | None = None
-        self._control_path: str | None = None
         if not self._ssh.multiplexes:
             with contextlib.suppress(OSError):  # without it, no connections are shared
                 self._directory = _make_directory()
-                self._control_path = os.path.join(self._directory, "c")
+        self._control_path = None if self._directory is None else os.path.join(self._directory, "c")
+        self._children = Children(self._directory)
         self._tunnels = Tunnels(
             self._ssh,
             start.remote_command,
@@ -147,12 +146,7 @@ class FarSide:
     def _begin(self, argv: list[str], *, asks: bool) -> Child:
         try:
             child = self._children.start(
-                argv,
-                self._said.take,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                asks=asks,
-                leaves=self._directory if asks else None,
+                argv, self._said.take, stdin=subprocess.PIPE, stdout=subprocess.PIPE, asks=asks
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise ConnectionLost(f"ssh can't be started: {error}") from None
