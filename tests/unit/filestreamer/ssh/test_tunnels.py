@@ -56,7 +56,7 @@ class Fake:
         constants = f"CALLS = {str(self._calls)!r}\nCONFIGURATION = {configuration!r}\n"
         program.write_text(constants + PROLOGUE + body)
         self.log = Log()
-        self.children = Children()
+        self.children = Children(None)
         self.tunnels = Tunnels(
             Ssh(f"{sys.executable} -S {program}", Remote("nas", "")),
             "receiver",
