@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filestreamer.credentials.tokens import Chosen, Tokens
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError, UsageError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.receiver_dials import DiallingReceiverOpening
 from filestreamer.wire.sockets.addresses import Address, format_address, format_host
@@ -140,11 +140,17 @@ class Dialler:
             sock.setblocking(False)
             return _Link(sock)
         from filestreamer.wire.sockets import tls
+        from filestreamer.wire.sockets.tls_errors import exchange_ends
 
         secret = token.token.decode() if token.token is not None else None
-        secured = self._trust.handshake(
-            sock, self._route.host, secret, pins=self._route.pins, on_timeout=lambda _: None
-        )
+        try:
+            secured = self._trust.handshake(
+                sock, self._route.host, secret, pins=self._route.pins, on_timeout=lambda _: None
+            )
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(exchange_ends(error.reason), error.code) from None
+        except UsageError as error:
+            raise UsageError(exchange_ends(str(error))) from None
         return _Link(sock, secured.stream, tls.peer_certificate_sha256(secured.stream))
 
     def _register(self, sock: socket.socket) -> None:

@@ -67,6 +67,8 @@ class Server:
         listing = ListingThread(settings, Mailbox(), SkippedEntries(looked, log))
         self._listed = listing.listed
         self._needs = needed_features(settings, listing.single)
+        self._most_transfers = min(TRANSFERS, CONNECTIONS // (settings.connections or limits.CONNECTIONS_AUTO // 4))
+        """Each connection is a thread; few transfers that choose the number of their connections use a lot of them."""
         self._digests = KnownDigests()
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._acceptor = Acceptor(
@@ -240,14 +242,14 @@ class Server:
 
     def _make_place(self) -> None:
         """Raise TransferFailed(LIMIT) if all places are taken; end a transfer that is stalled, for the next try."""
-        if len(self._servings) < TRANSFERS:
+        if len(self._servings) < self._most_transfers:
             return
         idlest = max(self._servings.values(), key=lambda each: each.idle_seconds())
         if idlest.idle_seconds() > limits.STRANGER_SECONDS:
             idlest.end_soon(
                 TransferFailed(Code.TIMEOUT, "there was no progress for too long, and another transfer needs the place")
             )
-        raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+        raise TransferFailed(Code.LIMIT, f"{self._most_transfers} transfers are under way: try again later")
 
     # --- the end of a transfer
 
