@@ -38,6 +38,7 @@ FIRST_OF: Final = {
     "output_waits": FIRST,
     "parallelism": 20,
     "share_complete": 60,
+    "ssh_says": 60,
     "ssh_back": FIRST,
     "transfer_complete": 60,
     "transfer_failed": 60,

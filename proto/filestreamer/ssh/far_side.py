@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.ssh import explain, lines, said, way
 from filestreamer.ssh.children import Child, Children
 from filestreamer.ssh.command import Ssh
+from filestreamer.ssh.conversation import Conversation
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import ADDRESS, OnSocket, Tunnels
 from filestreamer.wire.errors import ConnectionLost, FarSideFailed, FilestreamerError
@@ -155,7 +155,7 @@ class FarSide:
     def _converse(self, child: Child, request: bytes, seconds: float | None) -> lines.Answer | str:
         """Send the request, and wait for the answer, for at most so many seconds. Raises FilestreamerError."""
         began_at, is_told = time.monotonic(), False
-        conversation = _Conversation(child, request, self._host)
+        conversation = Conversation(child, request, self._host)
         while True:
             line = conversation.go_on(LOOK_SECONDS)
             if line is not None:
@@ -322,66 +322,6 @@ class TunnelAttempt:
     def failed(self, address: Address, reason: str) -> None:  # noqa: ARG002 - all tunnels have one address
         """Take in that the connection was of no use."""
         self._failure = reason
-
-
-class _Conversation:
-    """Says the request, and finds the answer in what a login shell and the service print."""
-
-    def __init__(self, child: Child, request: bytes, host: str) -> None:
-        stdin, stdout = child.process.stdin, child.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        self._stdin, self._stdout = stdin.fileno(), stdout.fileno()
-        for fd in (self._stdin, self._stdout):
-            os.set_blocking(fd, False)
-        self._host = host
-        self._unsent = memoryview(request)
-        self._poll = select.poll()
-        self._poll.register(self._stdin, select.POLLOUT)
-        self._poll.register(self._stdout, select.POLLIN)
-        self._partial = b""
-        self._skipped_bytes = 0
-        self.last_line = ""
-        """What was printed last before the answer."""
-        self.is_over = False
-        """Whether nothing will be printed any more."""
-
-    def go_on(self, seconds: float) -> bytes | None:
-        """Wait for at most so long; return the line with the answer once it is there. Raises FarSideFailed."""
-        found = None
-        for fd, _ in self._poll.poll(seconds * 1000):
-            if fd == self._stdin:
-                self._say()
-            else:
-                data = os.read(fd, 1 << 16)
-                self.is_over = not data
-                found = self._take(data)
-        return found
-
-    def _say(self) -> None:
-        try:
-            self._unsent = self._unsent[os.write(self._stdin, self._unsent) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent = memoryview(b"")  # what is printed, or how it ends, says why
-        if not self._unsent:
-            self._poll.unregister(self._stdin)
-
-    def _take(self, data: bytes) -> bytes | None:
-        *whole, self._partial = (self._partial + data).split(b"\n")
-        for line in whole:
-            if line.startswith(lines.PREFIX):
-                return line
-            self._skipped_bytes += len(line) + 1
-            self.last_line = line[: explain.SHOWN_CHARACTERS].decode(errors="replace").strip() or self.last_line
-        is_answer = self._partial.startswith(lines.PREFIX)
-        if len(self._partial) + (0 if is_answer else self._skipped_bytes) > lines.SKIPPED_BYTES:
-            raise FarSideFailed(
-                f"{self._host}: the login shell there prints more than {lines.SKIPPED_BYTES >> 10} KiB to standard"
-                " output before the answer: it must print nothing where it runs a command"
-            )
-        return None
 
 
 def _close_streams(child: Child) -> None:
