@@ -388,7 +388,7 @@ def test_the_file_is_missed_before_anybody_is_asked(pair: Pair) -> None:
 def test_not_installed_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary, commands={}) as far:
         message = far.push(pair.file("a", 10)).fails(2, "not_installed")
-        assert "pip install" in message
+        assert "install filestreamer on that machine" in message
         assert "--remote-command" in message
         message = far.push(pair.file("b", 10), "--remote-command", "~/.venv/bin/receiver").fails(2, "not_installed")
         assert message.startswith("far: ~/.venv/bin/receiver can't be run there")

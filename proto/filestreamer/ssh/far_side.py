@@ -82,7 +82,7 @@ class FarSide:
             host=self._host,
             log=log,
         )
-        self._said = said.Said(self._host, log)
+        self._said = said.Said(self._host, start.remote_command, log)
         self._is_over = threading.Event()
         self._talks = threading.Lock()  # held while an ssh is begun and asked; protects the streams of `_login`
         self._login: Child | None = None
@@ -163,7 +163,15 @@ class FarSide:
             if conversation.is_over:
                 child.ended.wait(LAST_WORDS_SECONDS)
                 code, words = child.process.returncode, list(child.tail)
-                raise explain.explain(self._host, self._start.remote_command, code, words, conversation.last_line)
+                raise explain.explain(
+                    self._host,
+                    self._start.remote_command,
+                    code,
+                    words,
+                    conversation.last_line,
+                    login=self._ssh.by_hand,
+                    service=self._start.side,
+                )
             if self._is_over.is_set():
                 raise ConnectionLost("the transfer is over")
             waited = time.monotonic() - began_at
