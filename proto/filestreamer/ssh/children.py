@@ -27,6 +27,10 @@ _UNDISTURBED: Final = ("/bin/sh", "-c", 'trap "" INT HUP; exec "$@"', "sh")
 """Runs ssh without SIGINT and SIGHUP, as Ctrl-C and the end of a terminal reach it, too: this service ends in order
 first, and then ssh. It stays in the session of the terminal, so that it can ask for a password."""
 
+_ASKS_NOTHING: Final = {"SSH_ASKPASS": "/bin/false", "SSH_ASKPASS_REQUIRE": "force"}
+"""For what BatchMode does not reach: ssh starts the ssh to a jump host (ProxyJump) without this process's options. It
+would ask on the terminal, or in a window, once for each connection (OpenSSH 8.4 or later heeds this)."""
+
 
 class Child:
     """A process of ssh."""
@@ -107,6 +111,7 @@ class Children:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 process_group=None if asks else self._guard.group,
+                env=None if asks else {**os.environ, **_ASKS_NOTHING},
             )
             child = Child(process, on_line)
             self._children[process.pid] = child

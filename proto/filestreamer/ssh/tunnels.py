@@ -4,7 +4,7 @@ Only the login may ask its user something. What a further ssh meets decides how 
 
 1. by a login of its own, at the very address that the first one has reached;
 2. the same without that address, where the machine can't be reached so, or its key not be checked;
-3. where a login is refused that can't ask: over the connection of the first login (ControlMaster);
+3. where a login is refused that can't ask, or comes to no end: over the connection of the first login (ControlMaster);
 4. where sshd forwards nothing: by the standard streams of `REMOTE_COMMAND relay` in place of `-W`.
 
 The service says a marker first (`lines`): then the tunnel is up, and leads to that very service.
@@ -139,7 +139,7 @@ class Tunnels:
             with contextlib.suppress(ProcessLookupError):
                 child.process.terminate()
             child.ended.wait(LAST_WORDS_SECONDS)
-            if self._change(list(child.tail), kind):
+            if self._change(list(child.tail), kind, is_late=isinstance(error, TimeoutError)):
                 return False
             words = explain.last_words(list(child.tail), child.process.returncode)
             reason = str(error) if isinstance(error, ValueError) else words
@@ -196,12 +196,16 @@ class Tunnels:
             if skipped + len(line) > lines.SKIPPED_BYTES:
                 raise ValueError("the remote shell prints too much")
 
-    def _change(self, said: list[str], kind: _Kind) -> bool:
-        """Take in what a tunnel of this kind has met; return whether it is worth to try the one of now at once."""
+    def _change(self, said: list[str], kind: _Kind, *, is_late: bool) -> bool:
+        """Take in what a tunnel of this kind has met; return whether it is worth to try the one of now at once.
+
+        `is_late` says that it has come to no end in time: something may wait for an answer, such as the ssh to a jump
+        host, which an old version stops where it wants to ask on the terminal.
+        """
         with self._mutex:
             if kind != self._kind:
                 return True
-            next_kind, reason = self._next_kind(said, kind)
+            next_kind, reason = self._next_kind(said, kind, is_late=is_late)
             if next_kind is None:
                 return False
             self._kind = next_kind
@@ -209,7 +213,7 @@ class Tunnels:
             self._log.info("way", way="ssh", host=self._host, reason=reason)
         return True
 
-    def _next_kind(self, said: list[str], kind: _Kind) -> tuple[_Kind | None, str]:
+    def _next_kind(self, said: list[str], kind: _Kind, *, is_late: bool) -> tuple[_Kind | None, str]:
         """Return the kind that is to be tried now, and what the user should know of it; None: this one is right."""
         if explain.is_prohibited(said) and not kind.relays:
             return kind._replace(relays=True), "sshd forwards no connections there: each goes through a relay"
@@ -220,7 +224,7 @@ class Tunnels:
         has_failed = explain.is_host_key(said) or explain.is_refused(said) or explain.is_unreachable(said)
         if kind.address is not None and (has_failed or self._ssh.has_proxy):
             return kind._replace(address=None), ""
-        if explain.is_refused(said) and not kind.shares and self._can_share:
+        if (is_late or explain.is_refused(said)) and not kind.shares and self._can_share:
             reason = "further logins would need your answer: all connections share the one of the first login"
             return kind._replace(shares=True), reason
         return None, ""

@@ -192,6 +192,17 @@ def test_one_that_takes_too_long_is_ended(fake: Any, monkeypatch: pytest.MonkeyP
         ssh.open()
 
 
+def test_one_that_waits_for_an_answer(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the ssh to a jump host may, which does not know that it must not ask."""
+    monkeypatch.setattr(tunnels, "OPENING_SECONDS", 2.0)
+    ssh = fake("if 'ControlPath=none' in text: time.sleep(1000)\n" + ECHO)
+    ssh.open().close()
+    assert ssh.tunnels.shares
+    assert [fields["reason"] for event, fields in ssh.log.lines if event == "way"] == [
+        "further logins would need your answer: all connections share the one of the first login"
+    ]
+
+
 def test_four_are_opened_at_once_and_each_can_be_shut(fake: Any) -> None:
     """The others wait; a thread that shuts the socket of one ends its wait."""
     ssh = fake("time.sleep(1000)")
