@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -39,6 +40,8 @@ CONNECTIONS: Final = 8
 """The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
 CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._+,:=@-]+")
+"""A path that is the same in an option of every ssh: blanks end it, and quotes, ~, $ and % mean something there."""
 
 
 class Start(NamedTuple):
@@ -336,10 +339,9 @@ def _close(stream: IO[bytes]) -> None:
 
 
 def _make_directory() -> str | None:
-    """Make a private directory, whose path is short enough for a socket in it; None: no connections are shared."""
+    """Make a private directory, whose path is short and plain enough for a socket in it; None: nothing is shared."""
     place = tempfile.gettempdir()
+    is_fit = len(os.fsencode(place)) < CONTROL_PATH_BYTES and _PLAIN.fullmatch(place)
     with contextlib.suppress(OSError):
-        return tempfile.mkdtemp(
-            prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp"
-        )
+        return tempfile.mkdtemp(prefix="filestreamer-", dir=place if is_fit else "/tmp")
     return None
