@@ -1,12 +1,15 @@
 """The ssh processes of one near side: one thread reads what they say to standard error, and takes in their ends."""
 
 import contextlib
+import math
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Final
@@ -19,6 +22,9 @@ LINE_BYTES: Final = 8 << 10
 """A longer line is cut."""
 TAIL_LINES: Final = 20
 """How many of the last lines are kept of each process."""
+USELESS_SECONDS: Final = 10.0
+"""How long a tunnel may go on whose connection this process has closed: what it said last may still be on its way.
+`ssh -W` does not always end by itself (`guard`), and its peer would take the connection for a slow one."""
 KILL_SECONDS: Final = 1.0
 EXIT_SECONDS: Final = 0.05
 """How long a process that says nothing any more may take to end, before others are read."""
@@ -35,8 +41,12 @@ would ask on the terminal, or in a window, once for each connection (OpenSSH 8.4
 class Child:
     """A process of ssh."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", on_line: Callable[[bytes], None], carries: socket.socket | None
+    ) -> None:
         self.process = process
+        self._carries = None if carries is None else weakref.ref(carries)
+        self._useless_at = math.inf
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """The last lines that it has said to standard error, as text."""
         self.ended = threading.Event()
@@ -55,6 +65,16 @@ class Child:
             if stripped:
                 self.tail.append(stripped.decode(errors="replace"))
                 self._on_line(stripped)
+
+    def end_if_useless(self, now: float) -> None:
+        """Send SIGTERM some time after the connection that it carries was closed."""
+        if self._carries is None:
+            return
+        sock = self._carries()
+        if sock is None or sock.fileno() < 0:
+            self._useless_at = min(self._useless_at, now)
+            if now - self._useless_at > USELESS_SECONDS:
+                self.signal(signal.SIGTERM)
 
     @property
     def last_words(self) -> str:
@@ -90,8 +110,11 @@ class Children:
         stdin: int | IO[bytes],
         stdout: int | IO[bytes],
         asks: bool = False,
+        carries: socket.socket | None = None,
     ) -> Child:
         """Start ssh. One that may ask stays with the terminal; the others are out of reach of its signals.
+
+        One that `carries` a connection, of which this is the near end, ends soon after that was closed.
 
         `on_line` is called in a thread of its own with each line that it says to standard error. Raises OSError,
         TransferFailed(LIMIT).
@@ -113,7 +136,7 @@ class Children:
                 process_group=None if asks else self._guard.group,
                 env=None if asks else {**os.environ, **_ASKS_NOTHING},
             )
-            child = Child(process, on_line)
+            child = Child(process, on_line, carries)
             self._children[process.pid] = child
             assert process.stderr is not None
             os.set_blocking(process.stderr.fileno(), False)
@@ -165,6 +188,7 @@ class Children:
                 else:
                     self._read(key.data)
             self._reap()
+            self._end_useless()
             with self._mutex:
                 if self._is_closed and not self._children:
                     break
@@ -197,6 +221,13 @@ class Children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(EXIT_SECONDS)
         return bool(data)
+
+    def _end_useless(self) -> None:
+        now = time.monotonic()
+        with self._mutex:
+            children = list(self._children.values())
+        for child in children:
+            child.end_if_useless(now)
 
     def _reap(self) -> None:
         """Take in the ends of processes. A program that ssh has left behind may still have standard error."""

@@ -128,7 +128,7 @@ class Tunnels:
             to, kind = self._to, self._kind
         if to is None:
             raise ConnectionLost(f"the service at {self._host} is not up")
-        child = self._start(to, kind, far)
+        child = self._start(to, kind, near, far)
         far.close()  # so that the end of ssh is the end of the stream
         try:
             if kind.relays:
@@ -148,7 +148,7 @@ class Tunnels:
             self._was_up = True
         return True
 
-    def _start(self, to: lines.Answer, kind: _Kind, far: socket.socket) -> Child:
+    def _start(self, to: lines.Answer, kind: _Kind, near: socket.socket, far: socket.socket) -> Child:
         if kind.relays:
             argv = self._ssh.further(
                 f"{self._remote_command} relay",
@@ -165,7 +165,7 @@ class Tunnels:
                 shares=kind.shares,
             )
         try:
-            return self._children.start(argv, self._said, stdin=far.fileno(), stdout=far.fileno())
+            return self._children.start(argv, self._said, stdin=far.fileno(), stdout=far.fileno(), carries=near)
         except (OSError, subprocess.SubprocessError) as error:
             raise ConnectionLost(f"ssh can't be started: {error}") from None
 

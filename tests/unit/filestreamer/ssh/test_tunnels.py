@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from filestreamer.ssh import lines, tunnels
+from filestreamer.ssh import children, lines, tunnels
 from filestreamer.ssh.children import Children
 from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import Tunnels
 from filestreamer.wire.errors import ConnectionLost
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 SESSION = "0123456789abcdef" * 2
 ANSWER = lines.Answer(SESSION, "192.0.2.7", 1, b"", 7802, "m")
@@ -190,6 +191,17 @@ def test_one_that_takes_too_long_is_ended(fake: Any, monkeypatch: pytest.MonkeyP
     ssh = fake("time.sleep(1000)")
     with pytest.raises(ConnectionLost, match="signal 15"):
         ssh.open()
+
+
+def test_one_that_does_not_end_by_itself(fake: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `ssh -W`, where bytes were on the way to this side when it closed the connection."""
+    monkeypatch.setattr(children, "USELESS_SECONDS", 0.1)
+    ended = tmp_path / "ended"
+    marks = f"import signal\nsignal.signal(15, lambda *_: (open({str(ended)!r}, 'w').close(), os._exit(0)))\n"
+    ssh = fake(marks + f"sys.stdout.write({MARKER!r}); sys.stdout.flush()\nwhile True: time.sleep(1000)\n")
+    with ssh.open(), ssh.open():
+        assert not ended.exists()
+    until(ended.exists, "it is ended")
 
 
 def test_one_that_waits_for_an_answer(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
