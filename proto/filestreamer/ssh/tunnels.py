@@ -90,7 +90,10 @@ class Tunnels:
         what ssh has said last; and what `on_socket` raises.
         """
         while True:
-            near, far = socket.socketpair()
+            try:
+                near, far = socket.socketpair()
+            except OSError as error:
+                raise ConnectionLost(f"ssh can't be started: {error.strerror}") from None
             try:
                 with far:
                     for sock in (near, far):

@@ -1,6 +1,8 @@
 """Connections through ssh, with an ssh that does what a test says: which kind is tried next, and what is left."""
 
 import contextlib
+import os
+import resource
 import socket
 import sys
 import threading
@@ -202,6 +204,26 @@ def test_one_that_does_not_end_by_itself(fake: Any, monkeypatch: pytest.MonkeyPa
     with ssh.open(), ssh.open():
         assert not ended.exists()
     until(ended.exists, "it is ended")
+
+
+@pytest.mark.parametrize("free", range(9))
+def test_few_descriptors_are_left(fake: Any, free: int) -> None:
+    """There may be more later: that is no bug, whatever needs one."""
+    ssh = fake(ECHO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(open(os.devnull)) for _ in range(20)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1].fileno() + 1, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(stack.enter_context(open(os.devnull)))
+            for file in taken[:free]:
+                file.close()
+            with contextlib.suppress(ConnectionLost):
+                ssh.open().close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_one_that_waits_for_an_answer(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
