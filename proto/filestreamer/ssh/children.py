@@ -99,7 +99,10 @@ class Children:
         self._guard: Guard | None = None
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # Sockets and no pipe: `_wake` may be called at the very end, when a number could be that of another file.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        for end in (self._wake_reader, self._wake_writer):
+            end.setblocking(False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
 
     def start(
@@ -146,7 +149,7 @@ class Children:
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._wake_writer, b"\0")
+            self._wake_writer.send(b"\0")
 
     def close(self, seconds: float) -> None:
         """Wait for the end of all processes, at most so long; then end them. Nothing is started any more."""
@@ -184,7 +187,7 @@ class Children:
             for key, _ in self._selector.select(TICK_SECONDS):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_reader, 64)
+                        self._wake_reader.recv(64)
                 else:
                     self._read(key.data)
             self._reap()
@@ -196,11 +199,8 @@ class Children:
 
     def _release(self) -> None:
         self._selector.close()
-        descriptors = self._wake_reader, self._wake_writer
-        self._wake_reader = self._wake_writer = -1
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        self._wake_reader.close()
+        self._wake_writer.close()
 
     def _read(self, child: Child) -> bool:
         """Read what a process has said; return whether there may be more."""

@@ -118,8 +118,9 @@ class FarSide:
         if self.route.is_direct:
             self._forget_directory()
         self._log.info("way", way=chosen.name, host=self._host, reason=chosen.reason)
-        self._keeper = threading.Thread(target=self._run_keeper, name="far side", daemon=True)
-        start_thread(self._keeper, "keeping the far side")
+        keeper = threading.Thread(target=self._run_keeper, name="far side", daemon=True)
+        start_thread(keeper, "keeping the far side")
+        self._keeper = keeper
 
     @property
     def _pinned(self) -> str | None:

@@ -3,15 +3,20 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from filestreamer.ssh import far_side
+from filestreamer.ssh import far_side, lines
 from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
+from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.progress_clock import Patience
+from tests.support.services import UNIT
 
 
 @pytest.fixture
@@ -40,3 +45,50 @@ def test_ssh_finds_the_socket_of_a_shared_connection(monkeypatch: pytest.MonkeyP
         assert (os.stat(directory).st_mode & 0o777) == 0o700
     finally:
         os.rmdir(directory)
+
+
+ANSWERING = f"""
+import sys
+if "-G" in sys.argv: sys.exit(1)
+sys.stdin.readline()
+print({lines.answer(lines.Answer("s", "192.0.2.7", 1, b"", 2, "m")).decode()!r}, flush=True)
+sys.stdin.read()
+"""
+
+
+def start(tmp_path: Path, body: str) -> far_side.FarSide:
+    """Return a far side whose ssh is a piece of Python."""
+    program = tmp_path / "ssh.py"
+    program.write_text(body)
+    ssh = f"{sys.executable} -S {program}"
+    patience = Patience(UNIT, UNIT)
+    asked = far_side.Start(
+        Remote("nas", ""),
+        "receiver",
+        {},
+        ssh,
+        "receiver",
+        "ssh",
+        tls=True,
+        give_up_after=None,
+        patience=patience,
+        log_level="info",
+    )
+    return far_side.FarSide(asked, Mock())
+
+
+def test_an_error_in_the_middle_of_a_login_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Path
+) -> None:
+    """As where no thread can be started: that is what the user is told."""
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+
+    def fail(_thread: object, what: str) -> None:
+        raise TransferFailed(Code.LIMIT, f"{what}: no thread")
+
+    made = start(tmp_path, ANSWERING)
+    monkeypatch.setattr(far_side, "start_thread", fail)
+    with pytest.raises(TransferFailed, match="keeping the far side: no thread"):
+        made.log_in()
+    made.end()
+    assert not os.listdir(place)
