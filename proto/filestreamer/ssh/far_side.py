@@ -30,6 +30,8 @@ from filestreamer.wire.sockets.dial import Dialing
 
 ANEW_SECONDS: Final = 60.0
 """How long a login may take that asks nothing."""
+STEADY_SECONDS: Final = 30.0
+"""A login that has lasted for so long was a good one; others are not made anew at once, again and again."""
 PATIENT_SECONDS: Final = 15.0
 """After how long it is said what the login is waited for."""
 LAST_WORDS_SECONDS: Final = 2.0
@@ -185,8 +187,9 @@ class FarSide:
 
     def _keep(self) -> None:
         """Wait for the end of ssh; make it anew, again and again, until the transfer is over."""
+        backoff = Backoff()
         while True:
-            child = self._login
+            child, began_at = self._login, time.monotonic()
             assert child is not None
             while not child.ended.wait(1.0):
                 if self.route.is_direct is False and self._tunnels.shares is False:
@@ -195,13 +198,15 @@ class FarSide:
                 return
             words = explain.last_words(list(child.tail), child.process.returncode)
             self._log.warning("ssh_lost", host=self._host, reason=words, hint="it is made anew; connections live on")
-            if not self._renew():
+            if time.monotonic() - began_at > STEADY_SECONDS:
+                backoff.reset()
+            if not self._renew(backoff):
                 return
             self._log.info("ssh_back", host=self._host)
 
-    def _renew(self) -> bool:
+    def _renew(self, backoff: Backoff) -> bool:
         """Make ssh anew; return False where the transfer is over, or has waited for it for too long."""
-        backoff, until = Backoff(), time.monotonic() + self._start.patience.later_seconds
+        until = time.monotonic() + self._start.patience.later_seconds
         pinned = True
         while time.monotonic() < until and not self._is_over.wait(backoff.next()):
             try:

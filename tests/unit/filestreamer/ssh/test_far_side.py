@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from filestreamer.ssh.remote import Remote
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.progress_clock import Patience
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -92,3 +94,35 @@ def test_an_error_in_the_middle_of_a_login_leaves_nothing(
         made.log_in()
     made.end()
     assert not os.listdir(place)
+
+
+@pytest.mark.parametrize("steady_seconds", [UNIT, -1.0])
+def test_a_login_that_does_not_last_is_not_made_anew_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: Path, steady_seconds: float
+) -> None:
+    """Nor does a far side that answers, and ends at once, have this side log in as fast as it can."""
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr(far_side, "STEADY_SECONDS", steady_seconds)
+    pauses: list[int] = []
+
+    class Pauses:
+        def __init__(self) -> None:
+            self._count = 0
+
+        def next(self) -> float:
+            pauses.append(self._count)
+            self._count += 1
+            return 0.01
+
+        def reset(self) -> None:
+            self._count = 0
+
+    monkeypatch.setattr(far_side, "Backoff", Pauses)
+    held = f"if 'BatchMode=yes' in sys.argv: print({lines.held('s').decode()!r}); sys.exit(1)\n"
+    made = start(tmp_path, ANSWERING.replace("sys.stdin.readline()\n", f"sys.stdin.readline()\n{held}"))
+    made.log_in()
+    assert made._login is not None
+    made._login.signal(signal.SIGKILL)
+    until(lambda: len(pauses) >= 4, "it is made anew")
+    made.end()
+    assert pauses[:4] == ([0, 1, 2, 3] if steady_seconds > 0 else [0, 0, 0, 0])
