@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -69,13 +70,22 @@ class Tunnels:
         self._to: lines.Answer | None = None
         self._kind = _Kind(None)
         self._was_up = False
+        self._lead_to_it: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # those that were meant for `_to`
 
     def lead_to(self, answer: lines.Answer, address: str | None) -> None:
-        """Lead to this service from now on; `address` is where its machine is, None where that is not known."""
+        """Lead to this service from now on; `address` is where its machine is, None where that is not known.
+
+        What was opened to the service before is shut. Where that was killed, any user of its machine may listen on its
+        port by now, tell its marker, and hand all on to the new service, to read what is in clear text there.
+        """
         with self._mutex:
             self._to = answer
             if not self._was_up:
                 self._kind = _Kind(address)
+            for sock in self._lead_to_it:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._lead_to_it.clear()
 
     @property
     def shares(self) -> bool | None:
@@ -129,6 +139,7 @@ class Tunnels:
         """
         with self._mutex:
             to, kind = self._to, self._kind
+            self._lead_to_it.add(near)
         if to is None:
             raise ConnectionLost(f"the service at {self._host} is not up")
         child = self._start(to, kind, near, far)

@@ -195,6 +195,20 @@ def test_one_that_takes_too_long_is_ended(fake: Any, monkeypatch: pytest.MonkeyP
         ssh.open()
 
 
+def test_those_to_the_service_of_before_are_shut(fake: Any) -> None:
+    """Who has its port by now could be in between, and the new service would let him through."""
+    ssh = fake(ECHO)
+    with ssh.open() as before:
+        ssh.tunnels.lead_to(ANSWER._replace(tunnel_port=7803), None)
+        while before.recv(100):
+            pass
+    with ssh.open() as after:
+        after.sendall(b"abc")
+        after.setblocking(True)
+        assert after.recv(7, socket.MSG_WAITALL) == b"moreabc"
+    assert "-W 192.0.2.7:7803" in ssh.calls[-1]
+
+
 def test_one_that_does_not_end_by_itself(fake: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As `ssh -W`, where bytes were on the way to this side when it closed the connection."""
     monkeypatch.setattr(children, "USELESS_SECONDS", 0.1)
