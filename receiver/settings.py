@@ -170,6 +170,10 @@ class ReceiverSettings(SourceSettings):
             raise UsageError(f"--from: two of the paths end with {twice[0]!r}, and would be one at the destination")
         if self.output_file is not None and len(whole) > 1:
             raise UsageError("--output-file takes one file: name one path with --from")
+        if self.tls_cert is not None or self.is_certificate_named:
+            raise UsageError("--from: its certificate is told over ssh: leave out --tls-ca, --tls-pin, --tls-cert")
+        if self.tls and self.no_tls:
+            raise UsageError("--no-tls contradicts --tls")
         # Who asks for it permits it.
         object.__setattr__(self, "allow_delete", self.delete)
         object.__setattr__(self, "allow_privileged", self.allow_privileged or self.owner)

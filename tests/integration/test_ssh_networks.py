@@ -318,17 +318,36 @@ def test_fewer_sessions_than_connections(site: Site, move: Mover) -> None:
     moved.arrives()
 
 
-@pytest.mark.timeout(6 * UNIT)
-def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
-    far = site.sshd(passphrase="open sesame")
+def asking(site: Site) -> tuple[Path, dict[str, str]]:
+    """Return what has a line for each answer that the user was asked for, and the variables that ssh asks by."""
     asked = site.root / "asked"
     askpass = site.root / "askpass"
     askpass.write_text(f"#!/bin/sh\necho x >>{asked}\necho open sesame\n")
     askpass.chmod(0o755)
-    env = {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
+    return asked, {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
+
+
+@pytest.mark.timeout(6 * UNIT)
+def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
+    far = site.sshd(passphrase="open sesame")
+    asked, env = asking(site)
     moved = move(far, 20_000_000, "--via", "ssh", env=env)
     moved.arrives()
     assert asked.read_text() == "x\n"
+
+
+@pytest.mark.timeout(6 * UNIT)
+def test_a_jump_host_that_asks_something(site: Site) -> None:
+    """The ssh to the jump host is one that ssh starts itself, without BatchMode: what it asks is answered only once."""
+    site.there.ip("address add", f"{INNER_ADDRESS}/32", "dev lo")
+    far = site.sshd(address=INNER_ADDRESS, known=[INNER_ADDRESS])
+    jump = site.sshd(name="jump", passphrase="open sesame")
+    far.write_config(far.block(ProxyJump="jump"), jump.block("jump", HostName=NAME))
+    asked, env = asking(site)
+    moved = site.push(far, 20_000_000, "--connections", 3, env=env)
+    moved.arrives()
+    assert asked.read_text() == "x\n"
+    assert any("first login" in told["reason"] for told in moved.service.events("way"))
 
 
 # --------------------------------------------------------------------------------------------------------- strangers

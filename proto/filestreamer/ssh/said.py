@@ -14,7 +14,15 @@ from filestreamer.ssh import explain
 FIELDS_MAX: Final = 30
 _EVENT: Final = re.compile(r"[a-z_]{1,60}")
 _TUNNEL: Final = re.compile(r"channel \d+: open failed")
-_OWN: Final = frozenset(("timestamp", "level", "event", "service", "host", "said", "exc_info", "stack_info", "code"))
+_FIELD: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_OWN: Final = frozenset(
+    (
+        *("timestamp", "level", "event", "service", "host", "said", "code"),
+        # What structlog takes for something of its own: an argument of its methods, or an exception to be shown.
+        *("self", "method_name", "exc_info", "stack_info", "exception", "stack", "logger", "logger_name"),
+    )
+)
+_NUMBER_MAX: Final = 1 << 63
 
 
 class Said:
@@ -41,11 +49,18 @@ class Said:
         more = {
             key: explain.shown(value) if isinstance(value, str) else value
             for key, value in list(fields.items())[:FIELDS_MAX]
-            if key not in _OWN and key.isidentifier() and isinstance(value, str | int | float | bool | None)
+            if key not in _OWN and _FIELD.fullmatch(key) and _can_be_shown(value)
         }
         is_error = level == "error" and not event.startswith("transfer_")
         tell = self._log.error if is_error else self._log.debug
         tell("far_side", host=self._host, said=event, **more)
+
+
+def _can_be_shown(value: object) -> bool:
+    """Whether a value is a text, or a number that every reader of JSON understands; or nothing."""
+    if isinstance(value, int | float):
+        return abs(value) < _NUMBER_MAX  # no infinity either, nor what is no number
+    return isinstance(value, str | None)
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -167,6 +167,9 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
         (["--output-file", ""], "--output-file: must not be empty"),
         (["--shard", "0/2"], "No such option '--shard'."),
         (["--connections", "5"], "--connections goes with --from"),
+        (["--from", "nas:f", "--tls-ca", "ca.pem"], "--from: its certificate is told over ssh: leave out --tls-ca"),
+        (["--from", "nas:f", "--tls-pin", "ab" * 32], "--from: its certificate is told over ssh: leave out --tls-ca"),
+        (["--from", "nas:f", "--tls", "--no-tls"], "--no-tls contradicts --tls"),
         (["in.txt"], "PATH: 'in.txt' is not a path at another machine: write it as [USER@]HOST:PATH"),
     ],
 )

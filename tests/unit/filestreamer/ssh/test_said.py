@@ -1,10 +1,13 @@
 """What is said at the other machine, in the log of this one."""
 
+import inspect
+import io
 import json
 from typing import Any
 
 import pytest
 
+from filestreamer.process import log as logs
 from filestreamer.ssh.said import Said
 
 
@@ -42,6 +45,50 @@ def test_errors_are_shown(event: str, level: str, expected: str) -> None:
         "far_side",
         {"host": "nas", "said": event, "reason": "a\\x1b[2J", "bytes": 7},
     )
+
+
+class Terminal(io.StringIO):
+    """What a log takes for a terminal, or not."""
+
+    def __init__(self, *, is_one: bool) -> None:
+        super().__init__()
+        self._is_one = is_one
+
+    def isatty(self) -> bool:
+        """Return whether it is one."""
+        return self._is_one
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+@pytest.mark.parametrize("value", ["x", 1, 1.5, None, True])
+def test_no_name_of_a_field_disturbs_the_log(monkeypatch: pytest.MonkeyPatch, on_terminal: bool, value: object) -> None:
+    """Some names mean something to structlog: an exception in the thread that hears ssh would end it."""
+    shown = Terminal(is_one=on_terminal)
+    monkeypatch.setattr("sys.stderr", shown)
+    logger = logs.configure("sender", "debug")
+    names = {
+        *inspect.signature(logger.error).parameters,
+        "self",
+        "method_name",
+        "args",
+        "exception",
+        "stack",
+        "logger",
+        "logger_name",
+        "event_kw",
+        "msg",
+    }
+    said = Said("nas", "receiver", logger)
+    for name in sorted(names):
+        said.take(json.dumps({"event": f"named_{name}", "level": "info", name: value}).encode())
+    for name in names - {"event"}:
+        assert f"named_{name}" in shown.getvalue()
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" * 400])
+def test_a_number_that_readers_of_the_log_do_not_know(number: str) -> None:
+    level, event, fields = heard(b'{"event": "x", "level": "error", "bytes": %s, "files": 7}' % number.encode())
+    assert (level, event, fields) == ("error", "far_side", {"host": "nas", "said": "x", "files": 7})
 
 
 def test_a_line_can_do_no_harm() -> None:
