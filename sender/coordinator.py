@@ -336,8 +336,11 @@ class Transfer:
         self._withdrawals.withdraw_links(part)
 
     def _is_alone(self, items: list[Item]) -> bool:
-        """Whether these are all entries, and what the protocol calls no tree: nothing is tried again then."""
-        return not self._manifest.files and len(items) == 1 and items[0].entry.is_no_tree
+        """Whether these are all entries, and what the protocol calls no tree: nothing is tried again then.
+
+        A directory that is mirrored is a tree, also where there is a single file in it.
+        """
+        return self._deletion is None and not self._manifest.files and len(items) == 1 and items[0].entry.is_no_tree
 
     def _list_last(self) -> None:
         """Add the last part of a tree, without entries, when all others are done and nothing is to be tried again."""

@@ -139,6 +139,14 @@ def test_there_is_no_such_path(pair: Pair, tmp_path: Path, temporary: Path) -> N
         assert "missing/x y" in error["message"]
 
 
+def test_a_pattern_is_not_expanded(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    with behind_ssh(pair, tmp_path, temporary) as far:
+        make_file(far.machine.home / "a.jpg", 1000, 1)
+        message = far.pull(paths=("*.jpg",)).fails(4, "source")
+        assert message.startswith(f"far: there is no {far.machine.home}/*.jpg, ")
+        assert "--include" in message
+
+
 def test_not_installed_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary, commands={}) as far:
         receiver = far.pull(paths=("a",))

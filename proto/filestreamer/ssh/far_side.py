@@ -38,8 +38,6 @@ LAST_WORDS_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.2
 END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
-CONNECTIONS: Final = 8
-"""The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
 CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._+,:=@-]+")
@@ -87,12 +85,14 @@ class FarSide:
             host=self._host,
             log=log,
         )
-        self._said = said.Said(self._host, log)
+        self._said = said.Said(self._host, start.remote_command, log)
         self._is_over = threading.Event()
         self._talks = threading.Lock()  # held while an ssh is begun and asked; protects the streams of `_login`
         self._login: Child | None = None
         self._answer: lines.Answer | None = None
         self._reached: str | None = None
+        self.connections = way.CONNECTIONS
+        """How many connections to use through ssh, where the user does not say it."""
         self._keeper: threading.Thread | None = None
         self.route = FarRoute(str(start.remote), self._tunnels)
 
@@ -112,7 +112,9 @@ class FarSide:
         if not isinstance(answer, lines.Answer):
             raise FarSideFailed(f"{self._host}: the answer is that of a service which runs already")
         self._answer = answer
-        self._reached = way.reached_address(child.process.pid, self._ssh.interface)
+        link = way.link_of(child.process.pid)
+        self._reached = None if link is None else link.host(self._ssh.interface)
+        self.connections = way.connections_through_ssh(link)
         addresses = way.candidates(answer, self._reached)
         chosen = way.choose(start.via, answer, addresses, start.side)
         self.route.lead(answer, addresses, is_direct=chosen.name == way.DIRECT)
@@ -137,7 +139,7 @@ class FarSide:
             start.side,
             session=self._session,
             token=self.token,
-            tls=start.tls,
+            tls=start.tls and start.via != way.THROUGH_SSH,
             give_up_after=start.give_up_after,
             log_level="debug" if start.log_level == "debug" else "error",
             machine=machine,
@@ -169,7 +171,15 @@ class FarSide:
             if conversation.is_over:
                 child.ended.wait(LAST_WORDS_SECONDS)
                 code, words = child.process.returncode, list(child.tail)
-                raise explain.explain(self._host, self._start.remote_command, code, words, conversation.last_line)
+                raise explain.explain(
+                    self._host,
+                    self._start.remote_command,
+                    code,
+                    words,
+                    conversation.last_line,
+                    login=self._ssh.by_hand,
+                    service=self._start.side,
+                )
             if self._is_over.is_set():
                 raise ConnectionLost("the transfer is over")
             waited = time.monotonic() - began_at

@@ -1,7 +1,8 @@
 """What is said at the other machine, shown in the log of this one: bounded, escaped, each line named by its host.
 
 A line of the far side's log is an object of JSON. Its errors are shown always, the rest at --log-level debug; how the
-transfer ends is left to debug, too, as this side knows and tells it. What ssh and the remote shell say is a warning.
+transfer ends is left to debug, too, as this side knows and tells it. What ssh and the remote shell say is a warning,
+unless the error at the end quotes it.
 """
 
 import json
@@ -27,8 +28,10 @@ _NUMBER_MAX: Final = 1 << 63
 class Said:
     """Logs what comes from one host. One thread."""
 
-    def __init__(self, host: str, log: Any) -> None:
+    def __init__(self, host: str, command: str, log: Any) -> None:
+        """`command` is what ssh starts there."""
         self._host = host
+        self._command = command
         self._log = log
 
     def take(self, line: bytes) -> None:
@@ -37,7 +40,9 @@ class Said:
         fields = _parse(text)
         if fields is None:
             # What a tunnel meets on the connection of the login, `Tunnels` tells as far as the user has to know it.
-            tell = self._log.debug if _TUNNEL.match(text) else self._log.warning
+            # What an error quotes would be told twice.
+            is_told = _TUNNEL.match(text) or explain.is_quoted(text, self._command)
+            tell = self._log.debug if is_told else self._log.warning
             tell("ssh_says", host=self._host, text=explain.shown(text))
             return
         event, level = fields["event"], fields.get("level")

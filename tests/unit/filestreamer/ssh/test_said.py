@@ -24,7 +24,7 @@ class Log:
 def heard(line: bytes) -> tuple[str, str, dict[str, Any]]:
     """Return how one line is logged."""
     log = Log()
-    Said("nas", log).take(line)
+    Said("nas", "~/bin/receiver", log).take(line)
     (found,) = log.lines
     return found
 
@@ -108,6 +108,23 @@ def test_text_is_a_warning(line: bytes) -> None:
     assert (level, event, fields["host"]) == ("warning", "ssh_says", "nas")
     assert fields["text"].isprintable()
     assert len(fields["text"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ssh: connect to host nas port 22: Connection refused", "debug"),
+        ("ssh: Could not resolve hostname nas: Name or service not known", "debug"),
+        ("Host key verification failed.", "debug"),
+        ("alice@nas: Permission denied (publickey,password).", "debug"),
+        ("sh: 1: receiver: not found", "debug"),
+        ("Permission denied, please try again.", "warning"),  # before the next question
+        ("sh: 1: fortune: not found", "warning"),
+        ("@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @", "warning"),
+    ],
+)
+def test_what_an_error_quotes_is_told_once(line: str, expected: str) -> None:
+    assert heard(line.encode())[:2] == (expected, "ssh_says")
 
 
 def test_what_a_tunnel_meets_is_told_elsewhere() -> None:
