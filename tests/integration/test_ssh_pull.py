@@ -62,16 +62,15 @@ def test_one_file_under_another_name_and_to_standard_output(pair: Pair, tmp_path
         assert same(file, pair.destination / "b")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [b"with space", b'it\'s "quoted" $HOME `x` *', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"],
-)
-def test_odd_names(pair: Pair, tmp_path: Path, temporary: Path, name: bytes) -> None:
-    shown = os.fsdecode(name)
+NAMES = [b"with space", b'it\'s "quoted" $HOME `x` *', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"]
+
+
+def test_odd_names(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary) as far:
-        file = make_file(far.machine.home / shown, 1000, 1)
-        far.pull(paths=(f"./{shown}",)).succeeds()
-        assert same(file, pair.destination / shown)
+        files = [make_file(far.machine.home / os.fsdecode(name), 1000, 1) for name in NAMES]
+        far.pull(paths=(f"./{files[0].name}", *[f":./{file.name}" for file in files[1:]])).succeeds()
+        for file in files:
+            assert same(file, pair.destination / file.name)
 
 
 def test_what_is_kept_and_what_is_left_out(pair: Pair, tmp_path: Path, temporary: Path) -> None:
