@@ -78,7 +78,7 @@ def test_no_name_of_a_field_disturbs_the_log(monkeypatch: pytest.MonkeyPatch, on
         "event_kw",
         "msg",
     }
-    said = Said("nas", logger)
+    said = Said("nas", "receiver", logger)
     for name in sorted(names):
         said.take(json.dumps({"event": f"named_{name}", "level": "info", name: value}).encode())
     for name in names - {"event"}:
