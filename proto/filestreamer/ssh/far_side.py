@@ -139,7 +139,7 @@ class FarSide:
             start.side,
             session=self._session,
             token=self.token,
-            tls=start.tls and start.via != way.THROUGH_SSH,
+            tls=start.tls,
             give_up_after=start.give_up_after,
             log_level="debug" if start.log_level == "debug" else "error",
             machine=machine,
