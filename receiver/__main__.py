@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filestreamer.process import descriptors, signals, stderr
@@ -16,9 +16,13 @@ from filestreamer.wire.errors import Interrupted
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from filestreamer.settings.address import Address
+    from filestreamer.telemetry.monitor import Monitor
     from filestreamer.wire.sockets.route import Route
     from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
+    from receiver.server.client import Client
+    from receiver.server.server import Server
     from receiver.server.token import Chosen
     from receiver.settings import ReceiverSettings
     from receiver.transfer.asked import Asked
@@ -91,7 +95,6 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         from filestreamer.credentials import certificate
         from filestreamer.listening.listeners import open_listeners
         from filestreamer.telemetry.monitor import Monitor
-        from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
         from receiver.server import token
         from receiver.server.server import Server
@@ -118,22 +121,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
             log=logger,
         )
 
-        def stop(number: int) -> None:
-            server.stop(Interrupted(number))
-            monitor.stop_lingering()
-
-        monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
-        monitor.start(METRICS)
-        signals.on_signal(stop, _reporting_overdue(settings, logger))
+        _watch(server, monitor, settings, logger, METRICS)
     _report_start(settings, addresses, destination.path, chosen, logger)
-    progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
-    progress.start()
-    server.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
-    try:
-        return server.run()
-    finally:
-        progress.stop()
-        monitor.stop()
+    return _run(server, monitor, logger)
 
 
 def _connect(settings: "ReceiverSettings", logger: Any) -> int:
@@ -161,7 +151,6 @@ def _reached(settings: "ReceiverSettings", logger: Any) -> "AbstractContextManag
 def _receive_from(settings: "ReceiverSettings", logger: Any, until_reported: contextlib.ExitStack) -> int:
     with signals.deferred():
         from filestreamer.telemetry.monitor import Monitor
-        from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
         from receiver.server.client import Client
     with signals.raised():
@@ -174,29 +163,45 @@ def _receive_from(settings: "ReceiverSettings", logger: Any, until_reported: con
         settings, route, asked = until_reported.enter_context(_reached(settings, logger))
         client = Client(settings, destination, monitor, route=route, output_name=output_name, log=logger, asked=asked)
 
-        def stop(number: int) -> None:
-            client.stop(Interrupted(number))
-            monitor.stop_lingering()
-
-        monitor.watch(client.admission.counters, lambda: None, client.admission.memory)
-        monitor.start()
-        signals.on_signal(stop, _reporting_overdue(settings, logger))
-    progress = ProgressDisplay(client.admission.counters, logger, direction="receiving")
-    progress.start()
-    client.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
-    try:
-        return client.run()
-    finally:
-        progress.stop()
-        monitor.stop()
+        _watch(client, monitor, settings, logger)
+    return _run(client, monitor, logger)
 
 
-def _reporting_overdue(settings: "ReceiverSettings", logger: Any) -> Callable[[int], None]:
-    """Return what reports that the service did not end in time after a signal, which is given."""
+def _watch(
+    service: "Server | Client",
+    monitor: "Monitor",
+    settings: "ReceiverSettings",
+    logger: Any,
+    metrics: "Address | None" = None,
+) -> None:
+    """Serve the metrics of a service, by default at `metrics`, and have signals end it."""
     from filestreamer.telemetry.report import report
     from filestreamer.telemetry.result import TransferResult
 
-    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+    def stop(number: int) -> None:
+        service.stop(Interrupted(number))
+        monitor.stop_lingering()
+
+    def report_overdue(number: int) -> None:
+        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+    monitor.watch(service.admission.counters, lambda: None, service.admission.memory)
+    monitor.start(metrics)
+    signals.on_signal(stop, report_overdue)
+
+
+def _run(service: "Server | Client", monitor: "Monitor", logger: Any) -> int:
+    """Run a service, with its progress shown; return the exit code. Raises what ended it without a result."""
+    from filestreamer.terminal.display import ProgressDisplay
+
+    progress = ProgressDisplay(service.admission.counters, logger, direction="receiving")
+    progress.start()
+    service.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
+    try:
+        return service.run()
+    finally:
+        progress.stop()
+        monitor.stop()
 
 
 def _report_start(

@@ -4,7 +4,6 @@ The sender is no friend: it gets the names that were asked for into the destinat
 """
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ def started(settings: "ReceiverSettings", log: Any) -> "Iterator[tuple[ReceiverS
     Yield the settings of the transfer, the route to its sender, and what that may bring. Raises FilestreamerError.
     """
     from filestreamer.ssh import lines
-    from filestreamer.ssh.far_side import FarSide, Start
+    from filestreamer.ssh.far_side import logged_in
 
     asked = {
         "paths": [lines.path_to_json(remote.path) for remote in settings.fetch],
@@ -35,36 +34,12 @@ def started(settings: "ReceiverSettings", log: Any) -> "Iterator[tuple[ReceiverS
     }
     for name in ("one_file_system", "dereference", "checksum", "owner", "delete", "xattrs"):
         asked[name] = getattr(settings, name)
-    start = Start(
-        settings.fetch[0],
-        "sender",
-        asked,
-        settings.ssh,
-        settings.remote_command or "sender",
-        settings.via,
-        not settings.no_tls,
-        settings.give_up_after,
-        settings.patience,
-        settings.log_level,
+    only = Asked(
+        frozenset(os.fsencode(remote.name) for remote in settings.fetch),
+        settings.existing,
+        settings.delete,
+        settings.checksum,
+        settings.xattrs,
     )
-    far_side = FarSide(start, log)
-    try:
-        far_side.log_in()
-        yield (
-            dataclasses.replace(
-                settings,
-                token=far_side.token,
-                tls=far_side.uses_tls,
-                no_tls=not far_side.uses_tls,
-            ),
-            far_side.route,
-            Asked(
-                frozenset(os.fsencode(remote.name) for remote in settings.fetch),
-                settings.existing,
-                settings.delete,
-                settings.checksum,
-                settings.xattrs,
-            ),
-        )
-    finally:
-        far_side.end()
+    with logged_in(settings, settings.fetch[0], "sender", asked, log) as (reached, far_side):
+        yield reached, far_side.route, only

@@ -24,7 +24,7 @@ def reached(settings: SenderSettings, log: Any) -> "Iterator[tuple[SenderSetting
         yield settings, None
         return
     from filestreamer.ssh import lines
-    from filestreamer.ssh.far_side import FarSide, Start
+    from filestreamer.ssh.far_side import logged_in
 
     _look(settings)  # before somebody types a password for nothing
     asked = {
@@ -33,36 +33,9 @@ def reached(settings: SenderSettings, log: Any) -> "Iterator[tuple[SenderSetting
         "allow_privileged": settings.owner,
         "dry_run": settings.dry_run,
     }
-    start = Start(
-        remote,
-        "receiver",
-        asked,
-        settings.ssh,
-        settings.remote_command or "receiver",
-        settings.via,
-        not settings.no_tls,
-        settings.give_up_after,
-        settings.patience,
-        settings.log_level,
-    )
-    far_side = FarSide(start, log)
-    try:
-        far_side.log_in()
-        connections = settings.connections
-        if connections is None and not far_side.route.is_direct:
-            connections = far_side.connections
-        yield (
-            dataclasses.replace(
-                settings,
-                token=far_side.token,
-                tls=far_side.uses_tls,
-                no_tls=not far_side.uses_tls,
-                connections=connections,
-            ),
-            far_side.route,
-        )
-    finally:
-        far_side.end()
+    with logged_in(settings, remote, "receiver", asked, log) as (chosen, far_side):
+        is_fixed = chosen.connections is not None or far_side.route.is_direct
+        yield chosen if is_fixed else dataclasses.replace(chosen, connections=far_side.connections), far_side.route
 
 
 def _look(settings: SenderSettings) -> None:

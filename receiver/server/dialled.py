@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from filestreamer.credentials import trust_of
 from filestreamer.credentials.tokens import Chosen, Tokens
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -24,7 +25,6 @@ from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, P
 from receiver.settings import ReceiverSettings
 
 if TYPE_CHECKING:
-    from filestreamer.credentials.trust import Trust
     from filestreamer.wire.sockets.tls_stream import TlsStream
 
 
@@ -71,7 +71,7 @@ class Dialler:
         self._route = route
         self._incarnation = incarnation
         self._tokens = Tokens(settings, log)
-        self._trust = _trust(settings, log)
+        self._trust = trust_of(settings, log)
         self._mutex = threading.Lock()  # protects the fields below
         self._sockets: set[socket.socket] = set()  # on which an opening is under way
         self._is_closed = False
@@ -223,12 +223,3 @@ class _Link:
         if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
             seconds = f"{limits.OPENING_SILENCE_SECONDS:.0f} s"
             raise ConnectionLost(f"{self._peer}: the sender's {self._awaits} did not come within {seconds}")
-
-
-def _trust(settings: ReceiverSettings, log: Any) -> "Trust | None":
-    """Return what does the TLS handshakes; None without TLS. Raises UsageError."""
-    if not settings.tls:
-        return None
-    from filestreamer.credentials.trust import Trust
-
-    return Trust(settings, log)

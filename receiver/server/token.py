@@ -67,16 +67,8 @@ def current(
         return renewed.Renewed[str | None](given, {path: given.signature}, lambda: values.token(path), log).get
     if chosen.path is None:
         return renewed.constant(chosen.token)
-    read = _read_own if chosen.is_own else lambda: _read_kept(destination)
+    read = own_token.read_again if chosen.is_own else lambda: _read_kept(destination)
     return renewed.Renewed[str | None](chosen.token, renewed.look([chosen.path]), read, log).get
-
-
-def _read_own() -> str:
-    """Return the user's own token as it is now. Raises UsageError, ValueError."""
-    own = own_token.read(os.environ)
-    if own is None:
-        raise ValueError("the user's own token can't be read")
-    return own.token
 
 
 def _read_kept(destination: Destination | OpenFile) -> str:

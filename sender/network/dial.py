@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filestreamer.credentials import trust_of
 from filestreamer.credentials.tokens import Chosen, Tokens
 from filestreamer.settings.address import Address as HostPort
 from filestreamer.telemetry import tcp_info
@@ -79,7 +80,7 @@ class Dialer:
         self._needs = needs
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._tokens = Tokens(settings, log)
-        self._trust = _trust(settings, log)
+        self._trust = trust_of(settings, log)
         self._speaks_tls = settings.tls
         self.path_mtu = path_mtu or PathMtu()
         self._user_timeout = USER_TIMEOUT_SECONDS
@@ -274,12 +275,3 @@ def _opening_step(info: TcpInfo, *, speaks_tls: bool) -> str:
     if info.received_bytes:
         return "the Welcome"
     return "the TLS handshake" if speaks_tls else "the Greeting"
-
-
-def _trust(settings: SenderSettings, log: Any) -> "Trust | None":
-    """Return what does the TLS handshakes; None without TLS. Raises UsageError."""
-    if not settings.tls:
-        return None
-    from filestreamer.credentials.trust import Trust
-
-    return Trust(settings, log)

@@ -40,12 +40,4 @@ def current(chosen: Chosen, settings: SenderSettings, log: Any) -> Callable[[], 
         return renewed.Renewed[str](given, {path: given.signature}, lambda: values.token(path), log).get
     if chosen.path is None:
         return renewed.constant(chosen.token)
-    return renewed.Renewed[str](chosen.token, renewed.look([chosen.path]), _read_own, log).get
-
-
-def _read_own() -> str:
-    """Return the user's own token as it is now. Raises UsageError, ValueError."""
-    own = own_token.read(os.environ)
-    if own is None:
-        raise ValueError("the user's own token can't be read")
-    return own.token
+    return renewed.Renewed[str](chosen.token, renewed.look([chosen.path]), own_token.read_again, log).get

@@ -4,3 +4,18 @@
 2. `trust`        the TLS client: how it knows that the certificate is its peer's, and the handshake;
 3. `certificate`  the TLS server: what it shows, of --tls-cert or made for this run.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filestreamer.credentials.trust import Trust
+    from filestreamer.settings.common import CommonSettings
+
+
+def trust_of(settings: "CommonSettings", log: Any) -> "Trust | None":
+    """Return what does the TLS handshakes of an end that dials; None without TLS. Raises UsageError."""
+    if not settings.tls:
+        return None
+    from filestreamer.credentials.trust import Trust  # it loads OpenSSL
+
+    return Trust(settings, log)

@@ -76,6 +76,14 @@ def read(environ: Mapping[str, str]) -> OwnToken | None:
     return None
 
 
+def read_again() -> str:
+    """Return this user's token as it is now, where there was one. Raises UsageError, ValueError."""
+    own = read(os.environ)
+    if own is None:
+        raise ValueError("the user's own token can't be read")
+    return own.token
+
+
 def _bases(environ: Mapping[str, str]) -> list[str]:
     """Return the base directories in which the token may be, best first; they may be missing or unfit."""
     # All services of a user must find the same token: in a login session; outside of one, without XDG_RUNTIME_DIR; and

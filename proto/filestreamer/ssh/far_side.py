@@ -1,6 +1,7 @@
 """The near side's view of the far side: it logs in, has the service started, and keeps hold of it until the end."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
@@ -11,11 +12,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from typing import IO, Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, Final, NamedTuple, TypeVar
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.settings.source import SourceSettings
 from filestreamer.ssh import explain, lines, said, way
 from filestreamer.ssh.children import Child, Children
 from filestreamer.ssh.command import Ssh
@@ -27,6 +29,8 @@ from filestreamer.wire.progress_clock import Patience
 from filestreamer.wire.session import Side
 from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.dial import Dialing
+
+S = TypeVar("S", bound=SourceSettings)
 
 ANEW_SECONDS: Final = 60.0
 """How long a login may take that asks nothing."""
@@ -269,6 +273,36 @@ class FarSide:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+
+@contextlib.contextmanager
+def logged_in(
+    settings: S, remote: Remote, side: Side, asked: Mapping[str, Any], log: Any
+) -> Iterator[tuple[S, FarSide]]:
+    """Start a service as the settings say; it ends with the block.
+
+    `asked` is what it alone has to know. Yield the settings of the transfer to it, and the far side. Raises
+    FilestreamerError.
+    """
+    start = Start(
+        remote,
+        side,
+        asked,
+        settings.ssh,
+        settings.remote_command or side,
+        settings.via,
+        not settings.no_tls,
+        settings.give_up_after,
+        settings.patience,
+        settings.log_level,
+    )
+    far_side = FarSide(start, log)
+    try:
+        far_side.log_in()
+        uses_tls = far_side.uses_tls
+        yield dataclasses.replace(settings, token=far_side.token, tls=uses_tls, no_tls=not uses_tls), far_side
+    finally:
+        far_side.end()
 
 
 class FarRoute:
