@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.behind_ssh import MIB, SLOW, behind_ssh, impatient
+from tests.support.behind_ssh import MIB, SLOW, Far, behind_ssh, impatient
 from tests.support.services import UNIT, Pair, make_file, same, tree
 from tests.support.waiting import until
 
@@ -257,25 +257,31 @@ def test_the_end_of_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) ->
         far.ends()
 
 
+def answered(far: Far, file: Path, asks: bytes, answer: bytes) -> bytes:
+    """Push a file from a terminal on which ssh asks once; return what was shown."""
+    argv = [sys.executable, "-P", "-m", "sender", str(file), "--to", "far:incoming", "--ssh", far.machine.ssh]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ |= {"TMPDIR": str(far.temporary), "FILESTREAMER_METRICS": "off"}
+        os.execv(argv[0], [*argv, "--via", "ssh"])
+    seen = b""
+    while asks not in seen:
+        seen += os.read(terminal, 4096)
+    os.write(terminal, answer)
+    with contextlib.suppress(OSError):
+        while more := os.read(terminal, 4096):
+            seen += more
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
+    return seen
+
+
 def test_ssh_asks_on_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     """A passphrase is typed once; whatever follows asks nothing."""
     with behind_ssh(pair, tmp_path, temporary, passphrase="open sesame") as far:
         file = pair.file("a", 4 * MIB)
-        argv = [sys.executable, "-P", "-m", "sender", str(file), "--to", "far:incoming", "--ssh", far.machine.ssh]
-        pid, terminal = pty.fork()
-        if not pid:
-            os.environ |= {"TMPDIR": str(temporary), "FILESTREAMER_METRICS": "off"}
-            os.execv(argv[0], [*argv, "--via", "ssh"])
-        seen = b""
-        while b"passphrase for key" not in seen:
-            seen += os.read(terminal, 4096)
-        os.write(terminal, b"open sesame\n")
-        with contextlib.suppress(OSError):
-            while more := os.read(terminal, 4096):
-                seen += more
-        os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
+        seen = answered(far, file, b"passphrase for key", b"open sesame\n")
         assert seen.count(b"passphrase") == 1
         assert same(file, far.incoming / "a")
 
@@ -283,21 +289,7 @@ def test_ssh_asks_on_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) -
 def test_ssh_asks_whether_the_machine_is_the_right_one(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary, known=[]) as far:
         file = pair.file("a", MIB)
-        argv = [sys.executable, "-P", "-m", "sender", str(file), "--to", "far:incoming", "--ssh", far.machine.ssh]
-        pid, terminal = pty.fork()
-        if not pid:
-            os.environ |= {"TMPDIR": str(temporary), "FILESTREAMER_METRICS": "off"}
-            os.execv(argv[0], [*argv, "--via", "ssh"])
-        seen = b""
-        while b"continue connecting" not in seen:
-            seen += os.read(terminal, 4096)
-        os.write(terminal, b"yes\n")
-        with contextlib.suppress(OSError):
-            while more := os.read(terminal, 4096):
-                seen += more
-        os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
+        seen = answered(far, file, b"continue connecting", b"yes\n")
         assert seen.count(b"continue connecting") == 1
         assert same(file, far.incoming / "a")
 

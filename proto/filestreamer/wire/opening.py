@@ -88,16 +88,11 @@ class ReceiverOpening:
             raise RemoteProtocolError("both ends receive: senders connect to this receiver, with `sender --to`")
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
-        if not message.lowest_version <= limits.VERSION <= message.highest_version:
-            theirs = show_versions(message.lowest_version, message.highest_version)
-            spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {theirs}"
-            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
+        check_version(message, "this receiver speaks protocol version {ours}, the sender {theirs}")
         if self.token is not None and not message.can_prove:
             reason = "this receiver requires a token: pass the sender --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
-        if lacking := [name for name in message.needs if name not in self._features]:
-            reason = f"this receiver does not know the feature '{lacking[0]}', which the transfer needs: upgrade it"
-            raise RemoteProtocolError(reason, Code.POLICY)
+        check_needs(message, self._features)
         self.hello, self._hello_body, self.peer_features = message, body, message.features
         return message if self.token is None else None
 
@@ -211,10 +206,7 @@ class SenderOpening:
         # Else somebody in between could connect this sender to a receiver that dials as well.
         if greeting.role is not None:
             raise RemoteProtocolError("Greeting.role is not for a receiver that was dialled")
-        if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
-            theirs = show_versions(greeting.lowest_version, greeting.highest_version)
-            spoken = f"the receiver speaks protocol version {theirs}, this sender {limits.VERSION}"
-            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
+        check_version(greeting, "the receiver speaks protocol version {theirs}, this sender {ours}")
         if greeting.token_required and self.token is None:
             reason = "the receiver requires a token: pass --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
@@ -242,6 +234,20 @@ class SenderOpening:
             raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)
 
 
-def show_versions(lowest: int, highest: int) -> str:
-    """Return versions as people write them: `1`, `1 to 3`."""
-    return str(lowest) if lowest == highest else f"{lowest} to {highest}"
+def check_version(message: m.Greeting | m.Hello, spoken: str) -> None:
+    """Raise RemoteProtocolError(VERSION) where the peer speaks no version of this end.
+
+    `spoken` says who speaks what: its `{ours}` and `{theirs}` are replaced by the versions.
+    """
+    lowest, highest = message.lowest_version, message.highest_version
+    if not lowest <= limits.VERSION <= highest:
+        theirs = str(lowest) if lowest == highest else f"{lowest} to {highest}"
+        said = spoken.format(ours=limits.VERSION, theirs=theirs)
+        raise RemoteProtocolError(f"{said}: update the older one", Code.VERSION)
+
+
+def check_needs(hello: m.Hello, known: tuple[str, ...]) -> None:
+    """Raise RemoteProtocolError(POLICY) where a transfer needs a feature that this receiver does not know."""
+    if lacking := [name for name in hello.needs if name not in known]:
+        reason = f"this receiver does not know the feature '{lacking[0]}', which the transfer needs: upgrade it"
+        raise RemoteProtocolError(reason, Code.POLICY)

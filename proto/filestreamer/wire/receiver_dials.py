@@ -13,7 +13,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
 from filestreamer.wire.features import KNOWN, require
-from filestreamer.wire.opening import random_id, show_versions
+from filestreamer.wire.opening import check_needs, check_version, random_id
 from filestreamer.wire.session import Side
 
 
@@ -99,10 +99,7 @@ class DialledSenderOpening:
             raise RemoteProtocolError(f"{type(message).__name__} before Greeting")
         if message.role is None:
             raise RemoteProtocolError("Greeting.role is missing, where the receiver has dialled")
-        if not message.lowest_version <= limits.VERSION <= message.highest_version:
-            theirs = show_versions(message.lowest_version, message.highest_version)
-            spoken = f"this sender speaks protocol version {limits.VERSION}, the receiver {theirs}"
-            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
+        check_version(message, "this sender speaks protocol version {ours}, the receiver {theirs}")
         if self.token is not None and not message.token_required:
             reason = "this sender requires a token: pass the receiver --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
@@ -224,15 +221,10 @@ class DiallingReceiverOpening:
         raise Refused(message.code, message.reason, "sender")
 
     def _check(self, hello: m.Hello) -> None:
-        if not hello.lowest_version <= limits.VERSION <= hello.highest_version:
-            theirs = show_versions(hello.lowest_version, hello.highest_version)
-            spoken = f"the sender speaks protocol version {theirs}, this receiver {limits.VERSION}"
-            raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
+        check_version(hello, "the sender speaks protocol version {theirs}, this receiver {ours}")
         if hello.role is not self._role:
             raise RemoteProtocolError(f"Hello.role is {hello.role.name}, but Greeting.role is {self._role.name}")
         if self.token is not None and not hello.can_prove:
             reason = "the receiver has a token, and the sender has none: check that --connect is the sender you mean"
             raise RemoteProtocolError(reason, Code.TOKEN)
-        if lacking := [name for name in hello.needs if name not in self._features]:
-            reason = f"this receiver does not know the feature '{lacking[0]}', which the transfer needs: upgrade it"
-            raise RemoteProtocolError(reason, Code.POLICY)
+        check_needs(hello, self._features)
