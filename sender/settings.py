@@ -203,6 +203,8 @@ class SenderSettings(SourceSettings):
                 "--delete: no shard lists all that is at the source: when all shards are done, run one sender without"
                 " --shard and with --delete; it moves nothing again"
             )
+        if self.existing is not Existing.REPLACE and self.job is None:
+            raise UsageError("--existing: shards of a single file have no say in that: receiver --no-replace has")
         if self.dry_run and self.to is not None:
             raise UsageError("--dry-run: a shard can't ask about its share: leave out --shard")
 

@@ -105,6 +105,7 @@ class JobRecord:
                     waiting = sum(self._still_waits(file) for file in self._pending(staging_fd))
                 if not waiting:
                     state = state._replace(complete=shard.walk_digest)
+                    self._drop_pending(staging_fd)
             self._write(staging_fd, state)
         if not is_same:
             raise TransferFailed(
@@ -197,6 +198,12 @@ class JobRecord:
                     with contextlib.suppress(ValueError, TypeError):  # a line that a crash has torn
                         data, prefix, path, size = json.loads(line)
                         yield SharedFile(str(data), bytes.fromhex(prefix), bytes.fromhex(path), int(size))
+
+    def _drop_pending(self, staging_fd: int) -> None:
+        """Forget the files that waited: all of them are in place, or wait in vain."""
+        for index in range(self._count):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._key}-{index}{PENDING_SUFFIX}", dir_fd=staging_fd)
 
     def _still_waits(self, file: SharedFile) -> bool:
         """Whether a file is still in staging, or not under its final name."""
