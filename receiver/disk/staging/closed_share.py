@@ -116,12 +116,16 @@ class ClosedShare(NamedTuple):
 
         FileExistsError where the file may not replace what is there.
         """
-        self._finish(staging_fd)
-        put_in_place(self.names.data, final, staging_fd, directory_fd, replace=replace)
+        with self._finished(staging_fd):
+            put_in_place(self.names.data, final, staging_fd, directory_fd, replace=replace)
         self._remove_ledgers(staging_fd)
 
-    def _finish(self, staging_fd: int) -> None:
-        """Set the attributes of the complete file, durably: no share is written any more. Raises OSError."""
+    @contextlib.contextmanager
+    def _finished(self, staging_fd: int) -> Iterator[None]:
+        """Set the attributes of the complete file, durably; after an error its owner may write it again.
+
+        No share is written any more. Raises OSError.
+        """
         fd = os.open(self.names.data, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
         try:
             status = os.fstat(fd)
@@ -130,6 +134,11 @@ class ClosedShare(NamedTuple):
             if self.attributes is not None:
                 self.attributes.put_file(fd, self.entry, self.file_id)
             os.fsync(fd)
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600)
+            raise
         finally:
             os.close(fd)
 
@@ -140,13 +149,8 @@ class ClosedShare(NamedTuple):
 
     def copy(self, staging_fd: int, name: str, directory_fd: int) -> None:
         """Copy the complete file into another directory, durably. Raises OSError."""
-        self._finish(staging_fd)
-        copy_file(self.names.data, staging_fd, name, directory_fd)
-
-    def status(self, staging_fd: int) -> os.stat_result:
-        """Return the stat(2) of the staged bytes, with the mtime of the source. Raises OSError."""
-        self._finish(staging_fd)
-        return os.stat(self.names.data, dir_fd=staging_fd, follow_symlinks=False)
+        with self._finished(staging_fd):
+            copy_file(self.names.data, staging_fd, name, directory_fd)
 
     def discard(self, staging_fd: int) -> None:
         """Remove the staged bytes and all ledgers: the shards whose shares are lost have to be run again."""

@@ -337,7 +337,9 @@ class Committer:
     def _mtime_ns(self, file: StagedFile) -> int:
         """Return the mtime of a staged file. Raises OSError."""
         assert not callable(file.staged)
-        if isinstance(file.staged, _CLOSED):
+        if isinstance(file.staged, ClosedShare):
+            return file.staged.entry.mtime_ns
+        if isinstance(file.staged, ClosedStaging):
             return file.staged.status(file.staging.files_fd).st_mtime_ns
         return os.stat(file.staged, dir_fd=file.staging.fd, follow_symlinks=False).st_mtime_ns
 
