@@ -93,6 +93,12 @@ class OpenLargeFile(FileShare):
                 positions = sorted(self._unrecorded)
                 self.staging.record([(position, self.file.chunk_states.digest(position)) for position in positions])
 
+    def discard(self) -> None:
+        """Discard what is staged: of a file that several shards move, this share alone."""
+        self.staging.discard()
+        with self.file.lock:
+            self.file.chunk_states.forget(self.share)
+
     @property
     def staging(self) -> Staging:
         """Its staging: a large file of a tree is never opened under its final name."""
