@@ -46,7 +46,10 @@ class Opening(Protocol):
         ...
 
     def take(self, body: bytes) -> bytes | None:
-        """Take a body from the peer; return the one that answers it, if any. Raises RemoteProtocolError, Refused."""
+        """Take a body from the peer; return the one that answers it, if any.
+
+        Raises RemoteProtocolError, TransferFailed, Refused.
+        """
         ...
 
 
@@ -116,7 +119,8 @@ class Handshake(Generic[O]):
     def receive(self) -> bool:
         """Go on with the opening; return whether the peer may come in.
 
-        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError, Refused.
+        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError,
+        TransferFailed, Refused.
         """
         self._wants_write = False
         try:
@@ -138,7 +142,11 @@ class Handshake(Generic[O]):
             from filestreamer.wire.sockets import tls_errors
 
             chain = [] if self._tls is None else tls_errors.verified_chain(self._tls.session)
-            raise tls_errors.explain_as_receiver(error, chain) from None
+            explained = tls_errors.explain_as_receiver(error, chain)
+            if self.opening.side == "sender":
+                reason = tls_errors.exchange_ends(explained.reason)
+                explained = RemoteProtocolError(reason, explained.code)
+            raise explained from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 
@@ -189,7 +197,9 @@ class Handshake(Generic[O]):
         self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
-                self._say(frame(m.Refusal(code, reason)))
+                # A sender that was dialled has said its last frame of the opening when that is over.
+                has_ended = self.opening.is_over and self.opening.side == "sender"
+                self._say(frame(m.Abort(code, reason) if has_ended else m.Refusal(code, reason)))
             elif self._speaks_clear_text:
                 self.socket.send(frame(m.Refusal(Code.POLICY, self._speaks_tls)))
             if self._unsent:
