@@ -127,8 +127,9 @@ class Liveness:
         if counters.is_waiting:
             clock.wait(now)
         size_bytes = self._file_bytes()
-        is_chunk_done = clock.done(states.done_count, now)
-        self._has_begun = self._has_begun or states.done_count > 0
+        done = states.done_count - states.others
+        is_chunk_done = clock.done(done, now)
+        self._has_begun = self._has_begun or done > 0
         gets_on = [
             is_chunk_done,
             clock.under_way(under_way, now, read=read),

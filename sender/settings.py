@@ -14,6 +14,7 @@ from filestreamer.settings.source import SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
+from filestreamer.wire.job_name import is_job_name
 from filestreamer.wire.messages import Existing
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ def share(value: object) -> Share:
     if not read.index < read.count <= limits.SHARDS_MAX:
         raise ValueError(f"{value!r} is not a shard: COUNT is 1 to {limits.SHARDS_MAX}, and INDEX 0 to COUNT-1")
     return read
+
+
+def job_name(value: object) -> str:
+    """Read the name of a job."""
+    name = values.text(value)
+    if not is_job_name(name):
+        raise ValueError(f"{value!r} is not the name of a job: 1 to {limits.JOB_NAME_BYTES} of a-z, 0-9, '.' and '-'")
+    return name
 
 
 def _shard_number(digits: str) -> int:
@@ -123,11 +132,16 @@ class SenderSettings(SourceSettings):
 
     shard: Share = setting(
         share,
-        "Send only share INDEX of COUNT of the file; other senders send the other shares.",
+        "Send only share INDEX of COUNT; other senders send the other shares. With --job, where it is not one file.",
         default="0/1",
         metavar="INDEX/COUNT",
     )
-    """Which share of the file to send, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of it."""
+    """Which share of the files to send, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of them."""
+
+    job: str | None = setting(
+        job_name, "Name of what all shards of a tree move together: the same for each of them.", metavar="NAME"
+    )
+    """Groups the shards of one run: 1 to JOB_NAME_BYTES characters; required with --shard, but for a single file."""
 
     strict_modulo: bool = setting(
         bool,
@@ -234,8 +248,6 @@ class SenderSettings(SourceSettings):
         """Raise UsageError for settings that a list of paths does not go with."""
         if len(self.input_files) != 1 or self.reads_stdin:
             raise UsageError("--files-from needs exactly one INPUT_FILE: the directory that its paths are relative to")
-        if self.shard.count > 1:
-            raise UsageError("--shard needs a single file: it does not go with --files-from")
 
     def _check_stdin(self) -> None:
         """Raise UsageError for settings that standard input does not have."""
@@ -260,9 +272,12 @@ class SenderSettings(SourceSettings):
     def _check_shard(self) -> None:
         """Raise UsageError for settings that a share of a file does not have."""
         if self.delete:
-            raise UsageError("--delete: a shard moves a share of one file, and no directory")
-        if self.existing is not Existing.REPLACE:
-            raise UsageError("--existing: shards have no say in that: receiver --no-replace has")
+            raise UsageError(
+                "--delete: no shard lists all that is at the source: when all shards are done, run one sender without"
+                " --shard and with --delete; it moves nothing again"
+            )
+        if self.existing is not Existing.REPLACE and self.job is None:
+            raise UsageError("--existing: shards of a single file have no say in that: receiver --no-replace has")
         if self.dry_run and self.to is not None:
             raise UsageError("--dry-run: a shard can't ask about its share: leave out --shard")
 

@@ -56,10 +56,13 @@ class TargetOpener:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not have the beginning of the manifest")
         # An entry at the top, which is all that is sent: the others are a tree, even a single one below a directory.
         is_alone = len(part.entries) == 1 and part.last and b"/" not in part.entries[0].path
+        is_tree_shard = offer.shard is not None and bool(offer.shard.job)
+        is_alone = is_alone and not is_tree_shard  # a shard of a tree may have one entry, or none
         entry = part.entries[0] if is_alone else None
-        if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
-            raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
-        if offer.shard is not None and (offer.delete or offer.dry_run or offer.existing is not m.Existing.REPLACE):
+        if offer.shard is not None and not is_tree_shard and (entry is None or entry.type is not m.EntryType.FILE):
+            raise RemoteProtocolError("a shard without a job was offered of something other than one file")
+        has_say = offer.existing is not m.Existing.REPLACE and not is_tree_shard
+        if offer.shard is not None and (offer.delete or offer.dry_run or has_say):
             raise RemoteProtocolError("a shard was offered with `delete`, `dry_run` or `existing`")
         if offer.delete is not None and entry is not None and entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
             raise RemoteProtocolError("one file was offered with `delete`, which is for directories")
@@ -105,7 +108,7 @@ class TargetOpener:
         return output
 
     def _claim_file(self, entry: m.Entry, grid: Grid, offer: m.Offer) -> FileShare:
-        share = Share(*offer.shard) if offer.shard is not None else WHOLE
+        share = Share(offer.shard.shard_index, offer.shard.shard_count) if offer.shard is not None else WHOLE
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -161,7 +164,7 @@ class TargetOpener:
             check_path(first)
         root = first.partition(b"/")[0]
         with self._reporting_refusal():
-            roots = context.names.claim_root(context.transfer, root)
+            roots = context.names.claim_root(context.transfer, root, offer)
             if offer.delete is not None:
                 check_permitted(roots.destination)
         return TreeTarget(

@@ -20,6 +20,7 @@ from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.session import Side
+from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from tests.golden.vectors import GOLDEN, fields_of, packed
 
 TOKEN = "correct horse battery staple"
@@ -35,7 +36,7 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "trees", "xattrs")
+FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "tree-shards", "trees", "xattrs")
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
@@ -91,6 +92,10 @@ MESSAGES: list[tuple[str, m.Message]] = [
     (
         "the largest chunk size, share 0 of 4, final files compared, size not known yet",
         m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 4), True, 0),
+    ),
+    (
+        "share 2 of 4 of a tree, of the job move-photos",
+        m.Offer(limits.CHUNK_SIZE_DEFAULT, m.Shard(2, 4, "move-photos"), False, 0),
     ),
     (
         "an exact mirror of one directory; what is there already stays unless the source has a newer one",
@@ -192,7 +197,12 @@ MESSAGES: list[tuple[str, m.Message]] = [
             ),
         ),
     ),
+    (
+        "a shard of a tree is done, with the digest of what its walk found",
+        m.Finish(1, root_digest([segment_digest(b"one")]), walk_digest=segment_digest(b"walk")),
+    ),
     ("the file has its final name", m.Complete(True)),
+    ("the last of four shards of a tree is done", m.Complete(True, 0, 0, 0, 4, 1200, 5_000_000_000)),
     ("three entries were removed, one could not be, and two were left as they are", m.Complete(True, 3, 1, 2)),
     ("a share is synced in staging; the empty message", m.Complete(False)),
     ("one segment of a large file", m.ChunkHeader(1200, (m.Segment(1, 1200 << 22, 1 << 22),))),
@@ -341,6 +351,7 @@ def chunks() -> dict[str, Any]:
             *(shard_vector(Share(index, 3), SHARD_CHUNK_SIZE) for index in range(3)),
             shard_vector(Share(2, 3), CHUNK_SIZE),
         ],
+        "tree_shares": tree_shares(),
         "root_digests": [
             {
                 "description": description,
@@ -349,6 +360,39 @@ def chunks() -> dict[str, Any]:
             }
             for description, segments in roots
         ],
+    }
+
+
+def tree_shares() -> dict[str, Any]:
+    """Return what three shards of a tree move of its files, and the digest of their walks."""
+    found = [
+        (b"photos/1.jpg", 5, False),
+        (b"photos/2.jpg", 20, False),
+        (b"photos/3.jpg", 20, True),
+        (b"empty", 0, False),
+    ]
+    shards = [TreeShares(Share(index, 3), CHUNK_SIZE, checksum=False) for index in range(3)]
+    walk = WalkDigest(shards[0], CHUNK_SIZE)
+    walk.directory(b"photos")
+    walk.symlink(b"latest", -1)
+    walk.other(b"fifo")
+    files = []
+    for path, size, is_linked in found:
+        walk.file(path, size, MTIME_NS, is_linked=is_linked)
+        owned = []
+        for shares in shards:
+            share = shares.share(path) if shares.is_shared(size, is_linked=is_linked) else Share()
+            segments = [k for k in range(Grid(size, CHUNK_SIZE).segments) if share.holds(k)]
+            owned.append(segments if shares.has_file(path, size, is_linked=is_linked) else None)
+        files.append(
+            {"path": path.decode(), "size": size, "mtime_ns": MTIME_NS, "is_linked": is_linked, "shards": owned}
+        )
+    return {
+        "about": "for each of 3 shards the segments that it moves, null where it does not list the file; the walk found"
+        " also the directory photos, the symlink latest (mtime_ns -1) and the FIFO fifo",
+        "chunk_size": CHUNK_SIZE,
+        "files": files,
+        "walk_digest": walk.digest().hex(),
     }
 
 
@@ -539,6 +583,11 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("one shard", pb((16, pb((1, 8), (2, pb((2, 1)))))), "Offer.shard.shard_count"),
     ("1025 shards", pb((16, pb((1, 8), (2, pb((2, limits.SHARDS_MAX + 1)))))), "Offer.shard.shard_count"),
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
+    ("a job in capitals", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"JOB")))))), "Offer.shard.job"),
+    ("a job of 64 characters", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"j" * 64)))))), "Offer.shard.job"),
+    ("a job with a slash", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"a/b")))))), "Offer.shard.job"),
+    ("a short digest of a walk", pb((21, pb((2, bytes(16)), (7, bytes(15))))), "Finish.walk_digest"),
+    ("1025 shards that are finished", pb((22, pb((5, limits.SHARDS_MAX + 1)))), "Complete.shards_finished"),
     ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
     ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),
     ("extended attributes beside entries", pb((17, pb((2, pb(*sorted(_ENTRY.items()))), (4, XATTR)))), "entries"),

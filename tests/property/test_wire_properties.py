@@ -82,13 +82,15 @@ def finishes(draw: st.DrawFn) -> m.Finish:
     counts = tuple(m.LeftOutCount(kind, draw(integers(U63, 8))) for kind in kinds)
     reason = st.text(max_size=300).map(lambda text: clip(text, limits.LEFT_OUT_REASON_BYTES)).filter(str.isprintable)
     left_out = tuples_of(st.builds(m.LeftOut, paths, st.sampled_from(kinds), reason)) if kinds else st.just(())
-    return m.Finish(draw(integers(U64)), draw(digests), draw(integers(U63)), counts, draw(left_out))
+    walk_digest = draw(st.one_of(st.just(b""), digests))
+    return m.Finish(draw(integers(U64)), draw(digests), draw(integers(U63)), counts, draw(left_out), False, walk_digest)
 
 
 @st.composite
 def shards(draw: st.DrawFn) -> m.Shard:
     count = draw(integers(limits.SHARDS_MAX, 2))
-    return m.Shard(draw(integers(count - 1)), count)
+    job = draw(st.text("abcxyz0189.-", max_size=limits.JOB_NAME_BYTES))
+    return m.Shard(draw(integers(count - 1)), count, job)
 
 
 offers = st.builds(
@@ -194,7 +196,16 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     ),
     "Connections": st.builds(m.Connections, integers(limits.CONNECTIONS_MAX)),
     "Finish": finishes(),
-    "Complete": st.builds(m.Complete, st.booleans(), integers(U63), integers(U63), integers(U63)),
+    "Complete": st.builds(
+        m.Complete,
+        st.booleans(),
+        integers(U63),
+        integers(U63),
+        integers(U63),
+        integers(limits.SHARDS_MAX),
+        integers(U63),
+        integers(U63),
+    ),
     "Verdicts": st.builds(m.Verdicts, tuples_of(entry_verdicts(), 1)),
     "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
     "Declined": st.builds(

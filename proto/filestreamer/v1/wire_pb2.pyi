@@ -266,12 +266,14 @@ class Abort(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("shard_index", "shard_count")
+    __slots__ = ("shard_index", "shard_count", "job")
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     shard_index: int
     shard_count: int
-    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
+    job: str
+    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs")
@@ -428,20 +430,22 @@ class LeftOut(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[_Union[SkipKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out", "ahead")
+    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out", "ahead", "walk_digest")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_COUNTS_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
+    WALK_DIGEST_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     root_digest: bytes
     stream_bytes: int
     left_out_counts: _containers.RepeatedCompositeFieldContainer[LeftOutCount]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     ahead: bool
-    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., ahead: _Optional[bool] = ...) -> None: ...
+    walk_digest: bytes
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., ahead: _Optional[bool] = ..., walk_digest: _Optional[bytes] = ...) -> None: ...
 
 class Withdrawn(_message.Message):
     __slots__ = ("file_ids",)
@@ -480,16 +484,22 @@ class Zeros(_message.Message):
     def __init__(self, segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("committed", "deleted", "undeletable", "left")
+    __slots__ = ("committed", "deleted", "undeletable", "left", "shards_finished", "job_files", "job_bytes")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     UNDELETABLE_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    JOB_FILES_FIELD_NUMBER: _ClassVar[int]
+    JOB_BYTES_FIELD_NUMBER: _ClassVar[int]
     committed: bool
     deleted: int
     undeletable: int
     left: int
-    def __init__(self, committed: _Optional[bool] = ..., deleted: _Optional[int] = ..., undeletable: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+    shards_finished: int
+    job_files: int
+    job_bytes: int
+    def __init__(self, committed: _Optional[bool] = ..., deleted: _Optional[int] = ..., undeletable: _Optional[int] = ..., left: _Optional[int] = ..., shards_finished: _Optional[int] = ..., job_files: _Optional[int] = ..., job_bytes: _Optional[int] = ...) -> None: ...
 
 class EntryVerdict(_message.Message):
     __slots__ = ("standing", "file_id", "files", "path", "reason")

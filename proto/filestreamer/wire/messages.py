@@ -169,6 +169,8 @@ class Shard(NamedTuple):
 
     shard_index: int
     shard_count: int
+    job: str = ""
+    """Groups the shards of a tree; empty for a share of a single file."""
 
 
 class Deletion(NamedTuple):
@@ -321,6 +323,8 @@ class Finish(NamedTuple):
     """The first of these entries."""
     ahead: bool = False
     """Whether chunks are still under way: then it counts when the last of them is acknowledged."""
+    walk_digest: bytes = b""
+    """Of a shard of a tree: the digest of all that its walk found (`tree_shares.WalkDigest`)."""
 
 
 class Withdrawn(NamedTuple):
@@ -368,6 +372,12 @@ class Complete(NamedTuple):
     """Entries that were to be removed, and could not be."""
     left: int = 0
     """Entries that exist and differ, and were left as they are (`Offer.existing`)."""
+    shards_finished: int = 0
+    """Of a shard of a tree: how many shards of its job are finished, this one included."""
+    job_files: int = 0
+    """Files of the shards that are finished."""
+    job_bytes: int = 0
+    """Bytes of the shards that are finished."""
 
 
 class EntryVerdict(NamedTuple):

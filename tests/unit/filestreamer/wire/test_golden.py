@@ -336,3 +336,35 @@ def test_refused_body(vector: dict[str, Any]) -> None:
 
     assert caught.value.code is Code[vector["code"]]
     assert vector["says"] in str(caught.value)
+
+
+@pytest.mark.parametrize("file", CHUNKS["tree_shares"]["files"], ids=lambda file: str(file["path"]))
+def test_whose_a_file_of_a_tree_is(file: dict[str, Any]) -> None:
+    """By the rule of proto/README.md, "Shards of trees", written down once more."""
+    first = xxhash.xxh3_64_intdigest(file["path"].encode())
+    segments = -(-file["size"] // CHUNKS["tree_shares"]["chunk_size"])
+    for index, moved in enumerate(file["shards"]):
+        if file["is_linked"]:
+            expected = list(range(segments)) if index == 0 else None
+        elif segments < 2:
+            expected = list(range(segments)) if first % 3 == index else None
+        else:
+            expected = [k for k in range(segments) if (first + k) % 3 == index] or None
+        assert moved == expected
+
+
+def test_the_digest_of_a_walk() -> None:
+    found = CHUNKS["tree_shares"]
+    records = [
+        struct.pack(">BQ", 0, found["chunk_size"]),
+        struct.pack(">BQq", 1, 0, 0) + b"photos",
+        struct.pack(">BQq", 2, 0, -1) + b"latest",
+        struct.pack(">BQq", 6, 0, 0) + b"fifo",
+    ]
+    for file in found["files"]:
+        kind = 5 if file["is_linked"] else 4 if file["size"] > found["chunk_size"] else 3
+        records.append(struct.pack(">BQq", kind, file["size"], file["mtime_ns"]) + file["path"].encode())
+
+    total = sum(map(xxhash.xxh3_128_intdigest, records)) % (1 << 128)
+
+    assert f"{total:032x}" == found["walk_digest"]
