@@ -104,7 +104,7 @@ class Node:
             source, is_read_only = self._source_of(build, pod, mount["name"], here, settings or {})
             mode = "ro" if is_read_only or mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
-        env = {item["name"]: TOKEN for item in spec.get("env", [])}
+        env = {item["name"]: item.get("value", TOKEN) for item in spec.get("env", [])}
         args = list(spec.get("args", []))
         if index is not None:
             env["JOB_COMPLETION_INDEX"] = str(index)
