@@ -7,25 +7,46 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filestreamer.process import signals, stderr
-from filestreamer.wire.errors import AddressNotReady, ConnectionLost, Interrupted, UsageError
+from filestreamer.process import descriptors, signals, stderr
+from filestreamer.wire.errors import Interrupted
 
 if TYPE_CHECKING:
-    from filestreamer.listening.acceptor import Listener
+    from contextlib import AbstractContextManager
+
+    from filestreamer.wire.sockets.route import Route
     from receiver.disk.destination import Destination
     from receiver.pipe.standard_output import OpenFile
     from receiver.server.token import Chosen
     from receiver.settings import ReceiverSettings
+    from receiver.transfer.asked import Asked
+
+    Reached = tuple[ReceiverSettings, Route, Asked | None]
 
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
-    signals.exit_process(run(sys.argv[1:], os.environ))
+    over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
+
+
+def _serve_over_ssh() -> int:
+    """Receive for a sender that has started this over ssh; return the exit code."""
+    with signals.deferred():
+        from receiver import far_side
+    descriptors.allow_all()
+    return far_side.run(_clean_staging)
+
+
+def _relay() -> int:
+    """Carry one connection of a sender to the receiver that it has started over ssh; return the exit code."""
+    from filestreamer.ssh.relay import relay
+
+    return relay()
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -50,7 +71,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for warning in settings.exposed():
         logger.warning("secret_exposed", reason=warning)
     try:
-        return _serve(settings, logger)
+        return _connect(settings, logger) if settings.dials else _serve(settings, logger)
     except Exception as error:  # noqa: BLE001 - the top of the command
         failure = as_failure("serving", error)
         report(TransferResult.without_transfer(failure), settings.result_file, logger)
@@ -69,18 +90,17 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     """Serve until the work is done; return the exit code. Raises what ends the service otherwise."""
     with signals.deferred():
         from filestreamer.credentials import certificate
+        from filestreamer.listening.listeners import open_listeners
         from filestreamer.telemetry.monitor import Monitor
-        from filestreamer.telemetry.report import report
-        from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
         from receiver.pipe.standard_output import OpenFile
         from receiver.server import token
         from receiver.server.server import Server
         from receiver.settings import METRICS
     with signals.raised():
-        _allow_descriptors()
+        descriptors.allow_all()
         destination, output_name = _open_destination(settings)
-        listeners = _listen(settings, logger)
+        listeners = open_listeners(*settings.listen, str(settings.listen), logger)
         if not isinstance(destination, OpenFile):
             _clean_staging(settings, destination, logger)
         addresses = [listener.socket.getsockname() for listener in listeners]
@@ -103,12 +123,9 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
             server.stop(Interrupted(number))
             monitor.stop_lingering()
 
-        def report_overdue(number: int) -> None:
-            report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
-
         monitor.watch(server.admission.counters, lambda: None, server.admission.memory)
         monitor.start(METRICS)
-        signals.on_signal(stop, report_overdue)
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
     _report_start(settings, addresses, destination.path, chosen, logger)
     progress = ProgressDisplay(server.admission.counters, logger, direction="receiving")
     progress.start()
@@ -118,6 +135,69 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
     finally:
         progress.stop()
         monitor.stop()
+
+
+def _connect(settings: "ReceiverSettings", logger: Any) -> int:
+    """Receive from the sender at --connect, or from that of --from; return the exit code.
+
+    Raises what ended it without a transfer.
+    """
+    with contextlib.ExitStack() as until_reported:
+        return _receive_from(settings, logger, until_reported)
+
+
+def _reached(settings: "ReceiverSettings", logger: Any) -> "AbstractContextManager[Reached]":
+    """Return what leads to the sender, which it starts if need be."""
+    if settings.fetch:
+        from receiver.pull import started
+
+        return started(settings, logger)
+    from filestreamer.wire.sockets.route import TcpRoute
+
+    to = settings.connect
+    assert to is not None
+    return contextlib.nullcontext((settings, TcpRoute(to.host, to.port, str(to)), None))
+
+
+def _receive_from(settings: "ReceiverSettings", logger: Any, until_reported: contextlib.ExitStack) -> int:
+    with signals.deferred():
+        from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.terminal.display import ProgressDisplay
+        from receiver.pipe.standard_output import OpenFile
+        from receiver.server.client import Client
+    with signals.raised():
+        descriptors.allow_all()
+        destination, output_name = _open_destination(settings)
+        if not isinstance(destination, OpenFile):
+            _clean_staging(settings, destination, logger)
+        free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
+        monitor = Monitor("receiver", settings, logger, free_bytes)
+        settings, route, asked = until_reported.enter_context(_reached(settings, logger))
+        client = Client(settings, destination, monitor, route=route, output_name=output_name, log=logger, asked=asked)
+
+        def stop(number: int) -> None:
+            client.stop(Interrupted(number))
+            monitor.stop_lingering()
+
+        monitor.watch(client.admission.counters, lambda: None, client.admission.memory)
+        monitor.start()
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
+    progress = ProgressDisplay(client.admission.counters, logger, direction="receiving")
+    progress.start()
+    client.admission.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
+    try:
+        return client.run()
+    finally:
+        progress.stop()
+        monitor.stop()
+
+
+def _reporting_overdue(settings: "ReceiverSettings", logger: Any) -> Callable[[int], None]:
+    """Return what reports that the service did not end in time after a signal, which is given."""
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
 
 def _report_start(
@@ -166,33 +246,6 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
     if output_name is not None:
         destination.check_final(output_name)
     return destination, output_name
-
-
-def _allow_descriptors() -> None:
-    """Allow this process as many descriptors as possible: connections need one each, large files of a tree three."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _listen(settings: "ReceiverSettings", logger: Any) -> "list[Listener]":
-    """Return what listens on --listen. Raises UsageError, AddressNotReady."""
-    from filestreamer.listening.acceptor import Listener
-    from filestreamer.wire.sockets.listen import listen
-
-    def tell(reason: str) -> None:
-        logger.warning("waiting_for_address", setting="--listen", reason=reason)
-
-    try:
-        return [Listener(sock) for sock in listen(settings.listen.host, settings.listen.port, tell)]
-    except OSError as error:
-        raise UsageError(f"--listen {settings.listen}: {error.strerror}") from None
-    except AddressNotReady as error:
-        raise AddressNotReady(f"--listen: {error}") from None
-    except ConnectionLost as error:
-        raise UsageError(f"--listen: {error}") from None
 
 
 def _clean_staging(settings: "ReceiverSettings", destination: "Destination", logger: Any) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from filestreamer.settings import values
-from filestreamer.settings.address import Address, parse_address
+from filestreamer.settings.address import Address, parse_address, peer
 from filestreamer.settings.common import WINDOW_MAX
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
@@ -12,11 +13,25 @@ from filestreamer.settings.source import SOURCE_FIELDS, SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 
+if TYPE_CHECKING:
+    from filestreamer.ssh.remote import Remote
+
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served without --metrics."""
 STDOUT = "-"
 """The --output-file that means standard output."""
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
+
+
+def fetched(value: object) -> "Remote":
+    """Read a path at another machine; `:PATH` is one at the machine that was named before."""
+    from filestreamer.ssh.remote import Remote, parse_remote  # few runs need it
+
+    path = values.text(value)
+    read = Remote("", path[1:]) if path.startswith(":") else parse_remote(value)
+    if read.name in ("", ".", "..") or (read.name.startswith("~") and "/" not in read.path.rstrip("/")):
+        raise ValueError(f"{value!r} does not name what is to be fetched: end it with the name of a file or directory")
+    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +43,25 @@ class ReceiverSettings(SourceSettings):
     )
     """An empty host is every address of this machine, port 0 a free port."""
 
-    fetch: tuple[str, ...] = several(
-        values.text,
-        "Start a sender at HOST over ssh, and receive PATH from there.",
+    connect: Address | None = setting(
+        peer,
+        "Connect to a sender that listens, receive what it sends, then end.",
+        metavar="HOST:PORT",
+    )
+    """Where a sender with --listen is; None waits for senders. Implies `once`."""
+
+    more: tuple["Remote", ...] = several(
+        fetched, "With --from: further paths at its host, as [USER@]HOST:PATH or :PATH.", flag="PATH..."
+    )
+    """What is fetched beside the first path; the host may be left out."""
+
+    fetch: tuple["Remote", ...] = several(
+        fetched,
+        "Start a sender at HOST over ssh, receive PATH from there, then end.",
         flag="--from",
         metavar="[USER@]HOST:PATH",
     )
-    """What is fetched, all of it from one host; () waits for senders."""
+    """What is fetched, all of it from one host; () waits for senders. Implies `once`."""
 
     directory: str = setting(values.text, "Directory for received files.", default=".", metavar="DIR")
     """Relative to the working directory. Not used with `output_file`."""
@@ -102,18 +129,53 @@ class ReceiverSettings(SourceSettings):
     """In bytes (`receiver.memory`); None is the limit of its container."""
 
     def __post_init__(self) -> None:
-        """Let `output_file` imply `once`. Raises UsageError where TLS settings are incomplete."""
-        if self.output_file is not None:
+        """Let `output_file` and `connect` imply `once`. Raises UsageError where TLS settings are incomplete."""
+        if self.fetch:
+            self._check_fetch()
+        if self.connect is not None:
+            self._check_connect()
+        if self.output_file is not None or self.dials:
             object.__setattr__(self, "once", True)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
         if self.tls_cert is not None:
             object.__setattr__(self, "tls", True)
-        if self.tls_ca is not None and not self.tls:
+        if self.tls_ca is not None and not self.tls and not self.dials:
             raise UsageError(
                 "--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key, or --tls for a"
                 " certificate of this run"
             )
+
+    def _check_fetch(self) -> None:
+        """Have every path be one of the same host. Raises UsageError."""
+        host = self.fetch[0]._replace(path="")
+        if not host.host:
+            raise UsageError(f"--from :{self.fetch[0].path}: the first path needs its host")
+        paths = [each._replace(path="") if each.host else host for each in (*self.fetch, *self.more)]
+        if any(each != host for each in paths):
+            raise UsageError("--from: all paths are of one host, written alike; start another receiver for the others")
+        whole = tuple([host._replace(path=each.path) for each in (*self.fetch, *self.more)])
+        names = [each.name for each in whole]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"--from: two of the paths end with {twice[0]!r}, and would be one at the destination")
+        if self.output_file is not None and len(whole) > 1:
+            raise UsageError("--output-file takes one file: name one path with --from")
+        object.__setattr__(self, "fetch", whole)
+        object.__setattr__(self, "more", ())
+
+    def _check_connect(self) -> None:
+        """Let TLS settings imply `tls`, as for a sender that connects. Raises UsageError."""
+        if self.fetch:
+            raise UsageError("--connect and --from: only one of them says where the sender is")
+        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
+            object.__setattr__(self, "tls", True)
+        if self.tls and self.token is not None:
+            self.check_token(self.token)
+
+    @property
+    def dials(self) -> bool:
+        """Whether this receiver connects to its sender, and does not wait for senders."""
+        return self.connect is not None or bool(self.fetch)
 
     @property
     def writes_stdout(self) -> bool:
@@ -123,4 +185,12 @@ class ReceiverSettings(SourceSettings):
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSettings, list[str]]:
     """Return the settings, and warnings for the log. Raises as `parse_settings` does."""
-    return parse_settings(ReceiverSettings, "receiver", SUMMARY, argv, environ, only_with=("fetch", SOURCE_FIELDS))
+    return parse_settings(
+        ReceiverSettings,
+        "receiver",
+        SUMMARY,
+        argv,
+        environ,
+        only_with=("fetch", ("more", *SOURCE_FIELDS)),
+        not_with=("connect", ("listen", "anonymous", "idle_timeout")),
+    )

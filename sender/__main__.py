@@ -1,24 +1,45 @@
 """The `sender` command: reads its settings, runs one transfer, reports the result, and returns the exit code."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from filestreamer.process import signals, stderr
+from filestreamer.process import descriptors, signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.result import TransferResult
+    from sender.server.token import Chosen
     from sender.settings import SenderSettings
+
+
+_BEGINS_AGAIN: Final = "the receiver no longer knows this transfer; starting over, finished files are kept"
 
 
 def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
-    signals.exit_process(run(sys.argv[1:], os.environ))
+    over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
+
+
+def _serve_over_ssh() -> int:
+    """Send to a receiver that has started this over ssh; return the exit code."""
+    with signals.deferred():
+        from sender import far_side
+    descriptors.allow_all()
+    return far_side.run()
+
+
+def _relay() -> int:
+    """Carry one connection of a receiver to the sender that it has started over ssh; return the exit code."""
+    from filestreamer.ssh.relay import relay
+
+    return relay()
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -45,16 +66,19 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if settings.dry_run:
         return _list(settings, logger) if settings.to is None else _ask(settings, logger)
     begin(settings.result_file, logger)
+    if settings.listen is not None:
+        return _serve(settings, logger)
     monitor = Monitor("sender", settings, logger)
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    try:
-        outcome = _send(settings, logger, monitor, overdue)
-    except Exception as error:  # noqa: BLE001 - the top of the command
-        outcome = TransferResult.without_transfer(as_failure("sending", error))
-    report(outcome, settings.result_file, logger, file=settings.input_files[0])
+    with contextlib.ExitStack() as until_reported:
+        try:
+            outcome = _send(settings, logger, monitor, overdue, until_reported)
+        except Exception as error:  # noqa: BLE001 - the top of the command
+            outcome = TransferResult.without_transfer(as_failure("sending", error))
+        report(outcome, settings.result_file, logger, file=settings.input_files[0])
     monitor.push()  # after the result, which does not wait for a gateway
     monitor.stop()
     return outcome.exit_code
@@ -69,14 +93,17 @@ def _fail(error: Exception, argv: Sequence[str], environ: Mapping[str, str]) -> 
 
 
 def _send(
-    settings: "SenderSettings", logger: Any, monitor: "Monitor", overdue: Callable[[int], None]
+    settings: "SenderSettings",
+    logger: Any,
+    monitor: "Monitor",
+    overdue: Callable[[int], None],
+    until_reported: contextlib.ExitStack,
 ) -> "TransferResult":
     """Run the transfer, and transfers that continue it; return how it ended.
 
-    `overdue` is called with the number of the signal if the transfer has not ended in time after a signal.
+    `overdue` is called with the number of the signal if the transfer has not ended in time after a signal. A receiver
+    that is started over ssh ends with `until_reported`. Raises what kept a transfer from being begun.
     """
-    from filestreamer.telemetry.result import TransferResult
-
     signalled, is_over = list[int](), False
 
     def end(number: int) -> None:
@@ -84,16 +111,16 @@ def _send(
         transfer.interrupt(number)
         monitor.stop_lingering()
 
-    try:
-        with signals.deferred():
-            from filestreamer.terminal.display import ProgressDisplay
-            from sender.coordinator import BeginAgain, Transfer
-        with signals.raised():
-            monitor.start()
-            transfer = Transfer(settings, logger)
-            signals.on_signal(end, lambda number: None if is_over else overdue(number))
-    except FilestreamerError as error:
-        return TransferResult.without_transfer(error)
+    with signals.deferred():
+        from filestreamer.telemetry.result import TransferResult
+        from filestreamer.terminal.display import ProgressDisplay
+        from sender.coordinator import BeginAgain, Transfer
+        from sender.push import reached
+    with signals.raised():
+        monitor.start()
+        settings, route = until_reported.enter_context(reached(settings, logger))
+        transfer = Transfer(settings, logger, route=route)
+        signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
     progress.start()
@@ -105,13 +132,10 @@ def _send(
             try:
                 committed = transfer.run()
             except BeginAgain:
-                logger.warning(
-                    "transfer_begins_again",
-                    reason="the receiver no longer knows this transfer; starting over, finished files are kept",
-                )
+                logger.warning("transfer_begins_again", reason=_BEGINS_AGAIN)
                 transfer = transfer.again()
-                if signalled:
-                    transfer.interrupt(signalled[0])
+                for number in signalled[:1]:
+                    transfer.interrupt(number)
         failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
@@ -125,36 +149,135 @@ def _send(
     return outcome
 
 
+def _serve(settings: "SenderSettings", logger: Any) -> int:
+    """Send to each receiver that connects, until the work is done; report how that ended, and return the exit code."""
+    from filestreamer.process.threads import as_failure
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    try:
+        return _listen(settings, logger)
+    except Exception as error:  # noqa: BLE001 - the top of the command
+        failure = as_failure("serving", error)
+        report(TransferResult.without_transfer(failure), settings.result_file, logger)
+        return failure.exit_code
+
+
+def _listen(settings: "SenderSettings", logger: Any) -> int:
+    """Serve; return the exit code. Raises what ends the service otherwise."""
+    assert settings.listen is not None
+    with signals.deferred():
+        from filestreamer.credentials import certificate
+        from filestreamer.listening.listeners import open_listeners
+        from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.terminal.display import ProgressDisplay
+        from sender.server import token
+        from sender.server.server import Server
+    with signals.raised():
+        descriptors.allow_all()
+        listeners = open_listeners(*settings.listen, str(settings.listen), logger)
+        addresses = [listener.socket.getsockname() for listener in listeners]
+        hosts = [str(address[0]) for address in addresses]
+        chosen = token.choose(settings, hosts)
+        monitor = Monitor("sender", settings, logger)
+        server = Server(
+            settings,
+            monitor,
+            listeners=listeners,
+            token=token.current(chosen, settings, logger),
+            tls=certificate.current(settings, hosts, chosen.token, logger, "sender"),
+            log=logger,
+        )
+
+        def stop(number: int) -> None:
+            server.stop(Interrupted(number))
+            monitor.stop_lingering()
+
+        monitor.watch(server.counters, lambda: None)
+        monitor.start()
+        signals.on_signal(stop, _reporting_overdue(settings, logger))
+    _report_start(settings, addresses, chosen, logger)
+    progress = ProgressDisplay(server.counters, logger, direction="sending")
+    progress.start()
+    server.on_few_threads = progress.stop  # a transfer needs a thread more than the display does
+    try:
+        return server.run()
+    finally:
+        progress.stop()
+        monitor.stop()
+
+
+def _reporting_overdue(settings: "SenderSettings", logger: Any) -> Callable[[int], None]:
+    """Return what reports that the service did not end in time after a signal, which is given."""
+    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.result import TransferResult
+
+    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
+
+
+def _report_start(settings: "SenderSettings", addresses: list[Any], chosen: "Chosen", logger: Any) -> None:
+    """Log where this sender listens, and what its receivers need to be let in."""
+    from filestreamer.wire.sockets.addresses import format_address
+
+    for address in addresses:
+        logger.info("listening", address=format_address(address))
+    secure = ", and --tls" if settings.tls else ""
+    if chosen.path is not None:
+        logger.info("token", path=chosen.path, hint=f"this user's receivers on this machine find it themselves{secure}")
+    elif chosen.is_new:
+        _show_command(chosen.token, addresses[0], tls=settings.tls)
+
+
+def _show_command(token: str, address: tuple[Any, ...], *, tls: bool) -> None:
+    """Print the command that receives from here. A wildcard address is shown as this machine's name."""
+    import contextlib
+    import socket
+
+    from filestreamer.wire.sockets.addresses import format_address
+
+    if address[0] in ("0.0.0.0", "::"):
+        address = (socket.gethostname(), address[1])
+    secure = " --tls" if tls else ""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            command = f"filestreamer-receiver --connect {format_address(address)}{secure}"
+            print(f"receive with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
+
+
 def _ask(settings: "SenderSettings", logger: Any) -> int:
     """Print how each entry stands at the receiver, then the result; return the exit code."""
     from filestreamer.process.threads import as_failure
     from filestreamer.telemetry.report import begin, report
     from filestreamer.telemetry.result import TransferResult
     from sender.asking import Asking
+    from sender.push import reached
 
     begin(settings.result_file, logger)
-    failure: FilestreamerError | None
-    try:
-        asking = Asking(settings, logger, print)
-    except Exception as error:  # noqa: BLE001 - the top of the command
-        outcome = TransferResult.without_transfer(as_failure("asking", error))
-        report(outcome, settings.result_file, logger)
-        return outcome.exit_code
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    signals.on_signal(asking.interrupt, overdue)
-    try:
-        asking.run()
-        failure = asking.shortfall()
-        sys.stdout.flush()
-    except FilestreamerError as error:
-        failure = error
-    except OSError as error:
-        failure = FilestreamerError(f"can't write the list: {error.strerror}")
-    outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
-    report(outcome, settings.result_file, logger, file=settings.input_files[0])
+    failure: FilestreamerError | None
+    with contextlib.ExitStack() as until_reported:
+        try:
+            with signals.raised():
+                settings, route = until_reported.enter_context(reached(settings, logger))
+                asking = Asking(settings, logger, print, route)
+                signals.on_signal(asking.interrupt, overdue)
+        except Exception as error:  # noqa: BLE001 - the top of the command
+            outcome = TransferResult.without_transfer(as_failure("asking", error))
+            report(outcome, settings.result_file, logger)
+            return outcome.exit_code
+        try:
+            asking.run()
+            failure = asking.shortfall()
+            sys.stdout.flush()
+        except FilestreamerError as error:
+            failure = error
+        except OSError as error:
+            failure = FilestreamerError(f"can't write the list: {error.strerror}")
+        outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
+        report(outcome, settings.result_file, logger, file=settings.input_files[0])
     return outcome.exit_code
 
 

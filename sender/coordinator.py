@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, start_thread
@@ -42,13 +42,16 @@ from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import PartDone, SendQueue
 from sender.dispatch.verify import Compared, Settled, Verifier
 from sender.listing.deletion import find_deletion
+from sender.listing.files_from import PathList
 from sender.listing.listing import Listed, ListedAgain, ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
+from sender.network.accepted import Accepted
 from sender.network.black_hole import BlackHoleFinder
 from sender.network.connection import Shared
 from sender.network.connections import DataConnections
+from sender.network.connector import Connector
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
@@ -58,6 +61,7 @@ from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
 from sender.source.item import Item, look_in_place
+from sender.source.known_digests import KnownDigests
 from sender.withdrawals import Withdrawals
 from sender.zeros import Zeros
 
@@ -66,6 +70,19 @@ ADAPTING_TICK_SECONDS: Final = 0.1
 """The same while the number of connections adapts."""
 GOODBYE_SECONDS: Final = 2.0
 """How long it may take to tell the receiver why the transfer ends."""
+
+
+class Served(NamedTuple):
+    """What a transfer has where the receiver has dialled."""
+
+    accepted: Accepted
+    transfer_id: bytes
+    digests: KnownDigests
+    """Those of what this process has sent, to any receiver."""
+    listed: PathList | None = None
+    """The paths of --files-from, if there are any."""
+    rate_limit: RateLimit | None = None
+    """That of all transfers of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +103,19 @@ class Transfer:
     _committed: bool | None = None  # the `committed` of Complete
     _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
     _was_finished = False  # whether Finish was sent
+    _wanted_told: int | None = None  # how many data connections a receiver that has dialled was told to have open
 
     def __init__(
-        self, settings: SenderSettings, log: Any, before: "Transfer | None" = None, route: Route | None = None
+        self,
+        settings: SenderSettings,
+        log: Any,
+        before: "Transfer | None" = None,
+        route: Route | None = None,
+        served: Served | None = None,
     ) -> None:
         """Look at the paths to send. `before` is the transfer that this one continues (BeginAgain).
 
-        `route` leads to the receiver; None: that to --to.
+        `route` leads to the receiver; None: that to --to. `served` is what it has where the receiver has dialled.
 
         Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError.
         """
@@ -101,7 +124,11 @@ class Transfer:
         self._log = log
         self.mailbox = Mailbox()
         self.counters = TransferCounters(
-            random_id(), settings.name, m.SENDER_STAGES, files=0, tolerated=settings.tolerated
+            served.transfer_id if served is not None else random_id(),
+            settings.name,
+            m.SENDER_STAGES,
+            files=0,
+            tolerated=settings.tolerated,
         )
         self.root_digest: bytes | None = None
         self.on_few_threads: Callable[[], None] = before.on_few_threads if before is not None else _do_nothing
@@ -110,8 +137,7 @@ class Transfer:
 
         self._skipped = SkippedEntries(self.counters, log)
         self._deletion = find_deletion(settings)
-        listed = before._listing.listed if before is not None else None
-        self._listing: ListingThread = ListingThread(settings, self.mailbox, self._skipped, listed)
+        self._listing: ListingThread = self._make_listing(before, served)
         self._is_tree = self._listing.single is None
         self._manifest = Manifest(choose_chunk_size(settings, self._listing.single))
         parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)
@@ -122,44 +148,41 @@ class Transfer:
         self.counters.chunk_size, self.counters.chunk_map = self._manifest.chunk_size, self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
-        self._dialer: Dialer = Dialer(
-            settings,
-            self.counters.transfer_id,
-            self._control_state,
-            needed_features(settings, self._listing.single),
-            log,
-            path_mtu=before._dialer.path_mtu if before is not None else None,
-            route=route,
-        )
+        self._served = served
+        self._connector: Connector = self._make_connector(before, route)
         self._peer: Peer = Peer(log, before._peer.last_trouble if before is not None else None)
-        self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
-        self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox)
+        self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit and served is None else None
+        digests = served.digests if served is not None else None
+        self._verifier = Verifier(self._manifest, self._queue, self.counters, self.mailbox, digests)
         shared = Shared(
             self._manifest,
             self._queue,
-            self._dialer,
+            self._connector,
             self._peer,
             self.mailbox,
-            self._rate_limit,
+            self._rate_limit if served is None else served.rate_limit,
             log,
             self._verifier,
+            digests,
         )
         self._connections = DataConnections(shared, self.counters, parallelism, self._control_state)
-        self._black_hole = BlackHoleFinder(self._connections, self._dialer.path_mtu, log)
-        self._link = ControlLink("sender", MAILBOX_FRAMES, threading.Event())
+        self._black_hole = BlackHoleFinder(self._connections, self._connector.path_mtu, log)
+        self._link = ControlLink(
+            "sender", MAILBOX_FRAMES, threading.Event(), "receiver" if served is None else "sender"
+        )
         self._liveness: Liveness = Liveness(
             counters=self.counters,
             manifest=self._manifest,
             queue=self._queue,
             connections=self._connections,
             link=self._link,
-            dialer=self._dialer,
+            connector=self._connector,
             peer=self._peer,
             patience=settings.patience,
             before=before._liveness if before is not None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
-        self._reader = ControlReader(self._dialer, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
+        self._reader = ControlReader(self._connector, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
         self._answers = Answers(self._manifest, self._queue, self._verifier, self.counters)
         self._zeros = Zeros(self._manifest, self._queue, self.counters, self._link)
         self._second_tries = SecondTries(self._listing, self._skipped)
@@ -167,13 +190,41 @@ class Transfer:
         self._declined = DeclinedEntries(
             self._manifest, self._queue, self._withdrawals, self._skipped, self.counters, is_tree=self._is_tree
         )
+        self._take_single()
+
+    def _make_listing(self, before: "Transfer | None", served: Served | None) -> ListingThread:
+        listed = served.listed if served is not None else None
+        if before is not None:
+            listed = before._listing.listed
+        return ListingThread(self._settings, self.mailbox, self._skipped, listed)
+
+    def _make_connector(self, before: "Transfer | None", route: Route | None) -> Connector:
+        """Return where the connections come from. Raises as the constructor."""
+        if self._served is not None:
+            self._served.accepted.begin(self._control_state)
+            return self._served.accepted
+        return Dialer(
+            self._settings,
+            self.counters.transfer_id,
+            self._control_state,
+            needed_features(self._settings, self._listing.single),
+            self._log,
+            path_mtu=before._connector.path_mtu if before is not None else None,
+            route=route,
+        )
+
+    def _take_single(self) -> None:
+        """Add the only file, or the stream, if what is sent is no tree."""
         if self._listing.single is not None:
             self.counters.is_growing = self._listing.single.stream is not None
             self._take_listed([self._listing.single], last=True)
 
-    def again(self) -> "Transfer":
-        """Return the transfer that continues this one, after `run` raised BeginAgain. Raises as the constructor."""
-        return Transfer(self._settings, self._log, self, self._route)
+    def again(self, served: Served | None = None) -> "Transfer":
+        """Return the transfer that continues this one, after `run` raised BeginAgain. Raises as the constructor.
+
+        `served` is what that one has where the receiver has dialled.
+        """
+        return Transfer(self._settings, self._log, self, self._route, served)
 
     @property
     def is_connected(self) -> bool:
@@ -350,6 +401,8 @@ class Transfer:
         self._peer.opened(channel)
         self._log.info("connected", address=channel.peer)
         self._black_hole.control_is_up()
+        self._wanted_told = None
+        self._tell_wanted()
         self._link.say(self._make_offer())
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
@@ -523,7 +576,7 @@ class Transfer:
         if not error.retryable:
             raise error
         self._lose_control(error)
-        self._dialer.shut_all()
+        self._connector.shut_all()
         self._start_over()  # a receiver that has aborted a transfer no longer knows it
 
     # --- the clock
@@ -549,8 +602,8 @@ class Transfer:
         if channel is not None and not self._peer.is_heard():
             # Their threads notice the shutdown, and connect again.
             self._peer.note_trouble(ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s"))
-            self._dialer.path_mtu.fell_silent(channel.socket)
-            self._dialer.shut_all()
+            self._connector.path_mtu.fell_silent(channel.socket)
+            self._connector.shut_all()
         self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)
         self._start_connections()
@@ -559,6 +612,16 @@ class Transfer:
     def _start_connections(self) -> None:
         if not self._connections.start():
             self.on_few_threads()
+        self._tell_wanted()
+
+    def _tell_wanted(self) -> None:
+        """Tell a receiver that has dialled how many data connections it is to have open, where that has changed."""
+        if self._served is None or self._link.channel is None or self._committed is not None:
+            return
+        wanted = self._connections.wanted
+        if wanted != self._wanted_told:
+            self._link.say(m.Connections(wanted))
+            self._wanted_told = wanted
 
     # --- the end
 
@@ -579,17 +642,17 @@ class Transfer:
         self._verifier.stop()
         control = [self._link.channel.socket] if self._link.channel is not None else []
         if self._committed is None:
-            self._dialer.close(keep=control)
+            self._connector.close(keep=control)
         else:
             # Complete is the last that the receiver says: there is no end of stream to wait for, nor a connection that
             # is still being opened. Acknowledgements may come behind it.
             self._reader.begin_stop(self._link.channel)
-            self._dialer.close(keep=[*control, *self._connections.sockets()])
+            self._connector.close(keep=[*control, *self._connections.sockets()])
         deadline = time.monotonic() + (GOODBYE_SECONDS if self._is_interrupted else limits.CLOSING_SECONDS)
         self._connections.join(deadline)
         if self._committed is None:
             self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
-        self._dialer.close()
+        self._connector.close()
 
 
 def _do_nothing() -> None:

@@ -15,7 +15,7 @@ from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.network.connections import DataConnections
-from sender.network.dial import Dialer
+from sender.network.connector import Connector
 from sender.network.peer import Peer
 from sender.waits import Waits
 
@@ -31,7 +31,7 @@ class Liveness:
         queue: SendQueue,
         connections: DataConnections,
         link: ControlLink,
-        dialer: Dialer,
+        connector: Connector,
         peer: Peer,
         patience: Patience,
         before: "Liveness | None",
@@ -46,11 +46,11 @@ class Liveness:
             manifest=manifest,
             queue=queue,
             connections=connections,
-            dialer=dialer,
+            connector=connector,
             link=link,
             peer=peer,
         )
-        self._path_mtu = dialer.path_mtu
+        self._path_mtu = connector.path_mtu
         self.backoff: Backoff = before.backoff if before is not None else Backoff()
         """How long a transfer waits before it begins again; it is reset when a chunk is done."""
         self._clock: ProgressClock = before._clock if before is not None else ProgressClock(time.monotonic())

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from filestreamer.settings import address as addresses
 from filestreamer.settings import values
-from filestreamer.settings.address import Address, numeric_address, parse_address
+from filestreamer.settings.address import ADDRESSES_ACCEPTED, Address, numeric_address, parse_address
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.parse import parse_settings
 from filestreamer.settings.source import SourceSettings
@@ -15,19 +16,31 @@ from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Existing
 
+if TYPE_CHECKING:
+    from filestreamer.ssh.remote import Remote
+
 STDIN: Final = "-"
 """The path that means standard input."""
 STDIN_NAME: Final = "stdin"
 """The name of standard input at the destination, without --as."""
+EVERYWHERE: Final = f":{limits.DEFAULT_PORT}"
+"""Where a sender listens with --listen alone."""
 SUMMARY = "Send files and directories to a receiver, over several TCP connections at once."
 
 
-def peer(value: object) -> Address:
-    """Read an address to connect to; without a host it is one of this machine."""
-    address = parse_address(value)
-    if address.port == 0:
-        raise ValueError(f"{value!r} is not an address to connect to: ports begin at 1")
-    return address if address.host else address._replace(host="localhost")
+def peer(value: object) -> "Address | Remote":
+    """Read an address to connect to, or where ssh leads to; an address without a host is one of this machine."""
+    try:
+        address = parse_address(value)
+        if "@" in address.host:
+            raise ValueError(f"{value!r} is not an address: a user has no port; {ADDRESSES_ACCEPTED}")
+    except ValueError:
+        from filestreamer.ssh.remote import is_remote, parse_remote  # few runs need it
+
+        if is_remote(value):
+            return parse_remote(value)
+        raise
+    return addresses.peer(value)
 
 
 def file_name(value: object) -> str:
@@ -69,9 +82,34 @@ class SenderSettings(SourceSettings):
     )
     """Paths to send, as the user wrote them: relative to the working directory. STDIN alone is standard input."""
 
-    to: Address | None = setting(peer, "Address of the receiver.", metavar="HOST:PORT")
-    """The address of the receiver. It has no default, so that a sender without --to does not send to this machine; it
-    is None only with `dry_run`."""
+    to: "Address | Remote | None" = setting(
+        peer,
+        "Address of the receiver; or a directory on a machine that ssh leads to, where a receiver is started.",
+        metavar="HOST:PORT|[USER@]HOST:DIR",
+    )
+    """Where the files go. It has no default, so that a sender without --to does not send to this machine; it is None
+    only with `dry_run` or `listen`."""
+
+    listen: Address | None = setting(
+        parse_address,
+        "Wait for receivers, which connect with receiver --connect, and send to each of them."
+        f"  [without HOST:PORT: {EVERYWHERE}, every address of this machine]",
+        metavar="HOST:PORT",
+        bare=EVERYWHERE,
+        is_own=True,
+    )
+    """Where receivers connect to; an empty host is every address of this machine, port 0 a free port. None: `to`."""
+
+    once: bool = setting(bool, "With --listen: end after the first complete transfer.", default=False, is_own=True)
+    """Serve one receiver; always true where standard input is sent."""
+
+    idle_timeout: float | None = setting(
+        values.seconds,
+        "With --listen: exit with code 1 after this long without a transfer.",
+        metavar="SECONDS",
+        is_own=True,
+    )
+    """None waits for ever."""
 
     source_address: str | None = setting(
         numeric_address, "Address of this machine to connect from.  [default: the system chooses]", metavar="ADDRESS"
@@ -116,24 +154,23 @@ class SenderSettings(SourceSettings):
     tls: bool = setting(
         bool,
         "Use TLS. The receiver's certificate is checked by the token or, without one, by the CAs of this system;"
-        " --tls-ca and --tls-pin replace that. Any --tls-... setting implies this.",
+        " --tls-ca and --tls-pin replace that. Any --tls-... setting implies this. With --listen this side shows a"
+        " certificate: that of --tls-cert, or one that is made for this run.",
         default=False,
     )
     """Use TLS; always true where `tls_cert`, `tls_key`, `tls_ca` or `tls_pin` is given."""
 
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("--tls-cert and --tls-key need each other")
-        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
-            object.__setattr__(self, "tls", True)
-        if self.tls and self.token is not None:
-            self.check_token(self.token)
+        self._check_tls()
+        if self.listen is not None:
+            self._check_listen()
         if self.as_name and len(self.input_files) > 1:
             raise UsageError("--as needs exactly one input path")
-        if self.to is None and not self.dry_run:
+        if self.to is None and self.listen is None and not self.dry_run:
             raise UsageError(
-                "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)"
+                "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file), or --listen"
+                " to wait for receivers"
             )
         self._check_source()
         if self.files_from is not None:
@@ -147,15 +184,51 @@ class SenderSettings(SourceSettings):
             raise UsageError(f"--delete: with {chosen} not all of a directory is sent, so nothing else can be removed")
 
     @property
+    def remote(self) -> "Remote | None":
+        """Where ssh leads to; None where the receiver has an address."""
+        return None if self.to is None or isinstance(self.to, Address) else self.to
+
+    @property
     def reads_stdin(self) -> bool:
         """Whether standard input is sent."""
         return self.input_files == (STDIN,)
 
+    def _check_tls(self) -> None:
+        """Let TLS files imply `tls`. Raises UsageError where TLS settings contradict each other."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key need each other")
+        if self.tls_cert is not None or self.tls_ca is not None or self.tls_pin:
+            object.__setattr__(self, "tls", True)
+        if self.tls and self.no_tls:
+            raise UsageError("--no-tls contradicts --tls, and what implies it")
+        if self.remote is not None:
+            self._check_remote()
+        elif self.tls and self.token is not None and self.listen is None:
+            self.check_token(self.token)
+
+    def _check_remote(self) -> None:
+        """Raise UsageError for settings that a receiver which ssh starts does not go with."""
+        if self.tls_cert is not None or self.is_certificate_named:
+            raise UsageError(
+                f"--to {self.to}: its certificate is told over ssh: leave out --tls-ca, --tls-pin, --tls-cert"
+            )
+        if self.source_address is not None:
+            raise UsageError(f"--source-address: --to {self.to} is reached by ssh: use --ssh 'ssh -b ADDRESS'")
+
     def _check_source(self) -> None:
         """Raise UsageError where the address to connect from is not of the family of the one to connect to."""
         source, to = self.source_address, self.to
-        if source is not None and to is not None and to.is_numeric and (":" in source) != (":" in to.host):
+        if source is not None and isinstance(to, Address) and to.is_numeric and (":" in source) != (":" in to.host):
             raise UsageError(f"--source-address {source} can't reach --to {to}: one is IPv4, the other one IPv6")
+
+    def _check_listen(self) -> None:
+        """Raise UsageError for settings that a sender which is dialled does not have."""
+        if self.dry_run:
+            raise UsageError("--dry-run: with --listen there is no receiver to ask: leave out --listen")
+        if self.source_address is not None:
+            raise UsageError("--source-address: with --listen this side does not connect: name the address there")
+        if self.tls_pin:
+            raise UsageError("--tls-pin: with --listen this side shows a certificate, and receivers pin it")
 
     def _check_files_from(self) -> None:
         """Raise UsageError for settings that a list of paths does not go with."""
@@ -203,4 +276,12 @@ class SenderSettings(SourceSettings):
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettings, list[str]]:
     """Return the settings, and warnings for the log. Raises as `parse_settings` does."""
-    return parse_settings(SenderSettings, "sender", SUMMARY, argv, environ)
+    return parse_settings(
+        SenderSettings,
+        "sender",
+        SUMMARY,
+        argv,
+        environ,
+        only_with=("listen", ("once", "idle_timeout")),
+        not_with=("listen", ("to",)),
+    )

@@ -10,7 +10,7 @@ from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.network.connections import DataConnections
-from sender.network.dial import Dialer
+from sender.network.connector import Connector
 from sender.network.peer import Peer
 
 
@@ -24,7 +24,7 @@ class Waits:
         manifest: Manifest,
         queue: SendQueue,
         connections: DataConnections,
-        dialer: Dialer,
+        connector: Connector,
         link: ControlLink,
         peer: Peer,
     ) -> None:
@@ -32,14 +32,14 @@ class Waits:
         self._manifest = manifest
         self._queue = queue
         self._connections = connections
-        self._dialer = dialer
+        self._connector = connector
         self._link = link
         self._peer = peer
 
     def waits_for(self, peer_progress: m.Progress | None, since: float) -> str:
         """Return what the transfer waits for `since` then (monotonic); `peer_progress` is the receiver's last one."""
         if self._link.channel is None:
-            return self._dialer.waits_for()
+            return self._connector.waits_for()
         waited = self._waits_for_transfer(peer_progress, since)
         silent_seconds = time.monotonic() - self._peer.heard_at
         if silent_seconds > 2 * limits.HEARTBEAT_SECONDS:

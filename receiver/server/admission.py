@@ -6,20 +6,19 @@ the new connection is refused with LIMIT nevertheless, and its sender tries agai
 
 import contextlib
 import resource
+import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from filestreamer.listening.handshake import Handshake
 from filestreamer.process.rate_limit import RateLimit
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed
-from filestreamer.wire.opening import ReceiverOpening
-from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel
+from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, Patience
 from receiver.memory import process_limit
 from receiver.memory.budget import Account, Budget
 from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget, limit_socket_buffers
@@ -27,6 +26,7 @@ from receiver.server.registry import join_all
 from receiver.settings import ReceiverSettings
 from receiver.transfer.asked import Asked
 from receiver.transfer.connection import DataConnection
+from receiver.transfer.dialling import Dialling
 from receiver.transfer.mailbox import ControlUp
 from receiver.transfer.names import Names
 from receiver.transfer.transfer import Transfer
@@ -46,6 +46,33 @@ a small file (0.3), frames that wait and one that is decoded (0.6), three thread
 measured at 1.2 MiB: most of it is room that only a peer in a hurry, or a slow disk, fills."""
 
 
+class Arrival(Protocol):
+    """A connection whose peer may come in."""
+
+    @property
+    def host(self) -> str:
+        """The address of the peer."""
+        ...
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connection."""
+        ...
+
+    @property
+    def token(self) -> bytes | None:
+        """The token that both ends have proved, if there is one."""
+        ...
+
+    def welcome(self) -> m.Welcome | None:
+        """Return the Welcome to be said; None where it was said."""
+        ...
+
+    def into_channel(self, patience: Patience, user_timeout: float, *, payload_bytes: int = 0) -> Channel:
+        """Return the channel that a thread of the transfer goes on with. Raises ConnectionLost, MemoryError."""
+        ...
+
+
 class Admission:
     """The transfers of one receiver. `let_in` is for the server's thread; the rest is for any thread."""
 
@@ -59,8 +86,11 @@ class Admission:
         monitor: Monitor,
         log: Any,
         asked: Asked | None = None,
+        dialling: Dialling | None = None,
     ) -> None:
         """Have no transfers yet. `budget` is the memory for all of them. `asked` is all that they may bring.
+
+        `dialling` dials their connections, if the senders do not.
 
         `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
         """
@@ -71,6 +101,7 @@ class Admission:
         self._monitor = monitor
         self._log = log
         self._asked = asked
+        self._dialling = dialling
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
         self._lock = threading.Lock()  # protects _transfers
@@ -78,7 +109,7 @@ class Admission:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 3)
         """The descriptors that data connections may have, each one for its socket and one for a file that it writes."""
-        secured_bytes = SECURED_BYTES if settings.tls_cert is not None else 0
+        secured_bytes = SECURED_BYTES if settings.tls else 0
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
@@ -87,6 +118,12 @@ class Admission:
         """Whether there is no transfer."""
         with self._lock:
             return not self._transfers
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether any transfer has a connection."""
+        with self._lock:
+            return any(transfer.liveness.is_connected for transfer in self._transfers.values())
 
     def counters(self) -> list[TransferCounters]:
         """Return the counters of the transfers that are under way."""
@@ -122,42 +159,40 @@ class Admission:
 
     # --- a connection
 
-    def find_place(self, handshake: Handshake[ReceiverOpening], hello: m.Hello) -> tuple[Transfer, ConnectionBudget]:
+    def find_place(self, arrival: Arrival, hello: m.Hello) -> tuple[Transfer, ConnectionBudget]:
         """Return the transfer of a connection, new where it is not known, and the memory that the connection may use.
 
         Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError. Follow it with `let_in`.
         """
-        transfer = self._transfer_of(hello, handshake.host)
-        transfer.token = handshake.opening.token
+        transfer = self._transfer_of(hello, arrival.host)
+        transfer.token = arrival.token
         if hello.role is not m.Role.DATA:
             return transfer, CONTROL
-        if not self._has_room(handshake, transfer):
+        if not self._has_room(arrival, transfer):
             raise TransferFailed(Code.LIMIT, "too many connections: try again later")
         return transfer, transfer.connection_set.admit(hello.connection_id)
 
-    def let_in(
-        self, handshake: Handshake[ReceiverOpening], hello: m.Hello, transfer: Transfer, budget: ConnectionBudget
-    ) -> None:
+    def let_in(self, arrival: Arrival, hello: m.Hello, transfer: Transfer, budget: ConnectionBudget) -> None:
         """Hand a connection over to a thread of its transfer. Raises ConnectionLost where the peer is gone."""
         is_data = hello.role is m.Role.DATA
         try:
-            channel = _channel(handshake, budget)
+            channel = _channel(arrival, budget)
         except (ConnectionLost, MemoryError) as error:
             if is_data:
                 transfer.connection_set.cancel(budget)
             if isinstance(error, ConnectionLost):
                 raise
             self._report_refusal("no memory for its buffer")
-            handshake.socket.close()
+            arrival.socket.close()
             return
         if is_data:
-            self._start_data(handshake, hello, transfer, budget, channel)
-        elif not transfer.mailbox.post_now(ControlUp(channel, handshake.opening.welcome())):
+            self._start_data(arrival, hello, transfer, budget, channel)
+        elif not transfer.mailbox.post_now(ControlUp(channel, arrival.welcome())):
             channel.close()
 
     def _start_data(
         self,
-        handshake: Handshake[ReceiverOpening],
+        arrival: Arrival,
         hello: m.Hello,
         transfer: Transfer,
         budget: ConnectionBudget,
@@ -165,14 +200,15 @@ class Admission:
     ) -> None:
         counters = transfer.connection_set.counters_of(hello.connection_id)
         try:
-            DataConnection(transfer.context, channel, handshake.opening.welcome(), counters, budget).start()
+            DataConnection(transfer.context, channel, arrival.welcome(), counters, budget).start()
         except RuntimeError:
             if transfer.connection_set.admitted <= 1:
                 self.on_few_threads()
             reason = "no thread can be started"
             self._report_refusal(reason)
             with contextlib.suppress(FilestreamerError):
-                channel.send_message(m.Refusal(Code.LIMIT, f"{reason}: try again later"))
+                refusal = m.Refusal if arrival.welcome() is not None else m.Abort
+                channel.send_message(refusal(Code.LIMIT, f"{reason}: try again later"))
             channel.close()
             transfer.connection_set.cancel(budget)
 
@@ -180,12 +216,12 @@ class Admission:
         self._monitor.refused("limit")
         self._log.warning("connection_refused", code="limit", reason=reason)
 
-    def _has_room(self, handshake: Handshake[ReceiverOpening], wanted_by: Transfer) -> bool:
+    def _has_room(self, arrival: Arrival, wanted_by: Transfer) -> bool:
         """Return whether there is a place for another data connection; if not, close one, for the next try."""
         with self._lock:
             transfers = sorted(self._transfers.values(), key=lambda each: each.connection_set.admitted, reverse=True)
         admitted = sum(each.connection_set.admitted for each in transfers)
-        if handshake.socket.fileno() + (admitted if wanted_by.connection_set.admitted else 0) >= self._descriptors:
+        if arrival.socket.fileno() + (admitted if wanted_by.connection_set.admitted else 0) >= self._descriptors:
             return False
         if admitted < CONNECTIONS:
             return True
@@ -246,6 +282,7 @@ class Admission:
             socket_limits=self._socket_limits,
             rate_limit=self._rate_limit,
             asked=self._asked,
+            dialling=self._dialling,
         )
         transfer.counters.tolerated = self._settings.tolerated
         return transfer
@@ -287,8 +324,8 @@ class Admission:
             raise
 
 
-def _channel(handshake: Handshake[ReceiverOpening], budget: ConnectionBudget) -> Channel:
+def _channel(arrival: Arrival, budget: ConnectionBudget) -> Channel:
     """Return the channel of a connection, which keeps to its budget. Raises ConnectionLost, MemoryError."""
     with contextlib.suppress(OSError):  # where the peer is gone, the channel says so
-        limit_socket_buffers(handshake.socket, budget)
-    return handshake.into_channel(lambda: None, USER_TIMEOUT_SECONDS, payload_bytes=budget.payload_bytes)
+        limit_socket_buffers(arrival.socket, budget)
+    return arrival.into_channel(lambda: None, USER_TIMEOUT_SECONDS, payload_bytes=budget.payload_bytes)

@@ -9,22 +9,32 @@ from typing import Any, Final
 from filestreamer.credentials import certificate
 from filestreamer.listening.acceptor import HANDSHAKE_BYTES, Acceptor, Listener, count_handshakes
 from filestreamer.listening.handshake import Handshake
-from filestreamer.settings.sizes import format_size
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.disk.destination import Destination
-from receiver.memory import process_limit
 from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
 from receiver.server.admission import Admission
+from receiver.server.peers_bytes import read_peers_bytes
 from receiver.server.registry import Registry
 from receiver.settings import ReceiverSettings
 from receiver.transfer.transfer import Transfer
 
 TICK_SECONDS: Final = 0.5
+
+
+class Arrived:
+    """A connection that was accepted, and has gone through its opening (`Arrival`)."""
+
+    def __init__(self, handshake: Handshake[ReceiverOpening]) -> None:
+        self.host = handshake.host
+        self.socket = handshake.socket
+        self.token = handshake.opening.token
+        self.welcome = handshake.opening.welcome
+        self.into_channel = handshake.into_channel
 
 
 class Server:
@@ -49,7 +59,7 @@ class Server:
         self._settings = settings
         self._monitor = monitor
         self._log = log
-        peers_bytes = _peers_bytes(settings, log)
+        peers_bytes = read_peers_bytes(settings, log)
         handshakes = count_handshakes(peers_bytes)
         self._registry = Registry(destination, output_name)
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
@@ -102,9 +112,10 @@ class Server:
         hello = handshake.opening.hello
         assert hello is not None  # its opening is over
         try:
-            transfer, budget = self.admission.find_place(handshake, hello)
+            arrival = Arrived(handshake)
+            transfer, budget = self.admission.find_place(arrival, hello)
             self._acceptor.take(handshake)
-            self.admission.let_in(handshake, hello, transfer, budget)
+            self.admission.let_in(arrival, hello, transfer, budget)
         except ConnectionLost as error:
             self._acceptor.lose(handshake, error)
         except (RemoteProtocolError, TransferFailed) as error:
@@ -150,12 +161,3 @@ class Server:
         # With --once, the other shards of the file, and transfers that still have its name, end before.
         if self._last_name is not None and not self._registry.is_in_use(self._last_name):
             self.stop(None)
-
-
-def _peers_bytes(settings: ReceiverSettings, log: Any) -> int:
-    """Return the memory that peers may make this process hold."""
-    limit = settings.memory_limit or process_limit.default_limit()
-    if limit < process_limit.LIMIT_MIN_BYTES:
-        least = format_size(process_limit.LIMIT_MIN_BYTES)
-        log.warning("little_memory", limit_bytes=limit, reason=f"a receiver needs up to {least}: raise the limit")
-    return process_limit.budget_bytes(limit)

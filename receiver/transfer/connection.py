@@ -58,11 +58,14 @@ class DataConnection(threading.Thread):
         self,
         context: Context,
         channel: Channel,
-        welcome: m.Welcome,
+        welcome: m.Welcome | None,
         counters: ConnectionCounters,
         budget: ConnectionBudget,
     ) -> None:
-        """Receive chunks for the transfer of `context`. `budget` is given back when the connection is closed."""
+        """Receive chunks for the transfer of `context`. `budget` is given back when the connection is closed.
+
+        `welcome` is what has to be said first; None where it was said.
+        """
         super().__init__(name=f"connection-{counters.connection_id}", daemon=True)
         self.connection_id = counters.connection_id
         self.channel = channel
@@ -114,7 +117,8 @@ class DataConnection(threading.Thread):
         self.channel.patience = self._patience
         self.channel.on_dry = self.acknowledge
         self._limit_rate()
-        self.channel.send_message(self._welcome)
+        if self._welcome is not None:
+            self.channel.send_message(self._welcome)
         while True:
             self._receive_chunk(self._receive_header())
             self._shrink()
@@ -169,6 +173,8 @@ class DataConnection(threading.Thread):
             self._report_end(failure or error)
         finally:  # `stop` waits for this, even after an error
             self._detached.set()
+            if self._shared.dialling is not None:
+                self._shared.dialling.connection_lost()
         if isinstance(error, RemoteProtocolError) and self._session.state != "aborted":
             try:
                 self.channel.send_message(m.Abort(error.code, error.reason))

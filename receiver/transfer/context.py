@@ -12,6 +12,7 @@ from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account
 from receiver.transfer.asked import Asked
 from receiver.transfer.connection_set import ConnectionSet
+from receiver.transfer.dialling import Dialling
 from receiver.transfer.disk_worker import DiskWorker
 from receiver.transfer.liveness import Liveness
 from receiver.transfer.mailbox import Mailbox
@@ -47,3 +48,5 @@ class Context:
     """That of all transfers of this process."""
     asked: Asked | None = None
     """What the receiver has asked for, where it has: it takes nothing else."""
+    dialling: Dialling | None = None
+    """What dials the connections; None where the sender does."""

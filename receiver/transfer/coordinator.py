@@ -174,7 +174,7 @@ class Coordinator:
 
     # --- the control connection
 
-    def _welcome(self, channel: Channel, welcome: m.Welcome) -> None:
+    def _welcome(self, channel: Channel, welcome: m.Welcome | None) -> None:
         """Let a control connection in; it takes the place of an older one."""
         if self._link.channel is not None:
             self._link.channel.shut()
@@ -187,13 +187,15 @@ class Coordinator:
         except TransferFailed as error:
             self._link.channel = None
             with contextlib.suppress(FilestreamerError):
-                channel.send_message(m.Refusal(error.code, error.reason))
+                refusal = m.Abort if welcome is None else m.Refusal
+                channel.send_message(refusal(error.code, error.reason))
             channel.close_in_order()
             if self._target_or_none is None:  # without a target, the sender has nothing to rejoin
                 raise
             return
         try:
-            channel.send_message(welcome)
+            if welcome is not None:
+                channel.send_message(welcome)
         except ConnectionLost:
             channel.shut()
 
@@ -239,6 +241,8 @@ class Coordinator:
             return
         channel.close()
         self._context.log.warning("control_lost", reason=str(error))
+        if self._context.dialling is not None:
+            self._context.dialling.control_lost()
 
     # --- what the sender says
 
@@ -259,13 +263,23 @@ class Coordinator:
                 self._send_all(self._beside(lambda: self._target.take_zeros(message)))
             case m.Finish():
                 self._take_finish(message)
-            case m.Progress():
-                self._counters.peer_stages = message.stage_microseconds or self._counters.peer_stages
-                self._context.liveness.take_progress(message)
+            case m.Connections() | m.Progress():
+                self._take_status(message)
             case m.Abort():
                 raise Aborted(message.code, message.reason)
             case _:
                 pass  # the session allows no other message
+
+    def _take_status(self, message: m.Connections | m.Progress) -> None:
+        if isinstance(message, m.Progress):
+            self._counters.peer_stages = message.stage_microseconds or self._counters.peer_stages
+            self._context.liveness.take_progress(message)
+            return
+        most = self._context.connection_set.most
+        if message.wanted > most:
+            raise RemoteProtocolError(f"{message.wanted} data connections are wanted, of {most} that were announced")
+        if self._context.dialling is not None:  # it is: the session allows the message nowhere else
+            self._context.dialling.want(message.wanted)
 
     def _take_offer(self, offer: m.Offer) -> None:
         if self._offer is not None and offer != self._offer:

@@ -17,10 +17,10 @@ RETRY_SECONDS: Final = 1.0
 
 
 class ControlUp(NamedTuple):
-    """A control connection was let in; `welcome` has to be said on it."""
+    """A control connection was let in; `welcome` has to be said on it, if it was not yet."""
 
     channel: Channel
-    welcome: m.Welcome
+    welcome: m.Welcome | None
 
 
 class ControlDown(NamedTuple):

@@ -26,6 +26,7 @@ from receiver.transfer.asked import Asked
 from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.context import Context
 from receiver.transfer.coordinator import Coordinator
+from receiver.transfer.dialling import Dialling
 from receiver.transfer.disk_worker import DiskWorker
 from receiver.transfer.ending import Ending
 from receiver.transfer.liveness import Liveness
@@ -54,12 +55,14 @@ class Transfer(threading.Thread):
         socket_limits: SocketLimits | None = None,
         rate_limit: RateLimit | None = None,
         asked: Asked | None = None,
+        dialling: Dialling | None = None,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
         `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
         that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
+        `dialling` dials the connections, if the sender does not.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -70,7 +73,7 @@ class Transfer(threading.Thread):
         self._ended = ended
         self._over = threading.Event()
         self.mailbox = Mailbox(self._over)
-        self._link = ControlLink("receiver", CONTROL_FRAMES, self._over)
+        self._link = ControlLink("receiver", CONTROL_FRAMES, self._over, "receiver" if dialling is None else "sender")
         self.connection_set = ConnectionSet(
             self.counters, hello.connections, account, self._over.is_set, socket_limits=socket_limits
         )
@@ -100,6 +103,7 @@ class Transfer(threading.Thread):
             log=log,
             rate_limit=rate_limit,
             asked=asked,
+            dialling=dialling,
         )
         self._ending = Ending(self.context)
         self.opener = TargetOpener(self.context, window_bytes)

@@ -25,6 +25,7 @@ from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Event, Failed, Mailbox
 from sender.source.item import Identity, Item, Unsendable, changed
+from sender.source.known_digests import KnownDigests
 from sender.source.reader import OTHER_BYTES, Reader
 
 THREADS_MAX: Final = 4
@@ -80,7 +81,16 @@ class Settled(Event):
 class Verifier:
     """A few threads that compare. None is started before there is something to compare."""
 
-    def __init__(self, manifest: Manifest, queue: SendQueue, counters: TransferCounters, mailbox: Mailbox) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        queue: SendQueue,
+        counters: TransferCounters,
+        mailbox: Mailbox,
+        digests: KnownDigests | None = None,
+    ) -> None:
+        """`digests` are those of what this process has read, for other transfers; None where there are none."""
+        self._digests = digests
         self._manifest = manifest
         self._queue = queue
         self._counters = counters
@@ -204,8 +214,13 @@ class Verifier:
         while True:
             try:
                 before = reader.look(held.item)
+                if self._digests is not None and (known := self._digests.get(before, offset, length)) is not None:
+                    return known, before
                 digest = reader.digest(held.item, offset, length, block, self._count_rehashed)
-                return digest, reader.confirm(held.item, before, offset, length, digest)
+                seen = reader.confirm(held.item, before, offset, length, digest)
+                if self._digests is not None:
+                    self._digests.add(seen, offset, length, digest)
+                return digest, seen
             except TransferFailed as error:
                 # Retryable: this process has too many open files, which says nothing about this file.
                 if not error.retryable or self._queue.wait_over(RETRY_SECONDS):

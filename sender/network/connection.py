@@ -35,13 +35,13 @@ from sender.dispatch.manifest import FoundZeros, Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Verifier
 from sender.mailbox import Failed, Mailbox
-from sender.network.dial import Dialer
+from sender.network.connector import Connector, Opened
 from sender.network.outbox import GATHER_BYTES, Outbox
 from sender.network.peer import Peer
-from sender.network.pending_opening import PendingOpening
 from sender.network.send_window import SendWindow, SentChunk
 from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
+from sender.source.known_digests import KnownDigests
 from sender.source.reader import OTHER_BYTES, Reader
 
 IDLE_SECONDS: Final = 1.0
@@ -56,12 +56,14 @@ class Shared:
 
     manifest: Manifest
     queue: SendQueue
-    dialer: Dialer
+    connector: Connector
     peer: Peer
     mailbox: Mailbox
     rate_limit: RateLimit | None
     log: Any
     verifier: Verifier
+    digests: KnownDigests | None = None
+    """Digests of what this process has sent, for other transfers; None where there are none."""
 
 
 class DataConnection(threading.Thread):
@@ -75,13 +77,15 @@ class DataConnection(threading.Thread):
         self._queue = shared.queue
         self._rate_limit = shared.rate_limit
         self._channel: Channel | None = None
-        self._pending: PendingOpening | None = None  # the opening, while the receiver has not said Welcome
+        self._pending: Opened | None = None  # the opening, while the receiver has not said Welcome
         self._session = Session("sender", m.Role.DATA)
         self._epoch = 0  # of the receiver that this connection leads to (`send_queue`)
         self._backoff = Backoff()
         self._clock = StageClock(counters.stage_seconds)
         self._reader = Reader()
         self._hasher = segment_hasher()
+        self._digests = shared.digests
+        self._is_hashing = True  # whether the digest of the segment that is being sent is not known
         self._outbox = Outbox(counters, self._clock)
         self._window = SendWindow()
         self._poisoned: set[int] = set()  # chunks in the window with a file that is not what was listed
@@ -105,7 +109,8 @@ class DataConnection(threading.Thread):
         """Open the connection and move chunks until it fails; return whether the queue has dismissed it instead."""
         try:
             channel = self._open()
-            self._move(channel)
+            if channel is not None:
+                self._move(channel)
             return True
         except (FilestreamerError, MemoryError) as error:
             failure = as_failure(f"connection {self.connection_id}", error)
@@ -118,8 +123,12 @@ class DataConnection(threading.Thread):
         finally:
             self._close()
 
-    def _open(self) -> Channel:
-        self._pending = pending = self._shared.dialer.open_data(self.connection_id)
+    def _open(self) -> Channel | None:
+        """Return the connection, once it is open; None where it is not wanted any more."""
+        pending = self._shared.connector.open_data(self.connection_id, self._is_wanted)
+        if pending is None:
+            return None
+        self._pending = pending
         self._channel = channel = pending.channel
         self._shared.peer.opened(channel)
         channel.patience = self._check_peer
@@ -131,6 +140,9 @@ class DataConnection(threading.Thread):
         self._shared.log.debug("connection_up", connection=self.connection_id)
         return channel
 
+    def _is_wanted(self) -> bool:
+        return not (self._queue.is_over or self._queue.dismisses(self.connection_id))
+
     def _close(self) -> None:
         """Close the connection. Chunks that were not acknowledged are queued again."""
         self._clock.enter(None)
@@ -138,7 +150,7 @@ class DataConnection(threading.Thread):
         if self._channel is not None:
             self._shared.peer.closed(self._channel)
             in_order = self._queue.dismisses(self.connection_id)
-            self._shared.dialer.close_channel(self._channel, in_order=in_order, at_once=self._queue.is_complete)
+            self._shared.connector.close_channel(self._channel, in_order=in_order, at_once=self._queue.is_complete)
             self._channel = self._pending = None
         self._outbox.clear()
         self._poisoned.clear()
@@ -269,22 +281,28 @@ class DataConnection(threading.Thread):
         reader, clock = self._reader, self._clock
         trouble: Unsendable | None = None
         before: Identity | None = None
+        known: bytes | None = None
         self._hasher.reset()
         clock.enter("read")
         try:
             before = reader.look(item)
+            if self._digests is not None and item.stream is None:
+                known = self._digests.get(before, segment.offset, segment.length)
             if segment.runs and not reader.has_holes(item, segment):
                 raise changed(item, OTHER_BYTES)
         except Unsendable as error:
             trouble = _lasting(error)
+        self._is_hashing = known is None
         if not segment.runs:
             trouble = self._send_data(channel, item, segment.offset, segment.offset + segment.length, trouble)
         else:
             trouble = self._send_pieces(channel, item, segment, trouble)
         if before is not None and trouble is None:
-            digest = self._hasher.digest()
+            digest = known or self._hasher.digest()
             try:
                 seen = reader.confirm(item, before, segment.offset, segment.length, digest)
+                if known is None and self._digests is not None and item.stream is None:
+                    self._digests.add(seen, segment.offset, segment.length, digest)
                 clock.enter(None)
                 return digest, seen
             except Unsendable as error:
@@ -300,7 +318,7 @@ class DataConnection(threading.Thread):
         for start, end, is_data in segment.pieces():
             if is_data:
                 trouble = self._send_data(channel, item, start, end, trouble)
-            else:
+            elif self._is_hashing:
                 self._clock.enter("digest")
                 update_with_zeros(self._hasher, end - start)
         return trouble
@@ -322,13 +340,14 @@ class DataConnection(threading.Thread):
                     trouble = _lasting(error)
             if trouble is not None:
                 view[:] = bytes(size)  # the header has announced these bytes, so something has to be sent
-            clock.enter("digest")
-            self._hasher.update(view)
+            if self._is_hashing:
+                clock.enter("digest")
+                self._hasher.update(view)
             outbox.add_payload(size)
             offset += size
             if limit is not None:
                 clock.enter("limit")
-                limit.wait(size)
+                limit.wait(size, lambda: self._queue.is_over)
                 outbox.flush(channel, more=True)
         return trouble
 
@@ -400,7 +419,17 @@ class DataConnection(threading.Thread):
                 self._queue.put_back([chunk_id], self._epoch)
         else:
             self.counters.mismatches += 1
+            self._forget_digests(chunk_id)
             self._queue.put_back_damaged(chunk_id, self.counters, self._epoch)
+
+    def _forget_digests(self, chunk_id: int) -> None:
+        """Have a chunk hashed anew that arrived with another digest than was sent."""
+        if self._digests is None:
+            return
+        for segment, item in self._shared.manifest.carried(chunk_id):
+            if item.stream is None:
+                with contextlib.suppress(Unsendable):  # it is not what it was: its digests count no more
+                    self._digests.forget(self._reader.look(item), segment.offset)
 
     # --- liveness
 

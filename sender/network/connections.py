@@ -63,6 +63,12 @@ class DataConnections:
     # --- how many
 
     @property
+    def wanted(self) -> int:
+        """How many connections are to be open: those that are, and those that wait for one."""
+        connections = self._connections
+        return sum(each.is_alive() and not self._queue.dismisses(at) for at, each in connections.items())
+
+    @property
     def adapts(self) -> bool:
         """Whether the number of connections adapts, as the user did not choose it."""
         return self._parallelism.adapts

@@ -18,8 +18,7 @@ from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.transport import Channel
 from sender.mailbox import Event, Failed, Mailbox
-from sender.network.dial import Dialer
-from sender.network.pending_opening import PendingOpening
+from sender.network.connector import Connector, Opened
 
 MAILBOX_FRAMES: Final = 64
 """How many of the receiver's frames may be in the mailbox: read, and not acted on yet."""
@@ -65,7 +64,7 @@ class ControlReader(threading.Thread):
 
     def __init__(
         self,
-        dialer: Dialer,
+        connector: Connector,
         link: ControlLink,
         mailbox: Mailbox,
         is_behind: Callable[[], bool],
@@ -73,7 +72,7 @@ class ControlReader(threading.Thread):
     ) -> None:
         """Prepare to open it after `pause_seconds`. While this end `is_behind`, nothing more is read."""
         super().__init__(name="control", daemon=True)
-        self._dialer = dialer
+        self._connector = connector
         self._link = link
         self._mailbox = mailbox
         self._is_behind = is_behind
@@ -90,7 +89,7 @@ class ControlReader(threading.Thread):
         while not self._link.over.is_set():
             opened_at = time.monotonic()
             try:
-                channel, address, incarnation = self._dialer.open_control(self._connected)
+                channel, address, incarnation = self._connector.open_control(self._connected)
                 channel.patience = self._link.check
                 self._mailbox.post(ControlUp(channel, address, incarnation))
                 self._read(channel)
@@ -103,7 +102,7 @@ class ControlReader(threading.Thread):
                 backoff.reset()
             self._link.over.wait(backoff.next())
 
-    def _connected(self, address: Address, pending: PendingOpening) -> None:
+    def _connected(self, address: Address, pending: Opened) -> None:
         info = tcp_info.read(pending.channel.socket)
         rtt_seconds = info.rtt_seconds if info is not None else 0.0
         self._mailbox.post(Connected(address, rtt_seconds, None if pending.must_finish else pending.channel))
@@ -112,7 +111,7 @@ class ControlReader(threading.Thread):
         try:
             self._link.read(channel, lambda body: self._mailbox.post(Received(body, channel)), self._is_behind)
         finally:
-            self._dialer.close_channel(channel)
+            self._connector.close_channel(channel)
 
     def begin_stop(self, channel: Channel | None) -> None:
         """Ask the thread to end. If a channel is open, tell the receiver that nothing follows on it."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filestreamer.credentials.tokens import Chosen, Tokens
+from filestreamer.settings.address import Address as HostPort
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.wire import limits
@@ -29,6 +30,7 @@ from filestreamer.wire.sockets import own_address
 from filestreamer.wire.sockets.addresses import Address, format_address
 from filestreamer.wire.sockets.route import Attempts, Route, TcpRoute
 from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, Deadline, prepare
+from sender.network.connector import OnHello
 from sender.network.control_state import ControlState
 from sender.network.path_mtu import PathMtu
 from sender.network.pending_opening import PendingOpening
@@ -36,9 +38,6 @@ from sender.settings import SenderSettings
 
 if TYPE_CHECKING:
     from filestreamer.credentials.trust import Secured, Trust
-
-OnHello = Callable[[Address, PendingOpening], None]
-"""Called with each address that control reaches, when Hello was said there."""
 
 
 class _Link(NamedTuple):
@@ -117,7 +116,7 @@ class Dialer:
         """Return the attempts to connect to the receiver, at one of these addresses where it has several."""
         return self._route.attempts(limits.OPENING_SILENCE_SECONDS, self._register, addresses)
 
-    def open_data(self, connection_id: int) -> PendingOpening:
+    def open_data(self, connection_id: int, is_wanted: Callable[[], bool]) -> PendingOpening:  # noqa: ARG002
         """Open a data connection to the address of control, once control is that far.
 
         Chunks may be sent on it. Without a token, the receiver has not answered Hello yet: hand what comes first to the
@@ -253,7 +252,8 @@ class Dialer:
 
 def _tcp_route(settings: SenderSettings) -> TcpRoute:
     to = settings.to
-    assert to is not None  # only a list of what would be offered goes without it
+    # Only a list of what would be offered goes without it, and ssh has a route of its own.
+    assert isinstance(to, HostPort)
     return TcpRoute(to.host, to.port, str(to), settings.source_address)
 
 

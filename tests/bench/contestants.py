@@ -10,7 +10,6 @@ import functools
 import json
 import mmap  # noqa: TID251 - memory of no file
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -399,27 +398,6 @@ def _socat_tls(place: Place, source: Path, target: Path) -> Run:
     return usage.run(time.perf_counter() - usage.begun)
 
 
-def _scp(place: Place, source: Path, target: Path) -> Run:
-    port = free_port()
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in ("host", "user"):
-            make_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{scratch}/{name}"]
-            subprocess.run(make_key, check=True)
-        Path(scratch, "server").write_text(
-            f"Port {port}\nListenAddress {place.host}\nHostKey {scratch}/host\nPidFile none\nStrictModes no\n"
-            f"AuthorizedKeysFile {scratch}/user.pub\nSubsystem sftp internal-sftp\n"
-        )
-        options = ["-F", "/dev/null", "-i", f"{scratch}/user", "-P", port, "-c", "aes128-gcm@openssh.com"]
-        for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "LogLevel=ERROR"):
-            options += ["-o", option]
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd gives its privileges up in there
-        server = [shutil.which("sshd"), "-D", "-f", f"{scratch}/server"]
-        with serving(server, port, place, grace_seconds=SETTLE_SECONDS) as usage:
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            seconds = timed(["scp", *options, source, f"{user}@{place.host}:{target}"], place, usage)
-    return usage.run(seconds)
-
-
 def _gridftp(streams: int, place: Place, source: Path, target: Path) -> Run:
     port = free_port()
     server = ["globus-gridftp-server", "-aa", "-allow-root", "-anonymous-user", "root", "-home-dir", "/"]
@@ -580,11 +558,6 @@ def wdt(ports: int = 2, *, is_encrypted: bool = False) -> Contestant:
 def socat_tls() -> Contestant:
     """Return socat over TLS 1.3, for one file."""
     return Contestant("socat, TLS", _socat_tls, "socat", keeps_times=False)
-
-
-def scp() -> Contestant:
-    """Return scp to an sshd of its own, with its fastest cipher, for one file."""
-    return Contestant("scp", _scp, "sshd", keeps_times=False)
 
 
 def iperf3(streams: int = 1) -> Contestant:

@@ -3,6 +3,7 @@
     make bench                                   every case that this machine can run
     make bench ARGS=quick                        the pair and cp, 1 GiB: half a minute
     make bench ARGS="large files --rounds 3"     some cases
+    make bench ARGS=ssh                          all cases whose names begin with ssh-
     make bench ARGS="large --only cp,rsync"      the pair and those
 
 Prints a table for each case. All runs, tables and pictures are in build/bench: results.json, results.md, speed.svg and
@@ -19,13 +20,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from filestreamer.wire.limits import GIB, KIB, MIB
 from tests.bench import contestants as c
-from tests.bench import report
+from tests.bench import report, ssh
 from tests.bench.data import Data, difference
 from tests.bench.link import LINKS, Link, link
 
@@ -55,6 +56,20 @@ class Case(NamedTuple):
 def pairs(flag: str, *values: object) -> tuple[c.Contestant, ...]:
     """Return the pair with each of these values of a flag."""
     return tuple(c.filestreamer(flag, value, name=f"{flag} {value}") for value in values)
+
+
+def one_command(connections: int) -> tuple[c.Contestant, ...]:
+    """Return who starts the far side over ssh; each of several connections has as many."""
+    return (
+        ssh.filestreamer("--via", "direct", name="direct, TLS"),
+        ssh.filestreamer("--via", "direct", "--no-tls", name="direct, no TLS"),
+        ssh.filestreamer("--via", "ssh", name="via ssh"),
+        ssh.scp(),
+        ssh.rsync(),
+        ssh.mscp(connections),
+        ssh.bbcp(connections),
+        ssh.escp(connections),
+    )
 
 
 def cases(disk: str) -> dict[str, Case]:
@@ -113,7 +128,7 @@ def cases(disk: str) -> dict[str, Case]:
                 c.wdt(is_encrypted=True),
                 c.wdt(),
                 c.socat_tls(),
-                c.scp(),
+                ssh.scp(),
             ),
             Data(2 * GIB),
         ),
@@ -145,6 +160,19 @@ def cases(disk: str) -> dict[str, Case]:
             is_optional=True,
         ),
     }
+    for end, between in (("", None), ("-50ms", LINKS["50ms-0.01"])):
+        where = "" if between is None else f" over {between}"
+        by_ssh = one_command(2 if between is None else 8)
+        found[f"ssh-large{end}"] = Case(f"1 GiB by one command{where}", by_ssh, Data(GIB), over=between)
+        # Over a long link several peers take some round-trips for each file.
+        found[f"ssh-files{end}"] = Case(
+            f"10 000 files of 4 to 64 KiB by one command{where}",
+            by_ssh,
+            small,
+            over=between,
+            most_rounds=1 if between else None,
+            is_optional=between is not None,
+        )
     for gib in (1, 16):
         many = c.filestreamer("--connections", 64, name="64 connections")
         found[f"memory-{gib}"] = Case(
@@ -166,7 +194,9 @@ def cases(disk: str) -> dict[str, Case]:
 def main() -> None:
     """Measure the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", help="which; default: all but the optional ones (%(prog)s --list)")
+    parser.add_argument(
+        "case", nargs="*", help="which, or how several begin; default: all but the optional ones (%(prog)s --list)"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases, and measure nothing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="parts of peers' names, with commas between; default: all")
@@ -178,13 +208,15 @@ def main() -> None:
     every = cases(settings.disk)
     if settings.list:
         for name, case in every.items():
-            print(f"{name:14}{case.title}{' (optional)' * case.is_optional}")
+            print(f"{name:16}{case.title}{' (optional)' * case.is_optional}")
         return
-    if unknown := set(settings.case) - every.keys():
-        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    try:
+        names = chosen(settings.case, every)
+    except LookupError as error:
+        parser.error(f"no such case: {error}")
     wanted = [part for part in settings.only.split(",") if part]
     has_failed = False
-    for name in settings.case or [name for name, case in every.items() if not case.is_optional]:
+    for name in names:
         case = every[name]
         first, *others = case.contestants
         others = [
@@ -203,6 +235,22 @@ def main() -> None:
         print("", *report.table(saved), sep="\n", flush=True)
         has_failed |= bool(saved["failed"])
     sys.exit(has_failed)
+
+
+def chosen(asked: Sequence[str], every: Mapping[str, Case]) -> list[str]:
+    """Return the cases of these names, or that begin so (`ssh`: `ssh-large`, ...); of none, all but the optional ones.
+
+    Raises LookupError with a name that is neither.
+    """
+    if not asked:
+        return [name for name, case in every.items() if not case.is_optional]
+    found = []
+    for each in asked:
+        names = [each] if each in every else [name for name in every if name.startswith(f"{each}-")]
+        if not names:
+            raise LookupError(each)
+        found += names
+    return found
 
 
 def measure(name: str, case: Case, rounds: int) -> report.Saved:

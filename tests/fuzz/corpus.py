@@ -28,7 +28,10 @@ class Corpus(NamedTuple):
 
 
 SMALL_BYTES = 2048
-BESIDE = (("sender", 2, ("Withdrawn", "Zeros")), ("receiver", 1, ("Declined", "Notice", "Zeros", "Verdicts")))
+BESIDE = (
+    ("sender", 2, ("Withdrawn", "Zeros", "Connections")),
+    ("receiver", 1, ("Declined", "Notice", "Zeros", "Verdicts")),
+)
 """What the ends say beside the example, each behind so many of its messages."""
 
 

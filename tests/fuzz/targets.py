@@ -28,6 +28,7 @@ from filestreamer.wire.framing import read_body
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Role
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
+from filestreamer.wire.receiver_dials import DialledSenderOpening, DiallingReceiverOpening, Joined
 from filestreamer.wire.session import Session, Side
 from filestreamer.wire.sockets.transport import Channel, Deadline
 from filestreamer.wire.xattr_parts import PartJoiner, split
@@ -120,7 +121,8 @@ def fuzz_conversation(rng: Random, have: Corpus) -> None:
     role = rng.choice((Role.CONTROL, Role.CONTROL, Role.CONTROL, Role.DATA))
     said = have.control_up if me == "receiver" else have.control_down
     read = Reading(mutated_stream(rng, said, have))
-    session = Session(me, role)
+    dialled: Side = rng.choice(("sender", "receiver"))
+    session = Session(me, role, dialled)
     if me == "sender" and rng.random() < 0.8:  # what a sender sends before it receives anything
         for body in have.control_up[: rng.randrange(4)]:
             try_sending(session, decode(body))
@@ -163,6 +165,9 @@ def try_sending(session: Session, message: m.Message) -> None:
         session.sending(message)
     except LocalProtocolError:
         expect(session.state == before, "what was not said changed the state")
+
+
+JOINED: Final = Joined(bytes(16), 0, 8)
 
 
 def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
@@ -221,6 +226,49 @@ def fuzz_sender_opening(rng: Random, have: Corpus) -> None:
     end.enter(answer)
     welcome = decode(answer)
     expect(isinstance(welcome, m.Welcome) and (token is None or welcome.mac == expected), "entered without a proof")
+
+
+def fuzz_dialled_sender_opening(rng: Random, have: Corpus) -> None:
+    """Let a receiver that dials in only by a Greeting with a role and, with a token, the one proof of this opening."""
+    token, certificate = rng.choice((None, TOKEN)), rng.choice((b"", bytes(32)))
+    end = DialledSenderOpening(token, certificate, join=lambda _: JOINED)
+    their_token = rng.choice((token, token, TOKEN, None))
+    theirs = DiallingReceiverOpening(bytes(16), rng.choice(tuple(Role)), their_token, certificate)
+    greeting = theirs.greeting_body
+    if rng.random() < 0.5:
+        greeting = mutated_body(rng, have) if rng.random() < 0.5 else changed(rng, greeting, some_body(rng, have))
+    hello = end.take(greeting)
+    said = decode(greeting)
+    expect(isinstance(said, m.Greeting) and said.role is not None, "another body than the Greeting of one that dials")
+    expect(hello is not None and not end.is_over, "let in by the Greeting")
+    transcript = auth.Transcript(greeting, hello or b"", certificate, "sender")
+    expected = transcript.receiver_proof(token) if token else b""
+    answer = encode(m.Welcome(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
+    proof = end.take(answer)
+    welcome = decode(answer)
+    is_proved = isinstance(welcome, m.Welcome) and (token is None or welcome.mac == expected)
+    expect(end.is_over and is_proved, "let in without a proof")
+    expect((proof is None) == (token is None), "a proof without a token, or none with one")
+
+
+def fuzz_dialling_receiver_opening(rng: Random, have: Corpus) -> None:
+    """Enter, as a receiver that dials, only where Hello fits and the sender proved the token where there is one."""
+    token, role = rng.choice((None, TOKEN)), rng.choice(tuple(Role))
+    end = DiallingReceiverOpening(bytes(16), role, token)
+    hello = encode(corpora.HELLO._replace(role=rng.choice(tuple(Role)), connection_id=0, can_prove=rng.random() < 0.8))
+    if rng.random() < 0.5:
+        hello = mutated_body(rng, have) if rng.random() < 0.5 else changed(rng, hello, some_body(rng, have))
+    welcome = decode(end.answer(hello))
+    expect(decode(hello) == end.hello and end.hello.role is role, "answered another Hello")
+    assert isinstance(welcome, m.Welcome)
+    expect(bool(welcome.mac) == (token is not None), "a proof without a token")
+    if token is None:
+        return
+    expected = auth.Transcript(end.greeting_body, hello, b"", "sender").sender_proof(token, welcome.mac)
+    answer = encode(m.Proof(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
+    end.enter(answer)
+    proof = decode(answer)
+    expect(isinstance(proof, m.Proof) and proof.mac == expected, "entered without a proof")
 
 
 def decode_proof(body: bytes) -> bytes:
@@ -446,6 +494,12 @@ TARGETS: dict[str, FuzzTarget] = {
     "xattrs": FuzzTarget(fuzz_xattrs, 2, (RemoteProtocolError,), WIRE_CODES),
     "receiver opening": FuzzTarget(fuzz_receiver_opening, 8, (RemoteProtocolError, Ended), OPENING_CODES),
     "sender opening": FuzzTarget(fuzz_sender_opening, 8, (RemoteProtocolError, Refused), frozenset(Code)),
+    "dialled sender opening": FuzzTarget(
+        fuzz_dialled_sender_opening, 4, (RemoteProtocolError, Refused), frozenset(Code)
+    ),
+    "dialling receiver opening": FuzzTarget(
+        fuzz_dialling_receiver_opening, 4, (RemoteProtocolError, Refused), frozenset(Code)
+    ),
     "channel": FuzzTarget(fuzz_channel, 6, (RemoteProtocolError, ConnectionLost), WIRE_CODES),
     "handshake": FuzzTarget(
         fuzz_handshake, 8, (RemoteProtocolError, ConnectionLost, Ended), WIRE_CODES | OPENING_CODES

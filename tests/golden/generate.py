@@ -40,6 +40,9 @@ FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "str
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
 HELLO_CONTROL = m.Hello(1, 1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE, True, FEATURES)
+GREETING_CONTROL = GREETING._replace(role=m.Role.CONTROL)
+GREETING_DATA = GREETING._replace(role=m.Role.DATA)
+"""Where the receiver dials."""
 HELLO_DATA = HELLO_CONTROL._replace(role=m.Role.DATA, connection_id=7)
 MOST_FEATURES = tuple(sorted(f"a-feature-of-a-later-version-{number:03}" for number in range(28)))
 """As many of the longest names as a frame of the opening has room for."""
@@ -66,6 +69,8 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a receiver that wants a token", GREETING),
     ("a receiver that lets everybody in", GREETING_OPEN),
     ("a receiver that speaks versions 1 to 3", GREETING_OPEN._replace(highest_version=3)),
+    ("a receiver that dials, for control", GREETING_CONTROL),
+    ("a receiver that dials, for data, and has no token", GREETING_OPEN._replace(role=m.Role.DATA)),
     ("a control connection; connection_id is 0 and so not on the wire", HELLO_CONTROL),
     ("the last of eight data connections", HELLO_DATA),
     ("a receiver that names no feature", GREETING._replace(features=())),
@@ -165,6 +170,8 @@ MESSAGES: list[tuple[str, m.Message]] = [
         m.Zeros((m.SegmentRange(1, 0, 100), m.SegmentRange(2, 7, 1))),
     ),
     ("a heartbeat of a receiver whose reader takes nothing", m.Progress(m.Phase.WAITING, 1 << 20, 0)),
+    ("a sender that wants eight data connections, where the receiver dials", m.Connections(8)),
+    ("a sender that wants no data connection, likewise; the empty message", m.Connections(0)),
     ("the heartbeat of a receiver that syncs", m.Progress(m.Phase.SYNCING, 5_000_000_000, 1 << 40)),
     ("a heartbeat with stages", m.Progress(m.Phase.MOVING, 1 << 20, 0, (1_500_000, 0, 1, 1 << 40))),
     ("a heartbeat of a receiver that removes what is not listed", m.Progress(m.Phase.SYNCING, 1 << 20, 0, (), 7)),
@@ -235,6 +242,10 @@ def opening_steps(
     if token is None:
         return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b""))]
     transcript = auth.Transcript(encode(greeting), encode(hello), certificate, tls_server)
+    if greeting.role is not None:  # the receiver dials, and who was dialled proves last
+        mac = transcript.receiver_proof(token)
+        proof = transcript.sender_proof(token, mac)
+        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(mac)), ("sender", m.Proof(proof))]
     proof = transcript.sender_proof(token)
     mac = transcript.receiver_proof(token, proof)
     return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", m.Welcome(mac))]
@@ -242,16 +253,21 @@ def opening_steps(
 
 def opening() -> dict[str, Any]:
     """Build openings that succeed, with and without a token."""
-    cases: list[tuple[str, m.Hello, str | None, bytes, Side | None]] = [
-        ("control, with a token", HELLO_CONTROL, TOKEN, b"", None),
-        ("data, with a token outside ASCII", HELLO_DATA, "Schlüssel aus 25 Zeichen!", b"", None),
-        ("data, with a token, inside TLS", HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "receiver"),
-        ("data, with a token, inside TLS whose server is the sender", HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "sender"),
-        ("control, without a token", HELLO_CONTROL._replace(can_prove=False), None, b"", None),
+    no_token = HELLO_CONTROL._replace(can_prove=False)
+    greeting_no_token = GREETING_CONTROL._replace(token_required=False)
+    dialled = "where the receiver dials"
+    cases: list[tuple[str, m.Greeting, m.Hello, str | None, bytes, Side | None]] = [
+        ("control, with a token", GREETING, HELLO_CONTROL, TOKEN, b"", None),
+        ("data, with a token outside ASCII", GREETING, HELLO_DATA, "Schlüssel aus 25 Zeichen!", b"", None),
+        ("data, with a token, inside TLS", GREETING, HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "receiver"),
+        ("control, without a token", GREETING_OPEN, no_token, None, b"", None),
+        (f"control, with a token, {dialled}", GREETING_CONTROL, HELLO_CONTROL, TOKEN, b"", None),
+        (f"data, with a token, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, b"", None),
+        (f"data, with a token, inside TLS, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "sender"),
+        (f"control, without a token, {dialled}", greeting_no_token, no_token, None, b"", None),
     ]
     vectors = []
-    for description, hello, token, certificate, server in cases:
-        greeting = GREETING if token else GREETING_OPEN
+    for description, greeting, hello, token, certificate, server in cases:
         secret = token.encode() if token else None
         steps = opening_steps(greeting, hello, secret, certificate, server or "receiver")
         frames = [{"from": who, **frame_vector(message)} for who, message in steps]
@@ -504,6 +520,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("features that are not sorted", greeting(f6=[b"trees", b"shards"]), "Greeting.features"),
     ("a feature twice", greeting(f6=[b"trees", b"trees"]), "Greeting.features"),
     ("a feature that is not UTF-8", greeting(f6=[b"\xff"]), "does not parse"),
+    ("a receiver that dials for a role that is unknown", greeting(f7=3), "Greeting.role"),
     ("33 features of the sender", hello(f9=[b"%02d" % number for number in range(33)]), "Hello.features"),
     ("a feature of the sender in capitals", hello(f9=[b"TREES"]), "Hello.features"),
     ("a feature of the sender twice", hello(f9=[b"a", b"a"]), "Hello.features"),
@@ -559,6 +576,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a heartbeat without a phase", pb((20, b"")), "Progress.phase"),
     ("a heartbeat of an unknown phase", pb((20, pb((1, 5)))), "Progress.phase"),
     ("a heartbeat with 17 stages", pb((20, pb((1, 2), (4, bytes(17))))), "Progress.stage_microseconds"),
+    ("257 data connections are wanted", pb((28, pb((1, 257)))), "Connections.wanted"),
     ("a root digest of 15 bytes", pb((21, pb((1, 1), (2, bytes(15))))), "Finish.root_digest"),
     ("nothing is declined", pb((24, b"")), "the number of Declined.entries"),
     ("513 entries are declined", pb((24, pb(*[(1, DECLINED)] * 513))), "the number of Declined.entries"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import report, run
+from tests.bench import report, run, ssh
 from tests.bench.contestants import Contestant, Place, Run, cp, filestreamer, steady_seconds
 from tests.bench.data import Data, difference
 from tests.support.services import UNIT
@@ -47,6 +47,27 @@ def test_the_pair_over_tls(tmp_path: Path) -> None:
     saved = run.measure("a-case", case(tmp_path, Data(300_000), filestreamer(is_secured=True)), rounds=1)
     assert saved["failed"] == {}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(6 * UNIT)
+@pytest.mark.parametrize("data", [Data(300_000), TREE], ids=["file", "tree"])
+def test_by_one_command_over_ssh(tmp_path: Path, data: Data) -> None:
+    if not ssh.scp().is_there:
+        assert os.environ.get("CI") != "true", "these take openssh-server and openssh-client"
+        pytest.skip("sshd is not installed")
+    there = [each for each in (ssh.scp(), ssh.rsync(), ssh.mscp(2), ssh.bbcp(2), ssh.escp(2)) if each.is_there]
+    saved = run.measure("a-case", case(tmp_path, data, *there), rounds=1)
+    assert saved["failed"] == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cases_are_chosen_by_name_or_by_how_it_begins() -> None:
+    every = run.cases("/tmp")
+    assert run.chosen(["ssh"], every) == ["ssh-large", "ssh-files", "ssh-large-50ms", "ssh-files-50ms"]
+    assert run.chosen(["files", "quick"], every) == ["files", "quick"]
+    assert "quick" not in run.chosen([], every)
+    with pytest.raises(LookupError, match="scp"):
+        run.chosen(["quick", "scp"], every)
 
 
 def test_copies_are_kept_until_the_round_is_over(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from filestreamer.wire import limits
+from filestreamer.wire import auth, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
-from filestreamer.wire.session import Side
-from tests.support.certificates import Authority
+from filestreamer.wire.receiver_dials import DiallingReceiverOpening
+from tests.support.certificates import Authority, Pem
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, read_chunk
 from tests.support.services import UNIT, Pair, Service
 from tests.support.waiting import until
@@ -384,13 +384,8 @@ def shake_hands(context: ssl.SSLContext, server: ssl.SSLContext) -> tuple[ssl.SS
     return client, accepted[0]
 
 
-@pytest.mark.parametrize("dialled", ["both", "the receiver"])
-def test_a_relay_with_one_certificate_for_both_ends(tmp_path: Path, dialled: str) -> None:
-    """Two ends that are both TLS clients trust any certificate that their token is bound to.
-
-    The relay passes everything on. Each end writes into its proof who was the TLS server, as it knows it from its own
-    handshake: so the proofs fit only where there is one handshake, and no relay.
-    """
+def seen_twice(tmp_path: Path) -> Pem:
+    """Return the certificate of a relay, which two TLS clients have seen."""
     pem = Authority(tmp_path, "ca").issue("relay")
     as_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     as_server.load_cert_chain(pem.certificate, pem.key)
@@ -402,22 +397,44 @@ def test_a_relay_with_one_certificate_for_both_ends(tmp_path: Path, dialled: str
         with client, server:
             seen.append(client.getpeercert(binary_form=True))
     assert seen[0] == seen[1] is not None
+    return pem
 
-    token = TOKEN.encode()
-    # A receiver that has dialled was a TLS client, so the TLS server was, for it, the sender.
-    receivers_server: Side = "sender" if dialled == "both" else "receiver"
-    receiver = ReceiverOpening(random_id(), token, pem.sha256, tls_server=receivers_server)
-    sender = SenderOpening(token, pem.sha256, tls_server="receiver")
+
+def test_a_relay_with_one_certificate_for_two_ends_that_dial(tmp_path: Path) -> None:
+    """Two ends that are both TLS clients trust any certificate that their token is bound to.
+
+    The relay passes everything on, and takes the role out of the Greeting, which the sender would refuse. Each end
+    writes into its proof who was the TLS server, as it knows it from its own handshake: so the proofs fit only where
+    there is one handshake, and no relay.
+    """
+    pem, token = seen_twice(tmp_path), TOKEN.encode()
+    receiver = DiallingReceiverOpening(random_id(), m.Role.CONTROL, token, pem.sha256)
+    sender = SenderOpening(token, pem.sha256)
+    greeting = decode(receiver.greeting_body)
+    assert isinstance(greeting, m.Greeting)
+
+    with pytest.raises(RemoteProtocolError, match=r"Greeting\.role"):
+        sender.answer(receiver.greeting_body, random_id(), m.Role.CONTROL, 0, 1)
+    hello, proof = sender.answer(encode(greeting._replace(role=None)), random_id(), m.Role.CONTROL, 0, 1)
+    with pytest.raises(RemoteProtocolError, match="does not know the token"):
+        sender.enter(receiver.answer(hello))
+    with pytest.raises(RemoteProtocolError, match="does not know the token"):
+        receiver.enter(proof)
+    # Not only because of the role.
+    of_receiver = auth.Transcript(receiver.greeting_body, hello, pem.sha256, "sender")
+    of_sender = auth.Transcript(receiver.greeting_body, hello, pem.sha256, "receiver")
+    assert of_receiver.receiver_proof(token) != of_sender.receiver_proof(token)
+
+
+def test_the_relay_would_have_the_ends_agree_but_for_that(tmp_path: Path) -> None:
+    """A check of the test above: an end that was dialled, and one that dialled, agree over the same certificate."""
+    pem, token = seen_twice(tmp_path), TOKEN.encode()
+    receiver = ReceiverOpening(random_id(), token, pem.sha256)
+    sender = SenderOpening(token, pem.sha256)
     hello, proof = sender.answer(receiver.greeting_body, random_id(), m.Role.CONTROL, 0, 1)
     assert receiver.receive(hello) is None
-    if dialled == "both":
-        with pytest.raises(RemoteProtocolError, match="the token is wrong"):
-            receiver.receive(proof)
-        with pytest.raises(RemoteProtocolError, match="does not know the token"):
-            sender.enter(encode(receiver.welcome()))
-    else:
-        assert receiver.receive(proof) is not None
-        sender.enter(encode(receiver.welcome()))
+    assert receiver.receive(proof) is not None
+    sender.enter(encode(receiver.welcome()))
 
 
 # --- TLS against clear text

@@ -33,6 +33,8 @@ CONTROL: dict[Side, list[m.Message]] = {
         m.Complete(True),
     ],
 }
+CONTROL_DIALLED = {**CONTROL, "sender": [*CONTROL["sender"], m.Connections(4)]}
+"""Of a sender that was dialled."""
 DATA: dict[Side, list[m.Message]] = {
     "sender": [m.ChunkHeader(0, (m.Segment(0, 0, 8),))],
     "receiver": [m.ChunkAck(m.Verdict.OK, (0,))],
@@ -46,6 +48,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     said: dict[Side, list[m.Message]]
     role: m.Role
+    dialled: Side = "receiver"
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     def connect(self) -> None:
         """Begin, or begin again: what was under way is lost with the old connection."""
-        self.ends = {side: Session(side, self.role) for side in SIDES}
+        self.ends = {side: Session(side, self.role, self.dialled) for side in SIDES}
         self.under_way: dict[Side, deque[m.Message]] = {side: deque() for side in SIDES}
         self.aborted_itself: set[Side] = set()
 
@@ -140,6 +143,13 @@ class ControlEnds(TwoEnds):
     role = m.Role.CONTROL
 
 
+class ControlEndsOfADialledSender(ControlEnds):
+    """The same where the receiver dials."""
+
+    said = CONTROL_DIALLED
+    dialled = "sender"
+
+
 class DataEnds(TwoEnds):
     """A data connection."""
 
@@ -150,6 +160,8 @@ class DataEnds(TwoEnds):
 PATIENT = settings(max_examples=400, stateful_step_count=40)
 TestControl = ControlEnds.TestCase
 TestControl.settings = PATIENT
+TestControlOfADialledSender = ControlEndsOfADialledSender.TestCase
+TestControlOfADialledSender.settings = PATIENT
 TestData = DataEnds.TestCase
 TestData.settings = settings(max_examples=50, stateful_step_count=20)
 

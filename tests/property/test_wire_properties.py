@@ -18,6 +18,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, LocalProtocolError, R
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid, comfortable_chunk_size, smallest_chunk_size
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
+from filestreamer.wire.receiver_dials import DialledSenderOpening, DiallingReceiverOpening, Joined
 from filestreamer.wire.session import Session, Side, State
 from filestreamer.wire.sockets.transport import Channel
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, unpacked
@@ -59,7 +60,8 @@ XATTRS = st.builds(
 @st.composite
 def greetings(draw: st.DrawFn) -> m.Greeting:
     lowest, highest = sorted([draw(integers(U32, 1)), draw(integers(U32, 1))])
-    return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()), draw(features))
+    role = draw(st.sampled_from([None, *m.Role]))
+    return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()), draw(features), role)
 
 
 @st.composite
@@ -190,6 +192,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         integers(U64),
     ),
+    "Connections": st.builds(m.Connections, integers(limits.CONNECTIONS_MAX)),
     "Finish": finishes(),
     "Complete": st.builds(m.Complete, st.booleans(), integers(U63), integers(U63), integers(U63)),
     "Verdicts": st.builds(m.Verdicts, tuples_of(entry_verdicts(), 1)),
@@ -457,10 +460,15 @@ def test_any_bytes_are_a_frame_or_refused(wire: bytes, limit: int) -> None:
 # --- opening -----------------------------------------------------------------------------------------------------
 
 
+JOINED = Joined(bytes(16), 0, 1)
+
+
 @given(mutated() | messages.map(encode), st.sampled_from([None, b"sixteen bytes or more"]))
 def test_any_body_in_an_opening_is_answered_or_refused(body: bytes, token: bytes | None) -> None:
     """At either end, at any step."""
     receiver, sender = ReceiverOpening(bytes(16), token), SenderOpening(token)
+    dialled = DialledSenderOpening(token, join=lambda _: JOINED)
+    dialling = DiallingReceiverOpening(bytes(16), m.Role.DATA, token)
     transfer = m.Role.DATA, 0, 1
     steps: list[Callable[[], object]] = [
         lambda: receiver.receive(body),
@@ -468,6 +476,12 @@ def test_any_body_in_an_opening_is_answered_or_refused(body: bytes, token: bytes
         lambda: receiver.receive(body) if token else None,
         lambda: SenderOpening(token).answer(body, bytes(16), *transfer),
         lambda: sender.enter(body),
+        lambda: DialledSenderOpening(token, join=lambda _: JOINED).take(body),
+        lambda: dialled.take(dialling.greeting_body),
+        lambda: dialled.take(body),
+        lambda: DiallingReceiverOpening(bytes(16), m.Role.DATA, token).answer(body),
+        lambda: dialling.answer(encode(dialled.hello)) if dialled.hello else None,
+        lambda: dialling.enter(body) if token else None,
     ]
     for step in steps:
         with contextlib.suppress(RemoteProtocolError, Refused):

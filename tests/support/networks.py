@@ -35,6 +35,10 @@ class End(NamedTuple):
         command = ["ip", "-n", self.name, *" ".join(map(str, words)).split()]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
+    def run(self, *command: str) -> str:
+        """Run a command in it; return what that has printed."""
+        return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True).stdout
+
     def add(self, address: str) -> None:
         """Give the interface an address, written with its prefix length."""
         self.ip("address add", address, "dev", INTERFACE, "nodad" if ":" in address else "")
@@ -48,6 +52,17 @@ class End(NamedTuple):
     def make_hole(self, address: str) -> None:
         """Let what is sent to an address on the link vanish without an answer."""
         self.ip("neighbor replace", address, "lladdr", NOBODYS_CARD, "dev", INTERFACE, "nud permanent")
+
+    def nft(self, ruleset: str) -> None:
+        """Load rules of netfilter (Debian: nftables)."""
+        assert shutil.which("nft") is not None, "the command nft is missing: install it (Debian: package nftables)"
+        command = [*self.inside, "nft", "-f", "-"]
+        subprocess.run(command, input=ruleset, check=True, capture_output=True, text=True)
+
+    def admit_only(self, port: int, verdict: str = "drop") -> None:
+        """Do that with what comes over the link to another TCP port: `drop`, `reject with tcp reset`, ..."""
+        rule = f'iifname "{INTERFACE}" tcp dport != {port} {verdict}'
+        self.nft(f"table inet firewall {{\nchain in {{\ntype filter hook input priority 0\n{rule}\n}}\n}}\n")
 
     def set_names(self, names: Mapping[str, Sequence[str]], *, server: str | None = None) -> None:
         """Set the addresses of names, and the name server that is asked for others."""

@@ -1,4 +1,4 @@
-"""The certificate that a receiver shows over TLS: the one of --tls-cert, or one that is made for this run.
+"""The certificate that the end that listens shows over TLS: the one of --tls-cert, or one that is made for this run.
 
 The files are read again when they have changed. The certificate of a run has no file, and lives in memory alone.
 """
@@ -10,27 +10,31 @@ from typing import TYPE_CHECKING, Any
 from filestreamer.settings import renewed, values
 from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.own_certificate import OwnCertificate
+from filestreamer.wire.session import Side
 
 if TYPE_CHECKING:
     from filestreamer.wire.sockets import tls
 
 Current = Callable[[], tuple[ssl.SSLContext | None, bytes]]
-"""Returns the TLS context of this receiver now, and the SHA-256 of its certificate; (None, b"") for clear text."""
+"""Returns the TLS context of this end now, and the SHA-256 of its certificate; (None, b"") for clear text."""
 
 
-def current(settings: CommonSettings, hosts: list[str], token: str | None, log: Any) -> Current:
-    """Return what returns the certificate now, for a receiver that listens on `hosts`, and log that of now.
+def current(
+    settings: CommonSettings, hosts: list[str], token: str | None, log: Any, side: Side = "receiver"
+) -> Current:
+    """Return what returns the certificate now, for a `side` that listens on `hosts`, and log that of now.
 
-    `token` is what senders have to prove: it may vouch for the certificate. Raises UsageError.
+    `token` is what peers have to prove: it may vouch for the certificate. Raises UsageError.
     """
+    peers = "senders" if side == "receiver" else "receivers"
     if not settings.tls:
         return renewed.constant((None, b""))
     read = _reader(settings, hosts)
     seen = renewed.look(path for path in (settings.tls_cert, settings.tls_key, settings.tls_ca) if path is not None)
     contexts = renewed.Renewed(read(), seen, read, log)
-    own = OwnCertificate("receiver", settings.tls_cert, log) if settings.tls_cert is not None else None
+    own = OwnCertificate("receiver", settings.tls_cert, log, peers) if settings.tls_cert is not None else None
     told = contexts.get().sha256
-    _report(settings, token, told, log)
+    _report(settings, token, told, log, peers)
 
     def get() -> tuple[ssl.SSLContext | None, bytes]:
         nonlocal told
@@ -59,16 +63,16 @@ def _reader(settings: CommonSettings, hosts: list[str]) -> "Callable[[], tls.Own
     return lambda: tls.ephemeral_server_context(made, ca)
 
 
-def _report(settings: CommonSettings, token: str | None, certificate_sha256: bytes, log: Any) -> None:
-    """Log the certificate, and what senders pass so that they trust it."""
+def _report(settings: CommonSettings, token: str | None, certificate_sha256: bytes, log: Any, peers: str) -> None:
+    """Log the certificate, and what `peers` pass so that they trust it."""
     shown = certificate_sha256.hex()
     enough = values.VOUCHING_CHARACTERS_MIN
     if token is not None and len(token) >= enough:
-        log.info("certificate", sha256=shown, hint="senders pass --tls: the token vouches for the certificate")
+        log.info("certificate", sha256=shown, hint=f"{peers} pass --tls: the token vouches for the certificate")
         return
     why = "there is no token" if token is None else f"the token has fewer than {enough} characters"
     if settings.tls_cert is not None:
-        log.info("certificate", sha256=shown, hint=f"senders pass --tls-ca, or --tls-pin {shown}: {why}")
+        log.info("certificate", sha256=shown, hint=f"{peers} pass --tls-ca, or --tls-pin {shown}: {why}")
         return
-    reason = f"it is of this run alone, and {why}: senders have to pass --tls-pin {shown}"
+    reason = f"it is of this run alone, and {why}: {peers} have to pass --tls-pin {shown}"
     log.warning("certificate", sha256=shown, reason=reason)

@@ -1,7 +1,8 @@
 """The end of a connection that was dialled: it listens, and takes whoever comes through the opening.
 
 1. `acceptor`   accepts connections, and takes many through their opening at once: one thread, nothing ever blocks;
-2. `handshake`  one of them: TLS handshake, then the frames of the opening, as far as the bytes reach.
+2. `handshake`  one of them: TLS handshake, then the frames of the opening, as far as the bytes reach;
+3. `listeners`  the sockets of --listen.
 
 What is said in an opening, and who proves what first, is that of the service: an `Opening`
 (`filestreamer.wire.opening`).

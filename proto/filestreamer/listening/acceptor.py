@@ -21,6 +21,7 @@ from typing import Any, Final, Generic, NamedTuple
 from filestreamer.listening.handshake import Handshake, O
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError
+from filestreamer.wire.sockets.own_address import is_peer_here
 
 HANDSHAKES: Final = 512
 """Connections that may be in their opening at once, where there is memory for them."""
@@ -119,7 +120,7 @@ class Acceptor(Generic[O]):
         if is_full and self._handshakes:
             self.turn_away(self._handshake_to_evict(), Code.LIMIT, "too many connections are being opened")
         try:
-            if listener.marker and not _is_from_here(sock):
+            if listener.marker and not is_peer_here(sock):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             tls, certificate_sha256 = (None, b"") if listener.marker else self._tls()
             handshake = Handshake(sock, self._opening(certificate_sha256), tls, listener.marker)
@@ -212,8 +213,3 @@ class Acceptor(Generic[O]):
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
-
-
-def _is_from_here(sock: socket.socket) -> bool:
-    """Whether a connection comes from this very machine, so that nobody on the way can read it."""
-    return sock.family == socket.AF_UNIX or sock.getpeername()[0] == sock.getsockname()[0]

@@ -189,7 +189,9 @@ class Handshake(Generic[O]):
         self.is_refused = True
         with contextlib.suppress(OSError, ValueError):
             if self._is_secured:
-                self._say(frame(m.Refusal(code, reason)))
+                # A sender that was dialled has said its last frame of the opening when that is over.
+                has_ended = self.opening.is_over and self.opening.side == "sender"
+                self._say(frame(m.Abort(code, reason) if has_ended else m.Refusal(code, reason)))
             elif self._speaks_clear_text:
                 self.socket.send(frame(m.Refusal(Code.POLICY, self._speaks_tls)))
             if self._unsent:

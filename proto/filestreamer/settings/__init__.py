@@ -6,5 +6,6 @@
 4. `config_file`  reads the config file, and checks the keys of both services;
 5. `values`       reads the value of a setting; `address` reads HOST:PORT, and `sizes` reads and writes sizes and rates;
 6. `own_token`    the token that receivers and senders of one user on one machine share if they are given none;
-7. `renewed`      reads files again when they have changed; `own_certificate` tells when this side's has expired.
+7. `renewed`      reads files again when they have changed; `own_certificate` tells when this side's has expired;
+8. `completion`   answers shells that complete a command line.
 """

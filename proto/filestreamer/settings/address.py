@@ -96,3 +96,11 @@ def _check_interface(host: str) -> None:
         raise ValueError(f"a link-local address needs its interface, such as {address}%eth0")
     if percent and not is_link_local:
         raise ValueError(f"only link-local addresses (fe80::...) have an interface: write {address}")
+
+
+def peer(value: object) -> Address:
+    """Read an address to connect to; without a host it is one of this machine."""
+    address = parse_address(value)
+    if address.port == 0:
+        raise ValueError(f"{value!r} is not an address to connect to: ports begin at 1")
+    return address if address.host else address._replace(host="localhost")

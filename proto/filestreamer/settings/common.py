@@ -103,7 +103,7 @@ class CommonSettings:
     """Where the JSON result of each transfer is written, beside standard output."""
 
     tolerate: tuple[tuple[str, ...], ...] = several(
-        values.words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
+        values.Words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
         "Exit with 0 if entries were skipped only as: vanished, changed, unreadable, declined, attribute.",
         metavar="KIND,...",
     )

@@ -59,11 +59,16 @@ def read_settings(defined: Mapping[str, Definition], service: Side, path: str, o
     document = _load_object(path, origin)
     sections = {name: document.pop(name, None) for name in SERVICES}
     found = _entries(path, "", document, COMMON_KEYS.union(*OWN_KEYS.values()))
+    of_section: dict[str, Found] = {}
     for name, content in sections.items():
         entries = _entries(path, name, content, COMMON_KEYS | OWN_KEYS[name])
         if name == service:
             found |= entries
+            of_section = entries
     own = {name: found[definition.key] for name, definition in defined.items() if definition.key in found}
+    for name, definition in defined.items():
+        if definition.is_own and definition.key not in of_section:
+            own.pop(name, None)
     return {name: _shaped(item, defined[name]) for name, item in own.items()}
 
 

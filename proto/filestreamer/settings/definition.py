@@ -28,6 +28,11 @@ class Definition(NamedTuple):
     """For a setting that names a file: the variable, without prefix, that may hold the content of the file instead."""
     multiple: bool = False
     """Whether it may be given several times: as a list in the config file, as one line each in a variable."""
+    bare: str | None = None
+    """The value of a flag that is given without one; None: it needs a value."""
+    is_own: bool = False
+    """Whether the shared key and the shared variable of this name are for the other service: then only the section of
+    this service, and its own variable, count."""
 
     @property
     def key(self) -> str:
@@ -53,17 +58,18 @@ class Definition(NamedTuple):
         return click.Option(
             [name, self.flag],
             type=self.read,
-            is_flag=True if self.read is bool else None,
+            is_flag=True if self.read is bool else None if self.bare is None else False,
             help=self.help,
             metavar=self.metavar,
             multiple=self.multiple,
             show_default=self.default not in (None, False),
             **({"required": True} if self.required else {"default": self.default}),
+            **cast(dict[str, Any], {} if self.bare is None else {"flag_value": self.bare}),
         )
 
     def variables(self, service: Side) -> Iterator[tuple[str, type[str]]]:
         """Yield the variables of this setting, strongest first, each with the type that its value must have."""
-        for prefix in (f"{PREFIX}{service.upper()}_", PREFIX):
+        for prefix in (f"{PREFIX}{service.upper()}_", *(() if self.is_own else (PREFIX,))):
             yield f"{prefix}{self.key.upper()}", str
             if self.literal:
                 yield f"{prefix}{self.literal}", values.Literally
@@ -86,6 +92,8 @@ def setting(
     flag: str = "",
     metavar: str | None = None,
     literal: str | None = None,
+    bare: str | None = None,
+    is_own: bool = False,
     is_secret: bool = False,
 ) -> T:
     """Define a setting, as the default of a dataclass field.
@@ -93,9 +101,11 @@ def setting(
         chunk_size: int | None = setting(values.size(1, limits.CHUNK_SIZE_MAX), "Bytes in each chunk.", metavar="SIZE")
 
     `read=bool` makes it a flag without a value. `default` is written as a user would write it. `flag` is needed only
-    where it differs from the field's name. A setting with `is_secret` or `literal` does not appear in a repr.
+    where it differs from the field's name. `bare` is the value of the flag without one. With `is_own`, what both
+    services share in a config file or the environment is not for this one. A setting with `is_secret` or `literal` does
+    not appear in a repr.
     """
-    definition = Definition(read, help, default, required, flag, metavar, literal)
+    definition = Definition(read, help, default, required, flag, metavar, literal, bare=bare, is_own=is_own)
     settings: dict[str, Any] = {"metadata": {"definition": definition}, "repr": not (is_secret or literal)}
     if not required:
         settings["default"] = None if default is None else read(default)

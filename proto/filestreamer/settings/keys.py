@@ -9,10 +9,12 @@ from filestreamer.settings.source import SourceSettings
 COMMON_KEYS: Final = frozenset(item.key for item in definitions(SourceSettings).values())
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "sender": frozenset("input_file to source_address as shard strict_modulo files_from dry_run".split()),
+    "sender": frozenset(
+        "input_file to listen once idle_timeout source_address as shard strict_modulo files_from dry_run".split()
+    ),
     "receiver": frozenset(
-        "listen from directory output_file once no_replace allow_privileged allow_delete idle_timeout anonymous"
-        " discard_staging_after memory_limit".split()
+        "listen connect from path directory output_file once no_replace allow_privileged allow_delete idle_timeout"
+        " anonymous discard_staging_after memory_limit".split()
     ),
 }
 """Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but

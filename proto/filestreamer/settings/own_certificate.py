@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 class OwnCertificate:
     """Looks at this side's certificate whenever it is used: it may be renewed, and it may expire. For any thread."""
 
-    def __init__(self, side: Side, path: str, log: Any) -> None:
-        """`path` is the file of --tls-cert, for messages."""
+    def __init__(self, side: Side, path: str, log: Any, peers: str | None = None) -> None:
+        """`side` is "receiver" for a TLS server, "sender" for a client; `path` is the file of --tls-cert.
+
+        `peers` names those that may check the certificate; None: those that a service of this name usually has.
+        """
         self._side = side
+        self._peers = peers or ("senders" if side == "receiver" else "a receiver")
         self._path = path
         self._log = log
         self._mutex = threading.Lock()  # protects what follows
@@ -36,10 +40,9 @@ class OwnCertificate:
             fault = self._facts.fault_of_time(datetime.now(UTC)) or self._facts.fault_of_usage(self._side)
             kind = fault.partition(";")[0] if fault else None
             if kind != self._told and fault is not None:
-                peers = "senders" if self._side == "receiver" else "a receiver"
                 self._log.warning(
                     "certificate_not_valid",
-                    reason=f"--tls-cert {self._path} {fault}: {peers} that check it refuse it: renew it, or put the"
-                    " clock right",
+                    reason=f"--tls-cert {self._path} {fault}: {self._peers} that check it refuse it: renew it, or put"
+                    " the clock right",
                 )
             self._told = kind

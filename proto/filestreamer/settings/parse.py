@@ -45,15 +45,23 @@ def parse_settings(
     environ: Mapping[str, str],
     *,
     only_with: tuple[str, Sequence[str]] | None = None,
+    not_with: tuple[str, Sequence[str]] | None = None,
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
     Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
     and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
-    or a file says is for the other service. Raises UsageError for any mistake, and SystemExit(0) after `--help` and
-    `--version`.
+    or a file says is for the other service. `not_with` names a field with which others do not count. Raises UsageError
+    for any mistake, and SystemExit(0) after `--help` and `--version`, and after an answer to a shell that completes a
+    command.
     """
     defined = definitions(settings)
+    for name in (service, f"filestreamer-{service}"):
+        if instruction := environ.get(f"_{name.replace('-', '_').upper()}_COMPLETE"):
+            from filestreamer.settings.completion import answer
+
+            answer(_command(service, summary, defined, lambda *_: None), name, instruction)
+            raise SystemExit(0)
     if difference := {item.key for item in defined.values()} ^ (OWN_KEYS[service] | COMMON_KEYS):
         raise LookupError(f"OWN_KEYS[{service!r}] differs from the settings of the {service}: {', '.join(difference)}")
     found: dict[str, Found] = {}
@@ -72,16 +80,31 @@ def parse_settings(
     except UsageError as error:
         raise UsageError(_cut(str(error))) from None
     if only_with is not None and not context.params[only_with[0]]:
-        _leave_out(context, defined, *only_with)
+        _leave_out(context, defined, only_with[1], f"goes with {defined[only_with[0]].shown}")
+    if not_with is not None and context.params[not_with[0]]:
+        _choose(context, defined, *not_with)
     return settings(**context.params), _unknown_variables(environ)
 
 
-def _leave_out(context: click.Context, defined: Mapping[str, Definition], needed: str, names: Sequence[str]) -> None:
-    """Set the fields `names` to their defaults. Raises UsageError where one was given as a flag."""
+def _choose(context: click.Context, defined: Mapping[str, Definition], name: str, others: Sequence[str]) -> None:
+    """Leave the fields `others` out, as they do not go with `name`, or `name` where flags say another one.
+
+    Raises UsageError where flags say both.
+    """
+    if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE and any(
+        context.get_parameter_source(other) is click.core.ParameterSource.COMMANDLINE for other in others
+    ):
+        others = [name]
+    _leave_out(context, defined, others, f"does not go with {defined[name].shown}")
+
+
+def _leave_out(context: click.Context, defined: Mapping[str, Definition], names: Sequence[str], why: str) -> None:
+    """Set the fields `names` to their defaults. Raises UsageError, which says `why`, where one was given as a flag."""
     for name in names:
         definition = defined[name]
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{definition.shown} goes with {defined[needed].shown}")
+        is_flag = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if is_flag and context.params[name] != ():  # as click has it for an argument that is not there
+            raise UsageError(f"{definition.shown} {why}")
         default = () if definition.multiple else definition.default
         context.params[name] = definition.read(default) if isinstance(default, str) else default
 
@@ -113,7 +136,7 @@ def _command(
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted:
+    if wanted and not context.resilient_parsing:
         click.echo(f"{context.info_name} {VERSION} (protocol {limits.VERSION})")
         context.exit()
 

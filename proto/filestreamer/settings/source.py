@@ -13,9 +13,12 @@ from filestreamer.wire import limits
 from filestreamer.wire.messages import Existing
 
 
-def existing(value: object) -> Existing:
-    """Read what becomes of files that exist."""
-    return Existing[values.one_of(*(each.name.lower() for each in Existing))(value).upper()]
+def command(value: object) -> str:
+    """Read a command for a remote shell."""
+    read = values.text(value)
+    if not read.strip() or read.startswith("-") or not read.isprintable():
+        raise ValueError(f"{read!r} is not a command")
+    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,33 @@ class SourceSettings(CommonSettings):
     )
     """Patterns in gitignore's syntax: files and directories that match one are left out, with all that is in these."""
 
+    ssh: str = setting(
+        values.text,
+        "The ssh that starts the other side, with its options, as in --ssh 'ssh -p 2222'.",
+        default="ssh",
+        metavar="COMMAND",
+    )
+    """A command line, split as a shell splits it."""
+
+    remote_command: str | None = setting(
+        command,
+        "The command that is started over ssh, as that machine's shell reads it.  [default: the name of the service]",
+        metavar="COMMAND",
+    )
+    """Words for the remote shell; None is the name of the other service."""
+
+    via: str | None = setting(
+        values.one_of("direct", "ssh"),
+        "How data reaches a machine that ssh leads to: direct or ssh.  [default: direct, where that is possible]",
+        metavar="WAY",
+    )
+    """The way of the connections; None: a direct one is tried, and ssh is the other way."""
+
+    no_tls: bool = setting(
+        bool, "Don't encrypt direct connections to a machine that ssh leads to: on trusted networks.", default=False
+    )
+    """Leave out TLS, which is the default where the other side is started over ssh."""
+
     one_file_system: bool = setting(bool, "Leave out what is mounted below the named directories.", default=False)
     """Leave out other file systems below the named directories."""
 
@@ -66,7 +96,7 @@ class SourceSettings(CommonSettings):
     """Tell the receiver the numeric owner and group of each entry."""
 
     existing: Existing = setting(
-        existing,
+        values.OneOf({each.name.lower(): each for each in Existing}),
         "What becomes of files at the destination that differ: skip (leave them), newer (replace only older ones),"
         " replace, or refuse.",
         default="replace",

@@ -9,8 +9,8 @@ import math
 import os
 import stat
 import string
-from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from filestreamer.settings import sizes
 from filestreamer.settings.address import Address, parse_address
@@ -85,28 +85,42 @@ def without_password(address: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def one_of(*words: str) -> Callable[[object], str]:
-    """Return a reader of one of the words."""
+class OneOf(Generic[T]):
+    """A reader of one of some words."""
 
-    def read(value: object) -> str:
-        if value not in words:
-            raise ValueError(f"{value!r} is none of {', '.join(words)}")
-        return str(value)
+    __name__ = "word"  # click calls the type of a setting as its reader
 
-    return read
+    def __init__(self, known: Mapping[str, T]) -> None:
+        self.known = known
+        """What each word is read as."""
+
+    def __call__(self, value: object) -> T:
+        """Return what the word is read as."""
+        if not isinstance(value, str) or value not in self.known:
+            raise ValueError(f"{value!r} is none of {', '.join(self.known)}")
+        return self.known[value]
 
 
-def words(*known: str) -> Callable[[object], tuple[str, ...]]:
-    """Return a reader of a list of the words, separated by commas or white space; between commas there is a word."""
-    read_one = one_of(*known)
+class Words:
+    """A reader of a list of the words, separated by commas or white space; between commas there is a word."""
 
-    def read(value: object) -> tuple[str, ...]:
+    __name__ = "words"
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+        self._read_one = one_of(*known)
+
+    def __call__(self, value: object) -> tuple[str, ...]:
+        """Return the words."""
         pieces = [piece.split() for piece in text(value).split(",")]
         if not any(pieces):
             raise ValueError("must not be empty")
-        return tuple([read_one(word) for piece in pieces for word in piece or [""]])
+        return tuple([self._read_one(word) for piece in pieces for word in piece or [""]])
 
-    return read
+
+def one_of(*words: str) -> OneOf[str]:
+    """Return a reader of one of the words, which is read as itself."""
+    return OneOf({word: word for word in words})
 
 
 def whole(least: int, most: int, unit: str) -> Callable[[object], int]:

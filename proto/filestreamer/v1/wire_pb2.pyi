@@ -150,7 +150,7 @@ VERDICT_OK: Verdict
 VERDICT_DIGEST_MISMATCH: Verdict
 
 class Frame(_message.Message):
-    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "zeros", "verdicts", "chunk_header", "chunk_ack", "abort")
+    __slots__ = ("greeting", "hello", "proof", "welcome", "refusal", "offer", "manifest_part", "needed", "held", "progress", "finish", "complete", "withdrawn", "declined", "notice", "zeros", "verdicts", "connections", "chunk_header", "chunk_ack", "abort")
     GREETING_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class Frame(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     ZEROS_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ACK_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -188,26 +189,29 @@ class Frame(_message.Message):
     notice: Notice
     zeros: Zeros
     verdicts: Verdicts
+    connections: Connections
     chunk_header: ChunkHeader
     chunk_ack: ChunkAck
     abort: Abort
-    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., zeros: _Optional[_Union[Zeros, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., manifest_part: _Optional[_Union[ManifestPart, _Mapping]] = ..., needed: _Optional[_Union[Needed, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., withdrawn: _Optional[_Union[Withdrawn, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., zeros: _Optional[_Union[Zeros, _Mapping]] = ..., verdicts: _Optional[_Union[Verdicts, _Mapping]] = ..., connections: _Optional[_Union[Connections, _Mapping]] = ..., chunk_header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., chunk_ack: _Optional[_Union[ChunkAck, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Greeting(_message.Message):
-    __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features")
+    __slots__ = ("lowest_version", "highest_version", "incarnation", "nonce", "token_required", "features", "role")
     LOWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     lowest_version: int
     highest_version: int
     incarnation: bytes
     nonce: bytes
     token_required: bool
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    role: Role
+    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs")
@@ -506,6 +510,12 @@ class Verdicts(_message.Message):
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[EntryVerdict]
     def __init__(self, entries: _Optional[_Iterable[_Union[EntryVerdict, _Mapping]]] = ...) -> None: ...
+
+class Connections(_message.Message):
+    __slots__ = ("wanted",)
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    wanted: int
+    def __init__(self, wanted: _Optional[int] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("file_id", "offset", "length", "runs")

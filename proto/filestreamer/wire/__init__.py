@@ -4,8 +4,9 @@ The life of a connection, and of the bytes on it:
 
 1. `sockets`         connects and listens, and reads and writes whole frames; everything else here is pure
                      (it knows no socket, no file and no clock);
-2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `auth` computes the proofs;
-                     `features` are options that a transfer may use if both ends have named them;
+2. `opening`         Greeting, Hello, Proof, Welcome, as seen by either end; `receiver_dials` is the same where the
+                     receiver dials; `auth` computes the proofs; `features` are options that a transfer may use if both
+                     ends have named them;
 3. `framing`         a frame on the wire: length, checksum, body;
 4. `codec`           a body to a message and back; the only module that imports generated code (`v1`);
 5. `messages`        the messages, as named tuples;

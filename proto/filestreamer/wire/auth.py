@@ -3,7 +3,8 @@
 The label of the role keeps an end from sending the peer's proof back as its own. As all bodies before the proof are in
 it, none can be changed on the way. With TLS, the SHA-256 of the TLS server's certificate ties the proof to this TLS
 channel. One byte says which end was the TLS server, as each end did it itself: without that, a relay could stand as the
-TLS server, with one certificate, between two ends that are both TLS clients.
+TLS server, with one certificate, between two ends that are both TLS clients. The end that was dialled proves last, and
+its proof covers the other one.
 """
 
 import hmac
@@ -32,13 +33,13 @@ class Transcript:
         bodies = [struct.pack(">I", len(body)) + body for body in (greeting_body, hello_body)]
         self._bytes = b"".join((*bodies, server, certificate_sha256))
 
-    def sender_proof(self, token: bytes) -> bytes:
-        """Compute the MAC of a sender's Proof: 32 bytes."""
-        return hmac.digest(token, _SENDER + self._bytes, "sha256")
+    def sender_proof(self, token: bytes, before: bytes = b"") -> bytes:
+        """Compute the MAC of a sender's Proof: 32 bytes. `before` is the receiver's proof, if that came first."""
+        return hmac.digest(token, _SENDER + self._bytes + before, "sha256")
 
-    def receiver_proof(self, token: bytes, proof: bytes) -> bytes:
-        """Compute the MAC of a receiver's Welcome, given the sender's proof: 32 bytes."""
-        return hmac.digest(token, _RECEIVER + self._bytes + proof, "sha256")
+    def receiver_proof(self, token: bytes, before: bytes = b"") -> bytes:
+        """Compute the MAC of a receiver's Welcome: 32 bytes. `before` is the sender's proof, if that came first."""
+        return hmac.digest(token, _RECEIVER + self._bytes + before, "sha256")
 
 
 def equal(a: bytes, b: bytes) -> bool:

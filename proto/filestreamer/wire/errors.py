@@ -10,6 +10,7 @@
     ├── Refused                the peer sent Refusal                                          by its code
     ├── Aborted                the peer sent Abort                                            by its code
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
+    ├── FarSideFailed          the service that ssh starts did not come up                    by what it says
     ├── Partial                complete, but for entries that were skipped                    exit 5
     ├── Different              the two sides of a dry run with --checksum differ              exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
@@ -20,7 +21,7 @@ disk of the receiver is exit code 4 at the sender, too. Only `from_os_error` map
 
 import enum
 import errno
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Code(enum.IntEnum):
@@ -155,10 +156,14 @@ class RemoteProtocolError(_Coded):
 
 
 class Refused(_Coded):
-    """The peer answered Refusal before Welcome."""
+    """The peer answered Refusal in the opening. `by` is the service that did."""
+
+    def __init__(self, code: Code, reason: str, by: Literal["sender", "receiver"] = "receiver") -> None:
+        super().__init__(code, reason)
+        self.by = by
 
     def __str__(self) -> str:
-        return f"the receiver refused: {self.reason}"
+        return f"the {self.by} refused: {self.reason}"
 
 
 class Aborted(_Coded):
@@ -170,6 +175,15 @@ class Aborted(_Coded):
 
 class TransferFailed(_Coded):
     """This side ends the transfer, and sends the peer an Abort with the reason."""
+
+
+class FarSideFailed(FilestreamerError):
+    """The service at the other machine did not come up: ssh, the remote shell or the service itself says why."""
+
+    def __init__(self, reason: str, *, exit_code: int = Exit.FAILED, name: str = "far_side") -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+        self.name = name
 
 
 class Partial(FilestreamerError):

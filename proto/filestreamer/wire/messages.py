@@ -116,10 +116,12 @@ class Greeting(NamedTuple):
     token_required: bool
     features: tuple[str, ...] = ()
     """The receiver's features (`filestreamer.wire.features`): sorted, each once; may have names of later versions."""
+    role: Role | None = None
+    """What a receiver that dials dials this connection for; None where it was dialled."""
 
 
 class Hello(NamedTuple):
-    """Sender, first frame: the transfer and the role of this connection."""
+    """Sender, its first frame: the transfer and the role of this connection."""
 
     lowest_version: int
     highest_version: int
@@ -137,7 +139,7 @@ class Hello(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Sender, after Hello where a token is required: proves that it knows the token."""
+    """Sender, where a token is required: proves that it knows the token. After Hello or, if it was dialled, Welcome."""
 
     mac: bytes
 
@@ -149,7 +151,7 @@ class Welcome(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Receiver, instead of Welcome: refuses the connection, and says why."""
+    """Either end, instead of a frame of the opening: refuses the connection, and says why."""
 
     code: Code
     reason: str
@@ -384,6 +386,12 @@ class Verdicts(NamedTuple):
     entries: tuple[EntryVerdict, ...]
 
 
+class Connections(NamedTuple):
+    """Sender, where the receiver dials: how many data connections it wants from now on."""
+
+    wanted: int
+
+
 class Segment(NamedTuple):
     """Part of a chunk: `length` bytes at `offset` of a file."""
 
@@ -438,6 +446,7 @@ Message = (
     | Declined
     | Notice
     | Verdicts
+    | Connections
     | Zeros
     | ChunkHeader
     | ChunkAck

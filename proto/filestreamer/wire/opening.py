@@ -1,8 +1,8 @@
-"""The opening of a connection, for each end: Hello, Greeting, Proof, Welcome (proto/README.md, "Opening").
+"""The opening where the sender dials, for each end: Hello, Greeting, Proof, Welcome (proto/README.md, "Opening").
 
 Hello and Greeting cross: neither end waits for the other's before it sends its own. Pure: frame bodies in, frame bodies
 out. If the peer breaks the protocol, a RemoteProtocolError has the code for the receiver's Refusal. If the receiver has
-sent a Refusal, Refused has its code and reason.
+sent a Refusal, Refused has its code and reason. `filestreamer.wire.receiver_dials` has the other opening.
 """
 
 import os
@@ -24,8 +24,8 @@ def random_id() -> bytes:
 class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
-    `token` is None where none is required. `certificate_sha256` is the digest of the TLS server's certificate, if any,
-    and `tls_server` is the end that was the TLS server. `features` are the names that the Greeting lists, sorted.
+    `token` is None where none is required. `certificate_sha256` is the digest of this receiver's TLS certificate, if
+    any. `features` are the names that the Greeting lists, sorted.
     `earlier` returns the token with which the transfer of an id was let in, if it was: the token may have been renewed
     since, and the transfer goes on.
     """
@@ -40,13 +40,12 @@ class ReceiverOpening:
         *,
         features: tuple[str, ...] = KNOWN,
         earlier: Callable[[bytes], bytes | None] | None = None,
-        tls_server: Side = "receiver",
     ) -> None:
         self.token = token
         """The token that the sender has to prove; after its proof, the one that it has proved."""
         self._earlier = earlier
         self._features = features
-        self._channel = (certificate_sha256, tls_server)
+        self._certificate_sha256 = certificate_sha256
         greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
         self.greeting_body = self.first_body = encode(greeting)
         self.is_over = False
@@ -85,10 +84,12 @@ class ReceiverOpening:
         return "Proof" if self.has_heard else "Hello"
 
     def _receive_hello(self, message: m.Message, body: bytes) -> m.Hello | None:
+        if isinstance(message, m.Greeting):
+            raise RemoteProtocolError("both ends receive: senders connect to this receiver, with `sender --to`")
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
         if not message.lowest_version <= limits.VERSION <= message.highest_version:
-            theirs = _versions(message.lowest_version, message.highest_version)
+            theirs = show_versions(message.lowest_version, message.highest_version)
             spoken = f"this receiver speaks protocol version {limits.VERSION}, the sender {theirs}"
             raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         if self.token is not None and not message.can_prove:
@@ -106,7 +107,7 @@ class ReceiverOpening:
         if self.token is None:
             raise LocalProtocolError("a Proof was checked without a token")
         earlier = self._earlier(hello.transfer_id) if self._earlier is not None else None
-        transcript = auth.Transcript(self.greeting_body, self._hello_body, *self._channel)
+        transcript = auth.Transcript(self.greeting_body, self._hello_body, self._certificate_sha256)
         # As long for every transfer, so that a wrong proof does not tell which ones are under way.
         for token in (self.token, earlier or self.token):
             if auth.equal(message.mac, transcript.sender_proof(token)):
@@ -120,7 +121,7 @@ class ReceiverOpening:
             return m.Welcome(b"")
         from filestreamer.wire import auth
 
-        transcript = auth.Transcript(self.greeting_body, self._hello_body, *self._channel)
+        transcript = auth.Transcript(self.greeting_body, self._hello_body, self._certificate_sha256)
         return m.Welcome(transcript.receiver_proof(self.token, self._proof))
 
 
@@ -128,9 +129,8 @@ class SenderOpening:
     """The sender's end: send `hello(...)`; pass the first body to `greet`, send the Proof, pass the next to `enter`.
 
     `token` is None where there is none. If `is_own`, it is the user's own token, which counts only where the receiver
-    requires a token. `certificate_sha256` is the digest of the TLS server's certificate, if any, and `tls_server` is
-    the end that was the TLS server. `features` are the names that the Hello lists, sorted, and `needs` those of them
-    without which the transfer can't be moved.
+    requires a token. `certificate_sha256` is the digest of the receiver's TLS certificate, if any. `features` are the
+    names that the Hello lists, sorted, and `needs` those of them without which the transfer can't be moved.
     """
 
     def __init__(
@@ -141,12 +141,11 @@ class SenderOpening:
         is_own: bool = False,
         features: tuple[str, ...] = KNOWN,
         needs: tuple[str, ...] = (),
-        tls_server: Side = "receiver",
     ) -> None:
         self.token = token
         """The token that is proved to the receiver; None where there is none, or none is required."""
         self._is_own = is_own
-        self._channel = (certificate_sha256, tls_server)
+        self._certificate_sha256 = certificate_sha256
         self._features = features
         self._needs = needs
         self._hello_body = b""
@@ -192,7 +191,7 @@ class SenderOpening:
             return None
         from filestreamer.wire import auth
 
-        transcript = auth.Transcript(greeting_body, self._hello_body, *self._channel)
+        transcript = auth.Transcript(greeting_body, self._hello_body, self._certificate_sha256)
         proof = transcript.sender_proof(self.token)
         self._expected_mac = transcript.receiver_proof(self.token, proof)
         return encode(m.Proof(proof))
@@ -209,8 +208,11 @@ class SenderOpening:
         return (hello,) if proof is None else (hello, proof)
 
     def _check(self, greeting: m.Greeting) -> None:
+        # Else somebody in between could connect this sender to a receiver that dials as well.
+        if greeting.role is not None:
+            raise RemoteProtocolError("Greeting.role is not for a receiver that was dialled")
         if not greeting.lowest_version <= limits.VERSION <= greeting.highest_version:
-            theirs = _versions(greeting.lowest_version, greeting.highest_version)
+            theirs = show_versions(greeting.lowest_version, greeting.highest_version)
             spoken = f"the receiver speaks protocol version {theirs}, this sender {limits.VERSION}"
             raise RemoteProtocolError(f"{spoken}: update the older one", Code.VERSION)
         if greeting.token_required and self.token is None:
@@ -240,5 +242,6 @@ class SenderOpening:
             raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)
 
 
-def _versions(lowest: int, highest: int) -> str:
+def show_versions(lowest: int, highest: int) -> str:
+    """Return versions as people write them: `1`, `1 to 3`."""
     return str(lowest) if lowest == highest else f"{lowest} to {highest}"

@@ -6,7 +6,7 @@
     data      moving
 
 Abort is legal in every state, and is the last frame of the end that sends it. Progress is legal on control until
-Complete.
+Complete, and so is Connections for a sender that was dialled.
 
 The state is that of the conversation: each end steps it both with the messages that it sends and with those that it
 receives. Messages may cross on the way. This works because no message that changes the state can cross a message of the
@@ -33,11 +33,11 @@ def _staying(state: State, *messages: type) -> dict[type, State]:
 
 
 _SENDER_ON_CONTROL: dict[State, dict[type, State]] = {
-    "offer": {m.Offer: "manifest", m.Progress: "offer"},
-    "manifest": {m.ManifestPart: "manifest", m.Withdrawn: "manifest", m.Zeros: "manifest", m.Progress: "manifest"},
-    "moving": {m.Withdrawn: "moving", m.Zeros: "moving", m.Progress: "moving", m.Finish: "finishing"},
-    "finishing": {m.Progress: "finishing", m.Finish: "finishing"},
-    "complete": {m.Progress: "complete", m.Finish: "complete"},
+    "offer": _staying("offer", m.Progress, m.Connections) | {m.Offer: "manifest"},
+    "manifest": _staying("manifest", m.ManifestPart, m.Withdrawn, m.Zeros, m.Progress, m.Connections),
+    "moving": _staying("moving", m.Withdrawn, m.Zeros, m.Progress, m.Connections) | {m.Finish: "finishing"},
+    "finishing": _staying("finishing", m.Progress, m.Connections, m.Finish),
+    "complete": _staying("complete", m.Progress, m.Connections, m.Finish),
 }
 _RECEIVER_ON_CONTROL: dict[State, dict[type, State]] = {
     "offer": {m.Progress: "offer"},
@@ -60,10 +60,11 @@ FIRST: dict[m.Role, State] = {m.Role.CONTROL: "offer", m.Role.DATA: "moving"}
 
 
 class Session:
-    """The state of one connection, as this side knows it."""
+    """The state of one connection, as this side knows it. `dialled` is the end that was dialled."""
 
-    def __init__(self, me: Side, role: m.Role) -> None:
+    def __init__(self, me: Side, role: m.Role, dialled: Side = "receiver") -> None:
         self.me: Side = me
+        self.dialled: Side = dialled
         self.peer: Side = "receiver" if me == "sender" else "sender"
         self.role = role
         self.state: State = FIRST[role]
@@ -87,6 +88,8 @@ class Session:
             return None
         if type(message) is m.Abort:
             return "aborted"
+        if type(message) is m.Connections and self.dialled == "receiver":
+            return None
         if type(message) is m.ManifestPart and message.last and side == "sender" and self.state == "manifest":
             return "moving"
         return TABLE[side, self.role][self.state].get(type(message))

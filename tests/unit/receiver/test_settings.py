@@ -215,3 +215,30 @@ def test_tls() -> None:
     assert settings("--tls", "--tls-ca", "ca.pem").tls_ca == "ca.pem"
     assert "or --tls for a certificate of this run" in failure("--tls-ca", "ca.pem")
     assert failure("--tls", "--tls-cert", "c") == "--tls-cert and --tls-key need each other"
+
+
+# --- a receiver that connects
+
+
+def test_connecting() -> None:
+    parsed = settings("--connect", "there")
+    assert (parsed.connect, parsed.once) == (Address("there", 7800), True)
+    assert settings("--connect", ":7900").connect == Address("localhost", 7900)
+    assert settings("--connect", "there", "--tls-pin", "ab" * 32).tls
+
+
+def test_flags_choose_between_listening_and_connecting() -> None:
+    """What the environment says of listening does not count where this one connects, and the other way round."""
+    listening = {"FILESTREAMER_LISTEN": ":1", "FILESTREAMER_IDLE_TIMEOUT": "5", "FILESTREAMER_ANONYMOUS": "1"}
+    assert settings("--connect", "there", environ=listening) == settings("--connect", "there")
+    assert settings("--listen", ":1", environ={"FILESTREAMER_CONNECT": "there"}).connect is None
+
+
+@pytest.mark.parametrize("flag", [["--listen", ":1"], ["--anonymous"], ["--idle-timeout", "5"]])
+def test_what_does_not_go_with_connecting(flag: list[str]) -> None:
+    assert failure("--connect", "there", *flag) == f"{flag[0]} does not go with --connect"
+
+
+def test_a_short_token_does_not_vouch_for_the_senders_certificate() -> None:
+    line = failure("--connect", "there", "--tls", environ={"FILESTREAMER_TOKEN": TOKEN})
+    assert "too short to vouch" in line

@@ -332,7 +332,7 @@ def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:
     assert expected == failure(*LEAST, *argv)
 
 
-@pytest.mark.parametrize("written", ["", "::1", "http://h:1", "h:", "h:x", "[::1", "[h]:1", "a b", "a..b"])
+@pytest.mark.parametrize("written", ["", "::1", "http://h:1", "h:65536", "a@b", "[::1", "[h]:1", "a b", "a..b"])
 def test_a_bad_address_is_named(written: str) -> None:
     assert failure("f", "--to", written).startswith(f"--to: {written!r} is not an address: ")
 
@@ -343,7 +343,7 @@ def test_a_bad_address_is_named(written: str) -> None:
         (["--conections", "3"], "'--conections'. (Did you mean one of: '--config', '--connections'?)"),
         (["--connections"], "'--connections'"),
         (["--strict-modulo=1"], "'--strict-modulo'"),
-        (["--listen", "h"], "'--listen'"),
+        (["--directory", "h"], "'--directory'"),
         (["-x"], "'-x'"),
     ],
 )
@@ -404,7 +404,10 @@ def test_a_list_where_one_value_belongs(config: Any) -> None:
 
 
 def test_required_settings_say_where_they_can_come_from() -> None:
-    assert failure("f") == ("--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file)")
+    assert failure("f") == (
+        "--to is required (or FILESTREAMER_SENDER_TO or FILESTREAMER_TO, or to in the config file), or --listen to wait"
+        " for receivers"
+    )
     assert failure("--to", "h") == (
         "INPUT_FILE is required "
         "(or FILESTREAMER_SENDER_INPUT_FILE or FILESTREAMER_INPUT_FILE, or input_file in the config file)"
@@ -456,7 +459,7 @@ def test_a_bad_boolean_variable_is_named() -> None:
         ({"Connections": 5}, "unknown key 'Connections': did you mean connections?"),
         ({"sender": {"conections": 5}}, "unknown key 'sender.conections': did you mean sender.connections?"),
         ({"receiver": {"direktory": 5}}, "unknown key 'receiver.direktory': did you mean receiver.directory?"),
-        ({"sender": {"listen": "h"}}, "unknown key 'sender.listen'"),
+        ({"sender": {"directory": "h"}}, "unknown key 'sender.directory'"),
         ({"Sender": {}}, "unknown key 'Sender': did you mean sender?"),
         ({"token": TOKEN}, "unknown key 'token': did you mean "),
         ({"a\nb": 1}, "unknown key 'a\\nb'"),
@@ -493,7 +496,7 @@ def test_a_bad_config_is_named_with_its_key(config: Any, content: object, expect
         ({"input_file": "a\0b"}, "input_file: 'a\\x00b' is not text"),
         ({"input_file": "a\ud800"}, "input_file: "),
         ({"input_file": "a", "to": 7800}, "to: 7800 is not an address"),
-        ({"InputFile": "a", "ClientAddr": "h:x"}, "ClientAddr: 'h:x' is not an address"),
+        ({"InputFile": "a", "ClientAddr": "a b"}, "ClientAddr: 'a b' is not an address"),
     ],
 )
 def test_a_bad_required_setting_in_the_config_is_named(config: Any, content: object, expected: str) -> None:
@@ -894,3 +897,49 @@ def test_a_token_that_is_too_short_to_vouch(length: int) -> None:
 def test_both_services_may_share_that_they_speak_tls(config: Any) -> None:
     assert settings(*LEAST, "--config", config({"tls": True, "receiver": {"tls": False}})).tls
     assert not settings(*LEAST, "--config", config({"receiver": {"tls": True}})).tls
+
+
+# --- a sender that listens
+
+
+def test_listening() -> None:
+    assert settings("in.txt", "--listen", "127.0.0.1:7900", "--once", "--idle-timeout", "5").listen == Address(
+        "127.0.0.1", 7900
+    )
+    assert settings("in.txt", "--listen").listen == Address("", 7800)
+    assert settings("in.txt", "--listen", "--once").once
+    assert settings("in.txt", environ={"FILESTREAMER_SENDER_LISTEN": ":7901"}).listen == Address("", 7901)
+
+
+def test_what_both_services_share_says_where_the_receiver_listens(config: Any) -> None:
+    """A sender that listens says so in its own section or variable, or by a flag."""
+    shared = {"FILESTREAMER_LISTEN": ":7901", "FILESTREAMER_ONCE": "1", "FILESTREAMER_IDLE_TIMEOUT": "5"}
+    assert settings(*LEAST, environ=shared) == settings(*LEAST)
+    name = config({"listen": ":7901", "once": True, "idle_timeout": 5})
+    assert settings(*LEAST, "--config", name) == settings(*LEAST)
+    name = config({"listen": ":7901", "sender": {"listen": ":7902", "once": True}})
+    parsed = settings("in.txt", "--config", name)
+    assert (parsed.listen, parsed.once) == (Address("", 7902), True)
+
+
+def test_flags_choose_between_to_and_listen(config: Any) -> None:
+    assert settings("in.txt", "--listen", ":1", environ={"FILESTREAMER_TO": "there:1"}).to is None
+    name = config({"sender": {"listen": ":7902"}})
+    parsed = settings(*LEAST, "--config", name)
+    assert (parsed.listen, str(parsed.to)) == (None, "there:7800")
+    assert failure(*LEAST, "--listen", ":1") == "--to does not go with --listen"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--to", "there", "--once"), "--once goes with --listen"),
+        (("--to", "there", "--idle-timeout", "5"), "--idle-timeout goes with --listen"),
+        (("--listen", "--dry-run"), "--dry-run: with --listen there is no receiver to ask"),
+        (("--listen", ":1", "--source-address", "127.0.0.1"), "--source-address: with --listen this side does not"),
+        (("--listen", ":1", "--tls-pin", "ab" * 32), "--tls-pin: with --listen this side shows a certificate"),
+        (("--listen", "nonsense:x"), "--listen: "),
+    ],
+)
+def test_what_does_not_go_with_listening(argv: tuple[str, ...], expected: str) -> None:
+    assert failure("in.txt", *argv).startswith(expected)

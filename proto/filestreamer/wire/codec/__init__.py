@@ -7,7 +7,7 @@ LocalProtocolError for a message that does not fit a frame.
     opening    Greeting, Hello, Proof, Welcome, Refusal, Abort
     manifest   Offer, ManifestPart, Withdrawn
     answers    Needed, Held, Zeros
-    reports    Progress, Finish, Declined, Notice, Verdicts, Complete
+    reports    Progress, Connections, Finish, Declined, Notice, Verdicts, Complete
     chunks     ChunkHeader, ChunkAck
 
 Each of these has the encoder and the decoder of a message one after the other, and tables by which they are found here.

@@ -26,7 +26,8 @@ def _features(names: Any, what: str) -> tuple[str, ...]:
 
 
 def _encode_greeting(g: m.Greeting) -> pb.Frame:
-    return pb.Frame(greeting=pb.Greeting(**g._asdict()))
+    fields = g._asdict()
+    return pb.Frame(greeting=pb.Greeting(**{**fields, "role": int(g.role or 0)}))
 
 
 def _decode_greeting(g: pb.Greeting) -> m.Greeting:
@@ -38,6 +39,7 @@ def _decode_greeting(g: pb.Greeting) -> m.Greeting:
         sized(g.nonce, limits.ID_BYTES, "Greeting.nonce"),
         g.token_required,
         _features(g.features, "Greeting.features"),
+        enum(m.Role, g.role, "Greeting.role") if g.role else None,
     )
 
 

@@ -1,6 +1,6 @@
 """What the ends tell each other of the transfer as a whole, and of single entries.
 
-Progress, Finish, Declined, Notice, Verdicts, Complete.
+Progress, Connections, Finish, Declined, Notice, Verdicts, Complete.
 """
 
 from filestreamer.v1 import wire_pb2 as pb
@@ -35,6 +35,10 @@ def _decode_progress(p: pb.Progress) -> m.Progress:
         p.deleted,
         p.under_way_bytes,
     )
+
+
+def _decode_connections(c: pb.Connections) -> m.Connections:
+    return m.Connections(within(c.wanted, 0, limits.CONNECTIONS_MAX, "Connections.wanted"))
 
 
 def _encode_finish(f: m.Finish) -> pb.Frame:
@@ -139,6 +143,7 @@ def _decode_complete(c: pb.Complete) -> m.Complete:
 
 ENCODERS: Encoders = {
     m.Progress: _encode_progress,
+    m.Connections: lambda c: pb.Frame(connections=pb.Connections(wanted=c.wanted)),
     m.Finish: _encode_finish,
     m.Declined: _encode_declined,
     m.Notice: lambda n: pb.Frame(notice=pb.Notice(texts=[clip_reason(text) for text in n.texts])),
@@ -147,6 +152,7 @@ ENCODERS: Encoders = {
 }
 DECODERS: Decoders = {
     "progress": _decode_progress,
+    "connections": _decode_connections,
     "finish": _decode_finish,
     "declined": _decode_declined,
     "notice": _decode_notice,

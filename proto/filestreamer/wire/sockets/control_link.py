@@ -36,15 +36,19 @@ def _never() -> bool:
 class ControlLink:
     """The channel that is open now, if any, and the session of the conversation on it."""
 
-    def __init__(self, side: Side, frames: int, over: threading.Event) -> None:
-        """Have no channel yet. At most `frames` frames are read and not acted on; `over` is set when all is to stop."""
+    def __init__(self, side: Side, frames: int, over: threading.Event, dialled: Side = "receiver") -> None:
+        """Have no channel yet. At most `frames` frames are read and not acted on; `over` is set when all is to stop.
+
+        `dialled` is the end that was dialled.
+        """
         self.channel: Channel | None = None
         self.is_hurried = False
         """Whether this process was asked to end: then it does not wait for a peer that reads nothing."""
         self._side: Side = side
+        self._dialled: Side = dialled
         self.over = over
         self._room = threading.Semaphore(frames)
-        self._session = Session(side, Role.CONTROL)
+        self._session = Session(side, Role.CONTROL, dialled)
         self._said_early: deque[Message] = deque()
         """What was sent on the channel before it was attached, and is still to be said."""
         self._said_at = 0.0
@@ -67,7 +71,7 @@ class ControlLink:
         `said_early` are the first messages that are going to be said on it, if they were sent already.
         """
         self.channel = channel
-        self._session = Session(self._side, Role.CONTROL)
+        self._session = Session(self._side, Role.CONTROL, self._dialled)
         self._said_early = deque(said_early)
 
     def received(self, message: Message) -> None:

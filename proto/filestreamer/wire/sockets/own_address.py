@@ -1,4 +1,4 @@
-"""Addresses of this machine that are not there yet, and connecting from one of them.
+"""Addresses of this machine: those that are not there yet, connecting from one of them, and peers that have one.
 
 At boot, and whenever an interface comes up, the kernel checks an IPv6 address for duplicates before anybody may use it
 (RFC 4862, section 5.4: the address is tentative). It takes a second or two, and until then `bind` fails as if the
@@ -9,6 +9,7 @@ import contextlib
 import enum
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -25,6 +26,8 @@ Tell = Callable[[str], None]
 
 _IPV6_ADDRESSES: Final = "/proc/net/if_inet6"
 """A line for each IPv6 address of this machine: address, interface index, prefix length, scope, flags, name."""
+_CONNECTIONS: Final = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
+"""A line for each TCP socket of this machine: number, its own address, its peer's, and more (proc(5))."""
 _DADFAILED, _TENTATIVE = 0x08, 0x40  # linux/if_addr.h
 _IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; Python has a name for it from 3.12
 
@@ -129,3 +132,35 @@ def wait_for(host: str, tell: Tell) -> None:
                 raise
         except OSError as error:
             raise AddressNotReady(f"{host}: {error.strerror}") from None
+
+
+def is_peer_here(sock: socket.socket) -> bool:
+    """Return whether the other end of a connected socket is on this very machine, so that no network is between.
+
+    Equal addresses say so; different ones do not deny it: from one address of an interface to another one of it, the
+    kernel connects from the first.
+    """
+    if sock.family == socket.AF_UNIX:
+        return True
+    own, peer = sock.getsockname(), sock.getpeername()
+    if own[0] == peer[0]:
+        return True
+    try:
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+            probe.bind((peer[0], 0, *peer[2:]))
+    except OSError:
+        return False  # as for most strangers, for whom the table below would be much to read
+    # A machine may let programs bind to addresses that it does not have (ip_nonlocal_bind).
+    wanted = [_as_listed(sock.family, address) for address in (peer, own)]
+    try:
+        with open(_CONNECTIONS[socket.AddressFamily(sock.family)], encoding="ascii") as file:
+            return any(line.split()[1:3] == wanted for line in file)
+    except (OSError, LookupError):
+        return False
+
+
+def _as_listed(family: int, address: SockAddress) -> str:
+    """Write an address as the kernel lists it: words of 32 bits, each in the byte order of this machine."""
+    packed = socket.inet_pton(family, address[0].partition("%")[0])
+    words = [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
+    return "".join(f"{word:08X}" for word in words) + f":{address[1]:04X}"

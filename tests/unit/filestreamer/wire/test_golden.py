@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from filestreamer.wire import auth, opening
+from filestreamer.wire import auth, opening, receiver_dials
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.digests import root_digest, segment_digest, segment_hasher
@@ -20,7 +20,8 @@ from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening
-from filestreamer.wire.session import Session, Side
+from filestreamer.wire.receiver_dials import DialledSenderOpening, DiallingReceiverOpening, Joined
+from filestreamer.wire.session import Session
 from sender.dispatch.schedule import Schedule
 from tests.golden import generate
 from tests.golden.vectors import MESSAGES, fields_of, load, message_of, packed, unpacked
@@ -118,28 +119,44 @@ def test_opening_vector_is_framed_and_decodes(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", [v for v in OPENINGS if v["token"]], ids=described)
 def test_opening_vector_proofs(vector: dict[str, Any]) -> None:
-    assert [step["message"] for step in vector["frames"]] == ["Greeting", "Hello", "Proof", "Welcome"]
-    proof, mac = (bytes.fromhex(step["fields"]["mac"]) for step in vector["frames"][2:])
+    """The second proof covers the first one: who was dialled proves last."""
+    names = [step["message"] for step in vector["frames"]]
+    assert names[:2] == ["Greeting", "Hello"]
+    first, second = (bytes.fromhex(step["fields"]["mac"]) for step in vector["frames"][2:])
 
-    assert proof == independent_proof(b"filestreamer/1 sender", vector)
-    assert mac == independent_proof(b"filestreamer/1 receiver", vector, proof)
+    if vector["frames"][0]["fields"]["role"] is None:
+        assert names[2:] == ["Proof", "Welcome"]
+        assert first == independent_proof(b"filestreamer/1 sender", vector)
+        assert second == independent_proof(b"filestreamer/1 receiver", vector, first)
+    else:
+        assert names[2:] == ["Welcome", "Proof"]
+        assert first == independent_proof(b"filestreamer/1 receiver", vector)
+        assert second == independent_proof(b"filestreamer/1 sender", vector, first)
 
 
-@pytest.mark.parametrize("vector", OPENINGS, ids=described)
-def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    token = vector["token"].encode() if vector["token"] else None
-    certificate = bytes.fromhex(vector["certificate_sha256"])
+def the_receiver_dials(vector: dict[str, Any]) -> bool:
+    return vector["frames"][0]["fields"]["role"] is not None
+
+
+def of_opening(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[m.Greeting, m.Hello, bytes | None]:
+    """Return the Greeting, the Hello and the token of an opening, whose nonces are going to be used."""
     greeting, hello = (message_of(step["message"], step["fields"]) for step in vector["frames"][:2])
     assert isinstance(greeting, m.Greeting)
     assert isinstance(hello, m.Hello)
     nonces = iter([greeting.nonce, hello.nonce])
-    monkeypatch.setattr(opening, "random_id", lambda: next(nonces))
+    for module in (opening, receiver_dials):
+        monkeypatch.setattr(module, "random_id", lambda: next(nonces))
+    return greeting, hello, vector["token"].encode() if vector["token"] else None
 
-    tls_server: Side = vector["tls_server"] or "receiver"
-    receiver = ReceiverOpening(
-        greeting.incarnation, token, certificate, features=greeting.features, tls_server=tls_server
-    )
-    sender = SenderOpening(token, certificate, features=hello.features, tls_server=tls_server)
+
+@pytest.mark.parametrize("vector", [v for v in OPENINGS if not the_receiver_dials(v)], ids=described)
+def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    greeting, hello, token = of_opening(vector, monkeypatch)
+    certificate = bytes.fromhex(vector["certificate_sha256"])
+    assert vector["tls_server"] == ("receiver" if certificate else None)
+
+    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features)
+    sender = SenderOpening(token, certificate, features=hello.features)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)
     let_in = [receiver.receive(body) for body in said[1:]]
@@ -148,6 +165,26 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
 
     assert said == [bytes.fromhex(step["body"]) for step in vector["frames"]]
     assert let_in == [None] * (len(said) - 3) + [hello]
+
+
+@pytest.mark.parametrize("vector", [v for v in OPENINGS if the_receiver_dials(v)], ids=described)
+def test_opening_vector_where_the_receiver_dials(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    greeting, hello, token = of_opening(vector, monkeypatch)
+    certificate = bytes.fromhex(vector["certificate_sha256"])
+    assert vector["tls_server"] == ("sender" if certificate else None)
+    joined = Joined(hello.transfer_id, hello.connection_id, hello.connections, hello.needs)
+
+    receiver = DiallingReceiverOpening(greeting.incarnation, hello.role, token, certificate, features=greeting.features)
+    sender = DialledSenderOpening(token, certificate, join=lambda _: joined, features=hello.features)
+    said = [receiver.greeting_body]
+    said.append(sender.take(said[-1]) or b"")
+    said.append(receiver.answer(said[-1]))
+    if (proof := sender.take(said[-1])) is not None:
+        said.append(proof)
+        receiver.enter(proof)
+
+    assert said == [bytes.fromhex(step["body"]) for step in vector["frames"]]
+    assert sender.is_over
 
 
 # --- chunks

@@ -22,6 +22,7 @@ COMPLETE = m.Complete(True)
 HEADER = m.ChunkHeader(0, (m.Segment(0, 0, 8),))
 ACK = m.ChunkAck(m.Verdict.OK, (0,))
 ABORT = m.Abort(Code.SOURCE, "")
+CONNECTIONS = m.Connections(4)
 
 Said = tuple[Side, m.Message]
 
@@ -90,8 +91,8 @@ def other(side: Side) -> Side:
     return "receiver" if side == "sender" else "sender"
 
 
-def ends(role: m.Role = m.Role.CONTROL) -> dict[Side, Session]:
-    return {"sender": Session("sender", role), "receiver": Session("receiver", role)}
+def ends(role: m.Role = m.Role.CONTROL, dialled: Side = "receiver") -> dict[Side, Session]:
+    return {"sender": Session("sender", role, dialled), "receiver": Session("receiver", role, dialled)}
 
 
 def say(both: dict[Side, Session], who: Side, message: m.Message) -> None:
@@ -99,8 +100,8 @@ def say(both: dict[Side, Session], who: Side, message: m.Message) -> None:
     both[other(who)].received(message)
 
 
-def after(messages: list[Said]) -> dict[Side, Session]:
-    both = ends()
+def after(messages: list[Said], dialled: Side = "receiver") -> dict[Side, Session]:
+    both = ends(dialled=dialled)
     for who, message in messages:
         say(both, who, message)
     return both
@@ -126,7 +127,28 @@ def test_data() -> None:
     assert both["sender"].state == both["receiver"].state == "moving"
 
 
+@pytest.mark.parametrize("said", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_sender_that_was_dialled_says_how_many_connections_it_wants(said: list[Said]) -> None:
+    """Everywhere, and nothing else changes; also where Complete is under way."""
+    both = after([each for one in said for each in (("sender", CONNECTIONS), one)], dialled="sender")
+    say(both, "sender", CONNECTIONS)
+
+    assert both["sender"].state == both["receiver"].state == after(said)["sender"].state
+
+
 # --- what is not legal
+
+
+@pytest.mark.parametrize("said", CONVERSATIONS.values(), ids=CONVERSATIONS)
+@pytest.mark.parametrize(("dialled", "who"), [("receiver", "sender"), ("receiver", "receiver"), ("sender", "receiver")])
+def test_nobody_else_says_how_many_connections_are_wanted(said: list[Said], dialled: Side, who: Side) -> None:
+    both = after(said, dialled)
+
+    with pytest.raises(LocalProtocolError, match="Connections can't be sent"):
+        both[who].sending(CONNECTIONS)
+    with pytest.raises(RemoteProtocolError, match="Connections is not legal") as caught:
+        both[other(who)].received(CONNECTIONS)
+    assert caught.value.code is Code.PROTOCOL
 
 
 @pytest.mark.parametrize(

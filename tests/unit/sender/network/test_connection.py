@@ -67,8 +67,8 @@ class Dialer:
     def __init__(self, *wires: Wire) -> None:
         self.wires = list(wires)
 
-    def open_data(self, connection_id: int) -> "Opened":
-        del connection_id
+    def open_data(self, connection_id: int, is_wanted: object) -> "Opened":
+        del connection_id, is_wanted
         return Opened(self.wires.pop(0))
 
     def close_channel(self, channel: Wire, *, in_order: bool, at_once: bool) -> None:

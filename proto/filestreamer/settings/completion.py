@@ -1,0 +1,109 @@
+"""Answers to shells that complete a command line, by click's own protocol (click.shell_completion).
+
+1. The user's shell evaluates the script that `_SENDER_COMPLETE=bash_source sender` prints;
+2. at each TAB the script runs the command with `_SENDER_COMPLETE=bash_complete`, and the words so far in COMP_WORDS;
+3. the answer is lines of words, or "file" or "dir": then the shell looks for names itself.
+
+Nothing is read but the words: no file, no setting, no name of another machine.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+from filestreamer.settings.values import OneOf, Words
+from filestreamer.wire.errors import UsageError
+
+SHELLS: Final = ("bash", "zsh", "fish")
+SEPARATORS: Final = "=:"
+"""Characters at which bash begins a new word, in what is one word to us (COMP_WORDBREAKS)."""
+
+
+class WordList(click.ParamType[str]):
+    """Several of some words, with commas in between."""
+
+    name = "words"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = known
+
+    def shell_complete(self, _: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Return how the last word may end; none is offered twice."""
+        before, comma, last = incomplete.rpartition(",")
+        offered = [word for word in self.known if word.startswith(last) and word not in before.split(",")]
+        return [CompletionItem(f"{before}{comma}{word}") for word in offered]
+
+
+def answer(command: click.Command, name: str, instruction: str) -> None:
+    """Print what a shell asks for: `instruction` is such as bash_source or bash_complete. `name` is the command's.
+
+    The script of a short name is for the long one, too. Raises UsageError for another instruction.
+    """
+    shell, _, what = instruction.partition("_")
+    kind = get_completion_class(shell) if shell in SHELLS else None
+    if kind is None or what not in ("source", "complete"):
+        known = ", ".join(f"{each}_source" for each in SHELLS)
+        raise UsageError(f"{_variable(name)}: {instruction!r} is none of {known}")
+    if what == "source":
+        names = dict.fromkeys([name, f"filestreamer-{command.name}"])
+        click.echo("".join(kind(command, {}, each, _variable(each)).source() for each in names))
+        return
+    for parameter in command.params:
+        parameter.type = _type(parameter)
+    completer = kind(command, {}, name, _variable(name))
+    click.echo("\n".join(completer.format_completion(item) for item in _items(completer)))
+
+
+def _variable(name: str) -> str:
+    """Return the variable that says what a shell asks for; that of click's `main`."""
+    return f"_{name.replace('-', '_').upper()}_COMPLETE"
+
+
+def _type(parameter: click.Parameter) -> click.ParamType[Any]:
+    """Return a type that knows the values of a parameter, and reads nothing."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return parameter.type
+    read = getattr(parameter.type, "func", None)  # where click was given a function
+    match read, parameter.metavar:
+        case OneOf(), _:
+            return click.Choice(list(read.known))
+        case Words(), _:
+            return WordList(read.known)
+        case _, "FILE" | "PATH" | "INPUT_FILE...":
+            return click.Path()
+        case _, "DIR":
+            return click.Path(file_okay=False)
+        case _, str(metavar) if "auto" in metavar.split("|"):
+            return click.Choice(["auto"])
+    return click.STRING  # has no completion
+
+
+def _items(completer: ShellComplete) -> list[CompletionItem[str]]:
+    """Return what may stand at the place of the cursor."""
+    try:
+        words, incomplete = completer.get_completion_args()
+    except (LookupError, ValueError):  # run without the script's variables, or in the middle of a quoted word
+        return []
+    start = ""
+    if completer.name == "bash":
+        *words, incomplete = _joined([*words, incomplete])
+    elif incomplete.startswith("--"):
+        # These replace the whole word, --log-level=debug; bash replaces what is behind the last separator.
+        start = "".join(incomplete.partition("=")[:2]) if "=" in incomplete else ""
+    items = completer.get_completions(words, incomplete)
+    return [CompletionItem(start + item.value, item.type, item.help) for item in items]
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Return the words with those put together that bash has separated: HOST : DIR, --log-level = debug."""
+    joined, is_open = list[str](), False
+    for word in words:
+        is_separator = word != "" and not word.strip(SEPARATORS)
+        if joined and (is_open or is_separator):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        is_open = is_separator
+    return joined

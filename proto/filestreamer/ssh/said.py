@@ -1,0 +1,52 @@
+"""What is said at the other machine, shown in the log of this one: bounded, escaped, each line named by its host.
+
+A line of the far side's log is an object of JSON. Its errors are shown always, the rest at --log-level debug; how the
+transfer ends is left to debug, too, as this side knows and tells it. What ssh and the remote shell say is a warning.
+"""
+
+import json
+import re
+from typing import Any, Final
+
+from filestreamer.ssh import explain
+
+FIELDS_MAX: Final = 30
+_EVENT: Final = re.compile(r"[a-z_]{1,60}")
+_OWN: Final = frozenset(("timestamp", "level", "event", "service", "host", "said", "exc_info", "stack_info", "code"))
+
+
+class Said:
+    """Logs what comes from one host. One thread."""
+
+    def __init__(self, host: str, log: Any) -> None:
+        self._host = host
+        self._log = log
+
+    def take(self, line: bytes) -> None:
+        """Log a line of standard error."""
+        text = line.decode(errors="replace")
+        fields = _parse(text)
+        if fields is None:
+            self._log.warning("ssh_says", host=self._host, text=explain.shown(text))
+            return
+        event, level = fields["event"], fields.get("level")
+        more = {
+            key: explain.shown(value) if isinstance(value, str) else value
+            for key, value in list(fields.items())[:FIELDS_MAX]
+            if key not in _OWN and key.isidentifier() and isinstance(value, str | int | float | bool | None)
+        }
+        is_error = level == "error" and not event.startswith("transfer_")
+        tell = self._log.error if is_error else self._log.debug
+        tell("far_side", host=self._host, said=event, **more)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """Return the fields of a line of the far side's log; None where it is none."""
+    if not text.startswith("{"):
+        return None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    event = fields.get("event") if isinstance(fields, dict) else None
+    return fields if isinstance(event, str) and _EVENT.fullmatch(event) else None
