@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import kubernetes_validate
 import pytest
+import yaml
 
 import receiver.settings
 import sender.settings
@@ -447,6 +448,19 @@ def test_a_sender_is_told_the_service_of_its_own_instance(namespace: list[Object
     }
     assert len(told) == 5 * 2  # volume-to-volume and shards
     assert told.items() <= services.items()
+
+
+@pytest.mark.parametrize("build", [build for build in OVERLAYS if "standing" not in build])
+def test_a_token_of_its_own_takes_the_patch_of_the_documents(build: str) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (TOP.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    manifests = copied(build, patches=yaml.safe_load(block))
+
+    assert parsed(manifests, "Job")
+    for job in parsed(manifests, "Job"):
+        secrets = [
+            item["valueFrom"]["secretKeyRef"]["name"] for item in container_of(job)["env"] if "valueFrom" in item
+        ]
+        assert secrets == ["photos-token"]
 
 
 def test_a_build_of_all_overlays_has_what_each_of_them_has() -> None:

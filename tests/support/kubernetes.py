@@ -38,7 +38,7 @@ def kustomize(folder: Path) -> str:
     return done.stdout
 
 
-def copied(build: str, **changes: str | list[str]) -> str:
+def copied(build: str, **changes: str | list[Any]) -> str:
     """Render a build whose kustomization.yaml was edited: a text replaces what is there, a list is added to it."""
     with TemporaryDirectory() as folder:
         top = Path(folder) / "kubernetes"
