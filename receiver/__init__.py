@@ -32,6 +32,12 @@ The path of a file through them:
 import os
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036 - as a command over ssh, this may be run by any Python
+    sys.stderr.write(
+        "filestreamer needs Python 3.11 or newer; this is " + ".".join(map(str, sys.version_info[:2])) + "\n"
+    )
+    sys.exit(2)
+
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # `python -m receiver` puts the working directory first on sys.path. Received files may lie there, and none of them
     # must be imported. The two modules above are loaded before any directory is searched.

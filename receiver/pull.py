@@ -56,8 +56,6 @@ def started(settings: "ReceiverSettings", log: Any) -> "Iterator[tuple[ReceiverS
                 token=far_side.token,
                 tls=far_side.uses_tls,
                 no_tls=not far_side.uses_tls,
-                allow_delete=settings.delete,
-                allow_privileged=settings.owner or settings.allow_privileged,
             ),
             far_side.route,
             Asked(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from filestreamer.settings import values
 from filestreamer.settings.address import Address, parse_address, peer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served without --metrics."""
+_NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout")
+"""Fields of a receiver that waits for senders."""
 STDOUT = "-"
 """The --output-file that means standard output."""
 SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
@@ -25,9 +27,11 @@ SUMMARY = "Receive files from senders, check every byte, and put them in place w
 
 def fetched(value: object) -> "Remote":
     """Read a path at another machine; `:PATH` is one at the machine that was named before."""
-    from filestreamer.ssh.remote import Remote, parse_remote  # few runs need it
+    from filestreamer.ssh.remote import Remote, is_remote, parse_remote  # few runs need it
 
     path = values.text(value)
+    if not (path.startswith(":") or is_remote(path)):
+        raise ValueError(f"{value!r} is not a path at another machine: write it as [USER@]HOST:PATH")
     read = Remote("", path[1:]) if path.startswith(":") else parse_remote(value)
     if read.name in ("", ".", "..") or (read.name.startswith("~") and "/" not in read.path.rstrip("/")):
         raise ValueError(f"{value!r} does not name what is to be fetched: end it with the name of a file or directory")
@@ -160,6 +164,9 @@ class ReceiverSettings(SourceSettings):
             raise UsageError(f"--from: two of the paths end with {twice[0]!r}, and would be one at the destination")
         if self.output_file is not None and len(whole) > 1:
             raise UsageError("--output-file takes one file: name one path with --from")
+        # Who asks for it permits it.
+        object.__setattr__(self, "allow_delete", self.delete)
+        object.__setattr__(self, "allow_privileged", self.allow_privileged or self.owner)
         object.__setattr__(self, "fetch", whole)
         object.__setattr__(self, "more", ())
 
@@ -192,5 +199,5 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSett
         argv,
         environ,
         only_with=("fetch", ("more", *SOURCE_FIELDS)),
-        not_with=("connect", ("listen", "anonymous", "idle_timeout")),
+        not_with=[("connect", _NOT_WITH_DIALLING), ("fetch", _NOT_WITH_DIALLING)],
     )

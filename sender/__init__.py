@@ -33,6 +33,12 @@ The life of a chunk, each step in one place:
 import os
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036 - as a command over ssh, this may be run by any Python
+    sys.stderr.write(
+        "filestreamer needs Python 3.11 or newer; this is " + ".".join(map(str, sys.version_info[:2])) + "\n"
+    )
+    sys.exit(2)
+
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # `python -m sender` puts the working directory first on sys.path. Nothing is imported from there, as received files
     # may lie in it. The two modules above are loaded before any directory is searched.

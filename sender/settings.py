@@ -283,5 +283,5 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettin
         argv,
         environ,
         only_with=("listen", ("once", "idle_timeout")),
-        not_with=("listen", ("to",)),
+        not_with=[("listen", ("to",))],
     )

@@ -270,7 +270,9 @@ class Client:
             self._wait_for_control()
         else:
             self._data_dialled -= is_dialled
-            self._log.debug("connection_not_made", reason=str(error))
+            # A sender that wants fewer connections by now, or begins again, is no trouble.
+            if getattr(error, "code", None) not in (Code.LIMIT, Code.UNKNOWN_TRANSFER):
+                self._log.warning("cannot_connect", reason=str(error))
             if not error.retryable and self._transfer is not None:
                 self._transfer.end_soon(error)
             self._data_at = time.monotonic() + self._data_backoff.next()

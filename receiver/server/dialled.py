@@ -47,7 +47,7 @@ class Dialled:
         try:
             prepare(self.socket, user_timeout)
         except OSError as error:
-            raise ConnectionLost(str(error.strerror)) from None
+            raise ConnectionLost(f"{format_address(self.address[1])}: {error.strerror}") from None
         if self._link.tls is None:
             return Channel(self.socket, patience, payload_bytes=payload_bytes)
         from filestreamer.wire.sockets.tls_channel import TlsChannel

@@ -42,8 +42,6 @@ class Asked:
             return
         if not self.deletes:
             raise _refusal("to remove files")
-        if not offer.delete.roots:
-            raise _refusal("to remove files from the destination itself")
         self._check_names(offer.delete.roots, "to remove files below")
 
     def check_entries(self, entries: Iterable[m.Entry]) -> None:

@@ -104,6 +104,20 @@ def test_only_port_22_is_open(
 
 
 @pytest.mark.timeout(6 * UNIT)
+def test_a_firewall_that_lets_only_small_packets_through(
+    pair: Pair, ends: tuple[End, End], start_sshd: StartSshd
+) -> None:
+    """Connections come, and nothing can be done with them."""
+    here, there = ends
+    there.admit_only(22, "meta length > 100 drop")
+    far = start_sshd()
+    sender = push(pair, far, here, file := pair.file("f", 3_000_000))
+    assert way(sender)[0] == "ssh"
+    sender.succeeds()
+    assert arrived(file, far)
+
+
+@pytest.mark.timeout(6 * UNIT)
 def test_the_user_wants_no_other_way(pair: Pair, ends: tuple[End, End], start_sshd: StartSshd) -> None:
     here, there = ends
     there.admit_only(22, "reject with tcp reset")
@@ -126,11 +140,14 @@ def test_the_user_wants_ssh(pair: Pair, ends: tuple[End, End], start_sshd: Start
 
 
 @pytest.mark.timeout(6 * UNIT)
-def test_neither_another_port_nor_forwarding(pair: Pair, ends: tuple[End, End], start_sshd: StartSshd) -> None:
+@pytest.mark.parametrize("forbids", ["AllowTcpForwarding no", "PermitOpen none", "DisableForwarding yes"])
+def test_neither_another_port_nor_forwarding(
+    pair: Pair, ends: tuple[End, End], start_sshd: StartSshd, forbids: str
+) -> None:
     """The bytes go through the standard streams of the remote command."""
     here, there = ends
     there.admit_only(22, "reject with tcp reset")
-    far = start_sshd(config={"AllowTcpForwarding": "no"})
+    far = start_sshd(config=dict([forbids.split()]))
     sender = push(pair, far, here, file := pair.file("f", 20_000_000))
     sender.succeeds()
     assert arrived(file, far)

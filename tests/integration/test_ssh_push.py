@@ -1,101 +1,20 @@
 """`sender PATH... --to HOST:DIR` with a real sshd: the sender starts its receiver, and both end together."""
 
 import contextlib
-import json
 import os
 import pty
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.services import UNIT, Pair, Service, make_file, same, tree
-from tests.support.sshd import Process, Sshd, sshd
+from tests.support.behind_ssh import MIB, SLOW, behind_ssh, impatient
+from tests.support.services import UNIT, Pair, make_file, same, tree
 from tests.support.waiting import until
-
-MIB = 1 << 20
-SLOW = ("--rate-limit", "8MiB/s")
-"""For what is to be interrupted: a file of some MiB takes some seconds."""
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """Return a temporary directory for both sides, with a path that is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
-
-
-class Far:
-    """A machine behind ssh, and the sender that pushes to it."""
-
-    def __init__(self, pair: Pair, machine: Sshd, temporary: Path) -> None:
-        self.pair = pair
-        self.machine = machine
-        self.temporary = temporary
-
-    def push(self, *args: object, to: str = "incoming", env: Mapping[str, str] | None = None) -> Service:
-        """Start a sender."""
-        machine = self.machine
-        return self.pair.start(
-            "sender",
-            *args,
-            "--to",
-            f"{machine.host}:{to}",
-            "--ssh",
-            machine.ssh,
-            env={"TMPDIR": str(self.temporary), **(env or {})},
-        )
-
-    def is_left(self) -> list[object]:
-        """Return what is left of both sides, where nothing should be."""
-        return [*self.machine.remote(), *self.machine.clients(), *os.listdir(self.temporary)]
-
-    def ends(self, seconds: float = 2 * UNIT) -> None:
-        """Wait until nothing is left."""
-        until(lambda: not self.is_left(), f"nothing is left: {self.is_left()}", seconds)
-
-    def clients(self, words: str) -> list[Process]:
-        """Return the ssh processes whose command line has these words."""
-        return [process for process in self.machine.clients() if words in " ".join(process.argv)]
-
-    def holds(self, size: int) -> bool:
-        """Whether so many bytes, at least, are in staging."""
-        staging = self.incoming / ".filestreamer"
-        return sum(path.stat().st_blocks * 512 for path in staging.rglob("*")) >= size
-
-    @property
-    def incoming(self) -> Path:
-        """Where the files go."""
-        return self.machine.home / "incoming"
-
-
-@contextlib.contextmanager
-def behind_ssh(pair: Pair, tmp_path: Path, temporary: Path, **how: Any) -> Iterator[Far]:
-    """Run a sshd; nothing of either side is left behind at the end."""
-    with sshd(tmp_path, **{**how, "env": {"TMPDIR": str(temporary), **how.get("env", {})}}) as machine:
-        far = Far(pair, machine, temporary)
-        yield far
-        far.ends()
-
-
-def impatient(**bounds: float) -> dict[str, Any]:
-    """Return how a machine starts a receiver that waits less for ssh."""
-    return {
-        "commands": {"receiver": (sys.executable, "-P", "-m", "tests.support.impatient", "receiver")},
-        "env": {
-            "IMPATIENT": json.dumps({f"filestreamer.ssh.{name}": value for name, value in bounds.items()}),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-    }
-
 
 # --- what is moved
 
@@ -303,6 +222,17 @@ def test_sender_and_ssh_are_killed(pair: Pair, tmp_path: Path, temporary: Path) 
         sender.end()
         for process in far.machine.clients():
             process.signal()
+        far.ends()
+
+
+def test_the_sender_is_killed_while_connections_are_shared(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    """Not even the directory of the socket of ssh is left."""
+    config = {"PasswordAuthentication": "yes"}
+    with behind_ssh(pair, tmp_path, temporary, accepts_once=True, config=config) as far:
+        sender = far.push(pair.file("a", 24 * MIB), "--via", "ssh", *SLOW)
+        until(lambda: far.holds(MIB), "some of it is there")
+        assert far.is_left()
+        sender.end()
         far.ends()
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple
 
 from filestreamer.listening.handshake import Handshake, O
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError
+from filestreamer.wire.errors import Code, ConnectionLost, Refused, RemoteProtocolError, TransferFailed
 from filestreamer.wire.sockets.own_address import is_peer_here
 
 HANDSHAKES: Final = 512
@@ -156,7 +156,7 @@ class Acceptor(Generic[O]):
             return is_over
         except (ConnectionLost, Refused) as error:
             self.lose(handshake, error)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, TransferFailed) as error:
             self.turn_away(handshake, error.code, error.reason)
         return False
 

@@ -46,7 +46,10 @@ class Opening(Protocol):
         ...
 
     def take(self, body: bytes) -> bytes | None:
-        """Take a body from the peer; return the one that answers it, if any. Raises RemoteProtocolError, Refused."""
+        """Take a body from the peer; return the one that answers it, if any.
+
+        Raises RemoteProtocolError, TransferFailed, Refused.
+        """
         ...
 
 
@@ -116,7 +119,8 @@ class Handshake(Generic[O]):
     def receive(self) -> bool:
         """Go on with the opening; return whether the peer may come in.
 
-        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError, Refused.
+        Nothing is read beyond the last frame of the opening. Raises ConnectionLost, RemoteProtocolError,
+        TransferFailed, Refused.
         """
         self._wants_write = False
         try:

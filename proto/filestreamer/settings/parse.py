@@ -45,13 +45,13 @@ def parse_settings(
     environ: Mapping[str, str],
     *,
     only_with: tuple[str, Sequence[str]] | None = None,
-    not_with: tuple[str, Sequence[str]] | None = None,
+    not_with: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
     Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
     and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
-    or a file says is for the other service. `not_with` names a field with which others do not count. Raises UsageError
+    or a file says is for the other service. `not_with` names fields with which others do not count. Raises UsageError
     for any mistake, and SystemExit(0) after `--help` and `--version`, and after an answer to a shell that completes a
     command.
     """
@@ -81,16 +81,18 @@ def parse_settings(
         raise UsageError(_cut(str(error))) from None
     if only_with is not None and not context.params[only_with[0]]:
         _leave_out(context, defined, only_with[1], f"goes with {defined[only_with[0]].shown}")
-    if not_with is not None and context.params[not_with[0]]:
-        _choose(context, defined, *not_with)
+    for name, others in not_with:
+        _choose(context, defined, name, others)
     return settings(**context.params), _unknown_variables(environ)
 
 
 def _choose(context: click.Context, defined: Mapping[str, Definition], name: str, others: Sequence[str]) -> None:
-    """Leave the fields `others` out, as they do not go with `name`, or `name` where flags say another one.
+    """Where `name` is given, leave out the fields `others`, which do not go with it; or `name` where flags say another.
 
     Raises UsageError where flags say both.
     """
+    if not context.params[name]:
+        return
     if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE and any(
         context.get_parameter_source(other) is click.core.ParameterSource.COMMANDLINE for other in others
     ):

@@ -5,13 +5,14 @@ import os
 import secrets
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import run_to_end, start_thread
@@ -31,6 +32,7 @@ ANEW_SECONDS: Final = 60.0
 PATIENT_SECONDS: Final = 15.0
 """After how long it is said what the login is waited for."""
 LAST_WORDS_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 0.2
 END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
 CONNECTIONS: Final = 8
@@ -85,7 +87,7 @@ class FarSide:
         )
         self._said = said.Said(self._host, log)
         self._is_over = threading.Event()
-        self._mutex = threading.Lock()  # protects the two below
+        self._talks = threading.Lock()  # held while an ssh is begun and asked; protects the streams of `_login`
         self._login: Child | None = None
         self._answer: lines.Answer | None = None
         self._reached: str | None = None
@@ -102,8 +104,9 @@ class FarSide:
         start = self._start
         command = f"{start.remote_command} serve"
         argv = self._ssh.login(command, control_path=self._control_path)
-        child = self._begin(argv, asks=True)
-        answer = self._converse(child, self._request(machine=""), None)
+        with self._talks:
+            child = self._begin(argv, asks=True)
+            answer = self._converse(child, self._request(machine=""), None)
         if not isinstance(answer, lines.Answer):
             raise FarSideFailed(f"{self._host}: the answer is that of a service which runs already")
         self._answer = answer
@@ -143,14 +146,18 @@ class FarSide:
     def _begin(self, argv: list[str], *, asks: bool) -> Child:
         try:
             child = self._children.start(
-                argv, self._said.take, stdin=subprocess.PIPE, stdout=subprocess.PIPE, asks=asks
+                argv,
+                self._said.take,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                asks=asks,
+                leaves=self._directory if asks else None,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise ConnectionLost(f"ssh can't be started: {error}") from None
-        with self._mutex:
-            self._login, before = child, self._login
-        if before is not None:
-            _close_streams(before)
+        if self._login is not None:
+            _close_streams(self._login)
+        self._login = child
         return child
 
     def _converse(self, child: Child, request: bytes, seconds: float | None) -> lines.Answer | str:
@@ -158,13 +165,15 @@ class FarSide:
         began_at, is_told = time.monotonic(), False
         conversation = _Conversation(child, request, self._host)
         while True:
-            line = conversation.go_on(1.0)
+            line = conversation.go_on(LOOK_SECONDS)
             if line is not None:
                 return lines.read_answer(line, self._host)
             if conversation.is_over:
                 child.ended.wait(LAST_WORDS_SECONDS)
                 code, words = child.process.returncode, list(child.tail)
                 raise explain.explain(self._host, self._start.remote_command, code, words, conversation.last_line)
+            if self._is_over.is_set():
+                raise ConnectionLost("the transfer is over")
             waited = time.monotonic() - began_at
             if seconds is not None and waited > seconds:
                 raise ConnectionLost(f"{self._host}: no answer within {seconds:g} s")
@@ -215,13 +224,15 @@ class FarSide:
             control_path=None,
             shares=self._ssh.multiplexes,
         )
-        child = self._begin(argv, asks=False)
-        try:
-            answer = self._converse(child, self._request(machine=self._answer.machine), ANEW_SECONDS)
-        except FilestreamerError:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.terminate()
-            raise
+        with self._talks:
+            if self._is_over.is_set():
+                raise ConnectionLost("the transfer is over")
+            child = self._begin(argv, asks=False)
+            try:
+                answer = self._converse(child, self._request(machine=self._answer.machine), ANEW_SECONDS)
+            except FilestreamerError:
+                child.signal(signal.SIGTERM)
+                raise
         if isinstance(answer, lines.Answer):  # the service is another one now
             self._answer = answer
             self.route.lead(answer, way.candidates(answer, self._reached), is_direct=self.route.is_direct)
@@ -230,11 +241,12 @@ class FarSide:
     def end(self) -> None:
         """Have the far side end, and with it all ssh. Idempotent."""
         self._is_over.set()
-        with self._mutex:
+        with self._talks:
             child = self._login
-        if child is not None:
-            _close_streams(child, only_input=True)
-        self._children.close(END_SECONDS)
+            if child is not None and child.process.stdin is not None:
+                _close(child.process.stdin)
+        # Where nothing has answered, ssh may be asking its user, and hears nothing.
+        self._children.close(0.0 if self._answer is None else END_SECONDS)
         if child is not None:
             _close_streams(child)
         if self._keeper is not None:
@@ -380,11 +392,15 @@ class _Conversation:
         return None
 
 
-def _close_streams(child: Child, *, only_input: bool = False) -> None:
-    for stream in (child.process.stdin, None if only_input else child.process.stdout):
+def _close_streams(child: Child) -> None:
+    for stream in (child.process.stdin, child.process.stdout):
         if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+            _close(stream)
+
+
+def _close(stream: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def _make_directory() -> str:

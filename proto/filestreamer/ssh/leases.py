@@ -16,9 +16,12 @@ from collections.abc import Callable
 from typing import Final
 
 from filestreamer.process.threads import run_to_end
+from filestreamer.wire.progress_clock import Patience
 
 WAIT_SECONDS: Final = 30.0
 """How long another ssh is waited for, while there is no connection either."""
+FIRST_WAIT_SECONDS: Final = 5.0
+"""The same before the near side has had a connection: then it has hardly begun, and nothing is lost."""
 TICK_SECONDS: Final = 1.0
 CLOSING_SECONDS: Final = 0.5
 """How long after its input the output of a lost ssh may look as if it stood."""
@@ -61,19 +64,19 @@ class Leases(threading.Thread):
         *,
         is_used: Callable[[], bool],
         end: Callable[[str | None], None],
-        patience_seconds: float,
+        patience: Patience,
     ) -> None:
         """`is_used` says whether the near side has a connection.
 
-        `end` is called once: with None where the near side has ended, else with the reason. `patience_seconds` is how
-        long the near side may be without a connection, whatever ssh says: a line that is cut says nothing.
+        `end` is called once: with None where the near side has ended, else with the reason. `patience` is how long the
+        near side may be without a connection, whatever ssh says: a line that is cut says nothing.
         """
         super().__init__(name="leases", daemon=True)
         self._streams: Streams | None = streams
         self._listener = listener
         self._is_used = is_used
         self._end = end
-        self._patience_seconds = patience_seconds
+        self._patience = patience
         self._leases: dict[int, socket.socket] = {}
 
     def run(self) -> None:
@@ -83,19 +86,21 @@ class Leases(threading.Thread):
 
     def _watch(self) -> None:
         used_at = held_at = time.monotonic()
+        was_used = False
         while True:
             if self._look(TICK_SECONDS):
                 self._end(None)
                 return
             now = time.monotonic()
             if self._is_used():
-                used_at = now
+                used_at, was_used = now, True
             if self._streams is not None or self._leases:
                 held_at = now
-            if now - max(used_at, held_at) > WAIT_SECONDS:
-                self._end(f"ssh was lost, and did not come back within {WAIT_SECONDS:g} s")
+            if now - max(used_at, held_at) > (WAIT_SECONDS if was_used else FIRST_WAIT_SECONDS):
+                self._end("ssh was lost, and did not come back")
                 return
-            if now - used_at > self._patience_seconds + WAIT_SECONDS:  # the near side gives up first, and says why
+            patience_seconds = self._patience.seconds(has_begun=was_used)
+            if now - used_at > patience_seconds + WAIT_SECONDS:  # the near side gives up first, and says why
                 self._end(f"the near side had no connection for {now - used_at:.0f} s")
                 return
 

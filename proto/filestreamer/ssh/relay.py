@@ -19,7 +19,8 @@ BLOCK_BYTES = 256 << 10
 def relay() -> int:
     """Be the relay; return the exit code."""
     try:
-        session = lines.read_request(read_line(0, lines.ANSWER_BYTES), "relay", {"session": str})["session"]
+        line = read_line(0, lines.ANSWER_BYTES, 1)  # what follows is not for this process
+        session = lines.read_request(line, "relay", {"session": str})["session"]
         service = places.connect_to(session, places.RELAY)
     except (FilestreamerError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -12,6 +12,7 @@ from filestreamer.ssh import explain
 
 FIELDS_MAX: Final = 30
 _EVENT: Final = re.compile(r"[a-z_]{1,60}")
+_TUNNEL: Final = re.compile(r"channel \d+: open failed")
 _OWN: Final = frozenset(("timestamp", "level", "event", "service", "host", "said", "exc_info", "stack_info", "code"))
 
 
@@ -27,7 +28,9 @@ class Said:
         text = line.decode(errors="replace")
         fields = _parse(text)
         if fields is None:
-            self._log.warning("ssh_says", host=self._host, text=explain.shown(text))
+            # What a tunnel meets on the connection of the login, `Tunnels` tells as far as the user has to know it.
+            tell = self._log.debug if _TUNNEL.match(text) else self._log.warning
+            tell("ssh_says", host=self._host, text=explain.shown(text))
             return
         event, level = fields["event"], fields.get("level")
         more = {

@@ -20,10 +20,11 @@ from filestreamer.listening.acceptor import Listener
 from filestreamer.process import log, signals
 from filestreamer.process.threads import as_failure, log_defects
 from filestreamer.settings import values
-from filestreamer.settings.common import LATER_SECONDS
+from filestreamer.settings.common import FIRST_SECONDS, LATER_SECONDS
 from filestreamer.ssh import lines, places
 from filestreamer.ssh.leases import Leases, Streams, hold
 from filestreamer.wire.errors import FarSideFailed, FilestreamerError, Interrupted
+from filestreamer.wire.progress_clock import Patience
 from filestreamer.wire.session import Side
 
 REQUEST_SECONDS: Final = 60.0
@@ -134,9 +135,19 @@ def _run(request: Request, begin: Begin, place: _Place, logger: Any) -> int:
     relays = places.listen_in(directory, places.RELAY)
     service = begin(request, [Listener(direct), Listener(tunnels, marker), Listener(relays, marker)], logger)
 
+    answer = lines.Answer(
+        session,
+        address,
+        direct.getsockname()[1],
+        service.certificate_sha256,
+        tunnels.getsockname()[1],
+        places.machine(),
+    )
+
     def end(reason: str | None) -> None:
         service.stop(None if reason is None else FarSideFailed(reason))
 
+    seconds = request.give_up_after
     signals.on_signal(lambda number: service.stop(Interrupted(number)))
     with places.listen_in(directory, places.LEASE) as listener:
         leases = Leases(
@@ -144,22 +155,11 @@ def _run(request: Request, begin: Begin, place: _Place, logger: Any) -> int:
             listener,
             is_used=service.is_used,
             end=end,
-            patience_seconds=LATER_SECONDS if request.give_up_after is None else request.give_up_after,
+            patience=Patience(FIRST_SECONDS, LATER_SECONDS) if seconds is None else Patience(seconds, seconds),
         )
         leases.start()
-        _say(
-            answers,
-            lines.answer(
-                lines.Answer(
-                    session,
-                    address,
-                    direct.getsockname()[1],
-                    service.certificate_sha256,
-                    tunnels.getsockname()[1],
-                    places.machine(),
-                )
-            ),
-        )
+        if not _say(answers, lines.answer(answer)):
+            end("ssh was lost before it was up")
         try:
             return service.run()
         except FilestreamerError as error:
@@ -178,25 +178,27 @@ def _take_stdout() -> int:
     return answers
 
 
-def _say(answers: int, line: bytes) -> None:
-    with contextlib.suppress(OSError):
+def _say(answers: int, line: bytes) -> bool:
+    """Say a line to the near side; return whether it is there to hear it."""
+    try:
         while line:
             line = line[os.write(answers, line) :]
+    except OSError:
+        return False
+    return True
 
 
-def read_line(fd: int, most_bytes: int) -> bytes:
-    """Read a line, and not a byte more. Raises FarSideFailed."""
+def read_line(fd: int, most_bytes: int, block_bytes: int = 1 << 16) -> bytes:
+    """Read a line, and what comes with it in a block. Raises FarSideFailed."""
     until = time.monotonic() + REQUEST_SECONDS
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     data = bytearray()
-    while not data.endswith(b"\n"):
+    while b"\n" not in data[-block_bytes:]:
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            raise FarSideFailed("no request came", exit_code=2)
-        # Byte by byte: what follows the line belongs to somebody else. A long line comes from one who says nothing
-        # behind it, and takes 4 MiB at most.
-        some = os.read(fd, 1)
+            raise FarSideFailed("this is no request: nothing came", exit_code=2)
+        some = os.read(fd, block_bytes)
         if not some or len(data) > most_bytes:
             raise FarSideFailed("this is no request: no line" if not some else "the request is too long", exit_code=2)
         data += some
-    return bytes(data)
+    return bytes(data).partition(b"\n")[0]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from filestreamer.ssh.lines import Answer
-from filestreamer.wire import limits
+from filestreamer.wire import framing, limits
+from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import FilestreamerError
+from filestreamer.wire.messages import Greeting
 from filestreamer.wire.session import Side
 from filestreamer.wire.sockets.addresses import Address, format_address, resolve
 from filestreamer.wire.sockets.dial import Dialing
@@ -116,6 +118,16 @@ def _check(sock: socket.socket, answer: Answer, side: Side) -> None:
         context = tls.client_context(None, None, None, accepts_any=True)
         tls.handshake_as_sender(context.context, sock, answer.address, pins=(answer.sha256,))
         return
-    # A receiver says Greeting at once, and a sender waits for it. The token shows later that it is that very service.
-    if side == "receiver" and len(sock.recv(limits.FRAME_HEADER_BYTES, socket.MSG_WAITALL)) < limits.FRAME_HEADER_BYTES:
-        raise OSError("it closed the connection")
+    # The token shows later that it is that very service. A sender says nothing before the Greeting that it waits for.
+    if side == "sender":
+        return
+    body = framing.read_body(lambda count: _read(sock, count), limits.OPENING_FRAME_BYTES)
+    if not isinstance(decode(body), Greeting):
+        raise OSError("it is another service")
+
+
+def _read(sock: socket.socket, count: int) -> memoryview:
+    data = sock.recv(count, socket.MSG_WAITALL)
+    if len(data) < count:
+        raise ConnectionResetError("it closed the connection")
+    return memoryview(data)

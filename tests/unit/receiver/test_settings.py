@@ -167,7 +167,7 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
         (["--output-file", ""], "--output-file: must not be empty"),
         (["--shard", "0/2"], "No such option '--shard'."),
         (["--connections", "5"], "--connections goes with --from"),
-        (["in.txt"], "Got unexpected extra argument (in.txt)"),
+        (["in.txt"], "PATH...: 'in.txt' is not a path at another machine: write it as [USER@]HOST:PATH"),
     ],
 )
 def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:

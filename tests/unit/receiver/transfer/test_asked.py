@@ -45,7 +45,6 @@ def test_the_offer_that_was_asked_for_is_taken() -> None:
         {"xattrs": True},
         {"dry_run": True},
         {"shard": m.Shard(0, 2)},
-        {"delete": m.Deletion((), ())},
         {"delete": m.Deletion((b"run-17", b"other"), ())},
         {"delete": m.Deletion((b"",), ())},
     ],
