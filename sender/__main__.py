@@ -49,7 +49,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
             from filestreamer.telemetry.monitor import Monitor
-            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.report import begin, report
             from filestreamer.telemetry.result import TransferResult
             from sender.settings import parse
         with signals.raised():
@@ -57,7 +57,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         with signals.deferred():
             logger = log.configure("sender", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        return _fail(error)
+        return _fail(error, argv, environ)
     log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
@@ -65,6 +65,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         logger.warning("secret_exposed", reason=warning)
     if settings.dry_run:
         return _list(settings, logger) if settings.to is None else _ask(settings, logger)
+    begin(settings.result_file, logger)
     if settings.listen is not None:
         return _serve(settings, logger)
     monitor = Monitor("sender", settings, logger)
@@ -83,12 +84,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Report an error from before the settings are known; return the exit code."""
     # Imported again, as the error may be a signal in the middle of that.
     from filestreamer.telemetry.report import report_early
 
-    return report_early(error, "sender")
+    return report_early(error, "sender", argv, environ)
 
 
 def _send(
@@ -246,10 +247,12 @@ def _show_command(token: str, address: tuple[Any, ...], *, tls: bool) -> None:
 def _ask(settings: "SenderSettings", logger: Any) -> int:
     """Print how each entry stands at the receiver, then the result; return the exit code."""
     from filestreamer.process.threads import as_failure
-    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.report import begin, report
     from filestreamer.telemetry.result import TransferResult
     from sender.asking import Asking
     from sender.push import reached
+
+    begin(settings.result_file, logger)
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)

@@ -143,6 +143,13 @@ class TransferResult:
         return cls(**_ending(error))
 
     @classmethod
+    def killed(cls) -> "TransferResult":
+        """Make the result of a process that was ended before it could make one."""
+        message = "killed before it could say how it ends (the reason OOMKilled: it had too little memory)"
+        error = ResultError("killed", message, retryable=True)
+        return cls(status="interrupted", exit_code=128 + signal.SIGKILL, error=error)
+
+    @classmethod
     def from_counters(
         cls, counters: TransferCounters, *, error: BaseException | None, committed: bool, root_digest: Digest | None
     ) -> "TransferResult":
@@ -300,6 +307,11 @@ def write(
             _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:
         log.warning("result_not_written", to=STDOUT, reason=error.strerror)
+
+
+def is_termination_log(result_file: str) -> bool:
+    """Whether a file is Kubernetes' termination log."""
+    return os.path.realpath(result_file) == TERMINATION_LOG
 
 
 def _content(result: TransferResult, path: str) -> str:
