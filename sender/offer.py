@@ -42,10 +42,9 @@ def make_offer(
 ) -> m.Offer:
     """Return the Offer of a transfer, or of a dry run, which names no attributes."""
     share = settings.shard
-    job = (settings.job or "") if single is None else ""
     return m.Offer(
         chunk_size,
-        m.Shard(share.index, share.count, job) if share.count > 1 else None,
+        m.Shard(share.index, share.count, tree=single is None) if share.count > 1 else None,
         settings.checksum,
         single.sent_bytes if single is not None else 0,
         settings.existing,

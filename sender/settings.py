@@ -14,7 +14,6 @@ from filestreamer.settings.source import SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
-from filestreamer.wire.job_name import is_job_name
 from filestreamer.wire.messages import Existing
 
 if TYPE_CHECKING:
@@ -62,14 +61,6 @@ def share(value: object) -> Share:
     if not read.index < read.count <= limits.SHARDS_MAX:
         raise ValueError(f"{value!r} is not a shard: COUNT is 1 to {limits.SHARDS_MAX}, and INDEX 0 to COUNT-1")
     return read
-
-
-def job_name(value: object) -> str:
-    """Read the name of a job."""
-    name = values.text(value)
-    if not is_job_name(name):
-        raise ValueError(f"{value!r} is not the name of a job: 1 to {limits.JOB_NAME_BYTES} of a-z, 0-9, '.' and '-'")
-    return name
 
 
 def _shard_number(digits: str) -> int:
@@ -137,11 +128,6 @@ class SenderSettings(SourceSettings):
         metavar="INDEX/COUNT",
     )
     """Which share of the files to send, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of them."""
-
-    job: str | None = setting(
-        job_name, "Name of what all shards of a tree move together: the same for each of them.", metavar="NAME"
-    )
-    """Groups the shards of one run: 1 to JOB_NAME_BYTES characters; required with --shard, but for a single file."""
 
     strict_modulo: bool = setting(
         bool,

@@ -88,10 +88,12 @@ class Registry:
 
     # --- trees
 
-    def claim_root(self, transfer: Claimant, name: bytes, offer: m.Offer | None = None) -> TopLevelNames:
+    def claim_root(self, transfer: Claimant, name: bytes, offer: m.Offer | None = None, job: str = "") -> TopLevelNames:
         """Give a tree its first name in the destination, and the means to claim others.
 
-        Shards of one job share their names; `offer` says whether the tree is one. Raises TransferFailed: POLICY, BUSY.
+        Shards of one `job` share their names; `offer` says whether the tree is one.
+
+        Raises TransferFailed: POLICY, BUSY.
         """
         destination, _ = self.destination_for(is_alone=False)
         is_shard = offer is not None and offer.shard is not None
@@ -102,7 +104,7 @@ class Registry:
             (lambda: self._closing(transfer)) if is_shard else None,
         )
         if offer is not None and offer.shard is not None:
-            index, count, job = offer.shard
+            index, count, _ = offer.shard
             self._join(transfer, TreeShardClaim(job, index, count, offer.chunk_size, offer.checksum))
         roots.claim(name)
         return roots

@@ -105,6 +105,7 @@ class Server:
             token.encode() if token else None,
             certificate_sha256,
             earlier=self.admission.token_of,
+            job=self._settings.job or "",
         )
 
     def _let_in(self, handshake: Handshake[ReceiverOpening]) -> None:

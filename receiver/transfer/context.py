@@ -44,6 +44,8 @@ class Context:
     report: Report
     """What can't be done for single entries, to be told to the sender."""
     log: Any
+    job: str = ""
+    """The job that the sender's first Hello named; empty where it has none."""
     rate_limit: RateLimit | None = None
     """That of all transfers of this process."""
     asked: Asked | None = None

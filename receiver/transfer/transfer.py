@@ -101,6 +101,7 @@ class Transfer(threading.Thread):
             liveness=self.liveness,
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
+            job=hello.job,
             rate_limit=rate_limit,
             asked=asked,
             dialling=dialling,
@@ -116,6 +117,8 @@ class Transfer(threading.Thread):
             raise RemoteProtocolError(f"{hello.connections} connections were announced, but {most} before")
         if hello.features != self.context.features:
             raise RemoteProtocolError("the connections of a transfer name different features")
+        if hello.job != self.context.job:
+            raise RemoteProtocolError("the connections of a transfer name different jobs")
 
     # --- for the server, the registry and newer transfers: questions
 

@@ -58,13 +58,13 @@ NO_SHARD: Final = Shard()
 class TreeShard(Shard):
     """A shard. For one thread at a time, but for `waits`."""
 
-    def __init__(self, offer: m.Offer, shard: m.Shard, destination: Destination) -> None:
+    def __init__(self, offer: m.Offer, shard: m.Shard, job: str, destination: Destination) -> None:
         share = Share(shard.shard_index, shard.shard_count)
         self.shares = TreeShares(share, offer.chunk_size, checksum=offer.checksum)
         self._share = share
         self.staging_name = b"\0" + str(share).encode()
-        self._job = shard.job
-        self._record = JobRecord(destination, shard.job, share.index, share.count)
+        self._job = job
+        self._record = JobRecord(destination, job, share.index, share.count)
         self._walk_digest = b""
 
     @property

@@ -61,6 +61,7 @@ class TreeTarget:
         top_level_names: TopLevelNames,
         *,
         root: bytes,
+        job: str = "",
         account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
@@ -69,7 +70,7 @@ class TreeTarget:
         report: Report,
         log: Any,
     ) -> None:
-        """`root` is the first component of the first path, and is claimed in `top_level_names`.
+        """`root` is the first component of the first path, and is claimed in `top_level_names`; `job` groups shards.
 
         `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
         thread may call them. Raises TransferFailed.
@@ -83,7 +84,7 @@ class TreeTarget:
         self._deleter: Deleter | None = None
         if offer.delete is not None:
             self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
-        self._shard: Shard = TreeShard(offer, offer.shard, destination) if offer.shard is not None else NO_SHARD
+        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, destination)
         self._stagings = TreeStagings(destination, root, report, self._shard.staging_name)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)

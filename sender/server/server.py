@@ -158,6 +158,7 @@ class Server:
         Raises TransferFailed: BUSY, UNKNOWN_TRANSFER, LIMIT.
         """
         most = self._settings.connections or limits.CONNECTIONS_AUTO
+        job = self._settings.job or ""
         with self._lock:
             serving = self._servings.get(greeting.incarnation)
             connections = sum(len(each.accepted) for each in self._servings.values())
@@ -167,13 +168,13 @@ class Server:
         if serving is not None and serving.is_over:
             serving = None
         if greeting.role is m.Role.CONTROL:
-            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs)
+            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs, job)
         if serving is None:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "this sender has no transfer to this receiver")
         connection_id = serving.accepted.reserve() if connections < CONNECTIONS else None
         if connection_id is None:
             raise TransferFailed(Code.LIMIT, "no more data connections are wanted now")
-        return Joined(serving.transfer_id, connection_id, most, self._needs)
+        return Joined(serving.transfer_id, connection_id, most, self._needs, job)
 
     def _let_in(self, handshake: Handshake[DialledSenderOpening]) -> None:
         """Hand a connection to what serves its receiver, or say Abort."""

@@ -38,6 +38,8 @@ HOMES = 2
 
 FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "tree-shards", "trees", "xattrs")
 
+JOB = "photos.to-volume-2"
+
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
 HELLO_CONTROL = m.Hello(1, 1, TRANSFER_ID, m.Role.CONTROL, 0, 8, SENDER_NONCE, True, FEATURES)
@@ -83,9 +85,15 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a sender that speaks versions 1 to 3", HELLO_CONTROL._replace(highest_version=3)),
     ("a transfer that needs two of the features", HELLO_CONTROL._replace(needs=("shards", "trees"))),
     ("the largest connection_id there is", HELLO_DATA._replace(connection_id=255, connections=256)),
+    ("a transfer that is of a job", HELLO_CONTROL._replace(job=JOB)),
+    ("a job of 63 characters", HELLO_DATA._replace(job="a" * 62 + "1")),
+    ("a job of one character", HELLO_DATA._replace(job="7")),
     ("a sender's proof", m.Proof(bytes(range(0x40, 0x60)))),
     ("come in; nobody has to prove anything", m.Welcome(b"")),
     ("come in; the receiver proves that it knows the token", m.Welcome(bytes(range(0x60, 0x80)))),
+    ("come in, for this job", m.Welcome(bytes(range(0x60, 0x80)), JOB)),
+    ("come in, for this job; nobody has to prove anything", m.Welcome(b"", JOB)),
+    ("of another job", m.Refusal(Code.JOB, "this receiver is of job 'mails'")),
     ("turned away", m.Refusal(Code.TOKEN, "the token is wrong")),
     ("turned away, without a word", m.Refusal(Code.LIMIT, "")),
     ("one file in chunks of 8 bytes", m.Offer(CHUNK_SIZE, None, False, len(CONTENT))),
@@ -94,8 +102,8 @@ MESSAGES: list[tuple[str, m.Message]] = [
         m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 4), True, 0),
     ),
     (
-        "share 2 of 4 of a tree, of the job move-photos",
-        m.Offer(limits.CHUNK_SIZE_DEFAULT, m.Shard(2, 4, "move-photos"), False, 0),
+        "share 2 of 4 of a tree",
+        m.Offer(limits.CHUNK_SIZE_DEFAULT, m.Shard(2, 4, tree=True), False, 0),
     ),
     (
         "an exact mirror of one directory; what is there already stays unless the source has a newer one",
@@ -215,7 +223,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a chunk arrived damaged", m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,))),
     ("the transfer ends", m.Abort(Code.SOURCE_CHANGED, "input changed while it was sent (its times changed)")),
     ("a reason outside ASCII", m.Abort(Code.NO_SPACE, "kein Platz auf »/srv«")),
-    ("the last code there is", m.Abort(Code.TOO_LARGE, "too many chunks")),
+    ("the last code there is", m.Abort(Code.JOB, "another one")),
 ]
 
 
@@ -250,15 +258,17 @@ def opening_steps(
 ) -> list[tuple[str, m.Message]]:
     """Who says what in an opening that succeeds."""
     if token is None:
-        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b""))]
+        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b"", hello.job))]
     transcript = auth.Transcript(encode(greeting), encode(hello), certificate, tls_server)
     if greeting.role is not None:  # the receiver dials, and who was dialled proves last
         mac = transcript.receiver_proof(token)
         proof = transcript.sender_proof(token, mac)
-        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(mac)), ("sender", m.Proof(proof))]
+        welcome = m.Welcome(mac, hello.job)
+        return [("receiver", greeting), ("sender", hello), ("receiver", welcome), ("sender", m.Proof(proof))]
     proof = transcript.sender_proof(token)
     mac = transcript.receiver_proof(token, proof)
-    return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", m.Welcome(mac))]
+    welcome = m.Welcome(mac, hello.job)
+    return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", welcome)]
 
 
 def opening() -> dict[str, Any]:
@@ -275,6 +285,8 @@ def opening() -> dict[str, Any]:
         (f"data, with a token, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, b"", None),
         (f"data, with a token, inside TLS, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "sender"),
         (f"control, without a token, {dialled}", greeting_no_token, no_token, None, b"", None),
+        ("control, with a token, of a job", GREETING, HELLO_CONTROL._replace(job=JOB), TOKEN, b"", None),
+        (f"control, of a job, {dialled}", GREETING_CONTROL, HELLO_CONTROL._replace(job=JOB), TOKEN, b"", None),
     ]
     vectors = []
     for description, greeting, hello, token, certificate, server in cases:
@@ -572,6 +584,14 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a sender whose versions are the wrong way round", hello(f1=3, f2=2), "Hello.lowest_version"),
     ("a feature that is needed and not named", hello(f9=[b"a"], f10=[b"b"]), "Hello.needs"),
     ("a needed feature in capitals", hello(f10=[b"TREES"]), "Hello.needs"),
+    ("a job in capitals", hello(f11=b"JOB"), "Hello.job"),
+    ("a job of 64 characters", hello(f11=b"j" * 64), "Hello.job"),
+    ("a job with a slash", hello(f11=b"a/b"), "Hello.job"),
+    ("a job that begins with a hyphen", hello(f11=b"-a"), "Hello.job"),
+    ("a job that ends with a dot", hello(f11=b"a."), "Hello.job"),
+    ("a job with a new line", hello(f11=b"a\n"), "Hello.job"),
+    ("a job of the receiver in capitals", pb((4, pb((1, MAC), (2, b"JOB")))), "Welcome.job"),
+    ("a job of the receiver of 64 characters", pb((4, pb((1, MAC), (2, b"j" * 64)))), "Welcome.job"),
     ("an empty proof", pb((3, b"")), "Proof.mac"),
     ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
     ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),
@@ -583,9 +603,6 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("one shard", pb((16, pb((1, 8), (2, pb((2, 1)))))), "Offer.shard.shard_count"),
     ("1025 shards", pb((16, pb((1, 8), (2, pb((2, limits.SHARDS_MAX + 1)))))), "Offer.shard.shard_count"),
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
-    ("a job in capitals", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"JOB")))))), "Offer.shard.job"),
-    ("a job of 64 characters", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"j" * 64)))))), "Offer.shard.job"),
-    ("a job with a slash", pb((16, pb((1, 8), (2, pb((2, 2), (3, b"a/b")))))), "Offer.shard.job"),
     ("a short digest of a walk", pb((21, pb((2, bytes(16)), (7, bytes(15))))), "Finish.walk_digest"),
     ("1025 shards that are finished", pb((22, pb((5, limits.SHARDS_MAX + 1)))), "Complete.shards_finished"),
     ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),

@@ -59,7 +59,7 @@ class ShardSample(TreeSample):
     @property
     def offer(self) -> m.Offer:
         share = self.shares.shard
-        return super().offer._replace(shard=m.Shard(share.index, share.count, "job"))
+        return super().offer._replace(shard=m.Shard(share.index, share.count, tree=True))
 
     def is_sent(self, segment: m.Segment) -> bool:
         """Whether a segment is needed, and this shard's own."""

@@ -64,6 +64,9 @@ def greetings(draw: st.DrawFn) -> m.Greeting:
     return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()), draw(features), role)
 
 
+jobs = st.just("") | st.from_regex(rf"[a-z0-9]([a-z0-9.-]{{0,{limits.JOB_NAME_BYTES - 2}}}[a-z0-9])?", fullmatch=True)
+
+
 @st.composite
 def hellos(draw: st.DrawFn) -> m.Hello:
     role = draw(st.sampled_from(m.Role))
@@ -73,7 +76,7 @@ def hellos(draw: st.DrawFn) -> m.Hello:
     named = draw(features)
     needs = tuple(name for name in named if draw(st.booleans()))
     ends = draw(ids), draw(st.booleans()), named, needs
-    return m.Hello(lowest, highest, draw(ids), role, connection_id, connections, *ends)
+    return m.Hello(lowest, highest, draw(ids), role, connection_id, connections, *ends, draw(jobs))
 
 
 @st.composite
@@ -89,8 +92,7 @@ def finishes(draw: st.DrawFn) -> m.Finish:
 @st.composite
 def shards(draw: st.DrawFn) -> m.Shard:
     count = draw(integers(limits.SHARDS_MAX, 2))
-    job = draw(st.text("abcxyz0189.-", max_size=limits.JOB_NAME_BYTES))
-    return m.Shard(draw(integers(count - 1)), count, job)
+    return m.Shard(draw(integers(count - 1)), count, draw(st.booleans()))
 
 
 offers = st.builds(
@@ -178,7 +180,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "Greeting": greetings(),
     "Hello": hellos(),
     "Proof": st.builds(m.Proof, macs),
-    "Welcome": st.builds(m.Welcome, macs | st.just(b"")),
+    "Welcome": st.builds(m.Welcome, macs | st.just(b""), jobs),
     "Refusal": st.builds(m.Refusal, st.sampled_from(Code), reasons),
     "Offer": offers,
     "ManifestPart": manifest_parts(),

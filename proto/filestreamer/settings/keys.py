@@ -10,7 +10,7 @@ COMMON_KEYS: Final = frozenset(item.key for item in definitions(SourceSettings).
 
 OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "sender": frozenset(
-        "input_file to listen once idle_timeout source_address as shard job strict_modulo files_from dry_run".split()
+        "input_file to listen once idle_timeout source_address as shard strict_modulo files_from dry_run".split()
     ),
     "receiver": frozenset(
         "listen connect from path directory output_file once no_replace allow_privileged allow_delete idle_timeout"

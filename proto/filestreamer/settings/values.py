@@ -15,6 +15,8 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 from filestreamer.settings import sizes
 from filestreamer.settings.address import Address, parse_address
 from filestreamer.settings.renewed import Signature
+from filestreamer.wire import limits
+from filestreamer.wire.job_name import is_job_name
 
 T = TypeVar("T")
 
@@ -219,6 +221,17 @@ def sha256(value: object) -> tuple[bytes, ...]:
             )
         found.append(bytes.fromhex(digits))
     return tuple(found)
+
+
+def job_name(value: object) -> str:
+    """Read the name of a job."""
+    name = text(value)
+    if not is_job_name(name):
+        raise ValueError(
+            f"{name!r} is not the name of a job: 1 to {limits.JOB_NAME_BYTES} of a-z, 0-9, '.' and '-', beginning"
+            " and ending with a letter or digit"
+        )
+    return name
 
 
 def token(value: object) -> Token:

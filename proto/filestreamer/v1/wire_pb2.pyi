@@ -36,6 +36,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_DIGEST: _ClassVar[Code]
     CODE_INTERNAL: _ClassVar[Code]
     CODE_TOO_LARGE: _ClassVar[Code]
+    CODE_JOB: _ClassVar[Code]
 
 class Existing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -113,6 +114,7 @@ CODE_NO_SPACE: Code
 CODE_DIGEST: Code
 CODE_INTERNAL: Code
 CODE_TOO_LARGE: Code
+CODE_JOB: Code
 EXISTING_UNSPECIFIED: Existing
 EXISTING_REPLACE: Existing
 EXISTING_SKIP: Existing
@@ -214,7 +216,7 @@ class Greeting(_message.Message):
     def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs")
+    __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs", "job")
     LOWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +227,7 @@ class Hello(_message.Message):
     CAN_PROVE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     lowest_version: int
     highest_version: int
     transfer_id: bytes
@@ -235,7 +238,8 @@ class Hello(_message.Message):
     can_prove: bool
     features: _containers.RepeatedScalarFieldContainer[str]
     needs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., can_prove: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ...) -> None: ...
+    job: str
+    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., can_prove: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("mac",)
@@ -244,10 +248,12 @@ class Proof(_message.Message):
     def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("mac",)
+    __slots__ = ("mac", "job")
     MAC_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     mac: bytes
-    def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
+    job: str
+    def __init__(self, mac: _Optional[bytes] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason")
@@ -266,14 +272,14 @@ class Abort(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("shard_index", "shard_count", "job")
+    __slots__ = ("shard_index", "shard_count", "tree")
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
-    JOB_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
     shard_index: int
     shard_count: int
-    job: str
-    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., job: _Optional[str] = ...) -> None: ...
+    tree: bool
+    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., tree: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs")

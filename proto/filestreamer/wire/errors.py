@@ -47,6 +47,7 @@ class Code(enum.IntEnum):
     DIGEST = 18
     INTERNAL = 19
     TOO_LARGE = 20
+    JOB = 21
 
 
 class Exit(enum.IntEnum):
@@ -88,6 +89,7 @@ CONSEQUENCES: dict[Code, Consequence] = {
     Code.DIGEST: Consequence(False, Exit.FAILED),
     Code.INTERNAL: Consequence(False, Exit.FAILED),
     Code.TOO_LARGE: Consequence(False, Exit.REFUSED),
+    Code.JOB: Consequence(False, Exit.REFUSED),
 }
 
 

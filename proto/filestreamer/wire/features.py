@@ -81,7 +81,7 @@ def _used_by_offer(offer: m.Offer) -> Iterator[str]:
     if offer.existing is not m.Existing.REPLACE:
         yield EXISTING
     if offer.shard is not None:
-        yield TREE_SHARDS if offer.shard.job else SHARDS
+        yield TREE_SHARDS if offer.shard.tree else SHARDS
     if offer.xattrs:
         yield XATTRS
 

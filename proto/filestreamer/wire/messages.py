@@ -136,6 +136,8 @@ class Hello(NamedTuple):
     """The sender's features, likewise."""
     needs: tuple[str, ...] = ()
     """Those of them without which this transfer can't be moved."""
+    job: str = ""
+    """The job that this transfer is part of (`--job`); empty where it is of none."""
 
 
 class Proof(NamedTuple):
@@ -148,6 +150,8 @@ class Welcome(NamedTuple):
     """Receiver: accepts the connection; `mac` proves that it knows the token, too (empty where none is required)."""
 
     mac: bytes
+    job: str = ""
+    """The job that the receiver takes the transfer for: its own or, where it has none, that of Hello."""
 
 
 class Refusal(NamedTuple):
@@ -169,8 +173,8 @@ class Shard(NamedTuple):
 
     shard_index: int
     shard_count: int
-    job: str = ""
-    """Groups the shards of a tree; empty for a share of a single file."""
+    tree: bool = False
+    """Whether this is a shard of a tree, which `Hello.job` groups; else it is a share of a single file."""
 
 
 class Deletion(NamedTuple):

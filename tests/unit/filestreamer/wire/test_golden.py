@@ -155,8 +155,8 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
     certificate = bytes.fromhex(vector["certificate_sha256"])
     assert vector["tls_server"] == ("receiver" if certificate else None)
 
-    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features)
-    sender = SenderOpening(token, certificate, features=hello.features)
+    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features, job=hello.job)
+    sender = SenderOpening(token, certificate, features=hello.features, job=hello.job)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)
     let_in = [receiver.receive(body) for body in said[1:]]
@@ -172,9 +172,11 @@ def test_opening_vector_where_the_receiver_dials(vector: dict[str, Any], monkeyp
     greeting, hello, token = of_opening(vector, monkeypatch)
     certificate = bytes.fromhex(vector["certificate_sha256"])
     assert vector["tls_server"] == ("sender" if certificate else None)
-    joined = Joined(hello.transfer_id, hello.connection_id, hello.connections, hello.needs)
+    joined = Joined(hello.transfer_id, hello.connection_id, hello.connections, hello.needs, hello.job)
 
-    receiver = DiallingReceiverOpening(greeting.incarnation, hello.role, token, certificate, features=greeting.features)
+    receiver = DiallingReceiverOpening(
+        greeting.incarnation, hello.role, token, certificate, features=greeting.features, job=hello.job
+    )
     sender = DialledSenderOpening(token, certificate, join=lambda _: joined, features=hello.features)
     said = [receiver.greeting_body]
     said.append(sender.take(said[-1]) or b"")

@@ -34,7 +34,7 @@ class Shard(TreeSample):
 
     @property
     def offer(self) -> m.Offer:
-        return super().offer._replace(shard=m.Shard(self.shares.shard.index, COUNT, "job"))
+        return super().offer._replace(shard=m.Shard(self.shares.shard.index, COUNT, tree=True))
 
     def is_sent(self, segment: m.Segment) -> bool:
         return segment.offset // C in self.own or self.entries[segment.file_id].size <= C
