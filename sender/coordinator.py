@@ -99,6 +99,8 @@ class BeginAgain(Exception):
 class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
+    has_said_why = False
+    """Whether the receiver was told why the transfer has failed."""
     _is_interrupted = False
     _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
@@ -180,6 +182,7 @@ class Transfer:
             peer=self._peer,
             patience=settings.patience,
             before=before._liveness if before is not None else None,
+            job=settings.job if served is None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._connector, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
@@ -640,6 +643,7 @@ class Transfer:
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
         """Send the last Progress (the stages) and Abort with the reason, if the socket takes them at once."""
+        self.has_said_why = self._link.channel is not None
         if self._link.channel is not None:
             self._link.channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
         self._link.say_goodbye(error, self.counters.heartbeat())

@@ -18,6 +18,7 @@ from filestreamer.settings.renewed import Signature
 from filestreamer.wire import limits
 from filestreamer.wire.job_name import is_job_name
 
+RUN_CHARACTERS_MAX: Final = 128
 T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
@@ -232,6 +233,14 @@ def job_name(value: object) -> str:
             " and ending with a letter or digit"
         )
     return name
+
+
+def run_id(value: object) -> str:
+    """Read what tells one run from another one."""
+    read = text(value)
+    if not 0 < len(read) <= RUN_CHARACTERS_MAX or not (read.isascii() and read.isprintable()) or " " in read:
+        raise ValueError(f"{read!r} is not the ID of a run: 1 to {RUN_CHARACTERS_MAX} letters, digits and signs")
+    return read
 
 
 def token(value: object) -> Token:

@@ -202,9 +202,26 @@ class TransferResult:
             ),
         )
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "TransferResult":
+        """Make a result from its fields, as `fields` has returned them. Raises TypeError where they are no result."""
+        error, job = fields.get("error"), fields.get("job")
+        made = {
+            "error": ResultError(**error) if error else None,
+            "job": JobResult(**job) if job else None,
+            "skipped": tuple(SkippedEntry(**each) for each in fields.get("skipped", ())),
+            "warnings": tuple(fields.get("warnings", ())),
+            "per_connection": tuple(ConnectionResult(**each) for each in fields.get("per_connection", ())),
+        }
+        return cls(**{**fields, **made})
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields, of JSON's types."""
+        return dataclasses.asdict(self)
+
     def to_json(self) -> str:
         """Return the result as one line of JSON, without line end."""
-        fields = dataclasses.asdict(self)
+        fields = self.fields()
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self, name: str = "") -> str:

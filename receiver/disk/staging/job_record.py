@@ -12,12 +12,12 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.destination import Destination, open_directory
-from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import JOB_SUFFIX, OPEN_FLAGS, PENDING_SUFFIX, STAGING, staging_key
+from receiver.disk.staging.record_file import read_record, write_record
 
 _JOBS_MAX: Final = 1024
 _RECORD_BYTES_MAX: Final = 1 << 20
@@ -137,34 +137,17 @@ class JobRecord:
 
     def _read(self, staging_fd: int) -> JobState:
         """Read the record; one that is missing or damaged says that no shard is finished."""
-        none = JobState(self._count, {}, "")
+        fields = read_record(staging_fd, self._key + JOB_SUFFIX, _RECORD_BYTES_MAX)
         try:
-            fd = os.open(self._key + JOB_SUFFIX, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
-        except FileNotFoundError:
-            return none
-        with open(fd, "rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read(_RECORD_BYTES_MAX) if stat.S_ISREG(status.st_mode) else b""
-        is_ours = status.st_uid == os.geteuid()
-        try:
-            fields: Any = json.loads(content)
             shards = {int(index): FinishedShard(*shard) for index, shard in fields["shards"].items()}
-            return JobState(int(fields["shard_count"]), shards, str(fields["complete"])) if is_ours else none
+            return JobState(int(fields["shard_count"]), shards, str(fields["complete"]))
         except (ValueError, TypeError, KeyError, AttributeError):
-            return none
+            return JobState(self._count, {}, "")
 
     def _write(self, staging_fd: int, state: JobState) -> None:
         """Replace the record, durably."""
         self._drop_oldest(staging_fd)
-        content = json.dumps({"job": self._job, **state._asdict()}).encode()
-        new = self._key + JOB_SUFFIX + "-new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | OPEN_FLAGS
-        with open(os.open(new, flags, 0o600, dir_fd=staging_fd), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(new, self._key + JOB_SUFFIX, src_dir_fd=staging_fd, dst_dir_fd=staging_fd)
-        sync_directory(staging_fd)
+        write_record(staging_fd, self._key + JOB_SUFFIX, {"job": self._job, **state._asdict()})
 
     def _drop_oldest(self, staging_fd: int) -> None:
         """Forget the oldest job where there are too many."""

@@ -30,6 +30,7 @@ from receiver.disk.paths import (
     NOTE_SUFFIX,
     OPEN_FLAGS,
     PENDING_SUFFIX,
+    RECEIPT_SUFFIX,
     SHARED_SUFFIX,
     STAGING,
     TREE_SUFFIX,
@@ -114,9 +115,9 @@ def _discard_group(staging_fd: int, names: list[str], seconds: float, now: float
 
 
 def _discard_jobs(staging_fd: int, names: list[str], seconds: float, now: float) -> None:
-    """Remove what is known of jobs of which no shard has ended for long (`job_record`)."""
+    """Remove what is known of jobs and runs of which nothing has ended for long (`job_record`, `receipt`)."""
     for name in names:
-        if name.endswith((JOB_SUFFIX, PENDING_SUFFIX)) and _is_stale(staging_fd, [name], seconds, now):
+        if name.endswith((JOB_SUFFIX, PENDING_SUFFIX, RECEIPT_SUFFIX)) and _is_stale(staging_fd, [name], seconds, now):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=staging_fd)
 
