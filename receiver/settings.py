@@ -82,7 +82,7 @@ class ReceiverSettings(SourceSettings):
 
     run: str | None = setting(
         values.run_id,
-        "With --once and --job: the ID of this run, such as the UID of a Kubernetes Job. A receiver that is started"
+        "With --once: the ID of this run, such as the UID of a Kubernetes Job. A receiver that is started"
         " again with the same ID after its transfer was complete knows that, and ends.",
         metavar="ID",
     )
@@ -162,8 +162,8 @@ class ReceiverSettings(SourceSettings):
 
     def _check_run(self) -> None:
         """Raise UsageError where a receipt makes no sense."""
-        if not (self.once and self.job is not None):
-            raise UsageError("--run needs --once and --job: it says that the one transfer of a job is complete")
+        if not self.once:
+            raise UsageError("--run needs --once: it tells whether the one transfer of a run is complete")
         if self.writes_stdout:
             raise UsageError("--run: what was written to standard output can't be known by a later process")
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Aborted, Code, Exit, FilestreamerError, Refused
+from filestreamer.wire.errors import Exit, FilestreamerError, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.route import Route
 from sender.network.control_state import ControlState
@@ -24,15 +24,17 @@ _CLOSING_SECONDS: Final = 2.0
 def say_why(
     settings: SenderSettings, error: FilestreamerError, log: Any, route: Route | None, is_over: Callable[[], bool]
 ) -> None:
-    """Tell the receiver of a job that this sender ends with `error`, if that is for good, and not what it said itself.
+    """Tell the receiver of a job that this sender ends with `error`, if it does so for good, for a reason of its own.
 
-    Tries for TELL_SECONDS, or until `is_over`.
+    Tries for TELL_SECONDS, or until `is_over`. A receiver that has refused the sender, or is not the right one, is told
+    nothing.
     """
-    for_good = error.exit_code in (Exit.REFUSED, Exit.DATA) and not error.retryable
-    if settings.job is None or not for_good or isinstance(error, Refused | Aborted):
+    if settings.job is None or not isinstance(error, TransferFailed):
+        return
+    if error.retryable or error.exit_code not in (Exit.REFUSED, Exit.DATA):
         return
     dialer = Dialer(settings, random_id(), ControlState(), (), log, route=route)
-    abort = m.Abort(getattr(error, "code", Code.INTERNAL), str(error))
+    abort = m.Abort(error.code, error.reason)
     backoff, until = Backoff(), time.monotonic() + TELL_SECONDS
     try:
         while not is_over():
