@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Exit, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Code, Exit, FilestreamerError, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.route import Route
 from sender.network.control_state import ControlState
@@ -32,6 +32,8 @@ def say_why(
     if settings.job is None or not isinstance(error, TransferFailed):
         return
     if error.retryable or error.exit_code not in (Exit.REFUSED, Exit.DATA):
+        return
+    if error.code is Code.POLICY:  # the receiver is an older one: it knows neither what was asked for, nor jobs
         return
     dialer = Dialer(settings, random_id(), ControlState(), (), log, route=route)
     abort = m.Abort(error.code, error.reason)
