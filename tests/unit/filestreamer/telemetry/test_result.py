@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from filestreamer.telemetry.counters import SKIPPED_MAX, ConnectionCounters, Skipped, TransferCounters
+from filestreamer.telemetry.counters import SKIPPED_MAX, ConnectionCounters, JobCounts, Skipped, TransferCounters
 from filestreamer.telemetry.result import TransferResult, write
 from filestreamer.version import VERSION
 from filestreamer.wire.errors import (
     Code,
     ConnectionLost,
     Interrupted,
+    Partial,
     Refused,
     RemoteProtocolError,
     TransferFailed,
@@ -397,3 +398,19 @@ def test_the_summary_of_a_dry_run_and_of_a_mirror() -> None:
     mirrored = result(left_files=1, deleted_files=20).summary()
     assert "1 entry left as it is" in mirrored
     assert "20 entries removed" in mirrored
+
+
+@pytest.mark.parametrize("error", [None, Partial("1 entry was skipped")])
+def test_a_result_that_was_kept_is_the_same_result(error: BaseException | None) -> None:
+    """As a receipt keeps it, in JSON."""
+    skipped = [Skipped("t/a", "gone", SkipKind.VANISHED, b"t/a")]
+    first = result(error, skipped=skipped, job=JobCounts("photos", "1/2", 2, 3, 4), warnings=["copies"])
+    again = TransferResult.from_fields(json.loads(json.dumps(first.fields())))
+    assert again == first
+    assert again.to_json() == first.to_json()
+
+
+@pytest.mark.parametrize("fields", [{}, {"status": "complete"}, {"status": "complete", "exit_code": 0, "unknown": 1}])
+def test_fields_that_are_no_result(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        TransferResult.from_fields(fields)
