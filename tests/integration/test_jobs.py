@@ -149,19 +149,25 @@ def test_a_receiver_that_is_killed_after_its_end_is_done(pair: Pair) -> None:
     assert (result["committed"], result["files"], result["bytes"]) == (True, 1, 300_000)
 
 
-def test_a_sender_that_has_not_heard_of_the_end_is_answered(pair: Pair) -> None:
+@pytest.mark.parametrize("args", [(), ("--no-replace",)])
+@pytest.mark.parametrize("what", ["tree", "file"])
+def test_a_sender_that_has_not_heard_of_the_end_is_answered(pair: Pair, what: str, args: tuple[str, ...]) -> None:
     """Killed between the commit and Complete: the sender rejoins the next process, and both end well."""
-    (pair.source / "t").mkdir()
-    for number in range(5):
-        (pair.source / "t" / str(number)).write_bytes(os.urandom(10_000))
-    first = of_job(pair, env=inject("rename", "after", path=".receipt"))
+    source = pair.source / "t"
+    if what == "tree":
+        source.mkdir()
+        for number in range(5):
+            (source / str(number)).write_bytes(os.urandom(10_000))
+    else:
+        source.write_bytes(os.urandom(50_000))
+    first = of_job(pair, *args, env=inject("rename", "after", path=".receipt"))
     address = Pair.address(first)
-    sender = sends(pair, pair.source / "t", first)
+    sender = sends(pair, source, first)
     assert first.wait() == 128 + signal.SIGKILL
-    again = of_job(pair, port=int(address.rpartition(":")[2]), bounds={})
+    again = of_job(pair, *args, port=int(address.rpartition(":")[2]), bounds={})
     assert sender.succeeds()["committed"]
     result = again.succeeds()
-    assert (result["sent_bytes"], result["unchecked_bytes"]) == (0, 50_000)
+    assert (result["sent_bytes"], result["held_bytes"] + result["unchecked_bytes"]) == (0, 50_000)
 
 
 def test_what_changed_meanwhile_arrives_from_a_sender_that_returns(pair: Pair) -> None:
