@@ -299,6 +299,17 @@ def test_a_missing_source_is_told_at_once(pair: Pair) -> None:
     assert "missing" in sending.fails(4, "source")
 
 
+def test_a_source_that_is_gone_is_told_to_the_receiver_and_ends_no_sender(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    sending = listening_sender(pair, file)
+    address = pair.address(sending)
+    file.rename(pair.source / "away")
+    assert "can't read" in connecting_receiver(pair, address).fails(4, "source")
+    (pair.source / "away").rename(file)
+    connecting_receiver(pair, address).succeeds()
+    assert same(file, pair.destination / "f")
+
+
 def test_idle_timeout(pair: Pair) -> None:
     sending = listening_sender(pair, pair.file("f", 10), "--idle-timeout", "0.5")
     assert "--idle-timeout" in sending.fails(1, "timeout")

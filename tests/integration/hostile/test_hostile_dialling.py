@@ -170,6 +170,50 @@ def test_a_sender_that_wants_more_connections_than_it_has_announced(pair: Pair) 
         receiver.fails(3, "protocol", status="refused")
 
 
+def complete(control: Link, data: Link, sample: Sample) -> None:
+    """Send all of a file, up to Complete."""
+    for index in range(sample.grid.segments):
+        data.send_raw(sample.chunk(index))
+    acknowledged = 0
+    while acknowledged < sample.grid.segments:
+        acknowledged += len(ack(data).chunk_ids)
+    control.send(sample.finish)
+    while not isinstance(said := control.read(), m.Complete):
+        assert isinstance(said, m.Progress | m.Held), said  # what was kept of an earlier transfer is held
+    control.end_writing()
+
+
+@pytest.mark.parametrize("code", [Code.SUPERSEDED, Code.SHUTTING_DOWN, Code.CORRUPT])
+def test_a_sender_that_begins_again(pair: Pair, code: Code) -> None:
+    """The receiver dials for another transfer, and goes on with what it has."""
+    sample = Sample.random(1, 10 * KIB, KIB)
+    with ListeningSender() as sender:
+        receiver = connecting(pair, sender)
+        for is_last in (False, True):
+            control = sender.open(m.Role.CONTROL)
+            control.send(m.Connections(1), sample.offer, m.ManifestPart(0, (sample.entry,), True))
+            control.expect(m.Needed)
+            data = sender.open(m.Role.DATA)
+            if is_last:
+                complete(control, data, sample)
+            else:
+                data.send_raw(sample.chunk(0))
+                assert ack(data).chunk_ids == (0,)
+                control.send(m.Abort(code, "again"))
+                sender.transfer_id = random_id()
+        receiver.succeeds()
+    assert (pair.destination / "sample.bin").read_bytes() == sample.content
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(Code.SOURCE_CHANGED, 4), (Code.POLICY, 3), (Code.DIGEST, 1)])
+def test_a_sender_that_ends_for_good(pair: Pair, code: Code, exit_code: int) -> None:
+    with ListeningSender() as sender:
+        receiver = connecting(pair, sender)
+        sender.open(m.Role.CONTROL).send(m.Abort(code, "no more of this"))
+        status = "refused" if exit_code == 3 else "failed"
+        assert "no more of this" in receiver.fails(exit_code, code.name.lower(), status=status)
+
+
 def test_a_sender_that_refuses_the_connections_that_it_wants(pair: Pair) -> None:
     """They are dialled again, after pauses that grow."""
     sample = Sample.random(1, 10 * KIB, KIB)
@@ -182,15 +226,7 @@ def test_a_sender_that_refuses_the_connections_that_it_wants(pair: Pair) -> None
             refused = sender.accept()
             refused.expect(m.Greeting)
             refused.send(m.Refusal(Code.LIMIT, "not now"))
-        data = sender.open(m.Role.DATA)
-        for index in range(10):
-            data.send_raw(sample.chunk(index))
-        acknowledged = 0
-        while acknowledged < 10:
-            acknowledged += len(ack(data).chunk_ids)
-        control.send(sample.finish)
-        assert control.expect(m.Complete).committed
-        control.end_writing()
+        complete(control, sender.open(m.Role.DATA), sample)
         receiver.succeeds()
     assert (pair.destination / "sample.bin").read_bytes() == sample.content
 
