@@ -325,8 +325,9 @@ def test_another_number_of_shards(pair: Pair, tree: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_what_needs_a_name(pair: Pair, tree: Path) -> None:
-    sender = pair.sender(tree, "127.0.0.1:1", "--shard", "0/2")
+@pytest.mark.parametrize("where", [("--to", "127.0.0.1:1"), ("--listen", "127.0.0.1:0")])
+def test_what_needs_a_name(pair: Pair, tree: Path, where: tuple[str, ...]) -> None:
+    sender = pair.start("sender", tree, *where, "--shard", "0/2")
     assert sender.wait() == 2
     assert "--job NAME" in sender.result["error"]["message"]
 
