@@ -24,7 +24,7 @@ def reached(settings: SenderSettings, log: Any) -> "Iterator[tuple[SenderSetting
         yield settings, None
         return
     from filestreamer.ssh import lines
-    from filestreamer.ssh.far_side import CONNECTIONS, FarSide, Start
+    from filestreamer.ssh.far_side import FarSide, Start
 
     _look(settings)  # before somebody types a password for nothing
     asked = {
@@ -50,7 +50,7 @@ def reached(settings: SenderSettings, log: Any) -> "Iterator[tuple[SenderSetting
         far_side.log_in()
         connections = settings.connections
         if connections is None and not far_side.route.is_direct:
-            connections = CONNECTIONS
+            connections = far_side.connections
         yield (
             dataclasses.replace(
                 settings,

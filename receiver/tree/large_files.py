@@ -26,7 +26,7 @@ from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.inheritance import handed_down
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.obstacles import Obstacle
-from receiver.disk.staging.closed_share import ClosedShare
+from receiver.disk.staging.closed_share import ClosedShare, is_sealed
 from receiver.disk.staging.closed_staging import ClosedStaging, StagingMark
 from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staging import Staging
@@ -189,6 +189,31 @@ class LargeFiles:
             raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
         if large.mark is not None and found != large.mark:
             raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}; retrying")
+
+    def take_sealed(self, part_state: PartState, index: int) -> bool:
+        """Take the share of a file that several shards move as it is, if an earlier run has sealed it; whether it has.
+
+        It is accepted unread, as a file of equal size and mtime is under its final name. Call it with the lock of the
+        part. Raises TransferFailed(DESTINATION).
+        """
+        large, entry, file_id = part_state.large[index], part_state.entries[index], part_state.first + index
+        names = self._shared_names(large, entry)
+        assert names is not None
+        try:
+            staging = self._stagings.of(entry.path)
+            if not is_sealed(staging.files_fd, names):
+                return False
+        except Obstacle:  # it shows when the file is written
+            return False
+        except OSError as error:
+            shown = shown_path(self._destination, entry.path)
+            raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
+        place = staging.place
+        share = ClosedShare(names, None, entry, file_id, self._attributes, place.sealed_shares, place.syncs_each)
+        self._committer.add(
+            [StagedFile(entry.path, share, 0, staging, file_id, 0, part_state.is_new(index))], 0, waits=False
+        )
+        return True
 
     # --- room
 

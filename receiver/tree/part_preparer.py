@@ -147,7 +147,7 @@ class PartPreparer:
             self._take_large_file(part_state, index, state)
         size = part_state.own_bytes(index)
         self._counters.size_bytes += size
-        if state == UNCHECKED:
+        if part_state.state(index) == UNCHECKED:
             self._counters.unchecked_bytes += size
 
     def _take_large_file(self, part_state: PartState, index: int, state: int) -> None:
@@ -191,7 +191,10 @@ class PartPreparer:
                     discard_version(staging_fd, stem)
             os.close(staging_fd)
         if state == FREE and names.key in keys:
-            self._resume(part_state, index)
+            if self._large_files.take_sealed(part_state, index):
+                part_state.set(index, UNCHECKED)
+            else:
+                self._resume(part_state, index)
         elif names.key in keys and (staging_fd := self._staging_fd(place)) is not None:
             discard_share(staging_fd, names)  # the file is in place
             os.close(staging_fd)

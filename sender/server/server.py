@@ -26,7 +26,7 @@ from sender.listing.listing import ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.mailbox import Mailbox
 from sender.network.accepted import Accepted
-from sender.offer import needed_features
+from sender.offer import check_shard, needed_features
 from sender.server.serving import Serving, abort
 from sender.settings import SenderSettings
 from sender.source.known_digests import KnownDigests
@@ -66,6 +66,7 @@ class Server:
         looked = TransferCounters(b"", settings.name, files=0)
         listing = ListingThread(settings, Mailbox(), SkippedEntries(looked, log))
         self._listed = listing.listed
+        check_shard(settings, listing.single)
         self._needs = needed_features(settings, listing.single)
         self._most_transfers = min(TRANSFERS, CONNECTIONS // (settings.connections or limits.CONNECTIONS_AUTO // 4))
         """Each connection is a thread; few transfers that choose the number of their connections use a lot of them."""

@@ -147,6 +147,23 @@ def test_several_paths(pair: Pair) -> None:
         assert (pair.destination / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("how", ["a list", "patterns"])
+def test_a_choice_of_files(pair: Pair, tree: Path, how: str) -> None:
+    (pair.source / "list").write_text("large\nd3/small-3\nd3/small-8\n")
+    chosen = (
+        ("--files-from", pair.source / "list") if how == "a list" else ("--include", "/large/*", "--include", "*-[38]")
+    )
+    to = pair.address(pair.receiver())
+    results = [done(shard(pair, to, index, 3, *chosen)) for index in range(3)]
+    assert [result["committed"] for result in results] == [False, False, True]
+    there = {
+        str(path.relative_to(pair.destination)) for path in (pair.destination / "tree").rglob("*") if path.is_file()
+    }
+    assert there == {*(f"tree/large/{number}" for number in range(6)), "tree/d3/small-3", "tree/d3/small-8"}
+    for path in there:
+        assert (pair.destination / path).read_bytes() == (pair.source / path).read_bytes()
+
+
 def test_a_second_time_nothing_is_sent(pair: Pair, tree: Path) -> None:
     to = pair.address(pair.receiver())
     for index in range(3):
@@ -308,8 +325,9 @@ def test_another_number_of_shards(pair: Pair, tree: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_what_needs_a_name(pair: Pair, tree: Path) -> None:
-    sender = pair.sender(tree, "127.0.0.1:1", "--shard", "0/2")
+@pytest.mark.parametrize("where", [("--to", "127.0.0.1:1"), ("--listen", "127.0.0.1:0")])
+def test_what_needs_a_name(pair: Pair, tree: Path, where: tuple[str, ...]) -> None:
+    sender = pair.start("sender", tree, *where, "--shard", "0/2")
     assert sender.wait() == 2
     assert "--job NAME" in sender.result["error"]["message"]
 

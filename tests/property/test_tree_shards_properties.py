@@ -171,7 +171,7 @@ class TreeShardsMachine(RuleBasedStateMachine):
             failure(Code.SOURCE_CHANGED, shard.finish)
             return None
         complete = shard.finish()
-        assert complete.shards_finished == len(self.finished)
+        assert complete.shards_finished == len(self.finished), (complete, self.finished)
         is_last = len(self.finished) == self.count
         assert complete.committed == is_last
         if is_last:

@@ -35,8 +35,6 @@ LAST_WORDS_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.2
 END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
-CONNECTIONS: Final = 8
-"""The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
 CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
 
@@ -88,6 +86,8 @@ class FarSide:
         self._login: Child | None = None
         self._answer: lines.Answer | None = None
         self._reached: str | None = None
+        self.connections = way.CONNECTIONS
+        """How many connections to use through ssh, where the user does not say it."""
         self._keeper: threading.Thread | None = None
         self.route = FarRoute(str(start.remote), self._tunnels)
 
@@ -107,7 +107,9 @@ class FarSide:
         if not isinstance(answer, lines.Answer):
             raise FarSideFailed(f"{self._host}: the answer is that of a service which runs already")
         self._answer = answer
-        self._reached = way.reached_address(child.process.pid, self._ssh.interface)
+        link = way.link_of(child.process.pid)
+        self._reached = None if link is None else link.host(self._ssh.interface)
+        self.connections = way.connections_through_ssh(link)
         addresses = way.candidates(answer, self._reached)
         chosen = way.choose(start.via, answer, addresses, start.side)
         self.route.lead(answer, addresses, is_direct=chosen.name == way.DIRECT)
@@ -131,7 +133,7 @@ class FarSide:
             start.side,
             session=self._session,
             token=self.token,
-            tls=start.tls,
+            tls=start.tls and start.via != way.THROUGH_SSH,
             give_up_after=start.give_up_after,
             log_level="debug" if start.log_level == "debug" else "error",
             machine=machine,

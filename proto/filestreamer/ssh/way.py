@@ -1,11 +1,13 @@
 """Which way the connections go: directly to the far side or, where it can't be reached so, through ssh."""
 
+import os
 import socket
 import sys
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from filestreamer.ssh import round_trip
 from filestreamer.ssh.lines import Answer
 from filestreamer.wire import framing, limits
 from filestreamer.wire.codec import decode
@@ -20,6 +22,10 @@ THROUGH_SSH: Final = "ssh"
 WAYS: Final = (DIRECT, THROUGH_SSH)
 TRYING_SECONDS: Final = 5.0
 """How long a direct connection may take, the TLS handshake included."""
+CONNECTIONS: Final = 8
+"""The connections through ssh over a long path, or over one of which nothing is known."""
+SHORT_SECONDS: Final = 0.005
+"""The longest round-trip of a short path: the window of one ssh carries 400 MB/s there."""
 _ESTABLISHED: Final = "01"
 _LINK_LOCAL: Final = ("fe8", "fe9", "fea", "feb")
 
@@ -31,11 +37,26 @@ class Way(NamedTuple):
     reason: str
 
 
-def reached_address(pid: int, interface: str) -> str | None:
-    """Return the address to which a process of this machine is connected over TCP; None where that is not known.
+class Link(NamedTuple):
+    """The TCP connection of a process of this machine."""
 
-    A link-local one is on this `interface`; empty: on one that is not known. It is read from /proc: the sockets among
-    the process's descriptors, in the tables of its network namespace (Linux, networking/proc_net_tcp.rst).
+    local: round_trip.End
+    remote: round_trip.End
+
+    def host(self, interface: str) -> str | None:
+        """Return the address of the peer; a link-local one is on this `interface`, and None where that is empty."""
+        packed = self.remote[0]
+        host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+        if not host.startswith(_LINK_LOCAL):
+            return host
+        return f"{host}%{interface}" if interface else None
+
+
+def link_of(pid: int) -> Link | None:
+    """Return the connection that a process of this machine has over TCP; None where that is not known.
+
+    It is read from /proc: the sockets among the process's descriptors, in the tables of its network namespace (Linux,
+    networking/proc_net_tcp.rst).
     """
     try:
         links = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
@@ -49,20 +70,29 @@ def reached_address(pid: int, interface: str) -> str | None:
             continue
         for fields in map(str.split, rows):
             if len(fields) > 9 and fields[9] in inodes and fields[3] == _ESTABLISHED:
-                host = _host(fields[2].partition(":")[0])
-                if not host.startswith(_LINK_LOCAL):
-                    return host
-                return f"{host}%{interface}" if interface else None
+                return Link(_end(fields[1]), _end(fields[2]))
     return None
 
 
-def _host(digits: str) -> str:
-    """Return the address that the kernel writes as words of 32 bits, each in the byte order of the machine."""
+def _end(text: str) -> round_trip.End:
+    """Read ADDRESS:PORT as the kernel writes it: the address as words of 32 bits, in this machine's byte order."""
+    digits, _, port = text.partition(":")
     words = [int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)]
     packed = b"".join(words)
     if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):
         packed = packed[12:]
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    return packed, int(port, 16)
+
+
+def connections_through_ssh(link: Link | None) -> int:
+    """Return how many connections to use through ssh: nothing tells from outside how full such a connection is.
+
+    Each ssh encrypts on one core, and has a window of 2 MiB: over a long path more are needed than cores are here.
+    """
+    rtt_seconds = None if link is None else round_trip.seconds(*link)
+    if rtt_seconds is None or rtt_seconds > SHORT_SECONDS:
+        return CONNECTIONS
+    return min(CONNECTIONS, max(2, os.cpu_count() or 2))
 
 
 def candidates(answer: Answer, reached: str | None) -> list[Address]:

@@ -1,7 +1,7 @@
 """The share of a large file that one shard of a tree has finished: sealed, and the file put in place by the last one.
 
     seal     the ledger of the share says that all of it is in staging, durably, and what its digest is
-    sealed   whether every other share is sealed: one that another process sealed is re-hashed before it counts
+    sealed   whether every share is sealed: one that another process sealed is re-hashed before it counts
     put      set the attributes of the file, rename it to its final name, and remove all ledgers
 
 A crash between any two steps leaves the shares that were sealed, or the file under its final name.
@@ -17,7 +17,6 @@ from filestreamer.wire import limits
 from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import Attributes
-from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
 from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
 from receiver.disk.sealed_shares import SealedShares
@@ -36,13 +35,13 @@ class ClosedShare(NamedTuple):
     """A share that is complete, was closed in staging, and is synced before it is sealed."""
 
     names: SharedNames
-    root: bytes
-    """The root digest of the share."""
+    root: bytes | None
+    """The root digest of the share; None where an earlier run has sealed it."""
     entry: Entry
     file_id: int
     attributes: Attributes | None
     here: SealedShares
-    """The shares that this process has sealed."""
+    """The shares that this process has sealed, or has found to be on the disk."""
     syncs_each: bool
     """Whether no sync of the whole file system reaches its ledger."""
 
@@ -50,46 +49,56 @@ class ClosedShare(NamedTuple):
     def sealed(self, staging_fd: int) -> Iterator[bool]:
         """Seal the share. Yield whether all shares are sealed: then the file is to be put in place in the block.
 
+        A share that was sealed before may be gone by now, as another shard has put the file in place.
         Raises OSError, TransferFailed(DESTINATION).
         """
         names = self.names
         with names.guard, locked(staging_fd, names.key) as (fd, is_new):
-            if is_new:
-                raise OSError(errno.ESTALE, _CHANGED)
             try:
                 data = os.stat(names.data, dir_fd=staging_fd, follow_symlinks=False)
             except FileNotFoundError:
-                raise OSError(errno.ESTALE, _CHANGED) from None
-            self._append_seal(fd)
-            if self.syncs_each:
-                os.fsync(fd)
-                sync_directory(staging_fd)
-            self.here.add(names.key, data.st_ino)
+                data = None
+            if data is None or is_new:
+                if self.root is not None:
+                    raise OSError(errno.ESTALE, _CHANGED)
+                yield False
+                return
+            if self.root is not None:
+                self._append_seal(fd, self.root)
+                self.here.add(names.key, data.st_ino)
             others = [Share(index, names.share.count) for index in names.indices if index != names.share.index]
-            yield all(self._is_sealed(staging_fd, other, data.st_ino) for other in others)
+            are_sealed = all(self._is_sealed(staging_fd, other, data.st_ino) for other in others)
+            yield are_sealed and self._is_proven(staging_fd, names.share, fd, data.st_ino)
 
-    def _append_seal(self, fd: int) -> None:
+    def _append_seal(self, fd: int, root: bytes) -> None:
         """Append the seal to the ledger of this share. Raises OSError."""
         names = self.names
-        digest = ledger.seal_digest(names.grid, names.mtime_ns, names.share, self.root)
+        digest = ledger.seal_digest(names.grid, names.mtime_ns, names.share, root)
         record = ledger.encode_records([ledger.seal_record(names.share, digest)])
         length = os.fstat(fd).st_size
         if os.pwrite(fd, record, length) != len(record):
             os.ftruncate(fd, length)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.syncs_each:
+            os.fsync(fd)
 
     def _is_sealed(self, staging_fd: int, share: Share, inode: int) -> bool:
         """Whether another share is sealed, and is on the disk. Raises OSError, TransferFailed(DESTINATION)."""
-        key = self.names.key_of(share.index)
         try:
-            with locked(staging_fd, key) as (fd, is_new):
-                claims = None if is_new else read_ledger(fd, self.names.grid)
+            with locked(staging_fd, self.names.key_of(share.index)) as (fd, is_new):
+                return not is_new and self._is_proven(staging_fd, share, fd, inode)
         except BlockingIOError:  # a transfer writes it
             return False
-        if claims is None or claims.grid != self.names.grid or not claims.is_sealed(share, self.names.mtime_ns):
+
+    def _is_proven(self, staging_fd: int, share: Share, fd: int, inode: int) -> bool:
+        """Whether a share, whose ledger is open and locked, is sealed and on the disk; else it is sealed no more."""
+        key = self.names.key_of(share.index)
+        claims = _sealed_claims(self.names, share, fd)
+        if claims is None:
             return False
         if (key, inode) not in self.here:
             if not self._is_on_disk(staging_fd, share, claims):
+                os.ftruncate(fd, ledger.HEADER_BYTES)
                 return False
             self.here.add(key, inode)
         return True
@@ -157,3 +166,21 @@ class ClosedShare(NamedTuple):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.names.data, dir_fd=staging_fd)
         self._remove_ledgers(staging_fd)
+
+
+def is_sealed(staging_fd: int, names: SharedNames) -> bool:
+    """Whether an earlier run has sealed a share, and its bytes are still there. Raises OSError."""
+    try:
+        os.stat(names.data, dir_fd=staging_fd, follow_symlinks=False)
+        with locked(staging_fd, names.key) as (fd, is_new):
+            return not is_new and _sealed_claims(names, names.share, fd) is not None
+    except (FileNotFoundError, BlockingIOError):
+        return False
+
+
+def _sealed_claims(names: SharedNames, share: Share, fd: int) -> ledger.Claims | None:
+    """Return what the open ledger of a share claims, if the share is sealed. Raises OSError."""
+    claims = read_ledger(fd, names.grid)
+    if claims is None or claims.grid != names.grid or not claims.is_sealed(share, names.mtime_ns):
+        return None
+    return claims

@@ -70,9 +70,12 @@ class JobRecord:
         """Count this shard as not finished: it moves its share again."""
         with self._changing() as staging_fd:
             state = self._read(staging_fd)
-            os.close(self._open_pending(staging_fd, self._index, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-            if state.shards.pop(self._index, None) is not None or state.shard_count != self._count:
-                self._write(staging_fd, state if state.shard_count == self._count else JobState(self._count, {}, ""))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._pending_name(self._index), dir_fd=staging_fd)
+            is_same = state is not None and state.shard_count == self._count
+            if state is None or not is_same or state.shards.pop(self._index, None) is not None:
+                # Also where nothing is known yet: what is noted of files that wait goes with the record.
+                self._write(staging_fd, state if state is not None and is_same else self._none)
 
     def note_pending(self, file: SharedFile) -> None:
         """Note a file that waits for other shards."""
@@ -91,7 +94,7 @@ class JobRecord:
         where shards have seen different trees.
         """
         with self._changing() as staging_fd:
-            state = self._read(staging_fd)
+            state = self._read(staging_fd) or self._none
             others = {index: other for index, other in state.shards.items() if index != self._index}
             is_same = all(other.walk_digest == shard.walk_digest for other in others.values())
             if not is_same and state.complete:  # the earlier run is over, and this is the first shard of another one
@@ -131,18 +134,25 @@ class JobRecord:
             what = f"can't keep what is known of job {self._job} in {self._destination.path}/{STAGING}"
             raise from_os_error(error, Code.DESTINATION, what) from None
 
-    def _open_pending(self, staging_fd: int, index: int, flags: int) -> int:
-        name = f"{self._key}-{index}{PENDING_SUFFIX}"
-        return os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=staging_fd)
+    @property
+    def _none(self) -> JobState:
+        """The state of a job of which no shard is finished."""
+        return JobState(self._count, {}, "")
 
-    def _read(self, staging_fd: int) -> JobState:
-        """Read the record; one that is missing or damaged says that no shard is finished."""
+    def _pending_name(self, index: int) -> str:
+        return f"{self._key}-{index}{PENDING_SUFFIX}"
+
+    def _open_pending(self, staging_fd: int, index: int, flags: int) -> int:
+        return os.open(self._pending_name(index), flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=staging_fd)
+
+    def _read(self, staging_fd: int) -> JobState | None:
+        """Read the record; None where it is missing or damaged."""
         fields = read_record(staging_fd, self._key + JOB_SUFFIX, _RECORD_BYTES_MAX)
         try:
             shards = {int(index): FinishedShard(*shard) for index, shard in fields["shards"].items()}
             return JobState(int(fields["shard_count"]), shards, str(fields["complete"]))
         except (ValueError, TypeError, KeyError, AttributeError):
-            return JobState(self._count, {}, "")
+            return None
 
     def _write(self, staging_fd: int, state: JobState) -> None:
         """Replace the record, durably."""
@@ -163,11 +173,12 @@ class JobRecord:
     # --- files that wait
 
     def _sync_pending(self, staging_fd: int) -> None:
-        fd = self._open_pending(staging_fd, self._index, os.O_WRONLY | os.O_CREAT)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            fd = self._open_pending(staging_fd, self._index, os.O_WRONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def _pending(self, staging_fd: int) -> Iterator[SharedFile]:
         """Yield the files that waited for others when the shards were finished."""
@@ -186,7 +197,7 @@ class JobRecord:
         """Forget the files that waited: all of them are in place, or wait in vain."""
         for index in range(self._count):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self._key}-{index}{PENDING_SUFFIX}", dir_fd=staging_fd)
+                os.unlink(self._pending_name(index), dir_fd=staging_fd)
 
     def _still_waits(self, file: SharedFile) -> bool:
         """Whether a file is still in staging, or not under its final name."""

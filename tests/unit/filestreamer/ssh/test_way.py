@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from filestreamer.ssh import way
+from filestreamer.ssh import round_trip, way
 from filestreamer.ssh.lines import Answer
 from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame, frame_of
@@ -37,11 +37,19 @@ def test_the_address_that_a_process_has_reached(host: str) -> None:
         with child:
             assert child.stdout is not None
             child.stdout.readline()
-            assert way.reached_address(child.pid, "") == host
+            link = way.link_of(child.pid)
+            assert link is not None
+            assert link.host("") == host
+            assert link.remote[1] == listener.getsockname()[1]
+            # This machine's own path is a short one, and the kernel says so.
+            rtt_seconds = round_trip.seconds(*link)
+            assert rtt_seconds is not None
+            assert 0 < rtt_seconds < 1
+            assert round_trip.seconds(link.local, (link.remote[0], 1)) is None
             assert child.stdin is not None
             child.stdin.write(b"\n")
-    assert way.reached_address(os.getpid(), "") is None
-    assert way.reached_address(2**30, "") is None
+    assert way.link_of(os.getpid()) is None
+    assert way.link_of(2**30) is None
 
 
 def test_both_addresses_are_tried() -> None:
@@ -96,3 +104,19 @@ def test_the_way_through_ssh() -> None:
         )
         assert way.choose("direct", answer, addresses, "receiver").name == "direct"
         assert way.choose(None, answer, [], "receiver").name == "ssh"
+
+
+@pytest.mark.parametrize(
+    ("rtt_seconds", "cores", "connections"),
+    [(None, 2, 8), (0.05, 2, 8), (0.0001, 1, 2), (0.0001, 4, 4), (0.0001, 64, 8), (0.0001, None, 2)],
+)
+def test_how_many_connections_through_ssh(
+    monkeypatch: pytest.MonkeyPatch, rtt_seconds: float | None, cores: int | None, connections: int
+) -> None:
+    monkeypatch.setattr(round_trip, "seconds", lambda *_: rtt_seconds)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert way.connections_through_ssh(way.Link((b"", 0), (b"", 0))) == connections
+
+
+def test_nothing_is_known_of_a_path() -> None:
+    assert way.connections_through_ssh(None) == way.CONNECTIONS

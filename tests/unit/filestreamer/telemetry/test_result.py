@@ -214,6 +214,24 @@ def test_a_plain_summary_is_one_line() -> None:
     assert made.summary() == "complete: 1.46 KiB in 10.00 s (150 B/s over 1 connection)"
 
 
+def test_the_result_of_a_shard_of_a_tree() -> None:
+    counts = JobCounts("move-1", "2/4", 3, 1200, 5 << 30)
+    made = TransferResult.from_counters(
+        TransferCounters(bytes(16), "t", job=counts), error=None, committed=False, root_digest=None
+    )
+
+    lines = made.summary().splitlines()
+    assert "  shard 2/4 of job move-1: 3 shards are finished, with 1200 files and 5.00 GiB" in lines
+    assert "  not all of the job: other shards are not complete yet" in lines
+    assert json.loads(made.to_json())["job"] == {
+        "name": "move-1",
+        "shard": "2/4",
+        "shards_finished": 3,
+        "files": 1200,
+        "bytes": 5 << 30,
+    }
+
+
 def test_a_summary_of_a_shard_says_that_the_file_waits() -> None:
     made = TransferResult.from_counters(TransferCounters(bytes(16), "f"), error=None, committed=False, root_digest=None)
 

@@ -37,7 +37,8 @@ class Shard(TreeSample):
         return super().offer._replace(shard=m.Shard(self.shares.shard.index, COUNT, tree=True))
 
     def is_sent(self, segment: m.Segment) -> bool:
-        return segment.offset // C in self.own or self.entries[segment.file_id].size <= C
+        is_own = segment.offset // C in self.own or self.entries[segment.file_id].size <= C
+        return is_own and super().is_sent(segment)
 
     @property
     def finish(self) -> m.Finish:
@@ -170,8 +171,8 @@ def test_a_withdrawn_share_leaves_the_shares_of_others(tmp_path: Path, shard_of:
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 
 
-def test_a_shard_that_comes_again_voids_its_seal(tmp_path: Path, shard_of: ShardOf) -> None:
-    """While it is under way, the others can't complete the file behind its back."""
+def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: ShardOf) -> None:
+    """The shard comes again before its file is complete, has nothing to send, and keeps nobody from completing it."""
     for index in (0, 1):
         transfer = shard_of(index)
         transfer.offer()
@@ -179,13 +180,38 @@ def test_a_shard_that_comes_again_voids_its_seal(tmp_path: Path, shard_of: Shard
         finished(transfer)
         transfer.tree.close(cleanly=True)
     again, last = shard_of(0), shard_of(2)
-    again.offer()
+    assert again.offer() == [m.Held(1, 0, b"", (m.FileRange(1, 1),))]
+    again.sample.unchecked = {1}
     last.offer()
     last.send_all()
     assert finished(last).shards_finished == 2
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    assert finished(again).committed
+
+
+def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None:
+    """Found by the shard that would put the file in place; the one that is to send again is told so when it comes."""
+    first = shard_of(0)
+    first.offer()
+    first.send_all()
+    finished(first)
+    first.tree.close(cleanly=True)
+    (data,) = (tmp_path / ".filestreamer").glob("*.shared")
+    with data.open("r+b") as file:
+        file.seek(first.sample.own[0] * C)  # type: ignore[attr-defined]
+        file.write(b"spoiled")
+    told = []
+    for index in (1, 2):
+        transfer = shard_of(index)
+        transfer.offer()
+        transfer.send_all()
+        told.append(finished(transfer))
+    assert [(complete.committed, complete.shards_finished) for complete in told] == [(False, 2), (False, 3)]
     assert not (tmp_path / "t/large").exists()
-    while again.tree._large_files.open_files.all()[0][0].rehashing:
-        again.rehashed()
+    again = shard_of(0)
+    own = again.sample.own  # type: ignore[attr-defined]
+    assert again.offer() == [m.Needed((), (m.SegmentRange(1, own[0], own[-1] - own[0] + 1),))]
+    again.send_all()
     assert finished(again).committed
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 

@@ -105,7 +105,9 @@ def test_a_record_that_is_damaged_knows_nothing(tmp_path: Path, destination: Des
 
 
 def test_a_line_that_is_torn_is_left_out(tmp_path: Path, destination: Destination) -> None:
-    end(shard(destination, 0))
+    first = shard(destination, 0)
+    first.note_pending(SharedFile("x.shared", b"", b"l", 5))
+    end(first)
     (pending,) = (tmp_path / ".filestreamer").glob("*-0.pending")
     pending.write_bytes(b'["x.shared", "", "6c"')
     assert end(shard(destination, 1)) == (2, A, 0)
@@ -130,3 +132,13 @@ def test_records_go_by_their_age(tmp_path: Path, destination: Destination) -> No
     assert (tmp_path / ".filestreamer").exists()
     discard_older_than(destination, 100.0, 1 << 40)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_job_that_never_ended_is_bounded_too(
+    tmp_path: Path, destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its shards have noted goes with its record."""
+    monkeypatch.setattr(job_record, "_JOBS_MAX", 2)
+    for number in range(5):
+        shard(destination, 0, job=f"{number}").note_pending(SharedFile("x.shared", b"", b"l", 5))
+    assert len(os.listdir(tmp_path / ".filestreamer")) == 4
