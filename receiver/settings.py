@@ -8,7 +8,7 @@ from filestreamer.settings import values
 from filestreamer.settings.address import Address, parse_address, peer
 from filestreamer.settings.common import WINDOW_MAX
 from filestreamer.settings.definition import setting, several
-from filestreamer.settings.parse import parse_settings
+from filestreamer.settings.parse import Only, parse_settings
 from filestreamer.settings.source import SOURCE_FIELDS, SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
@@ -22,7 +22,12 @@ _NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout", "run")
 """Fields of a receiver that waits for senders."""
 STDOUT = "-"
 """The --output-file that means standard output."""
-SUMMARY = "Receive files from senders, check every byte, and put them in place when they are complete."
+SUMMARY = """Receive files from senders, check every byte, and put them in place when they are complete.
+
+\b
+receiver --from alice@nas:/data/run-17           start the sender there, over ssh
+receiver --listen 0.0.0.0:7800 --directory DIR   wait for senders that connect
+receiver --connect sender.example:7800           a sender that listens there"""
 
 
 def fetched(value: object) -> "Remote":
@@ -43,7 +48,7 @@ class ReceiverSettings(SourceSettings):
     """The settings of one run of the receiver. The help texts are beside the fields."""
 
     listen: Address = setting(
-        parse_address, "Listen address.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
+        parse_address, "Where senders connect to.", default=f"127.0.0.1:{limits.DEFAULT_PORT}", metavar="HOST:PORT"
     )
     """An empty host is every address of this machine, port 0 a free port."""
 
@@ -55,13 +60,13 @@ class ReceiverSettings(SourceSettings):
     """Where a sender with --listen is; None waits for senders. Implies `once`."""
 
     more: tuple["Remote", ...] = several(
-        fetched, "With --from: further paths at its host, as [USER@]HOST:PATH or :PATH.", flag="PATH..."
+        fetched, "With --from: further paths at the same host, as [USER@]HOST:PATH or :PATH.", flag="PATH..."
     )
     """What is fetched beside the first path; the host may be left out."""
 
     fetch: tuple["Remote", ...] = several(
         fetched,
-        "Start a sender at HOST over ssh, receive PATH from there, then end.",
+        "Start a sender at HOST over ssh, receive PATH from there, then end; further paths may follow.",
         flag="--from",
         metavar="[USER@]HOST:PATH",
     )
@@ -127,7 +132,8 @@ class ReceiverSettings(SourceSettings):
 
     tls: bool = setting(
         bool,
-        "Speak TLS: without --tls-cert, with a certificate that is made for this run. --tls-cert implies this.",
+        "Speak TLS: without --tls-cert, with a certificate that is made for this run. --tls-cert implies this. With"
+        " --connect, the sender's certificate is checked by the token or, if given, by --tls-ca or --tls-pin.",
         default=False,
     )
     """Speak TLS; always true where `tls_cert` is given."""
@@ -181,6 +187,10 @@ class ReceiverSettings(SourceSettings):
             raise UsageError(f"--from: two of the paths end with {twice[0]!r}, and would be one at the destination")
         if self.output_file is not None and len(whole) > 1:
             raise UsageError("--output-file takes one file: name one path with --from")
+        if self.tls_cert is not None or self.is_certificate_named:
+            raise UsageError("--from: its certificate is told over ssh: leave out --tls-ca, --tls-pin, --tls-cert")
+        if self.tls and self.no_tls:
+            raise UsageError("--no-tls contradicts --tls")
         # Who asks for it permits it.
         object.__setattr__(self, "allow_delete", self.delete)
         object.__setattr__(self, "allow_privileged", self.allow_privileged or self.owner)
@@ -215,6 +225,6 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSett
         SUMMARY,
         argv,
         environ,
-        only_with=("fetch", ("more", *SOURCE_FIELDS)),
+        only_with=[Only(("more", *SOURCE_FIELDS), "--from", lambda given: bool(given["fetch"]))],
         not_with=[("connect", _NOT_WITH_DIALLING), ("fetch", (*_NOT_WITH_DIALLING, "job"))],
     )

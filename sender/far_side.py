@@ -4,6 +4,8 @@ It listens, sends to one receiver, and ends with it. What it needs to know comes
 receiver knows from the transfer itself.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +17,7 @@ from filestreamer.wire.errors import FarSideFailed, FilestreamerError
 if TYPE_CHECKING:
     from filestreamer.listening.acceptor import Listener
 
+_PATTERN: Final = re.compile(r"[*?]|\[.*\]")
 _KNOWN: Final[Mapping[str, lines.Types]] = {
     "paths": list,
     "connections": (int, type(None)),
@@ -51,9 +54,11 @@ class _Sender:
 
         asked = lines.read_own(request.asked, _KNOWN)
         host = str(listeners[0].socket.getsockname()[0])
+        # A slash at the end would send what is in a directory, under names that the receiver has not asked for.
+        paths = tuple([locate(path).rstrip("/") or "/" for path in _texts(asked.pop("paths"))])
+        _refuse_patterns(paths)
         settings = SenderSettings(
-            # A slash at the end would send what is in a directory, under names that the receiver has not asked for.
-            input_files=tuple([locate(path).rstrip("/") or "/" for path in _texts(asked.pop("paths"))]),
+            input_files=paths,
             listen=Address(host, 0),
             once=True,
             token=request.token,
@@ -88,6 +93,17 @@ class _Sender:
     def stop(self, error: FilestreamerError | None) -> None:
         """Make `run` raise this error, or return."""
         self._server.stop(error)
+
+
+def _refuse_patterns(paths: tuple[str, ...]) -> None:
+    """Raise FarSideFailed for a path that is not there, but looks like a pattern: a shell would have expanded it."""
+    for path in paths:
+        if _PATTERN.search(path) and not os.path.lexists(path):
+            raise FarSideFailed(
+                f"there is no {path}, and no pattern is expanded: name the directory, and choose in it with --include",
+                exit_code=4,
+                name="source",
+            )
 
 
 def _texts(items: list[Any]) -> list[str]:

@@ -9,8 +9,8 @@ from filestreamer.settings import address as addresses
 from filestreamer.settings import values
 from filestreamer.settings.address import ADDRESSES_ACCEPTED, Address, numeric_address, parse_address
 from filestreamer.settings.definition import setting, several
-from filestreamer.settings.parse import parse_settings
-from filestreamer.settings.source import SourceSettings
+from filestreamer.settings.parse import Only, parse_settings
+from filestreamer.settings.source import SSH_FIELDS, SourceSettings
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.grid import Share
@@ -25,7 +25,12 @@ STDIN_NAME: Final = "stdin"
 """The name of standard input at the destination, without --as."""
 EVERYWHERE: Final = f":{limits.DEFAULT_PORT}"
 """Where a sender listens with --listen alone."""
-SUMMARY = "Send files and directories to a receiver, over several TCP connections at once."
+SUMMARY = """Send files and directories to a receiver, over several TCP connections at once.
+
+\b
+sender big.iso photos/ --to alice@nas:incoming   start the receiver there, over ssh
+sender big.iso --to receiver.example:7800        a receiver that listens there
+sender big.iso --listen                          wait for receivers that connect"""
 
 
 def peer(value: object) -> "Address | Remote":
@@ -33,12 +38,14 @@ def peer(value: object) -> "Address | Remote":
     try:
         address = parse_address(value)
         if "@" in address.host:
-            raise ValueError(f"{value!r} is not an address: a user has no port; {ADDRESSES_ACCEPTED}")
-    except ValueError:
+            raise ValueError(f"{value!r} names no directory: write {value}:DIR, or {value}: for the home directory")
+    except ValueError as error:
         from filestreamer.ssh.remote import is_remote, parse_remote  # few runs need it
 
         if is_remote(value):
             return parse_remote(value)
+        if ADDRESSES_ACCEPTED in str(error):
+            raise ValueError(f"{error}; or [USER@]HOST:DIR for a directory that ssh leads to") from None
         raise
     return addresses.peer(value)
 
@@ -84,7 +91,8 @@ class SenderSettings(SourceSettings):
 
     to: "Address | Remote | None" = setting(
         peer,
-        "Address of the receiver; or a directory on a machine that ssh leads to, where a receiver is started.",
+        "Where the files go: address of a receiver; or a directory on a machine that ssh leads to, where a receiver is"
+        " started.",
         metavar="HOST:PORT|[USER@]HOST:DIR",
     )
     """Where the files go. It has no default, so that a sender without --to does not send to this machine; it is None
@@ -283,6 +291,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[SenderSettin
         SUMMARY,
         argv,
         environ,
-        only_with=("listen", ("once", "idle_timeout")),
+        only_with=[
+            Only(("once", "idle_timeout"), "--listen", lambda given: given["listen"] is not None),
+            Only(SSH_FIELDS, "--to [USER@]HOST:DIR", lambda given: not isinstance(given["to"], Address | None)),
+        ],
         not_with=[("listen", ("to",))],
     )

@@ -73,10 +73,14 @@ def test_a_shell_that_prints_without_end(pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "zsh", "fish", "tcsh", "busybox sh"])
 def test_login_shells(pair: Pair, tmp_path: Path, shell: str) -> None:
-    program, *_ = shell.split()
+    program, *applet = shell.split()
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not installed")
+    for name in applet:  # it is called by that name
+        named = tmp_path / name
+        named.symlink_to(path)
+        path = str(named)
     with sshd(tmp_path, shell=path) as far:
         arrives(push(pair, far, "--via", "ssh"), pair, far)
 

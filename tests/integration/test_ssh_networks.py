@@ -92,11 +92,16 @@ def site(pair: Pair) -> Iterator[Site]:
         yield Site(pair, here, there, stack)
 
 
-@pytest.fixture(params=["push", "pull"])
+@pytest.fixture
 def move(request: pytest.FixtureRequest, site: Site) -> Mover:
     """Return what moves a file, from here to there or back: `site.push`, `site.pull`."""
-    mover: Mover = getattr(site, request.param)
+    mover: Mover = getattr(site, getattr(request, "param", "push"))
     return mover
+
+
+PULL = pytest.mark.parametrize("move", ["pull"], indirect=True)
+BOTH = pytest.mark.parametrize("move", ["push", "pull"], indirect=True)
+"""What is in the way is met by the same code, whoever sends: the others are done in one direction."""
 
 
 def way(service: Service) -> tuple[str, str]:
@@ -105,6 +110,7 @@ def way(service: Service) -> tuple[str, str]:
     return told["way"], told["reason"]
 
 
+@BOTH
 def test_without_anything_in_the_way(site: Site, move: Mover) -> None:
     far = site.sshd()
     moved = move(far, 3_000_000)
@@ -116,6 +122,7 @@ def test_without_anything_in_the_way(site: Site, move: Mover) -> None:
 # ---------------------------------------------------------------------------------------------------------- firewalls
 
 
+@BOTH
 @pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize(
     ("verdict", "words"),
@@ -147,6 +154,7 @@ def test_a_firewall_that_lets_only_small_packets_through(site: Site, move: Mover
     moved.arrives()
 
 
+@PULL
 @pytest.mark.timeout(6 * UNIT)
 def test_the_user_wants_no_other_way(site: Site, move: Mover) -> None:
     site.there.admit_only(22, "reject with tcp reset")
@@ -167,6 +175,7 @@ def test_the_user_wants_ssh(site: Site, move: Mover) -> None:
     assert far.log.count("Accepted publickey") == 5  # the login, control, and three
 
 
+@PULL
 @pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("forbids", ["AllowTcpForwarding no", "PermitOpen none", "DisableForwarding yes"])
 def test_neither_another_port_nor_forwarding(site: Site, move: Mover, forbids: str) -> None:
@@ -190,6 +199,7 @@ def test_by_ipv6(site: Site, move: Mover, address: str) -> None:
     moved.arrives()
 
 
+@PULL
 @pytest.mark.timeout(6 * UNIT)
 def test_a_jump_host(site: Site, move: Mover) -> None:
     """Nothing but the jump host can be reached from here."""
@@ -223,6 +233,7 @@ def test_a_router_that_translates_addresses(site: Site, move: Mover) -> None:
 # ------------------------------------------------------------------------------------------ one name, several machines
 
 
+@PULL
 @pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("via", ["direct", "ssh"])
 @pytest.mark.parametrize("first", [0, 1])
@@ -272,6 +283,7 @@ def test_64_connections_where_10_may_be_logging_in(site: Site, move: Mover) -> N
     assert "drop connection" not in far.log
 
 
+@PULL
 @pytest.mark.timeout(12 * UNIT)
 def test_others_are_logging_in_too(site: Site, move: Mover) -> None:
     """Where some logins are refused, the transfer goes on with those that come."""
@@ -296,6 +308,7 @@ def test_only_the_first_login_needs_no_answer(site: Site, move: Mover, forwards:
     assert any("first login" in told["reason"] for told in moved.service.events("way"))
 
 
+@PULL
 @pytest.mark.timeout(6 * UNIT)
 def test_fewer_sessions_than_connections(site: Site, move: Mover) -> None:
     """One connection with four sessions, of which the login is one: where neither forwarding nor logins are allowed."""
@@ -305,17 +318,36 @@ def test_fewer_sessions_than_connections(site: Site, move: Mover) -> None:
     moved.arrives()
 
 
-@pytest.mark.timeout(6 * UNIT)
-def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
-    far = site.sshd(passphrase="open sesame")
+def asking(site: Site) -> tuple[Path, dict[str, str]]:
+    """Return what has a line for each answer that the user was asked for, and the variables that ssh asks by."""
     asked = site.root / "asked"
     askpass = site.root / "askpass"
     askpass.write_text(f"#!/bin/sh\necho x >>{asked}\necho open sesame\n")
     askpass.chmod(0o755)
-    env = {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
+    return asked, {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
+
+
+@pytest.mark.timeout(6 * UNIT)
+def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
+    far = site.sshd(passphrase="open sesame")
+    asked, env = asking(site)
     moved = move(far, 20_000_000, "--via", "ssh", env=env)
     moved.arrives()
     assert asked.read_text() == "x\n"
+
+
+@pytest.mark.timeout(6 * UNIT)
+def test_a_jump_host_that_asks_something(site: Site) -> None:
+    """The ssh to the jump host is one that ssh starts itself, without BatchMode: what it asks is answered only once."""
+    site.there.ip("address add", f"{INNER_ADDRESS}/32", "dev lo")
+    far = site.sshd(address=INNER_ADDRESS, known=[INNER_ADDRESS])
+    jump = site.sshd(name="jump", passphrase="open sesame")
+    far.write_config(far.block(ProxyJump="jump"), jump.block("jump", HostName=NAME))
+    asked, env = asking(site)
+    moved = site.push(far, 20_000_000, "--connections", 3, env=env)
+    moved.arrives()
+    assert asked.read_text() == "x\n"
+    assert any("first login" in told["reason"] for told in moved.service.events("way"))
 
 
 # --------------------------------------------------------------------------------------------------------- strangers
@@ -333,6 +365,7 @@ for port in sys.argv[2:]:
 """
 
 
+@PULL
 def test_strangers_are_told_nothing(site: Site, move: Mover) -> None:
     """The far side has two ports: one speaks TLS and waits, the other, in clear text, is for its own machine alone."""
     far = site.sshd()
@@ -348,6 +381,7 @@ def test_strangers_are_told_nothing(site: Site, move: Mover) -> None:
 # ---------------------------------------------------------------------------------------------------- while it moves
 
 
+@BOTH
 @pytest.mark.timeout(6 * UNIT)
 def test_a_firewall_that_closes_meanwhile(site: Site, move: Mover) -> None:
     """The run ends in time, nobody is left, and the same command goes on through ssh."""
@@ -363,6 +397,7 @@ def test_a_firewall_that_closes_meanwhile(site: Site, move: Mover) -> None:
     assert again.arrives()["held_bytes"] > 0
 
 
+@BOTH
 @pytest.mark.timeout(6 * UNIT)
 def test_tunnels_that_are_killed_come_back(site: Site, move: Mover) -> None:
     site.there.admit_only(22, "reject with tcp reset")
@@ -385,6 +420,7 @@ def test_the_sshd_is_not_there(site: Site, move: Mover) -> None:
     assert far.host in message
 
 
+@BOTH
 @pytest.mark.timeout(6 * UNIT)
 def test_nobody_is_left_where_the_near_side_is_killed(site: Site, move: Mover) -> None:
     """Neither there nor here, and what arrived is there for the next run."""

@@ -62,16 +62,15 @@ def test_one_file_under_another_name_and_to_standard_output(pair: Pair, tmp_path
         assert same(file, pair.destination / "b")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [b"with space", b'it\'s "quoted" $HOME `x` *', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"],
-)
-def test_odd_names(pair: Pair, tmp_path: Path, temporary: Path, name: bytes) -> None:
-    shown = os.fsdecode(name)
+NAMES = [b"with space", b'it\'s "quoted" $HOME `x` *', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"]
+
+
+def test_odd_names(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary) as far:
-        file = make_file(far.machine.home / shown, 1000, 1)
-        far.pull(paths=(f"./{shown}",)).succeeds()
-        assert same(file, pair.destination / shown)
+        files = [make_file(far.machine.home / os.fsdecode(name), 1000, 1) for name in NAMES]
+        far.pull(paths=(f"./{files[0].name}", *[f":./{file.name}" for file in files[1:]])).succeeds()
+        for file in files:
+            assert same(file, pair.destination / file.name)
 
 
 def test_what_is_kept_and_what_is_left_out(pair: Pair, tmp_path: Path, temporary: Path) -> None:
@@ -137,6 +136,14 @@ def test_there_is_no_such_path(pair: Pair, tmp_path: Path, temporary: Path) -> N
         assert error["code"] == "source"
         assert error["message"].startswith(f"{far.machine.host}: ")
         assert "missing/x y" in error["message"]
+
+
+def test_a_pattern_is_not_expanded(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    with behind_ssh(pair, tmp_path, temporary) as far:
+        make_file(far.machine.home / "a.jpg", 1000, 1)
+        message = far.pull(paths=("*.jpg",)).fails(4, "source")
+        assert message.startswith(f"far: there is no {far.machine.home}/*.jpg, ")
+        assert "--include" in message
 
 
 def test_not_installed_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:

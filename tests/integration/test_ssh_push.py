@@ -56,19 +56,19 @@ def test_a_url_an_absolute_path_and_home(pair: Pair, tmp_path: Path, temporary: 
         assert (tmp_path / "by url" / "a").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [b"with space", b'it\'s "quoted" $HOME `x`', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"],
-)
-def test_odd_names_on_both_sides(pair: Pair, tmp_path: Path, temporary: Path, name: bytes) -> None:
-    file = pair.file(name, 1000)
+NAMES = [b"with space", b'it\'s "quoted" $HOME `x`', b"new\nline", b"-rf", b"\xff\xfe", "äöü".encode(), b"a;b&c|d>e"]
+
+
+def test_odd_names_on_both_sides(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    files = [pair.file(name, 1000) for name in NAMES]
     with behind_ssh(pair, tmp_path, temporary) as far:
-        where = f"./{os.fsdecode(name)}"
-        far.push(f"{pair.source}/./{os.fsdecode(name)}", to=where).succeeds()
-        assert same(file, far.machine.home / os.fsdecode(name) / os.fsdecode(name))
+        for name in map(os.fsdecode, (b" ".join(NAMES), NAMES[3])):
+            far.push(*[f"{pair.source}/./{file.name}" for file in files], to=f"./{name}").succeeds()
+            for file in files:
+                assert same(file, far.machine.home / name / file.name)
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "bash", "dash"])
+@pytest.mark.parametrize("shell", ["/bin/sh"])
 def test_a_login_shell_that_prints(pair: Pair, tmp_path: Path, temporary: Path, shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}")
@@ -144,49 +144,6 @@ def test_a_dry_run_changes_nothing(pair: Pair, tmp_path: Path, temporary: Path) 
         asked = far.push(file, "--dry-run")
         assert asked.wait() == 0
         assert "same" in asked.stdout
-
-
-# --- which way
-
-
-def test_no_forwarding(pair: Pair, tmp_path: Path, temporary: Path) -> None:
-    with behind_ssh(pair, tmp_path, temporary, config={"AllowTcpForwarding": "no"}) as far:
-        file = pair.file("a", 10 * MIB)
-        sender = far.push(file, "--via", "ssh", "--connections", "3")
-        assert sender.succeeds()["connections"] >= 1
-        assert same(file, far.incoming / "a")
-        assert [line["reason"] for line in sender.events("way")] == [
-            "--via says so",
-            "sshd forwards no connections there: each goes through a relay",
-        ]
-
-
-@pytest.mark.parametrize("forwarding", ["yes", "no"])
-def test_only_the_first_login_needs_no_answer(pair: Pair, tmp_path: Path, temporary: Path, forwarding: str) -> None:
-    """The others would need a password: they share the connection of the first one."""
-    config = {"PasswordAuthentication": "yes", "AllowTcpForwarding": forwarding}
-    with behind_ssh(pair, tmp_path, temporary, accepts_once=True, config=config) as far:
-        file = pair.file("a", 10 * MIB)
-        sender = far.push(file, "--via", "ssh", "--connections", "4")
-        sender.succeeds()
-        assert same(file, far.incoming / "a")
-        told = [line["reason"] for line in sender.events("way")]
-        assert [reason for reason in told if "share the one of the first login" in reason] == told[1:2]
-
-
-def test_many_connections_where_sshd_drops_some(pair: Pair, tmp_path: Path, temporary: Path) -> None:
-    config = {"MaxStartups": "10:30:100", "MaxSessions": "10"}
-    with behind_ssh(pair, tmp_path, temporary, config=config) as far:
-        file = pair.file("a", 24 * MIB)
-        sender = far.push(
-            file, "--via", "ssh", "--connections", "64", "--chunk-size", "64KiB", "--rate-limit", "2MiB/s"
-        )
-        # One for the login, one for control, and 64: each has logged in by itself, and is up at the same time.
-        until(lambda: far.machine.log.count("Accepted publickey") >= 66, "all tunnels have come", 6 * UNIT)
-        assert len(far.clients("-W")) == 65
-        assert sender.succeeds(6 * UNIT)["reconnects"] == 0
-        assert same(file, far.incoming / "a")
-        assert not sender.events("ssh_says")
 
 
 # --- interrupted
@@ -392,7 +349,7 @@ def test_the_file_is_missed_before_anybody_is_asked(pair: Pair) -> None:
 def test_not_installed_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     with behind_ssh(pair, tmp_path, temporary, commands={}) as far:
         message = far.push(pair.file("a", 10)).fails(2, "not_installed")
-        assert "pip install" in message
+        assert "install filestreamer on that machine" in message
         assert "--remote-command" in message
         message = far.push(pair.file("b", 10), "--remote-command", "~/.venv/bin/receiver").fails(2, "not_installed")
         assert message.startswith("far: ~/.venv/bin/receiver can't be run there")

@@ -75,7 +75,7 @@ class CommonSettings:
 
     tls_pin: tuple[tuple[bytes, ...], ...] = several(
         values.sha256,
-        "The receiver's certificate must have this SHA-256 (of its DER), as the receiver's log says it.",
+        "The certificate of the side that listens must have this SHA-256 (of its DER), as the log there says it.",
         metavar="SHA256,...",
     )
     """Digests of 32 bytes, of which the receiver's certificate must have one."""

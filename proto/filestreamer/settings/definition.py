@@ -51,7 +51,7 @@ class Definition(NamedTuple):
                 [name],
                 type=self.read,
                 required=self.required,
-                metavar=self.flag,
+                metavar=self.flag if self.required else f"[{self.flag}]",
                 help=self.help,
                 nargs=-1 if self.multiple else 1,
             )

@@ -14,7 +14,7 @@ Any mistake is a UsageError of one line, which begins with the flag, the variabl
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import click
 import click.core
@@ -23,9 +23,8 @@ from filestreamer.settings import values
 from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.config_file import SERVICES, Found, read_settings, suggestion
 from filestreamer.settings.definition import PREFIX, Definition, definitions
+from filestreamer.settings.help import Command
 from filestreamer.settings.keys import COMMON_KEYS, OWN_KEYS
-from filestreamer.version import VERSION
-from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 from filestreamer.wire.session import Side
 
@@ -37,6 +36,16 @@ MESSAGE_CHARACTERS_MAX: Final = 1000
 CONFIG: Final = Definition(values.text, "JSON file with settings of both services.", flag="--config", metavar="FILE")
 
 
+class Only(NamedTuple):
+    """Settings that count only where something is given."""
+
+    fields: Sequence[str]
+    condition: str
+    """What has to be given, as messages show it."""
+    is_met: Callable[[Mapping[str, Any]], bool]
+    """Whether it is, from the values of all fields."""
+
+
 def parse_settings(
     settings: type[S],
     service: Side,
@@ -44,16 +53,15 @@ def parse_settings(
     argv: Sequence[str],
     environ: Mapping[str, str],
     *,
-    only_with: tuple[str, Sequence[str]] | None = None,
+    only_with: Sequence[Only] = (),
     not_with: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> tuple[S, list[str]]:
     """Fill the settings of a service from flags (`argv`, without the program), environment, config file and defaults.
 
-    Return the settings, and warnings for the log. `summary` is the first line of `--help`. `only_with` names a field,
-    and others that count only where that one is given: without it, a flag of theirs is a mistake, and what a variable
-    or a file says is for the other service. `not_with` names fields with which others do not count. Raises UsageError
-    for any mistake, and SystemExit(0) after `--help` and `--version`, and after an answer to a shell that completes a
-    command.
+    Return the settings, and warnings for the log. `summary` begins `--help`. Where the condition of `only_with` is
+    not met, a flag of those settings is a mistake, and what a variable or a file says is for another run. `not_with`
+    names fields with which others do not count. Raises UsageError for any mistake, and SystemExit(0) after `--help` and
+    `--version`, and after an answer to a shell that completes a command.
     """
     defined = definitions(settings)
     for name in (service, f"filestreamer-{service}"):
@@ -79,11 +87,22 @@ def parse_settings(
         raise UsageError(_cut(_explain(error, service, defined, found))) from None
     except UsageError as error:
         raise UsageError(_cut(str(error))) from None
-    if only_with is not None and not context.params[only_with[0]]:
-        _leave_out(context, defined, only_with[1], f"goes with {defined[only_with[0]].shown}")
+    _reconcile(context, defined, only_with, not_with)
+    return settings(**context.params), _unknown_variables(environ)
+
+
+def _reconcile(
+    context: click.Context,
+    defined: Mapping[str, Definition],
+    only_with: Sequence[Only],
+    not_with: Sequence[tuple[str, Sequence[str]]],
+) -> None:
+    """Leave out what does not count beside what is given. Raises UsageError where flags contradict each other."""
     for name, others in not_with:
         _choose(context, defined, name, others)
-    return settings(**context.params), _unknown_variables(environ)
+    for only in only_with:
+        if not only.is_met(context.params):
+            _leave_out(context, defined, only.fields, f"goes with {only.condition}")
 
 
 def _choose(context: click.Context, defined: Mapping[str, Definition], name: str, others: Sequence[str]) -> None:
@@ -114,33 +133,10 @@ def _leave_out(context: click.Context, defined: Mapping[str, Definition], names:
 def _command(
     service: Side, summary: str, defined: Mapping[str, Definition], gather: Callable[..., None]
 ) -> click.Command:
-    config = CONFIG.parameter("config")
+    config = cast(click.Option, CONFIG.parameter("config"))
     # Eager: click must call `gather` before it looks for the value of any other setting.
     config.is_eager, config.expose_value, config.callback = True, False, gather
-    version = click.Option(
-        ["--version"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_print_version,
-        help="Show the version and exit.",
-    )
-    # The service's own settings come first in --help.
-    common = definitions(CommonSettings)
-    names = sorted(defined, key=lambda name: name in common)
-    parameters = [defined[name].parameter(name) for name in names]
-    epilog = (
-        f"Every flag is also an environment variable (--log-level: {PREFIX}{service.upper()}_LOG_LEVEL or "
-        f"{PREFIX}LOG_LEVEL) and a key of the config file (log_level). Flags win over variables, and variables "
-        "over the file."
-    )
-    return click.Command(service, params=[*parameters, config, version], help=summary, epilog=epilog)
-
-
-def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        click.echo(f"{context.info_name} {VERSION} (protocol {limits.VERSION})")
-        context.exit()
+    return Command(service, summary, defined, config)
 
 
 def _cut(message: str) -> str:
@@ -163,7 +159,7 @@ def _explain(
         variables = " or ".join(variable for variable, _ in definition.variables(service))
         return f"{definition.shown} is required (or {variables}, or {definition.key} in the config file)"
     from_found = error.ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP
-    return f"{found[name].origin if from_found else definition.flag}: {error.message}"
+    return f"{found[name].origin if from_found else definition.shown}: {error.message}"
 
 
 def _from_sources(

@@ -62,20 +62,22 @@ class SourceSettings(CommonSettings):
 
     remote_command: str | None = setting(
         command,
-        "The command that is started over ssh, as that machine's shell reads it.  [default: the name of the service]",
+        "What ssh starts there, as the shell there reads it, such as '~/.venv/bin/receiver'."
+        "  [default: receiver; with --from: sender]",
         metavar="COMMAND",
     )
     """Words for the remote shell; None is the name of the other service."""
 
     via: str | None = setting(
         values.one_of("direct", "ssh"),
-        "How data reaches a machine that ssh leads to: direct or ssh.  [default: direct, where that is possible]",
+        "How data reaches that machine: direct (TCP connections to a port that it chooses) or ssh (more ssh"
+        " connections).  [default: direct, where that works within 5 s]",
         metavar="WAY",
     )
     """The way of the connections; None: a direct one is tried, and ssh is the other way."""
 
     no_tls: bool = setting(
-        bool, "Don't encrypt direct connections to a machine that ssh leads to: on trusted networks.", default=False
+        bool, "Don't encrypt direct connections to that machine: for networks that you trust.", default=False
     )
     """Leave out TLS, which is the default where the other side is started over ssh."""
 
@@ -92,7 +94,9 @@ class SourceSettings(CommonSettings):
     )
     """Compare the digests of files that lie at the destination with the same size and mtime, too."""
 
-    owner: bool = setting(bool, "Keep numeric owners; the receiver needs the right to set them.", default=False)
+    owner: bool = setting(
+        bool, "Keep numeric owners; without ssh, the receiver must permit it (--allow-privileged).", default=False
+    )
     """Tell the receiver the numeric owner and group of each entry."""
 
     existing: Existing = setting(
@@ -106,7 +110,8 @@ class SourceSettings(CommonSettings):
 
     delete: bool = setting(
         bool,
-        "Remove from the named directories what is not at the source; the receiver needs --allow-delete.",
+        "Remove from the named directories what is not at the source; without ssh, the receiver must permit it"
+        " (--allow-delete).",
         default=False,
     )
     """Make an exact mirror of each directory that the user names, once all of it was moved."""
@@ -119,3 +124,5 @@ class SourceSettings(CommonSettings):
 
 SOURCE_FIELDS: Final = tuple(name for name in definitions(SourceSettings) if name not in definitions(CommonSettings))
 """The names of the fields that are added to CommonSettings here."""
+SSH_FIELDS: Final = ("ssh", "remote_command", "via", "no_tls")
+"""Those that count only where ssh starts the other side."""

@@ -1,12 +1,15 @@
 """The ssh processes of one near side: one thread reads what they say to standard error, and takes in their ends."""
 
 import contextlib
+import math
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Final
@@ -19,6 +22,9 @@ LINE_BYTES: Final = 8 << 10
 """A longer line is cut."""
 TAIL_LINES: Final = 20
 """How many of the last lines are kept of each process."""
+USELESS_SECONDS: Final = 10.0
+"""How long a tunnel may go on whose connection this process has closed: what it said last may still be on its way.
+`ssh -W` does not always end by itself (`guard`), and its peer would take the connection for a slow one."""
 KILL_SECONDS: Final = 1.0
 EXIT_SECONDS: Final = 0.05
 """How long a process that says nothing any more may take to end, before others are read."""
@@ -27,12 +33,20 @@ _UNDISTURBED: Final = ("/bin/sh", "-c", 'trap "" INT HUP; exec "$@"', "sh")
 """Runs ssh without SIGINT and SIGHUP, as Ctrl-C and the end of a terminal reach it, too: this service ends in order
 first, and then ssh. It stays in the session of the terminal, so that it can ask for a password."""
 
+_ASKS_NOTHING: Final = {"SSH_ASKPASS": "/bin/false", "SSH_ASKPASS_REQUIRE": "force"}
+"""For what BatchMode does not reach: ssh starts the ssh to a jump host (ProxyJump) without this process's options. It
+would ask on the terminal, or in a window, once for each connection (OpenSSH 8.4 or later heeds this)."""
+
 
 class Child:
     """A process of ssh."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", on_line: Callable[[bytes], None], carries: socket.socket | None
+    ) -> None:
         self.process = process
+        self._carries = None if carries is None else weakref.ref(carries)
+        self._useless_at = math.inf
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """The last lines that it has said to standard error, as text."""
         self.ended = threading.Event()
@@ -51,6 +65,16 @@ class Child:
             if stripped:
                 self.tail.append(stripped.decode(errors="replace"))
                 self._on_line(stripped)
+
+    def end_if_useless(self, now: float) -> None:
+        """Send SIGTERM some time after the connection that it carries was closed."""
+        if self._carries is None:
+            return
+        sock = self._carries()
+        if sock is None or sock.fileno() < 0:
+            self._useless_at = min(self._useless_at, now)
+            if now - self._useless_at > USELESS_SECONDS:
+                self.signal(signal.SIGTERM)
 
     @property
     def last_words(self) -> str:
@@ -75,7 +99,10 @@ class Children:
         self._guard: Guard | None = None
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # Sockets and no pipe: `_wake` may be called at the very end, when a number could be that of another file.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        for end in (self._wake_reader, self._wake_writer):
+            end.setblocking(False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
 
     def start(
@@ -86,8 +113,11 @@ class Children:
         stdin: int | IO[bytes],
         stdout: int | IO[bytes],
         asks: bool = False,
+        carries: socket.socket | None = None,
     ) -> Child:
         """Start ssh. One that may ask stays with the terminal; the others are out of reach of its signals.
+
+        One that `carries` a connection, of which this is the near end, ends soon after that was closed.
 
         `on_line` is called in a thread of its own with each line that it says to standard error. Raises OSError,
         TransferFailed(LIMIT).
@@ -107,8 +137,9 @@ class Children:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 process_group=None if asks else self._guard.group,
+                env=None if asks else {**os.environ, **_ASKS_NOTHING},
             )
-            child = Child(process, on_line)
+            child = Child(process, on_line, carries)
             self._children[process.pid] = child
             assert process.stderr is not None
             os.set_blocking(process.stderr.fileno(), False)
@@ -118,7 +149,7 @@ class Children:
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._wake_writer, b"\0")
+            self._wake_writer.send(b"\0")
 
     def close(self, seconds: float) -> None:
         """Wait for the end of all processes, at most so long; then end them. Nothing is started any more."""
@@ -156,10 +187,11 @@ class Children:
             for key, _ in self._selector.select(TICK_SECONDS):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_reader, 64)
+                        self._wake_reader.recv(64)
                 else:
                     self._read(key.data)
             self._reap()
+            self._end_useless()
             with self._mutex:
                 if self._is_closed and not self._children:
                     break
@@ -167,11 +199,8 @@ class Children:
 
     def _release(self) -> None:
         self._selector.close()
-        descriptors = self._wake_reader, self._wake_writer
-        self._wake_reader = self._wake_writer = -1
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        self._wake_reader.close()
+        self._wake_writer.close()
 
     def _read(self, child: Child) -> bool:
         """Read what a process has said; return whether there may be more."""
@@ -192,6 +221,13 @@ class Children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(EXIT_SECONDS)
         return bool(data)
+
+    def _end_useless(self) -> None:
+        now = time.monotonic()
+        with self._mutex:
+            children = list(self._children.values())
+        for child in children:
+            child.end_if_useless(now)
 
     def _reap(self) -> None:
         """Take in the ends of processes. A program that ssh has left behind may still have standard error."""

@@ -56,6 +56,11 @@ class Ssh:
         """The name of the program, for messages."""
         return self._words[0]
 
+    @property
+    def by_hand(self) -> str:
+        """What a user types to log in there."""
+        return shlex.join([*self._words, *self._port, self._remote.destination])
+
     # --- what the user has configured
 
     def _ask(self) -> dict[str, str]:

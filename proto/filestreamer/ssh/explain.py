@@ -4,6 +4,7 @@ ssh ends with 255 for errors of its own, and else with the exit code of the remo
 finds wrong, it says in its answer (`lines`).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -33,6 +34,9 @@ _NO_SERVE: Final = re.compile(r"unexpected extra argument \(?'?(serve|relay)")
 _PROHIBITED: Final = re.compile(
     r"administratively prohibited|stdio forwarding request failed|forwarding (is )?(disabled|not permitted)", re.I
 )
+_FINAL: Final = re.compile(
+    r"ssh: (connect to host|could not resolve hostname) |host key verification failed\.|.*: permission denied \(", re.I
+)
 _UNREACHABLE_FROM_THERE: Final = re.compile(r"open failed: (connect failed|unknown)", re.I)
 
 
@@ -61,6 +65,11 @@ def is_unreachable_from_there(lines: Sequence[str]) -> bool:
     return _any(_UNREACHABLE_FROM_THERE, lines) is not None
 
 
+def is_quoted(line: str, command: str) -> bool:
+    """Whether ssh gives up with this line, or the remote shell does not find the command: errors quote such lines."""
+    return bool(_FINAL.match(line) or (_MISSING.search(line) and _name(command) in line))
+
+
 def last_words(lines: Sequence[str], code: int | None) -> str:
     """Return what ssh said last, as one line that can be shown."""
     for line in reversed(lines):
@@ -82,17 +91,44 @@ def _ending(code: int | None) -> str:
 
 
 def _any(pattern: "re.Pattern[str]", lines: Sequence[str]) -> str | None:
-    return next((line for line in lines if pattern.search(line)), None)
+    return next((line for line in reversed(lines) if pattern.search(line)), None)
 
 
-def explain(host: str, command: str, code: int | None, said: Sequence[str], printed: str) -> FilestreamerError:
+def _name(command: str) -> str:
+    """Return the name of the program that a command starts."""
+    return command.split(maxsplit=1)[0].rpartition("/")[2]
+
+
+def _logged_reason(lines: Sequence[str]) -> str:
+    """Return why a service says that it ends, from its log; empty where it says nothing."""
+    for line in reversed(lines):
+        try:
+            reason = json.loads(line)["reason"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+        if isinstance(reason, str):
+            return reason
+    return ""
+
+
+def explain(
+    host: str,
+    command: str,
+    code: int | None,
+    said: Sequence[str],
+    printed: str,
+    *,
+    login: str,
+    service: str,
+) -> FilestreamerError:
     """Return the error for a far side that has not answered.
 
     `command` is that of --remote-command, `code` how ssh has ended (negative: by a signal), `said` the last lines of
-    standard error, `printed` the last line of standard output.
+    standard error, `printed` the last line of standard output. `login` is how the user logs in there by hand, `service`
+    what was to be started.
     """
     if code == SSH_ERROR:
-        return _ssh_error(host, said, code)
+        return _ssh_error(host, login, said, code)
     if (old := _any(_TOO_OLD, said)) is not None:
         return FarSideFailed(f"{host}: {shown(old)}; --remote-command names a newer one", exit_code=Exit.USAGE)
     if _any(_NO_SERVE, said) is not None:
@@ -104,8 +140,9 @@ def explain(host: str, command: str, code: int | None, said: Sequence[str], prin
     word = command.split(maxsplit=1)[0]
     if code in (_NOT_FOUND, _NOT_EXECUTABLE) or _any(_MISSING, said) is not None:
         return FarSideFailed(
-            f"{host}: {word} can't be run there ({last_words(said, code)}): install filestreamer on that machine (pip"
-            " install), or say where it is, such as --remote-command '~/.venv/bin/receiver'",
+            f"{host}: {word} can't be run there ({last_words(said, code)}): install filestreamer on that machine, too;"
+            " if it is installed there, PATH does not lead to it where ssh runs a command: say where it is, such as"
+            f" --remote-command '~/.venv/bin/{service}'",
             exit_code=Exit.USAGE,
             name="not_installed",
         )
@@ -113,25 +150,28 @@ def explain(host: str, command: str, code: int | None, said: Sequence[str], prin
         number = -code if code < 0 else code - 128
         return FarSideFailed(f"{host}: {word} was ended by signal {number} there before it was up")
     words = last_words(said, code)
-    if printed and not said:
-        words = shown(printed)
+    if all(line.startswith("{") for line in said) and (reason := _logged_reason(said) or printed):
+        words = shown(reason)
     return FarSideFailed(f"{host}: {word} has ended with exit code {code} before it was up: {words}")
 
 
-def _ssh_error(host: str, said: Sequence[str], code: int) -> FilestreamerError:
+def _ssh_error(host: str, login: str, said: Sequence[str], code: int) -> FilestreamerError:
     words = last_words(said, code)
     if is_host_key(said):
-        why = next((line for line in said if re.search("IDENTIFICATION HAS CHANGED", line)), None)
-        hint = (
-            "its key is another one than before: somebody may stand in between, or the machine is new (ssh-keygen -R)"
-            if why is not None
-            else f"its key is not known here: run ssh {host} once, and compare it"
-        )
+        hint = f"its key is not known here: run {login} once, and say yes if the fingerprint that it shows is right"
+        if any("IDENTIFICATION HAS CHANGED" in line for line in said):
+            hint = (
+                "its key is another one than before: somebody may stand in between; if the machine is new, or has a"
+                " new key, ssh-keygen -R removes the old one"
+            )
         return FarSideFailed(f"{host}: ssh does not trust that machine: {words} ({hint})", exit_code=3, name="host_key")
     if is_refused(said):
         return FarSideFailed(
-            f"{host}: the login was refused: {words}: try ssh {host}", exit_code=Exit.REFUSED, name="login"
+            f"{host}: the login was refused: {words.rstrip('.')}: {login} has to work first; --ssh says another key or"
+            " user",
+            exit_code=Exit.REFUSED,
+            name="login",
         )
-    if _any(_UNREACHABLE, said) is not None:
-        return ConnectionLost(f"{host} can't be reached: {words}")
+    if (why := _any(_UNREACHABLE, said)) is not None:
+        return ConnectionLost(f"{host} can't be reached: {shown(why)}")
     return ConnectionLost(f"{host}: ssh failed: {words}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -29,6 +30,8 @@ from filestreamer.wire.sockets.dial import Dialing
 
 ANEW_SECONDS: Final = 60.0
 """How long a login may take that asks nothing."""
+STEADY_SECONDS: Final = 30.0
+"""A login that has lasted for so long was a good one; others are not made anew at once, again and again."""
 PATIENT_SECONDS: Final = 15.0
 """After how long it is said what the login is waited for."""
 LAST_WORDS_SECONDS: Final = 2.0
@@ -37,6 +40,8 @@ END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
 CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._+,:=@-]+")
+"""A path that is the same in an option of every ssh: blanks end it, and quotes, ~, $ and % mean something there."""
 
 
 class Start(NamedTuple):
@@ -80,7 +85,7 @@ class FarSide:
             host=self._host,
             log=log,
         )
-        self._said = said.Said(self._host, log)
+        self._said = said.Said(self._host, start.remote_command, log)
         self._is_over = threading.Event()
         self._talks = threading.Lock()  # held while an ssh is begun and asked; protects the streams of `_login`
         self._login: Child | None = None
@@ -117,8 +122,9 @@ class FarSide:
         if self.route.is_direct:
             self._forget_directory()
         self._log.info("way", way=chosen.name, host=self._host, reason=chosen.reason)
-        self._keeper = threading.Thread(target=self._run_keeper, name="far side", daemon=True)
-        start_thread(self._keeper, "keeping the far side")
+        keeper = threading.Thread(target=self._run_keeper, name="far side", daemon=True)
+        start_thread(keeper, "keeping the far side")
+        self._keeper = keeper
 
     @property
     def _pinned(self) -> str | None:
@@ -165,7 +171,15 @@ class FarSide:
             if conversation.is_over:
                 child.ended.wait(LAST_WORDS_SECONDS)
                 code, words = child.process.returncode, list(child.tail)
-                raise explain.explain(self._host, self._start.remote_command, code, words, conversation.last_line)
+                raise explain.explain(
+                    self._host,
+                    self._start.remote_command,
+                    code,
+                    words,
+                    conversation.last_line,
+                    login=self._ssh.by_hand,
+                    service=self._start.side,
+                )
             if self._is_over.is_set():
                 raise ConnectionLost("the transfer is over")
             waited = time.monotonic() - began_at
@@ -183,8 +197,9 @@ class FarSide:
 
     def _keep(self) -> None:
         """Wait for the end of ssh; make it anew, again and again, until the transfer is over."""
+        backoff = Backoff()
         while True:
-            child = self._login
+            child, began_at = self._login, time.monotonic()
             assert child is not None
             while not child.ended.wait(1.0):
                 if self.route.is_direct is False and self._tunnels.shares is False:
@@ -193,13 +208,15 @@ class FarSide:
                 return
             words = explain.last_words(list(child.tail), child.process.returncode)
             self._log.warning("ssh_lost", host=self._host, reason=words, hint="it is made anew; connections live on")
-            if not self._renew():
+            if time.monotonic() - began_at > STEADY_SECONDS:
+                backoff.reset()
+            if not self._renew(backoff):
                 return
             self._log.info("ssh_back", host=self._host)
 
-    def _renew(self) -> bool:
+    def _renew(self, backoff: Backoff) -> bool:
         """Make ssh anew; return False where the transfer is over, or has waited for it for too long."""
-        backoff, until = Backoff(), time.monotonic() + self._start.patience.later_seconds
+        until = time.monotonic() + self._start.patience.later_seconds
         pinned = True
         while time.monotonic() < until and not self._is_over.wait(backoff.next()):
             try:
@@ -338,10 +355,9 @@ def _close(stream: IO[bytes]) -> None:
 
 
 def _make_directory() -> str | None:
-    """Make a private directory, whose path is short enough for a socket in it; None: no connections are shared."""
+    """Make a private directory, whose path is short and plain enough for a socket in it; None: nothing is shared."""
     place = tempfile.gettempdir()
+    is_fit = len(os.fsencode(place)) < CONTROL_PATH_BYTES and _PLAIN.fullmatch(place)
     with contextlib.suppress(OSError):
-        return tempfile.mkdtemp(
-            prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp"
-        )
+        return tempfile.mkdtemp(prefix="filestreamer-", dir=place if is_fit else "/tmp")
     return None

@@ -23,12 +23,15 @@ PREFIX: Final = b'{"filestreamer":'
 REQUEST_BYTES: Final = 4 << 20
 """The longest request: it holds every path that is asked for."""
 ANSWER_BYTES: Final = 16 << 10
+MESSAGE_CHARACTERS: Final = 2000
+"""How much of what the far side finds wrong is shown: it may name a path or two."""
 SKIPPED_BYTES: Final = 64 << 10
 """How much a login shell may print before the answer."""
 MARKER_BYTES: Final = 4 << 10
 """How much it may print before the marker of a relay."""
 
-
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""A word for scripts, such as an error has."""
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9._-]{1,15}")
 
 Types: TypeAlias = type | tuple[type, ...]
@@ -165,10 +168,11 @@ def read_answer(line: bytes, host: str) -> "Answer | str":
     try:
         content = decode(line)
         if (said := content.get("error")) is not None:
+            code, name = said["exit_code"], str(said["name"])
             error = FarSideFailed(
-                f"{host}: {printable(str(said['message']))}",
-                exit_code=said["exit_code"] if said["exit_code"] in range(1, 6) else 1,
-                name=said["name"] if str(said["name"]).isidentifier() else "failed",
+                f"{host}: {printable(str(said['message'])[:MESSAGE_CHARACTERS])}",
+                exit_code=code if type(code) is int and code in range(1, 6) else 1,
+                name=name if _NAME.fullmatch(name) else "failed",
             )
             error.retryable = said["retryable"] is True
             raise error

@@ -23,6 +23,8 @@ RELAY: Final = "relay"
 LEASE: Final = "lease"
 PATH_BYTES: Final = 50
 """The longest temporary directory: the name of the session comes behind it, and a socket takes 108 bytes in all."""
+_MACHINE: Final = "machine"
+"""The file that says whose directory it is, where several machines have one directory for temporary files."""
 ANCESTORS_MAX: Final = 16
 _PREFIX: Final = "filestreamer-"
 _SESSION: Final = re.compile(r"[0-9a-f]{32}")
@@ -98,18 +100,26 @@ def _place() -> str:
 
 
 def sweep() -> None:
-    """Remove the directories of sessions whose service was killed. Never raises."""
+    """Remove the directories of sessions of this machine whose service was killed. Never raises, and never waits."""
     with contextlib.suppress(OSError):
         for name in os.listdir(_place()):
             session = name.removeprefix(_PREFIX)
             if session == name or not _SESSION.fullmatch(session):
                 continue
             try:
-                connect_to(session, LEASE).close()
+                connect_to(session, LEASE, waits=False).close()
             except ConnectionRefusedError:  # its socket is there, and nobody listens
-                remove_directory(path_of(session))
+                if _is_of_this_machine(path_of(session)):
+                    remove_directory(path_of(session))
             except OSError:
                 continue
+
+
+def _is_of_this_machine(path: str) -> bool:
+    try:
+        return Path(path, _MACHINE).read_text() == machine()
+    except (OSError, ValueError):
+        return False
 
 
 def make_directory(session: str) -> str:
@@ -122,6 +132,7 @@ def make_directory(session: str) -> str:
         if _is_ours(path):
             remove_directory(path)
         os.mkdir(path, 0o700)
+        Path(path, _MACHINE).write_text(machine())
     except OSError as error:
         raise FarSideFailed(f"can't make a private directory: {path}: {error.strerror}", exit_code=4) from None
     return path
@@ -135,24 +146,31 @@ def remove_directory(path: str) -> None:
 def listen_in(path: str, name: str) -> socket.socket:
     """Listen on a socket in a session's directory. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX)
+    new = os.path.join(path, f".{name}")
     try:
-        sock.bind(os.path.join(path, name))
+        sock.bind(new)
         sock.listen(64)
         sock.setblocking(False)
+        os.rename(new, os.path.join(path, name))  # so that whoever finds it (`sweep`) finds it listening
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def connect_to(session: str, name: str) -> socket.socket:
-    """Connect to a socket of a service that runs. Raises OSError, FarSideFailed."""
+def connect_to(session: str, name: str, *, waits: bool = True) -> socket.socket:
+    """Connect to a socket of a service that runs. Raises OSError, FarSideFailed.
+
+    One that is stopped accepts nothing; unless this `waits`, BlockingIOError is raised where many have come already.
+    """
     path = path_of(session)
     if not _is_ours(path):
         raise FileNotFoundError(2, os.strerror(2))
     sock = socket.socket(socket.AF_UNIX)
     try:
+        sock.setblocking(waits)
         sock.connect(os.path.join(path, name))
+        sock.setblocking(True)
     except OSError:
         sock.close()
         raise

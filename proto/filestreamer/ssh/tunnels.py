@@ -4,7 +4,7 @@ Only the login may ask its user something. What a further ssh meets decides how 
 
 1. by a login of its own, at the very address that the first one has reached;
 2. the same without that address, where the machine can't be reached so, or its key not be checked;
-3. where a login is refused that can't ask: over the connection of the first login (ControlMaster);
+3. where a login is refused that can't ask, or comes to no end: over the connection of the first login (ControlMaster);
 4. where sshd forwards nothing: by the standard streams of `REMOTE_COMMAND relay` in place of `-W`.
 
 The service says a marker first (`lines`): then the tunnel is up, and leads to that very service.
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -69,13 +70,22 @@ class Tunnels:
         self._to: lines.Answer | None = None
         self._kind = _Kind(None)
         self._was_up = False
+        self._lead_to_it: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # those that were meant for `_to`
 
     def lead_to(self, answer: lines.Answer, address: str | None) -> None:
-        """Lead to this service from now on; `address` is where its machine is, None where that is not known."""
+        """Lead to this service from now on; `address` is where its machine is, None where that is not known.
+
+        What was opened to the service before is shut. Where that was killed, any user of its machine may listen on its
+        port by now, tell its marker, and hand all on to the new service, to read what is in clear text there.
+        """
         with self._mutex:
             self._to = answer
             if not self._was_up:
                 self._kind = _Kind(address)
+            for sock in self._lead_to_it:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._lead_to_it.clear()
 
     @property
     def shares(self) -> bool | None:
@@ -90,7 +100,10 @@ class Tunnels:
         what ssh has said last; and what `on_socket` raises.
         """
         while True:
-            near, far = socket.socketpair()
+            try:
+                near, far = socket.socketpair()
+            except OSError as error:
+                raise ConnectionLost(f"ssh can't be started: {error.strerror}") from None
             try:
                 with far:
                     for sock in (near, far):
@@ -126,9 +139,10 @@ class Tunnels:
         """
         with self._mutex:
             to, kind = self._to, self._kind
+            self._lead_to_it.add(near)
         if to is None:
             raise ConnectionLost(f"the service at {self._host} is not up")
-        child = self._start(to, kind, far)
+        child = self._start(to, kind, near, far)
         far.close()  # so that the end of ssh is the end of the stream
         try:
             if kind.relays:
@@ -139,7 +153,7 @@ class Tunnels:
             with contextlib.suppress(ProcessLookupError):
                 child.process.terminate()
             child.ended.wait(LAST_WORDS_SECONDS)
-            if self._change(list(child.tail), kind):
+            if self._change(list(child.tail), kind, is_late=isinstance(error, TimeoutError)):
                 return False
             words = explain.last_words(list(child.tail), child.process.returncode)
             reason = str(error) if isinstance(error, ValueError) else words
@@ -148,7 +162,7 @@ class Tunnels:
             self._was_up = True
         return True
 
-    def _start(self, to: lines.Answer, kind: _Kind, far: socket.socket) -> Child:
+    def _start(self, to: lines.Answer, kind: _Kind, near: socket.socket, far: socket.socket) -> Child:
         if kind.relays:
             argv = self._ssh.further(
                 f"{self._remote_command} relay",
@@ -165,7 +179,7 @@ class Tunnels:
                 shares=kind.shares,
             )
         try:
-            return self._children.start(argv, self._said, stdin=far.fileno(), stdout=far.fileno())
+            return self._children.start(argv, self._said, stdin=far.fileno(), stdout=far.fileno(), carries=near)
         except (OSError, subprocess.SubprocessError) as error:
             raise ConnectionLost(f"ssh can't be started: {error}") from None
 
@@ -196,12 +210,16 @@ class Tunnels:
             if skipped + len(line) > lines.SKIPPED_BYTES:
                 raise ValueError("the remote shell prints too much")
 
-    def _change(self, said: list[str], kind: _Kind) -> bool:
-        """Take in what a tunnel of this kind has met; return whether it is worth to try the one of now at once."""
+    def _change(self, said: list[str], kind: _Kind, *, is_late: bool) -> bool:
+        """Take in what a tunnel of this kind has met; return whether it is worth to try the one of now at once.
+
+        `is_late` says that it has come to no end in time: something may wait for an answer, such as the ssh to a jump
+        host, which an old version stops where it wants to ask on the terminal.
+        """
         with self._mutex:
             if kind != self._kind:
                 return True
-            next_kind, reason = self._next_kind(said, kind)
+            next_kind, reason = self._next_kind(said, kind, is_late=is_late)
             if next_kind is None:
                 return False
             self._kind = next_kind
@@ -209,7 +227,7 @@ class Tunnels:
             self._log.info("way", way="ssh", host=self._host, reason=reason)
         return True
 
-    def _next_kind(self, said: list[str], kind: _Kind) -> tuple[_Kind | None, str]:
+    def _next_kind(self, said: list[str], kind: _Kind, *, is_late: bool) -> tuple[_Kind | None, str]:
         """Return the kind that is to be tried now, and what the user should know of it; None: this one is right."""
         if explain.is_prohibited(said) and not kind.relays:
             return kind._replace(relays=True), "sshd forwards no connections there: each goes through a relay"
@@ -220,7 +238,7 @@ class Tunnels:
         has_failed = explain.is_host_key(said) or explain.is_refused(said) or explain.is_unreachable(said)
         if kind.address is not None and (has_failed or self._ssh.has_proxy):
             return kind._replace(address=None), ""
-        if explain.is_refused(said) and not kind.shares and self._can_share:
+        if (is_late or explain.is_refused(said)) and not kind.shares and self._can_share:
             reason = "further logins would need your answer: all connections share the one of the first login"
             return kind._replace(shares=True), reason
         return None, ""

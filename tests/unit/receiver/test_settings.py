@@ -167,7 +167,10 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
         (["--output-file", ""], "--output-file: must not be empty"),
         (["--shard", "0/2"], "No such option '--shard'."),
         (["--connections", "5"], "--connections goes with --from"),
-        (["in.txt"], "PATH...: 'in.txt' is not a path at another machine: write it as [USER@]HOST:PATH"),
+        (["--from", "nas:f", "--tls-ca", "ca.pem"], "--from: its certificate is told over ssh: leave out --tls-ca"),
+        (["--from", "nas:f", "--tls-pin", "ab" * 32], "--from: its certificate is told over ssh: leave out --tls-ca"),
+        (["--from", "nas:f", "--tls", "--no-tls"], "--no-tls contradicts --tls"),
+        (["in.txt"], "PATH: 'in.txt' is not a path at another machine: write it as [USER@]HOST:PATH"),
     ],
 )
 def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:
@@ -205,7 +208,10 @@ def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--help"], {})
     assert caught.value.code == 0
-    assert "[default: 127.0.0.1:7800]" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("Usage: receiver [OPTIONS] [PATH...] ")
+    assert "[default: 127.0.0.1:7800]" in shown
+    assert " With --from: the way there: --ssh COMMAND " in shown
 
 
 def test_tls() -> None:

@@ -332,9 +332,44 @@ def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:
     assert expected == failure(*LEAST, *argv)
 
 
-@pytest.mark.parametrize("written", ["", "::1", "http://h:1", "h:65536", "a@b", "[::1", "[h]:1", "a b", "a..b"])
+@pytest.mark.parametrize("written", ["", "::1", "http://h:1", "h:65536", "[::1", "[h]:1", "a b", "a..b"])
 def test_a_bad_address_is_named(written: str) -> None:
     assert failure("f", "--to", written).startswith(f"--to: {written!r} is not an address: ")
+
+
+def test_a_machine_without_a_directory_is_named() -> None:
+    line = failure("f", "--to", "alice@nas")
+    assert line == "--to: 'alice@nas' names no directory: write alice@nas:DIR, or alice@nas: for the home directory"
+    assert failure("f", "--to", "scp://nas/x").endswith("or [USER@]HOST:DIR for a directory that ssh leads to")
+
+
+@pytest.mark.parametrize("flag", [["--ssh", "ssh -v"], ["--remote-command", "r"], ["--via", "ssh"], ["--no-tls"]])
+def test_what_ssh_alone_has(flag: list[str]) -> None:
+    """Who asks for ssh does not get a clear connection without a word."""
+    assert failure(*LEAST, *flag) == f"{flag[0]} goes with --to [USER@]HOST:DIR"
+    assert failure("f", "--listen", *flag) == f"{flag[0]} goes with --to [USER@]HOST:DIR"
+    assert settings("f", "--to", "nas:", *flag).remote is not None
+    assert settings("f", *flag, environ={"FILESTREAMER_TO": "alice@nas:x"}).remote is not None
+
+
+def test_what_a_variable_says_of_ssh_is_for_another_run() -> None:
+    environ = {"FILESTREAMER_SSH": "ssh -v", "FILESTREAMER_VIA": "ssh", "FILESTREAMER_SENDER_NO_TLS": "1"}
+    assert settings(*LEAST, "--tls", environ=environ) == settings(*LEAST, "--tls")
+
+
+def test_help_has_the_settings_of_ssh_together(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    before, behind = capsys.readouterr().out.split("\nWith --to [USER@]HOST:DIR:\n")
+    section, behind = behind.split("\nGeneral:\n")
+    assert [line.split()[0] for line in section.splitlines() if line.startswith("  --")] == [
+        "--ssh",
+        "--remote-command",
+        "--via",
+        "--no-tls",
+    ]
+    assert "\n  --delete" in before
+    assert "\n  --help" in behind
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ USER_TIMEOUT_SECONDS: Final = 2 * limits.DEAD_SECONDS
 peer any more. How long the user wants to wait for progress makes no difference: a dead connection is opened anew long
 before that."""
 
+CLOSING_BYTES: Final = 16 * limits.MIB
+"""How much is read before a connection is closed at once: more than the kernel holds unread, and not all that a peer
+sends who never stops."""
+
 _TIMEVAL = struct.pack("ll", int(TICK_SECONDS), int((TICK_SECONDS % 1) * 1_000_000))
 _INT_MAX = 2**31 - 1
 SIOCOUTQ: Final = 0x5411
@@ -300,8 +304,12 @@ class Channel:
         """Tell the peer that nothing follows, and close: it has said all that counts. Never raises."""
         self.finish_writing()
         self._start = self._end = 0
+        left = CLOSING_BYTES
         with contextlib.suppress(FilestreamerError):
-            while self._receive(wait=False):  # bytes that are unread at the close would reset the connection
+            while left > 0 and self._receive(
+                wait=False
+            ):  # bytes that are unread at the close would reset the connection
+                left -= self._end
                 self._start = self._end = 0
         self.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from filestreamer.ssh import lines
-from filestreamer.wire.errors import FarSideFailed
+from filestreamer.wire.errors import Exit, FarSideFailed
 
 KNOWN: dict[str, lines.Types] = {"directory": str, "seconds": (float, int, type(None)), "tls": bool}
 ANSWER = lines.Answer("s" * 32, "192.0.2.1", 7801, bytes(range(32)), 7802, "m")
@@ -60,6 +60,22 @@ def test_answers() -> None:
     with pytest.raises(FarSideFailed, match=r"nas: no \\x1b\[2J") as caught:
         lines.read_answer(failed.strip(), "nas")
     assert (caught.value.exit_code, caught.value.name) == (4, "destination")
+
+
+@pytest.mark.parametrize("code", [0, 6, 1.0, True, "3", None, [], 10**30])
+@pytest.mark.parametrize("name", ["", "A b", "x" * 50, True, None, "ü", {}])
+def test_the_error_of_a_far_side_that_is_no_friend(code: object, name: object) -> None:
+    """Scripts get an exit code and a name that they know, people a text of some lines."""
+    said = {"message": "\x1b[2J" * 10_000, "exit_code": code, "name": name, "retryable": 1}
+    with pytest.raises(FarSideFailed) as caught:
+        lines.read_answer(lines.encode({"form": 1, "error": said}).strip(), "nas")
+    error = caught.value
+    assert (type(error.exit_code), error.exit_code, error.name, error.retryable) in (
+        (int, 1, "failed", False),
+        (Exit, Exit.FAILED, "failed", False),
+    )
+    assert str(error).isprintable()
+    assert len(str(error)) < 10_000
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,14 @@
 """Where the far side is."""
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +53,71 @@ def test_an_address_of_another_machine() -> None:
 def test_what_is_no_session(session: str) -> None:
     with pytest.raises(FarSideFailed):
         places.path_of(session)
+
+
+# ------------------------------------------------------------------------------------------------ the private directory
+
+
+SESSION, OTHER = "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a directory for temporary files, whose path is short."""
+    made = tempfile.mkdtemp(dir="/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", made)
+    yield Path(made)
+    shutil.rmtree(made)
+
+
+def test_what_a_killed_service_has_left_is_removed(temporary: Path) -> None:
+    left, live = places.make_directory(SESSION), places.make_directory(OTHER)
+    places.listen_in(left, places.LEASE).close()
+    with places.listen_in(live, places.LEASE):
+        places.sweep()
+        assert os.listdir(temporary) == [os.path.basename(live)]
+
+
+def test_a_service_of_another_machine_is_left_alone(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network file system nobody seems to listen on the socket of another machine."""
+    path = places.make_directory(SESSION)
+    places.listen_in(path, places.LEASE).close()
+    monkeypatch.setattr(places, "machine", lambda: "another")
+    places.sweep()
+    assert os.listdir(temporary) == [os.path.basename(path)]
+
+
+def test_a_socket_that_is_there_listens(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the sweep of a service that starts at the same moment would take it for one that was left."""
+    path, seen = places.make_directory(SESSION), []
+    listen = socket.socket.listen
+
+    class Watched(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            places.sweep()
+            seen.append(os.path.exists(path))
+            listen(self, backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    with places.listen_in(path, places.LEASE):
+        places.sweep()
+        assert [*seen, os.path.exists(path)] == [True, True]
+
+
+def test_a_service_that_is_stopped_holds_nobody_up(temporary: Path) -> None:
+    path = places.make_directory(SESSION)
+    with places.listen_in(path, places.LEASE), contextlib.ExitStack() as stack:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stack.enter_context(places.connect_to(SESSION, places.LEASE, waits=False))
+        places.sweep()
+        assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o701])
+def test_a_directory_that_others_may_enter_is_not_trusted(temporary: Path, mode: int) -> None:
+    path = places.make_directory(SESSION)
+    with places.listen_in(path, places.LEASE):
+        os.chmod(path, mode)
+        with pytest.raises(FileNotFoundError):
+            places.connect_to(SESSION, places.LEASE)

@@ -1,6 +1,8 @@
 """Connections through ssh, with an ssh that does what a test says: which kind is tried next, and what is left."""
 
 import contextlib
+import os
+import resource
 import socket
 import sys
 import threading
@@ -10,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from filestreamer.ssh import lines, tunnels
+from filestreamer.ssh import children, lines, tunnels
 from filestreamer.ssh.children import Children
 from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import Tunnels
 from filestreamer.wire.errors import ConnectionLost
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 SESSION = "0123456789abcdef" * 2
 ANSWER = lines.Answer(SESSION, "192.0.2.7", 1, b"", 7802, "m")
@@ -190,6 +193,62 @@ def test_one_that_takes_too_long_is_ended(fake: Any, monkeypatch: pytest.MonkeyP
     ssh = fake("time.sleep(1000)")
     with pytest.raises(ConnectionLost, match="signal 15"):
         ssh.open()
+
+
+def test_those_to_the_service_of_before_are_shut(fake: Any) -> None:
+    """Who has its port by now could be in between, and the new service would let him through."""
+    ssh = fake(ECHO)
+    with ssh.open() as before:
+        ssh.tunnels.lead_to(ANSWER._replace(tunnel_port=7803), None)
+        while before.recv(100):
+            pass
+    with ssh.open() as after:
+        after.sendall(b"abc")
+        after.setblocking(True)
+        assert after.recv(7, socket.MSG_WAITALL) == b"moreabc"
+    assert "-W 192.0.2.7:7803" in ssh.calls[-1]
+
+
+def test_one_that_does_not_end_by_itself(fake: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `ssh -W`, where bytes were on the way to this side when it closed the connection."""
+    monkeypatch.setattr(children, "USELESS_SECONDS", 0.1)
+    ended = tmp_path / "ended"
+    marks = f"import signal\nsignal.signal(15, lambda *_: (open({str(ended)!r}, 'w').close(), os._exit(0)))\n"
+    ssh = fake(marks + f"sys.stdout.write({MARKER!r}); sys.stdout.flush()\nwhile True: time.sleep(1000)\n")
+    with ssh.open(), ssh.open():
+        assert not ended.exists()
+    until(ended.exists, "it is ended")
+
+
+@pytest.mark.parametrize("free", range(9))
+def test_few_descriptors_are_left(fake: Any, free: int) -> None:
+    """There may be more later: that is no bug, whatever needs one."""
+    ssh = fake(ECHO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(open(os.devnull)) for _ in range(20)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1].fileno() + 1, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(stack.enter_context(open(os.devnull)))
+            for file in taken[:free]:
+                file.close()
+            with contextlib.suppress(ConnectionLost):
+                ssh.open().close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_one_that_waits_for_an_answer(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the ssh to a jump host may, which does not know that it must not ask."""
+    monkeypatch.setattr(tunnels, "OPENING_SECONDS", 2.0)
+    ssh = fake("if 'ControlPath=none' in text: time.sleep(1000)\n" + ECHO)
+    ssh.open().close()
+    assert ssh.tunnels.shares
+    assert [fields["reason"] for event, fields in ssh.log.lines if event == "way"] == [
+        "further logins would need your answer: all connections share the one of the first login"
+    ]
 
 
 def test_four_are_opened_at_once_and_each_can_be_shut(fake: Any) -> None:

@@ -815,3 +815,20 @@ def congestion_control(sock: socket.socket) -> str:
 
 def test_a_tick_is_a_second() -> None:
     assert struct.unpack("ll", transport._TIMEVAL) == (1, 0)
+
+
+def test_a_close_at_once_waits_for_no_peer_that_never_stops(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a thread that serves all peers which closes it."""
+    channel, theirs = pair()
+    reads = 0
+
+    def receive(_channel: Channel, view: memoryview, _wait: bool) -> int:
+        nonlocal reads
+        reads += 1
+        assert reads < 100_000, "it reads for ever"
+        return len(view)
+
+    monkeypatch.setattr(Channel, "_receive_some", receive)
+    channel.close_at_once()
+    assert reads > 1
+    assert theirs.recv(1) == b""
