@@ -1,4 +1,4 @@
-"""A cluster that is only recorded: the API server's answers, for the real kubectl, and pods that play what a test wants.
+"""A cluster that is only recorded: an API server's answers, for the real kubectl, and pods that play what a test wants.
 
 It keeps the objects that are made, validates them as 1.34 does, and stands in for the controllers: a Job that is not
 suspended gets its pods, and each look at pods or Jobs takes every pod one step on in its play. Nothing runs in a pod.
@@ -47,7 +47,7 @@ class Request:
 
 
 def pending(reason: str = "", message: str = "", node: str = "node-1") -> Object:
-    """A pod that waits: without a reason, its container is being created."""
+    """Make a pod that waits: without a reason, its container is being created."""
     waiting = {"reason": reason or "ContainerCreating", **({"message": message} if message else {})}
     return {"phase": "Pending", "nodeName": node, "containerStatuses": [{"state": {"waiting": waiting}}]}
 
@@ -62,7 +62,7 @@ def running() -> Object:
 
 
 def ended(exit_code: int, message: str = "") -> Object:
-    """A pod whose process has ended; with another exit code than 0 and 1 its Job fails, as its policy says."""
+    """Make a pod whose process has ended; with another exit code than 0 and 1 its Job fails, as its policy says."""
     terminated = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed", "message": message}
     return {
         "phase": "Failed" if exit_code else "Succeeded",
@@ -71,19 +71,31 @@ def ended(exit_code: int, message: str = "") -> Object:
 
 
 def result(exit_code: int = 0, error: str = "", code: str = "policy", **fields: object) -> str:
-    """A result as a service writes it into the termination message."""
+    """Make a result as a service writes it into the termination message."""
     status = "failed" if exit_code else "complete"
     told = {"code": code, "message": error, "retryable": False} if error else None
     whole = {
-        **{"status": status, "version": "0.1.0", "exit_code": exit_code, "error": told, "committed": not exit_code},
-        **{"files": 2, "bytes": 3145728, "held_bytes": 0, "unchecked_bytes": 1024, "seconds": 7.9},
-        **{"bytes_per_second": 398193.4, "skipped_files": 0, "skipped_kinds": {}, "skipped": [], "per_connection": []},
+        "status": status,
+        "version": "0.1.0",
+        "exit_code": exit_code,
+        "error": told,
+        "committed": not exit_code,
+        "files": 2,
+        "bytes": 3145728,
+        "held_bytes": 0,
+        "unchecked_bytes": 1024,
+        "seconds": 7.9,
+        "bytes_per_second": 398193.4,
+        "skipped_files": 0,
+        "skipped_kinds": {},
+        "skipped": [],
+        "per_connection": [],
     }
     return json.dumps({**whole, **fields}) + "\n"
 
 
 def progress(done: int, size: int, rate: int) -> str:
-    """A line of a sender's log."""
+    """Make a line of a sender's log."""
     fields = {"event": "progress", "percent": 0.0, "acknowledged_bytes": done, "size_bytes": size}
     return json.dumps({"level": "info", **fields, "bytes_per_second": rate, "eta_seconds": None}) + "\n"
 
@@ -139,9 +151,7 @@ class Cluster:
 
     def made(self, resource: str) -> list[Object]:
         """Return the objects of a kind in the order in which they were created, also those that are gone."""
-        return [
-            json.loads(each.body) for each in self.requests if (each.verb, each.resource) == ("create", resource)
-        ]
+        return [json.loads(each.body) for each in self.requests if (each.verb, each.resource) == ("create", resource)]
 
     def deleted(self) -> set[str]:
         """Return the kinds of which something was deleted."""
@@ -194,7 +204,8 @@ class Cluster:
                 if kind == request.resource and request.namespace in ("", where) and _is_selected(item, query)
             ]
             version, kind, _ = KINDS[request.resource]
-            return 200, {"kind": f"{kind}List", "apiVersion": version, "metadata": {}, "items": kept}
+            items = [{key: value for key, value in item.items() if key not in ("kind", "apiVersion")} for item in kept]
+            return 200, {"kind": f"{kind}List", "apiVersion": version, "metadata": {}, "items": items}
         if request.verb == "create":
             return self._create(request)
         if key not in self.objects:
@@ -329,8 +340,11 @@ def _discovery(path: str) -> Object | None:
         if path in (f"/api/{version}", f"/apis/{version}"):
             resources = [
                 {
-                    **{"name": name, "singularName": kind.lower(), "namespaced": name != "nodes", "kind": kind},
-                    **{"verbs": ["create", "delete", "get", "list", "patch", "watch"]},
+                    "name": name,
+                    "singularName": kind.lower(),
+                    "namespaced": name != "nodes",
+                    "kind": kind,
+                    "verbs": ["create", "delete", "get", "list", "patch", "watch"],
                     **({"shortNames": [short]} if short else {}),
                 }
                 for name, (of, kind, short) in KINDS.items()
@@ -353,11 +367,13 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             where = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(where.query).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            status: int
+            answer: Object | str
             known = _discovery(where.path)
             if known is not None:
                 status, answer = 200, known
             elif where.path.startswith(("/api/v1/", "/apis/batch/", "/apis/networking")):
-                status, answer = cluster.answer(VERBS[self.command], where.path, query, body)  # type: ignore[assignment]
+                status, answer = cluster.answer(VERBS[self.command], where.path, query, body)
             else:
                 status, answer = _status(404, "NotFound", "there is no such page")
             told = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
@@ -367,7 +383,7 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(told)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer
 
         def log_message(self, *_: object) -> None:
             pass
@@ -387,7 +403,9 @@ def serving(clusters: dict[str, Cluster], kubeconfig: Path) -> Iterator[None]:
     for thread in threads:
         thread.start()
     config = {
-        **{"apiVersion": "v1", "kind": "Config", "current-context": next(iter(clusters))},
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": next(iter(clusters)),
         "clusters": [
             {"name": name, "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
             for name, server in servers.items()
