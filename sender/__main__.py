@@ -12,6 +12,8 @@ from filestreamer.wire.errors import FilestreamerError, Interrupted
 if TYPE_CHECKING:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.result import TransferResult
+    from filestreamer.wire.sockets.route import Route
+    from sender.coordinator import Transfer
     from sender.server.token import Chosen
     from sender.settings import SenderSettings
 
@@ -114,12 +116,12 @@ def _send(
     with signals.deferred():
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
-        from sender.coordinator import BeginAgain, Transfer
+        from sender.coordinator import BeginAgain
         from sender.push import reached
     with signals.raised():
         monitor.start()
         settings, route = until_reported.enter_context(reached(settings, logger))
-        transfer = Transfer(settings, logger, route=route)
+        transfer = _begin(settings, logger, route)
         signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
@@ -139,6 +141,7 @@ def _send(
         failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
+        _say_why(settings, error, logger, route, lambda: bool(signalled or transfer.has_said_why))
     finally:
         progress.stop()
         is_over = True
@@ -147,6 +150,32 @@ def _send(
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _begin(settings: "SenderSettings", logger: Any, route: "Route | None") -> "Transfer":
+    """Make a transfer. What keeps it from being begun is told to the receiver of a job, and raised."""
+    from sender.coordinator import Transfer
+
+    try:
+        return Transfer(settings, logger, route=route)
+    except FilestreamerError as error:
+        _say_why(settings, error, logger, route, lambda: False)
+        raise
+
+
+def _say_why(
+    settings: "SenderSettings",
+    error: FilestreamerError,
+    logger: Any,
+    route: "Route | None",
+    is_over: Callable[[], bool],
+) -> None:
+    """Tell the receiver of a job that this sender ends for good, if it does, until that `is_over`."""
+    if settings.job is None:
+        return
+    from sender.farewell import say_why
+
+    say_why(settings, error, logger, route, is_over)
 
 
 def _serve(settings: "SenderSettings", logger: Any) -> int:

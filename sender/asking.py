@@ -153,7 +153,9 @@ class Asking:
                 if channel is self._link.channel:
                     self._receive(decode(body))
             case Listed(items, last):
-                self._listed.append((items, last))
+                # A directory that is mirrored is a tree, also where there is a single file in it: then more follows.
+                is_cut = last and self._deletion is not None and len(items) == 1
+                self._listed.extend([(items, False), ([], True)] if is_cut else [(items, last)])
                 self._clock.reach("listed", self._sent + sum(len(part) for part, _ in self._listed), time.monotonic())
                 self._go_on()
             case ControlUp(channel):

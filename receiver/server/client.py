@@ -193,8 +193,7 @@ class Client:
             case _Wanted(connections):
                 self._wanted = connections
             case _ControlLost():
-                self._is_control_wanted = True
-                self._wait_for_control()
+                self._take_control_lost()
             case _ConnectionLost():
                 pass  # `_dial` looks
             case _Ended(transfer, failure):
@@ -211,9 +210,12 @@ class Client:
         if self._is_control_wanted and not self._is_control_dialled and now >= self._control_at:
             self._is_control_dialled = True
             self._start(m.Role.CONTROL, None)
-        if self._is_control_wanted or self._transfer is None or self._transfer.is_complete or now < self._data_at:
+        transfer = self._transfer
+        if self._is_control_wanted or transfer is None or now < self._data_at:
             return
-        missing = self._wanted - self._transfer.connection_set.admitted - self._data_dialled
+        if transfer.is_complete or transfer.is_ending:
+            return
+        missing = self._wanted - transfer.connection_set.admitted - self._data_dialled
         for _ in range(missing):
             self._data_dialled += 1
             self._start(m.Role.DATA, self._address)
@@ -255,6 +257,9 @@ class Client:
         if is_control:
             self._log.info("connected", address=format_address(dialled.address[1]))
             self._is_control_wanted = False
+            if self._transfer is not None and self._transfer is not transfer:
+                self._transfer.end_soon(TransferFailed(Code.SUPERSEDED, "the sender began another transfer"))
+                self._wanted = 0
             self._transfer, self._address = transfer, dialled.address
         else:
             self._data_backoff.reset()
@@ -277,6 +282,13 @@ class Client:
                 self._transfer.end_soon(error)
             self._data_at = time.monotonic() + self._data_backoff.next()
         self._trouble = error.with_traceback(None)
+
+    def _take_control_lost(self) -> None:
+        """Dial control again, unless it was that of an earlier transfer."""
+        if self._transfer is not None and self._transfer.context.link.channel is not None:
+            return
+        self._is_control_wanted = True
+        self._wait_for_control()
 
     def _wait_for_control(self) -> None:
         self._control_at = time.monotonic() + self._control_backoff.next()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filestreamer.credentials.tokens import Chosen, Tokens
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Refused, RemoteProtocolError, UsageError
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.receiver_dials import DiallingReceiverOpening
 from filestreamer.wire.sockets.addresses import Address, format_address, format_host
@@ -70,6 +70,7 @@ class Dialler:
         """`route` leads to the sender. Raises UsageError for an unusable TLS file."""
         self._route = route
         self._incarnation = incarnation
+        self._job = settings.job or ""
         self._tokens = Tokens(settings, log)
         self._trust = _trust(settings, log)
         self._mutex = threading.Lock()  # protects the fields below
@@ -103,7 +104,12 @@ class Dialler:
         token = self._tokens.choose(format_address(address[1]))
         link = self._secure(sock, token)
         opening = DiallingReceiverOpening(
-            self._incarnation, role, token.token, link.certificate_sha256, is_own=token.is_own
+            self._incarnation,
+            role,
+            token.token,
+            link.certificate_sha256,
+            is_own=token.is_own,
+            job=self._job,
         )
         link.send(frame_of(opening.greeting_body))
         try:
@@ -140,11 +146,17 @@ class Dialler:
             sock.setblocking(False)
             return _Link(sock)
         from filestreamer.wire.sockets import tls
+        from filestreamer.wire.sockets.tls_errors import exchange_ends
 
         secret = token.token.decode() if token.token is not None else None
-        secured = self._trust.handshake(
-            sock, self._route.host, secret, pins=self._route.pins, on_timeout=lambda _: None
-        )
+        try:
+            secured = self._trust.handshake(
+                sock, self._route.host, secret, pins=self._route.pins, on_timeout=lambda _: None
+            )
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(exchange_ends(error.reason), error.code) from None
+        except UsageError as error:
+            raise UsageError(exchange_ends(str(error))) from None
         return _Link(sock, secured.stream, tls.peer_certificate_sha256(secured.stream))
 
     def _register(self, sock: socket.socket) -> None:

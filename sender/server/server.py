@@ -67,6 +67,8 @@ class Server:
         listing = ListingThread(settings, Mailbox(), SkippedEntries(looked, log))
         self._listed = listing.listed
         self._needs = needed_features(settings, listing.single)
+        self._most_transfers = min(TRANSFERS, CONNECTIONS // (settings.connections or limits.CONNECTIONS_AUTO // 4))
+        """Each connection is a thread; few transfers that choose the number of their connections use a lot of them."""
         self._digests = KnownDigests()
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._acceptor = Acceptor(
@@ -156,6 +158,7 @@ class Server:
         Raises TransferFailed: BUSY, UNKNOWN_TRANSFER, LIMIT.
         """
         most = self._settings.connections or limits.CONNECTIONS_AUTO
+        job = self._settings.job or ""
         with self._lock:
             serving = self._servings.get(greeting.incarnation)
             connections = sum(len(each.accepted) for each in self._servings.values())
@@ -165,13 +168,13 @@ class Server:
         if serving is not None and serving.is_over:
             serving = None
         if greeting.role is m.Role.CONTROL:
-            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs)
+            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs, job)
         if serving is None:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "this sender has no transfer to this receiver")
         connection_id = serving.accepted.reserve() if connections < CONNECTIONS else None
         if connection_id is None:
             raise TransferFailed(Code.LIMIT, "no more data connections are wanted now")
-        return Joined(serving.transfer_id, connection_id, most, self._needs)
+        return Joined(serving.transfer_id, connection_id, most, self._needs, job)
 
     def _let_in(self, handshake: Handshake[DialledSenderOpening]) -> None:
         """Hand a connection to what serves its receiver, or say Abort."""
@@ -240,14 +243,14 @@ class Server:
 
     def _make_place(self) -> None:
         """Raise TransferFailed(LIMIT) if all places are taken; end a transfer that is stalled, for the next try."""
-        if len(self._servings) < TRANSFERS:
+        if len(self._servings) < self._most_transfers:
             return
         idlest = max(self._servings.values(), key=lambda each: each.idle_seconds())
         if idlest.idle_seconds() > limits.STRANGER_SECONDS:
             idlest.end_soon(
                 TransferFailed(Code.TIMEOUT, "there was no progress for too long, and another transfer needs the place")
             )
-        raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+        raise TransferFailed(Code.LIMIT, f"{self._most_transfers} transfers are under way: try again later")
 
     # --- the end of a transfer
 

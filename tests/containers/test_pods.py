@@ -20,7 +20,7 @@ from docker.models.containers import Container
 from testcontainers.core.network import Network
 
 from tests.support.containers import until
-from tests.support.kubernetes import Object, container_of, objects, pod_of, role_of, workloads
+from tests.support.kubernetes import Object, container_of, objects, pod_of, role_of, variables_of, workloads
 from tests.support.services import UNIT
 
 TOKEN: Final = "a token of the pods"
@@ -104,7 +104,7 @@ class Node:
             source, is_read_only = self._source_of(build, pod, mount["name"], here, settings or {})
             mode = "ro" if is_read_only or mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
-        env = {item["name"]: item.get("value", TOKEN) for item in spec.get("env", [])}
+        env = variables_of(workload, TOKEN)
         args = list(spec.get("args", []))
         if index is not None:
             env["JOB_COMPLETION_INDEX"] = str(index)

@@ -184,11 +184,10 @@ def test_it_renders_what_kubernetes_and_the_services_know(command: str, options:
         assert len(item["metadata"]["name"]) <= 63
     for role, job in jobs_of(found).items():
         arguments = [text.replace("$(JOB_COMPLETION_INDEX)", "0") for text in container_of(job)["args"]]
-        if "--shards" in options:
-            continue  # of a tree: the settings of shards decide
-        environment = {"FILESTREAMER_TOKEN": TOKEN}
+        environment = {each["name"]: "filestreamer-1" for each in container_of(job)["env"]}
         parse = sender.settings.parse if role == "sender" else receiver.settings.parse
-        parse(arguments, environment)
+        _, warnings = parse(arguments, {**environment, "FILESTREAMER_TOKEN": TOKEN})
+        assert warnings == []
 
 
 def _without_settings(container: Object) -> Object:
@@ -529,6 +528,20 @@ def test_the_side_that_only_lost_the_other_does_not_hide_the_cause(run: Running)
 
     assert done.code == 4
     assert "the disk has failed" in done.err
+
+
+@pytest.mark.parametrize(("receiving", "code", "side"), [(6, 1, "sender"), (1, 1, "receiver"), (None, 6, "sender")])
+def test_who_only_missed_the_other_is_believed_last(run: Running, receiving: int | None, code: int, side: str) -> None:
+    lost = ended(6, result(6, "no receiver of job 'x' for 600 s"))
+    run.cluster.plays["sender"] = [running(), ended(1, result(1, "crashed"))] if receiving == 6 else [running(), lost]
+    run.cluster.plays["receiver"] = [running()]
+    if receiving is not None:
+        run.cluster.plays["receiver"].append(ended(receiving, result(receiving, "the disk is slow")))
+
+    done = run.run("copy", "a/data", "b/data")
+
+    assert done.code == code
+    assert f"failed: the {side}: " in done.err
 
 
 def test_a_sender_that_never_hears_of_the_end_is_no_failure(run: Running) -> None:

@@ -62,6 +62,21 @@ def test_the_contents_of_a_directory_and_a_directory_beside_it(pair: Pair, sourc
     assert {".filestreamer/token", "more/m", "a", "sub/b"} <= set(tree(pair.destination))
 
 
+def test_a_single_file_in_a_directory(pair: Pair) -> None:
+    """What a mirror sends is a tree, whatever is in it: the file could not be told from one that is sent alone."""
+    trees.write(pair.source / "one" / "a", b"a")
+    trees.write(pair.destination / "old", b"old")
+    one = f"{pair.source / 'one'}/"
+    receiver = pair.receiver("--once", "--allow-delete")
+    asked = pair.start("sender", one, "--delete", "--dry-run", "--to", pair.address(receiver))
+    assert asked.wait() == 0
+    shown = [line.split() for line in asked.stdout.splitlines()[:2]]
+    assert [(words[0], words[-1]) for words in shown] == [("new", "a"), ("extra", "old")]
+    receiver.end()
+    mirror(pair, one)
+    assert pair.received() == ["a"]
+
+
 def test_what_is_excluded_is_neither_sent_nor_removed(pair: Pair, source: Path) -> None:
     there = pair.destination / "tree"
     for name in ("y.tmp", "old/z.tmp", "old/w", "x.tmp"):

@@ -299,6 +299,17 @@ def test_a_missing_source_is_told_at_once(pair: Pair) -> None:
     assert "missing" in sending.fails(4, "source")
 
 
+def test_a_source_that_is_gone_is_told_to_the_receiver_and_ends_no_sender(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    sending = listening_sender(pair, file)
+    address = pair.address(sending)
+    file.rename(pair.source / "away")
+    assert "can't read" in connecting_receiver(pair, address).fails(4, "source")
+    (pair.source / "away").rename(file)
+    connecting_receiver(pair, address).succeeds()
+    assert same(file, pair.destination / "f")
+
+
 def test_idle_timeout(pair: Pair) -> None:
     sending = listening_sender(pair, pair.file("f", 10), "--idle-timeout", "0.5")
     assert "--idle-timeout" in sending.fails(1, "timeout")
@@ -359,3 +370,35 @@ def test_the_next_receiver_gets_what_has_changed(pair: Pair, tmp_path: Path) -> 
     connecting_receiver(pair, address, directory=tmp_path / "next").succeeds()
 
     assert same(file, tmp_path / "next" / "f")
+
+
+# --- TLS where the receiver dials: its words are about the sender
+
+
+def test_a_certificate_that_is_not_the_senders(pair: Pair, tmp_path: Path) -> None:
+    file = pair.file("f", 1000)
+    ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    sending = listening_sender(pair, file, *ours.issue("server").shown, env=TOKEN)
+    address = pair.address(sending)
+    unknown = connecting_receiver(pair, address, "--tls-ca", theirs.certificate, env=TOKEN)
+    assert "the sender's certificate" in unknown.fails(3, "policy", status="refused")
+    other_pin = connecting_receiver(pair, address, "--tls-pin", "ab" * 32, env=TOKEN)
+    assert "the sender's certificate has the SHA-256" in other_pin.fails(3, "policy", status="refused")
+    short = {"FILESTREAMER_TOKEN": "0123456789abcdef"}
+    assert "too short to vouch for the" in connecting_receiver(pair, address, "--tls", env=short).fails(2, "usage")
+    clear = listening_sender(pair, file, env=TOKEN)
+    tls = connecting_receiver(pair, pair.address(clear), "--tls", env=TOKEN)
+    assert "start the sender with --tls" in tls.fails(3, "policy", status="refused")
+    assert pair.received() == []
+
+
+def test_both_ends_show_a_certificate(pair: Pair, tmp_path: Path) -> None:
+    file = pair.file("f", 1000)
+    authority = Authority(tmp_path, "ca")
+    checks = ("--tls-ca", authority.certificate)
+    sending = listening_sender(pair, file, "--once", *authority.issue("server").shown, *checks, env=TOKEN)
+    address = pair.address(sending)
+    connecting_receiver(pair, address, *checks, "--give-up-after", "2", env=TOKEN).wait()
+    assert pair.received() in ([], [".filestreamer"])
+    connecting_receiver(pair, address, *authority.issue("client").shown, *checks, env=TOKEN).succeeds()
+    sending.succeeds()

@@ -104,6 +104,35 @@ def test_a_mirror_needs_no_permission_there(pair: Pair, tmp_path: Path, temporar
         assert sorted(os.listdir(far.incoming)) == ["a", "b"]
 
 
+def test_standard_input(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    file = pair.file("a", 5 * MIB + 1)
+    with behind_ssh(pair, tmp_path, temporary) as far, file.open("rb") as stdin:
+        argv = ("-", "--as", "b", "--to", "far:incoming", "--ssh", far.machine.ssh)
+        pair.start("sender", *argv, stdin=stdin, env={"TMPDIR": str(temporary)}).succeeds()
+        assert same(file, far.incoming / "b")
+
+
+def test_shards_from_several_senders(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    file = pair.file("a", 24 * MIB)
+    with behind_ssh(pair, tmp_path, temporary) as far:
+        senders = [far.push(file, "--shard", f"{index}/3") for index in range(3)]
+        assert [sender.wait(6 * UNIT) for sender in senders] == [0, 0, 0]
+        assert same(file, far.incoming / "a")
+
+
+def test_what_is_declined_there(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    """The far side has done its work then, and is not started again."""
+    with behind_ssh(pair, tmp_path, temporary) as far:
+        (pair.source / "d").mkdir()
+        (pair.source / "d" / "a").write_text("a")
+        pair.file("b", 10)
+        (far.incoming / "b").mkdir(parents=True)
+        sender = far.push(f"{pair.source}/")
+        assert sender.falls_short()["skipped_kinds"] == {"declined": 1}
+        assert not sender.events("ssh_lost")
+        assert (far.incoming / "d" / "a").exists()
+
+
 def test_a_dry_run_changes_nothing(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     file = pair.file("a", 1000)
     with behind_ssh(pair, tmp_path, temporary) as far:
@@ -152,9 +181,10 @@ def test_many_connections_where_sshd_drops_some(pair: Pair, tmp_path: Path, temp
         sender = far.push(
             file, "--via", "ssh", "--connections", "64", "--chunk-size", "64KiB", "--rate-limit", "2MiB/s"
         )
-        until(lambda: len(far.clients("-W")) == 65, "all tunnels are up", 6 * UNIT)
-        result = sender.succeeds(6 * UNIT)
-        assert result["connections"] == 64
+        # One for the login, one for control, and 64: each has logged in by itself, and is up at the same time.
+        until(lambda: far.machine.log.count("Accepted publickey") >= 66, "all tunnels have come", 6 * UNIT)
+        assert len(far.clients("-W")) == 65
+        assert sender.succeeds(6 * UNIT)["reconnects"] == 0
         assert same(file, far.incoming / "a")
         assert not sender.events("ssh_says")
 
@@ -182,8 +212,12 @@ def test_ssh_is_killed(pair: Pair, tmp_path: Path, temporary: Path, via: str) ->
         assert len(sender.events("ssh_lost")) == 1
 
 
-@pytest.mark.parametrize("via", ["direct", "ssh"])
-def test_the_receiver_is_killed(pair: Pair, tmp_path: Path, temporary: Path, via: str) -> None:
+@pytest.mark.parametrize(
+    ("via", "number"), [("direct", signal.SIGKILL), ("ssh", signal.SIGKILL), ("direct", signal.SIGTERM)]
+)
+def test_the_receiver_is_ended_there(
+    pair: Pair, tmp_path: Path, temporary: Path, via: str, number: signal.Signals
+) -> None:
     """It is started anew, and goes on with what is there."""
     with behind_ssh(pair, tmp_path, temporary) as far:
         file = pair.file("a", 24 * MIB)
@@ -191,7 +225,7 @@ def test_the_receiver_is_killed(pair: Pair, tmp_path: Path, temporary: Path, via
         until(lambda: list((far.incoming / ".filestreamer").glob("*")), "it has begun")
         for process in far.machine.remote("receiver"):
             if process.argv[-1] == "serve":
-                process.signal()
+                process.signal(number)
         sender.wait_for("ssh_back")
         sender.succeeds(4 * UNIT)
         assert same(file, far.incoming / "a")
@@ -286,6 +320,28 @@ def test_ssh_asks_on_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) -
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
         assert seen.count(b"passphrase") == 1
+        assert same(file, far.incoming / "a")
+
+
+def test_ssh_asks_whether_the_machine_is_the_right_one(pair: Pair, tmp_path: Path, temporary: Path) -> None:
+    with behind_ssh(pair, tmp_path, temporary, known=[]) as far:
+        file = pair.file("a", MIB)
+        argv = [sys.executable, "-P", "-m", "sender", str(file), "--to", "far:incoming", "--ssh", far.machine.ssh]
+        pid, terminal = pty.fork()
+        if not pid:
+            os.environ |= {"TMPDIR": str(temporary), "FILESTREAMER_METRICS": "off"}
+            os.execv(argv[0], [*argv, "--via", "ssh"])
+        seen = b""
+        while b"continue connecting" not in seen:
+            seen += os.read(terminal, 4096)
+        os.write(terminal, b"yes\n")
+        with contextlib.suppress(OSError):
+            while more := os.read(terminal, 4096):
+                seen += more
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
+        assert seen.count(b"continue connecting") == 1
         assert same(file, far.incoming / "a")
 
 

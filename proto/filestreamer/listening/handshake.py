@@ -142,7 +142,11 @@ class Handshake(Generic[O]):
             from filestreamer.wire.sockets import tls_errors
 
             chain = [] if self._tls is None else tls_errors.verified_chain(self._tls.session)
-            raise tls_errors.explain_as_receiver(error, chain) from None
+            explained = tls_errors.explain_as_receiver(error, chain)
+            if self.opening.side == "sender":
+                reason = tls_errors.exchange_ends(explained.reason)
+                explained = RemoteProtocolError(reason, explained.code)
+            raise explained from None
         except OSError as error:
             raise ConnectionLost(str(error.strerror or error)) from None
 

@@ -38,12 +38,17 @@ FIRST_OF: Final = {
     "output_waits": FIRST,
     "parallelism": 20,
     "share_complete": 60,
+    "ssh_says": 60,
+    "ssh_back": FIRST,
     "transfer_complete": 60,
     "transfer_failed": 60,
     "transfer_interrupted": 60,
     "transfer_refused": 60,
     "transfer_started": 60,
+    "tunnel": 100,
     "unknown_variable": 100,
+    "waiting_for_far_side": FIRST,
+    "way": 20,
 }
 """... and of these events. An event that a peer, the network or a tree can repeat must be a warning, an error, or here.
 """

@@ -7,18 +7,40 @@
 Nothing is read but the words: no file, no setting, no name of another machine.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    split_arg_string,
+)
 
 from filestreamer.settings.values import OneOf, Words
 from filestreamer.wire.errors import UsageError
 
-SHELLS: Final = ("bash", "zsh", "fish")
-SEPARATORS: Final = "=:"
-"""Characters at which bash begins a new word, in what is one word to us (COMP_WORDBREAKS)."""
+
+class Bash(BashComplete):
+    """Bash takes HOST:DIR and --log-level=debug for three words each, so the script passes the line, too."""
+
+    source_template = BashComplete.source_template.replace(
+        "$(env ", '$(env COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" '
+    )
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words between the command and the cursor, and the one at the cursor."""
+        line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+        # With another character, the last word is there behind a blank, too.
+        _, *words, incomplete = split_arg_string(f"{line}_")
+        return words, incomplete[:-1]
+
+
+SHELLS: Final[Mapping[str, type[ShellComplete]]] = {"bash": Bash, "zsh": ZshComplete, "fish": FishComplete}
 
 
 class WordList(click.ParamType[str]):
@@ -42,7 +64,7 @@ def answer(command: click.Command, name: str, instruction: str) -> None:
     The script of a short name is for the long one, too. Raises UsageError for another instruction.
     """
     shell, _, what = instruction.partition("_")
-    kind = get_completion_class(shell) if shell in SHELLS else None
+    kind = SHELLS.get(shell)
     if kind is None or what not in ("source", "complete"):
         known = ", ".join(f"{each}_source" for each in SHELLS)
         raise UsageError(f"{_variable(name)}: {instruction!r} is none of {known}")
@@ -87,23 +109,8 @@ def _items(completer: ShellComplete) -> list[CompletionItem[str]]:
     except (LookupError, ValueError):  # run without the script's variables, or in the middle of a quoted word
         return []
     start = ""
-    if completer.name == "bash":
-        *words, incomplete = _joined([*words, incomplete])
-    elif incomplete.startswith("--"):
+    if completer.name != "bash" and incomplete.startswith("--"):
         # These replace the whole word, --log-level=debug; bash replaces what is behind the last separator.
         start = "".join(incomplete.partition("=")[:2]) if "=" in incomplete else ""
     items = completer.get_completions(words, incomplete)
     return [CompletionItem(start + item.value, item.type, item.help) for item in items]
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """Return the words with those put together that bash has separated: HOST : DIR, --log-level = debug."""
-    joined, is_open = list[str](), False
-    for word in words:
-        is_separator = word != "" and not word.strip(SEPARATORS)
-        if joined and (is_open or is_separator):
-            joined[-1] += word
-        else:
-            joined.append(word)
-        is_open = is_separator
-    return joined

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Final
 
 from filestreamer.process.threads import run_to_end, start_thread
+from filestreamer.ssh.guard import Guard
 
 TICK_SECONDS: Final = 0.5
 LINE_BYTES: Final = 8 << 10
@@ -22,20 +23,9 @@ KILL_SECONDS: Final = 1.0
 EXIT_SECONDS: Final = 0.05
 """How long a process that says nothing any more may take to end, before others are read."""
 
-_UNDISTURBED: Final = """
-trap "" INT HUP
-directory=$1 watched=$2
-shift 2
-if [ -n "$directory" ]; then
-    { read -r _ <&"$watched"; rm -rf -- "$directory"; } </dev/null >/dev/null 2>&1 &
-fi
-exec "$@"
-"""
+_UNDISTURBED: Final = ("/bin/sh", "-c", 'trap "" INT HUP; exec "$@"', "sh")
 """Runs ssh without SIGINT and SIGHUP, as Ctrl-C and the end of a terminal reach it, too: this service ends in order
-first, and then ssh. It stays in the session of the terminal, so that it can ask for a password.
-
-A second process removes the directory of ssh's socket as soon as this service has ended, however that was: it watches a
-pipe that only this service can write to."""
+first, and then ssh. It stays in the session of the terminal, so that it can ask for a password."""
 
 
 class Child:
@@ -76,13 +66,14 @@ class Child:
 class Children:
     """All processes of ssh. Any thread may call."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str | None) -> None:
+        """`directory` is what ssh would leave behind where this process is killed."""
+        self._directory = directory
         self._mutex = threading.Lock()  # protects the fields below
         self._children: dict[int, Child] = {}  # by process id
         self._is_closed = False
+        self._guard: Guard | None = None
         self._thread: threading.Thread | None = None
-        self._watched = -1
-        """The end of a pipe that closes when this process ends."""
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
@@ -95,12 +86,11 @@ class Children:
         stdin: int | IO[bytes],
         stdout: int | IO[bytes],
         asks: bool = False,
-        leaves: str | None = None,
     ) -> Child:
         """Start ssh. One that may ask stays with the terminal; the others are out of reach of its signals.
 
-        `leaves` is a directory that it would leave behind where this process is killed. `on_line` is called in a thread
-        of its own with each line that it says to standard error. Raises OSError, TransferFailed(LIMIT).
+        `on_line` is called in a thread of its own with each line that it says to standard error. Raises OSError,
+        TransferFailed(LIMIT).
         """
         with self._mutex:
             if self._is_closed:
@@ -109,19 +99,15 @@ class Children:
                 thread = threading.Thread(target=self._run, name="ssh", daemon=True)
                 start_thread(thread, "reading what ssh says")
                 self._thread = thread
-            watched, self._watched = os.pipe2(os.O_CLOEXEC) if leaves and self._watched < 0 else (-1, self._watched)
-            try:
-                process = subprocess.Popen(
-                    [*(("/bin/sh", "-c", _UNDISTURBED, "sh", leaves or "", str(watched)) if asks else ()), *argv],
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=subprocess.PIPE,
-                    start_new_session=not asks,
-                    pass_fds=(watched,) if watched >= 0 else (),
-                )
-            finally:
-                if watched >= 0:
-                    os.close(watched)
+            if self._guard is None:
+                self._guard = Guard(self._directory)
+            process = subprocess.Popen(
+                [*(_UNDISTURBED if asks else ()), *argv],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                process_group=None if asks else self._guard.group,
+            )
             child = Child(process, on_line)
             self._children[process.pid] = child
             assert process.stderr is not None
@@ -155,6 +141,10 @@ class Children:
             self._thread.join(KILL_SECONDS)
         else:
             self._release()
+        with self._mutex:
+            guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end()
 
     # --- in the thread
 
@@ -177,8 +167,8 @@ class Children:
 
     def _release(self) -> None:
         self._selector.close()
-        descriptors = self._wake_reader, self._wake_writer, self._watched
-        self._wake_reader = self._wake_writer = self._watched = -1
+        descriptors = self._wake_reader, self._wake_writer
+        self._wake_reader = self._wake_writer = -1
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.ssh import explain, lines, said, way
 from filestreamer.ssh.children import Child, Children
 from filestreamer.ssh.command import Ssh
+from filestreamer.ssh.conversation import Conversation
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import ADDRESS, OnSocket, Tunnels
 from filestreamer.wire.errors import ConnectionLost, FarSideFailed, FilestreamerError
@@ -37,7 +37,7 @@ END_SECONDS: Final = 3.0
 """How long ssh, and with it the far side, may take to end in order."""
 CONNECTIONS: Final = 8
 """The connections of a transfer through ssh: nothing tells from outside how full such a connection is."""
-CONTROL_PATH_BYTES: Final = 70
+CONTROL_PATH_BYTES: Final = 60
 """The longest directory for the socket of a shared connection: ssh adds some, and the system takes 108 in all."""
 
 
@@ -71,12 +71,9 @@ class FarSide:
         self._session = secrets.token_hex(16)
         self._host = start.remote.destination
         self._ssh = Ssh(start.ssh, start.remote)
-        self._children = Children()
-        self._directory: str | None = None
-        self._control_path: str | None = None
-        if not self._ssh.multiplexes:
-            self._directory = _make_directory()
-            self._control_path = os.path.join(self._directory, "c")
+        self._directory = None if self._ssh.multiplexes else _make_directory()
+        self._control_path = None if self._directory is None else os.path.join(self._directory, "c")
+        self._children = Children(self._directory)
         self._tunnels = Tunnels(
             self._ssh,
             start.remote_command,
@@ -146,12 +143,7 @@ class FarSide:
     def _begin(self, argv: list[str], *, asks: bool) -> Child:
         try:
             child = self._children.start(
-                argv,
-                self._said.take,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                asks=asks,
-                leaves=self._directory if asks else None,
+                argv, self._said.take, stdin=subprocess.PIPE, stdout=subprocess.PIPE, asks=asks
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise ConnectionLost(f"ssh can't be started: {error}") from None
@@ -163,7 +155,7 @@ class FarSide:
     def _converse(self, child: Child, request: bytes, seconds: float | None) -> lines.Answer | str:
         """Send the request, and wait for the answer, for at most so many seconds. Raises FilestreamerError."""
         began_at, is_told = time.monotonic(), False
-        conversation = _Conversation(child, request, self._host)
+        conversation = Conversation(child, request, self._host)
         while True:
             line = conversation.go_on(LOOK_SECONDS)
             if line is not None:
@@ -332,66 +324,6 @@ class TunnelAttempt:
         self._failure = reason
 
 
-class _Conversation:
-    """Says the request, and finds the answer in what a login shell and the service print."""
-
-    def __init__(self, child: Child, request: bytes, host: str) -> None:
-        stdin, stdout = child.process.stdin, child.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        self._stdin, self._stdout = stdin.fileno(), stdout.fileno()
-        for fd in (self._stdin, self._stdout):
-            os.set_blocking(fd, False)
-        self._host = host
-        self._unsent = memoryview(request)
-        self._poll = select.poll()
-        self._poll.register(self._stdin, select.POLLOUT)
-        self._poll.register(self._stdout, select.POLLIN)
-        self._partial = b""
-        self._skipped_bytes = 0
-        self.last_line = ""
-        """What was printed last before the answer."""
-        self.is_over = False
-        """Whether nothing will be printed any more."""
-
-    def go_on(self, seconds: float) -> bytes | None:
-        """Wait for at most so long; return the line with the answer once it is there. Raises FarSideFailed."""
-        found = None
-        for fd, _ in self._poll.poll(seconds * 1000):
-            if fd == self._stdin:
-                self._say()
-            else:
-                data = os.read(fd, 1 << 16)
-                self.is_over = not data
-                found = self._take(data)
-        return found
-
-    def _say(self) -> None:
-        try:
-            self._unsent = self._unsent[os.write(self._stdin, self._unsent) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent = memoryview(b"")  # what is printed, or how it ends, says why
-        if not self._unsent:
-            self._poll.unregister(self._stdin)
-
-    def _take(self, data: bytes) -> bytes | None:
-        *whole, self._partial = (self._partial + data).split(b"\n")
-        for line in whole:
-            if line.startswith(lines.PREFIX):
-                return line
-            self._skipped_bytes += len(line) + 1
-            self.last_line = line[: explain.SHOWN_CHARACTERS].decode(errors="replace").strip() or self.last_line
-        is_answer = self._partial.startswith(lines.PREFIX)
-        if len(self._partial) + (0 if is_answer else self._skipped_bytes) > lines.SKIPPED_BYTES:
-            raise FarSideFailed(
-                f"{self._host}: the login shell there prints more than {lines.SKIPPED_BYTES >> 10} KiB to standard"
-                " output before the answer: it must print nothing where it runs a command"
-            )
-        return None
-
-
 def _close_streams(child: Child) -> None:
     for stream in (child.process.stdin, child.process.stdout):
         if stream is not None:
@@ -403,9 +335,11 @@ def _close(stream: IO[bytes]) -> None:
         stream.close()
 
 
-def _make_directory() -> str:
-    """Make a private directory, whose path is short enough for a socket in it."""
+def _make_directory() -> str | None:
+    """Make a private directory, whose path is short enough for a socket in it; None: no connections are shared."""
     place = tempfile.gettempdir()
-    return tempfile.mkdtemp(
-        prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp"
-    )
+    with contextlib.suppress(OSError):
+        return tempfile.mkdtemp(
+            prefix="filestreamer-", dir=place if len(os.fsencode(place)) < CONTROL_PATH_BYTES else "/tmp"
+        )
+    return None

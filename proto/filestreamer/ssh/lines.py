@@ -6,7 +6,9 @@ half a surrogate pair (PEP 383), whatever the locale of either side is.
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from filestreamer.version import VERSION
@@ -26,6 +28,8 @@ SKIPPED_BYTES: Final = 64 << 10
 MARKER_BYTES: Final = 4 << 10
 """How much it may print before the marker of a relay."""
 
+
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9._-]{1,15}")
 
 Types: TypeAlias = type | tuple[type, ...]
 """The types that a value may have, exactly."""
@@ -176,7 +180,7 @@ def read_answer(line: bytes, host: str) -> "Answer | str":
         for name, type_ in Answer.__annotations__.items():
             if name != "sha256" and type(found[name]) is not type_:
                 raise ValueError(name)
-        return Answer(**(found | {"sha256": bytes.fromhex(found["sha256"])}))
+        return _plausible(Answer(**(found | {"sha256": bytes.fromhex(found["sha256"])})))
     except (ValueError, TypeError, KeyError, AttributeError):
         theirs = "another version of filestreamer"
         if line.startswith(PREFIX):
@@ -186,6 +190,17 @@ def read_answer(line: bytes, host: str) -> "Answer | str":
                 pass
         reason = f"{host}: the two versions do not go together: {theirs} there, {VERSION} (protocol {PROTOCOL}) here"
         raise FarSideFailed(f"{reason}: update the older one", exit_code=3, name="version") from None
+
+
+def _plausible(content: Answer) -> Answer:
+    """Return an answer that may be acted on: ssh hands the address to the user's ProxyCommand. Raises ValueError."""
+    host, percent, interface = content.address.partition("%")
+    ip_address(host)
+    if percent and not _INTERFACE.fullmatch(interface):
+        raise ValueError("address")
+    if not (0 < content.port < 65536 and 0 < content.tunnel_port < 65536 and len(content.sha256) in (0, 32)):
+        raise ValueError("port")
+    return content
 
 
 def marker(session: str) -> bytes:

@@ -24,6 +24,7 @@ LEASE: Final = "lease"
 PATH_BYTES: Final = 50
 """The longest temporary directory: the name of the session comes behind it, and a socket takes 108 bytes in all."""
 ANCESTORS_MAX: Final = 16
+_PREFIX: Final = "filestreamer-"
 _SESSION: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -88,20 +89,41 @@ def path_of(session: str) -> str:
     """Return the path of a session's directory. Raises FarSideFailed where this is no session."""
     if not _SESSION.fullmatch(session):
         raise FarSideFailed("the session is no session", exit_code=3, name="protocol")
+    return os.path.join(_place(), f"{_PREFIX}{session}")
+
+
+def _place() -> str:
     place = tempfile.gettempdir()
-    return os.path.join(place if len(os.fsencode(place)) <= PATH_BYTES else "/tmp", f"filestreamer-{session}")
+    return place if len(os.fsencode(place)) <= PATH_BYTES else "/tmp"
+
+
+def sweep() -> None:
+    """Remove the directories of sessions whose service was killed. Never raises."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(_place()):
+            session = name.removeprefix(_PREFIX)
+            if session == name or not _SESSION.fullmatch(session):
+                continue
+            try:
+                connect_to(session, LEASE).close()
+            except ConnectionRefusedError:  # its socket is there, and nobody listens
+                remove_directory(path_of(session))
+            except OSError:
+                continue
 
 
 def make_directory(session: str) -> str:
-    """Make the directory of a session; one that a service has left which was killed is replaced. Raises OSError."""
+    """Make the directory of a session; one that a service has left which was killed is replaced.
+
+    Raises FarSideFailed.
+    """
     path = path_of(session)
     try:
+        if _is_ours(path):
+            remove_directory(path)
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not _is_ours(path):
-            raise
-        remove_directory(path)
-        os.mkdir(path, 0o700)
+    except OSError as error:
+        raise FarSideFailed(f"can't make a private directory: {path}: {error.strerror}", exit_code=4) from None
     return path
 
 

@@ -113,6 +113,7 @@ def _serve(side: Side, begin: Begin, answers: int) -> int:
         raise FarSideFailed("this is another machine than before: the name leads to several", exit_code=1)
     logger = log.configure(side, request.log_level)
     log_defects(logger)
+    places.sweep()
     directory = places.make_directory(session)
     try:
         return _run(request, begin, _Place(session, directory, streams, answers), logger)
@@ -161,7 +162,9 @@ def _run(request: Request, begin: Begin, place: _Place, logger: Any) -> int:
         if not _say(answers, lines.answer(answer)):
             end("ssh was lost before it was up")
         try:
-            return service.run()
+            # How the transfer has ended, the near side knows from the transfer; any other code has it start this again.
+            service.run()
+            return 0
         except FilestreamerError as error:
             logger.error("far_side_ended", reason=str(error))
             return int(error.exit_code)

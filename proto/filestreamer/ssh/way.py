@@ -127,7 +127,10 @@ def _check(sock: socket.socket, answer: Answer, side: Side) -> None:
 
 
 def _read(sock: socket.socket, count: int) -> memoryview:
-    data = sock.recv(count, socket.MSG_WAITALL)
-    if len(data) < count:
-        raise ConnectionResetError("it closed the connection")
+    data = bytearray()
+    while len(data) < count:
+        some = sock.recv(count - len(data))
+        if not some:
+            raise ConnectionResetError("it closed the connection")
+        data += some
     return memoryview(data)

@@ -15,6 +15,8 @@
                      them at once;
    `staged_copy`     copies it instead, where no file can be renamed into its final directory.
 
-Beside that, `readable` reads and hashes files: staged ones, and those under their final name, which are only compared;
-`sweep` discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
+Beside that, `receipt` keeps what a run has committed, so that the same run, started again, knows that it is done, and
+`job_record` which shards of a tree are finished, both in a `record_file`; `readable` reads and hashes files: staged
+ones, and those under their final name, which are only compared; `sweep` discards what earlier runs left in staging and
+no run resumed, and frees space that they had taken.
 """

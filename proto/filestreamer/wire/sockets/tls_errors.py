@@ -43,6 +43,7 @@ _ALERTS: Final = {
     "CERTIFICATE_UNKNOWN": "{peer} can't use it",
 }
 """Why the peer does not accept a certificate, by the alert that it sends."""
+_END: Final = re.compile(r"\b(the|this) (sender|receiver)\b")
 _CLOCK_ALERTS: Final = ("CERTIFICATE_EXPIRED", "BAD_CERTIFICATE")
 
 
@@ -240,3 +241,8 @@ def _trust(side: Side, chain: Sequence[bytes], *, has_ca: bool) -> str:
             f"--tls-ca must have the CA that signed it, and the receiver's --tls-cert those in between; or pass {known}"
         )
     return f"pass --tls-ca with that CA, or {known}, or both sides a token of at least 32 characters"
+
+
+def exchange_ends(text: str) -> str:
+    """Return a message that was written for a sender that dials, or its receiver, for the ends the other way round."""
+    return _END.sub(lambda found: f"{found[1]} {'receiver' if found[2] == 'sender' else 'sender'}", text)

@@ -1,6 +1,7 @@
 """Answers to shells, by click's protocol; tests/integration/test_completion.py asks real ones."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +17,13 @@ Complete = Callable[..., Sequence[str]]
 
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
-    """Return what completes the last of some words, as the script of a shell asks; bash has one line for each."""
+    """Return what completes the last of some words, as the script of a shell asks."""
 
     def ask(*words: str, shell: str = "bash") -> Sequence[str]:
-        monkeypatch.setenv("COMP_WORDS", "\n".join(["sender", *words]))
+        line = shlex.join(["sender", *words[:-1]]) + f" {words[-1]}"
+        monkeypatch.setenv("COMP_LINE", f"{line} and what is behind the cursor")
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        monkeypatch.setenv("COMP_WORDS", line)
         monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words)))
         with pytest.raises(SystemExit) as caught:
             parse([], {"_SENDER_COMPLETE": f"{shell}_complete"})
@@ -39,15 +43,20 @@ def test_files_directories_and_words(complete: Complete, shell: str) -> None:
 
 
 def test_a_word_behind_an_equals_sign(complete: Complete) -> None:
-    """Bash has three words, and replaces the third; others have one, and replace that."""
-    assert complete("--log-level", "=", "d") == ["plain,debug"]
-    assert complete("--log-level", "=") == [f"plain,{word}" for word in ("debug", "info", "warning", "error")]
+    """Bash takes it for three words, and replaces the third; others replace all of it."""
+    assert complete("--log-level=d") == ["plain,debug"]
+    assert complete("--log-level=") == [f"plain,{word}" for word in ("debug", "info", "warning", "error")]
     assert complete("--log-level=d", shell="zsh")[:2] == ["plain", "--log-level=debug"]
 
 
-@pytest.mark.parametrize("there", [["far", ":"], ["far", ":", "/et"], ["ssh", ":", "//far/et"], ["far", ":", "~/x"]])
-def test_what_is_on_another_machine(complete: Complete, there: Sequence[str]) -> None:
-    assert complete("f", "--to", *there) == []
+@pytest.mark.parametrize("there", ["far:", "far:/et", "ssh://far/et", "far:~/x", "'far:a b"])
+def test_what_is_on_another_machine(complete: Complete, there: str) -> None:
+    assert complete("f", "--to", there) == []
+
+
+@pytest.mark.parametrize("words", [("--to", "far:", "f"), ("--to", "far:", ""), ("a b", "'c d"), ("a\\",)])
+def test_what_is_here(complete: Complete, words: Sequence[str]) -> None:
+    assert complete(*words)[0].startswith("file,")
 
 
 def test_words_of_a_list_are_offered_once(complete: Complete) -> None:
@@ -90,7 +99,7 @@ def test_what_no_shell_asks(instruction: str) -> None:
 
 
 def test_without_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("COMP_WORDS", raising=False)
+    monkeypatch.delenv("COMP_LINE", raising=False)
     with pytest.raises(SystemExit):
         parse([], {"_SENDER_COMPLETE": "bash_complete"})
     assert capsys.readouterr().out.strip() == ""

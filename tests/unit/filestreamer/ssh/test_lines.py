@@ -53,6 +53,8 @@ def test_answers() -> None:
     line = lines.answer(ANSWER)
     assert line.startswith(b"\n" + lines.PREFIX)
     assert lines.read_answer(line.strip(), "nas") == ANSWER
+    local = ANSWER._replace(address="fe80::1%enp0s3", sha256=b"")
+    assert lines.read_answer(lines.answer(local).strip(), "nas") == local
     assert lines.read_answer(lines.held("abc").strip(), "nas") == "abc"
     failed = lines.failure(FarSideFailed("no \x1b[2J", exit_code=4, name="destination"))
     with pytest.raises(FarSideFailed, match=r"nas: no \\x1b\[2J") as caught:
@@ -69,6 +71,12 @@ def test_answers() -> None:
         {"form": 1, **ANSWER._asdict(), "sha256": "zz"},
         {"form": 1, **ANSWER._asdict(), "sha256": "00", "port": "7801"},
         {"form": 1, **ANSWER._asdict(), "sha256": "00", "port": True},
+        *[
+            {"form": 1, **ANSWER._asdict(), "sha256": "", "address": each}
+            for each in ("", "nas", "$(id)", "::1%a b", "-x")
+        ],
+        {"form": 1, **ANSWER._asdict(), "sha256": "", "port": 65536},
+        {"form": 1, **ANSWER._asdict(), "sha256": "", "tunnel_port": 0},
         {"error": []},
         {"error": {"message": "x", "exit_code": "4", "name": None}},
         {"error": {"message": 1}},

@@ -28,7 +28,7 @@ from filestreamer.wire.messages import SkipKind, Standing
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest left_files deleted_files undeletable_files dry_run verdicts "
+    "bottleneck root_digest job left_files deleted_files undeletable_files dry_run verdicts "
     "skipped_files skipped_kinds skipped warnings per_connection"
 ).split()
 
@@ -112,6 +112,7 @@ def test_a_complete_transfer() -> None:
         "straggler_seconds": 1.5,
         "bottleneck": None,
         "root_digest": "ab" * 16,
+        "job": None,
         "left_files": 0,
         "deleted_files": 0,
         "undeletable_files": 0,
