@@ -5,6 +5,7 @@ The plugin and the kubectl are the real ones; the cluster is recorded (tests/sup
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -47,6 +48,7 @@ from tests.support.kubernetes import (
     role_of,
     selectors_of,
 )
+from tests.support.services import free_port
 
 PLUGIN: Final = TOP / "kubectl-filestreamer"
 TOKEN: Final = "t" * 64
@@ -720,18 +722,14 @@ def test_jobs_that_somebody_deletes_are_missed(run: Running) -> None:
     assert run.cluster.left() == []
 
 
-def test_progress_is_shown(run: Running) -> None:
-    run.cluster.logs["sender"] = progress(1048576, 3145728, 1048576)
-    run.cluster.plays["receiver"] = [running()] * 6 + [ended(0, result())]
-    run.cluster.plays["sender"] = [running()] * 6 + [ended(0, result())]
-
+def _on_terminal(run: Running, *arguments: str) -> tuple[int, str]:
+    """Run the plugin on a terminal; return its exit code, and what is shown."""
     with ExitStack() as stack:
         run.serve(stack)
         terminal, its = os.openpty()
         stack.callback(os.close, terminal)
-        shutil.copy(PLUGIN, run.home)
         process = subprocess.Popen(
-            ["sh", run.home / PLUGIN.name, "copy", "a/data", "b/data"],
+            ["sh", PLUGIN, *arguments],
             env=_environment(run.home, **run.variables),
             stdin=subprocess.DEVNULL,
             stdout=its,
@@ -745,11 +743,29 @@ def test_progress_is_shown(run: Running) -> None:
                 shown += part
         except OSError:  # its other end is closed
             pass
-        assert process.wait(30) == 0
+        return process.wait(30), shown.decode()
 
-    text = shown.decode()
+
+def test_a_terminal_shows_progress_and_a_summary(run: Running) -> None:
+    run.cluster.logs["sender"] = progress(1048576, 3145728, 1048576)
+    run.cluster.plays["receiver"] = [running()] * 6 + [ended(0, result())]
+    run.cluster.plays["sender"] = [running()] * 6 + [ended(0, result())]
+
+    code, text = _on_terminal(run, "copy", "a/data", "b/data")
+
+    assert code == 0
     assert "1.0 MiB of 3.0 MiB (33 %), 1.0 MiB/s, 2 s to go" in text
     assert "\r\x1b[Ka/data -> b/data: complete: 2 files, 3.0 MiB in 7 s" in text
+
+
+def test_the_summary_of_shards_is_of_the_whole(run: Running) -> None:
+    whole = {"name": "x", "shard": "2/3", "shards_finished": 3, "files": 77, "bytes": 5242880}
+    run.cluster.plays["receiver"][-1] = ended(0, result(job=whole))
+
+    code, text = _on_terminal(run, "copy", "a/data", "b/data", "--shards", "3")
+
+    assert code == 0
+    assert "a/data -> b/data: complete: 77 files, 5.0 MiB\r\n" in text
 
 
 # --- it is interrupted, and goes on
@@ -1073,3 +1089,94 @@ def test_the_context_of_the_source_as_target_is_one_cluster(run: Running) -> Non
 
     assert done.code == 0
     assert {item["spec"].get("type") for item in run.cluster.made("services")} == {None}
+
+
+# --- its pods, as processes of this machine
+
+
+def _start(job: Object, folder: Path, volume: Path, port: int, index: int) -> subprocess.Popen[str]:
+    """Start the service of a pod on loopback, with its volume in a directory."""
+    changes = {
+        r"^((?:--directory=)?)/data": rf"\1{volume}",
+        r"^--listen=.*": f"--listen=127.0.0.1:{port}",
+        r"^(--to|--connect)=.*": rf"\1=127.0.0.1:{port}",
+        r"^--metrics=.*": "--metrics=off",
+        r"/dev/termination-log": str(folder / f"{role_of(job)}-{index}.json"),
+        r"\$\(JOB_COMPLETION_INDEX\)": str(index),
+    }
+    arguments = container_of(job)["args"]
+    for pattern, text in changes.items():
+        arguments = [re.sub(pattern, text, each) for each in arguments]
+    named = {each["name"]: "filestreamer-1" for each in container_of(job)["env"]}
+    return subprocess.Popen(
+        [KUBECTL.with_name(role_of(job)), *arguments],
+        env=_environment(folder, **{**named, "FILESTREAMER_TOKEN": TOKEN}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _move(home: Path, command: str, *options: str) -> tuple[set[int], str]:
+    """Run the pods of a command; return the exit codes of both sides, and what the senders print."""
+    jobs = jobs_of(rendered(home, command, "a/x", "b/x", *options))
+    port = free_port()
+    for name in ("source", "destination"):
+        (home / name).mkdir(exist_ok=True)
+    count = jobs["sender"]["spec"].get("completions", 1)
+    pods = [_start(jobs["sender"], home, home / "source", port, index) for index in range(count)]
+    receiving = _start(jobs["receiver"], home, home / "destination", port, 0)
+    printed = "".join(pod.communicate(timeout=40)[0] for pod in pods)
+    if command == "verify":
+        receiving.terminate()  # as the plugin does
+    receiving.communicate(timeout=40)
+    return {pod.returncode for pod in (*pods, *([receiving] if command == "copy" else []))}, printed
+
+
+def _fill(folder: Path) -> None:
+    (folder / "some" / "where").mkdir(parents=True)
+    for number in range(20):
+        (folder / "some" / f"{number}").write_bytes(bytes([number]) * 1000 * number)
+    (folder / "some" / "where" / "large").write_bytes(random.Random(7).randbytes(9_000_000))
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".filestreamer" not in path.parts
+    }
+
+
+TWO_CLUSTERS: Final = ("--context", "here", "--to-context", "there")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--shards", "3"), ("--path", "some/"), ("--delete",), TWO_CLUSTERS, (*TWO_CLUSTERS, "--listen", "source")],
+    ids=" ".join,
+)
+def test_its_pods_move_a_volume_and_find_both_sides_equal(options: tuple[str, ...], home: Path) -> None:
+    _fill(home / "source")
+
+    assert _move(home, "copy", *options)[0] == {0}
+
+    top = home / "source" / "some" if "--path" in options else home / "source"
+    assert _content(home / "destination") == _content(top)
+    if not {"--shards", "--listen"} & set(options):
+        assert _move(home, "verify", *options)[0] == {0}
+
+
+def test_its_pods_find_what_differs_and_change_nothing(home: Path) -> None:
+    _fill(home / "source")
+    _move(home, "copy")
+    (home / "destination" / "some" / "7").write_bytes(b"x" * 7000)
+    (home / "destination" / "more").write_bytes(b"x")
+    before = _content(home / "destination")
+
+    codes, printed = _move(home, "verify", "--delete")
+
+    assert codes == {5}
+    told = {(line.split()[0], line.split()[-1]) for line in printed.splitlines() if not line.startswith(("same", "{"))}
+    assert told == {("differs", "some/7"), ("extra", "more")}
+    assert _content(home / "destination") == before
