@@ -2,8 +2,8 @@
 
     make images REGISTRY=registry.example/team [PLATFORMS=linux/amd64,linux/arm64] [ARGS='--build-arg ...']
 
-Needs docker's buildx, with a builder for these platforms (deploy/README.md). The images component is written when both
-images are in the registry, and not before.
+Needs docker's buildx, with a builder for these platforms (deploy/README.md). The images component and the kubectl
+plugin are written when both images are in the registry, and not before.
 """
 
 import json
@@ -16,10 +16,11 @@ from tempfile import TemporaryDirectory
 
 TOP = Path(__file__).parents[1]
 COMPONENT = TOP / "deploy" / "kubernetes" / "components" / "images" / "kustomization.yaml"
+PLUGIN = TOP / "deploy" / "kubernetes" / "kubectl-filestreamer"
 SERVICES = ("receiver", "sender")
 
 HEADER = """\
-# The one place that says which images run: written by `make images REGISTRY={registry}`.
+# The one place that says which images these manifests run: written by `make images REGISTRY={registry}`.
 # Each is what its digest says, whatever becomes of a tag, for every platform that it was built for.
 apiVersion: kustomize.config.k8s.io/v1alpha1
 kind: Component
@@ -49,6 +50,15 @@ def push(service: str, registry: str, platforms: str, arguments: list[str]) -> s
         return str(json.loads(told.read_text())["containerimage.digest"])
 
 
+def name_in_plugin(image: str, service: str) -> None:
+    """Make an image the default of the plugin."""
+    variable = f"{service.upper()}_IMAGE"
+    line = f"{variable}=${{FILESTREAMER_{variable}:-{image}}}"
+    text, count = re.subn(rf"^{variable}=.*$", lambda _: line, PLUGIN.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    PLUGIN.write_text(text)
+
+
 def main(registry: str, platforms: str, *arguments: str) -> str | None:
     """Push both images and name them in the component; return what went wrong, if that did."""
     has_docker = shutil.which("docker") is not None
@@ -66,7 +76,9 @@ def main(registry: str, platforms: str, *arguments: str) -> str | None:
         for service, digest in digests.items()
     ]
     COMPONENT.write_text(HEADER.format(registry=registry) + "".join(images))
-    sys.stdout.write(f"{COMPONENT.relative_to(TOP)} names both by digest\n")
+    for service, digest in digests.items():
+        name_in_plugin(f"{registry}/{service}@{digest}", service)
+    sys.stdout.write(f"{COMPONENT.relative_to(TOP)} and {PLUGIN.relative_to(TOP)} name both by digest\n")
     return None
 
 

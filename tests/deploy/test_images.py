@@ -64,6 +64,13 @@ class Checkout:
         manifests = kustomize(self.top / "deploy/kubernetes/overlays/volume-to-volume")
         return {container_of(job)["image"] for job in parsed(manifests, "Job")}
 
+    def images_of_plugin(self) -> set[str]:
+        """Return what the pods of `kubectl filestreamer` would run."""
+        plugin = str(self.top / "deploy/kubernetes/kubectl-filestreamer")
+        command = [plugin, "copy", "a/x", "b/x", "--dry-run"]
+        manifests = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return {container_of(job)["image"] for job in parsed(manifests, "Job")}
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
@@ -97,10 +104,12 @@ def test_with_a_registry_they_are_for_amd64_and_arm64_and_pods_run_what_was_push
     assert checkout.images() == {
         f"registry.example:5000/team/{name}@sha256:{digit * 64}" for name, digit in (("receiver", "0"), ("sender", "1"))
     }
+    assert checkout.images_of_plugin() == checkout.images()
     assert checkout.make("REGISTRY=registry.example/other", "PLATFORMS=linux/arm64").returncode == 0  # and once more
     assert {image.partition("@")[0] for image in checkout.images()} == {
         f"registry.example/other/{name}" for name in ("receiver", "sender")
     }
+    assert checkout.images_of_plugin() == checkout.images()
     assert "--platform linux/arm64 " in checkout.asked()[-1]
 
 
