@@ -578,7 +578,7 @@ def test_a_gateway_that_never_answers_does_not_hold_the_end(pair: Pair) -> None:
 
 # ------------------------------------------------------------------------------------------- a result, whatever happens
 
-DEFECT = "import {where}; {where}.{what} = lambda *_: 1 / 0; from {command}.__main__ import main; main()"
+DEFECT = "import {where}; {where}.{what} = lambda *_, **_named: 1 / 0; from {command}.__main__ import main; main()"
 
 
 def defective(pair: Pair, command: str, where: str, what: str, args: Sequence[object]) -> tuple[int, dict[str, object]]:

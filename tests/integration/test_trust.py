@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
 from filestreamer.wire.framing import read_body
 from filestreamer.wire.limits import FRAME_BYTES
@@ -21,6 +22,7 @@ from tests.support.certificates import Authority, Pem
 from tests.support.relay import Relay
 from tests.support.services import Pair, Service, free_port, same
 from tests.support.staging import Staging
+from tests.support.waiting import until
 
 SHORT = "a token of 25 characters."
 LONG = "a token that is long enough to vouch"
@@ -117,14 +119,16 @@ def test_somebody_in_between_gets_a_proof_and_nothing_else(pair: Pair, env: dict
         sender = pair.sender(pair.file("f", 10_000), relay.address, "--tls", env=env)
         assert "token" in is_refused(pair, sender, "token")
         heard = [bytes(each.up) for each in relay.carried if each.up]
-    assert receiver.wait_for("connection_refused")["code"] == "token"
+    # A TLS handshake of the one in between that the sender has left is refused, too, and may be the first.
+    until(lambda: "token" in [line["code"] for line in receiver.events("connection_refused")], "the token is refused")
     for opened in heard:
-        assert kinds(opened) <= {"Hello", "Proof"}
-    assert len(heard) == 1, "control was not welcomed: nobody else says Hello"
+        # Control was not welcomed, so that no data connection says Hello. Control itself may be opened again: a reset
+        # of the one in between may overtake the Refusal.
+        assert kinds(opened) <= {"Hello CONTROL", "Proof"}
 
 
 def kinds(said: bytes) -> set[str]:
-    """Return the kinds of the frames that were said."""
+    """Return the kinds of the frames that were said; a Hello with its role."""
     found, view = set(), memoryview(said)
 
     def read_exact(count: int) -> memoryview:
@@ -136,7 +140,8 @@ def kinds(said: bytes) -> set[str]:
 
     with contextlib.suppress(EOFError):
         while True:
-            found.add(type(decode(read_body(read_exact, FRAME_BYTES))).__name__)
+            message = decode(read_body(read_exact, FRAME_BYTES))
+            found.add(f"Hello {message.role.name}" if isinstance(message, m.Hello) else type(message).__name__)
     return found
 
 
@@ -147,7 +152,7 @@ def test_a_receiver_that_asks_for_no_token_is_not_trusted(pair: Pair, env: dict[
     with in_between(pair, receiver) as relay:
         sender = pair.sender(pair.file("f", 10_000), relay.address, "--tls", env=env)
         assert "token" in is_refused(pair, sender, "token")
-        assert all(kinds(bytes(each.up)) <= {"Hello"} for each in relay.carried)
+        assert all(kinds(bytes(each.up)) <= {"Hello CONTROL"} for each in relay.carried)
 
 
 def test_a_receiver_that_is_started_anew(pair: Pair) -> None:

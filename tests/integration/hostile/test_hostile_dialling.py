@@ -26,7 +26,9 @@ WRONG = b"a token that nobody here has at all"
 def sender(pair: Pair) -> Iterator[Service]:
     """Start a sender that listens; in the end it must still serve a real receiver."""
     file = pair.file("f", 40 * KIB)
-    sender = pair.start("sender", file, "--listen", "127.0.0.1:0", "--chunk-size", KIB, "--connections", 2)
+    sender = pair.start(
+        "sender", file, "--listen", "127.0.0.1:0", "--chunk-size", KIB, "--connections", 2, "--strict-modulo"
+    )
     address = pair.address(sender)
     yield sender
     assert sender.poll() is None
