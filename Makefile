@@ -3,6 +3,7 @@
 PYTHON ?= python3
 FILE ?=
 ARGS ?=
+PLATFORMS ?= linux/amd64,linux/arm64
 
 # The development environment, made anew when pyproject.toml changes.
 VENV := .venv
@@ -54,9 +55,13 @@ fmt: $(STAMP)  ## format the code and fix what can be fixed
 proto: $(STAMP)  ## generate wire_pb2.py and wire_pb2.pyi from wire.proto
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto filestreamer/v1/wire.proto
 
-images:  ## the images `sender` and `receiver` (a base of your own: make images ARGS='--build-arg BASE=...')
+images:  ## the images `sender` and `receiver`; with REGISTRY=HOST/PATH for amd64 and arm64, pushed and named by digest
+ifdef REGISTRY
+	$(PYTHON) deploy/push_images.py $(REGISTRY) $(PLATFORMS) $(ARGS)
+else
 	DOCKER_BUILDKIT=1 docker build --quiet $(ARGS) --file deploy/Dockerfile --target receiver --tag receiver .
 	DOCKER_BUILDKIT=1 docker build --quiet $(ARGS) --file deploy/Dockerfile --target sender --tag sender .
+endif
 
 lock: $(STAMP)  ## pin what the images install, by hash: deploy/requirements*.txt
 	$(BIN)/python -m pip install --quiet uv

@@ -59,7 +59,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         with signals.deferred():
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
-            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.report import begin, report
             from filestreamer.telemetry.result import TransferResult
             from receiver.settings import parse
         with signals.raised():
@@ -67,8 +67,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         with signals.deferred():
             logger = log.configure("receiver", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        return _fail(error)
+        return _fail(error, argv, environ)
     log_defects(logger)
+    begin(settings.result_file, logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
     for warning in settings.exposed():
@@ -81,12 +82,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return failure.exit_code
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Report an error from before the settings are known; return the exit code."""
     # Imported again, as the error may be a signal in the middle of that.
     from filestreamer.telemetry.report import report_early
 
-    return report_early(error, "receiver")
+    return report_early(error, "receiver", argv, environ)
 
 
 def _serve(settings: "ReceiverSettings", logger: Any) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served without --metrics."""
-_NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout")
+_NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout", "run")
 """Fields of a receiver that waits for senders."""
 STDOUT = "-"
 """The --output-file that means standard output."""
@@ -85,6 +85,14 @@ class ReceiverSettings(SourceSettings):
     once: bool = setting(bool, "End after the first complete transfer.", default=False)
     """The transfer is committed, and all shards of its file have ended. Always true with `output_file`."""
 
+    run: str | None = setting(
+        values.run_id,
+        "With --once: the ID of this run, such as the UID of a Kubernetes Job. A receiver that is started"
+        " again with the same ID after its transfer was complete knows that, and ends.",
+        metavar="ID",
+    )
+    """Whose receipt in staging says that everything is done; another run receives again. None: no receipt."""
+
     no_replace: bool = setting(bool, "Refuse files that exist already, instead of replacing them.", default=False)
     """Whether a transfer is refused whose destination exists; else it is replaced, atomically."""
 
@@ -103,7 +111,7 @@ class ReceiverSettings(SourceSettings):
     idle_timeout: float | None = setting(
         values.seconds, "Exit with code 1 after this long without a transfer.", metavar="SECONDS"
     )
-    """None waits for ever."""
+    """None waits for ever. With `once` and `job` the exit code is 6."""
 
     discard_staging_after: float | None = setting(
         values.seconds, "At start, delete incomplete files that have not grown for this long.", metavar="SECONDS"
@@ -146,6 +154,8 @@ class ReceiverSettings(SourceSettings):
             self._check_connect()
         if self.output_file is not None or self.dials:
             object.__setattr__(self, "once", True)
+        if self.run is not None:
+            self._check_run()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key need each other")
         if self.tls_cert is not None:
@@ -155,6 +165,13 @@ class ReceiverSettings(SourceSettings):
                 "--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key, or --tls for a"
                 " certificate of this run"
             )
+
+    def _check_run(self) -> None:
+        """Raise UsageError where a receipt makes no sense."""
+        if not self.once:
+            raise UsageError("--run needs --once: it tells whether the one transfer of a run is complete")
+        if self.writes_stdout:
+            raise UsageError("--run: what was written to standard output can't be known by a later process")
 
     def _check_fetch(self) -> None:
         """Have every path be one of the same host. Raises UsageError."""
@@ -209,5 +226,5 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ReceiverSett
         argv,
         environ,
         only_with=[Only(("more", *SOURCE_FIELDS), "--from", lambda given: bool(given["fetch"]))],
-        not_with=[("connect", _NOT_WITH_DIALLING), ("fetch", _NOT_WITH_DIALLING)],
+        not_with=[("connect", _NOT_WITH_DIALLING), ("fetch", (*_NOT_WITH_DIALLING, "job"))],
     )

@@ -15,6 +15,7 @@ network, dispatch and listing, source, mailbox and settings. Each imports only f
                    can't make; `zeros` tells whole chunks of zeros;
 7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
 
+`farewell` tells the receiver of a job why its sender ends, where no control connection does.
 `asking` is a dry run that asks the receiver: nothing is sent.
 
 The life of a chunk, each step in one place:

@@ -12,6 +12,8 @@ from filestreamer.wire.errors import FilestreamerError, Interrupted
 if TYPE_CHECKING:
     from filestreamer.telemetry.monitor import Monitor
     from filestreamer.telemetry.result import TransferResult
+    from filestreamer.wire.sockets.route import Route
+    from sender.coordinator import Transfer
     from sender.server.token import Chosen
     from sender.settings import SenderSettings
 
@@ -49,7 +51,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
             from filestreamer.telemetry.monitor import Monitor
-            from filestreamer.telemetry.report import report
+            from filestreamer.telemetry.report import begin, report
             from filestreamer.telemetry.result import TransferResult
             from sender.settings import parse
         with signals.raised():
@@ -57,7 +59,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         with signals.deferred():
             logger = log.configure("sender", settings.log_level)
     except Exception as error:  # noqa: BLE001 - the top of the command: whatever happens, a result is reported
-        return _fail(error)
+        return _fail(error, argv, environ)
     log_defects(logger)
     for warning in warnings:
         logger.warning("unknown_variable", reason=warning)
@@ -65,6 +67,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         logger.warning("secret_exposed", reason=warning)
     if settings.dry_run:
         return _list(settings, logger) if settings.to is None else _ask(settings, logger)
+    begin(settings.result_file, logger)
     if settings.listen is not None:
         return _serve(settings, logger)
     monitor = Monitor("sender", settings, logger)
@@ -83,12 +86,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Report an error from before the settings are known; return the exit code."""
     # Imported again, as the error may be a signal in the middle of that.
     from filestreamer.telemetry.report import report_early
 
-    return report_early(error, "sender")
+    return report_early(error, "sender", argv, environ)
 
 
 def _send(
@@ -113,12 +116,12 @@ def _send(
     with signals.deferred():
         from filestreamer.telemetry.result import TransferResult
         from filestreamer.terminal.display import ProgressDisplay
-        from sender.coordinator import BeginAgain, Transfer
+        from sender.coordinator import BeginAgain
         from sender.push import reached
     with signals.raised():
         monitor.start()
         settings, route = until_reported.enter_context(reached(settings, logger))
-        transfer = Transfer(settings, logger, route=route)
+        transfer = _begin(settings, logger, route)
         signals.on_signal(end, lambda number: None if is_over else overdue(number))
     monitor.watch(lambda: [transfer.counters], lambda: None if transfer.is_connected else "no receiver yet")
     progress = ProgressDisplay(lambda: [transfer.counters], logger, direction="sending")
@@ -138,6 +141,7 @@ def _send(
         failure = transfer.counters.shortfall()
     except FilestreamerError as error:
         failure = error
+        _say_why(settings, error, logger, route, lambda: bool(signalled or transfer.has_said_why))
     finally:
         progress.stop()
         is_over = True
@@ -146,6 +150,32 @@ def _send(
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _begin(settings: "SenderSettings", logger: Any, route: "Route | None") -> "Transfer":
+    """Make a transfer. What keeps it from being begun is told to the receiver of a job, and raised."""
+    from sender.coordinator import Transfer
+
+    try:
+        return Transfer(settings, logger, route=route)
+    except FilestreamerError as error:
+        _say_why(settings, error, logger, route, lambda: False)
+        raise
+
+
+def _say_why(
+    settings: "SenderSettings",
+    error: FilestreamerError,
+    logger: Any,
+    route: "Route | None",
+    is_over: Callable[[], bool],
+) -> None:
+    """Tell the receiver of a job that this sender ends for good, if it does, until that `is_over`."""
+    if settings.job is None:
+        return
+    from sender.farewell import say_why
+
+    say_why(settings, error, logger, route, is_over)
 
 
 def _serve(settings: "SenderSettings", logger: Any) -> int:
@@ -246,10 +276,12 @@ def _show_command(token: str, address: tuple[Any, ...], *, tls: bool) -> None:
 def _ask(settings: "SenderSettings", logger: Any) -> int:
     """Print how each entry stands at the receiver, then the result; return the exit code."""
     from filestreamer.process.threads import as_failure
-    from filestreamer.telemetry.report import report
+    from filestreamer.telemetry.report import begin, report
     from filestreamer.telemetry.result import TransferResult
     from sender.asking import Asking
     from sender.push import reached
+
+    begin(settings.result_file, logger)
 
     def overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import as_failure, start_thread
-from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.telemetry.counters import JobCounts, TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
@@ -28,11 +28,13 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.framing import frame
+from filestreamer.wire.grid import WHOLE
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.addresses import Address
 from filestreamer.wire.sockets.control_link import ControlLink
 from filestreamer.wire.sockets.route import Route
 from filestreamer.wire.sockets.transport import Channel, Deadline
+from filestreamer.wire.tree_shares import TreeShares
 from sender.declined import DeclinedEntries
 from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import FoundZeros, Manifest, Withdrew
@@ -56,7 +58,7 @@ from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, Contr
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
-from sender.offer import make_offer, needed_features
+from sender.offer import check_shard, make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
@@ -97,6 +99,8 @@ class BeginAgain(Exception):
 class Transfer:
     """Sends what the settings name. Make it, and `run` it once; any thread may read `counters`."""
 
+    has_said_why = False
+    """Whether the receiver was told why the transfer has failed."""
     _is_interrupted = False
     _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
@@ -119,8 +123,7 @@ class Transfer:
 
         Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError.
         """
-        self._settings = settings
-        self._route = route
+        self._settings, self._route = settings, route
         self._log = log
         self.mailbox = Mailbox()
         self.counters = TransferCounters(
@@ -139,12 +142,11 @@ class Transfer:
         self._deletion = find_deletion(settings)
         self._listing: ListingThread = self._make_listing(before, served)
         self._is_tree = self._listing.single is None
-        self._manifest = Manifest(choose_chunk_size(settings, self._listing.single))
+        self._manifest = _begin_manifest(settings, self._listing.single)
+        share = settings.shard if self._manifest.shares is None else WHOLE  # each file of a tree has its own share
         parallelism = Parallelism(settings.connections, rate_limit=settings.rate_limit)
-        schedule = Schedule(
-            parallelism.connections, shard_count=settings.shard.count, strict_modulo=settings.strict_modulo
-        )
-        self._queue = SendQueue(self._manifest, schedule, self.mailbox, settings.shard, is_tree=self._is_tree)
+        schedule = Schedule(parallelism.connections, shard_count=share.count, strict_modulo=settings.strict_modulo)
+        self._queue = SendQueue(self._manifest, schedule, self.mailbox, share, is_tree=self._is_tree)
         self.counters.chunk_size, self.counters.chunk_map = self._manifest.chunk_size, self._queue.states.chunk_map
 
         self._control_state = ControlState(was_open=before is not None)
@@ -180,6 +182,7 @@ class Transfer:
             peer=self._peer,
             patience=settings.patience,
             before=before._liveness if before is not None else None,
+            job=settings.job if served is None else None,
         )
         pause_seconds = self._liveness.backoff.next() if before is not None else 0.0
         self._reader = ControlReader(self._connector, self._link, self.mailbox, self._verifier.is_behind, pause_seconds)
@@ -329,10 +332,10 @@ class Transfer:
         """Add another part to the manifest, and to the queue."""
         part = self._manifest.add(items, last=last)
         self._queue.extend(part)
-        counters, share = self.counters, self._settings.shard
+        counters, share = self.counters, self._queue.share
         counters.files += sum(item.entry.type in (m.EntryType.FILE, m.EntryType.STREAM) for item in items)
         counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
-        counters.chunks = self._queue.states.chunks
+        counters.chunks = self._queue.states.chunks - self._queue.states.others
         self._withdrawals.withdraw_links(part)
 
     def _is_alone(self, items: list[Item]) -> bool:
@@ -340,7 +343,8 @@ class Transfer:
 
         A directory that is mirrored is a tree, also where there is a single file in it.
         """
-        return self._deletion is None and not self._manifest.files and len(items) == 1 and items[0].entry.is_no_tree
+        is_alone = not self._manifest.files and len(items) == 1 and items[0].entry.is_no_tree
+        return is_alone and self._deletion is None and self._manifest.shares is None
 
     def _list_last(self) -> None:
         """Add the last part of a tree, without entries, when all others are done and nothing is to be tried again."""
@@ -454,7 +458,8 @@ class Transfer:
         stream_bytes = self._manifest.stream.size if self._manifest.stream is not None else 0
         counts, left_out = self._skipped.for_finish()
         chunks = self._queue.states.chunks
-        self._link.say(m.Finish(chunks, self.root_digest, stream_bytes, counts, left_out, ahead))
+        digest = self._listing.walk_digest
+        self._link.say(m.Finish(chunks, self.root_digest, stream_bytes, counts, left_out, ahead, digest))
 
     def _is_source_settled(self) -> bool:
         """Whether nothing of the source is to be read again before Finish. Raises Unsendable if a single file changed.
@@ -550,7 +555,7 @@ class Transfer:
         self._go_on()
 
     def _take_held(self, message: m.Held) -> None:
-        if message.unchecked and (self._settings.checksum or self._settings.shard.count > 1):
+        if message.unchecked and (self._settings.checksum or self._queue.share.count > 1):
             raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
         if message.left and self._settings.existing not in (m.Existing.SKIP, m.Existing.NEWER):
             raise RemoteProtocolError("the receiver leaves files as they are, but they are to be replaced")
@@ -572,6 +577,14 @@ class Transfer:
         counters = self.counters
         counters.deleted_files, counters.undeletable_files = message.deleted, message.undeletable
         counters.left_files = message.left
+        if self._manifest.shares is not None:
+            counters.job = JobCounts(
+                self._settings.job or "",
+                str(self._settings.shard),
+                message.shards_finished,
+                message.job_files,
+                message.job_bytes,
+            )
         self._committed = message.committed
 
     def _take_abort(self, message: m.Abort) -> None:
@@ -630,6 +643,7 @@ class Transfer:
 
     def _say_goodbye(self, error: FilestreamerError) -> None:
         """Send the last Progress (the stages) and Abort with the reason, if the socket takes them at once."""
+        self.has_said_why = self._link.channel is not None
         if self._link.channel is not None:
             self._link.channel.patience = Deadline(GOODBYE_SECONDS, "to say goodbye")
         self._link.say_goodbye(error, self.counters.heartbeat())
@@ -656,6 +670,15 @@ class Transfer:
         if self._committed is None:
             self._reader.stop(self._link.channel, max(0.0, deadline - time.monotonic()))
         self._connector.close()
+
+
+def _begin_manifest(settings: SenderSettings, single: Item | None) -> Manifest:
+    """Return a manifest without parts. Raises UsageError."""
+    check_shard(settings, single)
+    chunk_size = choose_chunk_size(settings, single)
+    if single is not None or settings.shard.count == 1:
+        return Manifest(chunk_size)
+    return Manifest(chunk_size, TreeShares(settings.shard, chunk_size, checksum=settings.checksum))
 
 
 def _do_nothing() -> None:

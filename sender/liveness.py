@@ -4,12 +4,13 @@
 """
 
 import time
+from typing import Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.errors import Absent, Code, Refused, TransferFailed
 from filestreamer.wire.progress_clock import Patience, ProgressClock, sync_seconds
 from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest
@@ -18,6 +19,9 @@ from sender.network.connections import DataConnections
 from sender.network.connector import Connector
 from sender.network.peer import Peer
 from sender.waits import Waits
+
+ABSENT_SECONDS: Final = 600.0
+"""How long the sender of a job looks for its receiver: longer than a cluster takes to miss a node."""
 
 
 class Liveness:
@@ -35,9 +39,13 @@ class Liveness:
         peer: Peer,
         patience: Patience,
         before: "Liveness | None",
+        job: str | None = None,
     ) -> None:
         """Begin to count; `before` is that of the transfer that this one continues, whose clock goes on."""
         self._patience = patience
+        self._job = job
+        self._seen_at: float = before._seen_at if before is not None else time.monotonic()
+        """When a receiver was there last: control was open, or was refused."""
         self._has_begun: bool = before is not None and before._has_begun
         """Whether a byte was acknowledged, or nothing had to be sent, in this transfer or an earlier one of the run."""
         self._peer_progress: m.Progress | None = None
@@ -127,8 +135,9 @@ class Liveness:
         if counters.is_waiting:
             clock.wait(now)
         size_bytes = self._file_bytes()
-        is_chunk_done = clock.done(states.done_count, now)
-        self._has_begun = self._has_begun or states.done_count > 0
+        done = states.done_count - states.others
+        is_chunk_done = clock.done(done, now)
+        self._has_begun = self._has_begun or done > 0
         gets_on = [
             is_chunk_done,
             clock.under_way(under_way, now, read=read),
@@ -156,6 +165,7 @@ class Liveness:
     def check(self, now: float) -> None:
         """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for longer than the user allows."""
         most_seconds = self._patience.seconds(has_begun=self._has_begun)
+        self._check_presence(now)
         if now - self._clock.at <= most_seconds:
             return
         last, seconds = self._peer.last_trouble, f"{most_seconds:g} s"
@@ -172,4 +182,19 @@ class Liveness:
         raise TransferFailed(
             Code.TIMEOUT,
             f"gave up after {seconds} without progress, waiting for {waited}{trouble}{suspicion}; {advice}",
+        )
+
+    def _check_presence(self, now: float) -> None:
+        """Raise Absent where a job has had no receiver for so long that it has most likely ended for good."""
+        last = self._peer.last_trouble
+        if self._link.channel is not None:
+            self._seen_at = now
+        elif isinstance(last, Refused):
+            self._seen_at = max(self._seen_at, self._peer.trouble_at)
+        if self._job is None or now - self._seen_at <= ABSENT_SECONDS:
+            return
+        trouble = f" ({last})" if last is not None else ""
+        raise Absent(
+            f"no receiver of job '{self._job}' for {ABSENT_SECONDS:g} s{trouble}: it has ended (its result says how: if"
+            " that is complete, everything is in place), or it was never started, or can't be reached"
         )

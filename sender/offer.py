@@ -2,8 +2,22 @@
 
 from filestreamer.wire import features
 from filestreamer.wire import messages as m
+from filestreamer.wire.errors import UsageError
 from sender.settings import SenderSettings
 from sender.source.item import Item
+
+
+def check_shard(settings: SenderSettings, single: Item | None) -> None:
+    """Check that what is sent can be sent in shards; `single` is its only entry. Raises UsageError."""
+    if settings.shard.count == 1:
+        return
+    if single is None and settings.job is None:
+        raise UsageError(
+            "--shard of directories, or of several paths, needs --job NAME: the same for all shards of one run, and"
+            " another one for each run"
+        )
+    if single is not None and settings.existing is not m.Existing.REPLACE:
+        raise UsageError("--existing: shards of a single file have no say in that: receiver --no-replace has")
 
 
 def needed_features(settings: SenderSettings, single: Item | None, *, is_dry: bool = False) -> tuple[str, ...]:
@@ -12,7 +26,8 @@ def needed_features(settings: SenderSettings, single: Item | None, *, is_dry: bo
         features.DRY_RUN: is_dry,
         features.TREES: single is None,
         features.STREAMS: single is not None and single.stream is not None,
-        features.SHARDS: settings.shard.count > 1,
+        features.SHARDS: settings.shard.count > 1 and single is not None,
+        features.TREE_SHARDS: settings.shard.count > 1 and single is None,
         features.OWNER: settings.owner,
         features.CHECKSUM: settings.checksum,
         features.EXISTING: settings.existing is not m.Existing.REPLACE,
@@ -29,7 +44,7 @@ def make_offer(
     share = settings.shard
     return m.Offer(
         chunk_size,
-        m.Shard(share.index, share.count) if share.count > 1 else None,
+        m.Shard(share.index, share.count, tree=single is None) if share.count > 1 else None,
         settings.checksum,
         single.sent_bytes if single is not None else 0,
         settings.existing,

@@ -131,11 +131,11 @@ class SenderSettings(SourceSettings):
 
     shard: Share = setting(
         share,
-        "Send only share INDEX of COUNT of the file; other senders send the other shares.",
+        "Send only share INDEX of COUNT; other senders send the other shares. With --job, where it is not one file.",
         default="0/1",
         metavar="INDEX/COUNT",
     )
-    """Which share of the file to send, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of it."""
+    """Which share of the files to send, from 0/COUNT to COUNT-1/COUNT; 0/1 is all of them."""
 
     strict_modulo: bool = setting(
         bool,
@@ -242,8 +242,6 @@ class SenderSettings(SourceSettings):
         """Raise UsageError for settings that a list of paths does not go with."""
         if len(self.input_files) != 1 or self.reads_stdin:
             raise UsageError("--files-from needs exactly one INPUT_FILE: the directory that its paths are relative to")
-        if self.shard.count > 1:
-            raise UsageError("--shard needs a single file: it does not go with --files-from")
 
     def _check_stdin(self) -> None:
         """Raise UsageError for settings that standard input does not have."""
@@ -268,9 +266,12 @@ class SenderSettings(SourceSettings):
     def _check_shard(self) -> None:
         """Raise UsageError for settings that a share of a file does not have."""
         if self.delete:
-            raise UsageError("--delete: a shard moves a share of one file, and no directory")
-        if self.existing is not Existing.REPLACE:
-            raise UsageError("--existing: shards have no say in that: receiver --no-replace has")
+            raise UsageError(
+                "--delete: no shard lists all that is at the source: when all shards are done, run one sender without"
+                " --shard and with --delete; it moves nothing again"
+            )
+        if self.existing is not Existing.REPLACE and self.job is None:
+            raise UsageError("--existing: shards of a single file have no say in that: receiver --no-replace has")
         if self.dry_run and self.to is not None:
             raise UsageError("--dry-run: a shard can't ask about its share: leave out --shard")
 

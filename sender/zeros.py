@@ -6,11 +6,13 @@ connection that is lost is told again on the next one, unless the receiver says 
 
 import itertools
 from collections import deque
+from collections.abc import Iterator
 
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.grid import WHOLE, Share
 from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import FoundZeros, Manifest
 from sender.dispatch.part import Part
@@ -73,9 +75,10 @@ class Zeros:
                 continue
             if not (part.is_large(file_id) and first + count <= part.grid(file_id).segments):
                 raise RemoteProtocolError(f"the receiver takes segments of file {file_id} for zeros that it has not")
-            base = part.chunk_of(file_id, 0)
-            for start, stop in self._queue.zeros_arrived(base + first, base + first + count):
-                self._counters.zero_bytes += self._bytes(part, file_id, start, stop)
+            base, share = part.chunk_of(file_id, 0), part.share(file_id)
+            for begin, end in _own_runs(share, first, first + count):
+                for start, stop in self._queue.zeros_arrived(base + begin, base + end):
+                    self._counters.zero_bytes += self._bytes(part, file_id, start, stop)
         self._drop_done()
 
     def _drop_done(self) -> None:
@@ -104,6 +107,15 @@ class Zeros:
         return sum(self._bytes(part, file_id, start, stop) for start, stop in runs)
 
     def _bytes(self, part: Part, file_id: int, start: int, stop: int) -> int:
-        """Return the bytes of these ordinals of a file. Only a tree has several files, and a tree has no shards."""
+        """Return the bytes of these ordinals of a file: of a single file those of a share, of a tree all chunks."""
         share, base = self._queue.share, part.chunk_of(file_id, 0)
         return share.bytes_between(part.grid(file_id), start - base, stop - base)
+
+
+def _own_runs(share: Share, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of those of the segments [first, end) that this shard of a tree sends."""
+    if share is WHOLE:
+        yield first, end
+        return
+    for ordinal in share.ordinals(first, end):
+        yield share.chunk(ordinal), share.chunk(ordinal) + 1

@@ -15,8 +15,11 @@ Panel = dict[str, Any]
 Query = tuple[str, str]
 """PromQL, and what its series are called in the legend."""
 
-TRANSFER = '{transfer=~"$transfer"}'
-CONNECTION = '{transfer=~"$transfer", connection=~"$connection"}'
+PLACE = 'namespace=~"$namespace", pod=~"$pod"'
+"""In Kubernetes. Series from elsewhere have no such labels, which is what the `.*` of all choices matches, too."""
+POD = f"{{{PLACE}}}"
+TRANSFER = f'{{{PLACE}, transfer=~"$transfer"}}'
+CONNECTION = f'{{{PLACE}, transfer=~"$transfer", connection=~"$connection"}}'
 EACH = "{{transfer}} #{{connection}}"
 SIDES = ("sender", "receiver")
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -163,7 +166,7 @@ def phase(side: str) -> str:
     """Return the phase as a number, 1 to 4; 0 of a transfer that has ended before it was complete."""
     phases = ("offering", "moving", "syncing", "complete")
     terms = [
-        f'{number} * filestreamer_{side}_transfer_phase{{transfer=~"$transfer", phase="{name}"}}'
+        f'{number} * filestreamer_{side}_transfer_phase{{{PLACE}, transfer=~"$transfer", phase="{name}"}}'
         for number, name in enumerate(phases, 1)
     ]
     return f"max by (transfer) ({' or '.join(terms)})"
@@ -419,9 +422,9 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                         f"sum by (transfer) (filestreamer_SIDE_connection_reconnects_total{CONNECTION})",
                         "{{transfer}} reconnects",
                     ),
-                    *both("filestreamer_SIDE_digest_mismatches_total", "digest mismatches"),
-                    *both("filestreamer_SIDE_chunks_resent_total", "chunks resent"),
-                    ("filestreamer_sender_chunks_stolen_total", "sender chunks stolen"),
+                    *both(f"filestreamer_SIDE_digest_mismatches_total{POD}", "digest mismatches"),
+                    *both(f"filestreamer_SIDE_chunks_resent_total{POD}", "chunks resent"),
+                    (f"filestreamer_sender_chunks_stolen_total{POD}", "sender chunks stolen"),
                 ],
                 step=True,
             ),
@@ -434,7 +437,7 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Refused connections",
                 "Total by reason, since the receiver started. A wrong token, another version, a port scan.",
                 "short",
-                [("sum by (reason) (filestreamer_receiver_refused_connections_total)", "{{reason}}")],
+                [(f"sum by (reason) (filestreamer_receiver_refused_connections_total{POD})", "{{reason}}")],
                 step=True,
             ),
             lines(
@@ -442,9 +445,9 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Beside what its transfers still have to receive, which has to stay below.",
                 "bytes",
                 [
-                    ("filestreamer_receiver_destination_free_bytes", "{{instance}} free"),
+                    (f"filestreamer_receiver_destination_free_bytes{POD}", "{{instance}} free"),
                     (
-                        'sum by (instance) (transfer:filestreamer_remaining_bytes:sum{side="receiver"})',
+                        f'sum by (instance) (transfer:filestreamer_remaining_bytes:sum{{{PLACE}, side="receiver"}})',
                         "{{instance}} still to receive",
                     ),
                 ],
@@ -453,13 +456,13 @@ LAYOUT: Sequence[tuple[int, Sequence[Panel]]] = (
                 "Transfers ended",
                 "By result, since each service started.",
                 "short",
-                both("sum by (result) (filestreamer_SIDE_transfers_total)", "{{result}}"),
+                both(f"sum by (result) (filestreamer_SIDE_transfers_total{POD})", "{{result}}"),
             ),
             stat(
                 "Versions",
                 "Of the services that run.",
                 "short",
-                both("count by (version) (filestreamer_SIDE_build_info)", "{{version}}"),
+                both(f"count by (version) (filestreamer_SIDE_build_info{POD})", "{{version}}"),
                 text="name",
             ),
         ],
@@ -483,7 +486,11 @@ def place(layout: Sequence[tuple[int, Sequence[Panel]]]) -> list[Panel]:
 # -------------------------------------------------------------------------------------------------------- the dashboard
 
 
-def variable(name: str, label: str, query: str) -> dict[str, Any]:
+ANY = '__name__=~"filestreamer_(sender|receiver)'
+"""Begins a selector of what both services tell."""
+
+
+def variable(name: str, label: str, query: str, *, by_number: bool = True) -> dict[str, Any]:
     """Return a choice of several label values, all at first."""
     return {
         "name": name,
@@ -497,7 +504,7 @@ def variable(name: str, label: str, query: str) -> dict[str, Any]:
         "allValue": ".*",
         "current": {"text": ["All"], "value": ["$__all"]},
         "refresh": 2,  # whenever the time range changes: transfers come and go
-        "sort": 3,  # by number
+        "sort": 3 if by_number else 1,
     }
 
 
@@ -522,16 +529,15 @@ def dashboard() -> dict[str, Any]:
                     "query": "prometheus",
                     "current": {},
                 },
+                variable("namespace", "Namespace", f'label_values({{{ANY}_build_info"}}, namespace)', by_number=False),
                 variable(
-                    "transfer",
-                    "Transfer",
-                    'label_values({__name__=~"filestreamer_(sender|receiver)_transfer_size_bytes"}, transfer)',
+                    "pod", "Pod", f'label_values({{{ANY}_build_info", namespace=~"$namespace"}}, pod)', by_number=False
                 ),
+                variable("transfer", "Transfer", f'label_values({{{ANY}_transfer_size_bytes", {PLACE}}}, transfer)'),
                 variable(
                     "connection",
                     "Connection",
-                    'label_values({__name__=~"filestreamer_(sender|receiver)_connection_up", transfer=~"$transfer"}, '
-                    "connection)",
+                    f'label_values({{{ANY}_connection_up", {PLACE}, transfer=~"$transfer"}}, connection)',
                 ),
             ]
         },

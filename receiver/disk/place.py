@@ -19,6 +19,7 @@ from receiver.disk.filesystem.boundary import Side, side_of
 from receiver.disk.filesystem.sync import syncs_each
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import NOTE_SUFFIX, OPEN_FLAGS, STAGING, staging_key
+from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import SpaceLender
 
 NO_LOCKS: Final = (
@@ -49,10 +50,16 @@ class Place:
             lambda: this.tidy(),  # noqa: PLW0108  `this.tidy` would be a method of the place itself
         )
         self._top: Place = self if above is None else above._top
+        self._sealed_shares = SealedShares()
         self.lacking: dict[str, str] = {}
         """What was found to be missing, and has its substitute, with the text that says so; of the place at the top."""
         self.tell: Callable[[str], None] = lambda _: None
         """Called once for each of these."""
+
+    @property
+    def sealed_shares(self) -> SealedShares:
+        """The shares that this process has sealed below the destination."""
+        return self._top._sealed_shares
 
     def below(self, path: bytes) -> bytes:
         """Return a path of the destination as it is relative to this place. Files are staged under that (KEY)."""

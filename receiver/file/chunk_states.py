@@ -12,7 +12,7 @@ from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from filestreamer.wire.runs import runs
 from receiver.disk.staging.ledger import UNKNOWN_DIGEST, Claims
-from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable
+from receiver.file.states import CLAIMED, FREE, HELD, OTHERS, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable
 
 _BEGUN_AGAIN: Final = bytes({VERIFIED: HELD, ZERO: FREE}.get(state, state) for state in range(256))
 
@@ -52,7 +52,7 @@ class ChunkStates(StateTable):
         view = memoryview(self._digests).toreadonly()
         if stop is None:
             stop = share.chunks(self.grid.segments)
-            if not self._has_none(ZERO, UNCHECKED):
+            if not self._has_none(ZERO, UNCHECKED, OTHERS):
                 for first, end in self.runs(FREE, CLAIMED, HELD, WRITING, VERIFIED, share=share):
                     yield from self.digests(share, first, end)
                 return
@@ -113,6 +113,12 @@ class ChunkStates(StateTable):
         chunks = slice(share.index, None, share.count)
         self._states[chunks] = self._states[chunks].translate(_BEGUN_AGAIN)
 
+    def leave_to_others(self, share: Share) -> None:
+        """Turn every chunk that is not in this share to OTHERS, before anything else happens."""
+        own = self._states[share.index :: share.count]
+        self._states[:] = bytes([OTHERS]) * len(self._states)
+        self._states[share.index :: share.count] = own
+
     def forget(self, share: Share) -> None:
         """Turn every chunk of a share to FREE."""
         self._states[share.index :: share.count] = bytes(share.chunks(self.grid.segments))
@@ -138,8 +144,8 @@ class ChunkStates(StateTable):
         return {writer for index, writer in self._writers.items() if first <= index < end}
 
     def expected_digest(self, index: int) -> bytes | None:
-        """Return the digest of a chunk that is here; None for zeros."""
-        return None if self._states[index] == ZERO else self.digest(index)
+        """Return the digest of a chunk that is here; None for zeros, and for what others write."""
+        return None if self._states[index] in (ZERO, OTHERS) else self.digest(index)
 
     # --- what connections deliver
 
@@ -154,6 +160,8 @@ class ChunkStates(StateTable):
             raise RemoteProtocolError(f"segment {index} was told as zeros, and is sent")
         if state == UNCHECKED:
             raise RemoteProtocolError(f"segment {index} was accepted unread")
+        if state == OTHERS:
+            raise RemoteProtocolError(f"segment {index} is another shard's")
         if state == VERIFIED:
             return Delivery.COMPARE
         if state == WRITING:

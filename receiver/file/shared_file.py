@@ -28,7 +28,7 @@ from receiver.disk.space import data_bytes
 from receiver.disk.staging.readable import InPlace
 from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import ChunkStates
-from receiver.file.states import CLAIMED, FREE, WRITING, ZERO
+from receiver.file.states import CLAIMED, FREE, OTHERS, WRITING, ZERO
 from receiver.memory.budget import Account
 
 WRITE_BACK_BYTES: Final = 64 * limits.MIB
@@ -165,7 +165,7 @@ class File:
     def _begin_staging(self, staging: Staging) -> None:
         states = self.chunk_states  # not this file: the table of a closed one would stay in a circle
         staging.expected_digest = states.expected_digest
-        staging.known_holes.zero_segments = lambda: states.runs(ZERO)
+        staging.known_holes.zero_segments = lambda: states.runs(ZERO, OTHERS)
         # A stream has no size yet, and may well become large.
         if self.grid.size >= WRITE_BACK_BYTES or staging.entry.type is m.EntryType.STREAM:
             self._start_write_back(staging, self._failed)

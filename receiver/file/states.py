@@ -13,6 +13,7 @@ row for each file of a manifest part.
     UNCHECKED  was here, accepted unread (all chunks)      answered: Held.unchecked, has no digest
     WITHDRAWN  files only: the sender will not send it     not answered, has no digest
     LEFT       files only: differs, and is left as it is   answered: Held.left, has no digest
+    OTHERS     chunks only: of another shard of a tree    not answered, has no digest
     DECLINED   files only: it can't be put in place        answered: Declined; has no digest until all of it came
 """
 
@@ -32,6 +33,7 @@ UNCHECKED: Final = 7
 WITHDRAWN: Final = 8
 DECLINED: Final = 9
 LEFT: Final = 10
+OTHERS: Final = 11
 
 _SIZE: Final = limits.DIGEST_BYTES
 

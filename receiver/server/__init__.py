@@ -6,6 +6,7 @@
 3. `admission`   finds the transfer of a connection, or begins one; reserves a place and memory for both
 4. `registry`    gives names in the destination to transfers; `name_table` says which transfer has which name.
                  A newer transfer displaces one whose sender is gone or that makes no progress; else it is refused BUSY
+5. `run`         says when a receiver with --once is done: by a receipt, or because its sender has ended for good
 
 A transfer has a thread of its own, and so has each of its data connections (`receiver.transfer`). The server's thread
 only takes connections through their opening, and never waits for a peer.

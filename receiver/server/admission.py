@@ -87,10 +87,12 @@ class Admission:
         log: Any,
         asked: Asked | None = None,
         dialling: Dialling | None = None,
+        committed: Callable[[Transfer], None] | None = None,
     ) -> None:
         """Have no transfers yet. `budget` is the memory for all of them. `asked` is all that they may bring.
 
-        `dialling` dials their connections, if the senders do not.
+        `dialling` dials their connections, if the senders do not. `committed` is called by each that has put everything
+        in place, before its sender learns of it.
 
         `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
         """
@@ -102,6 +104,7 @@ class Admission:
         self._log = log
         self._asked = asked
         self._dialling = dialling
+        self._committed = committed
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
         self._lock = threading.Lock()  # protects _transfers
@@ -283,6 +286,7 @@ class Admission:
             rate_limit=self._rate_limit,
             asked=self._asked,
             dialling=self._dialling,
+            committed=self._committed,
         )
         transfer.counters.tolerated = self._settings.tolerated
         return transfer

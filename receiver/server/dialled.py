@@ -70,6 +70,7 @@ class Dialler:
         """`route` leads to the sender. Raises UsageError for an unusable TLS file."""
         self._route = route
         self._incarnation = incarnation
+        self._job = settings.job or ""
         self._tokens = Tokens(settings, log)
         self._trust = trust_of(settings, log)
         self._mutex = threading.Lock()  # protects the fields below
@@ -103,7 +104,12 @@ class Dialler:
         token = self._tokens.choose(format_address(address[1]))
         link = self._secure(sock, token)
         opening = DiallingReceiverOpening(
-            self._incarnation, role, token.token, link.certificate_sha256, is_own=token.is_own
+            self._incarnation,
+            role,
+            token.token,
+            link.certificate_sha256,
+            is_own=token.is_own,
+            job=self._job,
         )
         link.send(frame_of(opening.greeting_body))
         try:

@@ -4,12 +4,29 @@ A name belongs to one transfer, or to the shards of one job; a tree may have any
 registry has the lock.
 """
 
+from dataclasses import dataclass, replace
+
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import Share
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File, SourceVersion
 from receiver.transfer.names import Claimant
 from receiver.tree.top_level_names import TopLevelNames
+
+
+@dataclass(frozen=True, slots=True)
+class TreeShardClaim:
+    """A shard of a tree."""
+
+    job: str
+    index: int
+    count: int
+    chunk_size: int
+    checksum: bool
+
+    def is_sibling_of(self, other: "TreeShardClaim") -> bool:
+        """Whether this is another shard of the same job, divided in the same way."""
+        return replace(self, index=other.index) == other and self.index != other.index
 
 
 class NameTable:
@@ -20,11 +37,33 @@ class NameTable:
         """The files that are being received, by name: a shard of the same job can join one."""
         self.shares: dict[Claimant, FileShare] = {}
         self.trees: dict[Claimant, TopLevelNames] = {}
+        self.shards: dict[Claimant, TreeShardClaim] = {}
+        """The transfers that are shards of trees."""
+        self.closing: set[Claimant] = set()
+        """Those of them that set the modes and times of directories."""
+        self.closed: set[Claimant] = set()
+        """Those of them that have done so, and write nothing any more."""
 
     def holders(self, name: bytes) -> list[Claimant]:
         """Return the transfers that have a name, as a file or in a tree."""
         file = self.files.get(name)
         return (self.sharers(file) if file is not None else []) + self.tree_holders(name)
+
+    def rivals_for(self, transfer: Claimant, name: bytes) -> list[Claimant]:
+        """Return the transfers that a tree would have to displace to get a name: not the shards of its own job."""
+        siblings = self.siblings(transfer)
+        return [holder for holder in self.holders(name) if holder is not transfer and holder not in siblings]
+
+    def siblings(self, transfer: Claimant) -> list[Claimant]:
+        """Return the other shards of the job of a transfer."""
+        shard = self.shards.get(transfer)
+        if shard is None:
+            return []
+        return [other for other, theirs in self.shards.items() if theirs.is_sibling_of(shard)]
+
+    def writing_siblings(self, transfer: Claimant) -> list[Claimant]:
+        """Return those of them that may still write."""
+        return [other for other in self.siblings(transfer) if not (other in self.closed or other.is_complete)]
 
     def tree_holders(self, name: bytes) -> list[Claimant]:
         """Return the transfers of trees that have a name."""

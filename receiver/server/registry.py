@@ -8,10 +8,11 @@ A file is in the table while a transfer has a share of it; later runs find it in
 an output, the output is the only thing to claim, and only one transfer may ever write to it.
 """
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from filestreamer.wire import messages as m
@@ -25,7 +26,7 @@ from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File, SourceVersion
 from receiver.memory.budget import Account
 from receiver.pipe.standard_output import OpenFile
-from receiver.server.name_table import NameTable, busy, refusal
+from receiver.server.name_table import NameTable, TreeShardClaim, busy, refusal
 from receiver.transfer.ending import FENCE_SECONDS
 from receiver.transfer.names import Claimant
 from receiver.tree.top_level_names import TopLevelNames
@@ -46,6 +47,7 @@ class Registry:
         self._destination = destination
         self._output_name = output_name
         self._lock = threading.Lock()  # protects the fields below; no thread waits while it holds the lock
+        self._changed = threading.Condition(self._lock)  # notified when a shard of a tree has set modes, or has ended
         self._table = NameTable()
         self._output_holder: Claimant | None = None
 
@@ -86,27 +88,64 @@ class Registry:
 
     # --- trees
 
-    def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
+    def claim_root(self, transfer: Claimant, name: bytes, offer: m.Offer | None = None, job: str = "") -> TopLevelNames:
         """Give a tree its first name in the destination, and the means to claim others.
+
+        Shards of one `job` share their names; `offer` says whether the tree is one.
 
         Raises TransferFailed: POLICY, BUSY.
         """
         destination, _ = self.destination_for(is_alone=False)
+        is_shard = offer is not None and offer.shard is not None
         roots = TopLevelNames(
             destination,
             lambda other: self._hold(transfer, roots, other),
             lambda other: self._try_hold(transfer, roots, other),
+            (lambda: self._closing(transfer)) if is_shard else None,
         )
+        if offer is not None and offer.shard is not None:
+            index, count, _ = offer.shard
+            self._join(transfer, TreeShardClaim(job, index, count, offer.chunk_size, offer.checksum))
         roots.claim(name)
         return roots
+
+    def _join(self, transfer: Claimant, shard: TreeShardClaim) -> None:
+        """Let a shard of a tree write beside the others of its job. Raises TransferFailed: BUSY, POLICY."""
+        with self._lock:
+            for other, theirs in self._table.shards.items():
+                if other is transfer or other.is_complete or theirs.job != shard.job or theirs.count != shard.count:
+                    continue  # of another job or number of shards, it has the names of the tree
+                if theirs.chunk_size != shard.chunk_size or theirs.checksum != shard.checksum:
+                    raise TransferFailed(
+                        Code.POLICY,
+                        f"other shards of job {shard.job} have another --chunk-size, or --checksum: give all the same",
+                    )
+                if other in self._table.closing:
+                    raise busy(f"job {shard.job}", ", which is about to end")
+            self._table.shards[transfer] = shard
+
+    @contextlib.contextmanager
+    def _closing(self, transfer: Claimant) -> Iterator[bool]:
+        """Let a shard set the modes of directories, one at a time; yield whether no other one writes into them."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._table.closing.intersection(self._table.siblings(transfer)))
+            self._table.closing.add(transfer)
+            is_last = not self._table.writing_siblings(transfer)
+        try:
+            yield is_last
+        finally:
+            with self._changed:
+                self._table.closing.discard(transfer)
+                self._table.closed.add(transfer)
+                self._changed.notify_all()
 
     def _hold(self, transfer: Claimant, roots: TopLevelNames, name: bytes) -> None:
         """Let a tree have a name, if no other transfer has it. Raises TransferFailed(BUSY)."""
         with self._lock:
-            rivals = [holder for holder in self._table.holders(name) if holder is not transfer]
+            rivals = self._table.rivals_for(transfer, name)
         _displace(rivals)
         with self._lock:
-            if any(holder is not transfer for holder in self._table.holders(name)):
+            if self._table.rivals_for(transfer, name):
                 raise busy(self._path(name))
             self._table.trees[transfer] = roots
             roots.take(name)
@@ -243,6 +282,9 @@ class Registry:
             if self._output_holder is transfer and not (transfer.is_complete or transfer.has_passed_on):
                 self._output_holder = None
             self._table.trees.pop(transfer, None)
+            self._table.shards.pop(transfer, None)
+            self._table.closed.discard(transfer)
+            self._changed.notify_all()
             file_share = self._table.shares.get(transfer)
             if file_share is None:
                 return

@@ -12,7 +12,7 @@ from filestreamer.listening.handshake import Handshake
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from filestreamer.wire.errors import ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.disk.destination import Destination
 from receiver.memory.budget import Budget
@@ -20,6 +20,7 @@ from receiver.pipe.standard_output import OpenFile
 from receiver.server.admission import Admission
 from receiver.server.peers_bytes import read_peers_bytes
 from receiver.server.registry import Registry
+from receiver.server.run import Run
 from receiver.settings import ReceiverSettings
 from receiver.transfer.transfer import Transfer
 
@@ -63,7 +64,16 @@ class Server:
         handshakes = count_handshakes(peers_bytes)
         self._registry = Registry(destination, output_name)
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
-        self.admission = Admission(settings, self._registry, budget, ended=self._report_end, monitor=monitor, log=log)
+        self._run = Run(settings, destination, log)
+        self.admission = Admission(
+            settings,
+            self._registry,
+            budget,
+            ended=self._report_end,
+            monitor=monitor,
+            log=log,
+            committed=self._run.keep,
+        )
         self._token = token
         self._incarnation = random_id()
         self._acceptor = Acceptor(
@@ -105,6 +115,7 @@ class Server:
             token.encode() if token else None,
             certificate_sha256,
             earlier=self.admission.token_of,
+            job=self._settings.job or "",
         )
 
     def _let_in(self, handshake: Handshake[ReceiverOpening]) -> None:
@@ -127,9 +138,11 @@ class Server:
         self._acceptor.tick(now)
         if not self.admission.is_idle:
             self._busy_at = now
-        timeout = self._settings.idle_timeout
-        if timeout is not None and now - self._busy_at > timeout:
-            self.stop(TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)"))
+        with self._lock:
+            ended = self._run.ended(now - self._busy_at) if self._last_name is None else None
+        if ended is not None:
+            self._exit_code, error = ended
+            self.stop(error)
 
     def _report_end(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         """Report how a transfer ended; end the service where that was the last one. For the transfer's thread."""
@@ -148,6 +161,8 @@ class Server:
         with self._lock:
             if transfer.is_committed and self._settings.once and self._last_name is None:
                 self._last_name, self._exit_code = transfer.target_name, outcome.exit_code
+            if not transfer.is_complete:
+                self._run.note_failure(transfer, error)
         if was_offered:
             report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
             self._monitor.push()

@@ -1,6 +1,7 @@
 """The objects that the modules of one transfer share."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,10 @@ class Context:
     report: Report
     """What can't be done for single entries, to be told to the sender."""
     log: Any
+    job: str = ""
+    """The job that the sender's first Hello named; empty where it has none."""
+    committed: Callable[[], None] = lambda: None
+    """Called when everything is under its final name, and before the sender learns of it. It may wait for a disk."""
     rate_limit: RateLimit | None = None
     """That of all transfers of this process."""
     asked: Asked | None = None

@@ -49,6 +49,8 @@ from receiver.transfer.target_opener import TargetOpener
 TICK_SECONDS: Final = 1.0
 COMPLETE_SECONDS: Final = 60.0
 """How long a complete transfer is kept, to send Complete again to a sender that did not get it."""
+JOB_COMPLETE_SECONDS: Final = 120.0
+"""The same for a transfer of a job: a cluster may have to replace the pod of the sender, perhaps on another node."""
 
 
 class Coordinator:
@@ -102,7 +104,8 @@ class Coordinator:
             return False
         if self.is_dismissed or self._ending.is_final:
             return True
-        return time.monotonic() - self._completed_at > COMPLETE_SECONDS
+        kept_seconds = JOB_COMPLETE_SECONDS if self._context.job else COMPLETE_SECONDS
+        return time.monotonic() - self._completed_at > kept_seconds
 
     def _check_end(self) -> None:
         """Raise the error that the transfer was asked to end with, unless the transfer is complete."""
@@ -466,6 +469,8 @@ class Coordinator:
 
     def _complete(self, complete: m.Complete) -> None:
         self._send_reports()  # before the last message; nothing is reported any more
+        if complete.committed:
+            self._send_all(self._beside(self._tell_committed))
         self.complete = complete
         self._completed_at = time.monotonic()
         self._counters.phase = "complete"
@@ -475,6 +480,10 @@ class Coordinator:
             self._context.names.release_committed(self._context.transfer)
         if self._link.channel is not None and self._link.state in ("moving", "finishing"):
             self._send_complete(complete)
+
+    def _tell_committed(self) -> Iterable[m.Message]:
+        self._context.committed()
+        return ()
 
     def _send_complete(self, complete: m.Complete) -> None:
         self._link.say(self._counters.heartbeat())

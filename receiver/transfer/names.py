@@ -67,8 +67,11 @@ class Names(Protocol):
         With `checksum`, a file that is there is compared by its bytes, whatever its mtime is.
         """
 
-    def claim_root(self, transfer: Claimant, name: bytes) -> TopLevelNames:
-        """Give a tree its first name in the destination, and the means to claim others. Raises TransferFailed."""
+    def claim_root(self, transfer: Claimant, name: bytes, offer: m.Offer | None = None, job: str = "") -> TopLevelNames:
+        """Give a tree its first name in the destination, and the means to claim others. Raises TransferFailed.
+
+        Shards of one `job` share their names; `offer` says whether the tree is one.
+        """
 
     def claim_stdout(self, transfer: Claimant) -> OpenFile | None:
         """Give a transfer the output of this receiver; None where it has a directory. Raises TransferFailed(BUSY)."""

@@ -56,10 +56,15 @@ class TargetOpener:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not have the beginning of the manifest")
         # An entry at the top, which is all that is sent: the others are a tree, even a single one below a directory.
         is_alone = len(part.entries) == 1 and part.last and b"/" not in part.entries[0].path
+        is_tree_shard = offer.shard is not None and offer.shard.tree
+        if is_tree_shard and not self._context.job:
+            raise RemoteProtocolError("a shard of a tree was offered, and Hello names no job")
+        is_alone = is_alone and not is_tree_shard  # a shard of a tree may have one entry, or none
         entry = part.entries[0] if is_alone else None
-        if offer.shard is not None and (entry is None or entry.type is not m.EntryType.FILE):
-            raise RemoteProtocolError("a shard was offered of something other than one file without a directory")
-        if offer.shard is not None and (offer.delete or offer.dry_run or offer.existing is not m.Existing.REPLACE):
+        if offer.shard is not None and not is_tree_shard and (entry is None or entry.type is not m.EntryType.FILE):
+            raise RemoteProtocolError("a shard of one file was offered of something else")
+        has_say = offer.existing is not m.Existing.REPLACE and not is_tree_shard
+        if offer.shard is not None and (offer.delete or offer.dry_run or has_say):
             raise RemoteProtocolError("a shard was offered with `delete`, `dry_run` or `existing`")
         if offer.delete is not None and entry is not None and entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
             raise RemoteProtocolError("one file was offered with `delete`, which is for directories")
@@ -105,7 +110,7 @@ class TargetOpener:
         return output
 
     def _claim_file(self, entry: m.Entry, grid: Grid, offer: m.Offer) -> FileShare:
-        share = Share(*offer.shard) if offer.shard is not None else WHOLE
+        share = Share(offer.shard.shard_index, offer.shard.shard_count) if offer.shard is not None else WHOLE
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
         with self._reporting_refusal():
@@ -161,13 +166,14 @@ class TargetOpener:
             check_path(first)
         root = first.partition(b"/")[0]
         with self._reporting_refusal():
-            roots = context.names.claim_root(context.transfer, root)
+            roots = context.names.claim_root(context.transfer, root, offer, context.job)
             if offer.delete is not None:
                 check_permitted(roots.destination)
         return TreeTarget(
             offer,
             roots,
             root=root,
+            job=context.job,
             account=context.account,
             counters=context.counters,
             rehasher=context.rehasher,

@@ -56,13 +56,15 @@ class Transfer(threading.Thread):
         rate_limit: RateLimit | None = None,
         asked: Asked | None = None,
         dialling: Dialling | None = None,
+        committed: "Callable[[Transfer], None] | None" = None,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
         `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
         that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
-        `dialling` dials the connections, if the sender does not.
+        `dialling` dials the connections, if the sender does not. `committed` is called when everything is under its
+        final name, before the sender learns of it; it may wait for a disk.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -101,6 +103,8 @@ class Transfer(threading.Thread):
             liveness=self.liveness,
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
+            job=hello.job,
+            committed=lambda: committed(self) if committed is not None else None,
             rate_limit=rate_limit,
             asked=asked,
             dialling=dialling,
@@ -116,6 +120,8 @@ class Transfer(threading.Thread):
             raise RemoteProtocolError(f"{hello.connections} connections were announced, but {most} before")
         if hello.features != self.context.features:
             raise RemoteProtocolError("the connections of a transfer name different features")
+        if hello.job != self.context.job:
+            raise RemoteProtocolError("the connections of a transfer name different jobs")
 
     # --- for the server, the registry and newer transfers: questions
 

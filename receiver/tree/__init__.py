@@ -18,6 +18,9 @@
                         `mirror/` removes what is not listed, if that was asked for. One more sync of the file system
                         makes all of it durable; then the sender is told Complete.
 
+A shard of a tree (proto/README.md, "Shards of trees") takes the same way: `tree_shard` knows what is its own,
+`manifest` leaves the segments of other shards out, and the last shard of all puts a shared file in place.
+
 Locks, in the order in which a thread may take them: that of a part, that of a file (receiver/file), then at most
 one of those of `part_table`, `open_files`, `committer`, `declines`, `spool` and `top_level_names`.
 """

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.grid import Share
 from filestreamer.wire.runs import runs, runs_without
 from receiver.file.states import (
     CLAIMED,
@@ -68,15 +69,16 @@ def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterat
     for index in claimed:
         yield m.Needed((m.FileRange(part_state.first + index, 1),), ())
     for index in partial:
+        share = part_state.large[index].share
         for start, states in _states(part_state, index, spool):
-            yield from needed_messages(part_state.first + index, _runs(start, states, *wanted))
+            yield from needed_messages(part_state.first + index, share, _runs(start, states, *wanted))
     if not is_answered:
         yield from (each for each in answers(part_state, spool) if isinstance(each, m.Needed) and each.files)
 
 
-def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
-    """Yield Needed for segments [first, end) of a large file, in messages within the limit."""
-    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
+def needed_messages(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
+    """Yield Needed for the ordinals [start, stop) of a share of a large file, in messages within the limit."""
+    ranges = _ranges(file_id, share, runs)
     while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
         yield m.Needed((), some)
 
@@ -84,39 +86,50 @@ def needed_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m
 def held_messages(
     part_state: PartState, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
 ) -> Iterator[m.Held]:
-    """Yield Held with the digests of segments [first, end) of a large file, in messages within the limit."""
+    """Yield Held with the digests of ordinals [start, stop) of its share of a file, in messages within the limit."""
     large = part_state.large[index]
-    for first, end in runs:
-        for at in range(first, end, limits.DIGESTS_PER_HELD):
+    count = large.share.count
+    step = max(1, limits.DIGESTS_PER_HELD // count)  # the digests of others between them are read, too
+    for start, stop in runs:
+        for at in range(start, stop, step):
+            first, end = large.share.span(at, min(at + step, stop))
             with part_state.lock:
-                digests = large.digests_between(at, min(at + limits.DIGESTS_PER_HELD, end), spool)
-            yield m.Held(part_state.first + index, at, digests, (), final)
+                digests = large.digests_between(first, end, spool)
+            if count > 1:
+                size = limits.DIGEST_BYTES
+                digests = b"".join(digests[i : i + size] for i in range(0, len(digests), size * count))
+            yield m.Held(part_state.first + index, first, digests, (), final)
 
 
 def _large_file_answers(part_state: PartState, index: int, spool: Spool) -> Iterator[m.Message]:
     with part_state.lock:
         is_partial = part_state.is_partial(index)
         is_final = part_state.state(index) == HELD and not is_partial
-    file_id = part_state.first + index
+    file_id, share = part_state.first + index, part_state.large[index].share
     for start, states in _states(part_state, index, spool):
         held = _runs(start, states, HELD, VERIFIED)
         if is_partial:
-            yield from needed_messages(file_id, _runs(start, states, FREE, WRITING))
+            yield from needed_messages(file_id, share, _runs(start, states, FREE, WRITING))
         else:  # complete: for a file under its final name, no states were kept
             held = ((start + first, start + end) for first, end in runs_without(states, ZERO))
         yield from held_messages(part_state, index, held, spool, final=is_final)
-        yield from _zeros_messages(file_id, _runs(start, states, ZERO))
+        yield from _zeros_messages(file_id, share, _runs(start, states, ZERO))
 
 
-def _zeros_messages(file_id: int, runs: Iterable[tuple[int, int]]) -> Iterator[m.Zeros]:
-    """Yield Zeros for segments [first, end) of a large file, in messages within the limit."""
-    ranges = (m.SegmentRange(file_id, first, end - first) for first, end in runs)
+def _ranges(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.SegmentRange]:
+    spans = (share.span(start, stop) for start, stop in runs)
+    return (m.SegmentRange(file_id, first, end - first) for first, end in spans)
+
+
+def _zeros_messages(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.Zeros]:
+    """Yield Zeros for the ordinals [start, stop) of a share of a large file, in messages within the limit."""
+    ranges = _ranges(file_id, share, runs)
     while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
         yield m.Zeros(some)
 
 
 def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:
-    """Yield the states of the segments of a large file, piece by piece: first segment, states.
+    """Yield the states of the segments of a large file that are in its share, piece by piece: first ordinal, states.
 
     The lock is released between pieces, as connections need it while messages are sent. No list of all runs is made:
     there can be as many runs as segments, which would take far more memory than the table of the file.
@@ -125,11 +138,12 @@ def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[i
     for first, end in large.pieces():
         with part_state.lock:
             states = large.states_between(first, end, spool)
-        yield first, states
+        start = large.share.chunks(first)
+        yield start, states[large.share.chunk(start) - first :: large.share.count]
 
 
 def _runs(start: int, states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of segments in any of the wanted states, given the states from segment `start` on."""
+    """Yield the runs [start, stop) of ordinals in any of the wanted states, given the states from one of them on."""
     return ((start + first, start + end) for first, end in runs(states, *wanted))
 
 

@@ -19,15 +19,18 @@ from typing import Final
 from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, TransferFailed, from_os_error
-from filestreamer.wire.grid import Grid
+from filestreamer.wire.grid import WHOLE, Grid
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.inheritance import handed_down
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.obstacles import Obstacle
+from receiver.disk.staging.closed_share import ClosedShare, is_sealed
 from receiver.disk.staging.closed_staging import ClosedStaging, StagingMark
+from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staging import Staging
-from receiver.disk.staging.sweep import discard_staged
+from receiver.disk.staging.sweep import discard_share, discard_staged
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.states import DECLINED, FREE, HELD, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import Connection
@@ -138,8 +141,9 @@ class LargeFiles:
         file = File(entry.path, SourceVersion(1, entry.size, entry.mtime_ns, self._chunk_size))
         try:
             grid = file.grid  # the function must not refer to the file, which keeps it: no table would be freed at once
-            file.open(lambda: self._open_staging(entry, grid), self._failed_beside)
-            open_file = OpenLargeFile(file)
+            shared = self._shared_names(large, entry)
+            file.open(lambda: self._open_staging(entry, grid, shared), self._failed_beside)
+            open_file = OpenLargeFile(file, large.share)
             if large.spooled is Spooled.TABLE:
                 large.restore(open_file, self._spool)
         except BaseException:
@@ -152,12 +156,19 @@ class LargeFiles:
             part_state.set(index, WRITING)
         return open_file
 
-    def _open_staging(self, entry: m.Entry, grid: Grid) -> Staging:
+    def _shared_names(self, large: LargeFile, entry: m.Entry) -> SharedNames | None:
+        """Return the names of a share of a file that several shards move; None for any other file."""
+        if large.share is WHOLE:
+            return None
+        below = self._stagings.places.of(entry.path).below(entry.path)
+        return SharedNames.of(below, large.grid, entry.mtime_ns, large.share)
+
+    def _open_staging(self, entry: m.Entry, grid: Grid, shared: SharedNames | None) -> Staging:
         def create(staging_fd: int, name: str) -> int | None:
             return self._stagings.inherited_files.create(entry.path, staging_fd, name, handed_down(staging_fd))
 
         place = self._stagings.places.of(entry.path)
-        return Staging.open(place, place.below(entry.path), entry, grid, create=create)
+        return Staging.open(place, place.below(entry.path), entry, grid, create=create, shared=shared)
 
     def _failed_beside(self, error: FilestreamerError) -> None:
         """End the transfer for what the write-back thread of a file met; an obstacle shows with the next write."""
@@ -172,11 +183,37 @@ class LargeFiles:
         shown = shown_path(self._destination, entry.path)
         try:
             staging = self._stagings.of(entry.path)
-            found = StagingMark.of(staging.files_fd, staging.place.below(entry.path))
+            below = staging.place.below(entry.path)
+            found = StagingMark.of(staging.files_fd, below, self._shared_names(large, entry))
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
         if large.mark is not None and found != large.mark:
             raise TransferFailed(Code.BUSY, f"another process wrote into the staging of {shown}; retrying")
+
+    def take_sealed(self, part_state: PartState, index: int) -> bool:
+        """Take the share of a file that several shards move as it is, if an earlier run has sealed it; whether it has.
+
+        It is accepted unread, as a file of equal size and mtime is under its final name. Call it with the lock of the
+        part. Raises TransferFailed(DESTINATION).
+        """
+        large, entry, file_id = part_state.large[index], part_state.entries[index], part_state.first + index
+        names = self._shared_names(large, entry)
+        assert names is not None
+        try:
+            staging = self._stagings.of(entry.path)
+            if not is_sealed(staging.files_fd, names):
+                return False
+        except Obstacle:  # it shows when the file is written
+            return False
+        except OSError as error:
+            shown = shown_path(self._destination, entry.path)
+            raise from_os_error(error, Code.DESTINATION, f"can't look at the staging of {shown}") from None
+        place = staging.place
+        share = ClosedShare(names, None, entry, file_id, self._attributes, place.sealed_shares, place.syncs_each)
+        self._committer.add(
+            [StagedFile(entry.path, share, 0, staging, file_id, 0, part_state.is_new(index))], 0, waits=False
+        )
+        return True
 
     # --- room
 
@@ -345,7 +382,7 @@ class LargeFiles:
         is_closed_later = open_file.file.is_writing_back
         try:
             staged = partial(self._close_complete, open_file, part_state.first + index)
-            size_bytes, entry = open_file.file.grid.size, part_state.entries[index]
+            size_bytes, entry = open_file.size_bytes, part_state.entries[index]
             file = StagedFile(
                 entry.path,
                 staged if is_closed_later else staged(),
@@ -364,11 +401,12 @@ class LargeFiles:
             self._failed(as_failure("putting a file in place", error))
             raise
 
-    def _close_complete(self, open_file: OpenLargeFile, file_id: int) -> ClosedStaging:
+    def _close_complete(self, open_file: OpenLargeFile, file_id: int) -> ClosedStaging | ClosedShare:
         """Set the attributes of a complete file, and close it. Raises TransferFailed."""
         try:
             open_file.file.stop_write_back()
-            return open_file.staging.prepare(self._attributes, file_id)
+            root = root_digest(open_file.digests()) if open_file.share is not WHOLE else b""
+            return open_file.staging.prepare(self._attributes, file_id, root)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't finish {open_file.file.content.path}") from None
         finally:
@@ -380,9 +418,12 @@ class LargeFiles:
         large = part_state.large[index]
         if large.spooled is Spooled.TABLE:
             large.mark = None
-            path = part_state.entries[index].path
-            staging = self._stagings.of(path)
-            discard_staged(staging.files_fd, staging.place.below(path))
+            entry = part_state.entries[index]
+            staging = self._stagings.of(entry.path)
+            if (shared := self._shared_names(large, entry)) is not None:
+                discard_share(staging.files_fd, shared)
+            else:
+                discard_staged(staging.files_fd, staging.place.below(entry.path))
 
     # --- connections, and the end
 

@@ -15,23 +15,30 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.grid import Grid
+from filestreamer.wire.grid import WHOLE, Grid
 from filestreamer.wire.layout import count_chunks
 from filestreamer.wire.runs import runs
+from filestreamer.wire.tree_shares import TreeShares
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import check_path, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
-from receiver.disk.staging.sweep import drop_leftovers, has_staged_bytes, staged_keys
+from receiver.disk.staging.shared_names import SharedNames, path_key
+from receiver.disk.staging.sweep import (
+    discard_share,
+    discard_version,
+    drop_leftovers,
+    has_staged_bytes,
+    staged_keys,
+)
 from receiver.file.rehash import FinalFile, Rehasher, Work, count_batches
 from receiver.file.states import CLAIMED, DECLINED, FREE, LEFT, NOTHING, UNCHECKED
 from receiver.tree.commit.places import Places
 from receiver.tree.entries.entry_preparer import EntryPreparer
 from receiver.tree.large_files import LargeFiles
 from receiver.tree.manifest.archive import Archive
-from receiver.tree.manifest.large_file import LargeFile
 from receiver.tree.manifest.part_state import PartState
 from receiver.tree.part_table import PartTable
 
@@ -54,7 +61,14 @@ class PartPreparer:
         large_files: LargeFiles,
         rehasher: Rehasher,
         counters: TransferCounters,
+        shares: TreeShares | None = None,
     ) -> None:
+        """`shares`: those of a shard of a tree."""
+        self._shares = shares
+        self.chunks = 0
+        """Chunks of all parts that were prepared, by their numbers: those of other shards included."""
+        self.first_files = 0
+        """Files of which this transfer has the first segment: all but shares of files that another shard begins."""
         self._chunk_size = offer.chunk_size
         self._destination = destination
         self._places = places
@@ -68,6 +82,8 @@ class PartPreparer:
         """Bytes that were to be sent of all parts that were prepared, by the place that they go to."""
         self._staged_keys: dict[Place, set[str]] = {}
         """Keys of the ledgers that earlier runs left, by place; read when the first large file is looked for there."""
+        self._stems: dict[Place, dict[str, set[str]]] = {}
+        """Names of files that several shards wrote (`shared_names`), by the key of their path, by place."""
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -81,6 +97,8 @@ class PartPreparer:
         """
         for entry in part_state.entries:
             check_path(entry.path)
+            if self._shares is not None and not self._shares.has(entry):
+                raise RemoteProtocolError("a shard lists an entry that another shard moves")
         with part_state.lock:
             finals = self._prepare_entries(part_state)
             self._check_space(part_state)
@@ -102,6 +120,7 @@ class PartPreparer:
             if entry.type is not m.EntryType.FILE:
                 continue
             self._counters.files += 1
+            self.first_files += self._shares is None or self._shares.share_of(entry).index == 0
             if self._entry_preparer.has_segments(entry, file_id):
                 sizes.append(entry.size)
             part_state.set(index, state)
@@ -109,7 +128,12 @@ class PartPreparer:
                 self._take_file(part_state, index, state)
             if part_state.state(index) == CLAIMED:
                 finals.append(index)
-        self._counters.chunks += count_chunks(sizes, self._chunk_size)
+        chunks = count_chunks(sizes, self._chunk_size)
+        self.chunks += chunks
+        others = sum(
+            large.grid.segments - large.share.chunks(large.grid.segments) for large in part_state.large.values()
+        )
+        self._counters.chunks += chunks - others
         if deferred:
             self._archive.save_deferred(part_state.number, deferred)
         return finals
@@ -121,13 +145,14 @@ class PartPreparer:
             return  # it has no segments
         if entry.size > self._chunk_size:
             self._take_large_file(part_state, index, state)
-        self._counters.size_bytes += entry.size
-        if state == UNCHECKED:
-            self._counters.unchecked_bytes += entry.size
+        size = part_state.own_bytes(index)
+        self._counters.size_bytes += size
+        if part_state.state(index) == UNCHECKED:
+            self._counters.unchecked_bytes += size
 
     def _take_large_file(self, part_state: PartState, index: int, state: int) -> None:
         entry = part_state.entries[index]
-        large = part_state.large[index] = LargeFile(entry, self._chunk_size)
+        large = part_state.large[index] = self._archive.large_file(entry)
         if large.grid.segments > limits.CHUNKS_PER_FILE:
             reason = f"{large.grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}"
             raise RemoteProtocolError(reason)
@@ -135,6 +160,9 @@ class PartPreparer:
             self._large_files.open_files.check(large)
         elif state == DECLINED:
             self._large_files.begin_declined(part_state, index)
+            return
+        if large.share is not WHOLE:
+            self._take_share(part_state, index, state)
             return
         if not self._is_staged(entry.path):
             return
@@ -147,9 +175,44 @@ class PartPreparer:
         else:  # a crash right after the rename has left the ledger of a file that is in place
             self._drop_leftovers(entry.path)
 
+    def _take_share(self, part_state: PartState, index: int, state: int) -> None:
+        """Look for staging of a large file that several shards move."""
+        entry, large = part_state.entries[index], part_state.large[index]
+        place = self._places.of(entry.path)
+        names = SharedNames.of(place.below(entry.path), large.grid, entry.mtime_ns, large.share)
+        keys = self._keys_in(place)
+        if state == CLAIMED:  # its place keeps no times: it is received anew, as no shard compares all of it
+            state = FREE
+            part_state.set(index, FREE)
+        stems = self._stems[place].get(path_key(names.stem), ())
+        if len(stems) > (names.stem in stems) and (staging_fd := self._staging_fd(place)) is not None:
+            for stem in stems:  # of an earlier version of the source, or of another number of shards
+                if stem != names.stem:
+                    discard_version(staging_fd, stem)
+            os.close(staging_fd)
+        if state == FREE and names.key in keys:
+            if self._large_files.take_sealed(part_state, index):
+                part_state.set(index, UNCHECKED)
+            else:
+                self._resume(part_state, index)
+        elif names.key in keys and (staging_fd := self._staging_fd(place)) is not None:
+            discard_share(staging_fd, names)  # the file is in place
+            os.close(staging_fd)
+
+    def _staging_fd(self, place: Place) -> int | None:
+        """Open the staging of a place; None where there is none."""
+        try:
+            return place.open_staging(create=False)
+        except (OSError, TransferFailed):
+            return None
+
     def _is_staged(self, path: bytes) -> bool:
         """Whether an earlier run left a ledger of a large file."""
         place = self._places.of(path)
+        return staging_key(place.below(path)) in self._keys_in(place)
+
+    def _keys_in(self, place: Place) -> set[str]:
+        """Return the keys of the ledgers that earlier runs left in a place. Raises TransferFailed."""
         if place not in self._staged_keys:
             try:
                 self._staged_keys[place] = staged_keys(place)
@@ -159,7 +222,12 @@ class PartPreparer:
                 else:
                     what = f"can't look at the staging of {place.path}"
                     raise from_os_error(error, Code.DESTINATION, what) from None
-        return staging_key(place.below(path)) in self._staged_keys[place]
+            stems: dict[str, set[str]] = {}
+            for key in self._staged_keys[place]:
+                if "-" in key:
+                    stems.setdefault(path_key(key), set()).add(key.rpartition("-")[0])
+            self._stems[place] = stems
+        return self._staged_keys[place]
 
     def _drop_leftovers(self, path: bytes) -> None:
         try:
@@ -200,8 +268,8 @@ class PartPreparer:
         """
         freed = iter(self._entry_preparer.freed_bytes)
         files = [
-            (self._places.of(entry.path), data_bytes(entry), next(freed, 0))
-            for entry, state in zip(part_state.entries, part_state.states(), strict=True)
+            (self._places.of(entry.path), min(data_bytes(entry), part_state.own_bytes(index)), next(freed, 0))
+            for index, (entry, state) in enumerate(zip(part_state.entries, part_state.states(), strict=True))
             if state == FREE
         ]
         self._entry_preparer.freed_bytes.clear()

@@ -5,8 +5,10 @@ and each name of a file that has several, is held to the end. There may be milli
 eight bytes is kept.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from receiver.disk.destination import Destination
@@ -55,12 +57,18 @@ class TopLevelNames:
     """The names that one tree holds. Any thread may call."""
 
     def __init__(
-        self, destination: Destination, check: Callable[[bytes], None], is_free: Callable[[bytes], bool] | None = None
+        self,
+        destination: Destination,
+        check: Callable[[bytes], None],
+        is_free: Callable[[bytes], bool] | None = None,
+        closing: Callable[[], AbstractContextManager[bool]] | None = None,
     ) -> None:
         """`check` raises TransferFailed(BUSY) where another transfer holds a name; else it calls `take`.
 
-        `is_free` calls `take` as well, unless another transfer holds the name; it displaces none.
+        `is_free` calls `take` as well, unless another transfer holds the name; it displaces none. `closing` is for
+        a shard of the tree.
         """
+        self._closing = closing
         self.destination = destination
         self._check = check
         self._is_free = is_free
@@ -95,6 +103,13 @@ class TopLevelNames:
         if b"/" not in path:
             with self._lock:
                 self._passing.discard(path)
+
+    def closing(self) -> AbstractContextManager[bool]:
+        """Begin to set the modes and times of directories; enter returns whether no other shard writes into them.
+
+        Waits while another shard does the same. If none writes, none begins in the meantime.
+        """
+        return self._closing() if self._closing is not None else contextlib.nullcontext(True)
 
     def growth_bytes(self, count: int) -> int:
         """Return how many more bytes it takes to hold `count` more names to the end."""

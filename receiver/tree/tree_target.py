@@ -37,6 +37,7 @@ from receiver.tree.mirror.deleter import Deleter
 from receiver.tree.part_preparer import PartPreparer
 from receiver.tree.part_table import PartTable
 from receiver.tree.top_level_names import TopLevelNames
+from receiver.tree.tree_shard import NO_SHARD, Shard, TreeShard
 from receiver.tree.tree_writer import TreeWriter
 
 PARTS_ACTIVE: Final = 64
@@ -60,6 +61,7 @@ class TreeTarget:
         top_level_names: TopLevelNames,
         *,
         root: bytes,
+        job: str = "",
         account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
@@ -68,7 +70,7 @@ class TreeTarget:
         report: Report,
         log: Any,
     ) -> None:
-        """`root` is the first component of the first path, and is claimed in `top_level_names`.
+        """`root` is the first component of the first path, and is claimed in `top_level_names`; `job` groups shards.
 
         `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
         thread may call them. Raises TransferFailed.
@@ -82,9 +84,11 @@ class TreeTarget:
         self._deleter: Deleter | None = None
         if offer.delete is not None:
             self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
-        self._stagings = TreeStagings(destination, root, report)
+        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, destination)
+        self._stagings = TreeStagings(destination, root, report, self._shard.staging_name)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)
+            self._shard.begin(self._stagings.top.traits)
             self._spool = Spool(self._stagings.top.files_fd, destination.path)
             opened.callback(self._spool.close)
             self._index = Spool(self._stagings.top.files_fd, destination.path)
@@ -97,11 +101,12 @@ class TreeTarget:
                 declines,
                 failed,
                 policy=policy(offer, replace=destination.replace),
+                waits=self._shard.waits,
             )
             self._committer.start()
             opened.pop_all()
         report.store = self._spool
-        self._archive = Archive(self._spool, self._index, offer.chunk_size)
+        self._archive = Archive(self._spool, self._index, offer.chunk_size, self._shard.shares)
         attributes = Attributes(
             declines,
             allow_privileged=destination.allow_privileged,
@@ -142,6 +147,7 @@ class TreeTarget:
             large_files=self._large_files,
             rehasher=rehasher,
             counters=counters,
+            shares=self._shard.shares,
         )
         self.chunks = TreeWriter(
             offer.chunk_size,
@@ -160,9 +166,8 @@ class TreeTarget:
         """Number of the latest part, and the part: it need not be read back from the archive."""
         self._owned_bytes = STEP_BYTES
         """Memory for what grows with the manifest: the first step is the transfer's own, the others are borrowed."""
-        counters.name = shown_path(destination, root)
-        counters.files = 0
-        log.info("transfer_started", tree=counters.name)
+        counters.name, counters.files = shown_path(destination, root), 0
+        log.info("transfer_started", tree=counters.name, **self._shard.shown)
 
     # --- parts of the manifest
 
@@ -270,7 +275,7 @@ class TreeTarget:
             open_file.rehashing -= 1
             answer = open_file.rehashed(batch.share, batch.start, batch.digests)
         self._large_files.close_if_done(part_state, index, waits=False)
-        yield from needed_messages(batch.file_id, answer.needed)
+        yield from needed_messages(batch.file_id, batch.share, answer.needed)
         yield from held_messages(part_state, index, answer.held, self._spool, final=False)
 
     def _take_rehashed_final(self, file_id: int, digest: bytes | None) -> Iterator[m.Message]:
@@ -363,7 +368,7 @@ class TreeTarget:
             part_state.set(index, WITHDRAWN)
             self._declines.withdrew(file_id)
             if not is_further_name:
-                self._counters.size_bytes -= entry.size
+                self._counters.size_bytes -= part_state.own_bytes(index)
             if index in part_state.large:
                 self._counters.zero_bytes -= part_state.large[index].zero_bytes(self._spool)
                 self._large_files.discard_set_aside(part_state, index)
@@ -392,12 +397,13 @@ class TreeTarget:
         Raises TransferFailed(DIGEST).
         """
         self.chunks.stop_writes()
+        self._shard.take_finish(finish)
         if self._deleter is not None:
             self._deleter.take_finish(finish)
         self._archive_all()
         self._counters.held_bytes += sum(map(self._held_bytes, range(self._archive.parts)))
         root = root_digest(self._archive.digests())
-        if root != finish.root_digest or finish.chunks != self._counters.chunks:
+        if root != finish.root_digest or finish.chunks != self._part_preparer.chunks:
             raise TransferFailed(
                 Code.DIGEST, "what was received differs from what the sender read, though every chunk was equal"
             )
@@ -451,7 +457,9 @@ class TreeTarget:
             return self._commit
         counters = self._counters
         counters.left_files = self._declines.report.left
-        return m.Complete(True, counters.deleted_files, counters.undeletable_files, counters.left_files)
+        return self._shard.complete or m.Complete(
+            True, counters.deleted_files, counters.undeletable_files, counters.left_files
+        )
 
     def _commit(self) -> None:
         """Put the last files in place, make hard links, set modes and times of directories; make all of it durable."""
@@ -466,15 +474,19 @@ class TreeTarget:
         self._stagings.close_below()
         if self._deleter is not None:  # before the times of directories are set, which this changes
             self._deleter.delete(map(self._archive.part, parts))
-        for number in reversed(parts):
-            self._entry_preparer.finish_directories(number)
-        try:
-            self._entry_preparer.sync()
-            self._stagings.places.sync()
-            self._stagings.places.check_paths()
-            self._stagings.close()
-        except OSError as error:
-            raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
+        # While another shard writes, directories stay open for their owner: the last one to end closes them.
+        with self._top_level_names.closing() as is_last:
+            for number in reversed(parts):
+                self._entry_preparer.finish_directories(number, keeps_open=not is_last)
+            try:
+                self._entry_preparer.sync()
+                self._stagings.places.sync()
+                self._stagings.places.check_paths()
+                self._stagings.close()
+            except OSError as error:
+                raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
+        self._counters.left_files = self._declines.report.left
+        self._shard.finish(self._counters, self._part_preparer.first_files, self._declines.report)
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 

@@ -70,7 +70,8 @@ class Answers:
             self._hold_segments(owner, message)
 
     def _hold_segments(self, part: Part, message: m.Held) -> None:
-        file_id, first, size, share = message.file_id, message.first_segment, limits.DIGEST_BYTES, self._queue.share
+        file_id, first, size = message.file_id, message.first_segment, limits.DIGEST_BYTES
+        share = part.share(file_id) if self._manifest.shares is not None else self._queue.share
         if not share.holds(first):
             raise RemoteProtocolError(f"the receiver answers segment {first}, which is not in shard {share}")
         end = first + (len(message.digests) // size - 1) * share.count + 1
@@ -84,8 +85,8 @@ class Answers:
         if message.final:
             held = held._replace(whole=part.chunks_of(file_id))
         for begin, stop in self._queue.hold(start + first, start + end, held.whole):
-            ordinals = share.ordinals(begin, stop)
-            at = (ordinals.start - share.ordinal(held.first_chunk)) * size
+            ordinals = share.ordinals(begin - start, stop - start)
+            at = (ordinals.start - share.ordinal(first)) * size
             digests = message.digests[at : at + len(ordinals) * size]
             self._verifier.compare(held._replace(first_segment=begin - start, first_chunk=begin, digests=digests))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from filestreamer.telemetry.chunk_map import ChunkMap
+from filestreamer.wire.grid import Share
 from filestreamer.wire.runs import runs
 
 NOT_DONE: Final = 0
@@ -22,6 +23,9 @@ ZERO: Final = 3
 TOLD: Final = 4
 """Not done: the chunk is zeros, which is told to the receiver, or is about to be."""
 
+OTHERS: Final = 5
+"""Done: another shard sends the chunk."""
+
 _NOT_DONE: Final = (NOT_DONE, TOLD)
 
 
@@ -33,6 +37,8 @@ class ChunkStates:
         """Number of chunks so far."""
         self.done_count = 0
         """Number of chunks that are done: each counts once, however often it was acknowledged."""
+        self.others = 0
+        """Number of those that other shards of a tree send."""
         self.lowest = 0
         """Every ordinal below this one is done; `advance` moves it on."""
         self.chunk_map = ChunkMap()
@@ -43,7 +49,7 @@ class ChunkStates:
 
     def clear(self) -> None:
         """Drop every chunk; `extend` adds them again."""
-        self.chunks = self.done_count = self.lowest = self._told_count = 0
+        self.chunks = self.done_count = self.lowest = self._told_count = self.others = 0
         self._answered.clear()
         self._done.clear()
         self.chunk_map.clear()
@@ -56,6 +62,21 @@ class ChunkStates:
         self.chunks = chunks
         self.chunk_map.extend(chunks)
         return new
+
+    def leave_to_others(self, start: int, stop: int, share: Share) -> int:
+        """Mark those of the ordinals [start, stop) as done that other shards send; return how many.
+
+        The ordinals are the segments of one file, and `share` is which of them this shard sends.
+        """
+        own = len(range(start + share.index, stop, share.count))
+        for table, done in ((self._answered, 1), (self._done, OTHERS)):
+            kept = table[start + share.index : stop : share.count]
+            table[start:stop] = bytes([done]) * (stop - start)
+            table[start + share.index : stop : share.count] = kept
+        others = stop - start - own
+        self.done_count += others
+        self.others += others
+        return others
 
     def unanswered(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges [start, stop) of ordinals in [start, stop) that are not answered, in order."""
@@ -95,7 +116,7 @@ class ChunkStates:
     def reopen(self, ordinal: int) -> bool:
         """Mark a chunk as not done; return whether it was done."""
         state = self._done[ordinal]
-        if state in _NOT_DONE:
+        if state in _NOT_DONE or state == OTHERS:
             return False
         self._done[ordinal] = NOT_DONE
         self.chunk_map.remove(ordinal, was_held=state != ACKNOWLEDGED)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.messages import Segment
+from filestreamer.wire.tree_shares import TreeShares
 from sender.dispatch.part import Part, StreamPart
 from sender.dispatch.withdrawn_files import WithdrawnFiles
 from sender.mailbox import Event
@@ -40,8 +41,10 @@ class FoundZeros(Event):
 class Manifest:
     """The parts that were added and not dropped, in order. The coordinator adds and drops; any thread may ask."""
 
-    def __init__(self, chunk_size: int) -> None:
+    def __init__(self, chunk_size: int, shares: TreeShares | None = None) -> None:
+        """`shares`: what is this shard's of a tree."""
         self.chunk_size = chunk_size
+        self.shares = shares
         self.chunks = 0
         """Number of chunks so far."""
         self.files = 0
@@ -63,7 +66,7 @@ class Manifest:
             part: Part = StreamPart(items[0], stream)
             self.stream = stream
         else:
-            part = Part(self.files, self.chunks, items, self.chunk_size, last=last)
+            part = Part(self.files, self.chunks, items, self.chunk_size, last=last, shares=self.shares)
         with self._mutex:
             self._parts.append(part)
             self._first_chunks.append(part.first_chunk)
@@ -116,7 +119,7 @@ class Manifest:
     @property
     def is_single(self) -> bool:
         """Whether this is one file, or a stream, in the destination itself: the protocol does not call that a tree."""
-        if self.files != 1:  # asked for each file of a tree
+        if self.files != 1 or self.shares is not None:  # asked for each file of a tree
             return False
         part = self.parts[0]
         return part.last and bool(part.items) and part.items[0].entry.is_no_tree

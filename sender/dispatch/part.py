@@ -9,9 +9,10 @@ once none of its files is unanswered, or still being compared.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from filestreamer.wire.grid import Grid
+from filestreamer.wire.grid import WHOLE, Grid, Share
 from filestreamer.wire.layout import Layout
 from filestreamer.wire.messages import ManifestPart, Segment
+from filestreamer.wire.tree_shares import TreeShares
 from filestreamer.wire.xattr_parts import split
 from sender.source.item import Item
 from sender.source.stream import Stream
@@ -33,8 +34,16 @@ class Part:
     """The entries of one ManifestPart, and their chunks. All ids count over the transfer."""
 
     def __init__(
-        self, first_file_id: int, first_chunk: int, items: Sequence[Item], chunk_size: int, *, last: bool
+        self,
+        first_file_id: int,
+        first_chunk: int,
+        items: Sequence[Item],
+        chunk_size: int,
+        *,
+        last: bool,
+        shares: TreeShares | None = None,
     ) -> None:
+        """`shares` says which segments of large files are sent, where this is a part of a shard of a tree."""
         self.first_file_id = first_file_id
         self.first_chunk = first_chunk
         self.items = items
@@ -44,12 +53,18 @@ class Part:
         self._sizes = [item.sent_bytes for item in items]
         for size in self._sizes:
             self.layout.add(size)
+        self._shares: dict[int, Share] = {}
+        """Files that other shards send, too, by index: which segments this one sends."""
+        if shares is not None:
+            for index, item in enumerate(items):
+                if self._sizes[index] > chunk_size and (share := shares.share_of(item.entry)) is not WHOLE:
+                    self._shares[index] = share
         self.forget_answers()
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(self._sizes)
-        """Bytes of its segments."""
+        self.bytes = sum(map(self.size_bytes, self.files))
+        """Bytes of its segments, without those that other shards send."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """How many of its chunks are not answered, and how many are not done; `send_queue` counts them."""
         self.is_sent = False
@@ -111,8 +126,18 @@ class Part:
         return range(first, first + self.grid(file_id).segments)
 
     def size_bytes(self, file_id: int) -> int:
-        """Return the bytes of a file's segments."""
-        return self._sizes[file_id - self.first_file_id]
+        """Return the bytes of a file's segments, without those that other shards send."""
+        share = self.share(file_id)
+        return self._sizes[file_id - self.first_file_id] if share is WHOLE else share.bytes_of(self.grid(file_id))
+
+    def share(self, file_id: int) -> Share:
+        """Return which segments of a file are sent: all of them, but for one that several shards of a tree send."""
+        return self._shares.get(file_id - self.first_file_id, WHOLE)
+
+    def shared_files(self) -> Iterator[tuple[range, Share]]:
+        """Yield the chunks of each file that several shards send, and which of them this one sends."""
+        for index, share in self._shares.items():
+            yield self.chunks_of(self.first_file_id + index), share
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""

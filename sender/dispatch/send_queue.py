@@ -71,7 +71,8 @@ class SendQueue:
     def _begin_epoch(self) -> None:
         self.epoch += 1
         self._schedule.clear()
-        self._ahead_limit = AheadLimit() if self._is_tree else None
+        shards = self._manifest.shares.shard.count if self._manifest.shares is not None else 1
+        self._ahead_limit = AheadLimit(limits.AHEAD_CHUNKS * shards) if self._is_tree else None
         self.states.clear()
         self._needs_all = False
         self.may_finish_ahead = not self._is_tree and self._manifest.stream is None
@@ -89,7 +90,10 @@ class SendQueue:
 
     def _extend(self, part: Part) -> None:
         chunks = self.share.chunks(part.end_chunk)
-        part.unanswered_chunks = part.open_chunks = self.states.extend(chunks)
+        new = self.states.extend(chunks)
+        for chunk_ids, share in part.shared_files():
+            new -= self.states.leave_to_others(chunk_ids.start, chunk_ids.stop, share)
+        part.unanswered_chunks = part.open_chunks = new
         self.digests.extend(chunks)
 
     def grow(self, part: StreamPart, *, is_whole: bool) -> None:

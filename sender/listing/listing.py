@@ -17,6 +17,7 @@ from typing import Final
 from filestreamer.process.threads import run_to_end
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
+from filestreamer.wire.tree_shares import TreeShares
 from sender.listing.changed_files import ChangedFile, list_quiet
 from sender.listing.files_from import PathList, read_list
 from sender.listing.part_budget import PartBudget
@@ -25,6 +26,7 @@ from sender.listing.skipped_entries import SkippedEntries
 from sender.listing.walk import Walk
 from sender.mailbox import Event, Failed, Mailbox
 from sender.settings import SenderSettings
+from sender.source.chunk_size import choose_chunk_size
 from sender.source.item import Item, check_readable
 from sender.source.stream import open_stdin
 
@@ -76,9 +78,16 @@ class ListingThread(threading.Thread):
         self._walk = make_walk(settings, skipped, self.listed)
         if _is_plain_file(settings.input_files):
             item = next(iter(self._walk))
-            if item.entry.type is not EntryType.FILE:  # a directory has taken its place since
-                return
-            self.single = item._replace(entry=item.entry._replace(hard_link_group=0))
+            if item.entry.type is EntryType.FILE:  # else a directory has taken its place since
+                self.single = item._replace(entry=item.entry._replace(hard_link_group=0))
+        if self.single is None and settings.shard.count > 1:
+            chunk_size = choose_chunk_size(settings, None)
+            self._walk.share_out(TreeShares(settings.shard, chunk_size, checksum=settings.checksum), chunk_size)
+
+    @property
+    def walk_digest(self) -> bytes:
+        """The digest of all that the walk found, once it has ended; b"" if no shard of a tree is sent."""
+        return self._walk.digest if self.single is None else b""
 
     def run(self) -> None:
         """Walk until the end, then list files again as they are asked for, until `stop`."""

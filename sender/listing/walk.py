@@ -26,11 +26,12 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
+from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from sender.listing.files_from import PathList, Selection
 from sender.listing.patterns import Wanted
 from sender.listing.xattrs import XattrReader
 from sender.source.directories import Directories, Root
-from sender.source.item import Identity, Item, Unsendable, check_empty, check_readable, kind_of, type_name
+from sender.source.item import Identity, Item, Unsendable, changed, check_empty, check_readable, kind_of, type_name
 
 if TYPE_CHECKING:
     from sender.listing.mounts import Mounts
@@ -101,9 +102,23 @@ class Walk:
         """Files of which more names are to come: their hard-link group, and how many names that are."""
         self._groups = 0  # hard-link groups so far
         self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
+        self._shares: TreeShares | None = None  # not a shard
+        self._chunk_size = 0
+        self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
+
+    def share_out(self, shares: TreeShares, chunk_size: int) -> None:
+        """Yield only the entries of one shard from now on, and all directories."""
+        self._shares, self._chunk_size = shares, chunk_size
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of all that the walk found, once it has ended; b"" if it was not for a shard."""
+        return self._digest.digest() if self._digest is not None else b""
 
     def __iter__(self) -> Iterator[Item]:
         """Walk. Raises TransferFailed(SOURCE) where a path that the user names is not there or can't be read."""
+        if self._shares is not None:
+            self._digest = WalkDigest(self._shares, self._chunk_size)
         for path, name in self._roots:
             try:
                 status = os.stat(path)
@@ -117,7 +132,9 @@ class Walk:
             if root is not None:
                 yield from self._tree(root, name)
             else:
-                yield self._file(path, None, name, check_readable(path))
+                status = check_readable(path)
+                if self._is_own_file(name, status):
+                    yield self._file(path, None, name, status)
 
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first."""
@@ -230,6 +247,8 @@ class Walk:
                 self._skip(path + end, wire_path + end, kind, reason)
 
     def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
+        if self._shares is not None and not self._shares.is_first(wire_path):
+            return  # each shard finds it, and one of them tells it
         self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
 
     def _open(
@@ -268,13 +287,34 @@ class Walk:
 
     def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
         owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
-        mtime_ns = min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
-        return Entry(name, kind, size, status.st_mode & 0o7777, mtime_ns, *owner)
+        if kind is EntryType.DIRECTORY and self._digest is not None:
+            self._digest.directory(name)
+        return Entry(name, kind, size, status.st_mode & 0o7777, _mtime_ns(status), *owner)
+
+    def _is_own_file(self, name: bytes, status: os.stat_result) -> bool:
+        """Whether this sender moves a file, or a part of it. It is taken into the digest of the walk."""
+        if self._shares is None or self._digest is None:
+            return True
+        is_linked = status.st_nlink > 1
+        self._digest.file(name, status.st_size, _mtime_ns(status), is_linked=is_linked)
+        return self._shares.has_file(name, status.st_size, is_linked=is_linked)
+
+    def _is_own_other(self, name: bytes, status: os.stat_result) -> bool:
+        """Return the same for what is neither a file nor a directory."""
+        if self._shares is None or self._digest is None:
+            return True
+        if stat.S_ISLNK(status.st_mode):
+            self._digest.symlink(name, _mtime_ns(status))
+        else:
+            self._digest.other(name)
+        return self._shares.is_first(name)
 
     def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
-        """Return the item of anything but a directory; None where it can't be sent. Raises OSError, Unsendable."""
+        """Return the item of anything but a directory; None where it is not sent. Raises OSError, Unsendable."""
         if stat.S_ISREG(status.st_mode):
-            return self._file(path, root, name, status)
+            return self._file(path, root, name, status) if self._is_own_file(name, status) else None
+        if not self._is_own_other(name, status):
+            return None
         if stat.S_ISLNK(status.st_mode):
             entry = self._entry(name, EntryType.SYMLINK, status)
             target = self._target(path, root)
@@ -341,7 +381,17 @@ class Walk:
         return status if stat.S_ISREG(status.st_mode) else None
 
     def list_again(self, item: Item, status: os.stat_result) -> Item:
-        """Return the item of a file that was listed before, as it is now. Raises OSError, Unsendable."""
+        """Return the item of a file that was listed before, as it is now. Raises OSError, Unsendable.
+
+        Only a file that is whole this shard's, before and now, is listed again: of another one, the other shards have
+        the earlier version.
+        """
+        if self._shares is not None:
+            was_linked, is_linked = bool(item.entry.hard_link_group), status.st_nlink > 1
+            was_shared = self._shares.is_shared(item.entry.size, is_linked=was_linked)
+            is_shared = self._shares.is_shared(status.st_size, is_linked=is_linked)
+            if was_shared or is_shared or was_linked != is_linked:
+                raise changed(item, "and other shards have it as it was")
         return self._file(item.path, item.root, item.entry.path, status)
 
     def _follow(self, identity: Identity) -> int:
@@ -387,6 +437,10 @@ class _Level:
         while above is not None and above._identity != self._identity:
             above = above._parent
         return above
+
+
+def _mtime_ns(status: os.stat_result) -> int:
+    return min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
 
 
 def _merged(names: list[bytes], listed: Iterator[bytes]) -> Iterator[bytes]:

@@ -78,6 +78,7 @@ class Dialer:
         self._transfer_id = transfer_id
         self._control_state = control_state
         self._needs = needs
+        self._job = settings.job or ""
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._tokens = Tokens(settings, log)
         self._trust = trust_of(settings, log)
@@ -196,7 +197,7 @@ class Dialer:
     ) -> PendingOpening:
         """Say Hello, which need not wait for the Greeting: a proxy may wait for the first byte of this end."""
         (token, is_own), channel = link.token, link.channel
-        opening = SenderOpening(token, link.certificate_sha256, is_own=is_own, needs=self._needs)
+        opening = SenderOpening(token, link.certificate_sha256, is_own=is_own, needs=self._needs, job=self._job)
         channel.send(frame_of(opening.hello(self._transfer_id, role, connection_id, self._connections)))
         return PendingOpening(channel, opening, self._tokens, expected_incarnation)
 

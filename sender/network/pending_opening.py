@@ -37,8 +37,8 @@ class PendingOpening:
 
     @property
     def must_finish(self) -> bool:
-        """Whether nothing may be sent before the receiver has said Welcome: a token is to be proved."""
-        return self._opening.token is not None
+        """Whether nothing may be sent before Welcome was checked: there is a token to prove, or a job to compare."""
+        return self._opening.awaits_welcome
 
     def _renew_deadline(self) -> None:
         waits_for = "Welcome" if self._is_greeted else "Greeting"

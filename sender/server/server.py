@@ -26,7 +26,7 @@ from sender.listing.listing import ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.mailbox import Mailbox
 from sender.network.accepted import Accepted
-from sender.offer import needed_features
+from sender.offer import check_shard, needed_features
 from sender.server.serving import Serving, abort
 from sender.settings import SenderSettings
 from sender.source.known_digests import KnownDigests
@@ -66,6 +66,7 @@ class Server:
         looked = TransferCounters(b"", settings.name, files=0)
         listing = ListingThread(settings, Mailbox(), SkippedEntries(looked, log))
         self._listed = listing.listed
+        check_shard(settings, listing.single)
         self._needs = needed_features(settings, listing.single)
         self._most_transfers = min(TRANSFERS, CONNECTIONS // (settings.connections or limits.CONNECTIONS_AUTO // 4))
         """Each connection is a thread; few transfers that choose the number of their connections use a lot of them."""
@@ -158,6 +159,7 @@ class Server:
         Raises TransferFailed: BUSY, UNKNOWN_TRANSFER, LIMIT.
         """
         most = self._settings.connections or limits.CONNECTIONS_AUTO
+        job = self._settings.job or ""
         with self._lock:
             serving = self._servings.get(greeting.incarnation)
             connections = sum(len(each.accepted) for each in self._servings.values())
@@ -167,13 +169,13 @@ class Server:
         if serving is not None and serving.is_over:
             serving = None
         if greeting.role is m.Role.CONTROL:
-            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs)
+            return Joined(serving.transfer_id if serving is not None else random_id(), 0, most, self._needs, job)
         if serving is None:
             raise TransferFailed(Code.UNKNOWN_TRANSFER, "this sender has no transfer to this receiver")
         connection_id = serving.accepted.reserve() if connections < CONNECTIONS else None
         if connection_id is None:
             raise TransferFailed(Code.LIMIT, "no more data connections are wanted now")
-        return Joined(serving.transfer_id, connection_id, most, self._needs)
+        return Joined(serving.transfer_id, connection_id, most, self._needs, job)
 
     def _let_in(self, handshake: Handshake[DialledSenderOpening]) -> None:
         """Hand a connection to what serves its receiver, or say Abort."""

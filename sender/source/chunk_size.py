@@ -10,12 +10,10 @@ from sender.source.item import Item
 def choose_chunk_size(settings: SenderSettings, single: Item | None) -> int:
     """Return the chunk size in bytes. `single` is the one file or stream that is sent; None: a tree.
 
-    Raises UsageError where the size that was asked for cuts the file into too many chunks, and for a shard of a tree.
+    Raises UsageError where the size that was asked for cuts the file into too many chunks.
     """
     if single is not None and single.stream is not None:
         return single.stream.chunk_size
-    if settings.shard.count > 1 and single is None:
-        raise UsageError("--shard needs exactly one file: directories, and several paths, have no shards")
     size = single.entry.size if single is not None else 0
     if settings.chunk_size is None:
         return comfortable_chunk_size(size)

@@ -20,7 +20,7 @@ from docker.models.containers import Container
 from testcontainers.core.network import Network
 
 from tests.support.containers import until
-from tests.support.kubernetes import Object, container_of, objects, pod_of, role_of, workloads
+from tests.support.kubernetes import Object, container_of, objects, pod_of, role_of, variables_of, workloads
 from tests.support.services import UNIT
 
 TOKEN: Final = "a token of the pods"
@@ -104,7 +104,7 @@ class Node:
             source, is_read_only = self._source_of(build, pod, mount["name"], here, settings or {})
             mode = "ro" if is_read_only or mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
-        env = {item["name"]: TOKEN for item in spec.get("env", [])}
+        env = variables_of(workload, TOKEN)
         args = list(spec.get("args", []))
         if index is not None:
             env["JOB_COMPLETION_INDEX"] = str(index)
@@ -298,6 +298,18 @@ def test_an_evicted_sender_says_so_and_its_successor_resumes(node: Node) -> None
     assert (successor.exit_code(), receiver.exit_code()) == (0, 0)
     assert 0 < successor.message()["held_bytes"] < SIZE
     assert (node.volume("destination") / "example.bin").read_bytes() == content
+
+
+def test_a_pod_that_is_killed_and_one_whose_settings_are_wrong_say_so(node: Node) -> None:
+    build = "overlays/volume-to-volume"
+    receiver = node.start(build, job(build, "receiver"))
+    until(lambda: receiver.is_ready(9464), "the receiver is not ready")
+    receiver.container.kill("SIGKILL")
+    sender = node.start(build, job(build, "sender"), settings={"unheard_of": 1})
+
+    assert (receiver.exit_code(), sender.exit_code()) == (137, 2)  # one that is tried again, and one that fails the Job
+    assert receiver.message()["error"]["code"] == "killed"
+    assert "unheard_of" in sender.message()["error"]["message"]
 
 
 def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> None:

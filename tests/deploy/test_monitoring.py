@@ -124,15 +124,39 @@ def test_each_panel_explains_itself() -> None:
 def test_transfers_and_connections_can_be_chosen() -> None:
     """Several at once, all at first; what has these labels is asked for those that were chosen."""
     variables = {item["name"]: item for item in dashboard()["templating"]["list"]}
-    assert set(variables) == {"datasource", "transfer", "connection"}
-    for name in ("transfer", "connection"):
+    assert list(variables) == ["datasource", "namespace", "pod", "transfer", "connection"]
+    for name in ("namespace", "pod", "transfer", "connection"):
         assert (variables[name]["multi"], variables[name]["includeAll"]) == (True, True)
+        # Outside of Kubernetes nothing has a namespace or a pod: `.*` is also what a label that is missing has.
+        assert variables[name]["allValue"] == ".*"
     for panel, expr in panel_queries(transfer="these", connection="those"):
         names = " ".join(metrics_of(expr))
         if re.search(r"\bconnection:|er_connection_", names):
-            assert '{transfer=~"these", connection=~"those"}' in expr
+            assert 'transfer=~"these", connection=~"those"}' in expr
         elif re.search(r"\btransfer:|er_transfer_|chunk_seconds", names) and panel != "Free space at the receiver":
             assert 'transfer=~"these"' in expr
+
+
+def test_every_query_is_for_the_chosen_namespaces_and_pods() -> None:
+    for _panel, expr in panel_queries(namespace="here", pod="some"):
+        named = re.findall(r"\b(?:\w+:)?filestreamer_[\w:]+(\{[^}]*\})?", expr)
+        assert named
+        assert all(selector.startswith('{namespace=~"here", pod=~"some"') for selector in named), expr
+
+
+def test_what_can_be_chosen_is_what_fits_to_the_choices_before_it() -> None:
+    before: list[str] = []
+    for variable in dashboard()["templating"]["list"][1:]:
+        query = variable["query"]["query"]
+        asked = re.fullmatch(
+            r'label_values\(\{__name__=~"filestreamer_\(sender\|receiver\)(_\w+)"(.*)\}, (\w+)\)', query
+        )
+        assert asked, query
+        for side in ("sender", "receiver"):
+            assert f"filestreamer_{side}{asked[1]}" in METRICS
+        assert re.findall(r"(\w+)=~", asked[2]) == before
+        assert asked[3] == variable["name"]
+        before.append(variable["name"])
 
 
 def test_grafana_finds_what_it_is_given() -> None:

@@ -167,18 +167,21 @@ def try_sending(session: Session, message: m.Message) -> None:
         expect(session.state == before, "what was not said changed the state")
 
 
+JOBS: Final = ("", "photos", "mails")
 JOINED: Final = Joined(bytes(16), 0, 8)
 
 
 def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
     """Let in who has said Hello, and proved the token where one is asked for."""
     token, certificate = rng.choice((None, TOKEN)), rng.choice((b"", bytes(32)))
-    end = ReceiverOpening(bytes(16), token, certificate)
+    job = rng.choice(JOBS)
+    end = ReceiverOpening(bytes(16), token, certificate, job=job)
     greeting = end.greeting_body
-    theirs = SenderOpening(rng.choice((TOKEN, TOKEN, b"another token of some length")), certificate)
+    their_token = rng.choice((TOKEN, TOKEN, b"another token of some length"))
+    theirs = SenderOpening(their_token, certificate, job=rng.choice((job, job, *JOBS)))
     role, connection_id = rng.choice(((Role.CONTROL, 0), (Role.DATA, 3)))
     if token is None:
-        bodies = [encode(corpora.HELLO._replace(can_prove=rng.random() < 0.5))]
+        bodies = [encode(corpora.HELLO._replace(can_prove=rng.random() < 0.5, job=rng.choice(JOBS)))]
     else:
         bodies = list(theirs.answer(greeting, bytes(16), role, connection_id, 8))
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -192,6 +195,8 @@ def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
         hello = end.receive(body)
         if hello is not None:
             check_entry(token, certificate, greeting, heard, hello)
+            expect(hello.job == job or not job, "let in for another job")
+            expect(end.welcome().job == hello.job, "welcomed for another job")
             expect(len(encode(end.welcome())) <= limits.OPENING_FRAME_BYTES, "Welcome is too long")
             return
     raise Ended
@@ -212,7 +217,8 @@ def check_entry(token: bytes | None, certificate: bytes, greeting: bytes, heard:
 def fuzz_sender_opening(rng: Random, have: Corpus) -> None:
     """Enter, as a sender, only where the greeting fits, and the receiver proved the token where there is one."""
     token = rng.choice((None, TOKEN))
-    end = SenderOpening(token)
+    job = rng.choice(JOBS)
+    end = SenderOpening(token, job=job)
     their_token = rng.choice((token, token, TOKEN, None))
     theirs = ReceiverOpening(bytes(16), their_token)
     greeting = theirs.greeting_body
@@ -222,16 +228,19 @@ def fuzz_sender_opening(rng: Random, have: Corpus) -> None:
     expect(len(bodies) == (1 if token is None else 2), "a proof without a token, or none with one")
     transcript = auth.Transcript(greeting, bodies[0])
     expected = transcript.receiver_proof(token, decode_proof(bodies[1])) if token else b""
-    answer = encode(m.Welcome(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
+    right = m.Welcome(expected, rng.choice((job, job, *JOBS)))
+    answer = encode(right) if rng.random() < 0.3 else mutated_body(rng, have)
     end.enter(answer)
     welcome = decode(answer)
     expect(isinstance(welcome, m.Welcome) and (token is None or welcome.mac == expected), "entered without a proof")
+    expect(isinstance(welcome, m.Welcome) and welcome.job == job, "entered for another job")
 
 
 def fuzz_dialled_sender_opening(rng: Random, have: Corpus) -> None:
     """Let a receiver that dials in only by a Greeting with a role and, with a token, the one proof of this opening."""
     token, certificate = rng.choice((None, TOKEN)), rng.choice((b"", bytes(32)))
-    end = DialledSenderOpening(token, certificate, join=lambda _: JOINED)
+    job = rng.choice(JOBS)
+    end = DialledSenderOpening(token, certificate, join=lambda _: JOINED._replace(job=job))
     their_token = rng.choice((token, token, TOKEN, None))
     theirs = DiallingReceiverOpening(bytes(16), rng.choice(tuple(Role)), their_token, certificate)
     greeting = theirs.greeting_body
@@ -243,32 +252,39 @@ def fuzz_dialled_sender_opening(rng: Random, have: Corpus) -> None:
     expect(hello is not None and not end.is_over, "let in by the Greeting")
     transcript = auth.Transcript(greeting, hello or b"", certificate, "sender")
     expected = transcript.receiver_proof(token) if token else b""
-    answer = encode(m.Welcome(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
+    right = m.Welcome(expected, rng.choice((job, job, *JOBS)))
+    answer = encode(right) if rng.random() < 0.3 else mutated_body(rng, have)
     proof = end.take(answer)
     welcome = decode(answer)
     is_proved = isinstance(welcome, m.Welcome) and (token is None or welcome.mac == expected)
     expect(end.is_over and is_proved, "let in without a proof")
+    expect(isinstance(welcome, m.Welcome) and welcome.job == job, "let in for another job")
     expect((proof is None) == (token is None), "a proof without a token, or none with one")
 
 
 def fuzz_dialling_receiver_opening(rng: Random, have: Corpus) -> None:
     """Enter, as a receiver that dials, only where Hello fits and the sender proved the token where there is one."""
     token, role = rng.choice((None, TOKEN)), rng.choice(tuple(Role))
-    end = DiallingReceiverOpening(bytes(16), role, token)
-    hello = encode(corpora.HELLO._replace(role=rng.choice(tuple(Role)), connection_id=0, can_prove=rng.random() < 0.8))
+    job = rng.choice(JOBS)
+    end = DiallingReceiverOpening(bytes(16), role, token, job=job)
+    theirs = corpora.HELLO._replace(role=rng.choice(tuple(Role)), connection_id=0, can_prove=rng.random() < 0.8)
+    hello = encode(theirs._replace(job=rng.choice((job, job, *JOBS))))
     if rng.random() < 0.5:
         hello = mutated_body(rng, have) if rng.random() < 0.5 else changed(rng, hello, some_body(rng, have))
     welcome = decode(end.answer(hello))
+    assert end.hello is not None  # it was answered
     expect(decode(hello) == end.hello and end.hello.role is role, "answered another Hello")
     assert isinstance(welcome, m.Welcome)
     expect(bool(welcome.mac) == (token is not None), "a proof without a token")
     if token is None:
+        expect(end.hello.job == job or not job, "let in for another job")
         return
     expected = auth.Transcript(end.greeting_body, hello, b"", "sender").sender_proof(token, welcome.mac)
     answer = encode(m.Proof(expected)) if rng.random() < 0.3 else mutated_body(rng, have)
     end.enter(answer)
     proof = decode(answer)
     expect(isinstance(proof, m.Proof) and proof.mac == expected, "entered without a proof")
+    expect(end.hello.job == job or not job, "let in for another job")
 
 
 def decode_proof(body: bytes) -> bytes:
@@ -486,7 +502,7 @@ class FuzzTarget(NamedTuple):
 
 
 WIRE_CODES: Final = frozenset({Code.PROTOCOL, Code.CORRUPT})
-OPENING_CODES: Final = frozenset({Code.PROTOCOL, Code.VERSION, Code.TOKEN})
+OPENING_CODES: Final = frozenset({Code.PROTOCOL, Code.VERSION, Code.TOKEN, Code.JOB})
 
 TARGETS: dict[str, FuzzTarget] = {
     "codec": FuzzTarget(fuzz_codec, 35, (RemoteProtocolError,), frozenset({Code.PROTOCOL})),

@@ -20,6 +20,7 @@ from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.session import Side
+from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from tests.golden.vectors import GOLDEN, fields_of, packed
 
 TOKEN = "correct horse battery staple"
@@ -35,7 +36,9 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "trees", "xattrs")
+FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "tree-shards", "trees", "xattrs")
+
+JOB = "photos.to-volume-2"
 
 GREETING = m.Greeting(1, 1, INCARNATION, RECEIVER_NONCE, True, FEATURES)
 GREETING_OPEN = GREETING._replace(token_required=False)
@@ -82,15 +85,25 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a sender that speaks versions 1 to 3", HELLO_CONTROL._replace(highest_version=3)),
     ("a transfer that needs two of the features", HELLO_CONTROL._replace(needs=("shards", "trees"))),
     ("the largest connection_id there is", HELLO_DATA._replace(connection_id=255, connections=256)),
+    ("a transfer that is of a job", HELLO_CONTROL._replace(job=JOB)),
+    ("a job of 63 characters", HELLO_DATA._replace(job="a" * 62 + "1")),
+    ("a job of one character", HELLO_DATA._replace(job="7")),
     ("a sender's proof", m.Proof(bytes(range(0x40, 0x60)))),
     ("come in; nobody has to prove anything", m.Welcome(b"")),
     ("come in; the receiver proves that it knows the token", m.Welcome(bytes(range(0x60, 0x80)))),
+    ("come in, for this job", m.Welcome(bytes(range(0x60, 0x80)), JOB)),
+    ("come in, for this job; nobody has to prove anything", m.Welcome(b"", JOB)),
+    ("of another job", m.Refusal(Code.JOB, "this receiver is of job 'mails'")),
     ("turned away", m.Refusal(Code.TOKEN, "the token is wrong")),
     ("turned away, without a word", m.Refusal(Code.LIMIT, "")),
     ("one file in chunks of 8 bytes", m.Offer(CHUNK_SIZE, None, False, len(CONTENT))),
     (
         "the largest chunk size, share 0 of 4, final files compared, size not known yet",
         m.Offer(limits.CHUNK_SIZE_MAX, m.Shard(0, 4), True, 0),
+    ),
+    (
+        "share 2 of 4 of a tree",
+        m.Offer(limits.CHUNK_SIZE_DEFAULT, m.Shard(2, 4, tree=True), False, 0),
     ),
     (
         "an exact mirror of one directory; what is there already stays unless the source has a newer one",
@@ -192,7 +205,12 @@ MESSAGES: list[tuple[str, m.Message]] = [
             ),
         ),
     ),
+    (
+        "a shard of a tree is done, with the digest of what its walk found",
+        m.Finish(1, root_digest([segment_digest(b"one")]), walk_digest=segment_digest(b"walk")),
+    ),
     ("the file has its final name", m.Complete(True)),
+    ("the last of four shards of a tree is done", m.Complete(True, 0, 0, 0, 4, 1200, 5_000_000_000)),
     ("three entries were removed, one could not be, and two were left as they are", m.Complete(True, 3, 1, 2)),
     ("a share is synced in staging; the empty message", m.Complete(False)),
     ("one segment of a large file", m.ChunkHeader(1200, (m.Segment(1, 1200 << 22, 1 << 22),))),
@@ -205,7 +223,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("a chunk arrived damaged", m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,))),
     ("the transfer ends", m.Abort(Code.SOURCE_CHANGED, "input changed while it was sent (its times changed)")),
     ("a reason outside ASCII", m.Abort(Code.NO_SPACE, "kein Platz auf »/srv«")),
-    ("the last code there is", m.Abort(Code.TOO_LARGE, "too many chunks")),
+    ("the last code there is", m.Abort(Code.JOB, "another one")),
 ]
 
 
@@ -240,15 +258,17 @@ def opening_steps(
 ) -> list[tuple[str, m.Message]]:
     """Who says what in an opening that succeeds."""
     if token is None:
-        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b""))]
+        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(b"", hello.job))]
     transcript = auth.Transcript(encode(greeting), encode(hello), certificate, tls_server)
     if greeting.role is not None:  # the receiver dials, and who was dialled proves last
         mac = transcript.receiver_proof(token)
         proof = transcript.sender_proof(token, mac)
-        return [("receiver", greeting), ("sender", hello), ("receiver", m.Welcome(mac)), ("sender", m.Proof(proof))]
+        welcome = m.Welcome(mac, hello.job)
+        return [("receiver", greeting), ("sender", hello), ("receiver", welcome), ("sender", m.Proof(proof))]
     proof = transcript.sender_proof(token)
     mac = transcript.receiver_proof(token, proof)
-    return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", m.Welcome(mac))]
+    welcome = m.Welcome(mac, hello.job)
+    return [("receiver", greeting), ("sender", hello), ("sender", m.Proof(proof)), ("receiver", welcome)]
 
 
 def opening() -> dict[str, Any]:
@@ -265,6 +285,8 @@ def opening() -> dict[str, Any]:
         (f"data, with a token, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, b"", None),
         (f"data, with a token, inside TLS, {dialled}", GREETING_DATA, HELLO_DATA, TOKEN, CERTIFICATE_SHA256, "sender"),
         (f"control, without a token, {dialled}", greeting_no_token, no_token, None, b"", None),
+        ("control, with a token, of a job", GREETING, HELLO_CONTROL._replace(job=JOB), TOKEN, b"", None),
+        (f"control, of a job, {dialled}", GREETING_CONTROL, HELLO_CONTROL._replace(job=JOB), TOKEN, b"", None),
     ]
     vectors = []
     for description, greeting, hello, token, certificate, server in cases:
@@ -341,6 +363,7 @@ def chunks() -> dict[str, Any]:
             *(shard_vector(Share(index, 3), SHARD_CHUNK_SIZE) for index in range(3)),
             shard_vector(Share(2, 3), CHUNK_SIZE),
         ],
+        "tree_shares": tree_shares(),
         "root_digests": [
             {
                 "description": description,
@@ -349,6 +372,39 @@ def chunks() -> dict[str, Any]:
             }
             for description, segments in roots
         ],
+    }
+
+
+def tree_shares() -> dict[str, Any]:
+    """Return what three shards of a tree move of its files, and the digest of their walks."""
+    found = [
+        (b"photos/1.jpg", 5, False),
+        (b"photos/2.jpg", 20, False),
+        (b"photos/3.jpg", 20, True),
+        (b"empty", 0, False),
+    ]
+    shards = [TreeShares(Share(index, 3), CHUNK_SIZE, checksum=False) for index in range(3)]
+    walk = WalkDigest(shards[0], CHUNK_SIZE)
+    walk.directory(b"photos")
+    walk.symlink(b"latest", -1)
+    walk.other(b"fifo")
+    files = []
+    for path, size, is_linked in found:
+        walk.file(path, size, MTIME_NS, is_linked=is_linked)
+        owned = []
+        for shares in shards:
+            share = shares.share(path) if shares.is_shared(size, is_linked=is_linked) else Share()
+            segments = [k for k in range(Grid(size, CHUNK_SIZE).segments) if share.holds(k)]
+            owned.append(segments if shares.has_file(path, size, is_linked=is_linked) else None)
+        files.append(
+            {"path": path.decode(), "size": size, "mtime_ns": MTIME_NS, "is_linked": is_linked, "shards": owned}
+        )
+    return {
+        "about": "for each of 3 shards the segments that it moves, null where it does not list the file; the walk found"
+        " also the directory photos, the symlink latest (mtime_ns -1) and the FIFO fifo",
+        "chunk_size": CHUNK_SIZE,
+        "files": files,
+        "walk_digest": walk.digest().hex(),
     }
 
 
@@ -528,6 +584,14 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a sender whose versions are the wrong way round", hello(f1=3, f2=2), "Hello.lowest_version"),
     ("a feature that is needed and not named", hello(f9=[b"a"], f10=[b"b"]), "Hello.needs"),
     ("a needed feature in capitals", hello(f10=[b"TREES"]), "Hello.needs"),
+    ("a job in capitals", hello(f11=b"JOB"), "Hello.job"),
+    ("a job of 64 characters", hello(f11=b"j" * 64), "Hello.job"),
+    ("a job with a slash", hello(f11=b"a/b"), "Hello.job"),
+    ("a job that begins with a hyphen", hello(f11=b"-a"), "Hello.job"),
+    ("a job that ends with a dot", hello(f11=b"a."), "Hello.job"),
+    ("a job with a new line", hello(f11=b"a\n"), "Hello.job"),
+    ("a job of the receiver in capitals", pb((4, pb((1, MAC), (2, b"JOB")))), "Welcome.job"),
+    ("a job of the receiver of 64 characters", pb((4, pb((1, MAC), (2, b"j" * 64)))), "Welcome.job"),
     ("an empty proof", pb((3, b"")), "Proof.mac"),
     ("a short proof", pb((3, pb((1, MAC[1:])))), "Proof.mac"),
     ("a short proof of the receiver", pb((4, pb((1, MAC[1:])))), "Welcome.mac"),
@@ -539,6 +603,8 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("one shard", pb((16, pb((1, 8), (2, pb((2, 1)))))), "Offer.shard.shard_count"),
     ("1025 shards", pb((16, pb((1, 8), (2, pb((2, limits.SHARDS_MAX + 1)))))), "Offer.shard.shard_count"),
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
+    ("a short digest of a walk", pb((21, pb((2, bytes(16)), (7, bytes(15))))), "Finish.walk_digest"),
+    ("1025 shards that are finished", pb((22, pb((5, limits.SHARDS_MAX + 1)))), "Complete.shards_finished"),
     ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
     ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),
     ("extended attributes beside entries", pb((17, pb((2, pb(*sorted(_ENTRY.items()))), (4, XATTR)))), "entries"),

@@ -198,8 +198,8 @@ def test_a_list_that_leads_out_of_the_tree(pair: Pair, tree: Path, line: str, me
 
 @pytest.mark.parametrize(
     "args",
-    [("{tree}", "{tree}/a"), ("-",), ("{tree}/5",), ("{tree}", "--shard", "0/2")],
-    ids=["two paths", "standard input", "a file", "a shard"],
+    [("{tree}", "{tree}/a"), ("-",), ("{tree}/5",)],
+    ids=["two paths", "standard input", "a file"],
 )
 def test_what_a_list_does_not_go_with(pair: Pair, tree: Path, args: tuple[str, ...]) -> None:
     (pair.source / "list").write_text("a\n")

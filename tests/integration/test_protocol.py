@@ -6,8 +6,10 @@ What a peer may not do at all is in test_hostile, test_trees_hostile and test_pi
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from filestreamer.wire import features, limits
 from filestreamer.wire import messages as m
@@ -468,6 +470,56 @@ def test_what_is_no_share_of_one_file(
     assert pair.received() in ([], [".filestreamer"])
 
 
+TREE_SHARD = m.Shard(xxh3_64_intdigest(ONE_FILE.path) % 2, 2, tree=True)
+"""The shard of a tree that ONE_FILE belongs to."""
+
+
+@pytest.mark.parametrize(
+    ("offer", "entries"),
+    [
+        ({"delete": m.Deletion((b"d",))}, (DIRECTORY,)),
+        ({"dry_run": True}, (ONE_FILE,)),
+        ({"shard": TREE_SHARD._replace(shard_index=1 - TREE_SHARD.shard_index)}, (DIRECTORY, ONE_FILE)),
+        ({"shard": m.Shard(1, 2, tree=True)}, (DIRECTORY, ONE_FILE._replace(hard_link_group=1))),
+        ({}, (DIRECTORY, STREAM)),
+    ],
+    ids=["with delete", "a dry run", "another shard's file", "a file with several links", "a stream"],
+)
+def test_what_is_no_shard_of_a_tree(
+    pair: Pair, sample: Sample, offer: dict[str, Any], entries: tuple[m.Entry, ...]
+) -> None:
+    receiver = pair.receiver("--allow-delete")
+    with RawSender(Pair.address(receiver), job="job") as peer:
+        abort = peer.offers(sample.offer._replace(**{"shard": TREE_SHARD, **offer}), m.ManifestPart(0, entries, True))
+    assert abort.code is Code.PROTOCOL
+    assert "f" not in pair.received()
+
+
+def test_one_file_may_be_a_shard_of_a_tree(pair: Pair, peer: RawSender, sample: Sample) -> None:
+    """Then it is no single file: Finish needs the digest of the walk."""
+    peer.job = "job"
+    control = peer.control()
+    control.send(sample.offer._replace(shard=TREE_SHARD), m.ManifestPart(0, (ONE_FILE._replace(size=0),), True))
+    control.send(m.Finish(0, root_digest([])))
+    assert control.expect(m.Abort).code is Code.PROTOCOL
+
+
+def test_a_shard_of_a_tree_without_a_job(pair: Pair, peer: RawSender, sample: Sample) -> None:
+    abort = peer.offers(sample.offer._replace(shard=TREE_SHARD), m.ManifestPart(0, (DIRECTORY,), True))
+    assert abort.code is Code.PROTOCOL
+    assert "d" not in pair.received()
+
+
+def test_the_job_is_the_same_in_every_hello(receiver: Service, sample: Sample) -> None:
+    with RawSender(Pair.address(receiver), job="photos") as peer:
+        peer.offer(sample).expect(m.Needed)
+        for job in ("", "mails"):
+            peer.job = job
+            assert peer.refused(m.Role.DATA).code is Code.PROTOCOL
+        peer.job = "photos"
+        peer.data()
+
+
 def test_an_output_takes_no_shard(pair: Pair, sample: Sample) -> None:
     output = pair.start("receiver", "--listen", "127.0.0.1:0", "--output-file", "-")
     with RawSender(Pair.address(output)) as peer:
@@ -498,6 +550,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     features.OWNER: ("f", "--owner"),
     features.SHARDS: ("f", "--shard", "0/2"),
     features.TREES: (".",),
+    features.TREE_SHARDS: (".", "--shard", "0/2", "--job", "job"),
     features.STREAMS: ("-",),
     features.XATTRS: ("f", "--xattrs"),
 }
@@ -555,6 +608,7 @@ USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
     features.OWNER: (OFFER, (ONE_FILE._replace(uid=os.geteuid()),)),
     features.SHARDS: (OFFER._replace(shard=m.Shard(0, 2)), (ONE_FILE,)),
     features.TREES: (OFFER, (DIRECTORY, ONE_FILE._replace(path=b"d/f"))),
+    features.TREE_SHARDS: (OFFER._replace(shard=TREE_SHARD), (ONE_FILE,)),
     features.STREAMS: (OFFER, (STREAM,)),
     features.XATTRS: (OFFER._replace(xattrs=True), (ONE_FILE._replace(xattrs=(m.Xattr(b"user.x", b"1"),)),)),
 }
@@ -565,13 +619,13 @@ def test_a_receiver_refuses_what_hello_did_not_name(pair: Pair, name: str) -> No
     """By its name, and before anything is written."""
     receiver = pair.receiver("--allow-delete")
     offer, entries = USES[name]
-    with RawSender(Pair.address(receiver), named=all_but(name)) as peer:
+    with RawSender(Pair.address(receiver), named=all_but(name), job="job") as peer:
         abort = peer.offers(offer, m.ManifestPart(0, entries, True))
     assert abort.code is Code.POLICY
     assert f"'{name}'" in abort.reason
     assert pair.received() == []
     more = (features.TREES,) if name == features.DELETE else ()  # which is for nothing else
-    with RawSender(Pair.address(receiver), named=(name, *more, "z-of-a-later-version")) as peer:
+    with RawSender(Pair.address(receiver), named=(name, *more, "z-of-a-later-version"), job="job") as peer:
         control = peer.control()
         control.send(offer, m.ManifestPart(0, entries, True))
         control.expect(m.Verdicts if name == features.DRY_RUN else m.Needed)

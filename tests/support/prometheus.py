@@ -64,9 +64,12 @@ class PanelQuery(NamedTuple):
     expr: str
 
 
-def panel_queries(*, window: str = "1m", transfer: str = ".*", connection: str = ".*") -> list[PanelQuery]:
-    """Return every query of the dashboard, with its variables replaced."""
-    values = {"$__rate_interval": window, "$transfer": transfer, "$connection": connection}
+def panel_queries(*, window: str = "1m", **chosen: str) -> list[PanelQuery]:
+    """Return every query of the dashboard, with its variables replaced by what is chosen, or by all there is."""
+    values = {"$__rate_interval": window}
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            values[f"${variable['name']}"] = chosen.get(variable["name"], variable["allValue"])
     found = []
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", []):

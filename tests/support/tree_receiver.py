@@ -82,6 +82,7 @@ class TreeTransfer:
             sample.offer,
             self.top_level_names,
             root=sample.entries[0].path.split(b"/")[0],
+            job="job",
             account=self._account,
             counters=self.counters,
             rehasher=self._rehasher,

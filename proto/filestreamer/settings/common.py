@@ -49,6 +49,14 @@ class CommonSettings:
     )
     """The secret that both sides share, without white space around it. It must never be in a log or a repr."""
 
+    job: str | None = setting(
+        values.job_name,
+        "Name of what is moved where, given to both sides: a receiver refuses senders of another one. It groups the"
+        " shards of a tree.",
+        metavar="NAME",
+    )
+    """1 to JOB_NAME_BYTES characters. None: of no job; a receiver then takes senders of any."""
+
     tls: bool = setting(bool, "Use TLS.", default=False)
     """Use TLS; each service has more to say of it."""
 

@@ -15,7 +15,10 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 from filestreamer.settings import sizes
 from filestreamer.settings.address import Address, parse_address
 from filestreamer.settings.renewed import Signature
+from filestreamer.wire import limits
+from filestreamer.wire.job_name import is_job_name
 
+RUN_CHARACTERS_MAX: Final = 128
 T = TypeVar("T")
 
 MetricsAddress: TypeAlias = Address | Literal["off"]
@@ -219,6 +222,25 @@ def sha256(value: object) -> tuple[bytes, ...]:
             )
         found.append(bytes.fromhex(digits))
     return tuple(found)
+
+
+def job_name(value: object) -> str:
+    """Read the name of a job."""
+    name = text(value)
+    if not is_job_name(name):
+        raise ValueError(
+            f"{name!r} is not the name of a job: 1 to {limits.JOB_NAME_BYTES} of a-z, 0-9, '.' and '-', beginning"
+            " and ending with a letter or digit"
+        )
+    return name
+
+
+def run_id(value: object) -> str:
+    """Read what tells one run from another one."""
+    read = text(value)
+    if not 0 < len(read) <= RUN_CHARACTERS_MAX or not (read.isascii() and read.isprintable()) or " " in read:
+        raise ValueError(f"{read!r} is not the ID of a run: 1 to {RUN_CHARACTERS_MAX} letters, digits and signs")
+    return read
 
 
 def token(value: object) -> Token:

@@ -153,6 +153,17 @@ class ConnectionCounters:
         self.abandoned_bytes = self.moved_bytes - self.acknowledged_bytes
 
 
+class JobCounts(NamedTuple):
+    """What the shards of a tree have moved that are finished."""
+
+    name: str
+    shard: str
+    """The one of this transfer, as INDEX/COUNT."""
+    shards_finished: int
+    files: int
+    bytes: int
+
+
 @dataclass(slots=True)
 class TransferCounters:
     """One transfer, on either side."""
@@ -214,6 +225,8 @@ class TransferCounters:
     ended_at: float | None = None
     status: str | None = None
     """How the transfer ended (telemetry.result.Status); None while it runs."""
+    job: JobCounts | None = None
+    """What all shards of a tree have moved, once this one is finished; None: this is no shard of a tree."""
     last_progress_at: float = field(default_factory=time.monotonic)
     """Monotonic time of the last progress, as wire.progress_clock defines it: the time that --give-up-after counts."""
     connections: list[ConnectionCounters] = field(default_factory=list)

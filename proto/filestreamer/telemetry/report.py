@@ -2,18 +2,21 @@
 
 No transfer waits for a reader of them. Standard output and the result file are written by a background thread each. The
 end of the process waits a short time for both, and logs which result could not be written.
+
+Kubernetes' termination log has one result in every case: `begin` writes into it what is true of a process that is
+killed before it can say more, and `report_early` finds the file where the settings are wrong.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import configure, on_terminal
 from filestreamer.process.threads import as_failure
-from filestreamer.telemetry.result import STDOUT, TransferResult, write
+from filestreamer.telemetry.result import STDOUT, TransferResult, is_termination_log, write
 
 if TYPE_CHECKING:
     from filestreamer.wire.session import Side
@@ -83,11 +86,29 @@ def report(outcome: TransferResult, result_file: str | None, log: Any, **fields:
         writer.pause()
 
 
-def report_early(error: Exception, service: "Side") -> int:
+def begin(result_file: str | None, log: Any) -> None:
+    """Write how this process ends if it is killed from now on, where the result file is Kubernetes' termination log."""
+    if result_file is not None and is_termination_log(result_file):
+        write(TransferResult.killed(), None, result_file, log)
+
+
+def report_early(error: Exception, service: "Side", argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Report an error of a service whose settings are not known yet; return the exit code."""
     failure = as_failure("reading the settings", error)
-    report(TransferResult.without_transfer(failure), None, configure(service))
+    report(TransferResult.without_transfer(failure), _named_file(service, argv, environ), configure(service))
     return failure.exit_code
+
+
+def _named_file(service: "Side", argv: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Return the result file that a flag or a variable names, as far as that can be told of settings that are wrong."""
+    flag, found = "--result-file", None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--":
+            break
+        if word == flag or word.startswith(f"{flag}="):
+            found = following if word == flag else word.removeprefix(f"{flag}=")
+    named = (found, environ.get(f"FILESTREAMER_{service.upper()}_RESULT_FILE"), environ.get("FILESTREAMER_RESULT_FILE"))
+    return next((path for path in named if path), None)
 
 
 def _log(outcome: TransferResult, log: Any, fields: dict[str, Any]) -> None:

@@ -68,6 +68,18 @@ class SkippedEntry:
     """A word for scripts, such as `vanished`: a name of SkipKind."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobResult:
+    """What the shards of a tree have moved that are finished by now: for the last of them, the whole."""
+
+    name: str
+    shard: str
+    """The one of this transfer, as INDEX/COUNT."""
+    shards_finished: int
+    files: int
+    bytes: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransferResult:
     """One transfer, or a run without one: then `transfer_id` is None and all numbers are 0."""
@@ -78,7 +90,7 @@ class TransferResult:
     transfer_id: str | None = None
     """32 hexadecimal digits."""
     committed: bool = False
-    """Whether the files are durable under their final names; false for a shard, whose share is durable in staging."""
+    """Whether the files are durable under their final names; false for a shard while others are not finished."""
     files: int = 0
     bytes: int = 0
     """Size of all files of the transfer."""
@@ -103,6 +115,8 @@ class TransferResult:
     """What the transfer was bound by (telemetry.bottleneck); None if the peer has not reported its stages."""
     root_digest: str | None = None
     """32 hexadecimal digits."""
+    job: JobResult | None = None
+    """Of a shard of a tree that is finished; None for anything else."""
     left_files: int = 0
     """Entries that exist at the destination and differ, and were left as they are (--existing)."""
     deleted_files: int = 0
@@ -127,6 +141,13 @@ class TransferResult:
     def without_transfer(cls, error: BaseException) -> "TransferResult":
         """Make the result of a run that ended before a transfer began."""
         return cls(**_ending(error))
+
+    @classmethod
+    def killed(cls) -> "TransferResult":
+        """Make the result of a process that was ended before it could make one."""
+        message = "killed before it could say how it ends (the reason OOMKilled: it had too little memory)"
+        error = ResultError("killed", message, retryable=True)
+        return cls(status="interrupted", exit_code=128 + signal.SIGKILL, error=error)
 
     @classmethod
     def from_counters(
@@ -156,6 +177,7 @@ class TransferResult:
             straggler_seconds=round(max(finished) - min(finished), 6) if finished else 0.0,
             bottleneck=counters.bottleneck,
             root_digest=root_digest.hex() if root_digest is not None else None,
+            job=JobResult(*counters.job) if counters.job is not None else None,
             left_files=counters.left_files,
             deleted_files=counters.deleted_files,
             undeletable_files=counters.undeletable_files,
@@ -180,9 +202,26 @@ class TransferResult:
             ),
         )
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "TransferResult":
+        """Make a result from its fields, as `fields` has returned them. Raises TypeError where they are no result."""
+        error, job = fields.get("error"), fields.get("job")
+        made = {
+            "error": ResultError(**error) if error else None,
+            "job": JobResult(**job) if job else None,
+            "skipped": tuple(SkippedEntry(**each) for each in fields.get("skipped", ())),
+            "warnings": tuple(fields.get("warnings", ())),
+            "per_connection": tuple(ConnectionResult(**each) for each in fields.get("per_connection", ())),
+        }
+        return cls(**{**fields, **made})
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields, of JSON's types."""
+        return dataclasses.asdict(self)
+
     def to_json(self) -> str:
         """Return the result as one line of JSON, without line end."""
-        fields = dataclasses.asdict(self)
+        fields = self.fields()
         return json.dumps({"status": fields.pop("status"), "version": VERSION, **fields})
 
     def summary(self, name: str = "") -> str:
@@ -208,8 +247,7 @@ class TransferResult:
                 "  only asked: " + (", ".join(f"{n} {what}" for what, n in self.verdicts.items()) or "nothing")
             )
         lines += [f"  warning: {printable(text)}" for text in self.warnings]
-        if not (self.committed or self.dry_run):
-            lines.append("  one share of the file: other shares are not complete yet")
+        lines += self._shards()
         if self.bottleneck is not None:
             lines.append(f"  bound by {TEXTS[self.bottleneck]}")
         if there := self.held_bytes + self.unchecked_bytes:
@@ -221,6 +259,18 @@ class TransferResult:
         if any(number for number, *_ in troubles):
             lines.append("  " + ", ".join(_count(*trouble) for trouble in troubles if trouble[0]))
         return "\n".join(lines)
+
+    def _shards(self) -> list[str]:
+        """Return lines about the other shards."""
+        lines = []
+        if self.job is not None:
+            done = _count(self.job.shards_finished, "shard is", "shards are")
+            moved = f"{_count(self.job.files, 'file', 'files')} and {format_size(self.job.bytes)}"
+            lines.append(f"  shard {self.job.shard} of job {self.job.name}: {done} finished, with {moved}")
+        if not (self.committed or self.dry_run):
+            what = "one share of the file: other shares" if self.job is None else "not all of the job: other shards"
+            lines.append(f"  {what} are not complete yet")
+        return lines
 
     def _how_many(self) -> str:
         return f" of {self.files} files" if self.files != 1 else ""
@@ -274,6 +324,11 @@ def write(
             _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:
         log.warning("result_not_written", to=STDOUT, reason=error.strerror)
+
+
+def is_termination_log(result_file: str) -> bool:
+    """Whether a file is Kubernetes' termination log."""
+    return os.path.realpath(result_file) == TERMINATION_LOG
 
 
 def _content(result: TransferResult, path: str) -> str:

@@ -36,6 +36,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_DIGEST: _ClassVar[Code]
     CODE_INTERNAL: _ClassVar[Code]
     CODE_TOO_LARGE: _ClassVar[Code]
+    CODE_JOB: _ClassVar[Code]
 
 class Existing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -113,6 +114,7 @@ CODE_NO_SPACE: Code
 CODE_DIGEST: Code
 CODE_INTERNAL: Code
 CODE_TOO_LARGE: Code
+CODE_JOB: Code
 EXISTING_UNSPECIFIED: Existing
 EXISTING_REPLACE: Existing
 EXISTING_SKIP: Existing
@@ -214,7 +216,7 @@ class Greeting(_message.Message):
     def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., incarnation: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., token_required: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs")
+    __slots__ = ("lowest_version", "highest_version", "transfer_id", "role", "connection_id", "connections", "nonce", "can_prove", "features", "needs", "job")
     LOWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +227,7 @@ class Hello(_message.Message):
     CAN_PROVE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     lowest_version: int
     highest_version: int
     transfer_id: bytes
@@ -235,7 +238,8 @@ class Hello(_message.Message):
     can_prove: bool
     features: _containers.RepeatedScalarFieldContainer[str]
     needs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., can_prove: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ...) -> None: ...
+    job: str
+    def __init__(self, lowest_version: _Optional[int] = ..., highest_version: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., role: _Optional[_Union[Role, str]] = ..., connection_id: _Optional[int] = ..., connections: _Optional[int] = ..., nonce: _Optional[bytes] = ..., can_prove: _Optional[bool] = ..., features: _Optional[_Iterable[str]] = ..., needs: _Optional[_Iterable[str]] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("mac",)
@@ -244,10 +248,12 @@ class Proof(_message.Message):
     def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("mac",)
+    __slots__ = ("mac", "job")
     MAC_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     mac: bytes
-    def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
+    job: str
+    def __init__(self, mac: _Optional[bytes] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason")
@@ -266,12 +272,14 @@ class Abort(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("shard_index", "shard_count")
+    __slots__ = ("shard_index", "shard_count", "tree")
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
     shard_index: int
     shard_count: int
-    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ...) -> None: ...
+    tree: bool
+    def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., tree: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs")
@@ -428,20 +436,22 @@ class LeftOut(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[_Union[SkipKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out", "ahead")
+    __slots__ = ("chunks", "root_digest", "stream_bytes", "left_out_counts", "left_out", "ahead", "walk_digest")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_COUNTS_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
+    WALK_DIGEST_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     root_digest: bytes
     stream_bytes: int
     left_out_counts: _containers.RepeatedCompositeFieldContainer[LeftOutCount]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     ahead: bool
-    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., ahead: _Optional[bool] = ...) -> None: ...
+    walk_digest: bytes
+    def __init__(self, chunks: _Optional[int] = ..., root_digest: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ..., left_out_counts: _Optional[_Iterable[_Union[LeftOutCount, _Mapping]]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., ahead: _Optional[bool] = ..., walk_digest: _Optional[bytes] = ...) -> None: ...
 
 class Withdrawn(_message.Message):
     __slots__ = ("file_ids",)
@@ -480,16 +490,22 @@ class Zeros(_message.Message):
     def __init__(self, segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("committed", "deleted", "undeletable", "left")
+    __slots__ = ("committed", "deleted", "undeletable", "left", "shards_finished", "job_files", "job_bytes")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     UNDELETABLE_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    JOB_FILES_FIELD_NUMBER: _ClassVar[int]
+    JOB_BYTES_FIELD_NUMBER: _ClassVar[int]
     committed: bool
     deleted: int
     undeletable: int
     left: int
-    def __init__(self, committed: _Optional[bool] = ..., deleted: _Optional[int] = ..., undeletable: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+    shards_finished: int
+    job_files: int
+    job_bytes: int
+    def __init__(self, committed: _Optional[bool] = ..., deleted: _Optional[int] = ..., undeletable: _Optional[int] = ..., left: _Optional[int] = ..., shards_finished: _Optional[int] = ..., job_files: _Optional[int] = ..., job_bytes: _Optional[int] = ...) -> None: ...
 
 class EntryVerdict(_message.Message):
     __slots__ = ("standing", "file_id", "files", "path", "reason")

@@ -12,6 +12,7 @@
     ├── TransferFailed         this side ends the transfer, and tells the peer why            by its code
     ├── FarSideFailed          the service that ssh starts did not come up                    by what it says
     ├── Partial                complete, but for entries that were skipped                    exit 5
+    ├── Absent                 the other side of a job never came, or does not come back      exit 6
     ├── Different              the two sides of a dry run with --checksum differ              exit 5
     └── Interrupted            a signal asked this process to end                             exit 128+N
 
@@ -47,6 +48,7 @@ class Code(enum.IntEnum):
     DIGEST = 18
     INTERNAL = 19
     TOO_LARGE = 20
+    JOB = 21
 
 
 class Exit(enum.IntEnum):
@@ -58,6 +60,7 @@ class Exit(enum.IntEnum):
     REFUSED = 3
     DATA = 4
     PARTIAL = 5
+    ABSENT = 6
 
 
 class Consequence(NamedTuple):
@@ -88,6 +91,7 @@ CONSEQUENCES: dict[Code, Consequence] = {
     Code.DIGEST: Consequence(False, Exit.FAILED),
     Code.INTERNAL: Consequence(False, Exit.FAILED),
     Code.TOO_LARGE: Consequence(False, Exit.REFUSED),
+    Code.JOB: Consequence(False, Exit.REFUSED),
 }
 
 
@@ -198,6 +202,13 @@ class Different(FilestreamerError):
 
     exit_code = Exit.PARTIAL
     name = "different"
+
+
+class Absent(FilestreamerError):
+    """The other side of a job never came, or does not come back: somebody has to look why."""
+
+    exit_code = Exit.ABSENT
+    name = "absent"
 
 
 class Interrupted(FilestreamerError):

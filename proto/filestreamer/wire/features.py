@@ -18,6 +18,7 @@ EXISTING: Final = "existing"
 OWNER: Final = "owner"
 SHARDS: Final = "shards"
 STREAMS: Final = "streams"
+TREE_SHARDS: Final = "tree-shards"
 TREES: Final = "trees"
 XATTRS: Final = "xattrs"
 
@@ -37,6 +38,7 @@ _FEATURES: Final = {
     OWNER: _Feature("owners", "leave out --owner"),
     SHARDS: _Feature("shards", "leave out --shard"),
     STREAMS: _Feature("standard input", "send a file"),
+    TREE_SHARDS: _Feature("shards of directories, or of several paths", "leave out --shard"),
     TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | filestreamer-sender -"),
     XATTRS: _Feature("extended attributes", "leave out --xattrs"),
 }
@@ -79,7 +81,7 @@ def _used_by_offer(offer: m.Offer) -> Iterator[str]:
     if offer.existing is not m.Existing.REPLACE:
         yield EXISTING
     if offer.shard is not None:
-        yield SHARDS
+        yield TREE_SHARDS if offer.shard.tree else SHARDS
     if offer.xattrs:
         yield XATTRS
 

@@ -31,6 +31,8 @@ FRAME_BYTES: Final = 64 * KIB
 FEATURES_MAX: Final = 32
 """Features that a Greeting or a Hello names."""
 FEATURE_NAME_BYTES: Final = 32
+JOB_NAME_BYTES: Final = 63
+"""The name of a job: the most that Kubernetes takes for a label."""
 
 CHUNK_SIZE_DEFAULT: Final = 4 * MIB
 CHUNK_SIZE_MAX: Final = 1 * GIB

@@ -136,6 +136,8 @@ class Hello(NamedTuple):
     """The sender's features, likewise."""
     needs: tuple[str, ...] = ()
     """Those of them without which this transfer can't be moved."""
+    job: str = ""
+    """The job that this transfer is part of (`--job`); empty where it is of none."""
 
 
 class Proof(NamedTuple):
@@ -148,6 +150,8 @@ class Welcome(NamedTuple):
     """Receiver: accepts the connection; `mac` proves that it knows the token, too (empty where none is required)."""
 
     mac: bytes
+    job: str = ""
+    """The job that the receiver takes the transfer for: its own or, where it has none, that of Hello."""
 
 
 class Refusal(NamedTuple):
@@ -169,6 +173,8 @@ class Shard(NamedTuple):
 
     shard_index: int
     shard_count: int
+    tree: bool = False
+    """Whether this is a shard of a tree, which `Hello.job` groups; else it is a share of a single file."""
 
 
 class Deletion(NamedTuple):
@@ -321,6 +327,8 @@ class Finish(NamedTuple):
     """The first of these entries."""
     ahead: bool = False
     """Whether chunks are still under way: then it counts when the last of them is acknowledged."""
+    walk_digest: bytes = b""
+    """Of a shard of a tree: the digest of all that its walk found (`tree_shares.WalkDigest`)."""
 
 
 class Withdrawn(NamedTuple):
@@ -368,6 +376,12 @@ class Complete(NamedTuple):
     """Entries that were to be removed, and could not be."""
     left: int = 0
     """Entries that exist and differ, and were left as they are (`Offer.existing`)."""
+    shards_finished: int = 0
+    """Of a shard of a tree: how many shards of its job are finished, this one included."""
+    job_files: int = 0
+    """Files of the shards that are finished."""
+    job_bytes: int = 0
+    """Bytes of the shards that are finished."""
 
 
 class EntryVerdict(NamedTuple):

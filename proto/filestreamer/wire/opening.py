@@ -13,6 +13,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
 from filestreamer.wire.features import KNOWN, require
+from filestreamer.wire.job_name import check_receiver, check_sender
 from filestreamer.wire.session import Side
 
 
@@ -25,7 +26,8 @@ class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
     `token` is None where none is required. `certificate_sha256` is the digest of this receiver's TLS certificate, if
-    any. `features` are the names that the Greeting lists, sorted.
+    any. `features` are the names that the Greeting lists, sorted. `job` is the one of which senders have to be; empty
+    where they may be of any.
     `earlier` returns the token with which the transfer of an id was let in, if it was: the token may have been renewed
     since, and the transfer goes on.
     """
@@ -40,9 +42,11 @@ class ReceiverOpening:
         *,
         features: tuple[str, ...] = KNOWN,
         earlier: Callable[[bytes], bytes | None] | None = None,
+        job: str = "",
     ) -> None:
         self.token = token
         """The token that the sender has to prove; after its proof, the one that it has proved."""
+        self._job = job
         self._earlier = earlier
         self._features = features
         self._certificate_sha256 = certificate_sha256
@@ -60,14 +64,18 @@ class ReceiverOpening:
     def receive(self, body: bytes) -> m.Hello | None:
         """Take a body from the sender; return its Hello when the connection is accepted, None while Proof is awaited.
 
-        Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN, POLICY.
+        Raises RemoteProtocolError: PROTOCOL, VERSION, TOKEN, POLICY, JOB.
         """
         message = decode(body)
         if self.hello is None:
-            return self._receive_hello(message, body)
-        if not isinstance(message, m.Proof):
+            hello = self._receive_hello(message, body)
+        elif not isinstance(message, m.Proof):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Proof", Code.TOKEN)
-        return self._receive_proof(self.hello, message)
+        else:
+            hello = self._receive_proof(self.hello, message)
+        if hello is not None:
+            self._job = check_sender(self._job, hello.job)
+        return hello
 
     def take(self, body: bytes) -> None:
         """Take a body from the sender, as `receive`; nothing answers it before the transfer has said Welcome."""
@@ -113,11 +121,11 @@ class ReceiverOpening:
     def welcome(self) -> m.Welcome:
         """Make the Welcome; where a token is required, it proves that this receiver knows the token, too."""
         if self.token is None:
-            return m.Welcome(b"")
+            return m.Welcome(b"", self._job)
         from filestreamer.wire import auth
 
         transcript = auth.Transcript(self.greeting_body, self._hello_body, self._certificate_sha256)
-        return m.Welcome(transcript.receiver_proof(self.token, self._proof))
+        return m.Welcome(transcript.receiver_proof(self.token, self._proof), self._job)
 
 
 class SenderOpening:
@@ -125,7 +133,8 @@ class SenderOpening:
 
     `token` is None where there is none. If `is_own`, it is the user's own token, which counts only where the receiver
     requires a token. `certificate_sha256` is the digest of the receiver's TLS certificate, if any. `features` are the
-    names that the Hello lists, sorted, and `needs` those of them without which the transfer can't be moved.
+    names that the Hello lists, sorted, and `needs` those of them without which the transfer can't be moved. `job` is
+    the one that the transfer is of, if any: the receiver has to be of the same.
     """
 
     def __init__(
@@ -136,6 +145,7 @@ class SenderOpening:
         is_own: bool = False,
         features: tuple[str, ...] = KNOWN,
         needs: tuple[str, ...] = (),
+        job: str = "",
     ) -> None:
         self.token = token
         """The token that is proved to the receiver; None where there is none, or none is required."""
@@ -143,6 +153,7 @@ class SenderOpening:
         self._certificate_sha256 = certificate_sha256
         self._features = features
         self._needs = needs
+        self._job = job
         self._hello_body = b""
         self._expected_mac = b""
         self.incarnation = b""
@@ -163,6 +174,7 @@ class SenderOpening:
             self.token is not None,
             self._features,
             self._needs,
+            self._job,
         )
         self._hello_body = encode(hello)
         return self._hello_body
@@ -216,8 +228,16 @@ class SenderOpening:
             reason = "a token was given, but the receiver requires none: check that --to is the receiver you mean"
             raise RemoteProtocolError(reason, Code.TOKEN)
 
+    @property
+    def awaits_welcome(self) -> bool:
+        """Whether nothing may be sent before Welcome was checked: there is a token to prove, or a job to compare."""
+        return self.token is not None or bool(self._job)
+
     def enter(self, body: bytes) -> None:
-        """Check the answer to Hello. Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong)."""
+        """Check the answer to Hello.
+
+        Raises Refused, RemoteProtocolError (PROTOCOL; TOKEN where the proof is wrong; JOB).
+        """
         message = decode(body)
         if isinstance(message, m.Refusal):
             if message.code is Code.TOKEN and self._is_own and self.token is not None:
@@ -226,12 +246,12 @@ class SenderOpening:
             raise Refused(message.code, message.reason)
         if not isinstance(message, m.Welcome):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Welcome")
-        if self.token is None:
-            return
-        from filestreamer.wire import auth
+        if self.token is not None:
+            from filestreamer.wire import auth
 
-        if not auth.equal(message.mac, self._expected_mac):
-            raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)
+            if not auth.equal(message.mac, self._expected_mac):
+                raise RemoteProtocolError("the receiver does not know the token", Code.TOKEN)
+        check_receiver(self._job, message.job)
 
 
 def check_version(message: m.Greeting | m.Hello, spoken: str) -> None:

@@ -13,6 +13,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
 from filestreamer.wire.features import KNOWN, require
+from filestreamer.wire.job_name import check_receiver, check_sender
 from filestreamer.wire.opening import check_needs, check_version, random_id
 from filestreamer.wire.session import Side
 
@@ -26,6 +27,8 @@ class Joined(NamedTuple):
     """Upper bound of the data connections of the transfer."""
     needs: tuple[str, ...] = ()
     """The features without which the transfer can't be moved."""
+    job: str = ""
+    """The job that the transfer is of: the receiver has to be of the same."""
 
 
 class DialledSenderOpening:
@@ -78,8 +81,8 @@ class DialledSenderOpening:
     def take(self, body: bytes) -> bytes | None:
         """Take a body from the receiver; return the one to send: Hello, then Proof where a token is required.
 
-        Raises RemoteProtocolError (PROTOCOL, VERSION, TOKEN), TransferFailed (POLICY where the receiver lacks a feature
-        that the transfer needs, and what `join` raises), Refused where the receiver has sent a Refusal.
+        Raises RemoteProtocolError (PROTOCOL, VERSION, TOKEN, JOB), TransferFailed (POLICY where the receiver lacks a
+        feature that the transfer needs, and what `join` raises), Refused where the receiver has sent a Refusal.
         """
         message = decode(body)
         if isinstance(message, m.Refusal):
@@ -120,6 +123,7 @@ class DialledSenderOpening:
             self.token is not None,
             self._features,
             joined.needs,
+            joined.job,
         )
         self._hello_body = encode(self.hello)
         return self._hello_body
@@ -127,7 +131,9 @@ class DialledSenderOpening:
     def _take_welcome(self, greeting: m.Greeting, message: m.Welcome) -> bytes | None:
         if self.is_over:
             raise LocalProtocolError("a Welcome was checked twice")
+        assert self.hello is not None  # the Greeting was taken
         if self.token is None:
+            check_receiver(self.hello.job, message.job)
             self.is_over = True
             return None
         from filestreamer.wire import auth
@@ -137,6 +143,7 @@ class DialledSenderOpening:
         # As long for every receiver, so that a wrong proof does not tell which ones have a transfer under way.
         for token in (self.token, earlier or self.token):
             if auth.equal(message.mac, transcript.receiver_proof(token)):
+                check_receiver(self.hello.job, message.job)
                 self.token, self.is_over = token, True
                 return encode(m.Proof(transcript.sender_proof(token, message.mac)))
         raise RemoteProtocolError("the token is wrong", Code.TOKEN)
@@ -147,7 +154,7 @@ class DiallingReceiverOpening:
 
     If `awaits_proof`, pass the body after that to `enter`. `token` is None where there is none; if `is_own`, it is the
     user's own token. `certificate_sha256` is the digest of the sender's TLS certificate, if any. `features` are the
-    names that the Greeting lists, sorted.
+    names that the Greeting lists, sorted. `job` is the one of which the sender has to be; empty where it may be of any.
     """
 
     def __init__(
@@ -159,9 +166,11 @@ class DiallingReceiverOpening:
         *,
         is_own: bool = False,
         features: tuple[str, ...] = KNOWN,
+        job: str = "",
     ) -> None:
         self.token = token
         self._is_own = is_own
+        self._job = job
         self._role = role
         self._certificate_sha256 = certificate_sha256
         self._features = features
@@ -181,8 +190,8 @@ class DiallingReceiverOpening:
     def answer(self, body: bytes) -> bytes:
         """Take the Hello; return the body of Welcome, which proves the token where there is one.
 
-        Raises RemoteProtocolError (PROTOCOL, VERSION, POLICY; TOKEN where only this end has a token), Refused where the
-        sender has sent a Refusal.
+        Raises RemoteProtocolError (PROTOCOL, VERSION, POLICY; TOKEN where only this end has a token; JOB where there is
+        none), Refused where the sender has sent a Refusal.
         """
         message = decode(body)
         self._look_for_refusal(message)
@@ -191,18 +200,21 @@ class DiallingReceiverOpening:
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} instead of Hello")
         self._check(message)
-        self.hello = message
         if self.token is None:
-            return encode(m.Welcome(b""))
+            job = check_sender(self._job, message.job)
+            self.hello = message
+            return encode(m.Welcome(b"", job))
+        self.hello = message
         from filestreamer.wire import auth
 
         transcript = auth.Transcript(self.greeting_body, body, self._certificate_sha256, "sender")
         proof = transcript.receiver_proof(self.token)
         self._expected_mac = transcript.sender_proof(self.token, proof)
-        return encode(m.Welcome(proof))
+        # The sender compares its own with that, now; this end compares when the sender's proof is here.
+        return encode(m.Welcome(proof, self._job or message.job))
 
     def enter(self, body: bytes) -> None:
-        """Check the Proof. Raises RemoteProtocolError(TOKEN), Refused where the sender has sent a Refusal."""
+        """Check the Proof. Raises RemoteProtocolError (TOKEN, JOB), Refused where the sender has sent a Refusal."""
         message = decode(body)
         self._look_for_refusal(message)
         if not isinstance(message, m.Proof):
@@ -211,6 +223,8 @@ class DiallingReceiverOpening:
 
         if not self._expected_mac or not auth.equal(message.mac, self._expected_mac):
             raise RemoteProtocolError("the sender does not know the token", Code.TOKEN)
+        assert self.hello is not None  # it was answered
+        check_sender(self._job, self.hello.job)
 
     def _look_for_refusal(self, message: m.Message) -> None:
         if not isinstance(message, m.Refusal):

@@ -11,9 +11,9 @@ def runs(states: bytes | bytearray, *wanted: int) -> Iterator[tuple[int, int]]:
         yield from _runs(states.translate(bytes(state in wanted for state in _STATES)))
 
 
-def runs_without(states: bytes | bytearray, unwanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs [first, end) of rows in any state but one, in order."""
-    yield from _runs(states.translate(bytes(state != unwanted for state in _STATES)))
+def runs_without(states: bytes | bytearray, *unwanted: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs [first, end) of rows in any state but these, in order."""
+    yield from _runs(states.translate(bytes(state not in unwanted for state in _STATES)))
 
 
 def _runs(marks: bytes | bytearray) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,12 @@
 5. `closed_staging`  renames a large file of a tree, which was closed before: `receiver.tree.commit` has synced many of
                      them at once;
    `staged_copy`     copies it instead, where no file can be renamed into its final directory.
+6. `shared_names`    names a large file that several shards of a tree write: its bytes, and a ledger for each share;
+   `closed_share`    seals a share that was closed, and renames the file when all shares are sealed;
+   `job_record`      keeps which shards of a tree are finished.
 
-Beside that, `readable` reads and hashes files: staged ones, and those under their final name, which are only compared;
-`sweep` discards what earlier runs left in staging and no run resumed, and frees space that they had taken.
+Beside that, `receipt` keeps what a run has committed, so that the same run, started again, knows that it is done, and
+`job_record` which shards of a tree are finished, both in a `record_file`; `readable` reads and hashes files: staged
+ones, and those under their final name, which are only compared; `sweep` discards what earlier runs left in staging and
+no run resumed, and frees space that they had taken.
 """

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from receiver.disk.final_name import put_in_place
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
 from receiver.disk.staging.lock import locked
+from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staged_copy import copy_file
 
 _CHANGED: Final = "another process changed or replaced its staging: run the same command again"
@@ -28,11 +29,12 @@ class StagingMark(NamedTuple):
     ledger_bytes: int
 
     @classmethod
-    def of(cls, staging_fd: int, path: bytes) -> "StagingMark | None":
-        """Look at the staging of a file; None where there is none. Raises OSError."""
-        key = staging_key(path)
+    def of(cls, staging_fd: int, path: bytes, shared: SharedNames | None = None) -> "StagingMark | None":
+        """Look at the staging of a file, or of a share of it; None where there is none. Raises OSError."""
+        key = staging_key(path) if shared is None else shared.key
         try:
-            data = os.stat(key + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
+            data_name = key + DATA_SUFFIX if shared is None else shared.data
+            data = os.stat(data_name, dir_fd=staging_fd, follow_symlinks=False)
             noted = os.stat(key + LEDGER_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
         except FileNotFoundError:
             return None

@@ -38,11 +38,13 @@ from receiver.disk.space import (
     write_at,
 )
 from receiver.disk.staging import ledger
+from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.closed_staging import ClosedStaging, StagingMark, identity_of
 from receiver.disk.staging.known_holes import KnownHoles
 from receiver.disk.staging.ledger_file import LedgerFile
 from receiver.disk.staging.lock import Lock, is_named, is_own, lock
 from receiver.disk.staging.readable import Readable
+from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.sweep import free_unclaimed
 
 _OPEN_TRIES: Final = 3
@@ -86,12 +88,14 @@ class Staging(Readable):
         reserved_bytes: int = 0,
         *,
         create: Create | None = None,
+        shared: SharedNames | None = None,
     ) -> "Staging":
         """Open the staging of a file, new or left by an earlier run, and lock it against other processes.
 
         `path` is its final path in its place; the caller has checked what is there. `reserved_bytes` is what other
         transfers are still going to write here. `create` makes the file if its final directory hands down what staging
-        does not; without it, that directory is the place.
+        does not; without it, that directory is the place. `shared` opens one share of a file that several shards of a
+        tree write: its seal is void from now on.
 
         Raises TransferFailed: BUSY, DESTINATION, NO_SPACE (before anything is written).
         """
@@ -99,8 +103,8 @@ class Staging(Readable):
         try:
             for _ in range(_OPEN_TRIES):
                 # Another transfer removes the staging directory when it leaves it empty, maybe just now: try again.
-                with contextlib.suppress(FileNotFoundError):
-                    return cls(place, path, entry, grid, reserved_bytes, create)
+                with contextlib.suppress(FileNotFoundError), _guarding(shared):
+                    return cls(place, path, entry, grid, reserved_bytes, create, shared)
         except OSError as error:
             raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
@@ -111,7 +115,14 @@ class Staging(Readable):
     """Whether that was left as it is, and the staged file was not put in place."""
 
     def __init__(  # noqa: PLR0917 - only `open` calls it
-        self, place: Place, path: bytes, entry: Entry, grid: Grid, reserved_bytes: int, create: Create | None
+        self,
+        place: Place,
+        path: bytes,
+        entry: Entry,
+        grid: Grid,
+        reserved_bytes: int,
+        create: Create | None,
+        shared: SharedNames | None = None,
     ) -> None:
         """Try once to open the staging (`open` tries again). Raises TransferFailed, OSError."""
         super().__init__(shown_path(place, path), -1)
@@ -125,8 +136,10 @@ class Staging(Readable):
         self.place = place
         self._grid = grid
         self._final_name = path
-        self._key = staging_key(path)
-        self._data_name, self._ledger_name = self._key + DATA_SUFFIX, self._key + LEDGER_SUFFIX
+        self._shared = shared
+        self._key = staging_key(path) if shared is None else shared.key
+        self._data_name = self._key + DATA_SUFFIX if shared is None else shared.data
+        self._ledger_name = self._key + LEDGER_SUFFIX
         self._ledger = LedgerFile()
         self._lock: Lock | None = None
         self._sync_mutex = threading.Lock()  # protects is_lost while a file is synced
@@ -138,11 +151,7 @@ class Staging(Readable):
             # file does not fit, the bytes of an earlier run stay as they are.
             self._ledger.fd = self._open_file(self._ledger_name, os.O_RDWR | os.O_CREAT | os.O_APPEND, with_lock=True)
             self._check_space(reserved_bytes)
-            if self._data_exists():
-                self.claims = self._ledger.load(grid)
-            else:  # a crash after the rename leaves a ledger without staged bytes
-                self.claims = ledger.Claims.none(grid)
-                self._ledger.rewrite(grid, self.claims)
+            self.claims = self._load_claims()
             self.fd = self._open_data(create)
             os.ftruncate(self.fd, entry.size)
             self._free_unclaimed()
@@ -184,6 +193,18 @@ class Staging(Readable):
             return self._open_file(name, flags | os.O_EXCL, with_lock=with_lock)
         return fd
 
+    def _load_claims(self) -> ledger.Claims:
+        """Read the ledger; that of a share is not sealed any more. Raises OSError."""
+        if not self._data_exists():  # a crash after the rename leaves a ledger without staged bytes
+            claims = ledger.Claims.none(self._grid)
+            self._ledger.rewrite(self._grid, claims)
+            return claims
+        claims = self._ledger.load(self._grid)
+        if self._shared is not None and claims.seals:
+            claims.seals.clear()
+            self._ledger.rewrite(self._grid, claims)
+        return claims
+
     def _open_data(self, create: Create | None) -> int:
         """Open the staged bytes; a new file has what its final directory hands down. Raises as `_open_file`."""
         if not self._data_exists():
@@ -215,7 +236,7 @@ class Staging(Readable):
 
     def _free_unclaimed(self) -> None:
         """Free the space that an earlier run took ahead: this run gets its own share. Raises OSError."""
-        if os.fstat(self.fd).st_blocks:
+        if self._shared is None and os.fstat(self.fd).st_blocks:
             with contextlib.suppress(OSError):
                 free_unclaimed(self.fd, self.claims)
                 os.ftruncate(self.fd, self.entry.size)  # a file system that can't punch holes has cut the file
@@ -266,6 +287,8 @@ class Staging(Readable):
 
         Return whether all of it is taken. Raises TransferFailed(NO_SPACE).
         """
+        if self._shared is not None:  # most of the file is for others to write
+            return True
         try:
             return self.space.take(is_over)
         except OSError as error:
@@ -371,20 +394,29 @@ class Staging(Readable):
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {self.path}") from None
 
-    def prepare(self, attributes: Attributes | None = None, file_id: int = 0) -> ClosedStaging:
+    def prepare(
+        self, attributes: Attributes | None = None, file_id: int = 0, root: bytes = b""
+    ) -> ClosedStaging | ClosedShare:
         """Finish a complete file of a tree, up to its sync and its rename: these come for many files at once.
 
-        Return what puts the file in place after it was closed here. Raises TransferFailed(DESTINATION), OSError.
+        Return what puts the file in place after it was closed here. `root` is the root digest of a share.
+        Raises TransferFailed(DESTINATION), OSError.
         """
         with self._sync_mutex:
             if self.is_lost:
                 raise TransferFailed(Code.DESTINATION, f"an earlier sync of {self.path} failed: run the command again")
-        self._cut_and_put_attributes(attributes, file_id)
+        if self._shared is None:  # what a shared file has is set by the shard that puts it in place
+            self._cut_and_put_attributes(attributes, file_id)
         if self.place.syncs_each:
             self._sync(os.fsync)
         self._check_named()
         self._check_whole()
         self._is_prepared = True
+        if self._shared is not None:
+            place = self.place
+            return ClosedShare(
+                self._shared, root, self.entry, file_id, attributes, place.sealed_shares, place.syncs_each
+            )
         return ClosedStaging(self._key, identity_of(os.fstat(self.fd)))
 
     def mark(self) -> StagingMark | None:
@@ -432,9 +464,17 @@ class Staging(Readable):
     # --- the end
 
     def discard(self) -> None:
-        """Remove the staged bytes and their ledger, unless the names are another process's by now."""
-        with contextlib.suppress(OSError):
+        """Remove the staged bytes and their ledger, unless the names are another process's by now.
+
+        Of a shared file, the bytes stay as long as another share has a ledger.
+        """
+        with contextlib.suppress(OSError), _guarding(self._shared):
             if self._has_lock():
+                if self._shared is not None:
+                    os.unlink(self._ledger_name, dir_fd=self._staging_fd)
+                    if not self._shared.has_ledgers(self._staging_fd):
+                        os.unlink(self._data_name, dir_fd=self._staging_fd)
+                    return
                 with contextlib.suppress(OSError):
                     os.unlink(self._data_name, dir_fd=self._staging_fd)
                 os.unlink(self._ledger_name, dir_fd=self._staging_fd)
@@ -445,6 +485,8 @@ class Staging(Readable):
         The last byte that is to be kept ends at `kept_end`. Nothing is done to a file that was committed meanwhile, or
         whose staging is another process's by now.
         """
+        if self._shared is not None:
+            return
         with contextlib.suppress(OSError):
             if self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd) and is_own(os.fstat(self.fd)):
                 free_ranges(self.fd, ranges, kept_end)
@@ -469,3 +511,8 @@ class Staging(Readable):
             self.close()
             raise
         self.place.tidy()
+
+
+def _guarding(shared: SharedNames | None) -> contextlib.AbstractContextManager[object]:
+    """Keep other shares of a file from being opened or discarded at the same moment."""
+    return shared.guard if shared is not None else contextlib.nullcontext()

@@ -24,10 +24,14 @@ from receiver.disk.destination import Destination, open_directory, shown_path
 from receiver.disk.filesystem.lock_file import LockFile
 from receiver.disk.paths import (
     DATA_SUFFIX,
+    JOB_SUFFIX,
     LEDGER_SUFFIX,
     LOCK_SUFFIX,
     NOTE_SUFFIX,
     OPEN_FLAGS,
+    PENDING_SUFFIX,
+    RECEIPT_SUFFIX,
+    SHARED_SUFFIX,
     STAGING,
     TREE_SUFFIX,
     check_path,
@@ -38,6 +42,7 @@ from receiver.disk.space import free_ranges
 from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
 from receiver.disk.staging.lock import is_own, lock, locked
+from receiver.disk.staging.shared_names import SharedNames
 
 _SUFFIXES: Final = (DATA_SUFFIX, LEDGER_SUFFIX)
 
@@ -64,17 +69,57 @@ def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, i
         return 0, 0
     try:
         names = os.listdir(staging_fd)
-        keys = {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES}
+        keys = {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES and "-" not in stem}
+        groups = _groups(names)
         trees = [name for name in names if name.endswith(TREE_SUFFIX)]
         for name in trees:
             _discard_tree(staging_fd, name)
-        removed = sum(_discard(staging_fd, key, seconds, now) for key in keys) if seconds is not None else 0
+        removed = 0
+        if seconds is not None:
+            removed = sum(_discard(staging_fd, key, seconds, now) for key in keys)
+            removed += sum(_discard_group(staging_fd, group, seconds, now) for group in groups.values())
+            _discard_jobs(staging_fd, names, seconds, now)
         for name in names:
             _discard_lock(staging_fd, name)
     finally:
         os.close(staging_fd)
     place.tidy()
-    return removed, len(keys) - removed
+    return removed, len(keys) + len(groups) - removed
+
+
+def _groups(names: list[str]) -> dict[str, list[str]]:
+    """Return the names that belong to each file that several shards of a tree write (`shared_names`)."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix == SHARED_SUFFIX or (suffix == LEDGER_SUFFIX and "-" in stem):
+            groups.setdefault("-".join(stem.split("-")[:2]), []).append(name)
+    return groups
+
+
+def _discard_group(staging_fd: int, names: list[str], seconds: float, now: float) -> bool:
+    """Remove a shared file and its ledgers if nothing was added to any of them for long, and none is locked."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as locks:
+        if not _is_stale(staging_fd, names, seconds, now):
+            return False
+        for name in names:
+            if name.endswith(LEDGER_SUFFIX):
+                locks.enter_context(locked(staging_fd, name.removesuffix(LEDGER_SUFFIX)))
+        if not _is_stale(staging_fd, names, seconds, now):
+            return False
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=staging_fd)
+        return True
+    return False
+
+
+def _discard_jobs(staging_fd: int, names: list[str], seconds: float, now: float) -> None:
+    """Remove what is known of jobs and runs of which nothing has ended for long (`job_record`, `receipt`)."""
+    for name in names:
+        if name.endswith((JOB_SUFFIX, PENDING_SUFFIX, RECEIPT_SUFFIX)) and _is_stale(staging_fd, [name], seconds, now):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=staging_fd)
 
 
 def give_back_space(destination: Destination) -> int:
@@ -187,6 +232,22 @@ def has_staged_bytes(place: Place, path: bytes) -> bool:
 def discard_staged(staging_fd: int, path: bytes) -> None:
     """Remove what is staged of a file, unless a process has locked it."""
     _discard(staging_fd, staging_key(path), -math.inf, 0)
+
+
+def discard_share(staging_fd: int, shared: SharedNames) -> None:
+    """Remove the ledger of one share, unless a process has locked it; the bytes, too, if no share has another one."""
+    with contextlib.suppress(OSError), shared.guard:
+        with locked(staging_fd, shared.key) as (_, is_new):
+            if not is_new:
+                os.unlink(shared.key + LEDGER_SUFFIX, dir_fd=staging_fd)
+        if not shared.has_ledgers(staging_fd):
+            os.unlink(shared.data, dir_fd=staging_fd)
+
+
+def discard_version(staging_fd: int, stem: str) -> None:
+    """Remove all of one version of a shared file (`shared_names`) that no process has locked."""
+    names = [name for name in os.listdir(staging_fd) if name.startswith((stem + "-", stem + "."))]
+    _discard_group(staging_fd, names, -math.inf, 0)
 
 
 def drop_leftovers(place: Place, path: bytes, there: os.stat_result) -> None:

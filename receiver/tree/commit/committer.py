@@ -26,6 +26,7 @@ from receiver.disk.existing import Fate, Policy
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, existing
+from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
@@ -37,6 +38,7 @@ from receiver.tree.top_level_names import TopLevelNames
 BATCH_BYTES: Final = 256 * limits.MIB
 BATCH_SECONDS: Final = 5.0
 """How long a complete file waits for its batch to fill."""
+_CLOSED: Final = (ClosedStaging, ClosedShare)
 BACKLOG_BATCHES: Final = 4
 """How many batches may wait before `add` blocks."""
 
@@ -45,7 +47,7 @@ class StagedFile(NamedTuple):
     """A complete file that waits for its final name."""
 
     path: bytes
-    staged: str | ClosedStaging | Callable[[], ClosedStaging]
+    staged: str | ClosedStaging | ClosedShare | Callable[[], ClosedStaging | ClosedShare]
     """Small file: its name in the tree's staging. Large file: its closed staging, or a function that closes it."""
     size: int
     """Its size in bytes, as it was written."""
@@ -70,11 +72,14 @@ class Committer:
         failed: Callable[[FilestreamerError], None],
         *,
         policy: Policy,
+        waits: Callable[[ClosedShare, bytes], None] | None = None,
     ) -> None:
         """`failed` ends the transfer: it is called for an error that is no obstacle of a single file.
 
-        `policy` says what becomes of what has a name.
+        `policy` says what becomes of what has a name. `waits` is called with each share of a file that waits for
+        other shards, and the prefix of its place.
         """
+        self._waits = waits
         self._destination = destination
         self._stagings = stagings
         self._top_level_names = top_level_names
@@ -221,9 +226,9 @@ class Committer:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {staging.place.path}") from None
         for file in files:
             try:
-                self._put_in_place(file)
+                if self._put(file):
+                    self._top_level_names.release(file.path)
                 self._declines.settle(file.file_id)
-                self._top_level_names.release(file.path)
             except Obstacle as obstacle:
                 self._decline(file, obstacle)
                 self._discard([file])
@@ -253,6 +258,23 @@ class Committer:
                 failed = failed or error
         return closed, failed
 
+    def _put(self, file: StagedFile) -> bool:
+        """Put one file in place; return False for a share that waits for other shards. Raises as `_put_in_place`."""
+        share = file.staged
+        if not isinstance(share, ClosedShare):
+            self._put_in_place(file)
+            return True
+        try:
+            with share.sealed(file.staging.files_fd) as is_complete:
+                if is_complete:
+                    self._put_in_place(file)
+        except OSError as error:
+            shown = shown_path(self._destination, file.path)
+            raise from_os_error(error, Code.DESTINATION, f"can't keep a share of {shown}") from None
+        if not is_complete and self._waits is not None:
+            self._waits(share, file.staging.place.prefix)
+        return is_complete
+
     def _put_in_place(self, file: StagedFile) -> None:
         """Rename one file to its final name. Raises Obstacle, TransferFailed."""
         parent, _, name = file.path.rpartition(b"/")
@@ -262,10 +284,10 @@ class Committer:
         try:
             fate = Fate.REPLACED
             if self.policy.replaces_all:  # nearly always: spare each file some calls
-                self._put(file, name, directory, replace=True)
+                self._rename(file, name, directory, replace=True)
             else:
                 fate = self.policy.put(
-                    lambda replace: self._put(file, name, directory, replace=replace),
+                    lambda replace: self._rename(file, name, directory, replace=replace),
                     name,
                     directory.fd,
                     lambda: self._mtime_ns(file),
@@ -279,11 +301,11 @@ class Committer:
             shown = shown_path(self._destination, file.path)
             raise existing(shown, "it exists by now", self.policy.because, is_left=fate is Fate.LEFT)
 
-    def _put(self, file: StagedFile, name: bytes, directory: Directory, *, replace: bool) -> None:
+    def _rename(self, file: StagedFile, name: bytes, directory: Directory, *, replace: bool) -> None:
         """Rename one file to its final name, or copy it there. Raises TransferFailed(DESTINATION), OSError."""
         assert not callable(file.staged)  # it was closed before the sync
         try:
-            if isinstance(file.staged, ClosedStaging):
+            if isinstance(file.staged, _CLOSED):
                 file.staged.put(file.staging.files_fd, directory.fd, name, replace=replace)
             else:
                 self._check_unchanged(file.staged, file)
@@ -302,12 +324,12 @@ class Committer:
         place = self._stagings.places.divide(parent, directory.fd, directory.place)
         staging = self._stagings.at(place)
         assert not callable(file.staged)
-        if isinstance(file.staged, ClosedStaging):
+        if isinstance(file.staged, _CLOSED):
             file.staged.copy(file.staging.files_fd, "copy", staging.fd)
         else:
             copy_file(file.staged, file.staging.fd, "copy", staging.fd)
         put_in_place("copy", name, staging.fd, directory.fd, replace=replace)
-        if isinstance(file.staged, ClosedStaging):
+        if isinstance(file.staged, _CLOSED):
             file.staged.discard(file.staging.files_fd)
         else:
             file.staging.remove(file.staged)
@@ -315,6 +337,8 @@ class Committer:
     def _mtime_ns(self, file: StagedFile) -> int:
         """Return the mtime of a staged file. Raises OSError."""
         assert not callable(file.staged)
+        if isinstance(file.staged, ClosedShare):
+            return file.staged.entry.mtime_ns
         if isinstance(file.staged, ClosedStaging):
             return file.staged.status(file.staging.files_fd).st_mtime_ns
         return os.stat(file.staged, dir_fd=file.staging.fd, follow_symlinks=False).st_mtime_ns
@@ -359,7 +383,7 @@ class Committer:
                     staged = staged()
                 except TransferFailed:
                     continue
-            if not isinstance(staged, ClosedStaging):
+            if isinstance(staged, str):
                 file.staging.remove(staged)
             elif self._is_lost:
                 staged.discard(file.staging.files_fd)

@@ -37,12 +37,16 @@ _TRIES: Final = 3
 class TreeStaging:
     """The staging of one tree in one place; a lock keeps a second process away, and is held until `close`."""
 
-    def __init__(self, place: Place, root: bytes, inherited_files: InheritedFiles) -> None:
-        """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION."""
+    def __init__(self, place: Place, root: bytes, inherited_files: InheritedFiles, shard: bytes = b"") -> None:
+        """Make it for the tree with this root, and empty it. Raises TransferFailed: BUSY, DESTINATION.
+
+        `shard` is what the name of the staging has beside that, of a shard of the tree.
+        """
         self.place = place
         self._inherited_files = inherited_files
         # Two places may be the same directory, mounted twice: each has a name of its own in the staging there.
-        self._name = staging_key(b"\0".join((root, place.prefix)) if place.prefix else root) + TREE_SUFFIX
+        name = b"\0".join((root, place.prefix)) if place.prefix else root
+        self._name = staging_key(name + shard) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
         self._lock: Lock | None = None
         self.traits = Traits()
@@ -157,11 +161,12 @@ class TreeStaging:
 class TreeStagings:
     """The staging of one tree, in each place that its files go to. Any thread may call."""
 
-    def __init__(self, destination: Destination, root: bytes, report: Report) -> None:
-        """Make that at the top, for the tree with this root. Raises TransferFailed: BUSY, DESTINATION."""
+    def __init__(self, destination: Destination, root: bytes, report: Report, shard: bytes = b"") -> None:
+        """Make that at the top, for the tree with this root, or a shard of it. Raises as `TreeStaging`."""
         self.places = Places(destination)
         self.inherited_files = InheritedFiles(destination, self.places, report)
-        self.top = TreeStaging(destination, root, self.inherited_files)
+        self.top = TreeStaging(destination, root, self.inherited_files, shard)
+        self._shard = shard
         self._report = report
         destination.tell_lacking(report.warn)
         self._root = root
@@ -186,7 +191,7 @@ class TreeStagings:
                 return staging
             if place not in self._unusable:
                 try:
-                    staging = self._below[place] = TreeStaging(place, self._root, self.inherited_files)
+                    staging = self._below[place] = TreeStaging(place, self._root, self.inherited_files, self._shard)
                     place.tell_lacking(self._report.warn)
                     return staging
                 except Obstacle as obstacle:

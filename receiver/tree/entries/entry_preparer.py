@@ -270,14 +270,17 @@ class EntryPreparer:
         """Make the directories durable that no sync of a whole file system reaches. Raises OSError."""
         self._locations.directories.sync()
 
-    def finish_directories(self, number: int) -> None:
+    def finish_directories(self, number: int, *, keeps_open: bool = False) -> None:
         """Set the attributes of the directories of a part, deepest first. Raises TransferFailed.
 
+        With `keeps_open` their owner may go on to write into them: other shards of the tree do.
         The caller goes from the last part to the first, as writing into a directory changes its mtime.
         """
         for file_id, entry in reversed(self._archive.deferred(number)):
             if entry.type is not EntryType.DIRECTORY or self._declines.above(entry.path + b"/"):
                 continue
+            if keeps_open:
+                entry = entry._replace(mode=entry.mode | stat.S_IRWXU)  # noqa: PLW2901
             try:
                 self._attributes.put_directory(self._locations.directories.get(entry.path).fd, entry, file_id)
                 self._declines.settle(file_id)

@@ -18,9 +18,11 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.grid import WHOLE
 from filestreamer.wire.runs import runs_without
+from filestreamer.wire.tree_shares import TreeShares
 from receiver.disk.staging.closed_staging import StagingMark
-from receiver.file.states import HELD, WITHDRAWN, ZERO
+from receiver.file.states import HELD, OTHERS, WITHDRAWN, ZERO
 from receiver.tree.manifest.large_file import LargeFile, Spooled
 from receiver.tree.manifest.part_state import HAS_DIGEST, PartState
 from receiver.tree.manifest.spool import Spool
@@ -74,8 +76,9 @@ class _SavedLarge(NamedTuple):
 class Archive:
     """The parts of one manifest, by number. Raises TransferFailed where the disk fails."""
 
-    def __init__(self, spool: Spool, index: Spool, chunk_size: int) -> None:
-        """Use `index` only for the records of parts, one after the other."""
+    def __init__(self, spool: Spool, index: Spool, chunk_size: int, shares: TreeShares | None = None) -> None:
+        """Use `index` only for the records of parts, one after the other. `shares`: those of a shard of a tree."""
+        self._shares = shares
         self.spool = spool
         self._index = index
         self._index_at = index.reserve(0)
@@ -91,6 +94,10 @@ class Archive:
     def parts(self) -> int:
         """How many parts came."""
         return len(self._firsts)
+
+    def large_file(self, entry: m.Entry) -> LargeFile:
+        """Return a file of more than one segment, of which nothing is known yet."""
+        return LargeFile(entry, self._chunk_size, self._shares.share_of(entry) if self._shares is not None else WHOLE)
 
     # --- the entries of parts
 
@@ -231,7 +238,7 @@ class Archive:
         if record.digests_at:
             digests = self.spool.read(record.digests_at, _SIZE * record.entries)
             for saved in self._saved_large(record):
-                large = part_state.large[saved.file_index] = LargeFile(part.entries[saved.file_index], self._chunk_size)
+                large = part_state.large[saved.file_index] = self.large_file(part.entries[saved.file_index])
                 large.spooled, large.spool_at = Spooled(saved.spooled), saved.spool_at
                 mark = StagingMark(saved.inode, saved.ledger_inode, saved.ledger_bytes)
                 large.mark = mark if any(mark) else None
@@ -267,15 +274,15 @@ class Archive:
         yield from _marked(marks, small, start, record.entries)
 
     def _digests_of_large(self, saved: _SavedLarge) -> Iterator[bytes]:
-        """Yield the digests of all segments of a complete large file, but for those of zeros."""
+        """Yield the digests of all segments of a complete large file, but for those of zeros, and of other shards."""
         states_at = saved.spool_at + saved.digests_bytes
         for offset in range(0, saved.digests_bytes, _PIECE_BYTES):
             digests = self.spool.read(saved.spool_at + offset, min(_PIECE_BYTES, saved.digests_bytes - offset))
             states = self.spool.read(states_at + offset // _SIZE, len(digests) // _SIZE)
-            if ZERO not in states:
+            if ZERO not in states and OTHERS not in states:
                 yield digests
                 continue
-            for first, end in runs_without(states, ZERO):
+            for first, end in runs_without(states, ZERO, OTHERS):
                 yield digests[first * _SIZE : end * _SIZE]
 
     # --- records

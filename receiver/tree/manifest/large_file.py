@@ -16,19 +16,22 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
-from filestreamer.wire.grid import WHOLE, Grid
+from filestreamer.wire.grid import WHOLE, Grid, Share
 from filestreamer.wire.runs import runs, runs_without
 from receiver.disk.staging.closed_staging import StagingMark
 from receiver.disk.staging.staging import Staging
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import File
-from receiver.file.states import HELD, VERIFIED, ZERO
+from receiver.file.states import HELD, OTHERS, VERIFIED, ZERO
 from receiver.file.target import Connection
 from receiver.tree.manifest.spool import Spool
 
 _SIZE: Final = limits.DIGEST_BYTES
 _PIECE_SEGMENTS: Final = 64 * limits.KIB
 """Segments that are looked at, or copied, at once: a list for all segments would be larger than their table."""
+
+
+_TO_ZERO: Final = bytes(OTHERS if state == OTHERS else ZERO for state in range(256))
 
 
 class Spooled(enum.IntEnum):
@@ -44,10 +47,12 @@ class Spooled(enum.IntEnum):
 
 
 class OpenLargeFile(FileShare):
-    """All chunks of a large file whose staging is open."""
+    """All chunks of a large file whose staging is open or, in a shard of a tree, those that are this shard's."""
 
-    def __init__(self, file: File) -> None:
-        super().__init__(file, WHOLE)
+    def __init__(self, file: File, share: Share = WHOLE) -> None:
+        super().__init__(file, share)
+        if share is not WHOLE:
+            file.chunk_states.leave_to_others(share)
         self.rehashing = 0
         """Batches of segments that are being re-hashed, and messages of zeros that are acted on.
 
@@ -88,6 +93,12 @@ class OpenLargeFile(FileShare):
                 positions = sorted(self._unrecorded)
                 self.staging.record([(position, self.file.chunk_states.digest(position)) for position in positions])
 
+    def discard(self) -> None:
+        """Discard what is staged: of a file that several shards move, this share alone."""
+        self.staging.discard()
+        with self.file.lock:
+            self.file.chunk_states.forget(self.share)
+
     @property
     def staging(self) -> Staging:
         """Its staging: a large file of a tree is never opened under its final name."""
@@ -116,10 +127,12 @@ class OpenLargeFile(FileShare):
 class LargeFile:
     """One large file; protected by the lock of its part."""
 
-    __slots__ = ("grid", "mark", "open_file", "spool_at", "spooled")
+    __slots__ = ("grid", "mark", "open_file", "share", "spool_at", "spooled")
 
-    def __init__(self, entry: m.Entry, chunk_size: int) -> None:
+    def __init__(self, entry: m.Entry, chunk_size: int, share: Share = WHOLE) -> None:
+        """`share` is which segments this shard of a tree moves; the others have the state OTHERS."""
         self.grid = Grid(entry.size, chunk_size)
+        self.share = share
         self.open_file: OpenLargeFile | None = None
         """Set while the file is open."""
         self.spooled = Spooled.NOTHING
@@ -132,6 +145,11 @@ class LargeFile:
         """Yield all segments in runs [first, end) of at most _PIECE_SEGMENTS."""
         for start in range(0, self.grid.segments, _PIECE_SEGMENTS):
             yield start, min(start + _PIECE_SEGMENTS, self.grid.segments)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of the segments that this transfer moves."""
+        return self.share.bytes_of(self.grid)
 
     def zero_bytes(self, spool: Spool) -> int:
         """Return the bytes of its segments of zeros, as far as is known."""
@@ -186,6 +204,12 @@ class LargeFile:
     def begin_declined(self, spool: Spool) -> None:
         """Keep states and digests of a declined file that is not open in the spool: what came before, and comes yet."""
         self._reserve(spool)
+        if self.share is not WHOLE:
+            for first, end in self.pieces():
+                states = bytearray([OTHERS]) * (end - first)
+                at = self.share.chunk(self.share.chunks(first)) - first
+                states[at :: self.share.count] = bytes(len(states[at :: self.share.count]))
+                spool.write(self._states_at + first, states)
         self.spooled = Spooled.DECLINED
 
     def take_declined(self, position: int, digest: bytes, spool: Spool) -> bool:
@@ -195,8 +219,9 @@ class LargeFile:
         """
         at, states_at = self.spool_at + _SIZE * position, self._states_at + position
         state = spool.read(states_at, 1)[0]
-        if state == ZERO:
-            raise RemoteProtocolError(f"segment {position} of a declined file was told as zeros, and is sent")
+        if state in (ZERO, OTHERS):
+            what = "was told as zeros" if state == ZERO else "is another shard's"
+            raise RemoteProtocolError(f"segment {position} of a declined file {what}, and is sent")
         if state == VERIFIED:
             return spool.read(at, _SIZE) == digest
         spool.write(at, digest)
@@ -212,12 +237,13 @@ class LargeFile:
         if VERIFIED in states:
             at = first + states.find(VERIFIED)
             raise RemoteProtocolError(f"segment {at} of a declined file was sent, and told as zeros")
-        spool.write(self._states_at + first, bytes([ZERO]) * (end - first))
-        return sum(self.grid.bytes_between(first + start, first + stop) for start, stop in runs_without(states, ZERO))
+        spool.write(self._states_at + first, states.translate(_TO_ZERO))
+        new = runs_without(states, ZERO, OTHERS)
+        return sum(self.grid.bytes_between(first + start, first + stop) for start, stop in new)
 
     def has_all_digests(self, spool: Spool) -> bool:
         """Whether all segments of a declined file came in, or were here before: the sender counts them as done."""
-        here = bytes((VERIFIED, HELD, ZERO))
+        here = bytes((VERIFIED, HELD, ZERO, OTHERS))
         return all(not self.states_between(first, end, spool).strip(here) for first, end in self.pieces())
 
     def _reserve(self, spool: Spool) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.grid import WHOLE
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WRITING, StateTable
 from receiver.file.target import Connection
 from receiver.tree.commit.small_file import SmallFile
@@ -90,6 +91,11 @@ class PartState(StateTable):
         """Whether segments of a large file are here, received or found in its staging, and it is not complete."""
         large = self.large.get(index)
         return large is not None and (large.open_file is not None or large.spooled is Spooled.TABLE)
+
+    def own_bytes(self, index: int) -> int:
+        """Return the bytes of a file that this transfer moves: of one that several shards move, those of its share."""
+        large = self.large.get(index)
+        return self.entries[index].size if large is None or large.share is WHOLE else large.own_bytes
 
     def note_found(self, index: int) -> None:
         """Note that something has the name of a file that is being prepared."""

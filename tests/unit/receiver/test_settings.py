@@ -248,3 +248,32 @@ def test_what_does_not_go_with_connecting(flag: list[str]) -> None:
 def test_a_short_token_does_not_vouch_for_the_senders_certificate() -> None:
     line = failure("--connect", "there", "--tls", environ={"FILESTREAMER_TOKEN": TOKEN})
     assert "too short to vouch" in line
+
+
+# --- jobs and runs
+
+
+def test_a_job_and_a_run() -> None:
+    parsed = settings("--once", "--job", "photos", "--run", "6ab3e5c0-1f3c")
+    assert (parsed.job, parsed.run) == ("photos", "6ab3e5c0-1f3c")
+    variables = {"FILESTREAMER_JOB": "photos", "FILESTREAMER_RECEIVER_RUN": "uid", "FILESTREAMER_ONCE": "true"}
+    assert settings(environ=variables).run == "uid"
+    assert settings("--output-file", "f", "--run", "uid").run == "uid"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--run", "uid"), "--once"),
+        (("--output-file", "-", "--run", "uid"), "standard output"),
+        (("--once", "--run", ""), "--run"),
+        (("--once", "--run", "a b"), "ID of a run"),
+        (("--once", "--run", "x" * 129), "ID of a run"),
+        (("--job", "Photos"), "name of a job"),
+        (("--job", "-photos"), "name of a job"),
+        (("--connect", "h:1", "--run", "uid"), "--run"),
+        (("--from", "h:f", "--job", "photos"), "--job"),
+    ],
+)
+def test_jobs_and_runs_that_make_no_sense(argv: tuple[str, ...], named: str) -> None:
+    assert named in failure(*argv)

@@ -978,3 +978,13 @@ def test_flags_choose_between_to_and_listen(config: Any) -> None:
 )
 def test_what_does_not_go_with_listening(argv: tuple[str, ...], expected: str) -> None:
     assert failure("in.txt", *argv).startswith(expected)
+
+
+@pytest.mark.parametrize("written", ["a", "move-1.of-a", "0" * 63])
+def test_the_name_of_a_job(written: str) -> None:
+    assert settings(*LEAST, "--shard", "0/2", "--job", written).job == written
+
+
+@pytest.mark.parametrize("written", ["A", "a b", "a_b", "a/b", "0" * 64, "\u00e4"])
+def test_what_is_no_name_of_a_job(written: str) -> None:
+    assert "is not the name of a job" in failure(*LEAST, "--job", written)

@@ -15,7 +15,7 @@ def _encode_offer(o: m.Offer) -> pb.Frame:
     offer.chunk_size, offer.checksum, offer.total_bytes = o.chunk_size, o.checksum, o.total_bytes
     offer.dry_run, offer.xattrs = o.dry_run, o.xattrs
     if o.shard is not None:
-        offer.shard.shard_index, offer.shard.shard_count = o.shard
+        offer.shard.shard_index, offer.shard.shard_count, offer.shard.tree = o.shard
     if o.existing is not m.Existing.REPLACE:
         offer.existing = o.existing  # type: ignore[assignment]
     if o.delete is not None:
@@ -29,7 +29,8 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
     shard = None
     if o.HasField("shard"):
         count = within(o.shard.shard_count, 2, limits.SHARDS_MAX, "Offer.shard.shard_count")
-        shard = m.Shard(within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index"), count)
+        index = within(o.shard.shard_index, 0, count - 1, "Offer.shard.shard_index")
+        shard = m.Shard(index, count, o.shard.tree)
     chunk_size = within(o.chunk_size, 1, limits.CHUNK_SIZE_MAX, "Offer.chunk_size")
     total_bytes = within(o.total_bytes, 0, MAX_U63, "Offer.total_bytes")
     existing = enum(m.Existing, o.existing, "Offer.existing") if o.existing else m.Existing.REPLACE

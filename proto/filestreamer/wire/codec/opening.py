@@ -10,6 +10,7 @@ from filestreamer.wire.codec.checks import enum, require, sized, within
 from filestreamer.wire.codec.tables import Decoders, Encoders
 from filestreamer.wire.codec.texts import clean_reason, clip_reason
 from filestreamer.wire.errors import Code
+from filestreamer.wire.job_name import is_job_name
 
 _FEATURE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -23,6 +24,12 @@ def _features(names: Any, what: str) -> tuple[str, ...]:
         require(_FEATURE_CHARACTERS.issuperset(name), f"{what} has a name with something other than a-z, 0-9 and '-'")
     require(all(a < b for a, b in pairwise(features)), f"{what} is not sorted, or has a name twice")
     return features
+
+
+def _job(name: str, what: str) -> str:
+    """Decode the name of a job; empty where there is none."""
+    require(not name or is_job_name(name), f"{what} is not the name of a job")
+    return name
 
 
 def _encode_greeting(g: m.Greeting) -> pb.Frame:
@@ -66,6 +73,7 @@ def _decode_hello(h: pb.Hello) -> m.Hello:
         h.can_prove,
         features,
         needs,
+        _job(h.job, "Hello.job"),
     )
 
 
@@ -74,7 +82,8 @@ def _decode_proof(p: pb.Proof) -> m.Proof:
 
 
 def _decode_welcome(w: pb.Welcome) -> m.Welcome:
-    return m.Welcome(sized(w.mac, limits.MAC_BYTES, "Welcome.mac") if w.mac else b"")
+    mac = sized(w.mac, limits.MAC_BYTES, "Welcome.mac") if w.mac else b""
+    return m.Welcome(mac, _job(w.job, "Welcome.job"))
 
 
 def _encode_end(e: m.Refusal | m.Abort) -> dict[str, Any]:
@@ -93,7 +102,7 @@ ENCODERS: Encoders = {
     m.Greeting: _encode_greeting,
     m.Hello: _encode_hello,
     m.Proof: lambda p: pb.Frame(proof=pb.Proof(mac=p.mac)),
-    m.Welcome: lambda w: pb.Frame(welcome=pb.Welcome(mac=w.mac)),
+    m.Welcome: lambda w: pb.Frame(welcome=pb.Welcome(mac=w.mac, job=w.job)),
     m.Refusal: lambda r: pb.Frame(refusal=pb.Refusal(**_encode_end(r))),
     m.Abort: lambda a: pb.Frame(abort=pb.Abort(**_encode_end(a))),
 }

@@ -45,7 +45,7 @@ def _encode_finish(f: m.Finish) -> pb.Frame:
     frame = pb.Frame()
     finish = frame.finish
     finish.chunks, finish.root_digest, finish.stream_bytes = f.chunks, f.root_digest, f.stream_bytes
-    finish.ahead = f.ahead
+    finish.ahead, finish.walk_digest = f.ahead, f.walk_digest
     for kind, entries in f.left_out_counts:
         finish.left_out_counts.add(kind=int(kind), entries=entries)
     for path, kind, reason in f.left_out:
@@ -72,6 +72,7 @@ def _decode_finish(f: pb.Finish) -> m.Finish:
         tuple([m.LeftOutCount(kind, entries) for kind, entries in counts.items()]),
         left_out,
         f.ahead,
+        sized(f.walk_digest, limits.DIGEST_BYTES, "Finish.walk_digest") if f.walk_digest else b"",
     )
 
 
@@ -134,11 +135,15 @@ def _decode_entry_verdict(e: pb.EntryVerdict) -> m.EntryVerdict:
 
 
 def _decode_complete(c: pb.Complete) -> m.Complete:
-    counts = [
-        within(count, 0, MAX_U63, f"Complete.{name}")
-        for name, count in (("deleted", c.deleted), ("undeletable", c.undeletable), ("left", c.left))
-    ]
-    return m.Complete(c.committed, *counts)
+    return m.Complete(
+        c.committed,
+        within(c.deleted, 0, MAX_U63, "Complete.deleted"),
+        within(c.undeletable, 0, MAX_U63, "Complete.undeletable"),
+        within(c.left, 0, MAX_U63, "Complete.left"),
+        within(c.shards_finished, 0, limits.SHARDS_MAX, "Complete.shards_finished"),
+        within(c.job_files, 0, MAX_U63, "Complete.job_files"),
+        within(c.job_bytes, 0, MAX_U63, "Complete.job_bytes"),
+    )
 
 
 ENCODERS: Encoders = {

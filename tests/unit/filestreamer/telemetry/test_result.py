@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from filestreamer.telemetry.counters import SKIPPED_MAX, ConnectionCounters, Skipped, TransferCounters
+from filestreamer.telemetry.counters import SKIPPED_MAX, ConnectionCounters, JobCounts, Skipped, TransferCounters
 from filestreamer.telemetry.result import TransferResult, write
 from filestreamer.version import VERSION
 from filestreamer.wire.errors import (
     Code,
     ConnectionLost,
     Interrupted,
+    Partial,
     Refused,
     RemoteProtocolError,
     TransferFailed,
@@ -28,7 +29,7 @@ from filestreamer.wire.messages import SkipKind, Standing
 FIELDS = (
     "status version exit_code error transfer_id committed files bytes sent_bytes held_bytes unchecked_bytes seconds "
     "bytes_per_second connections chunk_size chunks resent_chunks stolen_chunks reconnects straggler_seconds "
-    "bottleneck root_digest left_files deleted_files undeletable_files dry_run verdicts "
+    "bottleneck root_digest job left_files deleted_files undeletable_files dry_run verdicts "
     "skipped_files skipped_kinds skipped warnings per_connection"
 ).split()
 
@@ -112,6 +113,7 @@ def test_a_complete_transfer() -> None:
         "straggler_seconds": 1.5,
         "bottleneck": None,
         "root_digest": "ab" * 16,
+        "job": None,
         "left_files": 0,
         "deleted_files": 0,
         "undeletable_files": 0,
@@ -210,6 +212,24 @@ def test_a_plain_summary_is_one_line() -> None:
     made = result(held_bytes=0, connections=[ConnectionCounters(0, moved_bytes=1500, acknowledged_bytes=1500)])
 
     assert made.summary() == "complete: 1.46 KiB in 10.00 s (150 B/s over 1 connection)"
+
+
+def test_the_result_of_a_shard_of_a_tree() -> None:
+    counts = JobCounts("move-1", "2/4", 3, 1200, 5 << 30)
+    made = TransferResult.from_counters(
+        TransferCounters(bytes(16), "t", job=counts), error=None, committed=False, root_digest=None
+    )
+
+    lines = made.summary().splitlines()
+    assert "  shard 2/4 of job move-1: 3 shards are finished, with 1200 files and 5.00 GiB" in lines
+    assert "  not all of the job: other shards are not complete yet" in lines
+    assert json.loads(made.to_json())["job"] == {
+        "name": "move-1",
+        "shard": "2/4",
+        "shards_finished": 3,
+        "files": 1200,
+        "bytes": 5 << 30,
+    }
 
 
 def test_a_summary_of_a_shard_says_that_the_file_waits() -> None:
@@ -396,3 +416,19 @@ def test_the_summary_of_a_dry_run_and_of_a_mirror() -> None:
     mirrored = result(left_files=1, deleted_files=20).summary()
     assert "1 entry left as it is" in mirrored
     assert "20 entries removed" in mirrored
+
+
+@pytest.mark.parametrize("error", [None, Partial("1 entry was skipped")])
+def test_a_result_that_was_kept_is_the_same_result(error: BaseException | None) -> None:
+    """As a receipt keeps it, in JSON."""
+    skipped = [Skipped("t/a", "gone", SkipKind.VANISHED, b"t/a")]
+    first = result(error, skipped=skipped, job=JobCounts("photos", "1/2", 2, 3, 4), warnings=["copies"])
+    again = TransferResult.from_fields(json.loads(json.dumps(first.fields())))
+    assert again == first
+    assert again.to_json() == first.to_json()
+
+
+@pytest.mark.parametrize("fields", [{}, {"status": "complete"}, {"status": "complete", "exit_code": 0, "unknown": 1}])
+def test_fields_that_are_no_result(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        TransferResult.from_fields(fields)

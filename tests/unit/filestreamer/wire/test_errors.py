@@ -41,6 +41,7 @@ def test_the_exit_codes_that_users_script_against() -> None:
         "REFUSED": 3,
         "DATA": 4,
         "PARTIAL": 5,
+        "ABSENT": 6,
     }
 
 

@@ -155,8 +155,8 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
     certificate = bytes.fromhex(vector["certificate_sha256"])
     assert vector["tls_server"] == ("receiver" if certificate else None)
 
-    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features)
-    sender = SenderOpening(token, certificate, features=hello.features)
+    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features, job=hello.job)
+    sender = SenderOpening(token, certificate, features=hello.features, job=hello.job)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)
     let_in = [receiver.receive(body) for body in said[1:]]
@@ -172,9 +172,11 @@ def test_opening_vector_where_the_receiver_dials(vector: dict[str, Any], monkeyp
     greeting, hello, token = of_opening(vector, monkeypatch)
     certificate = bytes.fromhex(vector["certificate_sha256"])
     assert vector["tls_server"] == ("sender" if certificate else None)
-    joined = Joined(hello.transfer_id, hello.connection_id, hello.connections, hello.needs)
+    joined = Joined(hello.transfer_id, hello.connection_id, hello.connections, hello.needs, hello.job)
 
-    receiver = DiallingReceiverOpening(greeting.incarnation, hello.role, token, certificate, features=greeting.features)
+    receiver = DiallingReceiverOpening(
+        greeting.incarnation, hello.role, token, certificate, features=greeting.features, job=hello.job
+    )
     sender = DialledSenderOpening(token, certificate, join=lambda _: joined, features=hello.features)
     said = [receiver.greeting_body]
     said.append(sender.take(said[-1]) or b"")
@@ -336,3 +338,35 @@ def test_refused_body(vector: dict[str, Any]) -> None:
 
     assert caught.value.code is Code[vector["code"]]
     assert vector["says"] in str(caught.value)
+
+
+@pytest.mark.parametrize("file", CHUNKS["tree_shares"]["files"], ids=lambda file: str(file["path"]))
+def test_whose_a_file_of_a_tree_is(file: dict[str, Any]) -> None:
+    """By the rule of proto/README.md, "Shards of trees", written down once more."""
+    first = xxhash.xxh3_64_intdigest(file["path"].encode())
+    segments = -(-file["size"] // CHUNKS["tree_shares"]["chunk_size"])
+    for index, moved in enumerate(file["shards"]):
+        if file["is_linked"]:
+            expected = list(range(segments)) if index == 0 else None
+        elif segments < 2:
+            expected = list(range(segments)) if first % 3 == index else None
+        else:
+            expected = [k for k in range(segments) if (first + k) % 3 == index] or None
+        assert moved == expected
+
+
+def test_the_digest_of_a_walk() -> None:
+    found = CHUNKS["tree_shares"]
+    records = [
+        struct.pack(">BQ", 0, found["chunk_size"]),
+        struct.pack(">BQq", 1, 0, 0) + b"photos",
+        struct.pack(">BQq", 2, 0, -1) + b"latest",
+        struct.pack(">BQq", 6, 0, 0) + b"fifo",
+    ]
+    for file in found["files"]:
+        kind = 5 if file["is_linked"] else 4 if file["size"] > found["chunk_size"] else 3
+        records.append(struct.pack(">BQq", kind, file["size"], file["mtime_ns"]) + file["path"].encode())
+
+    total = sum(map(xxhash.xxh3_128_intdigest, records)) % (1 << 128)
+
+    assert f"{total:032x}" == found["walk_digest"]

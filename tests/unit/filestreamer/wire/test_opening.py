@@ -430,3 +430,65 @@ def test_a_man_in_the_middle_with_a_certificate_of_his_own(receiver: bytes, send
 
     with pytest.raises(RemoteProtocolError, match="the token is wrong"):
         meeting.receive(*meeting.answer())
+
+
+# --- jobs
+
+
+def meeting_of(receiver: str, sender: str, token: bytes | None = TOKEN) -> Meeting:
+    meeting = Meeting(token, token)
+    meeting.receiver = ReceiverOpening(INCARNATION, token, job=receiver)
+    meeting.sender = SenderOpening(token, job=sender)
+    return meeting
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize(("receiver", "sender"), [("photos", "photos"), ("", "photos"), ("", "")])
+def test_ends_of_one_job(receiver: str, sender: str, token: bytes | None) -> None:
+    """A receiver without a job takes senders of any, and says of which one it takes them."""
+    meeting = meeting_of(receiver, sender, token)
+    hello = meeting.receive(*meeting.answer())
+    assert hello is not None
+    assert hello.job == sender
+    welcome = meeting.receiver.welcome()
+    assert welcome.job == sender
+    meeting.sender.enter(encode(welcome))
+    assert meeting.sender.awaits_welcome == bool(token or sender)
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("sender", ["mails", "photo", ""])
+def test_a_receiver_takes_no_other_job(sender: str, token: bytes | None) -> None:
+    meeting = meeting_of("photos", sender, token)
+    with pytest.raises(RemoteProtocolError, match="'photos'") as caught:
+        meeting.receive(*meeting.answer())
+    assert code_of(caught) is Code.JOB
+
+
+def test_the_job_is_compared_after_the_proof() -> None:
+    """A stranger does not learn of which job a receiver is."""
+    meeting = meeting_of("photos", "mails")
+    meeting.sender = SenderOpening(b"another token of many characters", job="mails")
+    with pytest.raises(RemoteProtocolError) as caught:
+        meeting.receive(*meeting.answer())
+    assert code_of(caught) is Code.TOKEN
+
+
+@pytest.mark.parametrize("other", ["mails", ""])
+def test_a_sender_goes_on_only_with_its_own_job(other: str) -> None:
+    """An older receiver does not repeat the job."""
+    meeting = meeting_of("photos", "photos")
+    meeting.receive(*meeting.answer())
+    with pytest.raises(RemoteProtocolError, match="'photos'") as caught:
+        meeting.sender.enter(encode(meeting.receiver.welcome()._replace(job=other)))
+    assert code_of(caught) is Code.JOB
+
+
+def test_a_job_can_not_be_changed_on_the_way() -> None:
+    meeting = meeting_of("photos", "mails")
+    hello_body, proof = meeting.answer()
+    hello = decode(hello_body)
+    assert isinstance(hello, m.Hello)
+    with pytest.raises(RemoteProtocolError) as caught:
+        meeting.receive(encode(hello._replace(job="photos")), proof)
+    assert code_of(caught) is Code.TOKEN

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from filestreamer.wire import features
+from filestreamer.wire import auth, features
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, Refused, RemoteProtocolError, TransferFailed
@@ -384,3 +384,57 @@ def test_a_feature_that_is_taken_out_of_the_greeting() -> None:
     hello = meeting.hello(encode(greeting._replace(features=())))
     with pytest.raises(RemoteProtocolError, match="the token is wrong"):
         meeting.sender.take(meeting.receiver.answer(hello))
+
+
+# --- jobs
+
+
+def meeting_of(receiver: str, sender: str, token: bytes | None = TOKEN) -> Meeting:
+    meeting = Meeting(token, token, joined=JOINED._replace(job=sender))
+    meeting.receiver = DiallingReceiverOpening(INCARNATION, m.Role.DATA, token, job=receiver)
+    return meeting
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize(("receiver", "sender"), [("photos", "photos"), ("", "photos"), ("", "")])
+def test_ends_of_one_job(receiver: str, sender: str, token: bytes | None) -> None:
+    meeting = meeting_of(receiver, sender, token)
+    proof = meeting.sender.take(meeting.welcome())
+    assert meeting.sender.is_over
+    if proof is not None:
+        meeting.receiver.enter(proof)
+
+
+@pytest.mark.parametrize("sender", ["mails", ""])
+def test_ends_of_different_jobs(sender: str) -> None:
+    """The sender sees it first; a sender of an earlier version, which does not look, is told after its proof."""
+    meeting = meeting_of("photos", sender)
+    hello, receiver = meeting.hello(), meeting.receiver
+    with pytest.raises(RemoteProtocolError, match="'photos'") as caught:
+        meeting.sender.take(receiver.answer(hello))
+    assert code_of(caught) is Code.JOB
+    assert not meeting.sender.is_over
+    # As such a sender proves the token:
+    transcript = auth.Transcript(receiver.greeting_body, hello, b"", "sender")
+    proof = transcript.sender_proof(TOKEN, transcript.receiver_proof(TOKEN))
+    with pytest.raises(RemoteProtocolError, match="'photos'") as caught:
+        receiver.enter(encode(m.Proof(proof)))
+    assert code_of(caught) is Code.JOB
+
+
+@pytest.mark.parametrize("sender", ["mails", ""])
+def test_ends_of_different_jobs_without_a_token(sender: str) -> None:
+    meeting = meeting_of("photos", sender, None)
+    with pytest.raises(RemoteProtocolError, match="'photos'") as caught:
+        meeting.welcome()
+    assert code_of(caught) is Code.JOB
+    assert meeting.receiver.hello is None  # so that what the sender is told is a Refusal
+
+
+def test_a_sender_goes_on_only_with_its_own_job() -> None:
+    meeting = meeting_of("", "photos")
+    welcome = decode(meeting.welcome())
+    assert isinstance(welcome, m.Welcome)
+    with pytest.raises(RemoteProtocolError) as caught:
+        meeting.sender.take(encode(welcome._replace(job="")))
+    assert code_of(caught) is Code.JOB

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import WHOLE, Grid, Share
 from receiver.disk.destination import Destination
@@ -133,3 +135,63 @@ def test_a_table_comes_out_of_the_budget_while_anybody_is_in_the_file(files: Reg
     leave(files, senders[1])
     assert budget.used_bytes == 3 << 16
     claim(files, WHOLE, senders[2], grid=grid, path=b"other")
+
+
+def shard_offer(index: int, count: int = 3, **changes: Any) -> m.Offer:
+    return m.Offer(4, m.Shard(index, count, tree=True), False, 0)._replace(**changes)
+
+
+def code_of(files: Registry, offer: m.Offer | None, name: bytes = b"t", job: str = "job") -> Code:
+    """Return the code with which a tree is refused."""
+    with pytest.raises(TransferFailed) as caught:
+        files.claim_root(Sender(files), name, offer, job)
+    return caught.value.code
+
+
+def test_shards_of_one_job_share_their_names(files: Registry) -> None:
+    first, second = Sender(files), Sender(files)
+    names = files.claim_root(first, b"t", shard_offer(0), "job")
+    files.claim_root(second, b"t", shard_offer(1), "job").claim(b"u")
+    names.claim(b"u")
+    assert code_of(files, shard_offer(0)) is Code.BUSY
+    assert code_of(files, shard_offer(2), job="another") is Code.BUSY
+    assert code_of(files, shard_offer(2, count=4)) is Code.BUSY
+    assert code_of(files, None) is Code.BUSY
+    assert code_of(files, shard_offer(2, chunk_size=8)) is Code.POLICY
+    assert code_of(files, shard_offer(2, checksum=True)) is Code.POLICY
+    for sender in (first, second):
+        assert not sender.gave_way
+        files.release(sender, cleanly=True)
+    files.claim_root(Sender(files), b"t", None)
+
+
+def test_only_the_last_shard_closes_directories(files: Registry) -> None:
+    """One after the other; who is closing them alone keeps a new shard out until that is done."""
+    first, second = Sender(files), Sender(files)
+    ones = files.claim_root(first, b"t", shard_offer(0), "job")
+    others = files.claim_root(second, b"t", shard_offer(1), "job")
+    with ones.closing() as is_last:
+        assert not is_last
+        assert code_of(files, shard_offer(2)) is Code.BUSY
+    with others.closing() as is_last:
+        assert is_last
+    files.claim_root(Sender(files), b"t", shard_offer(2), "job")
+    with others.closing() as is_last:
+        assert not is_last
+
+
+def test_a_shard_waits_until_another_one_has_set_modes(files: Registry) -> None:
+    ones = files.claim_root(Sender(files), b"t", shard_offer(0), "job")
+    others = files.claim_root(Sender(files), b"t", shard_offer(1), "job")
+    seen: list[bool] = []
+
+    def close() -> None:
+        with others.closing() as is_last:
+            seen.append(is_last)
+
+    thread = threading.Thread(target=close)
+    with ones.closing():
+        thread.start()
+        assert seen == []
+    thread.join()
+    assert seen == [True]

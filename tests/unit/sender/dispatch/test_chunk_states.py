@@ -1,6 +1,7 @@
 """The states of chunks: what is answered and done, in which ranges, and the first chunk that is not done."""
 
 from filestreamer.telemetry.chunk_map import ChunkMap
+from filestreamer.wire.grid import Share
 from sender.dispatch.chunk_states import ChunkStates
 
 
@@ -54,3 +55,14 @@ def test_clearing_forgets_everything() -> None:
     assert states.extend(3) == 3
     assert list(states.unanswered(0, 3)) == [(0, 3)]
     assert states.chunk_map.brought == ChunkMap(3).brought
+
+
+def test_what_other_shards_send_is_done_and_never_opened() -> None:
+    states = ChunkStates()
+    states.extend(12)
+    assert states.leave_to_others(2, 12, Share(1, 4)) == 7  # of the ten segments of one file, 1, 5 and 9 are sent
+    assert list(states.unanswered(0, 12)) == [(0, 2), (3, 4), (7, 8), (11, 12)]
+    assert (states.done_count, states.others) == (7, 7)
+    assert list(states.not_done()) == [0, 1, 3, 7, 11]
+    assert not states.reopen(2)
+    assert states.zeros(0, 12) == []

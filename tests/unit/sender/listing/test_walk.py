@@ -8,11 +8,13 @@ import pytest
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, TransferFailed, UsageError
+from filestreamer.wire.grid import Share
 from filestreamer.wire.limits import KIB, PATH_BYTES
 from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
+from filestreamer.wire.tree_shares import TreeShares
 from sender.listing.patterns import pattern_filter
 from sender.listing.walk import LEFT_OUT, Walk
-from sender.source.item import Item
+from sender.source.item import Item, Unsendable
 from tests.support import trees
 
 
@@ -233,3 +235,61 @@ def test_staging_is_left_out_in_every_form_and_that_is_said(tmp_path: Path) -> N
     found = [item.entry.path for item in Walk([str(tmp_path / "top")], skipped.append, warn=warnings.append)]
     assert found == [b"top", b"top/a", b"top/b", b"top/b/c", b"top/b/c/d", b"top/b/c/d/f"]
     assert (set(warnings), skipped) == ({LEFT_OUT}, [])
+
+
+def walked_for(shard: Share, *paths: Path) -> tuple[list[Item], list[Skipped], bytes]:
+    """Walk for one shard; return the items, what was left out, and the digest."""
+    skipped: list[Skipped] = []
+    walk = Walk([str(path) for path in paths], skipped.append)
+    walk.share_out(TreeShares(shard, 4 * KIB, checksum=False), 4 * KIB)
+    return list(walk), skipped, walk.digest
+
+
+def test_shards_list_all_directories_and_each_their_own_files(top: Path) -> None:
+    for number in range(30):
+        trees.write(top / "c" / f"{number}", b"x" * 700 * number)
+    os.link(top / "c" / "29", top / "zz")
+    os.mkfifo(top / "fifo")
+    (top / "link").symlink_to("a")
+    whole, skipped = walked(top)
+    shards = [walked_for(Share(index, 4), top) for index in range(4)]
+    directories = [item.entry.path for item in whole if item.entry.type is EntryType.DIRECTORY]
+    small = [item.entry.path for item in whole if item.entry.path not in directories and item.entry.size <= 4 * KIB]
+    for items, _, _ in shards:
+        assert [item.entry.path for item in items if item.entry.type is EntryType.DIRECTORY] == directories
+    listed = [path for items, _, _ in shards for path in names(items)]
+    assert sorted(path for path in listed if path in small) == sorted(small)
+    assert set(listed) == set(names(whole))
+    assert {b"top/c/29", b"top/zz"} <= set(names(shards[0][0]))
+    assert [entry.path for _, told, _ in shards for entry in told] == [entry.path for entry in skipped]
+    assert len({digest for _, _, digest in shards}) == 1
+
+
+@pytest.mark.parametrize("change", ["write", "touch", "remove", "link", "directory"])
+def test_what_shards_see_of_a_change(top: Path, change: str) -> None:
+    _, _, before = walked_for(Share(0, 2), top)
+    match change:
+        case "write":
+            trees.write(top / "new", b"")
+        case "touch":
+            os.utime(top / "a", ns=(1, 1))
+        case "remove":
+            (top / "a").unlink()
+        case "link":
+            os.link(top / "a", top.parent / "elsewhere")
+        case _:
+            (top / "new").mkdir()
+    _, _, after = walked_for(Share(1, 2), top)
+    assert before != after
+
+
+def test_a_shared_file_that_changed_is_not_listed_again(top: Path) -> None:
+    """The other shards have it as it was."""
+    large = trees.write(top / "large", b"x" * 9 * KIB)
+    walk = Walk([str(top)], lambda _: None)
+    walk.share_out(TreeShares(Share(0, 2), 4 * KIB, checksum=False), 4 * KIB)
+    (item,) = [item for item in walk if item.entry.path == b"top/large"]
+    for size in (10 * KIB, 1):
+        large.write_bytes(b"y" * size)
+        with pytest.raises(Unsendable, match="other shards"):
+            walk.list_again(item, large.stat())

@@ -160,3 +160,23 @@ def test_staging_that_is_begun_anew_while_the_old_is_discarded(
     assert list(again.claims.indices()) == [1]
     again.close()
     other.close()
+
+
+def test_shares_of_one_file_go_together(path: Path, destination: Destination) -> None:
+    """When nothing was added to any of them for long; no ledger covers the bytes of all, so their space stays."""
+    staging = path / ".filestreamer"
+    os.close(destination.open_staging(create=True))
+    for name, age in (("k-v.shared", 500), ("k-v-0.ledger", 500), ("k-v-1.ledger", 100), ("k-w-0.ledger", 500)):
+        (staging / name).write_bytes(b"x" * MIB)
+        os.utime(staging / name, (1000 - age, 1000 - age))
+    blocks = (staging / "k-v.shared").stat().st_blocks
+    assert give_back_space(destination) == 0
+    assert (staging / "k-v.shared").stat().st_blocks == blocks
+    assert discard_older_than(destination, None, 1000) == (0, 2)
+    assert discard_older_than(destination, 300.0, 1000) == (1, 1)
+    with (staging / "k-v-1.ledger").open() as ledger_file:
+        fcntl.flock(ledger_file, fcntl.LOCK_EX)
+        assert discard_older_than(destination, 50.0, 1000) == (0, 1)
+    assert sorted(os.listdir(staging)) == ["k-v-0.ledger", "k-v-1.ledger", "k-v.shared"]
+    assert discard_older_than(destination, 50.0, 1000) == (1, 0)
+    assert os.listdir(path) == []

@@ -10,6 +10,7 @@ import pytest
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import SkipKind
 from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staging import Staging
 from receiver.file import shared_file
@@ -142,7 +143,7 @@ def test_a_file_that_can_not_be_finished_takes_no_other_with_it(
     finished: list[tuple[str, bool]] = []
     finish = Staging.prepare
 
-    def prepare(staged: Staging, attributes: Attributes, file_id: int) -> ClosedStaging:
+    def prepare(staged: Staging, attributes: Attributes, file_id: int, root: bytes) -> ClosedStaging | ClosedShare:
         finished.append((os.path.basename(staged.path), staged.fd >= 0))
         if staged.entry.uid is not None:
             raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -1,0 +1,186 @@
+"""The share of a large file that one shard of a tree has finished: sealed, and the file put in place by the last one.
+
+    seal     the ledger of the share says that all of it is in staging, durably, and what its digest is
+    sealed   whether every share is sealed: one that another process sealed is re-hashed before it counts
+    put      set the attributes of the file, rename it to its final name, and remove all ledgers
+
+A crash between any two steps leaves the shares that were sealed, or the file under its final name.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from filestreamer.wire import limits
+from filestreamer.wire.grid import Share
+from filestreamer.wire.messages import Entry
+from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.final_name import put_in_place
+from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
+from receiver.disk.sealed_shares import SealedShares
+from receiver.disk.space import make_zeros
+from receiver.disk.staging import ledger
+from receiver.disk.staging.ledger_file import read_ledger
+from receiver.disk.staging.lock import is_own, locked
+from receiver.disk.staging.readable import Readable
+from receiver.disk.staging.shared_names import SharedNames
+from receiver.disk.staging.staged_copy import copy_file
+
+_CHANGED: Final = "another process changed or removed its staging: run the same command again"
+
+
+class ClosedShare(NamedTuple):
+    """A share that is complete, was closed in staging, and is synced before it is sealed."""
+
+    names: SharedNames
+    root: bytes | None
+    """The root digest of the share; None where an earlier run has sealed it."""
+    entry: Entry
+    file_id: int
+    attributes: Attributes | None
+    here: SealedShares
+    """The shares that this process has sealed, or has found to be on the disk."""
+    syncs_each: bool
+    """Whether no sync of the whole file system reaches its ledger."""
+
+    @contextlib.contextmanager
+    def sealed(self, staging_fd: int) -> Iterator[bool]:
+        """Seal the share. Yield whether all shares are sealed: then the file is to be put in place in the block.
+
+        A share that was sealed before may be gone by now, as another shard has put the file in place.
+        Raises OSError, TransferFailed(DESTINATION).
+        """
+        names = self.names
+        with names.guard, locked(staging_fd, names.key) as (fd, is_new):
+            try:
+                data = os.stat(names.data, dir_fd=staging_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                data = None
+            if data is None or is_new:
+                if self.root is not None:
+                    raise OSError(errno.ESTALE, _CHANGED)
+                yield False
+                return
+            if self.root is not None:
+                self._append_seal(fd, self.root)
+                self.here.add(names.key, data.st_ino)
+            others = [Share(index, names.share.count) for index in names.indices if index != names.share.index]
+            are_sealed = all(self._is_sealed(staging_fd, other, data.st_ino) for other in others)
+            yield are_sealed and self._is_proven(staging_fd, names.share, fd, data.st_ino)
+
+    def _append_seal(self, fd: int, root: bytes) -> None:
+        """Append the seal to the ledger of this share. Raises OSError."""
+        names = self.names
+        digest = ledger.seal_digest(names.grid, names.mtime_ns, names.share, root)
+        record = ledger.encode_records([ledger.seal_record(names.share, digest)])
+        length = os.fstat(fd).st_size
+        if os.pwrite(fd, record, length) != len(record):
+            os.ftruncate(fd, length)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.syncs_each:
+            os.fsync(fd)
+
+    def _is_sealed(self, staging_fd: int, share: Share, inode: int) -> bool:
+        """Whether another share is sealed, and is on the disk. Raises OSError, TransferFailed(DESTINATION)."""
+        try:
+            with locked(staging_fd, self.names.key_of(share.index)) as (fd, is_new):
+                return not is_new and self._is_proven(staging_fd, share, fd, inode)
+        except BlockingIOError:  # a transfer writes it
+            return False
+
+    def _is_proven(self, staging_fd: int, share: Share, fd: int, inode: int) -> bool:
+        """Whether a share, whose ledger is open and locked, is sealed and on the disk; else it is sealed no more."""
+        key = self.names.key_of(share.index)
+        claims = _sealed_claims(self.names, share, fd)
+        if claims is None:
+            return False
+        if (key, inode) not in self.here:
+            if not self._is_on_disk(staging_fd, share, claims):
+                os.ftruncate(fd, ledger.HEADER_BYTES)
+                return False
+            self.here.add(key, inode)
+        return True
+
+    def _is_on_disk(self, staging_fd: int, share: Share, claims: ledger.Claims) -> bool:
+        """Re-hash a share that an earlier process has sealed; make zeros again what it was told to be zeros."""
+        fd = os.open(self.names.data, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+        try:
+            staged, block = Readable(self.names.data, fd), memoryview(bytearray(limits.BLOCK_BYTES))
+            grid = self.names.grid
+            for index in range(share.index, grid.segments, share.count):
+                if not claims.present or not claims.present[index]:
+                    make_zeros(fd, grid.offset(index), grid.offset(index) + grid.length(index))
+                elif staged.digest(block, grid, index) != claims.digest(index):
+                    return False
+        finally:
+            os.close(fd)
+        return True
+
+    # --- as `closed_staging.ClosedStaging`
+
+    def put(self, staging_fd: int, directory_fd: int, final: bytes, *, replace: bool) -> None:
+        """Rename the file to its final name, in the block of `sealed`, and remove all ledgers. Raises OSError.
+
+        FileExistsError where the file may not replace what is there.
+        """
+        with self._finished(staging_fd):
+            put_in_place(self.names.data, final, staging_fd, directory_fd, replace=replace)
+        self._remove_ledgers(staging_fd)
+
+    @contextlib.contextmanager
+    def _finished(self, staging_fd: int) -> Iterator[None]:
+        """Set the attributes of the complete file, durably; after an error its owner may write it again.
+
+        No share is written any more. Raises OSError.
+        """
+        fd = os.open(self.names.data, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+        try:
+            status = os.fstat(fd)
+            if not is_own(status) or status.st_size != self.entry.size:
+                raise OSError(errno.ESTALE, _CHANGED)
+            if self.attributes is not None:
+                self.attributes.put_file(fd, self.entry, self.file_id)
+            os.fsync(fd)
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600)
+            raise
+        finally:
+            os.close(fd)
+
+    def _remove_ledgers(self, staging_fd: int) -> None:
+        for index in self.names.indices:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.names.key_of(index) + LEDGER_SUFFIX, dir_fd=staging_fd)
+
+    def copy(self, staging_fd: int, name: str, directory_fd: int) -> None:
+        """Copy the complete file into another directory, durably. Raises OSError."""
+        with self._finished(staging_fd):
+            copy_file(self.names.data, staging_fd, name, directory_fd)
+
+    def discard(self, staging_fd: int) -> None:
+        """Remove the staged bytes and all ledgers: the shards whose shares are lost have to be run again."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.names.data, dir_fd=staging_fd)
+        self._remove_ledgers(staging_fd)
+
+
+def is_sealed(staging_fd: int, names: SharedNames) -> bool:
+    """Whether an earlier run has sealed a share, and its bytes are still there. Raises OSError."""
+    try:
+        os.stat(names.data, dir_fd=staging_fd, follow_symlinks=False)
+        with locked(staging_fd, names.key) as (fd, is_new):
+            return not is_new and _sealed_claims(names, names.share, fd) is not None
+    except (FileNotFoundError, BlockingIOError):
+        return False
+
+
+def _sealed_claims(names: SharedNames, share: Share, fd: int) -> ledger.Claims | None:
+    """Return what the open ledger of a share claims, if the share is sealed. Raises OSError."""
+    claims = read_ledger(fd, names.grid)
+    if claims is None or claims.grid != names.grid or not claims.is_sealed(share, names.mtime_ns):
+        return None
+    return claims

@@ -1,0 +1,111 @@
+"""One shard of a tree, as its receiver sees it (proto/README.md, "Shards of trees").
+
+What the entries and the files of the shard are, is in `filestreamer.wire.tree_shares`; which shards of the job are
+finished, in `receiver.disk.staging.job_record`.
+"""
+
+from typing import Final
+
+from filestreamer.telemetry.counters import JobCounts, TransferCounters
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
+from filestreamer.wire.grid import Share
+from filestreamer.wire.messages import SkipKind
+from filestreamer.wire.tree_shares import TreeShares
+from receiver.disk.destination import Destination
+from receiver.disk.report import Report
+from receiver.disk.staging.closed_share import ClosedShare
+from receiver.disk.staging.job_record import FinishedShard, JobRecord, SharedFile
+from receiver.tree.commit.traits import Traits
+
+_IN_PLACE: Final = (SkipKind.SPECIAL, SkipKind.ATTRIBUTE)
+"""Kinds of which no file has to wait for a share in vain."""
+
+
+class Shard:
+    """That of a tree which is no shard: it does nothing."""
+
+    shares: TreeShares | None = None
+    """Which entries and segments are this shard's; None: all."""
+    staging_name: bytes = b""
+    """What the name of its staging has beside the root of the tree: each shard has a staging of its own."""
+    complete: m.Complete | None = None
+    """The Complete of a shard that is finished."""
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What it is, for the log."""
+        return {}
+
+    def begin(self, traits: Traits) -> None:
+        """Begin the shard, whose staging has these traits. Raises TransferFailed: POLICY, DESTINATION."""
+
+    def waits(self, share: ClosedShare, prefix: bytes) -> None:
+        """Note a file that waits for other shards; `prefix` is that of its place. Any thread may call."""
+
+    def take_finish(self, finish: m.Finish) -> None:
+        """Take the digest of the walk. Raises RemoteProtocolError where it is missing, or for no shard."""
+        if finish.walk_digest:
+            raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
+
+    def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
+        """Count the shard as finished, now that all of it is durable. Raises TransferFailed(SOURCE_CHANGED)."""
+
+
+NO_SHARD: Final = Shard()
+
+
+class TreeShard(Shard):
+    """A shard. For one thread at a time, but for `waits`."""
+
+    def __init__(self, offer: m.Offer, shard: m.Shard, job: str, destination: Destination) -> None:
+        share = Share(shard.shard_index, shard.shard_count)
+        self.shares = TreeShares(share, offer.chunk_size, checksum=offer.checksum)
+        self._share = share
+        self.staging_name = b"\0" + str(share).encode()
+        self._job = job
+        self._record = JobRecord(destination, job, share.index, share.count)
+        self._walk_digest = b""
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What it is, for the log."""
+        return {"shard": str(self._share), "job": self._job}
+
+    def begin(self, traits: Traits) -> None:
+        """Begin the shard, whose staging has these traits. Raises TransferFailed: POLICY, DESTINATION."""
+        lacking = None
+        if traits.folds_names:
+            lacking = "does not tell all names apart, and shards would replace each other's files"
+        elif not traits.keeps_times:
+            lacking = "keeps no times, by which shards tell what is there"
+        if lacking is not None:
+            raise TransferFailed(Code.POLICY, f"the destination {lacking}: send the tree without --shard")
+        self._record.begin()
+
+    def waits(self, share: ClosedShare, prefix: bytes) -> None:
+        """Note a file that waits for other shards; `prefix` is that of its place. Any thread may call."""
+        self._record.note_pending(SharedFile(share.names.data, prefix, share.entry.path, share.entry.size))
+
+    def take_finish(self, finish: m.Finish) -> None:
+        """Take the digest of the walk. Raises RemoteProtocolError where there is none."""
+        if not finish.walk_digest:
+            raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")
+        self._walk_digest = finish.walk_digest
+
+    def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
+        """Count the shard as finished, now that all of it is durable. Raises TransferFailed(SOURCE_CHANGED)."""
+        left_out = bool(counters.left_files) or any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
+        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out)
+        state, waiting = self._record.finish(finished)
+        if waiting:
+            report.warn(
+                f"{waiting} large files are not complete, although all shards of job {self._job} are finished: what"
+                " some of them had moved is gone. Run all of them again"
+            )
+        files = sum(shard.files for shard in state.shards.values())
+        size = sum(shard.bytes for shard in state.shards.values())
+        done = len(state.shards)
+        is_committed = done == state.shard_count and not waiting
+        self.complete = m.Complete(is_committed, 0, 0, counters.left_files, done, files, size)
+        counters.job = JobCounts(self._job, str(self._share), done, files, size)

@@ -1,0 +1,376 @@
+"""Jobs and runs: no two transfers swap their data, and each side ends when the other one has ended for good."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.errors import Code, Refused
+from tests.support.dialling_peer import DiallingReceiver
+from tests.support.peer import RawReceiver, RawSender, Sample
+from tests.support.services import Pair, Service, free_port, impatient, inject, same
+
+TOKEN = {"FILESTREAMER_TOKEN": "a token that both sides of all jobs have"}
+RETURN = {"receiver.server.run.RETURN_SECONDS": 2, "receiver.transfer.coordinator.JOB_COMPLETE_SECONDS": 2}
+FOR_EVER = ("--give-up-after", "600")
+
+
+@pytest.fixture
+def sample() -> Sample:
+    return Sample.random(1, 5000, 1000)
+
+
+def of_job(
+    pair: Pair,
+    *args: object,
+    job: str = "photos",
+    run: str = "first",
+    directory: Path | None = None,
+    port: int = 0,
+    bounds: Mapping[str, float] = RETURN,
+    env: Mapping[str, str] | None = None,
+) -> Service:
+    """Start the receiver of a run."""
+    where = ("--listen", f"127.0.0.1:{port}", "--directory", directory or pair.destination)
+    how = impatient("receiver", bounds, {**TOKEN, "FILESTREAMER_RECEIVER_RUN": run, **(env or {})})
+    return pair.start("receiver", *where, "--once", "--job", job, *args, **how)
+
+
+def sends(pair: Pair, what: Path | str, to: Service | str, *args: object, job: str = "photos") -> Service:
+    address = to if isinstance(to, str) else Pair.address(to)
+    return pair.start("sender", what, "--to", address, "--job", job, *args, env=TOKEN)
+
+
+def receipts(pair: Pair) -> list[Path]:
+    return sorted((pair.destination / ".filestreamer").glob("*.receipt"))
+
+
+# --- which job
+
+
+def test_two_transfers_that_would_swap_their_data(pair: Pair, tmp_path: Path) -> None:
+    """The address of each leads to the receiver of the other: both are refused, and nothing arrives."""
+    places = {job: tmp_path / job for job in ("photos", "mails")}
+    files = {job: pair.file(f"{job}.bin", 300_000, seed) for seed, job in enumerate(places)}
+    receivers = {}
+    for job, place in places.items():
+        place.mkdir()
+        receivers[job] = of_job(pair, job=job, directory=place)
+    for job, other in (("photos", "mails"), ("mails", "photos")):
+        message = sends(pair, files[job], receivers[other], job=job).fails(3, "job", status="refused")
+        assert "'photos'" in message
+        assert "'mails'" in message
+    assert [sorted(os.listdir(place)) for place in places.values()] == [[], []]
+    for job, file in files.items():
+        assert sends(pair, file, receivers[job], job=job).succeeds()["committed"]
+        receivers[job].succeeds()
+        assert same(file, places[job] / file.name)
+
+
+def test_a_receiver_with_a_job_takes_no_sender_without_one(pair: Pair) -> None:
+    receiver, file = of_job(pair), pair.file("f", 1000)
+    pair.sender(file, Pair.address(receiver), env=TOKEN).fails(3, "job", status="refused")
+    assert receiver.poll() is None
+    sends(pair, file, receiver).succeeds()
+    receiver.succeeds()
+
+
+def test_a_receiver_without_a_job_takes_any(pair: Pair) -> None:
+    receiver = pair.receiver(env=TOKEN)
+    for job in ("photos", "mails"):
+        assert sends(pair, pair.file(job, 1000), receiver, job=job).succeeds()["committed"]
+
+
+def test_a_sender_with_a_job_offers_nothing_to_a_receiver_that_does_not_repeat_it(pair: Pair) -> None:
+    with RawReceiver(TOKEN["FILESTREAMER_TOKEN"]) as peer:
+        sender = sends(pair, pair.file("f", 1000), peer.address)
+        link, hello, welcome = peer.hello()
+        assert (hello.job, welcome.job) == ("photos", "photos")
+        link.send(welcome._replace(job=""))
+        link.ends()
+        assert "photos" in sender.fails(3, "job", status="refused")
+
+
+def test_nothing_of_a_job_is_sent_before_welcome_without_a_token(pair: Pair) -> None:
+    with RawReceiver() as peer:
+        sender = pair.start("sender", pair.file("f", 1000), "--to", peer.address, "--job", "photos")
+        link, hello, welcome = peer.hello()
+        assert hello.job == "photos"
+        link.send(welcome._replace(job="mails"))
+        link.ends()
+        sender.fails(3, "job", status="refused")
+
+
+def test_where_the_receiver_dials(pair: Pair) -> None:
+    """Either side may have none, or another one: only a receiver without a job takes any."""
+    file = pair.file("f", 300_000)
+    sender = pair.start("sender", file, "--listen", "127.0.0.1:0", "--job", "photos", env=TOKEN)
+    connect = ("receiver", "--connect", Pair.address(sender), "--directory", pair.destination)
+    pair.start(*connect, "--job", "mails", env=TOKEN).fails(3, "job", status="refused")
+    assert "f" not in pair.received()
+    pair.start(*connect, "--job", "photos", env=TOKEN).succeeds()
+    assert same(file, pair.destination / "f")
+    pair.start(*connect, env=TOKEN).succeeds()
+    without = pair.start("sender", file, "--listen", "127.0.0.1:0", env=TOKEN)
+    connect = ("receiver", "--connect", Pair.address(without), "--directory", pair.destination)
+    pair.start(*connect, "--job", "photos", env=TOKEN).fails(3, "job", status="refused")
+    pair.start(*connect, env=TOKEN).succeeds()
+
+
+def test_a_dialling_receiver_that_changes_the_job_in_welcome(pair: Pair) -> None:
+    sender = pair.start("sender", pair.file("f", 1000), "--listen", "127.0.0.1:0", "--job", "photos", env=TOKEN)
+    with DiallingReceiver(Pair.address(sender), token=TOKEN["FILESTREAMER_TOKEN"].encode()) as peer:
+        peer.job = "mails"
+        with pytest.raises(Refused) as refused:
+            peer.open(m.Role.CONTROL)
+        assert refused.value.code is Code.JOB
+
+
+# --- receipts
+
+
+def test_a_receiver_that_is_killed_after_its_end_is_done(pair: Pair) -> None:
+    """The sender does not come back: the next process of this run ends by itself, with the result."""
+    file = pair.file("f", 300_000)
+    first = of_job(pair, env=inject("rename", "after", path=".receipt"))
+    port = int(Pair.address(first).rpartition(":")[2])
+    sender = sends(pair, file, first)
+    assert first.wait() == 128 + signal.SIGKILL
+    sender.signal(signal.SIGKILL)
+    assert same(file, pair.destination / "f")
+    (kept,) = receipts(pair)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    again = of_job(pair, port=port)
+    again.wait_for("receipt_found")
+    result = again.succeeds()
+    assert (result["committed"], result["files"], result["bytes"]) == (True, 1, 300_000)
+
+
+@pytest.mark.parametrize("args", [(), ("--no-replace",)])
+@pytest.mark.parametrize("what", ["tree", "file"])
+def test_a_sender_that_has_not_heard_of_the_end_is_answered(pair: Pair, what: str, args: tuple[str, ...]) -> None:
+    """Killed between the commit and Complete: the sender rejoins the next process, and both end well."""
+    source = pair.source / "t"
+    if what == "tree":
+        source.mkdir()
+        for number in range(5):
+            (source / str(number)).write_bytes(os.urandom(10_000))
+    else:
+        source.write_bytes(os.urandom(50_000))
+    first = of_job(pair, *args, env=inject("rename", "after", path=".receipt"))
+    address = Pair.address(first)
+    sender = sends(pair, source, first)
+    assert first.wait() == 128 + signal.SIGKILL
+    again = of_job(pair, *args, port=int(address.rpartition(":")[2]), bounds={})
+    assert sender.succeeds()["committed"]
+    result = again.succeeds()
+    assert (result["sent_bytes"], result["held_bytes"] + result["unchecked_bytes"]) == (0, 50_000)
+
+
+def test_what_changed_meanwhile_arrives_from_a_sender_that_returns(pair: Pair) -> None:
+    """The receipt alone is no answer: size, mtime and bytes of what is offered are looked at."""
+    file = pair.file("f", 20_000)
+    first = of_job(pair)
+    sends(pair, file, first).succeeds()
+    first.succeeds()
+    file.write_bytes(os.urandom(20_000))
+    again = of_job(pair, bounds={})
+    again.wait_for("receipt_found")
+    assert sends(pair, file, again).succeeds()["sent_bytes"] == 20_000
+    again.succeeds()
+    assert same(file, pair.destination / "f")
+
+
+def test_a_file_that_is_gone_at_the_destination_arrives_again(pair: Pair) -> None:
+    file = pair.file("f", 20_000)
+    first = of_job(pair)
+    sends(pair, file, first).succeeds()
+    first.succeeds()
+    (pair.destination / "f").unlink()
+    again = of_job(pair, bounds={})
+    assert sends(pair, file, again).succeeds()["sent_bytes"] == 20_000
+    again.succeeds()
+    assert same(file, pair.destination / "f")
+
+
+def test_a_new_run_of_the_same_job_receives_again(pair: Pair) -> None:
+    """Complete, delete both Jobs, change one file, apply again: the change arrives."""
+    tree = pair.source / "t"
+    tree.mkdir()
+    for name in ("a", "b"):
+        (tree / name).write_bytes(os.urandom(30_000))
+    first = of_job(pair, run="uid-1")
+    sends(pair, f"{tree}/", first).succeeds()
+    first.succeeds()
+    (tree / "b").write_bytes(os.urandom(31_000))
+    second = of_job(pair, run="uid-2", bounds={})
+    result = sends(pair, f"{tree}/", second).succeeds()
+    assert (result["sent_bytes"], result["unchecked_bytes"]) == (31_000, 30_000)
+    second.succeeds()
+    assert same(tree / "b", pair.destination / "b")
+    assert second.events("receipt_found") == []
+    assert len(receipts(pair)) == 2
+
+
+def test_the_receipt_of_another_job_or_a_damaged_one_is_none(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    first = of_job(pair)
+    sends(pair, file, first).succeeds()
+    first.succeeds()
+    other = of_job(pair, job="mails", bounds={})
+    sends(pair, file, other, job="mails").succeeds()
+    other.succeeds()
+    assert other.events("receipt_found") == []
+    (kept,) = receipts(pair)
+    for content in (b"", b"{", b"[]", b'{"run": "first", "job": "photos", "result": {"fields": {"status": 1}}}'):
+        kept.write_bytes(content)
+        again = of_job(pair, bounds={})
+        sends(pair, file, again).succeeds()
+        again.succeeds()
+        assert again.events("receipt_found") == []
+
+
+def test_a_receipt_that_can_not_be_kept_loses_nothing(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    receiver = of_job(pair, env=inject("rename", "ENOSPC", path=".receipt"))
+    assert sends(pair, file, receiver).succeeds()["committed"]
+    receiver.succeeds()
+    assert receiver.times("receipt_not_kept") == 1
+    assert receipts(pair) == []
+
+
+def test_receipts_go_with_old_staging(pair: Pair) -> None:
+    first = of_job(pair)
+    sends(pair, pair.file("f", 1000), first).succeeds()
+    first.succeeds()
+    (kept,) = receipts(pair)
+    os.utime(kept, (0, 0))
+    again = of_job(pair, "--discard-staging-after", "3600", bounds={})
+    Pair.address(again)
+    assert again.events("receipt_found") == []
+    again.signal(signal.SIGTERM)
+    again.wait()
+    assert receipts(pair) == []
+
+
+# --- partners that end
+
+
+def test_a_sender_that_ends_for_good_before_it_connects(pair: Pair) -> None:
+    receiver = of_job(pair, bounds={})
+    sends(pair, str(pair.source / "missing"), receiver).fails(4, "source")
+    assert "ended the transfer" in receiver.fails(4, "source")
+
+
+def test_the_receiver_of_such_a_sender_may_start_later(pair: Pair) -> None:
+    port = free_port()
+    sender = sends(pair, str(pair.source / "missing"), f"127.0.0.1:{port}")
+    receiver = of_job(pair, port=port, bounds={})
+    receiver.fails(4, "source")
+    sender.fails(4, "source")
+    assert sender.times("receiver_told") == 1
+
+
+def test_a_source_that_changes_ends_both(pair: Pair) -> None:
+    file = pair.file("f", 2_000_000)
+    receiver = of_job(pair, bounds={})
+    sender = sends(pair, file, receiver, "--rate-limit", "200KiB/s", "--chunk-size", "64KiB")
+    receiver.wait_for("transfer_started")
+    file.write_bytes(os.urandom(1_000_000))
+    sender.fails(4, "source_changed")
+    receiver.fails(4, "source_changed")
+
+
+def test_a_receiver_that_can_not_write_ends_with_its_sender(pair: Pair) -> None:
+    """Its own reason counts as well: the sender has ended with it."""
+    (pair.destination / "f").mkdir()
+    receiver = of_job(pair, bounds={})
+    sender = sends(pair, pair.file("f", 1000), receiver)
+    code = sender.wait()
+    assert code in (3, 4)
+    assert receiver.wait() == code
+    assert receiver.result["error"]["code"] == sender.result["error"]["code"]
+
+
+@pytest.mark.parametrize("args", [(), ("--once",)])
+def test_without_a_job_a_receiver_waits_for_the_next_sender(pair: Pair, args: tuple[str, ...]) -> None:
+    receiver = pair.receiver(*args, env=TOKEN)
+    with RawSender(Pair.address(receiver), token=TOKEN["FILESTREAMER_TOKEN"]) as peer:
+        control = peer.control()
+        control.send(m.Abort(Code.SOURCE, "gone"))
+        control.end_writing()
+        control.ends()
+    receiver.wait_for("sender_left")
+    pair.sender(pair.file("f", 1000), Pair.address(receiver), env=TOKEN).succeeds()
+
+
+def test_only_who_has_proved_the_token_ends_a_receiver(pair: Pair, sample: Sample) -> None:
+    receiver = pair.receiver("--once", "--job", "photos", "--anonymous")
+    with RawSender(Pair.address(receiver), job="photos") as peer:
+        peer.can_prove = False
+        control = peer.control()
+        control.send(m.Abort(Code.SOURCE, "gone"))
+        control.end_writing()
+        control.ends()
+    receiver.wait_for("sender_left")
+    with RawSender(Pair.address(receiver), job="photos") as peer:
+        peer.offer(sample).expect(m.Needed)
+
+
+def test_shards_the_receiver_ends_when_all_have_ended(pair: Pair) -> None:
+    """One ends for good; the other one still moves its share before the receiver ends."""
+    (pair.source / "t").mkdir()
+    for number in range(20):
+        (pair.source / "t" / str(number)).write_bytes(os.urandom(30_000))
+    receiver = of_job(pair, bounds={})
+    address = Pair.address(receiver)
+    other = sends(
+        pair, pair.source / "t", address, "--shard", "1/2", "--rate-limit", "100KiB/s", "--chunk-size", "8KiB"
+    )
+    receiver.wait_for("transfer_started")
+    sends(pair, str(pair.source / "missing"), address, "--shard", "0/2").fails(4, "source")
+    assert other.wait() == 0
+    assert other.result["committed"] is False
+    assert receiver.wait() == 4
+
+
+def test_a_run_to_which_no_sender_comes(pair: Pair) -> None:
+    receiver = of_job(pair, "--idle-timeout", "0.5")
+    message = receiver.fails(6, "absent")
+    assert "ended for good" in message
+    assert "can't reach" in message
+
+
+def test_without_a_job_that_may_be_tried_again(pair: Pair) -> None:
+    pair.receiver("--once", "--idle-timeout", "0.5", env=TOKEN).fails(1, "timeout")
+
+
+ABSENT = {"sender.liveness.ABSENT_SECONDS": 2}
+
+
+def test_a_sender_whose_receiver_is_gone(pair: Pair) -> None:
+    """Both causes are named: it has ended, or can't be reached."""
+    how = impatient("sender", ABSENT, TOKEN)
+    to = f"127.0.0.1:{free_port()}"
+    sender = pair.start("sender", pair.file("f", 1000), "--to", to, "--job", "photos", *FOR_EVER, **how)
+    message = sender.fails(6, "absent")
+    assert "it has ended" in message
+    assert "can't be reached" in message
+
+
+def test_a_sender_whose_receiver_goes_during_the_transfer(pair: Pair) -> None:
+    receiver = of_job(pair)
+    to = ("--to", Pair.address(receiver), "--job", "photos", "--rate-limit", "100KiB/s", "--chunk-size", "64KiB")
+    sender = pair.start("sender", pair.file("f", 2_000_000), *to, *FOR_EVER, **impatient("sender", ABSENT, TOKEN))
+    receiver.wait_for("transfer_started")
+    receiver.signal(signal.SIGKILL)
+    sender.fails(6, "absent")
+
+
+def test_without_a_job_a_sender_waits_as_long_as_it_is_told(pair: Pair) -> None:
+    how = impatient("sender", ABSENT, TOKEN)
+    to = f"127.0.0.1:{free_port()}"
+    pair.start("sender", pair.file("f", 1000), "--to", to, "--give-up-after", "4", **how).fails(1, "timeout")

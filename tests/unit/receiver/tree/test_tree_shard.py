@@ -1,0 +1,224 @@
+"""One shard of a tree at the receiver: what it takes, how it answers, and what becomes of shared files."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from filestreamer.wire import messages as m
+from filestreamer.wire.digests import segment_digest
+from filestreamer.wire.errors import Code
+from filestreamer.wire.grid import Share
+from filestreamer.wire.tree_shares import TreeShares
+from receiver.tree.commit import traits, tree_staging
+from tests.support.peer import TreeSample
+from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, staged
+
+COUNT = 3
+CONTENT = bytes(range(256)) * 3
+SEGMENTS = len(CONTENT) // C
+WALK = b"w" * 16
+
+
+class Shard(TreeSample):
+    """Shard `index` of a tree with one shared file; its segments are k with (k - first) mod COUNT == 0."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(C)
+        self.shares = TreeShares(Share(index, COUNT), C, checksum=False)
+        self.first = self.shares.share(b"t/large").index
+        self.own = range(self.first, SEGMENTS, COUNT)
+        self.directory(b"t", mtime_ns=MTIME)
+        self.file_id = self.add(b"t/large", CONTENT, mtime_ns=MTIME)
+
+    @property
+    def offer(self) -> m.Offer:
+        return super().offer._replace(shard=m.Shard(self.shares.shard.index, COUNT, tree=True))
+
+    def is_sent(self, segment: m.Segment) -> bool:
+        is_own = segment.offset // C in self.own or self.entries[segment.file_id].size <= C
+        return is_own and super().is_sent(segment)
+
+    @property
+    def finish(self) -> m.Finish:
+        return super().finish._replace(walk_digest=WALK)
+
+    def segment(self, position: int) -> m.Segment:
+        return m.Segment(self.file_id, position * C, C)
+
+
+def finished(transfer: TreeTransfer) -> m.Complete:
+    """Say Finish; return the Complete."""
+    assert list(transfer.tree.missing()) == []
+    transfer.tree.finish(transfer.sample.finish)
+    step = transfer.tree.next_step()
+    assert callable(step)
+    step()
+    complete = transfer.tree.next_step()
+    assert isinstance(complete, m.Complete)
+    return complete
+
+
+@pytest.fixture
+def shard_of(tmp_path: Path) -> Iterator[Callable[[int], TreeTransfer]]:
+    """Begin shards that are under way at the same time."""
+    made: list[TreeTransfer] = []
+
+    def make(index: int) -> TreeTransfer:
+        made.append(TreeTransfer(tmp_path, Shard(index)))
+        return made[-1]
+
+    yield make
+    for transfer in made:
+        transfer.close()
+
+
+ShardOf = Callable[[int], TreeTransfer]
+
+
+def test_the_last_share_completes_a_file(tmp_path: Path, shard_of: ShardOf) -> None:
+    shards = [shard_of(index) for index in range(COUNT)]
+    for transfer in shards:
+        transfer.offer()
+    for position in range(SEGMENTS):  # in turns, as if all ran at once
+        (transfer,) = [each for each in shards if position in each.sample.own]  # type: ignore[attr-defined]
+        assert transfer.send(transfer.sample.segment(position))  # type: ignore[attr-defined]
+    told = [finished(transfer) for transfer in shards]
+    assert [(complete.committed, complete.shards_finished) for complete in told] == [(False, 1), (False, 2), (True, 3)]
+    assert (told[-1].job_files, told[-1].job_bytes) == (1, len(CONTENT))
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    assert (tmp_path / "t/large").stat().st_mtime_ns == MTIME
+    assert [name for name in staged(tmp_path) if not name.endswith(".job")] == []
+
+
+def test_a_share_is_answered_by_its_own_segments(shard_of: ShardOf) -> None:
+    transfer = shard_of(1)
+    sample = transfer.sample
+    assert isinstance(sample, Shard)
+    assert transfer.offer() == [m.Needed((m.FileRange(1, 1),), ())]
+    for position in sample.own[:2]:
+        transfer.send(sample.segment(position))
+    transfer.tree.rejoin()
+    first, second, third = sample.own[:3]
+    here = b"".join(segment_digest(sample.payload(sample.segment(position))) for position in (first, second))
+    span = sample.own[-1] - third + 1
+    assert transfer.offer() == [m.Needed((), (m.SegmentRange(1, third, span),)), m.Held(1, first, here)]
+
+
+def test_a_share_of_an_earlier_run_is_re_hashed_and_answered(shard_of: ShardOf) -> None:
+    transfer = shard_of(1)
+    sample = transfer.sample
+    assert isinstance(sample, Shard)
+    transfer.offer()
+    transfer.send(sample.segment(sample.own[1]))
+    transfer.tree.stop_writes()
+    transfer.tree.close(cleanly=True)
+    transfer.tree = transfer.another(sample)
+    left = [sample.own[0], *sample.own[2:]]
+    (needed,) = transfer.offer()
+    assert isinstance(needed, m.Needed)
+    assert needed.segments[0] == m.SegmentRange(1, left[0], 1)
+    digest = segment_digest(sample.payload(sample.segment(sample.own[1])))
+    assert transfer.rehashed() == [m.Held(1, sample.own[1], digest)]
+
+
+def test_a_segment_of_another_shard_is_refused(shard_of: ShardOf) -> None:
+    transfer = shard_of(1)
+    transfer.offer()
+    sample = transfer.sample
+    assert isinstance(sample, Shard)
+    foreign = next(position for position in range(SEGMENTS) if position not in sample.own)
+    assert "another shard's" in failure(Code.PROTOCOL, transfer.send, sample.segment(foreign))
+    zeros = m.Zeros((m.SegmentRange(1, foreign, 1),))
+    assert "told as zeros" in failure(Code.PROTOCOL, lambda: list(transfer.tree.take_zeros(zeros)))
+
+
+def test_an_entry_of_another_shard_is_refused(shard_of: ShardOf) -> None:
+    transfer = shard_of(1)
+    shares = TreeShares(Share(1, COUNT), C, checksum=False)
+    path = next(path for path in (b"t/%d" % number for number in range(99)) if not shares.is_first(path))
+    transfer.sample.add(path, b"small")
+    assert "another shard moves" in failure(Code.PROTOCOL, transfer.offer)
+
+
+def test_a_finish_without_the_digest_of_the_walk_is_refused(shard_of: ShardOf) -> None:
+    transfer = shard_of(1)
+    transfer.offer()
+    transfer.send_all()
+    failure(Code.PROTOCOL, transfer.tree.finish, transfer.sample.finish._replace(walk_digest=b""))
+
+
+def test_a_withdrawn_share_leaves_the_shares_of_others(tmp_path: Path, shard_of: ShardOf) -> None:
+    """It is discarded; the file waits, and is complete when the shard comes again."""
+    gone, others = shard_of(0), [shard_of(1), shard_of(2)]
+    for transfer in (gone, *others):
+        transfer.offer()
+    gone.send(gone.sample.segment(gone.sample.own[0]))  # type: ignore[attr-defined]
+    gone.tree.withdraw([1])
+    gone.sample.withdrawn = {1}
+    for transfer in others:
+        transfer.send_all()
+        assert not finished(transfer).committed
+    assert not (tmp_path / "t/large").exists()
+    ledgers = [name for name in staged(tmp_path) if name.endswith(".ledger")]
+    assert len(ledgers) == len(others)
+    gone.tree.close(cleanly=True)
+    again = shard_of(0)
+    again.offer()
+    again.send_all()
+    assert finished(again).committed
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+
+
+def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: ShardOf) -> None:
+    """The shard comes again before its file is complete, has nothing to send, and keeps nobody from completing it."""
+    for index in (0, 1):
+        transfer = shard_of(index)
+        transfer.offer()
+        transfer.send_all()
+        finished(transfer)
+        transfer.tree.close(cleanly=True)
+    again, last = shard_of(0), shard_of(2)
+    assert again.offer() == [m.Held(1, 0, b"", (m.FileRange(1, 1),))]
+    again.sample.unchecked = {1}
+    last.offer()
+    last.send_all()
+    assert finished(last).shards_finished == 2
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    assert finished(again).committed
+
+
+def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None:
+    """Found by the shard that would put the file in place; the one that is to send again is told so when it comes."""
+    first = shard_of(0)
+    first.offer()
+    first.send_all()
+    finished(first)
+    first.tree.close(cleanly=True)
+    (data,) = (tmp_path / ".filestreamer").glob("*.shared")
+    with data.open("r+b") as file:
+        file.seek(first.sample.own[0] * C)  # type: ignore[attr-defined]
+        file.write(b"spoiled")
+    told = []
+    for index in (1, 2):
+        transfer = shard_of(index)
+        transfer.offer()
+        transfer.send_all()
+        told.append(finished(transfer))
+    assert [(complete.committed, complete.shards_finished) for complete in told] == [(False, 2), (False, 3)]
+    assert not (tmp_path / "t/large").exists()
+    again = shard_of(0)
+    own = again.sample.own  # type: ignore[attr-defined]
+    assert again.offer() == [m.Needed((), (m.SegmentRange(1, own[0], own[-1] - own[0] + 1),))]
+    again.send_all()
+    assert finished(again).committed
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("lacking", ["folds_names", "keeps_times"])
+def test_destinations_that_hide_what_shards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    found = traits.Traits()._replace(**{lacking: lacking == "folds_names"})
+    monkeypatch.setattr(tree_staging, "find_traits", lambda _: found)
+    assert "without --shard" in failure(Code.POLICY, TreeTransfer, tmp_path, Shard(0))
+    assert not os.path.lexists(tmp_path / ".filestreamer")
