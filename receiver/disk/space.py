@@ -175,6 +175,22 @@ def write_at(fd: int, view: memoryview, offset: int) -> None:
         written += os.pwrite(fd, view[written:], offset + written)
 
 
+def write_apart(fd: int, view: memoryview, offset: int, length: int, distance: int) -> None:
+    """Write pieces of `length` bytes, the first one at this offset of a file, the others each `distance` further.
+
+    Raises OSError.
+    """
+    if distance == length:
+        write_at(fd, view, offset)
+        return
+    pwrite = os.pwrite
+    for at in range(0, len(view), length):
+        piece = view[at : at + length]
+        if pwrite(fd, piece, offset) < length:
+            write_at(fd, piece, offset)
+        offset += distance
+
+
 def make_zeros(fd: int, start: int, end: int) -> None:
     """Make the bytes [start, end) of a file zeros, and free their space if that is possible. Raises OSError.
 

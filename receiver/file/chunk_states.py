@@ -14,6 +14,7 @@ from filestreamer.wire.runs import runs
 from receiver.disk.staging.ledger import UNKNOWN_DIGEST, Claims
 from receiver.file.states import CLAIMED, FREE, HELD, OTHERS, UNCHECKED, VERIFIED, WRITING, ZERO, StateTable
 
+_MISSING: Final = bytes((FREE, CLAIMED))
 _BEGUN_AGAIN: Final = bytes({VERIFIED: HELD, ZERO: FREE}.get(state, state) for state in range(256))
 
 
@@ -171,6 +172,27 @@ class ChunkStates(StateTable):
         self._states[index] = WRITING
         self._writers[index] = writer
         return Delivery.WRITE
+
+    def begin_run(self, indices: range, writer: Writer) -> bool:
+        """Begin chunks that a connection was sent, if none of them is here or under way; return whether it has."""
+        rows = slice(indices.start, indices.stop, indices.step)
+        if self._states[rows].translate(None, _MISSING):
+            return False
+        self._states[rows] = bytes([WRITING]) * len(indices)
+        self._writers.update(dict.fromkeys(indices, writer))
+        return True
+
+    def verify_run(self, indices: range, writer: Writer, digests: list[bytes]) -> bool:
+        """Turn chunks of `writer` from WRITING to VERIFIED, if all of them are its own; return whether they are."""
+        writers = self._writers
+        if any(writers.get(index) is not writer for index in indices):
+            return False
+        for index in indices:
+            del writers[index]
+        for index, digest in zip(indices, digests, strict=True):
+            self.put_digest(index, digest)
+        self._states[indices.start : indices.stop : indices.step] = bytes([VERIFIED]) * len(indices)
+        return True
 
     def deliver(self, index: int, writer: Writer, digest: bytes, computed: bytes) -> bool:
         """End a chunk of `writer`; return whether the digests are equal: WRITING becomes VERIFIED then, else FREE.

@@ -19,7 +19,7 @@ from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
 from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO
-from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
+from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, Incoming, IncomingRun, IncomingSegment
 
 MISSING_MOST: Final = 1 << 15
 """The most runs of missing chunks in one answer to Finish: once these are sent, the sender says Finish again."""
@@ -69,13 +69,29 @@ class FileShare:
 
     # --- chunks, from the threads of data connections
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
         """Check every segment of a chunk, and begin them; a connection that is writing one of them is stopped first."""
+        if header.chunks > 1:
+            return self._begin_run(connection, header)
         # All are checked before the first is begun: a chunk that is refused changes nothing.
         positions = [self._checked(header.chunk_id, segment) for segment in header.segments]
         return [
             self._begin_segment(connection, position, segment)
             for position, segment in zip(positions, header.segments, strict=True)
+        ]
+
+    def _begin_run(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
+        segment = header.segments[0]
+        *_, last = header.run_segments
+        first, end = self._checked(header.chunk_id, segment), self._checked(header.chunk_ids[-1], last) + 1
+        positions = range(first, end, header.stride)
+        if self.begin_run(positions, connection):
+            staging = self.file.content
+            assert isinstance(staging, Staging)  # `begin_run` begins nothing in a committed file
+            return IncomingRun(staging, positions, segment, staging)
+        return [
+            self._begin_segment(connection, position, each)
+            for position, each in zip(positions, header.run_segments, strict=True)
         ]
 
     def _checked(self, chunk_id: int, segment: m.Segment) -> int:
@@ -131,20 +147,45 @@ class FileShare:
                 self.chunk_map.remove(self.share.ordinal(position), was_held=True)
             return delivery, states.writer(position)
 
+    def begin_run(self, positions: range, writer: Writer) -> bool:
+        """Begin the segments of a run, if all of them are missing and may be written; return whether it has."""
+        self._receive_anew()
+        with self.file.lock:
+            if self._is_closed or self.file.is_full or not self.file.chunk_states.begin_run(positions, writer):
+                return False
+            self.file.void(self.share)
+            return True
+
     def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Return whether every digest is right, now that all bytes of the chunk were received."""
+        self, connection: Connection, incoming: Incoming, digests: list[bytes], computed: list[bytes]
+    ) -> list[bool]:
+        """Return of each digest whether it is right, now that all bytes of the chunk were received."""
         by = connection.connection_id
+        if isinstance(incoming, IncomingRun):
+            return self.deliver_run(incoming.positions, connection, digests, computed, by)
         # A list, not a generator: every segment has to be ended, even after one whose digest is wrong.
         good = [
             self.deliver(segment.position, connection, digest, actual, by)
-            for segment, digest, actual in zip(segments, digests, computed, strict=True)
+            for segment, digest, actual in zip(incoming, digests, computed, strict=True)
         ]
-        for segment, is_good in zip(segments, good, strict=True):
+        for segment, is_good in zip(incoming, good, strict=True):
             if is_good:
                 segment.count_holes()
-        return all(good)
+        return good
+
+    def deliver_run(
+        self, positions: range, writer: Writer, digests: list[bytes], computed: list[bytes], by: int
+    ) -> list[bool]:
+        """End the segments of a run that connection `by` has brought; return of each whether its digest is right."""
+        if digests == computed:
+            with self.file.lock:
+                if self.file.chunk_states.verify_run(positions, writer, digests):
+                    self.chunk_map.add_run(self.share.ordinals_of(positions), by)
+                    return [True] * len(positions)
+        return [
+            self.deliver(position, writer, digest, actual, by)
+            for position, digest, actual in zip(positions, digests, computed, strict=True)
+        ]
 
     def deliver(self, position: int, writer: Writer, digest: bytes, computed: bytes, by: int) -> bool:
         """End a segment that connection `by` has brought; return whether its digest is right."""

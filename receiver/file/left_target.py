@@ -7,7 +7,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from receiver.file.rehash import FinalsRehashed, Rehashed
-from receiver.file.target import Connection, IncomingSegment, NextStep
+from receiver.file.target import Connection, Incoming, NextStep
 
 
 class LeftTarget:
@@ -81,16 +81,16 @@ class NoChunks:
         """`why` completes "a chunk was sent"."""
         self._why = why
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
         """Refuse a chunk."""
         del connection
         raise RemoteProtocolError(f"chunk {header.chunk_id} was sent {self._why}")
 
     def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
+        self, connection: Connection, incoming: Incoming, digests: list[bytes], computed: list[bytes]
+    ) -> list[bool]:
         """Never called: no chunk begins."""
-        raise AssertionError(connection, segments, digests, computed)
+        raise AssertionError(connection, incoming, digests, computed)
 
     def detach(self, connection: Connection) -> None:
         """Do nothing: no connection has a segment."""

@@ -71,6 +71,36 @@ class IncomingSegment(NamedTuple):
             self.sink.known_holes.count(self.segment)
 
 
+class RunWriter(Protocol):
+    """What the bytes of a run of chunks are written into: the staging of a large file."""
+
+    def write_run(self, view: memoryview, offset: int, length: int, distance: int) -> None:
+        """Write whole segments of `length` bytes, the first one at `offset`, each further one `distance` behind.
+
+        Raises TransferFailed, as `SegmentWriter.write`.
+        """
+
+
+class IncomingRun(NamedTuple):
+    """The segments of a run of chunks that are being received: all of them are written, and have one ledger."""
+
+    sink: RunWriter
+    positions: range
+    """The numbers of the segments in their file."""
+    segment: m.Segment
+    """The first one: all are as long."""
+    ledger: LedgerWriter
+
+    @property
+    def distance(self) -> int:
+        """Bytes from the beginning of each segment to that of the next one."""
+        return self.positions.step * self.segment.length
+
+
+Incoming = list[IncomingSegment] | IncomingRun
+"""What a chunk, or a run of chunks, brings. A run that can't be written as a whole is a list: a segment for each chunk."""
+
+
 class Connection(Writer, Protocol):
     """A data connection, as a target sees it."""
 
@@ -87,17 +117,17 @@ class Connection(Writer, Protocol):
 class ChunkWriter(Protocol):
     """Receives the chunks of a target. Every data connection calls it from its own thread."""
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
-        """Check every segment of a chunk, and begin them.
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
+        """Check every segment of a chunk, or of a run of chunks, and begin them.
 
         Where another connection is writing one of them, that connection is stopped first. Raises RemoteProtocolError
         for a segment that does not belong to what was offered, ConnectionLost where the other connection hangs.
         """
 
     def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Return whether every digest is right, now that all bytes of the chunk were received.
+        self, connection: Connection, incoming: Incoming, digests: list[bytes], computed: list[bytes]
+    ) -> list[bool]:
+        """Return of each digest whether it is right, now that all bytes of the chunk, or run, were received.
 
         `digests` are those that the sender sent, `computed` those of the bytes that were received.
         """

@@ -25,7 +25,7 @@ from filestreamer.wire.errors import ConnectionLost, FilestreamerError, RemotePr
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.sockets import memory
 from receiver.file.chunk_states import Delivery, Writer
-from receiver.file.target import LEAVE_SECONDS, Connection, IncomingSegment
+from receiver.file.target import LEAVE_SECONDS, Connection, Incoming, IncomingRun, IncomingSegment
 from receiver.pipe.ordered_writer import OrderedWriter
 from receiver.pipe.window import count_slots
 
@@ -123,17 +123,22 @@ class ReorderBuffer:
 
     # --- chunks, from the threads of data connections
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
         """Check a chunk, and begin it; another connection that is bringing it is stopped first."""
-        segment = header.segments[0]
-        position = self.position(segment)
-        if segment.file_id != 0 or position is None or len(header.segments) > 1:
+        if len(header.segments) > 1:
             raise RemoteProtocolError(f"chunk {header.chunk_id} is not in what was offered")
+        segments = zip(header.chunk_ids, header.run_segments, strict=True)
+        return [self._begin_segment(connection, chunk_id, segment) for chunk_id, segment in segments]
+
+    def _begin_segment(self, connection: Connection, chunk_id: int, segment: m.Segment) -> IncomingSegment:
+        position = self.position(segment)
+        if segment.file_id != 0 or position is None:
+            raise RemoteProtocolError(f"chunk {chunk_id} is not in what was offered")
         self.was_sent_chunks = True
         while True:
             delivery, other = self.begin(position, segment.length, connection)
             if delivery is not Delivery.WAIT:
-                return [IncomingSegment(self, position, segment, delivery is Delivery.WRITE)]
+                return IncomingSegment(self, position, segment, delivery is Delivery.WRITE)
             if other is not None and not other.stop(LEAVE_SECONDS):
                 raise ConnectionLost(f"another connection is still writing chunk {position}")
 
@@ -186,10 +191,16 @@ class ReorderBuffer:
         return room
 
     def end_chunk(
-        self, connection: Connection, segments: list[IncomingSegment], digests: list[bytes], computed: list[bytes]
-    ) -> bool:
-        """Return whether the digest of a chunk is right, now that all its bytes were received."""
-        position, digest, actual = segments[0].position, digests[0], computed[0]
+        self, connection: Connection, incoming: Incoming, digests: list[bytes], computed: list[bytes]
+    ) -> list[bool]:
+        """Return of each digest whether it is right, now that all bytes of the chunk, or run, were received."""
+        assert not isinstance(incoming, IncomingRun)  # `begin_chunk` begins each chunk of a run by itself
+        return [
+            self._end_segment(connection, segment.position, digest, actual)
+            for segment, digest, actual in zip(incoming, digests, computed, strict=True)
+        ]
+
+    def _end_segment(self, connection: Connection, position: int, digest: bytes, actual: bytes) -> bool:
         with self._changed:
             chunk = self._chunks.get(position)
             if chunk is None:  # the chunk was already passed on

@@ -7,11 +7,15 @@ The life of a chunk is `DataConnection._receive_chunk`, from top to bottom:
     digests      received, and compared with those that were computed
     end          a segment is VERIFIED where they are equal, and has to be sent again where not
     acknowledge  recorded in the ledger, then told to the sender, as soon as the next read would have to wait
+
+The chunks of a run live together, but for those that arrive damaged.
 """
 
 import contextlib
+import itertools
 import threading
 import time
+from functools import partial
 from typing import Final, NamedTuple
 
 from filestreamer.process.threads import run_to_end
@@ -19,7 +23,7 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_hasher, update_with_zeros
+from filestreamer.wire.digests import segment_digest, segment_hasher, update_with_zeros
 from filestreamer.wire.errors import (
     Aborted,
     Code,
@@ -29,9 +33,11 @@ from filestreamer.wire.errors import (
     RemoteProtocolError,
     TransferFailed,
 )
+from filestreamer.wire.features import CHUNK_RUNS
+from filestreamer.wire.runs import runs
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
-from receiver.file.target import ChunkWriter, IncomingSegment, LedgerWriter
+from receiver.file.target import ChunkWriter, Incoming, IncomingRun, IncomingSegment, LedgerWriter
 from receiver.memory.connection_budget import ConnectionBudget, limit_receive_buffer, limit_socket_buffers
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.transfer.context import Context
@@ -43,11 +49,12 @@ MISMATCHES_LOGGED: Final = 8
 """Damaged chunks of one connection that are logged; the result counts all of them."""
 
 
-class _ReceivedChunk(NamedTuple):
-    """A chunk with correct digests that has to be acknowledged."""
+class _Received(NamedTuple):
+    """A chunk, or those of a run, with correct digests, to be acknowledged."""
 
-    chunk_id: int
+    chunk_ids: range
     bytes: int
+    """Payload of each chunk."""
     begun_at: float
 
 
@@ -83,7 +90,9 @@ class DataConnection(threading.Thread):
         self._clock = StageClock(counters.stage_seconds)
         self._unrecorded: dict[LedgerWriter, list[tuple[int, bytes]]] = {}
         """(position, digest) of segments that are VERIFIED, and not in the ledger yet."""
-        self._unacknowledged: list[_ReceivedChunk] = []
+        self._unacknowledged: list[_Received] = []
+        self._unacknowledged_chunks = 0
+        """How many chunks these are."""
         self._begun_at = 0.0
         """When the latest chunk was begun."""
         self._keeps_memory_until = 0.0
@@ -217,44 +226,66 @@ class DataConnection(threading.Thread):
         self._clock.enter(None)
         begun_at = self._begun_at = time.monotonic()
         chunks, payload_bytes, hole_bytes = self._check(header)
-        segments = chunks.begin_chunk(self, header)
+        incoming = chunks.begin_chunk(self, header)
         self.idle_since = None
         self._moved_before_bytes = self.counters.moved_bytes
-        self._is_new = any(segment.write for segment in segments)
+        self._is_new = isinstance(incoming, IncomingRun) or any(segment.write for segment in incoming)
 
         # Blocks, then digests: receive, hash and write; receive the sender's digests.
         self._clock.enter("receive")
-        computed = [self._receive_segment(segment) for segment in segments]
-        received = bytes(self.channel.take(limits.DIGEST_BYTES * len(segments)))
+        if isinstance(incoming, IncomingRun):
+            computed = self._receive_run(incoming)
+        else:
+            computed = [self._receive_segment(segment) for segment in incoming]
+        received = bytes(self.channel.take(limits.DIGEST_BYTES * len(computed)))
         digests = [received[at : at + limits.DIGEST_BYTES] for at in range(0, len(received), limits.DIGEST_BYTES)]
 
-        # End: compare the digests, and put every segment into its next state.
+        # End: compare the digests, and put every segment into its next state. Of a run, each of them is a chunk.
         self._clock.enter(None)
         self._is_new = False
-        is_good = chunks.end_chunk(self, segments, digests, computed)
-        if not is_good:
+        good = chunks.end_chunk(self, incoming, digests, computed)
+        if not all(good):
             self.idle_since = time.monotonic()
-            self._report_mismatch(header.chunk_id, payload_bytes)
-            return
-        self.new_bytes += sum([segment.segment.length for segment in segments if segment.write])
+            damaged = [header.chunk_id]
+            if header.chunks > 1:
+                damaged = [chunk_id for chunk_id, is_good in zip(header.chunk_ids, good, strict=True) if not is_good]
+            self._report_mismatch(damaged, payload_bytes)
+            if len(damaged) == header.chunks:
+                return
         self.counters.hole_bytes += hole_bytes
 
         # Acknowledge: a chunk of a pipe when it was passed on; others as soon as many wait, or the socket is empty.
-        chunk = _ReceivedChunk(header.chunk_id, payload_bytes, begun_at)
         if isinstance(chunks, ReorderBuffer):
+            assert not isinstance(incoming, IncomingRun)  # each chunk of a run is passed on by itself
             self.idle_since = time.monotonic()
-            chunks.when_passed_on(segments[0].position, self, lambda: self._acknowledge_passed(chunk))
+            for segment, chunk_id in itertools.compress(zip(incoming, header.chunk_ids, strict=True), good):
+                self.new_bytes += segment.segment.length if segment.write else 0
+                passed = _Received(range(chunk_id, chunk_id + 1), payload_bytes, begun_at)
+                chunks.when_passed_on(segment.position, self, partial(self._acknowledge_passed, passed))
             return
-        for segment, digest in zip(segments, digests, strict=True):
-            if segment.write and segment.ledger is not None:
-                self._unrecorded.setdefault(segment.ledger, []).append((segment.position, digest))
-        self._unacknowledged.append(chunk)
-        self.idle_since = time.monotonic()  # behind the line above, so that `is_settled` misses no chunk
-        if len(self._unacknowledged) >= limits.ACKS_PER_FRAME:
+        self._note_new(incoming, digests, good)
+        for first, end in runs(bytes(good), 1) if header.chunks > 1 else ((0, 1),):
+            self._unacknowledged.append(_Received(header.chunk_ids[first:end], payload_bytes, begun_at))
+            self._unacknowledged_chunks += end - first
+        self.idle_since = time.monotonic()  # behind the lines above, so that `is_settled` misses no chunk
+        if self._unacknowledged_chunks > limits.ACKS_PER_FRAME - limits.CHUNKS_PER_RUN:  # else a run might not fit
             self.acknowledge()
 
+    def _note_new(self, incoming: Incoming, digests: list[bytes], good: list[bool]) -> None:
+        """Count what was written with correct digests, and have it recorded in its ledger before it is acknowledged."""
+        if isinstance(incoming, IncomingRun):
+            self.new_bytes += incoming.segment.length * sum(good)
+            records = itertools.compress(zip(incoming.positions, digests, strict=True), good)
+            self._unrecorded.setdefault(incoming.ledger, []).extend(records)
+            return
+        for segment, digest, is_good in zip(incoming, digests, good, strict=True):
+            if is_good and segment.write:
+                self.new_bytes += segment.segment.length
+                if segment.ledger is not None:
+                    self._unrecorded.setdefault(segment.ledger, []).append((segment.position, digest))
+
     def _check(self, header: m.ChunkHeader) -> tuple[ChunkWriter, int, int]:
-        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk in data and in holes.
+        """Return the `ChunkWriter` for a chunk, and the bytes of the chunk in data and in holes; of a run, of each.
 
         Raises RemoteProtocolError.
         """
@@ -264,6 +295,8 @@ class DataConnection(threading.Thread):
         size = sum(segment.length for segment in header.segments)
         if size > self._shared.counters.chunk_size:
             raise RemoteProtocolError(f"chunk {header.chunk_id} has {size} bytes, more than a chunk")
+        if header.chunks > 1 and CHUNK_RUNS not in self._shared.features:
+            raise RemoteProtocolError(f"the sender uses the feature '{CHUNK_RUNS}', which its Hello does not name")
         hole_bytes = sum([segment.length - segment.payload_bytes for segment in header.segments if segment.runs])
         return target.chunks, size - hole_bytes, hole_bytes
 
@@ -277,6 +310,24 @@ class DataConnection(threading.Thread):
         else:
             self._receive_data(segment, whole.offset, whole.offset + whole.length)
         return hasher.digest()
+
+    def _receive_run(self, run: IncomingRun) -> list[bytes]:
+        """Receive, hash and write the segments of a run; return their digests."""
+        clock, channel, length = self._clock, self.channel, run.segment.length
+        # The smallest buffer has room for a chunk of any run, half of RUN_BYTES, as it has room for a frame beside a block.
+        at_once = max(1, channel.block_bytes // length)
+        offset, computed = run.segment.offset, []
+        for first in range(0, len(run.positions), at_once):
+            count = min(at_once, len(run.positions) - first)
+            view = channel.take(count * length)
+            clock.enter("digest")
+            computed += [segment_digest(view[at : at + length]) for at in range(0, len(view), length)]
+            clock.enter("write")
+            run.sink.write_run(view, offset, length, run.distance)
+            offset += count * run.distance
+            self.counters.moved_bytes += len(view)
+            clock.enter("receive")
+        return computed
 
     def _receive_pieces(self, segment: IncomingSegment) -> None:
         """Receive, hash and write the data of a segment that has holes, and hash these."""
@@ -304,14 +355,14 @@ class DataConnection(threading.Thread):
             counters.moved_bytes += len(view)
             clock.enter("receive")
 
-    def _report_mismatch(self, chunk_id: int, size: int) -> None:
-        """Have the sender send a damaged chunk again."""
-        if self.counters.resent_chunks < MISMATCHES_LOGGED:
+    def _report_mismatch(self, chunk_ids: list[int], size: int) -> None:
+        """Have the sender send damaged chunks again, which have `size` bytes of payload each."""
+        for chunk_id in chunk_ids[: max(0, MISMATCHES_LOGGED - self.counters.resent_chunks)]:
             self._shared.log.warning("digest_mismatch", connection=self.connection_id, chunk=chunk_id)
-        self.counters.abandoned_bytes += size
-        self.counters.resent_chunks += 1
-        self.counters.mismatches += 1
-        self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (chunk_id,)))
+        self.counters.abandoned_bytes += size * len(chunk_ids)
+        self.counters.resent_chunks += len(chunk_ids)
+        self.counters.mismatches += len(chunk_ids)
+        self._send(m.ChunkAck(m.Verdict.DIGEST_MISMATCH, tuple(chunk_ids)))
 
     @property
     def stage(self) -> str | None:
@@ -337,7 +388,7 @@ class DataConnection(threading.Thread):
             ledger.record(records)
         self._unrecorded.clear()
         self._send_acknowledgement(self._unacknowledged)
-        self._unacknowledged = []
+        self._unacknowledged, self._unacknowledged_chunks = [], 0
         if self._connection_set.is_awaited:
             self._shared.mailbox.post_now(Nudged())
         self._clock.enter(interrupted)
@@ -347,7 +398,7 @@ class DataConnection(threading.Thread):
         """Whether every chunk that was begun is acknowledged, or was refused."""
         return self.idle_since is not None and not self._unacknowledged
 
-    def _acknowledge_passed(self, chunk: _ReceivedChunk) -> None:
+    def _acknowledge_passed(self, chunk: _Received) -> None:
         """Acknowledge a chunk that was passed on. For the thread that writes the output.
 
         Where this connection is gone, the sender sends the chunk again over another one.
@@ -356,13 +407,14 @@ class DataConnection(threading.Thread):
             with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
                 self._send_acknowledgement([chunk])
 
-    def _send_acknowledgement(self, acknowledged: list[_ReceivedChunk]) -> None:
-        self._send(m.ChunkAck(m.Verdict.OK, tuple(chunk.chunk_id for chunk in acknowledged)))
+    def _send_acknowledgement(self, acknowledged: list[_Received]) -> None:
+        self._send(m.ChunkAck.of(m.Verdict.OK, [received.chunk_ids for received in acknowledged]))
         now = time.monotonic()
-        for chunk in acknowledged:
-            self.counters.acknowledged_bytes += chunk.bytes
-            self.counters.latencies.observe(now - chunk.begun_at)
-        self.counters.chunks += len(acknowledged)
+        for chunk_ids, size, begun_at in acknowledged:
+            count = len(chunk_ids)
+            self.counters.acknowledged_bytes += size * count
+            self.counters.latencies.observe(now - begun_at, count)
+            self.counters.chunks += count
         self.counters.finished_at = now
 
     def _send(self, message: m.Message) -> None:

@@ -465,6 +465,10 @@ class _Sink:
         """Write bytes; where the file can't have them, decline it. Raises TransferFailed."""
         self._unless_declined(lambda: self._open_file.staging.write(view, offset))
 
+    def write_run(self, view: memoryview, offset: int, length: int, distance: int) -> None:
+        """Write segments; where the file can't have them, decline it. Raises TransferFailed."""
+        self._unless_declined(lambda: self._open_file.staging.write_run(view, offset, length, distance))
+
     def begin_sparse(self, segment: m.Segment) -> None:
         """Make the holes of a segment zeros; where the file can't have them, decline it. Raises TransferFailed."""
         self._unless_declined(lambda: self._open_file.staging.begin_sparse(segment))

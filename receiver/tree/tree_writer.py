@@ -10,7 +10,8 @@ has to wait, for another connection, for memory or for descriptors, waits withou
 """
 
 import enum
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
@@ -18,7 +19,7 @@ from filestreamer.wire.grid import Grid
 from receiver.disk.attributes.attributes import Attributes
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.states import DECLINED, FREE, LEFT, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
-from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, IncomingSegment
+from receiver.file.target import DISCARD, LEAVE_SECONDS, Connection, Incoming, IncomingRun, IncomingSegment
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.small_file import SmallFile
@@ -68,19 +69,46 @@ class TreeWriter:
 
     # --- begin
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
         """Check and begin every segment of a chunk; another connection that is writing one is stopped first.
 
         Raises RemoteProtocolError for a segment that can't be sent, ConnectionLost, TransferFailed.
         """
         number = self._parts.number_with(header.segments[0].file_id)
+        if header.chunks > 1 and (run := self._begin_run(number, header, connection)) is not None:
+            return run
         begun = []
-        for segment in header.segments:
+        for segment in header.segments if header.chunks == 1 else header.run_segments:
             # Small files of one part make a chunk: `end_chunk` takes one lock for all of them.
             if self._parts.number_with(segment.file_id) != number:
                 raise RemoteProtocolError(f"chunk {header.chunk_id} has files of more than one ManifestPart")
             begun.append(self._begin_segment(number, segment, connection, is_alone=len(header.segments) == 1))
         return begun
+
+    def _begin_run(self, number: int, header: m.ChunkHeader, connection: Connection) -> IncomingRun | None:
+        """Begin the chunks of a run, if all of them are to be written now; else nothing, and return None."""
+        segment = header.segments[0]
+        part_state = self._parts.acquire(number)
+        try:
+            index = segment.file_id - part_state.first
+            large = part_state.large.get(index)
+            open_file = large.open_file if large is not None else None
+            is_wanted = part_state.is_active and part_state.state(index) in (FREE, WRITING)
+            if open_file is None or open_file.is_declined or not is_wanted or self._is_closed:
+                return None
+            *_, last = header.run_segments
+            first, end = open_file.position(segment), open_file.position(last)
+            if first is None or end is None:
+                return None
+            positions = range(first, end + 1, header.stride)
+            if not open_file.begin_run(positions, connection):
+                return None
+            open_file.inside.add(connection)
+            self._large_files.open_files.touch(open_file)
+            part_state.set(index, WRITING)
+            return IncomingRun(self._large_files.sink(part_state, index, open_file), positions, segment, open_file)
+        finally:
+            part_state.lock.release()
 
     def _begin_segment(
         self, number: int, segment: m.Segment, connection: Connection, *, is_alone: bool
@@ -181,33 +209,54 @@ class TreeWriter:
     def end_chunk(
         self,
         connection: Connection,
-        segments: Sequence[IncomingSegment],
-        digests: Sequence[bytes],
-        computed: Sequence[bytes],
-    ) -> bool:
-        """Compare the sender's digests with those of the received bytes; return whether all are equal.
+        incoming: Incoming,
+        digests: list[bytes],
+        computed: list[bytes],
+    ) -> list[bool]:
+        """Compare the sender's digests with those of the received bytes; return of each whether it is equal.
 
         Raises TransferFailed.
         """
+        if isinstance(incoming, IncomingRun):
+            return self._end_run(connection, incoming, digests, computed)
         complete: list[StagedFile] = []
-        part_state = self._parts.acquire(self._parts.number_with(segments[0].segment.file_id))
+        part_state = self._parts.acquire(self._parts.number_with(incoming[0].segment.file_id))
         try:
             good = [
-                self._end_segment(part_state, connection, incoming, digest=digest, actual=actual, complete=complete)
-                for incoming, digest, actual in zip(segments, digests, computed, strict=True)
+                self._end_segment(part_state, connection, segment, digest=digest, actual=actual, complete=complete)
+                for segment, digest, actual in zip(incoming, digests, computed, strict=True)
             ]
             is_pending = part_state.is_pending
         finally:
             part_state.lock.release()
         # Without the lock, as both may wait for the committer.
-        for incoming in segments:
-            if isinstance(incoming.ledger, OpenLargeFile):
-                self._large_files.close_if_done(part_state, incoming.segment.file_id - part_state.first)
+        if isinstance(incoming[0].ledger, OpenLargeFile):  # all segments are of one large file
+            self._large_files.close_if_done(part_state, incoming[0].segment.file_id - part_state.first)
         if complete:
-            self._committer.add(complete, sum([incoming.segment.length for incoming in segments]))
+            self._committer.add(complete, sum([segment.segment.length for segment in incoming]))
         if not is_pending:
             self._nudge()
-        return all(good)
+        return good
+
+    def _end_run(
+        self, connection: Connection, run: IncomingRun, digests: list[bytes], computed: list[bytes]
+    ) -> list[bool]:
+        """End the segments of a run; return of each whether its digest is right. Raises TransferFailed."""
+        open_file = run.ledger
+        assert isinstance(open_file, OpenLargeFile)
+        part_state = self._parts.acquire(self._parts.number_with(run.segment.file_id))
+        try:
+            good = open_file.deliver_run(run.positions, connection, digests, computed, connection.connection_id)
+            if not open_file.is_declined:
+                open_file.note_unrecorded(itertools.compress(run.positions, good))
+            open_file.inside.discard(connection)
+            is_pending = part_state.is_pending
+        finally:
+            part_state.lock.release()
+        self._large_files.close_if_done(part_state, run.segment.file_id - part_state.first)
+        if not is_pending:
+            self._nudge()
+        return good
 
     def _end_segment(
         self,
@@ -233,7 +282,7 @@ class TreeWriter:
         if isinstance(open_file, OpenLargeFile):
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
             if is_good and incoming.write and not open_file.is_declined:
-                open_file.note_unrecorded(incoming.position)
+                open_file.note_unrecorded((incoming.position,))
                 if incoming.segment.runs:
                     open_file.staging.known_holes.count(incoming.segment)
             open_file.inside.discard(connection)

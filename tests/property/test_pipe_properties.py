@@ -120,7 +120,7 @@ class Pipe:
         connection.delivered.add(chunk_id)
         digest = segment_digest(content)
         incoming = IncomingSegment(self.buffer, position, segment, turn is Delivery.WRITE)
-        assert self.buffer.end_chunk(connection, [incoming], [digest], [digest])
+        assert self.buffer.end_chunk(connection, [incoming], [digest], [digest]) == [True]
         self.buffer.when_passed_on(position, connection, lambda: self._acknowledged(connection, chunk_id))
         return True
 

@@ -17,6 +17,7 @@ from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolErro
 from receiver.disk.destination import Destination
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
+from receiver.file.target import IncomingRun
 from receiver.memory.budget import Budget
 from receiver.tree.top_level_names import TopLevelNames
 from receiver.tree.tree_target import TreeTarget
@@ -109,7 +110,9 @@ class TreeTransfer:
 
     def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
         """Begin a chunk."""
-        return self.tree.chunks.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
+        begun = self.tree.chunks.begin_chunk(connection or self.connection, m.ChunkHeader(0, segments))
+        assert not isinstance(begun, IncomingRun)
+        return begun
 
     def send(
         self,
@@ -134,7 +137,7 @@ class TreeTransfer:
                     each.sink.write(memoryview(payload)[at : at + half], each.segment.offset + at)
         told = [digest or segment_digest(self.sample.payload(segment)) for segment in segments]
         computed = [segment_digest(payload) for payload in payloads]
-        good = self.tree.chunks.end_chunk(connection or self.connection, begun, told, computed)
+        good = all(self.tree.chunks.end_chunk(connection or self.connection, begun, told, computed))
         for each, said in zip(begun, told, strict=True):
             if good and each.write and each.ledger is not None:
                 each.ledger.record([(each.position, said)])

@@ -59,6 +59,16 @@ class ChunkMap:
             self.brought[cell] += 1
             self.by[cell] = by
 
+    def add_run(self, chunk_ids: range, by: int) -> None:
+        """Count the chunks of a run that connection `by` brought."""
+        at, step = chunk_ids.start, chunk_ids.step
+        while at < chunk_ids.stop:
+            cell = at // self.chunks_per_cell
+            count = len(range(at, min(chunk_ids.stop, (cell + 1) * self.chunks_per_cell), step))
+            self.brought[cell] += count
+            self.by[cell] = by
+            at += count * step
+
     def add_held(self, first: int, end: int) -> None:
         """Count the chunks [first, end) as those that no connection has to bring."""
         while first < end:

@@ -61,10 +61,10 @@ class Latencies:
         self.counts = [0] * (len(LATENCY_SECONDS) + 1)
         self.sum_seconds = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one chunk."""
-        self.counts[bisect_left(LATENCY_SECONDS, seconds)] += 1
-        self.sum_seconds += seconds
+    def observe(self, seconds: float, chunks: int = 1) -> None:
+        """Count one chunk, or those of a run."""
+        self.counts[bisect_left(LATENCY_SECONDS, seconds)] += chunks
+        self.sum_seconds += seconds * chunks
 
 
 class StageClock:

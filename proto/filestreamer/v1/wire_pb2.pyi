@@ -546,17 +546,33 @@ class Segment(_message.Message):
     def __init__(self, file_id: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., runs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChunkHeader(_message.Message):
-    __slots__ = ("chunk_id", "segments")
+    __slots__ = ("chunk_id", "segments", "chunks", "stride")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     segments: _containers.RepeatedCompositeFieldContainer[Segment]
-    def __init__(self, chunk_id: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+    chunks: int
+    stride: int
+    def __init__(self, chunk_id: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., chunks: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
+
+class ChunkRange(_message.Message):
+    __slots__ = ("first_chunk_id", "chunks", "stride")
+    FIRST_CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    first_chunk_id: int
+    chunks: int
+    stride: int
+    def __init__(self, first_chunk_id: _Optional[int] = ..., chunks: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
 
 class ChunkAck(_message.Message):
-    __slots__ = ("verdict", "chunk_ids")
+    __slots__ = ("verdict", "chunk_ids", "ranges")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     chunk_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[ChunkRange]
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., ranges: _Optional[_Iterable[_Union[ChunkRange, _Mapping]]] = ...) -> None: ...

@@ -12,6 +12,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 
 CHECKSUM: Final = "checksum"
+CHUNK_RUNS: Final = "chunk-runs"
 DELETE: Final = "delete"
 DRY_RUN: Final = "dry-run"
 EXISTING: Final = "existing"
@@ -42,7 +43,7 @@ _FEATURES: Final = {
     TREES: _Feature("directories, or several paths", "send one file, or use: tar c DIR | filestreamer-sender -"),
     XATTRS: _Feature("extended attributes", "leave out --xattrs"),
 }
-KNOWN: Final = tuple(sorted(_FEATURES))
+KNOWN: Final = tuple(sorted((*_FEATURES, CHUNK_RUNS)))
 """The names that this version of both services knows, as Greeting and Hello list them."""
 
 

@@ -79,6 +79,12 @@ class Share:
         """Return the ordinal of a chunk of this share."""
         return chunk // self.count
 
+    def ordinals_of(self, chunks: range) -> range:
+        """Return the ordinals of chunks that are all in this share."""
+        step = -(-chunks.step // self.count)  # that of a single chunk may be 1, and means nothing
+        first = self.ordinal(chunks.start)
+        return range(first, first + len(chunks) * step, step)
+
     def holds(self, chunk: int) -> bool:
         """Return whether a chunk is in this share."""
         return chunk % self.count == self.index

@@ -5,7 +5,7 @@ this moment, and the services check whether it fits the files of the transfer.
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from filestreamer.wire.errors import Code
@@ -430,10 +430,46 @@ class Segment(NamedTuple):
 
 
 class ChunkHeader(NamedTuple):
-    """Sender: announces a chunk. The bytes of all segments follow the frame, and then 16 bytes of digest for each."""
+    """Sender: announces a chunk. The bytes of all segments follow the frame, and then 16 bytes of digest for each.
+
+    Or it announces a run: so many chunks of one file, each of one segment as long as the first one, which it lists.
+    """
 
     chunk_id: int
     segments: tuple[Segment, ...]
+    chunks: int = 1
+    stride: int = 1
+    """From each chunk_id of a run to the next one, and as many segments from each of its segments to the next one."""
+
+    @property
+    def chunk_ids(self) -> range:
+        """The chunks that it announces."""
+        return range(self.chunk_id, self.chunk_id + self.chunks * self.stride, self.stride)
+
+    @property
+    def run_segments(self) -> Iterator[Segment]:
+        """The segments of a run, one for each of its chunks."""
+        first = self.segments[0]
+        distance = self.stride * first.length
+        return (first._replace(offset=first.offset + at * distance) for at in range(self.chunks))
+
+    @property
+    def length(self) -> int:
+        """Bytes of all segments, those of holes included."""
+        return sum([segment.length for segment in self.segments]) * self.chunks
+
+
+class ChunkRange(NamedTuple):
+    """The chunks `first_chunk_id`, `first_chunk_id` + `stride`, ...: so many."""
+
+    first_chunk_id: int
+    chunks: int
+    stride: int
+
+    @property
+    def chunk_ids(self) -> range:
+        """The chunks."""
+        return range(self.first_chunk_id, self.first_chunk_id + self.chunks * self.stride, self.stride)
 
 
 class ChunkAck(NamedTuple):
@@ -441,6 +477,14 @@ class ChunkAck(NamedTuple):
 
     verdict: Verdict
     chunk_ids: tuple[int, ...]
+    ranges: tuple[ChunkRange, ...] = ()
+    """Further chunks: those of runs."""
+
+    @classmethod
+    def of(cls, verdict: Verdict, runs: Sequence[range]) -> "ChunkAck":
+        """Acknowledge the chunks of runs, of which some may be a single chunk."""
+        ranges = [ChunkRange(run[0], len(run), run.step) for run in runs if len(run) > 1]
+        return cls(verdict, tuple([run[0] for run in runs if len(run) == 1]), tuple(ranges))
 
 
 Message = (

@@ -35,6 +35,7 @@ from receiver.disk.space import (
     data_bytes,
     free_ranges,
     make_zeros,
+    write_apart,
     write_at,
 )
 from receiver.disk.staging import ledger
@@ -247,6 +248,17 @@ class Staging(Readable):
         """Write bytes at this offset of the file. Raises TransferFailed: NO_SPACE, DESTINATION."""
         try:
             write_at(self.fd, view, offset)
+        except OSError as error:
+            raise write_failure(error, f"can't write {self.path}") from None
+        self.space.count_written(len(view))
+
+    def write_run(self, view: memoryview, offset: int, length: int, distance: int) -> None:
+        """Write segments of `length` bytes, the first one at this offset, each further one `distance` behind.
+
+        Raises TransferFailed, as `write`.
+        """
+        try:
+            write_apart(self.fd, view, offset, length, distance)
         except OSError as error:
             raise write_failure(error, f"can't write {self.path}") from None
         self.space.count_written(len(view))

@@ -10,7 +10,7 @@ spool also keeps the digests of a file that is complete.
 
 import enum
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from filestreamer.wire import limits
@@ -68,10 +68,10 @@ class OpenLargeFile(FileShare):
         self.is_declined = False
         """Whether nothing more is written, as the file can't be put in place; protected by the lock of its part."""
 
-    def note_unrecorded(self, position: int) -> None:
-        """Note that a segment is verified: its connection records it later, before it acknowledges the chunk."""
+    def note_unrecorded(self, positions: Iterable[int]) -> None:
+        """Note that segments are verified: their connection records them later, before it acknowledges the chunks."""
         with self._ledger_lock:
-            self._unrecorded.add(position)
+            self._unrecorded.update(positions)
 
     def record(self, records: list[tuple[int, bytes]]) -> None:
         """Append (position, digest) pairs to the ledger. After `close_ledger`, which has recorded all, do nothing."""

@@ -93,7 +93,8 @@ class Channel:
         self.heard_at = time.monotonic()
         # A buffer that is too small for a block is not worth a huge page, which takes 2 MiB.
         self._buffer = memory.mapped(payload_bytes + _FRAME_AREA_BYTES, huge=payload_bytes >= limits.BLOCK_BYTES)
-        self._block_bytes = min(limits.BLOCK_BYTES, payload_bytes) or limits.BLOCK_BYTES
+        self.block_bytes = min(limits.BLOCK_BYTES, payload_bytes) or limits.BLOCK_BYTES
+        """How many bytes of payload `take` has room for."""
         # The bytes _buffer[_start:_end] were received and not taken yet.
         self._start = 0
         self._end = 0
@@ -122,12 +123,12 @@ class Channel:
         A block has at least BLOCK_BYTES, or what a smaller buffer has room for. Raises as `take` does.
         """
         while count:
-            least = min(count, self._block_bytes)
+            least = min(count, self.block_bytes)
             if self._end - self._start < least:
                 # In the middle of a chunk, little is read beyond the block, as the rest would have to be moved to the
                 # front of the buffer for the next read. With the last bytes of a chunk, everything is read that is
                 # there: of small chunks, moving some costs less than one more system call for each.
-                self._fill(least, count - least + _AHEAD_BYTES if count >= self._block_bytes else None)
+                self._fill(least, count - least + _AHEAD_BYTES if count >= self.block_bytes else None)
             # All that is here is one block: a caller that is slower than the network gets larger ones.
             size = min(count, self._end - self._start)
             if size < count:

@@ -87,7 +87,7 @@ class Bench:
 
     def end(self, position: int, digest: bytes, computed: bytes, by: Connection | None = None) -> bool:
         segment = IncomingSegment(self.buffer, position, m.Segment(0, position * CHUNK, CHUNK), True)
-        return self.buffer.end_chunk(by or self.connection, [segment], [digest], [computed])
+        return all(self.buffer.end_chunk(by or self.connection, [segment], [digest], [computed]))
 
     def bring(self, position: int, content: bytes) -> Delivery:
         turn = self.begin(position, content)
