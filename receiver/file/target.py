@@ -98,7 +98,7 @@ class IncomingRun(NamedTuple):
 
 
 Incoming = list[IncomingSegment] | IncomingRun
-"""What a chunk, or a run of chunks, brings. A run that can't be written as a whole is a list: a segment for each chunk."""
+"""What a chunk, or a run, brings. A run that is not to be written as a whole is a list: one segment for each chunk."""
 
 
 class Connection(Writer, Protocol):

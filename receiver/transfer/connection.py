@@ -314,7 +314,7 @@ class DataConnection(threading.Thread):
     def _receive_run(self, run: IncomingRun) -> list[bytes]:
         """Receive, hash and write the segments of a run; return their digests."""
         clock, channel, length = self._clock, self.channel, run.segment.length
-        # The smallest buffer has room for a chunk of any run, half of RUN_BYTES, as it has room for a frame beside a block.
+        # Even the smallest buffer has room for one chunk of a run, which is half of RUN_BYTES at most.
         at_once = max(1, channel.block_bytes // length)
         offset, computed = run.segment.offset, []
         for first in range(0, len(run.positions), at_once):

@@ -66,6 +66,10 @@ class AheadLimit:
         most = self._most.get(connection_id)
         return most is None or self._counts[connection_id] < most
 
+    def room(self, connection_id: int) -> int:
+        """Return how many more chunks a connection may have on its way."""
+        return self._most.get(connection_id, self._chunks) - self._counts[connection_id]
+
     def hold_back(self) -> None:
         """Note that a connection got no chunk, as all queued chunks are too far ahead."""
         self.is_waited_for = True

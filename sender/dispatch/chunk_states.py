@@ -113,6 +113,16 @@ class ChunkStates:
         self.done_count += 1
         self.chunk_map.add(ordinal, by)
 
+    def mark_run_done(self, ordinals: range, by: int) -> bool:
+        """Mark the chunks of a run as done that connection `by` sent, if none of them is; return whether it has."""
+        rows = slice(ordinals.start, ordinals.stop, ordinals.step)
+        if any(self._done[rows]):
+            return False
+        self._done[rows] = bytes([ACKNOWLEDGED]) * len(ordinals)
+        self.done_count += len(ordinals)
+        self.chunk_map.add_run(ordinals, by)
+        return True
+
     def reopen(self, ordinal: int) -> bool:
         """Mark a chunk as not done; return whether it was done."""
         state = self._done[ordinal]

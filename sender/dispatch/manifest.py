@@ -145,6 +145,11 @@ class Manifest:
         part = self._find_chunk(chunk_id)
         return part is not None and part.is_bundle(chunk_id)
 
+    def end_of_run(self, chunk_id: int, file_id: int) -> int:
+        """Return the end of the chunks that may follow one that carries this file in a run (`Part.end_of_run`)."""
+        part = self._find_chunk(chunk_id)
+        return part.end_of_run(chunk_id, file_id) if part is not None else chunk_id + 1
+
     def withdraw(self, file_id: int, error: Unsendable) -> Withdrew | None:
         """Withdraw a file that can't be sent as listed. Return the event to post; None if it was withdrawn before.
 

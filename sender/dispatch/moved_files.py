@@ -81,6 +81,10 @@ class MovedFiles:
                 moved.held.setdefault(chunk_id, None)
             return was_settled and not moved.is_settled, must_hold
 
+    def knows(self, file_id: int) -> bool:
+        """Whether a file has moved."""
+        return file_id in self._moved
+
     def rejected(self, chunk_id: int, epoch: int) -> bool:
         """Note that the receiver has rejected a chunk; return whether it can be queued again now."""
         with self._mutex:

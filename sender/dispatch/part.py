@@ -125,6 +125,12 @@ class Part:
         first = self.chunk_of(file_id, 0)
         return range(first, first + self.grid(file_id).segments)
 
+    def end_of_run(self, chunk_id: int, file_id: int) -> int:
+        """Return the end of the chunks that may follow this one of a file in a run: of large files, the full ones."""
+        if self.is_bundle(chunk_id):
+            return chunk_id + 1
+        return self.chunk_of(file_id, 0) + self.grid(file_id).size // self.layout.chunk_size
+
     def size_bytes(self, file_id: int) -> int:
         """Return the bytes of a file's segments, without those that other shards send."""
         share = self.share(file_id)

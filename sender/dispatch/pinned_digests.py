@@ -43,6 +43,21 @@ class PinnedDigests:
             return True
         return pinned == digest
 
+    def pin_run(self, ordinals: range, digests: Sequence[bytes]) -> list[int]:
+        """Pin the digests of chunks that are one segment each.
+
+        Return the indices of those whose digest is not the one that was pinned first.
+        """
+        table, size = self._digests, limits.DIGEST_BYTES
+        differing = []
+        for index, at in enumerate(range(ordinals.start * size, ordinals.stop * size, ordinals.step * size)):
+            pinned = table[at : at + size]
+            if pinned == _NOT_PINNED:
+                table[at : at + size] = digests[index]
+            elif pinned != digests[index]:
+                differing.append(index)
+        return differing
+
     def is_pinned(self, ordinal: int) -> bool:
         """Whether a segment of this chunk was read."""
         at = ordinal * limits.DIGEST_BYTES

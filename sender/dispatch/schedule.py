@@ -145,6 +145,29 @@ class Schedule:
         furthest_behind = max(range(self.connections), key=self._left.__getitem__)
         return self._take_first(furthest_behind) if self._left[furthest_behind] else None
 
+    def take_run(self, first: int, most: int, end: int) -> range:
+        """Take the chunks that follow the one which was taken last from its home, `first`, at one distance.
+
+        Return all of them, `first` included: at most `most`, all before `end`.
+        """
+        home, run = self.home(first), range(first, first + 1)
+        queue = self._homes[home]
+        while len(run) < most and queue:
+            chunk_ids = queue[0]
+            stride = chunk_ids[0] - run[-1]
+            if stride <= 0 or chunk_ids[0] >= end or (len(run) > 1 and stride != run.step):
+                break
+            fits = 1
+            if chunk_ids.step == stride:
+                fits = min(most - len(run), len(range(chunk_ids[0], min(end, chunk_ids.stop), stride)))
+            run = range(first, chunk_ids[fits - 1] + 1, stride)
+            self._left[home] -= fits
+            queue.popleft()
+            if fits < len(chunk_ids):
+                queue.appendleft(chunk_ids[fits:])
+        self._check_order(home)
+        return run
+
     def _take_before(self, connection_id: int, end: int) -> int | None:
         # Steals the lowest chunk, not the next one of the fullest home: the window that ends at `end` moves on when its
         # first chunk has arrived.

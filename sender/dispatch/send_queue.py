@@ -15,6 +15,7 @@ A call with an earlier epoch changes nothing.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from filestreamer.telemetry.counters import ConnectionCounters
 from filestreamer.wire import limits
@@ -29,6 +30,9 @@ from sender.dispatch.part import Part, StreamPart
 from sender.dispatch.pinned_digests import PinnedDigests
 from sender.dispatch.schedule import Schedule
 from sender.mailbox import Event, Mailbox
+
+RUNS_AHEAD: Final = 4
+"""Where chunks are sent only so far ahead, each connection has so many runs on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +244,35 @@ class SendQueue:
             limit.hold_back()
         return chunk_id
 
+    def take_run(self, first: int, connection_id: int, epoch: int, *, most: int, end: int) -> range:
+        """Return the chunks that travel as a run behind `first`, which `next` gave to this connection, with it.
+
+        At most `most`, all before `end`; of a home that is not its own, it leaves half of the chunks.
+        """
+        with self._changed:
+            schedule, limit, ahead = self._schedule, self._ahead_limit, None
+            if epoch != self.epoch or connection_id >= schedule.connections:
+                return range(first, first + 1)
+            if self._window_chunks is not None:
+                ahead, end = self._window_chunks, min(end, self.share.chunk(self.states.lowest + self._window_chunks))
+            elif limit is not None:
+                ahead, end = limits.AHEAD_CHUNKS, min(end, limit.end(schedule.lowest))
+                most = min(most, 1 + limit.room(connection_id))
+            if ahead is not None:  # so that no connection waits for what others have still to send
+                most = min(most, ahead // (RUNS_AHEAD * schedule.connections))
+            home = schedule.home(first)
+            if home != connection_id:
+                most = min(most, 1 + schedule.remaining_of(home) // 2)
+            run = schedule.take_run(first, most, end)
+            if limit is not None:
+                for chunk_id in run[1:]:
+                    limit.sent(chunk_id, connection_id)
+            return run
+
+    def pin_run(self, chunk_ids: range, digests: Sequence[bytes]) -> list[int]:
+        """Make the first digest of each chunk of a run binding; return the indices of those that had another one."""
+        return self.digests.pin_run(self.share.ordinals_of(chunk_ids), digests)
+
     def pin_digest(self, chunk_id: int, segments: Sequence[Segment], digests: Sequence[bytes]) -> list[int]:
         """Make the first digest of each segment binding.
 
@@ -292,6 +325,9 @@ class SendQueue:
     def _mark_all_done(self, chunk_ids: tuple[int, ...] | range, by: int | None) -> bool:
         """Mark chunks as done that are not; return whether one of them was the last open chunk of a part."""
         is_part_done = False
+        if isinstance(chunk_ids, range) and by is not None and self._mark_run_done(chunk_ids, by):
+            self._advance()
+            return not self._manifest.part_of_chunk(chunk_ids[0]).open_chunks
         for chunk_id in chunk_ids:
             ordinal = self.share.ordinal(chunk_id)
             if not self.states.is_done(ordinal):
@@ -300,6 +336,16 @@ class SendQueue:
                 is_part_done = is_part_done or not part.open_chunks
         self._advance()
         return is_part_done
+
+    def _mark_run_done(self, chunk_ids: range, by: int) -> bool:
+        """Mark the chunks of a run as done, which are of one file, if none of them is; return whether it has."""
+        if not self.states.mark_run_done(self.share.ordinals_of(chunk_ids), by):
+            return False
+        self._manifest.part_of_chunk(chunk_ids[0]).open_chunks -= len(chunk_ids)
+        if self._ahead_limit is not None:
+            for chunk_id in chunk_ids:
+                self._ahead_limit.arrived(chunk_id)
+        return True
 
     def _mark_done(self, ordinal: int, by: int | None, part: Part) -> None:
         self.states.mark_done(ordinal, by)

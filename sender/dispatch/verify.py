@@ -119,6 +119,10 @@ class Verifier:
             self._begin_thread()
         return must_hold
 
+    def has_moved(self, file_id: int) -> bool:
+        """Whether a file was found to have moved: of each chunk of it, `saw` has to say whether it is held back."""
+        return self._moved.knows(file_id)
+
     def may_queue_again(self, chunk_id: int, epoch: int) -> bool:
         """Whether a chunk that was rejected, as it was sent with a wrong digest, can be queued now; else later."""
         return self._moved.rejected(chunk_id, epoch)

@@ -27,6 +27,7 @@ class Arrived(NamedTuple):
     """A connection whose opening is over."""
 
     channel: Channel
+    features: tuple[str, ...] = ()
     is_over: bool = True
     must_finish: bool = True
 
@@ -41,10 +42,11 @@ class Arrived(NamedTuple):
 class Accepted:
     """The connections of one transfer. The server calls `take_control`, `reserve`, `take_data`; threads the rest."""
 
-    def __init__(self, incarnation: bytes, receiver: str) -> None:
-        """Have no connection yet; `receiver` names the receiver for people."""
+    def __init__(self, incarnation: bytes, receiver: str, features: tuple[str, ...] = ()) -> None:
+        """Have no connection yet; `receiver` names the receiver for people, `features` are those that it has named."""
         self.incarnation = incarnation
         self.receiver = receiver
+        self.features = features
         self.path_mtu = PathMtu()
         self._control_state = ControlState()
         self._changed = threading.Condition()  # protects the fields below
@@ -142,7 +144,7 @@ class Accepted:
         except ConnectionLost:
             self.close_channel(channel)
             raise
-        return Arrived(channel)
+        return Arrived(channel, self.features)
 
     def _wait_for_data(self, connection_id: int, is_wanted: Callable[[], bool]) -> Channel | None:
         with self._changed:

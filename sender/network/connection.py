@@ -8,11 +8,14 @@ for each chunk that the queue gives to this connection:
     take in the acknowledgements that have come, without waiting
 wait for acknowledgements only where the window is full (`send_window`), or no chunk is queued
 
+Small chunks of a large file go as a run: the chunks that follow in the queue at one distance are sent under one header.
+
 Of a sparse file, holes are looked for before the header: it lists those of its segments, whose zeros are hashed and not
 sent. A chunk that is nothing but a hole is told on the control connection, with all chunks behind it in the same hole.
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from dataclasses import dataclass
@@ -26,8 +29,9 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_hasher, update_with_zeros
+from filestreamer.wire.digests import segment_digest, segment_hasher, update_with_zeros
 from filestreamer.wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
+from filestreamer.wire.features import CHUNK_RUNS
 from filestreamer.wire.framing import frame
 from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
@@ -86,6 +90,7 @@ class DataConnection(threading.Thread):
         self._hasher = segment_hasher()
         self._digests = shared.digests
         self._is_hashing = True  # whether the digest of the segment that is being sent is not known
+        self._has_runs = False  # whether the receiver is known to take runs of chunks
         self._outbox = Outbox(counters, self._clock)
         self._window = SendWindow()
         self._poisoned: set[int] = set()  # chunks in the window with a file that is not what was listed
@@ -134,6 +139,7 @@ class DataConnection(threading.Thread):
         channel.patience = self._check_peer
         channel.tolerate_closed_window()  # `_check_peer` notices a dead peer
         self._epoch = self._queue.epoch
+        self._has_runs = CHUNK_RUNS in pending.features
         self._session = Session("sender", m.Role.DATA)
         self._took_at = time.monotonic()
         self.counters.connect(channel.socket)
@@ -196,9 +202,10 @@ class DataConnection(threading.Thread):
         return "wait_ack" if self._queue.is_in_order else None
 
     def _send_chunk(self, channel: Channel, chunk_id: int) -> None:
-        if not self._queue.is_home(chunk_id, self.connection_id):
-            self.counters.stolen_chunks += 1
         carried = self._shared.manifest.carried(chunk_id)
+        chunk_ids = range(chunk_id, chunk_id + 1)
+        is_stolen = not self._queue.is_home(chunk_id, self.connection_id)
+        self.counters.stolen_chunks += is_stolen
         if not carried:  # all of its files were withdrawn
             self._queue.mark_done((chunk_id,), self._epoch)
             return
@@ -206,18 +213,41 @@ class DataConnection(threading.Thread):
             if self._takes_zeros(chunk_id, *carried[0]):
                 return
             carried = self._with_holes(carried)
-        header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]))
+        elif (most := self._run_most()) > 1:
+            end = self._shared.manifest.end_of_run(chunk_id, carried[0][0].file_id)
+            chunk_ids = self._queue.take_run(chunk_id, self.connection_id, self._epoch, most=most, end=end)
+            self.counters.stolen_chunks += is_stolen * (len(chunk_ids) - 1)
+        header = m.ChunkHeader(chunk_id, tuple([segment for segment, _ in carried]), len(chunk_ids), chunk_ids.step)
         self._session.sending(header)
         now = time.monotonic()
         if not self._window.chunks:
             self._took_at = now
         hole_bytes = sum([segment.length - segment.payload_bytes for segment in header.segments if segment.runs])
         payload_bytes = sum([segment.length for segment in header.segments]) - hole_bytes
-        self._window.add(chunk_id, SentChunk(payload_bytes, hole_bytes, now))
+        self._window.add(chunk_ids, SentChunk(payload_bytes, hole_bytes, now))
         self._outbox.add(channel, frame(header))
+        if header.chunks > 1:
+            digests = self._send_run(channel, header, *carried[0])
+        else:
+            digests = self._send_segments(channel, chunk_id, carried)
+        self._outbox.add(channel, b"".join(digests))
+        if self._outbox.gathered_bytes >= limits.BLOCK_BYTES or self._rate_limit is not None:
+            self._outbox.flush(channel)
+
+    def _run_most(self) -> int:
+        """Return how many chunks may be sent under one header now."""
+        if not self._has_runs:
+            return 1
+        limit, chunk_size = self._rate_limit, self._shared.manifest.chunk_size
+        # At a low rate, each header and its digests come soon: whoever waits for a chunk sees that something moves.
+        run_bytes = limits.RUN_BYTES if limit is None else min(limits.RUN_BYTES, limit.piece_bytes)
+        return min(limits.CHUNKS_PER_RUN, run_bytes // chunk_size, self._window.room)
+
+    def _send_segments(self, channel: Channel, chunk_id: int, carried: list[tuple[m.Segment, Item]]) -> list[bytes]:
+        """Send the segments of a chunk; return the digests to send for them."""
         sent = [self._send_segment(channel, segment, item) for segment, item in carried]
         digests = [digest for digest, _ in sent]
-        for index in self._queue.pin_digest(chunk_id, header.segments, digests):
+        for index in self._queue.pin_digest(chunk_id, [segment for segment, _ in carried], digests):
             segment, item = carried[index]
             digests[index] = self._withdraw(segment, changed(item, OTHER_BYTES))
         if not self._is_poisoned and self._must_hold_back(chunk_id, *carried[0], sent[0][1]):
@@ -226,9 +256,7 @@ class DataConnection(threading.Thread):
         if self._is_poisoned:
             self._poisoned.add(chunk_id)
             self._is_poisoned = False
-        self._outbox.add(channel, b"".join(digests))
-        if self._outbox.gathered_bytes >= limits.BLOCK_BYTES or self._rate_limit is not None:
-            self._outbox.flush(channel)
+        return digests
 
     def _must_hold_back(self, chunk_id: int, segment: m.Segment, item: Item, seen: Identity | None) -> bool:
         """Whether a chunk of a file that moved is to be rejected, until what was sent of the file is compared.
@@ -238,6 +266,67 @@ class DataConnection(threading.Thread):
         if seen is None or self._shared.manifest.is_bundle(chunk_id):
             return False
         return self._shared.verifier.saw(segment.file_id, item, seen, chunk_id)
+
+    def _send_run(self, channel: Channel, header: m.ChunkHeader, segment: m.Segment, item: Item) -> list[bytes]:
+        """Read, hash and send the segments of a run; return the digests to send for them."""
+        chunk_ids, verifier = header.chunk_ids, self._shared.verifier
+        try:
+            digests, seen = self._send_gathered(channel, header, item)
+            if self._queue.pin_run(chunk_ids, digests):
+                raise changed(item, OTHER_BYTES)
+        except Unsendable as error:
+            self._withdraw(segment, _lasting(error))
+            self._is_poisoned = False
+            self._poisoned.update(chunk_ids)
+            return [_NO_DIGEST] * len(chunk_ids)
+        held = [verifier.saw(segment.file_id, item, seen, chunk_ids[0])]
+        if verifier.has_moved(segment.file_id):
+            held += [verifier.saw(segment.file_id, item, seen, chunk_id) for chunk_id in chunk_ids[1:]]
+        for index, is_held in enumerate(held):
+            if is_held:
+                digests[index] = _NO_DIGEST
+                self._poisoned.add(chunk_ids[index])
+        return digests
+
+    def _send_gathered(self, channel: Channel, header: m.ChunkHeader, item: Item) -> tuple[list[bytes], Identity]:
+        """Send the segments of a run; return their digests, and the identity of their file all the while.
+
+        Raises Unsendable after other bytes were sent in their place, as the header has announced some.
+        """
+        reader, clock, limit, known = self._reader, self._clock, self._rate_limit, self._digests
+        segment, length = header.segments[0], header.segments[0].length
+        distance = header.stride * length
+        offsets = range(segment.offset, segment.offset + header.chunks * distance, distance)
+        view = self._outbox.reserve(channel, header.length)
+        self._outbox.add_payload(len(view))
+        clock.enter("read")
+        try:
+            before = reader.look(item)
+            reader.read_run(item, view, segment.offset, length, distance)
+            clock.enter("digest")
+            digests = self._known_digests(item, before, offsets, length)
+            digests = digests or [segment_digest(view[at : at + length]) for at in range(0, len(view), length)]
+            seen = reader.confirm_run(item, before, offsets, length, digests)
+        except Unsendable:
+            view[:] = bytes(len(view))
+            raise
+        finally:
+            if limit is not None:
+                clock.enter("limit")
+                limit.wait(len(view), lambda: self._queue.is_over)
+            clock.enter(None)
+        if known is not None and item.stream is None:
+            for offset, digest in zip(offsets, digests, strict=True):
+                known.add(seen, offset, length, digest)
+        return digests, seen
+
+    def _known_digests(self, item: Item, file: Identity, offsets: range, length: int) -> list[bytes]:
+        """Return the digests of the segments of a run, if this process knows all of them, else none."""
+        if self._digests is None or item.stream is not None:
+            return []
+        found = [self._digests.get(file, offset, length) for offset in offsets]
+        known = [digest for digest in found if digest is not None]
+        return known if len(known) == len(found) else []
 
     def _takes_zeros(self, chunk_id: int, segment: m.Segment, item: Item) -> bool:
         """Have a chunk told that lies in a hole, with all chunks behind it in the same hole; return whether it does."""
@@ -384,6 +473,7 @@ class DataConnection(threading.Thread):
         if self._pending is not None:
             if not self._pending.is_over:
                 self._pending.take(body)
+                self._has_runs = CHUNK_RUNS in self._pending.features
                 return
             self._pending = None
         message = decode(body)
@@ -394,18 +484,25 @@ class DataConnection(threading.Thread):
             raise RemoteProtocolError(f"{type(message).__name__} on a data connection")
         self._backoff.reset()
         now = time.monotonic()
-        for chunk_id in message.chunk_ids:
-            chunk = self._window.remove(chunk_id)
+        answered: list[tuple[int, ...] | range] = [message.chunk_ids, *(each.chunk_ids for each in message.ranges)]
+        for chunk_ids in [each for each in answered if each]:
             if message.verdict is m.Verdict.OK:
-                self.counters.acknowledged_bytes += chunk.payload_bytes
-                self.counters.hole_bytes += chunk.hole_bytes
-                self.counters.chunks += 1
-                self.counters.latencies.observe(now - chunk.taken_at)
+                self._take_accepted(chunk_ids, now)
             else:
-                self._take_rejected(chunk_id, chunk)
+                for chunk_id in chunk_ids:
+                    self._take_rejected(chunk_id, self._window.remove(chunk_id))
         self.counters.finished_at = now
-        if message.verdict is m.Verdict.OK:
-            self._queue.mark_done(message.chunk_ids, self._epoch, self.connection_id)
+
+    def _take_accepted(self, chunk_ids: tuple[int, ...] | range, now: float) -> None:
+        """Count chunks that the receiver has taken over."""
+        counters = self.counters
+        for chunk, alike in itertools.groupby(map(self._window.remove, chunk_ids)):
+            count = sum(1 for _ in alike)
+            counters.acknowledged_bytes += chunk.payload_bytes * count
+            counters.hole_bytes += chunk.hole_bytes * count
+            counters.chunks += count
+            counters.latencies.observe(now - chunk.taken_at, count)
+        self._queue.mark_done(chunk_ids, self._epoch, self.connection_id)
 
     def _take_rejected(self, chunk_id: int, chunk: SentChunk) -> None:
         """Queue a chunk again whose digest did not match its payload."""

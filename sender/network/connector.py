@@ -23,6 +23,11 @@ class Opened(Protocol):
         ...
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The features that the receiver has named on it by now."""
+        ...
+
+    @property
     def must_finish(self) -> bool:
         """Whether nothing more may be sent before the opening is over."""
         ...

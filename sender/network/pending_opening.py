@@ -36,6 +36,11 @@ class PendingOpening:
         return self._opening.incarnation
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The features of the receiver, once it has said Greeting."""
+        return self._opening.peer_features
+
+    @property
     def must_finish(self) -> bool:
         """Whether nothing may be sent before Welcome was checked: there is a token to prove, or a job to compare."""
         return self._opening.awaits_welcome

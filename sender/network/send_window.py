@@ -27,10 +27,10 @@ class SendWindow:
         """Payload of these chunks."""
         self._max_bytes = limits.WINDOW_BYTES
 
-    def add(self, chunk_id: int, chunk: SentChunk) -> None:
-        """Add a chunk that is sent."""
-        self.chunks[chunk_id] = chunk
-        self.bytes += chunk.payload_bytes
+    def add(self, chunk_ids: range, chunk: SentChunk) -> None:
+        """Add a chunk that is sent, or those of a run, which are alike."""
+        self.chunks.update(dict.fromkeys(chunk_ids, chunk))
+        self.bytes += chunk.payload_bytes * len(chunk_ids)
 
     def remove(self, chunk_id: int) -> SentChunk:
         """Remove a chunk that the receiver has answered. Raises RemoteProtocolError for a chunk that was not sent."""
@@ -57,6 +57,11 @@ class SendWindow:
         if len(self.chunks) < limits.WINDOW_CHUNKS_MIN:
             return False
         return len(self.chunks) >= limits.WINDOW_CHUNKS_MAX or self.bytes >= self._max_bytes
+
+    @property
+    def room(self) -> int:
+        """How many more chunks may be sent, however small they are."""
+        return limits.WINDOW_CHUNKS_MAX - len(self.chunks)
 
     def grow(self, channel: Channel) -> None:
         """Double the size where the path carries all of it and could carry more: nothing waits in the kernel."""

@@ -230,7 +230,7 @@ class Server:
 
     def _new_serving(self, greeting: m.Greeting, hello: m.Hello, peer: str) -> Serving:
         served = Served(
-            Accepted(greeting.incarnation, f"the receiver at {peer}"),
+            Accepted(greeting.incarnation, f"the receiver at {peer}", greeting.features),
             hello.transfer_id,
             self._digests,
             self._listed,

@@ -152,7 +152,7 @@ class Serving(threading.Thread):
     def _renew(self) -> Served:
         """Return what the transfer has that continues the one before: the receiver is going to connect to it."""
         before = self._served
-        accepted = Accepted(before.accepted.incarnation, before.accepted.receiver)
+        accepted = Accepted(before.accepted.incarnation, before.accepted.receiver, before.accepted.features)
         with self._mutex:
             self._served = before._replace(accepted=accepted, transfer_id=random_id())
         return self._served

@@ -7,7 +7,7 @@ Files are never mmapped: one that is truncated would kill this process.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,8 @@ DIRECTORIES_OPEN: Final = 4
 """How many directories each reader keeps open."""
 READS_MAX: Final = 4
 """How often bytes are read while the ctime of their file moves each time."""
+SPAN_MOST: Final = 2
+"""How many times the bytes that are wanted a read may span."""
 OTHER_BYTES: Final = "its bytes are not the same as when they were read first"
 _STREAM: Final = Identity(0, 0, 0, 0, 0)
 """The identity of a stream: its bytes, once they are read, stay as they are."""
@@ -53,6 +55,32 @@ class Reader:
                     self.look(item)  # raises where the size is another one by now
                     raise untold_size(item)
                 done += count
+        except OSError as error:
+            raise unreadable(item, error) from None
+
+    def read_run(self, item: Item, view: memoryview, offset: int, length: int, distance: int) -> None:
+        """Fill `view` with pieces of `length` bytes: one from `offset` on, each further one `distance` behind.
+
+        Raises Unsendable.
+        """
+        if item.stream is None:
+            if distance == length:
+                self.read_into(item, view, offset)
+                return
+            if distance <= SPAN_MOST * length and self._read_span(item, view, offset, length, distance):
+                return
+        for at in range(0, len(view), length):
+            self.read_into(item, view[at : at + length], offset)
+            offset += distance
+
+    def _read_span(self, item: Item, view: memoryview, offset: int, length: int, distance: int) -> bool:
+        """Read pieces, and what is between them, with one system call; return whether all of it came."""
+        if item is not self._item:
+            self._open(item)
+        gap = memoryview(bytearray(distance - length))
+        spans = [span for at in range(0, len(view), length) for span in (view[at : at + length], gap)][:-1]
+        try:
+            return os.preadv(self._fd, spans, offset) == len(view) + len(gap) * (len(spans) // 2)
         except OSError as error:
             raise unreadable(item, error) from None
 
@@ -97,16 +125,23 @@ class Reader:
         `before` is what `look` returned before. Where that moved meanwhile, the segment is read again. Raises
         Unsendable where it has other bytes then, or where the file moves each time.
         """
+        return self.confirm_run(item, before, range(offset, offset + 1), length, (digest,))
+
+    def confirm_run(
+        self, item: Item, before: Identity, offsets: range, length: int, digests: Sequence[bytes]
+    ) -> Identity:
+        """Do the same for several segments of one length, which were read together."""
         for _ in range(READS_MAX):
             after = self.look(item)
             if after == before:
-                if offset + length == item.entry.size:
+                if offsets[-1] + length == item.entry.size:
                     self._check_end(item)
                 return after
             before = after
             block = memoryview(bytearray(min(limits.BLOCK_BYTES, length)))
-            if self.digest(item, offset, length, block) != digest:
-                raise changed(item, OTHER_BYTES)
+            for offset, digest in zip(offsets, digests, strict=True):
+                if self.digest(item, offset, length, block) != digest:
+                    raise changed(item, OTHER_BYTES)
         raise changed(item, "its status changes all the time")
 
     def _check_end(self, item: Item) -> None:

@@ -62,6 +62,7 @@ class Opened:
     """A connection that was welcomed."""
 
     is_over = True
+    features = ()
 
     def __init__(self, channel: Wire) -> None:
         self.channel = channel
