@@ -184,13 +184,12 @@ class ChunkStates(StateTable):
 
     def verify_run(self, indices: range, writer: Writer, digests: list[bytes]) -> bool:
         """Turn chunks of `writer` from WRITING to VERIFIED, if all of them are its own; return whether they are."""
-        writers = self._writers
-        if any(writers.get(index) is not writer for index in indices):
+        writers, table, size = self._writers, self._digests, limits.DIGEST_BYTES
+        if list(map(writers.get, indices)).count(writer) < len(indices):
             return False
-        for index in indices:
-            del writers[index]
         for index, digest in zip(indices, digests, strict=True):
-            self.put_digest(index, digest)
+            del writers[index]
+            table[index * size : (index + 1) * size] = digest
         self._states[indices.start : indices.stop : indices.step] = bytes([VERIFIED]) * len(indices)
         return True
 

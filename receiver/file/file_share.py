@@ -81,8 +81,7 @@ class FileShare:
         ]
 
     def _begin_run(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
-        segment = header.segments[0]
-        *_, last = header.run_segments
+        segment, last = header.segments[0], header.run_segment(header.chunks - 1)
         first, end = self._checked(header.chunk_id, segment), self._checked(header.chunk_ids[-1], last) + 1
         positions = range(first, end, header.stride)
         if self.begin_run(positions, connection):

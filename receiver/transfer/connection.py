@@ -264,7 +264,7 @@ class DataConnection(threading.Thread):
                 chunks.when_passed_on(segment.position, self, partial(self._acknowledge_passed, passed))
             return
         self._note_new(incoming, digests, good)
-        for first, end in runs(bytes(good), 1) if header.chunks > 1 else ((0, 1),):
+        for first, end in [(0, header.chunks)] if all(good) else runs(bytes(good), 1):
             self._unacknowledged.append(_Received(header.chunk_ids[first:end], payload_bytes, begun_at))
             self._unacknowledged_chunks += end - first
         self.idle_since = time.monotonic()  # behind the lines above, so that `is_settled` misses no chunk

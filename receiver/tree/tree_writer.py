@@ -96,11 +96,10 @@ class TreeWriter:
             is_wanted = part_state.is_active and part_state.state(index) in (FREE, WRITING)
             if open_file is None or open_file.is_declined or not is_wanted or self._is_closed:
                 return None
-            *_, last = header.run_segments
-            first, end = open_file.position(segment), open_file.position(last)
-            if first is None or end is None:
+            first, last = open_file.position(segment), open_file.position(header.run_segment(header.chunks - 1))
+            if first is None or last is None:
                 return None
-            positions = range(first, end + 1, header.stride)
+            positions = range(first, last + 1, header.stride)
             if not open_file.begin_run(positions, connection):
                 return None
             open_file.inside.add(connection)

@@ -15,7 +15,6 @@ sent. A chunk that is nothing but a hole is told on the control connection, with
 """
 
 import contextlib
-import itertools
 import threading
 import time
 from dataclasses import dataclass
@@ -490,14 +489,14 @@ class DataConnection(threading.Thread):
                 self._take_accepted(chunk_ids, now)
             else:
                 for chunk_id in chunk_ids:
-                    self._take_rejected(chunk_id, self._window.remove(chunk_id))
+                    ((chunk, _),) = self._window.remove((chunk_id,))
+                    self._take_rejected(chunk_id, chunk)
         self.counters.finished_at = now
 
     def _take_accepted(self, chunk_ids: tuple[int, ...] | range, now: float) -> None:
         """Count chunks that the receiver has taken over."""
         counters = self.counters
-        for chunk, alike in itertools.groupby(map(self._window.remove, chunk_ids)):
-            count = sum(1 for _ in alike)
+        for chunk, count in self._window.remove(chunk_ids):
             counters.acknowledged_bytes += chunk.payload_bytes * count
             counters.hole_bytes += chunk.hole_bytes * count
             counters.chunks += count

@@ -1,5 +1,7 @@
 """The unacknowledged chunks of a data connection, and how many there may be."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from filestreamer.wire import limits
@@ -32,13 +34,19 @@ class SendWindow:
         self.chunks.update(dict.fromkeys(chunk_ids, chunk))
         self.bytes += chunk.payload_bytes * len(chunk_ids)
 
-    def remove(self, chunk_id: int) -> SentChunk:
-        """Remove a chunk that the receiver has answered. Raises RemoteProtocolError for a chunk that was not sent."""
-        if chunk_id not in self.chunks:
-            raise RemoteProtocolError(f"the receiver acknowledged chunk {chunk_id}, which was not sent")
-        chunk = self.chunks.pop(chunk_id)
-        self.bytes -= chunk.payload_bytes
-        return chunk
+    def remove(self, chunk_ids: Sequence[int]) -> list[tuple[SentChunk, int]]:
+        """Remove chunks that the receiver has answered; return how many of them are alike, as those of a run are.
+
+        Raises RemoteProtocolError for a chunk that was not sent.
+        """
+        removed: list[SentChunk] = []
+        try:
+            removed += map(self.chunks.pop, chunk_ids)
+        except KeyError as unknown:
+            raise RemoteProtocolError(f"the receiver acknowledged chunk {unknown}, which was not sent") from None
+        counted = [(chunk, len(list(alike))) for chunk, alike in itertools.groupby(removed)]
+        self.bytes -= sum([chunk.payload_bytes * count for chunk, count in counted])
+        return counted
 
     def clear(self) -> list[int]:
         """Remove all chunks, as the connection is lost; return them."""

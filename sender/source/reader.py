@@ -6,6 +6,7 @@ segment is read again, until nothing moved: a digest always is that of a file th
 Files are never mmapped: one that is truncated would kill this process.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -63,24 +64,29 @@ class Reader:
 
         Raises Unsendable.
         """
-        if item.stream is None:
-            if distance == length:
-                self.read_into(item, view, offset)
-                return
-            if distance <= SPAN_MOST * length and self._read_span(item, view, offset, length, distance):
-                return
-        for at in range(0, len(view), length):
-            self.read_into(item, view[at : at + length], offset)
-            offset += distance
+        if item.stream is None and distance == length:
+            self.read_into(item, view, offset)
+            return
+        pieces = [view[at : at + length] for at in range(0, len(view), length)]
+        offsets = range(offset, offset + len(pieces) * distance, distance)
+        if item.stream is None and self._read_pieces(item, pieces, offsets):
+            return
+        for piece, at in zip(pieces, offsets, strict=True):
+            self.read_into(item, piece, at)
 
-    def _read_span(self, item: Item, view: memoryview, offset: int, length: int, distance: int) -> bool:
-        """Read pieces, and what is between them, with one system call; return whether all of it came."""
+    def _read_pieces(self, item: Item, pieces: list[memoryview], offsets: range) -> bool:
+        """Read pieces of equal length; return whether all of them came whole."""
         if item is not self._item:
             self._open(item)
-        gap = memoryview(bytearray(distance - length))
-        spans = [span for at in range(0, len(view), length) for span in (view[at : at + length], gap)][:-1]
+        fd, length, preadv = self._fd, len(pieces[0]), os.preadv
         try:
-            return os.preadv(self._fd, spans, offset) == len(view) + len(gap) * (len(spans) // 2)
+            if offsets.step > SPAN_MOST * length:
+                read = [preadv(fd, (piece,), at) for piece, at in zip(pieces, offsets, strict=True)]
+                return read.count(length) == len(read)
+            # With one system call, what lies between them included.
+            gap = memoryview(bytearray(offsets.step - length))
+            spans = [*itertools.chain.from_iterable(zip(pieces, itertools.repeat(gap)))][:-1]
+            return preadv(fd, spans, offsets[0]) == offsets[-1] - offsets[0] + length
         except OSError as error:
             raise unreadable(item, error) from None
 

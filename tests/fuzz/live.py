@@ -377,7 +377,14 @@ def mutated_chunks(rng: Random, sample: Sample) -> bytes:
     for index in order:
         header = encode(m.ChunkHeader(index, (sample.segment(index),)))
         payload, digest = sample.payload(index), sample.digest(index)
-        match rng.randrange(10):
+        match rng.randrange(11):
+            case 10:
+                run = some_run(rng, sample, index)
+                header = encode(run)
+                payload = b"".join(sample.payload(each) for each in run.chunk_ids)
+                digest = b"".join(sample.digest(each) for each in run.chunk_ids)
+                if rng.random() < 0.5:
+                    payload = damaged(rng, payload, payload)[: len(payload)].ljust(len(payload), b"\0")
             case 0:
                 header = changed(rng, header, rng.choice(corpus().bodies))
             case 1:
@@ -394,6 +401,15 @@ def mutated_chunks(rng: Random, sample: Sample) -> bytes:
         out.append(frame_of(header) + payload + digest)
     stream = b"".join(out)
     return damaged(rng, stream, stream) if rng.random() < 0.2 else stream
+
+
+def some_run(rng: Random, sample: Sample, first: int) -> m.ChunkHeader:
+    """Announce a run of chunks that are in the file, some of which may have come before, or twice at once."""
+    stride = rng.choice((1, 1, 2, 5))
+    chunks = min(
+        rng.randrange(1, limits.CHUNKS_PER_RUN + 1), len(range(first, len(sample.content) // sample.chunk_size, stride))
+    )
+    return m.ChunkHeader(first, (sample.segment(first),), max(1, chunks), stride)
 
 
 def send_rightly(hostile: Hostile, sample: Sample, indices: list[int]) -> None:
@@ -631,9 +647,9 @@ class Impostor:
             header = link.read()
             if not isinstance(header, m.ChunkHeader):
                 return
-            link.read_exact(sum(segment.length for segment in header.segments) + 16 * len(header.segments))
+            link.read_exact(header.length + 16 * header.chunks * len(header.segments))
             verdict = m.Verdict.OK if rng.random() < 0.9 else m.Verdict.DIGEST_MISMATCH
-            answer = encode(m.ChunkAck(verdict, (header.chunk_id,)))
+            answer = encode(m.ChunkAck.of(verdict, [header.chunk_ids]))
             link.send_raw(mutated_stream(rng, [answer], corpus()) if rng.random() < 0.02 else frame_of(answer))
 
 

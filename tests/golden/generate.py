@@ -36,7 +36,19 @@ SHARD_CHUNK_SIZE = 3
 HOMES = 2
 """Data connections of each shard."""
 
-FEATURES = ("checksum", "delete", "dry-run", "existing", "owner", "shards", "streams", "tree-shards", "trees", "xattrs")
+FEATURES = (
+    "checksum",
+    "chunk-runs",
+    "delete",
+    "dry-run",
+    "existing",
+    "owner",
+    "shards",
+    "streams",
+    "tree-shards",
+    "trees",
+    "xattrs",
+)
 
 JOB = "photos.to-volume-2"
 
@@ -219,7 +231,15 @@ MESSAGES: list[tuple[str, m.Message]] = [
         "a segment with two holes, and a file that is nothing but a hole",
         m.ChunkHeader(3, (m.Segment(0, 0, 100, (10, 20, 30, 40)), m.Segment(1, 0, 9, (0, 9)))),
     ),
+    (
+        "a run: chunks 3, 8, 13 and 18 of a file in chunks of 1 KiB",
+        m.ChunkHeader(3, (m.Segment(1, 3 << 10, 1 << 10),), 4, 5),
+    ),
     ("three chunks are written and in the ledger", m.ChunkAck(m.Verdict.OK, (0, 1, 1200))),
+    (
+        "a chunk, and two runs of which one chunk arrived damaged",
+        m.ChunkAck(m.Verdict.OK, (7,), (m.ChunkRange(3, 2, 5), m.ChunkRange(18, 254, 5))),
+    ),
     ("a chunk arrived damaged", m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,))),
     ("the transfer ends", m.Abort(Code.SOURCE_CHANGED, "input changed while it was sent (its times changed)")),
     ("a reason outside ASCII", m.Abort(Code.NO_SPACE, "kein Platz auf »/srv«")),
@@ -311,7 +331,7 @@ def opening() -> dict[str, Any]:
 def chunk_vector(description: str, header: m.ChunkHeader, payload: bytes) -> dict[str, Any]:
     """Describe one chunk on the wire."""
     digests, at = [], 0
-    for segment in header.segments:
+    for segment in header.segments if header.chunks == 1 else header.run_segments:
         digests.append(segment_digest(payload[at : at + segment.length]))
         at += segment.length
     vector = {"description": description, "header": frame_vector(header), "payload": payload.hex()}
@@ -351,6 +371,9 @@ def chunks() -> dict[str, Any]:
         for i, part in enumerate(parts)
     ]
     bundle = m.ChunkHeader(0, (m.Segment(0, 0, 3), m.Segment(2, 0, 1), m.Segment(3, 0, 4)))
+    # Chunks 0, 2 and 4 of CONTENT in chunks of 2 bytes; the last one, of 1 byte, is not in a run.
+    run = m.ChunkHeader(0, (m.Segment(0, 0, 2),), 3, 2)
+    run_payload = b"".join([CONTENT[at : at + 2] for at in (0, 4, 8)])
     roots = [
         ("the file above", parts),
         ("the three files of the bundle", [b"abc", b"d", b"efgh"]),
@@ -358,7 +381,11 @@ def chunks() -> dict[str, Any]:
     ]
     return {
         "about": "chunks as they are on a data connection, shares of shards, root digests (XXH3-128 over the digests)",
-        "vectors": [*sliced, chunk_vector("a bundle: files 0, 2 and 3, file 1 being empty", bundle, b"abcdefgh")],
+        "vectors": [
+            *sliced,
+            chunk_vector("a bundle: files 0, 2 and 3, file 1 being empty", bundle, b"abcdefgh"),
+            chunk_vector("a run: chunks 0, 2 and 4 of that file in chunks of 2", run, run_payload),
+        ],
         "shards": [
             *(shard_vector(Share(index, 3), SHARD_CHUNK_SIZE) for index in range(3)),
             shard_vector(Share(2, 3), CHUNK_SIZE),
@@ -537,9 +564,14 @@ def _changed(fields: dict[int, int | bytes], changes: Mapping[str, int | bytes |
     return pb(*[(number, each) for number, values in listed for each in values])
 
 
-def header(*segments: bytes) -> bytes:
-    """Write a ChunkHeader."""
-    return pb((32, pb((1, 3), *((2, segment) for segment in segments))))
+def header(*segments: bytes, run: tuple[int, int] | None = None, first: int = 3) -> bytes:
+    """Write a ChunkHeader; `run` is how many chunks, and their stride."""
+    return pb((32, pb((1, first), *((2, segment) for segment in segments), *zip((3, 4), run or (), strict=False))))
+
+
+def acknowledged_range(first: int, chunks: int, stride: int) -> tuple[int, bytes]:
+    """Write a range of a ChunkAck."""
+    return 3, pb((1, first), (2, chunks), (3, stride))
 
 
 U64 = (1 << 64) - 1
@@ -674,12 +706,26 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("runs of too few bytes", header(pb((3, 8), (4, b"\x01\x06"))), "ChunkHeader.segments.runs"),
     ("runs of too many bytes", header(pb((3, 8), (4, b"\x01\x08"))), "ChunkHeader.segments.runs"),
     ("8193 runs", header(pb((3, 8193), (4, b"\x01" * 8193))), "ChunkHeader.segments.runs"),
+    ("a run of one chunk", header(pb((3, 8)), run=(1, 1)), "ChunkHeader.chunks"),
+    ("a run of 257 chunks", header(pb((3, 8)), run=(257, 1)), "ChunkHeader.chunks"),
+    ("a stride without a run", header(pb((3, 8)), run=(0, 1)), "ChunkHeader.chunks"),
+    ("a run without a stride", header(pb((3, 8)), run=(2, 0)), "ChunkHeader.stride"),
+    ("a stride beyond any file", header(pb((3, 8)), run=(2, (1 << 23) + 1)), "ChunkHeader.stride"),
+    ("a run of bundles", header(pb((3, 8)), pb((1, 1), (3, 8)), run=(2, 1)), "ChunkHeader.segments"),
+    ("a run of chunks with holes", header(pb((3, 8), (4, b"\x04\x04")), run=(2, 1)), "ChunkHeader.segments.runs"),
+    ("a run of 256 KiB and 2 bytes", header(pb((3, (128 << 10) + 1)), run=(2, 1)), "ChunkHeader.segments.length"),
+    ("a run of chunks beyond 2^64", header(pb((3, 8)), run=(2, 1), first=U64), "ChunkHeader.chunk_id"),
+    ("a run whose end runs over", header(pb((2, (1 << 63) - 16), (3, 8)), run=(2, 1)), "ChunkHeader.segments.offset"),
     ("zeros of nothing", pb((26, b"")), "Zeros.segments"),
     ("1025 ranges of zeros", pb((26, pb((1, pb((3, 1)))) * 1025)), "Zeros.segments"),
     ("an empty range of zeros", pb((26, pb((1, pb((2, 3)))))), "Zeros.segments.segments"),
     ("zeros beyond any file", pb((26, pb((1, pb((2, 1), (3, 1 << 23)))))), "Zeros.segments.segments"),
     ("an acknowledgement of nothing", pb((33, pb((1, 1)))), "ChunkAck.chunk_ids"),
     ("1025 acknowledgements", pb((33, pb((1, 1), (2, bytes(1025))))), "ChunkAck.chunk_ids"),
+    ("a range of one chunk", pb((33, pb((1, 1), acknowledged_range(7, 1, 1)))), "ChunkAck.ranges.chunks"),
+    ("a range without a stride", pb((33, pb((1, 1), acknowledged_range(7, 2, 0)))), "ChunkAck.ranges.stride"),
+    ("a range beyond 2^64", pb((33, pb((1, 1), acknowledged_range(U64, 2, 1)))), "ChunkAck.ranges.first_chunk_id"),
+    ("1025 chunks in two ranges", pb((33, pb((1, 1), *[acknowledged_range(7, n, 1) for n in (1000, 25)]))), "ChunkAck"),
     ("an acknowledgement without a verdict", pb((33, pb((2, b"\x01")))), "ChunkAck.verdict"),
     ("an unknown verdict", pb((33, pb((1, 3), (2, b"\x01")))), "ChunkAck.verdict"),
     ("an abort without a code", pb((48, b"")), "Abort.code"),

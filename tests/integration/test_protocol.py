@@ -556,7 +556,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", features.KNOWN)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_sender_says_nothing_to_a_receiver_that_lacks_what_it_needs(pair: Pair, name: str) -> None:
     """Nothing but Hello is sent; the user is told what is missing, and what to do."""
     file = pair.file("f", KIB)
@@ -614,7 +614,7 @@ USES: dict[str, tuple[m.Offer, tuple[m.Entry, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", features.KNOWN)
+@pytest.mark.parametrize("name", USES)
 def test_a_receiver_refuses_what_hello_did_not_name(pair: Pair, name: str) -> None:
     """By its name, and before anything is written."""
     receiver = pair.receiver("--allow-delete")

@@ -176,6 +176,21 @@ def segments(draw: st.DrawFn, most: int) -> m.Segment:
     return m.Segment(draw(integers(U64)), draw(integers(U63 - length)), length, runs if len(runs) > 1 else ())
 
 
+@st.composite
+def runs_of_chunks(draw: st.DrawFn) -> m.ChunkHeader:
+    chunks = draw(integers(limits.CHUNKS_PER_RUN, 2))
+    stride, length = draw(integers(CHUNKS, 1)), draw(integers(limits.RUN_BYTES // chunks, 1))
+    distance = (chunks - 1) * stride
+    segment = m.Segment(draw(integers(U64)), draw(integers(U63 - length - distance * length)), length)
+    return m.ChunkHeader(draw(integers(U64 - distance)), (segment,), chunks, stride)
+
+
+@st.composite
+def chunk_ranges(draw: st.DrawFn) -> m.ChunkRange:
+    chunks, stride = draw(integers(100, 2)), draw(integers(CHUNKS, 1))
+    return m.ChunkRange(draw(integers(U64 - (chunks - 1) * stride)), chunks, stride)
+
+
 BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
     "Greeting": greetings(),
     "Hello": hellos(),
@@ -224,8 +239,13 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         ),
     ),
     "Notice": st.builds(m.Notice, tuples_of(reasons, 1)),
-    "ChunkHeader": st.builds(m.ChunkHeader, integers(U64), tuples_of(segments(limits.CHUNK_SIZE_MAX // 8), 1)),
-    "ChunkAck": st.builds(m.ChunkAck, st.sampled_from(m.Verdict), tuples_of(integers(U64), 1)),
+    "ChunkHeader": st.builds(
+        m.ChunkHeader, integers(U64), tuples_of(segments(limits.CHUNK_SIZE_MAX // 8), 1), st.just(1), st.just(1)
+    )
+    | runs_of_chunks(),
+    "ChunkAck": st.builds(
+        m.ChunkAck, st.sampled_from(m.Verdict), tuples_of(integers(U64), 1), tuples_of(chunk_ranges())
+    ),
     "Abort": st.builds(m.Abort, st.sampled_from(Code), reasons),
 }
 messages = st.one_of(*BY_KIND.values())

@@ -400,11 +400,15 @@ def acknowledged(link: Link, count: int) -> list[int]:
     return chunk_ids
 
 
+NO_RUNS = tuple(name for name in features.KNOWN if name != features.CHUNK_RUNS)
+"""The features of a receiver that takes each chunk by itself."""
+
+
 class RawReceiver:
     """Takes the connections of a sender; closes them all with the block."""
 
-    def __init__(self, token: str | None = None, *, named: tuple[str, ...] = features.KNOWN) -> None:
-        """`named` are the features that its Greeting names."""
+    def __init__(self, token: str | None = None, *, named: tuple[str, ...] = NO_RUNS) -> None:
+        """`named` are the features that its Greeting names. By default it takes chunks one by one, no runs of them."""
         self._named = named
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(3 * UNIT)

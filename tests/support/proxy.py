@@ -193,7 +193,7 @@ class Mark(NamedTuple):
 
     kind: Literal["frame", "payload"]
     number: int
-    """Of a frame, which one; of a payload, its chunk_id."""
+    """Of a frame, which one; of a payload, its chunk_id: each chunk of a run has one."""
     start: int
 
 
@@ -255,9 +255,10 @@ class Frames:
             self.first = body
         message = decode(body)
         if isinstance(message, m.ChunkHeader):
-            payload = sum(segment.length for segment in message.segments)
-            self._to_skip = payload + limits.DIGEST_BYTES * len(message.segments)
-            yield Mark("payload", message.chunk_id, self._at)
+            length = sum(segment.length for segment in message.segments)
+            self._to_skip = message.chunks * (length + limits.DIGEST_BYTES * len(message.segments))
+            for index, chunk_id in enumerate(message.chunk_ids):
+                yield Mark("payload", chunk_id, self._at + index * length)
 
 
 # --------------------------------------------------------------------------------------------------------- connections

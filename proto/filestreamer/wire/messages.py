@@ -446,12 +446,15 @@ class ChunkHeader(NamedTuple):
         """The chunks that it announces."""
         return range(self.chunk_id, self.chunk_id + self.chunks * self.stride, self.stride)
 
+    def run_segment(self, index: int) -> Segment:
+        """Return the segment of one chunk of a run."""
+        first = self.segments[0]
+        return first._replace(offset=first.offset + index * self.stride * first.length)
+
     @property
     def run_segments(self) -> Iterator[Segment]:
         """The segments of a run, one for each of its chunks."""
-        first = self.segments[0]
-        distance = self.stride * first.length
-        return (first._replace(offset=first.offset + at * distance) for at in range(self.chunks))
+        return map(self.run_segment, range(self.chunks))
 
     @property
     def length(self) -> int:

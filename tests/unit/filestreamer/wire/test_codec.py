@@ -101,7 +101,10 @@ WITHIN: list[m.Message] = [
     m.ChunkHeader(0, (m.Segment(0, 0, limits.RUNS_PER_CHUNK, (1,) * limits.RUNS_PER_CHUNK),)),
     m.Zeros((m.SegmentRange(0, 0, 1),)),
     m.Zeros((m.SegmentRange(U64, limits.CHUNKS_PER_FILE - 1, 1), m.SegmentRange(0, 0, limits.CHUNKS_PER_FILE))),
+    m.ChunkHeader(0, (m.Segment(0, 0, limits.RUN_BYTES // 2),), 2, limits.CHUNKS_PER_FILE),
+    m.ChunkHeader(U64 - 255, (m.Segment(U64, 0, limits.KIB),), limits.CHUNKS_PER_RUN, 1),
     m.ChunkAck(m.Verdict.OK, (0,)),
+    m.ChunkAck(m.Verdict.OK, (), (m.ChunkRange(U64 - 1023, limits.ACKS_PER_FRAME, 1),)),
     m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (U64,) * limits.ACKS_PER_FRAME),
 ]
 
@@ -123,6 +126,7 @@ LARGEST: list[m.Message] = [
     m.ChunkHeader(U64, (m.Segment(U64, 1 << 62, 1 << 30, (1 << 17,) * limits.RUNS_PER_CHUNK),)),
     m.Zeros((m.SegmentRange(U64, limits.CHUNKS_PER_FILE - 1, 1),) * limits.RANGES_PER_NEEDED),
     m.ChunkAck(m.Verdict.OK, (U64,) * limits.ACKS_PER_FRAME),
+    m.ChunkAck(m.Verdict.OK, (), (m.ChunkRange(1 << 63, 2, limits.CHUNKS_PER_FILE),) * (limits.ACKS_PER_FRAME // 2)),
 ]
 
 FEATURES = tuple(f"{number:0{limits.FEATURE_NAME_BYTES}}" for number in range(27))
