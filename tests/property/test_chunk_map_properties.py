@@ -32,6 +32,17 @@ def test_cells_sum_up_to_the_chunks(chunks: int, connections: int) -> None:
     assert sum(chunk_map.held) == -(-chunks // 3)
 
 
+@given(st.integers(1, 5000), st.integers(0, 4999), st.integers(1, 300), st.integers(1, 256))
+def test_a_run_is_its_chunks(chunks: int, first: int, stride: int, count: int) -> None:
+    run = range(first, chunks, stride)[:count]
+    at_once, one_by_one = ChunkMap(chunks), ChunkMap(chunks)
+    if run:
+        at_once.add_run(run, 3)
+    for chunk_id in run:
+        one_by_one.add(chunk_id, 3)
+    assert (at_once.brought, at_once.by) == (one_by_one.brought, one_by_one.by)
+
+
 Step = tuple[str, int, int]
 
 

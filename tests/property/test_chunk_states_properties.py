@@ -96,6 +96,21 @@ class Receiving(RuleBasedStateMachine):
         if good:
             self.verified[index] = told
 
+    @rule(first=INDICES, stride=st.integers(1, 3), which=CONNECTIONS, told=st.lists(DIGESTS, min_size=5, max_size=5))
+    def bring_run(self, first: int, stride: int, which: int, told: list[bytes]) -> None:
+        """Bring a run, if none of its chunks is here or under way; while it is, another connection has to wait."""
+        connection, run = self.connections[which], range(first, SEGMENTS, stride)
+        is_missing = all(self.chunk_states.state(index) in (FREE, CLAIMED) for index in run)
+        assert self.chunk_states.begin_run(run, connection) == is_missing
+        if not is_missing:
+            return
+        for index in run:
+            assert self.chunk_states.begin(index, self.connections[which - 1]) is Delivery.WAIT
+            self.write(index, told[index])
+        assert not self.chunk_states.verify_run(run, self.connections[which - 1], told[first::stride])
+        assert self.chunk_states.verify_run(run, connection, told[first::stride])
+        self.verified.update({index: told[index] for index in run})
+
     @rule(which=CONNECTIONS)
     def leave(self, which: int) -> None:
         """End a connection: it was lost, superseded, or shut for another one."""

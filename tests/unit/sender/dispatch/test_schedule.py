@@ -138,3 +138,20 @@ def test_chunks_are_taken_out_of_the_queue(connections: int, first: int, end: in
     assert schedule.remaining == len(left)
     assert schedule.lowest == min(left, default=None)
     assert sorted(taken(schedule, 0)) == left
+
+
+def test_a_run_is_what_follows_at_one_distance() -> None:
+    """Also where chunks were put back one by one; it ends where the distance changes, or the caller says so."""
+    schedule = Schedule(3, strict_modulo=True)
+    schedule.add(0, 60)
+    assert schedule.take(1) == 1
+    assert schedule.take_run(1, 4, 60) == range(1, 13, 3)
+    schedule.put_back([1, 4, 7, 10])
+    assert schedule.take(1) == 1
+    assert schedule.take_run(1, 100, 40) == range(1, 40, 3)
+    schedule.put_back([4, 7, 13, 16])
+    assert schedule.take(1) == 4
+    assert schedule.take_run(4, 100, 60) == range(4, 8, 3)
+    assert (schedule.take(1), schedule.take_run(13, 1, 60)) == (13, range(13, 14))
+    assert taken(schedule, 1) == [16, *range(40, 60, 3)]
+    assert (schedule.remaining_of(1), schedule.remaining) == (0, 40)

@@ -395,3 +395,54 @@ def test_zeros_of_an_earlier_epoch_are_not_told() -> None:
     queue.next(0, 1)
     queue.start_over()
     assert queue.take_zeros(0, 3, 1) == []
+
+
+# --- runs
+
+
+def take_run(queue: SendQueue, connection_id: int = 0, most: int = 256, end: int = 1 << 20) -> range:
+    first = queue.next(connection_id, queue.epoch)
+    assert first is not None
+    return queue.take_run(first, connection_id, queue.epoch, most=most, end=end)
+
+
+def test_of_a_home_that_is_not_its_own_a_connection_takes_half() -> None:
+    queue, _ = make(100)
+    queue.need(0, 100)
+    assert take_run(queue, most=20) == range(0, 40, 2)
+    assert take_run(queue) == range(40, 100, 2)
+    assert take_run(queue) == range(1, 51, 2)
+    assert take_run(queue, 1) == range(51, 100, 2)
+    assert queue.remaining == 0
+
+
+def test_a_run_that_is_done_counts_each_chunk_once() -> None:
+    queue, done = make(6)
+    queue.need(0, 6)
+    run = take_run(queue)
+    queue.mark_done((run[1],), queue.epoch, 0)
+    queue.mark_done(run, queue.epoch, 0)
+    queue.mark_done(take_run(queue, 1), queue.epoch, 1)
+    assert (queue.all_done, queue.states.done_count, done.count) == (True, 6, 1)
+
+
+def test_a_run_ends_within_the_window_of_a_pipe() -> None:
+    queue, _ = make(100)
+    queue.limit_window(40)
+    queue.need(0, 100)
+    assert take_run(queue) == range(0, 10, 2)  # so that other connections have something to send, too
+    assert take_run(queue, 1) == range(1, 11, 2)
+    queue.mark_done(range(0, 10, 2), queue.epoch, 0)
+    for start in range(10, 40, 10):
+        assert take_run(queue) == range(start, start + 10, 2)
+    assert take_run(queue) == range(40, 41)
+    assert queue.next(0, queue.epoch) == 11
+
+
+def test_a_run_of_an_earlier_epoch_is_one_chunk() -> None:
+    queue, _ = make(100)
+    queue.need(0, 100)
+    first, epoch = queue.next(0, queue.epoch), queue.epoch
+    queue.start_over()
+    assert first == 0
+    assert queue.take_run(first, 0, epoch, most=256, end=100) == range(1)

@@ -50,6 +50,31 @@ def test_looking_leaves_nothing_open(path: Path) -> None:
     assert before == len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.parametrize(("distance", "count"), [(2, 4), (3, 3), (4, 2), (7, 2)])
+def test_reading_a_run(path: Path, distance: int, count: int) -> None:
+    """Side by side, with gaps that are read, with gaps that are not: the bytes of each piece."""
+    reader, item = Reader(), listed(path)
+    block = memoryview(bytearray(2 * count))
+    reader.read_run(item, block, 1, 2, distance)
+    digits = b"0123456789"
+    assert bytes(block) == b"".join(digits[at : at + 2] for at in range(1, 1 + count * distance, distance))
+    path.write_bytes(b"012")
+    assert "changed" in fails(Code.SOURCE_CHANGED, reader.read_run, item, block, 1, 2, distance)
+    reader.close()
+
+
+def test_a_run_is_read_again_where_its_file_moves(path: Path) -> None:
+    """As a segment is: what was hashed is what the file has, or it has changed."""
+    reader, item = Reader(), listed(path)
+    digests, offsets = [segment_digest(b"01"), segment_digest(b"45")], range(0, 8, 4)
+    before = reader.look(item)
+    path.chmod(0o600)
+    assert reader.confirm_run(item, before, offsets, 2, digests) == reader.look(item) != before
+    says = fails(Code.SOURCE_CHANGED, reader.confirm_run, item, before, offsets, 2, digests[::-1])
+    assert "not the same" in says
+    reader.close()
+
+
 def test_reading_at_offsets(path: Path) -> None:
     reader, item = Reader(), listed(path)
     block = memoryview(bytearray(4))
