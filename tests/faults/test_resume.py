@@ -81,7 +81,7 @@ def test_chunk_size_changes_between_runs_that_are_killed(pair: Pair, seed: int) 
     file = pair.file("f", 16 * MIB, seed)
     staging = Staging(pair.destination, "f")
     before = 0
-    for chunk_size, connections in ((64 * 1024, 2), (256 * 1024, 4), (100_000, 1)):
+    for chunk_size, connections in ((1000, 5), (256 * 1024, 4), (100_000, 1)):
         receiver = pair.receiver()
         address = pair.address(receiver)
         rate = ("--chunk-size", chunk_size, "--connections", connections, "--rate-limit", "8MiB/s")

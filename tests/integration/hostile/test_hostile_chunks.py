@@ -4,7 +4,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code
 from filestreamer.wire.framing import frame
 from tests.support.exchange import complete, deliver, deliver_all, needs_all, nothing_final, offer_new
-from tests.support.peer import Ended, RawSender, Sample, ack, acknowledged
+from tests.support.peer import NO_RUNS, Ended, RawSender, Sample, ack, acknowledged
 from tests.support.services import Pair, Service
 
 KIB = 1024
@@ -23,6 +23,11 @@ BAD_SEGMENTS: dict[str, list[m.Segment]] = {
     "twice": [m.Segment(0, 0, KIB), m.Segment(0, 0, KIB)],
     "a good one and a bad one": [m.Segment(0, 0, KIB), m.Segment(0, 1, KIB)],
     "more than a chunk": [m.Segment(0, 0, KIB), m.Segment(0, KIB, KIB)],
+}
+BAD_RUNS: dict[str, m.Message] = {
+    "a run beyond the end": m.ChunkHeader(0, (m.Segment(0, 0, KIB),), 4, 5),
+    "a run with the last chunk, which is shorter": m.ChunkHeader(0, (m.Segment(0, 0, KIB),), 10, 1),
+    "a run of halves": m.ChunkHeader(0, (m.Segment(0, 0, KIB // 2),), 2, 1),
 }
 
 
@@ -51,7 +56,7 @@ def answers_on_data(receiver: Service, sample: Sample, messages: dict[str, m.Mes
 
 def test_bad_segments(pair: Pair, receiver: Service, sample: Sample) -> None:
     """Refused with PROTOCOL by the header alone, before a byte of payload is read or written."""
-    headers: dict[str, m.Message] = {what: m.ChunkHeader(0, tuple(bad)) for what, bad in BAD_SEGMENTS.items()}
+    headers = BAD_RUNS | {what: m.ChunkHeader(0, tuple(bad)) for what, bad in BAD_SEGMENTS.items()}
     assert answers_on_data(receiver, sample, headers) == dict.fromkeys(headers, Code.PROTOCOL)
     nothing_final(pair)
 
@@ -153,6 +158,33 @@ def test_wrong_digest(pair: Pair, receiver: Service, peer: RawSender, sample: Sa
     complete(control, data, sample, pair, delivered={2})
     (result,) = receiver.wait_for_results()
     assert result["resent_chunks"] == 5
+
+
+def test_damage_in_a_run(pair: Pair, receiver: Service, peer: RawSender, sample: Sample) -> None:
+    """The chunk that is damaged is asked for, the others are here; a run in which some are here brings the rest."""
+    control = offer_new(peer, sample)
+    data = peer.data()
+    payload, digests = bytearray().join(map(sample.payload, range(0, 9, 2))), map(sample.digest, range(0, 9, 2))
+    payload[3 * KIB] ^= 1
+    data.send(m.ChunkHeader(0, (sample.segment(0),), 5, 2))
+    data.send_raw(bytes(payload) + b"".join(digests))
+    assert ack(data) == m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (6,))
+    assert ack(data) == m.ChunkAck(m.Verdict.OK, (8,), (m.ChunkRange(0, 3, 2),))
+    data.send(m.ChunkHeader(4, (sample.segment(4),), 4, 1))
+    data.send_raw(b"".join([*map(sample.payload, range(4, 8)), *map(sample.digest, range(4, 8))]))
+    assert ack(data) == m.ChunkAck(m.Verdict.OK, (), (m.ChunkRange(4, 4, 1),))
+    complete(control, data, sample, pair, delivered={0, 2, 4, 5, 6, 7, 8})
+    (result,) = receiver.wait_for_results()
+    assert (result["resent_chunks"], result["chunks"]) == (1, 10)
+
+
+def test_a_run_whose_feature_was_not_named(receiver: Service, sample: Sample) -> None:
+    with RawSender(Pair.address(receiver), named=NO_RUNS) as peer:
+        offer_new(peer, sample)
+        data = peer.data()
+        data.send(m.ChunkHeader(0, (sample.segment(0),), 2, 1))
+        abort = data.expect(m.Abort)
+        assert (abort.code, "'chunk-runs'" in abort.reason) == (Code.PROTOCOL, True)
 
 
 def test_damage_in_payload(pair: Pair, peer: RawSender, sample: Sample) -> None:

@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from filestreamer.process.rate_limit import RateLimit
 from filestreamer.telemetry.counters import ConnectionCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.codec import encode
+from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.digests import segment_digest, segment_hasher
 from filestreamer.wire.errors import Code, ConnectionLost
+from filestreamer.wire.features import CHUNK_RUNS
+from filestreamer.wire.framing import parse_header
 from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
@@ -62,21 +66,22 @@ class Opened:
     """A connection that was welcomed."""
 
     is_over = True
-    features = ()
 
-    def __init__(self, channel: Wire) -> None:
+    def __init__(self, channel: Wire, features: tuple[str, ...]) -> None:
         self.channel = channel
+        self.features = features
 
 
 class Dialer:
     """Opens one wire after the other."""
 
-    def __init__(self, *wires: Wire) -> None:
+    def __init__(self, *wires: Wire, features: tuple[str, ...] = ()) -> None:
         self.wires = list(wires)
+        self.features = features
 
     def open_data(self, connection_id: int, is_wanted: object) -> "Opened":
         del connection_id, is_wanted
-        return Opened(self.wires.pop(0))
+        return Opened(self.wires.pop(0), self.features)
 
     def close_channel(self, channel: Wire, *, in_order: bool, at_once: bool) -> None:
         del channel, in_order, at_once
@@ -184,6 +189,12 @@ class NothingMoved:
     def saw(self, *_: object) -> bool:
         return False
 
+    def has_moved(self, _: int) -> bool:
+        return False
+
+    def may_queue_again(self, *_: int) -> bool:
+        return True
+
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -222,3 +233,141 @@ def test_a_chunk_that_arrived_damaged_is_hashed_anew(file: Path) -> None:
     sent, hashed = send_file(digests, file)
 
     assert (sent[-16:], hashed) == (segment_digest(file.read_bytes()), size)
+
+
+# --- runs of chunks
+
+
+class OneMoved:
+    """A verifier of a file that moved, which holds one chunk of it back."""
+
+    def __init__(self, chunk_id: int) -> None:
+        self.chunk_id = chunk_id
+
+    def saw(self, _file_id: int, _item: Item, _seen: Identity, chunk_id: int) -> bool:
+        return chunk_id == self.chunk_id
+
+    def has_moved(self, _: int) -> bool:
+        return True
+
+    def may_queue_again(self, chunk_id: int, _epoch: int) -> bool:
+        assert chunk_id == self.chunk_id
+        return False
+
+
+C = 100
+"""The chunk size of these."""
+
+
+class Bench:
+    """A connection of the second of two homes, whose file has ten chunks and half of one."""
+
+    def __init__(
+        self,
+        path: Path,
+        *answers: m.ChunkAck,
+        verifier: object = None,
+        rate_limit: RateLimit | None = None,
+        features: tuple[str, ...] = (CHUNK_RUNS,),
+        digests: KnownDigests | None = None,
+    ) -> None:
+        self.content = path.read_bytes()
+        manifest, status = Manifest(C), path.stat()
+        self.mailbox = Mailbox()
+        self.queue = SendQueue(manifest, Schedule(2, strict_modulo=True), self.mailbox, is_tree=True)
+        item = item_of(status.st_size, b"d/f")._replace(path=os.fsencode(path), identity=Identity.of(status))
+        item = item._replace(entry=item.entry._replace(mtime_ns=status.st_mtime_ns))
+        self.queue.extend(manifest.add([item], last=True))
+        self.queue.need(0, manifest.chunks)
+        self.wire = Recording()
+        self.wire.answers = list(answers)
+        dialer: Any = Dialer(self.wire, features=features)
+        self.counters = ConnectionCounters(1, stage_seconds=dict.fromkeys(m.SENDER_STAGES, 0.0))
+        watching: Any = verifier or NothingMoved()
+        shared = Shared(manifest, self.queue, dialer, Peer(Silent()), self.mailbox, rate_limit, Silent(), watching)
+        self.connection = DataConnection(replace(shared, digests=digests), self.counters)
+
+    def send(self) -> list[tuple[range, list[bool]]]:
+        """Send until no answer is left; return the runs that were sent, and of which chunks the digest was right."""
+        self.connection._run_once()
+        stream, sent = memoryview(bytes(self.wire.sent)), []
+        while stream:
+            length, _ = parse_header(stream[:12], limits.FRAME_BYTES)
+            header = decode(stream[12 : 12 + length])
+            assert isinstance(header, m.ChunkHeader)
+            payload, stream = stream[12 + length :][: header.length], stream[12 + length + header.length :]
+            size = header.segments[0].length
+            offsets = [chunk_id * C for chunk_id in header.chunk_ids]
+            digests = [bytes(stream[at : at + 16]) for at in range(0, 16 * header.chunks, 16)]
+            stream = stream[16 * header.chunks :]
+            assert header.segments[0].offset == offsets[0]
+            if digests != [b"\xff" * 16] * header.chunks:
+                assert b"".join([self.content[at : at + size] for at in offsets]) == bytes(payload)
+            right = [segment_digest(self.content[at : at + size]) for at in offsets]
+            sent.append((header.chunk_ids, [one == other for one, other in zip(digests, right, strict=True)]))
+        return sent
+
+
+@pytest.fixture
+def small_chunks(tmp_path: Path) -> Path:
+    """Return a file of ten chunks and half of one: the second of two connections has five."""
+    return make_file(tmp_path / "f", 10 * C + C // 2)
+
+
+RUN = range(1, 11, 2)
+
+
+def ok(*ranges: m.ChunkRange, chunk_ids: tuple[int, ...] = ()) -> m.ChunkAck:
+    return m.ChunkAck(m.Verdict.OK, chunk_ids, ranges)
+
+
+def test_small_chunks_of_one_home_are_one_run(small_chunks: Path) -> None:
+    bench = Bench(small_chunks, ok(m.ChunkRange(1, 5, 2)))
+    assert bench.send() == [(RUN, [True] * 5)]
+    assert (bench.counters.chunks, bench.counters.acknowledged_bytes) == (5, 5 * C)
+    assert all(map(bench.queue.states.is_done, RUN))
+
+
+def test_a_receiver_that_has_no_runs_gets_chunks(small_chunks: Path) -> None:
+    bench = Bench(small_chunks, ok(chunk_ids=(1, 3, 5, 7, 9)), features=())
+    assert bench.send() == [(range(at, at + 1), [True]) for at in RUN]
+
+
+def test_a_chunk_of_a_run_that_arrived_damaged_is_sent_alone(small_chunks: Path) -> None:
+    bench = Bench(
+        small_chunks,
+        m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (5,)),
+        ok(m.ChunkRange(1, 2, 2), m.ChunkRange(7, 2, 2)),
+        ok(chunk_ids=(5,)),
+    )
+    assert bench.send() == [(RUN, [True] * 5), (range(5, 6), [True])]
+    assert (bench.counters.mismatches, bench.counters.resent_chunks, bench.counters.chunks) == (1, 1, 5)
+
+
+def test_known_digests_of_a_run_are_sent_again(small_chunks: Path) -> None:
+    digests = KnownDigests()
+    for _ in range(2):
+        assert Bench(small_chunks, ok(m.ChunkRange(1, 5, 2)), digests=digests).send() == [(RUN, [True] * 5)]
+    assert len(digests) == 5
+
+
+def test_at_a_low_rate_runs_are_short(small_chunks: Path) -> None:
+    """A header comes each twentieth of a second: nobody waits for long to see that something moves."""
+    bench = Bench(small_chunks, ok(chunk_ids=(1, 3, 5, 7, 9)), rate_limit=RateLimit(40 * C))
+    assert [run for run, _ in bench.send()] == [range(1, 4, 2), range(5, 8, 2), range(9, 10)]
+
+
+def test_a_run_of_a_file_that_changed_is_all_wrong(small_chunks: Path) -> None:
+    """The payload that was announced comes, and no digest of it is right: nothing of it is taken for the file."""
+    bench = Bench(small_chunks, m.ChunkAck(m.Verdict.DIGEST_MISMATCH, tuple(RUN)))
+    small_chunks.write_bytes(bytes(10 * C))
+    assert bench.send() == [(RUN, [False] * 5)]
+    assert isinstance(bench.mailbox.take(0), Withdrew)
+    assert all(map(bench.queue.states.is_done, RUN))
+
+
+def test_of_a_run_one_chunk_is_held_back(small_chunks: Path) -> None:
+    """While a file that moved is compared; the others may arrive."""
+    bench = Bench(small_chunks, m.ChunkAck(m.Verdict.DIGEST_MISMATCH, (7,)), verifier=OneMoved(7))
+    assert bench.send() == [(RUN, [True, True, True, False, True])]
+    assert (bench.counters.mismatches, bench.counters.resent_chunks) == (0, 1 + 4)  # 4 with the connection
