@@ -245,12 +245,12 @@ class DataConnection(threading.Thread):
         self._is_new = False
         good = chunks.end_chunk(self, incoming, digests, computed)
         if not all(good):
-            self.idle_since = time.monotonic()
             damaged = [header.chunk_id]
             if header.chunks > 1:
                 damaged = [chunk_id for chunk_id, is_good in zip(header.chunk_ids, good, strict=True) if not is_good]
             self._report_mismatch(damaged, payload_bytes)
             if len(damaged) == header.chunks:
+                self.idle_since = time.monotonic()
                 return
         self.counters.hole_bytes += hole_bytes
 

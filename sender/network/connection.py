@@ -28,7 +28,7 @@ from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode
-from filestreamer.wire.digests import segment_digest, segment_hasher, update_with_zeros
+from filestreamer.wire.digests import segment_hasher, update_with_zeros
 from filestreamer.wire.errors import Aborted, ConnectionLost, FilestreamerError, RemoteProtocolError
 from filestreamer.wire.features import CHUNK_RUNS
 from filestreamer.wire.framing import frame
@@ -46,6 +46,7 @@ from sender.source.holes import runs_of
 from sender.source.item import Identity, Item, Unsendable, changed
 from sender.source.known_digests import KnownDigests
 from sender.source.reader import OTHER_BYTES, Reader
+from sender.source.run_reader import Places, RunReader
 
 IDLE_SECONDS: Final = 1.0
 """How long a connection that has nothing to send waits for a chunk before it looks for acknowledgements again."""
@@ -88,6 +89,7 @@ class DataConnection(threading.Thread):
         self._reader = Reader()
         self._hasher = segment_hasher()
         self._digests = shared.digests
+        self._run_reader = RunReader(self._reader, shared.digests, self._clock)
         self._is_hashing = True  # whether the digest of the segment that is being sent is not known
         self._has_runs = False  # whether the receiver is known to take runs of chunks
         self._outbox = Outbox(counters, self._clock)
@@ -292,40 +294,18 @@ class DataConnection(threading.Thread):
 
         Raises Unsendable after other bytes were sent in their place, as the header has announced some.
         """
-        reader, clock, limit, known = self._reader, self._clock, self._rate_limit, self._digests
-        segment, length = header.segments[0], header.segments[0].length
-        distance = header.stride * length
-        offsets = range(segment.offset, segment.offset + header.chunks * distance, distance)
         view = self._outbox.reserve(channel, header.length)
         self._outbox.add_payload(len(view))
-        clock.enter("read")
         try:
-            before = reader.look(item)
-            reader.read_run(item, view, segment.offset, length, distance)
-            clock.enter("digest")
-            digests = self._known_digests(item, before, offsets, length)
-            digests = digests or [segment_digest(view[at : at + length]) for at in range(0, len(view), length)]
-            seen = reader.confirm_run(item, before, offsets, length, digests)
+            return self._run_reader.read_into(item, Places.of(header), view)
         except Unsendable:
             view[:] = bytes(len(view))
             raise
         finally:
-            if limit is not None:
-                clock.enter("limit")
-                limit.wait(len(view), lambda: self._queue.is_over)
-            clock.enter(None)
-        if known is not None and item.stream is None:
-            for offset, digest in zip(offsets, digests, strict=True):
-                known.add(seen, offset, length, digest)
-        return digests, seen
-
-    def _known_digests(self, item: Item, file: Identity, offsets: range, length: int) -> list[bytes]:
-        """Return the digests of the segments of a run, if this process knows all of them, else none."""
-        if self._digests is None or item.stream is not None:
-            return []
-        found = [self._digests.get(file, offset, length) for offset in offsets]
-        known = [digest for digest in found if digest is not None]
-        return known if len(known) == len(found) else []
+            if self._rate_limit is not None:
+                self._clock.enter("limit")
+                self._rate_limit.wait(len(view), lambda: self._queue.is_over)
+            self._clock.enter(None)
 
     def _takes_zeros(self, chunk_id: int, segment: m.Segment, item: Item) -> bool:
         """Have a chunk told that lies in a hole, with all chunks behind it in the same hole; return whether it does."""

@@ -5,6 +5,7 @@
    `file_systems`     says which file systems lie about sizes, and which number files anew;
 2. `chunk_size`       chooses the chunk size by the size of the file;
 3. `reader`           reads the bytes, and finds out if a file changed since it was listed;
+   `run_reader`       does so for the segments of a run of chunks together;
    `holes`            finds the holes of a sparse file, when it is its turn to be sent;
    `stream`           lists and reads standard input: it keeps each chunk until the chunk is acknowledged.
 """

@@ -26,6 +26,8 @@ READS_MAX: Final = 4
 """How often bytes are read while the ctime of their file moves each time."""
 SPAN_MOST: Final = 2
 """How many times the bytes that are wanted a read may span."""
+GAP_BYTES: Final = 8 * limits.KIB
+"""The largest gap between these that is read, too: to copy more takes longer than another system call."""
 OTHER_BYTES: Final = "its bytes are not the same as when they were read first"
 _STREAM: Final = Identity(0, 0, 0, 0, 0)
 """The identity of a stream: its bytes, once they are read, stay as they are."""
@@ -59,16 +61,12 @@ class Reader:
         except OSError as error:
             raise unreadable(item, error) from None
 
-    def read_run(self, item: Item, view: memoryview, offset: int, length: int, distance: int) -> None:
-        """Fill `view` with pieces of `length` bytes: one from `offset` on, each further one `distance` behind.
-
-        Raises Unsendable.
-        """
-        if item.stream is None and distance == length:
-            self.read_into(item, view, offset)
+    def read_run(self, item: Item, view: memoryview, offsets: range, length: int) -> None:
+        """Fill `view` with the `length` bytes at each of these offsets. Raises Unsendable."""
+        if item.stream is None and offsets.step == length:
+            self.read_into(item, view, offsets[0])
             return
         pieces = [view[at : at + length] for at in range(0, len(view), length)]
-        offsets = range(offset, offset + len(pieces) * distance, distance)
         if item.stream is None and self._read_pieces(item, pieces, offsets):
             return
         for piece, at in zip(pieces, offsets, strict=True):
@@ -80,7 +78,7 @@ class Reader:
             self._open(item)
         fd, length, preadv = self._fd, len(pieces[0]), os.preadv
         try:
-            if offsets.step > SPAN_MOST * length:
+            if offsets.step > min(SPAN_MOST * length, length + GAP_BYTES):
                 read = [preadv(fd, (piece,), at) for piece, at in zip(pieces, offsets, strict=True)]
                 return read.count(length) == len(read)
             # With one system call, what lies between them included.

@@ -29,6 +29,7 @@ from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Mailbox
 from sender.source.item import Identity, Item
 from sender.source.reader import Reader
+from sender.source.run_reader import Places
 from tests.support import disks
 from tests.support.shares import Sender, staging
 
@@ -135,7 +136,7 @@ def test_each_chunk_arrives_once_and_at_its_place(
                 assert isinstance(header, m.ChunkHeader)
                 assert header.chunk_ids == run
                 view = memoryview(bytearray(header.length))
-                reader.read_run(item, view, segment.offset, segment.length, header.stride * segment.length)
+                reader.read_run(item, view, *Places.of(header))
                 good = deliver(file_share, writers[connection_id], header, view)
                 assert good == [True] * len(run)
                 queue.mark_done(header.chunk_ids, queue.epoch, connection_id)

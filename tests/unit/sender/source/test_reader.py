@@ -55,11 +55,12 @@ def test_reading_a_run(path: Path, distance: int, count: int) -> None:
     """Side by side, with gaps that are read, with gaps that are not: the bytes of each piece."""
     reader, item = Reader(), listed(path)
     block = memoryview(bytearray(2 * count))
-    reader.read_run(item, block, 1, 2, distance)
+    offsets = range(1, 1 + count * distance, distance)
+    reader.read_run(item, block, offsets, 2)
     digits = b"0123456789"
-    assert bytes(block) == b"".join(digits[at : at + 2] for at in range(1, 1 + count * distance, distance))
+    assert bytes(block) == b"".join(digits[at : at + 2] for at in offsets)
     path.write_bytes(b"012")
-    assert "changed" in fails(Code.SOURCE_CHANGED, reader.read_run, item, block, 1, 2, distance)
+    assert "changed" in fails(Code.SOURCE_CHANGED, reader.read_run, item, block, offsets, 2)
     reader.close()
 
 
