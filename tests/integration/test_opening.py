@@ -17,7 +17,7 @@ from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from filestreamer.wire.receiver_dials import DiallingReceiverOpening
 from tests.support.certificates import Authority, Pem
-from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, read_chunk
+from tests.support.peer import NO_RUNS, Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, read_chunk
 from tests.support.services import UNIT, Pair, Service
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ NOWHERE = {"XDG_RUNTIME_DIR": "/not/there", "XDG_CACHE_HOME": "/not/there", "HOM
 
 
 def greeting_of(receiver: RawReceiver, token: str | None = None) -> ReceiverOpening:
-    return ReceiverOpening(receiver.incarnation, token.encode() if token else None)
+    return ReceiverOpening(receiver.incarnation, token.encode() if token else None, features=NO_RUNS)
 
 
 # --- the sender, whose receiver says nothing yet: each `expect` comes before a word of it

@@ -18,7 +18,7 @@ from filestreamer.wire.errors import CONSEQUENCES, Code
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.limits import KIB
 from filestreamer.wire.opening import ReceiverOpening
-from tests.support.peer import Link, RawReceiver, RawSender, Sample, TreeSample, acknowledged, read_chunk
+from tests.support.peer import NO_RUNS, Link, RawReceiver, RawSender, Sample, TreeSample, acknowledged, read_chunk
 from tests.support.services import Pair, Service
 
 
@@ -76,7 +76,7 @@ def test_a_data_connection_whose_hello_waits_too_long_for_control(pair: Pair) ->
     with RawReceiver() as receiver:
         sender = pair.sender(pair.file("f", KIB), receiver.address, "--chunk-size", KIB, "--connections", 1)
         control, early = receiver.accept(), receiver.accept()
-        openings = [ReceiverOpening(receiver.incarnation, None) for _ in range(2)]
+        openings = [ReceiverOpening(receiver.incarnation, None, features=NO_RUNS) for _ in range(2)]
         for link, opening in zip((control, early), openings, strict=True):
             link.send_raw(frame_of(opening.greeting_body))
         control.expect(m.Hello)

@@ -8,7 +8,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.framing import frame_of, read_body
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.receiver_dials import DialledSenderOpening, DiallingReceiverOpening, Joined
-from tests.support.peer import Link, own_token
+from tests.support.peer import NO_RUNS, Link, own_token
 from tests.support.services import UNIT
 
 
@@ -41,7 +41,7 @@ class DiallingReceiver:
     def greet(self, role: m.Role) -> tuple[Link, DiallingReceiverOpening]:
         """Say Greeting."""
         link = self.connect()
-        opening = DiallingReceiverOpening(self.incarnation, role, self.token, job=self.job)
+        opening = DiallingReceiverOpening(self.incarnation, role, self.token, features=NO_RUNS, job=self.job)
         link.send_raw(frame_of(opening.greeting_body))
         return link, opening
 

@@ -16,7 +16,7 @@ from filestreamer.wire.errors import CONSEQUENCES, Code
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from tests.support.attacks import DAMAGE, MIB, STRANGERS, TOKEN, WITH_TOKEN
-from tests.support.peer import Ended, Link, RawReceiver, read_chunk, refuses
+from tests.support.peer import NO_RUNS, Ended, Link, RawReceiver, read_chunk, refuses
 from tests.support.processes import Watch
 from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, make_file
 
@@ -41,7 +41,7 @@ def test_data_connections_are_opened_while_control_is(pair: Pair, source: Path) 
     with RawReceiver() as receiver:
         sender = start_sender(pair, source, receiver)
         control, data = receiver.accept(), receiver.accept()
-        openings = [ReceiverOpening(receiver.incarnation, None) for _ in range(2)]
+        openings = [ReceiverOpening(receiver.incarnation, None, features=NO_RUNS) for _ in range(2)]
         for link, opening in zip((control, data), openings, strict=True):
             link.send_raw(frame_of(opening.greeting_body))
         assert control.expect(m.Hello).role is m.Role.CONTROL
