@@ -448,8 +448,8 @@ class ChunkHeader(NamedTuple):
 
     def run_segment(self, index: int) -> Segment:
         """Return the segment of one chunk of a run."""
-        first = self.segments[0]
-        return first._replace(offset=first.offset + index * self.stride * first.length)
+        file_id, offset, length, _ = self.segments[0]
+        return Segment(file_id, offset + index * self.stride * length, length)
 
     @property
     def run_segments(self) -> Iterator[Segment]:
