@@ -99,6 +99,7 @@ def once_read(
 
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "read_into", read_into)
+        patched.setattr(Reader, "read_run", _read_one_by_one)
         yield
     assert left <= 0, f"{name!r} was read from {reads - left} times"
 
@@ -114,4 +115,11 @@ def before_reads(monkeypatch: pytest.MonkeyPatch, top: bytes, action: Callable[[
 
     with monkeypatch.context() as patched:
         patched.setattr(Reader, "read_into", read_into)
+        patched.setattr(Reader, "read_run", _read_one_by_one)
         yield
+
+
+def _read_one_by_one(self: Reader, item: Item, view: memoryview, offsets: range, length: int) -> None:
+    """Read each segment of a run by itself, so that something can happen in between."""
+    for at, offset in zip(range(0, len(view), length), offsets, strict=True):
+        self.read_into(item, view[at : at + length], offset)
