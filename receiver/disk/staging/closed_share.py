@@ -18,7 +18,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.final_name import put_in_place
-from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
+from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS, SHARED_SUFFIX
 from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import make_zeros
 from receiver.disk.staging import ledger
@@ -176,6 +176,21 @@ def is_sealed(staging_fd: int, names: SharedNames) -> bool:
             return not is_new and _sealed_claims(names, names.share, fd) is not None
     except (FileNotFoundError, BlockingIOError):
         return False
+
+
+def has_seal(staging_fd: int, data: str, share: Share) -> bool:
+    """Whether a share has a seal, right or wrong; `data` is the name of the bytes of its file. Raises OSError."""
+    try:
+        os.stat(data, dir_fd=staging_fd, follow_symlinks=False)
+        name = f"{data.removesuffix(SHARED_SUFFIX)}-{share.index}{LEDGER_SUFFIX}"
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+    except FileNotFoundError:
+        return False
+    try:
+        claims = read_ledger(fd)
+    finally:
+        os.close(fd)
+    return claims is not None and share in claims.seals
 
 
 def _sealed_claims(names: SharedNames, share: Share, fd: int) -> ledger.Claims | None:
