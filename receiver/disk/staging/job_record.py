@@ -19,7 +19,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.tree_shares import shard_of
 from receiver.disk.destination import Destination, open_directory
 from receiver.disk.paths import JOB_SUFFIX, OPEN_FLAGS, PENDING_SUFFIX, STAGING, staging_key
-from receiver.disk.staging.closed_share import has_seal
+from receiver.disk.staging.ledger_file import has_seal
 from receiver.disk.staging.record_file import read_record, write_record
 
 _JOBS_MAX: Final = 1024

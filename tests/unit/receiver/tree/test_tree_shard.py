@@ -215,6 +215,46 @@ def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 
 
+def sends_all(transfer: TreeTransfer, index: int) -> None:
+    """End what came before, and send another shard to the same receiver."""
+    transfer.tree.stop_writes()
+    transfer.tree.close(cleanly=True)
+    transfer.sample = Shard(index)
+    transfer.tree = transfer.another(transfer.sample)
+    transfer.offer()
+    transfer.send_all()
+
+
+def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Path) -> None:
+    """There is room for so many: if they were kept, each further file would be re-hashed before it is in place."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        finished(transfer)
+        assert len(transfer.destination.sealed_shares) == (index + 1) % COUNT
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    transfer.close()
+
+
+def test_bytes_that_somebody_has_removed_are_moved_again(tmp_path: Path) -> None:
+    """Also by a receiver that has sealed them itself: what has taken their place is not what it knows."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        if index == COUNT - 1:
+            transfer.fail_to_commit(Code.DESTINATION)
+        else:
+            finished(transfer)
+        if index == 0:
+            (data,) = (tmp_path / ".filestreamer").glob("*.shared")
+            data.unlink()
+    assert not (tmp_path / "t/large").exists()
+    sends_all(transfer, 0)
+    assert finished(transfer).committed
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    transfer.close()
+
+
 @pytest.mark.parametrize("lacking", ["folds_names", "keeps_times"])
 def test_destinations_that_hide_what_shards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     found = traits.Traits()._replace(**{lacking: lacking == "folds_names"})

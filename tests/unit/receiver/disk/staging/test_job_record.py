@@ -174,6 +174,8 @@ def test_the_oldest_of_many_jobs_is_forgotten(
 
 def test_records_go_by_their_age(tmp_path: Path, destination: Destination) -> None:
     end(shard(destination, 0))
+    (record,) = (tmp_path / ".filestreamer").glob("*.job")
+    record.with_name(record.name + "-new").write_bytes(b"torn")  # as a crash leaves it
     discard_older_than(destination, None, 1 << 40)
     assert (tmp_path / ".filestreamer").exists()
     discard_older_than(destination, 100.0, 1 << 40)
