@@ -27,7 +27,6 @@ from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
 from receiver.disk.staging.shared_names import SharedNames, path_key
 from receiver.disk.staging.sweep import (
-    discard_share,
     discard_version,
     drop_leftovers,
     has_staged_bytes,
@@ -184,20 +183,18 @@ class PartPreparer:
         if state == CLAIMED:  # its place keeps no times: it is received anew, as no shard compares all of it
             state = FREE
             part_state.set(index, FREE)
+        # Of an earlier version of the source, or of another number of shards; or the file is in place.
         stems = self._stems[place].get(path_key(names.stem), ())
-        if len(stems) > (names.stem in stems) and (staging_fd := self._staging_fd(place)) is not None:
-            for stem in stems:  # of an earlier version of the source, or of another number of shards
-                if stem != names.stem:
-                    discard_version(staging_fd, stem)
+        needless = [stem for stem in stems if stem != names.stem or state != FREE]
+        if needless and (staging_fd := self._staging_fd(place)) is not None:
+            for stem in needless:
+                discard_version(staging_fd, stem)
             os.close(staging_fd)
         if state == FREE and names.key in keys:
             if self._large_files.take_sealed(part_state, index):
                 part_state.set(index, UNCHECKED)
             else:
                 self._resume(part_state, index)
-        elif names.key in keys and (staging_fd := self._staging_fd(place)) is not None:
-            discard_share(staging_fd, names)  # the file is in place
-            os.close(staging_fd)
 
     def _staging_fd(self, place: Place) -> int | None:
         """Open the staging of a place; None where there is none."""

@@ -236,6 +236,23 @@ def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Pat
     transfer.close()
 
 
+def test_ledgers_of_a_file_in_place_go_with_any_shard(tmp_path: Path) -> None:
+    """A crash after the rename leaves those of all shards, and not each of them need come again."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    left: dict[Path, bytes] = {}
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        finished(transfer)
+        left |= {path: path.read_bytes() for path in (tmp_path / ".filestreamer").glob("*.ledger")}
+    for path, content in left.items():
+        path.write_bytes(content)
+    transfer.sample = Shard(COUNT - 1)
+    transfer.tree = transfer.another(transfer.sample)
+    transfer.offer()
+    assert [name for name in staged(tmp_path) if name.endswith(".ledger")] == []
+    transfer.close()
+
+
 def test_bytes_that_somebody_has_removed_are_moved_again(tmp_path: Path) -> None:
     """Also by a receiver that has sealed them itself: what has taken their place is not what it knows."""
     transfer = TreeTransfer(tmp_path, Shard(0))
