@@ -215,13 +215,18 @@ def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 
 
-def sends_all(transfer: TreeTransfer, index: int) -> None:
-    """End what came before, and send another shard to the same receiver."""
+def comes(transfer: TreeTransfer, index: int) -> None:
+    """End what came before, and offer another shard to the same receiver."""
     transfer.tree.stop_writes()
     transfer.tree.close(cleanly=True)
     transfer.sample = Shard(index)
     transfer.tree = transfer.another(transfer.sample)
     transfer.offer()
+
+
+def sends_all(transfer: TreeTransfer, index: int) -> None:
+    """Offer another shard, and send all of it."""
+    comes(transfer, index)
     transfer.send_all()
 
 
@@ -246,9 +251,7 @@ def test_ledgers_of_a_file_in_place_go_with_any_shard(tmp_path: Path) -> None:
         left |= {path: path.read_bytes() for path in (tmp_path / ".filestreamer").glob("*.ledger")}
     for path, content in left.items():
         path.write_bytes(content)
-    transfer.sample = Shard(COUNT - 1)
-    transfer.tree = transfer.another(transfer.sample)
-    transfer.offer()
+    comes(transfer, COUNT - 1)
     assert [name for name in staged(tmp_path) if name.endswith(".ledger")] == []
     transfer.close()
 
