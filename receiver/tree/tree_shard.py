@@ -47,8 +47,8 @@ class Shard:
         if finish.walk_digest:
             raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
 
-    def finish(self, counters: TransferCounters, first_files: int) -> None:
-        """Count the shard as finished, now that all of it is durable.
+    def finish(self, counters: TransferCounters, first_files: int, *, is_short: bool) -> None:
+        """Count the shard as finished, now that all of it is durable; `is_short`: an entry was declined.
 
         Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
         """
@@ -96,12 +96,14 @@ class TreeShard(Shard):
             raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")
         self._walk_digest = finish.walk_digest
 
-    def finish(self, counters: TransferCounters, first_files: int) -> None:
-        """Count the shard as finished, now that all of it is durable.
+    def finish(self, counters: TransferCounters, first_files: int, *, is_short: bool) -> None:
+        """Count the shard as finished, now that all of it is durable; `is_short`: an entry was declined.
 
         Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
         """
-        left_out = bool(counters.left_files) or any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
+        # What was declined in the last step may not be counted yet: it is, when it is told.
+        told = any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
+        left_out = is_short or told or bool(counters.left_files)
         finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out)
         state = self._record.finish(finished)
         files = sum(shard.files for shard in state.shards.values())

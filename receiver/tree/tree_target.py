@@ -488,8 +488,9 @@ class TreeTarget:
                 self._stagings.close()
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
-        self._counters.left_files = self._declines.report.left
-        self._shard.finish(self._counters, self._part_preparer.first_files)
+        report = self._declines.report
+        self._counters.left_files = report.left
+        self._shard.finish(self._counters, self._part_preparer.first_files, is_short=report.is_short)
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
 

@@ -171,6 +171,17 @@ def test_a_withdrawn_share_leaves_the_shares_of_others(tmp_path: Path, shard_of:
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 
 
+def test_a_file_that_is_declined_at_the_last_moment_is_missed_by_nobody(tmp_path: Path, shard_of: ShardOf) -> None:
+    """Its place is taken while the last shard moves it: that is told, and no share is lost."""
+    shards = [shard_of(index) for index in range(COUNT)]
+    for transfer in shards:
+        transfer.offer()
+        transfer.send_all()
+    (tmp_path / "t/large").mkdir()
+    assert [finished(transfer).committed for transfer in shards] == [False, False, True]
+    assert set(shards[-1].declined()) == {"t/large"}
+
+
 def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: ShardOf) -> None:
     """The shard comes again before its file is complete, has nothing to send, and keeps nobody from completing it."""
     for index in (0, 1):
