@@ -13,7 +13,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.tree_shares import TreeShares
 from receiver.tree.commit import traits, tree_staging
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, staged
+from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, sample, staged
 
 COUNT = 3
 CONTENT = bytes(range(256)) * 3
@@ -264,6 +264,26 @@ def test_ledgers_of_a_file_in_place_go_with_any_shard(tmp_path: Path) -> None:
         path.write_bytes(content)
     comes(transfer, COUNT - 1)
     assert [name for name in staged(tmp_path) if name.endswith(".ledger")] == []
+    transfer.close()
+
+
+def test_what_shards_have_staged_goes_when_there_are_none_any_more(tmp_path: Path) -> None:
+    """And what a transfer of the whole had staged, when shards come: nobody would ever go on with it."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    whole = sample()
+    whole.add(b"t/large", CONTENT, mtime_ns=MTIME)
+    transfer.offer()
+    transfer.send_all()
+    finished(transfer)
+    for is_whole in (True, False):
+        transfer.tree.close(cleanly=True)
+        transfer.sample = whole if is_whole else Shard(0)
+        transfer.tree = transfer.another(transfer.sample)
+        transfer.offer()
+        position = transfer.sample.own[0] if isinstance(transfer.sample, Shard) else 0
+        transfer.send(m.Segment(1, position * C, C))
+        left = {name.rpartition(".")[2] for name in staged(tmp_path)} - {"job", "pending"}
+        assert left == ({"data", "ledger"} if is_whole else {"shared", "ledger"})
     transfer.close()
 
 
