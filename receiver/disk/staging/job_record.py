@@ -3,7 +3,8 @@
     KEY.job            which shards of a job are finished, and the digest of what the walk of each found
     KEY-INDEX.pending  the shared files that waited for other shards when shard INDEX was finished
 
-KEY is that of the job's name. Both are removed by age, as staged files are, and the oldest where there are many jobs.
+KEY is that of the job's name and of the receiver's run (--run), if it has one. Both are removed by age, as staged files
+are, and the oldest where there are many jobs.
 """
 
 import contextlib
@@ -64,7 +65,7 @@ class JobRecord:
         self._destination = destination
         self._job = job
         self._index, self._count = index, count
-        self._key = staging_key(b"job\0" + job.encode())
+        self._key = staging_key(f"job\0{job}\0{destination.run}".encode())
 
     def begin(self) -> None:
         """Count this shard as not finished: it moves its share again."""

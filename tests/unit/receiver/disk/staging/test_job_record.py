@@ -1,5 +1,6 @@
 """What a receiver remembers of the shards of a job, across its own end."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,17 @@ def test_another_number_of_shards_begins_anew(destination: Destination) -> None:
 def test_jobs_do_not_know_each_other(destination: Destination) -> None:
     end(shard(destination, 0, job="a"))
     assert end(shard(destination, 1, job="b")) == (1, "", 0)
+
+
+def test_a_new_run_of_a_job_does_not_know_the_shards_of_an_earlier_one(tmp_path: Path) -> None:
+    """The earlier one was not completed, and the source has changed since: shard 1 of it has seen another tree."""
+    with contextlib.closing(Destination(str(tmp_path), run="uid-1")) as earlier:
+        end(shard(earlier, 1), A)
+    with contextlib.closing(Destination(str(tmp_path), run="uid-2")) as later:
+        assert end(shard(later, 0), B) == (1, "", 0)
+        assert end(shard(later, 1), B) == (2, B, 0)
+    with contextlib.closing(Destination(str(tmp_path), run="uid-1")) as earlier:
+        assert end(shard(earlier, 0), A) == (2, A, 0)
 
 
 def test_a_file_that_waits_for_a_share_that_is_gone(tmp_path: Path, destination: Destination) -> None:
