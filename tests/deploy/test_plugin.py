@@ -666,7 +666,7 @@ def test_a_pod_that_is_replaced_is_told(run: Running) -> None:
             lambda c: c.forbidden.add(("create", "secrets")),
             3,
             'can\'t create the Secret, NetworkPolicy and Service in the namespace b: secrets is forbidden: User "jane"'
-            ' cannot create resource "secrets" in API group "" in the namespace "b"; it takes create, get, list,',
+            ' cannot create resource "secrets" in API group "" in the namespace "b"; it takes create, get, list, watch,',
         ),
         (lambda c: c.forbidden.add(("patch", "jobs")), 3, "can't start the Job"),
         (lambda c: setattr(c, "is_down", True), 1, "can't look at the Jobs"),
