@@ -256,6 +256,7 @@ def test_nothing_is_written_outside_of_the_destination(pair: Pair) -> None:
         entry = m.Entry(b"../outside", m.EntryType.FILE, 1, 0o644, 0)
         control.send(m.Offer(8, None, False, 1), m.ManifestPart(0, (entry,), True))
         assert control.expect(m.Abort).code is Code.PATH
+        control.end_writing()
         receiver.fails(3, "path", status="refused")
 
 
