@@ -85,6 +85,9 @@ class Names(Protocol):
     def is_in_use(self, name: bytes) -> bool:
         """Whether a transfer that does not hang has this name, as that of a file or in a tree."""
 
+    def has_spent_output(self, transfer: Claimant) -> bool:
+        """Whether a transfer has written to the output, so that no other one can any more."""
+
     def release_committed(self, transfer: Claimant) -> None:
         """Let other transfers have the name of a file that this one has committed."""
 
