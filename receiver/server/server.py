@@ -195,6 +195,6 @@ class Server:
         if transfer.has_spent_output:  # no other transfer can write to the output, even if this one failed
             self._exit_code = outcome.exit_code
             self.stop(None)
-        # With --once, the other shards of the file, and transfers that still have its name, end before.
+        # With --once, the other shards, and transfers that still have its name, end before.
         if self._last is not None and not self._last.holds_name:
             self.stop(None)

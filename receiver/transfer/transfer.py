@@ -55,6 +55,7 @@ class Transfer(threading.Thread):
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
         rate_limit: RateLimit | None = None,
+        run: str = "",
         asked: Asked | None = None,
         dialling: Dialling | None = None,
         committed: "Callable[[Transfer], None] | None" = None,
@@ -64,9 +65,9 @@ class Transfer(threading.Thread):
         `user` is whose transfer it is, where the receiver has users. `account` is closed at the end; then `ended` is
         called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
-        that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
-        `dialling` dials the connections, if the sender does not. `committed` is called when everything is under its
-        final name, before the sender learns of it; it may wait for a disk.
+        that of all transfers of this process. `run` is the receiver's own (--run). `asked` is what the receiver has
+        asked for, if it takes nothing else. `dialling` dials the connections, if the sender does not. `committed` is
+        called when everything is under its final name, before the sender learns of it; it may wait for a disk.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -107,6 +108,7 @@ class Transfer(threading.Thread):
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
             job=hello.job,
+            run=run,
             committed=lambda: committed(self) if committed is not None else None,
             rate_limit=rate_limit,
             asked=asked,
@@ -135,8 +137,8 @@ class Transfer(threading.Thread):
 
     @property
     def holds_name(self) -> bool:
-        """Whether any transfer has the name of this one, but for one that hangs. Requires a target."""
-        return self.context.names.is_in_use(self.target_name)
+        """Whether a transfer that does not hang has the name of this one, or is of its job. Requires a target."""
+        return self.context.names.is_in_use(self.target_name, self.context.job)
 
     @property
     def is_complete(self) -> bool:
