@@ -41,6 +41,7 @@ from receiver.tree.tree_shard import NO_SHARD, Shard, TreeShard
 from receiver.tree.tree_writer import TreeWriter
 
 PARTS_ACTIVE: Final = 64
+NOTHING_CAME: Final = "nothing has come: the source is empty, or not mounted, or all in it is left out"
 STEP_BYTES: Final = 256 * limits.KIB
 """Memory that grows with the manifest, a few bytes for each part and name, is borrowed in steps of this size."""
 
@@ -84,6 +85,7 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
+        self._log = log
         self._deleter: Deleter | None = None
         if offer.delete is not None:
             self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
@@ -491,8 +493,23 @@ class TreeTarget:
         report = self._declines.report
         self._counters.left_files = report.left
         self._shard.finish(self._counters, self._part_preparer.first_files, is_short=report.is_short)
+        self._tell_empty()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
+
+    def _tell_empty(self) -> None:
+        """Warn the user here if nothing came, or nothing but top-level directories; the sender warns its own."""
+        counters, complete = self._counters, self._shard.complete
+        if complete is not None and (complete.job_files or not complete.committed):
+            return  # other shards have moved something, or may still do so
+        if counters.files or counters.skipped_kinds:
+            return
+        parts = map(self._archive.part, range(self._archive.parts))
+        is_bare = all(
+            entry.type is m.EntryType.DIRECTORY and b"/" not in entry.path for part in parts for entry in part.entries
+        )
+        if is_bare and counters.warn(NOTHING_CAME):
+            self._log.warning("notice", reason=NOTHING_CAME)
 
     def stop_writes(self) -> None:
         """Refuse further writes, and wake every thread that waits: the transfer is over."""

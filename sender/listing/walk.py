@@ -16,6 +16,7 @@ directory on which another file system is mounted is an entry without content.
 
 import errno
 import heapq
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, UsageError, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest
@@ -73,9 +74,10 @@ class Walk:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
-        owners, if `xattrs`, extended attributes. If `keeps`, a KEPT entry stands for what is there and is not moved,
-        such as a FIFO. `warn` is called with what the user should know, maybe several times. Raises UsageError where
-        two paths have the same name at the destination.
+        owners, if `xattrs`, extended attributes. If `keeps` (--delete), a KEPT entry stands for what is there and is
+        not moved, such as a FIFO, and an empty directory is refused where the user names it. `warn` is called with what
+        the user should know, maybe several times. Raises UsageError where two paths have the same name at the
+        destination.
         """
         self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -146,12 +148,24 @@ class Walk:
                 self._mounts.begin(self._directories.get(root, b""))
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
+        if self._chosen is None and levels[0].is_empty():
+            self._tell_empty(levels[0].item)
         if not self._is_sparing and levels[0].is_to_be_listed():
             yield levels[0].item
         try:
             yield from self._below(levels)
         finally:
             self._directories.close()
+
+    def _tell_empty(self, root: Item) -> None:
+        """Warn of a directory that the user names and that is empty, as one is on which its volume is not mounted.
+
+        Raises TransferFailed(SOURCE) with --delete: nothing would be left at the destination.
+        """
+        text = f"{root.shown} is empty: is what should be in it mounted?"
+        if self._keeps:
+            raise TransferFailed(Code.SOURCE, f"{text} With --delete, nothing would be left at the destination")
+        self._warn(text)
 
     def _below(self, levels: "list[_Level]") -> Iterator[Item]:
         # Not recursive: a tree may be deeper than the stack.
@@ -429,6 +443,12 @@ class _Level:
         self.below = below
         self.names = names
         self._is_listed = not item.entry.path  # the destination itself is not an entry
+
+    def is_empty(self) -> bool:
+        """Return whether there is nothing in it that was not looked at yet."""
+        first = list(itertools.islice(self.names, 1))
+        self.names = itertools.chain(first, self.names)
+        return not first
 
     def is_to_be_listed(self) -> bool:
         """Return whether it was not listed yet; from then on it counts as listed."""

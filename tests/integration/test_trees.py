@@ -113,6 +113,7 @@ def test_an_empty_directory(pair: Pair, end: str) -> None:
     sent = send(pair, f"{pair.source / 'empty'}{end}")
     assert pair.received() == ([] if end else ["empty"])
     assert (sent["files"], sent["bytes"]) == (0, 0)
+    assert ["is empty" in text for text in sent["warnings"]] == [True]
 
 
 def test_nothing_that_is_wanted(pair: Pair) -> None:
