@@ -37,6 +37,7 @@ class Dialled:
         self.socket = link.socket
         self.hello = hello
         self.token = token
+        self.user = ""  # a receiver that dials has none
         self._link = link
 
     def welcome(self) -> None:

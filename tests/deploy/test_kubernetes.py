@@ -59,6 +59,8 @@ WITH_OWNERS: Final = [build for build in COMBINED if build.endswith(" owners")]
 """Those whose pods are root."""
 WITH_PROXIES: Final = [build for build in COMBINED if build.endswith((" istio", " linkerd"))]
 """Those whose pods get a proxy of a service mesh."""
+WITH_USERS: Final = "overlays/standing-receiver users"
+"""That whose receiver has a token for each user; elsewhere the component changes nothing."""
 RESTRICTED: Final = [build for build in (*BUILDS, *COMBINED) if build not in WITH_OWNERS]
 
 METRICS_PORTS: Final = {"receiver": 9464, "sender": 9465}
@@ -73,7 +75,7 @@ def test_all_builds_are_known() -> None:
     assert [
         f"overlays/{name}" for name in ("from-outside", "sender", "shards", "standing-receiver", "volume-to-volume")
     ] == OVERLAYS
-    assert COMPONENTS == ["images", "istio", "linkerd", "no-mesh", "owners", "pod-monitor", "tls"]
+    assert COMPONENTS == ["images", "istio", "linkerd", "no-mesh", "owners", "pod-monitor", "tls", "users"]
 
 
 @pytest.mark.parametrize("build", [*BUILDS, *COMBINED])
@@ -457,7 +459,8 @@ def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
             for name, content in configs[volume["configMap"]["name"]].items():
                 (place / name).write_text(content)
     environ = variables_of(workload, TOKEN)
-    assert {name for name, value in environ.items() if value == TOKEN} == {"FILESTREAMER_TOKEN"}
+    tokens = {name for name, value in environ.items() if value == TOKEN}
+    assert tokens == (set() if build == WITH_USERS else {"FILESTREAMER_TOKEN"})
     args = [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in container["args"]]
     assert not any("$(" in arg for arg in args)
     args = [arg.replace("--config=", f"--config={folder}") for arg in args]
@@ -472,7 +475,7 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
         role = role_of(workload)
         parsed: Any = settings_of(build, workload, tmp_path / role)
 
-        assert parsed.token == TOKEN
+        assert parsed.token == (None if build == WITH_USERS else TOKEN)
         # Who meets nobody but a partner of the same instance is of its job; others may be of any.
         is_of_job = not re.search("from-outside|sender|standing", build)
         assert parsed.job == (instance_of(workload) if is_of_job else None)
@@ -505,6 +508,18 @@ def test_tls_files_are_those_that_are_mounted(tmp_path: Path) -> None:
         mounted = {f"/tls/{item['path']}" for item in secret["items"]}
 
         assert {path for path in (parsed.tls_cert, parsed.tls_key, parsed.tls_ca) if path} == mounted
+
+
+def test_users_are_the_keys_of_a_secret_that_is_mounted(tmp_path: Path) -> None:
+    """As files that are renewed, without `subPath`; the pod is no job's, and no token is in its environment."""
+    (standing,) = workloads(WITH_USERS)
+    parsed: Any = settings_of(WITH_USERS, standing, tmp_path)
+    (mount,) = (mount for mount in container_of(standing)["volumeMounts"] if mount["mountPath"] == parsed.tokens)
+    (volume,) = (volume for volume in pod_of(standing)["volumes"] if volume["name"] == mount["name"])
+
+    assert mount == {"name": mount["name"], "mountPath": parsed.tokens, "readOnly": True}
+    assert volume["secret"] == {"secretName": "filestreamer-users", "defaultMode": 0o440}
+    assert not Path(parsed.tokens).is_relative_to(parsed.directory)
 
 
 def test_jobs_that_are_scraped_wait_for_the_last_scrape(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ class TransferCounters:
     """The name of the file, to be shown; never a metric label."""
     stages: tuple[str, ...] = ()
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
+    user: str = ""
+    """Receiver: whose transfer it is; empty where the receiver has no users."""
     size_bytes: int = 0
     """Bytes of all files that were listed, holes included."""
     zero_bytes: int = 0

@@ -60,7 +60,7 @@ def test_the_sender_says_hello_and_nothing_else_before_a_proof(sender: Service) 
     ("first", "code"),
     [
         (frame(m.Greeting(1, 1, bytes(16), bytes(16), False, (), m.Role.CONTROL)), Code.TOKEN),
-        (frame_of(ReceiverOpening(bytes(16), WRONG).greeting_body), Code.PROTOCOL),
+        (frame_of(ReceiverOpening(bytes(16), (WRONG,)).greeting_body), Code.PROTOCOL),
         (frame(m.Greeting(2, 3, bytes(16), bytes(16), True, (), m.Role.CONTROL)), Code.VERSION),
         (frame(m.Welcome(b"")), Code.PROTOCOL),
         (frame(m.Hello(1, 1, bytes(16), m.Role.CONTROL, 0, 1, bytes(16), True)), Code.PROTOCOL),
