@@ -96,7 +96,8 @@ class TreeShard(Shard):
     def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
         """Count the shard as finished, now that all of it is durable. Raises TransferFailed(SOURCE_CHANGED)."""
         left_out = bool(counters.left_files) or any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
-        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out)
+        digest = self._walk_digest.hex()
+        finished = FinishedShard(digest, first_files, counters.data_bytes, left_out, counters.failed_files)
         state, waiting = self._record.finish(finished)
         if waiting:
             report.warn(
@@ -107,5 +108,7 @@ class TreeShard(Shard):
         size = sum(shard.bytes for shard in state.shards.values())
         done = len(state.shards)
         is_committed = done == state.shard_count and not waiting
+        if is_committed:
+            counters.failed_by_others = sum(shard.failed for shard in state.shards.values()) - finished.failed
         self.complete = m.Complete(is_committed, 0, 0, counters.left_files, done, files, size)
         counters.job = JobCounts(self._job, str(self._share), done, files, size)
