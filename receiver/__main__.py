@@ -247,7 +247,6 @@ def _open_destination(settings: "ReceiverSettings") -> "tuple[Destination | Open
         replace_special=output_name is None,
         allow_privileged=settings.allow_privileged,
         allow_delete=settings.allow_delete,
-        run=settings.run or "",
     )
     if output_name is not None:
         destination.check_final(output_name)

@@ -33,7 +33,6 @@ class Destination(Place):
         replace_special: bool = True,
         allow_privileged: bool = False,
         allow_delete: bool = False,
-        run: str = "",
         may_be_link: bool = True,
     ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable.
@@ -48,8 +47,6 @@ class Destination(Place):
         """Whether senders may choose owners, setuid and setgid bits, `trusted.*` and `security.*`."""
         self.allow_delete = allow_delete
         """Whether a sender may remove what it does not list."""
-        self.run = run
-        """The run (--run) to which what is known of a job's shards belongs: another one begins anew."""
         try:
             self._absolute = _absolute(directory)
             # A symlink that takes the place of the directory later was not the user's wish: it may lead anywhere.
@@ -77,7 +74,6 @@ class Destination(Place):
             replace_special=self.replace_special,
             allow_privileged=self.allow_privileged,
             allow_delete=self.allow_delete,
-            run=self.run,
             may_be_link=self._is_link,
         )
         moved.path, moved.tell = self.path, self.tell

@@ -284,6 +284,7 @@ class Admission:
             window_bytes=self._settings.window,
             socket_limits=self._socket_limits,
             rate_limit=self._rate_limit,
+            run=self._settings.run or "",
             asked=self._asked,
             dialling=self._dialling,
             committed=self._committed,

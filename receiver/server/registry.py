@@ -311,11 +311,15 @@ class Registry:
                 del self._table.shares[transfer]
                 self._table.forget(file)
 
-    def is_in_use(self, name: bytes) -> bool:
-        """Whether a transfer that does not hang has this name, as that of a file or in a tree."""
+    def is_in_use(self, name: bytes, job: str = "") -> bool:
+        """Whether a transfer that does not hang has this name, as that of a file or in a tree.
+
+        Shards of a tree need not have a name in common: those of this job count as well.
+        """
         with self._lock:
             holders = [transfer for transfer, share in self._table.shares.items() if share.file.name == name]
             holders += self._table.tree_holders(name)
+            holders += [transfer for transfer, shard in self._table.shards.items() if shard.job == job]
         return any(holder.hangs is None for holder in holders)
 
 

@@ -85,6 +85,8 @@ class Server:
         self._lock = threading.Lock()  # protects what follows
         self._last_name: bytes | None = None
         """With --once, the name of the first transfer that was committed."""
+        self._last_job = ""
+        """Its job."""
         self._exit_code = 0
 
     def stop(self, error: FilestreamerError | None) -> None:
@@ -161,6 +163,7 @@ class Server:
         with self._lock:
             if transfer.is_committed and self._settings.once and self._last_name is None:
                 self._last_name, self._exit_code = transfer.target_name, outcome.exit_code
+                self._last_job = transfer.context.job
             if not transfer.is_complete:
                 self._run.note_failure(transfer, error)
         if was_offered:
@@ -173,6 +176,6 @@ class Server:
         ):  # no other transfer can write to the output, even if this one failed
             self._exit_code = outcome.exit_code
             self.stop(None)
-        # With --once, the other shards of the file, and transfers that still have its name, end before.
-        if self._last_name is not None and not self._registry.is_in_use(self._last_name):
+        # With --once, the other shards, and transfers that still have its name, end before.
+        if self._last_name is not None and not self._registry.is_in_use(self._last_name, self._last_job):
             self.stop(None)

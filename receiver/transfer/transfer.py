@@ -54,6 +54,7 @@ class Transfer(threading.Thread):
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
         rate_limit: RateLimit | None = None,
+        run: str = "",
         asked: Asked | None = None,
         dialling: Dialling | None = None,
         committed: "Callable[[Transfer], None] | None" = None,
@@ -62,9 +63,9 @@ class Transfer(threading.Thread):
 
         `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
-        that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
-        `dialling` dials the connections, if the sender does not. `committed` is called when everything is under its
-        final name, before the sender learns of it; it may wait for a disk.
+        that of all transfers of this process. `run` is the receiver's own (--run). `asked` is what the receiver has
+        asked for, if it takes nothing else. `dialling` dials the connections, if the sender does not. `committed` is
+        called when everything is under its final name, before the sender learns of it; it may wait for a disk.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
@@ -104,6 +105,7 @@ class Transfer(threading.Thread):
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
             job=hello.job,
+            run=run,
             committed=lambda: committed(self) if committed is not None else None,
             rate_limit=rate_limit,
             asked=asked,

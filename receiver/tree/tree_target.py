@@ -63,6 +63,7 @@ class TreeTarget:
         *,
         root: bytes,
         job: str = "",
+        run: str = "",
         account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
@@ -71,7 +72,9 @@ class TreeTarget:
         report: Report,
         log: Any,
     ) -> None:
-        """`root` is the first component of the first path, and is claimed in `top_level_names`; `job` groups shards.
+        """`root` is the first component of the first path, and is claimed in `top_level_names`.
+
+        `job` groups shards, in one `run` of the receiver.
 
         `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
         thread may call them. Raises TransferFailed.
@@ -86,7 +89,7 @@ class TreeTarget:
         self._deleter: Deleter | None = None
         if offer.delete is not None:
             self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
-        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, destination)
+        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, run, destination)
         self._stagings = TreeStagings(destination, root, report, self._shard.staging_name)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)
@@ -487,8 +490,9 @@ class TreeTarget:
                 self._stagings.close()
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
-        self._counters.left_files = self._declines.report.left
-        self._shard.finish(self._counters, self._part_preparer.first_files, self._declines.report)
+        report = self._declines.report
+        self._counters.left_files = report.left
+        self._shard.finish(self._counters, self._part_preparer.first_files, report)
         self._tell_empty()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True

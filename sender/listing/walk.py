@@ -107,6 +107,7 @@ class Walk:
         self._shares: TreeShares | None = None  # not a shard
         self._chunk_size = 0
         self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
+        self._is_own = False  # whether the entry that is looked at was found to be this shard's
 
     def share_out(self, shares: TreeShares, chunk_size: int) -> None:
         """Yield only the entries of one shard from now on, and all directories."""
@@ -188,6 +189,7 @@ class Walk:
 
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
         """Look at one entry of a directory; return None where it is left out."""
+        self._is_own = False
         parent = level.item
         path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
@@ -261,7 +263,7 @@ class Walk:
                 self._skip(path + end, wire_path + end, kind, reason)
 
     def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
-        if self._shares is not None and not self._shares.is_first(wire_path):
+        if self._shares is not None and not (self._is_own or self._shares.is_first(wire_path)):
             return  # each shard finds it, and one of them tells it
         self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
 
@@ -311,7 +313,8 @@ class Walk:
             return True
         is_linked = status.st_nlink > 1
         self._digest.file(name, status.st_size, _mtime_ns(status), is_linked=is_linked)
-        return self._shares.has_file(name, status.st_size, is_linked=is_linked)
+        self._is_own = self._shares.has_file(name, status.st_size, is_linked=is_linked)
+        return self._is_own
 
     def _is_own_other(self, name: bytes, status: os.stat_result) -> bool:
         """Return the same for what is neither a file nor a directory."""
@@ -406,6 +409,7 @@ class Walk:
             is_shared = self._shares.is_shared(status.st_size, is_linked=is_linked)
             if was_shared or is_shared or was_linked != is_linked:
                 raise changed(item, "and other shards have it as it was")
+            self._is_own = True
         return self._file(item.path, item.root, item.entry.path, status)
 
     def _follow(self, identity: Identity) -> int:

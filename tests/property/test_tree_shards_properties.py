@@ -115,7 +115,7 @@ class TreeShardsMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="shards-", dir=memory if os.path.isdir(memory) else None))
         self.live: dict[int, Live] = {}
         self.finished: dict[int, int] = {}  # the version with which each shard has finished
-        self.complete: int | None = None  # the version with which all had finished
+        self.earlier: set[int] = set()  # those that have not come again since all had finished
 
     @initialize(count=st.integers(2, 5), sizes=TREES, seed=st.integers(0, 99))
     def begin(self, count: int, sizes: dict[bytes, int], seed: int) -> None:
@@ -155,18 +155,18 @@ class TreeShardsMachine(RuleBasedStateMachine):
 
     def start(self, index: int) -> None:
         self.finished.pop(index, None)
+        self.earlier.discard(index)
         sample = self.source.sample(Share(index, self.count))
         self.live[index] = Live(self.root, sample, self.source.version, self.chance)
 
     def end(self, index: int) -> bool | None:
         """End a shard; return whether it has committed the job, None where it saw another tree than others."""
         shard = self.live.pop(index)
-        others = {other: version for other, version in self.finished.items() if other != index}
-        is_same = all(version == shard.version for version in others.values())
-        if not is_same and self.complete is not None:
-            others, is_same = {}, True
-        self.complete = self.complete if self.complete == shard.version else None
-        self.finished = {**others, index: shard.version}
+        if any(self.finished[other] != shard.version for other in self.earlier):
+            self.finished = {other: version for other, version in self.finished.items() if other not in self.earlier}
+            self.earlier.clear()
+        is_same = set(self.finished.values()) <= {shard.version}
+        self.finished[index] = shard.version
         if not is_same:
             failure(Code.SOURCE_CHANGED, shard.finish)
             return None
@@ -174,8 +174,8 @@ class TreeShardsMachine(RuleBasedStateMachine):
         assert complete.shards_finished == len(self.finished), (complete, self.finished)
         is_last = len(self.finished) == self.count
         assert complete.committed == is_last
-        if is_last:
-            self.complete = shard.version
+        if is_last and not self.earlier:
+            self.earlier = set(self.finished)
         return is_last
 
     @rule(index=st.integers(0, 4))
