@@ -7,6 +7,7 @@ KEY is that of the job's name. Both are removed by age, as staged files are, and
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -91,11 +92,13 @@ class JobRecord:
 
     def note_pending(self, file: SharedFile) -> None:
         """Note a file that waits for other shards."""
-        line = json.dumps([file.data, file.prefix.hex(), file.path.hex(), file.size, file.shares]) + "\n"
+        fields = [file.data, file.prefix.hex(), file.path.hex(), file.size, file.shares]
+        line = json.dumps(fields).encode() + b"\n"
         with self._changing() as staging_fd:
             fd = self._open_pending(staging_fd, self._index, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
-                os.write(fd, line.encode())
+                if os.write(fd, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
 

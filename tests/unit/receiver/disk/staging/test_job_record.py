@@ -159,6 +159,15 @@ def test_a_line_that_is_torn_is_left_out(tmp_path: Path, destination: Destinatio
     assert end(shard(destination, 1)) == 2
 
 
+def test_a_disk_that_fills_while_a_file_is_noted(destination: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line would be left out, and spoil the next one: the shard ends, and comes again."""
+    record, write = shard(destination, 0), os.write
+    monkeypatch.setattr(os, "write", lambda fd, line: write(fd, line[:9]))
+    with pytest.raises(TransferFailed) as caught:
+        record.note_pending(SharedFile("x.shared", b"", b"l", 5, 2))
+    assert caught.value.code is Code.NO_SPACE
+
+
 def test_the_oldest_of_many_jobs_is_forgotten(
     tmp_path: Path, destination: Destination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
