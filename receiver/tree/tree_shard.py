@@ -13,6 +13,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import SkipKind
 from filestreamer.wire.tree_shares import TreeShares
 from receiver.disk.destination import Destination
+from receiver.disk.report import Report
 from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.job_record import FinishedShard, JobRecord, SharedFile
 from receiver.tree.commit.traits import Traits
@@ -47,8 +48,8 @@ class Shard:
         if finish.walk_digest:
             raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
 
-    def finish(self, counters: TransferCounters, first_files: int, *, is_short: bool) -> None:
-        """Count the shard as finished, now that all of it is durable; `is_short`: an entry was declined.
+    def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
+        """Count the shard as finished, now that all of it is durable.
 
         Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
         """
@@ -96,18 +97,22 @@ class TreeShard(Shard):
             raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")
         self._walk_digest = finish.walk_digest
 
-    def finish(self, counters: TransferCounters, first_files: int, *, is_short: bool) -> None:
-        """Count the shard as finished, now that all of it is durable; `is_short`: an entry was declined.
+    def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
+        """Count the shard as finished, now that all of it is durable.
 
         Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
         """
         # What was declined in the last step may not be counted yet: it is, when it is told.
+        failed = report.untold(counters.is_failure) + counters.failed_files
         told = any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
-        left_out = is_short or told or bool(counters.left_files)
-        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out)
+        left_out = report.is_short or told or bool(counters.left_files)
+        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out, failed)
         state = self._record.finish(finished)
         files = sum(shard.files for shard in state.shards.values())
         size = sum(shard.bytes for shard in state.shards.values())
         done = len(state.shards)
-        self.complete = m.Complete(done == state.shard_count, 0, 0, counters.left_files, done, files, size)
+        is_committed = done == state.shard_count
+        if is_committed:
+            counters.failed_by_others = sum(shard.failed for shard in state.shards.values()) - failed
+        self.complete = m.Complete(is_committed, 0, 0, counters.left_files, done, files, size)
         counters.job = JobCounts(self._job, str(self._share), done, files, size)

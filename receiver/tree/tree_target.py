@@ -492,7 +492,7 @@ class TreeTarget:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
         report = self._declines.report
         self._counters.left_files = report.left
-        self._shard.finish(self._counters, self._part_preparer.first_files, is_short=report.is_short)
+        self._shard.finish(self._counters, self._part_preparer.first_files, report)
         self._tell_empty()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True

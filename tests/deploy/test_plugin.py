@@ -666,8 +666,7 @@ def test_a_pod_that_is_replaced_is_told(run: Running) -> None:
             lambda c: c.forbidden.add(("create", "secrets")),
             3,
             'can\'t create the Secret, NetworkPolicy and Service in the namespace b: secrets is forbidden: User "jane"'
-            ' cannot create resource "secrets" in API group "" in the namespace "b"; it takes create, get, list,'
-            " watch,",
+            ' cannot create resource "secrets" in API group "" in the namespace "b"; it takes create, get, list,',
         ),
         (lambda c: c.forbidden.add(("patch", "jobs")), 3, "can't start the Job"),
         (lambda c: setattr(c, "is_down", True), 1, "can't look at the Jobs"),
@@ -989,6 +988,8 @@ def test_shards_are_an_indexed_job(run: Running, mode: str) -> None:
     assert done.code == 0
     job = jobs_of(run.cluster.made("jobs"))["sender"]
     assert (job["spec"]["completionMode"], job["spec"]["completions"], job["spec"]["parallelism"]) == ("Indexed", 3, 3)
+    (theirs,) = (item for item in objects("overlays/shards", "Job") if role_of(item) == "sender")
+    assert job["spec"]["podFailurePolicy"] == theirs["spec"]["podFailurePolicy"]
     assert "--shard=$(JOB_COMPLETION_INDEX)/3" in container_of(job)["args"]
     assert "FILESTREAMER_JOB" in {each["name"] for each in container_of(job)["env"]}
     assert ("affinity" in pod_of(job)) == (mode == "ReadWriteOnce")

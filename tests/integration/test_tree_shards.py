@@ -270,6 +270,21 @@ def test_a_receiver_that_takes_one_job_ends_with_the_last_shard(pair: Pair, tree
     check_arrived(pair)
 
 
+def test_what_an_earlier_shard_has_skipped_is_told_of_the_whole(pair: Pair, tree: Path) -> None:
+    """The receiver that takes one job ends with exit code 5, although the last shard has skipped nothing."""
+    (pair.destination / "tree" / "linked").mkdir(parents=True)
+    trees.write(tree / "linked", b"in shard 0")
+    os.link(tree / "linked", tree / "twin")
+    receiver = pair.receiver("--once", "--job", JOB)
+    to = pair.address(receiver)
+    assert done(shard(pair, to, 0, 2), 5)["skipped_kinds"] == {"declined": 2}
+    assert done(shard(pair, to, 1, 2))["committed"]
+    assert receiver.wait() == 5
+    result = receiver.results[-1]
+    assert (result["exit_code"], result["skipped_files"]) == (5, 0)
+    assert "2 entries were skipped by other shards" in result["error"]["message"]
+
+
 # ------------------------------------------------------------------------------------------------ a source that changes
 
 

@@ -38,6 +38,8 @@ class FinishedShard(NamedTuple):
     bytes: int
     left_out: bool
     """Whether something was not moved: then a file may wait for a share of it in vain."""
+    failed: int = 0
+    """How many entries were skipped for a reason that is a failure."""
     is_earlier: bool = False
     """Whether it has not come again since all shards were finished."""
 
