@@ -194,7 +194,7 @@ def test_every_data_connection_is_reset_again_and_again(pair: Pair, seed: int) -
 
 def test_a_data_connection_is_half_open(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
-    plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=200)]
+    plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=OPENED_BYTES + 54)]
     assert moved_through(pair, file, plan)["reconnects"] >= 2
 
 
