@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from receiver.server.client import Client
     from receiver.server.server import Server
     from receiver.server.token import Chosen
+    from receiver.server.users import Users
     from receiver.settings import ReceiverSettings
     from receiver.transfer.asked import Asked
 
@@ -109,6 +110,8 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
         addresses = [listener.socket.getsockname() for listener in listeners]
         hosts = [str(address[0]) for address in addresses]
         chosen = token.choose(settings, destination, hosts, logger)
+        if chosen.users is not None and not isinstance(destination, OpenFile):
+            _look_at_homes(chosen.users.names, settings, destination, logger)
         free_bytes = None if isinstance(destination, OpenFile) else destination.free_bytes_at_path
         monitor = Monitor("receiver", settings, logger, free_bytes)
         server = Server(
@@ -117,12 +120,12 @@ def _serve(settings: "ReceiverSettings", logger: Any) -> int:
             monitor,
             output_name=output_name,
             listeners=listeners,
-            token=token.current(chosen, settings, destination, logger),
+            tokens=token.current(chosen, settings, destination, logger),
             tls=certificate.current(settings, hosts, chosen.token, logger),
             log=logger,
         )
 
-        _watch(server, monitor, settings, logger, METRICS)
+        _watch(server, monitor, settings, logger, metrics=METRICS, users=chosen.users)
     _report_start(settings, addresses, destination.path, chosen, logger)
     return _run(server, monitor, logger)
 
@@ -173,7 +176,9 @@ def _watch(
     monitor: "Monitor",
     settings: "ReceiverSettings",
     logger: Any,
+    *,
     metrics: "Address | None" = None,
+    users: "Users | None" = None,
 ) -> None:
     """Serve the metrics of a service, by default at `metrics`, and have signals end it."""
     from filestreamer.telemetry.report import report
@@ -186,7 +191,8 @@ def _watch(
     def report_overdue(number: int) -> None:
         report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
-    monitor.watch(service.admission.counters, lambda: None, service.admission.memory)
+    names = None if users is None else lambda: users.names
+    monitor.watch(service.admission.counters, lambda: None, service.admission.memory, names)
     monitor.start(metrics)
     signals.on_signal(stop, report_overdue)
 
@@ -214,7 +220,10 @@ def _report_start(
     for address in addresses:
         logger.info("listening", address=format_address(address), directory=directory)
     secure = ", and --tls" if settings.tls else ""
-    if chosen.is_own:
+    if chosen.users is not None:
+        hint = f"each user needs the token of its own: --token-file or FILESTREAMER_TOKEN{secure}"
+        logger.info("users", path=chosen.path, users=len(chosen.users.names), hint=hint)
+    elif chosen.is_own:
         logger.info("token", path=chosen.path, hint=f"this user's senders on this machine find it themselves{secure}")
     elif chosen.is_new and chosen.token is not None:
         _show_command(chosen.token, addresses[0], tls=settings.tls)
@@ -267,6 +276,24 @@ def _clean_staging(settings: "ReceiverSettings", destination: "Destination", log
         logger.info(
             "staging_found", files=left, hint="senders resume these files; --discard-staging-after removes them"
         )
+
+
+def _look_at_homes(
+    users: "Sequence[str]", settings: "ReceiverSettings", destination: "Destination", logger: Any
+) -> None:
+    """Do the same in the directory of each user who has one; warn of those that can't be used."""
+    from filestreamer.wire.errors import TransferFailed
+
+    for user in users:
+        if os.path.lexists(os.path.join(destination.path, user)):
+            log = logger.bind(user=user)
+            try:
+                home = destination.subdirectory(user)
+            except TransferFailed as error:
+                log.warning("no_directory", reason=f"{error}: nothing of this user can be taken")
+                continue
+            _clean_staging(settings, home, log)
+            home.close()
 
 
 def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None:

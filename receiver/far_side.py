@@ -39,6 +39,7 @@ class _Receiver:
         from filestreamer.telemetry.monitor import Monitor
         from receiver.disk.destination import Destination
         from receiver.server.server import Server
+        from receiver.server.token import of_one
         from receiver.settings import ReceiverSettings
 
         asked = lines.read_own(request.asked, _KNOWN)
@@ -70,7 +71,7 @@ class _Receiver:
             monitor,
             output_name=None,
             listeners=listeners,
-            token=renewed.constant(settings.token),
+            tokens=renewed.constant(of_one(settings.token)),
             tls=tls,
             log=log,
         )

@@ -1,5 +1,7 @@
 """The settings of the receiver: `receiver --help`, FILESTREAMER_RECEIVER_*, and the config file."""
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 METRICS = Address("127.0.0.1", 9464)
 """Where metrics are served without --metrics."""
-_NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout", "run")
+_NOT_WITH_DIALLING: Final = ("listen", "anonymous", "idle_timeout", "run", "tokens")
 """Fields of a receiver that waits for senders."""
 STDOUT = "-"
 """The --output-file that means standard output."""
@@ -130,6 +132,14 @@ class ReceiverSettings(SourceSettings):
     )
     """Whether no token is asked for where none is given; else the receiver chooses one."""
 
+    tokens: str | None = setting(
+        values.text,
+        "Directory with a file for each user: its name is the user's, its content the user's token. Users send into"
+        " directories of their own, DIR/USER. Files may come and go while the receiver runs.",
+        metavar="DIRECTORY",
+    )
+    """Such as a mounted Secret of Kubernetes; None: one token for all senders."""
+
     tls: bool = setting(
         bool,
         "Speak TLS: without --tls-cert, with a certificate that is made for this run. --tls-cert implies this. With"
@@ -154,6 +164,8 @@ class ReceiverSettings(SourceSettings):
             self._check_connect()
         if self.output_file is not None or self.dials:
             object.__setattr__(self, "once", True)
+        if self.tokens is not None:
+            self._check_tokens()
         if self.run is not None:
             self._check_run()
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -165,6 +177,29 @@ class ReceiverSettings(SourceSettings):
                 "--tls-ca checks the certificates of senders: it needs --tls-cert and --tls-key, or --tls for a"
                 " certificate of this run"
             )
+
+    def _check_tokens(self) -> None:
+        """Raise UsageError where there is something that is for one user, or none."""
+        is_variable = isinstance(self.token, values.Token) and self.token.path is None
+        given = {
+            "FILESTREAMER_TOKEN" if is_variable else "--token-file": self.token,
+            "--anonymous": self.anonymous,
+            "--output-file": self.output_file,
+            "--connect": self.connect,
+            "--from": self.fetch,
+            "--run": self.run,
+            "--job": self.job,
+        }
+        if others := [name for name, value in given.items() if value]:
+            raise UsageError(f"--tokens, with which each user has a token and a directory, excludes {others[0]}")
+
+    def _secret_files(self) -> list[tuple[str, str | None]]:
+        found = SourceSettings._secret_files(self)
+        if self.tokens is not None:
+            with contextlib.suppress(OSError):  # what is wrong with the directory is told when it is read
+                paths = [os.path.join(self.tokens, name) for name in sorted(os.listdir(self.tokens))]
+                found += [("--tokens", path) for path in paths if values.is_open_to_all(path)][:1]  # says it of all
+        return found
 
     def _check_run(self) -> None:
         """Raise UsageError where a receipt makes no sense."""

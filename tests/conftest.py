@@ -5,12 +5,17 @@ TEST_SEED, 0 by default. To look for more: `pytest --hypothesis-profile=explore`
 """
 
 import os
+import sys
 import zlib
 
 import hypothesis
 import pytest
 
 from tests.support.services import PRIVATE
+
+# Where nothing may write bytecode, each service would compile all of its modules, and each worker all tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SEED = int(os.environ.get("TEST_SEED", "0"))
 

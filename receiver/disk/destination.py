@@ -15,6 +15,7 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import patiently
+from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
@@ -34,10 +35,11 @@ class Destination(Place):
         allow_privileged: bool = False,
         allow_delete: bool = False,
         may_be_link: bool = True,
+        may_make: bool = False,
     ) -> None:
         """Open `directory`. Raises TransferFailed(DESTINATION) where it is missing or not writable.
 
-        Without `may_be_link` the directory itself may be no symlink.
+        Without `may_be_link` the directory itself may be no symlink. With `may_make` it is made where it is missing.
         """
         self.replace = replace
         """Whether a file may take the place of an existing one."""
@@ -52,6 +54,9 @@ class Destination(Place):
             # A symlink that takes the place of the directory later was not the user's wish: it may lead anywhere.
             self._is_link = may_be_link and os.path.islink(self._absolute)
             self._no_follow = 0 if self._is_link else os.O_NOFOLLOW
+            self._may_make = may_make
+            if may_make:
+                _make(self._absolute)
             fd = patiently(lambda: os.open(self._absolute, _OPEN | self._no_follow))
             try:
                 _check_writable(fd)
@@ -68,16 +73,29 @@ class Destination(Place):
         """Return the directory that has the path of this one now: this one, or another. Raises as `__init__` does."""
         if self._has_path():
             return self
-        moved = Destination(
-            self._absolute,
+        moved = self._another(self._absolute, may_be_link=self._is_link, may_make=self._may_make)
+        moved.path, moved.tell = self.path, self.tell
+        return moved
+
+    def subdirectory(self, name: str) -> "Destination":
+        """Return the directory of this name in this one, which is made where it is missing. Raises as `__init__` does.
+
+        It may be no symlink: that would lead out of this one.
+        """
+        found = self._another(os.path.join(self._absolute, name), may_be_link=False, may_make=True)
+        found.path = os.path.join(self.path, name)
+        return found
+
+    def _another(self, path: str, *, may_be_link: bool, may_make: bool) -> "Destination":
+        return Destination(
+            path,
             replace=self.replace,
             replace_special=self.replace_special,
             allow_privileged=self.allow_privileged,
             allow_delete=self.allow_delete,
-            may_be_link=self._is_link,
+            may_be_link=may_be_link,
+            may_make=may_make,
         )
-        moved.path, moved.tell = self.path, self.tell
-        return moved
 
     def free_bytes_at_path(self) -> int:
         """Return how many bytes a transfer that begins now may write. Raises OSError, TransferFailed(DESTINATION)."""
@@ -135,6 +153,19 @@ def _absolute(directory: str) -> str:
         return os.path.abspath(directory)
     except FileNotFoundError:  # the working directory was removed
         return directory
+
+
+def _make(directory: str) -> None:
+    """Make a directory where nothing has its path, and make its name durable. Raises OSError."""
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
+    fd = os.open(os.path.dirname(directory), _OPEN)
+    try:
+        sync_directory(fd)
+    finally:
+        os.close(fd)
 
 
 def is_read_only(fd: int) -> bool:

@@ -106,6 +106,11 @@ class Report:
             self._entries, self._warnings = [], []
         return taken
 
+    def untold(self, counts: Callable[[SkipKind], bool]) -> int:
+        """Return how many entries of some kinds were reported since the last call of `take`."""
+        with self._mutex:
+            return sum(counts(entry.kind) for entry in self._entries)
+
     # --- for the sender
 
     def messages(self) -> Iterator[Declined | Notice]:

@@ -2,6 +2,11 @@
 
 If all places or all memory are taken, a transfer or a connection that makes no progress is ended. That takes a moment:
 the new connection is refused with LIMIT nevertheless, and its sender tries again.
+
+Users (--tokens) have transfers of their own: nobody rejoins another user's, or learns of it. And no user keeps the
+others out: whoever has n transfers, or n connections, gets another one only while more than n places are free. So half
+of the places is the most for one user, a quarter is left for a second one, and so on (dynamic thresholds, Choudhury and
+Hahne 1998). Nothing of a user is ended for another one who has more.
 """
 
 import contextlib
@@ -9,7 +14,8 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final, Protocol
 
 from filestreamer.process.rate_limit import RateLimit
@@ -22,13 +28,13 @@ from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS, Channel, P
 from receiver.memory import process_limit
 from receiver.memory.budget import Account, Budget
 from receiver.memory.connection_budget import CONTROL, SECURED_BYTES, ConnectionBudget, limit_socket_buffers
+from receiver.server.homes import Homes
 from receiver.server.registry import join_all
 from receiver.settings import ReceiverSettings
 from receiver.transfer.asked import Asked
 from receiver.transfer.connection import DataConnection
 from receiver.transfer.dialling import Dialling
 from receiver.transfer.mailbox import ControlUp
-from receiver.transfer.names import Names
 from receiver.transfer.transfer import Transfer
 
 CONNECTIONS: Final = 1024
@@ -64,6 +70,11 @@ class Arrival(Protocol):
         """The token that both ends have proved, if there is one."""
         ...
 
+    @property
+    def user(self) -> str:
+        """Whose token that is; NOBODY where the receiver has no users."""
+        ...
+
     def welcome(self) -> m.Welcome | None:
         """Return the Welcome to be said; None where it was said."""
         ...
@@ -79,7 +90,7 @@ class Admission:
     def __init__(
         self,
         settings: ReceiverSettings,
-        names: Names,
+        homes: Homes,
         budget: Budget,
         *,
         ended: Callable[[Transfer, FilestreamerError | None], None],
@@ -89,15 +100,15 @@ class Admission:
         dialling: Dialling | None = None,
         committed: Callable[[Transfer], None] | None = None,
     ) -> None:
-        """Have no transfers yet. `budget` is the memory for all of them. `asked` is all that they may bring.
+        """Have no transfers yet. `homes` has the names of each user, `budget` the memory for all transfers.
 
-        `dialling` dials their connections, if the senders do not. `committed` is called by each that has put everything
-        in place, before its sender learns of it.
+        `asked` is all that they may bring. `dialling` dials their connections, if the senders do not. `committed` is
+        called by each that has put everything in place, before its sender learns of it.
 
         `ended` is called in the thread of a transfer that has ended, with its error; it has to call `remove`.
         """
         self._settings = settings
-        self._names = names
+        self._homes = homes
         self._ended = ended
         self._budget = budget
         self._monitor = monitor
@@ -107,12 +118,14 @@ class Admission:
         self._committed = committed
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
-        self._lock = threading.Lock()  # protects _transfers
-        self._transfers: dict[bytes, Transfer] = {}
+        self._lock = threading.Lock()  # protects _transfers and _homes
+        self._transfers: dict[tuple[str, bytes], Transfer] = {}
+        """By user and transfer_id."""
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._descriptors = most - min(SPARE_DESCRIPTORS, most // 3)
         """The descriptors that data connections may have, each one for its socket and one for a file that it writes."""
         secured_bytes = SECURED_BYTES if settings.tls else 0
+        self._transfer_bytes = TRANSFER_BYTES + 3 * secured_bytes
         self._rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
         self._socket_limits = process_limit.read_socket_limits()._replace(secured_bytes=secured_bytes)
 
@@ -137,16 +150,39 @@ class Admission:
         """Return (limit, used): the bytes that senders can make this process hold after their opening."""
         return self._budget.total_bytes, self._budget.used_bytes
 
-    def token_of(self, transfer_id: bytes) -> bytes | None:
-        """Return the token with which a transfer that is under way was let in; None where it is not known."""
+    def earlier_tokens(self, current: Container[bytes]) -> Mapping[bytes, set[bytes]]:
+        """Return the tokens with which transfers that are under way were let in, and which are not `current` any more.
+
+        Each has the ids of these transfers.
+        """
+        found: dict[bytes, set[bytes]] = {}
         with self._lock:
-            transfer = self._transfers.get(transfer_id)
-        return transfer.token if transfer is not None else None
+            for (_, transfer_id), transfer in self._transfers.items():
+                if transfer.token is not None and transfer.token not in current:
+                    found.setdefault(transfer.token, set()).add(transfer_id)
+        return found
+
+    def user_of(self, transfer_id: bytes, token: bytes) -> str | None:
+        """Return whose the transfer of this id is that was let in with this token; None where there is none."""
+        with self._lock:
+            for (user, known), transfer in self._transfers.items():
+                if known == transfer_id and transfer.token == token:
+                    return user
+        return None
+
+    def expel_others(self, users: Container[str]) -> None:
+        """End the transfers of all but these users."""
+        with self._lock:
+            others = [transfer for (user, _), transfer in self._transfers.items() if user not in users]
+        for transfer in others:
+            transfer.expel()
 
     def remove(self, transfer: Transfer) -> None:
         """Remove a transfer that has ended."""
         with self._lock:
-            self._transfers.pop(transfer.transfer_id, None)
+            self._transfers.pop((transfer.user, transfer.transfer_id), None)
+            if not any(user == transfer.user for user, _ in self._transfers):
+                self._homes.leave(transfer.user)
 
     def stop(self) -> None:
         """End every transfer; wait at most END_SECONDS."""
@@ -167,7 +203,7 @@ class Admission:
 
         Raises TransferFailed (UNKNOWN_TRANSFER, LIMIT), RemoteProtocolError. Follow it with `let_in`.
         """
-        transfer = self._transfer_of(hello, arrival.host)
+        transfer = self._transfer_of(hello, arrival)
         transfer.token = arrival.token
         if hello.role is not m.Role.DATA:
             return transfer, CONTROL
@@ -223,37 +259,43 @@ class Admission:
         """Return whether there is a place for another data connection; if not, close one, for the next try."""
         with self._lock:
             transfers = sorted(self._transfers.values(), key=lambda each: each.connection_set.admitted, reverse=True)
-        admitted = sum(each.connection_set.admitted for each in transfers)
+        of_users = Counter[str]()
+        for each in transfers:
+            of_users[each.user] += each.connection_set.admitted
+        admitted, of_user = of_users.total(), of_users[wanted_by.user]
         if arrival.socket.fileno() + (admitted if wanted_by.connection_set.admitted else 0) >= self._descriptors:
             return False
-        if admitted < CONNECTIONS:
+        places = min(CONNECTIONS, self._descriptors // 2)
+        is_within = not (wanted_by.user and of_user) or of_user < places - admitted
+        if admitted < CONNECTIONS and is_within:
             return True
         now = time.monotonic()
         # First, try an idle connection of a transfer that has more connections than this one will have; then a busy one
         # of a transfer that has more than its share.
         least = wanted_by.connection_set.admitted + 1
-        for other in transfers:
+        yielding = _yielding(transfers, wanted_by.user, of_users)
+        for other in yielding:
             if other.connection_set.admitted <= least:
                 break
             if other.connection_set.shed(now, limits.OPENING_SILENCE_SECONDS):
                 return False
-        largest = transfers[0].connection_set
-        if largest.admitted > max(CONNECTIONS // len(transfers), least):
-            largest.shed(now, 0.0, busy=True)
+        share = sum(each.connection_set.admitted for each in yielding) // max(1, len(yielding))
+        if yielding and yielding[0].connection_set.admitted > max(share, least):
+            yielding[0].connection_set.shed(now, 0.0, busy=True)
         return False
 
     # --- a transfer
 
-    def _transfer_of(self, hello: m.Hello, peer: str) -> Transfer:
+    def _transfer_of(self, hello: m.Hello, arrival: Arrival) -> Transfer:
         with self._lock:
-            transfer = self._transfers.get(hello.transfer_id)
+            transfer = self._transfers.get((arrival.user, hello.transfer_id))
             if transfer is not None:
                 transfer.check(hello)
                 return transfer
             if hello.role is m.Role.DATA:
                 raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver does not know the transfer")
-            transfer = self._new_transfer(hello, peer)
-            self._transfers[hello.transfer_id] = transfer
+            transfer = self._new_transfer(hello, arrival)
+            self._transfers[arrival.user, hello.transfer_id] = transfer
         try:
             transfer.start()
         except RuntimeError:
@@ -263,27 +305,33 @@ class Admission:
             raise TransferFailed(Code.LIMIT, "no thread can be started: try again later") from None
         return transfer
 
-    def _new_transfer(self, hello: m.Hello, peer: str) -> Transfer:
+    def _new_transfer(self, hello: m.Hello, arrival: Arrival) -> Transfer:
         """Make a transfer, if there is a place for it. Raises TransferFailed(LIMIT). Call it with the lock."""
+        user = arrival.user
         complete = [known for known in self._transfers.values() if known.is_complete]
-        under_way = len(self._transfers) - len(complete)
-        ending = sum(known.is_ending and not known.is_complete for known in self._transfers.values())
-        is_full = under_way - ending >= TRANSFERS
-        if (is_full and not self._make_place()) or under_way >= 2 * TRANSFERS:
-            raise TransferFailed(Code.LIMIT, f"{TRANSFERS} transfers are under way: try again later")
+        under_way = [known for known in self._transfers.values() if not known.is_complete]
+        if (self._is_full_for(user, under_way) and not self._make_place(user)) or len(under_way) >= 2 * TRANSFERS:
+            raise TransferFailed(
+                Code.LIMIT, f"{'too many' if user else TRANSFERS} transfers are under way: try again later"
+            )
+        kept = Counter(known.user for known in complete)
+        complete.sort(key=lambda known: -kept[known.user])
         for known in complete[: max(0, len(complete) - TRANSFERS + 1)]:
             known.dismiss()
-        account = self._reserve(peer, complete)
+        account = self._reserve(arrival, complete)
+        log = self._log.bind(user=user) if user else self._log
         transfer = Transfer(
-            self._names,
+            self._homes.of(user),
             hello,
             account,
             self._settings.patience,
             ended=self._ended,
-            log=self._log.bind(transfer=hello.transfer_id.hex()[:8]),
+            user=user,
+            log=log.bind(transfer=hello.transfer_id.hex()[:8]),
             window_bytes=self._settings.window,
             socket_limits=self._socket_limits,
             rate_limit=self._rate_limit,
+            run=self._settings.run or "",
             asked=self._asked,
             dialling=self._dialling,
             committed=self._committed,
@@ -291,41 +339,54 @@ class Admission:
         transfer.counters.tolerated = self._settings.tolerated
         return transfer
 
-    def _make_place(self) -> bool:
-        """End a transfer that makes no progress; return whether there is one. Call it with the lock.
+    def _is_full_for(self, user: str, under_way: list[Transfer]) -> bool:
+        """Return whether this user may have no further transfer. Call it with the lock."""
+        places = TRANSFERS
+        if user:  # each keeps the memory that is reserved for it, so that places and memory are shared alike
+            places = min(places, self._budget.total_bytes // self._transfer_bytes)
+        free = places - sum(not known.is_ending for known in under_way)
+        return free <= (sum(known.user == user for known in under_way) if user else 0)
 
-        A transfer that has offered nothing is ended first.
+    def _make_place(self, user: str) -> bool:
+        """End a transfer that makes no progress, for one of this user; return whether there is one.
+
+        A transfer that has offered nothing is ended first. Call it with the lock.
         """
-        running = [each for each in self._transfers.values() if not each.is_complete and not each.is_ending]
+        under_way = [each for each in self._transfers.values() if not each.is_complete]
+        yielding = _yielding(under_way, user, Counter(each.user for each in under_way))
+        running = [each for each in yielding if not each.is_ending]
         idle = [each for each in running if each.liveness.has_offered_nothing]
         idle = idle or [each for each in running if each.liveness.is_stalled]
         if idle:
             max(idle, key=lambda each: each.liveness.idle_seconds).yield_place()
         return bool(idle)
 
-    def _reserve(self, peer: str, complete: list[Transfer]) -> Account:
+    def _reserve(self, arrival: Arrival, complete: list[Transfer]) -> Account:
         """Reserve the memory of a transfer. Raises TransferFailed(LIMIT). Call it with the lock.
 
         If there is no memory, transfers are asked to end now, so that the next try finds theirs: complete ones, and the
         one whose sender has been gone for longest or, if there is none, one that makes no progress.
         """
         try:
-            return self._budget.admit(peer, TRANSFER_BYTES + 3 * self._socket_limits.secured_bytes)
+            return self._budget.admit(arrival.user or arrival.host, self._transfer_bytes)
         except TransferFailed:
             for known in complete:
                 known.dismiss()
-            gone = [
-                known
-                for known in self._transfers.values()
-                if not known.is_complete and known.liveness.is_abandoned and not known.has_passed_on
-            ]
+            under_way = [known for known in self._transfers.values() if not known.is_complete]
+            yielding = _yielding(under_way, arrival.user, Counter(known.user for known in under_way))
+            gone = [known for known in yielding if known.liveness.is_abandoned and not known.has_passed_on]
             if gone:
                 reason = "the sender is gone, and other transfers need the memory; what was received is kept"
                 longest = min(gone, key=lambda known: known.liveness.connected_at)
                 longest.end_soon(TransferFailed(Code.TIMEOUT, reason))
             else:
-                self._make_place()
+                self._make_place(arrival.user)
             raise
+
+
+def _yielding(transfers: list[Transfer], user: str, has: Counter[str]) -> list[Transfer]:
+    """Return those that may lose something for a transfer of this user: its own, and those of users who have more."""
+    return [each for each in transfers if each.user == user or has[each.user] > has[user]]
 
 
 def _channel(arrival: Arrival, budget: ConnectionBudget) -> Channel:

@@ -35,8 +35,8 @@ from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
 from receiver.server.admission import Admission
 from receiver.server.dialled import Dialled, Dialler
+from receiver.server.homes import Homes
 from receiver.server.peers_bytes import read_peers_bytes
-from receiver.server.registry import Registry
 from receiver.settings import ReceiverSettings
 from receiver.transfer.asked import Asked
 from receiver.transfer.transfer import Transfer
@@ -108,10 +108,9 @@ class Client:
         self._monitor = monitor
         self._route = route
         self._log = log
-        self._registry = Registry(destination, output_name)
         self.admission = Admission(
             settings,
-            self._registry,
+            Homes(destination, output_name),
             Budget(read_peers_bytes(settings, log)),
             ended=lambda transfer, error: self._events.put(_Ended(transfer, error)),
             monitor=monitor,
@@ -297,12 +296,12 @@ class Client:
 
     def _take_end(self, transfer: Transfer, error: FilestreamerError | None) -> int | None:
         """Report how the transfer ended, and return the exit code; dial for another one where that may help."""
-        has_passed_on = self._registry.has_spent_output(transfer)
+        has_spent_output = transfer.has_spent_output
         self._note_progress(transfer)
         if transfer is not self._transfer:
             self.admission.remove(transfer)
             return None
-        if not transfer.is_complete and not has_passed_on and error is not None and _may_pass(error):
+        if not transfer.is_complete and not has_spent_output and error is not None and _may_pass(error):
             self.admission.remove(transfer)
             self._transfer, self._wanted = None, 0
             self._trouble = error.with_traceback(None)

@@ -37,6 +37,7 @@ class Dialled:
         self.socket = link.socket
         self.hello = hello
         self.token = token
+        self.user = ""  # a receiver that dials has none
         self._link = link
 
     def welcome(self) -> None:
@@ -87,7 +88,7 @@ class Dialler:
         while True:
             reached, sock = attempts.connect()
             try:
-                return self._open(role, reached, sock)
+                return self._open(role, reached, sock, attempts.pins)
             except FilestreamerError as error:
                 sock.close()
                 if not isinstance(error, ConnectionLost):
@@ -100,9 +101,9 @@ class Dialler:
                 with self._mutex:
                     self._sockets.discard(sock)
 
-    def _open(self, role: m.Role, address: Address, sock: socket.socket) -> Dialled:
+    def _open(self, role: m.Role, address: Address, sock: socket.socket, pins: tuple[bytes, ...]) -> Dialled:
         token = self._tokens.choose(format_address(address[1]))
-        link = self._secure(sock, token)
+        link = self._secure(sock, token, pins)
         opening = DiallingReceiverOpening(
             self._incarnation,
             role,
@@ -141,7 +142,7 @@ class Dialler:
             link.send(frame(kind(error.code, error.reason)))
             link.socket.shutdown(socket.SHUT_WR)
 
-    def _secure(self, sock: socket.socket, token: Chosen) -> "_Link":
+    def _secure(self, sock: socket.socket, token: Chosen, pins: tuple[bytes, ...]) -> "_Link":
         if self._trust is None:
             sock.setblocking(False)
             return _Link(sock)
@@ -150,9 +151,7 @@ class Dialler:
 
         secret = token.token.decode() if token.token is not None else None
         try:
-            secured = self._trust.handshake(
-                sock, self._route.host, secret, pins=self._route.pins, on_timeout=lambda _: None
-            )
+            secured = self._trust.handshake(sock, self._route.host, secret, pins=pins, on_timeout=lambda _: None)
         except RemoteProtocolError as error:
             raise RemoteProtocolError(exchange_ends(error.reason), error.code) from None
         except UsageError as error:

@@ -42,10 +42,13 @@ GOODBYE_SECONDS: Final = 2.0
 class Registry:
     """The names of one receiver. Transfers call it from their own threads."""
 
-    def __init__(self, destination: Destination | OpenFile, output_name: bytes | None) -> None:
-        """`output_name` replaces the name that senders give."""
+    def __init__(
+        self, destination: Destination | OpenFile | Callable[[], Destination], output_name: bytes | None
+    ) -> None:
+        """`output_name` replaces the name that senders give. A function opens the destination for the first of them."""
         self._destination = destination
         self._output_name = output_name
+        self._opening = threading.Lock()  # held while the destination is opened, which may wait for a disk
         self._lock = threading.Lock()  # protects the fields below; no thread waits while it holds the lock
         self._changed = threading.Condition(self._lock)  # notified when a shard of a tree has set modes, or has ended
         self._table = NameTable()
@@ -64,6 +67,9 @@ class Registry:
 
     def _follow(self) -> Destination:
         """Return the directory that the user's path leads to now. Raises TransferFailed(DESTINATION)."""
+        with self._opening:
+            if callable(self._destination):
+                self._destination = self._destination()
         there = self._directory.at_path()
         with self._lock:
             if there is not self._destination:
@@ -80,7 +86,7 @@ class Registry:
 
         Raises TransferFailed(POLICY) where this receiver has no destination, or takes one file and another was offered.
         """
-        if not isinstance(self._destination, Destination):
+        if isinstance(self._destination, OpenFile):
             raise TransferFailed(Code.POLICY, f"this receiver writes to {self._destination.path}: there is none to ask")
         if self._output_name is not None and not is_alone:
             raise TransferFailed(Code.POLICY, "this receiver takes one file, under a name of its own (--output-file)")
@@ -311,11 +317,21 @@ class Registry:
                 del self._table.shares[transfer]
                 self._table.forget(file)
 
-    def is_in_use(self, name: bytes) -> bool:
-        """Whether a transfer that does not hang has this name, as that of a file or in a tree."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no transfer has a name, also none that hangs."""
+        with self._lock:
+            return not (self._table.shares or self._table.trees or self._table.shards)
+
+    def is_in_use(self, name: bytes, job: str = "") -> bool:
+        """Whether a transfer that does not hang has this name, as that of a file or in a tree.
+
+        Shards of a tree need not have a name in common: those of this job count as well.
+        """
         with self._lock:
             holders = [transfer for transfer, share in self._table.shares.items() if share.file.name == name]
             holders += self._table.tree_holders(name)
+            holders += [transfer for transfer, shard in self._table.shards.items() if shard.job == job]
         return any(holder.hangs is None for holder in holders)
 
 

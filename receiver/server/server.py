@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from filestreamer.credentials import certificate
@@ -12,15 +12,16 @@ from filestreamer.listening.handshake import Handshake
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
-from filestreamer.wire.errors import ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
+from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.disk.destination import Destination
 from receiver.memory.budget import Budget
 from receiver.pipe.standard_output import OpenFile
 from receiver.server.admission import Admission
+from receiver.server.homes import Homes
 from receiver.server.peers_bytes import read_peers_bytes
-from receiver.server.registry import Registry
 from receiver.server.run import Run
+from receiver.server.users import NOBODY
 from receiver.settings import ReceiverSettings
 from receiver.transfer.transfer import Transfer
 
@@ -30,7 +31,8 @@ TICK_SECONDS: Final = 0.5
 class Arrived:
     """A connection that was accepted, and has gone through its opening (`Arrival`)."""
 
-    def __init__(self, handshake: Handshake[ReceiverOpening]) -> None:
+    def __init__(self, handshake: Handshake[ReceiverOpening], user: str) -> None:
+        self.user = user
         self.host = handshake.host
         self.socket = handshake.socket
         self.token = handshake.opening.token
@@ -49,32 +51,32 @@ class Server:
         *,
         output_name: bytes | None,
         listeners: list[Listener],
-        token: Callable[[], str | None],
+        tokens: Callable[[], Mapping[bytes, str] | None],
         tls: certificate.Current,
         log: Any,
     ) -> None:
         """`output_name` replaces the name that senders give.
 
-        `token` returns the token that senders have to prove now, `tls` what this receiver shows them now.
+        `tokens` returns the tokens of which senders have to prove one now, each with its user; None where none is
+        required. `tls` returns what this receiver shows them now.
         """
         self._settings = settings
         self._monitor = monitor
         self._log = log
         peers_bytes = read_peers_bytes(settings, log)
         handshakes = count_handshakes(peers_bytes)
-        self._registry = Registry(destination, output_name)
         budget = Budget(peers_bytes - handshakes * HANDSHAKE_BYTES)
         self._run = Run(settings, destination, log)
         self.admission = Admission(
             settings,
-            self._registry,
+            Homes(destination, output_name),
             budget,
             ended=self._report_end,
             monitor=monitor,
             log=log,
             committed=self._run.keep,
         )
-        self._token = token
+        self._tokens = tokens
         self._incarnation = random_id()
         self._acceptor = Acceptor(
             listeners, handshakes, opening=self._make_opening, tls=tls, refused=monitor.refused, log=log
@@ -83,8 +85,8 @@ class Server:
         """How `run` has to end, from `stop`: the error to raise, or None."""
         self._busy_at = time.monotonic()
         self._lock = threading.Lock()  # protects what follows
-        self._last_name: bytes | None = None
-        """With --once, the name of the first transfer that was committed."""
+        self._last: Transfer | None = None
+        """With --once, the first transfer that was committed."""
         self._exit_code = 0
 
     def stop(self, error: FilestreamerError | None) -> None:
@@ -109,37 +111,58 @@ class Server:
             self._acceptor.close()
 
     def _make_opening(self, certificate_sha256: bytes) -> ReceiverOpening:
-        token = self._token()
+        tokens = self._current_tokens()
         return ReceiverOpening(
             self._incarnation,
-            token.encode() if token else None,
+            tokens,
             certificate_sha256,
-            earlier=self.admission.token_of,
+            earlier=lambda: self.admission.earlier_tokens(tokens or ()),
             job=self._settings.job or "",
         )
+
+    def _current_tokens(self) -> Mapping[bytes, str] | None:
+        """Return the token of each user of now; the transfers of users who are gone are asked to end."""
+        tokens = self._tokens()
+        if tokens is not None:
+            self.admission.expel_others(frozenset(tokens.values()))
+        return tokens
+
+    def _user_of(self, transfer_id: bytes, token: bytes | None) -> str:
+        """Return whose connection it is that has proved this token. Raises RemoteProtocolError(TOKEN)."""
+        tokens = self._current_tokens()
+        if tokens is None:
+            return NOBODY
+        assert token is not None  # its opening is over
+        user = tokens[token] if token in tokens else self.admission.user_of(transfer_id, token)
+        if user is None:  # the token was taken away since it was proved
+            raise RemoteProtocolError("the token is wrong", Code.TOKEN)
+        return user
 
     def _let_in(self, handshake: Handshake[ReceiverOpening]) -> None:
         """Hand a connection to its transfer, or turn it away."""
         hello = handshake.opening.hello
         assert hello is not None  # its opening is over
+        user = NOBODY
         try:
-            arrival = Arrived(handshake)
+            user = self._user_of(hello.transfer_id, handshake.opening.token)
+            arrival = Arrived(handshake, user)
             transfer, budget = self.admission.find_place(arrival, hello)
             self._acceptor.take(handshake)
             self.admission.let_in(arrival, hello, transfer, budget)
         except ConnectionLost as error:
             self._acceptor.lose(handshake, error)
         except (RemoteProtocolError, TransferFailed) as error:
-            self._acceptor.turn_away(handshake, error.code, error.reason)
+            who = {"user": user} if user else {}
+            self._acceptor.turn_away(handshake, error.code, error.reason, **who)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._token()  # now, and not only with the next connection: what is wrong with its file is told at once
+        self._current_tokens()  # now, and not only with the next connection: what is wrong with a file is told at once
         self._acceptor.tick(now)
         if not self.admission.is_idle:
             self._busy_at = now
         with self._lock:
-            ended = self._run.ended(now - self._busy_at) if self._last_name is None else None
+            ended = self._run.ended(now - self._busy_at) if self._last is None else None
         if ended is not None:
             self._exit_code, error = ended
             self.stop(error)
@@ -159,20 +182,19 @@ class Server:
             self._monitor.ended(transfer.counters, outcome.status)
         self.admission.remove(transfer)
         with self._lock:
-            if transfer.is_committed and self._settings.once and self._last_name is None:
-                self._last_name, self._exit_code = transfer.target_name, outcome.exit_code
+            if transfer.is_committed and self._settings.once and self._last is None:
+                self._last, self._exit_code = transfer, outcome.exit_code
             if not transfer.is_complete:
                 self._run.note_failure(transfer, error)
+        log = self._log.bind(user=transfer.user) if transfer.user else self._log
         if was_offered:
-            report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)
+            report(outcome, self._settings.result_file, log, file=transfer.counters.name)
             self._monitor.push()
         else:
-            self._log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
-        if self._registry.has_spent_output(
-            transfer
-        ):  # no other transfer can write to the output, even if this one failed
+            log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
+        if transfer.has_spent_output:  # no other transfer can write to the output, even if this one failed
             self._exit_code = outcome.exit_code
             self.stop(None)
-        # With --once, the other shards of the file, and transfers that still have its name, end before.
-        if self._last_name is not None and not self._registry.is_in_use(self._last_name):
+        # With --once, the other shards, and transfers that still have its name, end before.
+        if self._last is not None and not self._last.holds_name:
             self.stop(None)

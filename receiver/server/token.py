@@ -7,22 +7,25 @@ for all addresses that it listens on.
 
 The file of a token is read again when it has changed: new connections need the new token, and transfers that are under
 way go on with the one with which they began.
+
+With --tokens, each user has a token (`receiver.server.users`), and none is chosen.
 """
 
 import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from filestreamer.settings import own_token, renewed, values
 from filestreamer.settings.own_token import is_loopback
 from filestreamer.settings.values import TOKEN_CHARACTERS_MIN
-from filestreamer.wire.errors import Code, from_os_error
+from filestreamer.wire.errors import Code, UsageError, from_os_error
 from receiver.disk.destination import Destination
 from receiver.disk.paths import STAGING
 from receiver.pipe.standard_output import OpenFile
+from receiver.server.users import NOBODY, Users
 from receiver.settings import ReceiverSettings
 
 _NAME: Final = "token"
@@ -40,10 +43,17 @@ class Chosen(NamedTuple):
     """Whether it was made just now: the user has not seen it yet."""
     is_own: bool = False
     """Whether it is the user's own token, which this user's senders on this machine find by themselves."""
+    users: Users | None = None
+    """Those of --tokens, each with a token; `token` is the shortest of them, and `path` the directory."""
 
 
 def choose(settings: ReceiverSettings, destination: Destination | OpenFile, hosts: list[str], log: Any) -> Chosen:
     """Choose the token for a receiver that listens on `hosts`. Raises TransferFailed(DESTINATION), UsageError."""
+    if settings.tokens is not None:
+        users = Users(settings.tokens, log)
+        if isinstance(destination, Destination) and _is_below(settings.tokens, destination.path):
+            raise UsageError(f"--tokens {settings.tokens} lies in --directory: a user could write there")
+        return Chosen(users.shortest_token, settings.tokens, users=users)
     if settings.token is not None:
         return Chosen(settings.token)
     is_local = all(is_loopback(host) for host in hosts)
@@ -58,6 +68,26 @@ def choose(settings: ReceiverSettings, destination: Destination | OpenFile, host
 
 
 def current(
+    chosen: Chosen, settings: ReceiverSettings, destination: Destination | OpenFile, log: Any
+) -> Callable[[], Mapping[bytes, str] | None]:
+    """Return what returns each token with its user, as the files have them now; None where none is required."""
+    if chosen.users is not None:
+        return chosen.users.get
+    get = _current(chosen, settings, destination, log)
+    return lambda: of_one(get())
+
+
+def of_one(token: str | None) -> Mapping[bytes, str] | None:
+    """Return the one token that a receiver without users requires, if it does, in the form of `Users.get`."""
+    return None if token is None else {token.encode(): NOBODY}
+
+
+def _is_below(path: str, directory: str) -> bool:
+    above = os.path.realpath(directory)
+    return os.path.commonpath((os.path.realpath(path), above)) == above
+
+
+def _current(
     chosen: Chosen, settings: ReceiverSettings, destination: Destination | OpenFile, log: Any
 ) -> Callable[[], str | None]:
     """Return what returns the chosen token as its file has it now."""

@@ -47,6 +47,8 @@ class Context:
     log: Any
     job: str = ""
     """The job that the sender's first Hello named; empty where it has none."""
+    run: str = ""
+    """The run of this receiver; empty where it has none."""
     committed: Callable[[], None] = lambda: None
     """Called when everything is under its final name, and before the sender learns of it. It may wait for a disk."""
     rate_limit: RateLimit | None = None

@@ -82,8 +82,14 @@ class Names(Protocol):
         Raises TransferFailed(POLICY) where this receiver has no destination, or takes one file and another was offered.
         """
 
-    def is_in_use(self, name: bytes) -> bool:
-        """Whether a transfer that does not hang has this name, as that of a file or in a tree."""
+    def is_in_use(self, name: bytes, job: str = "") -> bool:
+        """Whether a transfer that does not hang has this name, as that of a file or in a tree.
+
+        Shards of a tree need not have a name in common: those of this job count as well.
+        """
+
+    def has_spent_output(self, transfer: Claimant) -> bool:
+        """Whether a transfer has written to the output, so that no other one can any more."""
 
     def release_committed(self, transfer: Claimant) -> None:
         """Let other transfers have the name of a file that this one has committed."""

@@ -174,6 +174,7 @@ class TargetOpener:
             roots,
             root=root,
             job=context.job,
+            run=context.run,
             account=context.account,
             counters=context.counters,
             rehasher=context.rehasher,

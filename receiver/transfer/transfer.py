@@ -51,27 +51,31 @@ class Transfer(threading.Thread):
         *,
         ended: "Callable[[Transfer, FilestreamerError | None], None]",
         log: Any,
+        user: str = "",
         window_bytes: int = 64 * limits.MIB,
         socket_limits: SocketLimits | None = None,
         rate_limit: RateLimit | None = None,
+        run: str = "",
         asked: Asked | None = None,
         dialling: Dialling | None = None,
         committed: "Callable[[Transfer], None] | None" = None,
     ) -> None:
         """Make a transfer for the first Hello of a sender. Nothing happens before `start`.
 
-        `account` is closed at the end; then `ended` is called with the error that ended the transfer, or None.
+        `user` is whose transfer it is, where the receiver has users. `account` is closed at the end; then `ended` is
+        called with the error that ended the transfer, or None.
         `window_bytes` is the most that a pipe may keep. `socket_limits` is read here where it is None. `rate_limit` is
-        that of all transfers of this process. `asked` is what the receiver has asked for, if it takes nothing else.
-        `dialling` dials the connections, if the sender does not. `committed` is called when everything is under its
-        final name, before the sender learns of it; it may wait for a disk.
+        that of all transfers of this process. `run` is the receiver's own (--run). `asked` is what the receiver has
+        asked for, if it takes nothing else. `dialling` dials the connections, if the sender does not. `committed` is
+        called when everything is under its final name, before the sender learns of it; it may wait for a disk.
         """
         super().__init__(name=f"transfer-{hello.transfer_id.hex()[:8]}", daemon=True)
         self.transfer_id = hello.transfer_id
+        self.user = user
         self.token: bytes | None = None
         """The token with which its last connection was let in: it goes on with that, even if the token is renewed."""
         self.account = account
-        self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES)
+        self.counters = TransferCounters(hello.transfer_id, "", m.RECEIVER_STAGES, user=user)
         self._ended = ended
         self._over = threading.Event()
         self.mailbox = Mailbox(self._over)
@@ -104,6 +108,7 @@ class Transfer(threading.Thread):
             report=Report(lambda: self.mailbox.post_now(Nudged())),
             log=log,
             job=hello.job,
+            run=run,
             committed=lambda: committed(self) if committed is not None else None,
             rate_limit=rate_limit,
             asked=asked,
@@ -124,6 +129,16 @@ class Transfer(threading.Thread):
             raise RemoteProtocolError("the connections of a transfer name different jobs")
 
     # --- for the server, the registry and newer transfers: questions
+
+    @property
+    def has_spent_output(self) -> bool:
+        """Whether the output of the receiver has bytes of this transfer, so that it is of use to no other one."""
+        return self.context.names.has_spent_output(self)
+
+    @property
+    def holds_name(self) -> bool:
+        """Whether a transfer that does not hang has the name of this one, or is of its job. Requires a target."""
+        return self.context.names.is_in_use(self.target_name, self.context.job)
 
     @property
     def is_complete(self) -> bool:
@@ -185,6 +200,15 @@ class Transfer(threading.Thread):
         """Ask a complete transfer to end soon: it was only kept to send Complete again."""
         self._coordinator.is_dismissed = True
         self.mailbox.post_now(Nudged())
+
+    def expel(self) -> None:
+        """Ask the transfer to end soon, because its user is one no more; its connections prove nothing from now on."""
+        self.token = None
+        if self.is_complete:
+            self.dismiss()
+        else:
+            reason = f"the token of user {self.user} was taken away: ask who runs this receiver"
+            self.end_soon(TransferFailed(Code.TOKEN, reason))
 
     def yield_place(self) -> None:
         """Ask the transfer to end soon, because another one waits for its place. Its sender may begin again."""

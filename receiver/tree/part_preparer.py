@@ -27,7 +27,7 @@ from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
 from receiver.disk.staging.shared_names import SharedNames, path_key
 from receiver.disk.staging.sweep import (
-    discard_share,
+    discard_staged,
     discard_version,
     drop_leftovers,
     has_staged_bytes,
@@ -164,9 +164,11 @@ class PartPreparer:
         if large.share is not WHOLE:
             self._take_share(part_state, index, state)
             return
-        if not self._is_staged(entry.path):
-            return
         place = self._places.of(entry.path)
+        key = staging_key(place.below(entry.path))
+        self._discard_shared(place, key)
+        if key not in self._keys_in(place):
+            return
         if state == CLAIMED and has_staged_bytes(place, place.below(entry.path)):
             state = FREE  # an earlier run began to send it, as it differs: what came is worth more
             part_state.set(index, FREE)
@@ -184,19 +186,27 @@ class PartPreparer:
         if state == CLAIMED:  # its place keeps no times: it is received anew, as no shard compares all of it
             state = FREE
             part_state.set(index, FREE)
-        stems = self._stems[place].get(path_key(names.stem), ())
-        if len(stems) > (names.stem in stems) and (staging_fd := self._staging_fd(place)) is not None:
-            for stem in stems:  # of an earlier version of the source, or of another number of shards
-                if stem != names.stem:
-                    discard_version(staging_fd, stem)
+        key = path_key(names.stem)
+        self._discard_shared(place, key, names.stem if state == FREE else "")  # else the file is in place
+        if key in keys and (staging_fd := self._staging_fd(place)) is not None:
+            discard_staged(staging_fd, place.below(entry.path))  # of a transfer that was no shard
             os.close(staging_fd)
         if state == FREE and names.key in keys:
             if self._large_files.take_sealed(part_state, index):
                 part_state.set(index, UNCHECKED)
             else:
                 self._resume(part_state, index)
-        elif names.key in keys and (staging_fd := self._staging_fd(place)) is not None:
-            discard_share(staging_fd, names)  # the file is in place
+
+    def _discard_shared(self, place: Place, key: str, kept: str = "") -> None:
+        """Discard what shards have staged of a file with this key, but for one version.
+
+        The others are of an earlier version of the source, of another number of shards, or of no shards any more.
+        """
+        self._keys_in(place)
+        needless = self._stems[place].get(key, set()) - {kept}
+        if needless and (staging_fd := self._staging_fd(place)) is not None:
+            for stem in needless:
+                discard_version(staging_fd, stem)
             os.close(staging_fd)
 
     def _staging_fd(self, place: Place) -> int | None:
@@ -205,11 +215,6 @@ class PartPreparer:
             return place.open_staging(create=False)
         except (OSError, TransferFailed):
             return None
-
-    def _is_staged(self, path: bytes) -> bool:
-        """Whether an earlier run left a ledger of a large file."""
-        place = self._places.of(path)
-        return staging_key(place.below(path)) in self._keys_in(place)
 
     def _keys_in(self, place: Place) -> set[str]:
         """Return the keys of the ledgers that earlier runs left in a place. Raises TransferFailed."""

@@ -49,7 +49,10 @@ class Shard:
             raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
 
     def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
-        """Count the shard as finished, now that all of it is durable. Raises TransferFailed(SOURCE_CHANGED)."""
+        """Count the shard as finished, now that all of it is durable.
+
+        Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
+        """
 
 
 NO_SHARD: Final = Shard()
@@ -58,13 +61,13 @@ NO_SHARD: Final = Shard()
 class TreeShard(Shard):
     """A shard. For one thread at a time, but for `waits`."""
 
-    def __init__(self, offer: m.Offer, shard: m.Shard, job: str, destination: Destination) -> None:
+    def __init__(self, offer: m.Offer, shard: m.Shard, job: str, run: str, destination: Destination) -> None:
         share = Share(shard.shard_index, shard.shard_count)
         self.shares = TreeShares(share, offer.chunk_size, checksum=offer.checksum)
         self._share = share
         self.staging_name = b"\0" + str(share).encode()
         self._job = job
-        self._record = JobRecord(destination, job, share.index, share.count)
+        self._record = JobRecord(destination, job, run, share.index, share.count)
         self._walk_digest = b""
 
     @property
@@ -85,7 +88,8 @@ class TreeShard(Shard):
 
     def waits(self, share: ClosedShare, prefix: bytes) -> None:
         """Note a file that waits for other shards; `prefix` is that of its place. Any thread may call."""
-        self._record.note_pending(SharedFile(share.names.data, prefix, share.entry.path, share.entry.size))
+        names, entry = share.names, share.entry
+        self._record.note_pending(SharedFile(names.data, prefix, entry.path, entry.size, len(names.indices)))
 
     def take_finish(self, finish: m.Finish) -> None:
         """Take the digest of the walk. Raises RemoteProtocolError where there is none."""
@@ -94,18 +98,21 @@ class TreeShard(Shard):
         self._walk_digest = finish.walk_digest
 
     def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
-        """Count the shard as finished, now that all of it is durable. Raises TransferFailed(SOURCE_CHANGED)."""
-        left_out = bool(counters.left_files) or any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
-        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out)
-        state, waiting = self._record.finish(finished)
-        if waiting:
-            report.warn(
-                f"{waiting} large files are not complete, although all shards of job {self._job} are finished: what"
-                " some of them had moved is gone. Run all of them again"
-            )
+        """Count the shard as finished, now that all of it is durable.
+
+        Raises TransferFailed: SOURCE_CHANGED, DESTINATION.
+        """
+        # What was declined in the last step may not be counted yet: it is, when it is told.
+        failed = report.untold(counters.is_failure) + counters.failed_files
+        told = any(kind not in _IN_PLACE for kind in counters.skipped_kinds)
+        left_out = report.is_short or told or bool(counters.left_files)
+        finished = FinishedShard(self._walk_digest.hex(), first_files, counters.data_bytes, left_out, failed)
+        state = self._record.finish(finished)
         files = sum(shard.files for shard in state.shards.values())
         size = sum(shard.bytes for shard in state.shards.values())
         done = len(state.shards)
-        is_committed = done == state.shard_count and not waiting
+        is_committed = done == state.shard_count
+        if is_committed:
+            counters.failed_by_others = sum(shard.failed for shard in state.shards.values()) - failed
         self.complete = m.Complete(is_committed, 0, 0, counters.left_files, done, files, size)
         counters.job = JobCounts(self._job, str(self._share), done, files, size)

@@ -41,6 +41,7 @@ from receiver.tree.tree_shard import NO_SHARD, Shard, TreeShard
 from receiver.tree.tree_writer import TreeWriter
 
 PARTS_ACTIVE: Final = 64
+NOTHING_CAME: Final = "nothing has come: the source is empty, or not mounted, or all in it is left out"
 STEP_BYTES: Final = 256 * limits.KIB
 """Memory that grows with the manifest, a few bytes for each part and name, is borrowed in steps of this size."""
 
@@ -62,6 +63,7 @@ class TreeTarget:
         *,
         root: bytes,
         job: str = "",
+        run: str = "",
         account: Account,
         counters: TransferCounters,
         rehasher: Rehasher,
@@ -70,7 +72,9 @@ class TreeTarget:
         report: Report,
         log: Any,
     ) -> None:
-        """`root` is the first component of the first path, and is claimed in `top_level_names`; `job` groups shards.
+        """`root` is the first component of the first path, and is claimed in `top_level_names`.
+
+        `job` groups shards, in one `run` of the receiver.
 
         `report` is told what can't be done; `failed` ends the transfer, `nudge` has the coordinator ask for `more`: any
         thread may call them. Raises TransferFailed.
@@ -81,10 +85,11 @@ class TreeTarget:
         self._destination = destination = top_level_names.destination
         self._top_level_names = top_level_names
         self._counters = counters
+        self._log = log
         self._deleter: Deleter | None = None
         if offer.delete is not None:
             self._deleter = Deleter(offer.delete, top_level_names, report, counters, log)
-        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, destination)
+        self._shard: Shard = NO_SHARD if offer.shard is None else TreeShard(offer, offer.shard, job, run, destination)
         self._stagings = TreeStagings(destination, root, report, self._shard.staging_name)
         with contextlib.ExitStack() as opened:
             opened.callback(self._stagings.close)
@@ -485,10 +490,26 @@ class TreeTarget:
                 self._stagings.close()
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
-        self._counters.left_files = self._declines.report.left
-        self._shard.finish(self._counters, self._part_preparer.first_files, self._declines.report)
+        report = self._declines.report
+        self._counters.left_files = report.left
+        self._shard.finish(self._counters, self._part_preparer.first_files, report)
+        self._tell_empty()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True
+
+    def _tell_empty(self) -> None:
+        """Warn the user here if nothing came, or nothing but top-level directories; the sender warns its own."""
+        counters, complete = self._counters, self._shard.complete
+        if complete is not None and (complete.job_files or not complete.committed):
+            return  # other shards have moved something, or may still do so
+        if counters.files or counters.skipped_kinds:
+            return
+        parts = map(self._archive.part, range(self._archive.parts))
+        is_bare = all(
+            entry.type is m.EntryType.DIRECTORY and b"/" not in entry.path for part in parts for entry in part.entries
+        )
+        if is_bare and counters.warn(NOTHING_CAME):
+            self._log.warning("notice", reason=NOTHING_CAME)
 
     def stop_writes(self) -> None:
         """Refuse further writes, and wake every thread that waits: the transfer is over."""

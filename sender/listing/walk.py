@@ -16,6 +16,7 @@ directory on which another file system is mounted is an entry without content.
 
 import errno
 import heapq
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
-from filestreamer.wire.errors import Code, UsageError, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest
@@ -73,9 +74,10 @@ class Walk:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
-        owners, if `xattrs`, extended attributes. If `keeps`, a KEPT entry stands for what is there and is not moved,
-        such as a FIFO. `warn` is called with what the user should know, maybe several times. Raises UsageError where
-        two paths have the same name at the destination.
+        owners, if `xattrs`, extended attributes. If `keeps` (--delete), a KEPT entry stands for what is there and is
+        not moved, such as a FIFO, and an empty directory is refused where the user names it. `warn` is called with what
+        the user should know, maybe several times. Raises UsageError where two paths have the same name at the
+        destination.
         """
         self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -105,6 +107,7 @@ class Walk:
         self._shares: TreeShares | None = None  # not a shard
         self._chunk_size = 0
         self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
+        self._is_own = False  # whether the entry that is looked at was found to be this shard's
 
     def share_out(self, shares: TreeShares, chunk_size: int) -> None:
         """Yield only the entries of one shard from now on, and all directories."""
@@ -145,12 +148,24 @@ class Walk:
                 self._mounts.begin(self._directories.get(root, b""))
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(root.path)}") from None
+        if self._chosen is None and levels[0].is_empty():
+            self._tell_empty(levels[0].item)
         if not self._is_sparing and levels[0].is_to_be_listed():
             yield levels[0].item
         try:
             yield from self._below(levels)
         finally:
             self._directories.close()
+
+    def _tell_empty(self, root: Item) -> None:
+        """Warn of a directory that the user names and that is empty, as one is on which its volume is not mounted.
+
+        Raises TransferFailed(SOURCE) with --delete: nothing would be left at the destination.
+        """
+        text = f"{root.shown} is empty: is what should be in it mounted?"
+        if self._keeps:
+            raise TransferFailed(Code.SOURCE, f"{text} With --delete, nothing would be left at the destination")
+        self._warn(text)
 
     def _below(self, levels: "list[_Level]") -> Iterator[Item]:
         # Not recursive: a tree may be deeper than the stack.
@@ -174,6 +189,7 @@ class Walk:
 
     def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
         """Look at one entry of a directory; return None where it is left out."""
+        self._is_own = False
         parent = level.item
         path = os.path.join(parent.path, name)
         below = level.below + b"/" + name if level.below else name
@@ -247,7 +263,7 @@ class Walk:
                 self._skip(path + end, wire_path + end, kind, reason)
 
     def _skip(self, path: bytes, wire_path: bytes, kind: SkipKind, reason: str) -> None:
-        if self._shares is not None and not self._shares.is_first(wire_path):
+        if self._shares is not None and not (self._is_own or self._shares.is_first(wire_path)):
             return  # each shard finds it, and one of them tells it
         self._skipped(Skipped(os.fsdecode(path), reason, kind, wire_path))
 
@@ -297,7 +313,8 @@ class Walk:
             return True
         is_linked = status.st_nlink > 1
         self._digest.file(name, status.st_size, _mtime_ns(status), is_linked=is_linked)
-        return self._shares.has_file(name, status.st_size, is_linked=is_linked)
+        self._is_own = self._shares.has_file(name, status.st_size, is_linked=is_linked)
+        return self._is_own
 
     def _is_own_other(self, name: bytes, status: os.stat_result) -> bool:
         """Return the same for what is neither a file nor a directory."""
@@ -392,6 +409,7 @@ class Walk:
             is_shared = self._shares.is_shared(status.st_size, is_linked=is_linked)
             if was_shared or is_shared or was_linked != is_linked:
                 raise changed(item, "and other shards have it as it was")
+            self._is_own = True
         return self._file(item.path, item.root, item.entry.path, status)
 
     def _follow(self, identity: Identity) -> int:
@@ -425,6 +443,12 @@ class _Level:
         self.below = below
         self.names = names
         self._is_listed = not item.entry.path  # the destination itself is not an entry
+
+    def is_empty(self) -> bool:
+        """Return whether there is nothing in it that was not looked at yet."""
+        first = list(itertools.islice(self.names, 1))
+        self.names = itertools.chain(first, self.names)
+        return not first
 
     def is_to_be_listed(self) -> bool:
         """Return whether it was not listed yet; from then on it counts as listed."""

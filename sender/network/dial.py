@@ -101,7 +101,7 @@ class Dialer:
             address, sock = dialing.connect()
             link: _Link | None = None
             try:
-                link = self._open(address, sock)
+                link = self._open(address, sock, dialing.pins)
                 pending = self._say_hello(link, Role.CONTROL, 0)
                 on_hello(address, pending)
                 pending.finish()
@@ -137,7 +137,8 @@ class Dialer:
         address = self._control_state.wait_for_address()
         link: _Link | None = None
         try:
-            link = self._open(*self._dial([address]).connect())
+            dialing = self._dial([address])
+            link = self._open(*dialing.connect(), dialing.pins)
             incarnation = self._control_state.wait_for_incarnation(address)
             if incarnation is not None:
                 pending = self._say_hello(link, Role.DATA, connection_id, incarnation)
@@ -153,14 +154,14 @@ class Dialer:
                 raise
         return None
 
-    def _open(self, address: Address, sock: socket.socket) -> _Link:
+    def _open(self, address: Address, sock: socket.socket, pins: tuple[bytes, ...]) -> _Link:
         """Take over a socket that is connected, with TLS where that is wanted."""
         shown = format_address(address[1])
         deadline = Deadline(limits.OPENING_SILENCE_SECONDS, f"{shown}: the receiver's answer")
         try:
             token = self._tokens.choose(shown)
             if self._trust is not None:
-                return self._secure(self._trust, sock, token, deadline)
+                return self._secure(self._trust, sock, token, pins, deadline)
             return _Link(Channel(prepare(sock, self._user_timeout), deadline), token)
         except OSError as error:
             self._forget(sock)
@@ -169,25 +170,25 @@ class Dialer:
             self._forget(sock)
             raise
 
-    def _secure(self, trust: "Trust", sock: socket.socket, token: Chosen, deadline: Deadline) -> _Link:
+    def _secure(
+        self, trust: "Trust", sock: socket.socket, token: Chosen, pins: tuple[bytes, ...], deadline: Deadline
+    ) -> _Link:
         from filestreamer.wire.sockets import tls, tls_channel
 
-        stream, needs_proof = self._shake_hands(trust, sock, token)
+        stream, needs_proof = self._shake_hands(trust, sock, token, pins)
         prepare(sock, self._user_timeout)
         channel = tls_channel.TlsChannel(stream, deadline)
         # A token that vouches for the certificate counts, whoever has found it.
         token = token._replace(is_own=token.is_own and not needs_proof)
         return _Link(channel, token, tls.peer_certificate_sha256(stream))
 
-    def _shake_hands(self, trust: "Trust", sock: socket.socket, token: Chosen) -> "Secured":
+    def _shake_hands(self, trust: "Trust", sock: socket.socket, token: Chosen, pins: tuple[bytes, ...]) -> "Secured":
         address = format_address(sock.getpeername())
         secret = token.token.decode() if token.token is not None else None
         with self._mutex:
             self._handshakes.append(address)
         try:
-            return trust.handshake(
-                sock, self._route.host, secret, pins=self._route.pins, on_timeout=self.path_mtu.handshake_failed
-            )
+            return trust.handshake(sock, self._route.host, secret, pins=pins, on_timeout=self.path_mtu.handshake_failed)
         finally:
             with self._mutex:
                 self._handshakes.remove(address)

@@ -215,9 +215,12 @@ class Found(NamedTuple):
 
 
 def everything_in(volume: Path, *, owners: bool = False) -> dict[str, Found]:
-    """Return all that lies below a directory, by path."""
+    """Return all that lies below a directory, by path, but for the receipts of what was received there."""
     found = {}
     for path in sorted(volume.rglob("*")):
+        if path.relative_to(volume).parts[0] == ".filestreamer":
+            assert path.suffix in ("", ".receipt", ".job")
+            continue
         status = path.lstat()
         content = os.fsencode(os.readlink(path)) if path.is_symlink() else b""
         if stat.S_ISREG(status.st_mode):
@@ -262,7 +265,7 @@ def test_one_file_of_a_volume_moves_alone(node: Node) -> None:
     sender = node.start(build, job(build, "sender"), settings={"input_file": "/data/example.bin"})
 
     assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
-    assert [path.name for path in node.volume("destination").iterdir()] == ["example.bin"]
+    assert list(everything_in(node.volume("destination"))) == ["example.bin"]
     assert (node.volume("destination") / "example.bin").read_bytes() == content
 
 
@@ -320,19 +323,31 @@ def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> Non
     assert "/data/example.bin" in sender.message()["error"]["message"]
 
 
-def test_the_pods_of_an_indexed_job_share_a_file(node: Node) -> None:
+def test_the_pods_of_an_indexed_job_share_a_volume_and_a_lost_one_is_retried_alone(node: Node) -> None:
     build = "overlays/shards"
-    content = fill_source(node)
+    fill_source(node)
+    for number in range(40):
+        path = node.volume("source") / f"{number % 3}" / f"{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([number]) * 1000)
     receiver = node.start(build, job(build, "receiver"))
     count = job(build, "sender")["spec"]["completions"]
-    senders = [
-        node.start(build, job(build, "sender"), settings={"chunk_size": "1MiB"}, index=index) for index in range(count)
-    ]
 
-    assert [sender.exit_code() for sender in senders] == [0] * count
-    assert receiver.exit_code() == 0
-    assert sum(sender.message()["sent_bytes"] for sender in senders) == SIZE
-    assert (node.volume("destination") / "example.bin").read_bytes() == content
+    def start(index: int, **settings: object) -> Pod:
+        return node.start(build, job(build, "sender"), settings={"chunk_size": "1MiB", **settings}, index=index)
+
+    lost, *others = [start(index, **({} if index else {"rate_limit": "1MiB/s"})) for index in range(count)]
+    until(lambda: lost.is_ready(9465) and lost.acknowledged_bytes(9465) > 0, "it moves nothing")
+    lost.container.kill("SIGKILL")
+    assert (lost.exit_code(), [sender.exit_code() for sender in others]) == (137, [0] * len(others))
+    assert not any(sender.message()["committed"] for sender in others)
+    again = start(0)
+
+    assert (again.exit_code(), receiver.exit_code()) == (0, 0)
+    assert everything_in(node.volume("destination")) == everything_in(node.volume("source"))
+    for last in (again.message(), receiver.message()):
+        assert last["committed"] is True
+        assert (last["job"]["shards_finished"], last["job"]["files"], last["job"]["bytes"]) == (4, 41, SIZE + 40_000)
 
 
 # --- owners

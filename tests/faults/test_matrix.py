@@ -194,7 +194,7 @@ def test_every_data_connection_is_reset_again_and_again(pair: Pair, seed: int) -
 
 def test_a_data_connection_is_half_open(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
-    plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=OPENED_BYTES + 42)]
+    plan = [HalfOpen(on="data 0", at=MIB), HalfOpen(on="data 2", direction="down", at=OPENED_BYTES + 54)]
     assert moved_through(pair, file, plan)["reconnects"] >= 2
 
 
@@ -203,7 +203,7 @@ def test_what_a_connection_carried_last_is_lost(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
     plan = [
         Truncate(on="data 0", at=MIB, lost=300_000),
-        Truncate(on="data 1", direction="down", at=OPENED_BYTES + 42, lost=50),
+        Truncate(on="data 1", direction="down", at=OPENED_BYTES + 54, lost=50),
     ]
     assert moved_through(pair, file, plan)["reconnects"] >= 2
 

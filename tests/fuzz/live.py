@@ -594,7 +594,7 @@ class Impostor:
     def _open(self, rng: Random, link: Link) -> m.Hello | None:
         """Open, mostly rightly."""
         incarnation = self._incarnation if rng.random() < 0.9 else random_id()
-        opening = ReceiverOpening(incarnation, self._token.encode() if self._token else None)
+        opening = ReceiverOpening(incarnation, (self._token.encode(),) if self._token else None)
         wrongly = rng.random()
         if wrongly < 0.04:
             greeting = changed(rng, opening.greeting_body, rng.choice(corpus().bodies))

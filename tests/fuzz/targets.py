@@ -168,19 +168,20 @@ def try_sending(session: Session, message: m.Message) -> None:
 
 
 JOBS: Final = ("", "photos", "mails")
+ANOTHERS: Final = b"the token of another user, as long"
 JOINED: Final = Joined(bytes(16), 0, 8)
 
 
 def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
-    """Let in who has said Hello, and proved the token where one is asked for."""
-    token, certificate = rng.choice((None, TOKEN)), rng.choice((b"", bytes(32)))
+    """Let in who has said Hello, and proved a token where one is asked for."""
+    tokens, certificate = rng.choice((None, (TOKEN,), (ANOTHERS, TOKEN))), rng.choice((b"", bytes(32)))
     job = rng.choice(JOBS)
-    end = ReceiverOpening(bytes(16), token, certificate, job=job)
+    end = ReceiverOpening(bytes(16), tokens, certificate, job=job)
     greeting = end.greeting_body
-    their_token = rng.choice((TOKEN, TOKEN, b"another token of some length"))
+    their_token = rng.choice((TOKEN, TOKEN, ANOTHERS))
     theirs = SenderOpening(their_token, certificate, job=rng.choice((job, job, *JOBS)))
     role, connection_id = rng.choice(((Role.CONTROL, 0), (Role.DATA, 3)))
-    if token is None:
+    if tokens is None:
         bodies = [encode(corpora.HELLO._replace(can_prove=rng.random() < 0.5, job=rng.choice(JOBS)))]
     else:
         bodies = list(theirs.answer(greeting, bytes(16), role, connection_id, 8))
@@ -194,7 +195,8 @@ def fuzz_receiver_opening(rng: Random, have: Corpus) -> None:
         heard.append(body)
         hello = end.receive(body)
         if hello is not None:
-            check_entry(token, certificate, greeting, heard, hello)
+            expect(end.token in (tokens or (None,)), "let in by a token that nobody has")
+            check_entry(end.token, certificate, greeting, heard, hello)
             expect(hello.job == job or not job, "let in for another job")
             expect(end.welcome().job == hello.job, "welcomed for another job")
             expect(len(encode(end.welcome())) <= limits.OPENING_FRAME_BYTES, "Welcome is too long")
@@ -220,7 +222,7 @@ def fuzz_sender_opening(rng: Random, have: Corpus) -> None:
     job = rng.choice(JOBS)
     end = SenderOpening(token, job=job)
     their_token = rng.choice((token, token, TOKEN, None))
-    theirs = ReceiverOpening(bytes(16), their_token)
+    theirs = ReceiverOpening(bytes(16), (their_token,) if their_token else None)
     greeting = theirs.greeting_body
     if rng.random() < 0.5:
         greeting = mutated_body(rng, have) if rng.random() < 0.5 else changed(rng, greeting, some_body(rng, have))
@@ -316,7 +318,7 @@ def fuzz_handshake(rng: Random, have: Corpus) -> None:
     token = rng.choice((None, TOKEN))
     ours, theirs = connected()
     with contextlib.closing(theirs):
-        handshake = Handshake(ours, ReceiverOpening(bytes(16), token), None)
+        handshake = Handshake(ours, ReceiverOpening(bytes(16), (token,) if token else None), None)
         try:
             handshake.greet()
             greeting = read_body(Reading(theirs.recv(2000)), limits.OPENING_FRAME_BYTES)

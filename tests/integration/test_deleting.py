@@ -102,6 +102,20 @@ def test_a_receiver_that_does_not_permit_it(pair: Pair, source: Path) -> None:
     assert tree(pair.destination) == {"tree": -1, "tree/old": 4}
 
 
+@pytest.mark.parametrize("listed", [(), ("--dry-run",)])
+def test_an_empty_source_is_refused(pair: Pair, source: Path, listed: tuple[str, ...]) -> None:
+    """It may not be mounted: nothing would be left at the destination."""
+    trees.write(pair.destination / "kept", b"kept")
+    (pair.source / "unmounted" / "lost+found").mkdir(parents=True)
+    receiver = pair.receiver("--once", "--job", "x", "--allow-delete")
+    paths = (f"{pair.source / 'unmounted'}/", source)
+    sender = pair.start("sender", *paths, "--to", pair.address(receiver), "--job", "x", "--delete", *listed)
+    assert "unmounted is empty" in sender.fails(4, "source")
+    if not listed:
+        assert "is empty" in receiver.fails(4, "source")
+    assert (pair.destination / "kept").read_bytes() == b"kept"
+
+
 def test_nothing_is_removed_if_something_changed_meanwhile(
     pair: Pair, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

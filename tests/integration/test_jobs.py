@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from filestreamer.wire import messages as m
+from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, Refused
+from filestreamer.wire.grid import Share
+from filestreamer.wire.limits import KIB
+from filestreamer.wire.tree_shares import TreeShares, WalkDigest, shard_of
 from tests.support.dialling_peer import DiallingReceiver
 from tests.support.peer import RawReceiver, RawSender, Sample
 from tests.support.services import Pair, Service, free_port, impatient, inject, same
@@ -335,6 +339,47 @@ def test_shards_the_receiver_ends_when_all_have_ended(pair: Pair) -> None:
     assert other.wait() == 0
     assert other.result["committed"] is False
     assert receiver.wait() == 4
+
+
+def test_shards_of_a_new_run_are_all_waited_for(pair: Pair) -> None:
+    """Apply again, with nothing changed: the first shard of the new run is not the last one of the earlier run."""
+    (pair.source / "t").mkdir()
+    for number in range(9):
+        (pair.source / "t" / str(number)).write_bytes(os.urandom(3000))
+
+    for run in ("uid-1", "uid-2"):
+        receiver = of_job(pair, run=run, bounds={})
+        for index in (0, 1):
+            sender = sends(pair, pair.source / "t", receiver, "--shard", f"{index}/2")
+            assert sender.wait() == 0
+            assert sender.result["committed"] is (index == 1)
+        assert receiver.wait() == 0
+
+
+def test_a_shard_that_has_not_heard_of_its_end_is_waited_for(pair: Pair) -> None:
+    """Also where the shards have no name in common, as they send the content of a directory."""
+    (pair.source / "t").mkdir()
+    file = pair.source / "t" / "f"
+    file.write_bytes(b"small")
+    owner = shard_of(b"f", 0, 2)
+    walk = WalkDigest(TreeShares(Share(1 - owner, 2), KIB, checksum=False), KIB)
+    walk.directory(b"")
+    walk.file(b"f", 5, file.stat().st_mtime_ns, is_linked=False)
+    offer = (m.Offer(KIB, m.Shard(1 - owner, 2, tree=True), False, 0), m.ManifestPart(0, (), True))
+    receiver = of_job(pair, bounds={})
+    with RawSender(Pair.address(receiver), token=TOKEN["FILESTREAMER_TOKEN"], job="photos") as peer:
+        control = peer.control()
+        control.send(*offer, m.Finish(0, root_digest(()), walk_digest=walk.digest()))
+        assert control.expect(m.Complete).committed is False
+        args = ("--shard", f"{owner}/2", "--chunk-size", "1KiB")
+        assert sends(pair, f"{pair.source}/t/", receiver, *args).succeeds()["committed"]
+        receiver.wait_for_results(1)
+        again = peer.control()
+        again.send(*offer)
+        assert again.expect(m.Complete).committed is False
+        again.end_writing()
+        again.ends()
+    assert receiver.wait() == 0
 
 
 def test_a_run_to_which_no_sender_comes(pair: Pair) -> None:

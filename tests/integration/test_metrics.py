@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from filestreamer.wire.limits import MIB
-from tests.support.contract import STAGES, contract
+from tests.support.contract import BY_USER, STAGES, contract
 from tests.support.prometheus import program
 from tests.support.proxy import Proxy
 from tests.support.scrape import METRICS, Scrape, scrape
@@ -198,10 +198,10 @@ def test_free_space(pair: Pair) -> None:
 
 def test_the_readme_lists_them_all() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for service in ("sender", "receiver"):
-        for name, (kind, _) in contract(service).items():
+    for families in (contract("sender"), contract("receiver"), BY_USER):
+        for name, (kind, _) in families.items():
             suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
-            assert re.search(rf"`{name}{suffix}(\{{\w+\}})?`", readme), name
+            assert re.search(rf"`{name}{suffix}(\{{[\w,]+\}})?`", readme), name
 
 
 def test_a_large_chunk_that_comes_slowly_is_progress(pair: Pair) -> None:

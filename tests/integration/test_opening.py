@@ -29,7 +29,7 @@ NOWHERE = {"XDG_RUNTIME_DIR": "/not/there", "XDG_CACHE_HOME": "/not/there", "HOM
 
 
 def greeting_of(receiver: RawReceiver, token: str | None = None) -> ReceiverOpening:
-    return ReceiverOpening(receiver.incarnation, token.encode() if token else None, features=NO_RUNS)
+    return ReceiverOpening(receiver.incarnation, (token.encode(),) if token else None, features=NO_RUNS)
 
 
 # --- the sender, whose receiver says nothing yet: each `expect` comes before a word of it
@@ -429,7 +429,7 @@ def test_a_relay_with_one_certificate_for_two_ends_that_dial(tmp_path: Path) -> 
 def test_the_relay_would_have_the_ends_agree_but_for_that(tmp_path: Path) -> None:
     """A check of the test above: an end that was dialled, and one that dialled, agree over the same certificate."""
     pem, token = seen_twice(tmp_path), TOKEN.encode()
-    receiver = ReceiverOpening(random_id(), token, pem.sha256)
+    receiver = ReceiverOpening(random_id(), (token,), pem.sha256)
     sender = SenderOpening(token, pem.sha256)
     hello, proof = sender.answer(receiver.greeting_body, random_id(), m.Role.CONTROL, 0, 1)
     assert receiver.receive(hello) is None

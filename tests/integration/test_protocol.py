@@ -135,6 +135,7 @@ def test_what_follows_abort_on_control(
     data.send_raw(b"".join(map(sample.chunk, range(10))))
     acknowledged(data, 10)
     control.send(m.Abort(code, "because"), sample.finish, m.Hello(1, 1, bytes(16), m.Role.CONTROL, 0, 4, bytes(16)))
+    control.end_writing()
     control.ends()
     data.ends()
     (result,) = receiver.wait_for_results()

@@ -343,6 +343,7 @@ def test_a_stream_that_ends_early_leaves_nothing(pair: Pair) -> None:
         control = offer(peer, type=m.EntryType.STREAM)
         one_chunk(peer)
         control.send(m.Abort(Code.SHUTTING_DOWN, "enough"))
+        control.end_writing()
         receiver.wait_for("transfer_failed")
     until(lambda: pair.received() == [], "nothing is left")
 

@@ -232,7 +232,7 @@ def test_a_shard_that_is_killed_is_run_again_alone(pair: Pair, tree: Path) -> No
 
 
 def test_a_share_that_was_spoiled_while_nobody_ran(pair: Pair, tree: Path) -> None:
-    """A restarted receiver re-hashes what others have moved: the last shard says that the job is not complete."""
+    """A restarted receiver re-hashes what others have moved: the last shard fails, as the job is not complete."""
     receiver = pair.receiver()
     ends_well(shard(pair, pair.address(receiver), 0, 2), committed=False)
     receiver.signal(signal.SIGKILL)
@@ -242,9 +242,7 @@ def test_a_share_that_was_spoiled_while_nobody_ran(pair: Pair, tree: Path) -> No
         start = os.lseek(file.fileno(), 0, os.SEEK_DATA)
         os.pwrite(file.fileno(), b"spoiled", start)
     to = pair.address(pair.receiver())
-    result = ends_well(shard(pair, to, 1, 2), committed=False)
-    assert result["job"]["shards_finished"] == 2
-    assert any("Run all of them again" in text for text in result["warnings"])
+    assert "Run all of them again" in shard(pair, to, 1, 2).fails(4, "destination")
     ends_well(shard(pair, to, 0, 2), committed=True)
     check_arrived(pair)
 
@@ -270,6 +268,21 @@ def test_a_receiver_that_takes_one_job_ends_with_the_last_shard(pair: Pair, tree
     assert sorted(done(sender)["committed"] for sender in running) == [False, False, True]
     assert receiver.wait() == 0
     check_arrived(pair)
+
+
+def test_what_an_earlier_shard_has_skipped_is_told_of_the_whole(pair: Pair, tree: Path) -> None:
+    """The receiver that takes one job ends with exit code 5, although the last shard has skipped nothing."""
+    (pair.destination / "tree" / "linked").mkdir(parents=True)
+    trees.write(tree / "linked", b"in shard 0")
+    os.link(tree / "linked", tree / "twin")
+    receiver = pair.receiver("--once", "--job", JOB)
+    to = pair.address(receiver)
+    assert done(shard(pair, to, 0, 2), 5)["skipped_kinds"] == {"declined": 2}
+    assert done(shard(pair, to, 1, 2))["committed"]
+    assert receiver.wait() == 5
+    result = receiver.results[-1]
+    assert (result["exit_code"], result["skipped_files"]) == (5, 0)
+    assert "2 entries were skipped by other shards" in result["error"]["message"]
 
 
 # ------------------------------------------------------------------------------------------------ a source that changes

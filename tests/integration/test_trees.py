@@ -113,6 +113,7 @@ def test_an_empty_directory(pair: Pair, end: str) -> None:
     sent = send(pair, f"{pair.source / 'empty'}{end}")
     assert pair.received() == ([] if end else ["empty"])
     assert (sent["files"], sent["bytes"]) == (0, 0)
+    assert ["is empty" in text for text in sent["warnings"]] == [True]
 
 
 def test_nothing_that_is_wanted(pair: Pair) -> None:
@@ -817,9 +818,10 @@ def test_a_receiver_that_is_started_anew_gets_the_rest(pair: Pair, long: Path, n
         [Reset(on="control", at=3000, nth=None)],
         [Cut(on="control", at=40_000)],
         # Before Complete: an end of the stream behind that says that the sender has it.
-        [Cut(on="control", direction="down", at=233), Reset(on="data 1", at=50_000)],
+        # Before Complete: an end of the stream behind that says that the sender has it.
+        [Cut(on="control", direction="down", at=OPENED_BYTES + 90), Reset(on="data 1", at=50_000)],
         [Reset(on="data *", at=30_000, nth=0), Reset(on="data 0", at=90_000, nth=1)],
-        [Cut(on="data 0", direction="down", at=200), Reset(on="control", at=60_000)],
+        [Cut(on="data 0", direction="down", at=OPENED_BYTES + 54), Reset(on="control", at=60_000)],
         [FlipPayload(on="data *", chunk=1, at=20), FlipPayload(on="data *", chunk=9, at=300)],
     ],
     ids=["control again and again", "control", "both", "data", "acknowledgements", "damage"],

@@ -1,7 +1,8 @@
 """Shards of any tree, in any number, that come, write, finish and are lost in any order: the tree is right at the end.
 
-What is modelled is who has finished, and with which version of the source. Whatever happens on the way, a file under
-its final name is one version of it, whole; and the shard that says `committed` leaves all of it as its source has it.
+What is modelled is who has finished, and with which version of the source. Whatever happens on the way, also to what is
+staged, a file under its final name is one version of it, whole; and the shard that says `committed` leaves all of it as
+its source has it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from receiver.disk.staging.shared_names import SharedNames
@@ -115,7 +116,8 @@ class TreeShardsMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="shards-", dir=memory if os.path.isdir(memory) else None))
         self.live: dict[int, Live] = {}
         self.finished: dict[int, int] = {}  # the version with which each shard has finished
-        self.complete: int | None = None  # the version with which all had finished
+        self.earlier: set[int] = set()  # those that have not come again since all had finished
+        self.has_lost = False  # whether something was lost: then nothing is modelled but what is in place
 
     @initialize(count=st.integers(2, 5), sizes=TREES, seed=st.integers(0, 99))
     def begin(self, count: int, sizes: dict[bytes, int], seed: int) -> None:
@@ -135,12 +137,18 @@ class TreeShardsMachine(RuleBasedStateMachine):
             shutil.rmtree(self.root)
 
     def run_again(self) -> None:
-        """Run all shards once more, those that have ended first: nobody knows which of them were right."""
-        committed = []
-        for index in range(self.count):
-            self.start(index)
-            committed.append(self.end(index))
-        assert committed[-1] is True
+        """Run all shards once more, those that have ended first: nobody knows which of them were right.
+
+        Of what was lost, each time may find one more share.
+        """
+        committed: bool | None = False
+        for _ in range(1 + self.has_lost * self.count):
+            for index in range(self.count):
+                self.start(index)
+                committed = self.end(index)
+            if committed:
+                break
+        assert committed is True
         self.check(self.source)
 
     def check(self, source: Source) -> None:
@@ -155,18 +163,25 @@ class TreeShardsMachine(RuleBasedStateMachine):
 
     def start(self, index: int) -> None:
         self.finished.pop(index, None)
+        self.earlier.discard(index)
         sample = self.source.sample(Share(index, self.count))
         self.live[index] = Live(self.root, sample, self.source.version, self.chance)
 
     def end(self, index: int) -> bool | None:
         """End a shard; return whether it has committed the job, None where it saw another tree than others."""
         shard = self.live.pop(index)
-        others = {other: version for other, version in self.finished.items() if other != index}
-        is_same = all(version == shard.version for version in others.values())
-        if not is_same and self.complete is not None:
-            others, is_same = {}, True
-        self.complete = self.complete if self.complete == shard.version else None
-        self.finished = {**others, index: shard.version}
+        if self.has_lost:
+            try:
+                return shard.finish().committed
+            except TransferFailed as error:
+                if error.code in (Code.SOURCE_CHANGED, Code.DESTINATION):
+                    return None
+                raise
+        if any(self.finished[other] != shard.version for other in self.earlier):
+            self.finished = {other: version for other, version in self.finished.items() if other not in self.earlier}
+            self.earlier.clear()
+        is_same = set(self.finished.values()) <= {shard.version}
+        self.finished[index] = shard.version
         if not is_same:
             failure(Code.SOURCE_CHANGED, shard.finish)
             return None
@@ -174,8 +189,8 @@ class TreeShardsMachine(RuleBasedStateMachine):
         assert complete.shards_finished == len(self.finished), (complete, self.finished)
         is_last = len(self.finished) == self.count
         assert complete.committed == is_last
-        if is_last:
-            self.complete = shard.version
+        if is_last and not self.earlier:
+            self.earlier = set(self.finished)
         return is_last
 
     @rule(index=st.integers(0, 4))
@@ -204,6 +219,22 @@ class TreeShardsMachine(RuleBasedStateMachine):
     def is_lost(self, choice: int) -> None:
         index = list(self.live)[choice % len(self.live)]
         self.live.pop(index).transfer.close()
+
+    @precondition(lambda self: not self.live)
+    @rule(choice=st.integers(0, 99), how=st.sampled_from(("removed", "spoiled", "cut")))
+    def something_is_lost(self, choice: int, how: str) -> None:
+        """Lose something in staging, while no receiver runs: bytes, or a ledger."""
+        staged = sorted((self.root / ".filestreamer").glob("*.[sl]*")) if self.finished else []
+        if not staged:
+            return
+        self.has_lost = True
+        path = staged[choice % len(staged)]
+        if how == "removed":
+            path.unlink()
+        elif how == "spoiled":
+            path.write_bytes(self.chance.randbytes(path.stat().st_size))
+        else:
+            os.truncate(path, path.stat().st_size // 2)
 
     @precondition(lambda self: not self.live)
     @rule(choice=st.integers(0, 7), size=SIZES)

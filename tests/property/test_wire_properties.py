@@ -499,7 +499,7 @@ JOINED = Joined(bytes(16), 0, 1)
 @given(mutated() | messages.map(encode), st.sampled_from([None, b"sixteen bytes or more"]))
 def test_any_body_in_an_opening_is_answered_or_refused(body: bytes, token: bytes | None) -> None:
     """At either end, at any step."""
-    receiver, sender = ReceiverOpening(bytes(16), token), SenderOpening(token)
+    receiver, sender = ReceiverOpening(bytes(16), (token,) if token else None), SenderOpening(token)
     dialled = DialledSenderOpening(token, join=lambda _: JOINED)
     dialling = DiallingReceiverOpening(bytes(16), m.Role.DATA, token)
     transfer = m.Role.DATA, 0, 1

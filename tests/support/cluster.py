@@ -1,13 +1,15 @@
 """A cluster that is only recorded: an API server's answers, for the real kubectl, and pods that play what a test wants.
 
 It keeps the objects that are made, validates them as 1.34 does, and stands in for the controllers: a Job that is not
-suspended gets its pods, and each look at pods or Jobs takes every pod one step on in its play. Nothing runs in a pod.
+suspended gets its pods, as far as the Pod Security Standard of its namespace lets them in, and each look at pods takes
+every pod one step on in its play. Nothing runs in a pod.
 """
 
 import copy
 import dataclasses
 import itertools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import kubernetes_validate
 import yaml
 
-from tests.support.kubernetes import Object
+from tests.support.kubernetes import Object, container_of, is_baseline, is_restricted, labels_of, pod_of
 
 VERSION_OF_SCHEMAS: Final = "1.34"
 
@@ -62,7 +64,7 @@ def running() -> Object:
 
 
 def ended(exit_code: int, message: str = "") -> Object:
-    """Make a pod whose process has ended; with another exit code than 0 and 1 its Job fails, as its policy says."""
+    """Make a pod whose process has ended. Its Job ends with it, unless it has exit code 1, and its play goes on."""
     terminated = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed", "message": message}
     return {
         "phase": "Failed" if exit_code else "Succeeded",
@@ -106,10 +108,12 @@ class Cluster:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.plays: dict[str, list[Object]] = {
-            "receiver": [pending(), running(), running(), ended(0, result())],
-            "sender": [pending(), running(), running(), ended(0, result())],
+            "receiver": [pending(), running(), ended(0, result())],
+            "sender": [pending(), running(), ended(0, result())],
         }
         self.logs = {"receiver": "", "sender": progress(1048576, 3145728, 1048576)}
+        self.standards: dict[str, str] = {}
+        """The Pod Security Standard that a namespace enforces, if it is not `restricted`."""
         self.address: Object | None = None
         """What the cloud says of a load balancer: `{"ip": ...}`."""
         self.forbidden: set[tuple[str, str]] = set()
@@ -135,6 +139,13 @@ class Cluster:
         volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": name}}, {"name": "w", "emptyDir": {}}]
         spec = {"nodeName": node, "volumes": volumes}
         self._put("pods", namespace, pod, {"spec": spec, "status": {"phase": "Running"}})
+
+    def adopt(self, found: list[Object]) -> None:
+        """Add the objects of manifests, as an earlier run of the plugin leaves them."""
+        resources = {kind: resource for resource, (_, kind, _) in KINDS.items()}
+        for item in found:
+            metadata = item["metadata"]
+            self._put(resources[item["kind"]], metadata["namespace"], metadata["name"], copy.deepcopy(item))
 
     def add_event(self, namespace: str, of: str, reason: str, message: str) -> None:
         fields = {"involvedObject": {"name": of}, "type": "Warning", "reason": reason, "message": message}
@@ -212,7 +223,10 @@ class Cluster:
             return _status(404, "NotFound", f'{request.resource} "{request.name}" not found', request)
         item = self.objects[key]
         if request.verb == "patch":
-            _merge(item, json.loads(request.body))
+            patch = json.loads(request.body)
+            if patch.keys() != {"spec"} or patch["spec"].keys() != {"suspend"}:
+                return _status(422, "Invalid", f'{request.resource} "{request.name}" is invalid: field is immutable')
+            _merge(item, patch)
         elif request.verb == "delete":
             self._delete(key)
         return 200, item
@@ -224,6 +238,13 @@ class Cluster:
         except kubernetes_validate.ValidationError as error:
             return _status(400, "BadRequest", f"strict decoding error: {error.message}")
         name = made["metadata"]["name"]
+        labels = {**made["metadata"]["labels"], **(labels_of(made) if request.resource == "jobs" else {})}
+        if (
+            not _is_name(name)
+            or made["metadata"]["namespace"] != request.namespace
+            or not all(map(_is_name, labels.values()))
+        ):
+            return _status(422, "Invalid", f'{request.resource} "{name}" is invalid')
         if (request.resource, request.namespace, name) in self.objects:
             return _status(409, "AlreadyExists", f'{request.resource} "{name}" already exists', request)
         return 201, self._put(request.resource, request.namespace, name, made)
@@ -265,6 +286,12 @@ class Cluster:
         self._steps[job["metadata"]["uid"]] = step + 1
         if not play:
             return
+        standard = self.standards.get(namespace, "restricted")
+        is_let_in = {"restricted": is_restricted, "baseline": is_baseline}[standard]
+        if not is_let_in(pod_of(job), container_of(job)):
+            reason = f'Error creating: pods "{name}-abcde" is forbidden: violates PodSecurity "{standard}:latest": …'
+            self.add_event(namespace, name, "FailedCreate", reason)
+            return
         status = copy.deepcopy(play[min(step, len(play) - 1)])
         count = job["spec"].get("completions", 1)
         for index in range(count):
@@ -280,7 +307,7 @@ class Cluster:
                     each["state"]["terminated"]["finishedAt"] = f"2026-01-01T00:00:{step:02}Z"
             self._put("pods", namespace, pod_name, {"metadata": metadata, "spec": spec, "status": told})
         code = _exit_code(status)
-        if code is not None:
+        if code is not None and (code != 1 or step >= len(play) - 1):
             ending = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": "exit code"}
             job["status"] = {"conditions": [ending if code else {"type": "Complete", "status": "True"}]}
 
@@ -293,10 +320,15 @@ def _exit_code(status: Object) -> int | None:
     return None
 
 
+def _is_name(text: str) -> bool:
+    """Whether it may be the name of an object, and the value of a label."""
+    return re.fullmatch("[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", text) is not None
+
+
 def _is_selected(item: Object, query: dict[str, str]) -> bool:
     labels = item["metadata"].get("labels", {})
     for pair in filter(None, query.get("labelSelector", "").split(",")):
-        key, _, value = pair.partition("=")
+        key, value = pair.split("=")
         if labels.get(key) != value:
             return False
     for pair in filter(None, query.get("fieldSelector", "").split(",")):
@@ -362,6 +394,7 @@ VERBS: Final = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "del
 def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # an answer is one packet: a second one would wait for the client's acknowledgement
 
         def _answer(self) -> None:
             where = urlsplit(self.path)

@@ -32,6 +32,12 @@ OF_THE_PROCESS: Final = """
     counter log_lines_dropped
     info build
 """
+BY_USER: Final = {
+    "user_transfers_under_way": ("gauge", {"user"}),
+    "user_transfers": ("counter", {"user", "result"}),
+    "user_received_bytes": ("counter", {"user"}),
+}
+"""What a receiver with users has in addition."""
 STAGES: Final = {
     "sender": {"read", "digest", "send", "wait_ack", "limit"},
     "receiver": {"receive", "digest", "write", "acknowledge", "limit"},

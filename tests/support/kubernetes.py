@@ -153,3 +153,43 @@ def peers_of(policy: Object) -> Iterator[Object]:
             for peer in rule.get(side, []):
                 if "podSelector" in peer:
                     yield peer
+
+
+BASELINE_CAPABILITIES: Final = {
+    *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"),
+    *("NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+}
+"""What the baseline Pod Security Standard lets a container add."""
+
+
+USERS: Final = ("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy")
+"""Of a pod's security context, what the baseline standard does not look at."""
+
+
+def is_baseline(pod: Object, container: Object) -> bool:
+    """Whether the baseline Pod Security Standard lets a pod in: one that sets nothing of what is not named here."""
+    security = container["securityContext"]
+    return (
+        not {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "initContainers", "ephemeralContainers"} & pod.keys()
+        and all("hostPort" not in port for port in container.get("ports", []))
+        and not any("hostPath" in volume for volume in pod["volumes"])
+        and pod["securityContext"].keys() <= {"seccompProfile", *USERS}
+        and security.keys() <= {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
+        and set(security["capabilities"].get("add", [])) <= BASELINE_CAPABILITIES
+        and pod["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+    )
+
+
+def is_restricted(pod: Object, container: Object) -> bool:
+    """Whether the restricted Pod Security Standard lets a pod in."""
+    user, security = pod["securityContext"], container["securityContext"]
+    return (
+        is_baseline(pod, container)
+        and {key for volume in pod["volumes"] for key in volume}
+        <= {"name", "configMap", "secret", "persistentVolumeClaim"}
+        and user["runAsNonRoot"] is True
+        and user["runAsUser"] != 0
+        and security["allowPrivilegeEscalation"] is False
+        and security["capabilities"]["drop"] == ["ALL"]
+        and set(security["capabilities"].get("add", [])) <= {"NET_BIND_SERVICE"}
+    )

@@ -443,7 +443,7 @@ class RawReceiver:
     def hello(self) -> tuple[Link, m.Hello, m.Welcome]:
         """Accept a connection up to its Hello; return it, and the Welcome that would be right."""
         link = self.accept()
-        opening = ReceiverOpening(self.incarnation, self._token, features=self._named)
+        opening = ReceiverOpening(self.incarnation, (self._token,) if self._token else None, features=self._named)
         link.send_raw(frame_of(opening.greeting_body))
         hello = None
         while hello is None:

@@ -49,8 +49,10 @@ def descriptors(pid: int) -> list[str]:
 
 
 def command_line(pid: int) -> bytes:
-    """Return what `ps` shows of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    """Return what `ps` shows of a process, which is its own: it was not forked (`services.fresh`)."""
+    shown = Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"fork_server" not in shown
+    return shown
 
 
 class Watch:

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from filestreamer.settings import own_token
+from tests.support import fork_server
+from tests.support.fork_server import Forked
 
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
@@ -40,12 +42,20 @@ INJECT = Path(__file__).parent / "inject"
 _NUMBERS = itertools.count()
 """Of the services of this process; next() is atomic, so that threads may start services at once."""
 
+FORKS = os.environ.get("TEST_FORK") != "off"
+"""Whether services are forked where that can be (tests/support/fork_server.py)."""
+
 
 def inject(call: str, how: str | float, *, nth: int = 1, path: str = "") -> Mapping[str, str]:
     """Return the environment of a service in which this happens (tests/support/inject)."""
     what = {"call": call, "nth": nth, "how": how, "path": path}
     search = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH", "")]))
     return {"INJECT": json.dumps(what), "PYTHONPATH": search}
+
+
+def fresh(command: str) -> tuple[str, ...]:
+    """Return the `program` of a service that starts as it does at a user's, its imports included."""
+    return (sys.executable, "-P", "-m", command)
 
 
 def impatient(command: str, bounds: Mapping[str, float], env: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -193,6 +203,7 @@ class Service(Command):
     ) -> None:
         """Start `python -P -m COMMAND ARGS`, or `program` with ARGS; its output goes to files in `directory`.
 
+        Where nothing but arguments and settings are given, it is forked (tests/support/fork_server.py).
         `under` is a command that runs this one in its own place (as setpriv does), `cwd` the working directory. What it
         is to read and to write instead are `stdin`, `stdout` and `stderr`.
         """
@@ -202,16 +213,23 @@ class Service(Command):
         self._out = directory / f"{command}-{number}.out"
         self._err = directory / f"{command}-{number}.err"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FILESTREAMER_")}
+        # Many receivers run at once: each that wants metrics says where.
+        environment |= {"FILESTREAMER_METRICS": "off", "XDG_RUNTIME_DIR": str(PRIVATE), **(env or {})}
+        arguments = [str(each) for each in args]
+        self.process: subprocess.Popen[bytes] | Forked
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [*under, *(program or (sys.executable, "-P", "-m", command)), *map(str, args)],
-                stdin=stdin or subprocess.DEVNULL,
-                stdout=stdout or out,
-                stderr=stderr or err,
-                # Many receivers run at once: each that wants metrics says where.
-                env={**environment, "FILESTREAMER_METRICS": "off", "XDG_RUNTIME_DIR": str(PRIVATE), **(env or {})},
-                cwd=cwd,
-            )
+            is_plain = not (under or program or stdin or stdout or stderr or cwd)
+            if FORKS and is_plain and (server := fork_server.of(command)).can_start(environment):
+                self.process = server.start(arguments, environment, out.fileno(), err.fileno())
+            else:
+                self.process = subprocess.Popen(
+                    [*under, *(program or fresh(command)), *arguments],
+                    stdin=stdin or subprocess.DEVNULL,
+                    stdout=stdout or out,
+                    stderr=stderr or err,
+                    env=environment,
+                    cwd=cwd,
+                )
 
     @property
     def stdout(self) -> str:

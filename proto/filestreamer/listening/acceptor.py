@@ -173,14 +173,17 @@ class Acceptor(Generic[O]):
         self.take(handshake)
         handshake.socket.close()
 
-    def turn_away(self, handshake: Handshake[O], code: Code, reason: str) -> None:
-        """Send a Refusal, and close. If the socket does not take it yet, close later, or at the next call."""
+    def turn_away(self, handshake: Handshake[O], code: Code, reason: str, **who: str) -> None:
+        """Send a Refusal, and close. If the socket does not take it yet, close later, or at the next call.
+
+        `who` goes into the log.
+        """
         self.take(handshake)
         if handshake.is_refused:
             handshake.close()
             return
         self._refused(code.name.lower())
-        self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=handshake.peer)
+        self._log.warning("connection_refused", code=code.name.lower(), reason=reason, address=handshake.peer, **who)
         if not handshake.refuse(code, reason):
             self._keep(handshake)  # until the socket takes what is said, or the opening took too long
 

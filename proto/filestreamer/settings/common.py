@@ -157,14 +157,16 @@ class CommonSettings:
 
     def exposed(self) -> list[str]:
         """Return a warning for each secret file that every user of this machine may read or change."""
-        files = {"--token-file": self.token.path if isinstance(self.token, values.Token) else None}
-        files["--tls-key"] = self.tls_key
         # PID 1 is the first process of a container: there are no other users, and files that are mounted there often
         # have such a mode.
         if os.getpid() == 1:
             return []
         return [
             f"{flag}: every user of this machine may read {path}, or change it: chmod 600 {path}"
-            for flag, path in files.items()
+            for flag, path in self._secret_files()
             if path is not None and values.is_open_to_all(path)
         ]
+
+    def _secret_files(self) -> list[tuple[str, str | None]]:
+        token = self.token.path if isinstance(self.token, values.Token) else None
+        return [("--token-file", token), ("--tls-key", self.tls_key)]

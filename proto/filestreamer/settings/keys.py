@@ -14,7 +14,7 @@ OWN_KEYS: Final[Mapping[str, frozenset[str]]] = {
     ),
     "receiver": frozenset(
         "listen connect from path directory output_file once no_replace allow_privileged allow_delete idle_timeout"
-        " anonymous discard_staging_after memory_limit run".split()
+        " anonymous discard_staging_after memory_limit run tokens".split()
     ),
 }
 """Config keys that only one service has. Both services may share a config file, so each must know the other's keys; but

@@ -333,21 +333,20 @@ class FarRoute:
         with self._mutex:
             return self._answer.address if self._answer is not None else ""
 
-    @property
-    def pins(self) -> tuple[bytes, ...]:
-        """The digest of the certificate that the service has told over ssh."""
-        with self._mutex:
-            return (self._answer.sha256,) if self._answer is not None and self._answer.sha256 else ()
-
     def attempts(
         self, timeout_seconds: float, on_socket: OnSocket, addresses: Iterable[Address] | None = None
     ) -> "Dialing | TunnelAttempt":
-        """Prepare to connect to the service."""
+        """Prepare to connect to the service. Raises ConnectionLost where the addresses are those of an earlier one."""
         if not self.is_direct:
             return TunnelAttempt(self._tunnels, timeout_seconds, on_socket)
         with self._mutex:
-            known = list(self._addresses)
-        return Dialing(known if addresses is None else addresses, timeout_seconds, on_socket)
+            known, answer = list(self._addresses), self._answer
+        wanted = known if addresses is None else list(addresses)
+        if not set(wanted) <= set(known):
+            raise ConnectionLost(f"{self}: the service was started anew")
+        # The certificate that the service has told over ssh.
+        pins = (answer.sha256,) if answer is not None and answer.sha256 else ()
+        return Dialing(wanted, timeout_seconds, on_socket, pins=pins)
 
     def waits_for(self) -> str:
         """Return what is waited for."""
@@ -359,6 +358,9 @@ class FarRoute:
 
 class TunnelAttempt:
     """The attempt to make one connection through ssh."""
+
+    pins: tuple[bytes, ...] = ()
+    """ssh has checked who the peer is."""
 
     def __init__(self, tunnels: Tunnels, timeout_seconds: float, on_socket: OnSocket) -> None:
         self._tunnels = tunnels

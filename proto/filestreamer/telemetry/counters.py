@@ -173,6 +173,8 @@ class TransferCounters:
     """The name of the file, to be shown; never a metric label."""
     stages: tuple[str, ...] = ()
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
+    user: str = ""
+    """Receiver: whose transfer it is; empty where the receiver has no users."""
     size_bytes: int = 0
     """Bytes of all files that were listed, holes included."""
     zero_bytes: int = 0
@@ -227,6 +229,8 @@ class TransferCounters:
     """How the transfer ended (telemetry.result.Status); None while it runs."""
     job: JobCounts | None = None
     """What all shards of a tree have moved, once this one is finished; None: this is no shard of a tree."""
+    failed_by_others: int = 0
+    """Receiver, where this shard was the last one of its tree: how many entries the others have skipped as failures."""
     last_progress_at: float = field(default_factory=time.monotonic)
     """Monotonic time of the last progress, as wire.progress_clock defines it: the time that --give-up-after counts."""
     connections: list[ConnectionCounters] = field(default_factory=list)
@@ -317,7 +321,7 @@ class TransferCounters:
     def shortfall(self) -> Partial | None:
         """Return the error of a transfer that is complete but for skipped entries; None where none is a failure."""
         if not self.failed_files:
-            return None
+            return self._shortfall_of_others()
         first = next((each for each in self.skipped if self.is_failure(each.kind)), None)
         kinds = [
             f"{count} {kind.name.lower()}"
@@ -329,6 +333,13 @@ class TransferCounters:
             kinds.append(f"{self.undeletable_files} not removed")
         entries = "1 entry was" if self.failed_files == 1 else f"{self.failed_files} entries were"
         return Partial(f"{entries} skipped ({', '.join(kinds)}){example}; all other files are complete")
+
+    def _shortfall_of_others(self) -> Partial | None:
+        """Return the error of a shard that completes a tree of which others have skipped something."""
+        if not self.failed_by_others:
+            return None
+        entries = "1 entry was" if self.failed_by_others == 1 else f"{self.failed_by_others} entries were"
+        return Partial(f"{entries} skipped by other shards, whose results name them; all other files are complete")
 
     def start_over(self) -> None:
         """Reset what was acknowledged and held, as a restarted receiver answers from the start."""

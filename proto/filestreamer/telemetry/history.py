@@ -4,7 +4,8 @@ import collections
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, get_args
 
 from filestreamer.telemetry.counters import TransferCounters
@@ -26,6 +27,16 @@ class Snapshot(NamedTuple):
     """The sums of `TransferCounters.totals` over all transfers since the service began."""
 
 
+@dataclass(slots=True)
+class UserSums:
+    """The sums over the transfers of one user of a receiver, since the user is one."""
+
+    under_way: int = 0
+    results: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+    """Number of transfers that ended, by status."""
+    received_bytes: int = 0
+
+
 class History:
     """Keeps each transfer for `keep_seconds` after its end, and sums of all that ended before. For any thread."""
 
@@ -40,12 +51,15 @@ class History:
         self._lock = threading.Lock()  # protects everything but `refused`
         self._recent: deque[tuple[float, TransferCounters]] = deque()  # (time of the end, transfer), oldest first
         self._dropped_sums: collections.Counter[str] = collections.Counter()  # sums over transfers that were dropped
+        self._users: dict[str, UserSums] = {}  # the same for each user; `results` of all that ended
 
     def add(self, transfer: TransferCounters, status: Status) -> None:
         """Add a transfer that has ended. For a moment, `snapshot` may also be given it as running."""
         transfer.status = status
         with self._lock:
             self.results[status] += 1
+            if transfer.user:
+                self._users.setdefault(transfer.user, UserSums()).results[status] += 1
             self.ended_at = time.monotonic()
             self._recent.append((self.ended_at, transfer))
             self._drop_old()
@@ -57,13 +71,30 @@ class History:
         """
         with self._lock:
             self._drop_old()
-            recent = [transfer for _, transfer in self._recent]
+            transfers = self._with_recent(running)
             totals = self._dropped_sums.copy()
-        known = {id(transfer) for transfer in recent}
-        transfers = recent + [transfer for transfer in running if id(transfer) not in known]
         for transfer in transfers:
             totals.update(transfer.totals())
         return Snapshot(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
+
+    def users(self, running: Iterable[TransferCounters], names: Collection[str]) -> dict[str, UserSums]:
+        """Return the sums of each of these users, given the transfers that are running; forget those of others."""
+        with self._lock:
+            self._drop_old()
+            self._users = {name: self._users.get(name) or UserSums() for name in names}
+            sums = {name: replace(known, results=dict(known.results)) for name, known in self._users.items()}
+            transfers = self._with_recent(running)
+        for transfer in transfers:
+            if transfer.user in sums:
+                sums[transfer.user].received_bytes += transfer.moved_bytes
+                sums[transfer.user].under_way += transfer.status is None
+        return sums
+
+    def _with_recent(self, running: Iterable[TransferCounters]) -> list[TransferCounters]:
+        """Return the transfers whose last values are kept, and those that are running. Call it with the lock."""
+        recent = [transfer for _, transfer in self._recent]
+        known = {id(transfer) for transfer in recent}
+        return recent + [transfer for transfer in running if id(transfer) not in known]
 
     def _drop_old(self) -> None:
         oldest = time.monotonic() - self._keep_seconds
@@ -76,3 +107,5 @@ class History:
             dropped = self._recent.popleft()[1]
             connections -= len(dropped.connections)
             self._dropped_sums.update(dropped.totals())
+            if dropped.user in self._users:
+                self._users[dropped.user].received_bytes += dropped.moved_bytes

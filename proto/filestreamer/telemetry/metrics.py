@@ -21,7 +21,7 @@ from filestreamer.process import stderr
 from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import LATENCY_SECONDS, ConnectionCounters, Phase, TransferCounters
 from filestreamer.telemetry.endpoint import Response
-from filestreamer.telemetry.history import History, Snapshot
+from filestreamer.telemetry.history import History, Snapshot, UserSums
 from filestreamer.telemetry.tcp_info import TcpInfo
 from filestreamer.telemetry.wall_clock import WALL_CLOCK
 from filestreamer.version import VERSION
@@ -55,6 +55,9 @@ class Source(Protocol):
 
     def memory(self) -> tuple[int, int] | None:
         """Read (limit, used) of the memory that peers can make the service hold; None where it has no limit."""
+
+    def users(self) -> dict[str, UserSums] | None:
+        """Sum up the transfers of each user of now; None for a service without users."""
 
 
 class Reading(NamedTuple, Generic[T]):
@@ -172,6 +175,16 @@ TRANSFER: Final[list[Reading[TransferCounters]]] = [
         lambda t: t.idle_seconds,
     ),
 ]
+USER: Final[list[Reading[UserSums]]] = [
+    Reading(Gauge, "user_transfers_under_way", "Transfers of the user that are under way.", lambda s: s.under_way),
+    Reading(
+        Counter,
+        "user_received_bytes",
+        "Payload bytes of the user's transfers that were read off the sockets, resent ones included.",
+        lambda s: s.received_bytes,
+    ),
+]
+"""For each user of a receiver with --tokens."""
 PARALLELISM: Final[Reading[TransferCounters]] = Reading(
     Gauge,
     "transfer_connections",
@@ -212,6 +225,16 @@ class Collector:
         yield self._phases(transfers)
         yield self._latencies(transfers)
         yield from self._process(totals)
+        if (users := self._source.users()) is not None:
+            yield from self._users(users)
+
+    def _users(self, users: Mapping[str, UserSums]) -> Iterator[Metric]:
+        rows = [([user], sums) for user, sums in users.items()]
+        for reading in USER:
+            yield self._family(reading, ["user"], rows)
+        results = [([user, str(status)], n) for user, sums in users.items() for status, n in sums.results.items()]
+        text = "Transfers of the user that ended, by result."
+        yield self._simple(Counter, "user_transfers", text, ["user", "result"], results)
 
     def _connections(self, transfers: list[TransferCounters]) -> Iterator[Metric]:
         rows = [([_label(t), str(c.connection_id)], c) for t in _with_connections(transfers) for c in t.connections]

@@ -7,14 +7,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.settings.address import Address
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.endpoint import Endpoint, Response
-from filestreamer.telemetry.history import History, Snapshot
+from filestreamer.telemetry.history import History, Snapshot, UserSums
 from filestreamer.telemetry.result import Status
 from filestreamer.wire.errors import AddressNotReady, ConnectionLost, TransferFailed, UsageError
 from filestreamer.wire.sockets.addresses import format_address
@@ -49,6 +49,7 @@ class Monitor:
         self._running: Callable[[], Sequence[TransferCounters]] = tuple
         self._trouble: Callable[[], str | None] = _starting
         self._memory: Callable[[], tuple[int, int]] | None = None
+        self._users: Callable[[], Collection[str]] | None = None
         self._endpoint: Endpoint | None = None
         self._linger_ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_lingering_over = False
@@ -74,6 +75,10 @@ class Monitor:
     def memory(self) -> tuple[int, int] | None:
         """Read (limit, used) of the memory that peers can make the service hold; None where it has no limit."""
         return self._memory() if self._memory is not None else None
+
+    def users(self) -> dict[str, UserSums] | None:
+        """Sum up the transfers of each user of now; None for a service without users."""
+        return self._history.users(self._running(), self._users()) if self._users is not None else None
 
     # --- start to stop
 
@@ -127,12 +132,14 @@ class Monitor:
         running: Callable[[], Sequence[TransferCounters]],
         trouble: Callable[[], str | None],
         memory: Callable[[], tuple[int, int]] | None = None,
+        users: Callable[[], Collection[str]] | None = None,
     ) -> None:
         """Show the transfers that `running` returns; `trouble` returns why the service is not ready, or None.
 
-        `memory` returns (limit, used) of the memory that peers can make the service hold.
+        `memory` returns (limit, used) of the memory that peers can make the service hold. `users` returns the users of
+        now, if the service has users.
         """
-        self._running, self._trouble, self._memory = running, trouble, memory
+        self._running, self._trouble, self._memory, self._users = running, trouble, memory, users
 
     def refused(self, reason: str) -> None:
         """Count a connection that was refused."""

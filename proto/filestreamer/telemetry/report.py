@@ -102,7 +102,7 @@ def report_early(error: Exception, service: "Side", argv: Sequence[str], environ
 def _named_file(service: "Side", argv: Sequence[str], environ: Mapping[str, str]) -> str | None:
     """Return the result file that a flag or a variable names, as far as that can be told of settings that are wrong."""
     flag, found = "--result-file", None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         if word == "--":
             break
         if word == flag or word.startswith(f"{flag}="):

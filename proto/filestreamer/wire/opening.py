@@ -6,7 +6,7 @@ sent a Refusal, Refused has its code and reason. `filestreamer.wire.receiver_dia
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -25,11 +25,11 @@ def random_id() -> bytes:
 class ReceiverOpening:
     """The receiver's end: send `greeting_body`, pass each body to `receive` until it returns Hello, send `welcome()`.
 
-    `token` is None where none is required. `certificate_sha256` is the digest of this receiver's TLS certificate, if
-    any. `features` are the names that the Greeting lists, sorted. `job` is the one of which senders have to be; empty
-    where they may be of any.
-    `earlier` returns the token with which the transfer of an id was let in, if it was: the token may have been renewed
-    since, and the transfer goes on.
+    The sender has to prove one of `tokens`; None where none is required. `certificate_sha256` is the digest of this
+    receiver's TLS certificate, if any. `features` are the names that the Greeting lists, sorted. `job` is the one of
+    which senders have to be; empty where they may be of any.
+    `earlier` returns the tokens with which transfers that are under way were let in, each with the ids of these: a
+    token may have been renewed since, and its transfers go on.
     """
 
     side: Side = "receiver"
@@ -37,20 +37,21 @@ class ReceiverOpening:
     def __init__(
         self,
         incarnation: bytes,
-        token: bytes | None,
+        tokens: Collection[bytes] | None,
         certificate_sha256: bytes = b"",
         *,
         features: tuple[str, ...] = KNOWN,
-        earlier: Callable[[bytes], bytes | None] | None = None,
+        earlier: Callable[[], Mapping[bytes, Collection[bytes]]] = dict,
         job: str = "",
     ) -> None:
-        self.token = token
-        """The token that the sender has to prove; after its proof, the one that it has proved."""
+        self._tokens = tokens
+        self.token: bytes | None = None
+        """The token that the sender has proved, once it has."""
         self._job = job
         self._earlier = earlier
         self._features = features
         self._certificate_sha256 = certificate_sha256
-        greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), token is not None, features)
+        greeting = m.Greeting(limits.VERSION, limits.VERSION, incarnation, random_id(), tokens is not None, features)
         self.greeting_body = self.first_body = encode(greeting)
         self.is_over = False
         """Whether the connection is accepted."""
@@ -97,29 +98,35 @@ class ReceiverOpening:
         if not isinstance(message, m.Hello):
             raise RemoteProtocolError(f"{type(message).__name__} before Hello")
         check_version(message, "this receiver speaks protocol version {ours}, the sender {theirs}")
-        if self.token is not None and not message.can_prove:
+        if self._tokens is not None and not message.can_prove:
             reason = "this receiver requires a token: pass the sender --token-file or FILESTREAMER_TOKEN"
             raise RemoteProtocolError(reason, Code.TOKEN)
         check_needs(message, self._features)
         self.hello, self._hello_body, self.peer_features = message, body, message.features
-        return message if self.token is None else None
+        return message if self._tokens is None else None
 
     def _receive_proof(self, hello: m.Hello, message: m.Proof) -> m.Hello:
         from filestreamer.wire import auth
 
-        if self.token is None:
+        if self._tokens is None:
             raise LocalProtocolError("a Proof was checked without a token")
-        earlier = self._earlier(hello.transfer_id) if self._earlier is not None else None
         transcript = auth.Transcript(self.greeting_body, self._hello_body, self._certificate_sha256)
-        # As long for every transfer, so that a wrong proof does not tell which ones are under way.
-        for token in (self.token, earlier or self.token):
+        # Each token is tried, whichever is right and whatever Hello says: how long that takes tells nobody whose token
+        # it is, and which transfers are under way.
+        for token in self._tokens:
             if auth.equal(message.mac, transcript.sender_proof(token)):
-                self.token, self._proof = token, message.mac
-                return hello
-        raise RemoteProtocolError("the token is wrong", Code.TOKEN)
+                self.token = token
+        for token, transfer_ids in self._earlier().items():
+            is_right = auth.equal(message.mac, transcript.sender_proof(token))
+            if is_right and hello.transfer_id in transfer_ids:
+                self.token = token
+        if self.token is None:
+            raise RemoteProtocolError("the token is wrong", Code.TOKEN)
+        self._proof = message.mac
+        return hello
 
     def welcome(self) -> m.Welcome:
-        """Make the Welcome; where a token is required, it proves that this receiver knows the token, too."""
+        """Make the Welcome; where a token is required, it proves that this receiver knows the sender's, too."""
         if self.token is None:
             return m.Welcome(b"", self._job)
         from filestreamer.wire import auth

@@ -25,6 +25,11 @@ _LINKED: Final = 5
 _OTHER: Final = 6
 
 
+def shard_of(path: bytes, segment: int, count: int) -> int:
+    """Return which of `count` shards moves a segment of a shared file."""
+    return (xxh3_64_intdigest(path) + segment) % count
+
+
 class TreeShares:
     """The share of one shard in the entries of a tree."""
 
@@ -41,7 +46,7 @@ class TreeShares:
 
     def is_first(self, path: bytes) -> bool:
         """Whether segment 0 of a file is this shard's, and whatever else is not shared and has this path."""
-        return xxh3_64_intdigest(path) % self.shard.count == self.shard.index
+        return shard_of(path, 0, self.shard.count) == self.shard.index
 
     def is_shared(self, size: int, *, is_linked: bool) -> bool:
         """Whether a file is moved by several shards; `is_linked`: it has more than one link."""

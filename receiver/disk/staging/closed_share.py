@@ -65,10 +65,10 @@ class ClosedShare(NamedTuple):
                 return
             if self.root is not None:
                 self._append_seal(fd, self.root)
-                self.here.add(names.key, data.st_ino)
+                self.here.add(names.key, data)
             others = [Share(index, names.share.count) for index in names.indices if index != names.share.index]
-            are_sealed = all(self._is_sealed(staging_fd, other, data.st_ino) for other in others)
-            yield are_sealed and self._is_proven(staging_fd, names.share, fd, data.st_ino)
+            are_sealed = all(self._is_sealed(staging_fd, other, data) for other in others)
+            yield are_sealed and self._is_proven(staging_fd, names.share, fd, data)
 
     def _append_seal(self, fd: int, root: bytes) -> None:
         """Append the seal to the ledger of this share. Raises OSError."""
@@ -82,25 +82,25 @@ class ClosedShare(NamedTuple):
         if self.syncs_each:
             os.fsync(fd)
 
-    def _is_sealed(self, staging_fd: int, share: Share, inode: int) -> bool:
+    def _is_sealed(self, staging_fd: int, share: Share, data: os.stat_result) -> bool:
         """Whether another share is sealed, and is on the disk. Raises OSError, TransferFailed(DESTINATION)."""
         try:
             with locked(staging_fd, self.names.key_of(share.index)) as (fd, is_new):
-                return not is_new and self._is_proven(staging_fd, share, fd, inode)
+                return not is_new and self._is_proven(staging_fd, share, fd, data)
         except BlockingIOError:  # a transfer writes it
             return False
 
-    def _is_proven(self, staging_fd: int, share: Share, fd: int, inode: int) -> bool:
+    def _is_proven(self, staging_fd: int, share: Share, fd: int, data: os.stat_result) -> bool:
         """Whether a share, whose ledger is open and locked, is sealed and on the disk; else it is sealed no more."""
         key = self.names.key_of(share.index)
         claims = _sealed_claims(self.names, share, fd)
         if claims is None:
             return False
-        if (key, inode) not in self.here:
+        if not self.here.has(key, data):
             if not self._is_on_disk(staging_fd, share, claims):
                 os.ftruncate(fd, ledger.HEADER_BYTES)
                 return False
-            self.here.add(key, inode)
+            self.here.add(key, data)
         return True
 
     def _is_on_disk(self, staging_fd: int, share: Share, claims: ledger.Claims) -> bool:
@@ -144,6 +144,7 @@ class ClosedShare(NamedTuple):
                 self.attributes.put_file(fd, self.entry, self.file_id)
             os.fsync(fd)
             yield
+            self.here.forget(map(self.names.key_of, self.names.indices), status)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.fchmod(fd, 0o600)

@@ -7,6 +7,7 @@ KEY is that of the job's name. Both are removed by age, as staged files are, and
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -15,8 +16,11 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
+from filestreamer.wire.grid import Share
+from filestreamer.wire.tree_shares import shard_of
 from receiver.disk.destination import Destination, open_directory
 from receiver.disk.paths import JOB_SUFFIX, OPEN_FLAGS, PENDING_SUFFIX, STAGING, staging_key
+from receiver.disk.staging.ledger_file import has_seal
 from receiver.disk.staging.record_file import read_record, write_record
 
 _JOBS_MAX: Final = 1024
@@ -34,16 +38,20 @@ class FinishedShard(NamedTuple):
     bytes: int
     left_out: bool
     """Whether something was not moved: then a file may wait for a share of it in vain."""
+    failed: int = 0
+    """How many entries were skipped for a reason that is a failure."""
+    is_earlier: bool = False
+    """Whether it has not come again since all shards were finished."""
 
 
 class JobState(NamedTuple):
     """The shards of a job that are finished."""
 
+    run: str
+    """The run of the receiver; "" if it has none."""
     shard_count: int
     """Into how many shards the job is divided."""
     shards: dict[int, FinishedShard]
-    complete: str
-    """The digest of the walk with which all shards were finished; "" before that."""
 
 
 class SharedFile(NamedTuple):
@@ -55,60 +63,68 @@ class SharedFile(NamedTuple):
     """That of the place."""
     path: bytes
     size: int
+    shares: int
+    """How many shards have a share of it."""
 
 
 class JobRecord:
     """The record of one job, for one shard of it. All methods raise TransferFailed(DESTINATION)."""
 
-    def __init__(self, destination: Destination, job: str, index: int, count: int) -> None:
+    def __init__(self, destination: Destination, job: str, run: str, index: int, count: int) -> None:
+        """`run` is that of the receiver: what an earlier run of it has finished does not count."""
         self._destination = destination
-        self._job = job
+        self._job, self._run = job, run
         self._index, self._count = index, count
         self._key = staging_key(b"job\0" + job.encode())
 
     def begin(self) -> None:
         """Count this shard as not finished: it moves its share again."""
         with self._changing() as staging_fd:
-            state = self._read(staging_fd)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._pending_name(self._index), dir_fd=staging_fd)
-            is_same = state is not None and state.shard_count == self._count
-            if state is None or not is_same or state.shards.pop(self._index, None) is not None:
+            found = self._find(staging_fd)
+            if found is None:
+                self._drop_pending(staging_fd)
+            else:
+                self._unlink(staging_fd, self._pending_name(self._index))
+            state = found or self._none
+            if state.shards.pop(self._index, None) is not None or found is None:
                 # Also where nothing is known yet: what is noted of files that wait goes with the record.
-                self._write(staging_fd, state if state is not None and is_same else self._none)
+                self._write(staging_fd, state)
 
     def note_pending(self, file: SharedFile) -> None:
         """Note a file that waits for other shards."""
-        line = json.dumps([file.data, file.prefix.hex(), file.path.hex(), file.size]) + "\n"
+        fields = [file.data, file.prefix.hex(), file.path.hex(), file.size, file.shares]
+        line = json.dumps(fields).encode() + b"\n"
         with self._changing() as staging_fd:
             fd = self._open_pending(staging_fd, self._index, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
-                os.write(fd, line.encode())
+                if os.write(fd, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
 
-    def finish(self, shard: FinishedShard) -> tuple[JobState, int]:
-        """Count this shard as finished, durably; return what is finished by now, and how many files still wait.
+    def finish(self, shard: FinishedShard) -> JobState:
+        """Count this shard as finished, durably; return what is finished by now.
 
-        Files wait only where all shards are finished: they have lost a share. Raises TransferFailed(SOURCE_CHANGED)
-        where shards have seen different trees.
+        Raises TransferFailed: SOURCE_CHANGED where shards have seen different trees, DESTINATION where all are
+        finished, and what some of them had moved of a file that waits is gone: these are not finished any more.
         """
         with self._changing() as staging_fd:
-            state = self._read(staging_fd) or self._none
-            others = {index: other for index, other in state.shards.items() if index != self._index}
-            is_same = all(other.walk_digest == shard.walk_digest for other in others.values())
-            if not is_same and state.complete:  # the earlier run is over, and this is the first shard of another one
-                others, is_same = {}, True
-            complete = state.complete if state.complete == shard.walk_digest else ""
+            shards = (self._find(staging_fd) or self._none).shards
+            shards.pop(self._index, None)
+            if any(other.is_earlier and other.walk_digest != shard.walk_digest for other in shards.values()):
+                # This is another run of the job: only those that have come again belong to it.
+                shards = {index: other for index, other in shards.items() if not other.is_earlier}
+            is_same = all(other.walk_digest == shard.walk_digest for other in shards.values())
             self._sync_pending(staging_fd)
-            state = JobState(self._count, {**others, self._index: shard}, complete)
-            waiting = 0
-            if is_same and len(state.shards) == self._count:
-                if not any(each.left_out for each in state.shards.values()):
-                    waiting = sum(self._still_waits(file) for file in self._pending(staging_fd))
-                if not waiting:
-                    state = state._replace(complete=shard.walk_digest)
+            shards[self._index] = shard
+            waiting, lost = 0, set[int]()
+            if is_same and len(shards) == self._count:
+                waiting, lost = self._find_lost(staging_fd, shards)
+                if not lost:
                     self._drop_pending(staging_fd)
+                    if not any(each.is_earlier for each in shards.values()):
+                        shards = {index: each._replace(is_earlier=True) for index, each in shards.items()}
+            state = JobState(self._run, self._count, {i: each for i, each in shards.items() if i not in lost})
             self._write(staging_fd, state)
         if not is_same:
             raise TransferFailed(
@@ -116,7 +132,13 @@ class JobRecord:
                 f"the shards of job {self._job} saw different trees: the source changed between their walks, or their"
                 " settings differ. Run all of them again, with another --job",
             )
-        return state, waiting
+        if lost:
+            raise TransferFailed(
+                Code.DESTINATION,
+                f"{waiting} large files are not complete, although all shards of job {self._job} were finished: what"
+                f" {len(lost)} of them had moved is gone. Run all of them again",
+            )
+        return state
 
     # --- the files
 
@@ -137,7 +159,12 @@ class JobRecord:
     @property
     def _none(self) -> JobState:
         """The state of a job of which no shard is finished."""
-        return JobState(self._count, {}, "")
+        return JobState(self._run, self._count, {})
+
+    def _find(self, staging_fd: int) -> JobState | None:
+        """Read the record, if it is of this run, and divided in the same way."""
+        state = self._read(staging_fd)
+        return state if state is not None and (state.run, state.shard_count) == (self._run, self._count) else None
 
     def _pending_name(self, index: int) -> str:
         return f"{self._key}-{index}{PENDING_SUFFIX}"
@@ -150,7 +177,7 @@ class JobRecord:
         fields = read_record(staging_fd, self._key + JOB_SUFFIX, _RECORD_BYTES_MAX)
         try:
             shards = {int(index): FinishedShard(*shard) for index, shard in fields["shards"].items()}
-            return JobState(int(fields["shard_count"]), shards, str(fields["complete"]))
+            return JobState(str(fields["run"]), int(fields["shard_count"]), shards)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -167,7 +194,7 @@ class JobRecord:
             return
         oldest = min(jobs, key=lambda name: os.stat(name, dir_fd=staging_fd, follow_symlinks=False).st_mtime_ns)
         key = oldest.removesuffix(JOB_SUFFIX)
-        for name in (oldest, *(name for name in names if name.startswith(key) and name.endswith(PENDING_SUFFIX))):
+        for name in (oldest, *_pending_names(names, key)):
             os.unlink(name, dir_fd=staging_fd)
 
     # --- files that wait
@@ -190,14 +217,47 @@ class JobRecord:
             with open(fd, "rb") as file:
                 for line in file:
                     with contextlib.suppress(ValueError, TypeError):  # a line that a crash has torn
-                        data, prefix, path, size = json.loads(line)
-                        yield SharedFile(str(data), bytes.fromhex(prefix), bytes.fromhex(path), int(size))
+                        data, prefix, path, size, shares = json.loads(line)
+                        yield SharedFile(str(data), bytes.fromhex(prefix), bytes.fromhex(path), int(size), int(shares))
 
     def _drop_pending(self, staging_fd: int) -> None:
-        """Forget the files that waited: all of them are in place, or wait in vain."""
-        for index in range(self._count):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._pending_name(index), dir_fd=staging_fd)
+        """Forget the files that waited: they are in place, wait in vain, or are of another run."""
+        for name in _pending_names(os.listdir(staging_fd), self._key):
+            self._unlink(staging_fd, name)
+
+    def _find_lost(self, staging_fd: int, shards: dict[int, FinishedShard]) -> tuple[int, set[int]]:
+        """Return how many files wait for a share that is gone, and the shards that had moved one; all are finished.
+
+        A share that is missing is gone, unless its shard has left something out.
+        """
+        left_out = {index for index, shard in shards.items() if shard.left_out}
+        waiting, lost = 0, set[int]()
+        for file in self._pending(staging_fd):
+            if self._still_waits(file):
+                gone = self._missing(file) - left_out
+                # Where nothing is missing, the shard that comes again puts the file in place.
+                gone = gone or ({self._index} if not left_out else set())
+                waiting += bool(gone)
+                lost |= gone
+        return waiting, lost
+
+    def _missing(self, file: SharedFile) -> set[int]:
+        """Return the shards of which no sealed share of a file is there."""
+        shares = {
+            shard_of(file.path, segment, self._count): segment for segment in range(min(file.shares, self._count))
+        }
+        try:
+            staging_fd = self._staging_of(file)
+        except OSError:
+            return set(shares)
+        try:
+            return {
+                index
+                for index, segment in shares.items()
+                if not has_seal(staging_fd, file.data, Share(segment, self._count))
+            }
+        finally:
+            os.close(staging_fd)
 
     def _still_waits(self, file: SharedFile) -> bool:
         """Whether a file is still in staging, or not under its final name."""
@@ -216,17 +276,30 @@ class JobRecord:
 
     def _is_staged(self, file: SharedFile) -> bool:
         try:
-            place_fd = _open_below(self._destination, file.prefix)
+            staging_fd = self._staging_of(file)
         except OSError:
             return False
         try:
-            os.stat(os.path.join(STAGING, file.data), dir_fd=place_fd, follow_symlinks=False)
+            os.stat(file.data, dir_fd=staging_fd, follow_symlinks=False)
         except OSError:
             return False
         else:
             return True
         finally:
-            os.close(place_fd)
+            os.close(staging_fd)
+
+    def _staging_of(self, file: SharedFile) -> int:
+        """Open the staging of the place that a file goes to. Raises OSError."""
+        return _open_below(self._destination, os.path.join(file.prefix, os.fsencode(STAGING)))
+
+    def _unlink(self, staging_fd: int, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=staging_fd)
+
+
+def _pending_names(names: list[str], key: str) -> list[str]:
+    """Return the names of what the shards of a job have noted of files that wait."""
+    return [name for name in names if name.startswith(key + "-") and name.endswith(PENDING_SUFFIX)]
 
 
 def _open_below(destination: Destination, path: bytes) -> int:

@@ -9,7 +9,8 @@ import os
 import threading
 from typing import Final
 
-from filestreamer.wire.grid import Grid
+from filestreamer.wire.grid import Grid, Share
+from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS, SHARED_SUFFIX
 from receiver.disk.staging import ledger
 
 _RECORDS_AT_ONCE: Final = 8192
@@ -29,6 +30,24 @@ def read_ledger(fd: int, today: Grid | None = None) -> ledger.Claims | None:
     step = _RECORDS_AT_ONCE * ledger.RECORD_BYTES
     pieces = (os.pread(fd, step, at) for at in range(ledger.HEADER_BYTES, length, step))
     return ledger.decode(os.pread(fd, ledger.HEADER_BYTES, 0), pieces, today)
+
+
+def has_seal(staging_fd: int, data: str, share: Share) -> bool:
+    """Whether a share of a shared file (`shared_names`) has a seal, right or wrong; `data` is the name of the bytes.
+
+    Raises OSError.
+    """
+    try:
+        os.stat(data, dir_fd=staging_fd, follow_symlinks=False)
+        name = f"{data.removesuffix(SHARED_SUFFIX)}-{share.index}{LEDGER_SUFFIX}"
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+    except FileNotFoundError:
+        return False
+    try:
+        claims = read_ledger(fd)
+    finally:
+        os.close(fd)
+    return claims is not None and share in claims.seals
 
 
 class LedgerFile:

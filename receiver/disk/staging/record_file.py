@@ -4,10 +4,13 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
+
+NEW_SUFFIX: Final = "-new"
+"""What the name of a record has while it is written. A crash may leave it."""
 
 
 def read_record(staging_fd: int, name: str, most_bytes: int) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def read_record(staging_fd: int, name: str, most_bytes: int) -> dict[str, Any]:
 
 def write_record(staging_fd: int, name: str, fields: Mapping[str, Any]) -> None:
     """Replace a record, durably. Raises OSError."""
-    new = name + "-new"
+    new = name + NEW_SUFFIX
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | OPEN_FLAGS
     with open(os.open(new, flags, 0o600, dir_fd=staging_fd), "wb") as file:
         file.write(json.dumps(fields).encode())

@@ -208,13 +208,17 @@ class Staging(Readable):
 
     def _open_data(self, create: Create | None) -> int:
         """Open the staged bytes; a new file has what its final directory hands down. Raises as `_open_file`."""
-        if not self._data_exists():
-            create = create or partial(create_as_in, self._destination.fd)
-            fd = create(self._staging_fd, self._data_name)
-            if fd is not None:
-                self._fds.append(fd)
-                return fd
-        return self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
+        if self._data_exists():
+            return self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
+        create = create or partial(create_as_in, self._destination.fd)
+        fd = create(self._staging_fd, self._data_name)
+        if fd is not None:
+            self._fds.append(fd)
+        else:
+            fd = self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
+        if self._shared is not None:
+            self.place.sealed_shares.forget(map(self._shared.key_of, self._shared.indices), os.fstat(fd))
+        return fd
 
     def _check_space(self, reserved_bytes: int) -> None:
         """Check whether the missing bytes can fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""

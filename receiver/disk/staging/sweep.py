@@ -42,6 +42,7 @@ from receiver.disk.space import free_ranges
 from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
 from receiver.disk.staging.lock import is_own, lock, locked
+from receiver.disk.staging.record_file import NEW_SUFFIX
 from receiver.disk.staging.shared_names import SharedNames
 
 _SUFFIXES: Final = (DATA_SUFFIX, LEDGER_SUFFIX)
@@ -117,7 +118,8 @@ def _discard_group(staging_fd: int, names: list[str], seconds: float, now: float
 def _discard_jobs(staging_fd: int, names: list[str], seconds: float, now: float) -> None:
     """Remove what is known of jobs and runs of which nothing has ended for long (`job_record`, `receipt`)."""
     for name in names:
-        if name.endswith((JOB_SUFFIX, PENDING_SUFFIX, RECEIPT_SUFFIX)) and _is_stale(staging_fd, [name], seconds, now):
+        is_record = name.removesuffix(NEW_SUFFIX).endswith((JOB_SUFFIX, PENDING_SUFFIX, RECEIPT_SUFFIX))
+        if is_record and _is_stale(staging_fd, [name], seconds, now):
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=staging_fd)
 

@@ -60,7 +60,7 @@ def test_the_sender_says_hello_and_nothing_else_before_a_proof(sender: Service) 
     ("first", "code"),
     [
         (frame(m.Greeting(1, 1, bytes(16), bytes(16), False, (), m.Role.CONTROL)), Code.TOKEN),
-        (frame_of(ReceiverOpening(bytes(16), WRONG).greeting_body), Code.PROTOCOL),
+        (frame_of(ReceiverOpening(bytes(16), (WRONG,)).greeting_body), Code.PROTOCOL),
         (frame(m.Greeting(2, 3, bytes(16), bytes(16), True, (), m.Role.CONTROL)), Code.VERSION),
         (frame(m.Welcome(b"")), Code.PROTOCOL),
         (frame(m.Hello(1, 1, bytes(16), m.Role.CONTROL, 0, 1, bytes(16), True)), Code.PROTOCOL),
@@ -202,6 +202,7 @@ def test_a_sender_that_begins_again(pair: Pair, code: Code) -> None:
                 data.send_raw(sample.chunk(0))
                 assert ack(data).chunk_ids == (0,)
                 control.send(m.Abort(code, "again"))
+                control.end_writing()
                 sender.transfer_id = random_id()
         receiver.succeeds()
     assert (pair.destination / "sample.bin").read_bytes() == sample.content
@@ -211,7 +212,9 @@ def test_a_sender_that_begins_again(pair: Pair, code: Code) -> None:
 def test_a_sender_that_ends_for_good(pair: Pair, code: Code, exit_code: int) -> None:
     with ListeningSender() as sender:
         receiver = connecting(pair, sender)
-        sender.open(m.Role.CONTROL).send(m.Abort(code, "no more of this"))
+        control = sender.open(m.Role.CONTROL)
+        control.send(m.Abort(code, "no more of this"))
+        control.end_writing()
         status = "refused" if exit_code == 3 else "failed"
         assert "no more of this" in receiver.fails(exit_code, code.name.lower(), status=status)
 
@@ -253,6 +256,7 @@ def test_nothing_is_written_outside_of_the_destination(pair: Pair) -> None:
         entry = m.Entry(b"../outside", m.EntryType.FILE, 1, 0o644, 0)
         control.send(m.Offer(8, None, False, 1), m.ManifestPart(0, (entry,), True))
         assert control.expect(m.Abort).code is Code.PATH
+        control.end_writing()
         receiver.fails(3, "path", status="refused")
 
 

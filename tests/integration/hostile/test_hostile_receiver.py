@@ -420,7 +420,7 @@ def test_receiver_that_does_not_know_the_token(pair: Pair, answer: str) -> None:
     with RawReceiver() as impostor:
         service = pair.sender(sender, impostor.address, env=WITH_TOKEN)
         link = impostor.accept()
-        opening = ReceiverOpening(impostor.incarnation, b"another token of some length")
+        opening = ReceiverOpening(impostor.incarnation, (b"another token of some length",))
         link.send_raw(frame_of(opening.greeting_body))
         hello = read_body(link.read_exact, limits.OPENING_FRAME_BYTES)
         proof = decode(read_body(link.read_exact, limits.OPENING_FRAME_BYTES))

@@ -134,6 +134,8 @@ def test_nothing_follows_a_short_chunk(receiver: tuple[Service, int], peer: RawS
     short = Sample(b"s", content, KIB)
     data.send_raw(short.chunk(0) + sample.chunk(1))
     assert control.expect(m.Abort).code is Code.PROTOCOL
+    control.close()
+    data.close()
     assert rest_of(receiver[1]) == content
 
 

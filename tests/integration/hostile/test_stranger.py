@@ -22,7 +22,7 @@ from tests.support.attacks import DAMAGE, GROWTH_BYTES, MIB, STRANGERS, TOKEN, W
 from tests.support.peer import Link, RawSender
 from tests.support.processes import Watch, command_line
 from tests.support.relay import Relay
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import UNIT, Pair, Service, fresh, impatient, same
 from tests.support.waiting import until
 
 # ------------------------------------------------------------------------------------------------------------- guessing
@@ -159,10 +159,12 @@ def test_the_token_is_told_to_nobody(pair: Pair, tmp_path: Path, given: str, rig
             env[service] = {"FILESTREAMER_TOKEN": token}
         flags[service] += ["--log-level", "debug", "--result-file", tmp_path / f"{service}.result"]
     file = pair.file("f", 6 * MIB)
-    receiver = pair.receiver("--once", *flags["receiver"], env=env["receiver"])
+    where = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--once")
+    receiver = pair.start("receiver", *where, *flags["receiver"], env=env["receiver"], program=fresh("receiver"))
     with Relay(pair.address(receiver)) as relay:
         rate = ("--rate-limit", "6MiB/s", "--chunk-size", "64KiB")
-        sender = pair.sender(file, relay.address, *rate, *flags["sender"], env=env["sender"])
+        what = (file, "--to", relay.address, *rate, *flags["sender"])
+        sender = pair.start("sender", *what, env=env["sender"], program=fresh("sender"))
         lines = command_line(receiver.process.pid) + command_line(sender.process.pid)
         if right:
             sender.succeeds()
@@ -284,13 +286,19 @@ def test_a_flood_of_connects(pair: Pair, seed: int) -> None:
     unharmed(receiver)
 
 
+OPENING, SILENCE = (f"filestreamer.wire.limits.{name}" for name in ("OPENING_SECONDS", "OPENING_SILENCE_SECONDS"))
+A_THIRD = {OPENING: limits.OPENING_SECONDS / 3, SILENCE: limits.OPENING_SILENCE_SECONDS / 3}
+"""Of the time that an opening has, for those who use it up."""
+
+
 @pytest.mark.timeout(6 * UNIT)
 def test_slow_openings(pair: Pair) -> None:
     """Silence, half a frame, Hello without Proof, a byte now and then: the time runs from accept, whatever comes.
 
     All of them are refused with TIMEOUT in the end; a transfer beside them runs on, and the next one is let in.
     """
-    receiver = pair.receiver(env=WITH_TOKEN)
+    flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    receiver = pair.start("receiver", *flags, **impatient("receiver", A_THIRD, WITH_TOKEN))
     address = pair.address(receiver)
     running = Running(pair, address, env=WITH_TOKEN)
     with RawSender(address) as peer:
@@ -311,7 +319,7 @@ def test_slow_openings(pair: Pair) -> None:
                     sock.sendall(hello[step : step + 1])
                 if what.startswith("a byte") and step % 10 == 0:
                     sock.sendall(hello[step // 10 : step // 10 + 1])
-            if not unanswered or time.monotonic() - begun > limits.OPENING_SECONDS + 2 * UNIT:
+            if not unanswered or time.monotonic() - begun > A_THIRD[OPENING] + 2 * UNIT:
                 break
         codes = {
             what: [message.code for message in link.rest() if isinstance(message, m.Refusal)]
@@ -332,7 +340,8 @@ def test_more_connections_than_descriptors(pair: Pair) -> None:
     """Where descriptors run out, a new sender has to wait; it is not told that the destination can't be written."""
     limit = 128
     flags = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
-    receiver = pair.start("receiver", *flags, under=["prlimit", f"--nofile={limit}:{limit}"])
+    few = ["prlimit", f"--nofile={limit}:{limit}"]
+    receiver = pair.start("receiver", *flags, under=few, **impatient("receiver", A_THIRD))
     address = pair.address(receiver)
     host, _, port = address.rpartition(":")
     with contextlib.ExitStack() as stack:

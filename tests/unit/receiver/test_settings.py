@@ -100,6 +100,52 @@ def test_listen(written: str, expected: Address) -> None:
     assert expected == settings("--listen", written).listen
 
 
+def test_tokens_of_users_from_every_source(config: Any) -> None:
+    expected = ReceiverSettings(tokens="users", once=True)
+    assert settings("--tokens", "users", "--once") == expected
+    assert settings("--once", environ={"FILESTREAMER_RECEIVER_TOKENS": "users"}) == expected
+    assert settings("--config", config({"receiver": {"tokens": "users", "once": True}})) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "named"),
+    [
+        (["--token-file", "token"], {}, "--token-file"),
+        ([], {"FILESTREAMER_TOKEN_FILE": "token"}, "--token-file"),
+        ([], {"FILESTREAMER_TOKEN": TOKEN}, "FILESTREAMER_TOKEN"),
+        (["--anonymous"], {}, "--anonymous"),
+        (["--output-file", "f"], {}, "--output-file"),
+        (["--output-file", "-"], {}, "--output-file"),
+        (["--once", "--run", "1"], {}, "--run"),
+        (["--job", "photos"], {}, "--job"),
+        (["--connect", "host"], {}, "--connect"),
+        (["--from", "host:f"], {}, "--from"),
+    ],
+)
+def test_what_is_for_one_sender_does_not_go_with_users(
+    argv: list[str], environ: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("token").write_text(TOKEN)
+    said = failure("--tokens", "users", *argv, environ=environ)
+    assert "--tokens" in said
+    assert said.endswith(named)
+
+
+def test_a_receiver_that_dials_has_no_users() -> None:
+    """What a variable says is for another receiver."""
+    assert settings("--connect", "host", environ={"FILESTREAMER_RECEIVER_TOKENS": "users"}).tokens is None
+
+
+def test_tokens_that_others_can_read_are_told_once(tmp_path: Path) -> None:
+    for name in ("alice", "bob", "carol"):
+        (tmp_path / name).write_text(TOKEN)
+        (tmp_path / name).chmod(0o600 if name == "alice" else 0o644)
+    (line,) = settings("--tokens", str(tmp_path)).exposed()
+    assert line.startswith("--tokens: every user of this machine may read")
+    assert line.endswith(f"chmod 600 {tmp_path}/bob")
+
+
 def test_output_file_implies_once_from_every_source(config: Any) -> None:
     assert settings("--output-file", "f").once
     assert settings(environ={"FILESTREAMER_OUTPUT_FILE": "f", "FILESTREAMER_ONCE": "no"}).once

@@ -42,12 +42,15 @@ class Dialing:
         timeout_seconds: float,
         on_socket: Callable[[socket.socket], None] | None = None,
         source: str | None = None,
+        pins: tuple[bytes, ...] = (),
     ) -> None:
         """Prepare to try the addresses, each for `timeout_seconds`.
 
         `on_socket` is called with each socket before it connects, so that another thread can shut it. `source` is the
-        address of this machine to connect from; addresses of the other family are left out.
+        address of this machine to connect from; addresses of the other family are left out. `pins` are for who goes on
+        with the connections (`route.Attempts`).
         """
+        self.pins = pins
         self._timeout_seconds = timeout_seconds
         self._on_socket = on_socket
         self._source = source

@@ -14,6 +14,14 @@ OnSocket = Callable[[socket.socket], None]
 class Attempts(Protocol):
     """The attempts to make one connection."""
 
+    @property
+    def pins(self) -> tuple[bytes, ...]:
+        """Digests (SHA-256) of which the peer's certificate must have one, beside all other checks; (): no such check.
+
+        They count only over TLS. They belong to the addresses that are tried: a peer that is started anew has others.
+        """
+        ...
+
     def connect(self) -> tuple[Address, socket.socket]:
         """Return an address that answers, and a socket that is connected to it and has a timeout.
 
@@ -35,21 +43,13 @@ class Route(Protocol):
         """The name of the peer's machine, as its certificate has it."""
         ...
 
-    @property
-    def pins(self) -> tuple[bytes, ...]:
-        """Digests (SHA-256) of which the peer's certificate must have one, beside all other checks; (): no such check.
-
-        They count only over TLS.
-        """
-        ...
-
     def attempts(
         self, timeout_seconds: float, on_socket: OnSocket, addresses: Iterable[Address] | None = None
     ) -> Attempts:
         """Prepare to connect to the peer, at one of its addresses or at one of these.
 
         `timeout_seconds` limits each attempt, and becomes the socket's timeout. Raises ConnectionLost where the peer
-        has no address now.
+        has no address now, or these are none of its addresses any more.
         """
         ...
 
@@ -64,8 +64,6 @@ class Route(Protocol):
 
 class TcpRoute:
     """The way to HOST:PORT: each address of the name is tried."""
-
-    pins: tuple[bytes, ...] = ()
 
     def __init__(self, host: str, port: int, shown: str, source: str | None = None) -> None:
         """`shown` names the peer for people; `source` is the address of this machine to connect from."""

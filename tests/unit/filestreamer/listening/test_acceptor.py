@@ -21,7 +21,7 @@ INCARNATION = random_id()
 def acceptor(*listeners: socket.socket, token: Callable[[], str | None] = lambda: None) -> Acceptor[ReceiverOpening]:
     def opening(certificate_sha256: bytes) -> ReceiverOpening:
         required = token()
-        return ReceiverOpening(INCARNATION, required.encode() if required else None, certificate_sha256)
+        return ReceiverOpening(INCARNATION, (required.encode(),) if required else None, certificate_sha256)
 
     return Acceptor(
         [Listener(listener) for listener in listeners],

@@ -194,8 +194,8 @@ def test_of_plain_information_only_what_peers_can_repeat_is_counted(
 
 
 ONCE = set(
-    "certificate listening metrics metrics_linger progress renewed small_packets_work space_given_back"
-    " staging_discarded staging_found token".split()
+    "certificate listening metrics metrics_linger progress receipt_found receiver_told renewed small_packets_work"
+    " space_given_back staging_discarded staging_found token user_added user_removed user_renewed users".split()
 )
 """What is logged once in a process, or at a pace of its own."""
 

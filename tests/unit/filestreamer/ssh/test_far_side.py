@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,9 @@ import pytest
 from filestreamer.ssh import far_side, lines
 from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
-from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.errors import Code, ConnectionLost, TransferFailed
 from filestreamer.wire.progress_clock import Patience
+from filestreamer.wire.sockets.addresses import Address
 from tests.support.services import UNIT
 from tests.support.waiting import until
 
@@ -126,3 +128,20 @@ def test_a_login_that_does_not_last_is_not_made_anew_at_once(
     until(lambda: len(pauses) >= 4, "it is made anew")
     made.end()
     assert pauses[:4] == ([0, 1, 2, 3] if steady_seconds > 0 else [0, 0, 0, 0])
+
+
+def test_a_certificate_is_expected_of_the_service_whose_address_is_dialled() -> None:
+    """A service that was started anew has another certificate: dialling the old one must not end the transfer."""
+    route = far_side.FarRoute("nas:", Mock())
+    services: list[tuple[lines.Answer, list[Address]]] = [
+        (lines.Answer("s", "192.0.2.7", port, digest * 32, 2, "m"), [(socket.AF_INET, ("192.0.2.7", port))])
+        for port, digest in ((1, b"a"), (2, b"b"))
+    ]
+    begun = []
+    for answer, addresses in services:
+        route.lead(answer, addresses, is_direct=True)
+        begun.append(route.attempts(1.0, Mock()))
+    assert [each.pins for each in begun] == [(b"a" * 32,), (b"b" * 32,)]
+    assert route.attempts(1.0, Mock(), services[1][1]).pins == (b"b" * 32,)
+    with pytest.raises(ConnectionLost, match="started anew"):
+        route.attempts(1.0, Mock(), services[0][1])

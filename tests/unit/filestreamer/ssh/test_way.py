@@ -76,7 +76,7 @@ def served(said: bytes) -> tuple[socket.socket, Answer]:
 
 
 def test_the_direct_way_is_taken_where_it_works() -> None:
-    opening = ReceiverOpening(random_id(), b"t" * 32)
+    opening = ReceiverOpening(random_id(), (b"t" * 32,))
     listener, answer = served(frame_of(opening.greeting_body))
     with listener:
         assert way.choose(None, answer, way.candidates(answer, None), "receiver").name == way.DIRECT

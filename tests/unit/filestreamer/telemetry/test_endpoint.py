@@ -222,6 +222,9 @@ class Looked:
     def memory(self) -> tuple[int, int] | None:
         return None
 
+    def users(self) -> None:
+        return None
+
 
 # ------------------------------------------------------------------------------------------------- over real sockets
 

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from filestreamer.telemetry.counters import TransferCounters
-from filestreamer.telemetry.history import RECENT, History, Snapshot
+from filestreamer.telemetry.history import RECENT, History, Snapshot, UserSums
 from filestreamer.telemetry.metrics import ENDED_CONNECTIONS, Collector, exposition
 from filestreamer.telemetry.wall_clock import WallClock
 from filestreamer.wire.messages import RECEIVER_STAGES
@@ -18,6 +18,8 @@ class Source:
     def __init__(self) -> None:
         self.history = History(60)
         self.running: list[TransferCounters] = []
+        self.names: list[str] | None = None
+        """The users, if the receiver has users."""
 
     def snapshot(self) -> Snapshot:
         return self.history.snapshot(self.running)
@@ -27,6 +29,9 @@ class Source:
 
     def memory(self) -> tuple[int, int] | None:
         return None
+
+    def users(self) -> dict[str, UserSums] | None:
+        return None if self.names is None else self.history.users(self.running, self.names)
 
 
 def values(source: Source, name: str) -> dict[str, float]:
@@ -52,6 +57,42 @@ def transfer(number: int, *, connections: int = 2, moved_bytes: int = 1000) -> T
         connection.moved_bytes = moved_bytes
         connection.acknowledged_bytes = moved_bytes // 2
     return made
+
+
+# --- users
+
+
+def of_user(source: Source, name: str, **labels: str) -> dict[str, float]:
+    """Return the samples of a metric by user."""
+    text = exposition(Collector("receiver", source), "").body.decode()
+    return {
+        sample.labels["user"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"filestreamer_receiver_{name}" and labels.items() <= sample.labels.items()
+    }
+
+
+def test_users_are_told_apart() -> None:
+    """Sums stay where transfers are dropped; a user who is gone disappears, and begins anew."""
+    source = Source()
+    assert of_user(source, "user_transfers_under_way") == {}
+    source.names = ["alice", "bob"]
+    assert of_user(source, "user_transfers_total", result="failed") == {"alice": 0, "bob": 0}
+    ended = [transfer(number, connections=1, moved_bytes=10) for number in range(RECENT + 3)]
+    for each in ended:
+        each.user = "alice"
+        source.history.add(each, "complete")
+    running = transfer(999, connections=1, moved_bytes=7)
+    running.user = "bob"
+    source.running = [running, ended[-1]]  # which is not removed yet
+    assert of_user(source, "user_received_bytes_total") == {"alice": 10 * (RECENT + 3), "bob": 7}
+    assert of_user(source, "user_transfers_under_way") == {"alice": 0, "bob": 1}
+    assert of_user(source, "user_transfers_total", result="complete") == {"alice": RECENT + 3, "bob": 0}
+    source.names = ["bob"]
+    assert of_user(source, "user_received_bytes_total") == {"bob": 7}
+    source.names = ["alice", "bob"]
+    assert of_user(source, "user_transfers_total", result="complete") == {"alice": 0, "bob": 0}
 
 
 # --- a clock that is set

@@ -155,7 +155,8 @@ def test_opening_vector_is_what_both_ends_say(vector: dict[str, Any], monkeypatc
     certificate = bytes.fromhex(vector["certificate_sha256"])
     assert vector["tls_server"] == ("receiver" if certificate else None)
 
-    receiver = ReceiverOpening(greeting.incarnation, token, certificate, features=greeting.features, job=hello.job)
+    tokens = None if token is None else (token,)
+    receiver = ReceiverOpening(greeting.incarnation, tokens, certificate, features=greeting.features, job=hello.job)
     sender = SenderOpening(token, certificate, features=hello.features, job=hello.job)
     said = [receiver.greeting_body]
     said += sender.answer(said[0], hello.transfer_id, hello.role, hello.connection_id, hello.connections)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from filestreamer.wire import features, limits
+from filestreamer.wire import auth, features, limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, LocalProtocolError, Refused, RemoteProtocolError
@@ -11,6 +11,11 @@ from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 TOKEN = b"a token of thirty-one characters"
 INCARNATION = bytes(range(16))
 TRANSFER = bytes(range(16, 32))
+
+
+def some(token: bytes | None) -> tuple[bytes, ...] | None:
+    """Return the tokens of a receiver that requires this one, or none."""
+    return None if token is None else (token,)
 
 
 class Meeting:
@@ -23,7 +28,7 @@ class Meeting:
         receiver_certificate: bytes = b"",
         sender_certificate: bytes = b"",
     ) -> None:
-        self.receiver = ReceiverOpening(INCARNATION, receiver_token, receiver_certificate)
+        self.receiver = ReceiverOpening(INCARNATION, some(receiver_token), receiver_certificate)
         self.sender = SenderOpening(sender_token, sender_certificate)
 
     def answer(self, greeting: bytes | None = None, role: m.Role = m.Role.DATA) -> tuple[bytes, ...]:
@@ -96,6 +101,74 @@ def test_another_token() -> None:
     assert code_of(caught) is Code.TOKEN
 
 
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the tokens that are tried from now on, in order, with repeats."""
+    found: list[bytes] = []
+    prove = auth.Transcript.sender_proof
+
+    def proving(transcript: auth.Transcript, token: bytes, before: bytes = b"") -> bytes:
+        found.append(token)
+        return prove(transcript, token, before)
+
+    monkeypatch.setattr(auth.Transcript, "sender_proof", proving)
+    return found
+
+
+MANY = [b"the token of user %d" % number for number in range(1024)]
+
+
+@pytest.mark.parametrize("of_sender", [MANY[0], MANY[700], MANY[-1], TOKEN])
+def test_each_of_many_tokens_is_tried(of_sender: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is right, and if none is. The receiver proves the same one, and no other."""
+    meeting = Meeting(sender_token=of_sender)
+    meeting.receiver = ReceiverOpening(INCARNATION, MANY)
+    hello, proof = meeting.answer()
+    assert meeting.receiver.receive(hello) is None
+    found = tried(monkeypatch)
+    if of_sender in MANY:
+        assert meeting.receiver.receive(proof) is not None
+        assert meeting.receiver.token == of_sender
+        meeting.sender.enter(encode(meeting.receiver.welcome()))
+    else:
+        with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$") as caught:
+            meeting.receiver.receive(proof)
+        assert code_of(caught) is Code.TOKEN
+    assert found == MANY
+
+
+def test_no_token_at_all_lets_nobody_in() -> None:
+    """A receiver whose users have not come yet: that is not one that requires none."""
+    meeting = Meeting()
+    meeting.receiver = ReceiverOpening(INCARNATION, ())
+    with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$"):
+        meeting.receive(*meeting.answer())
+
+
+RENEWED = b"the token that was there before"
+
+
+@pytest.mark.parametrize("transfer", [TRANSFER, bytes(16)])
+@pytest.mark.parametrize("of_sender", [TOKEN, RENEWED, b"a token that nobody has, or ever had"])
+def test_the_token_of_before_is_for_the_transfer_that_began_with_it(
+    of_sender: bytes, transfer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried for every other one, too, and then answered as any wrong token."""
+    meeting = Meeting(sender_token=of_sender)
+    meeting.receiver = ReceiverOpening(INCARNATION, (TOKEN,), earlier=lambda: {RENEWED: {bytes([1] * 16), transfer}})
+    hello, proof = meeting.answer()
+    meeting.receiver.receive(hello)
+    found = tried(monkeypatch)
+    if of_sender == TOKEN or (of_sender == RENEWED and transfer == TRANSFER):
+        assert meeting.receiver.receive(proof) is not None
+        assert meeting.receiver.token == of_sender
+        meeting.sender.enter(encode(meeting.receiver.welcome()))
+    else:
+        with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$") as caught:
+            meeting.receiver.receive(proof)
+        assert code_of(caught) is Code.TOKEN
+    assert found == [TOKEN, RENEWED]
+
+
 def test_a_hello_of_another_opening_is_let_in_by_its_own_proof_only() -> None:
     """Replay: what a sender said to one Greeting is worth nothing behind another."""
     recorded = Meeting().answer()
@@ -125,7 +198,7 @@ def test_each_changed_byte_of_the_hello_is_noticed() -> None:
     for position in range(len(hello)):
         changed = bytearray(hello)
         changed[position] ^= 1
-        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        receiver = ReceiverOpening(INCARNATION, (TOKEN,))
         receiver.greeting_body = meeting.receiver.greeting_body
         try:
             assert receiver.receive(bytes(changed)) is None
@@ -150,7 +223,7 @@ def test_each_changed_byte_of_the_greeting_is_noticed() -> None:
             answer = SenderOpening(TOKEN).answer(bytes(changed), TRANSFER, m.Role.DATA, 0, 5)
         except RemoteProtocolError:
             continue
-        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        receiver = ReceiverOpening(INCARNATION, (TOKEN,))
         receiver.greeting_body = meeting.receiver.greeting_body
         assert receiver.receive(answer[0]) is None
         with pytest.raises(RemoteProtocolError, match="the token is wrong"):
@@ -172,7 +245,7 @@ def test_no_proof_where_one_is_wanted() -> None:
     hello, _ = meeting.answer()
 
     for body in (hello, encode(m.Offer(8, None, False, 0))):
-        receiver = ReceiverOpening(INCARNATION, TOKEN)
+        receiver = ReceiverOpening(INCARNATION, (TOKEN,))
         assert receiver.receive(hello) is None
         with pytest.raises(RemoteProtocolError, match="instead of Proof") as caught:
             receiver.receive(body)
@@ -311,7 +384,7 @@ def test_each_end_hears_what_the_other_one_names(
     ours: tuple[str, ...], theirs: tuple[str, ...], token: bytes | None
 ) -> None:
     """Names of later versions, too."""
-    receiver = ReceiverOpening(INCARNATION, token, features=theirs)
+    receiver = ReceiverOpening(INCARNATION, some(token), features=theirs)
     sender = SenderOpening(token, features=ours)
     bodies = sender.answer(receiver.greeting_body, TRANSFER, m.Role.CONTROL, 0, 5)
     hello = [receiver.receive(body) for body in bodies][-1]
@@ -367,7 +440,7 @@ def test_without_a_token_nobody_notices_that_a_feature_is_taken_out() -> None:
 
 def meet(receiver_token: bytes | None, own: bytes | None) -> tuple[ReceiverOpening, SenderOpening]:
     """Return both ends, of which the sender was given no token, and found `own` as its user's own."""
-    return ReceiverOpening(INCARNATION, receiver_token), SenderOpening(own, is_own=own is not None)
+    return ReceiverOpening(INCARNATION, some(receiver_token)), SenderOpening(own, is_own=own is not None)
 
 
 def test_the_own_token_is_used_where_one_is_asked_for() -> None:
@@ -437,7 +510,7 @@ def test_a_man_in_the_middle_with_a_certificate_of_his_own(receiver: bytes, send
 
 def meeting_of(receiver: str, sender: str, token: bytes | None = TOKEN) -> Meeting:
     meeting = Meeting(token, token)
-    meeting.receiver = ReceiverOpening(INCARNATION, token, job=receiver)
+    meeting.receiver = ReceiverOpening(INCARNATION, some(token), job=receiver)
     meeting.sender = SenderOpening(token, job=sender)
     return meeting
 

@@ -129,7 +129,7 @@ def test_only_one_end_has_a_token(receiver_token: bytes | None, sender_token: by
 def test_a_receiver_that_was_dialled_has_no_role_to_say() -> None:
     meeting = Meeting()
     with pytest.raises(RemoteProtocolError, match=r"Greeting\.role is missing") as caught:
-        meeting.hello(ReceiverOpening(INCARNATION, TOKEN).greeting_body)
+        meeting.hello(ReceiverOpening(INCARNATION, (TOKEN,)).greeting_body)
     assert code_of(caught) is Code.PROTOCOL
 
 
@@ -142,7 +142,7 @@ def test_two_senders() -> None:
 
 def test_two_receivers() -> None:
     dialling = DiallingReceiverOpening(INCARNATION, m.Role.CONTROL, TOKEN)
-    dialled = ReceiverOpening(INCARNATION, TOKEN)
+    dialled = ReceiverOpening(INCARNATION, (TOKEN,))
     with pytest.raises(RemoteProtocolError, match=r"both ends receive.*sender --to"):
         dialled.receive(dialling.greeting_body)
     with pytest.raises(RemoteProtocolError, match=r"both ends receive.*--listen"):
@@ -346,7 +346,7 @@ def test_a_relay_between_two_ends_that_dial(certificate: bytes, strips_role: boo
 
 @pytest.mark.parametrize("adds_role", [False, True])
 def test_a_relay_between_two_ends_that_are_dialled(adds_role: bool) -> None:
-    receiver = ReceiverOpening(INCARNATION, TOKEN)
+    receiver = ReceiverOpening(INCARNATION, (TOKEN,))
     sender = DialledSenderOpening(TOKEN, join=lambda _: JOINED)
     greeting = decode(receiver.greeting_body)
     assert isinstance(greeting, m.Greeting)

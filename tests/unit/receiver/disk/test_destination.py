@@ -41,6 +41,41 @@ def test_a_read_only_file_system_is_named(path: Path) -> None:
         assert failure(Code.DESTINATION, Destination, str(there)).endswith("Read-only file system")
 
 
+def test_a_subdirectory(path: Path) -> None:
+    """It is made, also where it has gone meanwhile, and permits what the one above does."""
+    above = Destination(str(path), replace=False, allow_delete=True)
+    found = above.subdirectory("alice")
+    assert (found.path, found.replace, found.allow_delete, found.allow_privileged) == (
+        f"{path}/alice",
+        False,
+        True,
+        False,
+    )
+    assert above.subdirectory("alice").at_path().free_bytes() > 0
+    (path / "alice").rename(path / "moved")
+    again = found.at_path()
+    assert again is not found
+    assert os.path.samestat(os.fstat(again.fd), (path / "alice").stat())
+    assert again.path == found.path
+
+
+def test_a_subdirectory_that_is_none(path: Path) -> None:
+    """No link is followed: neither at first nor when it takes the place of the directory."""
+    (path / "elsewhere").mkdir()
+    (path / "file").write_bytes(b"")
+    for name, target in (("link", "elsewhere"), ("dead", "nowhere")):
+        (path / name).symlink_to(target)
+    above = Destination(str(path))
+    for name in ("link", "dead", "file"):
+        assert f"{path}/{name}: " in failure(Code.DESTINATION, above.subdirectory, name)
+    found = above.subdirectory("alice")
+    (path / "alice").rename(path / "moved")
+    (path / "alice").symlink_to("elsewhere")
+    failure(Code.DESTINATION, found.at_path)
+    failure(Code.DESTINATION, found.check_path)
+    assert sorted(os.listdir(path)) == ["alice", "dead", "elsewhere", "file", "link", "moved"]
+
+
 def test_the_path_is_followed(path: Path) -> None:
     """Removed and made again, moved, mounted over: the next transfer goes where the path leads then."""
     (path / "d").mkdir()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from filestreamer.wire.errors import Code, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed, UsageError
 from receiver.disk.destination import Destination
 from receiver.pipe.standard_output import Stdout
 from receiver.server import token
@@ -151,3 +151,29 @@ def test_a_token_behind_a_symlink_is_not_followed(destination: Destination, tmp_
     assert caught.value.code is Code.DESTINATION
     assert str(tmp_path) in str(caught.value)
     assert (tmp_path / "elsewhere").read_text() == "x" * 32
+
+
+# --- users
+
+
+def test_users_have_tokens_of_their_own(destination: Destination, tmp_path: Path, own: Path) -> None:
+    """On loopback as anywhere. Only the shortest is worth something to who asks what the tokens vouch for."""
+    users = tmp_path.parent / f"{tmp_path.name}-users"
+    users.mkdir()
+    for name, content in {"alice": GIVEN, "bob": f"{GIVEN}, a longer one"}.items():
+        (users / name).write_text(content)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        found = chosen(destination, host, tokens=str(users))
+        assert (found.token, found.path, found.is_own) == (GIVEN, str(users), False)
+        get = token.current(found, ReceiverSettings(tokens=str(users)), destination, Log())
+        assert get() == {GIVEN.encode(): "alice", f"{GIVEN}, a longer one".encode(): "bob"}
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("name", [".", "tokens", "alice/tokens"])
+def test_no_user_can_write_tokens(destination: Destination, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path / name)
+    with pytest.raises(UsageError, match="lies in --directory"):
+        chosen(destination, "127.0.0.1", tokens=str(link))

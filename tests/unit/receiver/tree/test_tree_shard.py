@@ -13,7 +13,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.tree_shares import TreeShares
 from receiver.tree.commit import traits, tree_staging
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, staged
+from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, sample, staged
 
 COUNT = 3
 CONTENT = bytes(range(256)) * 3
@@ -171,6 +171,17 @@ def test_a_withdrawn_share_leaves_the_shares_of_others(tmp_path: Path, shard_of:
     assert (tmp_path / "t/large").read_bytes() == CONTENT
 
 
+def test_a_file_that_is_declined_at_the_last_moment_is_missed_by_nobody(tmp_path: Path, shard_of: ShardOf) -> None:
+    """Its place is taken while the last shard moves it: that is told, and no share is lost."""
+    shards = [shard_of(index) for index in range(COUNT)]
+    for transfer in shards:
+        transfer.offer()
+        transfer.send_all()
+    (tmp_path / "t/large").mkdir()
+    assert [finished(transfer).committed for transfer in shards] == [False, False, True]
+    assert set(shards[-1].declined()) == {"t/large"}
+
+
 def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: ShardOf) -> None:
     """The shard comes again before its file is complete, has nothing to send, and keeps nobody from completing it."""
     for index in (0, 1):
@@ -200,13 +211,12 @@ def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None
     with data.open("r+b") as file:
         file.seek(first.sample.own[0] * C)  # type: ignore[attr-defined]
         file.write(b"spoiled")
-    told = []
-    for index in (1, 2):
-        transfer = shard_of(index)
+    second, third = shard_of(1), shard_of(2)
+    for transfer in (second, third):
         transfer.offer()
         transfer.send_all()
-        told.append(finished(transfer))
-    assert [(complete.committed, complete.shards_finished) for complete in told] == [(False, 2), (False, 3)]
+    assert not finished(second).committed
+    third.fail_to_commit(Code.DESTINATION)
     assert not (tmp_path / "t/large").exists()
     again = shard_of(0)
     own = again.sample.own  # type: ignore[attr-defined]
@@ -214,6 +224,86 @@ def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None
     again.send_all()
     assert finished(again).committed
     assert (tmp_path / "t/large").read_bytes() == CONTENT
+
+
+def comes(transfer: TreeTransfer, index: int) -> None:
+    """End what came before, and offer another shard to the same receiver."""
+    transfer.tree.stop_writes()
+    transfer.tree.close(cleanly=True)
+    transfer.sample = Shard(index)
+    transfer.tree = transfer.another(transfer.sample)
+    transfer.offer()
+
+
+def sends_all(transfer: TreeTransfer, index: int) -> None:
+    """Offer another shard, and send all of it."""
+    comes(transfer, index)
+    transfer.send_all()
+
+
+def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Path) -> None:
+    """There is room for so many: if they were kept, each further file would be re-hashed before it is in place."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        finished(transfer)
+        assert len(transfer.destination.sealed_shares) == (index + 1) % COUNT
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    transfer.close()
+
+
+def test_ledgers_of_a_file_in_place_go_with_any_shard(tmp_path: Path) -> None:
+    """A crash after the rename leaves those of all shards, and not each of them need come again."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    left: dict[Path, bytes] = {}
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        finished(transfer)
+        left |= {path: path.read_bytes() for path in (tmp_path / ".filestreamer").glob("*.ledger")}
+    for path, content in left.items():
+        path.write_bytes(content)
+    comes(transfer, COUNT - 1)
+    assert [name for name in staged(tmp_path) if name.endswith(".ledger")] == []
+    transfer.close()
+
+
+def test_what_shards_have_staged_goes_when_there_are_none_any_more(tmp_path: Path) -> None:
+    """And what a transfer of the whole had staged, when shards come: nobody would ever go on with it."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    whole = sample()
+    whole.add(b"t/large", CONTENT, mtime_ns=MTIME)
+    transfer.offer()
+    transfer.send_all()
+    finished(transfer)
+    for is_whole in (True, False):
+        transfer.tree.close(cleanly=True)
+        transfer.sample = whole if is_whole else Shard(0)
+        transfer.tree = transfer.another(transfer.sample)
+        transfer.offer()
+        position = transfer.sample.own[0] if isinstance(transfer.sample, Shard) else 0
+        transfer.send(m.Segment(1, position * C, C))
+        left = {name.rpartition(".")[2] for name in staged(tmp_path)} - {"job", "pending"}
+        assert left == ({"data", "ledger"} if is_whole else {"shared", "ledger"})
+    transfer.close()
+
+
+def test_bytes_that_somebody_has_removed_are_moved_again(tmp_path: Path) -> None:
+    """Also by a receiver that has sealed them itself: what has taken their place is not what it knows."""
+    transfer = TreeTransfer(tmp_path, Shard(0))
+    for index in range(COUNT):
+        sends_all(transfer, index)
+        if index == COUNT - 1:
+            transfer.fail_to_commit(Code.DESTINATION)
+        else:
+            finished(transfer)
+        if index == 0:
+            (data,) = (tmp_path / ".filestreamer").glob("*.shared")
+            data.unlink()
+    assert not (tmp_path / "t/large").exists()
+    sends_all(transfer, 0)
+    assert finished(transfer).committed
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    transfer.close()
 
 
 @pytest.mark.parametrize("lacking", ["folds_names", "keeps_times"])

@@ -12,6 +12,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.limits import KIB, PATH_BYTES
 from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
 from filestreamer.wire.tree_shares import TreeShares
+from sender.listing import walk
 from sender.listing.patterns import pattern_filter
 from sender.listing.walk import LEFT_OUT, Walk
 from sender.source.item import Item, Unsendable
@@ -240,9 +241,9 @@ def test_staging_is_left_out_in_every_form_and_that_is_said(tmp_path: Path) -> N
 def walked_for(shard: Share, *paths: Path) -> tuple[list[Item], list[Skipped], bytes]:
     """Walk for one shard; return the items, what was left out, and the digest."""
     skipped: list[Skipped] = []
-    walk = Walk([str(path) for path in paths], skipped.append)
-    walk.share_out(TreeShares(shard, 4 * KIB, checksum=False), 4 * KIB)
-    return list(walk), skipped, walk.digest
+    walking = Walk([str(path) for path in paths], skipped.append)
+    walking.share_out(TreeShares(shard, 4 * KIB, checksum=False), 4 * KIB)
+    return list(walking), skipped, walking.digest
 
 
 def test_shards_list_all_directories_and_each_their_own_files(top: Path) -> None:
@@ -263,6 +264,20 @@ def test_shards_list_all_directories_and_each_their_own_files(top: Path) -> None
     assert {b"top/c/29", b"top/zz"} <= set(names(shards[0][0]))
     assert [entry.path for _, told, _ in shards for entry in told] == [entry.path for entry in skipped]
     assert len({digest for _, _, digest in shards}) == 1
+
+
+def test_what_only_its_own_shard_finds_out_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shard 0 has each file with several links, and is the only one to look into it: whatever its path says."""
+
+    def refuse(item: Item, *_: object) -> None:
+        raise Unsendable(Code.SOURCE, "", SkipKind.UNREADABLE, f"can't read {item.shown}")
+
+    for number in range(8):
+        trees.write(top / f"empty-{number}", b"")
+        os.link(top / f"empty-{number}", top / f"link-{number}")
+    monkeypatch.setattr(walk, "check_empty", refuse)
+    told = [entry.name for index in range(2) for entry in walked_for(Share(index, 2), top)[1]]
+    assert sorted(told) == sorted(b"top/%s-%d" % (name, number) for name in (b"empty", b"link") for number in range(8))
 
 
 @pytest.mark.parametrize("change", ["write", "touch", "remove", "link", "directory"])
@@ -286,10 +301,10 @@ def test_what_shards_see_of_a_change(top: Path, change: str) -> None:
 def test_a_shared_file_that_changed_is_not_listed_again(top: Path) -> None:
     """The other shards have it as it was."""
     large = trees.write(top / "large", b"x" * 9 * KIB)
-    walk = Walk([str(top)], lambda _: None)
-    walk.share_out(TreeShares(Share(0, 2), 4 * KIB, checksum=False), 4 * KIB)
-    (item,) = [item for item in walk if item.entry.path == b"top/large"]
+    walking = Walk([str(top)], lambda _: None)
+    walking.share_out(TreeShares(Share(0, 2), 4 * KIB, checksum=False), 4 * KIB)
+    (item,) = [item for item in walking if item.entry.path == b"top/large"]
     for size in (10 * KIB, 1):
         large.write_bytes(b"y" * size)
         with pytest.raises(Unsendable, match="other shards"):
-            walk.list_again(item, large.stat())
+            walking.list_again(item, large.stat())
