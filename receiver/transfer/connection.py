@@ -268,7 +268,8 @@ class DataConnection(threading.Thread):
             self._unacknowledged.append(_Received(header.chunk_ids[first:end], payload_bytes, begun_at))
             self._unacknowledged_chunks += end - first
         self.idle_since = time.monotonic()  # behind the lines above, so that `is_settled` misses no chunk
-        if self._unacknowledged_chunks > limits.ACKS_PER_FRAME - limits.CHUNKS_PER_RUN:  # else a run might not fit
+        # Half a window, so that the sender never waits for all of it; those of another run would still fit.
+        if self._unacknowledged_chunks >= limits.WINDOW_CHUNKS_MAX // 2:
             self.acknowledge()
 
     def _note_new(self, incoming: Incoming, digests: list[bytes], good: list[bool]) -> None:
