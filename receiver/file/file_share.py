@@ -90,7 +90,7 @@ class FileShare:
             return IncomingRun(staging, positions, segment, staging)
         return [
             self._begin_segment(connection, position, each)
-            for position, each in zip(positions, header.run_segments, strict=True)
+            for position, each in zip(positions, header.all_segments, strict=True)
         ]
 
     def _checked(self, chunk_id: int, segment: m.Segment) -> int:

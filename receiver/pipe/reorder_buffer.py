@@ -123,11 +123,11 @@ class ReorderBuffer:
 
     # --- chunks, from the threads of data connections
 
-    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> Incoming:
+    def begin_chunk(self, connection: Connection, header: m.ChunkHeader) -> list[IncomingSegment]:
         """Check a chunk, and begin it; another connection that is bringing it is stopped first."""
         if len(header.segments) > 1:
             raise RemoteProtocolError(f"chunk {header.chunk_id} is not in what was offered")
-        segments = zip(header.chunk_ids, header.run_segments, strict=True)
+        segments = zip(header.chunk_ids, header.all_segments, strict=True)
         return [self._begin_segment(connection, chunk_id, segment) for chunk_id, segment in segments]
 
     def _begin_segment(self, connection: Connection, chunk_id: int, segment: m.Segment) -> IncomingSegment:

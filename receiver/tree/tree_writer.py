@@ -78,7 +78,7 @@ class TreeWriter:
         if header.chunks > 1 and (run := self._begin_run(number, header, connection)) is not None:
             return run
         begun = []
-        for segment in header.segments if header.chunks == 1 else header.run_segments:
+        for segment in header.all_segments:
             # Small files of one part make a chunk: `end_chunk` takes one lock for all of them.
             if self._parts.number_with(segment.file_id) != number:
                 raise RemoteProtocolError(f"chunk {header.chunk_id} has files of more than one ManifestPart")

@@ -331,7 +331,7 @@ def opening() -> dict[str, Any]:
 def chunk_vector(description: str, header: m.ChunkHeader, payload: bytes) -> dict[str, Any]:
     """Describe one chunk on the wire."""
     digests, at = [], 0
-    for segment in header.segments if header.chunks == 1 else header.run_segments:
+    for segment in header.all_segments:
         digests.append(segment_digest(payload[at : at + segment.length]))
         at += segment.length
     vector = {"description": description, "header": frame_vector(header), "payload": payload.hex()}

@@ -452,9 +452,9 @@ class ChunkHeader(NamedTuple):
         return Segment(file_id, offset + index * self.stride * length, length)
 
     @property
-    def run_segments(self) -> Iterator[Segment]:
-        """The segments of a run, one for each of its chunks."""
-        return map(self.run_segment, range(self.chunks))
+    def all_segments(self) -> Sequence[Segment]:
+        """The segments that it announces: of a run, one for each of its chunks."""
+        return self.segments if self.chunks == 1 else [self.run_segment(index) for index in range(self.chunks)]
 
     @property
     def length(self) -> int:

@@ -198,7 +198,7 @@ def test_chunk_vector(vector: dict[str, Any]) -> None:
     body, rest = split(bytes.fromhex(vector["wire"]))
     header = decode(body)
     assert isinstance(header, m.ChunkHeader)
-    segments = list(header.run_segments) if header.chunks > 1 else header.segments
+    segments = header.all_segments
     payload = rest[: sum(segment.length for segment in segments)]
     digests = rest[len(payload) :]
 

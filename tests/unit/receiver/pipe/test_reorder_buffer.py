@@ -3,6 +3,7 @@
 import functools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -314,3 +315,13 @@ def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Benc
     bench.bring(0, b"a" * CHUNK)
     until(lambda: bench.buffer.passed == 2 and bool(told), "the output is so far")
     assert told == ["second"]
+
+
+def test_what_a_header_announces_is_begun(bench: Bench) -> None:
+    """The holes of a chunk, which no payload brings; of a run, each chunk."""
+    sparse = m.Segment(0, 0, CHUNK, (0, CHUNK))
+    connection: Any = bench.connection
+    begun = bench.buffer.begin_chunk(connection, m.ChunkHeader(0, (sparse,)))
+    begun += bench.buffer.begin_chunk(connection, m.ChunkHeader(1, (m.Segment(0, CHUNK, CHUNK),), 2, 1))
+    assert [each.segment for each in begun] == [sparse, *(m.Segment(0, at * CHUNK, CHUNK) for at in (1, 2))]
+    assert [each.position for each in begun] == [0, 1, 2]
