@@ -317,10 +317,13 @@ def test_a_pod_that_is_killed_and_one_whose_settings_are_wrong_say_so(node: Node
 
 def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> None:
     build = "overlays/volume-to-volume"
+    receiver = node.start(build, job(build, "receiver"))
     sender = node.start(build, job(build, "sender"), settings={"input_file": "/data/example.bin"})
 
     assert sender.exit_code() == 4
     assert "/data/example.bin" in sender.message()["error"]["message"]
+    assert receiver.exit_code() == 4  # it was told, and waits for nobody
+    assert "/data/example.bin" in receiver.message()["error"]["message"]
 
 
 def test_the_pods_of_an_indexed_job_share_a_volume_and_a_lost_one_is_retried_alone(node: Node) -> None:
