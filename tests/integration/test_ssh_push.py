@@ -257,13 +257,13 @@ def test_the_end_of_the_terminal(pair: Pair, tmp_path: Path, temporary: Path) ->
         far.ends()
 
 
-def answered(far: Far, file: Path, asks: bytes, answer: bytes) -> bytes:
-    """Push a file from a terminal on which ssh asks once; return what was shown."""
+def on_terminal(far: Far, file: Path, *flags: str, asks: bytes, answer: bytes) -> tuple[int, bytes]:
+    """Push a file from a terminal on which ssh asks; return the exit code, and what was shown."""
     argv = [sys.executable, "-P", "-m", "sender", str(file), "--to", "far:incoming", "--ssh", far.machine.ssh]
     pid, terminal = pty.fork()
     if not pid:
         os.environ |= {"TMPDIR": str(far.temporary), "FILESTREAMER_METRICS": "off"}
-        os.execv(argv[0], [*argv, "--via", "ssh"])
+        os.execv(argv[0], [*argv, *flags])
     seen = b""
     while asks not in seen:
         seen += os.read(terminal, 4096)
@@ -273,7 +273,13 @@ def answered(far: Far, file: Path, asks: bytes, answer: bytes) -> bytes:
             seen += more
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, seen.decode(errors="replace")
+    return os.waitstatus_to_exitcode(status), seen
+
+
+def answered(far: Far, file: Path, asks: bytes, answer: bytes) -> bytes:
+    """Push a file from a terminal on which ssh asks once; return what was shown."""
+    code, seen = on_terminal(far, file, "--via", "ssh", asks=asks, answer=answer)
+    assert code == 0, seen.decode(errors="replace")
     return seen
 
 
@@ -297,31 +303,8 @@ def test_ssh_asks_whether_the_machine_is_the_right_one(pair: Pair, tmp_path: Pat
 def test_no_answer_is_given(pair: Pair, tmp_path: Path, temporary: Path) -> None:
     """Ctrl-C where ssh asks ends all of it."""
     with behind_ssh(pair, tmp_path, temporary, passphrase="open sesame") as far:
-        argv = [
-            sys.executable,
-            "-P",
-            "-m",
-            "sender",
-            str(pair.file("a", 10)),
-            "--to",
-            "far:x",
-            "--ssh",
-            far.machine.ssh,
-        ]
-        pid, terminal = pty.fork()
-        if not pid:
-            os.environ |= {"TMPDIR": str(temporary), "FILESTREAMER_METRICS": "off"}
-            os.execv(argv[0], argv)
-        seen = b""
-        while b"passphrase for key" not in seen:
-            seen += os.read(terminal, 4096)
-        os.write(terminal, b"\x03")
-        with contextlib.suppress(OSError):
-            while more := os.read(terminal, 4096):
-                seen += more
-        os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 130, seen.decode(errors="replace")
+        code, seen = on_terminal(far, pair.file("a", 10), asks=b"passphrase for key", answer=b"\x03")
+        assert code == 130, seen.decode(errors="replace")
         far.ends()
 
 

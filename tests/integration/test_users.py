@@ -78,6 +78,7 @@ def test_each_user_has_a_directory(many: Many) -> None:
     for user, file in files.items():
         assert same(file, many.home(user) / "f")
     assert many.pair.received() == ["alice", "bob"]
+    receiver.wait_for("transfer_complete", count=len(files))  # said when the sender has closed, which may be over then
     ended = {line["user"]: line["file"] for line in receiver.events("transfer_complete")}
     assert ended == {user: str(many.home(user) / "f") for user in files}
     assert not any(many.token(user) in receiver.stderr + receiver.stdout for user in USERS)

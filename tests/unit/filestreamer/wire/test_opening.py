@@ -114,6 +114,18 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return found
 
 
+def check_answer(meeting: Meeting, proof: bytes, of_sender: bytes, *, is_right: bool) -> None:
+    """Check that a proof lets the sender in, and that the receiver proves the same token; or that it is refused."""
+    if is_right:
+        assert meeting.receiver.receive(proof) is not None
+        assert meeting.receiver.token == of_sender
+        meeting.sender.enter(encode(meeting.receiver.welcome()))
+    else:
+        with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$") as caught:
+            meeting.receiver.receive(proof)
+        assert code_of(caught) is Code.TOKEN
+
+
 MANY = [b"the token of user %d" % number for number in range(1024)]
 
 
@@ -125,14 +137,7 @@ def test_each_of_many_tokens_is_tried(of_sender: bytes, monkeypatch: pytest.Monk
     hello, proof = meeting.answer()
     assert meeting.receiver.receive(hello) is None
     found = tried(monkeypatch)
-    if of_sender in MANY:
-        assert meeting.receiver.receive(proof) is not None
-        assert meeting.receiver.token == of_sender
-        meeting.sender.enter(encode(meeting.receiver.welcome()))
-    else:
-        with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$") as caught:
-            meeting.receiver.receive(proof)
-        assert code_of(caught) is Code.TOKEN
+    check_answer(meeting, proof, of_sender, is_right=of_sender in MANY)
     assert found == MANY
 
 
@@ -158,14 +163,8 @@ def test_the_token_of_before_is_for_the_transfer_that_began_with_it(
     hello, proof = meeting.answer()
     meeting.receiver.receive(hello)
     found = tried(monkeypatch)
-    if of_sender == TOKEN or (of_sender == RENEWED and transfer == TRANSFER):
-        assert meeting.receiver.receive(proof) is not None
-        assert meeting.receiver.token == of_sender
-        meeting.sender.enter(encode(meeting.receiver.welcome()))
-    else:
-        with pytest.raises(RemoteProtocolError, match=r"^the token is wrong$") as caught:
-            meeting.receiver.receive(proof)
-        assert code_of(caught) is Code.TOKEN
+    is_right = of_sender == TOKEN or (of_sender == RENEWED and transfer == TRANSFER)
+    check_answer(meeting, proof, of_sender, is_right=is_right)
     assert found == [TOKEN, RENEWED]
 
 
