@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from filestreamer.process import descriptors, signals, stderr
+from filestreamer.process import descriptors, garbage, signals, stderr
 from filestreamer.wire.errors import FilestreamerError, Interrupted
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def main() -> NoReturn:
     """Run the command with this process's arguments and environment, and exit."""
     stderr.replace()
     signals.exit_on_signal()
+    garbage.collect_seldom()
     over_ssh = {"serve": _serve_over_ssh, "relay": _relay}.get(sys.argv[1]) if len(sys.argv) == 2 else None
     signals.exit_process(over_ssh() if over_ssh is not None else run(sys.argv[1:], os.environ))
 

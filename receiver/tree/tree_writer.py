@@ -5,13 +5,13 @@
     end_chunk     compare digests. Equal: a small file is complete, and goes to the committer; a segment of a large file
                   is verified, and the file goes to the committer when all are. Different: the segment is sent again.
 
-The lock of a part is taken once for each segment in `begin_chunk`, and once for the chunk in `end_chunk`. A thread that
-has to wait, for another connection, for memory or for descriptors, waits without it.
+The lock of a part is taken once for the chunk in `begin_chunk`, and once in `end_chunk`. A thread that has to wait, for
+another connection, for memory or for descriptors, waits without it, and takes it again.
 """
 
 import enum
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import ConnectionLost, RemoteProtocolError
@@ -77,13 +77,26 @@ class TreeWriter:
         number = self._parts.number_with(header.segments[0].file_id)
         if header.chunks > 1 and (run := self._begin_run(number, header, connection)) is not None:
             return run
-        begun = []
-        for segment in header.all_segments:
-            # Small files of one part make a chunk: `end_chunk` takes one lock for all of them.
-            if self._parts.number_with(segment.file_id) != number:
-                raise RemoteProtocolError(f"chunk {header.chunk_id} has files of more than one ManifestPart")
-            begun.append(self._begin_segment(number, segment, connection, is_alone=len(header.segments) == 1))
-        return begun
+        segments = header.all_segments
+        is_alone = len(header.segments) == 1
+        begun: list[IncomingSegment] = []
+        while True:
+            part_state = self._parts.acquire(number)
+            try:
+                first = self._begin_segments(part_state, segments, begun, connection, is_alone=is_alone)
+            finally:
+                part_state.lock.release()
+            if first is None:
+                return begun
+            file_id = segments[len(begun)].file_id
+            match first:
+                case _First.ACTIVATE_PART:
+                    self._parts.activate_again(part_state, connection)
+                case _First.OPEN_FILE:
+                    self._large_files.open(part_state, file_id - part_state.first, connection)
+                case other:
+                    if not other.stop(LEAVE_SECONDS):
+                        raise ConnectionLost(f"another connection does not stop writing file {file_id}")
 
     def _begin_run(self, number: int, header: m.ChunkHeader, connection: Connection) -> IncomingRun | None:
         """Begin the chunks of a run, if all of them are to be written now; else nothing, and return None."""
@@ -109,27 +122,26 @@ class TreeWriter:
         finally:
             part_state.lock.release()
 
-    def _begin_segment(
-        self, number: int, segment: m.Segment, connection: Connection, *, is_alone: bool
-    ) -> IncomingSegment:
-        """Begin one segment; first wait, or stop another connection, as `_try_begin` asks."""
-        while True:
-            part_state = self._parts.acquire(number)
+    def _begin_segments(
+        self,
+        part_state: PartState,
+        segments: Sequence[m.Segment],
+        begun: list[IncomingSegment],
+        connection: Connection,
+        *,
+        is_alone: bool,
+    ) -> _First | Writer | None:
+        """Add segments to `begun` until all are, or one can't begin yet: return what comes first, as `_try_begin`."""
+        for segment in segments[len(begun) :]:
             index = segment.file_id - part_state.first
-            try:
-                begun = self._try_begin(part_state, index, segment, connection, is_alone=is_alone)
-            finally:
-                part_state.lock.release()
-            match begun:
-                case IncomingSegment():
-                    return begun
-                case _First.ACTIVATE_PART:
-                    self._parts.activate_again(part_state, connection)
-                case _First.OPEN_FILE:
-                    self._large_files.open(part_state, index, connection)
-                case other:
-                    if not other.stop(LEAVE_SECONDS):
-                        raise ConnectionLost(f"another connection does not stop writing file {segment.file_id}")
+            # Small files of one part make a chunk: one lock is taken for all of them.
+            if not 0 <= index < len(part_state.entries):
+                raise RemoteProtocolError(f"a chunk has file {segment.file_id}, of another ManifestPart than its first")
+            step = self._try_begin(part_state, index, segment, connection, is_alone=is_alone)
+            if not isinstance(step, IncomingSegment):
+                return step
+            begun.append(step)
+        return None
 
     def _try_begin(
         self, part_state: PartState, index: int, segment: m.Segment, connection: Connection, *, is_alone: bool

@@ -191,7 +191,7 @@ class Walk:
         """Look at one entry of a directory; return None where it is left out."""
         self._is_own = False
         parent = level.item
-        path = os.path.join(parent.path, name)
+        path = level.prefix + name
         below = level.below + b"/" + name if level.below else name
         wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
         is_listed = self._chosen is None or self._chosen.take(below) or level.is_whole
@@ -436,6 +436,8 @@ class _Level:
     ) -> None:
         """`below` is its path, relative to the root; `names` are its entries that were not looked at yet."""
         self.item = item
+        self.prefix = os.path.join(item.path, b"")
+        """Its path, as that of each of its entries begins."""
         self.is_whole = is_whole
         self._identity = (status.st_dev, status.st_ino)
         self._parent = parent
@@ -464,7 +466,10 @@ class _Level:
 
 
 def _mtime_ns(status: os.stat_result) -> int:
-    return min(max(status.st_mtime_ns, -_MTIME_END), _MTIME_END - 1)
+    mtime_ns = status.st_mtime_ns
+    if -_MTIME_END <= mtime_ns < _MTIME_END:
+        return mtime_ns
+    return _MTIME_END - 1 if mtime_ns > 0 else -_MTIME_END
 
 
 def _merged(names: list[bytes], listed: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,5 +8,6 @@
 4. `threads`  starts threads, and turns any exception that ends one into an error of the transfer;
 5. `backoff`  says how long to wait before the next attempt at something that failed;
 6. `mount`    says on which mount an open file lies;
-7. `rate_limit` makes the data connections wait, so that all together stay below a rate.
+7. `rate_limit` makes the data connections wait, so that all together stay below a rate;
+8. `garbage`  has Python search for cycles of objects less often than it would.
 """
