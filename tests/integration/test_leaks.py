@@ -20,14 +20,19 @@ ROUNDS: Final = 4
 NUMBERS: Final = itertools.count()
 
 
-def sample() -> Sample:
-    return Sample.random(1, 5 * CHUNK, CHUNK)
+def sample(name: bytes = b"sample.bin") -> Sample:
+    return Sample.random(1, 5 * CHUNK, CHUNK, name)
+
+
+def another_name() -> bytes:
+    """Return a name that no round before had: the receiver may not have noticed yet that their connections are gone."""
+    return b"%d" % next(NUMBERS)
 
 
 def tree(*, part_entries: int = 8, checksum: bool = False) -> TreeSample:
     """Return a tree of small and large files, links, and an empty file, each time under another name."""
     made = TreeSample(CHUNK, part_entries=part_entries, checksum=checksum)
-    root = b"tree %d" % next(NUMBERS)
+    root = another_name()
     made.directory(root)
     for at in range(10):
         made.add(root + b"/small %d" % at, b"%d" % at * 100)
@@ -78,7 +83,8 @@ def half_a_file(peer: RawSender) -> None:
 
 def a_share(peer: RawSender) -> None:
     control = peer.control()
-    control.send(sample().offer._replace(shard=m.Shard(0, 2)), m.ManifestPart(0, (sample().entry,), True))
+    file = sample(another_name())
+    control.send(file.offer._replace(shard=m.Shard(0, 2)), m.ManifestPart(0, (file.entry,), True))
     control.expect(m.Needed)
     data = peer.data()
     data.send_raw(sample().chunk(0))
@@ -89,7 +95,7 @@ def a_share(peer: RawSender) -> None:
 
 def a_stream(peer: RawSender) -> None:
     control = peer.control()
-    entry = m.Entry(b"stream", m.EntryType.STREAM, 0, 0o644, 1)
+    entry = m.Entry(another_name(), m.EntryType.STREAM, 0, 0o644, 1)
     control.send(sample().offer, m.ManifestPart(0, (entry,), True))
     control.expect(m.Needed)
     data = peer.data()

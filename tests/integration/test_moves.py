@@ -19,7 +19,7 @@ import xxhash
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from tests.support.peer import RawReceiver, receive_all
+from tests.support.peer import RawReceiver, RawSender, Sample, receive_all
 from tests.support.services import EACH_TICK, UNIT, Pair, Service, held_port, impatient, make_file, same
 
 TOKEN = "a token of the tests"
@@ -219,20 +219,27 @@ def test_a_file_that_may_not_be_read_by_its_owner_arrives_so(pair: Pair) -> None
     assert (pair.destination / "f").stat().st_mode == 0o100400
 
 
-def test_an_existing_file_is_replaced_atomically(pair: Pair) -> None:
+def test_an_existing_file_is_replaced_atomically(pair: Pair, seed: int) -> None:
     """While the new one comes, the old one is there, whole; who has it open keeps it."""
-    file = pair.file("f", 2 * MIB)
-    final = pair.destination / "f"
+    sample = Sample.random(seed, 4_000, 1_000)
+    final = pair.destination / os.fsdecode(sample.name)
     final.write_bytes(b"old")
     receiver = pair.receiver("--once")
-    sender = pair.sender(file, pair.address(receiver), "--rate-limit", "2MiB/s", "--connections", 2)
-    with final.open("rb") as opened_before:
-        receiver.wait_for("transfer_started")
-        assert final.read_bytes() == b"old"
-        moved(sender, receiver)
+    with RawSender(pair.address(receiver)) as peer, final.open("rb") as opened_before:
+        control = peer.control()
+        control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+        control.expect(m.Needed)
+        data = peer.data()
+        for index in range(sample.grid.segments):
+            data.send_raw(sample.chunk(index))
+            assert data.read() == m.ChunkAck(m.Verdict.OK, (index,))
+            assert final.read_bytes() == b"old"
+        control.send(sample.finish)
+        assert control.expect(m.Complete) == m.Complete(True)
         assert opened_before.read() == b"old"
-    assert same(file, final)
-    assert pair.received() == ["f"]
+        assert (final.read_bytes() == sample.content, pair.received()) == (True, [final.name])
+        control.end_writing()
+    receiver.succeeds()
 
 
 def test_no_replace_refuses(pair: Pair) -> None:
