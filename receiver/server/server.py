@@ -176,22 +176,21 @@ class Server:
             root_digest=transfer.root_digest,
         )
         was_offered = transfer.opener.was_offered
-        if (
-            was_offered
-        ):  # added to the ended transfers before it is removed from the running ones, so that no scrape misses it
+        if was_offered:  # added to those that have ended before it is removed from the others, so no scrape misses it
             self._monitor.ended(transfer.counters, outcome.status)
         self.admission.remove(transfer)
         with self._lock:
             if transfer.is_committed and self._settings.once and self._last is None:
                 self._last, self._exit_code = transfer, outcome.exit_code
-            if not transfer.is_complete:
-                self._run.note_failure(transfer, error)
         log = self._log.bind(user=transfer.user) if transfer.user else self._log
         if was_offered:
             report(outcome, self._settings.result_file, log, file=transfer.counters.name)
             self._monitor.push()
         else:
             log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))
+        if not transfer.is_complete:
+            with self._lock:  # behind the report: from now on the service may end
+                self._run.note_failure(transfer, error)
         if transfer.has_spent_output:  # no other transfer can write to the output, even if this one failed
             self._exit_code = outcome.exit_code
             self.stop(None)

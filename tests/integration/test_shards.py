@@ -16,7 +16,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
 from tests.support.exchange import deliver
-from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, acknowledged
+from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
 from tests.support.services import UNIT, Pair, Service, same
 from tests.support.staging import Staging
 
@@ -471,10 +471,10 @@ class Part(RawSender):
         """Offer the shard, again while it is busy, as a sender does; return control and the answers."""
         end = time.monotonic() + 3 * UNIT
         while True:
+            control = self.offered()
             try:
-                control = self.offered()
                 return control, *self.answers(control)
-            except (Busy, Ended):  # Ended: the transfer that was refused is still ending
+            except Busy:
                 assert time.monotonic() < end, "the share stays busy"
 
     def send_share(self, *, committed: bool) -> None:

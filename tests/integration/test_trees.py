@@ -817,9 +817,12 @@ def test_a_receiver_that_is_started_anew_gets_the_rest(pair: Pair, long: Path, n
     [
         [Reset(on="control", at=3000, nth=None)],
         [Cut(on="control", at=40_000)],
-        # Before Complete: an end of the stream behind that says that the sender has it.
-        # Before Complete: an end of the stream behind that says that the sender has it.
-        [Cut(on="control", direction="down", at=OPENED_BYTES + 90), Reset(on="data 1", at=50_000)],
+        # Before Complete: an end of the stream behind that says that the sender has it. Where control is lost before
+        # data connection 1 has moved anything, the sender opens that one anew: its second one is reset as well.
+        [
+            Cut(on="control", direction="down", at=OPENED_BYTES + 90),
+            *(Reset(on="data 1", at=50_000, nth=nth) for nth in (0, 1)),
+        ],
         [Reset(on="data *", at=30_000, nth=0), Reset(on="data 0", at=90_000, nth=1)],
         [Cut(on="data 0", direction="down", at=OPENED_BYTES + 54), Reset(on="control", at=60_000)],
         [FlipPayload(on="data *", chunk=1, at=20), FlipPayload(on="data *", chunk=9, at=300)],

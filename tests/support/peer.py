@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -359,8 +360,15 @@ class RawSender:
         raise AssertionError(f"the receiver let {role.name} {connection_id} in")
 
     def control(self) -> Link:
-        """Open the control connection."""
-        return self.open(m.Role.CONTROL)
+        """Open the control connection; again, as a sender does, while the end of one that was refused is under way."""
+        end = time.monotonic() + UNIT
+        while True:
+            try:
+                return self.open(m.Role.CONTROL)
+            except Ended:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def data(self, connection_id: int = 0) -> Link:
         """Open a data connection."""

@@ -1,6 +1,7 @@
 """What the kernel says of a process: its memory, descriptors, threads and command line."""
 
 import contextlib
+import gc
 import os
 import threading
 from pathlib import Path
@@ -46,6 +47,12 @@ def descriptors(pid: int) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found.append(os.readlink(entry.path))
     return found
+
+
+def own_descriptors() -> set[str]:
+    """Return the numbers of this process's open descriptors, once the garbage that other tests left has closed its."""
+    gc.collect()
+    return set(os.listdir("/proc/self/fd"))
 
 
 def command_line(pid: int) -> bytes:

@@ -13,6 +13,7 @@ from filestreamer.process import log
 from filestreamer.wire import messages as m
 from filestreamer.wire.framing import frame_of
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
+from tests.support.processes import own_descriptors
 from tests.support.services import UNIT
 
 INCARNATION = random_id()
@@ -33,10 +34,6 @@ def acceptor(*listeners: socket.socket, token: Callable[[], str | None] = lambda
     )
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 def test_wake_ends_the_wait() -> None:
     made = acceptor()
     made.wake()
@@ -47,7 +44,7 @@ def test_wake_ends_the_wait() -> None:
 
 def test_it_closes_all_that_it_has_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a connection whose socket does not take its Refusal."""
-    before = descriptors()
+    before = own_descriptors()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     made = acceptor(listener)
@@ -62,7 +59,7 @@ def test_it_closes_all_that_it_has_opened(monkeypatch: pytest.MonkeyPatch) -> No
         assert list(made.select(UNIT)) == []
         made.stop()
         made.close()
-    assert descriptors() == before
+    assert own_descriptors() == before
 
 
 def test_wake_after_the_end_touches_no_other_file() -> None:

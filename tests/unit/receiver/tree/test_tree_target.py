@@ -18,6 +18,7 @@ from receiver.tree import part_preparer, tree_target
 from receiver.tree.commit import committer
 from receiver.tree.manifest import spool
 from tests.support.peer import TreeSample
+from tests.support.processes import own_descriptors
 from tests.support.services import UNIT
 from tests.support.tree_receiver import (
     C,
@@ -391,7 +392,7 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
     tree = sample()
     for at in range(3):
         tree.add(b"t/%d" % at, bytes(200))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     transfer = transfer_of(tree)
     transfer.offer()
     for at in range(3):
@@ -405,7 +406,7 @@ def test_whatever_fails_at_the_end_the_other_descriptors_are_closed(
     monkeypatch.setattr(File, "close", fail)
     with pytest.raises(OSError, match="quota"):
         transfer.tree.close(cleanly=True)
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # the destination's
+    assert len(own_descriptors()) == before + 1  # the destination's
     assert transfer.tree._large_files.open_files not in PLACES._held
 
 
@@ -416,7 +417,7 @@ def test_a_tree_that_finds_no_descriptor_leaves_none(
     tree = sample()
     tree.add(b"t/f", b"f")
     transfer = transfer_of(tree)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     opened = itertools.count()
     open_spool, start = spool._open_unnamed, threading.Thread.start
 
@@ -437,5 +438,5 @@ def test_a_tree_that_finds_no_descriptor_leaves_none(
     for _ in range(5):
         opened = itertools.count()
         failure(Code.LIMIT, transfer.another, other)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(own_descriptors()) == before
     assert len(os.listdir(tmp_path / ".filestreamer")) == 1

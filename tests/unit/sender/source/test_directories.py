@@ -15,10 +15,11 @@ from sender.source.directories import Directories, Root
 from sender.source.item import Identity, Item
 from sender.source.reader import Reader
 from tests.support import trees
+from tests.support.processes import own_descriptors
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(own_descriptors())
 
 
 def names_in(fd: int) -> list[str]:

@@ -12,6 +12,7 @@ from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
 from sender.source.item import Identity, Item, check_readable, look_in_place
 from sender.source.reader import Reader
+from tests.support.processes import own_descriptors
 
 
 @pytest.fixture
@@ -41,13 +42,13 @@ def listed(path: Path) -> Item:
 
 
 def test_looking_leaves_nothing_open(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     fails(Code.SOURCE, check_readable, os.fsencode(path.parent))
     check_readable(os.fsencode(path))
     reader = Reader()
     reader.look(listed(path))
     reader.close()
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert before == own_descriptors()
 
 
 @pytest.mark.parametrize(("distance", "count"), [(2, 4), (3, 3), (4, 2), (7, 2)])

@@ -18,6 +18,7 @@ from receiver.tree.mirror.deleter import Deleter
 from receiver.tree.mirror.depth_first import DepthFirst
 from receiver.tree.top_level_names import TopLevelNames
 from tests.support import disks, trees
+from tests.support.processes import own_descriptors
 from tests.support.services import tree as names_below
 
 
@@ -80,11 +81,11 @@ class Mirrored:
 @pytest.fixture
 def mirrored(tmp_path: Path) -> Iterator[Mirrored]:
     (tmp_path / "d").mkdir()
-    before = set(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     made = Mirrored(tmp_path / "d")
     yield made
     made.destination.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before
 
 
 def test_what_is_not_listed_is_removed_with_all_that_is_in_it(mirrored: Mirrored, tmp_path: Path) -> None:
