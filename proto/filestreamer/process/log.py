@@ -7,12 +7,14 @@ No thread waits for the reader of the log (`stderr`). Lines that are repeated ag
 line with a `count` stands for so many lines of its kind, and shows the last of them.
 """
 
+import importlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from filestreamer.process import signals, stderr
 from filestreamer.process.repeats import RepeatFilter, Summary
@@ -59,9 +61,7 @@ def configure(service: "Side", level: str | None = None) -> "Logger":
 
     None is for the time before the settings are known: then the level comes from the environment, or is info.
     """
-    # Imported here: `sender --help` and the like need no log, and structlog takes longer to import than all of ours.
-    import structlog
-
+    structlog = _import_structlog()
     if level is None:
         variables = (f"FILESTREAMER_{service.upper()}_LOG_LEVEL", "FILESTREAMER_LOG_LEVEL")
         level = next(filter(None, map(os.environ.get, variables)), "info")
@@ -80,6 +80,30 @@ def configure(service: "Side", level: str | None = None) -> "Logger":
     stderr.set_announcement(lambda count: _render(wrap, "log_lines_dropped", service=service, count=count))
     counting = _Counting(wrap(lines), structlog.DropEvent)
     return wrap(lines, counting, level=level if level in LEVELS else "info").bind(service=service)
+
+
+def _import_structlog() -> ModuleType:
+    """Import structlog: not above, as `sender --help` and the like need no log.
+
+    No line needs what takes longer to import than all the rest of structlog, and longer than a small file takes to be
+    sent: rich, with which it can show exceptions on terminals, and asyncio, for its methods for coroutines. So it finds
+    no rich (None: "The module cache" in the Python reference), and asyncio only when it uses that.
+    """
+    stand_ins = {"rich": None, "asyncio": _Deferred("asyncio")}
+    hidden = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(cast("dict[str, ModuleType]", hidden))
+    try:
+        return importlib.import_module("structlog")
+    finally:
+        for name in hidden:  # everybody else imports the real ones
+            del sys.modules[name]
+
+
+class _Deferred(ModuleType):
+    """Stands for a module until one of its attributes is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 def on_terminal() -> bool:

@@ -4,9 +4,9 @@ No thread ends unnoticed: `run_to_end` is at the top of each, and turns any exce
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
@@ -44,7 +44,7 @@ def _place(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return "" if trace is None else f" in {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+    return "" if trace is None else f" in {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
 _NO_THREAD: Final = "can't start new thread"
@@ -81,6 +81,8 @@ def waited_seconds(threads: Iterable[threading.Thread]) -> float:
     """
     nanoseconds = 0
     for thread in threads:
-        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread has ended, or has not begun
-            nanoseconds += int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_bytes().split()[1])
+        # What is suppressed: the thread has ended, or has not begun.
+        path = f"/proc/self/task/{thread.native_id}/schedstat"
+        with contextlib.suppress(OSError, IndexError, ValueError), open(path, "rb") as file:
+            nanoseconds += int(file.read().split()[1])
     return nanoseconds / 1e9

@@ -52,6 +52,23 @@ def test_json_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str
     }
 
 
+def test_whoever_needs_what_the_log_does_not_gets_it() -> None:
+    """The log imports structlog without asyncio and rich; others import both, also structlog's own coroutines."""
+    program = """
+import sys
+from filestreamer.process import log
+logger = log.configure("sender")
+assert not {"asyncio", "rich"} & set(sys.modules)
+async def later():
+    await logger.ainfo("later")
+import asyncio, rich.console
+asyncio.run(later())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stderr)["event"] == "later"
+
+
 def test_short_lines_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     log.configure("receiver").warning("connection_lost", connection=3)
