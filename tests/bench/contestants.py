@@ -10,6 +10,7 @@ import functools
 import json
 import mmap  # noqa: TID251 - memory of no file
 import os
+import random
 import select
 import shutil
 import signal
@@ -78,10 +79,12 @@ class Contestant(NamedTuple):
     """Whether files have the mtime of their source."""
     makes_copy: bool = True
     is_ours: bool = False
+    works: Callable[[], bool] = lambda: True
+    """Whether the command, which is there, can run."""
 
     @property
     def is_there(self) -> bool:
-        return not self.needs or shutil.which(self.needs) is not None
+        return not self.needs or (shutil.which(self.needs) is not None and self.works())
 
 
 class Usage:
@@ -166,15 +169,33 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def free_ports(count: int) -> range:
+    """Return ports one after another that were free a moment ago, below those that the kernel gives to clients."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        first = random.randrange(1024, lowest - count)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
+            for port in range(first, first + count):
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            return range(first, first + count)
+    raise RuntimeError(f"no {count} ports in a row are free")
+
+
 @contextlib.contextmanager
 def serving(
-    command: Sequence[object], port: int, place: Place, *, grace_seconds: float = GRACE_SECONDS, **options: Any
+    command: Sequence[object],
+    ports: int | range,
+    place: Place,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+    **options: Any,
 ) -> Iterator[Usage]:
     """Start a server, wait until it listens, and end it with the block, by SIGTERM where it has not ended by itself."""
     usage = Usage()
     try:
         process = usage.start("server", [*place.server, *command], **options)
-        wait_for_listener(port, place)
+        for port in (ports,) if isinstance(ports, int) else ports:
+            wait_for_listener(port, place)
         yield usage
         if not usage.wait(process, grace_seconds):
             process.terminate()
@@ -243,14 +264,31 @@ def filestreamer(
     is_steady: bool = False,
     is_secured: bool = False,
     token: str = "",
+    python: str = "",
 ) -> Contestant:
-    """Return the pair, with the sender's flags.
+    """Return the pair, with the sender's flags, on this interpreter or another one that is in PATH.
 
     `is_steady` has the seconds be those at its rate after a ramp; `is_secured` has it speak TLS. With a `token`, the
     ends prove that they know it.
     """
-    run = functools.partial(_filestreamer, flags, metrics, is_steady=is_steady, is_secured=is_secured, token=token)
-    return Contestant(name, run, "openssl" if is_secured else "", verifies=True, is_ours=True)
+    run = functools.partial(
+        _filestreamer,
+        flags,
+        metrics,
+        is_steady=is_steady,
+        is_secured=is_secured,
+        token=token,
+        python=python or sys.executable,
+    )
+    needs = python or ("openssl" if is_secured else "")
+    return Contestant(name, run, needs, verifies=True, is_ours=True, works=lambda: not python or _has_pair(python))
+
+
+def _has_pair(python: str) -> bool:
+    """Return whether the pair is installed for an interpreter."""
+    return not subprocess.run(
+        [python, "-P", "-c", "import receiver, sender"], capture_output=True, check=False
+    ).returncode
 
 
 def _filestreamer(
@@ -263,20 +301,21 @@ def _filestreamer(
     is_steady: bool,
     is_secured: bool,
     token: str,
+    python: str,
 ) -> Run:
     port = free_port()
     listen = f"{place.host}:{port}"
     serves = ["off" if metrics == "off" else f"{host}:{free_port()}" for host in (place.host, place.client_host)]
-    python = [sys.executable, "-P", "-m"]
+    module = [python, "-P", "-m"]
     where, sent = ["--output-file", target], f"{source}"
     if source.is_dir():
         target.mkdir()
         where, sent = ["--directory", target, "--once"], f"{source}/"
-    receiver = [*python, "receiver", "--listen", listen, *where, "--metrics", serves[0]]
+    receiver = [*module, "receiver", "--listen", listen, *where, "--metrics", serves[0]]
     env = {**COMPILED, "FILESTREAMER_TOKEN": token} if token else COMPILED
     if not token:
         receiver.append("--anonymous")
-    sender = [*python, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
+    sender = [*module, "sender", sent, "--to", listen, "--metrics", serves[1], *flags]
     scraped = serves if metrics == "scraped" else []
     with tempfile.TemporaryDirectory() as scratch:
         if is_secured:
@@ -474,8 +513,9 @@ def _xrootd(streams: int, is_checked: bool, place: Place, source: Path, target: 
 
 
 def _wdt(ports: int, is_encrypted: bool, place: Place, source: Path, target: Path) -> Run:
-    port = free_port()
-    both = ["wdt", "-ipv4", "-static_ports", "-start_port", port, "-num_ports", ports, "-transfer_id", "bench"]
+    # A sender that finds one of the ports not listened to, as another process has it, waits for a second.
+    free = free_ports(ports)
+    both = ["wdt", "-ipv4", "-static_ports", "-start_port", free[0], "-num_ports", ports, "-transfer_id", "bench"]
     both += ["-enable_checksum", "-minloglevel", 2]
     # A receiver makes the key and prints it. For both ends to be given one, this is the only flag.
     secret = ["aes128gcm", "-test_only_encryption_secret", os.urandom(8).hex()]
@@ -487,9 +527,38 @@ def _wdt(ports: int, is_encrypted: bool, place: Place, source: Path, target: Pat
             wanted, files = ["-manifest", f"{scratch}/manifest"], source.parent
         server = [*both, "-directory", f"{scratch}/here"]
         client = [*both, "-directory", files, *wanted, "-destination", place.host]
-        with serving(server, port, place) as usage:
+        with serving(server, free, place) as usage:
             seconds = timed(client, place, usage)
         Path(scratch, "here", source.name if wanted else "").rename(target)
+    return usage.run(seconds)
+
+
+def _mbuffer(place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    mbuffer = "mbuffer -q -s 1M -m 64M"
+    listen, connect = f"-I {place.host}:{port}", f"-O {place.host}:{port}"
+    if source.is_dir():
+        target.mkdir()
+        server = f"{mbuffer} {listen} | tar -C {target} -xf -"
+        client = f"tar -C {source} --format=posix -cf - . | {mbuffer} {connect}"
+    else:
+        server = f"exec {mbuffer} {listen} -o {target}"
+        client = f"exec {mbuffer} -i {source} {connect}"
+    with serving(["sh", "-c", server], port, place, grace_seconds=RUN_SECONDS) as usage:
+        timed(["sh", "-c", client], place, usage)
+    return usage.run(time.perf_counter() - usage.begun)  # as with socat
+
+
+def _fastsync(streams: int, place: Place, source: Path, target: Path) -> Run:
+    """Move a file: the end that has it serves, and the other one asks whether it may overwrite what is there."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        served = place._replace(server=place.client, client=place.server)
+        server = ["fastsync", "send", f"{place.client_host}:{port}", source.name]
+        client = ["sh", "-c", f"echo y | fastsync recv {place.client_host}:{port} {streams}"]
+        with serving(server, port, served, cwd=source.parent) as usage:
+            seconds = timed(client, served, usage, cwd=scratch)
+        Path(scratch, source.name).rename(target)
     return usage.run(seconds)
 
 
@@ -558,6 +627,17 @@ def wdt(ports: int = 2, *, is_encrypted: bool = False) -> Contestant:
 def socat_tls() -> Contestant:
     """Return socat over TLS 1.3, for one file."""
     return Contestant("socat, TLS", _socat_tls, "socat", keeps_times=False)
+
+
+def mbuffer(*, with_tar: bool = False) -> Contestant:
+    """Return mbuffer, a buffer at both ends of one connection; of a tree, between tar and tar."""
+    return Contestant("tar, mbuffer" if with_tar else "mbuffer", _mbuffer, "mbuffer", keeps_times=with_tar)
+
+
+def fastsync(streams: int = 2) -> Contestant:
+    """Return fastsync of Chorus One: chunks of one file over several connections, and no check of what came."""
+    run = functools.partial(_fastsync, streams)
+    return Contestant(f"fastsync {streams}", run, "fastsync", keeps_times=False)
 
 
 def iperf3(streams: int = 1) -> Contestant:

@@ -76,8 +76,11 @@ def cases(disk: str) -> dict[str, Case]:
     """Return every case by name."""
     ours = c.filestreamer()
     verifying = (c.rsync(), c.wdt(), c.xrootd(is_checked=True))
-    peers = (c.socat(), c.gridftp(), c.gridftp(4), c.rclone(), c.xrootd(), *verifying)
-    for_trees = (c.cp(), c.socat(with_tar=True), c.gridftp(4), c.rsync(), c.wdt(), c.rclone(), c.xrootd())
+    peers = (c.socat(), c.mbuffer(), c.fastsync(), c.gridftp(), c.gridftp(4), c.rclone(), c.xrootd(), *verifying)
+    by_tar = (c.socat(with_tar=True), c.mbuffer(with_tar=True))
+    for_trees = (c.cp(), *by_tar, c.gridftp(4), c.rsync(), c.wdt(), c.rclone(), c.xrootd())
+    pythons = tuple(f"python3.{minor}" for minor in range(11, 15))
+    on_each = tuple(c.filestreamer(name=each, python=each) for each in pythons)
     small, tiny = Data(64 * KIB, 4 * KIB, files=10_000), Data(KIB, 0, files=1_000_000)
     synced = c.cp(is_synced=True)
     found = {
@@ -99,6 +102,8 @@ def cases(disk: str) -> dict[str, Case]:
             is_optional=True,
         ),
         "start": Case("1 KiB: what starting costs", (ours, c.cp(), *peers), Data(KIB)),
+        "start-pythons": Case("1 KiB, by interpreter", (ours, *on_each), Data(KIB), is_optional=True),
+        "files-pythons": Case("10 000 files, by interpreter", (ours, *on_each), small, is_optional=True),
         "start-100ms": Case(
             "1 KiB over 100 ms: the round-trips before and behind it",
             (
@@ -179,7 +184,7 @@ def cases(disk: str) -> dict[str, Case]:
             f"Memory: {gib} GiB over 64 connections", (many,), Data(gib * GIB), disk, most_rounds=1
         )
     for name, each in LINKS.items():
-        beside = (c.socat(), c.gridftp(8), c.xrootd(8), c.wdt(8), c.iperf3(8))
+        beside = (c.socat(), c.fastsync(8), c.gridftp(8), c.xrootd(8), c.wdt(8), c.iperf3(8))
         over = (*pairs("--connections", "auto", 1, 4, 8, 16), *beside)
         found[f"link-{name}"] = Case(f"512 MiB over {each}", over, Data(512 * MIB), over=each)
         ramped = [

@@ -3,13 +3,24 @@
 import json
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bench import report, run, ssh
-from tests.bench.contestants import Contestant, Place, Run, cp, filestreamer, steady_seconds
+from tests.bench.contestants import (
+    Contestant,
+    Place,
+    Run,
+    cp,
+    filestreamer,
+    free_port,
+    free_ports,
+    steady_seconds,
+)
 from tests.bench.data import Data, difference
 from tests.support.services import UNIT
 
@@ -91,6 +102,26 @@ def test_scraped(tmp_path: Path) -> None:
     saved = run.measure("a-case", case(tmp_path, Data(2_000_000), slow), rounds=1)
     assert saved["failed"] == {}
     assert "filestreamer: a scrape takes " in report.markdown({"a-case": saved})
+
+
+def test_ports_that_clients_are_not_given() -> None:
+    """One that a client has, whichever it was given, would cost who listens on several of them a second."""
+    ports = free_ports(4)
+    assert (len(ports), ports.step) == (4, 1)
+    assert ports[-1] < free_port()
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_an_interpreter_without_the_pair_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, not_bare = tmp_path / "python3.1", tmp_path / "python3.2"
+    bare.symlink_to(os.path.realpath(sys.executable))  # outside its environment it has no packages
+    not_bare.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    not_bare.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = [filestreamer(python=f"python3.{minor}").is_there for minor in range(1, 4)]
+    assert found == [False, True, False]
 
 
 def copy_of_long_ago(source: str | Path, target: str | Path) -> None:
