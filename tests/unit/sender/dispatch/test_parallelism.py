@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from filestreamer.wire import limits
-from sender.dispatch.parallelism import FEW, LONG_SECONDS, PAUSE_SECONDS, Change, Parallelism
+from sender.dispatch.parallelism import FEW, LONG_SECONDS, MANY, PAUSE_SECONDS, Change, Parallelism
 
 MB = 10**6
 TICK = 0.1
@@ -136,18 +136,19 @@ def test_it_begins_with_few_and_says_why_it_changes() -> None:
     assert third.bytes_per_second_compared == second.bytes_per_second
 
 
-def test_a_long_path_begins_with_twice_as_many() -> None:
+def test_a_long_path_begins_with_many() -> None:
     """Its first seconds would be lost; and what was not needed ends after the first pause."""
-    begun = Simulation(lossy(12 * MB, 96 * MB, 0.05)).run(2 * TICK)
-    assert [tuple(each[:3]) for each in begun.changes] == [(2 * FEW, FEW, "long_path")]
-    assert begun.run(2).changes[1][:3] == (4 * FEW, 2 * FEW, "try_more")
+    begun = Simulation(lossy(6 * MB, 96 * MB, 0.05)).run(2 * TICK)
+    assert [tuple(each[:3]) for each in begun.changes] == [(MANY, FEW, "long_path")]
+    assert begun.run(2).changes[1][:3] == (2 * MANY, MANY, "try_more")
     filled = Simulation(flat(100 * MB, 0.05)).run(20)
-    assert filled.connections == 2 * FEW
+    assert filled.connections == MANY
     assert filled.run(PAUSE_SECONDS).connections == 1
 
 
-def test_a_few_chunks_on_a_long_path_go_over_few() -> None:
-    assert not Simulation(lossy(12 * MB, 96 * MB, 0.05), remaining=7).run(2).changes
+@pytest.mark.parametrize(("chunks", "connections"), [(7, FEW), (8, 4), (15, 4), (16, MANY), (10**6, MANY)])
+def test_a_long_path_begins_with_as_many_as_its_chunks_are_enough_for(chunks: int, connections: int) -> None:
+    assert Simulation(lossy(12 * MB, 96 * MB, 0.05), remaining=chunks).run(2 * TICK).connections == connections
 
 
 def test_fewer_are_tried_where_more_did_nothing() -> None:
@@ -170,7 +171,7 @@ def test_fewer_are_tried_where_many_wait_for_processors() -> None:
 
 def test_on_a_busy_machine_a_long_way_still_gets_what_it_needs() -> None:
     """There, connections wait for the network, and then a while for a processor."""
-    assert Simulation(lossy(12 * MB, 96 * MB, 0.05)._replace(waiting=0.1)).run(20).connections == 8
+    assert Simulation(lossy(6 * MB, 96 * MB, 0.05)._replace(waiting=0.1)).run(20).connections == 16
 
 
 def test_what_looked_like_a_gain_is_looked_at_again() -> None:
@@ -184,7 +185,7 @@ def test_what_looked_like_a_gain_is_looked_at_again() -> None:
 
 def test_connections_that_are_slow_to_start_are_given_the_time() -> None:
     """At 300 ms each takes seconds to be up to speed."""
-    assert Simulation(lossy(20 * MB, 80 * MB, 0.3)).run(30).connections == 4
+    assert Simulation(lossy(10 * MB, 160 * MB, 0.3)).run(30).connections == 16
 
 
 def test_at_the_rate_limit_nothing_is_gained_by_more() -> None:
