@@ -1,5 +1,6 @@
 """Directories that are opened step by step: what is followed, how many stay open, how deep they may be."""
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -93,9 +94,11 @@ def test_a_root_that_is_opened_again_is_the_same(top: Path) -> None:
 def descriptors_left(count: int) -> Iterator[None]:
     """Let this process open so many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, hard))
+    gc.collect()
+    free = [os.dup(0) for _ in range(count)]  # the lowest numbers, between which others may be taken
+    for number in free:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1] + 1, hard))
     try:
         yield
     finally:
