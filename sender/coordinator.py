@@ -67,9 +67,7 @@ from sender.source.known_digests import KnownDigests
 from sender.withdrawals import Withdrawals
 from sender.zeros import Zeros
 
-TICK_SECONDS: Final = 1.0
-ADAPTING_TICK_SECONDS: Final = 0.1
-"""The same while the number of connections adapts."""
+TICK_SECONDS: Final = 0.1
 GOODBYE_SECONDS: Final = 2.0
 """How long it may take to tell the receiver why the transfer ends."""
 
@@ -249,9 +247,8 @@ class Transfer:
             self._start_thread(self._reader, "the control connection")
             if self._is_tree:
                 self._start_thread(self._listing, "the walk")
-            tick_seconds = ADAPTING_TICK_SECONDS if self._connections.adapts else TICK_SECONDS
             while self._committed is None:
-                event = self.mailbox.take(tick_seconds)
+                event = self.mailbox.take(TICK_SECONDS)
                 if event is not None:
                     self._act(event)
                 self._tick()
@@ -622,6 +619,7 @@ class Transfer:
             self._connector.shut_all()
         self._black_hole.look(channel, self._peer.heard_at)
         self._connections.adapt(now)
+        self._connections.relieve(now)
         self._start_connections()
         self._liveness.check(now)
 

@@ -11,5 +11,6 @@
    `chunk_states`     which chunks are answered and which are done;
    `pinned_digests`   the digests of what was read, which make the root digest at the end;
 5. `withdrawn_files`  keeps the files that can't be sent as listed, and which of them the receiver knows;
-6. `parallelism`      finds the number of connections, if the user did not choose it (pure).
+6. `parallelism`      finds the number of connections, if the user did not choose it (pure);
+7. `stragglers`       finds the connections for whose chunks all others would wait (pure).
 """

@@ -24,6 +24,9 @@ MANY: Final = 8
 LONG_SECONDS: Final = 0.03
 """The round-trip from which on a path is long. TCP windows take seconds to open there: the many connections are kept
 until the first pause at least."""
+SETTLING_SECONDS: Final = 5.0
+"""How long a long path is left alone with what it began with. Sixteen instead of eight connections overflow its queue
+for longer than a transfer of half a gigabyte takes, and one of many gigabytes loses little by a later try."""
 GAIN: Final = 1.1
 """The factor by which doubling has to raise the rate. A doubling that is taken back costs less than a tenth of it."""
 CLEAR_GAIN: Final = 1.25
@@ -88,6 +91,7 @@ class Parallelism:
         self._next: Literal["try_more", "try_fewer", "pause"] = "try_more"
         self._is_proven = False  # whether fewer were clearly slower, or are assumed to be
         self._pause_until = 0.0
+        self._settling_seconds = 0.0  # the pause that begins with the first connection that is up
 
     def begin(self, rtt_seconds: float, chunks: int) -> Change | None:
         """Choose the number to start with, before a data connection is up; return the change, if there is one.
@@ -102,6 +106,7 @@ class Parallelism:
         while self.connections < MANY and chunks >= CHUNKS_EACH * 2 * self.connections:
             self.connections *= 2
         self._is_proven = True  # until the first pause: to try fewer at once would lose what was won
+        self._settling_seconds = SETTLING_SECONDS
         return Change(self.connections, before, "long_path", 0.0, None)
 
     def observe(
@@ -129,6 +134,8 @@ class Parallelism:
             self._has_begun = True
             if begun is not None:
                 return begun
+        if up and self._settling_seconds:
+            self._pause_until, self._settling_seconds = now + self._settling_seconds, 0.0
         if not samples or now - samples[-1].now >= SAMPLE_SECONDS:
             samples.append(Sample(now, delivered_bytes, waited_seconds))
         look_seconds = min(max(LOOK_SECONDS, LOOK_ROUND_TRIPS * rtt_seconds), LOOK_SECONDS_MAX)

@@ -527,6 +527,11 @@ class SendQueue:
             return self._schedule.remaining
 
     @property
+    def strict_modulo(self) -> bool:
+        """Whether no connection takes over a chunk of another one."""
+        return self._schedule.strict_modulo
+
+    @property
     def is_in_order(self) -> bool:
         """Whether the receiver writes chunks to a pipe in order, and acknowledges each when it has."""
         return self._window_chunks is not None

@@ -36,6 +36,7 @@ from filestreamer.wire.session import Session
 from filestreamer.wire.sockets.transport import Channel
 from sender.dispatch.manifest import FoundZeros, Manifest
 from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.stragglers import Look
 from sender.dispatch.verify import Verifier
 from sender.mailbox import Failed, Mailbox
 from sender.network.connector import Connector, Opened
@@ -98,6 +99,7 @@ class DataConnection(threading.Thread):
         self._is_poisoned = False  # whether the chunk that is being sent has one
         self._polled_bytes = 0  # how many bytes had been moved when acknowledgements were last looked for
         self._unacknowledged_bytes = 0  # what the kernel held a second ago
+        self._is_given_up = False  # whether it was shut down so that others send what it has begun
         self._took_at = 0.0  # when the receiver's kernel last took bytes, as far as known (monotonic)
 
     def run(self) -> None:
@@ -122,11 +124,13 @@ class DataConnection(threading.Thread):
             failure = as_failure(f"connection {self.connection_id}", error)
             if not self._queue.is_over:
                 self.counters.reconnects += self._channel is not None
-                self._shared.peer.data_connection_lost(self.connection_id, failure)
+                if not self._is_given_up:
+                    self._shared.peer.data_connection_lost(self.connection_id, failure)
             if not failure.retryable:
                 raise
             return False
         finally:
+            self._is_given_up = False
             self._close()
 
     def _open(self) -> Channel | None:
@@ -527,11 +531,32 @@ class DataConnection(threading.Thread):
             return 0
         return max(0, self.counters.bytes_in_flight - channel.unacknowledged_bytes())
 
+    def look(self) -> Look | None:
+        """Return how this connection stands; None where it is not up."""
+        channel = self._channel
+        info = tcp_info.read(channel.socket) if channel is not None else None
+        if info is None:
+            return None
+        queued_bytes, begun_bytes = info.unacknowledged_bytes + info.unsent_bytes, self._window.bytes
+        return Look(
+            self.connection_id,
+            info.delivered_bytes,
+            begun_bytes,
+            begun_bytes - max(0, self.counters.bytes_in_flight - queued_bytes),
+            info.rtt_seconds,
+            waits_for_path=queued_bytes > 0 and not info.is_window_closed,
+        )
+
     def shut(self) -> None:
         """Shut the connection down, if it is open: its thread notices."""
         channel = self._channel
         if channel is not None:
             channel.shut()
+
+    def give_up(self) -> None:
+        """Have others send what this connection has begun; it is opened anew."""
+        self._is_given_up = self._channel is not None
+        self.shut()
 
     def _check_opening(self) -> None:
         """Raise ConnectionLost where the receiver does not answer Hello in time, or is silent.

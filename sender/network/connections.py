@@ -9,6 +9,7 @@ from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import TransferFailed
 from sender.dispatch.parallelism import Change, Parallelism
+from sender.dispatch.stragglers import Stragglers
 from sender.network.connection import DataConnection, Shared
 from sender.network.control_state import ControlState
 
@@ -28,6 +29,7 @@ class DataConnections:
         self._retry_at = 0.0
         """When to try again to start connections, after a thread or memory was missing; 0.0: neither was missing."""
         self._shortage = Backoff()
+        self._stragglers = Stragglers()
         counters.parallelism = parallelism.connections
 
     def __len__(self) -> int:
@@ -93,6 +95,16 @@ class DataConnections:
             waited_seconds=waited_seconds(connections),
         )
         self._change(change)
+
+    def relieve(self, now: float) -> None:
+        """Give up connections for whose chunks all others wait, and which these would send sooner."""
+        shared, queue = self._shared, self._queue
+        if len(self._connections) < 2 or shared.rate_limit is not None or queue.strict_modulo or queue.is_over:
+            return
+        looks = [look for connection in self._connections.values() if (look := connection.look()) is not None]
+        for connection_id in self._stragglers.look(now, looks):
+            shared.log.info("straggler_given_up", connection=connection_id)
+            self._connections[connection_id].give_up()
 
     def _change(self, change: Change | None) -> None:
         if change is not None:

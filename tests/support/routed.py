@@ -1,7 +1,11 @@
-"""Two hosts and a router between them, each a network namespace. `Routed.lose_large` makes an MTU black hole of it."""
+"""Two hosts and a router between them, each a network namespace.
+
+`Routed.lose_large` makes an MTU black hole of the router, and `Routed.police` has it lose nearly all of one connection.
+"""
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +34,31 @@ class Routed:
         # A token bucket that has no room for a packet drops it, and says nothing.
         shape = f"tbf rate 10gbit burst {most_bytes + ETHERNET_BYTES} latency 100ms"
         self._run("tc", "-n", self._router, "qdisc", "replace", "dev", _device(to), "root", *shape.split())
+
+    def limit(self, rate: str, *, to: str) -> None:
+        """Forward no more than this to a host, such as 200mbit; a queue of 50 ms takes the rest."""
+        shape = f"tbf rate {rate} burst 256kb latency 50ms"
+        self._run("tc", "-n", self._router, "qdisc", "replace", "dev", _device(to), "root", *shape.split())
+
+    def ports(self, least_bytes: int) -> list[int]:
+        """Return the sender's ports of the connections on which the receiver has acknowledged so many bytes."""
+        command = [*self.at(SENDER), "ss", "-tinOH", "state", "established", "dst", RECEIVER]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        acknowledged = [(line, re.search(r" bytes_acked:(\d+)", line)) for line in lines]
+        return [
+            int(line.split()[2].rpartition(":")[2])
+            for line, found in acknowledged
+            if found is not None and int(found[1]) >= least_bytes
+        ]
+
+    def police(self, port: int, kilobytes_per_second: int) -> None:
+        """Lose what goes beyond this rate from one of the sender's ports, as a policer of the path does."""
+        for rule in (
+            "add table ip police",
+            "add chain ip police forward { type filter hook forward priority 0; }",
+            f"add rule ip police forward tcp sport {port} limit rate over {kilobytes_per_second} kbytes/second drop",
+        ):
+            self._run("ip", "netns", "exec", self._router, "nft", rule)
 
     def cut(self) -> None:
         """Lose everything, as a router does that was switched off."""

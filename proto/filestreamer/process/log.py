@@ -41,6 +41,7 @@ FIRST_OF: Final = {
     "parallelism": 20,
     "share_complete": 60,
     "ssh_says": 60,
+    "straggler_given_up": 20,
     "ssh_back": FIRST,
     "transfer_complete": 60,
     "transfer_failed": 60,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from filestreamer.wire import limits
-from sender.dispatch.parallelism import FEW, LONG_SECONDS, MANY, PAUSE_SECONDS, Change, Parallelism
+from sender.dispatch.parallelism import FEW, LONG_SECONDS, MANY, PAUSE_SECONDS, SETTLING_SECONDS, Change, Parallelism
 
 MB = 10**6
 TICK = 0.1
@@ -140,6 +140,7 @@ def test_a_long_path_begins_with_many() -> None:
     """Its first seconds would be lost; and what was not needed ends after the first pause."""
     begun = Simulation(lossy(6 * MB, 96 * MB, 0.05)).run(2 * TICK)
     assert [tuple(each[:3]) for each in begun.changes] == [(MANY, FEW, "long_path")]
+    assert len(begun.run(SETTLING_SECONDS).changes) == 1
     assert begun.run(2).changes[1][:3] == (2 * MANY, MANY, "try_more")
     filled = Simulation(flat(100 * MB, 0.05)).run(20)
     assert filled.connections == MANY

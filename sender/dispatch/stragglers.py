@@ -1,0 +1,106 @@
+"""Which connections are given up, so that others which have nothing left to send take over their chunks. Pure.
+
+The connections of a transfer share a path, and seldom equally: one that lost packets, or that began when others had
+filled a queue on the path, may stay at a hundredth of their rate. While there are chunks for all, that costs nothing.
+At the end, and wherever chunks go in order, it costs everything: all wait for the chunks that it has begun. So a
+connection is given up where another one would have sent these twice by the time that it needs for the rest of them, as
+MapReduce runs its last tasks twice (Dean and Ghemawat 2004, section 3.6).
+
+A connection whose receiver takes nothing is not given up: a disk is slow there, for all of them.
+"""
+
+from collections import deque
+from typing import Final, NamedTuple
+
+SECONDS: Final = 1.0
+"""A rate is measured over this time, or over ROUND_TRIPS; and to give up a connection has to save as much."""
+ROUND_TRIPS: Final = 10
+IDLE_SECONDS: Final = 0.2
+"""A connection is idle that had nothing to send for so long."""
+GAIN: Final = 2.0
+"""How many times as long as by another connection the rest must take."""
+TIMES: Final = 3
+"""How often each connection is given up."""
+
+
+class Look(NamedTuple):
+    """One connection, at one moment."""
+
+    connection_id: int
+    delivered_bytes: int
+    """What the receiver's kernel has acknowledged on this socket."""
+    begun_bytes: int
+    """Of chunks that were begun and are not acknowledged by the receiver."""
+    left_bytes: int
+    """Of these, what the receiver's kernel has not acknowledged."""
+    rtt_seconds: float
+    waits_for_path: bool
+    """Whether this end's kernel has bytes to send, and the receiver's would take them."""
+
+
+class _Rate:
+    """The rate of one connection while it has something to send."""
+
+    def __init__(self) -> None:
+        self.bytes_per_second: float | None = None  # the last one that was measured
+        self.idle_since: float | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, look: Look) -> None:
+        """Add a sample."""
+        samples = self._samples
+        if not look.begun_bytes:
+            self.idle_since = self.idle_since or now
+            samples.clear()
+            return
+        self.idle_since = None
+        if samples and look.delivered_bytes < samples[-1][1]:  # another socket
+            self.forget()
+        samples.append((now, look.delivered_bytes))
+        seconds = max(SECONDS, ROUND_TRIPS * look.rtt_seconds)
+        while len(samples) > 2 and now - samples[1][0] >= seconds:
+            samples.popleft()
+        before, delivered_bytes = samples[0]
+        if now - before >= seconds:
+            self.bytes_per_second = (look.delivered_bytes - delivered_bytes) / (now - before)
+
+    def forget(self) -> None:
+        """Begin anew, as the connection does."""
+        self._samples.clear()
+        self.bytes_per_second = None
+
+
+class Stragglers:
+    """Looks at all connections of a transfer from time to time."""
+
+    def __init__(self) -> None:
+        self._rates: dict[int, _Rate] = {}
+        self._times: dict[int, int] = {}
+
+    def look(self, now: float, looks: list[Look]) -> list[int]:
+        """Take in how the connections that are up stand; return those to be given up now."""
+        for look in looks:
+            self._rates.setdefault(look.connection_id, _Rate()).add(now, look)
+        best = max((self._idle_rate(now, look.connection_id) for look in looks), default=0.0)
+        if not best:
+            return []
+        return [look.connection_id for look in looks if self._is_straggler(look, best)]
+
+    def _idle_rate(self, now: float, connection_id: int) -> float:
+        """Return the rate that an idle connection had; 0.0 for one that is not idle."""
+        rate = self._rates[connection_id]
+        if rate.idle_since is None or now - rate.idle_since < IDLE_SECONDS:
+            return 0.0
+        return rate.bytes_per_second or 0.0
+
+    def _is_straggler(self, look: Look, best: float) -> bool:
+        rate, times = self._rates[look.connection_id], self._times.get(look.connection_id, 0)
+        if rate.bytes_per_second is None or not look.waits_for_path or times >= TIMES:
+            return False
+        left_seconds = look.left_bytes / max(rate.bytes_per_second, 1.0)
+        by_another = look.begun_bytes / best + ROUND_TRIPS * look.rtt_seconds
+        if left_seconds < GAIN * by_another + SECONDS:
+            return False
+        self._times[look.connection_id] = times + 1
+        rate.forget()
+        return True
