@@ -28,7 +28,8 @@ class Connection(NamedTuple):
 
 def given_up(*connections: Connection, seconds: float = 10.0) -> dict[int, float]:
     """Return when each is given up for the first time, by its number."""
-    stragglers, found = Stragglers(), {}
+    stragglers = Stragglers()
+    found: dict[int, float] = {}
     for tick in range(round(seconds / TICK)):
         now = tick * TICK
         for number in stragglers.look(1000 + now, [each.look(at, now) for at, each in enumerate(connections)]):
