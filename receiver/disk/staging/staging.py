@@ -227,9 +227,9 @@ class Staging(Readable):
         except FileNotFoundError:
             there_bytes = 0
         missing_bytes = data_bytes(self.entry) - there_bytes
-        free_bytes = self.place.free_bytes() - reserved_bytes
+        free_bytes = max(0, self.place.free_bytes() - reserved_bytes)  # others may have promised more than there is
         if missing_bytes > free_bytes and stores_every_byte(self._staging_fd):
-            reason = f"{missing_bytes} bytes are missing and {max(0, free_bytes)} are free"
+            reason = f"{missing_bytes} bytes are missing and {free_bytes} are free"
             raise TransferFailed(Code.NO_SPACE, f"no space for {self.path}: {reason}")
 
     def _data_exists(self) -> bool:

@@ -137,17 +137,20 @@ def test_what_holds_nothing_is_not_left_behind(path: Path, destination: Destinat
 
 def test_no_space_leaves_what_an_earlier_run_brought(destination: Destination) -> None:
     """Also where it was refused on another chunk size: an offer that comes to nothing costs no resuming."""
-    staged = stage(destination)
-    write(staged, 0)
+    size = 1 << 20
+    halves = Grid(size, size // 2)
+    staged = stage(destination, halves)
+    staged.write(memoryview(b"x" * (size // 2)), 0)
+    staged.record([(0, bytes(16))])
     staged.close()
-    failure(Code.NO_SPACE, stage, destination, Grid(len(CONTENT), 50), ENTRY, 1 << 62)
-    staged = stage(destination)
+    failure(Code.NO_SPACE, stage, destination, Grid(size, size // 4), ENTRY, 1 << 62)
+    staged = stage(destination, halves)
     assert list(staged.claims.indices()) == [0]
     staged.close()
 
 
 def test_what_is_there_needs_no_space_again(path: Path, destination: Destination) -> None:
-    """A staged file that is written in part needs only the rest."""
+    """A staged file that is written in part needs only the rest, however much others have been promised."""
     size = 1 << 20
     grid = Grid(size, size)
     staged = stage(destination, grid)
@@ -155,7 +158,7 @@ def test_what_is_there_needs_no_space_again(path: Path, destination: Destination
     staged.record([(0, bytes(16))])
     os.fsync(staged.fd)
     staged.close()
-    staged = stage(destination, grid, reserved_bytes=destination.free_bytes())
+    staged = stage(destination, grid, reserved_bytes=destination.free_bytes() + size)
     staged.close()
 
 
