@@ -3,8 +3,8 @@
 The connections of a transfer share a path, and seldom equally: one that lost packets, or that began when others had
 filled a queue on the path, may stay at a hundredth of their rate. While there are chunks for all, that costs nothing.
 At the end, and wherever chunks go in order, it costs everything: all wait for the chunks that it has begun. So a
-connection is given up where another one would have sent these twice by the time that it needs for the rest of them, as
-MapReduce runs its last tasks twice (Dean and Ghemawat 2004, section 3.6).
+connection is given up where another one would have sent these twice over before it has sent the rest of them, much as
+MapReduce runs its last tasks on a second machine (Dean and Ghemawat 2004, section 3.6).
 
 A connection whose receiver takes nothing is not given up: a disk is slow there, for all of them.
 """
@@ -18,7 +18,9 @@ ROUND_TRIPS: Final = 10
 IDLE_SECONDS: Final = 0.2
 """A connection is idle that had nothing to send for so long."""
 GAIN: Final = 2.0
-"""How many times as long as by another connection the rest must take."""
+"""How many times as long as by another connection the rest must take, at the least,"""
+BEGIN_ROUND_TRIPS: Final = 4
+"""beyond the time until that one has sent the first of it."""
 TIMES: Final = 3
 """How often each connection is given up."""
 
@@ -98,8 +100,8 @@ class Stragglers:
         if rate.bytes_per_second is None or not look.waits_for_path or times >= TIMES:
             return False
         left_seconds = look.left_bytes / max(rate.bytes_per_second, 1.0)
-        by_another = look.begun_bytes / best + ROUND_TRIPS * look.rtt_seconds
-        if left_seconds < GAIN * by_another + SECONDS:
+        by_another = BEGIN_ROUND_TRIPS * look.rtt_seconds + GAIN * look.begun_bytes / best
+        if left_seconds < by_another + SECONDS:
             return False
         self._times[look.connection_id] = times + 1
         rate.forget()
