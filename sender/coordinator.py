@@ -618,8 +618,7 @@ class Transfer:
             self._connector.path_mtu.fell_silent(channel.socket)
             self._connector.shut_all()
         self._black_hole.look(channel, self._peer.heard_at)
-        self._connections.adapt(now)
-        self._connections.relieve(now)
+        self._connections.tend(now)
         self._start_connections()
         self._liveness.check(now)
 

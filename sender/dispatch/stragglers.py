@@ -41,9 +41,10 @@ class Look(NamedTuple):
 
 
 class _Rate:
-    """The rate of one connection while it has something to send."""
+    """The rate of one connection while it has something to send, and how often it was given up."""
 
     def __init__(self) -> None:
+        self.times_given_up = 0
         self.bytes_per_second: float | None = None  # the last one that was measured
         self.idle_since: float | None = None
         self._samples: deque[tuple[float, int]] = deque()
@@ -66,6 +67,11 @@ class _Rate:
         if now - before >= seconds:
             self.bytes_per_second = (look.delivered_bytes - delivered_bytes) / (now - before)
 
+    def give_up(self) -> None:
+        """Note that the connection is given up."""
+        self.times_given_up += 1
+        self.forget()
+
     def forget(self) -> None:
         """Begin anew, as the connection does."""
         self._samples.clear()
@@ -77,7 +83,6 @@ class Stragglers:
 
     def __init__(self) -> None:
         self._rates: dict[int, _Rate] = {}
-        self._times: dict[int, int] = {}
 
     def look(self, now: float, looks: list[Look]) -> list[int]:
         """Take in how the connections that are up stand; return those to be given up now."""
@@ -86,7 +91,10 @@ class Stragglers:
         best = max((self._idle_rate(now, look.connection_id) for look in looks), default=0.0)
         if not best:
             return []
-        return [look.connection_id for look in looks if self._is_straggler(look, best)]
+        stragglers = [look.connection_id for look in looks if self._is_straggler(look, best)]
+        for connection_id in stragglers:
+            self._rates[connection_id].give_up()
+        return stragglers
 
     def _idle_rate(self, now: float, connection_id: int) -> float:
         """Return the rate that an idle connection had; 0.0 for one that is not idle."""
@@ -96,13 +104,9 @@ class Stragglers:
         return rate.bytes_per_second or 0.0
 
     def _is_straggler(self, look: Look, best: float) -> bool:
-        rate, times = self._rates[look.connection_id], self._times.get(look.connection_id, 0)
-        if rate.bytes_per_second is None or not look.waits_for_path or times >= TIMES:
+        rate = self._rates[look.connection_id]
+        if rate.bytes_per_second is None or not look.waits_for_path or rate.times_given_up >= TIMES:
             return False
         left_seconds = look.left_bytes / max(rate.bytes_per_second, 1.0)
         by_another = BEGIN_ROUND_TRIPS * look.rtt_seconds + GAIN * look.begun_bytes / best
-        if left_seconds < by_another + SECONDS:
-            return False
-        self._times[look.connection_id] = times + 1
-        rate.forget()
-        return True
+        return left_seconds >= by_another + SECONDS

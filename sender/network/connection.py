@@ -527,9 +527,10 @@ class DataConnection(threading.Thread):
     def delivered_bytes(self) -> int:
         """About how many bytes of chunks that are not acknowledged the receiver's kernel has taken."""
         channel = self._channel
-        if channel is None:
-            return 0
-        return max(0, self.counters.bytes_in_flight - channel.unacknowledged_bytes())
+        return self._delivered_bytes(channel.unacknowledged_bytes()) if channel is not None else 0
+
+    def _delivered_bytes(self, queued_bytes: int) -> int:
+        return max(0, self.counters.bytes_in_flight - queued_bytes)
 
     def look(self) -> Look | None:
         """Return how this connection stands; None where it is not up."""
@@ -542,7 +543,7 @@ class DataConnection(threading.Thread):
             self.connection_id,
             info.delivered_bytes,
             begun_bytes,
-            begun_bytes - max(0, self.counters.bytes_in_flight - queued_bytes),
+            begun_bytes - self._delivered_bytes(queued_bytes),
             info.rtt_seconds,
             waits_for_path=queued_bytes > 0 and not info.is_window_closed,
         )

@@ -5,11 +5,10 @@ import time
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import as_failure, start_thread, waited_seconds
-from filestreamer.telemetry import tcp_info
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import TransferFailed
 from sender.dispatch.parallelism import Change, Parallelism
-from sender.dispatch.stragglers import Stragglers
+from sender.dispatch.stragglers import Look, Stragglers
 from sender.network.connection import DataConnection, Shared
 from sender.network.control_state import ControlState
 
@@ -80,30 +79,34 @@ class DataConnections:
         if self._parallelism.adapts:
             self._change(self._parallelism.begin(rtt_seconds, self._queue.unanswered))
 
-    def adapt(self, now: float) -> None:
-        """Start more connections, or dismiss some, while chunks move."""
-        if not self._parallelism.adapts or self._counters.phase != "moving" or now < self._retry_at:
+    def tend(self, now: float) -> None:
+        """Look at those that are up; start more or dismiss some while chunks move, and give up stragglers."""
+        queue = self._queue
+        adapts = self._parallelism.adapts and self._counters.phase == "moving" and now >= self._retry_at
+        relieves = len(self._connections) > 1 and self._shared.rate_limit is None and not queue.strict_modulo
+        if not adapts and not relieves:
             return
-        connections = self._connections.values()
-        links = [info for opened in self.sockets() if (info := tcp_info.read(opened)) is not None]
+        looks = [look for connection in self._connections.values() if (look := connection.look()) is not None]
+        if adapts:
+            self._adapt(now, looks)
+        if relieves and not queue.is_over:
+            self._relieve(now, looks)
+
+    def _adapt(self, now: float, looks: list[Look]) -> None:
         change = self._parallelism.observe(
             now,
-            sum(link.delivered_bytes for link in links),
-            up=len(links),
+            sum(look.delivered_bytes for look in looks),
+            up=len(looks),
             remaining=self._queue.remaining,
-            rtt_seconds=min((link.rtt_seconds for link in links), default=0.0),
-            waited_seconds=waited_seconds(connections),
+            rtt_seconds=min((look.rtt_seconds for look in looks), default=0.0),
+            waited_seconds=waited_seconds(self._connections.values()),
         )
         self._change(change)
 
-    def relieve(self, now: float) -> None:
+    def _relieve(self, now: float, looks: list[Look]) -> None:
         """Give up connections for whose chunks all others wait, and which these would send sooner."""
-        shared, queue = self._shared, self._queue
-        if len(self._connections) < 2 or shared.rate_limit is not None or queue.strict_modulo or queue.is_over:
-            return
-        looks = [look for connection in self._connections.values() if (look := connection.look()) is not None]
         for connection_id in self._stragglers.look(now, looks):
-            shared.log.info("straggler_given_up", connection=connection_id)
+            self._shared.log.info("straggler_given_up", connection=connection_id)
             self._connections[connection_id].give_up()
 
     def _change(self, change: Change | None) -> None:

@@ -407,21 +407,44 @@ def _cp(is_synced: bool, place: Place, source: Path, target: Path) -> Run:
     return usage.run(seconds)
 
 
+class Stream(NamedTuple):
+    """What the two ends of one stream are run as, by a shell."""
+
+    receive: str
+    send: str
+
+
+def _stream(of_file: Stream, of_tar: Stream, source: Path, target: Path) -> Stream:
+    """Return what moves a file, or a tree from tar to tar, between which `of_tar` passes standard input on."""
+    if not source.is_dir():
+        return Stream(f"exec {of_file.receive}", f"exec {of_file.send}")
+    target.mkdir()
+    tar = f"tar -C {source} --format=posix -cf - ."
+    return Stream(f"{of_tar.receive} | tar -C {target} -xf -", f"{tar} | {of_tar.send}")
+
+
+def _run_stream(stream: Stream, port: int, place: Place) -> Run:
+    with serving(["sh", "-c", stream.receive], port, place, grace_seconds=RUN_SECONDS) as usage:
+        timed(["sh", "-c", stream.send], place, usage)
+    # The sending end does not know when the receiving end has written everything: that is when the receiving end exits.
+    return usage.run(time.perf_counter() - usage.begun)
+
+
 def _socat(block_bytes: int, place: Place, source: Path, target: Path) -> Run:
     port = free_port()
     socat = f"socat -u -b {block_bytes}"
     listen, connect = f"TCP-LISTEN:{port},bind={place.host},reuseaddr", f"TCP:{place.host}:{port}"
-    if source.is_dir():
-        target.mkdir()
-        server = f"{socat} {listen} - | tar -C {target} -xf -"
-        client = f"tar -C {source} --format=posix -cf - . | {socat} - {connect}"
-    else:
-        server = f"exec {socat} {listen} OPEN:{target},creat,trunc,wronly"
-        client = f"exec {socat} OPEN:{source} {connect}"
-    with serving(["sh", "-c", server], port, place, grace_seconds=RUN_SECONDS) as usage:
-        timed(["sh", "-c", client], place, usage)
-    # The sending end does not know when the receiving end has written everything: that is when the receiving end exits.
-    return usage.run(time.perf_counter() - usage.begun)
+    of_file = Stream(f"{socat} {listen} OPEN:{target},creat,trunc,wronly", f"{socat} OPEN:{source} {connect}")
+    of_tar = Stream(f"{socat} {listen} -", f"{socat} - {connect}")
+    return _run_stream(_stream(of_file, of_tar, source, target), port, place)
+
+
+def _mbuffer(place: Place, source: Path, target: Path) -> Run:
+    port = free_port()
+    mbuffer = "mbuffer -q -s 1M -m 64M"
+    of_tar = Stream(f"{mbuffer} -I {place.host}:{port}", f"{mbuffer} -O {place.host}:{port}")
+    of_file = Stream(f"{of_tar.receive} -o {target}", f"{of_tar.send} -i {source}")
+    return _run_stream(_stream(of_file, of_tar, source, target), port, place)
 
 
 def _socat_tls(place: Place, source: Path, target: Path) -> Run:
@@ -531,22 +554,6 @@ def _wdt(ports: int, is_encrypted: bool, place: Place, source: Path, target: Pat
             seconds = timed(client, place, usage)
         Path(scratch, "here", source.name if wanted else "").rename(target)
     return usage.run(seconds)
-
-
-def _mbuffer(place: Place, source: Path, target: Path) -> Run:
-    port = free_port()
-    mbuffer = "mbuffer -q -s 1M -m 64M"
-    listen, connect = f"-I {place.host}:{port}", f"-O {place.host}:{port}"
-    if source.is_dir():
-        target.mkdir()
-        server = f"{mbuffer} {listen} | tar -C {target} -xf -"
-        client = f"tar -C {source} --format=posix -cf - . | {mbuffer} {connect}"
-    else:
-        server = f"exec {mbuffer} {listen} -o {target}"
-        client = f"exec {mbuffer} -i {source} {connect}"
-    with serving(["sh", "-c", server], port, place, grace_seconds=RUN_SECONDS) as usage:
-        timed(["sh", "-c", client], place, usage)
-    return usage.run(time.perf_counter() - usage.begun)  # as with socat
 
 
 def _fastsync(streams: int, place: Place, source: Path, target: Path) -> Run:

@@ -65,7 +65,7 @@ def impatient(command: str, bounds: Mapping[str, float], env: Mapping[str, str] 
 
 
 EACH_TICK: Mapping[str, float] = {"filestreamer.wire.limits.HEARTBEAT_SECONDS": 0.5}
-"""For `impatient`: a heartbeat at each tick of a coordinator, which is each second."""
+"""For `impatient`: a heartbeat twice a second, or with each tick of a coordinator that ticks once a second."""
 
 
 def no_holes() -> Mapping[str, str]:
