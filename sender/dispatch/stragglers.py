@@ -6,7 +6,8 @@ At the end, and wherever chunks go in order, it costs everything: all wait for t
 connection is given up where another one would have sent these twice over before it has sent the rest of them, much as
 MapReduce runs its last tasks on a second machine (Dean and Ghemawat 2004, section 3.6).
 
-A connection whose receiver takes nothing is not given up: a disk is slow there, for all of them.
+A connection whose receiver reads slowly is not given up: its disk is slow, or it has a rate limit, and that would hold
+up another connection as well. The kernel tells for how long the peer's window was what kept it from sending.
 """
 
 from collections import deque
@@ -21,6 +22,8 @@ GAIN: Final = 2.0
 """How many times as long as by another connection the rest must take, at the least,"""
 BEGIN_ROUND_TRIPS: Final = 4
 """beyond the time until that one has sent the first of it."""
+WINDOW_LIMITED: Final = 0.1
+"""A connection that the receiver's window has held up for more than this part of the time waits for the receiver."""
 TIMES: Final = 3
 """How often each connection is given up."""
 
@@ -36,8 +39,10 @@ class Look(NamedTuple):
     left_bytes: int
     """Of these, what the receiver's kernel has not acknowledged."""
     rtt_seconds: float
-    waits_for_path: bool
-    """Whether this end's kernel has bytes to send, and the receiver's would take them."""
+    window_limited_seconds: float
+    """How long the receiver's window has held it up so far."""
+    is_sending: bool
+    """Whether this end's kernel has bytes to send, and the receiver's would take some."""
 
 
 class _Rate:
@@ -46,8 +51,9 @@ class _Rate:
     def __init__(self) -> None:
         self.times_given_up = 0
         self.bytes_per_second: float | None = None  # the last one that was measured
+        self.waits_for_receiver = False
         self.idle_since: float | None = None
-        self._samples: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, Look]] = deque()
 
     def add(self, now: float, look: Look) -> None:
         """Add a sample."""
@@ -57,15 +63,18 @@ class _Rate:
             samples.clear()
             return
         self.idle_since = None
-        if samples and look.delivered_bytes < samples[-1][1]:  # another socket
+        if samples and look.delivered_bytes < samples[-1][1].delivered_bytes:  # another socket
             self.forget()
-        samples.append((now, look.delivered_bytes))
+        samples.append((now, look))
         seconds = max(SECONDS, ROUND_TRIPS * look.rtt_seconds)
         while len(samples) > 2 and now - samples[1][0] >= seconds:
             samples.popleft()
-        before, delivered_bytes = samples[0]
-        if now - before >= seconds:
-            self.bytes_per_second = (look.delivered_bytes - delivered_bytes) / (now - before)
+        begun, before = samples[0]
+        passed = now - begun
+        if passed >= seconds:
+            self.bytes_per_second = (look.delivered_bytes - before.delivered_bytes) / passed
+            window_limited_seconds = look.window_limited_seconds - before.window_limited_seconds
+            self.waits_for_receiver = window_limited_seconds > WINDOW_LIMITED * passed
 
     def give_up(self) -> None:
         """Note that the connection is given up."""
@@ -105,7 +114,9 @@ class Stragglers:
 
     def _is_straggler(self, look: Look, best: float) -> bool:
         rate = self._rates[look.connection_id]
-        if rate.bytes_per_second is None or not look.waits_for_path or rate.times_given_up >= TIMES:
+        if rate.bytes_per_second is None or rate.waits_for_receiver or not look.is_sending:
+            return False
+        if rate.times_given_up >= TIMES:
             return False
         left_seconds = look.left_bytes / max(rate.bytes_per_second, 1.0)
         by_another = BEGIN_ROUND_TRIPS * look.rtt_seconds + GAIN * look.begun_bytes / best

@@ -545,7 +545,8 @@ class DataConnection(threading.Thread):
             begun_bytes,
             begun_bytes - self._delivered_bytes(queued_bytes),
             info.rtt_seconds,
-            waits_for_path=queued_bytes > 0 and not info.is_window_closed,
+            info.window_limited_seconds,
+            is_sending=queued_bytes > 0 and not info.is_window_closed,
         )
 
     def shut(self) -> None:

@@ -10,6 +10,8 @@ from filestreamer.wire.sockets.transport import SIOCOUTQ
 _FIELDS: Final = struct.Struct("BxBB12xI48xI8xI16xI16xQQ8xI12xQ")
 """tcpi_state, _retransmits, _probes, _snd_mss, _rtt, _snd_cwnd, _total_retrans, _bytes_acked, _bytes_received,
 _notsent_bytes, _delivery_rate."""
+_WINDOW_FIELD: Final = struct.Struct("176xQ")
+"""tcpi_rwnd_limited, since Linux 4.10."""
 _LATER_FIELDS: Final = struct.Struct("224xI")
 """tcpi_rcv_ooopack, since Linux 5.4."""
 _ESTABLISHED: Final = 1
@@ -42,6 +44,9 @@ class TcpInfo(NamedTuple):
     """Probes of a closed window that the peer has not answered."""
     out_of_order: int = 0
     """Segments that came before one that was sent earlier; 0 where the kernel does not tell."""
+    window_limited_seconds: float = 0.0
+    """How long the peer's window has kept it from sending, so far: the peer reads slowly. 0.0 where the kernel does not
+    tell."""
     is_established: bool = False
     """Whether the connection is open in both directions."""
 
@@ -73,6 +78,7 @@ def read(sock: socket.socket) -> TcpInfo | None:
         unsent_bytes,
         delivery_rate,
     ) = _FIELDS.unpack_from(raw)
+    (window_limited_us,) = _WINDOW_FIELD.unpack_from(raw) if len(raw) >= _WINDOW_FIELD.size else (0,)
     (out_of_order,) = _LATER_FIELDS.unpack(raw) if len(raw) >= _LATER_FIELDS.size else (0,)
     return TcpInfo(
         max(0, queued_bytes - unsent_bytes),
@@ -87,5 +93,6 @@ def read(sock: socket.socket) -> TcpInfo | None:
         timeouts,
         probes,
         out_of_order,
+        window_limited_us / 1e6,
         state == _ESTABLISHED,
     )

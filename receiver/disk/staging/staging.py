@@ -36,6 +36,7 @@ from receiver.disk.space import (
     free_ranges,
     make_zeros,
     write_apart,
+    write_at,
 )
 from receiver.disk.staging import ledger
 from receiver.disk.staging.closed_share import ClosedShare
@@ -249,7 +250,11 @@ class Staging(Readable):
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes at this offset of the file. Raises TransferFailed: NO_SPACE, DESTINATION."""
-        self.write_run(view, offset, len(view), len(view))
+        try:
+            write_at(self.fd, view, offset)
+        except OSError as error:
+            raise write_failure(error, f"can't write {self.path}") from None
+        self.space.count_written(len(view))
 
     def write_run(self, view: memoryview, offset: int, length: int, distance: int) -> None:
         """Write segments of `length` bytes, the first one at this offset, each further one `distance` behind.

@@ -17,13 +17,15 @@ class Connection(NamedTuple):
     rate: float
     begun_bytes: int = 8 * MIB
     rtt_seconds: float = 0.1
-    waits_for_path: bool = True
+    window_limited: float = 0.0
+    is_sending: bool = True
 
     def look(self, connection_id: int, seconds: float) -> Look:
         moved = round(self.rate * seconds)
         left = max(0, self.begun_bytes - moved)
         begun = self.begun_bytes if left else 0
-        return Look(connection_id, min(moved, self.begun_bytes), begun, left, self.rtt_seconds, self.waits_for_path)
+        delivered, limited = min(moved, self.begun_bytes), self.window_limited * seconds
+        return Look(connection_id, delivered, begun, left, self.rtt_seconds, limited, self.is_sending)
 
 
 def given_up(*connections: Connection, seconds: float = 10.0) -> dict[int, float]:
@@ -51,7 +53,8 @@ def test_the_one_that_all_wait_for() -> None:
     [
         Connection(FAST / 4),  # it is done before another one would be
         Connection(FAST / 40, MIB // 8),  # a quarter of a second is left
-        Connection(FAST / 40, waits_for_path=False),  # the receiver takes nothing, or the source gives nothing
+        Connection(FAST / 40, is_sending=False),  # the receiver takes nothing, or the source gives nothing
+        Connection(FAST / 40, window_limited=0.2),  # the receiver reads slowly
         Connection(0, 0),  # it has begun nothing
     ],
     ids=str,
