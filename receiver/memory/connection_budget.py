@@ -128,12 +128,20 @@ def limit_receive_buffer(sock: socket.socket, connection_budget: ConnectionBudge
     wanted = max(SMALL_BUFFER_BYTES, int(PACED_SECONDS * bytes_per_second))
     if wanted < (connection_budget.receive_buffer_bytes or max(LOCKED_BYTES)):
         with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+            _set_receive_buffer(sock, wanted)
 
 
 def limit_socket_buffers(sock: socket.socket, connection_budget: ConnectionBudget) -> None:
     """Have the kernel keep no more for a socket than its connection may take."""
     with contextlib.suppress(OSError):
-        if connection_budget.receive_buffer_bytes:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, connection_budget.receive_buffer_bytes)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)
+        if connection_budget.receive_buffer_bytes:
+            _set_receive_buffer(sock, connection_budget.receive_buffer_bytes)
+
+
+def _set_receive_buffer(sock: socket.socket, receive_buffer_bytes: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    # The window is never larger than its clamp, which comes from the buffer that the connection began with. A buffer of
+    # a fixed size is no longer autotuned, and with it the clamp stays what it was: about 64 KiB, which over a long path
+    # is a hundredth of what the buffer has room for. All of the buffer as the clamp leaves the bound to the buffer.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 2 * receive_buffer_bytes)

@@ -1,6 +1,9 @@
 """A connection takes as much memory as there is, leaves some to others, and becomes smaller where memory is short."""
 
 import itertools
+import socket
+
+import pytest
 
 from filestreamer.wire import limits
 from receiver.memory import connection_budget, process_limit
@@ -70,3 +73,25 @@ def test_what_is_large_becomes_smaller_step_by_step() -> None:
     few = connection_budget.smaller(steps[0], process_limit.SocketLimits(6 * MIB, 416 * limits.KIB))
     assert few is not None
     assert few.receive_buffer_bytes == connection_budget.SMALL_BUFFER_BYTES
+
+
+@pytest.mark.parametrize("receive_buffer_bytes", [4 * MIB, MIB, connection_budget.SMALL_BUFFER_BYTES])
+def test_the_window_grows_to_what_the_receive_buffer_has_room_for(receive_buffer_bytes: int) -> None:
+    """Also where data came before the buffer had its size: the window kept the clamp of the first buffer."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as far,
+        server.accept()[0] as near,
+    ):
+        far.sendall(bytes(4096))
+        assert near.recv(4096, socket.MSG_WAITALL) == bytes(4096)
+        found = next(connection_budget.sizes(LIMITS, 0))._replace(receive_buffer_bytes=receive_buffer_bytes)
+        connection_budget.limit_socket_buffers(near, found)
+        buffer_bytes = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert buffer_bytes >= min(2 * receive_buffer_bytes, 256 * limits.KIB)  # rmem_max may allow no more
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP) >= buffer_bytes
+
+        connection_budget.limit_receive_buffer(near, found, 1)
+        buffer_bytes = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert buffer_bytes == 2 * connection_budget.SMALL_BUFFER_BYTES
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP) == buffer_bytes
