@@ -37,6 +37,8 @@ class NameTable:
         """The files that are being received, by name: a shard of the same job can join one."""
         self.shares: dict[Claimant, FileShare] = {}
         self.trees: dict[Claimant, TopLevelNames] = {}
+        self.newcomers: dict[Claimant, bytes] = {}
+        """The names for which transfers of trees are waiting: who has them is about to end."""
         self.shards: dict[Claimant, TreeShardClaim] = {}
         """The transfers that are shards of trees."""
         self.closing: set[Claimant] = set()

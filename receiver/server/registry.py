@@ -149,12 +149,17 @@ class Registry:
         """Let a tree have a name, if no other transfer has it. Raises TransferFailed(BUSY)."""
         with self._lock:
             rivals = self._table.rivals_for(transfer, name)
-        _displace(rivals)
-        with self._lock:
-            if self._table.rivals_for(transfer, name):
-                raise busy(self._path(name))
-            self._table.trees[transfer] = roots
-            roots.take(name)
+            self._table.newcomers[transfer] = name  # so that the name is in use while it changes hands
+        try:
+            _displace(rivals)
+            with self._lock:
+                if self._table.rivals_for(transfer, name):
+                    raise busy(self._path(name))
+                self._table.trees[transfer] = roots
+                roots.take(name)
+        finally:
+            with self._lock:
+                self._table.newcomers.pop(transfer, None)
 
     def _try_hold(self, transfer: Claimant, roots: TopLevelNames, name: bytes) -> bool:
         """Let a tree have a name, if no transfer has it; return whether it has it now."""
@@ -324,13 +329,14 @@ class Registry:
             return not (self._table.shares or self._table.trees or self._table.shards)
 
     def is_in_use(self, name: bytes, job: str = "") -> bool:
-        """Whether a transfer that does not hang has this name, as that of a file or in a tree.
+        """Whether a transfer that does not hang has this name, as that of a file or in a tree, or is about to have it.
 
         Shards of a tree need not have a name in common: those of this job count as well.
         """
         with self._lock:
             holders = [transfer for transfer, share in self._table.shares.items() if share.file.name == name]
             holders += self._table.tree_holders(name)
+            holders += [transfer for transfer, wanted in self._table.newcomers.items() if wanted == name]
             holders += [transfer for transfer, shard in self._table.shards.items() if shard.job == job]
         return any(holder.hangs is None for holder in holders)
 

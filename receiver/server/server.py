@@ -182,9 +182,11 @@ class Server:
         with self._lock:
             if transfer.is_committed and self._settings.once and self._last is None:
                 self._last, self._exit_code = transfer, outcome.exit_code
+            # The result file says how this service ends, whatever becomes of a later transfer of the same.
+            result_file = self._settings.result_file if self._last in (None, transfer) else None
         log = self._log.bind(user=transfer.user) if transfer.user else self._log
         if was_offered:
-            report(outcome, self._settings.result_file, log, file=transfer.counters.name)
+            report(outcome, result_file, log, file=transfer.counters.name)
             self._monitor.push()
         else:
             log.warning("sender_left", transfer=transfer.transfer_id.hex()[:8], reason=str(error))

@@ -1,5 +1,6 @@
 """Jobs and runs: no two transfers swap their data, and each side ends when the other one has ended for good."""
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -172,6 +173,31 @@ def test_a_sender_that_has_not_heard_of_the_end_is_answered(pair: Pair, what: st
     assert sender.succeeds()["committed"]
     result = again.succeeds()
     assert (result["sent_bytes"], result["held_bytes"] + result["unchecked_bytes"]) == (0, 50_000)
+
+
+@pytest.mark.parametrize("job", [("--job", "photos"), ()], ids=["job", "none"])
+@pytest.mark.parametrize("names", [("t",), ("a", "t")], ids=["directory", "contents"])
+def test_a_new_sender_of_what_is_complete_is_answered(
+    pair: Pair, tmp_path: Path, names: tuple[str, ...], job: tuple[str, ...]
+) -> None:
+    """A sender pod that is lost right after the commit has a successor, which offers the same anew, or more."""
+    for name in names:
+        (pair.source / name).mkdir()
+    where = ("--listen", "127.0.0.1:0", "--directory", pair.destination, "--result-file", tmp_path / "result")
+    receiver = pair.start("receiver", *where, "--once", *job, env=TOKEN)
+    entry = m.Entry(b"t", m.EntryType.DIRECTORY, 0, 0o755, 0)
+    with RawSender(Pair.address(receiver), token=TOKEN["FILESTREAMER_TOKEN"], job="".join(job[1:])) as peer:
+        control = peer.control()
+        control.send(m.Offer(4 * KIB, None, False, 0), m.ManifestPart(0, (entry,), True), m.Finish(0, root_digest(())))
+        control.expect(m.Complete)
+        control.reset()
+        what = pair.source / "t" if len(names) == 1 else f"{pair.source}/"
+        successor = pair.start("sender", what, "--to", Pair.address(receiver), *job, env=TOKEN)
+        assert successor.succeeds()["committed"]
+    assert receiver.wait() == 0
+    assert [result["committed"] for result in receiver.results] == [True, True]
+    assert json.loads((tmp_path / "result").read_text()) == receiver.results[0]
+    assert sorted(os.listdir(pair.destination)) == list(names)
 
 
 def test_what_changed_meanwhile_arrives_from_a_sender_that_returns(pair: Pair) -> None:
