@@ -362,7 +362,8 @@ class Client:
 
     def _absence(self, seconds: float) -> Absent | None:
         """Return the error of a job that has had no sender for longer than `seconds`."""
-        if self._settings.job is None or time.monotonic() - self._seen_at <= seconds:
+        is_there = isinstance(self._trouble, Refused) or time.monotonic() - self._seen_at <= seconds
+        if self._settings.job is None or is_there:
             return None
         trouble = f" ({self._trouble})" if self._trouble is not None else ""
         return Absent(
