@@ -13,7 +13,8 @@ network, dispatch and listing, source, mailbox and settings. Each imports only f
 6. `withdrawals`   goes on without files that can't be sent as they were listed; `second_tries` has those that changed
                    listed again, when everything else is done; `declined` goes on without entries that the receiver
                    can't make; `zeros` tells whole chunks of zeros;
-7. `liveness`      notes what counts as progress, and gives up where there is none for too long.
+7. `liveness`      notes what counts as progress, and gives up where there is none for too long, and `presence` where
+                   the receiver of a job is gone.
 
 `farewell` tells the receiver of a job why its sender ends, where no control connection does.
 `asking` is a dry run that asks the receiver: nothing is sent.

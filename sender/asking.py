@@ -43,6 +43,7 @@ from sender.network.control import MAILBOX_FRAMES, ControlDown, ControlReader, C
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.offer import make_offer, needed_features
+from sender.presence import Presence
 from sender.settings import SenderSettings
 from sender.source.chunk_size import choose_chunk_size
 from sender.source.item import Item, Unsendable
@@ -89,6 +90,8 @@ class Asking:
         self._clock = ProgressClock(time.monotonic())
         self._trouble: FilestreamerError | None = None
         """Why the receiver could not be reached yet."""
+        self._trouble_at = 0.0
+        self._presence = Presence(settings.job, time.monotonic())
         self._listed: deque[tuple[list[Item], bool]] = deque([([single], True)] if single is not None else ())
         """Parts that were not sent yet, and whether each is the last."""
         self._open: deque[list[Item]] = deque()
@@ -184,7 +187,7 @@ class Asking:
             raise error
         if str(error) != str(self._trouble):
             self._log.warning("cannot_connect", reason=str(error))
-        self._trouble = error.with_traceback(None)
+        self._trouble, self._trouble_at = error.with_traceback(None), time.monotonic()
 
     def _go_on(self) -> None:
         """Send parts, as many as may be unanswered; after the last answer, say Finish."""
@@ -310,6 +313,7 @@ class Asking:
         channel = self._link.channel
         if channel is not None and now - channel.heard_at > limits.DEAD_SECONDS:
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+        self._presence.check(now, is_connected=channel is not None, trouble=self._trouble, trouble_at=self._trouble_at)
         most_seconds = self._settings.patience.seconds(has_begun=self._next > 0)
         if now - self._clock.at > most_seconds:
             trouble = f" ({self._trouble})" if self._trouble is not None and channel is None else ""

@@ -4,13 +4,12 @@
 """
 
 import time
-from typing import Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Absent, Code, Refused, TransferFailed
+from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.progress_clock import Patience, ProgressClock, sync_seconds
 from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest
@@ -18,10 +17,8 @@ from sender.dispatch.send_queue import SendQueue
 from sender.network.connections import DataConnections
 from sender.network.connector import Connector
 from sender.network.peer import Peer
+from sender.presence import Presence
 from sender.waits import Waits
-
-ABSENT_SECONDS: Final = 600.0
-"""How long the sender of a job looks for its receiver: longer than a cluster takes to miss a node."""
 
 
 class Liveness:
@@ -43,9 +40,7 @@ class Liveness:
     ) -> None:
         """Begin to count; `before` is that of the transfer that this one continues, whose clock goes on."""
         self._patience = patience
-        self._job = job
-        self._seen_at: float = before._seen_at if before is not None else time.monotonic()
-        """When a receiver was there last: control was open, or was refused."""
+        self._presence: Presence = before._presence if before is not None else Presence(job, time.monotonic())
         self._has_begun: bool = before is not None and before._has_begun
         """Whether a byte was acknowledged, or nothing had to be sent, in this transfer or an earlier one of the run."""
         self._peer_progress: m.Progress | None = None
@@ -163,12 +158,18 @@ class Liveness:
         return self._counters.size_bytes
 
     def check(self, now: float) -> None:
-        """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for longer than the user allows."""
+        """Raise TransferFailed(TIMEOUT, or BUSY) where there was no progress for longer than the user allows.
+
+        Raises Absent where a job has had no receiver for so long that it has most likely ended for good.
+        """
         most_seconds = self._patience.seconds(has_begun=self._has_begun)
-        self._check_presence(now)
+        last = self._peer.last_trouble
+        self._presence.check(
+            now, is_connected=self._link.channel is not None, trouble=last, trouble_at=self._peer.trouble_at
+        )
         if now - self._clock.at <= most_seconds:
             return
-        last, seconds = self._peer.last_trouble, f"{most_seconds:g} s"
+        seconds = f"{most_seconds:g} s"
         if last is not None and getattr(last, "code", None) is Code.BUSY:
             raise TransferFailed(Code.BUSY, f"gave up after {seconds}: {last}")
         waited = self._waits.waits_for(self._peer_progress, self._clock.at)
@@ -182,19 +183,4 @@ class Liveness:
         raise TransferFailed(
             Code.TIMEOUT,
             f"gave up after {seconds} without progress, waiting for {waited}{trouble}{suspicion}; {advice}",
-        )
-
-    def _check_presence(self, now: float) -> None:
-        """Raise Absent where a job has had no receiver for so long that it has most likely ended for good."""
-        last = self._peer.last_trouble
-        if self._link.channel is not None:
-            self._seen_at = now
-        elif isinstance(last, Refused):
-            self._seen_at = max(self._seen_at, self._peer.trouble_at)
-        if self._job is None or now - self._seen_at <= ABSENT_SECONDS:
-            return
-        trouble = f" ({last})" if last is not None else ""
-        raise Absent(
-            f"no receiver of job '{self._job}' for {ABSENT_SECONDS:g} s{trouble}: it has ended (its result says how: if"
-            " that is complete, everything is in place), or it was never started, or can't be reached"
         )

@@ -117,7 +117,7 @@ class SenderSettings(SourceSettings):
         metavar="SECONDS",
         is_own=True,
     )
-    """None waits for ever."""
+    """None waits for ever. With `once` and `job` the exit code is 6."""
 
     source_address: str | None = setting(
         numeric_address, "Address of this machine to connect from.  [default: the system chooses]", metavar="ADDRESS"

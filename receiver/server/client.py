@@ -21,9 +21,11 @@ from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import (
     Aborted,
+    Absent,
     Code,
     ConnectionLost,
     FilestreamerError,
+    Refused,
     RemoteProtocolError,
     TransferFailed,
 )
@@ -132,6 +134,8 @@ class Client:
         self._data_backoff = Backoff()
         self._trouble: FilestreamerError | None = None  # the last error of a connection
         self._progress_at = time.monotonic()
+        self._seen_at = self._progress_at
+        """When a sender was there last: it had a connection, or has refused one."""
         self._has_begun = False
         """Whether a transfer has brought a byte."""
 
@@ -280,6 +284,8 @@ class Client:
             if not error.retryable and self._transfer is not None:
                 self._transfer.end_soon(error)
             self._data_at = time.monotonic() + self._data_backoff.next()
+        if isinstance(error, Refused):
+            self._seen_at = time.monotonic()
         self._trouble = error.with_traceback(None)
 
     def _take_control_lost(self) -> None:
@@ -309,7 +315,13 @@ class Client:
             self._is_control_wanted = True
             self._wait_for_control()
             return None
-        return self._report(transfer, error)
+        return self._report(transfer, self._explain(error))
+
+    def _explain(self, error: FilestreamerError | None) -> FilestreamerError | None:
+        """Return why a transfer has ended: where it has waited in vain for the sender of a job, that is absent."""
+        is_timeout = isinstance(error, TransferFailed) and error.code is Code.TIMEOUT
+        seconds = self._settings.patience.seconds(has_begun=self._has_begun)
+        return self._absence(seconds) or error if is_timeout else error
 
     def _report(self, transfer: Transfer, error: FilestreamerError | None) -> int:
         outcome = TransferResult.from_counters(
@@ -326,6 +338,7 @@ class Client:
 
     def _note_progress(self, transfer: Transfer) -> None:
         counters = transfer.counters
+        self._seen_at = max(self._seen_at, transfer.liveness.connected_at)
         self._has_begun = (
             self._has_begun or counters.there_bytes > 0 or any(each.chunks for each in counters.connections)
         )
@@ -338,11 +351,24 @@ class Client:
         seconds = self._settings.patience.seconds(has_begun=self._has_begun)
         if self._transfer is not None or time.monotonic() - self._progress_at <= seconds:
             return
+        if absence := self._absence(seconds):
+            raise absence
         trouble = f" ({self._trouble})" if self._trouble is not None else ""
         raise TransferFailed(
             Code.TIMEOUT,
             f"gave up after {seconds:g} s without progress, waiting for {self._dialler.waits_for()}{trouble};"
             " run the same command again to resume",
+        )
+
+    def _absence(self, seconds: float) -> Absent | None:
+        """Return the error of a job that has had no sender for longer than `seconds`."""
+        is_there = isinstance(self._trouble, Refused) or time.monotonic() - self._seen_at <= seconds
+        if self._settings.job is None or is_there:
+            return None
+        trouble = f" ({self._trouble})" if self._trouble is not None else ""
+        return Absent(
+            f"no sender of job '{self._settings.job}' for {seconds:g} s{trouble}: it has ended (its result says how: if"
+            " that is complete, everything is in place), or it was never started, or can't be reached"
         )
 
 

@@ -17,11 +17,12 @@ from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, Interrupted, TransferFailed
+from filestreamer.wire.errors import Absent, Code, ConnectionLost, Exit, FilestreamerError, Interrupted, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.receiver_dials import DialledSenderOpening, Joined
 from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS
 from sender.coordinator import Served
+from sender.listing.files_from import PathList
 from sender.listing.listing import ListingThread
 from sender.listing.skipped_entries import SkippedEntries
 from sender.mailbox import Mailbox
@@ -38,6 +39,9 @@ CONNECTIONS: Final = 1024
 """Data connections that may be open at once, over all transfers."""
 END_SECONDS: Final = 5.0
 """How long all transfers together may take to end when the service does."""
+TELL_SECONDS: Final = 60.0
+"""How long a receiver is waited for that is to be told that nothing comes: it may start at the same moment."""
+_FOR_GOOD: Final = (Exit.REFUSED, Exit.DATA)
 
 
 class Server:
@@ -55,19 +59,30 @@ class Server:
     ) -> None:
         """Look at the paths to send. `token` returns what receivers have to prove now, `tls` what is shown to them.
 
-        Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError.
+        Raises TransferFailed(SOURCE) if a path that the user names is missing or can't be read, UsageError. With --once
+        and a job it is the receiver that is told first, and then `run` that ends so.
         """
         self._settings = settings
+        self._is_run = settings.job is not None and (settings.once or settings.reads_stdin)
+        """Whether the work is one transfer of a job: then this sender and its receiver end with each other."""
         self._monitor = monitor
         self._token = token
         self._log = log
         self.on_few_threads: Callable[[], None] = lambda: None
         """Called if a thread that a transfer needs can't be started: the caller may stop another thread for it."""
-        looked = TransferCounters(b"", settings.name, files=0)
-        listing = ListingThread(settings, Mailbox(), SkippedEntries(looked, log))
-        self._listed = listing.listed
-        check_shard(settings, listing.single)
-        self._needs = needed_features(settings, listing.single)
+        self._untold: TransferFailed | None = None
+        """Why nothing can be sent, which the receiver of the job is to be told."""
+        self._listed: PathList | None = None
+        self._needs: tuple[str, ...] = ()
+        try:
+            self._look()
+        except TransferFailed as error:
+            if not self._ends_for_good(error):
+                raise
+            self._untold = error.with_traceback(None)
+            log.warning(
+                "ends_for_good", reason=str(error), hint=f"waits {TELL_SECONDS:g} s for its receiver, to tell it"
+            )
         self._most_transfers = min(TRANSFERS, CONNECTIONS // (settings.connections or limits.CONNECTIONS_AUTO // 4))
         """Each connection is a thread; few transfers that choose the number of their connections use a lot of them."""
         self._digests = KnownDigests()
@@ -81,7 +96,20 @@ class Server:
         self._lock = threading.Lock()  # protects the fields below
         self._servings: dict[bytes, Serving] = {}  # by the incarnation of the receiver
         self._reader: bytes | None = None  # the receiver of standard input
+        self._failure_code: int | None = None  # the exit code of a transfer that has ended this run for good
         self._exit_code = 0
+
+    def _look(self) -> None:
+        """Look at the paths to send. Raises as the constructor."""
+        looked = TransferCounters(b"", self._settings.name, files=0)
+        listing = ListingThread(self._settings, Mailbox(), SkippedEntries(looked, self._log))
+        self._listed = listing.listed
+        check_shard(self._settings, listing.single)
+        self._needs = needed_features(self._settings, listing.single)
+
+    def _ends_for_good(self, error: FilestreamerError | None) -> bool:
+        """Whether no receiver of the one transfer of a job will get it: trying again does not change this error."""
+        return self._is_run and error is not None and error.exit_code in _FOR_GOOD and not error.retryable
 
     def stop(self, error: FilestreamerError | None) -> None:
         """Make `run` raise this error, or return if it is None. For any thread and signal handler."""
@@ -124,8 +152,18 @@ class Server:
             if self._servings:
                 self._busy_at = now
         timeout = self._settings.idle_timeout
+        if self._untold is not None:
+            timeout = TELL_SECONDS if timeout is None else min(timeout, TELL_SECONDS)
         if timeout is not None and now - self._busy_at > timeout:
-            self.stop(TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)"))
+            self.stop(self._untold or self._idle(timeout))
+
+    def _idle(self, timeout: float) -> FilestreamerError:
+        if self._is_run:
+            return Absent(
+                f"no receiver of job '{self._settings.job}' for {timeout:g} s (--idle-timeout): it has ended for good"
+                " (its result says why), or it can't reach this sender"
+            )
+        return TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)")
 
     def _end_all(self, error: FilestreamerError | None) -> None:
         """End every transfer; wait at most END_SECONDS."""
@@ -218,6 +256,8 @@ class Server:
             self._make_place()
             serving = self._new_serving(greeting, hello, handshake.peer)
             self._servings[greeting.incarnation] = serving
+        if self._untold is not None:
+            serving.end_soon(self._untold)
         try:
             start_thread(serving, "a transfer")
         except TransferFailed:
@@ -265,6 +305,12 @@ class Server:
             is_last = self._settings.reads_stdin or (self._settings.once and serving.is_complete)
             if is_last:
                 self._exit_code = outcome.exit_code
+            elif self._ends_for_good(serving.failure):
+                self._failure_code = outcome.exit_code
+            if not is_last and self._failure_code is not None and not self._servings:
+                is_last, self._exit_code = True, self._failure_code
+        if self._untold is not None:
+            self._log.info("receiver_told", reason=str(self._untold))
         report(outcome, self._settings.result_file, self._log, file=self._settings.input_files[0])
         self._monitor.push()
         if is_last:

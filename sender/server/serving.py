@@ -10,7 +10,7 @@ from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, FilestreamerError
+from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.transport import Channel
 from sender.coordinator import BeginAgain, Served, Transfer
@@ -47,6 +47,8 @@ class Serving(threading.Thread):
         """Whether it takes no connection any more."""
         self._begun_at = time.monotonic()
         self._committed: bool | None = None  # the `committed` of Complete
+        self.failure: FilestreamerError | None = None
+        """What has ended it before everything was durable."""
 
     # --- the server
 
@@ -92,7 +94,11 @@ class Serving(threading.Thread):
             is_taken = not self.is_over and transfer_id == self.transfer_id
             if is_taken:
                 self.accepted.take_control(channel)
-        if not is_taken:
+        if is_taken:
+            return
+        if isinstance(self.failure, TransferFailed) and not self.failure.retryable:
+            abort(channel, self.failure.code, self.failure.reason)  # it has ended before this connection was brought
+        else:
             abort(channel, Code.UNKNOWN_TRANSFER, "the transfer has ended meanwhile: connect again")
 
     def end_soon(self, error: FilestreamerError) -> None:
@@ -132,6 +138,7 @@ class Serving(threading.Thread):
 
     def _serve(self) -> None:
         """Run the transfer, and those that continue it. Raises what ended it before it was complete."""
+        self._check_end()
         transfer = self._begin(Transfer(self._settings, self._log, served=self._served))
         while self._committed is None:
             try:
@@ -144,10 +151,14 @@ class Serving(threading.Thread):
         """Make a transfer the one that is under way. Raises what the serving was asked to end with."""
         transfer.on_few_threads = self._on_few_threads
         with self._mutex:
-            if self._end is not None:
-                raise self._end
+            self._check_end()
             self._transfer = transfer
         return transfer
+
+    def _check_end(self) -> None:
+        """Raise what the serving was asked to end with."""
+        if self._end is not None:
+            raise self._end
 
     def _renew(self) -> Served:
         """Return what the transfer has that continues the one before: the receiver is going to connect to it."""
@@ -160,7 +171,7 @@ class Serving(threading.Thread):
     def _close(self, failure: FilestreamerError | None) -> None:
         """Take no more connections; tell those that were not taken why."""
         with self._mutex:
-            self.is_over = True
+            self.is_over, self.failure = True, failure
         code = getattr(failure, "code", Code.SHUTTING_DOWN)
         for channel in self.accepted.give_up():
             abort(channel, code, str(failure) if failure is not None else "the transfer has ended")

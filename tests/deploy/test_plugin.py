@@ -1076,6 +1076,49 @@ def test_where_only_the_source_can_be_reached_the_receiver_dials(two: Running) -
     assert (two.cluster.left(), there.left()) == ([], [])
 
 
+@pytest.mark.parametrize("receiving", [None, 1, 6])
+def test_a_dialling_receiver_that_is_replaced_at_the_end_is_no_failure(two: Running, receiving: int | None) -> None:
+    """Everything is in place, as its sender says; the next pod of the receiver finds nobody, and looks for long."""
+    two.cluster.address = {"ip": "192.0.2.8"}
+    two.cluster.plays["sender"] = [*[running()] * 6, ended(0, result())]
+    lost = [] if receiving is None else [ended(receiving, result(receiving, "no sender of job 'x' for 1200 s"))]
+    two.clusters["there"].plays["receiver"] = [*[running()] * 9, *lost]
+    two.variables |= {"FILESTREAMER_GRACE": "0" if receiving is None else "30"}
+
+    done = two.run("copy", "a/data", "b/data", "--to-context", "there", "--listen", "source")
+
+    assert done.code == 0, done.err
+    (told,) = done.results
+    assert (told["exit_code"], told["side"], told["result"]["committed"]) == (0, "sender", True)
+    assert (two.cluster.left(), two.clusters["there"].left()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("receiving", "committed", "code"),
+    [(ended(4, result(4, "the disk has failed")), True, 4), (running(), False, 1)],
+)
+def test_what_a_dialling_receiver_has_not_put_in_place_is_a_failure(
+    two: Running, receiving: Object, committed: bool, code: int
+) -> None:
+    two.cluster.address = {"ip": "192.0.2.8"}
+    two.cluster.plays["sender"] = [*[running()] * 6, ended(0, result(committed=committed))]
+    two.clusters["there"].plays["receiver"] = [*[running()] * 9, receiving]
+    two.variables |= {"FILESTREAMER_GRACE": "2"}
+
+    done = two.run("copy", "a/data", "b/data", "--to-context", "there", "--listen", "source")
+
+    assert done.code == code, done.err
+
+
+def test_a_receiver_that_listens_is_waited_for_after_its_sender(run: Running) -> None:
+    """It decides: a sender that is complete ends no wait for it."""
+    run.cluster.plays["sender"] = [running(), ended(0, result())]
+    run.cluster.plays["receiver"] = [*[running()] * 9, ended(5, result(5, "1 entry was skipped"))]
+    run.variables |= NO_GRACE
+
+    assert run.follow("copy", "a/data", "b/data").code == 5
+
+
 def test_a_load_balancer_that_never_comes_is_given_up(two: Running) -> None:
     two.clusters["there"].plays["receiver"] = [running()]
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -419,7 +421,7 @@ def test_without_a_job_that_may_be_tried_again(pair: Pair) -> None:
     pair.receiver("--once", "--idle-timeout", "0.5", env=TOKEN).fails(1, "timeout")
 
 
-ABSENT = {"sender.liveness.ABSENT_SECONDS": 2}
+ABSENT = {"sender.presence.ABSENT_SECONDS": 2}
 
 
 def test_a_sender_whose_receiver_is_gone(pair: Pair) -> None:
@@ -441,7 +443,152 @@ def test_a_sender_whose_receiver_goes_during_the_transfer(pair: Pair) -> None:
     sender.fails(6, "absent")
 
 
+def test_a_dry_run_whose_receiver_is_gone(pair: Pair) -> None:
+    how = impatient("sender", ABSENT, TOKEN)
+    to = f"127.0.0.1:{free_port()}"
+    asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--job", "photos", *FOR_EVER)
+    message = pair.start(*asking, **how).fails(6, "absent")
+    assert "it has ended" in message
+    assert "can't be reached" in message
+
+
+def test_without_a_job_a_dry_run_waits_as_long_as_it_is_told(pair: Pair) -> None:
+    how = impatient("sender", ABSENT, TOKEN)
+    to = f"127.0.0.1:{free_port()}"
+    asking = ("sender", pair.file("f", 1000), "--to", to, "--dry-run", "--give-up-after", "4")
+    pair.start(*asking, **how).fails(1, "timeout")
+
+
 def test_without_a_job_a_sender_waits_as_long_as_it_is_told(pair: Pair) -> None:
     how = impatient("sender", ABSENT, TOKEN)
     to = f"127.0.0.1:{free_port()}"
     pair.start("sender", pair.file("f", 1000), "--to", to, "--give-up-after", "4", **how).fails(1, "timeout")
+
+
+# --- partners that end, where the sender listens
+
+
+def listens(
+    pair: Pair, what: Path | str, *args: object, bounds: Mapping[str, float] | None = None, once: bool = True
+) -> Service:
+    where = ("--listen", "127.0.0.1:0", *(["--once"] if once else []), "--job", "photos")
+    return pair.start("sender", what, *where, *args, **impatient("sender", bounds or {}, TOKEN))
+
+
+def fetches(pair: Pair, sender: Service | str, *args: object, directory: Path | None = None) -> Service:
+    address = sender if isinstance(sender, str) else Pair.address(sender)
+    where = ("--connect", address, "--directory", directory or pair.destination, "--job", "photos")
+    return pair.start("receiver", *where, *args, env=TOKEN)
+
+
+def test_a_listening_sender_to_which_no_receiver_comes(pair: Pair) -> None:
+    message = listens(pair, pair.file("f", 1000), "--idle-timeout", "0.5").fails(6, "absent")
+    assert "ended for good" in message
+    assert "can't reach" in message
+
+
+def test_a_listening_sender_that_stays_or_has_no_job_may_be_tried_again(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    listens(pair, file, "--idle-timeout", "0.5", once=False).fails(1, "timeout")
+    args = ("--listen", "127.0.0.1:0", "--once", "--idle-timeout", "0.5")
+    pair.start("sender", file, *args, env=TOKEN).fails(1, "timeout")
+
+
+def test_a_receiver_that_finds_no_sender_to_dial(pair: Pair) -> None:
+    message = fetches(pair, f"127.0.0.1:{free_port()}", "--give-up-after", "1").fails(6, "absent")
+    assert "it has ended" in message
+    assert "can't be reached" in message
+
+
+def test_a_receiver_whose_sender_goes_during_the_transfer(pair: Pair) -> None:
+    sender = listens(pair, pair.file("f", 2_000_000), "--rate-limit", "100KiB/s", "--chunk-size", "64KiB")
+    receiver = fetches(pair, sender, "--give-up-after", "2")
+    receiver.wait_for("transfer_started")
+    sender.signal(signal.SIGKILL)
+    receiver.fails(6, "absent")
+
+
+def test_a_sender_that_is_there_and_busy_is_not_absent(pair: Pair, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as silent:
+        sender = pair.start("sender", "-", "--listen", "127.0.0.1:0", "--job", "photos", env=TOKEN, stdin=silent.stdout)
+        fetches(pair, sender).wait_for("transfer_started")
+        (tmp_path / "other").mkdir()
+        other = fetches(pair, sender, "--give-up-after", "2", directory=tmp_path / "other")
+        assert "another receiver gets it" in other.fails(1, "timeout")
+        silent.communicate(b"\n")
+
+
+def test_a_listening_sender_that_can_not_begin_tells_its_receiver(pair: Pair) -> None:
+    sender = listens(pair, str(pair.source / "missing"))
+    assert "missing" in fetches(pair, sender).fails(4, "source")
+    assert "missing" in sender.fails(4, "source")
+    assert sender.times("receiver_told") == 1
+
+
+def test_a_listening_sender_that_can_not_begin_waits_for_no_receiver_for_long(pair: Pair) -> None:
+    missing = str(pair.source / "missing")
+    sender = listens(pair, missing, bounds={"sender.server.server.TELL_SECONDS": 0.5})
+    assert "missing" in sender.fails(4, "source")
+    assert "missing" in listens(pair, missing, "--idle-timeout", "0.5").fails(4, "source")
+    assert "missing" in listens(pair, missing, once=False).fails(4, "source")
+
+
+def test_a_source_that_changes_ends_a_listening_sender_and_its_receiver(pair: Pair) -> None:
+    file = pair.file("f", 2_000_000)
+    sender = listens(pair, file, "--rate-limit", "200KiB/s", "--chunk-size", "64KiB")
+    receiver = fetches(pair, sender)
+    receiver.wait_for("transfer_started")
+    file.write_bytes(os.urandom(1_000_000))
+    sender.fails(4, "source_changed")
+    receiver.fails(4, "source_changed")
+
+
+def test_a_dialling_receiver_that_can_not_write_ends_its_sender(pair: Pair) -> None:
+    (pair.destination / "f").mkdir()
+    sender = listens(pair, pair.file("f", 1000))
+    code = fetches(pair, sender).wait()
+    assert code in (3, 4)
+    assert sender.wait() == code
+    assert "the other side ended the transfer" in sender.result["error"]["message"]
+
+
+def test_without_a_job_a_listening_sender_waits_for_the_next_receiver(pair: Pair, tmp_path: Path) -> None:
+    (pair.destination / "f").mkdir()
+    (tmp_path / "other").mkdir()
+    sender = pair.start("sender", pair.file("f", 1000), "--listen", "127.0.0.1:0", "--once", env=TOKEN)
+    connect = ("receiver", "--connect", Pair.address(sender), "--directory")
+    assert pair.start(*connect, pair.destination, env=TOKEN).wait() in (3, 4)
+    pair.start(*connect, tmp_path / "other", env=TOKEN).succeeds()
+    assert sender.wait() == 0
+
+
+def test_a_receiver_that_is_refused_ends_no_listening_sender(pair: Pair) -> None:
+    file = pair.file("f", 1000)
+    sender = listens(pair, file)
+    connect = ("receiver", "--connect", Pair.address(sender), "--directory", pair.destination)
+    other_token = {"FILESTREAMER_TOKEN": "another token than that of the jobs"}
+    pair.start(*connect, "--job", "photos", env=other_token).fails(3, "token", status="refused")
+    pair.start(*connect, "--job", "mails", env=TOKEN).fails(3, "job", status="refused")
+    fetches(pair, sender).succeeds()
+    sender.succeeds()
+
+
+@pytest.mark.parametrize("other_ends", ["complete", "killed"])
+def test_a_listening_sender_ends_when_all_its_receivers_have_ended(pair: Pair, tmp_path: Path, other_ends: str) -> None:
+    """One ends for good; another one goes on, and counts if it has everything."""
+    slow = ("--rate-limit", "200KiB/s", "--chunk-size", "64KiB", "--give-up-after", "2")
+    sender = listens(pair, pair.file("f", 600_000), *slow)
+    (tmp_path / "other" / "f").mkdir(parents=True)
+    receiver = fetches(pair, sender)
+    receiver.wait_for("transfer_started")
+    code = fetches(pair, sender, directory=tmp_path / "other").wait()
+    assert code in (3, 4)
+    sender.wait_for_results(1)
+    assert receiver.poll() is None
+    if other_ends == "complete":
+        receiver.succeeds()
+        assert sender.wait() == 0
+    else:
+        receiver.signal(signal.SIGTERM)
+        receiver.wait()
+        assert sender.wait() == code

@@ -31,7 +31,10 @@ class CommonSettings:
         f"  [default: {FIRST_SECONDS:g} until the first byte is acknowledged, then {LATER_SECONDS:g}]",
         metavar="SECONDS",
     )
-    """Seconds without progress after which the run ends with exit code 1, from the first connection to the end."""
+    """Seconds without progress after which the run ends with exit code 1, from the first connection to the end.
+
+    With a job, a receiver that has dialled no sender for so long ends with exit code 6.
+    """
 
     rate_limit: int | None = setting(
         values.rate,
