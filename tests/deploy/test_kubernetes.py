@@ -851,3 +851,14 @@ def test_instances_that_the_documents_name_are_those_of_the_overlays() -> None:
     assert paragraph
     named = set(re.findall(r"`(filestreamer[a-z-]*)`", paragraph[0]))
     assert named == {instance_of(item) for build in OVERLAYS for item in objects(build)}
+
+
+def test_the_documents_say_which_overlays_are_of_a_job() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    named = re.search(r"an overlay has both sides \(([^)]*)\).*a partner of their own \(([^)]*)\)", text, re.DOTALL)
+    assert named
+    of_job, of_none = ({f"overlays/{name}" for name in re.findall("`([a-z-]+)`", found)} for found in named.groups())
+    assert of_job | of_none == set(OVERLAYS)
+    for build in OVERLAYS:
+        for workload in workloads(build):
+            assert ("FILESTREAMER_JOB" in variables_of(workload, TOKEN)) == (build in of_job)
