@@ -47,7 +47,9 @@ from tests.support.kubernetes import (
     wrapped,
 )
 
-VERSION_OF_SCHEMAS: Final = "1.34"
+OLDEST: Final = "1.29"
+"""The first Kubernetes whose Jobs have all of this switched on: pod replacement policy, backoff limit per index."""
+NEWEST: Final = "1.34"
 
 OVERLAYS: Final = sorted(path.parent.relative_to(TOP).as_posix() for path in TOP.glob("overlays/*/kustomization.yaml"))
 TRANSFERS: Final = ["base", *OVERLAYS]
@@ -86,7 +88,8 @@ def test_it_renders_to_what_kubernetes_knows(build: str) -> None:
     assert found
     for item in found:
         if item["apiVersion"] != "monitoring.coreos.com/v1":  # not of Kubernetes itself
-            kubernetes_validate.validate(item, VERSION_OF_SCHEMAS, strict=True)
+            for version in (OLDEST, NEWEST):
+                kubernetes_validate.validate(item, version, strict=True)
     names = [(item["kind"], item["metadata"]["name"]) for item in found]
     assert len(names) == len(set(names))
 
@@ -96,7 +99,7 @@ def test_the_schemas_are_strict() -> None:
     service["spec"]["unheardOf"] = True
 
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(service, VERSION_OF_SCHEMAS, strict=True)
+        kubernetes_validate.validate(service, NEWEST, strict=True)
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -765,6 +768,11 @@ def test_the_pod_monitor_finds_every_pod(build: str) -> None:
 
 
 # --- what the documents say
+
+
+def test_the_documents_say_which_kubernetes_it_takes() -> None:
+    for path in (TOP.parent / "README.md", TOP / "kubectl-filestreamer", TOP.parents[1] / "CHANGELOG.md"):
+        assert set(re.findall(r"Kubernetes ([0-9.]+) or newer", path.read_text())) == {OLDEST}
 
 
 def test_paths_in_the_documents_exist() -> None:
