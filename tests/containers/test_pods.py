@@ -20,11 +20,23 @@ from docker.models.containers import Container
 from testcontainers.core.network import Network
 
 from tests.support.containers import until
-from tests.support.kubernetes import Object, container_of, objects, pod_of, role_of, variables_of, workloads
-from tests.support.services import UNIT
+from tests.support.kubernetes import (
+    WORKLOADS,
+    Object,
+    container_of,
+    copied,
+    objects,
+    parsed,
+    pod_of,
+    role_of,
+    variables_of,
+    workloads,
+)
+from tests.support.services import INJECT, UNIT, inject
 
 TOKEN: Final = "a token of the pods"
 SIZE: Final = 32 * 2**20
+WITH_USERS: Final = "overlays/standing-receiver users"
 UNITS: Final = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -49,6 +61,11 @@ class Pod:
         found: dict[str, Any] = json.loads(self._termination_log.read_bytes()[-4096:])
         return found
 
+    def sees(self, pattern: str) -> bool:
+        """Whether it has a file of such a name: some of what a pod has is for its user alone."""
+        script = f"import glob, sys; sys.exit(not glob.glob({pattern!r}))"
+        return self.container.exec_run(["python3", "-c", script]).exit_code == 0
+
     def is_ready(self, port: int) -> bool:
         """Ask its readiness probe."""
         try:
@@ -71,9 +88,11 @@ class Pod:
 
 
 class Node:
-    """Starts pods of one build. Its volumes are directories, by the names of their claims."""
+    """Starts pods of builds, or of copies. Its volumes are directories, by the names of their claims."""
 
     def __init__(self, folder: Path, network: Network) -> None:
+        self.secrets: dict[str, dict[str, str]] = {}
+        """Those that pods mount, by name."""
         self._folder = folder
         self._network = network
         self._pods: list[Pod] = []
@@ -90,9 +109,21 @@ class Node:
         return path
 
     def start(
-        self, build: str, workload: Object, *, settings: Mapping[str, object] | None = None, index: int | None = None
+        self,
+        build: str | list[Object],
+        workload: Object,
+        *,
+        settings: Mapping[str, object] | None = None,
+        index: int | None = None,
+        token: str = TOKEN,
+        fault: Mapping[str, str] | None = None,
     ) -> Pod:
-        """Start a pod; `settings` go over the sender's in config.json, `index` is that of an Indexed Job."""
+        """Start a pod.
+
+        `settings` go over the sender's in config.json, `index` is that of an Indexed Job, `token` is in the Secret that
+        variables come from, `fault` is of `inject`.
+        """
+        every = objects(build) if isinstance(build, str) else build
         pod, spec = pod_of(workload), container_of(workload)
         here = self._folder / f"pod-{len(self._pods)}"
         here.mkdir()
@@ -101,15 +132,18 @@ class Node:
         log.chmod(0o666)  # as the kubelet does
         mounts = {str(log): {"bind": "/dev/termination-log", "mode": "rw"}}
         for mount in spec["volumeMounts"]:
-            source, is_read_only = self._source_of(build, pod, mount["name"], here, settings or {})
+            source, is_read_only = self._source_of(every, pod, mount["name"], here, settings or {})
             mode = "ro" if is_read_only or mount.get("readOnly") else "rw"
             mounts[str(source)] = {"bind": mount["mountPath"], "mode": mode}
-        env = variables_of(workload, TOKEN)
+        env = variables_of(workload, token)
+        if fault is not None:
+            mounts[str(INJECT)] = {"bind": "/inject", "mode": "ro"}
+            env |= {**fault, "PYTHONPATH": "/inject"}
         args = list(spec.get("args", []))
         if index is not None:
             env["JOB_COMPLETION_INDEX"] = str(index)
             args = [arg.replace("$(JOB_COMPLETION_INDEX)", str(index)) for arg in args]
-        names = [item["metadata"]["name"] for item in objects(build, "Service")]
+        names = [item["metadata"]["name"] for item in every if item["kind"] == "Service"]
         memory = spec["resources"]["limits"]["memory"]
         is_receiver = "command" not in spec and role_of(workload) == "receiver"
         client, network = docker.from_env(), self._network.name
@@ -135,25 +169,40 @@ class Node:
         return made
 
     def _source_of(
-        self, build: str, pod: Object, name: str, here: Path, settings: Mapping[str, object]
+        self, every: list[Object], pod: Object, name: str, here: Path, settings: Mapping[str, object]
     ) -> tuple[Path, bool]:
         """Return what is mounted, and whether only to be read."""
         (volume,) = (volume for volume in pod["volumes"] if volume["name"] == name)
         if "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]
             return self.volume(claim["claimName"]), claim.get("readOnly", False)
-        (config,) = (
-            item["data"]
-            for item in objects(build, "ConfigMap")
-            if item["metadata"]["name"] == volume["configMap"]["name"]
-        )
         place = here / name
         place.mkdir(mode=0o755)
+        if "secret" in volume:
+            self._mount_secret(volume["secret"], place)
+            return place, True
+        (config,) = (
+            item["data"]
+            for item in every
+            if item["kind"] == "ConfigMap" and item["metadata"]["name"] == volume["configMap"]["name"]
+        )
         for file, content in config.items():
             document = json.loads(content)
-            document["sender"].update(settings)
+            document.setdefault("sender", {}).update(settings)
             (place / file).write_text(json.dumps(document))
         return place, True
+
+    def _mount_secret(self, secret: Object, place: Path) -> None:
+        """Lay a Secret out as the kubelet does: files of the group fsGroup, and links that lead to them."""
+        (place / "..now").mkdir()
+        (place / "..data").symlink_to("..now")
+        for key, value in self.secrets[secret["secretName"]].items():
+            file = place / "..now" / key
+            file.write_text(value)
+            file.chmod(secret["defaultMode"] if os.getuid() == 0 else 0o444)
+            if os.getuid() == 0:
+                os.chown(file, 0, 10001)
+            (place / key).symlink_to(f"..data/{key}")
 
     def end(self) -> None:
         """Remove every container."""
@@ -172,8 +221,9 @@ def node(images: None, tmp_path: Path) -> Iterator[Node]:
             made.end()
 
 
-def job(build: str, role: str) -> Object:
-    (found,) = (item for item in workloads(build) if role_of(item) == role)
+def job(build: str | list[Object], role: str) -> Object:
+    every = workloads(build) if isinstance(build, str) else [item for item in build if item["kind"] in WORKLOADS]
+    (found,) = (item for item in every if role_of(item) == role)
     return found
 
 
@@ -313,6 +363,70 @@ def test_a_pod_that_is_killed_and_one_whose_settings_are_wrong_say_so(node: Node
     assert (receiver.exit_code(), sender.exit_code()) == (137, 2)  # one that is tried again, and one that fails the Job
     assert receiver.message()["error"]["code"] == "killed"
     assert "unheard_of" in sender.message()["error"]["message"]
+
+
+def test_a_receiver_that_is_killed_when_everything_is_in_place_is_replaced_and_done(node: Node) -> None:
+    """Between the commit and its end: the sender has not heard, and the next pod of the Job finds the receipt."""
+    build = "overlays/volume-to-volume"
+    content = fill_source(node)
+    destination = node.volume("destination")
+    killed = node.start(build, job(build, "receiver"), fault=inject("rename", "then-until:/never", path=".receipt"))
+    sender = node.start(build, job(build, "sender"))
+    until(lambda: killed.sees("/data/.filestreamer/*.receipt"), "nothing is committed", 6 * UNIT)
+    assert (destination / "example.bin").read_bytes() == content
+    killed.container.kill("SIGKILL")
+    assert (killed.exit_code(), killed.message()["error"]["code"]) == (137, "killed")  # the Job starts another
+    successor = node.start(build, job(build, "receiver"))
+
+    assert (sender.exit_code(), successor.exit_code()) == (0, 0)
+    assert b"receipt_found" in successor.container.logs()
+    sent, received = sender.message(), successor.message()
+    assert sent["committed"] is received["committed"] is True
+    assert sent["root_digest"] == received["root_digest"] is not None
+    assert (received["files"], received["bytes"], received["sent_bytes"]) == (1, SIZE, 0)
+    assert (destination / "example.bin").read_bytes() == content
+
+
+def test_the_receiver_of_another_instance_refuses_a_sender_that_is_led_to_it(node: Node) -> None:
+    """They have one token, and one network: only the names of their jobs are different."""
+    build = "overlays/volume-to-volume"
+    photos = parsed(copied(build, nameSuffix="-photos"))
+    content = fill_source(node)
+    receiver = node.start(build, job(build, "receiver"))
+    misled = job(photos, "sender")
+    (to,) = (item for item in container_of(misled)["env"] if item["name"] == "FILESTREAMER_SENDER_TO")
+    assert to["value"] == "filestreamer-receiver-photos"
+    to["value"] = "filestreamer-receiver"
+    refused = node.start(photos, misled)
+
+    assert refused.exit_code() == 3
+    error = refused.message()["error"]
+    assert error["code"] == "job"
+    assert "'filestreamer'" in error["message"]
+    assert "'filestreamer-photos'" in error["message"]
+    assert everything_in(node.volume("destination")) == {}
+    sender = node.start(build, job(build, "sender"))  # it goes on waiting for its own
+    assert (sender.exit_code(), receiver.exit_code()) == (0, 0)
+    assert (node.volume("destination") / "example.bin").read_bytes() == content
+
+
+def test_each_user_of_a_standing_receiver_has_a_directory(node: Node) -> None:
+    """The tokens are a mounted Secret; files of one name get in nobody's way, and who has no token is refused."""
+    build = "overlays/sender"
+    tokens = {user: f"the token of {user}, of more than 32 characters" for user in ("alice", "bob", "mallory")}
+    node.secrets["filestreamer-users"] = {user: tokens[user] for user in ("alice", "bob")}
+    node.start(WITH_USERS, job(WITH_USERS, "receiver"))
+    senders = {}
+    for user, token in tokens.items():
+        (node.volume("source") / user).write_text(f"of {user}")
+        settings = {"input_file": f"/data/{user}", "as": "notes"}
+        senders[user] = node.start(build, job(build, "sender"), settings=settings, token=token)
+
+    assert {user: sender.exit_code() for user, sender in senders.items()} == {"alice": 0, "bob": 0, "mallory": 3}
+    assert senders["mallory"].message()["error"]["code"] == "token"
+    destination = node.volume("destination")
+    arrived = {str(path.relative_to(destination)): path.read_text() for path in destination.glob("*/[!.]*")}
+    assert arrived == {"alice/notes": "of alice", "bob/notes": "of bob"}
 
 
 def test_a_file_that_is_not_there_fails_the_job_with_its_name(node: Node) -> None:

