@@ -57,6 +57,7 @@ class Maker:
             os.mkdir(path)
             for name, below in node.items():
                 self.make(os.path.join(path, name), below)
+            os.chmod(path, self._random.randrange(0o1000) | (trees.READABLE and 0o700))
         elif node[0] == "symlink":
             os.symlink(node[1], path)  # type: ignore[arg-type]
         elif node[0] == "link" and self._files:
