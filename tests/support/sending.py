@@ -26,12 +26,19 @@ class Silent:
 
 def send(*args: object) -> Transfer:
     """Send as the command does; return the transfer after its end. Raises what it ends with."""
+    transfer, is_committed = send_shard(*args)
+    assert is_committed
+    return transfer
+
+
+def send_shard(*args: object, watch: Callable[[Transfer], object] = lambda _: None) -> tuple[Transfer, bool]:
+    """Send as `send` does; return also whether the whole is committed. `watch` is told of each transfer that begins."""
     settings, _ = parse([str(arg) for arg in args], {})
     transfer = Transfer(settings, Silent())
     while True:
+        watch(transfer)
         try:
-            assert transfer.run()
-            return transfer
+            return transfer, transfer.run()
         except BeginAgain:
             transfer = transfer.again()
 
