@@ -216,6 +216,8 @@ def check_status(item: Item, now: os.stat_result) -> Identity:
         return after
     if not stat.S_ISREG(now.st_mode):
         raise changed(item, "another file took its place")
+    if hides_sizes(before.device):  # there, times are those at which the kernel last made the file's inode
+        raise untold_size(item)
     is_same_file = (after.device, after.inode) == (before.device, before.inode)
     if not is_same_file and has_stable_inodes(before.device):
         raise changed(item, "another file took its place")

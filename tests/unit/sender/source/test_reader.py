@@ -178,6 +178,17 @@ def test_another_inode_number_is_no_change_where_the_file_system_does_not_keep_t
     reader.close()
 
 
+def test_a_status_that_moves_where_it_says_nothing_of_the_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of /sys has the times at which the kernel last made its inode, which may be any moment."""
+    item = listed(path)
+    monkeypatch.setattr("sender.source.item.hides_sizes", lambda _: True)
+    reader = Reader()
+    assert reader.look(item) == item.identity
+    touch(path)
+    assert "sender -" in fails(Code.SOURCE, reader.look, item)
+    reader.close()
+
+
 def test_a_file_with_fewer_bytes_than_its_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of /sys: it has 4096 bytes by its status, and a few when it is read. It did not change."""
     reader, item = Reader(), listed(path)
