@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Code, Exit, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.sockets.route import Route
 from sender.network.control_state import ControlState
@@ -31,7 +31,7 @@ def say_why(
     """
     if settings.job is None or not isinstance(error, TransferFailed):
         return
-    if error.retryable or error.exit_code not in (Exit.REFUSED, Exit.DATA):
+    if not error.ends_job:
         return
     if error.code is Code.POLICY:  # the receiver is an older one: it knows neither what was asked for, nor jobs
         return

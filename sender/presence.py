@@ -27,8 +27,4 @@ class Presence:
             self._seen_at = max(self._seen_at, trouble_at)
         if self._job is None or now - self._seen_at <= ABSENT_SECONDS:
             return
-        why = f" ({trouble})" if trouble is not None else ""
-        raise Absent(
-            f"no receiver of job '{self._job}' for {ABSENT_SECONDS:g} s{why}: it has ended (its result says how: if"
-            " that is complete, everything is in place), or it was never started, or can't be reached"
-        )
+        raise Absent.looked_for("receiver", self._job, ABSENT_SECONDS, trouble)

@@ -143,5 +143,5 @@ def _set_receive_buffer(sock: socket.socket, receive_buffer_bytes: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     # The window is never larger than its clamp, which comes from the buffer that the connection began with. A buffer of
     # a fixed size is no longer autotuned, and with it the clamp stays what it was: about 64 KiB, which over a long path
-    # is a hundredth of what the buffer has room for. All of the buffer as the clamp leaves the bound to the buffer.
+    # is a hundredth of what the buffer has room for. With a clamp as large as the buffer, its free space is the bound.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 2 * receive_buffer_bytes)

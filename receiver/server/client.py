@@ -365,11 +365,7 @@ class Client:
         is_there = isinstance(self._trouble, Refused) or time.monotonic() - self._seen_at <= seconds
         if self._settings.job is None or is_there:
             return None
-        trouble = f" ({self._trouble})" if self._trouble is not None else ""
-        return Absent(
-            f"no sender of job '{self._settings.job}' for {seconds:g} s{trouble}: it has ended (its result says how: if"
-            " that is complete, everything is in place), or it was never started, or can't be reached"
-        )
+        return Absent.looked_for("sender", self._settings.job, seconds, self._trouble)
 
 
 def _may_pass(error: FilestreamerError) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
-from filestreamer.wire.errors import Absent, Code, Exit, FilestreamerError, TransferFailed
+from filestreamer.wire.errors import Absent, Code, FilestreamerError, TransferFailed
 from receiver.disk.destination import Destination
 from receiver.disk.staging.receipt import Receipt
 from receiver.pipe.standard_output import OpenFile
@@ -20,7 +20,6 @@ from receiver.transfer.transfer import Transfer
 
 RETURN_SECONDS: Final = 120.0
 """How long a receiver that is done waits for a sender that does not know: as long as a pod takes to be replaced."""
-_FOR_GOOD: Final = (Exit.REFUSED, Exit.DATA)
 
 
 class Run:
@@ -69,7 +68,7 @@ class Run:
     def note_failure(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         """Take in how a transfer has ended that is not complete."""
         is_proven = self._settings.once and self._settings.job is not None and transfer.token is not None
-        if not is_proven or error is None or error.exit_code not in _FOR_GOOD or error.retryable:
+        if not is_proven or error is None or not error.ends_job:
             return
         if transfer.counters.verdicts is None:  # a dry run is not what this receiver waits for
             self._failure, self._is_reported = error.with_traceback(None), transfer.opener.was_offered
@@ -93,8 +92,5 @@ class Run:
     def _idle(self, timeout: float) -> tuple[int, FilestreamerError]:
         error: FilestreamerError = TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)")
         if self._settings.once and self._settings.job is not None:
-            error = Absent(
-                f"no sender of job '{self._settings.job}' for {timeout:g} s (--idle-timeout): it has ended for good"
-                " (its result says why), or it can't reach this receiver"
-            )
+            error = Absent.waited_for("sender", self._settings.job, timeout, "receiver")
         return error.exit_code, error

@@ -17,7 +17,7 @@ from filestreamer.telemetry.report import report
 from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.errors import Absent, Code, ConnectionLost, Exit, FilestreamerError, Interrupted, TransferFailed
+from filestreamer.wire.errors import Absent, Code, ConnectionLost, FilestreamerError, Interrupted, TransferFailed
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.receiver_dials import DialledSenderOpening, Joined
 from filestreamer.wire.sockets.transport import USER_TIMEOUT_SECONDS
@@ -41,7 +41,6 @@ END_SECONDS: Final = 5.0
 """How long all transfers together may take to end when the service does."""
 TELL_SECONDS: Final = 60.0
 """How long a receiver is waited for that is to be told that nothing comes: it may start at the same moment."""
-_FOR_GOOD: Final = (Exit.REFUSED, Exit.DATA)
 
 
 class Server:
@@ -109,7 +108,7 @@ class Server:
 
     def _ends_for_good(self, error: FilestreamerError | None) -> bool:
         """Whether no receiver of the one transfer of a job will get it: trying again does not change this error."""
-        return self._is_run and error is not None and error.exit_code in _FOR_GOOD and not error.retryable
+        return self._is_run and error is not None and error.ends_job
 
     def stop(self, error: FilestreamerError | None) -> None:
         """Make `run` raise this error, or return if it is None. For any thread and signal handler."""
@@ -158,11 +157,8 @@ class Server:
             self.stop(self._untold or self._idle(timeout))
 
     def _idle(self, timeout: float) -> FilestreamerError:
-        if self._is_run:
-            return Absent(
-                f"no receiver of job '{self._settings.job}' for {timeout:g} s (--idle-timeout): it has ended for good"
-                " (its result says why), or it can't reach this sender"
-            )
+        if self._is_run and self._settings.job is not None:
+            return Absent.waited_for("receiver", self._settings.job, timeout, "sender")
         return TransferFailed(Code.TIMEOUT, f"no transfer for {timeout:g} s (--idle-timeout)")
 
     def _end_all(self, error: FilestreamerError | None) -> None:

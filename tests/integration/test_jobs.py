@@ -306,14 +306,19 @@ def test_the_receiver_of_such_a_sender_may_start_later(pair: Pair) -> None:
     assert sender.times("receiver_told") == 1
 
 
-def test_a_source_that_changes_ends_both(pair: Pair) -> None:
-    file = pair.file("f", 2_000_000)
-    receiver = of_job(pair, bounds={})
-    sender = sends(pair, file, receiver, "--rate-limit", "200KiB/s", "--chunk-size", "64KiB")
+def both_end_as_it_changes(file: Path, sender: Service, receiver: Service) -> None:
+    """Change a file that is being sent slowly."""
     receiver.wait_for("transfer_started")
     file.write_bytes(os.urandom(1_000_000))
     sender.fails(4, "source_changed")
     receiver.fails(4, "source_changed")
+
+
+def test_a_source_that_changes_ends_both(pair: Pair) -> None:
+    file = pair.file("f", 2_000_000)
+    receiver = of_job(pair, bounds={})
+    sender = sends(pair, file, receiver, "--rate-limit", "200KiB/s", "--chunk-size", "64KiB")
+    both_end_as_it_changes(file, sender, receiver)
 
 
 def test_a_receiver_that_can_not_write_ends_with_its_sender(pair: Pair) -> None:
@@ -537,10 +542,7 @@ def test_a_source_that_changes_ends_a_listening_sender_and_its_receiver(pair: Pa
     file = pair.file("f", 2_000_000)
     sender = listens(pair, file, "--rate-limit", "200KiB/s", "--chunk-size", "64KiB")
     receiver = fetches(pair, sender)
-    receiver.wait_for("transfer_started")
-    file.write_bytes(os.urandom(1_000_000))
-    sender.fails(4, "source_changed")
-    receiver.fails(4, "source_changed")
+    both_end_as_it_changes(file, sender, receiver)
 
 
 def test_a_dialling_receiver_that_can_not_write_ends_its_sender(pair: Pair) -> None:

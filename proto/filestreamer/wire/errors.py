@@ -102,6 +102,11 @@ class FilestreamerError(Exception):
     exit_code: int = Exit.FAILED
     name: str = "failed"
 
+    @property
+    def ends_job(self) -> bool:
+        """Whether both sides of a job end with this error: it was refused, or meets its data, at every try."""
+        return self.exit_code in (Exit.REFUSED, Exit.DATA) and not self.retryable
+
 
 class UsageError(FilestreamerError):
     """Settings that make no sense. Nothing was started."""
@@ -209,6 +214,23 @@ class Absent(FilestreamerError):
 
     exit_code = Exit.ABSENT
     name = "absent"
+
+    @classmethod
+    def waited_for(cls, other: str, job: str, seconds: float, this: str) -> "Absent":
+        """Return the error of `this` side, which listens, where the `other` one does not come."""
+        return cls(
+            f"no {other} of job '{job}' for {seconds:g} s (--idle-timeout): it has ended for good"
+            f" (its result says why), or it can't reach this {this}"
+        )
+
+    @classmethod
+    def looked_for(cls, other: str, job: str, seconds: float, trouble: FilestreamerError | None) -> "Absent":
+        """Return the error of the side that dials; `trouble` is the last error of a connection."""
+        why = f" ({trouble})" if trouble is not None else ""
+        return cls(
+            f"no {other} of job '{job}' for {seconds:g} s{why}: it has ended (its result says how: if"
+            " that is complete, everything is in place), or it was never started, or can't be reached"
+        )
 
 
 class Interrupted(FilestreamerError):
