@@ -281,7 +281,7 @@ def test_all_connections_are_lost_when_everything_was_sent(pair: Pair, seed: int
     receiver = pair.receiver("--give-up-after", 1)
     with Proxy(pair.address(receiver)) as proxy:
         sender = pair.sender(file, proxy.address, *STEADY)
-        proxy.wait_until(lambda: any(each.name == "data 3" for each in proxy.connections), "data connections")
+        staging(pair, file).wait_for_records(4)  # not before: what is offered, or its answer, would be held, too
         for connection_id in range(4):
             proxy.hold(f"data {connection_id}", "down")
         proxy.hold("control", "up")  # Finish may come ahead of acknowledgements
