@@ -25,8 +25,9 @@ The life of a chunk, each step in one place:
     coordinator               adds the part to dispatch.manifest (dispatch.part cuts it), and offers it on control
     dispatch.answers          the receiver needs the chunk; or it holds the chunk, and dispatch.verify compares it
     dispatch.send_queue       the chunk is queued
-    network.connection        _send_chunk: header; blocks: read, hash, send; digests. _take_acknowledgement
+    network.chunk_sender      send: header; blocks: read, hash, send; digests
                               (small chunks: the queue adds those that follow, and _send_run sends them together)
+    network.connection        _take_acknowledgement
     dispatch.send_queue       mark_done; after the last chunk of all the coordinator says Finish
 
     where a digest differs    network.connection _take_rejected; dispatch.send_queue put_back_damaged queues it again

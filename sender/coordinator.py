@@ -51,13 +51,13 @@ from sender.liveness import Liveness
 from sender.mailbox import Event, Failed, Mailbox, Signalled
 from sender.network.accepted import Accepted
 from sender.network.black_hole import BlackHoleFinder
-from sender.network.connection import Shared
 from sender.network.connections import DataConnections
 from sender.network.connector import Connector
 from sender.network.control import MAILBOX_FRAMES, Connected, ControlDown, ControlReader, ControlUp, Received
 from sender.network.control_state import ControlState
 from sender.network.dial import Dialer
 from sender.network.peer import Peer
+from sender.network.shared import Shared
 from sender.offer import check_shard, make_offer, needed_features
 from sender.second_tries import SecondTries
 from sender.settings import SenderSettings

@@ -1,6 +1,6 @@
 """The coordinator's handling of whole chunks of zeros: told to the receiver by range, and done when it repeats them.
 
-A data connection finds them (`network.connection`), and takes them out of the queue. What was told on a control
+A data connection finds them (`network.chunk_sender`), and takes them out of the queue. What was told on a control
 connection that is lost is told again on the next one, unless the receiver says by then that it knows.
 """
 

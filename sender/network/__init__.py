@@ -6,8 +6,9 @@
 3. `control_state`  says how far control is opened, and to which address: data connections wait for that;
 4. `connections`    starts as many data connections as there are chunks for, and has as many as
                     `dispatch.parallelism` decides;
-5. `connection`     is one of them: it takes chunks from the queue, sends them, and takes in acknowledgements. It has
-   `outbox`         what it is about to send, gathered into few system calls,
+5. `connection`     is one of them: it takes chunks from the queue, and takes in acknowledgements. It has
+   `chunk_sender`   which reads, hashes and sends a chunk,
+   `outbox`         what is about to be sent, gathered into few system calls,
    `send_window`    the chunks that it sent and that are not acknowledged;
 6. `peer`           knows when bytes came last on any of them, and which error came last;
 7. `black_hole`     finds out whether the path loses large packets: `path_mtu` then limits those of new connections.

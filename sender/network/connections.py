@@ -9,8 +9,9 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import TransferFailed
 from sender.dispatch.parallelism import Change, Parallelism
 from sender.dispatch.stragglers import Look, Stragglers
-from sender.network.connection import DataConnection, Shared
+from sender.network.connection import DataConnection
 from sender.network.control_state import ControlState
+from sender.network.shared import Shared
 
 
 class DataConnections:

@@ -21,8 +21,9 @@ from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Mailbox
-from sender.network.connection import DataConnection, Shared
+from sender.network.connection import DataConnection
 from sender.network.peer import Peer
+from sender.network.shared import Shared
 from sender.source.item import Identity, Item, Unsendable
 from sender.source.known_digests import KnownDigests
 from sender.source.reader import Reader
@@ -120,6 +121,72 @@ def test_a_chunk_that_is_lost_with_a_withdrawn_file_says_nothing_of_the_next_chu
     assert counters.mismatches == 1
 
 
+# --- a receiver that is silent
+
+
+def queue_of(file: Path) -> tuple[Manifest, SendQueue, Mailbox]:
+    """Return a file of one chunk, and the queue that has it."""
+    manifest, mailbox = Manifest(4 * SIZE), Mailbox()
+    queue = SendQueue(manifest, Schedule(1), mailbox, is_tree=True)
+    status = file.stat()
+    item = item_of(status.st_size, b"f")._replace(path=os.fsencode(file), identity=Identity.of(status))
+    item = item._replace(entry=item.entry._replace(mtime_ns=status.st_mtime_ns))
+    part = manifest.add([item], last=True)
+    queue.extend(part)
+    part.need(0)
+    queue.need(0, 1)
+    return manifest, queue, mailbox
+
+
+class LateClock:
+    """The time of the connection: the queue has its first chunk so late that silence would be called death by then."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Wire):
+    """A wire that does not move for a second at its first send, as a full path; the second one breaks."""
+
+    unacknowledged = 0
+    patience: Any = None
+
+    def send(self, data: memoryview, *, more: bool = False) -> None:
+        self.unacknowledged += len(data)
+        self.patience()
+        super().send(data, more=more)
+
+    def unacknowledged_bytes(self) -> int:
+        return self.unacknowledged
+
+
+def test_a_receiver_that_was_sent_nothing_for_long_was_not_silent(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """It has as much time to take the first chunk as it has for any other."""
+    clock = LateClock()
+    monkeypatch.setattr("sender.network.connection.time", clock)
+    monkeypatch.setattr("sender.network.connection.tcp_info.read", lambda _: None)
+    manifest, queue, mailbox = queue_of(file)
+    gives = queue.next
+
+    def give_late(connection_id: int, epoch: int, *, wait_seconds: float = 0.0) -> int | None:
+        clock.now += limits.DEAD_SECONDS + 1
+        return gives(connection_id, epoch, wait_seconds=wait_seconds)
+
+    monkeypatch.setattr(queue, "next", give_late)
+    wire = Slow(sends=0)
+    dialer: Any = Dialer(wire)
+    verifier: Any = NothingMoved()
+    peer = Peer(Silent())
+    counters = ConnectionCounters(0, stage_seconds=dict.fromkeys(m.SENDER_STAGES, 0.0))
+    shared = Shared(manifest, queue, dialer, peer, mailbox, None, Silent(), verifier)
+    assert not DataConnection(shared, counters)._run_once()
+    assert wire.sends < 0
+    assert str(peer.last_trouble) == "reset"  # not: it was silent
+
+
 # --- digests that are known
 
 
@@ -162,15 +229,7 @@ def send_file(
     digests: KnownDigests | None, file: Path, verdicts: Sequence[m.Verdict] = (m.Verdict.OK,)
 ) -> tuple[bytes, int]:
     """Send a file of one chunk to one receiver, which gives these verdicts; return what was sent, and hashed."""
-    manifest, mailbox = Manifest(4 * SIZE), Mailbox()
-    queue = SendQueue(manifest, Schedule(1), mailbox, is_tree=True)
-    status = file.stat()
-    item = item_of(status.st_size, b"f")._replace(path=os.fsencode(file), identity=Identity.of(status))
-    item = item._replace(entry=item.entry._replace(mtime_ns=status.st_mtime_ns))
-    part = manifest.add([item], last=True)
-    queue.extend(part)
-    part.need(0)
-    queue.need(0, 1)
+    manifest, queue, mailbox = queue_of(file)
     wire = Recording()
     wire.answers = [m.ChunkAck(verdict=verdict, chunk_ids=(0,)) for verdict in verdicts]
     dialer: Any = Dialer(wire)
@@ -199,7 +258,7 @@ class NothingMoved:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a file of more than a block; hashing is counted."""
-    monkeypatch.setattr("sender.network.connection.segment_hasher", CountingHasher)
+    monkeypatch.setattr("sender.network.chunk_sender.segment_hasher", CountingHasher)
     return make_file(tmp_path / "f", SIZE + 1000)
 
 
