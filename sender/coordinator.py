@@ -518,6 +518,7 @@ class Transfer:
                 self._go_on()
             case m.Progress():
                 self.counters.peer_stages = message.stage_microseconds or self.counters.peer_stages
+                self._peer.take_starved(message.starved)
                 # A receiver that was not asked to delete anything says nothing of that.
                 self._liveness.take_progress(message if self._deletion else message._replace(deleted=0))
             case m.Complete():

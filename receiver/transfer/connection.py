@@ -93,6 +93,8 @@ class DataConnection(threading.Thread):
         self._unacknowledged: list[_Received] = []
         self._unacknowledged_chunks = 0
         """How many chunks these are."""
+        self._unpassed_chunks = 0
+        """How many chunks of a pipe are acknowledged when they are passed on; changed under `_sending`."""
         self._begun_at = 0.0
         """When the latest chunk was begun."""
         self._keeps_memory_until = 0.0
@@ -261,7 +263,7 @@ class DataConnection(threading.Thread):
             for segment, chunk_id in itertools.compress(zip(incoming, header.chunk_ids, strict=True), good):
                 self.new_bytes += segment.segment.length if segment.write else 0
                 passed = _Received(range(chunk_id, chunk_id + 1), payload_bytes, begun_at)
-                chunks.when_passed_on(segment.position, self, partial(self._acknowledge_passed, passed))
+                self._acknowledge_later(chunks, segment.position, passed)
             return
         self._note_new(incoming, digests, good)
         for first, end in [(0, header.chunks)] if all(good) else runs(bytes(good), 1):
@@ -399,14 +401,30 @@ class DataConnection(threading.Thread):
         """Whether every chunk that was begun is acknowledged, or was refused."""
         return self.idle_since is not None and not self._unacknowledged
 
+    @property
+    def starved_since(self) -> float | None:
+        """Since when this connection waits for bytes, and owes no answer to a chunk (monotonic); None: it does not."""
+        owes_answer = self._unacknowledged or self._unpassed_chunks
+        return None if owes_answer or self._clock.stage != "receive" else self.channel.heard_at
+
+    def _acknowledge_later(self, output: ReorderBuffer, position: int, chunk: _Received) -> None:
+        """Have a chunk of a pipe acknowledged when it was passed on."""
+        with self._sending:
+            self._unpassed_chunks += 1
+        output.when_passed_on(position, self, partial(self._acknowledge_passed, chunk))
+
     def _acknowledge_passed(self, chunk: _Received) -> None:
         """Acknowledge a chunk that was passed on. For the thread that writes the output.
 
         Where this connection is gone, the sender sends the chunk again over another one.
         """
-        if not self._detached.is_set():
-            with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
-                self._send_acknowledgement([chunk])
+        try:
+            if not self._detached.is_set():
+                with contextlib.suppress(ConnectionLost):  # the thread of this connection gets the same error, and ends
+                    self._send_acknowledgement([chunk])
+        finally:
+            with self._sending:
+                self._unpassed_chunks -= 1
 
     def _send_acknowledgement(self, acknowledged: list[_Received]) -> None:
         self._send(m.ChunkAck.of(m.Verdict.OK, [received.chunk_ids for received in acknowledged]))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from filestreamer.telemetry.counters import ConnectionCounters, TransferCounters
+from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, ConnectionLost, TransferFailed
 from filestreamer.wire.sockets.transport import Channel
 from receiver.file.target import LEAVE_SECONDS, Connection, Target
@@ -44,6 +45,10 @@ class Member(Connection, Protocol):
     @property
     def is_settled(self) -> bool:
         """Whether every chunk that the connection has begun is acknowledged, or was refused."""
+
+    @property
+    def starved_since(self) -> float | None:
+        """Since when the connection waits for bytes, and owes no answer to a chunk (monotonic); None: it does not."""
 
 
 class ConnectionSet:
@@ -252,3 +257,9 @@ class ConnectionSet:
         """Count the bytes of chunks that are being received."""
         with self._lock:
             return sum(connection.under_way_bytes for connection in self._connections.values())
+
+    def starved(self, now: float) -> list[int]:
+        """Return the ids of the connections over which no byte came for HEARTBEAT_SECONDS, for `Progress.starved`."""
+        with self._lock:
+            since = {each.connection_id: each.starved_since for each in self._connections.values()}
+        return [each for each, at in since.items() if at is not None and now - at > limits.HEARTBEAT_SECONDS]

@@ -121,8 +121,9 @@ class Coordinator:
         liveness.tick(now)
         self._black_hole.look(now)
         if self._link.is_heartbeat_due(now):
-            under_way_bytes = self._context.connection_set.under_way_bytes()
-            self._link.say(self._counters.heartbeat()._replace(under_way_bytes=under_way_bytes))
+            connection_set, heartbeat = self._context.connection_set, self._counters.heartbeat()
+            under_way_bytes, starved = connection_set.under_way_bytes(), tuple(connection_set.starved(now))
+            self._link.say(heartbeat._replace(under_way_bytes=under_way_bytes, starved=starved))
         liveness.check(now, is_busy=self._context.disk_worker.is_busy)
 
     def _beside(self, work: Callable[[], Iterable[m.Message]]) -> Iterator[m.Message]:

@@ -291,7 +291,7 @@ class DataConnection(threading.Thread):
         """Raise ConnectionLost where the receiver is silent for DEAD_SECONDS. Called each second without movement.
 
         A receiver that is merely slow still takes bytes, so what this kernel holds shrinks, even where no
-        acknowledgement comes.
+        acknowledgement comes. A proxy on the path may take bytes as well, and pass none on: the receiver says so.
         """
         if self._queue.is_over and not self._queue.is_complete:
             raise ConnectionLost("the transfer is over")
@@ -299,15 +299,26 @@ class DataConnection(threading.Thread):
         if channel is None:
             return
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
-        if unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks:
-            self._took_at = now
-        elif (not unacknowledged_bytes or self._is_window_closed(channel)) and self._shared.peer.is_heard():
-            # The receiver's kernel has all bytes, or takes no more now: the receiver reads late, as its disk or pipe is
-            # slow, it is short of memory, or it has a rate limit. The kernel finds out whether a peer is still there.
+        has_taken = unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks
+        takes_no_more = not unacknowledged_bytes or self._is_window_closed(channel)
+        if has_taken or (takes_no_more and self._reads_late()):
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:
+            if self._shared.peer.starves(self.connection_id):
+                raise ConnectionLost(
+                    f"nothing came through to {channel.peer} for {limits.DEAD_SECONDS:.0f} s, or no answer came back:"
+                    " a proxy or a load balancer on the path may have lost it"
+                )
             raise ConnectionLost(f"{channel.peer} was silent for {limits.DEAD_SECONDS:.0f} s")
+
+    def _reads_late(self) -> bool:
+        """Whether the receiver is alive, and does not say that it waits for bytes of this connection.
+
+        Then its kernel has them: its disk or pipe is slow, it is short of memory, or it has a rate limit. The kernel of
+        this end finds out whether a peer is still there.
+        """
+        return self._shared.peer.is_heard() and not self._shared.peer.starves(self.connection_id)
 
     def _is_window_closed(self, channel: Channel) -> bool:
         info = tcp_info.read(channel.socket)

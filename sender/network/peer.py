@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from filestreamer.wire import limits
@@ -21,6 +22,8 @@ class Peer:
         self._channels: set[Channel] = set()  # those that are open
         self._has_lost_data = False
         self._is_limit_logged = False
+        self._starved = frozenset[int]()
+        self._starved_at = 0.0
 
     def opened(self, channel: Channel) -> None:
         """Take in that a connection is up."""
@@ -41,6 +44,17 @@ class Peer:
     def is_heard(self) -> bool:
         """Return whether any open connection received a byte within DEAD_SECONDS."""
         return time.monotonic() - self.heard_at <= limits.DEAD_SECONDS
+
+    def take_starved(self, connection_ids: Iterable[int]) -> None:
+        """Take in over which data connections nothing comes to a receiver that reads them (`Progress.starved`)."""
+        with self._mutex:
+            self._starved, self._starved_at = frozenset(connection_ids), time.monotonic()
+
+    def starves(self, connection_id: int) -> bool:
+        """Whether nothing comes over a data connection to a receiver that reads it, as the receiver last said."""
+        with self._mutex:  # what it said long ago may be over
+            is_recent = time.monotonic() - self._starved_at <= limits.DEAD_SECONDS / 2
+            return is_recent and connection_id in self._starved
 
     def note_trouble(self, error: FilestreamerError) -> None:
         """Keep the error of a connection, for the message of a transfer that gives up."""

@@ -31,6 +31,7 @@ from tests.support.proxy import (
     Reset,
     SlowReader,
     Stall,
+    Swallow,
     Truncate,
 )
 from tests.support.services import UNIT, Pair, Service, held_port, same
@@ -310,12 +311,12 @@ def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) ->
     no_accident(sender, receiver)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_one_connection_is_a_black_hole(pair: Pair, seed: int) -> None:
-    """It counts as dead after 30 s; then its chunks go over others."""
+@pytest.mark.parametrize("fault", [Blackhole(on="data 1", at=MIB), Swallow(on="data 1", at=MIB)])
+def test_one_connection_is_a_black_hole(pair: Pair, seed: int, fault: Fault) -> None:
+    """A proxy takes no more of it, or takes all and passes nothing on: it is dead after DEAD_SECONDS, and replaced."""
     file = pair.file("f", SIZE, seed)
-    result = moved_through(pair, file, [Blackhole(on="data 1", at=MIB)])
+    result = moved_through(pair, file, [fault])
     assert result["reconnects"] == 1
 
 

@@ -298,6 +298,9 @@ class Progress(NamedTuple):
     """Entries that the receiver has removed so far (`Offer.delete`)."""
     under_way_bytes: int = 0
     """Bytes that the receiver has read of chunks that are not done."""
+    starved: tuple[int, ...] = ()
+    """Ids of data connections that the receiver reads, over which no byte came for HEARTBEAT_SECONDS, and on which it
+    owes no answer to a chunk."""
 
 
 class LeftOutCount(NamedTuple):

@@ -20,12 +20,15 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             stage_microseconds=p.stage_microseconds,
             deleted=p.deleted,
             under_way_bytes=p.under_way_bytes,
+            starved=p.starved,
         )
     )
 
 
 def _decode_progress(p: pb.Progress) -> m.Progress:
     within(len(p.stage_microseconds), 0, limits.STAGES_PER_PROGRESS, "the number of Progress.stage_microseconds")
+    within(len(p.starved), 0, limits.CONNECTIONS_MAX, "the number of Progress.starved")
+    within(max(p.starved, default=0), 0, limits.CONNECTIONS_MAX - 1, "Progress.starved")
     phase = enum(m.Phase, p.phase, "Progress.phase")
     return m.Progress(
         phase,
@@ -34,6 +37,7 @@ def _decode_progress(p: pb.Progress) -> m.Progress:
         tuple(p.stage_microseconds),
         p.deleted,
         p.under_way_bytes,
+        tuple(p.starved),
     )
 
 

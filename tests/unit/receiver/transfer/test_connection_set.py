@@ -11,6 +11,7 @@ import pytest
 
 from filestreamer.process import log
 from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.progress_clock import Patience
@@ -19,7 +20,7 @@ from filestreamer.wire.sockets.transport import Channel, prepare
 from receiver.disk.report import Report
 from receiver.file.rehash import Rehasher
 from receiver.memory.budget import Account, Budget
-from receiver.transfer.connection import DataConnection
+from receiver.transfer.connection import DataConnection, _Received
 from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.context import Context
 from receiver.transfer.liveness import Liveness
@@ -150,3 +151,47 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
     host.connection_set.stop()
     assert ends[-1:] == [0]
     peer.close()
+
+
+# --- connections over which nothing comes
+
+
+def waits(connection: DataConnection) -> bool:
+    """Whether a connection waits for bytes, within some time."""
+    until = time.monotonic() + UNIT
+    while connection.stage != "receive" and time.monotonic() < until:
+        time.sleep(0.01)
+    return connection.stage == "receive"
+
+
+def test_a_connection_that_waits_for_bytes_is_starved_after_a_heartbeat(host: Host) -> None:
+    connection, peer = host.connect(3)
+    with peer:
+        assert waits(connection)
+        heard_at = connection.channel.heard_at
+        assert host.connection_set.starved(heard_at + limits.HEARTBEAT_SECONDS) == []
+        assert host.connection_set.starved(heard_at + limits.HEARTBEAT_SECONDS + 0.1) == [3]
+
+
+class Waiting:
+    """An output that passes a chunk on when it is told to."""
+
+    def __init__(self) -> None:
+        self.passed_on: list[Any] = []
+
+    def when_passed_on(self, position: int, connection: DataConnection, act: Any) -> None:
+        del position, connection
+        self.passed_on.append(act)
+
+
+def test_a_connection_that_owes_an_answer_is_not_starved(host: Host) -> None:
+    """A chunk of a pipe is acknowledged when it was passed on: until then the sender has reason to wait."""
+    connection, peer = host.connect(0)
+    with peer:
+        assert waits(connection)
+        late = connection.channel.heard_at + 2 * limits.HEARTBEAT_SECONDS
+        output: Any = Waiting()
+        connection._acknowledge_later(output, 0, _Received(range(7, 8), 100, 0.0))
+        assert host.connection_set.starved(late) == []
+        output.passed_on.pop()()
+        assert host.connection_set.starved(late) == [0]

@@ -1,7 +1,7 @@
 """A data connection without sockets: what it makes of files that change, and of the answers to their chunks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,64 @@ def test_a_receiver_that_was_sent_nothing_for_long_was_not_silent(monkeypatch: p
     assert not DataConnection(shared, counters)._run_once()
     assert wire.sends < 0
     assert str(peer.last_trouble) == "reset"  # not: it was silent
+
+
+class Proxied(Wire):
+    """A wire of which everything is taken, and over which nothing comes; it breaks after so many seconds."""
+
+    patience: Any = None
+
+    def __init__(self, clock: LateClock, seconds: int, tick: Callable[[], None]) -> None:
+        super().__init__(sends=100)
+        self.clock = clock
+        self.seconds = seconds
+        self.tick = tick
+
+    def unacknowledged_bytes(self) -> int:
+        return 0
+
+    def read_body(self) -> bytes:
+        for _ in range(self.seconds):
+            self.clock.now += 1
+            self.tick()
+            self.patience()
+        raise ConnectionLost("closed")
+
+
+@pytest.mark.parametrize(
+    ("starved", "stops_saying", "end"),
+    [
+        ((0,), False, "nothing came through to 127.0.0.1:1 for 30 s"),
+        ((1,), False, "closed"),  # this one reads late
+        ((), False, "closed"),
+        ((0,), True, "closed"),  # what the receiver said once was over soon, as far as known
+    ],
+)
+def test_bytes_that_never_come_to_a_receiver_are_sent_again(
+    monkeypatch: pytest.MonkeyPatch, file: Path, starved: tuple[int, ...], stops_saying: bool, end: str
+) -> None:
+    """A proxy has taken them. The receiver is alive, and says that it waits for bytes of this connection."""
+    clock = LateClock()
+    monkeypatch.setattr("sender.network.connection.time", clock)
+    monkeypatch.setattr("sender.network.peer.time", clock)
+    monkeypatch.setattr("sender.network.connection.tcp_info.read", lambda _: None)
+    manifest, queue, mailbox = queue_of(file)
+    peer, control, wire_seconds = Peer(Silent()), Wire(sends=0), 40
+
+    def heartbeat() -> None:
+        control.heard_at = clock.now
+        if not stops_saying or clock.now < 1010:
+            peer.take_starved(starved)
+
+    spoken: Any = control
+    peer.opened(spoken)
+    dialer: Any = Dialer(Proxied(clock, wire_seconds, heartbeat))
+    verifier: Any = NothingMoved()
+    counters = ConnectionCounters(0, stage_seconds=dict.fromkeys(m.SENDER_STAGES, 0.0))
+    shared = Shared(manifest, queue, dialer, peer, mailbox, None, Silent(), verifier)
+    assert not DataConnection(shared, counters)._run_once()
+    assert end in str(peer.last_trouble)
+    assert queue.remaining == 1
 
 
 # --- digests that are known
