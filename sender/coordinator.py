@@ -105,6 +105,7 @@ class Transfer:
     _committed: bool | None = None  # the `committed` of Complete
     _early: tuple[Channel | None, tuple[m.Message, ...]] = (None, ())  # what was sent before Welcome, and where
     _was_finished = False  # whether Finish was sent
+    _is_answered = False  # whether this incarnation of the receiver has answered something of the offer
     _wanted_told: int | None = None  # how many data connections a receiver that has dialled was told to have open
 
     def __init__(
@@ -407,7 +408,7 @@ class Transfer:
         self._black_hole.control_is_up()
         self._wanted_told = None
         self._tell_wanted()
-        self._link.say(self._make_offer())
+        self._link.say(self._make_offer()._replace(again=self._is_answered))
         self._manifest.begin_offer()
         self._withdrawals.begin_offer()
         self._declined.begin_offer()
@@ -493,7 +494,7 @@ class Transfer:
                 Code.UNKNOWN_TRANSFER,
                 "the receiver no longer knows this transfer, and standard input is read only once: run the pipe again",
             )
-        self._was_finished = False
+        self._was_finished = self._is_answered = False
         self.counters.start_over()
 
     # --- messages of the receiver
@@ -503,6 +504,7 @@ class Transfer:
         self._link.received(message)
         if isinstance(message, m.Needed | m.Held | m.Zeros):
             assert self._reached is not None
+            self._is_answered = True
             self._control_state.answered(*self._reached)
         match message:
             case m.Needed():

@@ -286,6 +286,10 @@ class Coordinator:
             self._context.dialling.want(message.wanted)
 
     def _take_offer(self, offer: m.Offer) -> None:
+        if offer.again and self._offer is None:
+            # Another transfer may have changed what is there since: the answers that the sender has are void.
+            raise TransferFailed(Code.UNKNOWN_TRANSFER, "this receiver has ended the transfer: begin it again")
+        offer = offer._replace(again=False)
         if self._offer is not None and offer != self._offer:
             raise RemoteProtocolError("the transfer was offered again with other properties")
         features.check_named(self._context.features, offer)

@@ -296,6 +296,29 @@ def test_all_connections_are_lost_when_everything_was_sent(pair: Pair, seed: int
     no_accident(sender, receiver)
 
 
+@pytest.mark.parametrize("flags", [(), ("--checksum",)], ids=["plain", "checksum"])
+@pytest.mark.parametrize("is_tree", [False, True], ids=["file", "tree"])
+def test_another_sender_was_faster(pair: Pair, seed: int, is_tree: bool, flags: tuple[str, ...]) -> None:
+    """The receiver has ended the transfer of a sender that was away, which sees then what another one has put there."""
+    (pair.source / "tree").mkdir()
+    file = pair.file("tree/f" if is_tree else "f", SIZE, seed)
+    source = file.parent if is_tree else file
+    name = str(file.relative_to(source.parent))
+    receiver = pair.receiver("--give-up-after", 1)
+    with Proxy(pair.address(receiver)) as proxy:
+        away = pair.sender(source, proxy.address, *STEADY, *flags)
+        proxy.wait_until(lambda: proxy.passed("data 0", "up") > MIB, "chunks")
+        proxy.refuse()
+        proxy.reset("*")
+        receiver.wait_for("transfer_failed")
+        pair.sender(source, pair.address(receiver), "--chunk-size", CHUNK_SIZE).succeeds()
+        proxy.refuse(False)
+        result = away.succeeds()
+    assert same(file, pair.destination / name)
+    assert result["sent_bytes"] < SIZE
+    no_accident(away, receiver)
+
+
 def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) -> None:
     """No connection moves anything, and no one says so: exit 1 in time; the same command completes."""
     file = pair.file("f", SIZE, seed)
@@ -346,12 +369,15 @@ def test_a_chunk_that_takes_long_to_send_may_be_acknowledged_late(pair: Pair, se
     with Proxy(pair.address(receiver)) as proxy:
         settings = ("--connections", 1, "--chunk-size", "4MiB", "--rate-limit", "64KiB/s", "--log-level", "debug")
         sender = pair.sender(file, proxy.address, *settings)
-        sender.wait_for("connection_up")
+        # Not before bytes of the chunk pass: the end of the opening would be held, too.
+        proxy.wait_until(lambda: proxy.passed("data 0", "up") > 64 * 1024, "bytes of the chunk")
         proxy.hold("data 0", "down")
+        proxy.hold("control", "up")  # Finish comes ahead of the acknowledgement, and would end it all
         staging(pair, file).wait_for_records(1, seconds=60)
         with pytest.raises(AssertionError, match="still runs"):
             sender.wait(2.5)
         proxy.release("data 0", "down")
+        proxy.release("control", "up")
         result = sender.succeeds()
     check_arrived(pair, file)
     assert (result["reconnects"], result["sent_bytes"]) == (0, file.stat().st_size)

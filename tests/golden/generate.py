@@ -139,6 +139,7 @@ MESSAGES: list[tuple[str, m.Message]] = [
     ("the whole manifest of a transfer of one file", m.ManifestPart(0, (FILE,), True)),
     ("a manifest with everything an entry may have", m.ManifestPart(0, TREE, False)),
     ("the end of a manifest whose last entry was in the part before", m.ManifestPart(5, (), True)),
+    ("the offer of a sender that rejoins", m.Offer(CHUNK_SIZE, None, False, len(CONTENT), again=True)),
     ("a manifest that keeps extended attributes", m.Offer(CHUNK_SIZE, None, False, 0, xattrs=True)),
     ("a part whose last entry has large extended attributes", m.ManifestPart(0, (FILE,), False, (), True)),
     (

@@ -602,6 +602,10 @@ class Proxy:
         """Take back `hold`."""
         self._each(name, lambda connection: connection.half(direction).go())
 
+    def passed(self, name: str, direction: Direction) -> int:
+        """Return how many bytes the connections of this name have passed on, in this direction."""
+        return sum(each.half(direction).position for each in self.connections if each.name == name)
+
     def refuse(self, refuses: bool = True) -> None:
         """Reset new connections from now on, or accept them again."""
 

@@ -282,7 +282,7 @@ class Shard(_message.Message):
     def __init__(self, shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., tree: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs")
+    __slots__ = ("chunk_size", "shard", "checksum", "total_bytes", "existing", "delete", "dry_run", "xattrs", "again")
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,7 @@ class Offer(_message.Message):
     DELETE_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     XATTRS_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     chunk_size: int
     shard: Shard
     checksum: bool
@@ -299,7 +300,8 @@ class Offer(_message.Message):
     delete: Deletion
     dry_run: bool
     xattrs: bool
-    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., existing: _Optional[_Union[Existing, str]] = ..., delete: _Optional[_Union[Deletion, _Mapping]] = ..., dry_run: _Optional[bool] = ..., xattrs: _Optional[bool] = ...) -> None: ...
+    again: bool
+    def __init__(self, chunk_size: _Optional[int] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., checksum: _Optional[bool] = ..., total_bytes: _Optional[int] = ..., existing: _Optional[_Union[Existing, str]] = ..., delete: _Optional[_Union[Deletion, _Mapping]] = ..., dry_run: _Optional[bool] = ..., xattrs: _Optional[bool] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Deletion(_message.Message):
     __slots__ = ("roots", "excludes")

@@ -199,6 +199,8 @@ class Offer(NamedTuple):
     """Whether the receiver is only asked: it writes nothing, and no chunk is sent."""
     xattrs: bool = False
     """Whether the entries have all extended attributes of their sources: others are removed."""
+    again: bool = False
+    """Whether the sender goes by what the receiver has answered on an earlier control connection."""
 
 
 class Xattr(NamedTuple):

@@ -13,7 +13,7 @@ def _encode_offer(o: m.Offer) -> pb.Frame:
     frame = pb.Frame()
     offer = frame.offer
     offer.chunk_size, offer.checksum, offer.total_bytes = o.chunk_size, o.checksum, o.total_bytes
-    offer.dry_run, offer.xattrs = o.dry_run, o.xattrs
+    offer.dry_run, offer.xattrs, offer.again = o.dry_run, o.xattrs, o.again
     if o.shard is not None:
         offer.shard.shard_index, offer.shard.shard_count, offer.shard.tree = o.shard
     if o.existing is not m.Existing.REPLACE:
@@ -35,7 +35,7 @@ def _decode_offer(o: pb.Offer) -> m.Offer:
     total_bytes = within(o.total_bytes, 0, MAX_U63, "Offer.total_bytes")
     existing = enum(m.Existing, o.existing, "Offer.existing") if o.existing else m.Existing.REPLACE
     deletion = _decode_deletion(o.delete) if o.HasField("delete") else None
-    return m.Offer(chunk_size, shard, o.checksum, total_bytes, existing, deletion, o.dry_run, o.xattrs)
+    return m.Offer(chunk_size, shard, o.checksum, total_bytes, existing, deletion, o.dry_run, o.xattrs, o.again)
 
 
 def _decode_deletion(d: pb.Deletion) -> m.Deletion:
