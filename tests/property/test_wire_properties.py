@@ -107,6 +107,8 @@ offers = st.builds(
         m.Deletion, tuples_of(st.binary(max_size=300), 1, 5), tuples_of(st.binary(min_size=1, max_size=300), 0, 5)
     ),
     st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
 
 
@@ -210,6 +212,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         st.lists(integers(U64), max_size=limits.STAGES_PER_PROGRESS).map(tuple),
         integers(U64),
         integers(U64),
+        st.lists(integers(limits.CONNECTIONS_MAX - 1), max_size=limits.CONNECTIONS_MAX).map(tuple),
     ),
     "Connections": st.builds(m.Connections, integers(limits.CONNECTIONS_MAX)),
     "Finish": finishes(),
