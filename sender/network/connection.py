@@ -300,8 +300,7 @@ class DataConnection(threading.Thread):
             return
         now, unacknowledged_bytes = time.monotonic(), channel.unacknowledged_bytes()
         has_taken = unacknowledged_bytes < self._unacknowledged_bytes or not self._window.chunks
-        takes_no_more = not unacknowledged_bytes or self._is_window_closed(channel)
-        if has_taken or (takes_no_more and self._reads_late()):
+        if has_taken or (self._reads_late() and (not unacknowledged_bytes or self._is_window_closed(channel))):
             self._took_at = now
         self._unacknowledged_bytes = unacknowledged_bytes
         if now - max(self._took_at, channel.heard_at) > limits.DEAD_SECONDS:

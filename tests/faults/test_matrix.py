@@ -31,7 +31,6 @@ from tests.support.proxy import (
     Reset,
     SlowReader,
     Stall,
-    Swallow,
     Truncate,
 )
 from tests.support.services import UNIT, Pair, Service, held_port, same
@@ -335,7 +334,7 @@ def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) ->
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("fault", [Blackhole(on="data 1", at=MIB), Swallow(on="data 1", at=MIB)])
+@pytest.mark.parametrize("fault", [Blackhole(on="data 1", at=MIB), Truncate(on="data 1", at=MIB, lost=SIZE)])
 def test_one_connection_is_a_black_hole(pair: Pair, seed: int, fault: Fault) -> None:
     """A proxy takes no more of it, or takes all and passes nothing on: it is dead after DEAD_SECONDS, and replaced."""
     file = pair.file("f", SIZE, seed)

@@ -119,13 +119,6 @@ class Blackhole(Fault):
             each.stop()
 
 
-class Swallow(Fault):
-    """This direction is read to its end, and nothing of it is passed on, while both sockets stay open."""
-
-    def strike(self, half: "Half") -> None:
-        half.discard()
-
-
 class HalfOpen(Fault):
     """This direction ends in order and is read no more, while the other one goes on."""
 

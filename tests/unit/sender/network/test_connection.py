@@ -138,8 +138,8 @@ def queue_of(file: Path) -> tuple[Manifest, SendQueue, Mailbox]:
     return manifest, queue, mailbox
 
 
-class LateClock:
-    """The time of the connection: the queue has its first chunk so late that silence would be called death by then."""
+class Clock:
+    """The time of the connection, which a test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -165,7 +165,7 @@ class Slow(Wire):
 
 def test_a_receiver_that_was_sent_nothing_for_long_was_not_silent(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     """It has as much time to take the first chunk as it has for any other."""
-    clock = LateClock()
+    clock = Clock()
     monkeypatch.setattr("sender.network.connection.time", clock)
     monkeypatch.setattr("sender.network.connection.tcp_info.read", lambda _: None)
     manifest, queue, mailbox = queue_of(file)
@@ -192,7 +192,7 @@ class Proxied(Wire):
 
     patience: Any = None
 
-    def __init__(self, clock: LateClock, seconds: int, tick: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, seconds: int, tick: Callable[[], None]) -> None:
         super().__init__(sends=100)
         self.clock = clock
         self.seconds = seconds
@@ -222,7 +222,7 @@ def test_bytes_that_never_come_to_a_receiver_are_sent_again(
     monkeypatch: pytest.MonkeyPatch, file: Path, starved: tuple[int, ...], stops_saying: bool, end: str
 ) -> None:
     """A proxy has taken them. The receiver is alive, and says that it waits for bytes of this connection."""
-    clock = LateClock()
+    clock = Clock()
     monkeypatch.setattr("sender.network.connection.time", clock)
     monkeypatch.setattr("sender.network.peer.time", clock)
     monkeypatch.setattr("sender.network.connection.tcp_info.read", lambda _: None)
