@@ -48,7 +48,7 @@ def test_the_receiver_crashes(pair: Pair, file: Path, step: int, *, dies: bool) 
     call, how, nth = STEPS[step]
     receiver = pair.receiver(env=inject(call, how, nth=nth))
     address = pair.address(receiver)
-    has_crashed = False
+    has_crashed, served = False, 0
     for index in range(COUNT):
         sender = shard(pair, file, address, index)
         if not has_crashed and wait_for_either(sender, receiver) is receiver:
@@ -57,11 +57,13 @@ def test_the_receiver_crashes(pair: Pair, file: Path, step: int, *, dies: bool) 
             if dies:
                 sender.signal(signal.SIGKILL)
                 sender.wait()
-            receiver = pair.receiver(listen=address)
+            receiver, served = pair.receiver(listen=address), 0
             receiver.wait_for("listening")
             if dies:
                 sender = shard(pair, file, address, index)
         assert sender.wait() == 0, sender.stderr
+        served += 1
+        receiver.wait_for_results(served)  # the next shard opens the file anew
         assert sender.result["committed"] is (index == COUNT - 1)
         assert (pair.destination / "f").exists() is (index == COUNT - 1)
     assert has_crashed, "the step was never reached"
@@ -106,6 +108,7 @@ def test_a_sync_that_fails_ends_all(pair: Pair, file: Path) -> None:
     receiver.wait_for("transfer_started")
     shard(pair, file, address, 0).fails(4, "destination")
     waits.fails(4, "destination")
+    receiver.wait_for("transfer_failed", count=2)  # a sender is told first, and then the staging is discarded
     assert pair.received() == []
     for index in range(COUNT):
         sender = shard(pair, file, address, index)

@@ -175,6 +175,7 @@ def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
     assert "no locks" in receiver.events("destination_lacks")[0]["reason"]
     assert receiver.times("destination_lacks") == 1
     assert trees.differences(root, pair.destination / "s") == []
+    receiver.wait_for_results(2)
     assert left_behind(pair.destination) == []
 
 

@@ -27,6 +27,8 @@ SIZE = CHUNKS * CHUNK_SIZE - 77
 COUNT = 3
 SLOW = "1MiB/s"
 """A shard at this rate is still running when others have been started, met and ended."""
+SLOWER = "512KiB/s"
+"""At this one also when another has given up, after a second."""
 
 
 @pytest.fixture
@@ -276,9 +278,9 @@ def test_the_same_shard_twice(pair: Pair, file: Path) -> None:
 
 def test_the_same_shard_twice_gives_up(pair: Pair, file: Path) -> None:
     address = pair.address(pair.receiver())
-    first = shard(pair, file, address, 0, "--rate-limit", SLOW)
+    first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    assert "shard 0/3" in shard(pair, file, address, 0, "--give-up-after", "0.5").fails(1, "busy")
+    assert "shard 0/3" in shard(pair, file, address, 0, "--give-up-after", 1).fails(1, "busy")
     finishes(first, 0, committed=False)
 
 
@@ -299,11 +301,11 @@ def test_a_plain_sender_and_a_shard(pair: Pair, file: Path, *, plain_first: bool
     address = pair.address(pair.receiver())
     plain = ("--chunk-size", CHUNK_SIZE)
     if plain_first:
-        first = pair.sender(file, address, *plain, "--rate-limit", SLOW)
+        first = pair.sender(file, address, *plain, "--rate-limit", SLOWER)
     else:
-        first = shard(pair, file, address, 0, "--rate-limit", SLOW)
+        first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    impatient = ("--give-up-after", "0.5")
+    impatient = ("--give-up-after", 1)
     second = (
         shard(pair, file, address, 0, *impatient) if plain_first else pair.sender(file, address, *plain, *impatient)
     )
@@ -328,9 +330,9 @@ def test_a_plain_sender_after_shards_that_have_left(pair: Pair, file: Path) -> N
 def test_another_number_of_shards(pair: Pair, file: Path) -> None:
     """BUSY while the first ones run; after that it is a new job over what is there."""
     address = pair.address(pair.receiver())
-    first = shard(pair, file, address, 0, "--rate-limit", SLOW)
+    first = shard(pair, file, address, 0, "--rate-limit", SLOWER)
     Staging(pair.destination, "f").wait_for_records(1)
-    reason = shard(pair, file, address, 1, "--give-up-after", "0.5", count=2).fails(1, "busy")
+    reason = shard(pair, file, address, 1, "--give-up-after", 1, count=2).fails(1, "busy")
     assert "in 3 shards" in reason
     finishes(first, 0, committed=False)
     for index in range(2):
