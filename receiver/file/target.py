@@ -9,7 +9,7 @@ A transfer sees a `Target` from two sides:
     data connections  call `Target.chunks`, each from its own thread: `begin_chunk`, `end_chunk`, `detach`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from filestreamer.wire import messages as m
@@ -71,7 +71,7 @@ class IncomingSegment(NamedTuple):
             self.sink.known_holes.count(self.segment)
 
 
-class RunWriter(Protocol):
+class RunWriter(SegmentWriter, Protocol):
     """What the bytes of a run of chunks are written into: the staging of a large file."""
 
     def write_run(self, view: memoryview, offset: int, length: int, distance: int) -> None:
@@ -95,6 +95,12 @@ class IncomingRun(NamedTuple):
     def distance(self) -> int:
         """Bytes from the beginning of each segment to that of the next one."""
         return self.positions.step * self.segment.length
+
+    def each(self) -> Iterator[IncomingSegment]:
+        """Yield the segments one by one, for who has no room for a whole one."""
+        for position in self.positions:
+            offset = self.segment.offset + (position - self.positions[0]) * self.segment.length
+            yield IncomingSegment(self.sink, position, self.segment._replace(offset=offset), True, self.ledger)
 
 
 Incoming = list[IncomingSegment] | IncomingRun

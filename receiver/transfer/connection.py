@@ -317,8 +317,9 @@ class DataConnection(threading.Thread):
     def _receive_run(self, run: IncomingRun) -> list[bytes]:
         """Receive, hash and write the segments of a run; return their digests."""
         clock, channel, length = self._clock, self.channel, run.segment.length
-        # Even the smallest buffer has room for one chunk of a run, which is half of RUN_BYTES at most.
-        at_once = max(1, channel.block_bytes // length)
+        at_once = channel.block_bytes // length
+        if not at_once:  # the buffer of a receiver that is short of memory: a segment comes block by block
+            return [self._receive_segment(segment) for segment in run.each()]
         offset, computed = run.segment.offset, []
         for first in range(0, len(run.positions), at_once):
             count = min(at_once, len(run.positions) - first)

@@ -720,7 +720,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("a stride beyond any file", header(pb((3, 8)), run=(2, (1 << 23) + 1)), "ChunkHeader.stride"),
     ("a run of bundles", header(pb((3, 8)), pb((1, 1), (3, 8)), run=(2, 1)), "ChunkHeader.segments"),
     ("a run of chunks with holes", header(pb((3, 8), (4, b"\x04\x04")), run=(2, 1)), "ChunkHeader.segments.runs"),
-    ("a run of 256 KiB and 2 bytes", header(pb((3, (128 << 10) + 1)), run=(2, 1)), "ChunkHeader.segments.length"),
+    ("a run of 512 KiB and 2 bytes", header(pb((3, (256 << 10) + 1)), run=(2, 1)), "ChunkHeader.segments.length"),
     ("a run of chunks beyond 2^64", header(pb((3, 8)), run=(2, 1), first=U64), "ChunkHeader.chunk_id"),
     ("a run whose end runs over", header(pb((2, (1 << 63) - 16), (3, 8)), run=(2, 1)), "ChunkHeader.segments.offset"),
     ("zeros of nothing", pb((26, b"")), "Zeros.segments"),

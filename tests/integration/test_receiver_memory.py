@@ -144,6 +144,18 @@ def _fill(link: Link, window_bytes: int) -> None:
 # --------------------------------------------------------------------------------------------------------- small chunks
 
 
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_runs_of_chunks_that_a_small_buffer_has_no_room_for(pair: Pair, seed: int, *, is_tree: bool) -> None:
+    """A connection for which there is little memory gets a buffer of 64 KiB: each chunk comes in several blocks."""
+    receiver = small_receiver(pair, limit="32MiB")
+    (pair.source / "t").mkdir()
+    file = pair.file("t/f", 16 * MIB, seed)
+    options = ("--chunk-size", "256KiB", "--connections", 8)
+    result = pair.sender(file.parent if is_tree else file, pair.address(receiver), *options).succeeds()
+    assert (result["resent_chunks"], result["reconnects"]) == (0, 0)
+    assert same(file, pair.destination / ("t/f" if is_tree else "f"))
+
+
 def test_every_other_chunk_of_a_file_of_a_tree_is_answered_and_resumed_in_little_memory(pair: Pair) -> None:
     """As many runs as there can be: nothing makes a list of them, nor work for each, all at once."""
     receiver = pair.receiver()

@@ -38,7 +38,7 @@ CHUNK_SIZE_DEFAULT: Final = 4 * MIB
 CHUNK_SIZE_MAX: Final = 1 * GIB
 SEGMENTS_PER_CHUNK: Final = 1024
 CHUNKS_PER_RUN: Final = 256
-RUN_BYTES: Final = 256 * KIB
+RUN_BYTES: Final = 512 * KIB
 """The most payload of a run of chunks."""
 CHUNKS_PER_FILE: Final = 1 << 23
 CHUNKS_PER_FILE_COMFORTABLE: Final = 1 << 20
