@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 
 from filestreamer.wire import messages as m
 from tests.support.peer import RawSender, Sample
-from tests.support.services import UNIT, Pair, Service, held_port
+from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.staging import Staging
 
 NOBODY = "127.0.0.1:1"
 """An address that these tests never come to: what is wrong is found before."""
@@ -260,6 +262,22 @@ def test_space_that_is_used_is_not_counted_twice(pair: Pair, small_disk: int) ->
             data.expect(m.ChunkAck)
         second = pair.file("second", 16 << 20)
         pair.sender(second, pair.address(receiver)).succeeds()
+
+
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_what_is_staged_needs_no_space_again(pair: Pair, small_disk: int, *, is_tree: bool) -> None:
+    """48 of 64 MiB, of which 20 are there when the sender dies: its rerun needs the rest, and no more."""
+    (pair.source / "t").mkdir()
+    file = pair.file("t/f", small_disk * 3 // 4)
+    source, name = (file.parent, "t/f") if is_tree else (file, "f")
+    address = pair.address(pair.receiver())
+    sender = pair.sender(source, address, "--chunk-size", "1MiB", "--rate-limit", "40MiB/s")
+    Staging(pair.destination, name).wait_for_records(20)
+    sender.signal(signal.SIGKILL)
+    sender.wait()
+    result = pair.sender(source, address, "--chunk-size", "1MiB").succeeds()
+    assert result["held_bytes"] >= 20 << 20
+    assert same(file, pair.destination / name)
 
 
 # ---------------------------------------------------------------------------------------------------------- the network
