@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from filestreamer.settings import values
@@ -45,8 +44,7 @@ def fetched(value: object) -> "Remote":
     return read
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiverSettings(SourceSettings):
+class ReceiverSettings(SourceSettings, kw_only=True):
     """The settings of one run of the receiver. The help texts are beside the fields."""
 
     listen: Address = setting(

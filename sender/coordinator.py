@@ -8,7 +8,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from filestreamer.process.rate_limit import RateLimit
@@ -85,7 +84,6 @@ class Served(NamedTuple):
     """That of all transfers of this process."""
 
 
-@dataclass(frozen=True, slots=True)
 class Grown(Event):
     """A stream has chunks for more connections than are running."""
 

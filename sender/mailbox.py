@@ -4,24 +4,21 @@ Each module defines the events that it posts, beside the code that posts them; a
 """
 
 import queue
-from dataclasses import dataclass
 
+from filestreamer.records import Record
 from filestreamer.wire.errors import FilestreamerError
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Record):
     """Something that the coordinator has to act on."""
 
 
-@dataclass(frozen=True, slots=True)
 class Failed(Event):
     """A thread met an error that ends the transfer."""
 
     error: FilestreamerError
 
 
-@dataclass(frozen=True, slots=True)
 class Signalled(Event):
     """The process was asked to end."""
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from filestreamer.settings import address as addresses
@@ -77,8 +76,7 @@ def _shard_number(digits: str) -> int:
     return int(significant) if len(significant) <= len(str(limits.SHARDS_MAX)) else limits.SHARDS_MAX + 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SenderSettings(SourceSettings):
+class SenderSettings(SourceSettings, kw_only=True):
     """What the sender is asked to do."""
 
     input_files: tuple[str, ...] = several(

@@ -2,6 +2,8 @@
 
 From the bottom, each floor importing only floors below it:
 
+0. `imports`    libraries without what they import and nothing here needs;
+   `records`    classes of fields that are made quickly;
 1. `v1`         the protocol's messages as protobuf (wire.proto), and the code that is generated from them;
    `version`    the version of the distribution;
 2. `wire`       the protocol: limits, messages, frames, session, errors; and in `wire.sockets` the sockets;

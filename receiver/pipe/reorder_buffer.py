@@ -36,7 +36,7 @@ WAITING_SECONDS: Final = 1.0
 """A write that takes longer than this waits for the reader of the pipe: Progress tells the sender so."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Chunk:
     """A chunk that a connection is receiving, or that is complete and waits for its turn."""
 

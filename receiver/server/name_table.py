@@ -4,8 +4,9 @@ A name belongs to one transfer, or to the shards of one job; a tree may have any
 registry has the lock.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from filestreamer.records import Record
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.grid import Share
 from receiver.file.file_share import FileShare
@@ -14,8 +15,7 @@ from receiver.transfer.names import Claimant
 from receiver.tree.top_level_names import TopLevelNames
 
 
-@dataclass(frozen=True, slots=True)
-class TreeShardClaim:
+class TreeShardClaim(Record):
     """A shard of a tree."""
 
     job: str

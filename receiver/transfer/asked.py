@@ -6,15 +6,14 @@ CVE-2022-29154). Nor may the sender choose what becomes of files that exist.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from filestreamer.process.log import printable
+from filestreamer.records import Record
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, TransferFailed
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Record):
     """What the user has asked for."""
 
     names: frozenset[bytes]

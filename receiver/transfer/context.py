@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from filestreamer.process.rate_limit import RateLimit
+from filestreamer.records import Record
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.sockets.control_link import ControlLink
 from receiver.disk.report import Report
@@ -21,8 +21,7 @@ from receiver.transfer.names import Claimant, Names
 from receiver.transfer.syncer import Syncer
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Record):
     """The parts of one transfer. `Transfer` makes them."""
 
     transfer: Claimant

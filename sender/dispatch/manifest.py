@@ -8,7 +8,6 @@ withdraw files that they can't read.
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.messages import Segment
@@ -20,7 +19,6 @@ from sender.source.item import Item, Unsendable
 from sender.source.stream import Stream
 
 
-@dataclass(frozen=True, slots=True)
 class Withdrew(Event):
     """A file of a tree was withdrawn: it can't be sent as it was listed."""
 
@@ -28,7 +26,6 @@ class Withdrew(Event):
     error: Unsendable
 
 
-@dataclass(frozen=True, slots=True)
 class FoundZeros(Event):
     """Chunks of a large file are zeros, and were taken out of the queue to be told (`send_queue`)."""
 

@@ -19,7 +19,7 @@ PASSES_MAX: Final = 4
 """How often a file is read again in a row while its ctime moves each time."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Moved:
     """A file that moved."""
 

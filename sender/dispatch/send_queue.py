@@ -14,7 +14,6 @@ A call with an earlier epoch changes nothing.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from filestreamer.telemetry.counters import ConnectionCounters
@@ -35,7 +34,6 @@ RUNS_AHEAD: Final = 4
 """Where chunks are sent only so far ahead, each connection has so many runs on its way."""
 
 
-@dataclass(frozen=True, slots=True)
 class PartDone(Event):
     """The last open chunk of a part is done or of one file is sent, or a stream has ended."""
 

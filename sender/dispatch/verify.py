@@ -8,7 +8,6 @@ A large file whose ctime moved is read again here, too, and compared with the di
 
 import os
 import threading
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
@@ -56,7 +55,6 @@ class Held(NamedTuple):
     """All chunks of the file, where it lies under its final name: if one segment differs, all of them are needed."""
 
 
-@dataclass(frozen=True, slots=True)
 class Compared(Event):
     """A small file that the receiver holds was compared with the source."""
 
@@ -73,7 +71,6 @@ class ReadAgain(NamedTuple):
     part: Part
 
 
-@dataclass(frozen=True, slots=True)
 class Settled(Event):
     """A file that moved was read again, and has the same bytes."""
 

@@ -10,7 +10,6 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
@@ -36,7 +35,6 @@ PART_SECONDS: Final = 0.25
 """A part is posted after this long, full or not."""
 
 
-@dataclass(frozen=True, slots=True)
 class Listed(Event):
     """The entries of another part were found."""
 
@@ -45,7 +43,6 @@ class Listed(Event):
     """Whether the walk has ended."""
 
 
-@dataclass(frozen=True, slots=True)
 class ListedAgain(Event):
     """All files that were to be listed again are, but for those that still change, or can't be read."""
 

@@ -7,7 +7,6 @@ two threads).
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from filestreamer.process.backoff import LONGEST_SECONDS, Backoff
@@ -24,7 +23,6 @@ MAILBOX_FRAMES: Final = 64
 """How many of the receiver's frames may be in the mailbox: read, and not acted on yet."""
 
 
-@dataclass(frozen=True, slots=True)
 class Connected(Event):
     """The control connection has reached an address, and has said Hello there."""
 
@@ -34,7 +32,6 @@ class Connected(Event):
     """Where the offer need not wait for Welcome, as no token is to be proved: the channel that takes it."""
 
 
-@dataclass(frozen=True, slots=True)
 class ControlUp(Event):
     """The receiver has welcomed the control connection."""
 
@@ -44,14 +41,12 @@ class ControlUp(Event):
     """Of the receiver."""
 
 
-@dataclass(frozen=True, slots=True)
 class ControlDown(Event):
     """The control connection failed, or could not be opened. It is opened again."""
 
     error: FilestreamerError
 
 
-@dataclass(frozen=True, slots=True)
 class Received(Event):
     """A frame came over the control connection. It is not decoded yet: a decoded one can be far larger."""
 

@@ -1,9 +1,9 @@
 """What the data connections of one transfer have in common."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from filestreamer.process.rate_limit import RateLimit
+from filestreamer.records import Record
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.send_queue import SendQueue
 from sender.dispatch.verify import Verifier
@@ -13,8 +13,7 @@ from sender.network.peer import Peer
 from sender.source.known_digests import KnownDigests
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(Record):
     """What all data connections of a transfer use."""
 
     manifest: Manifest

@@ -7,15 +7,15 @@ No thread waits for the reader of the log (`stderr`). Lines that are repeated ag
 line with a `count` stands for so many lines of its kind, and shows the last of them.
 """
 
-import importlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from filestreamer import imports
 from filestreamer.process import signals, stderr
 from filestreamer.process.repeats import RepeatFilter, Summary
 
@@ -87,24 +87,11 @@ def _import_structlog() -> ModuleType:
     """Import structlog: not above, as `sender --help` and the like need no log.
 
     No line needs what takes longer to import than all the rest of structlog, and longer than a small file takes to be
-    sent: rich, with which it can show exceptions on terminals, and asyncio, for its methods for coroutines. So it finds
-    no rich (None: "The module cache" in the Python reference), and asyncio only when it uses that.
+    sent: rich, with which it can show exceptions on terminals, and asyncio, for its methods for coroutines.
     """
-    stand_ins = {"rich": None, "asyncio": _Deferred("asyncio")}
-    hidden = {name: module for name, module in stand_ins.items() if name not in sys.modules}
-    sys.modules.update(cast("dict[str, ModuleType]", hidden))
-    try:
-        return importlib.import_module("structlog")
-    finally:
-        for name in hidden:  # everybody else imports the real ones
-            del sys.modules[name]
-
-
-class _Deferred(ModuleType):
-    """Stands for a module until one of its attributes is asked for."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(importlib.import_module(self.__name__), name)
+    with imports.without("asyncio", absent=("rich",)):
+        import structlog
+    return structlog
 
 
 def on_terminal() -> bool:

@@ -25,7 +25,7 @@ class Summary(NamedTuple, Generic[T]):
     """Since the first line of the minute."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Kind(Generic[T]):
     """A kind of line in its current minute."""
 

@@ -1,10 +1,10 @@
 """The settings that both services have."""
 
-import dataclasses
 import os
 from typing import Final
 
 from filestreamer.process import log
+from filestreamer.records import Record
 from filestreamer.settings import values
 from filestreamer.settings.definition import setting, several
 from filestreamer.settings.values import MetricsAddress
@@ -21,8 +21,7 @@ WINDOW_MAX: Final = 1024 * limits.GIB
 """More memory than any machine has."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CommonSettings:
+class CommonSettings(Record, kw_only=True):
     """The settings that both services have."""
 
     give_up_after: float | None = setting(

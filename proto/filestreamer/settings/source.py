@@ -3,7 +3,6 @@
 A sender has them, and a receiver that starts a sender with --from.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from filestreamer.settings import values
@@ -21,8 +20,7 @@ def command(value: object) -> str:
     return read
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings(CommonSettings):
+class SourceSettings(CommonSettings, kw_only=True):
     """Which files are sent, what is kept of them, and over how many connections."""
 
     connections: int | None = setting(

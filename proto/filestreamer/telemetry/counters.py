@@ -100,7 +100,7 @@ class StageClock:
         self._stage = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ConnectionCounters:
     """One data connection. Bytes are payload bytes, without frames and digests."""
 
@@ -164,7 +164,7 @@ class JobCounts(NamedTuple):
     bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class TransferCounters:
     """One transfer, on either side."""
 

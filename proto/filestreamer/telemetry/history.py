@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
     """The sums of `TransferCounters.totals` over all transfers since the service began."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class UserSums:
     """The sums over the transfers of one user of a receiver, since the user is one."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
 from filestreamer.process.background import write_some
 from filestreamer.process.log import printable
+from filestreamer.records import Record
 from filestreamer.settings.sizes import format_rate, format_size
 from filestreamer.telemetry.bottleneck import TEXTS, Bottleneck
 from filestreamer.telemetry.counters import TransferCounters
@@ -30,8 +31,7 @@ Digest: TypeAlias = bytes
 """`bytes`, in a class with a field of that name."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ResultError:
+class ResultError(Record):
     """Why a transfer did not complete."""
 
     code: str
@@ -42,8 +42,7 @@ class ResultError:
     """Whether the same command may succeed if it is run again."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConnectionResult:
+class ConnectionResult(Record):
     """What one data connection did. Bytes are payload bytes."""
 
     connection_id: int
@@ -58,8 +57,7 @@ class ConnectionResult:
     stage_seconds: dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SkippedEntry:
+class SkippedEntry(Record):
     """An entry that was not moved."""
 
     path: str
@@ -68,8 +66,7 @@ class SkippedEntry:
     """A word for scripts, such as `vanished`: a name of SkipKind."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class JobResult:
+class JobResult(Record):
     """What the shards of a tree have moved that are finished by now: for the last of them, the whole."""
 
     name: str
@@ -80,8 +77,7 @@ class JobResult:
     bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TransferResult:
+class TransferResult(Record, kw_only=True):
     """One transfer, or a run without one: then `transfer_id` is None and all numbers are 0."""
 
     status: Status

@@ -4,9 +4,9 @@ Segment i of a file is bytes [i*C, min((i+1)*C, size)), where C is the chunk siz
 segments from Offer and manifest, and the receiver accepts no others. A shard moves only its share of them ("Shards").
 """
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from filestreamer.records import Record
 from filestreamer.wire import limits
 
 
@@ -54,8 +54,7 @@ class Grid(NamedTuple):
         return index
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Record):
     """The chunks k of a file with k % count == index: those that one shard moves. Share 0 of 1 is all chunks.
 
     Within a share, chunks are numbered by ordinals: ordinal i is chunk i * count + index.
