@@ -329,7 +329,8 @@ class Transfer:
         part = self._manifest.add(items, last=last)
         self._queue.extend(part)
         counters, share = self.counters, self._queue.share
-        counters.files += sum(item.entry.type in (m.EntryType.FILE, m.EntryType.STREAM) for item in items)
+        types = [item.entry.type for item in items]
+        counters.files += types.count(m.EntryType.FILE) + types.count(m.EntryType.STREAM)
         counters.size_bytes += share.bytes_of(part.grid(0)) if share.count > 1 else part.bytes
         counters.chunks = self._queue.states.chunks - self._queue.states.others
         self._withdrawals.withdraw_links(part)

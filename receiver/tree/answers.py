@@ -24,8 +24,8 @@ from receiver.tree.manifest.spool import Spool
 
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     """Yield the answers for all files of a part; a CLAIMED file is answered after it was re-hashed."""
-    needed: list[m.FileRange] = []
-    stays: dict[int, list[m.FileRange]] = {UNCHECKED: [], LEFT: []}
+    needed = _FileRanges()
+    stays = {UNCHECKED: _FileRanges(), LEFT: _FileRanges()}
     held: list[m.Held] = []
     large: list[int] = []
     with part_state.lock:
@@ -33,19 +33,19 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
             file_id = part_state.first + index
             is_here = state in (VERIFIED, HELD)
             if state in stays:
-                _extend(stays[state], file_id)
+                stays[state].add(file_id)
             elif index in part_state.large and (is_here or (state == WRITING and part_state.is_partial(index))):
                 large.append(index)
             elif state in (FREE, WRITING):
-                _extend(needed, file_id)
+                needed.add(file_id)
             elif is_here:
                 held.append(m.Held(file_id, 0, part_state.digest(index), (), state == HELD))
-            elif state == NOTHING and needed and needed[-1].first_file_id + needed[-1].files == file_id:
+            elif state == NOTHING and needed.end == file_id:
                 # A range may include entries without segments, which the sender skips: that makes fewer ranges.
-                needed[-1] = needed[-1]._replace(files=needed[-1].files + 1)
-    if needed:
-        yield m.Needed(tuple(needed), ())
-    unchecked, left = map(tuple, stays.values())
+                needed.add(file_id)
+    if files := needed.all():
+        yield m.Needed(files, ())
+    unchecked, left = (files.all() for files in stays.values())
     if unchecked or left:
         yield m.Held((unchecked or left)[0].first_file_id, 0, b"", unchecked, False, left)
     yield from held
@@ -147,9 +147,25 @@ def _runs(start: int, states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
     return ((start + first, start + end) for first, end in runs(states, *wanted))
 
 
-def _extend(ranges: list[m.FileRange], file_id: int) -> None:
-    """Add the next file to ranges."""
-    if ranges and ranges[-1].first_file_id + ranges[-1].files == file_id:
-        ranges[-1] = ranges[-1]._replace(files=ranges[-1].files + 1)
-    else:
-        ranges.append(m.FileRange(file_id, 1))
+class _FileRanges:
+    """Files that are added in order, as ranges."""
+
+    def __init__(self) -> None:
+        self.end = -1
+        """One more than the last file."""
+        self._first = -1
+        self._before: list[m.FileRange] = []
+
+    def add(self, file_id: int) -> None:
+        """Add the next file."""
+        if file_id != self.end:
+            self._before += self._last()
+            self._first = file_id
+        self.end = file_id + 1
+
+    def all(self) -> tuple[m.FileRange, ...]:
+        """Return the ranges so far."""
+        return (*self._before, *self._last())
+
+    def _last(self) -> list[m.FileRange]:
+        return [m.FileRange(self._first, self.end - self._first)] if self.end >= 0 else []

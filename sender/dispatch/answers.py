@@ -29,8 +29,8 @@ class Answers:
     def need(self, message: m.Needed) -> None:
         """Queue the chunks of the files and segments that are needed."""
         for files in message.files:
-            for part, file_id in self._files(files):
-                self._need_file(part, file_id)
+            for part in self._parts_of(files):
+                self._need_files(part, range(files.first_file_id, files.first_file_id + files.files))
         for segments in message.segments:
             self._need_segments(segments)
 
@@ -44,7 +44,7 @@ class Answers:
             start = part.chunk_of(segments.file_id, first)
             self._queue.need(start, start + segments.segments)
         else:
-            self._need_file(part, segments.file_id)
+            self._need_files(part, range(segments.file_id, segments.file_id + 1))
 
     def reopen(self, message: m.Needed) -> None:
         """Queue the chunks again that the receiver of a single file misses after Finish."""
@@ -94,7 +94,10 @@ class Answers:
         """Handle the comparison of a held small file. A result of an earlier epoch is ignored."""
         part = self._manifest.part_of_file(file_id)
         if part is not None and epoch == self._queue.epoch:
-            self._bundle_ready(part.do_without(file_id) if is_equal else part.need(file_id))
+            if is_equal:
+                self._bundle_ready(part, part.do_without(file_id))
+            else:
+                self._need_files(part, range(file_id, file_id + 1))
 
     def withdraw(self, file_id: int) -> None:
         """Leave out a file that is withdrawn."""
@@ -107,16 +110,20 @@ class Answers:
         if part.is_large(file_id):
             self._queue.withdraw(part.chunks_of(file_id))
         else:
-            self._bundle_ready(part.do_without(file_id))
+            self._bundle_ready(part, part.do_without(file_id))
 
     def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
         """Yield the files of a range that have segments, except those whose parts were dropped."""
+        for part in self._parts_of(files):
+            for file_id in part.with_segments(range(files.first_file_id, files.first_file_id + files.files)):
+                yield part, file_id
+
+    def _parts_of(self, files: m.FileRange) -> list[Part]:
+        """Return the parts, one of which may have files of a range."""
         end = files.first_file_id + files.files
         if end > self._manifest.files:
             raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
-        for part in self._manifest.parts:
-            for file_id in part.with_segments(range(files.first_file_id, end)):
-                yield part, file_id
+        return self._manifest.parts
 
     def _check(self, part: Part, file_id: int, first: int, end: int) -> None:
         """Check that a file has the segments [first, end)."""
@@ -126,12 +133,13 @@ class Answers:
                 f"the receiver answers segments {first} to {end - 1} of file {file_id}, which has {segments}"
             )
 
-    def _need_file(self, part: Part, file_id: int) -> None:
-        if part.is_large(file_id):
+    def _need_files(self, part: Part, files: range) -> None:
+        large, ready = part.need(files)
+        for file_id in large:
             chunks = part.chunks_of(file_id)
             self._queue.need(chunks.start, chunks.stop)
-        else:
-            self._bundle_ready(part.need(file_id))
+        for chunk_id in ready:
+            self._bundle_ready(part, chunk_id)
 
     def _accept(self, part: Part, file_id: int) -> int:
         """Mark a file as done that stays at the receiver as it is; return its bytes, 0 if it was answered before."""
@@ -145,17 +153,17 @@ class Answers:
             first = part.chunk_of(file_id, 0)
             chunks = range(first, first + 1)
             is_new = not part.is_answered(file_id)
-            self._bundle_ready(part.do_without(file_id))
+            self._bundle_ready(part, part.do_without(file_id))
         if is_new and self._manifest.is_single:
             # It may have been sent, to a receiver that was restarted after the commit: a tree begins anew then.
             self._queue.digests.leave_out(chunks)
         return part.size_bytes(file_id) if is_new else 0
 
-    def _bundle_ready(self, chunk_id: int | None) -> None:
+    def _bundle_ready(self, part: Part, chunk_id: int | None) -> None:
         """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""
         if chunk_id is None:
             return
-        if self._manifest.carried(chunk_id):
+        if part.is_carrying(chunk_id):
             self._queue.need(chunk_id, chunk_id + 1)
         elif self._queue.hold(chunk_id, chunk_id + 1):
             self._queue.mark_done((chunk_id,), self._queue.epoch)

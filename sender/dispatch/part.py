@@ -6,6 +6,8 @@ the chunks of large files. Small files are answered one by one, which is kept he
 once none of its files is unanswered, or still being compared.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -28,6 +30,7 @@ NOT_NEEDED: Final = 4
 """The bundle leaves the file out: the receiver has it, or it is withdrawn."""
 
 _IS_CARRIED: Final = (NEEDED, NOT_SMALL)
+_IS_OPEN: Final = (UNANSWERED, COMPARING)
 
 
 class Part:
@@ -49,10 +52,8 @@ class Part:
         self.items = items
         self.last = last
         """Whether no part follows."""
-        self.layout = Layout(chunk_size)
         self._sizes = [item.sent_bytes for item in items]
-        for size in self._sizes:
-            self.layout.add(size)
+        self.layout = Layout(chunk_size, self._sizes)
         self._shares: dict[int, Share] = {}
         """Files that other shards send, too, by index: which segments this one sends."""
         if shares is not None:
@@ -63,7 +64,7 @@ class Part:
         self.chunks = self.layout.chunks
         self.end_chunk = first_chunk + self.chunks
         self.end_file_id = first_file_id + len(items)
-        self.bytes = sum(map(self.size_bytes, self.files))
+        self.bytes = sum(map(self.size_bytes, self.files)) if self._shares else sum(self._sizes)
         """Bytes of its segments, without those that other shards send."""
         self.unanswered_chunks = self.open_chunks = self.chunks
         """How many of its chunks are not answered, and how many are not done; `send_queue` counts them."""
@@ -74,14 +75,14 @@ class Part:
 
     def forget_answers(self) -> None:
         """Drop the answers for all small files."""
-        self._small_files = bytearray(len(self.items))
-        self._unready_files: dict[int, int] = {}
+        layout = self.layout
+        self._small_files = bytearray([0 < size <= layout.chunk_size for size in self._sizes])  # UNANSWERED, or not
+        first = self.first_chunk
+        small = itertools.compress(layout.first_chunks, self._small_files)
+        self._unready_files = Counter([first + chunk for chunk in small])
         """For each bundle, by chunk id: how many of its files are unanswered, or being compared."""
-        for index, size in enumerate(self._sizes):
-            if 0 < size <= self.layout.chunk_size:
-                chunk_id = self.first_chunk + self.layout.chunk_of(index, 0)
-                self._small_files[index] = UNANSWERED
-                self._unready_files[chunk_id] = self._unready_files.get(chunk_id, 0) + 1
+        self._carrying: set[int] = set()
+        """Bundles that have a file that is needed."""
 
     @property
     def messages(self) -> Iterator[ManifestPart]:
@@ -159,13 +160,40 @@ class Part:
 
     # --- the answers for small files
 
-    def need(self, file_id: int) -> int | None:
-        """Note that a small file has to be sent. Return the chunk of its bundle if the bundle has become ready."""
-        return self._make_ready(file_id, NEEDED)
+    def need(self, files: range) -> tuple[list[int], list[int]]:
+        """Note that these files have to be sent, as far as they are in this part.
+
+        Return the large ones, and the chunks of the bundles that have become ready.
+        """
+        states, sizes, layout = self._small_files, self._sizes, self.layout
+        unready, first = self._unready_files, self.first_file_id
+        large, ready = [], []
+        # A tree may have millions of files: no call is made for each.
+        for index in range(max(files.start, first) - first, min(files.stop, self.end_file_id) - first):
+            if states[index] in _IS_OPEN:
+                states[index] = NEEDED
+                chunk_id = self.first_chunk + layout.first_chunks[index]
+                self._carrying.add(chunk_id)
+                unready[chunk_id] -= 1
+                if not unready[chunk_id]:
+                    ready.append(chunk_id)
+            elif sizes[index] > layout.chunk_size:
+                large.append(first + index)
+        return large, ready
+
+    def is_carrying(self, chunk_id: int) -> bool:
+        """Whether a bundle has a file that was needed when it was answered: it may have been withdrawn since."""
+        return chunk_id in self._carrying
 
     def do_without(self, file_id: int) -> int | None:
         """Note that a small file is not sent. Return the chunk of its bundle if the bundle has become ready."""
-        return self._make_ready(file_id, NOT_NEEDED)
+        index = file_id - self.first_file_id
+        if self._small_files[index] not in _IS_OPEN:
+            return None
+        self._small_files[index] = NOT_NEEDED
+        chunk_id = self.chunk_of(file_id, 0)
+        self._unready_files[chunk_id] -= 1
+        return None if self._unready_files[chunk_id] else chunk_id
 
     def begin_comparing(self, file_id: int) -> bool:
         """Note that the receiver holds a small file; return whether it has to be compared now."""
@@ -178,15 +206,6 @@ class Part:
     def is_answered(self, file_id: int) -> bool:
         """Whether the receiver has answered a small file."""
         return self._small_files[file_id - self.first_file_id] != UNANSWERED
-
-    def _make_ready(self, file_id: int, state: int) -> int | None:
-        index = file_id - self.first_file_id
-        if self._small_files[index] not in (UNANSWERED, COMPARING):
-            return None
-        self._small_files[index] = state
-        chunk_id = self.chunk_of(file_id, 0)
-        self._unready_files[chunk_id] -= 1
-        return None if self._unready_files[chunk_id] else chunk_id
 
 
 class StreamPart(Part):

@@ -14,10 +14,7 @@ CHUNK_SIZES = st.integers(1, 20)
 
 
 def layout(chunk_size: int, sizes: list[int]) -> Layout:
-    made = Layout(chunk_size)
-    for size in sizes:
-        made.add(size)
-    return made
+    return Layout(chunk_size, sizes)
 
 
 @given(CHUNK_SIZES, SIZES)

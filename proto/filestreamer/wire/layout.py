@@ -10,7 +10,7 @@ SEGMENTS_PER_CHUNK segments, and before a file of several segments. An empty fil
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from filestreamer.wire import limits
 from filestreamer.wire.grid import Grid
@@ -59,32 +59,26 @@ def count_chunks(sizes: Iterable[int], chunk_size: int) -> int:
 
 
 class Layout:
-    """The chunks of files that are added in manifest order. Its memory grows with files, not with bytes."""
+    """The chunks of the files of one ManifestPart. Its memory grows with files, not with bytes."""
 
-    def __init__(self, chunk_size: int) -> None:
+    def __init__(self, chunk_size: int, sizes: Sequence[int]) -> None:
+        """Cut files of these sizes, in bytes, in manifest order; their file_ids count from 0."""
         self.chunk_size = chunk_size
-        self._bundler = Bundler(chunk_size)
-        self._sizes: list[int] = []
-        self._first_chunks: list[int] = []  # of each file, as Bundler.add returns them
+        self._sizes = sizes
+        self.first_chunks: list[int] = []
+        """Of each file, the chunk of its first byte, as `Bundler.add` returns it."""
         # A run is a file of several segments, or a bundle: (its first chunk_id, the file_id of its first file).
         self._runs: list[tuple[int, int]] = []
         self._run_starts: list[int] = []  # the first chunk_id of each run, for bisect
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks so far, the open bundle included."""
-        return self._bundler.chunks
-
-    def add(self, size: int) -> int:
-        """Append a file of `size` bytes; return its file_id."""
-        file_id = len(self._sizes)
-        chunks_before = self._bundler.chunks
-        self._sizes.append(size)
-        self._first_chunks.append(self._bundler.add(size))
-        if self._bundler.chunks > chunks_before:
-            self._runs.append((chunks_before, file_id))
-            self._run_starts.append(chunks_before)
-        return file_id
+        bundler, chunks = Bundler(chunk_size), 0
+        for file_id, size in enumerate(sizes):
+            self.first_chunks.append(bundler.add(size))
+            if bundler.chunks > chunks:
+                self._runs.append((chunks, file_id))
+                self._run_starts.append(chunks)
+                chunks = bundler.chunks
+        self.chunks = chunks
+        """Number of chunks."""
 
     def grid(self, file_id: int) -> Grid:
         """Return the segments of one file."""
@@ -92,7 +86,7 @@ class Layout:
 
     def chunk_of(self, file_id: int, segment: int) -> int:
         """Return which chunk carries segment `segment` of a file."""
-        return self._first_chunks[file_id] + (segment if self._sizes[file_id] > self.chunk_size else 0)
+        return self.first_chunks[file_id] + (segment if self._sizes[file_id] > self.chunk_size else 0)
 
     def segments(self, chunk_id: int) -> tuple[Segment, ...]:
         """Return the segments of one chunk, in order. Raises IndexError for a chunk that is not in this layout."""
@@ -111,6 +105,6 @@ class Layout:
             size = self._sizes[file_id]
             if not size:
                 continue  # an empty file, which is in no chunk
-            if self._first_chunks[file_id] != chunk_id:
+            if self.first_chunks[file_id] != chunk_id:
                 return
             yield Segment(file_id, 0, size)

@@ -96,8 +96,7 @@ def test_a_chunk_that_is_lost_with_a_withdrawn_file_says_nothing_of_the_next_chu
     queue = SendQueue(manifest, Schedule(1), mailbox, is_tree=True)
     part = manifest.add([item_of(SIZE, b"a/gone"), item_of(SIZE, b"a/there")], last=True)
     queue.extend(part)
-    for file_id in part.files:
-        part.need(file_id)
+    part.need(part.files)
     queue.need(0, 1)
 
     def read_into(_reader: Reader, item: Item, _view: memoryview, _offset: int) -> None:
@@ -133,7 +132,7 @@ def queue_of(file: Path) -> tuple[Manifest, SendQueue, Mailbox]:
     item = item._replace(entry=item.entry._replace(mtime_ns=status.st_mtime_ns))
     part = manifest.add([item], last=True)
     queue.extend(part)
-    part.need(0)
+    part.need(part.files)
     queue.need(0, 1)
     return manifest, queue, mailbox
 
