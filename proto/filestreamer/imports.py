@@ -12,8 +12,8 @@ from typing import cast
 def without(*deferred: str, absent: Sequence[str] = ()) -> Iterator[None]:
     """Import libraries for which these modules are not there yet, or, the `absent` ones, not at all.
 
-    A deferred module is imported when one of its attributes is asked for. Everybody else imports the real ones. None
-    stands for a module that can't be found ("The module cache" in the Python reference).
+    A deferred module is imported when one of its attributes is asked for. None stands for a module that can't be found
+    ("The module cache" in the Python reference). No other thread may import any of them meanwhile.
     """
     stand_ins = {name: _Deferred(name) for name in deferred} | dict.fromkeys(absent)
     hidden = {name: stand_in for name, stand_in in stand_ins.items() if name not in sys.modules}
@@ -31,5 +31,5 @@ class _Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> object:
         if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+            sys.modules.pop(self.__name__, None)
         return getattr(importlib.import_module(self.__name__), name)

@@ -152,7 +152,7 @@ class _FileRanges:
 
     def __init__(self) -> None:
         self.end = -1
-        """One more than the last file."""
+        """One more than the last file; -1 where there is none."""
         self._first = -1
         self._before: list[m.FileRange] = []
 

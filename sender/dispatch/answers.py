@@ -29,8 +29,9 @@ class Answers:
     def need(self, message: m.Needed) -> None:
         """Queue the chunks of the files and segments that are needed."""
         for files in message.files:
-            for part in self._parts_of(files):
-                self._need_files(part, range(files.first_file_id, files.first_file_id + files.files))
+            file_ids = self._offered(files)
+            for part in self._manifest.parts:
+                self._need_files(part, file_ids)
         for segments in message.segments:
             self._need_segments(segments)
 
@@ -114,16 +115,17 @@ class Answers:
 
     def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
         """Yield the files of a range that have segments, except those whose parts were dropped."""
-        for part in self._parts_of(files):
-            for file_id in part.with_segments(range(files.first_file_id, files.first_file_id + files.files)):
+        file_ids = self._offered(files)
+        for part in self._manifest.parts:
+            for file_id in part.with_segments(file_ids):
                 yield part, file_id
 
-    def _parts_of(self, files: m.FileRange) -> list[Part]:
-        """Return the parts, one of which may have files of a range."""
+    def _offered(self, files: m.FileRange) -> range:
+        """Return a range of files, all of which were offered. Raises RemoteProtocolError."""
         end = files.first_file_id + files.files
         if end > self._manifest.files:
             raise RemoteProtocolError(f"the receiver answers file {end - 1}, which was not offered")
-        return self._manifest.parts
+        return range(files.first_file_id, end)
 
     def _check(self, part: Part, file_id: int, first: int, end: int) -> None:
         """Check that a file has the segments [first, end)."""
@@ -163,7 +165,8 @@ class Answers:
         """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""
         if chunk_id is None:
             return
-        if part.is_carrying(chunk_id):
+        # Nearly always no file is withdrawn: then the segments, which are made anew, need not be looked at.
+        if self._manifest.carried(chunk_id) if self._manifest.withdrawn else part.is_carrying(chunk_id):
             self._queue.need(chunk_id, chunk_id + 1)
         elif self._queue.hold(chunk_id, chunk_id + 1):
             self._queue.mark_done((chunk_id,), self._queue.epoch)

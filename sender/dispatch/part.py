@@ -168,7 +168,7 @@ class Part:
         states, sizes, layout = self._small_files, self._sizes, self.layout
         unready, first = self._unready_files, self.first_file_id
         large, ready = [], []
-        # A tree may have millions of files: no call is made for each.
+        # A tree may have millions of files: no method of ours is called for each.
         for index in range(max(files.start, first) - first, min(files.stop, self.end_file_id) - first):
             if states[index] in _IS_OPEN:
                 states[index] = NEEDED

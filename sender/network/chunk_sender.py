@@ -34,6 +34,8 @@ from sender.source.item import Identity, Item, Unsendable, changed
 from sender.source.reader import OTHER_BYTES, Reader
 from sender.source.run_reader import Places, RunReader
 
+FIRST_RUN_BYTES: Final = 64 * limits.KIB
+"""How much payload the first run over a connection has at most."""
 _NO_DIGEST: Final = b"\xff" * limits.DIGEST_BYTES
 """Marks a payload that is not the listed file: only one payload in 2^128 has this digest."""
 
@@ -53,6 +55,7 @@ class ChunkSender:
         self._epoch = 0  # of the receiver that the connection leads to (`send_queue`)
         self.has_runs = False
         """Whether the receiver is known to take runs of chunks."""
+        self._arrived_before_bytes = 0  # over earlier connections with this id
         self._outbox = Outbox(counters, clock)
         self._reader = Reader()
         self._run_reader = RunReader(self._reader, shared.digests, clock)
@@ -64,6 +67,7 @@ class ChunkSender:
     def begin(self, epoch: int, *, has_runs: bool) -> None:
         """Send over a connection that was opened, to the receiver of this epoch."""
         self._epoch, self.has_runs = epoch, has_runs
+        self._arrived_before_bytes = self._counters.acknowledged_bytes
 
     def end(self) -> None:
         """Drop what was gathered for a connection that has ended; the caller empties the window."""
@@ -121,8 +125,12 @@ class ChunkSender:
         if not self.has_runs:
             return 1
         limit, chunk_size = self._rate_limit, self._shared.manifest.chunk_size
+        # Nothing of a run counts before its digests, which come last. So a connection that is cut again and again, or
+        # is slow, must not begin with long ones: none has more bytes than have arrived over the connection.
+        arrived_bytes = self._counters.acknowledged_bytes - self._arrived_before_bytes
+        run_bytes = min(limits.RUN_BYTES, max(FIRST_RUN_BYTES, arrived_bytes))
         # At a low rate, each header and its digests come soon: whoever waits for a chunk sees that something moves.
-        run_bytes = limits.RUN_BYTES if limit is None else min(limits.RUN_BYTES, limit.piece_bytes)
+        run_bytes = run_bytes if limit is None else min(run_bytes, limit.piece_bytes)
         return min(limits.CHUNKS_PER_RUN, run_bytes // chunk_size, self._window.room)
 
     def _send_segments(self, channel: Channel, chunk_id: int, carried: list[tuple[m.Segment, Item]]) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from typing import Final
 
 from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import as_failure, start_thread, waited_seconds
@@ -13,9 +12,6 @@ from sender.dispatch.stragglers import Look, Stragglers
 from sender.network.connection import DataConnection
 from sender.network.control_state import ControlState
 from sender.network.shared import Shared
-
-LOOK_SECONDS: Final = 0.1
-"""The connections are looked at no more often: of small files, events come a thousand times a second."""
 
 
 class DataConnections:
@@ -33,7 +29,6 @@ class DataConnections:
         self._retry_at = 0.0
         """When to try again to start connections, after a thread or memory was missing; 0.0: neither was missing."""
         self._shortage = Backoff()
-        self._looked_at = 0.0
         self._stragglers = Stragglers()
         counters.parallelism = parallelism.connections
 
@@ -87,9 +82,6 @@ class DataConnections:
 
     def tend(self, now: float) -> None:
         """Look at those that are up; start more or dismiss some while chunks move, and give up stragglers."""
-        if now < self._looked_at + LOOK_SECONDS:
-            return
-        self._looked_at = now
         queue = self._queue
         adapts = self._parallelism.adapts and self._counters.phase == "moving" and now >= self._retry_at
         relieves = len(self._connections) > 1 and self._shared.rate_limit is None and not queue.strict_modulo

@@ -18,7 +18,7 @@ class Outbox:
         self.gathered_bytes = 0
         self._counters = counters
         self._clock = clock
-        self._buffer = memory.buffer(limits.BLOCK_BYTES + GATHER_BYTES)
+        self._buffer = memory.buffer(max(limits.BLOCK_BYTES, limits.RUN_BYTES) + GATHER_BYTES)
         self._payload_bytes = 0  # how many of the gathered bytes are payload
 
     def clear(self) -> None:
@@ -26,7 +26,11 @@ class Outbox:
         self.gathered_bytes = self._payload_bytes = 0
 
     def reserve(self, channel: Channel, size: int) -> memoryview:
-        """Return the next `size` bytes of the buffer, to be filled; what is gathered is sent if they would not fit."""
+        """Return the next `size` bytes of the buffer, to be filled; what is gathered is sent if they would not fit.
+
+        `size` is at most that of a block, or of a run.
+        """
+        assert size <= len(self._buffer)
         if self.gathered_bytes + size > len(self._buffer):
             self.flush(channel, more=True)
         return self._buffer[self.gathered_bytes : self.gathered_bytes + size]

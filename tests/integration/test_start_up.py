@@ -3,9 +3,10 @@
 from tests.support.services import Pair, Service, fresh
 
 NOT_NEEDED = set(
-    "asyncio cryptography grpc http multiprocessing pathspec prometheus_client pygments rich.console subprocess".split()
+    "asyncio cryptography google.protobuf.internal.python_message grpc http multiprocessing pathspec prometheus_client"
+    " pygments rich.console subprocess".split()
 )
-"""What only metrics, terminals, patterns and ssh need, and what these import in turn."""
+"""What only metrics, terminals, patterns and ssh need, what these import in turn, and protobuf in pure Python."""
 NOT_NEEDED_BY_SENDERS = NOT_NEEDED | {"pathlib", "ssl"}
 """A receiver accepts connections from senders with TLS and without it by the same code."""
 

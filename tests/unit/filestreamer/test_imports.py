@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from filestreamer import imports
 
 
 @pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a library, and the modules that it imports."""
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make two libraries, and the modules that they import; none of them is imported before or afterwards."""
     (tmp_path / "a_library.py").write_text(
         "import heavy\n"
         "try:\n    import optional\nexcept ImportError:\n    optional = None\n"
@@ -19,8 +20,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "heavy.py").write_text("VALUE = 1\n")
     (tmp_path / "optional.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
+    yield
     for name in ("a_library", "a_hasty_library", "heavy", "optional"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("modules")

@@ -94,7 +94,7 @@ class Channel:
         # A buffer that is too small for a block is not worth a huge page, which takes 2 MiB.
         self._buffer = memory.mapped(payload_bytes + _FRAME_AREA_BYTES, huge=payload_bytes >= limits.BLOCK_BYTES)
         self.block_bytes = min(limits.BLOCK_BYTES, payload_bytes) or limits.BLOCK_BYTES
-        """How many bytes of payload `take` has room for."""
+        """The unit of I/O: so much payload at a time, and a frame, `take` has room for."""
         # The bytes _buffer[_start:_end] were received and not taken yet.
         self._start = 0
         self._end = 0

@@ -66,6 +66,8 @@ def test_a_run_of_missing_chunks_is_one(files: Registry) -> None:
     assert isinstance(run, IncomingRun)
     assert (run.positions, run.distance) == (range(1, 11, 3), 9)
     run.sink.write_run(memoryview(b"abcdefghijkl"), 3, 3, 9)
+    one_by_one = [(segment.position, segment.segment.offset, segment.write) for segment in run.each()]
+    assert one_by_one == [(1, 3, True), (4, 12, True), (7, 21, True), (10, 30, True)]
     digests = [segment_digest(part) for part in (b"abc", b"def", b"ghi", b"jkl")]
     connection: Any = sender
     good = file_share.end_chunk(connection, run, digests, [*digests[:2], bytes(16), digests[3]])

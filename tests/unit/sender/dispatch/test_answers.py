@@ -112,6 +112,16 @@ def test_a_bundle_of_what_is_there_is_done(asker: Asker) -> None:
     assert asker.queue.states.chunk_map.held[BUNDLE] == 1
 
 
+def test_a_bundle_of_what_is_withdrawn_or_there_is_done(asker: Asker) -> None:
+    """The file that was needed is withdrawn before the other one is answered."""
+    asker.answers.need(needed((SMALL, 1)))
+    asker.manifest.withdraw(SMALL, GONE)
+    asker.answers.withdraw(SMALL)
+    asker.answers.hold(unchecked((ALSO_SMALL, 1)))
+    assert asker.taken() == []
+    assert asker.queue.states.is_done(BUNDLE)
+
+
 def test_a_small_file_is_compared_before_its_bundle_is_queued(asker: Asker) -> None:
     asker.answers.hold(held(SMALL, 0, b"held", final=True))
     asker.answers.need(needed((ALSO_SMALL, 1)))

@@ -21,6 +21,7 @@ from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Mailbox
+from sender.network import chunk_sender
 from sender.network.connection import DataConnection
 from sender.network.peer import Peer
 from sender.network.shared import Shared
@@ -471,6 +472,21 @@ def test_at_a_low_rate_runs_are_short(small_chunks: Path) -> None:
     """A header comes each twentieth of a second: nobody waits for long to see that something moves."""
     bench = Bench(small_chunks, ok(chunk_ids=(1, 3, 5, 7, 9)), rate_limit=RateLimit(40 * C))
     assert [run for run, _ in bench.send()] == [range(1, 4, 2), range(5, 8, 2), range(9, 10)]
+
+
+def test_the_first_runs_over_a_connection_are_short(small_chunks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has arrived before: a path that is cut after two chunks, again and again, still gets on."""
+    monkeypatch.setattr(chunk_sender, "FIRST_RUN_BYTES", 2 * C)
+    bench = Bench(small_chunks, ok(chunk_ids=(1, 3, 5, 7, 9)))
+    assert [run for run, _ in bench.send()] == [range(1, 4, 2), range(5, 8, 2), range(9, 10)]
+
+
+def test_runs_are_as_long_as_what_has_arrived(small_chunks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_sender, "FIRST_RUN_BYTES", C)
+    monkeypatch.setattr(limits, "WINDOW_CHUNKS_MAX", 2)  # then an acknowledgement has to come
+    monkeypatch.setattr(limits, "WINDOW_BYTES_MAX", limits.WINDOW_BYTES)
+    bench = Bench(small_chunks, ok(chunk_ids=(1, 3)), ok(chunk_ids=(5, 7)), ok(chunk_ids=(9,)))
+    assert [run for run, _ in bench.send()] == [range(1, 2), range(3, 4), range(5, 8, 2), range(9, 10)]
 
 
 def test_a_run_of_a_file_that_changed_is_all_wrong(small_chunks: Path) -> None:
