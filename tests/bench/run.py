@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import sys
@@ -267,7 +268,7 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
         total = case.data.make(source)
         place = ends._replace(fills_bytes=total)
         for number in range(rounds):
-            for each in rotated(case.contestants, number):
+            for each in shuffled(case.contestants, f"{name} {number}"):
                 if each.name in failed:
                     continue
                 if case.directory != RAM_DISK:
@@ -326,10 +327,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def rotated(contestants: tuple[c.Contestant, ...], number: int) -> tuple[c.Contestant, ...]:
-    """Begin each round with another one."""
-    at = number % len(contestants)
-    return contestants[at:] + contestants[:at]
+def shuffled(contestants: tuple[c.Contestant, ...], seed: str) -> list[c.Contestant]:
+    """Return them in an order of chance, the same for each seed: who runs next finds what the one before has left."""
+    return random.Random(seed).sample(contestants, len(contestants))
 
 
 def save(where: Path, saved: dict[str, Any]) -> None:
