@@ -274,7 +274,7 @@ def test_what_is_staged_needs_no_space_again(pair: Pair, small_disk: int, *, is_
     sender = pair.sender(source, address, "--chunk-size", "1MiB", "--rate-limit", "40MiB/s")
     Staging(pair.destination, name).wait_for_records(20)
     sender.signal(signal.SIGKILL)
-    assert sender.wait() == -signal.SIGKILL
+    assert sender.wait() == 128 + signal.SIGKILL
     result = pair.sender(source, address, "--chunk-size", "1MiB").succeeds()
     assert 20 << 20 <= result["held_bytes"] < result["bytes"]
     assert same(file, pair.destination / name)
