@@ -75,11 +75,10 @@ class Part:
 
     def forget_answers(self) -> None:
         """Drop the answers for all small files."""
-        layout = self.layout
-        self._small_files = bytearray([0 < size <= layout.chunk_size for size in self._sizes])  # UNANSWERED, or not
-        first = self.first_chunk
-        small = itertools.compress(layout.first_chunks, self._small_files)
-        self._unready_files = Counter([first + chunk for chunk in small])
+        layout, first = self.layout, self.first_chunk
+        small = [0 < size <= layout.chunk_size for size in self._sizes]
+        self._small_files = bytearray([UNANSWERED if is_small else NOT_SMALL for is_small in small])
+        self._unready_files = Counter([first + chunk for chunk in itertools.compress(layout.first_chunks, small)])
         """For each bundle, by chunk id: how many of its files are unanswered, or being compared."""
         self._carrying: set[int] = set()
         """Bundles that have a file that is needed."""
