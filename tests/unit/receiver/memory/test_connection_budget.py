@@ -24,7 +24,13 @@ def test_sizes_become_smaller_as_memory_does() -> None:
     taken = [found for found in take_all(budget.admit("a", 4 * MIB), 256) if found is not None]
     assert taken == sorted(taken, reverse=True)
     assert taken[0].receive_buffer_bytes == 0  # what a long path needs
-    assert {found.receive_buffer_bytes for found in taken} == {0, 4 * MIB, MIB, connection_budget.SMALL_BUFFER_BYTES}
+    assert {found.receive_buffer_bytes for found in taken} == {
+        0,
+        4 * MIB,
+        MIB,
+        connection_budget.MEDIUM_BYTES,
+        connection_budget.SMALL_BUFFER_BYTES,
+    }
     assert sum(found.bytes for found in taken) == budget.used_bytes - 4 * MIB
 
 
@@ -35,6 +41,19 @@ def test_small_sizes_are_left_for_the_connections_that_are_still_to_come() -> No
     ]
     assert None not in found
     assert not all(each.is_small for each in found if each is not None)
+
+
+@pytest.mark.parametrize("autotuned_mib", [6, 32])
+@pytest.mark.parametrize("rmem_max_kib", [208, 4096])
+def test_none_of_64_connections_is_small(rmem_max_kib: int, autotuned_mib: int) -> None:
+    """With the limit that a receiver has by default, and what kernels allow by default or where they are tuned."""
+    budget_bytes = process_limit.budget_bytes(process_limit.DEFAULT_BYTES)
+    account = Budget(budget_bytes * 7 // 8).admit("a", 4 * MIB)  # the rest is for connections in their opening
+    socket_limits = process_limit.SocketLimits(autotuned_mib * MIB, 2 * rmem_max_kib * limits.KIB)
+    found = [connection_budget.borrow(account, socket_limits, number, 63 - number) for number in range(64)]
+    assert not any(each is None or each.is_small for each in found)
+    assert found[0] is not None
+    assert found[0].receive_buffer_bytes == 0  # what a long path needs
 
 
 def test_one_peer_leaves_small_sizes_and_transfers_to_others() -> None:
@@ -49,9 +68,17 @@ def test_one_peer_leaves_small_sizes_and_transfers_to_others() -> None:
 
 def test_where_buffers_cant_be_made_large_or_there_is_little_memory() -> None:
     account = Budget(20 * MIB).admit("a", 4 * MIB)
-    assert {found.is_small for found in take_all(account, 8) if found is not None} == {True}
+    payloads = {found.payload_bytes for found in take_all(account, 8) if found is not None}
+    assert payloads == {connection_budget.MEDIUM_BYTES, connection_budget.SMALL_PAYLOAD_BYTES}
     account = Budget(300 * MIB).admit("a", 4 * MIB)
     found = take_all(account, 40, process_limit.SocketLimits(6 * MIB, 416 * limits.KIB))
+    assert {each.receive_buffer_bytes for each in found if each is not None} == {
+        0,
+        208 * limits.KIB,
+        connection_budget.SMALL_BUFFER_BYTES,
+    }
+    account = Budget(300 * MIB).admit("a", 4 * MIB)
+    found = take_all(account, 40, process_limit.SocketLimits(6 * MIB, 128 * limits.KIB))
     assert {each.receive_buffer_bytes for each in found if each is not None} == {
         0,
         connection_budget.SMALL_BUFFER_BYTES,
