@@ -184,7 +184,7 @@ def test_control_is_lost_when_zeros_were_told(pair: Pair, arrived: bool) -> None
     file = make(pair.source / "f", 4 * MIB, [])
     zeros = m.Zeros((m.SegmentRange(0, 0, 4),))
     with RawReceiver() as receiver:
-        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB")
+        sender = pair.sender(file, receiver.address, "--chunk-size", "1MiB", "--connections", 1)
         control, _ = receiver.needs(4)
         assert control.expect(m.Zeros) == zeros
         control.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -154,6 +155,24 @@ def test_runs_of_chunks_that_a_small_buffer_has_no_room_for(pair: Pair, seed: in
     result = pair.sender(file.parent if is_tree else file, pair.address(receiver), *options).succeeds()
     assert (result["resent_chunks"], result["reconnects"]) == (0, 0)
     assert same(file, pair.destination / ("t/f" if is_tree else "f"))
+
+
+@pytest.mark.parametrize(("limit", "block"), [("32MiB", 64 * 1024), ("512MiB", limits.BLOCK_BYTES)])
+def test_bundles_of_files_as_large_as_a_block_and_around(pair: Pair, seed: int, limit: str, block: int) -> None:
+    """They are received as many at a time as a block has room for, and a larger one by itself."""
+    rng = random.Random(seed)
+    near = [size + more for size in (block // 2, block, 2 * block) for more in (-1, 0, 1)]
+    sizes = [*near, *rng.choices([1, 2, *near, *(rng.randrange(block) for _ in range(8))], k=60)]
+    rng.shuffle(sizes)
+    (pair.source / "t").mkdir()
+    for number, size in enumerate(sizes):
+        pair.file(f"t/{number}", size, number)
+    receiver = small_receiver(pair, limit=limit)
+    options = ("--chunk-size", "4MiB", "--connections", 2)
+    result = pair.sender(pair.source / "t", pair.address(receiver), *options).succeeds()
+    assert (result["resent_chunks"], result["reconnects"]) == (0, 0)
+    for number in range(len(sizes)):
+        assert same(pair.source / f"t/{number}", pair.destination / f"t/{number}"), (number, sizes[number])
 
 
 def test_every_other_chunk_of_a_file_of_a_tree_is_answered_and_resumed_in_little_memory(pair: Pair) -> None:
