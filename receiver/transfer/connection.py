@@ -324,8 +324,8 @@ class DataConnection(threading.Thread):
         return computed
 
     def _receive_group(self, group: list[IncomingSegment], group_bytes: int) -> list[bytes]:
-        """Receive, hash and write segments without holes that are a block together; return their digests."""
-        # A thousand small files make a chunk: each step is done for all of a block, so that a file costs few calls.
+        """Receive, hash and write segments without holes that a block has room for; return their digests."""
+        # A bundle has up to a thousand files: each step is done for all of a block, so that a file costs few calls.
         clock, view, end = self._clock, self.channel.take(group_bytes), 0
         clock.enter("digest")
         pieces = [view[end : (end := end + each.segment.length)] for each in group]
