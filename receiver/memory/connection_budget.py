@@ -65,11 +65,14 @@ class ConnectionBudget(NamedTuple):
         return self.payload_bytes == SMALL_PAYLOAD_BYTES
 
 
-SMALL: Final = ConnectionBudget(
-    SMALL_PAYLOAD_BYTES + FRAME_AREA_BYTES + 2 * SMALL_BUFFER_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES,
-    SMALL_PAYLOAD_BYTES,
-    SMALL_BUFFER_BYTES,
-)
+def _without_huge_pages(payload_bytes: int, receive_buffer_bytes: int, secured_bytes: int = 0) -> ConnectionBudget:
+    # The kernel takes twice what SO_RCVBUF is set to (socket(7)): half of it is for its own structures.
+    kernel_bytes = 2 * receive_buffer_bytes + SEND_BUFFER_BYTES
+    total_bytes = payload_bytes + FRAME_AREA_BYTES + kernel_bytes + THREAD_BYTES + secured_bytes
+    return ConnectionBudget(total_bytes, payload_bytes, receive_buffer_bytes)
+
+
+SMALL: Final = _without_huge_pages(SMALL_PAYLOAD_BYTES, SMALL_BUFFER_BYTES)
 CONTROL: Final = ConnectionBudget(
     FRAME_AREA_BYTES + 2 * CONTROL_BUFFER_BYTES + SEND_BUFFER_BYTES + THREAD_BYTES, 0, CONTROL_BUFFER_BYTES
 )
@@ -93,7 +96,7 @@ def sizes(socket_limits: SocketLimits, connection_id: int) -> Iterator[Connectio
 
 def small(socket_limits: SocketLimits) -> ConnectionBudget:
     """Return the smallest size."""
-    return SMALL._replace(bytes=SMALL.bytes + socket_limits.secured_bytes)
+    return _without_huge_pages(SMALL_PAYLOAD_BYTES, SMALL_BUFFER_BYTES, socket_limits.secured_bytes)
 
 
 def medium(socket_limits: SocketLimits) -> ConnectionBudget:
@@ -101,8 +104,7 @@ def medium(socket_limits: SocketLimits) -> ConnectionBudget:
     receive_buffer_bytes = min(MEDIUM_BYTES, socket_limits.locked_bytes // 2)
     if receive_buffer_bytes <= SMALL_BUFFER_BYTES:
         return small(socket_limits)
-    more_bytes = MEDIUM_BYTES - SMALL_PAYLOAD_BYTES + 2 * (receive_buffer_bytes - SMALL_BUFFER_BYTES)
-    return ConnectionBudget(small(socket_limits).bytes + more_bytes, MEDIUM_BYTES, receive_buffer_bytes)
+    return _without_huge_pages(MEDIUM_BYTES, receive_buffer_bytes, socket_limits.secured_bytes)
 
 
 def borrow(
@@ -118,13 +120,12 @@ def borrow(
     share_bytes = account.budget.share_bytes
     small_bytes, medium_bytes = small(socket_limits).bytes, medium(socket_limits).bytes
     for connection_budget in sizes(socket_limits, connection_id):
-        leave_bytes = share_bytes * 3 // 2
-        if connection_budget.bytes > medium_bytes:
-            leave_bytes += max(2 * connection_budget.bytes, to_come * medium_bytes)
-        elif connection_budget.is_small:
+        if connection_budget.is_small:
             leave_bytes = share_bytes
+        elif connection_budget.bytes <= medium_bytes:
+            leave_bytes = share_bytes * 3 // 2 + to_come * small_bytes
         else:
-            leave_bytes += to_come * small_bytes
+            leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * medium_bytes)
         if account.try_borrow(connection_budget.bytes, leave_bytes=leave_bytes):
             return connection_budget
     return None
@@ -135,7 +136,6 @@ def smaller(connection_budget: ConnectionBudget, socket_limits: SocketLimits) ->
 
     Only its receive buffer becomes smaller: the buffer of its channel is in use.
     """
-    # The kernel takes twice what SO_RCVBUF is set to (socket(7)): half of it is for its own structures.
     kernel_bytes = 2 * connection_budget.receive_buffer_bytes or socket_limits.autotuned_bytes
     possible = [locked for locked in LOCKED_BYTES if 2 * locked <= socket_limits.locked_bytes]
     for locked in (*possible, SMALL_BUFFER_BYTES):
