@@ -6,16 +6,20 @@ from filestreamer.wire import limits
 from filestreamer.wire.xattr_parts import xattrs_bytes
 from sender.source.item import Item
 
-_ENTRY_BYTES: Final = 80
-"""An encoded entry is at most this long, besides its path, the target of its link and its attributes."""
+_ENTRY_BYTES: Final = 40
+"""The values of an entry in all columns are at most this long, besides its path."""
+_DETAILS_BYTES: Final = 40
+"""So are its EntryDetails, besides the target of its link and its attributes."""
 _PART_BYTES: Final = limits.FRAME_BYTES - limits.KIB
 
 
 def encoded_bytes(item: Item) -> int:
     """Return the most that an entry takes in a frame, in bytes."""
     entry = item.entry
-    size = _ENTRY_BYTES + len(entry.path) + len(entry.link_target)
-    return size + xattrs_bytes(entry.xattrs) if entry.xattrs else size
+    size = _ENTRY_BYTES + len(entry.path)
+    if entry.data_bytes is None and not (entry.hard_link_group or entry.link_target or entry.xattrs):
+        return size  # as nearly always
+    return size + _DETAILS_BYTES + len(entry.link_target) + xattrs_bytes(entry.xattrs)
 
 
 class PartBudget:

@@ -59,22 +59,36 @@ def repeated(number: int, content: bytes) -> Callable[[], bytes]:
     return body
 
 
-def entry_with(number: int, content: bytes) -> Callable[[], bytes]:
-    """Fill a frame with one entry that has one field as often as fits."""
+def details_with(number: int, content: bytes) -> Callable[[], bytes]:
+    """Fill a frame with one entry, whose EntryDetails have one field as often as fits."""
     field = assemble([Field(number, BYTES, content)])
-    head = assemble([Field(1, BYTES, b"f"), Field(2, VARINT, 1), Field(3, VARINT, 1 << 40)])
+    numbers = [Field(column, VARINT, 1) for column in (3, 4, 5, 6)]
+    entry = [Field(2, BYTES, b"f"), *numbers]
 
     def body() -> bytes:
-        entry = head + field * ((limits.FRAME_BYTES - 40) // len(field))
-        return assemble([Field(17, BYTES, assemble([Field(2, BYTES, entry), Field(3, VARINT, 1)]))])
+        details = field * ((limits.FRAME_BYTES - 40) // len(field))
+        return assemble([Field(17, BYTES, assemble([*entry, Field(9, BYTES, details), Field(10, VARINT, 1)]))])
+
+    return body
+
+
+def column_of(number: int) -> Callable[[], bytes]:
+    """Fill a frame with one column, of the least value, packed; there is one path."""
+
+    def body() -> bytes:
+        column = Field(number, BYTES, b"\x01" * (limits.FRAME_BYTES - 40))
+        return assemble([Field(17, BYTES, assemble([Field(2, BYTES, b"f"), column, Field(10, VARINT, 1)]))])
 
     return body
 
 
 COSTLY: dict[str, Callable[[], bytes]] = {
-    "entries of nothing": repeated(2, b""),
-    "attributes of nothing": entry_with(11, b""),
-    "holes of nothing": entry_with(10, b""),
+    "paths of nothing": repeated(2, b""),
+    "details of nothing": repeated(9, b""),
+    "attributes of nothing": details_with(4, b""),
+    "types of one path": column_of(3),
+    "times of one path": column_of(6),
+    "owners of one path": column_of(7),
     "nested groups": lambda: varint(7 << 3 | GROUP) * 30_000 + varint(7 << 3 | GROUP_END) * 30_000,
     "nested messages": lambda: nested(400),
     "acknowledgements": lambda: assemble([Field(33, BYTES, assemble([Field(2, BYTES, b"\x01" * 65_000)]))]),

@@ -528,7 +528,7 @@ ID = bytes(16)
 MAC = bytes(32)
 _HELLO: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: 2, 5: 0, 6: 8, 7: ID}
 _GREETING: dict[int, int | bytes] = {1: 1, 2: 1, 3: ID, 4: ID}
-_ENTRY: dict[int, int | bytes] = {1: b"f", 2: 1, 3: 8}
+_ENTRY: dict[int, int | bytes] = {2: b"f", 3: 1, 4: 8, 5: 0, 6: 0}
 
 
 def hello(**changes: int | bytes | list[bytes]) -> bytes:
@@ -541,9 +541,10 @@ def greeting(**changes: int | bytes | list[bytes]) -> bytes:
     return pb((1, _changed(_GREETING, changes)))
 
 
-def entry(*more: tuple[int, int | bytes], **changes: int | bytes) -> bytes:
-    """Write a ManifestPart of one Entry, likewise."""
-    return pb((17, pb((2, _changed(_ENTRY, changes) + pb(*more)))))
+def entry(*details: tuple[int, int | bytes], **changes: int | bytes | list[bytes]) -> bytes:
+    """Write a ManifestPart of one entry, likewise; with `details`, if there are any."""
+    more = pb((9, pb(*details))) if details else b""
+    return pb((17, _changed(_ENTRY, changes) + more))
 
 
 VANISHED = (4, b"\x08\x01\x10\x02")
@@ -642,28 +643,38 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
     ("shard 2 of 2", pb((16, pb((1, 8), (2, pb((1, 2), (2, 2)))))), "Offer.shard.shard_index"),
     ("a short digest of a walk", pb((21, pb((2, bytes(16)), (7, bytes(15))))), "Finish.walk_digest"),
     ("1025 shards that are finished", pb((22, pb((5, limits.SHARDS_MAX + 1)))), "Complete.shards_finished"),
-    ("file ids that run over", pb((17, pb((1, 1 << 63), (3, 1)))), "ManifestPart.first_file_id"),
-    ("no entry, and not the last part", pb((17, b"")), "ManifestPart.entries"),
-    ("extended attributes beside entries", pb((17, pb((2, pb(*sorted(_ENTRY.items()))), (4, XATTR)))), "entries"),
-    ("extended attributes of no entry go on", pb((17, pb((3, 1), (5, 1)))), "ManifestPart.xattrs_continue"),
-    ("they go on behind the last part", pb((17, pb((3, 1), (4, XATTR), (5, 1)))), "ManifestPart.xattrs_continue"),
-    ("an attribute without a name", pb((17, pb((4, pb((2, b"x")))))), "more_xattrs.name"),
-    ("an attribute with a name of 256 bytes", pb((17, pb((4, pb((1, b"x" * 256)))))), "more_xattrs.name"),
-    ("an attribute with a 0 in its name", pb((17, pb((4, pb((1, b"x\0")))))), "more_xattrs.name"),
-    ("1025 attributes", pb((17, pb(*[(4, XATTR)] * 1025))), "ManifestPart.more_xattrs"),
-    ("1025 entries", pb((17, pb((2, pb(*sorted(_ENTRY.items())))) * 1025)), "ManifestPart.entries"),
-    ("an entry without a path", entry(f1=b""), "Entry.path"),
-    ("a path of 4097 bytes", entry(f1=b"x" * 4097), "Entry.path"),
-    ("an entry of type 0", entry(f2=0), "Entry.type"),
-    ("an entry of an unknown type", entry(f2=9), "Entry.type"),
-    ("a directory of 8 bytes", entry(f2=2), "Entry.size"),
-    ("a file of 2^63 bytes", entry(f3=1 << 63), "Entry.size"),
-    ("mode bits beyond the permissions", entry(f4=0o10000), "Entry.mode"),
-    ("a file with a link target", entry(f8=b"x"), "Entry.link_target"),
-    ("a symlink without a target", entry(f2=3, f3=0), "Entry.link_target"),
-    ("a link target of 4097 bytes", entry(f2=3, f3=0, f8=b"x" * 4097), "Entry.link_target"),
-    ("more data than bytes", entry((12, 9)), "Entry.data_bytes"),
-    ("data of a directory", entry((12, 1), f2=2, f3=0), "Entry.data_bytes"),
+    ("file ids that run over", pb((17, pb((1, 1 << 63), (10, 1)))), "ManifestPart.first_file_id"),
+    ("no entry, and not the last part", pb((17, b"")), "ManifestPart.paths"),
+    ("extended attributes beside entries", entry(f11=XATTR), "ManifestPart.paths"),
+    ("extended attributes of no entry go on", pb((17, pb((10, 1), (12, 1)))), "ManifestPart.xattrs_continue"),
+    ("they go on behind the last part", pb((17, pb((10, 1), (11, XATTR), (12, 1)))), "ManifestPart.xattrs_continue"),
+    ("an attribute without a name", pb((17, pb((11, pb((2, b"x")))))), "more_xattrs.name"),
+    ("an attribute with a name of 256 bytes", pb((17, pb((11, pb((1, b"x" * 256)))))), "more_xattrs.name"),
+    ("an attribute with a 0 in its name", pb((17, pb((11, pb((1, b"x\0")))))), "more_xattrs.name"),
+    ("1025 attributes", pb((17, pb(*[(11, XATTR)] * 1025))), "ManifestPart.more_xattrs"),
+    ("1025 entries", pb((17, _changed(_ENTRY, {}) * 1025)), "ManifestPart.paths"),
+    ("two paths and one of all else", entry(f2=[b"f", b"g"]), "ManifestPart.types"),
+    ("a size too few", pb((17, _changed(_ENTRY, {}) + pb((2, b"g"), (3, 1), (5, 0), (6, 0)))), "ManifestPart.sizes"),
+    ("a mode too few", pb((17, _changed(_ENTRY, {}) + pb((2, b"g"), (3, 1), (4, 8), (6, 0)))), "ManifestPart.modes"),
+    ("a time too many", pb((17, _changed(_ENTRY, {}) + pb((6, 0)))), "ManifestPart.mtimes_ns"),
+    ("two owners of one entry", pb((17, _changed(_ENTRY, {}) + pb((7, 0), (7, 0)))), "ManifestPart.uids"),
+    ("two groups of one entry", pb((17, _changed(_ENTRY, {}) + pb((8, 0), (8, 0)))), "ManifestPart.gids"),
+    ("an entry without a path", entry(f2=b""), "ManifestPart.paths"),
+    ("a path of 4097 bytes", entry(f2=b"x" * 4097), "ManifestPart.paths"),
+    ("an entry of type 0", entry(f3=0), "ManifestPart.types"),
+    ("an entry of an unknown type", entry(f3=9), "ManifestPart.types"),
+    ("a directory of 8 bytes", entry(f3=2), "ManifestPart.sizes"),
+    ("a file of 2^63 bytes", entry(f4=1 << 63), "ManifestPart.sizes"),
+    ("mode bits beyond the permissions", entry(f5=0o10000), "ManifestPart.modes"),
+    ("an owner of -2", entry(f7=3), "ManifestPart.uids"),
+    ("a group of 2^32 - 1, which is -1 to chown(2)", entry(f8=2 * ((1 << 32) - 1)), "ManifestPart.gids"),
+    ("details of an entry that is not there", entry((1, 1)), "ManifestPart.details.index"),
+    ("details of an entry twice", pb((17, _changed(_ENTRY, {"f9": [b"", b""]}))), "ManifestPart.details"),
+    ("a file with a link target", entry((2, b"x")), "ManifestPart.details.link_target"),
+    ("a symlink without a target", entry(f3=3, f4=0), "ManifestPart.details.link_target"),
+    ("a link target of 4097 bytes", entry((2, b"x" * 4097), f3=3, f4=0), "ManifestPart.details.link_target"),
+    ("more data than bytes", entry((5, 9)), "ManifestPart.details.data_bytes"),
+    ("data of a directory", entry((5, 1), f3=2, f4=0), "ManifestPart.details.data_bytes"),
     ("1025 ranges of files", pb((18, pb((1, pb((2, 1)))) * 1025)), "Needed.files"),
     ("no file at all", pb((18, pb((1, pb((1, 3)))))), "Needed.files.files"),
     ("files that run over", pb((18, pb((1, pb((1, 1), (2, (1 << 63) - 1)))))), "Needed.files.files"),

@@ -319,45 +319,47 @@ class Xattr(_message.Message):
     value: bytes
     def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
-class Entry(_message.Message):
-    __slots__ = ("path", "type", "size", "mode", "mtime_ns", "uid", "gid", "link_target", "hard_link_group", "xattrs", "data_bytes")
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    TYPE_FIELD_NUMBER: _ClassVar[int]
-    SIZE_FIELD_NUMBER: _ClassVar[int]
-    MODE_FIELD_NUMBER: _ClassVar[int]
-    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
-    UID_FIELD_NUMBER: _ClassVar[int]
-    GID_FIELD_NUMBER: _ClassVar[int]
+class EntryDetails(_message.Message):
+    __slots__ = ("index", "link_target", "hard_link_group", "xattrs", "data_bytes")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     LINK_TARGET_FIELD_NUMBER: _ClassVar[int]
     HARD_LINK_GROUP_FIELD_NUMBER: _ClassVar[int]
     XATTRS_FIELD_NUMBER: _ClassVar[int]
     DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
-    path: bytes
-    type: EntryType
-    size: int
-    mode: int
-    mtime_ns: int
-    uid: int
-    gid: int
+    index: int
     link_target: bytes
     hard_link_group: int
     xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
     data_bytes: int
-    def __init__(self, path: _Optional[bytes] = ..., type: _Optional[_Union[EntryType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., data_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_group: _Optional[int] = ..., xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., data_bytes: _Optional[int] = ...) -> None: ...
 
 class ManifestPart(_message.Message):
-    __slots__ = ("first_file_id", "entries", "last", "more_xattrs", "xattrs_continue")
+    __slots__ = ("first_file_id", "paths", "types", "sizes", "modes", "mtimes_ns", "uids", "gids", "details", "last", "more_xattrs", "xattrs_continue")
     FIRST_FILE_ID_FIELD_NUMBER: _ClassVar[int]
-    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    MODES_FIELD_NUMBER: _ClassVar[int]
+    MTIMES_NS_FIELD_NUMBER: _ClassVar[int]
+    UIDS_FIELD_NUMBER: _ClassVar[int]
+    GIDS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     MORE_XATTRS_FIELD_NUMBER: _ClassVar[int]
     XATTRS_CONTINUE_FIELD_NUMBER: _ClassVar[int]
     first_file_id: int
-    entries: _containers.RepeatedCompositeFieldContainer[Entry]
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    types: _containers.RepeatedScalarFieldContainer[EntryType]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    modes: _containers.RepeatedScalarFieldContainer[int]
+    mtimes_ns: _containers.RepeatedScalarFieldContainer[int]
+    uids: _containers.RepeatedScalarFieldContainer[int]
+    gids: _containers.RepeatedScalarFieldContainer[int]
+    details: _containers.RepeatedCompositeFieldContainer[EntryDetails]
     last: bool
     more_xattrs: _containers.RepeatedCompositeFieldContainer[Xattr]
     xattrs_continue: bool
-    def __init__(self, first_file_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., last: _Optional[bool] = ..., more_xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., xattrs_continue: _Optional[bool] = ...) -> None: ...
+    def __init__(self, first_file_id: _Optional[int] = ..., paths: _Optional[_Iterable[bytes]] = ..., types: _Optional[_Iterable[_Union[EntryType, str]]] = ..., sizes: _Optional[_Iterable[int]] = ..., modes: _Optional[_Iterable[int]] = ..., mtimes_ns: _Optional[_Iterable[int]] = ..., uids: _Optional[_Iterable[int]] = ..., gids: _Optional[_Iterable[int]] = ..., details: _Optional[_Iterable[_Union[EntryDetails, _Mapping]]] = ..., last: _Optional[bool] = ..., more_xattrs: _Optional[_Iterable[_Union[Xattr, _Mapping]]] = ..., xattrs_continue: _Optional[bool] = ...) -> None: ...
 
 class FileRange(_message.Message):
     __slots__ = ("first_file_id", "files")

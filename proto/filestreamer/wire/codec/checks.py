@@ -1,5 +1,6 @@
 """Checks of the fields of a message from a peer. Each raises RemoteProtocolError, which names the field."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from filestreamer.wire import messages as m
@@ -22,6 +23,13 @@ def within(value: int, lowest: int, highest: int, what: str) -> int:
     if not lowest <= value <= highest:
         raise RemoteProtocolError(f"{what} is {value}, not in {lowest}..{highest}")
     return value
+
+
+def all_within(values: Sequence[int], lowest: int, highest: int, what: str) -> None:
+    """Check each of maybe thousands of values; nearly always all are fine, which the least and the greatest tell."""
+    if values and (min(values) < lowest or max(values) > highest):
+        for value in values:
+            within(value, lowest, highest, what)
 
 
 E = TypeVar("E", m.Role, m.EntryType, m.Existing, m.Phase, m.Verdict, m.Standing, m.SkipKind, Code)

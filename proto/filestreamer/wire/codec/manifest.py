@@ -1,12 +1,15 @@
 """Offer and ManifestPart, and Withdrawn, which takes files back."""
 
-from typing import Any
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from filestreamer.v1 import wire_pb2 as pb
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.codec.checks import MAX_U63, enum, require, within
+from filestreamer.wire.codec.checks import MAX_U63, all_within, enum, require, within
 from filestreamer.wire.codec.tables import Decoders, Encoders
+from filestreamer.wire.errors import RemoteProtocolError
 
 
 def _encode_offer(o: m.Offer) -> pb.Frame:
@@ -48,68 +51,6 @@ def _decode_deletion(d: pb.Deletion) -> m.Deletion:
     return m.Deletion(tuple(d.roots), tuple(d.excludes))
 
 
-def _encode_entry(e: m.Entry, entry: pb.Entry) -> None:
-    # A tree may have millions of entries: fields are set one by one, without those that have their default, as that is
-    # faster than a constructor call.
-    entry.path = e.path
-    entry.type = e.type  # type: ignore[assignment]
-    entry.size = e.size
-    entry.mode = e.mode
-    entry.mtime_ns = e.mtime_ns
-    if e.uid is not None:
-        entry.uid = e.uid
-    if e.gid is not None:
-        entry.gid = e.gid
-    if e.link_target:
-        entry.link_target = e.link_target
-    if e.hard_link_group:
-        entry.hard_link_group = e.hard_link_group
-    for xattr in e.xattrs:
-        entry.xattrs.add(name=xattr.name, value=xattr.value)
-    if e.data_bytes is not None:
-        entry.data_bytes = e.data_bytes
-
-
-_ENTRY_TYPES = {int(kind): kind for kind in m.EntryType}
-
-
-def _decode_entry(e: pb.Entry) -> m.Entry:
-    # A tree may have millions of entries: one quick test lets the common case pass, and only an entry that fails it is
-    # checked field by field.
-    kind = _ENTRY_TYPES.get(e.type)
-    path, size, mode, target = e.path, e.size, e.mode, e.link_target
-    is_file = kind is m.EntryType.FILE and not target and size <= limits.FILE_SIZE_MAX
-    if kind is None or not (is_file and 0 < len(path) <= limits.PATH_BYTES and mode <= 0o7777):
-        kind = _check_entry(e)
-    return m.Entry(
-        path,
-        kind,
-        size,
-        mode,
-        e.mtime_ns,
-        e.uid if e.HasField("uid") else None,
-        e.gid if e.HasField("gid") else None,
-        target,
-        e.hard_link_group,
-        _decode_xattrs(e.xattrs, "Entry.xattrs") if e.xattrs else (),
-        within(e.data_bytes, 0, size, "Entry.data_bytes") if e.HasField("data_bytes") else None,
-    )
-
-
-def _check_entry(e: pb.Entry) -> m.EntryType:
-    """Check an entry field by field; return its type. Raises RemoteProtocolError, which names the field."""
-    kind = enum(m.EntryType, e.type, "Entry.type")
-    within(len(e.path), 1, limits.PATH_BYTES, "the length of Entry.path")
-    within(len(e.link_target), 0, limits.PATH_BYTES, "the length of Entry.link_target")
-    require(
-        bool(e.link_target) == (kind is m.EntryType.SYMLINK), "Entry.link_target is for symlinks, and only for them"
-    )
-    require(not e.size or kind is m.EntryType.FILE, "Entry.size is for files only")
-    within(e.size, 0, limits.FILE_SIZE_MAX, "Entry.size")
-    within(e.mode, 0, 0o7777, "Entry.mode")
-    return kind
-
-
 def _decode_xattrs(xattrs: Any, what: str) -> tuple[m.Xattr, ...]:
     within(len(xattrs), 0, limits.XATTRS_PER_ENTRY, f"the number of {what}")
     for x in xattrs:
@@ -118,29 +59,121 @@ def _decode_xattrs(xattrs: Any, what: str) -> tuple[m.Xattr, ...]:
     return tuple([m.Xattr(x.name, x.value) for x in xattrs])
 
 
+# A tree may have millions of entries. Their columns are read and written whole, and only an entry that is more than a
+# plain file is looked at by itself.
+
+_NOT_TOLD: Final = -1
+"""Stands for a uid or gid that is None, as in chown(2)."""
+_ID_MAX: Final = (1 << 32) - 2
+_NO_DETAILS: Final = tuple(m.Entry._field_defaults.values())[2:]
+"""What an entry without EntryDetails has in the last fields."""
+_ENTRY_TYPES: Final = {int(kind): kind for kind in m.EntryType}
+
+
 def _encode_manifest_part(p: m.ManifestPart) -> pb.Frame:
     frame = pb.Frame()
     part = frame.manifest_part
     part.first_file_id = p.first_file_id
+    if p.entries:
+        paths, types, sizes, modes, mtimes_ns, uids, gids, *details = zip(*p.entries, strict=True)
+        part.paths.extend(paths)
+        part.types.extend(types)
+        part.sizes.extend(sizes)
+        part.modes.extend(modes)
+        part.mtimes_ns.extend(mtimes_ns)
+        part.uids.extend(_encode_ids(uids))
+        part.gids.extend(_encode_ids(gids))
+        if any(column.count(none) < len(column) for column, none in zip(details, _NO_DETAILS, strict=True)):
+            _encode_details(p.entries, part.details)
     part.last = p.last
-    for entry in p.entries:
-        _encode_entry(entry, part.entries.add())
     for xattr in p.more_xattrs:
         part.more_xattrs.add(name=xattr.name, value=xattr.value)
     part.xattrs_continue = p.xattrs_continue
     return frame
 
 
+def _encode_ids(ids: tuple[int | None, ...]) -> list[int]:
+    if ids.count(None) == len(ids):
+        return []
+    return [_NOT_TOLD if number is None else number for number in ids]
+
+
+def _encode_details(entries: tuple[m.Entry, ...], encoded: Any) -> None:
+    for index, entry in enumerate(entries):
+        if entry[-len(_NO_DETAILS) :] == _NO_DETAILS:
+            continue
+        details = encoded.add(
+            index=index,
+            link_target=entry.link_target,
+            hard_link_group=entry.hard_link_group,
+            data_bytes=entry.data_bytes,
+        )
+        for xattr in entry.xattrs:
+            details.xattrs.add(name=xattr.name, value=xattr.value)
+
+
 def _decode_manifest_part(p: pb.ManifestPart) -> m.ManifestPart:
     least = 0 if p.last or p.more_xattrs else 1
     most = 0 if p.more_xattrs else limits.ENTRIES_PER_PART
-    within(len(p.entries), least, most, "the number of ManifestPart.entries")
+    count = within(len(p.paths), least, most, "the number of ManifestPart.paths")
     if p.xattrs_continue:
-        require(not p.last and bool(p.entries or p.more_xattrs), "ManifestPart.xattrs_continue is of no entry")
+        require(not p.last and bool(count or p.more_xattrs), "ManifestPart.xattrs_continue is of no entry")
     first = within(p.first_file_id, 0, MAX_U63, "ManifestPart.first_file_id")
     more_xattrs = _decode_xattrs(p.more_xattrs, "ManifestPart.more_xattrs") if p.more_xattrs else ()
-    entries = tuple([_decode_entry(entry) for entry in p.entries])
-    return m.ManifestPart(first, entries, p.last, more_xattrs, p.xattrs_continue)
+    return m.ManifestPart(first, _decode_entries(p), p.last, more_xattrs, p.xattrs_continue)
+
+
+def _decode_entries(p: pb.ManifestPart) -> tuple[m.Entry, ...]:
+    paths = list(p.paths)
+    types, sizes = _column("types", p.types, paths), _column("sizes", p.sizes, paths)
+    modes, mtimes_ns = _column("modes", p.modes, paths), _column("mtimes_ns", p.mtimes_ns, paths)
+    kinds = [_ENTRY_TYPES.get(number) for number in types]
+    if None in kinds:
+        raise RemoteProtocolError(f"ManifestPart.types has the unknown value {types[kinds.index(None)]}")
+    all_within([len(path) for path in paths], 1, limits.PATH_BYTES, "the length of ManifestPart.paths")
+    all_within(sizes, 0, limits.FILE_SIZE_MAX, "ManifestPart.sizes")
+    all_within(modes, 0, 0o7777, "ManifestPart.modes")
+    symlinks: set[int] = set()
+    if kinds.count(m.EntryType.FILE) < len(kinds):
+        is_right = all(kind is m.EntryType.FILE for kind, size in zip(kinds, sizes, strict=True) if size)
+        require(is_right, "ManifestPart.sizes is for files only")
+        symlinks = {index for index, kind in enumerate(kinds) if kind is m.EntryType.SYMLINK}
+    uids, gids = _decode_ids("uids", p.uids, paths), _decode_ids("gids", p.gids, paths)
+    rows = zip(paths, kinds, sizes, modes, mtimes_ns, uids, gids, *map(itertools.repeat, _NO_DETAILS), strict=False)
+    entries = list(map(m.Entry._make, rows))
+    _decode_details(p.details, entries, symlinks)
+    return tuple(entries)
+
+
+def _column(name: str, values: Sequence[int], paths: Sequence[bytes]) -> list[int]:
+    require(len(values) == len(paths), f"ManifestPart.{name} has {len(values)} values for {len(paths)} paths")
+    return list(values)
+
+
+def _decode_ids(name: str, ids: Sequence[int], paths: Sequence[bytes]) -> Iterable[int | None]:
+    if not ids:
+        return itertools.repeat(None)
+    numbers = _column(name, ids, paths)
+    all_within(numbers, _NOT_TOLD, _ID_MAX, f"ManifestPart.{name}")
+    return [None if number == _NOT_TOLD else number for number in numbers]
+
+
+def _decode_details(details: Sequence[pb.EntryDetails], entries: list[m.Entry], symlinks: set[int]) -> None:
+    """Give these entries their details; those at the indices `symlinks` need a target, and only they have one."""
+    what, before = "ManifestPart.details", -1
+    for d in details:
+        index = before = within(d.index, before + 1, len(entries) - 1, f"{what}.index")
+        entry, data_bytes = entries[index], None
+        if d.HasField("data_bytes"):
+            data_bytes = within(d.data_bytes, 0, entry.size, f"{what}.data_bytes")
+        xattrs = _decode_xattrs(d.xattrs, f"{what}.xattrs") if d.xattrs else ()
+        if d.link_target:
+            require(index in symlinks, f"{what}.link_target is for symlinks only")
+            within(len(d.link_target), 1, limits.PATH_BYTES, f"the length of {what}.link_target")
+            symlinks.discard(index)
+        had = entry[: -len(_NO_DETAILS)]
+        entries[index] = m.Entry._make((*had, d.link_target, d.hard_link_group, xattrs, data_bytes))
+    require(not symlinks, f"{what}.link_target is missing, of a symlink")
 
 
 def _decode_withdrawn(w: pb.Withdrawn) -> m.Withdrawn:

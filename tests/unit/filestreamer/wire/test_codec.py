@@ -72,12 +72,14 @@ WITHIN: list[m.Message] = [
     part(FILE._replace(mode=0o7777)),
     part(FILE._replace(mtime_ns=-1 << 63)),
     part(FILE._replace(mtime_ns=U63)),
-    part(FILE._replace(uid=0, gid=U32)),
+    part(FILE._replace(uid=0, gid=U32 - 1)),
+    part(FILE, FILE._replace(uid=U32 - 1), FILE._replace(gid=0)),  # of others, they are not told
     part(FILE._replace(hard_link_group=U64)),
     part(FILE._replace(data_bytes=0)),
     part(FILE._replace(data_bytes=FILE.size)),
     part(FILE._replace(xattrs=(m.Xattr(b"x", b""), m.Xattr(b"user.x", b"y" * 60_000)))),
     part(LINK),
+    part(FILE, LINK, FILE, LINK),
     part(LINK._replace(link_target=b"t" * limits.PATH_BYTES)),
     part(m.Entry(b"d", m.EntryType.DIRECTORY, 0, 0o755, 0)),
     m.Needed((), ()),
@@ -273,7 +275,7 @@ def test_counts_are_checked_before_ranges() -> None:
     """A frame full of empty messages names its count, and not the first thing that is wrong inside."""
     with pytest.raises(RemoteProtocolError, match=r"the number of Needed\.segments is 30000"):
         decode(pb((18, bytes([18, 0]) * 30_000)))
-    with pytest.raises(RemoteProtocolError, match=r"the number of ManifestPart\.entries is 30000"):
+    with pytest.raises(RemoteProtocolError, match=r"the number of ManifestPart\.paths is 30000"):
         decode(pb((17, bytes([18, 0]) * 30_000)))
     with pytest.raises(RemoteProtocolError, match=r"the number of ChunkHeader\.segments is 30000"):
         decode(pb((32, bytes([18, 0]) * 30_000)))

@@ -113,7 +113,28 @@ def test_every_message_is_described_in_the_same_form(name: str) -> None:
     assert ["".join(part) for part in parts] == ["Purpose", "Sent by", "```proto", "| field", "Nonsense"]
 
 
-@pytest.mark.parametrize("name", STRUCTS)
+COLUMNS = {
+    "path": "paths",
+    "type": "types",
+    "size": "sizes",
+    "mode": "modes",
+    "mtime_ns": "mtimes_ns",
+    "uid": "uids",
+    "gid": "gids",
+}
+
+
+def test_an_entry_has_the_columns_and_details_of_its_part() -> None:
+    part, (index, *details) = fields_in_proto("ManifestPart"), fields_in_proto("EntryDetails")
+    assert part == [
+        field
+        for native in m.ManifestPart._fields
+        for field in ([*COLUMNS.values(), "details"] if native == "entries" else [native])
+    ]
+    assert (index, *COLUMNS, *details) == ("index", *m.Entry._fields)
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTS if name not in ("ManifestPart", "EntryDetails")])
 def test_native_messages_have_the_fields_of_the_schema(name: str) -> None:
     fields = [field for field in getattr(m, name)._fields if field != "reserved"]
     assert fields == fields_in_proto(name)

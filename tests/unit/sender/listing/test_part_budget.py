@@ -38,7 +38,7 @@ entries = st.builds(
     st.sampled_from([1, 40, 255, limits.PATH_BYTES]),
     st.sampled_from([0, 127, 128, limits.PATH_BYTES]),
     st.lists(st.integers(0, (1 << 63) - 1), min_size=3, max_size=3),
-    uid=st.one_of(st.none(), st.integers(0, (1 << 32) - 1)),
+    uid=st.one_of(st.none(), st.integers(0, (1 << 32) - 2)),
     mtime_ns=st.integers(-(1 << 63), (1 << 63) - 1),
 )
 
