@@ -98,6 +98,7 @@ class Transfer:
     has_said_why = False
     """Whether the receiver was told why the transfer has failed."""
     _is_interrupted = False
+    _tick_at = 0.0  # when to look after the clock next (monotonic)
     _thread_id = 0  # of the thread that runs this transfer
     _is_walked = False  # whether the walk has ended: what is listed after it is tried again
     _committed: bool | None = None  # the `committed` of Complete
@@ -250,6 +251,7 @@ class Transfer:
                 event = self.mailbox.take(TICK_SECONDS)
                 if event is not None:
                     self._act(event)
+                    self._start_connections()
                 self._tick()
             self.counters.phase = "complete"
             self._black_hole.is_over()
@@ -320,7 +322,7 @@ class Transfer:
             case FoundZeros():
                 self._zeros.take(event)
             case PartDone() | Grown() | Settled():
-                pass  # `_go_on` and `_tick` act on it after each event
+                pass  # `_go_on` and `_start_connections` act on it after each event
             case _:
                 raise AssertionError(event)
 
@@ -609,7 +611,11 @@ class Transfer:
             self._liveness.check(now)
 
     def _tick(self) -> None:
+        """Look after the clock: however many events come, a few times a second."""
         now = time.monotonic()
+        if now < self._tick_at:
+            return
+        self._tick_at = now + TICK_SECONDS / 2
         if self._link.is_heartbeat_due(now):
             self._link.say(self.counters.heartbeat())
         self._liveness.note_progress(now)

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from filestreamer.telemetry.counters import Skipped
@@ -97,6 +97,7 @@ class Walk:
         self._xattrs = XattrReader(is_kept=xattrs, warn=warn)
         self._listed = listed
         self._chosen: Selection | None = None  # of the walk that is under way
+        self._takes_all = False  # whether each file that it meets is to be sent
         self._follows = follows
         self._mounts = mounts
         self._not_whole: Item | None = None  # says that the directory that is yielded next is not listed whole
@@ -142,6 +143,8 @@ class Walk:
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first."""
         self._chosen = Selection(self._listed) if self._listed is not None else None
+        limiting = (self._chosen, self._wanted, self._mounts, self._shares)
+        self._takes_all = all(each is None for each in limiting)
         try:
             levels = [self._open(root.path, root, name, b"", is_whole=self._chosen is None or self._chosen.take(b""))]
             if self._mounts is not None:
@@ -170,16 +173,23 @@ class Walk:
     def _below(self, levels: "list[_Level]") -> Iterator[Item]:
         # Not recursive: a tree may be deeper than the stack.
         while levels:
-            found = None
-            for entry_name in levels[-1].names:
-                if found := self._enter(levels[-1], entry_name):
-                    break
+            level = levels[-1]
+            status: os.stat_result | None = None
+            if self._takes_all and level.is_listed:
+                name, status = yield from self._plain_files(level)
             else:
+                name = next(level.names, None)
+            if name is None:
                 levels.pop()
+                continue
+            found = self._enter(level, name, status)
+            if found is None:
                 continue
             if isinstance(found, _Level):
                 levels.append(found)
-            if not (isinstance(found, _Level) and (self._is_sparing or not found.is_whole)):
+                if self._is_sparing or not found.is_whole:
+                    continue
+            if not levels[-1].is_listed:  # else all above it are
                 yield from (level.item for level in levels if level.is_to_be_listed())
             if isinstance(found, Item):
                 yield found
@@ -187,16 +197,41 @@ class Walk:
                     yield self._not_whole
                     self._not_whole = None
 
-    def _enter(self, level: "_Level", name: bytes) -> "Item | _Level | None":
-        """Look at one entry of a directory; return None where it is left out."""
+    def _plain_files(self, level: "_Level") -> Generator[Item, None, tuple[bytes | None, os.stat_result | None]]:
+        """Yield the files of a directory, up to the first entry that needs a closer look.
+
+        Return the name of that, None at the end, and its status if that could be read. A tree may have millions of
+        files: nearly always, the status of a file is all that has to be looked at.
+        """
+        prefix, wire_prefix, root = level.prefix, level.wire_prefix, level.root
+        longest = limits.PATH_BYTES - len(wire_prefix)
+        try:
+            directory_fd = self._directories.get(root, level.below)
+        except OSError:
+            return next(level.names, None), None  # `_enter` meets the same error, and tells
+        for name in level.names:
+            try:
+                status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+            except OSError:
+                return name, None
+            size = status.st_size
+            is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and 0 < size <= status.st_blocks * 512
+            if not is_plain or len(name) > longest:
+                return name, status
+            path = prefix + name
+            entry = self._entry(wire_prefix + name, EntryType.FILE, status, size)
+            if self._xattrs.is_due():
+                entry = self._with_xattrs(entry, path, self._here(path, root), follows=self._follows)
+            yield Item(entry, path, Identity.of(status), None, root)
+        return None, None
+
+    def _enter(self, level: "_Level", name: bytes, status: os.stat_result | None) -> "Item | _Level | None":
+        """Look at one entry of a directory, whose status may be known; return None where it is left out."""
         self._is_own = False
-        parent = level.item
-        path = level.prefix + name
-        below = level.below + b"/" + name if level.below else name
-        wire_path = parent.entry.path + b"/" + name if parent.entry.path else name
+        path, wire_path, below = level.prefix + name, level.wire_prefix + name, level.below_prefix + name
         is_listed = self._chosen is None or self._chosen.take(below) or level.is_whole
         try:
-            found = self._find(level, name, path, wire_path, below, is_listed=is_listed)
+            found = self._find(level, name, status, (path, wire_path, below), is_listed=is_listed)
             if self._chosen is None or isinstance(found, _Level) or found is None:
                 return found
             if found.entry.type is not EntryType.DIRECTORY:
@@ -223,12 +258,22 @@ class Walk:
         return None
 
     def _find(
-        self, level: "_Level", name: bytes, path: bytes, wire_path: bytes, below: bytes, *, is_listed: bool
+        self,
+        level: "_Level",
+        name: bytes,
+        status: os.stat_result | None,
+        paths: tuple[bytes, bytes, bytes],
+        *,
+        is_listed: bool,
     ) -> "Item | _Level | None":
-        """Return what an entry is; None where it is left out. Raises OSError, Unsendable."""
-        root = level.root
+        """Return what an entry is; None where it is left out. Raises OSError, Unsendable.
+
+        `paths`: where it is, where it goes to, and where it is below the root.
+        """
+        (path, wire_path, below), root = paths, level.root
         directory_fd = self._directories.get(root, level.below)
-        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if status is None:
+            status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         if self._follows and stat.S_ISLNK(status.st_mode):
             status = _followed(name, directory_fd, path)
         is_directory = stat.S_ISDIR(status.st_mode)
@@ -252,7 +297,7 @@ class Walk:
         if not stat.S_ISDIR(status.st_mode) or self._is_sparing:
             return kept
         self._not_whole = kept
-        entry = self._entry(wire_path, EntryType.DIRECTORY, status)
+        entry = self._directory(wire_path, status)
         return Item(self._with_xattrs(entry, path, self._here(path, root)), path)
 
     def _skip_below(self, path: bytes, wire_path: bytes, below: bytes, kind: SkipKind, reason: str) -> None:
@@ -276,7 +321,7 @@ class Walk:
         """
         fd = self._directories.get(root, below)
         status = os.fstat(fd)
-        entry = self._with_xattrs(self._entry(name, EntryType.DIRECTORY, status), path, fd)
+        entry = self._with_xattrs(self._directory(name, status), path, fd)
         level = _Level(Item(entry, path), root, below, iter(()), status=status, parent=parent, is_whole=is_whole)
         if self._follows and (above := level.find_again()) is not None:
             raise _unreadable(path, f"it is a symbolic link that leads back to {above.item.shown}")
@@ -301,11 +346,16 @@ class Walk:
             else:
                 yield name
 
-    def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
-        owner = (status.st_uid, status.st_gid) if self._owner else (None, None)
-        if kind is EntryType.DIRECTORY and self._digest is not None:
+    def _directory(self, name: bytes, status: os.stat_result) -> Entry:
+        if self._digest is not None:
             self._digest.directory(name)
-        return Entry(name, kind, size, status.st_mode & 0o7777, _mtime_ns(status), *owner)
+        return self._entry(name, EntryType.DIRECTORY, status)
+
+    def _entry(self, name: bytes, kind: EntryType, status: os.stat_result, size: int = 0) -> Entry:
+        mode = status.st_mode & 0o7777
+        if not self._owner:
+            return Entry(name, kind, size, mode, _mtime_ns(status))
+        return Entry(name, kind, size, mode, _mtime_ns(status), status.st_uid, status.st_gid)
 
     def _is_own_file(self, name: bytes, status: os.stat_result) -> bool:
         """Whether this sender moves a file, or a part of it. It is taken into the digest of the walk."""
@@ -352,18 +402,19 @@ class Walk:
             raise
 
     def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
-        entry = self._entry(name, EntryType.FILE, status, status.st_size)
+        size, is_linked = status.st_size, status.st_nlink > 1
+        entry = self._entry(name, EntryType.FILE, status, size)
         identity = Identity.of(status)
-        if not status.st_size:
+        if not size:
             check_empty(Item(entry, path, identity, root=root), status, self._directories)
-        if status.st_nlink > 1 and (group := self._follow(identity)):
+        if is_linked and (group := self._follow(identity)):
             return Item(entry._replace(hard_link_group=group), path, root=root)
-        if (stored_bytes := status.st_blocks * 512) < status.st_size:
+        if (stored_bytes := status.st_blocks * 512) < size:
             entry = entry._replace(data_bytes=stored_bytes)
         if self._xattrs.is_due():
             entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
-        if status.st_nlink > 1:
+        if is_linked:
             self._groups += 1
             self._links[identity] = (self._groups, status.st_nlink - 1)
             entry = entry._replace(hard_link_group=self._groups)
@@ -437,14 +488,17 @@ class _Level:
         """`below` is its path, relative to the root; `names` are its entries that were not looked at yet."""
         self.item = item
         self.prefix = os.path.join(item.path, b"")
-        """Its path, as that of each of its entries begins."""
+        """Its path, as that of each of its entries begins; so do the next two."""
+        self.wire_prefix = item.entry.path + b"/" if item.entry.path else b""
+        self.below_prefix = below + b"/" if below else b""
         self.is_whole = is_whole
         self._identity = (status.st_dev, status.st_ino)
         self._parent = parent
         self.root = root
         self.below = below
         self.names = names
-        self._is_listed = not item.entry.path  # the destination itself is not an entry
+        self.is_listed = not item.entry.path
+        """Whether it was listed; the destination itself is not an entry."""
 
     def is_empty(self) -> bool:
         """Return whether there is nothing in it that was not looked at yet."""
@@ -454,7 +508,7 @@ class _Level:
 
     def is_to_be_listed(self) -> bool:
         """Return whether it was not listed yet; from then on it counts as listed."""
-        was_listed, self._is_listed = self._is_listed, True
+        was_listed, self.is_listed = self.is_listed, True
         return not was_listed
 
     def find_again(self) -> "_Level | None":
