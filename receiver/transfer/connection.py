@@ -22,6 +22,7 @@ from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
+from filestreamer.wire.blocks import blocks
 from filestreamer.wire.codec import decode
 from filestreamer.wire.digests import segment_digest, segment_hasher, update_with_zeros
 from filestreamer.wire.errors import (
@@ -305,36 +306,25 @@ class DataConnection(threading.Thread):
 
     def _receive_segments(self, incoming: list[IncomingSegment]) -> list[bytes]:
         """Receive, hash and write the segments of a chunk; return their digests."""
-        block_bytes, computed = self.channel.block_bytes, []
-        group: list[IncomingSegment] = []
-        group_bytes = 0
-        for each in incoming:
-            _, _, length, runs = each.segment
-            is_by_itself = runs or length > block_bytes
-            if group and (is_by_itself or group_bytes + length > block_bytes):
-                computed += self._receive_group(group, group_bytes)
-                group, group_bytes = [], 0
-            if is_by_itself:
-                computed.append(self._receive_segment(each))
+        computed: list[bytes] = []
+        for first, end, size in blocks([each.segment for each in incoming], self.channel.block_bytes):
+            if size:
+                computed += self._receive_block(incoming[first:end], size)
             else:
-                group.append(each)
-                group_bytes += length
-        if group:
-            computed += self._receive_group(group, group_bytes)
+                computed.append(self._receive_segment(incoming[first]))
         return computed
 
-    def _receive_group(self, group: list[IncomingSegment], group_bytes: int) -> list[bytes]:
-        """Receive, hash and write segments without holes that a block has room for; return their digests."""
-        # A bundle has up to a thousand files: each step is done for all of a block, so that a file costs few calls.
-        clock, view, end = self._clock, self.channel.take(group_bytes), 0
+    def _receive_block(self, incoming: list[IncomingSegment], size: int) -> list[bytes]:
+        """Receive, hash and write small segments of `size` bytes together; return their digests."""
+        clock, view, end = self._clock, self.channel.take(size), 0
         clock.enter("digest")
-        pieces = [view[end : (end := end + each.segment.length)] for each in group]
+        pieces = [view[end : (end := end + each.segment.length)] for each in incoming]
         computed = [segment_digest(piece) for piece in pieces]
         clock.enter("write")
-        for each, piece in zip(group, pieces, strict=True):
+        for each, piece in zip(incoming, pieces, strict=True):
             if each.write:
                 each.sink.write(piece, each.segment.offset)
-        self.counters.moved_bytes += group_bytes
+        self.counters.moved_bytes += size
         clock.enter("receive")
         return computed
 

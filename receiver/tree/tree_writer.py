@@ -132,11 +132,16 @@ class TreeWriter:
         is_alone: bool,
     ) -> _First | Writer | None:
         """Add segments to `begun` until all are, or one can't begin yet: return what comes first, as `_try_begin`."""
+        entries, is_open = part_state.entries, part_state.is_active and not self._is_closed
         for segment in segments[len(begun) :]:
             index = segment.file_id - part_state.first
             # Small files of one part make a chunk: one lock is taken for all of them.
-            if not 0 <= index < len(part_state.entries):
+            if not 0 <= index < len(entries):
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id}, of another ManifestPart than its first")
+            is_small = segment.length == entries[index].size <= self._chunk_size and not segment.offset
+            if is_small and is_open and part_state.state(index) == FREE:  # nearly always: nothing else is to be asked
+                begun.append(self._write_small(part_state, index, segment, connection))
+                continue
             step = self._try_begin(part_state, index, segment, connection, is_alone=is_alone)
             if not isinstance(step, IncomingSegment):
                 return step
@@ -183,6 +188,11 @@ class TreeWriter:
             if other is connection:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
+        return self._write_small(part_state, index, segment, connection)
+
+    def _write_small(
+        self, part_state: PartState, index: int, segment: m.Segment, connection: Connection
+    ) -> IncomingSegment:
         entry = part_state.entries[index]
         file = SmallFile(
             self._stagings.of(entry.path),
@@ -233,10 +243,12 @@ class TreeWriter:
         complete: list[StagedFile] = []
         part_state = self._parts.acquire(self._parts.number_with(incoming[0].segment.file_id))
         try:
-            good = [
-                self._end_segment(part_state, connection, segment, digest=digest, actual=actual, complete=complete)
-                for segment, digest, actual in zip(incoming, digests, computed, strict=True)
-            ]
+            good = [digest == actual for digest, actual in zip(digests, computed, strict=True)]
+            for at, segment in enumerate(incoming):
+                if isinstance(segment.sink, SmallFile):
+                    self._end_small(part_state, segment.sink, digests[at] if good[at] else None, complete)
+                else:
+                    good[at] = self._end_segment(part_state, connection, segment, digests[at], computed[at])
             is_pending = part_state.is_pending
         finally:
             part_state.lock.release()
@@ -270,26 +282,11 @@ class TreeWriter:
         return good
 
     def _end_segment(
-        self,
-        part_state: PartState,
-        connection: Connection,
-        incoming: IncomingSegment,
-        *,
-        digest: bytes,
-        actual: bytes,
-        complete: list[StagedFile],
+        self, part_state: PartState, connection: Connection, incoming: IncomingSegment, digest: bytes, actual: bytes
     ) -> bool:
-        """End one segment; return whether its digest is right. Adds a complete small file to `complete`."""
-        sink, open_file = incoming.sink, incoming.ledger
+        """End a segment of a large file, or one that is not written; return whether its digest is right."""
+        open_file = incoming.ledger
         index = incoming.segment.file_id - part_state.first
-        if isinstance(sink, SmallFile):
-            if self._end_small(part_state, index, sink, digest if digest == actual else None):
-                entry = sink.entry
-                is_new = part_state.is_new(index)
-                group = entry.hard_link_group
-                file = StagedFile(entry.path, sink.name, entry.size, sink.staging, sink.file_id, group, is_new)
-                complete.append(file)
-            return digest == actual
         if isinstance(open_file, OpenLargeFile):
             is_good = open_file.deliver(incoming.position, connection, digest, actual, connection.connection_id)
             if is_good and incoming.write and not open_file.is_declined:
@@ -307,21 +304,26 @@ class TreeWriter:
         verified = large.digests_between(at, at + 1, self._spool) if large is not None else part_state.digest(index)
         return digest == verified
 
-    def _end_small(self, part_state: PartState, index: int, file: SmallFile, digest: bytes | None) -> bool:
-        """End a small file, with its digest, or None if it is wrong; return whether to put the file in place."""
+    def _end_small(
+        self, part_state: PartState, file: SmallFile, digest: bytes | None, complete: list[StagedFile]
+    ) -> None:
+        """End a small file, with its digest, or None if that is wrong; add what is to be put in place to `complete`."""
+        index, entry = file.file_id - part_state.first, file.entry
         if part_state.writing.get(index) is file:
             del part_state.writing[index]
         if part_state.state(index) == WITHDRAWN:
             file.discard()
-            return False
-        if digest is None:
+        elif digest is None:
             file.discard()
             part_state.set(index, DECLINED if file.is_declined else FREE)
-            return False
-        part_state.set_with_digest(index, VERIFIED, digest)
-        if not file.is_declined:
-            file.tell()
-        return not file.is_declined
+        else:
+            part_state.set_with_digest(index, VERIFIED, digest)
+            if not file.is_declined:
+                file.tell()
+                group, is_new = entry.hard_link_group, part_state.is_new(index)
+                complete.append(
+                    StagedFile(entry.path, file.name, entry.size, file.staging, file.file_id, group, is_new)
+                )
 
     # --- connections, and the end
 

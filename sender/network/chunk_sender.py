@@ -20,7 +20,8 @@ from typing import Final
 from filestreamer.telemetry.counters import ConnectionCounters, StageClock
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.digests import segment_hasher, update_with_zeros
+from filestreamer.wire.blocks import blocks
+from filestreamer.wire.digests import segment_digest, segment_hasher, update_with_zeros
 from filestreamer.wire.errors import ConnectionLost
 from filestreamer.wire.framing import frame
 from filestreamer.wire.session import Session
@@ -135,17 +136,51 @@ class ChunkSender:
 
     def _send_segments(self, channel: Channel, chunk_id: int, carried: list[tuple[m.Segment, Item]]) -> list[bytes]:
         """Send the segments of a chunk; return the digests to send for them."""
-        sent = [self._send_segment(channel, segment, item) for segment, item in carried]
-        digests = [digest for digest, _ in sent]
+        seen: Identity | None = None
+        if len(carried) > 1 and self._digests is None and self._rate_limit is None:
+            digests = self._send_bundle(channel, carried)
+        else:
+            sent = [self._send_segment(channel, segment, item) for segment, item in carried]
+            digests, seen = [digest for digest, _ in sent], sent[0][1]
         for index in self._queue.pin_digest(chunk_id, [segment for segment, _ in carried], digests):
             segment, item = carried[index]
             digests[index] = self._withdraw(segment, changed(item, OTHER_BYTES))
-        if not self._is_poisoned and self._must_hold_back(chunk_id, *carried[0], sent[0][1]):
+        if not self._is_poisoned and self._must_hold_back(chunk_id, *carried[0], seen):
             digests = [_NO_DIGEST]
             self._is_poisoned = True
         if self._is_poisoned:
             self._poisoned.add(chunk_id)
             self._is_poisoned = False
+        return digests
+
+    def _send_bundle(self, channel: Channel, carried: list[tuple[m.Segment, Item]]) -> list[bytes]:
+        """Send small files, as many at a time as a block has room for; return the digests to send for them."""
+        digests: list[bytes] = []
+        for first, end, size in blocks([segment for segment, _ in carried], limits.BLOCK_BYTES):
+            if size:
+                digests += self._send_block(channel, carried[first:end], size)
+            else:
+                digests.append(self._send_segment(channel, *carried[first])[0])
+        return digests
+
+    def _send_block(self, channel: Channel, carried: list[tuple[m.Segment, Item]], size: int) -> list[bytes]:
+        """Read, hash and send small files of `size` bytes together; return the digests to send for them."""
+        view, end = self._outbox.reserve(channel, size), 0
+        pieces = [view[end : (end := end + segment.length)] for segment, _ in carried]
+        reader, troubles = self._reader, {}
+        self._clock.enter("read")
+        for index, (_, item) in enumerate(carried):
+            try:
+                reader.read_whole(item, pieces[index])
+            except Unsendable as error:
+                troubles[index] = _lasting(error)
+                pieces[index][:] = bytes(len(pieces[index]))  # the header has announced these bytes
+        self._clock.enter("digest")
+        digests = [segment_digest(piece) for piece in pieces]
+        self._clock.enter(None)
+        self._outbox.add_payload(size)
+        for index, trouble in troubles.items():
+            digests[index] = self._withdraw(carried[index][0], trouble)
         return digests
 
     def _must_hold_back(self, chunk_id: int, segment: m.Segment, item: Item, seen: Identity | None) -> bool:

@@ -29,6 +29,7 @@ SPAN_MOST: Final = 2
 GAP_BYTES: Final = 8 * limits.KIB
 """The largest gap between these that is read, too: to copy more takes longer than another system call."""
 OTHER_BYTES: Final = "its bytes are not the same as when they were read first"
+_RESTLESS: Final = "its status changes all the time"
 _STREAM: Final = Identity(0, 0, 0, 0, 0)
 """The identity of a stream: its bytes, once they are read, stay as they are."""
 
@@ -60,6 +61,18 @@ class Reader:
                 done += count
         except OSError as error:
             raise unreadable(item, error) from None
+
+    def read_whole(self, item: Item, view: memoryview) -> None:
+        """Fill `view` with all the bytes of a file, as they are while nobody touches it. Raises Unsendable."""
+        before = self.look(item)
+        for _ in range(READS_MAX):
+            self.read_into(item, view, 0)
+            after = self.look(item)
+            if after == before:
+                self._check_end(item)
+                return
+            before = after
+        raise changed(item, _RESTLESS)
 
     def read_run(self, item: Item, view: memoryview, offsets: range, length: int) -> None:
         """Fill `view` with the `length` bytes at each of these offsets. Raises Unsendable."""
@@ -146,7 +159,7 @@ class Reader:
             for offset, digest in zip(offsets, digests, strict=True):
                 if self.digest(item, offset, length, block) != digest:
                     raise changed(item, OTHER_BYTES)
-        raise changed(item, "its status changes all the time")
+        raise changed(item, _RESTLESS)
 
     def _check_end(self, item: Item) -> None:
         """Check that a file ends where its size says, on a file system that may lie about that. Raises Unsendable."""

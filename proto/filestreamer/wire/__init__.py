@@ -12,7 +12,8 @@ The life of a connection, and of the bytes on it:
 5. `messages`        the messages, as named tuples;
 6. `session`         which message is legal when, as one table;
 7. `layout`          cuts files into chunks, and bundles small files into one; `grid` cuts one file into segments;
-                     `tree_shares` says which shard of a job moves which of them;
+                     `tree_shares` says which shard of a job moves which of them; `blocks` takes the small segments of
+                     a chunk together;
 8. `digests`         the digests of segments and of the whole transfer, and the checksum of a frame;
 9. `progress_clock`  when a transfer last made progress, as both ends define it;
 10. `errors`         everything that can go wrong, as one tree, with codes and exit codes;

@@ -162,6 +162,45 @@ def test_a_file_whose_ctime_moves_each_time_that_it_is_read(path: Path, monkeypa
     reader.close()
 
 
+def test_a_whole_file_is_read_again_until_nobody_touches_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes change behind the first read, and only its ctime tells."""
+    reader, item, status, real = Reader(), listed(path), path.stat(), os.preadv
+    block = memoryview(bytearray(10))
+
+    def read_and_write(*args: object) -> int:
+        count = real(*args)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        path.write_bytes(b"9876543210")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return count
+
+    monkeypatch.setattr(os, "preadv", read_and_write)
+    reader.read_whole(item, block)
+    assert bytes(block) == b"9876543210"
+    reader.close()
+
+
+def test_a_whole_file_that_somebody_touches_all_the_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, item, ctime_ns = Reader(), listed(path), itertools.count()
+    real = reader.look
+    monkeypatch.setattr(reader, "look", lambda item: real(item)._replace(ctime_ns=next(ctime_ns)))
+    assert "all the time" in fails(Code.SOURCE_CHANGED, reader.read_whole, item, memoryview(bytearray(10)))
+    reader.close()
+
+
+@pytest.mark.parametrize("change", [touch, grow, shrink])
+def test_a_whole_file_that_changes(path: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, item, real = Reader(), listed(path), os.preadv
+
+    def change_and_read(*args: object) -> int:
+        change(path)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", change_and_read)
+    assert str(path) in fails(Code.SOURCE_CHANGED, reader.read_whole, item, memoryview(bytearray(10)))
+    reader.close()
+
+
 def test_another_inode_number_is_no_change_where_the_file_system_does_not_keep_them(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
