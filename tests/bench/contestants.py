@@ -309,7 +309,7 @@ def _filestreamer(
     module = [python, "-P", "-m"]
     where, sent = ["--output-file", target], f"{source}"
     if source.is_dir():
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         where, sent = ["--directory", target, "--once"], f"{source}/"
     receiver = [*module, "receiver", "--listen", listen, *where, "--metrics", serves[0]]
     env = {**COMPILED, "FILESTREAMER_TOKEN": token} if token else COMPILED

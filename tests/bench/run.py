@@ -52,6 +52,8 @@ class Case(NamedTuple):
     most_rounds: int | None = None
     is_optional: bool = False
     """Measured only when it is asked for."""
+    is_again: bool = False
+    """Whether each copies once more what it has copied before: its copy stays, and the first run is not measured."""
 
 
 def pairs(flag: str, *values: object) -> tuple[c.Contestant, ...]:
@@ -102,6 +104,12 @@ def cases(disk: str) -> dict[str, Case]:
             disk,
             pause_seconds=REUSE_SECONDS,
             is_optional=True,
+        ),
+        "again": Case(
+            "200 000 files of 0 to 1 KiB, all there and unchanged, RAM disk",
+            (ours, c.rsync()),
+            Data(KIB, 0, files=200_000),
+            is_again=True,
         ),
         "start": Case("1 KiB: what starting costs", (ours, c.cp(), *peers), Data(KIB)),
         "start-pythons": Case("1 KiB, by interpreter", (ours, *on_each), Data(KIB), is_optional=True),
@@ -233,7 +241,8 @@ def main() -> None:
         if settings.scale != 1:
             title = f"{case.title}, {settings.scale:g} of it"
             case = case._replace(title=title, data=case.data.scaled(settings.scale))
-        room_bytes = case.data.room_bytes * (1 + (len(case.contestants) if case.pause_seconds else 1))
+        copies = len(case.contestants) if case.pause_seconds or case.is_again else 1
+        room_bytes = case.data.room_bytes * (1 + copies)
         if shutil.disk_usage(case.directory).free < room_bytes:
             print(f"\n{name}: left out, needs {room_bytes / GIB:.1f} GiB in {case.directory}")
             continue
@@ -265,24 +274,18 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
     runs: dict[str, list[c.Run]] = {each.name: [] for each in case.contestants}
     failed: dict[str, str] = {}
     with directory(case.directory) as root, link(case.over) as ends:
-        source, target = root / "source", root / "target"
-        total = case.data.make(source)
+        total = case.data.make(root / "source")
         place = ends._replace(fills_bytes=total)
         for number in range(rounds):
             for each in shuffled(case.contestants, f"{name} {number}"):
                 if each.name in failed:
                     continue
-                if case.directory != RAM_DISK:
-                    os.sync()  # what others wrote is not on this one's account
                 try:
-                    runs[each.name].append(one_run(each, place, source, target))
+                    runs[each.name].append(turn(each, case, place, root))
                 except (OSError, RuntimeError) as error:
                     failed[each.name] = str(error)
                     del runs[each.name]
-                if not case.pause_seconds:
-                    remove(target)
-                elif target.exists():
-                    target.rename(root / f"done-{each.name}")
+                clear(each, case, root)
             for done in root.glob("done-*"):
                 remove(done)
             if number + 1 < rounds and case.pause_seconds:
@@ -300,6 +303,26 @@ def measure(name: str, case: Case, rounds: int) -> report.Saved:
         "failed": failed,
         "runs": {who: [run._asdict() for run in took] for who, took in runs.items()},
     }
+
+
+def turn(each: c.Contestant, case: Case, place: c.Place, root: Path) -> c.Run:
+    """Run one of them once."""
+    target = root / "target"
+    if case.is_again:
+        target = root / f"again-{each.name}"
+        if not target.exists():
+            one_run(each, place, root / "source", target)
+    if case.directory != RAM_DISK:
+        os.sync()  # what others wrote is not on this one's account
+    return one_run(each, place, root / "source", target)
+
+
+def clear(each: c.Contestant, case: Case, root: Path) -> None:
+    """Remove the copy of a run, or set it aside until the round is over."""
+    if not case.pause_seconds:
+        remove(root / "target")
+    elif (root / "target").exists():
+        (root / "target").rename(root / f"done-{each.name}")
 
 
 def one_run(each: c.Contestant, place: c.Place, source: Path, target: Path) -> c.Run:

@@ -53,6 +53,23 @@ def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(12 * UNIT)
+def test_the_pair_once_more(tmp_path: Path) -> None:
+    """Each of the two copies into what it has copied before; the first run is not among those that count."""
+    there: list[bool] = []
+
+    def look(source: Path, target: Path) -> None:
+        there.append(target.exists())
+        shutil.copytree(source, target, dirs_exist_ok=True)
+
+    again = case(tmp_path, TREE, filestreamer(), copies(look))._replace(is_again=True)
+    saved = run.measure("a-case", again, rounds=2)
+    assert saved["failed"] == {}
+    assert {who: len(took) for who, took in saved["runs"].items()} == {"filestreamer": 2, "other": 2}
+    assert there == [False, True, True]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.timeout(6 * UNIT)
 def test_the_pair_over_tls(tmp_path: Path) -> None:
     saved = run.measure("a-case", case(tmp_path, Data(300_000), filestreamer(is_secured=True)), rounds=1)
