@@ -500,5 +500,5 @@ def _check_announced(offer: m.Offer, part: m.ManifestPart) -> None:
     """Check that entries have only what the Offer announces. Raises RemoteProtocolError."""
     if not offer.xattrs and (part.more_xattrs or any(entry.xattrs for entry in part.entries)):
         raise RemoteProtocolError("an entry has extended attributes, and the Offer does not say that they are kept")
-    if offer.delete is None and any(entry.type is m.EntryType.KEPT for entry in part.entries):
+    if offer.delete is None and m.EntryType.KEPT in {entry.type for entry in part.entries}:
         raise RemoteProtocolError("an entry is to be kept, and the Offer does not say that anything is deleted")

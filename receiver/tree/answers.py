@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import Share
-from filestreamer.wire.runs import runs, runs_without
+from filestreamer.wire.runs import equal_runs, runs, runs_without
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -27,22 +27,21 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     needed = _FileRanges()
     stays = {UNCHECKED: _FileRanges(), LEFT: _FileRanges()}
     held: list[m.Held] = []
-    large: list[int] = []
+    base = part_state.first
     with part_state.lock:
-        for index, state in enumerate(part_state.states()):
-            file_id = part_state.first + index
-            is_here = state in (VERIFIED, HELD)
+        large = _begun_large_files(part_state)
+        for state, first, end in equal_runs(part_state.states()):
             if state in stays:
-                stays[state].add(file_id)
-            elif index in part_state.large and (is_here or (state == WRITING and part_state.is_partial(index))):
-                large.append(index)
-            elif state in (FREE, WRITING):
-                needed.add(file_id)
-            elif is_here:
-                held.append(m.Held(file_id, 0, part_state.digest(index), (), state == HELD))
-            elif state == NOTHING and needed.end == file_id:
+                stays[state].add(base + first, base + end)
+            elif state == FREE or (state == NOTHING and needed.end == base + first):
                 # A range may include entries without segments, which the sender skips: that makes fewer ranges.
-                needed.add(file_id)
+                needed.add(base + first, base + end)
+            elif state in (WRITING, VERIFIED, HELD):
+                for index in [index for index in range(first, end) if index not in large]:
+                    if state == WRITING:
+                        needed.add(base + index, base + index + 1)
+                    else:
+                        held.append(m.Held(base + index, 0, part_state.digest(index), (), state == HELD))
     if files := needed.all():
         yield m.Needed(files, ())
     unchecked, left = (files.all() for files in stays.values())
@@ -51,6 +50,16 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     yield from held
     for index in large:
         yield from _large_file_answers(part_state, index, spool)
+
+
+def _begun_large_files(part_state: PartState) -> dict[int, None]:
+    """Return the large files of which segments are here, in order: each is answered by its segments."""
+    return {
+        index: None
+        for index in part_state.large
+        for state in [part_state.state(index)]
+        if state in (VERIFIED, HELD) or (state == WRITING and part_state.is_partial(index))
+    }
 
 
 def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterator[m.Needed]:
@@ -156,12 +165,12 @@ class _FileRanges:
         self._first = -1
         self._before: list[m.FileRange] = []
 
-    def add(self, file_id: int) -> None:
-        """Add the next file."""
-        if file_id != self.end:
+    def add(self, first: int, end: int) -> None:
+        """Add the next files, [first, end)."""
+        if first != self.end:
             self._before += self._last()
-            self._first = file_id
-        self.end = file_id + 1
+            self._first = first
+        self.end = end
 
     def all(self) -> tuple[m.FileRange, ...]:
         """Return the ranges so far."""

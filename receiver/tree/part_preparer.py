@@ -16,13 +16,13 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed, from_os_error
 from filestreamer.wire.grid import WHOLE, Grid
-from filestreamer.wire.layout import count_chunks
+from filestreamer.wire.layout import Layout
 from filestreamer.wire.runs import runs
 from filestreamer.wire.tree_shares import TreeShares
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.obstacles import Obstacle
-from receiver.disk.paths import check_path, staging_key
+from receiver.disk.paths import check_paths, staging_key
 from receiver.disk.place import Place
 from receiver.disk.space import data_bytes
 from receiver.disk.staging.shared_names import SharedNames, path_key
@@ -95,40 +95,41 @@ class PartPreparer:
 
         Raises RemoteProtocolError, TransferFailed.
         """
-        for entry in part_state.entries:
-            check_path(entry.path)
-            if self._shares is not None and not self._shares.has(entry):
-                raise RemoteProtocolError("a shard lists an entry that another shard moves")
+        check_paths([entry.path for entry in part_state.entries])
+        if self._shares is not None and not all(map(self._shares.has, part_state.entries)):
+            raise RemoteProtocolError("a shard lists an entry that another shard moves")
         with part_state.lock:
             finals = self._prepare_entries(part_state)
             self._check_space(part_state)
         return finals
 
     def _prepare_entries(self, part_state: PartState) -> list[int]:
+        preparer, entries = self._entry_preparer, part_state.entries
         finals = []
         sizes = []
         deferred = []
-        for index, entry in enumerate(part_state.entries):
+        following = 0
+        while following < len(entries):
             if self._is_stopped:  # while the disk was slow
                 raise TransferFailed(Code.TIMEOUT, "the transfer ended while the manifest was compared with the disk")
-            file_id = part_state.first + index
-            state = self._entry_preparer.prepare(entry, file_id)
-            if self._entry_preparer.was_found:
+            index, following = following, following + 1
+            entry, file_id = entries[index], part_state.first + index
+            state = preparer.prepare(entry, file_id)
+            if preparer.was_found:
                 part_state.note_found(index)
-            if self._entry_preparer.is_deferred(entry, file_id):
+            if preparer.is_deferred(entry, file_id):
                 deferred.append((index, entry))
             if entry.type is not m.EntryType.FILE:
                 continue
-            self._counters.files += 1
-            self.first_files += self._shares is None or self._shares.share_of(entry).index == 0
-            if self._entry_preparer.has_segments(entry, file_id):
+            if preparer.has_segments(entry, file_id):
                 sizes.append(entry.size)
-            part_state.set(index, state)
-            if state not in (NOTHING, LEFT):  # bytes of it are moved, or were before
-                self._take_file(part_state, index, state)
-            if part_state.state(index) == CLAIMED:
+            state = self._take_file(part_state, index, state)
+            if state == CLAIMED:
                 finals.append(index)
-        chunks = count_chunks(sizes, self._chunk_size)
+            if state in (FREE, UNCHECKED) and (count := preparer.count_alike(entries, index, state, self._chunk_size)):
+                following += count
+                sizes += self._take_alike(part_state, range(index + 1, following), state)
+        chunks = Layout(self._chunk_size, sizes).chunks
         self.chunks += chunks
         others = sum(
             large.grid.segments - large.share.chunks(large.grid.segments) for large in part_state.large.values()
@@ -138,17 +139,35 @@ class PartPreparer:
             self._archive.save_deferred(part_state.number, deferred)
         return finals
 
-    def _take_file(self, part_state: PartState, index: int, state: int) -> None:
-        """Count the bytes of a file with segments; look for staging of a large one."""
+    def _take_file(self, part_state: PartState, index: int, state: int) -> int:
+        """Count a file and its bytes; look for staging of a large one. Return its state by then."""
         entry = part_state.entries[index]
+        self._counters.files += 1
+        self.first_files += self._shares is None or self._shares.share_of(entry).index == 0
+        part_state.set(index, state)
+        if state in (NOTHING, LEFT):  # no bytes of it are moved, or were before
+            return state
         if state == DECLINED and self._entry_preparer.is_further_name(entry, part_state.first + index):
-            return  # it has no segments
-        if entry.size > self._chunk_size:
+            return state  # it has no segments
+        size = entry.size
+        if size > self._chunk_size:
             self._take_large_file(part_state, index, state)
-        size = part_state.own_bytes(index)
+            state, size = part_state.state(index), part_state.own_bytes(index)
         self._counters.size_bytes += size
-        if part_state.state(index) == UNCHECKED:
+        if state == UNCHECKED:
             self._counters.unchecked_bytes += size
+        return state
+
+    def _take_alike(self, part_state: PartState, indices: range, state: int) -> list[int]:
+        """Take small files that have the same state, FREE or UNCHECKED; return their sizes."""
+        sizes = [entry.size for entry in part_state.entries[indices.start : indices.stop]]
+        part_state.set_all(indices, state)
+        self._counters.files += len(sizes)
+        self.first_files += len(sizes)
+        self._counters.size_bytes += sum(sizes)
+        if state == UNCHECKED:
+            self._counters.unchecked_bytes += sum(sizes)
+        return sizes
 
     def _take_large_file(self, part_state: PartState, index: int, state: int) -> None:
         entry = part_state.entries[index]

@@ -5,8 +5,6 @@ carries it is queued once each of its files is answered and, if it is held, comp
 then, it is done. The coordinator calls this.
 """
 
-from collections.abc import Iterator
-
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
@@ -30,7 +28,7 @@ class Answers:
         """Queue the chunks of the files and segments that are needed."""
         for files in message.files:
             file_ids = self._offered(files)
-            for part in self._manifest.parts:
+            for part in self._manifest.parts_of(file_ids):
                 self._need_files(part, file_ids)
         for segments in message.segments:
             self._need_segments(segments)
@@ -60,11 +58,9 @@ class Answers:
     def hold(self, message: m.Held) -> None:
         """Have held segments compared; mark files that the receiver accepts unread as done."""
         for files in message.unchecked:
-            for part, file_id in self._files(files):
-                self._counters.unchecked_bytes += self._accept(part, file_id)
+            self._counters.unchecked_bytes += self._leave(files)
         for files in message.left:
-            for part, file_id in self._files(files):
-                self._counters.size_bytes -= self._accept(part, file_id)
+            self._counters.size_bytes -= self._leave(files)
         owner = self._manifest.part_of_file(message.file_id)
         if message.digests and owner is not None:
             self._queue.may_finish_ahead = False
@@ -96,7 +92,7 @@ class Answers:
         part = self._manifest.part_of_file(file_id)
         if part is not None and epoch == self._queue.epoch:
             if is_equal:
-                self._bundle_ready(part, part.do_without(file_id))
+                self._leave_small_files(part, range(file_id, file_id + 1))
             else:
                 self._need_files(part, range(file_id, file_id + 1))
 
@@ -111,14 +107,7 @@ class Answers:
         if part.is_large(file_id):
             self._queue.withdraw(part.chunks_of(file_id))
         else:
-            self._bundle_ready(part, part.do_without(file_id))
-
-    def _files(self, files: m.FileRange) -> Iterator[tuple[Part, int]]:
-        """Yield the files of a range that have segments, except those whose parts were dropped."""
-        file_ids = self._offered(files)
-        for part in self._manifest.parts:
-            for file_id in part.with_segments(file_ids):
-                yield part, file_id
+            self._leave_small_files(part, range(file_id, file_id + 1))
 
     def _offered(self, files: m.FileRange) -> range:
         """Return a range of files, all of which were offered. Raises RemoteProtocolError."""
@@ -136,37 +125,40 @@ class Answers:
             )
 
     def _need_files(self, part: Part, files: range) -> None:
-        large, ready = part.need(files)
-        for file_id in large:
+        for file_id in part.large_files(files):
             chunks = part.chunks_of(file_id)
             self._queue.need(chunks.start, chunks.stop)
-        for chunk_id in ready:
-            self._bundle_ready(part, chunk_id)
+        self._bundles_ready(part, part.need(files))
 
-    def _accept(self, part: Part, file_id: int) -> int:
-        """Mark a file as done that stays at the receiver as it is; return its bytes, 0 if it was answered before."""
-        if part.is_large(file_id):
-            chunks = part.chunks_of(file_id)
-            new = self._queue.hold(chunks.start, chunks.stop)
-            for start, stop in new:
-                self._queue.mark_done(range(start, stop), self._queue.epoch)
-            is_new = bool(new)
-        else:
-            first = part.chunk_of(file_id, 0)
-            chunks = range(first, first + 1)
-            is_new = not part.is_answered(file_id)
-            self._bundle_ready(part, part.do_without(file_id))
-        if is_new and self._manifest.is_single:
-            # It may have been sent, to a receiver that was restarted after the commit: a tree begins anew then.
-            self._queue.digests.leave_out(chunks)
-        return part.size_bytes(file_id) if is_new else 0
+    def _leave(self, files: m.FileRange) -> int:
+        """Mark files as done that stay at the receiver as they are; return the bytes of those not answered before."""
+        file_ids, new_bytes = self._offered(files), 0
+        for part in self._manifest.parts_of(file_ids):
+            for file_id in part.large_files(file_ids):
+                new_bytes += self._leave_large_file(part, file_id)
+            new_bytes += self._leave_small_files(part, file_ids)
+            if new_bytes and self._manifest.is_single:
+                # It may have been sent, to a receiver that was restarted after the commit: a tree begins anew then.
+                self._queue.digests.leave_out(range(part.first_chunk, part.end_chunk))
+        return new_bytes
 
-    def _bundle_ready(self, part: Part, chunk_id: int | None) -> None:
-        """Queue the bundle that an answer has made ready, if any. A bundle that carries nothing is done."""
-        if chunk_id is None:
-            return
-        # Nearly always no file is withdrawn: then the segments, which are made anew, need not be looked at.
-        if self._manifest.carried(chunk_id) if self._manifest.withdrawn else part.is_carrying(chunk_id):
-            self._queue.need(chunk_id, chunk_id + 1)
-        elif self._queue.hold(chunk_id, chunk_id + 1):
-            self._queue.mark_done((chunk_id,), self._queue.epoch)
+    def _leave_large_file(self, part: Part, file_id: int) -> int:
+        chunks = part.chunks_of(file_id)
+        new = self._queue.hold(chunks.start, chunks.stop)
+        for start, stop in new:
+            self._queue.mark_done(range(start, stop), self._queue.epoch)
+        return part.size_bytes(file_id) if new else 0
+
+    def _leave_small_files(self, part: Part, files: range) -> int:
+        unanswered_bytes, ready = part.do_without(files)
+        self._bundles_ready(part, ready)
+        return unanswered_bytes
+
+    def _bundles_ready(self, part: Part, chunk_ids: list[int]) -> None:
+        """Queue the bundles that an answer has made ready. A bundle that carries nothing is done."""
+        for chunk_id in chunk_ids:
+            # Nearly always no file is withdrawn: then the segments, which are made anew, need not be looked at.
+            if self._manifest.carried(chunk_id) if self._manifest.withdrawn else part.is_carrying(chunk_id):
+                self._queue.need(chunk_id, chunk_id + 1)
+            elif self._queue.hold(chunk_id, chunk_id + 1):
+                self._queue.mark_done((chunk_id,), self._queue.epoch)

@@ -6,7 +6,7 @@ withdraw files that they can't read.
 """
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from filestreamer.wire.errors import RemoteProtocolError
@@ -85,6 +85,12 @@ class Manifest:
         with self._mutex:
             return list(self._parts)
 
+    def parts_of(self, files: range) -> list[Part]:
+        """Return the parts that are here and list any of these files, in order."""
+        with self._mutex:
+            first = max(0, bisect_right(self._first_files, files.start) - 1)
+            return self._parts[first : bisect_left(self._first_files, files.stop)]
+
     def part_of_chunk(self, chunk_id: int) -> Part:
         """Return the part that a chunk is in, which was not dropped."""
         part = self._find_chunk(chunk_id)
@@ -135,7 +141,8 @@ class Manifest:
         segments = part.carried(chunk_id)
         if self.withdrawn:
             segments = tuple([segment for segment in segments if segment.file_id not in self.withdrawn])
-        return [(segment, part.item(segment.file_id)) for segment in segments]
+        items, first = part.items, part.first_file_id
+        return [(segment, items[segment.file_id - first]) for segment in segments]
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""

@@ -8,7 +8,7 @@ once none of its files is unanswered, or still being compared.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from filestreamer.wire.grid import WHOLE, Grid, Share
@@ -29,8 +29,11 @@ NEEDED: Final = 3
 NOT_NEEDED: Final = 4
 """The bundle leaves the file out: the receiver has it, or it is withdrawn."""
 
-_IS_CARRIED: Final = (NEEDED, NOT_SMALL)
-_IS_OPEN: Final = (UNANSWERED, COMPARING)
+# For bytes.translate, which takes all files of a range at once: a tree may have millions of them.
+_IS_UNANSWERED: Final = bytes(state == UNANSWERED for state in range(256))
+_IS_OPEN: Final = bytes(state in (UNANSWERED, COMPARING) for state in range(256))
+_AS_NEEDED: Final = bytes(NEEDED if _IS_OPEN[state] else state for state in range(256))
+_AS_NOT_NEEDED: Final = bytes(NOT_NEEDED if _IS_OPEN[state] else state for state in range(256))
 
 
 class Part:
@@ -52,13 +55,16 @@ class Part:
         self.items = items
         self.last = last
         """Whether no part follows."""
-        self._sizes = [item.sent_bytes for item in items]
+        # As `Item.sent_bytes`, without a call for each of maybe millions of files.
+        self._sizes = [item.entry.size if item.identity is not None else 0 for item in items]
         self.layout = Layout(chunk_size, self._sizes)
+        self._large_files = [index for index, size in enumerate(self._sizes) if size > chunk_size]
+        """Files of several segments, by index."""
         self._shares: dict[int, Share] = {}
         """Files that other shards send, too, by index: which segments this one sends."""
         if shares is not None:
-            for index, item in enumerate(items):
-                if self._sizes[index] > chunk_size and (share := shares.share_of(item.entry)) is not WHOLE:
+            for index in self._large_files:
+                if (share := shares.share_of(items[index].entry)) is not WHOLE:
                     self._shares[index] = share
         self.forget_answers()
         self.chunks = self.layout.chunks
@@ -75,13 +81,13 @@ class Part:
 
     def forget_answers(self) -> None:
         """Drop the answers for all small files."""
-        layout, first = self.layout, self.first_chunk
-        small = [0 < size <= layout.chunk_size for size in self._sizes]
-        self._small_files = bytearray([UNANSWERED if is_small else NOT_SMALL for is_small in small])
-        self._unready_files = Counter([first + chunk for chunk in itertools.compress(layout.first_chunks, small)])
-        """For each bundle, by chunk id: how many of its files are unanswered, or being compared."""
+        layout = self.layout
+        most = layout.chunk_size
+        self._small_files = bytearray([UNANSWERED if 0 < size <= most else NOT_SMALL for size in self._sizes])
+        self._unready_files = Counter(itertools.compress(layout.first_chunks, self._small_files))
+        """For each bundle, by its number in this part: how many of its files are unanswered, or being compared."""
         self._carrying: set[int] = set()
-        """Bundles that have a file that is needed."""
+        """Bundles that have a file that is needed, by their numbers in this part."""
 
     @property
     def messages(self) -> Iterator[ManifestPart]:
@@ -110,11 +116,14 @@ class Part:
         """Whether a file has several segments, which are chunks of their own."""
         return self._sizes[file_id - self.first_file_id] > self.layout.chunk_size
 
-    def with_segments(self, files: range) -> list[int]:
-        """Return those of these files that are in this part and have segments."""
-        first = self.first_file_id
-        inner = range(max(files.start, first), min(files.stop, self.end_file_id))
-        return [file_id for file_id in inner if self._sizes[file_id - first]]
+    def has_segments(self, file_id: int) -> bool:
+        """Whether an entry is a file of which bytes are sent."""
+        return self._sizes[file_id - self.first_file_id] > 0
+
+    def large_files(self, files: range) -> list[int]:
+        """Return those of these files that are in this part and large."""
+        file_ids = [self.first_file_id + index for index in self._large_files]
+        return [file_id for file_id in file_ids if file_id in files]
 
     def chunk_of(self, file_id: int, segment: int) -> int:
         """Return the chunk that carries a segment of a file."""
@@ -147,52 +156,58 @@ class Part:
 
     def is_bundle(self, chunk_id: int) -> bool:
         """Whether a chunk carries small files."""
-        return chunk_id in self._unready_files
+        return chunk_id - self.first_chunk in self._unready_files
 
     def carried(self, chunk_id: int) -> tuple[Segment, ...]:
         """Return the segments that a chunk carries, in order: of a bundle, the files that are needed."""
-        base, states = self.first_file_id, self._small_files
-        segments = self.layout.segments(chunk_id - self.first_chunk)
-        return tuple(
-            [Segment(base + at, offset, size) for at, offset, size, _ in segments if states[at] in _IS_CARRIED]
-        )
+        base, number = self.first_file_id, chunk_id - self.first_chunk
+        if number in self._unready_files:
+            states, sizes = self._small_files, self._sizes
+            files = [index for index in self.layout.files(number) if states[index] == NEEDED]
+            return tuple([Segment(base + index, 0, sizes[index]) for index in files])
+        return tuple([segment._replace(file_id=base + segment.file_id) for segment in self.layout.segments(number)])
 
     # --- the answers for small files
 
-    def need(self, files: range) -> tuple[list[int], list[int]]:
-        """Note that these files have to be sent, as far as they are in this part.
+    def need(self, files: range) -> list[int]:
+        """Note that those of these files have to be sent that are in this part and small.
 
-        Return the large ones, and the chunks of the bundles that have become ready.
+        Return the chunks of the bundles that have become ready.
         """
-        states, sizes, layout = self._small_files, self._sizes, self.layout
-        unready, first = self._unready_files, self.first_file_id
-        large, ready = [], []
-        # A tree may have millions of files: no method of ours is called for each.
-        for index in range(max(files.start, first) - first, min(files.stop, self.end_file_id) - first):
-            if states[index] in _IS_OPEN:
-                states[index] = NEEDED
-                chunk_id = self.first_chunk + layout.first_chunks[index]
-                self._carrying.add(chunk_id)
-                unready[chunk_id] -= 1
-                if not unready[chunk_id]:
-                    ready.append(chunk_id)
-            elif sizes[index] > layout.chunk_size:
-                large.append(first + index)
-        return large, ready
+        bundles, ready = self._answer(self._indices(files), _AS_NEEDED)
+        self._carrying.update(bundles)
+        return ready
+
+    def do_without(self, files: range) -> tuple[int, list[int]]:
+        """Note that those of these files are not sent that are in this part and small.
+
+        Return the bytes of those that were unanswered, and the chunks of the bundles that have become ready.
+        """
+        indices = self._indices(files)
+        is_unanswered = self._small_files[indices].translate(_IS_UNANSWERED)
+        unanswered_bytes = sum(itertools.compress(self._sizes[indices], is_unanswered))
+        _, ready = self._answer(indices, _AS_NOT_NEEDED)
+        return unanswered_bytes, ready
+
+    def _indices(self, files: range) -> slice:
+        """Return which of its entries are among these files."""
+        first = self.first_file_id
+        return slice(max(files.start - first, 0), max(files.stop - first, 0))
+
+    def _answer(self, indices: slice, table: bytes) -> tuple[Collection[int], list[int]]:
+        """Give these files, as far as they are open, the state that `table` says.
+
+        Return the bundles of those that were open, and the chunks of the bundles that have become ready.
+        """
+        states = self._small_files[indices]
+        self._small_files[indices] = states.translate(table)
+        bundles = Counter(itertools.compress(self.layout.first_chunks[indices], states.translate(_IS_OPEN)))
+        self._unready_files.subtract(bundles)
+        return bundles, [self.first_chunk + bundle for bundle in bundles if not self._unready_files[bundle]]
 
     def is_carrying(self, chunk_id: int) -> bool:
         """Whether a bundle has a file that was needed when it was answered: it may have been withdrawn since."""
-        return chunk_id in self._carrying
-
-    def do_without(self, file_id: int) -> int | None:
-        """Note that a small file is not sent. Return the chunk of its bundle if the bundle has become ready."""
-        index = file_id - self.first_file_id
-        if self._small_files[index] not in _IS_OPEN:
-            return None
-        self._small_files[index] = NOT_NEEDED
-        chunk_id = self.chunk_of(file_id, 0)
-        self._unready_files[chunk_id] -= 1
-        return None if self._unready_files[chunk_id] else chunk_id
+        return chunk_id - self.first_chunk in self._carrying
 
     def begin_comparing(self, file_id: int) -> bool:
         """Note that the receiver holds a small file; return whether it has to be compared now."""
@@ -201,10 +216,6 @@ class Part:
         if is_new:
             self._small_files[index] = COMPARING
         return is_new
-
-    def is_answered(self, file_id: int) -> bool:
-        """Whether the receiver has answered a small file."""
-        return self._small_files[file_id - self.first_file_id] != UNANSWERED
 
 
 class StreamPart(Part):

@@ -191,7 +191,7 @@ class SendQueue:
 
         The lock keeps a bundle from being done, and its digests from being kept, in between.
         """
-        if not part.with_segments(range(file_id, file_id + 1)):
+        if not part.has_segments(file_id):
             return False
         with self._changed:
             chunks = part.chunks_of(file_id) if part.is_large(file_id) else [part.chunk_of(file_id, 0)]

@@ -1,8 +1,17 @@
 """Runs of equal states in a table that has one byte for each row."""
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
-_STATES = range(256)
+_STATES: Final = range(256)
+_EQUAL: Final = re.compile(rb"(.)\1*", re.DOTALL)
+
+
+def equal_runs(states: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Yield the runs (state, first, end) of rows in one state, in order: each row is in one of them."""
+    for run in _EQUAL.finditer(states):
+        yield run[1][0], run.start(), run.end()
 
 
 def runs(states: bytes | bytearray, *wanted: int) -> Iterator[tuple[int, int]]:

@@ -110,6 +110,16 @@ class Attributes:
             self._policy.set_times(this, entry)
             self.tell(entry, file_id, reasons)
 
+    def has_all(self, there: os.stat_result, entry: Entry) -> bool:
+        """Whether a file has all that its entry asks for, as nearly every one has that stays; False: it may have it."""
+        return (
+            there.st_mtime_ns == entry.mtime_ns
+            and stat.S_IMODE(there.st_mode) == entry.mode <= MODE_BITS
+            and entry.uid in (None, there.st_uid)
+            and entry.gid in (None, there.st_gid)
+            and self._xattrs_of is None
+        )
+
     def correct_file(
         self,
         directory_fd: int,
@@ -124,6 +134,8 @@ class Attributes:
 
         Setuid and setgid bits that the file and its entry have stay, unless its owner is to be another.
         """
+        if self.has_all(there, entry):
+            return
         uid, gid = owner(entry)
         is_owned = uid in (-1, there.st_uid) and gid in (-1, there.st_gid)
         kept_bits = there.st_mode & entry.mode & _PRIVILEGED_BITS if is_owned else 0

@@ -36,7 +36,8 @@ class Declines:
         """_DECLINED or _LEFT for each hard-link group whose first name was not put in place, else 0."""
         self._directories = Names()
         """Directories that can't be made, without those below another one."""
-        self._has_directories = False
+        self.has_directories = False
+        """Whether there are directories that can't be made."""
         self._latest: tuple[bytes, bytes | None] = (b"", None)
         """The directory that `above` was asked for last, and the answer."""
 
@@ -52,7 +53,7 @@ class Declines:
                 self._groups.extend(bytes(max(0, group + 1 - len(self._groups))))
                 self._groups[group] = _LEFT if obstacle.is_left else _DECLINED
             if obstacle.directory is not None:
-                self._has_directories = True
+                self.has_directories = True
                 self._directories.add(obstacle.directory)
                 self._latest = (b"", None)
         self._top_level_names.release(path)
@@ -103,7 +104,7 @@ class Declines:
 
     def above(self, path: bytes) -> Obstacle | None:
         """Return the obstacle for an entry that lies below a directory that can't be made; None if it does not."""
-        if not self._has_directories:
+        if not self.has_directories:
             return None
         parent = path.rpartition(b"/")[0]
         with self._lock:

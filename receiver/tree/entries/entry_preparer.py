@@ -11,8 +11,10 @@ In a directory that this transfer made, nothing has to be looked up.
 """
 
 import errno
+import itertools
 import os
 import stat
+from collections.abc import Sequence
 
 from filestreamer.wire.errors import Code, TransferFailed
 from filestreamer.wire.messages import Entry, EntryType
@@ -112,17 +114,18 @@ class EntryPreparer:
         An entry that meets an obstacle is declined. Raises RemoteProtocolError, TransferFailed: POLICY, BUSY, LIMIT,
         NO_SPACE, DESTINATION.
         """
-        if entry.type is EntryType.KEPT:  # it only says what a Deletion keeps
-            return NOTHING
-        if entry.type is EntryType.STREAM:
-            raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
+        if entry.type is not EntryType.FILE:  # as nearly all are: what is common is asked first, here and below
+            if entry.type is EntryType.KEPT:  # it only says what a Deletion keeps
+                return NOTHING
+            if entry.type is EntryType.STREAM:
+                raise TransferFailed(Code.POLICY, "a stream can't be sent with other entries")
         root, below, _ = entry.path.partition(b"/")
         passes = not below and self._passes(entry)
         if root != self._lasting_root:
             self._top_level_names.claim(root, passes=passes)
             self._lasting_root = None if passes else root
         self._is_staged = self.was_found = False
-        is_further_name = self.hard_links.note(entry, file_id)
+        is_further_name = bool(entry.hard_link_group) and self.hard_links.note(entry, file_id)
         try:
             state = self._prepare(entry, file_id, is_further_name=is_further_name)
         except Obstacle as obstacle:
@@ -137,6 +140,42 @@ class EntryPreparer:
             self._top_level_names.release(root)
         return state
 
+    def count_alike(self, entries: Sequence[Entry], index: int, state: int, most_bytes: int) -> int:
+        """Return how many of the files behind entries[index] have the same state, as far as that shows at one look.
+
+        entries[index] was prepared just now, with this state; the others need not be. They are in its directory, and
+        have at most `most_bytes`. A tree may have millions of files, and nearly all are new, or are as they were.
+        """
+        path = entries[index].path
+        parent = path.rpartition(b"/")[0]
+        if not parent or self._folding.is_needed or self._declines.has_directories:
+            return 0
+        directory = self._locations.directories.get(parent)  # which is open: it was used last
+        is_new = state == FREE and directory.is_new
+        if not is_new and (state != UNCHECKED or self._checksum):
+            return 0
+        most_bytes = min(most_bytes, self._stagings.of(path).traits.largest_bytes)
+        count = 0
+        for entry in itertools.islice(entries, index + 1, None):
+            head, _, name = entry.path.rpartition(b"/")
+            is_small_file = entry.type is EntryType.FILE and 0 < entry.size <= most_bytes
+            if head != parent or not is_small_file or entry.hard_link_group:
+                break
+            if not is_new and not self._is_same(entry, directory.fd, name):
+                break
+            count += 1
+        if is_new:
+            self.freed_bytes += itertools.repeat(0, count)
+        return count
+
+    def _is_same(self, entry: Entry, directory_fd: int, name: bytes) -> bool:
+        """Whether a file is as it is sent, with all that its entry has; False: it may be."""
+        try:
+            there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return there.st_size == entry.size and stat.S_ISREG(there.st_mode) and self._attributes.has_all(there, entry)
+
     def _passes(self, entry: Entry) -> bool:
         """Whether the name of an entry is held only until the entry is in place."""
         is_rehashed = self._checksum and entry.type is EntryType.FILE  # it may be sent much later, if it differs
@@ -148,13 +187,13 @@ class EntryPreparer:
             raise above
         try:
             self._folding.check(entry, file_id)
+            if entry.type is EntryType.FILE:
+                return NOTHING if is_further_name else self._prepare_file(entry, file_id)
             if entry.type is EntryType.DIRECTORY:
                 self._make_directory(entry, file_id)
-            elif entry.type is EntryType.SYMLINK:
+            else:
                 self._make_symlink(entry, file_id)
                 self._note_change(entry)
-            elif not is_further_name:
-                return self._prepare_file(entry, file_id)
         except OSError as error:
             raise tree_failure(
                 self._destination, error, f"can't write {self._locations.shown(entry)}", entry.path

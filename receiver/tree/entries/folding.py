@@ -25,7 +25,8 @@ class Folding:
         self._stagings = stagings
         self._archive = archive
         self._locations = locations
-        self._is_needed = stagings.top.traits.folds_names
+        self.is_needed = stagings.top.traits.folds_names
+        """Whether names are known to be folded: each entry has to be compared with those before it."""
         self._noted = 0
         """Entries of the manifest that are in the table."""
         self._keys = empty_cells(FIRST_CELLS)
@@ -36,19 +37,19 @@ class Folding:
 
     def table_bytes(self, entries: int) -> int:
         """Return how many bytes the table takes after so many more entries."""
-        if not self._is_needed:
+        if not self.is_needed:
             return 0
         return 16 * cells_for(self._count + entries, len(self._keys))
 
     def begin(self, entry: Entry, file_id: int) -> None:
         """Take note that names are folded where an entry goes, if not at the top. Raises Obstacle as `check` does."""
-        if not self._is_needed:
-            self._is_needed = True
+        if not self.is_needed:
+            self.is_needed = True
             self.check(entry, file_id)
 
     def check(self, entry: Entry, file_id: int) -> None:
         """Note an entry; raise Obstacle where an earlier one has its place. Entries come in the order of file_ids."""
-        if not self._is_needed:
+        if not self.is_needed:
             return
         self._note_until(file_id)
         first_id = self._note(entry.path, file_id)
@@ -61,10 +62,10 @@ class Folding:
         Raises Obstacle as `check` does.
         """
         found = location.there
-        if self._is_needed or found is None or (found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)):
+        if self.is_needed or found is None or (found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)):
             return
         if has_another_name(location.directory.fd, location.name, found):
-            self._is_needed = True
+            self.is_needed = True
             self.check(entry, file_id)
 
     def _compare(self, entry: Entry, first: bytes) -> None:

@@ -118,12 +118,14 @@ class Archive:
 
     def _save_xattrs(self, part: m.ManifestPart) -> int:
         """Write the extended attributes of a part; return where the table of them is, 0 if there are none."""
+        if not any(entry.xattrs for entry in part.entries):
+            return 0
         table = array("Q", bytes(8 * len(part.entries)))
         for index, entry in enumerate(part.entries):
             if entry.xattrs:
                 saved = b"".join([_XATTR.pack(len(n), len(value)) + n + value for n, value in entry.xattrs])
                 table[index] = self.spool.append(_LENGTH.pack(len(saved)) + saved)
-        return self.spool.append(table.tobytes()) if any(table) else 0
+        return self.spool.append(table.tobytes())
 
     def xattrs(self, file_id: int) -> tuple[m.Xattr, ...]:
         """Return the extended attributes of an entry."""

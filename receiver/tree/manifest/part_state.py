@@ -10,12 +10,13 @@ from typing import Final
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import WHOLE
-from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, VERIFIED, WRITING, StateTable
+from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WRITING, StateTable
 from receiver.file.target import Connection
 from receiver.tree.commit.small_file import SmallFile
 from receiver.tree.manifest.large_file import LargeFile, Spooled
 
 _PENDING: Final = (FREE, CLAIMED, WRITING)
+_IS_PENDING: Final = bytes(state in _PENDING for state in range(256))
 HAS_DIGEST: Final = bytes(state in (VERIFIED, HELD) for state in range(256))
 """For bytes.translate: 1 for a state with a digest, else 0."""
 
@@ -50,8 +51,15 @@ class PartState(StateTable):
 
     def set(self, index: int, state: int) -> None:
         """Set the state of a file."""
-        self._pending += (state in _PENDING) - (self._states[index] in _PENDING)
+        self._pending += _IS_PENDING[state] - _IS_PENDING[self._states[index]]
         self._states[index] = state
+
+    def set_all(self, indices: range, state: int) -> None:
+        """Set the state of files that have none yet; UNCHECKED ones were found when they were prepared."""
+        self._states[indices.start : indices.stop] = bytes([state]) * len(indices)
+        self._pending += len(indices) * _IS_PENDING[state]
+        if self.found is not None and state == UNCHECKED:
+            self.found.update(indices)
 
     def set_with_digest(self, index: int, state: int, digest: bytes) -> None:
         """Set the state of a small file to VERIFIED or HELD."""

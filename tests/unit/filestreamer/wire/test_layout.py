@@ -3,17 +3,12 @@
 import pytest
 
 from filestreamer.wire import limits
-from filestreamer.wire.layout import Layout, count_chunks
+from filestreamer.wire.layout import Layout
 from filestreamer.wire.messages import Segment
 
 
 def layout(chunk_size: int, *sizes: int) -> Layout:
     return Layout(chunk_size, sizes)
-
-
-def test_the_receiver_counts_what_the_sender_cuts() -> None:
-    sizes = [0, 1, 0, 1, 0, 12, 0, 10, 1]
-    assert count_chunks(sizes, 10) == layout(10, *sizes).chunks == 5
 
 
 def chunks(made: Layout) -> list[list[tuple[int, int, int]]]:

@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from filestreamer.wire.runs import runs, runs_without
+from filestreamer.wire.runs import equal_runs, runs, runs_without
 
 
 def test_of_any_table(seed: int) -> None:
@@ -16,5 +16,9 @@ def test_of_any_table(seed: int) -> None:
                 row for row, state in enumerate(states) if state in wanted
             ]
             assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
+        equal = list(equal_runs(states))
+        assert bytes(state for state, first, end in equal for _ in range(first, end)) == states
+        assert [first for _, first, _ in equal] == [0, *(end for _, _, end in equal)][: len(equal)]
+        assert all(one != other for (one, _, _), (other, _, _) in itertools.pairwise(equal))
         others = [row for span in runs_without(states, 3) for row in range(*span)]
         assert others == [row for row, state in enumerate(states) if state != 3]

@@ -1,9 +1,11 @@
 """Paths: which names may be written, and how names of a peer are shown."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from filestreamer.wire.errors import Code
-from receiver.disk.paths import check_name
+from filestreamer.wire.errors import Code, TransferFailed
+from receiver.disk.paths import check_name, check_path, check_paths
 from tests.support.staged_file import failure
 
 
@@ -27,6 +29,29 @@ def test_names_that_may_be_written(name: bytes) -> None:
 )
 def test_names_that_may_not(name: bytes) -> None:
     failure(Code.PATH, check_name, name)
+
+
+PIECES = [b"f", b"/", b".", b"..", b"\0", b"", b"x" * 250, b".filestreamer", b".FileStreamer.", "ﬁ".encode(), b"\xff"]
+"""What paths are made of: the last but one folds to `fi`, which a name of staging could begin with behind its dot."""
+
+
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map(b"".join), max_size=4))
+@example([b"a", b"/b"])
+@example([b"a/", b"b"])
+@example([".ﬁlestreamer".encode(), b"b"])
+@example([b"a.", b"filestreamer"])
+@example(["a\u0338".encode(), b"b"])
+def test_many_paths_are_refused_where_one_is(paths: list[bytes]) -> None:
+    refused = []
+    for path in paths:
+        try:
+            check_path(path)
+        except TransferFailed as error:
+            refused.append(error.reason)
+    if refused:
+        assert refused[0] == failure(Code.PATH, check_paths, paths)
+    else:
+        check_paths(paths)
 
 
 @pytest.mark.parametrize("name", [b"f/g", b"a/b/c/d"])

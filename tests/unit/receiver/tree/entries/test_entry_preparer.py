@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,90 @@ def test_a_file_of_equal_size_and_mtime_is_accepted_unread(tmp_path: Path, trans
     assert [needed(4), m.Held(1, 0, b"", (m.FileRange(1, 3),))] == answers
     assert transfer.counters.unchecked_bytes == 268
     assert stat.S_IMODE((tmp_path / "t/same").stat().st_mode) == 0o644
+
+
+def _make_larger(path: Path) -> None:
+    path.write_bytes(b"larger than it was")
+    os.utime(path, ns=(MTIME, MTIME))
+
+
+def _link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda _: None,
+    "size": _make_larger,
+    "mtime": lambda path: os.utime(path, ns=(MTIME, MTIME + 1)),
+    "gone": Path.unlink,
+    "symlink": _link,
+}
+"""Each way but the first one makes the file needed."""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_files_among_many_that_are_as_they_were(tmp_path: Path, transfer_of: TransferOf, seed: int) -> None:
+    """Small, large and empty files of three directories: each is seen as it is, whatever stands before it."""
+    rng = random.Random(seed)
+    tree = sample(part_entries=23)
+    for name in (b"a", b"b", b"b/c"):
+        tree.directory(b"t/" + name, mtime_ns=MTIME)
+        for number in range(30):
+            tree.add(b"t/%s/f%d" % (name, number), bytes([number]) * rng.choice((1, 7, C, C, 3 * C + 1)))
+        tree.add(b"t/%s/empty" % name)
+    transfer_of(tree).move()
+    files = [at for at, entry in enumerate(tree.entries) if entry.size]
+    changed = {at: rng.choice([*CHANGES][1:]) for at in rng.sample(files, 20)}
+    for at, how in changed.items():
+        CHANGES[how](tmp_path / os.fsdecode(tree.entries[at].path))
+    for at in rng.sample([at for at in files if at not in changed], 5):  # which do not have to be sent for that
+        (tmp_path / os.fsdecode(tree.entries[at].path)).chmod(0o600)
+    tree.unchecked = {at for at in files if at not in changed}
+    transfer = transfer_of(tree)
+    answers = transfer.move()
+    asked = [each for answer in answers if isinstance(answer, m.Needed) for each in answer.files]
+    told = {at for first, count in asked for at in range(first, first + count) if tree.entries[at].size}
+    assert told == set(changed), f"seed {seed}"
+    for at, entry in enumerate(tree.entries):
+        path = tmp_path / os.fsdecode(entry.path)
+        if entry.type is m.EntryType.FILE:
+            status = path.lstat()
+            assert (path.read_bytes(), stat.S_IMODE(status.st_mode)) == (tree.contents[at], 0o644), path
+            assert status.st_mtime_ns == entry.mtime_ns
+    counters, kept = transfer.counters, sum(tree.entries[at].size for at in tree.unchecked)
+    assert (counters.files, counters.unchecked_bytes) == (93, kept)
+    assert counters.size_bytes == sum(entry.size for entry in tree.entries)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_new_files_among_others(tmp_path: Path, transfer_of: TransferOf, seed: int) -> None:
+    """In directories that are new, files are small, large, empty, linked, sparse, or in the next directory."""
+    rng = random.Random(seed)
+    tree, groups = sample(part_entries=17), 0
+    for number in range(6):
+        tree.directory(b"t/d%d" % number, mtime_ns=MTIME)
+        for at in range(rng.randrange(2, 20)):
+            path, size = b"t/d%d/f%d" % (number, at), rng.choice((0, 1, C, C + 1))
+            if rng.random() < 0.1:
+                groups += 1
+                tree.add(path, bytes([at]) * 9, hard_link_group=groups)
+                tree.add(path + b" again", bytes([at]) * 9, hard_link_group=groups)
+            elif rng.random() < 0.1:
+                tree.add(path, bytes(C // 2), holes=((0, C // 2),))
+            else:
+                tree.add(path, bytes([at]) * size, mode=rng.choice((0o644, 0o600)))
+    transfer = transfer_of(tree)
+    transfer.move()
+    for at, entry in enumerate(tree.entries):
+        if entry.type is m.EntryType.FILE:
+            there = tmp_path / os.fsdecode(entry.path)
+            assert there.read_bytes() == tree.contents[at], f"seed {seed}, {there}"
+            assert stat.S_IMODE(there.stat().st_mode) == entry.mode
+    linked = sum(bool(entry.hard_link_group) for entry in tree.entries) - groups
+    files = [entry for entry in tree.entries if entry.type is m.EntryType.FILE]
+    assert transfer.counters.files == len(files)
+    assert transfer.counters.size_bytes == sum(entry.size for entry in files) - 9 * linked
 
 
 def test_checksum_compares_what_is_there(tmp_path: Path, transfer_of: TransferOf) -> None:
