@@ -29,8 +29,8 @@ from sender.source.chunk_size import choose_chunk_size
 from sender.source.item import Item, check_readable
 from sender.source.stream import open_stdin
 
-PARTS_AHEAD: Final = 16
-"""How many parts are listed and not done: some 16 thousand small files."""
+PARTS_AHEAD: Final = 12
+"""How many parts are listed and not done: some 12 thousand small files."""
 PART_SECONDS: Final = 0.25
 """A part is posted after this long, full or not."""
 
