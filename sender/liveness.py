@@ -105,6 +105,7 @@ class Liveness:
 
     def start_over(self, *, is_tree: bool) -> None:
         """Take in that the receiver no longer knows this transfer, so that everything counts once more."""
+        self.note_progress(time.monotonic())  # of what came since the last time
         self._peer_rehashed_bytes = 0
         if is_tree:  # a tree begins again, with counters at 0
             self._clock.start_over()

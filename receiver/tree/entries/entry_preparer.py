@@ -154,7 +154,8 @@ class EntryPreparer:
         is_new = state == FREE and directory.is_new
         if not is_new and (state != UNCHECKED or self._checksum):
             return 0
-        most_bytes = min(most_bytes, self._stagings.of(path).traits.largest_bytes)
+        if is_new:  # else nothing is to be staged: there may be no place for it
+            most_bytes = min(most_bytes, self._stagings.of(path).traits.largest_bytes)
         count = 0
         for entry in itertools.islice(entries, index + 1, None):
             head, _, name = entry.path.rpartition(b"/")

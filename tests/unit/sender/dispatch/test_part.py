@@ -34,3 +34,22 @@ def test_a_bundle_of_which_nothing_is_needed() -> None:
     part.forget_answers()
     assert part.need(part.files) == [0]
     assert part.is_carrying(0)
+
+
+def test_one_file_at_a_time_is_as_ranges() -> None:
+    """Answers for each file by itself, and those for all of them at once, leave the same."""
+    sizes = [2, 25, 0, 4, 4, 3, 30, 5, 10]
+    parts = [Part(7, 3, [item_of(size) for size in sizes], 10, last=True) for _ in range(2)]
+    for part in parts:
+        part.begin_comparing(10)
+    one, all_at_once = parts
+    needed, left = range(7, 12), range(10, 16)
+    ready = [chunk_id for file_id in needed for chunk_id in one.need(range(file_id, file_id + 1))]
+    assert ready == all_at_once.need(needed)
+    found = [one.do_without(range(file_id, file_id + 1)) for file_id in left]
+    assert (sum(size for size, _ in found), [at for _, ready in found for at in ready]) == all_at_once.do_without(left)
+    assert one.large_files(range(8, 14)) == [8, 13]
+    assert one.large_files(range(9, 13)) == []
+    for chunk_id in range(3, one.end_chunk):
+        assert one.carried(chunk_id) == all_at_once.carried(chunk_id)
+        assert one.is_carrying(chunk_id) == all_at_once.is_carrying(chunk_id)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code
 from receiver.disk import final_name
 from receiver.disk.staging import closed_staging
@@ -75,6 +76,27 @@ def test_what_a_killed_receiver_left_below_is_resumed_and_swept(tmp_path: Path, 
         assert give_back_space(destination) == 0
         assert discard_older_than(destination, 0.0, 1 << 40) == (1, 0)
         assert stagings(tmp_path) == [".filestreamer"], "the tree of this transfer"
+
+
+@pytest.mark.parametrize("is_usable", [True, False])
+def test_where_nothing_changed_nothing_is_staged(tmp_path: Path, transfer_of: TransferOf, *, is_usable: bool) -> None:
+    """Files below a mount are as they were: no staging is made there, nor missed where it can't be made."""
+    tree = with_files_below()
+    for number in range(9):
+        tree.add(b"t/b/c/f%d" % number, b"%d" % number)
+    with disk(tmp_path / "t/b", 8 * MIB):
+        transfer_of(tree).move()
+        if not is_usable:
+            (tmp_path / "t/b/.filestreamer").write_bytes(b"")
+        before = (tmp_path / "t/b").stat().st_mtime_ns
+        tree.unchecked = {at for at, entry in enumerate(tree.entries) if entry.size}
+        transfer = transfer_of(tree)
+        assert not any(isinstance(answer, m.Needed) for answer in transfer.offer())
+        assert stagings(tmp_path) == [".filestreamer", *([] if is_usable else ["t/b/.filestreamer"])]
+        assert (tmp_path / "t/b").stat().st_mtime_ns == before
+        transfer.finish()
+        assert transfer.counters.unchecked_bytes == sum(entry.size for entry in tree.entries)
+        assert transfer.declined_ids == []
 
 
 @pytest.mark.parametrize("content", [b"t/b", b"../etc", b"", b"t/b\0", b"/etc"])
