@@ -502,10 +502,12 @@ class SendQueue:
 
         Chunks that are not answered count as needed, as most of them are.
         """
-        unanswered = self.unanswered
         with self._changed:
             schedule = self._schedule
             idle = [c for c in range(schedule.connections) if c not in started]
+            if not idle:  # as nearly always: this is asked after each event
+                return []
+            unanswered = self._count_unanswered()
             own = [c for c in idle if schedule.remaining_of(c)]
             others = [c for c in idle if not schedule.remaining_of(c)]
             if schedule.strict_modulo:
@@ -516,7 +518,10 @@ class SendQueue:
     def unanswered(self) -> int:
         """Number of chunks that the receiver has not answered."""
         with self._changed:
-            return sum(part.unanswered_chunks for part in self._manifest.parts)
+            return self._count_unanswered()
+
+    def _count_unanswered(self) -> int:
+        return sum(part.unanswered_chunks for part in self._manifest.parts)
 
     @property
     def remaining(self) -> int:

@@ -96,6 +96,7 @@ class Verifier:
         self._work: SimpleQueue[Held | ReadAgain | None] = SimpleQueue()  # None: a thread ends
         self._beginning = threading.Lock()  # protects _threads
         self._threads: list[threading.Thread] = []
+        self._most_threads = min(THREADS_MAX, os.cpu_count() or 1)  # asked once: the kernel is asked each time
         self._moved = MovedFiles()
 
     def compare(self, held: Held) -> None:
@@ -140,7 +141,7 @@ class Verifier:
             self._begin_thread_locked()
 
     def _begin_thread_locked(self) -> None:
-        if len(self._threads) < min(THREADS_MAX, os.cpu_count() or 1):
+        if len(self._threads) < self._most_threads:
             thread = threading.Thread(target=self._run, name="verify", daemon=True)
             try:
                 start_thread(thread, "comparing held chunks")
