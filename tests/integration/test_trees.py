@@ -582,8 +582,11 @@ def test_a_file_of_which_only_ctime_moves_while_it_is_read_arrives(
     content = path.read_bytes()
     receiver = pair.receiver("--once")
     monkeypatch.setattr("sender.second_tries.TRIES_MAX", 0)
+    connections = 1 if way == "rename" else 3  # another connection could open the file while it has the other name
     with sending.once_read(monkeypatch, b"large", 10, ways[way]):
-        transfer = sending.send(living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", 3)
+        transfer = sending.send(
+            living, "--to", pair.address(receiver), "--chunk-size", "8KiB", "--connections", connections
+        )
     assert transfer.counters.skipped == []
     assert receiver.succeeds()["root_digest"] == (transfer.root_digest or b"").hex()
     assert (pair.destination / "tree" / "0000" / "large").read_bytes() == content
