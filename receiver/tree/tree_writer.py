@@ -132,16 +132,11 @@ class TreeWriter:
         is_alone: bool,
     ) -> _First | Writer | None:
         """Add segments to `begun` until all are, or one can't begin yet: return what comes first, as `_try_begin`."""
-        entries, is_open = part_state.entries, part_state.is_active and not self._is_closed
         for segment in segments[len(begun) :]:
             index = segment.file_id - part_state.first
             # Small files of one part make a chunk: one lock is taken for all of them.
-            if not 0 <= index < len(entries):
+            if not 0 <= index < len(part_state.entries):
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id}, of another ManifestPart than its first")
-            is_small = segment.length == entries[index].size <= self._chunk_size and not segment.offset
-            if is_small and is_open and part_state.state(index) == FREE:  # nearly always: nothing else is to be asked
-                begun.append(self._write_small(part_state, index, segment, connection))
-                continue
             step = self._try_begin(part_state, index, segment, connection, is_alone=is_alone)
             if not isinstance(step, IncomingSegment):
                 return step
@@ -188,11 +183,6 @@ class TreeWriter:
             if other is connection:
                 raise RemoteProtocolError(f"a chunk has file {segment.file_id} twice")
             return other
-        return self._write_small(part_state, index, segment, connection)
-
-    def _write_small(
-        self, part_state: PartState, index: int, segment: m.Segment, connection: Connection
-    ) -> IncomingSegment:
         entry = part_state.entries[index]
         file = SmallFile(
             self._stagings.of(entry.path),
