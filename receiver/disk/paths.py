@@ -5,7 +5,7 @@ Pure: nothing here looks at the disk.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from filestreamer.wire import limits, staging_name
@@ -58,12 +58,11 @@ def check_path(path: bytes) -> None:
     raise TransferFailed(Code.PATH, f"unsafe path {_quoted(path)} ({reason}): send it under another name")
 
 
-def check_paths(paths: Iterable[bytes]) -> None:
+def check_paths(paths: Sequence[bytes]) -> None:
     """Check the paths of many entries as `check_path` checks one. Raises TransferFailed(PATH).
 
     Nearly always all are fine: one search tells, as each of their components is one of the whole.
     """
-    paths = list(paths)
     whole = b"/".join(paths)
     if leads_to_staging(whole) or _UNSAFE.search(whole):
         for path in paths:

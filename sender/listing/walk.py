@@ -214,15 +214,9 @@ class Walk:
                 status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             except OSError:
                 return name, None
-            size = status.st_size
-            is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and 0 < size <= status.st_blocks * 512
-            if not is_plain or len(name) > longest:
+            if not stat.S_ISREG(status.st_mode) or not status.st_size or len(name) > longest:
                 return name, status
-            path = prefix + name
-            entry = self._entry(wire_prefix + name, EntryType.FILE, status, size)
-            if self._xattrs.is_due():
-                entry = self._with_xattrs(entry, path, self._here(path, root), follows=self._follows)
-            yield Item(entry, path, Identity.of(status), None, root)
+            yield self._file(prefix + name, root, wire_prefix + name, status)
         return None, None
 
     def _enter(self, level: "_Level", name: bytes, status: os.stat_result | None) -> "Item | _Level | None":
