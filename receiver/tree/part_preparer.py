@@ -210,11 +210,15 @@ class PartPreparer:
         if key in keys and (staging_fd := self._staging_fd(place)) is not None:
             discard_staged(staging_fd, place.below(entry.path))  # of a transfer that was no shard
             os.close(staging_fd)
-        if state == FREE and names.key in keys:
-            if self._large_files.take_sealed(part_state, index):
-                part_state.set(index, UNCHECKED)
-            else:
-                self._resume(part_state, index)
+        if state != FREE:
+            return
+        is_staged = names.key in keys
+        # Where the share is not sealed, no shard puts the file in place from now on; but one may have done so since
+        # this one has looked for the file. To begin the file anew would be to wait for the other shards in vain.
+        if (is_staged and self._large_files.take_sealed(part_state, index)) or self._entry_preparer.is_there(entry):
+            part_state.set(index, UNCHECKED)
+        elif is_staged:
+            self._resume(part_state, index)
 
     def _discard_shared(self, place: Place, key: str, kept: str = "") -> None:
         """Discard what shards have staged of a file with this key, but for one version.
@@ -290,18 +294,22 @@ class PartPreparer:
         What a file replaces is free when the file is complete: the last one has the space of all that the others
         replace. Raises TransferFailed(NO_SPACE), only where they can't fit in any order.
         """
-        freed = iter(self._entry_preparer.freed_bytes)
+        freed_bytes = self._entry_preparer.freed_bytes
         files = [
-            (self._places.of(entry.path), min(data_bytes(entry), part_state.own_bytes(index)), next(freed, 0))
+            (
+                self._places.of(entry.path),
+                min(data_bytes(entry), part_state.own_bytes(index)),
+                freed_bytes.get(part_state.first + index, 0),
+            )
             for index, (entry, state) in enumerate(zip(part_state.entries, part_state.states(), strict=True))
             if state == FREE
         ]
-        self._entry_preparer.freed_bytes.clear()
+        freed_bytes.clear()
         for place in {place for place, _, _ in files}:
             needed_bytes = sum([data for there, data, _ in files if there is place])
-            freed_bytes = [replaced for there, _, replaced in files if there is place]
+            freed = [replaced for there, _, replaced in files if there is place]
             # Each file that is replaced is freed when its successor is there: all but the one that is freed last.
-            needed_bytes += min(freed_bytes) - sum(freed_bytes)
+            needed_bytes += min(freed) - sum(freed)
             # All that was received so far may have gone to this place.
             to_come = max(0, self._needed_bytes[place] - self._counters.moved_bytes)
             self._needed_bytes[place] += needed_bytes

@@ -170,12 +170,25 @@ class ClosedShare(NamedTuple):
 
 
 def is_sealed(staging_fd: int, names: SharedNames) -> bool:
-    """Whether an earlier run has sealed a share, and its bytes are still there. Raises OSError."""
+    """Whether an earlier run has sealed a share, and its bytes are still there. Raises OSError.
+
+    Where it has not, nobody puts the file in place before the share is sealed; if somebody has, the file is there now.
+    """
+    with contextlib.suppress(BlockingIOError):
+        return _has_seal(staging_fd, names)
+    # Another shard looks at this share, and may be about to put the file in place.
+    with names.guard, contextlib.suppress(BlockingIOError):
+        return _has_seal(staging_fd, names)
+    return False
+
+
+def _has_seal(staging_fd: int, names: SharedNames) -> bool:
+    """Whether a share is sealed. Raises OSError: BlockingIOError where another shard or process looks at it."""
     try:
         os.stat(names.data, dir_fd=staging_fd, follow_symlinks=False)
         with locked(staging_fd, names.key) as (fd, is_new):
             return not is_new and _sealed_claims(names, names.share, fd) is not None
-    except (FileNotFoundError, BlockingIOError):
+    except FileNotFoundError:
         return False
 
 

@@ -68,9 +68,9 @@ class EntryPreparer:
             declines.report.warn("the destination keeps no times: files of equal size are compared by their digests")
         self._lasting_root: bytes | None = None
         """The top-level name of the latest entry, if it is held to the end: it need not be claimed again."""
-        self.freed_bytes: list[int] = []
-        """For each file that is to be sent: the bytes that are free when it has replaced what is there. The caller
-        clears it."""
+        self.freed_bytes: dict[int, int] = {}
+        """By file ID: the bytes that are free when a file that is to be sent has replaced what is there. Files that
+        free nothing are missing. The caller clears it."""
         self._is_staged = False
         """Whether the latest entry was handed to the committer."""
         self.was_found = False
@@ -165,9 +165,17 @@ class EntryPreparer:
             if not is_new and not self._is_same(entry, directory.fd, name):
                 break
             count += 1
-        if is_new:
-            self.freed_bytes += itertools.repeat(0, count)
         return count
+
+    def is_there(self, entry: Entry) -> bool:
+        """Whether a file that was prepared is there by now, as it is sent; False: it may be."""
+        try:
+            directory, _, there = self._locations.look(entry, everywhere=True)
+            return there is not None and Likeness.SAME is directory.place.times.likeness(
+                directory.fd, there, entry, checksum=self._checksum
+            )
+        except (Obstacle, OSError):  # it shows when the file is written
+            return False
 
     def _is_same(self, entry: Entry, directory_fd: int, name: bytes) -> bool:
         """Whether a file is as it is sent, with all that its entry has; False: it may be."""
@@ -238,8 +246,7 @@ class EntryPreparer:
             raise self._locations.obstacle(entry, os.strerror(errno.EFBIG))
         self._folding.find(entry, file_id, location)
         if entry.size:
-            is_freed = there is not None and there.st_nlink == 1
-            self.freed_bytes.append(there.st_blocks * 512 if is_freed and there is not None else 0)
+            self._note_freed(file_id, there)
             return FREE
         # As a file exists, the new one is staged, and gets its name when it is complete.
         staged = staging.name(file_id)
@@ -248,6 +255,10 @@ class EntryPreparer:
         self._committer.add([file], 0, waits=False)
         self._is_staged = True
         return NOTHING
+
+    def _note_freed(self, file_id: int, there: os.stat_result | None) -> None:
+        if there is not None and there.st_nlink == 1:
+            self.freed_bytes[file_id] = there.st_blocks * 512
 
     def _make_empty(self, location: Location, entry: Entry, file_id: int) -> bool:
         """Make an empty file unless the name is taken; whether it was made. Raises OSError, Obstacle."""

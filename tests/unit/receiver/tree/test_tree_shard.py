@@ -1,8 +1,12 @@
 """One shard of a tree at the receiver: what it takes, how it answers, and what becomes of shared files."""
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +14,16 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from filestreamer.wire.grid import Share
+from filestreamer.wire.limits import KIB
 from filestreamer.wire.tree_shares import TreeShares
+from receiver.disk.destination import Destination
+from receiver.disk.staging import closed_share, lock
+from receiver.disk.staging.closed_share import ClosedShare
+from receiver.disk.staging.ledger import Claims
+from receiver.tree import large_files
 from receiver.tree.commit import traits, tree_staging
 from tests.support.peer import TreeSample
+from tests.support.services import UNIT
 from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, sample, staged
 
 COUNT = 3
@@ -198,6 +209,88 @@ def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: Sha
     assert finished(last).shards_finished == 2
     assert (tmp_path / "t/large").read_bytes() == CONTENT
     assert finished(again).committed
+
+
+def offered_while_rehashed(
+    last: TreeTransfer, again: TreeTransfer, other: Executor, monkeypatch: pytest.MonkeyPatch
+) -> list[m.Message]:
+    """Finish the last shard, and offer the other one while its share is locked, as it is re-hashed; return answers."""
+    rehash, locked = ClosedShare._is_on_disk, lock.locked
+    is_refused = threading.Event()
+    offered: list[Future[list[m.Message]]] = []
+
+    @contextlib.contextmanager
+    def locking(staging_fd: int, key: str) -> Iterator[tuple[int, bool]]:
+        try:
+            with locked(staging_fd, key) as found:
+                yield found
+        except BlockingIOError:
+            is_refused.set()
+            raise
+
+    def rehash_meanwhile(share: ClosedShare, staging_fd: int, whose: Share, claims: Claims) -> bool:
+        assert isinstance(again.sample, Shard)
+        if whose.index == again.sample.first:
+            offered.append(other.submit(again.offer))
+            assert is_refused.wait(UNIT)
+        return rehash(share, staging_fd, whose, claims)
+
+    monkeypatch.setattr(closed_share, "locked", locking)
+    monkeypatch.setattr(ClosedShare, "_is_on_disk", rehash_meanwhile)
+    finished(last)
+    return offered[0].result(UNIT)
+
+
+@pytest.mark.parametrize("when", ["before it looks for its share", "while it looks for its share"])
+def test_a_file_that_is_put_in_place_while_a_shard_comes_again(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The shard has seen that the file is missing. It does not begin the file anew, for which it would wait in vain."""
+    for index in (0, 1):
+        transfer = shard_of(index)
+        transfer.offer()
+        transfer.send_all()
+        finished(transfer)
+        transfer.tree.close(cleanly=True)
+    again, last = shard_of(0), shard_of(2)
+    last.offer()
+    last.send_all()
+    with ThreadPoolExecutor(1) as other:
+        if when.startswith("before"):
+            finds = closed_share.is_sealed
+
+            def look(*args: Any) -> bool:
+                finished(last)
+                return finds(*args)
+
+            monkeypatch.setattr(large_files, "is_sealed", look)
+            answers = again.offer()
+        else:
+            answers = offered_while_rehashed(last, again, other, monkeypatch)
+    assert (tmp_path / "t/large").read_bytes() == CONTENT
+    assert answers == [m.Held(1, 0, b"", (m.FileRange(1, 1),))]
+    again.sample.unchecked = {1}
+    assert finished(again).committed
+    assert [name for name in staged(tmp_path) if not name.endswith(".job")] == []
+
+
+def test_what_files_free_is_counted_beside_a_share_that_is_sealed(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full; the files of the next part have room, as the second one replaces a larger file."""
+    first = shard_of(0)
+    first.offer()
+    first.send_all()
+    finished(first)
+    first.tree.close(cleanly=True)
+    again = shard_of(0)
+    for path, is_bytes, was_bytes in ((b"t/p", 100 * KIB, 4 * KIB), (b"t/q", 300 * KIB, 400 * KIB)):
+        (tmp_path / os.fsdecode(path)).write_bytes(b"-" * was_bytes)
+        again.sample.add(path, bytes(is_bytes), mtime_ns=MTIME)
+    monkeypatch.setattr(Destination, "free_bytes", lambda _: 0)
+    told = again.offer()
+    assert m.Held(1, 0, b"", (m.FileRange(1, 1),)) in told
+    assert [each.files for each in told if isinstance(each, m.Needed)] == [(m.FileRange(2, 2),)]
 
 
 def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None:
