@@ -277,7 +277,7 @@ class Asking:
 
     def _compare(self, held: m.Held) -> None:
         """Compare digests of the next file with the source."""
-        if not self._settings.checksum or held.file_id != self._next or held.unchecked or held.left:
+        if not self._settings.checksum or held.file_id != self._next or held.unchecked or held.left or held.files:
             raise RemoteProtocolError(f"digests of file {held.file_id}, which nobody asked for")
         item = self._item(held.file_id)
         _, at, is_equal = self._compared or (held.file_id, 0, True)

@@ -314,8 +314,8 @@ class Transfer:
                     self._take_listed(items, last=last and self._is_alone(items))
             case ListedAgain():
                 self._second_tries.take_listed(event)
-            case Compared(file_id, epoch, is_equal):
-                self._answers.compared(file_id, epoch, is_equal=is_equal)
+            case Compared():
+                self._answers.compared(event)
             case Withdrew():
                 self._zeros.uncount(event.file_id)
                 self._withdrawals.take(event)
@@ -558,9 +558,12 @@ class Transfer:
     def _take_held(self, message: m.Held) -> None:
         if message.unchecked and (self._settings.checksum or self._queue.share.count > 1):
             raise RemoteProtocolError("the receiver accepts files unread, but --checksum has to compare them")
+        if message.files and self._queue.share.count > 1:
+            raise RemoteProtocolError("the receiver answers a whole file, of which this sender has a shard")
         if message.left and self._settings.existing not in (m.Existing.SKIP, m.Existing.NEWER):
             raise RemoteProtocolError("the receiver leaves files as they are, but they are to be replaced")
-        self._manifest.take_answer(message.file_id)
+        for file_id in [message.file_id, *(each.first_file_id for each in message.files)]:
+            self._manifest.take_answer(file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"
         self._go_on()

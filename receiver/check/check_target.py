@@ -16,7 +16,7 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import policy
 from receiver.disk.paths import check_path
 from receiver.disk.report import Report
-from receiver.disk.staging.readable import open_below
+from receiver.disk.staging.readable import FinalFiles
 from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
@@ -59,6 +59,7 @@ class CheckTarget:
         self._judge = Judge(
             destination, policy(offer, replace=destination.replace), checksum=offer.checksum, name=output_name
         )
+        self._finals = FinalFiles(destination)
         self._messages = VerdictMessages()
         self._block = memoryview(bytearray(limits.BLOCK_BYTES))
         self._entries = 0
@@ -129,7 +130,7 @@ class CheckTarget:
         grid = Grid(entry.size, self._offer.chunk_size)
         if grid.segments > limits.CHUNKS_PER_FILE:
             raise RemoteProtocolError(f"{grid.segments} chunks are too many: the limit is {limits.CHUNKS_PER_FILE}")
-        file = open_below(self._destination, self._judge.path_of(entry))
+        file = self._finals.open(self._judge.path_of(entry))
         try:
             for first in range(0, grid.segments, limits.DIGESTS_PER_HELD):
                 end = min(first + limits.DIGESTS_PER_HELD, grid.segments)
@@ -208,6 +209,7 @@ class CheckTarget:
         """Do nothing: nothing is written."""
 
     def close(self, *, cleanly: bool) -> None:
-        """Release the directory that was looked at last, unless a thread may still use it."""
+        """Release the directories that were looked at last, unless a thread may still use them."""
         if cleanly:
             self._judge.close()
+            self._finals.close()

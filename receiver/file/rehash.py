@@ -7,6 +7,7 @@ The results, `Rehashed` and `FinalsRehashed`, are posted in batches, so that the
 other chunks are still hashed.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -19,7 +20,7 @@ from filestreamer.wire.errors import FilestreamerError, TransferFailed
 from filestreamer.wire.grid import Grid, Share
 from filestreamer.wire.sockets import memory
 from receiver.disk.destination import Destination
-from receiver.disk.staging.readable import Readable, open_below
+from receiver.disk.staging.readable import FinalFiles, Readable
 from receiver.memory.budget import Account
 from receiver.memory.connection_budget import THREAD_BYTES as STACK_BYTES
 
@@ -236,22 +237,23 @@ class Rehasher:
     def _rehash_finals(self, block: memoryview, work: FinalWork) -> None:
         digests: list[tuple[int, bytes | None]] = []
         size = 0
-        for file in work.files:
-            try:
-                content = open_below(work.destination, file.path)
-            except FilestreamerError:  # the file was replaced or removed since it was listed: the sender has to send it
-                digests.append((file.file_id, None))
-                continue
-            try:
-                found = self._digest_final(block, content, file, work)
-                size += file.grid.size
-            except _Unreadable:
-                found = None
-            finally:
-                os.close(content.fd)
-            if self._stopped.is_set():
-                return
-            digests.append((file.file_id, found))
+        with contextlib.closing(FinalFiles(work.destination)) as finals:
+            for file in work.files:
+                try:
+                    content = finals.open(file.path)
+                except FilestreamerError:  # the file was replaced or removed meanwhile: the sender has to send it
+                    digests.append((file.file_id, None))
+                    continue
+                try:
+                    found = self._digest_final(block, content, file, work)
+                    size += file.grid.size
+                except _Unreadable:
+                    found = None
+                finally:
+                    os.close(content.fd)
+                if self._stopped.is_set():
+                    return
+                digests.append((file.file_id, found))
         self._post(FinalsRehashed(digests, size))
 
     def _digest_final(self, block: memoryview, content: Readable, file: FinalFile, work: FinalWork) -> bytes:

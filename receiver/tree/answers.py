@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import Share
-from filestreamer.wire.runs import equal_runs, runs, runs_without
+from filestreamer.wire.runs import equal_runs, ranges, runs, runs_without
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -26,7 +26,7 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     """Yield the answers for all files of a part; a CLAIMED file is answered after it was re-hashed."""
     needed = _FileRanges()
     stays = {UNCHECKED: _FileRanges(), LEFT: _FileRanges()}
-    held: list[m.Held] = []
+    held: list[tuple[int, bytes]] = []
     base = part_state.first
     with part_state.lock:
         large = _begun_large_files(part_state)
@@ -41,15 +41,22 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
                     if state == WRITING:
                         needed.add(base + index, base + index + 1)
                     else:
-                        held.append(m.Held(base + index, 0, part_state.digest(index), (), state == HELD))
+                        held.append((base + index, part_state.digest(index)))
     if files := needed.all():
         yield m.Needed(files, ())
     unchecked, left = (files.all() for files in stays.values())
     if unchecked or left:
         yield m.Held((unchecked or left)[0].first_file_id, 0, b"", unchecked, False, left)
-    yield from held
+    yield from held_files(held)
     for index in large:
         yield from _large_file_answers(part_state, index, spool)
+
+
+def held_files(digests: list[tuple[int, bytes]]) -> Iterator[m.Held]:
+    """Yield Held for small files of one part, in order: the digest of each, by file ID."""
+    if digests:
+        files = tuple(m.FileRange(each.start, len(each)) for each in ranges([file_id for file_id, _ in digests]))
+        yield m.Held(0, 0, b"".join([digest for _, digest in digests]), files=files)
 
 
 def _begun_large_files(part_state: PartState) -> dict[int, None]:

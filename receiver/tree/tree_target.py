@@ -15,6 +15,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
+from filestreamer.wire.runs import ranges
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
@@ -23,7 +24,7 @@ from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
-from receiver.tree.answers import answers, held_messages, missing, needed_messages
+from receiver.tree.answers import answers, held_files, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStagings
@@ -269,8 +270,7 @@ class TreeTarget:
         """Answer claimed segments and files, now that it is known what is on the disk."""
         self._counters.rehashed_bytes += batch.bytes
         if isinstance(batch, FinalsRehashed):
-            for file_id, digest in batch.digests:
-                yield from self._take_rehashed_final(file_id, digest)
+            yield from self._take_rehashed_finals(batch.digests)
             return
         part_state, index = self._parts.find(batch.file_id)
         with part_state.lock:
@@ -283,26 +283,35 @@ class TreeTarget:
         yield from needed_messages(batch.file_id, batch.share, answer.needed)
         yield from held_messages(part_state, index, answer.held, self._spool, final=False)
 
-    def _take_rehashed_final(self, file_id: int, digest: bytes | None) -> Iterator[m.Message]:
-        """Answer a file that was re-hashed under its final name; `digest` is None if it is gone or was changed."""
-        part_state, index = self._parts.find(file_id)
+    def _take_rehashed_finals(self, digests: list[tuple[int, bytes | None]]) -> Iterator[m.Message]:
+        """Answer files of one part that were re-hashed under their final names.
+
+        The digest is None of a file that is gone or was changed.
+        """
+        part_state, _ = self._parts.find(digests[0][0])
+        gone: list[int] = []
+        small: list[tuple[int, bytes]] = []
+        large: list[int] = []
         with part_state.lock:
-            if part_state.state(index) != CLAIMED:
-                return
-            large = part_state.large.get(index)
-            if digest is None:
-                part_state.set(index, FREE)
-            elif large is not None:
-                large.spooled = Spooled.DIGESTS
-                part_state.set(index, HELD)
-            else:
-                part_state.set_with_digest(index, HELD, digest)
-        if digest is None:
-            yield m.Needed((m.FileRange(file_id, 1),), ())
-        elif large is not None:
-            yield from held_messages(part_state, index, large.pieces(), self._spool, final=True)
-        else:
-            yield m.Held(file_id, 0, digest, (), True)
+            for file_id, digest in digests:
+                index = file_id - part_state.first
+                if part_state.state(index) != CLAIMED:
+                    continue
+                if digest is None:
+                    part_state.set(index, FREE)
+                    gone.append(file_id)
+                elif index in part_state.large:
+                    part_state.large[index].spooled = Spooled.DIGESTS
+                    part_state.set(index, HELD)
+                    large.append(index)
+                else:
+                    part_state.set_with_digest(index, HELD, digest)
+                    small.append((file_id, digest))
+        if gone:
+            yield m.Needed(tuple(m.FileRange(each.start, len(each)) for each in ranges(gone)), ())
+        yield from held_files(small)
+        for index in large:
+            yield from held_messages(part_state, index, part_state.large[index].pieces(), self._spool, final=True)
 
     # --- zeros
 

@@ -9,10 +9,11 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
+from filestreamer.wire.runs import ranges
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
-from sender.dispatch.verify import Held, Verifier
+from sender.dispatch.verify import FILES_AT_ONCE, Compared, Held, HeldFiles, Verifier
 
 
 class Answers:
@@ -62,9 +63,30 @@ class Answers:
         for files in message.left:
             self._counters.size_bytes -= self._leave(files)
         owner = self._manifest.part_of_file(message.file_id)
-        if message.digests and owner is not None:
+        if message.digests:
             self._queue.may_finish_ahead = False
+        at = 0
+        for files in message.files:
+            end = at + files.files * limits.DIGEST_BYTES
+            self._hold_files(self._offered(files), message.digests[at:end])
+            at = end
+        if message.digests and not message.files and owner is not None:
             self._hold_segments(owner, message)
+
+    def _hold_files(self, files: range, digests: bytes) -> None:
+        """Have held small files compared, of which these are the digests."""
+        for part in self._manifest.parts_of(files):
+            own = range(max(files.start, part.first_file_id), min(files.stop, part.end_file_id))
+            if not part.are_small(own):
+                raise RemoteProtocolError(
+                    f"the receiver answers files {own.start} to {own.stop - 1} as a whole, and not all have one segment"
+                )
+            told = []
+            for file_id in part.begin_comparing(own):
+                at = (file_id - files.start) * limits.DIGEST_BYTES
+                told.append((file_id, digests[at : at + limits.DIGEST_BYTES]))
+            for first in range(0, len(told), FILES_AT_ONCE):
+                self._verifier.compare(HeldFiles(part, told[first : first + FILES_AT_ONCE], self._queue.epoch))
 
     def _hold_segments(self, part: Part, message: m.Held) -> None:
         file_id, first, size = message.file_id, message.first_segment, limits.DIGEST_BYTES
@@ -76,8 +98,7 @@ class Answers:
         start = part.chunk_of(file_id, first) - first  # the chunk of segment 0
         held = Held(part.item(file_id), file_id, part.grid(file_id), first, start + first, b"", self._queue.epoch)
         if not part.is_large(file_id):
-            if part.begin_comparing(file_id):
-                self._verifier.compare(held._replace(digests=message.digests))
+            self._hold_files(range(file_id, file_id + 1), message.digests)
             return
         if message.final:
             held = held._replace(whole=part.chunks_of(file_id))
@@ -87,14 +108,14 @@ class Answers:
             digests = message.digests[at : at + len(ordinals) * size]
             self._verifier.compare(held._replace(first_segment=begin - start, first_chunk=begin, digests=digests))
 
-    def compared(self, file_id: int, epoch: int, *, is_equal: bool) -> None:
-        """Handle the comparison of a held small file. A result of an earlier epoch is ignored."""
-        part = self._manifest.part_of_file(file_id)
-        if part is not None and epoch == self._queue.epoch:
-            if is_equal:
-                self._leave_small_files(part, range(file_id, file_id + 1))
-            else:
-                self._need_files(part, range(file_id, file_id + 1))
+    def compared(self, result: Compared) -> None:
+        """Handle the comparison of held small files. A result of an earlier epoch is ignored."""
+        if result.epoch != self._queue.epoch:
+            return
+        for files in ranges(result.equal):
+            self._leave_small_files(result.part, files)
+        for files in ranges(result.different):
+            self._need_files(result.part, files)
 
     def withdraw(self, file_id: int) -> None:
         """Leave out a file that is withdrawn."""

@@ -34,6 +34,7 @@ NOT_NEEDED: Final = 4
 _IS_UNANSWERED: Final = bytes(state == UNANSWERED for state in range(256))
 _IS_OPEN: Final = bytes(state in (UNANSWERED, COMPARING) for state in range(256))
 _AS_NEEDED: Final = bytes(NEEDED if _IS_OPEN[state] else state for state in range(256))
+_AS_COMPARING: Final = bytes(COMPARING if state == UNANSWERED else state for state in range(256))
 _AS_NOT_NEEDED: Final = bytes(NOT_NEEDED if _IS_OPEN[state] else state for state in range(256))
 
 
@@ -198,10 +199,7 @@ class Part:
         return unanswered_bytes, ready
 
     def _answer_one(self, index: int, state: int) -> list[int]:
-        """Give one file its next state, if it is open; return the chunk of its bundle if that has become ready.
-
-        In a tree that is compared, each file is answered by itself.
-        """
+        """Give one file its next state, if it is open; return the chunk of its bundle if that has become ready."""
         if not _IS_OPEN[self._small_files[index]]:
             return []
         self._small_files[index] = state
@@ -231,13 +229,16 @@ class Part:
         """Whether a bundle has a file that was needed when it was answered: it may have been withdrawn since."""
         return chunk_id - self.first_chunk in self._carrying
 
-    def begin_comparing(self, file_id: int) -> bool:
-        """Note that the receiver holds a small file; return whether it has to be compared now."""
-        index = file_id - self.first_file_id
-        is_new = self._small_files[index] == UNANSWERED
-        if is_new:
-            self._small_files[index] = COMPARING
-        return is_new
+    def are_small(self, files: range) -> bool:
+        """Whether these files, all of them in this part, have one segment each."""
+        return NOT_SMALL not in self._small_files[self._indices(files)]
+
+    def begin_comparing(self, files: range) -> list[int]:
+        """Note that the receiver holds small files of this part; return those that have to be compared now."""
+        indices = self._indices(files)
+        states = self._small_files[indices]
+        self._small_files[indices] = states.translate(_AS_COMPARING)
+        return list(itertools.compress(files, states.translate(_IS_UNANSWERED)))
 
 
 class StreamPart(Part):

@@ -36,6 +36,8 @@ PASS_SECONDS: Final = 0.25
 """The pause before a file is read again for the second time; it is doubled each time."""
 BACKLOG_MAX: Final = 1024
 """How many runs of held segments may wait to be compared before reading of the control connection pauses."""
+FILES_AT_ONCE: Final = 64
+"""The most small files that a thread compares before it tells the results."""
 
 
 class Held(NamedTuple):
@@ -55,12 +57,24 @@ class Held(NamedTuple):
     """All chunks of the file, where it lies under its final name: if one segment differs, all of them are needed."""
 
 
-class Compared(Event):
-    """A small file that the receiver holds was compared with the source."""
+class HeldFiles(NamedTuple):
+    """Small files that the receiver holds."""
 
-    file_id: int
+    part: Part
+    """The part that lists them."""
+    digests: list[tuple[int, bytes]]
+    """The receiver's digest of each, by file ID, in order."""
     epoch: int
-    is_equal: bool
+
+
+class Compared(Event):
+    """Small files that the receiver holds were compared with the source."""
+
+    part: Part
+    equal: list[int]
+    """Those that are equal, in order."""
+    different: list[int]
+    epoch: int
 
 
 class ReadAgain(NamedTuple):
@@ -93,14 +107,14 @@ class Verifier:
         self._counters = counters
         self._mailbox = mailbox
         self._mutex = threading.Lock()  # protects the byte counts in `counters`, which all these threads write
-        self._work: SimpleQueue[Held | ReadAgain | None] = SimpleQueue()  # None: a thread ends
+        self._work: SimpleQueue[Held | HeldFiles | ReadAgain | None] = SimpleQueue()  # None: a thread ends
         self._beginning = threading.Lock()  # protects _threads
         self._threads: list[threading.Thread] = []
         self._most_threads = min(THREADS_MAX, os.cpu_count() or 1)  # asked once: the kernel is asked each time
         self._moved = MovedFiles()
 
-    def compare(self, held: Held) -> None:
-        """Queue a run of held segments to be compared."""
+    def compare(self, held: Held | HeldFiles) -> None:
+        """Queue a run of held segments, or held files, to be compared."""
         self._work.put(held)
         self._begin_thread()
 
@@ -172,22 +186,49 @@ class Verifier:
         reader = Reader()
         try:
             while (work := self._work.get()) is not None:
+                if isinstance(work, HeldFiles):
+                    self._compare_files(reader, block, work)
+                    continue
                 try:
                     if isinstance(work, ReadAgain):
                         self._read_again(reader, block, work)
                     else:
                         self._compare(reader, block, work)
                 except Unsendable as error:
-                    # Before it is forgotten: a single file ends the transfer here, and must not look settled by then.
-                    withdrew = self._manifest.withdraw(work.file_id, error)
-                    self._moved.forget(work.file_id)
-                    if withdrew:
-                        self._mailbox.post(withdrew)
+                    self._withdraw(work.file_id, error)
         finally:
             reader.close()
 
+    def _withdraw(self, file_id: int, error: Unsendable) -> None:
+        # Before it is forgotten: a single file ends the transfer here, and must not look settled by then.
+        withdrew = self._manifest.withdraw(file_id, error)
+        self._moved.forget(file_id)
+        if withdrew:
+            self._mailbox.post(withdrew)
+
+    def _compare_files(self, reader: Reader, block: memoryview, held: HeldFiles) -> None:
+        """Compare small files. Those that are not what was listed are withdrawn."""
+        part, results = held.part, Compared(held.part, [], [], held.epoch)
+        for file_id, told in held.digests:
+            if self._queue.is_over or held.epoch != self._queue.epoch:
+                return
+            item, size = part.item(file_id), part.size_bytes(file_id)
+            try:
+                digest, _ = self._digest(reader, block, item, 0, size)
+                if self._queue.pin_digest(part.chunk_of(file_id, 0), (Segment(file_id, 0, 0),), (digest,)):
+                    raise changed(item, OTHER_BYTES)
+            except Unsendable as error:
+                self._withdraw(file_id, error)
+                continue
+            if digest == told:
+                results.equal.append(file_id)
+                self._count(held_bytes=size)
+            else:
+                results.different.append(file_id)
+        self._mailbox.post(results)
+
     def _compare(self, reader: Reader, block: memoryview, held: Held) -> None:
-        """Compare a run of segments. Raises Unsendable where the source is not what was listed."""
+        """Compare a run of segments of a large file. Raises Unsendable where the source is not what was listed."""
         for at in range(0, len(held.digests), limits.DIGEST_BYTES):
             if self._queue.is_over or held.epoch != self._queue.epoch:
                 return
@@ -195,31 +236,27 @@ class Verifier:
                 return
             step = at // limits.DIGEST_BYTES * self._queue.share.count
             chunk_id, segment = held.first_chunk + step, held.first_segment + step
-            digest, seen = self._digest(reader, block, held, segment)
+            digest, seen = self._digest(reader, block, held.item, held.grid.offset(segment), held.grid.length(segment))
             if self._queue.pin_digest(chunk_id, (Segment(held.file_id, 0, 0),), (digest,)):
                 raise changed(held.item, OTHER_BYTES)
-            if held.grid.segments > 1:
-                self.saw(held.file_id, held.item, seen)
+            self.saw(held.file_id, held.item, seen)
             is_equal = digest == held.digests[at : at + limits.DIGEST_BYTES]
-            is_held, taken_back = is_equal, list[int]()
-            if held.grid.segments == 1:
-                self._mailbox.post(Compared(held.file_id, held.epoch, is_equal))
-            else:
-                is_held, taken_back = self._queue.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
+            is_held, taken_back = self._queue.compared(chunk_id, held.epoch, is_equal=is_equal, whole=held.whole)
             held_bytes = held.grid.length(segment) if is_held else 0
             held_bytes -= sum(held.grid.length(segment + other - chunk_id) for other in taken_back)
             self._count(held_bytes=held_bytes)
 
-    def _digest(self, reader: Reader, block: memoryview, held: Held, segment: int) -> tuple[bytes, Identity]:
+    def _digest(
+        self, reader: Reader, block: memoryview, item: Item, offset: int, length: int
+    ) -> tuple[bytes, Identity]:
         """Return the digest of a segment of the source, and the identity of the file. Raises Unsendable."""
-        offset, length = held.grid.offset(segment), held.grid.length(segment)
         while True:
             try:
-                before = reader.look(held.item)
+                before = reader.look(item)
                 if self._digests is not None and (known := self._digests.get(before, offset, length)) is not None:
                     return known, before
-                digest = reader.digest(held.item, offset, length, block, self._count_rehashed)
-                seen = reader.confirm(held.item, before, offset, length, digest)
+                digest = reader.digest(item, offset, length, block, self._count_rehashed)
+                seen = reader.confirm(item, before, offset, length, digest)
                 if self._digests is not None:
                     self._digests.add(seen, offset, length, digest)
                 return digest, seen

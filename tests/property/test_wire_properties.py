@@ -166,7 +166,13 @@ def entry_verdicts(draw: st.DrawFn) -> m.EntryVerdict:
 def helds(draw: st.DrawFn) -> m.Held:
     listed = draw(tuples_of(digests))
     first = draw(integers(CHUNKS - len(listed)))
-    return m.Held(draw(integers(U64)), first, b"".join(listed), *draw(answers_of_files))
+    held = m.Held(draw(integers(U64)), first, b"".join(listed), *draw(answers_of_files))
+    cuts = sorted(draw(st.sets(integers(len(listed)))) | {0, len(listed)})
+    counts = [end - start for start, end in itertools.pairwise(cuts)]
+    if draw(st.booleans()) and counts:
+        files = tuple(m.FileRange(draw(integers(U63 - count)), count) for count in counts)
+        held = held._replace(file_id=0, first_segment=0, files=files)
+    return held
 
 
 @st.composite

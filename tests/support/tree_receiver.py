@@ -14,6 +14,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.codec import encode
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
+from filestreamer.wire.limits import DIGEST_BYTES
 from receiver.disk.destination import Destination
 from receiver.disk.report import Report
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
@@ -236,6 +237,19 @@ def failure(code: Code, run: Callable[..., object], *args: Any) -> str:
 def needed(*file_ids: int) -> m.Needed:
     """Return the Needed for files that follow each other."""
     return m.Needed((m.FileRange(file_ids[0], len(file_ids)),), ())
+
+
+def held(answers: list[m.Message]) -> dict[int, bytes]:
+    """Return the digests that are told in these answers, by file ID: of a large file, those of its segments."""
+    found: dict[int, bytes] = {}
+    for answer in answers:
+        if isinstance(answer, m.Held) and answer.files:
+            ids = [file_id for first, count in answer.files for file_id in range(first, first + count)]
+            assert len(answer.digests) == len(ids) * DIGEST_BYTES
+            found |= {file_id: answer.digests[at * DIGEST_BYTES :][:DIGEST_BYTES] for at, file_id in enumerate(ids)}
+        elif isinstance(answer, m.Held) and answer.digests:
+            found[answer.file_id] = found.get(answer.file_id, b"") + answer.digests
+    return found
 
 
 def staged(path: Path) -> list[str]:

@@ -390,20 +390,22 @@ class Needed(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[SegmentRange, _Mapping]]] = ..., window_bytes: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("file_id", "first_segment", "digests", "unchecked", "final", "left")
+    __slots__ = ("file_id", "first_segment", "digests", "unchecked", "final", "left", "files")
     FILE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEGMENT_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     UNCHECKED_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     file_id: int
     first_segment: int
     digests: bytes
     unchecked: _containers.RepeatedCompositeFieldContainer[FileRange]
     final: bool
     left: _containers.RepeatedCompositeFieldContainer[FileRange]
-    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ..., left: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
+    files: _containers.RepeatedCompositeFieldContainer[FileRange]
+    def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ..., left: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds", "deleted", "under_way_bytes", "starved")

@@ -275,7 +275,8 @@ class Needed(NamedTuple):
 class Held(NamedTuple):
     """Receiver: 16 bytes of digest for each segment that it has, from `first_segment` on; send those that differ.
 
-    `unchecked` are files that it takes for equal because of size and mtime.
+    Where there are `files`, which have one segment each, it is a digest for each of them. `unchecked` are files that it
+    takes for equal because of size and mtime.
     """
 
     file_id: int
@@ -286,6 +287,7 @@ class Held(NamedTuple):
     """Whether the segments are of a file under its final name: where one digest differs, the whole file is needed."""
     left: tuple[FileRange, ...] = ()
     """Files that exist and differ, and are left as they are (`Offer.existing`)."""
+    files: tuple[FileRange, ...] = ()
 
 
 class Progress(NamedTuple):

@@ -1,7 +1,7 @@
-"""Runs of equal states in a table that has one byte for each row."""
+"""Runs of equal states in a table that has one byte for each row, and of numbers that follow each other."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 _STATES: Final = range(256)
@@ -23,6 +23,15 @@ def runs(states: bytes | bytearray, *wanted: int) -> Iterator[tuple[int, int]]:
 def runs_without(states: bytes | bytearray, *unwanted: int) -> Iterator[tuple[int, int]]:
     """Yield the runs [first, end) of rows in any state but these, in order."""
     yield from _runs(states.translate(bytes(state not in unwanted for state in _STATES)))
+
+
+def ranges(numbers: Sequence[int]) -> Iterator[range]:
+    """Yield ascending numbers as ranges: those that follow each other are one."""
+    start = 0
+    for at, number in enumerate(numbers, 1):
+        if at == len(numbers) or numbers[at] != number + 1:
+            yield range(numbers[start], number + 1)
+            start = at
 
 
 def _runs(marks: bytes | bytearray) -> Iterator[tuple[int, int]]:

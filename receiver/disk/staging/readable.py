@@ -1,6 +1,6 @@
 """A file of the destination that can be read and hashed: in staging (`staging.Staging`), or under its final name.
 
-A file of a tree under its final name is opened with `open_below` to be compared; a single one as `InPlace`, also where
+Files of a tree under their final names are opened by `FinalFiles` to be compared; a single one as `InPlace`, also where
 it was committed from shards and one of the shards comes again.
 """
 
@@ -14,7 +14,7 @@ from filestreamer.wire.grid import Grid
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import MODE_BITS, Attributes, owner
 from receiver.disk.attributes.stored_times import Likeness
-from receiver.disk.destination import Destination, shown_path
+from receiver.disk.destination import Destination, open_directory, shown_path
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.staging import ledger
@@ -140,20 +140,32 @@ def _is_to_be_corrected(destination: Destination, there: os.stat_result, entry: 
     return not (is_owned and has_mode and (has_time or not times.keeps_times(destination.fd, there.st_dev)))
 
 
-def open_below(destination: Destination, path: bytes) -> Readable:
-    """Open a file under its final path, to be compared. No symlink is followed. Raises TransferFailed(DESTINATION)."""
-    shown = shown_path(destination, path)
-    parts = path.split(b"/")
-    fd = destination.fd
-    try:
-        # Component by component: O_NOFOLLOW holds only for the last component of a path.
-        for at, part in enumerate(parts):
-            flags = os.O_NONBLOCK if at == len(parts) - 1 else os.O_DIRECTORY
-            above, fd = fd, os.open(part, os.O_RDONLY | flags | OPEN_FLAGS, dir_fd=fd)
-            if at:
-                os.close(above)
-    except OSError as error:
-        if fd != destination.fd:
-            os.close(fd)
-        raise from_os_error(error, Code.DESTINATION, f"can't read {shown}") from None
-    return Readable(shown, fd)
+class FinalFiles:
+    """Opens files under their final paths, to be compared. No symlink is followed. One thread owns it.
+
+    The directory of the last file stays open for the next one, until `close`.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._directory: bytes | None = None
+        self._directory_fd = -1
+
+    def open(self, path: bytes) -> Readable:
+        """Open a file, which the caller closes. Raises TransferFailed(DESTINATION)."""
+        directory, _, name = path.rpartition(b"/")
+        shown = shown_path(self._destination, path)
+        try:
+            if directory != self._directory:
+                self.close()
+                self._directory_fd = open_directory(self._destination, directory or b".")
+                self._directory = directory
+            return Readable(shown, os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=self._directory_fd))
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't read {shown}") from None
+
+    def close(self) -> None:
+        """Close the directory. Idempotent."""
+        if self._directory is not None:
+            os.close(self._directory_fd)
+            self._directory = None

@@ -48,7 +48,7 @@ def _encode_held(h: m.Held) -> pb.Frame:
     frame = pb.Frame()
     held = frame.held
     held.file_id, held.first_segment, held.digests, held.final = h.file_id, h.first_segment, h.digests, h.final
-    for ranges, encoded in ((h.unchecked, held.unchecked), (h.left, held.left)):
+    for ranges, encoded in ((h.unchecked, held.unchecked), (h.left, held.left), (h.files, held.files)):
         for first_file_id, files in ranges:
             encoded.add(first_file_id=first_file_id, files=files)
     return frame
@@ -59,7 +59,11 @@ def _decode_held(h: pb.Held) -> m.Held:
     require(rest == 0 and count <= limits.DIGESTS_PER_HELD, f"Held.digests has {len(h.digests)} bytes")
     first = within(h.first_segment, 0, limits.CHUNKS_PER_FILE - count, "Held.first_segment")
     unchecked, left = _file_ranges(h.unchecked, "Held.unchecked"), _file_ranges(h.left, "Held.left")
-    return m.Held(h.file_id, first, h.digests, unchecked, h.final, left)
+    files = _file_ranges(h.files, "Held.files")
+    if files:
+        require(not (h.file_id or first), "Held has files, and is of segments of one")
+        require(sum(r.files for r in files) == count, f"Held has {count} digests, which are not those of its files")
+    return m.Held(h.file_id, first, h.digests, unchecked, h.final, left, files)
 
 
 def _encode_zeros(z: m.Zeros) -> pb.Frame:

@@ -88,6 +88,9 @@ WITHIN: list[m.Message] = [
     m.Held(0, 0, b""),
     m.Held(U64, limits.CHUNKS_PER_FILE - 1, ID),
     m.Held(0, limits.CHUNKS_PER_FILE, b"", (m.FileRange(1, 1),)),
+    m.Held(
+        0, 0, ID * limits.DIGESTS_PER_HELD, files=(m.FileRange(U63 - limits.DIGESTS_PER_HELD, limits.DIGESTS_PER_HELD),)
+    ),
     m.Progress(m.Phase.OFFERING, 0, 0),
     m.Progress(m.Phase.SYNCING, U64, U64),
     m.Finish(0, ID),
@@ -121,6 +124,12 @@ LARGEST: list[m.Message] = [
         limits.CHUNKS_PER_FILE - limits.DIGESTS_PER_HELD,
         ID * limits.DIGESTS_PER_HELD,
         (m.FileRange(1 << 62, 1 << 61),) * limits.RANGES_PER_NEEDED,
+    ),
+    m.Held(
+        0,
+        0,
+        ID * limits.DIGESTS_PER_HELD,
+        files=(m.FileRange(1 << 62, 2),) * limits.RANGES_PER_NEEDED,
     ),
     LEFT_OUT,
     m.ChunkHeader(U64, (m.Segment(U64, 1 << 62, 1 << 20),) * limits.SEGMENTS_PER_CHUNK),

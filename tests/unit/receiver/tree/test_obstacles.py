@@ -23,7 +23,7 @@ from receiver.tree.commit import committer, small_file, tree_staging
 from receiver.tree.commit.traits import Traits
 from receiver.tree.manifest.large_file import Spooled
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import C, TransferOf, sample, staged
+from tests.support.tree_receiver import C, TransferOf, held, sample, staged
 
 KINDS = {SkipKind.DECLINED, SkipKind.EXISTING}
 LARGE = bytes(range(200))
@@ -518,7 +518,7 @@ def test_a_destination_without_times(tmp_path: Path, transfer_of: TransferOf, mo
     (tmp_path / "t/longer").write_bytes(b"short")
     transfer = transfer_of(tree)
     answers = [*transfer.offer(), *transfer.rehashed()]
-    assert {answer.file_id for answer in answers if isinstance(answer, m.Held)} == {1, 2}
+    assert held(answers).keys() == {1, 2}
     assert [answer.files for answer in answers if isinstance(answer, m.Needed)] == [(m.FileRange(3, 1),)]
     assert transfer.send(m.Segment(3, 0, 6))
     transfer.finish()

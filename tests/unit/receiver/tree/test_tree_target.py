@@ -24,6 +24,7 @@ from tests.support.tree_receiver import (
     C,
     TransferOf,
     failure,
+    held,
     needed,
     sample,
     sample_of,
@@ -193,13 +194,13 @@ def test_parts_are_repeated(transfer_of: TransferOf) -> None:
     assert transfer.send(m.Segment(7, C, C))
     transfer.tree.rejoin()
     answers = transfer.offer()
-    assert m.Held(1, 0, segment_digest(b"0")) in answers
+    assert m.Held(0, 0, segment_digest(b"0"), files=(m.FileRange(1, 1),)) in answers
     assert m.Held(7, 1, segment_digest(bytes(C))) in answers
     assert m.Needed((m.FileRange(3, 3),), ()) in answers
     assert m.Needed((), (m.SegmentRange(7, 0, 1), m.SegmentRange(7, 2, 2))) in answers
     transfer.send_all()
     transfer.tree.rejoin()
-    assert set(range(1, 8)) == {answer.file_id for answer in transfer.offer() if isinstance(answer, m.Held)}
+    assert held(transfer.offer()).keys() == set(range(1, 8))
     transfer.finish()
 
 

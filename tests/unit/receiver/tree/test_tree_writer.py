@@ -11,7 +11,7 @@ from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.file import file_share
 from receiver.tree.part_table import COPIES
-from tests.support.tree_receiver import C, Connection, TransferOf, failure, sample, two_large_files
+from tests.support.tree_receiver import C, Connection, TransferOf, failure, held, sample, two_large_files
 
 
 def test_an_existing_file_stays_until_all_is_there(tmp_path: Path, transfer_of: TransferOf) -> None:
@@ -167,7 +167,7 @@ def test_a_file_that_was_held_under_its_final_name_is_sent_after_all(tmp_path: P
     transfer_of(tree).move()
     transfer = transfer_of(tree)
     transfer.offer()
-    assert {1, 2} == {each.file_id for each in transfer.rehashed() if isinstance(each, m.Held)}
+    assert held(transfer.rehashed()).keys() == {1, 2}
     list(transfer.tree.more())
     assert transfer.tree._parts.active == []
     tree.contents[1], tree.contents[2] = b"SMALL", bytes(reversed(range(100)))

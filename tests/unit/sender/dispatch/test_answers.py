@@ -11,7 +11,7 @@ from sender.dispatch.answers import Answers
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
-from sender.dispatch.verify import Held, Verifier
+from sender.dispatch.verify import FILES_AT_ONCE, Compared, Held, HeldFiles, Verifier
 from sender.mailbox import Mailbox
 from sender.source.item import Item, Unsendable
 from tests.support.manifests import item_of
@@ -24,9 +24,17 @@ class Discard(Verifier):
 
     def __init__(self) -> None:
         self.held: list[Held] = []
+        self.files: list[HeldFiles] = []
 
-    def compare(self, held: Held) -> None:
-        self.held.append(held)
+    def compare(self, held: Held | HeldFiles) -> None:
+        if isinstance(held, Held):
+            self.held.append(held)
+        else:
+            self.files.append(held)
+
+    def told(self) -> list[tuple[int, bytes]]:
+        """Return the files that are to be compared, each with what the receiver says of it."""
+        return [told for files in self.files for told in files.digests]
 
     def forget(self, file_id: int) -> None:
         pass
@@ -63,6 +71,11 @@ class Asker:
             chunk_ids.append(chunk_id)
         return sorted(chunk_ids)
 
+    def compared(self, *, equal: tuple[int, ...] = (), different: tuple[int, ...] = (), epoch: int = 0) -> None:
+        """Have small files of the first part compared."""
+        (part, _) = self.manifest.parts
+        self.answers.compared(Compared(part, list(equal), list(different), self.queue.epoch + epoch))
+
     def carried(self, chunk_id: int) -> list[int]:
         return [segment.file_id for segment, _ in self.manifest.carried(chunk_id)]
 
@@ -86,6 +99,13 @@ def unchecked(*files: tuple[int, int]) -> m.Held:
 
 def held(file_id: int, first: int, *contents: bytes, final: bool = False) -> m.Held:
     return m.Held(file_id, first, b"".join(map(segment_digest, contents)), (), final)
+
+
+def held_files(*files: tuple[int, int]) -> m.Held:
+    """Return the answer for whole files, whose digests are those of their numbers."""
+    ids = [file_id for first, count in files for file_id in range(first, first + count)]
+    digests = b"".join(segment_digest(b"%d" % file_id) for file_id in ids)
+    return m.Held(0, 0, digests, files=tuple(m.FileRange(*each) for each in files))
 
 
 # ------------------------------------------------------------------------------------------------------- what they mean
@@ -126,10 +146,43 @@ def test_a_small_file_is_compared_before_its_bundle_is_queued(asker: Asker) -> N
     asker.answers.hold(held(SMALL, 0, b"held", final=True))
     asker.answers.need(needed((ALSO_SMALL, 1)))
     assert asker.taken() == []
-    assert [each.file_id for each in asker.verifier.held] == [SMALL]
-    asker.answers.compared(SMALL, asker.queue.epoch, is_equal=True)
+    assert asker.verifier.told() == [(SMALL, segment_digest(b"held"))]
+    asker.compared(equal=(SMALL,))
     assert asker.taken() == [BUNDLE]
     assert asker.carried(BUNDLE) == [ALSO_SMALL]
+
+
+def test_small_files_are_compared_together(asker: Asker) -> None:
+    """Those that are answered already are not, nor does an old result count."""
+    asker.answers.need(needed((SMALL, 1)))
+    asker.answers.hold(held_files((SMALL, 1), (ALSO_SMALL, 1)))
+    assert asker.verifier.told() == [(ALSO_SMALL, segment_digest(b"%d" % ALSO_SMALL))]
+    asker.compared(equal=(ALSO_SMALL,), epoch=-1)
+    assert asker.taken() == []
+    asker.compared(different=(ALSO_SMALL,))
+    assert asker.taken() == [BUNDLE]
+    assert asker.carried(BUNDLE) == [SMALL, ALSO_SMALL]
+
+
+def test_many_small_files_are_compared_by_several_threads(asker: Asker) -> None:
+    first, count = 6, 2 * FILES_AT_ONCE + 1
+    asker.add(*[item_of(4, b"%d" % number) for number in range(count)])
+    asker.answers.hold(held_files((first, count)))
+    assert [len(files.digests) for files in asker.verifier.files] == [FILES_AT_ONCE, FILES_AT_ONCE, 1]
+    assert asker.verifier.told() == [(i, segment_digest(b"%d" % i)) for i in range(first, first + count)]
+
+
+def test_small_files_of_two_parts_are_compared_with_their_own_digests(asker: Asker) -> None:
+    """The one that is answered is in a part that was dropped."""
+    asker.answers.hold(unchecked((0, 6)))
+    asker.add(item_of(4, b"one"))
+    asker.add(item_of(4, b"two"))
+    for part in asker.manifest.parts[:2]:
+        part.is_sent = True
+    assert asker.manifest.drop_done_parts() == 2
+    asker.answers.hold(held_files((SMALL, 1), (6, 2)))
+    assert asker.verifier.told() == [(i, segment_digest(b"%d" % i)) for i in (6, 7)]
+    assert [files.part.first_file_id for files in asker.verifier.files] == [6, 7]
 
 
 def test_answering_again_changes_nothing(asker: Asker) -> None:
@@ -140,7 +193,7 @@ def test_answering_again_changes_nothing(asker: Asker) -> None:
     asker.answers.hold(held(SMALL, 0, b"held"))
     asker.answers.hold(held(LARGE, 0, b"held"))
     assert asker.taken() == []
-    assert (asker.verifier.held, asker.counters.unchecked_bytes) == ([], 0)
+    assert (asker.verifier.held, asker.verifier.files, asker.counters.unchecked_bytes) == ([], [], 0)
 
 
 def test_what_is_accepted_unread_is_counted(asker: Asker) -> None:
@@ -212,6 +265,10 @@ def test_needing_what_was_not_offered(asker: Asker, message: m.Needed) -> None:
         held(EMPTY, 0, b"0"),
         held(LINK, 0, b"0"),
         held(6, 0, b"0"),
+        held_files((SMALL, 2)),
+        held_files((LARGE, 1)),
+        held_files((LINK, 1)),
+        held_files((6, 1)),
         m.Held(6, 0, b""),
         m.Held((1 << 64) - 1, 0, bytes(DIGEST_BYTES)),
     ],
@@ -219,11 +276,12 @@ def test_needing_what_was_not_offered(asker: Asker, message: m.Needed) -> None:
 def test_holding_what_was_not_offered(asker: Asker, message: m.Held) -> None:
     with pytest.raises(RemoteProtocolError):
         asker.answers.hold(message)
-    assert asker.verifier.held == []
+    assert (asker.verifier.held, asker.verifier.files) == ([], [])
 
 
 def test_answers_for_what_was_dropped_change_nothing(asker: Asker) -> None:
     asker.answers.hold(unchecked((0, 4)))
+    (dropped, _) = asker.manifest.parts
     for part in asker.manifest.parts:
         part.is_sent = True
     assert asker.manifest.drop_done_parts() == 1
@@ -231,5 +289,7 @@ def test_answers_for_what_was_dropped_change_nothing(asker: Asker) -> None:
     asker.answers.need(segments(LARGE, 0, 99))
     asker.answers.hold(held(LARGE, 0, b"0"))
     asker.answers.hold(unchecked((0, 4)))
-    asker.answers.compared(SMALL, asker.queue.epoch, is_equal=False)
+    asker.answers.hold(held_files((SMALL, 1), (ALSO_SMALL, 1)))
+    asker.answers.compared(Compared(dropped, [], [SMALL], asker.queue.epoch))
     assert asker.taken() == []
+    assert (asker.verifier.held, asker.verifier.files) == ([], [])

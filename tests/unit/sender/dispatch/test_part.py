@@ -6,8 +6,8 @@ from tests.support.manifests import item_of
 
 def test_a_bundle_is_ready_with_the_last_answer() -> None:
     part = Part(7, 3, [item_of(2), item_of(2), item_of(2)], 10, last=True)
-    assert part.begin_comparing(8)
-    assert not part.begin_comparing(8)
+    assert part.begin_comparing(range(8, 9)) == [8]
+    assert part.begin_comparing(range(8, 9)) == []
     assert part.need(range(7, 8)) == []
     assert part.do_without(range(9, 10)) == (2, [])
     assert part.do_without(range(9, 10)) == (0, [])
@@ -27,6 +27,19 @@ def test_files_that_are_needed() -> None:
     assert (part.need(range(3, 7)), part.need(range(12, 100))) == ([], [])
 
 
+def test_files_that_are_compared() -> None:
+    """Of those that are held, one is answered already."""
+    part = Part(7, 3, [item_of(2), item_of(4), item_of(4), item_of(25), item_of(0)], 10, last=True)
+    assert part.do_without(range(8, 9)) == (4, [])
+    assert part.begin_comparing(range(7, 10)) == [7, 9]
+    assert part.begin_comparing(range(7, 10)) == []
+    assert part.do_without(range(7, 8)) == (0, [])
+    assert part.need(range(9, 10)) == [3]
+    assert part.are_small(range(7, 10))
+    assert not part.are_small(range(9, 11))
+    assert not part.are_small(range(11, 12))
+
+
 def test_a_bundle_of_which_nothing_is_needed() -> None:
     part = Part(0, 0, [item_of(2), item_of(2)], 10, last=True)
     assert (part.do_without(range(1)), part.do_without(range(2))) == ((2, []), (2, [0]))
@@ -41,7 +54,7 @@ def test_one_file_at_a_time_is_as_ranges() -> None:
     sizes = [2, 25, 0, 4, 4, 3, 30, 5, 10]
     parts = [Part(7, 3, [item_of(size) for size in sizes], 10, last=True) for _ in range(2)]
     for part in parts:
-        part.begin_comparing(10)
+        part.begin_comparing(range(10, 11))
     one, all_at_once = parts
     needed, left = range(7, 12), range(10, 16)
     ready = [chunk_id for file_id in needed for chunk_id in one.need(range(file_id, file_id + 1))]
