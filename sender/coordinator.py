@@ -562,7 +562,7 @@ class Transfer:
             raise RemoteProtocolError("the receiver answers a whole file, of which this sender has a shard")
         if message.left and self._settings.existing not in (m.Existing.SKIP, m.Existing.NEWER):
             raise RemoteProtocolError("the receiver leaves files as they are, but they are to be replaced")
-        for file_id in [message.file_id, *(each.first_file_id for each in message.files)]:
+        for file_id in [each.first_file_id for each in message.files] or [message.file_id]:
             self._manifest.take_answer(file_id)
         self._answers.hold(message)
         self.counters.phase = "moving"

@@ -240,38 +240,41 @@ class Rehasher:
         with contextlib.closing(FinalFiles(work.destination)) as finals:
             for file in work.files:
                 try:
-                    content = finals.open(file.path)
-                except FilestreamerError:  # the file was replaced or removed meanwhile: the sender has to send it
-                    digests.append((file.file_id, None))
-                    continue
-                try:
-                    found = self._digest_final(block, content, file, work)
+                    digest: bytes | None = self._digest_final(block, finals, file, work)
                     size += file.grid.size
-                except _Unreadable:
-                    found = None
-                finally:
-                    os.close(content.fd)
+                except _Unreadable:  # it was replaced or removed since it was listed: the sender has to send it
+                    digest = None
                 if self._stopped.is_set():
                     return
-                digests.append((file.file_id, found))
+                digests.append((file.file_id, digest))
         self._post(FinalsRehashed(digests, size))
 
-    def _digest_final(self, block: memoryview, content: Readable, file: FinalFile, work: FinalWork) -> bytes:
-        """Return the digest of a file of one segment; hand those of a larger file to `work.keep`, and return b""."""
+    def _digest_final(self, block: memoryview, finals: FinalFiles, file: FinalFile, work: FinalWork) -> bytes:
+        """Return the digest of a file of one segment; hand those of a larger file to `work.keep`, and return b"".
+
+        Raises _Unreadable.
+        """
         segments = file.grid.segments
-        for first in range(0, segments, PIECE_SEGMENTS):
-            found = []
-            for index in range(first, min(first + PIECE_SEGMENTS, segments)):
-                if self._stopped.is_set():
-                    return b""
-                try:
-                    found.append(content.digest(block, file.grid, index, self._count))
-                except FilestreamerError as error:
-                    raise _Unreadable from error
-            if segments == 1:
-                return found[0]
-            work.keep(file.file_id, first, b"".join(found))
+        try:
+            content = finals.open(file.path)
+        except FilestreamerError as error:
+            raise _Unreadable from error
+        try:
+            for first in range(0, segments, PIECE_SEGMENTS):
+                found = self._digests(block, content, file.grid, range(first, min(first + PIECE_SEGMENTS, segments)))
+                if segments == 1 or self._stopped.is_set():
+                    return b"".join(found)
+                work.keep(file.file_id, first, b"".join(found))
+        finally:
+            os.close(content.fd)
         return b""
+
+    def _digests(self, block: memoryview, content: Readable, grid: Grid, indices: range) -> list[bytes]:
+        """Return the digests of segments, of the first ones where this is stopped. Raises _Unreadable."""
+        try:
+            return [content.digest(block, grid, index, self._count) for index in indices if not self._stopped.is_set()]
+        except FilestreamerError as error:
+            raise _Unreadable from error
 
     def _rehash(self, block: memoryview, work: Work) -> None:
         digests = []

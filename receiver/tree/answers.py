@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import Share
-from filestreamer.wire.runs import equal_runs, ranges, runs, runs_without
+from filestreamer.wire.runs import as_ranges, equal_runs, runs, runs_without
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -55,7 +55,7 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
 def held_files(digests: list[tuple[int, bytes]]) -> Iterator[m.Held]:
     """Yield Held for small files of one part, in order: the digest of each, by file ID."""
     if digests:
-        files = tuple(m.FileRange(each.start, len(each)) for each in ranges([file_id for file_id, _ in digests]))
+        files = tuple(m.FileRange(each.start, len(each)) for each in as_ranges([file_id for file_id, _ in digests]))
         yield m.Held(0, 0, b"".join([digest for _, digest in digests]), files=files)
 
 

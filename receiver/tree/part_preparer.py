@@ -202,7 +202,7 @@ class PartPreparer:
         place = self._places.of(entry.path)
         names = SharedNames.of(place.below(entry.path), large.grid, entry.mtime_ns, large.share)
         keys = self._keys_in(place)
-        if state == CLAIMED:  # its place keeps no times: it is received anew, as no shard compares all of it
+        if state == CLAIMED:  # its place keeps no times: all shards receive it anew, as none compares all of it
             state = FREE
             part_state.set(index, FREE)
         key = path_key(names.stem)

@@ -15,7 +15,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.runs import ranges
+from filestreamer.wire.runs import as_ranges
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
@@ -308,7 +308,7 @@ class TreeTarget:
                     part_state.set_with_digest(index, HELD, digest)
                     small.append((file_id, digest))
         if gone:
-            yield m.Needed(tuple(m.FileRange(each.start, len(each)) for each in ranges(gone)), ())
+            yield m.Needed(tuple(m.FileRange(each.start, len(each)) for each in as_ranges(gone)), ())
         yield from held_files(small)
         for index in large:
             yield from held_messages(part_state, index, part_state.large[index].pieces(), self._spool, final=True)

@@ -1,7 +1,7 @@
 """Acts on the receiver's answers: queues the chunks that are needed, has held ones compared, marks others as done.
 
-A large file is answered by segments, each of which is a chunk. A small file is answered as a whole. The bundle that
-carries it is queued once each of its files is answered and, if it is held, compared; if the bundle carries nothing
+A large file is answered by segments, each of which is a chunk. Small files are answered as a whole. The bundle that
+carries one is queued once each of its files is answered and, if it is held, compared; if the bundle carries nothing
 then, it is done. The coordinator calls this.
 """
 
@@ -9,7 +9,7 @@ from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import RemoteProtocolError
-from filestreamer.wire.runs import ranges
+from filestreamer.wire.runs import as_ranges
 from sender.dispatch.manifest import Manifest
 from sender.dispatch.part import Part
 from sender.dispatch.send_queue import SendQueue
@@ -62,31 +62,39 @@ class Answers:
             self._counters.unchecked_bytes += self._leave(files)
         for files in message.left:
             self._counters.size_bytes -= self._leave(files)
-        owner = self._manifest.part_of_file(message.file_id)
+        part = self._manifest.part_of_file(message.file_id)
         if message.digests:
             self._queue.may_finish_ahead = False
-        at = 0
-        for files in message.files:
-            end = at + files.files * limits.DIGEST_BYTES
-            self._hold_files(self._offered(files), message.digests[at:end])
-            at = end
-        if message.digests and not message.files and owner is not None:
-            self._hold_segments(owner, message)
+        if message.files:
+            self._hold_files(message)
+        elif message.digests and part is not None:
+            self._hold_segments(part, message)
 
-    def _hold_files(self, files: range, digests: bytes) -> None:
-        """Have held small files compared, of which these are the digests."""
-        for part in self._manifest.parts_of(files):
-            own = range(max(files.start, part.first_file_id), min(files.stop, part.end_file_id))
-            if not part.are_small(own):
-                raise RemoteProtocolError(
-                    f"the receiver answers files {own.start} to {own.stop - 1} as a whole, and not all have one segment"
-                )
-            told = []
-            for file_id in part.begin_comparing(own):
-                at = (file_id - files.start) * limits.DIGEST_BYTES
-                told.append((file_id, digests[at : at + limits.DIGEST_BYTES]))
-            for first in range(0, len(told), FILES_AT_ONCE):
-                self._verifier.compare(HeldFiles(part, told[first : first + FILES_AT_ONCE], self._queue.epoch))
+    def _hold_files(self, message: m.Held) -> None:
+        """Have held small files compared."""
+        size, at = limits.DIGEST_BYTES, 0
+        for answered in message.files:
+            files = self._offered(answered)
+            for part in self._manifest.parts_of(files):
+                own = range(max(files.start, part.first_file_id), min(files.stop, part.end_file_id))
+                first = at + (own.start - files.start) * size
+                self._hold_small_files(part, own, message.digests[first : first + len(own) * size])
+            at += len(files) * size
+
+    def _hold_small_files(self, part: Part, files: range, digests: bytes) -> None:
+        """Have held small files of one part compared, of which these are the digests."""
+        if not part.are_small(files):
+            raise RemoteProtocolError(
+                f"the receiver answers files {files.start} to {files.stop - 1} as a whole, and not all have one segment"
+            )
+        size = limits.DIGEST_BYTES
+        told = [
+            (file_id, digests[at : at + size])
+            for file_id in part.begin_comparing(files)
+            for at in [(file_id - files.start) * size]
+        ]
+        for first in range(0, len(told), FILES_AT_ONCE):
+            self._verifier.compare(HeldFiles(part, told[first : first + FILES_AT_ONCE], self._queue.epoch))
 
     def _hold_segments(self, part: Part, message: m.Held) -> None:
         file_id, first, size = message.file_id, message.first_segment, limits.DIGEST_BYTES
@@ -95,11 +103,11 @@ class Answers:
             raise RemoteProtocolError(f"the receiver answers segment {first}, which is not in shard {share}")
         end = first + (len(message.digests) // size - 1) * share.count + 1
         self._check(part, file_id, first, end)
+        if not part.is_large(file_id):
+            self._hold_small_files(part, range(file_id, file_id + 1), message.digests)
+            return
         start = part.chunk_of(file_id, first) - first  # the chunk of segment 0
         held = Held(part.item(file_id), file_id, part.grid(file_id), first, start + first, b"", self._queue.epoch)
-        if not part.is_large(file_id):
-            self._hold_files(range(file_id, file_id + 1), message.digests)
-            return
         if message.final:
             held = held._replace(whole=part.chunks_of(file_id))
         for begin, stop in self._queue.hold(start + first, start + end, held.whole):
@@ -112,9 +120,9 @@ class Answers:
         """Handle the comparison of held small files. A result of an earlier epoch is ignored."""
         if result.epoch != self._queue.epoch:
             return
-        for files in ranges(result.equal):
+        for files in as_ranges(result.equal):
             self._leave_small_files(result.part, files)
-        for files in ranges(result.different):
+        for files in as_ranges(result.different):
             self._need_files(result.part, files)
 
     def withdraw(self, file_id: int) -> None:

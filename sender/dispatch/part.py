@@ -2,8 +2,8 @@
 
 A part is what one ManifestPart lists. Its files are cut into chunks by themselves (`layout`). A file of several
 segments is large, and each of its segments is a chunk; small files are bundled. `chunk_states` keeps the answers for
-the chunks of large files. Small files are answered one by one, which is kept here. Their bundle is ready to be sent
-once none of its files is unanswered, or still being compared.
+the chunks of large files. Those for small files, of which many are answered at once, are kept here. Their bundle is
+ready to be sent once none of its files is unanswered, or still being compared.
 """
 
 import itertools

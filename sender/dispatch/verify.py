@@ -35,13 +35,13 @@ PASSES_MAX: Final = 5
 PASS_SECONDS: Final = 0.25
 """The pause before a file is read again for the second time; it is doubled each time."""
 BACKLOG_MAX: Final = 1024
-"""How many runs of held segments may wait to be compared before reading of the control connection pauses."""
+"""How many runs of held segments, or groups of held files, may wait before reading of the control connection pauses."""
 FILES_AT_ONCE: Final = 64
 """The most small files that a thread compares before it tells the results."""
 
 
 class Held(NamedTuple):
-    """A run of segments of a file that the receiver holds: those of this sender's share, from `first_segment` on."""
+    """A run of segments of a large file that the receiver holds: of this sender's share, from `first_segment` on."""
 
     item: Item
     file_id: int

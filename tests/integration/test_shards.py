@@ -666,6 +666,7 @@ def test_as_many_shards_as_there_may_be(pair: Pair, sample: Sample) -> None:
 WRONG_ANSWERS: dict[str, m.Message] = {
     "Held: a segment of another share": m.Held(0, 0, bytes(16)),
     "Held: a digest too many": m.Held(0, 1, bytes(16 * 4)),
+    "Held: a whole file": m.Held(0, 0, bytes(16), files=(m.FileRange(0, 1),)),
     "Needed: a segment too many": m.Needed((), (m.SegmentRange(0, 0, 9),)),
     "Complete: before Finish": m.Complete(False),
 }

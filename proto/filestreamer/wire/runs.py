@@ -25,7 +25,7 @@ def runs_without(states: bytes | bytearray, *unwanted: int) -> Iterator[tuple[in
     yield from _runs(states.translate(bytes(state not in unwanted for state in _STATES)))
 
 
-def ranges(numbers: Sequence[int]) -> Iterator[range]:
+def as_ranges(numbers: Sequence[int]) -> Iterator[range]:
     """Yield ascending numbers as ranges: those that follow each other are one."""
     start = 0
     for at, number in enumerate(numbers, 1):

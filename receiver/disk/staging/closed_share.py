@@ -174,12 +174,17 @@ def is_sealed(staging_fd: int, names: SharedNames) -> bool:
 
     Where it has not, nobody puts the file in place before the share is sealed; if somebody has, the file is there now.
     """
-    with contextlib.suppress(BlockingIOError):
+    try:
         return _has_seal(staging_fd, names)
-    # Another shard looks at this share, and may be about to put the file in place.
-    with names.guard, contextlib.suppress(BlockingIOError):
-        return _has_seal(staging_fd, names)
-    return False
+    except BlockingIOError:
+        pass
+    # Another shard looks at this share, and may be about to put the file in place. It has the guard for as long as it
+    # re-hashes shares, so that is waited for only now.
+    with names.guard:
+        try:
+            return _has_seal(staging_fd, names)
+        except BlockingIOError:  # another process has it
+            return False
 
 
 def _has_seal(staging_fd: int, names: SharedNames) -> bool:

@@ -143,7 +143,7 @@ def _is_to_be_corrected(destination: Destination, there: os.stat_result, entry: 
 class FinalFiles:
     """Opens files under their final paths, to be compared. No symlink is followed. One thread owns it.
 
-    The directory of the last file stays open for the next one, until `close`.
+    The directory of the last file stays open for the next one, until `close`, as long as it has its path.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -156,13 +156,20 @@ class FinalFiles:
         directory, _, name = path.rpartition(b"/")
         shown = shown_path(self._destination, path)
         try:
-            if directory != self._directory:
+            if not self._is_open(directory):
                 self.close()
                 self._directory_fd = open_directory(self._destination, directory or b".")
                 self._directory = directory
             return Readable(shown, os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=self._directory_fd))
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't read {shown}") from None
+
+    def _is_open(self, directory: bytes) -> bool:
+        """Whether this directory is open, and nobody has put another one in its place. Raises OSError."""
+        if directory != self._directory:
+            return False
+        there = os.stat(directory or b".", dir_fd=self._destination.fd, follow_symlinks=False)
+        return os.path.samestat(there, os.fstat(self._directory_fd))
 
     def close(self) -> None:
         """Close the directory. Idempotent."""

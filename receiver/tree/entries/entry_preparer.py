@@ -168,14 +168,20 @@ class EntryPreparer:
         return count
 
     def is_there(self, entry: Entry) -> bool:
-        """Whether a file that was prepared is there by now, as it is sent; False: it may be."""
+        """Whether another shard has put a file in place since it was prepared; False: it may have.
+
+        That shard has set its attributes, too. Its name is released, as nothing is to come.
+        """
         try:
             directory, _, there = self._locations.look(entry, everywhere=True)
-            return there is not None and Likeness.SAME is directory.place.times.likeness(
-                directory.fd, there, entry, checksum=self._checksum
-            )
+            if there is None:
+                return False
+            likeness = directory.place.times.likeness(directory.fd, there, entry, checksum=self._checksum)
         except (Obstacle, OSError):  # it shows when the file is written
             return False
+        if likeness is Likeness.SAME and self._passes(entry):
+            self._top_level_names.release(entry.path)
+        return likeness is Likeness.SAME
 
     def _is_same(self, entry: Entry, directory_fd: int, name: bytes) -> bool:
         """Whether a file is as it is sent, with all that its entry has; False: it may be."""

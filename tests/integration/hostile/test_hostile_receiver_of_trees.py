@@ -13,7 +13,7 @@ from filestreamer.process import backoff
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest, segment_digest
 from filestreamer.wire.errors import Code, TransferFailed
-from filestreamer.wire.limits import KIB
+from filestreamer.wire.limits import DIGEST_BYTES, KIB
 from tests.support import sending, trees
 from tests.support.peer import Ended, Link, RawReceiver, read_chunk, refuses
 from tests.support.services import UNIT, Pair, Service
@@ -45,6 +45,10 @@ def held(file_id: int, first: int, *contents: bytes) -> m.Held:
     return m.Held(file_id, first, b"".join(map(segment_digest, contents)))
 
 
+def held_files(first: int, count: int) -> m.Held:
+    return m.Held(0, 0, bytes(DIGEST_BYTES * count), files=(m.FileRange(first, count),))
+
+
 def declined(*file_ids: int, kind: m.SkipKind = m.SkipKind.DECLINED) -> m.Declined:
     return m.Declined(tuple(m.DeclinedEntry(file_id, kind, "it is in the way", b"f") for file_id in file_ids))
 
@@ -66,6 +70,12 @@ ANSWERS: dict[str, m.Message] = {
     "held beyond a small file": held(SMALL, 0, b"0", b"1"),
     "held of a directory": held(TOP, 0, b"0"),
     "held of a file never offered": held(6, 0, b"0"),
+    "a held file never offered": held_files(6, 1),
+    "held files beyond the manifest": held_files(SMALL, 7),
+    "a held file that is a directory": held_files(TOP, 1),
+    "a held file that is empty": held_files(EMPTY, 1),
+    "a held file that is another name": held_files(LINK, 1),
+    "a held file that is large": held_files(LARGE, 1),
     "unchecked beyond the manifest": m.Held(0, 0, b"", (m.FileRange(0, 7),)),
     "complete before Finish": m.Complete(True),
     "a share of a tree": m.Complete(False),
@@ -106,6 +116,13 @@ def test_nonsense(pair: Pair, tree: Path) -> None:
 def test_accepted_unread_though_it_was_asked_to_compare(pair: Pair, tree: Path) -> None:
     answer = m.Held(SMALL, 0, b"", (m.FileRange(SMALL, 1),))
     assert is_refused(pair, tree, answer, "--checksum")
+
+
+def test_small_files_are_not_held_together_in_a_dry_run(pair: Pair, tree: Path) -> None:
+    """There, the digests of each go before the verdict on it: a receiver that leaves them out is not believed."""
+    alone = trees.write(pair.source / "alone", b"alone")
+    assert is_refused(pair, alone, held_files(0, 1), "--checksum", "--dry-run")
+    assert is_refused(pair, tree, held(SMALL, 0, b"0"), "--dry-run")
 
 
 def test_a_file_that_is_the_only_one_may_be_accepted_unread(pair: Pair) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from filestreamer.wire.runs import equal_runs, runs, runs_without
+from filestreamer.wire.runs import as_ranges, equal_runs, runs, runs_without
 
 
 def test_of_any_table(seed: int) -> None:
@@ -22,3 +22,12 @@ def test_of_any_table(seed: int) -> None:
         assert all(one != other for (one, _, _), (other, _, _) in itertools.pairwise(equal))
         others = [row for span in runs_without(states, 3) for row in range(*span)]
         assert others == [row for row, state in enumerate(states) if state != 3]
+
+
+def test_of_any_numbers(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(200):
+        numbers = sorted(rng.sample(range(40), rng.randrange(40)))
+        found = list(as_ranges(numbers))
+        assert [number for each in found for number in each] == numbers
+        assert all(one.stop < other.start for one, other in itertools.pairwise(found))

@@ -35,13 +35,16 @@ WALK = b"w" * 16
 class Shard(TreeSample):
     """Shard `index` of a tree with one shared file; its segments are k with (k - first) mod COUNT == 0."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, alone: bool = False) -> None:
+        """`alone`: the file is at the top of the destination, and not in the directory t."""
         super().__init__(C)
         self.shares = TreeShares(Share(index, COUNT), C, checksum=False)
-        self.first = self.shares.share(b"t/large").index
+        path = b"large" if alone else b"t/large"
+        self.first = self.shares.share(path).index
         self.own = range(self.first, SEGMENTS, COUNT)
-        self.directory(b"t", mtime_ns=MTIME)
-        self.file_id = self.add(b"t/large", CONTENT, mtime_ns=MTIME)
+        if not alone:
+            self.directory(b"t", mtime_ns=MTIME)
+        self.file_id = self.add(path, CONTENT, mtime_ns=MTIME)
 
     @property
     def offer(self) -> m.Offer:
@@ -211,6 +214,31 @@ def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: Sha
     assert finished(again).committed
 
 
+def sealed_but_for_the_last(shard_of: ShardOf) -> tuple[TreeTransfer, TreeTransfer]:
+    """Have two shards finished, and begin the first one again; return it, and the last one, which has sent all."""
+    for index in (0, 1):
+        transfer = shard_of(index)
+        transfer.offer()
+        transfer.send_all()
+        finished(transfer)
+        transfer.tree.close(cleanly=True)
+    again, last = shard_of(0), shard_of(2)
+    last.offer()
+    last.send_all()
+    return again, last
+
+
+def finish_meanwhile(last: TreeTransfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finish the last shard when another one looks for its share."""
+    finds = closed_share.is_sealed
+
+    def look(*args: Any) -> bool:
+        finished(last)
+        return finds(*args)
+
+    monkeypatch.setattr(large_files, "is_sealed", look)
+
+
 def offered_while_rehashed(
     last: TreeTransfer, again: TreeTransfer, other: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> list[m.Message]:
@@ -246,24 +274,10 @@ def test_a_file_that_is_put_in_place_while_a_shard_comes_again(
     tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The shard has seen that the file is missing. It does not begin the file anew, for which it would wait in vain."""
-    for index in (0, 1):
-        transfer = shard_of(index)
-        transfer.offer()
-        transfer.send_all()
-        finished(transfer)
-        transfer.tree.close(cleanly=True)
-    again, last = shard_of(0), shard_of(2)
-    last.offer()
-    last.send_all()
+    again, last = sealed_but_for_the_last(shard_of)
     with ThreadPoolExecutor(1) as other:
         if when.startswith("before"):
-            finds = closed_share.is_sealed
-
-            def look(*args: Any) -> bool:
-                finished(last)
-                return finds(*args)
-
-            monkeypatch.setattr(large_files, "is_sealed", look)
+            finish_meanwhile(last, monkeypatch)
             answers = again.offer()
         else:
             answers = offered_while_rehashed(last, again, other, monkeypatch)
@@ -272,6 +286,23 @@ def test_a_file_that_is_put_in_place_while_a_shard_comes_again(
     again.sample.unchecked = {1}
     assert finished(again).committed
     assert [name for name in staged(tmp_path) if not name.endswith(".job")] == []
+
+
+def test_a_name_at_the_top_is_released_where_another_shard_has_put_the_file_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TreeTransfer] = []
+
+    def make(index: int) -> TreeTransfer:
+        made.append(TreeTransfer(tmp_path, Shard(index, alone=True)))
+        return made[-1]
+
+    again, last = sealed_but_for_the_last(make)
+    finish_meanwhile(last, monkeypatch)
+    assert again.offer() == [m.Held(0, 0, b"", (m.FileRange(0, 1),))]
+    assert b"large" not in again.top_level_names
+    for transfer in made:
+        transfer.close()
 
 
 def test_what_files_free_is_counted_beside_a_share_that_is_sealed(

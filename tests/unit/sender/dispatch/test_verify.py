@@ -1,23 +1,33 @@
-"""Held segments that come faster than they are compared are not kept without bound."""
+"""What the receiver holds is compared in other threads: with what result, and how much of it may wait."""
 
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import ConnectionLost
+from filestreamer.wire.messages import SkipKind
 from filestreamer.wire.sockets.control_link import ControlLink
-from sender.dispatch.verify import BACKLOG_MAX, Verifier
+from sender.dispatch.manifest import Manifest, Withdrew
+from sender.dispatch.schedule import Schedule
+from sender.dispatch.send_queue import SendQueue
+from sender.dispatch.verify import BACKLOG_MAX, Compared, HeldFiles, Verifier
+from sender.listing.walk import Walk
 from sender.mailbox import Event, Mailbox
 from sender.network.control import ControlReader, Received
 
 
-@pytest.fixture(autouse=True)
-def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing compared."""
     monkeypatch.setattr("sender.dispatch.verify.start_thread", lambda *_: None)
 
 
+@pytest.mark.usefixtures("no_threads")
 def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() -> None:
     held: Any = None
     verifier = Verifier(held, held, held, held)
@@ -61,3 +71,42 @@ def test_the_control_connection_is_not_read_while_much_waits_to_be_compared() ->
 def _until_lost(reader: ControlReader, channel: Any) -> None:
     with pytest.raises(ConnectionLost):
         reader._read(channel)
+
+
+class Noted(Mailbox):
+    """Keeps the events in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    def post(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def test_small_files_of_every_kind_are_compared_together(tmp_path: Path) -> None:
+    """One that is gone, or has other bytes than were listed, is withdrawn, and keeps none from being compared."""
+    for name in ("equal", "gone", "changed", "other", "equal too"):
+        (tmp_path / name).write_bytes(name.encode())
+    items = [item for item in Walk([f"{tmp_path}/"], print) if item.identity is not None]
+    names = [item.entry.path for item in items]
+    (tmp_path / "gone").unlink()
+    (tmp_path / "changed").write_bytes(b"CHANGED")
+    manifest, mailbox = Manifest(64), Noted()
+    queue, counters = SendQueue(manifest, Schedule(1), mailbox), TransferCounters(bytes(16), "x")
+    verifier = Verifier(manifest, queue, counters, mailbox)
+    part = manifest.add(items, last=False)
+    queue.extend(part)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    told = [(at, segment_digest(b"OTHER" if name == b"other" else name)) for at, name in enumerate(names)]
+    verifier.compare(HeldFiles(part, told, queue.epoch))
+    verifier.stop()
+    for thread in verifier._threads:
+        thread.join(10)
+    (result,) = [event for event in mailbox.events if isinstance(event, Compared)]
+    assert {names[at] for at in result.equal} == {b"equal", b"equal too"}
+    assert {names[at] for at in result.different} == {b"other"}
+    withdrew = {names[event.file_id]: event.error.kind for event in mailbox.events if isinstance(event, Withdrew)}
+    assert withdrew == {b"gone": SkipKind.VANISHED, b"changed": SkipKind.CHANGED}
+    assert counters.held_bytes == len(b"equal") + len(b"equal too")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
