@@ -114,20 +114,29 @@ def borrow(
 
     `to_come` is how many connections of this transfer are still to come.
     """
-    # The smallest size leaves a quarter of the budget, larger ones three eighths. In addition, the medium one leaves
-    # the smallest for each connection that is still to come; those above it leave the medium one for each of these, and
-    # at least two more of their kind. So all connections of a transfer are fast, and other peers find memory.
-    share_bytes = account.budget.share_bytes
+    # The smallest size leaves a quarter of the budget, larger ones three eighths, so that other peers find memory. In
+    # addition, larger ones leave enough for the connections that are still to come. A sender that finds their number
+    # by itself announces many more than it opens at first. The early ones have to fill a long path: they come before
+    # those behind them, of which most may never come.
+    here = list(sizes(socket_limits, connection_id))
     small_bytes, medium_bytes = small(socket_limits).bytes, medium(socket_limits).bytes
-    for connection_budget in sizes(socket_limits, connection_id):
-        if connection_budget.is_small:
-            leave_bytes = share_bytes
-        elif connection_budget.bytes <= medium_bytes:
-            leave_bytes = share_bytes * 3 // 2 + to_come * small_bytes
+    locked_bytes = next((each.bytes for each in here if each.receive_buffer_bytes), medium_bytes)
+    is_early = connection_id < limits.LARGE_BLOCK_CONNECTIONS
+    early_to_come = min(to_come, max(0, limits.LARGE_BLOCK_CONNECTIONS - 1 - connection_id))
+    for each in here:
+        leave_bytes = account.budget.share_bytes * 3 // 2
+        if each.is_small:
+            leave_bytes = account.budget.share_bytes
+        elif each.bytes <= medium_bytes:
+            leave_bytes += to_come * small_bytes
         else:
-            leave_bytes = share_bytes * 3 // 2 + max(2 * connection_budget.bytes, to_come * medium_bytes)
-        if account.try_borrow(connection_budget.bytes, leave_bytes=leave_bytes):
-            return connection_budget
+            is_full = not each.receive_buffer_bytes
+            early_bytes = min(locked_bytes, each.bytes) if is_full else each.bytes
+            late_bytes = medium_bytes if is_full or not is_early else small_bytes
+            left_bytes = early_to_come * early_bytes + (to_come - early_to_come) * late_bytes
+            leave_bytes += max(2 * each.bytes, left_bytes)
+        if account.try_borrow(each.bytes, leave_bytes=leave_bytes):
+            return each
     return None
 
 

@@ -56,6 +56,22 @@ def test_none_of_64_connections_is_small(rmem_max_kib: int, autotuned_mib: int) 
     assert found[0].receive_buffer_bytes == 0  # what a long path needs
 
 
+@pytest.mark.parametrize("limit_mib", [384, 512, 1024])
+def test_the_first_connections_of_64_can_fill_a_long_path(limit_mib: int) -> None:
+    """A sender that finds their number by itself announces 64, and begins with eight where a round-trip takes long."""
+    budget_bytes = process_limit.budget_bytes(limit_mib * MIB)
+    account = Budget(budget_bytes * 7 // 8).admit("a", 4 * MIB)
+    found = [connection_budget.borrow(account, LIMITS, number, 63 - number) for number in range(8)]
+    assert all(each is not None and each.receive_buffer_bytes in (0, 4 * MIB) for each in found)
+
+
+def test_the_first_connections_of_64_share_what_little_memory_there_is() -> None:
+    account = Budget(process_limit.budget_bytes(192 * MIB) * 7 // 8).admit("a", 4 * MIB)
+    found = [connection_budget.borrow(account, LIMITS, number, 63 - number) for number in range(64)]
+    assert None not in found
+    assert not any(each is None or each.is_small for each in found[:8])
+
+
 def test_one_peer_leaves_small_sizes_and_transfers_to_others() -> None:
     budget = Budget(300 * MIB)
     greedy = budget.admit("a", 4 * MIB)
