@@ -120,7 +120,7 @@ def borrow(
     # those behind them, of which most may never come.
     here = list(sizes(socket_limits, connection_id))
     small_bytes, medium_bytes = small(socket_limits).bytes, medium(socket_limits).bytes
-    locked_bytes = next((each.bytes for each in here if each.receive_buffer_bytes), medium_bytes)
+    locked_bytes = next(each.bytes for each in here if each.receive_buffer_bytes)  # as all but the full size have
     is_early = connection_id < limits.LARGE_BLOCK_CONNECTIONS
     early_to_come = min(to_come, max(0, limits.LARGE_BLOCK_CONNECTIONS - 1 - connection_id))
     for each in here:

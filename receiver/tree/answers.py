@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.grid import Share
-from filestreamer.wire.runs import as_ranges, equal_runs, runs, runs_without
+from filestreamer.wire.runs import equal_runs, runs, runs_without
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -24,8 +24,8 @@ from receiver.tree.manifest.spool import Spool
 
 def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
     """Yield the answers for all files of a part; a CLAIMED file is answered after it was re-hashed."""
-    needed = _FileRanges()
-    stays = {UNCHECKED: _FileRanges(), LEFT: _FileRanges()}
+    needed = FileRanges()
+    stays = {UNCHECKED: FileRanges(), LEFT: FileRanges()}
     held: list[tuple[int, bytes]] = []
     base = part_state.first
     with part_state.lock:
@@ -54,8 +54,10 @@ def answers(part_state: PartState, spool: Spool) -> Iterator[m.Message]:
 
 def held_files(digests: list[tuple[int, bytes]]) -> Iterator[m.Held]:
     """Yield Held for small files of one part, in order: the digest of each, by file ID."""
-    if digests:
-        files = tuple(m.FileRange(each.start, len(each)) for each in as_ranges([file_id for file_id, _ in digests]))
+    ranges = FileRanges()
+    for file_id, _ in digests:
+        ranges.add(file_id, file_id + 1)
+    if files := ranges.all():
         yield m.Held(0, 0, b"".join([digest for _, digest in digests]), files=files)
 
 
@@ -163,7 +165,7 @@ def _runs(start: int, states: bytes, *wanted: int) -> Iterator[tuple[int, int]]:
     return ((start + first, start + end) for first, end in runs(states, *wanted))
 
 
-class _FileRanges:
+class FileRanges:
     """Files that are added in order, as ranges."""
 
     def __init__(self) -> None:

@@ -15,7 +15,6 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed, from_os_error
-from filestreamer.wire.runs import as_ranges
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
@@ -24,7 +23,7 @@ from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
-from receiver.tree.answers import answers, held_files, held_messages, missing, needed_messages
+from receiver.tree.answers import FileRanges, answers, held_files, held_messages, missing, needed_messages
 from receiver.tree.commit.committer import Committer
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStagings
@@ -289,7 +288,7 @@ class TreeTarget:
         The digest is None of a file that is gone or was changed.
         """
         part_state, _ = self._parts.find(digests[0][0])
-        gone: list[int] = []
+        gone = FileRanges()
         small: list[tuple[int, bytes]] = []
         large: list[int] = []
         with part_state.lock:
@@ -299,7 +298,7 @@ class TreeTarget:
                     continue
                 if digest is None:
                     part_state.set(index, FREE)
-                    gone.append(file_id)
+                    gone.add(file_id, file_id + 1)
                 elif index in part_state.large:
                     part_state.large[index].spooled = Spooled.DIGESTS
                     part_state.set(index, HELD)
@@ -307,8 +306,8 @@ class TreeTarget:
                 else:
                     part_state.set_with_digest(index, HELD, digest)
                     small.append((file_id, digest))
-        if gone:
-            yield m.Needed(tuple(m.FileRange(each.start, len(each)) for each in as_ranges(gone)), ())
+        if files := gone.all():
+            yield m.Needed(files, ())
         yield from held_files(small)
         for index in large:
             yield from held_messages(part_state, index, part_state.large[index].pieces(), self._spool, final=True)

@@ -173,41 +173,24 @@ class Part:
     # --- the answers for small files
 
     def need(self, files: range) -> list[int]:
-        """Note that those of these files have to be sent that are in this part and small; one file alone is in it.
+        """Note that those of these files have to be sent that are in this part and small.
 
         Return the chunks of the bundles that have become ready.
         """
-        if len(files) == 1:
-            return self._answer_one(files.start - self.first_file_id, NEEDED)
         bundles, ready = self._answer(self._indices(files), _AS_NEEDED)
         self._carrying.update(bundles)
         return ready
 
     def do_without(self, files: range) -> tuple[int, list[int]]:
-        """Note that those of these files are not sent that are in this part and small; one file alone is in it.
+        """Note that those of these files are not sent that are in this part and small.
 
         Return the bytes of those that were unanswered, and the chunks of the bundles that have become ready.
         """
-        if len(files) == 1:
-            index = files.start - self.first_file_id
-            unanswered_bytes = self._sizes[index] if self._small_files[index] == UNANSWERED else 0
-            return unanswered_bytes, self._answer_one(index, NOT_NEEDED)
         indices = self._indices(files)
         is_unanswered = self._small_files[indices].translate(_IS_UNANSWERED)
         unanswered_bytes = sum(itertools.compress(self._sizes[indices], is_unanswered))
         _, ready = self._answer(indices, _AS_NOT_NEEDED)
         return unanswered_bytes, ready
-
-    def _answer_one(self, index: int, state: int) -> list[int]:
-        """Give one file its next state, if it is open; return the chunk of its bundle if that has become ready."""
-        if not _IS_OPEN[self._small_files[index]]:
-            return []
-        self._small_files[index] = state
-        bundle = self.layout.first_chunks[index]
-        self._unready_files[bundle] -= 1
-        if state == NEEDED:
-            self._carrying.add(bundle)
-        return [] if self._unready_files[bundle] else [self.first_chunk + bundle]
 
     def _indices(self, files: range) -> slice:
         """Return which of its entries are among these files."""

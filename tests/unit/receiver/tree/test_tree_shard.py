@@ -74,6 +74,14 @@ def finished(transfer: TreeTransfer) -> m.Complete:
     return complete
 
 
+def comes_and_goes(transfer: TreeTransfer) -> None:
+    """Move all that a shard has to move, and end it."""
+    transfer.offer()
+    transfer.send_all()
+    finished(transfer)
+    transfer.tree.close(cleanly=True)
+
+
 @pytest.fixture
 def shard_of(tmp_path: Path) -> Iterator[Callable[[int], TreeTransfer]]:
     """Begin shards that are under way at the same time."""
@@ -199,11 +207,7 @@ def test_a_file_that_is_declined_at_the_last_moment_is_missed_by_nobody(tmp_path
 def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: ShardOf) -> None:
     """The shard comes again before its file is complete, has nothing to send, and keeps nobody from completing it."""
     for index in (0, 1):
-        transfer = shard_of(index)
-        transfer.offer()
-        transfer.send_all()
-        finished(transfer)
-        transfer.tree.close(cleanly=True)
+        comes_and_goes(shard_of(index))
     again, last = shard_of(0), shard_of(2)
     assert again.offer() == [m.Held(1, 0, b"", (m.FileRange(1, 1),))]
     again.sample.unchecked = {1}
@@ -217,11 +221,7 @@ def test_a_share_that_is_sealed_is_accepted_unread(tmp_path: Path, shard_of: Sha
 def sealed_but_for_the_last(shard_of: ShardOf) -> tuple[TreeTransfer, TreeTransfer]:
     """Have two shards finished, and begin the first one again; return it, and the last one, which has sent all."""
     for index in (0, 1):
-        transfer = shard_of(index)
-        transfer.offer()
-        transfer.send_all()
-        finished(transfer)
-        transfer.tree.close(cleanly=True)
+        comes_and_goes(shard_of(index))
     again, last = shard_of(0), shard_of(2)
     last.offer()
     last.send_all()
@@ -309,11 +309,7 @@ def test_what_files_free_is_counted_beside_a_share_that_is_sealed(
     tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full; the files of the next part have room, as the second one replaces a larger file."""
-    first = shard_of(0)
-    first.offer()
-    first.send_all()
-    finished(first)
-    first.tree.close(cleanly=True)
+    comes_and_goes(shard_of(0))
     again = shard_of(0)
     for path, is_bytes, was_bytes in ((b"t/p", 100 * KIB, 4 * KIB), (b"t/q", 300 * KIB, 400 * KIB)):
         (tmp_path / os.fsdecode(path)).write_bytes(b"-" * was_bytes)
@@ -327,10 +323,7 @@ def test_what_files_free_is_counted_beside_a_share_that_is_sealed(
 def test_a_seal_that_is_wrong_is_void(tmp_path: Path, shard_of: ShardOf) -> None:
     """Found by the shard that would put the file in place; the one that is to send again is told so when it comes."""
     first = shard_of(0)
-    first.offer()
-    first.send_all()
-    finished(first)
-    first.tree.close(cleanly=True)
+    comes_and_goes(first)
     (data,) = (tmp_path / ".filestreamer").glob("*.shared")
     with data.open("r+b") as file:
         file.seek(first.sample.own[0] * C)  # type: ignore[attr-defined]
