@@ -114,7 +114,7 @@ class CommonSettings(Record, kw_only=True):
 
     tolerate: tuple[tuple[str, ...], ...] = several(
         values.Words(*(kind.name.lower() for kind in SkipKind if kind is not SkipKind.SPECIAL)),
-        "Exit with 0 if entries were skipped only as: vanished, changed, unreadable, declined, attribute.",
+        "Exit with 0 if entries were skipped only as: vanished, changed, unreadable, declined, attribute, existing.",
         metavar="KIND,...",
     )
     """Kinds of skipped entries for which the exit code is not 5; they are reported nevertheless."""
