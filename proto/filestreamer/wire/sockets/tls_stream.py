@@ -51,6 +51,8 @@ class TlsStream:
         """How much of the plain text of an unfinished `send` is encrypted."""
         self._error: ssl.SSLError | None = None
         """What the record behind the last plain text means; it is raised by the next read."""
+        self._fed_bytes = 0
+        """What came since the last plain text."""
 
     def do_handshake(self) -> None:
         """Go on with the handshake, as far as the bytes reach that are there.
@@ -72,6 +74,7 @@ class TlsStream:
                     raise
             self._feed_record()
         with self._lock:
+            self._fed_bytes = 0
             self._flush_or_raise()
 
     def do_handshake_within(self, seconds: float) -> None:
@@ -102,11 +105,15 @@ class TlsStream:
     def recv(self, count: int) -> bytes:
         """Receive at most `count` bytes; nothing at the end of the stream. It never waits, and reads little ahead.
 
-        Raises SSLWantReadError where nothing has come; SSLError, OSError.
+        Raises SSLWantReadError where nothing has come, or no whole record; SSLError, OSError.
         """
         buffer = memoryview(bytearray(count))
-        while (received := self._decrypt(buffer)) is None:
+        received = self._decrypt(buffer)
+        if received is None:
             self._feed_record()
+            received = self._decrypt(buffer)
+        if received is None:  # not in a loop: while a peer sends, the acceptor's thread would serve nobody else
+            raise ssl.SSLWantReadError
         return bytes(buffer[:received])
 
     def recv_into(self, view: memoryview, flags: int = 0) -> int:
@@ -152,13 +159,18 @@ class TlsStream:
             while received < size and (count := int(read(size - received, view[received:]))):
                 received += count
         except ssl.SSLWantReadError:
-            return received or None
+            if not received:
+                # New keys cost this side much, and the peer little; it needs no other ones before it has sent data.
+                if self._fed_bytes > self.batch_bytes + RECORD_BYTES:
+                    raise ssl.SSLError(0, "the peer sends new keys, and nothing else") from None
+                return None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass  # to cut a stream short is not an attack: the protocol says itself where it ends
         except ssl.SSLError as error:
             if not received:
                 raise
             self._error = error  # what came before is good
+        self._fed_bytes = 0
         return received
 
     def _feed_record(self) -> None:
@@ -171,6 +183,7 @@ class TlsStream:
     def _feed(self, records: bytes | memoryview) -> None:
         with self._lock:
             if records:
+                self._fed_bytes += len(records)
                 self._incoming.write(records)
             else:
                 self._incoming.write_eof()

@@ -458,6 +458,43 @@ def test_answers_that_the_peer_does_not_take_are_bounded(pair: Pairs) -> None:
         ask()
 
 
+class NewKeys:
+    """A session to which new keys come, and nothing else."""
+
+    def read(self, *_: object) -> int:
+        raise ssl.SSLWantReadError
+
+
+def test_new_keys_and_nothing_else(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger that sends them as fast as it can: others are served meanwhile, and soon the stranger is not."""
+    stream, peer = pair.begin()
+    shake(stream, peer)
+    monkeypatch.setattr(stream, "_tls", NewKeys())
+
+    def send_keys() -> None:
+        with contextlib.suppress(OSError):
+            peer.socket.sendall(bytes(10_000_000))
+
+    sender = threading.Thread(target=send_keys)
+    sender.start()
+    sock = stream.socket
+    assert isinstance(sock, Counting)
+
+    def receive_all() -> None:
+        while True:
+            select.select([sock], [], [], LONG_SECONDS)
+            before = sock.calls
+            try:
+                stream.recv(12)
+            except ssl.SSLWantReadError:
+                assert sock.calls - before <= 1, "the acceptor's thread has other connections, too"
+
+    with pytest.raises(ssl.SSLError, match="new keys, and nothing else"):
+        receive_all()
+    peer.socket.shutdown(socket.SHUT_RDWR)
+    sender.join()
+
+
 # --- the handshake, and the end
 
 
