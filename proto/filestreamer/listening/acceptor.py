@@ -1,9 +1,10 @@
 """Accepts connections, and takes them through their opening: one thread, one selector, nothing ever blocks.
 
 A stranger costs one `Handshake` for OPENING_SILENCE_SECONDS, or OPENING_SECONDS if it says something now and then. When
-all places are taken, a new connection evicts a handshake of the address that has most of them, the oldest one without a
-word of what it is for: so a thousand silent connections keep no peer out, however long its path. A connection whose
-opening is over, so that the token is proved if one is required, goes on in a thread of its transfer.
+all places are taken, a new connection evicts the oldest one of its kind: those that say no word of what they are for,
+or those that say one and prove nothing, whichever are more; if one network floods, of its own. So a thousand strangers
+keep no peer out, however long its path, and wherever they come from. A connection whose opening is over, so that the
+token is proved if one is required, goes on in a thread of its transfer.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ HANDSHAKE_BYTES: Final = 192 * limits.KIB
 """The memory of a connection in its opening: a socket whose buffer is full, and half a TLS handshake."""
 HANDSHAKES_SHARE: Final = 8
 """Openings get one part in so many of the memory for peers."""
+FLOOD_SHARE: Final = 4
+"""A network floods if it has more than one part in so many of the places."""
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors that connections in their opening leave for the transfers that are under way."""
 PAUSE_SECONDS: Final = 0.05
@@ -131,11 +134,17 @@ class Acceptor(Generic[O]):
         self._keep(handshake)
 
     def _handshake_to_evict(self) -> Handshake[O]:
-        """Return a connection in its opening, of the address that has most: the oldest that has said nothing."""
-        hosts = Counter(handshake.host for handshake in self._handshakes.values())
-        most = hosts.most_common(1)[0][0]
-        oldest_first = [handshake for handshake in self._handshakes.values() if handshake.host == most]
-        return next((handshake for handshake in oldest_first if not handshake.opening.has_heard), oldest_first[0])
+        """Return a connection in its opening to be given up for a new one."""
+        oldest_first = list(self._handshakes.values())
+        (network, count), *_ = Counter(handshake.network for handshake in oldest_first).most_common(1)
+        # Where each stranger comes from another network, a peer with several connections is not the flood.
+        if count > self._most // FLOOD_SHARE:
+            oldest_first = [handshake for handshake in oldest_first if handshake.network == network]
+        # A peer is silent for one round-trip, and then has said Hello for another one: it is safe while strangers do the
+        # other thing, and has the time of all other places while they do the same.
+        silent = [handshake for handshake in oldest_first if not handshake.opening.has_heard]
+        others = [handshake for handshake in oldest_first if handshake.opening.has_heard]
+        return max(silent, others, key=len)[0]
 
     def _keep(self, handshake: Handshake[O]) -> None:
         """Go on with a connection when it is readable, or writable where something is left to be sent."""

@@ -56,6 +56,13 @@ class Opening(Protocol):
 O = TypeVar("O", bound=Opening)  # noqa: E741 - the opening
 
 
+def _network(host: str) -> str | bytes:
+    """Return the network of an address: of IPv6, a /64; else the address."""
+    if ":" not in host or host.startswith("::ffff:"):  # IPv4, as a socket for both shows it
+        return host
+    return socket.inet_pton(socket.AF_INET6, host)[:8]
+
+
 class Handshake(Generic[O]):
     """The opening on one socket that was accepted."""
 
@@ -69,6 +76,8 @@ class Handshake(Generic[O]):
         address = sock.getpeername()
         self.peer = format_address(address)
         self.host = format_host(address).partition("%")[0]
+        self.network = _network(self.host)
+        """What one end has all addresses of."""
         sock.setblocking(False)
         self.socket = sock
         self._tls = None if tls is None else TlsStream(tls, sock)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from filestreamer.listening.acceptor import HANDSHAKES_MIN, Acceptor, Listener
-from filestreamer.listening.handshake import Handshake
+from filestreamer.listening.handshake import Handshake, _network
 from filestreamer.process import log
 from filestreamer.wire import messages as m
 from filestreamer.wire.framing import frame_of
@@ -97,6 +97,45 @@ def test_where_places_run_out_a_connection_that_has_said_hello_stays() -> None:
         assert [is_ended(stranger) for stranger in strangers] == [True] * (2 * HANDSHAKES_MIN + 1) + [False] * (
             HANDSHAKES_MIN - 1
         )
+
+
+@pytest.mark.parametrize("say_hello", [False, True])
+def test_strangers_from_many_addresses_take_each_other_s_places(say_hello: bool) -> None:
+    """Not those of a peer, which has several connections from one address: one waits for a Proof, one says nothing yet."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4 * HANDSHAKES_MIN)
+    listener.setblocking(False)
+    made = acceptor(listener, token=lambda: "a token of these tests, and it is long")
+    hello = frame_of(SenderOpening(b"a token").hello(random_id(), m.Role.CONTROL, 0, 1))
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.close)
+        stack.callback(made.stop)
+
+        def connect(host: str, *, says_hello: bool) -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(listener.getsockname(), source_address=(host, 0)))
+            assert list(made.select(UNIT)) == []
+            if says_hello:
+                sock.sendall(hello)
+                assert list(made.select(UNIT)) == []
+            return sock
+
+        first = [connect(f"127.0.1.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN)]
+        peer = [connect("127.0.0.1", says_hello=says_hello) for says_hello in (True, False)]
+        strangers = [connect(f"127.0.2.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN - 3)]
+        assert [is_ended(sock) for sock in peer] == [False, False]
+        assert sum(map(is_ended, first + strangers)) == len(first) + len(strangers) + len(peer) - HANDSHAKES_MIN
+
+
+@pytest.mark.parametrize(
+    ("host", "other", "is_same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ],
+)
+def test_a_network_is_what_one_end_has(host: str, other: str, is_same: bool) -> None:
+    assert (_network(host) == _network(other)) is is_same
 
 
 def is_ended(sock: socket.socket) -> bool:
