@@ -140,8 +140,8 @@ class Acceptor(Generic[O]):
         # Where each stranger comes from another network, a peer with several connections is not the flood.
         if count > self._most // FLOOD_SHARE:
             oldest_first = [handshake for handshake in oldest_first if handshake.network == network]
-        # A peer is silent for one round-trip, and then has said Hello for another one: it is safe while strangers do the
-        # other thing, and has the time of all other places while they do the same.
+        # A peer is silent for one round-trip, and then has said Hello for another one: it is safe while strangers do
+        # the other thing, and has the time of all other places while they do the same.
         silent = [handshake for handshake in oldest_first if not handshake.opening.has_heard]
         others = [handshake for handshake in oldest_first if handshake.opening.has_heard]
         return max(silent, others, key=len)[0]

@@ -37,14 +37,15 @@ class Monitor:
     def __init__(
         self, service: "Side", settings: "CommonSettings", log: Any, free_bytes: Callable[[], int] | None = None
     ) -> None:
-        """`free_bytes` reads the free space of the destination, if there is one.
-
-        It may raise OSError, TransferFailed.
-        """
+        """`free_bytes` reads the free space of the destination, if there is one, as `SlowValue` wants it."""
         self._service = service
         self._settings = settings
         self._log = log
-        self._free_bytes = free_bytes
+        self._free_bytes: Callable[[], int | None] = _nothing
+        if free_bytes is not None:  # a receiver
+            from filestreamer.telemetry.slow_value import SlowValue
+
+            self._free_bytes = SlowValue(free_bytes).get
         self._history = History(settings.metrics_linger or KEEP_SECONDS)
         self._running: Callable[[], Sequence[TransferCounters]] = tuple
         self._trouble: Callable[[], str | None] = _starting
@@ -67,10 +68,7 @@ class Monitor:
 
     def free_bytes(self) -> int | None:
         """Read the free space of the destination; None where there is none, or it can't be read."""
-        try:
-            return self._free_bytes() if self._free_bytes is not None else None
-        except (OSError, TransferFailed):
-            return None
+        return self._free_bytes()
 
     def memory(self) -> tuple[int, int] | None:
         """Read (limit, used) of the memory that peers can make the service hold; None where it has no limit."""
@@ -248,6 +246,10 @@ def _page(_accept: str) -> Response:
 
 def _healthz(_accept: str) -> Response:
     return Response(b"alive\n")
+
+
+def _nothing() -> None:
+    return None
 
 
 def _starting() -> str:

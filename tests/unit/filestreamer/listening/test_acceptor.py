@@ -101,7 +101,7 @@ def test_where_places_run_out_a_connection_that_has_said_hello_stays() -> None:
 
 @pytest.mark.parametrize("say_hello", [False, True])
 def test_strangers_from_many_addresses_take_each_other_s_places(say_hello: bool) -> None:
-    """Not those of a peer, which has several connections from one address: one waits for a Proof, one says nothing yet."""
+    """Not those of a peer with several connections from one address, of which one has said Hello, and one nothing."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4 * HANDSHAKES_MIN)
     listener.setblocking(False)
     made = acceptor(listener, token=lambda: "a token of these tests, and it is long")
