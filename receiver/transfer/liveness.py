@@ -164,11 +164,9 @@ class Liveness:
 
         `is_busy`: this side is still opening what was offered, so nothing more is expected of the sender.
         """
-        target, most = self._connection_set.target, self._patience.seconds(has_begun=self._has_begun)
+        most = self._patience.seconds(has_begun=self._has_begun)
         if not self.is_connected and now - self.connected_at > most:
             self._give_up(f"the sender did not come back within {most:g} s")
-        if target is None and not is_busy and now - self._started_at > limits.DEAD_SECONDS:
-            raise TransferFailed(Code.TIMEOUT, f"the sender offered nothing within {limits.DEAD_SECONDS:g} s")
         if now - self._clock.at - min(self._away_seconds, most) > most:
             if self.finishing_at:
                 self._give_up(f"the sync did not end within {most:g} s: it waits for the disk")
@@ -188,6 +186,8 @@ class Liveness:
         waited = "chunks from the sender"
         if self._link.channel is None:
             waited = "the sender to open control again"
+        elif not self.has_listed:
+            waited = "the sender to find something to send"
         elif not connections:
             waited = "data connections of the sender"
         elif under_way_bytes:

@@ -94,10 +94,10 @@ class Ends:
         self.errors.append(error)
 
 
-def begin(registry: Registry, ends: Ends) -> Transfer:
+def begin(registry: Registry, ends: Ends, *, seconds: float = UNIT) -> Transfer:
     hello = m.Hello(1, 1, random_id(), m.Role.CONTROL, 0, 1, random_id())
     account = Budget(1 << 30).admit("scripted", 1 << 20)
-    made = Transfer(registry, hello, account, Patience(UNIT, UNIT), ended=ends, log=log.configure("receiver"))
+    made = Transfer(registry, hello, account, Patience(seconds, seconds), ended=ends, log=log.configure("receiver"))
     made.start()
     return made
 
@@ -159,6 +159,24 @@ def test_a_commit_without_a_thread_is_not_forgotten_where_many_events_wait(
     channel = control(transfer)
     channel.hear(*OFFER, FINISH)
     channel.expect(m.Complete)
+
+
+def test_a_sender_may_look_for_its_first_file_for_as_long_as_the_user_says(tmp_path: Path, ends: Ends) -> None:
+    """On a slow disk, the first one that --include chooses may be found after minutes."""
+    transfer = begin(Registry(Destination(str(tmp_path)), None), ends, seconds=600)
+    try:
+        channel = control(transfer)
+        channel.hear(OFFER[0], m.Progress(m.Phase.OFFERING, 0, 0))
+        channel.expect(m.Welcome)
+        now = time.monotonic()
+        transfer.liveness.check(now + 599, is_busy=False)
+        with pytest.raises(TransferFailed, match="waiting for the sender to find something to send") as given_up:
+            transfer.liveness.check(now + 601, is_busy=False)
+        assert given_up.value.code is Code.TIMEOUT
+    finally:
+        transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
+        transfer.join(3 * UNIT)
+    assert not transfer.is_alive()
 
 
 class Slow(Registry):
