@@ -236,6 +236,8 @@ class Asking:
                 raise RemoteProtocolError("the receiver would remove something, which was not asked for")
             self.counters.count_verdict(verdict.standing)
             self._line(verdict.standing, "", "", verdict.path, verdict.reason)
+            verdicts = self.counters.verdicts or {}
+            self._clock.reach("extra", verdicts[m.Standing.EXTRA], time.monotonic())
             return
         if verdict.file_id != self._next or verdict.file_id + verdict.files > self._sent:
             raise RemoteProtocolError(f"a verdict on file {verdict.file_id}, where {self._next} is next")

@@ -30,6 +30,7 @@ from filestreamer.wire.errors import (
     TransferFailed,
 )
 from filestreamer.wire.opening import random_id
+from filestreamer.wire.progress_clock import ProgressClock
 from filestreamer.wire.sockets.addresses import Address, format_address
 from filestreamer.wire.sockets.route import Route
 from receiver.disk.destination import Destination
@@ -133,8 +134,9 @@ class Client:
         self._data_at = 0.0  # when the next one is to be dialled
         self._data_backoff = Backoff()
         self._trouble: FilestreamerError | None = None  # the last error of a connection
-        self._progress_at = time.monotonic()
-        self._seen_at = self._progress_at
+        self._clock = ProgressClock(time.monotonic())  # of all transfers together
+        self._new_bytes = 0  # that transfers which have ended brought
+        self._seen_at = self._clock.at
         """When a sender was there last: it had a connection, or has refused one."""
         self._has_begun = False
         """Whether a transfer has brought a byte."""
@@ -342,14 +344,18 @@ class Client:
         self._has_begun = (
             self._has_begun or counters.there_bytes > 0 or any(each.chunks for each in counters.connections)
         )
-        if counters.last_progress_at > self._progress_at:
-            self._progress_at = counters.last_progress_at
+        # What a transfer only repeats of an earlier one is no progress: one may begin and end again and again.
+        self._new_bytes += transfer.connection_set.new_bytes
+        at = counters.last_progress_at
+        progress = [self._clock.done(self._new_bytes, at)]
+        progress += [self._clock.reach(what, count, at) for what, count in transfer.liveness.counts.items()]
+        if any(progress):
             self._control_backoff.reset()
 
     def _check_patience(self) -> None:
         """Raise TransferFailed(TIMEOUT) where no transfer has begun for too long; a transfer looks after itself."""
         seconds = self._settings.patience.seconds(has_begun=self._has_begun)
-        if self._transfer is not None or time.monotonic() - self._progress_at <= seconds:
+        if self._transfer is not None or time.monotonic() - self._clock.at <= seconds:
             return
         if absence := self._absence(seconds):
             raise absence

@@ -103,6 +103,18 @@ class Liveness:
         """Whether the sender has offered nothing, although it had the time."""
         return not self.has_listed and time.monotonic() - self._started_at > limits.OPENING_SILENCE_SECONDS
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this end has done so far, beside the bytes that came."""
+        counters = self._counters
+        return {
+            "listed": self._listed,
+            "deleted": counters.deleted_files,
+            "judged": sum((counters.verdicts or {}).values()),
+            "zeros": counters.zero_bytes,
+            "rehashed": counters.hashing_bytes,
+        }
+
     def listed(self, part: m.ManifestPart) -> None:
         """Count a part of the manifest; a repeated part is no progress."""
         self.has_listed = True
@@ -132,10 +144,7 @@ class Liveness:
         progress = [
             clock.done(self._connection_set.new_bytes, now),
             clock.under_way(under_way_bytes, now),
-            clock.reach("listed", self._listed, now),
-            clock.reach("deleted", counters.deleted_files, now),
-            clock.reach("zeros", counters.zero_bytes, now),
-            clock.reach("rehashed", counters.hashing_bytes, now),
+            *[clock.reach(what, count, now) for what, count in self.counts.items()],
             clock.reach("peer_rehashed", self._peer_rehashed_bytes, now, most=size, step=step),
         ]
         self._excuse(now)

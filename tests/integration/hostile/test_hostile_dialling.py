@@ -1,5 +1,6 @@
 """Where the receiver dials: a sender that listens, and receivers that mean no good; and the other way round."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -206,6 +207,25 @@ def test_a_sender_that_begins_again(pair: Pair, code: Code) -> None:
                 sender.transfer_id = random_id()
         receiver.succeeds()
     assert (pair.destination / "sample.bin").read_bytes() == sample.content
+
+
+def test_a_sender_that_begins_again_without_end(pair: Pair) -> None:
+    """As one does whose file another receiver is receiving: the receiver gives up, and does not begin ever faster."""
+    sample = Sample.random(1, 10 * KIB, KIB)
+    with ListeningSender() as sender:
+        receiver = connecting(pair, sender, "--give-up-after", "2")
+        times = 0
+        while receiver.poll() is None:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                control = sender.open(m.Role.CONTROL)
+                control.send(sample.offer, m.ManifestPart(0, (sample.entry,), True))
+                control.expect(m.Needed)
+                control.send(m.Abort(Code.BUSY, "another receiver gets it"))
+                control.end_writing()
+                sender.transfer_id = random_id()
+                times += 1
+        assert "another receiver gets it" in receiver.fails(1, "timeout")
+    assert 2 < times < 20
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(Code.SOURCE_CHANGED, 4), (Code.POLICY, 3), (Code.DIGEST, 1)])
