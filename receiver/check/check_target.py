@@ -21,7 +21,7 @@ from receiver.file.left_target import NoChunks
 from receiver.file.rehash import FinalsRehashed, Rehashed
 from receiver.file.target import NextStep
 from receiver.tree.mirror.extras import Extras, check_permitted, is_short
-from receiver.tree.mirror.mirror import Mirror
+from receiver.tree.mirror.mirror import ListedDirectory, Mirror
 
 _SHORT: Final = (m.Standing.EXISTING, m.Standing.DECLINED)
 
@@ -70,7 +70,8 @@ class CheckTarget:
         self._mirror: Mirror | None = None
         if offer.delete is not None:
             check_permitted(destination)
-            extras = Extras(
+            self._mirror = Mirror(offer.delete)
+            self._extras = Extras(
                 offer.delete,
                 destination,
                 remove=self._tell_extra,
@@ -79,7 +80,6 @@ class CheckTarget:
                 release=lambda _: None,
                 is_dry=True,
             )
-            self._mirror = Mirror(offer.delete, extras.look)
 
     # --- parts of the manifest
 
@@ -96,7 +96,7 @@ class CheckTarget:
         if self._entries != 1 or not part.last:
             self._alone = None
         if self._mirror is not None and part.last:
-            self._mirror.end()
+            yield from self._tell_extras(self._mirror.end())
         yield from self._messages.take()
 
     def _begin(self, part: m.ManifestPart) -> None:
@@ -114,7 +114,7 @@ class CheckTarget:
             judgement = self._judge.judge(entry)
         if self._mirror is not None:
             is_there = judgement.standing not in (m.Standing.NEW, m.Standing.DECLINED)
-            self._mirror.take(entry, is_there=is_there)
+            yield from self._tell_extras(self._mirror.take(entry, is_there=is_there))
         if judgement.is_comparable:
             yield from self._messages.take()
             try:
@@ -152,6 +152,12 @@ class CheckTarget:
         if entry.type in (m.EntryType.FILE, m.EntryType.STREAM):
             counters.files += 1
             counters.size_bytes += 0 if is_further_name else entry.size
+
+    def _tell_extras(self, directories: list[ListedDirectory]) -> Iterator[m.Message]:
+        """Tell what would be removed from these directories: more names than there is memory for, maybe."""
+        for directory in directories:
+            for _ in self._extras.look(directory):
+                yield from self._messages.take_full()
 
     def _tell_extra(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         del directory_fd, name, is_directory

@@ -10,7 +10,7 @@ from filestreamer.wire.messages import Deletion, Finish, ManifestPart
 from receiver.disk.report import Report
 from receiver.tree.mirror.depth_first import DepthFirst
 from receiver.tree.mirror.extras import Extras, is_short
-from receiver.tree.mirror.mirror import Mirror
+from receiver.tree.mirror.mirror import ListedDirectory, Mirror
 from receiver.tree.mirror.removal import unlink
 from receiver.tree.top_level_names import NAME_BYTES_MOST, Names, TopLevelNames
 
@@ -71,7 +71,7 @@ class Deleter:
         if self._is_short or self._missing > 0 or self._report.is_short:
             self._report.warn("nothing was removed (--delete), as not everything could be moved")
             return
-        mirror = Mirror(self._deletion, self._extras.look)
+        mirror = Mirror(self._deletion)
         taken = Names()
         for part in parts:
             for entry in part.entries:
@@ -79,9 +79,14 @@ class Deleter:
                     if entry.path in taken:  # its name is known from the first time
                         continue
                     taken.add(entry.path)
-                mirror.take(entry)
-        mirror.end()
+                self._remove_extras(mirror.take(entry))
+        self._remove_extras(mirror.end())
         self._counters.undeletable_files = self._extras.failed
+
+    def _remove_extras(self, directories: list[ListedDirectory]) -> None:
+        for directory in directories:
+            for _ in self._extras.look(directory):
+                pass
 
     def _remove(self, directory_fd: int, name: bytes, path: bytes, is_directory: bool) -> None:
         unlink(directory_fd, name, path, is_directory)

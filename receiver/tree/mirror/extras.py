@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from filestreamer.process.mount import device_and_mount
@@ -63,11 +63,14 @@ class Extras:
         self.failed = 0
         """How many entries could not be removed."""
 
-    def look(self, directory: ListedDirectory) -> None:
-        """Remove what is in a directory and not in the manifest. Raises TransferFailed."""
+    def look(self, directory: ListedDirectory) -> Iterator[None]:
+        """Remove what is in a directory and not in the manifest; yield after each name. Raises TransferFailed.
+
+        There may be any number of them, and who tells each has to pass that on meanwhile.
+        """
         try:
             with opened(self._destination.fd, directory.path.split(b"/") if directory.path else []) as fd:
-                self._look(directory, fd)
+                yield from self._look(directory, fd)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -75,7 +78,7 @@ class Extras:
             if not (self._is_dry and error.errno in (errno.ENOTDIR, errno.ELOOP)):
                 self._failed(directory.path, error)
 
-    def _look(self, directory: ListedDirectory, fd: int) -> None:
+    def _look(self, directory: ListedDirectory, fd: int) -> Iterator[None]:
         moved = extras = 0
         with os.scandir(fd) as found:
             for each in found:
@@ -102,14 +105,15 @@ class Extras:
             for each in found:
                 name = os.fsencode(each.name)
                 if not directory.is_listed(name):
-                    self._remove_extra(removal, directory, name)
+                    yield from self._remove_extra(removal, directory, name)
+                    yield
 
-    def _remove_extra(self, removal: Removal, directory: ListedDirectory, name: bytes) -> None:
+    def _remove_extra(self, removal: Removal, directory: ListedDirectory, name: bytes) -> Iterator[None]:
         if directory.path:  # the name at the top is held by this transfer
-            removal.remove(name)
+            yield from removal.remove(name)
         elif self._try_claim(name):
             try:
-                removal.remove(name)
+                yield from removal.remove(name)
             finally:
                 self._release(name)
 

@@ -1,6 +1,4 @@
-"""Gathers the names that the manifest lists in each directory, and hands the directory on when all of it has come."""
-
-from collections.abc import Callable
+"""Gathers the names that the manifest lists in each directory, and returns the directory when all of it has come."""
 
 from filestreamer.wire.messages import Deletion, Entry, EntryType
 from receiver.tree.mirror.depth_first import DepthFirst
@@ -33,22 +31,23 @@ class ListedDirectory:
 
 
 class Mirror:
-    """Takes the entries of a manifest in order; `look` gets each directory below the roots when it is complete."""
+    """Takes the entries of a manifest in order."""
 
-    def __init__(self, deletion: Deletion, look: Callable[[ListedDirectory], None]) -> None:
+    def __init__(self, deletion: Deletion) -> None:
         self._roots = frozenset(deletion.roots)
-        self._look = look
         self._order = DepthFirst()
         self._open = [ListedDirectory(b"", b"" if b"" in self._roots else None)]
 
-    def take(self, entry: Entry, *, is_there: bool = True) -> None:
-        """Take the next entry; `is_there` says whether the destination has it. Raises RemoteProtocolError."""
-        for _ in range(self._order.take(entry)):
-            self._close()
+    def take(self, entry: Entry, *, is_there: bool = True) -> list[ListedDirectory]:
+        """Take the next entry; return the directories below the roots that are complete by that.
+
+        `is_there` says whether the destination has the entry. Raises RemoteProtocolError.
+        """
+        complete = self._close(self._order.take(entry))
         directory = self._open[-1]
         if entry.type is EntryType.KEPT and entry.path == directory.path:
             directory.is_whole = False
-            return
+            return complete
         name = entry.path.rpartition(b"/")[2]
         if directory.root is not None:
             if entry.type is EntryType.KEPT:
@@ -59,13 +58,12 @@ class Mirror:
         if entry.type is EntryType.DIRECTORY:
             root = entry.path if entry.path in self._roots else directory.root
             self._open.append(ListedDirectory(entry.path, root))
+        return complete
 
-    def end(self) -> None:
-        """Hand on what is still open: the manifest is over."""
-        while self._open:
-            self._close()
+    def end(self) -> list[ListedDirectory]:
+        """Return what is still open: the manifest is over."""
+        return self._close(len(self._open))
 
-    def _close(self) -> None:
-        directory = self._open.pop()
-        if directory.root is not None and directory.is_whole:
-            self._look(directory)
+    def _close(self, count: int) -> list[ListedDirectory]:
+        closed = [self._open.pop() for _ in range(count)]
+        return [directory for directory in closed if directory.root is not None and directory.is_whole]

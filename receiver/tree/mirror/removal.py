@@ -67,16 +67,17 @@ class Removal:
         self._remove = remove
         self._failed = failed
 
-    def remove(self, name: bytes) -> None:
-        """Remove a name of the directory, with all that is in it, but for what is kept."""
+    def remove(self, name: bytes) -> Iterator[None]:
+        """Remove a name of the directory, with all that is in it, but for what is kept; yield after each step."""
         # Not recursive: a tree may be deeper than the stack, and than a process may have open files.
         levels: list[_Level] = []
         if self._remove_unless_directory(self._fd, [name]) is _Found.DIRECTORY:
             levels.append(_Level([name]))
         while levels:
+            yield
             level = levels[-1]
             if level.directories is None:
-                self._empty(level)
+                yield from self._empty(level)
                 assert level.directories is not None
             if level.directories:
                 levels.append(_Level([*level.below, level.directories.pop()]))
@@ -105,8 +106,8 @@ class Removal:
             return _Found.STAYS
         return _Found.GONE
 
-    def _empty(self, level: _Level) -> None:
-        """Remove what is in a directory, but for the directories in it."""
+    def _empty(self, level: _Level) -> Iterator[None]:
+        """Remove what is in a directory, but for the directories in it; yield after each name."""
         level.directories = []
         try:
             with self._opened(level.below) as fd:
@@ -119,6 +120,7 @@ class Removal:
                     if found is _Found.DIRECTORY:
                         level.directories.append(name)
                     level.is_kept = level.is_kept or found is _Found.STAYS
+                    yield
         except FileNotFoundError:
             pass
         except OSError as error:
