@@ -133,6 +133,10 @@ class Walk:
                     )
             except OSError as error:
                 raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+            if len(name) > limits.NAME_BYTES and (root is not None or len(self._roots) > 1):
+                # A receiver would refuse all of the tree. It may have another name for one file.
+                what = f"the name of {os.fsdecode(path)} is longer than {limits.NAME_BYTES} bytes"
+                raise TransferFailed(Code.SOURCE, f"{what}: send it alone, with --as")
             if root is not None:
                 yield from self._tree(root, name)
             else:
@@ -204,7 +208,7 @@ class Walk:
         files: nearly always, the status of a file is all that has to be looked at.
         """
         prefix, wire_prefix, root = level.prefix, level.wire_prefix, level.root
-        longest = limits.PATH_BYTES - len(wire_prefix)
+        longest = min(limits.PATH_BYTES - len(wire_prefix), limits.NAME_BYTES)
         try:
             directory_fd = self._directories.get(root, level.below)
         except OSError:
@@ -275,6 +279,8 @@ class Walk:
             return None
         if len(wire_path) > limits.PATH_BYTES:
             raise _unreadable(path, f"its path is longer than {limits.PATH_BYTES} bytes")
+        if len(name) > limits.NAME_BYTES:  # NTFS, exFAT and SMB count characters
+            raise _unreadable(path, f"its name is longer than {limits.NAME_BYTES} bytes")
         if not is_directory and not is_listed:
             reason = f"{os.fsdecode(path)} is no directory"
             raise Unsendable(Code.SOURCE, reason, SkipKind.VANISHED, reason)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from filestreamer.telemetry.counters import Skipped
+from filestreamer.wire import limits
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, TransferFailed, UsageError
 from filestreamer.wire.grid import Share
@@ -129,6 +130,33 @@ def test_a_path_longer_than_the_protocol_takes_is_told(top: Path) -> None:
     assert max(map(len, names(items))) <= PATH_BYTES
     assert all(len(os.fsencode(each.path)) >= PATH_BYTES for each in skipped)
     assert len(skipped) <= 2  # the leaf, and the next directory
+
+
+def test_a_name_longer_than_the_protocol_takes_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are file systems with names of 255 characters, which are more bytes. This one may have none."""
+    monkeypatch.setattr(limits, "NAME_BYTES", 20)
+    trees.write(top / "directory" / ("n" * 20), b"x")
+    trees.write(top / "directory" / ("n" * 21), b"x")
+    trees.write(top / ("d" * 21) / "in it", b"")
+    (top / ("l" * 21)).symlink_to("a")
+    items, skipped = walked(top, keeps=True)
+    assert names(items)[-4:] == [b"top/c/d", b"top/c/d/e", b"top/directory", b"top/directory/" + b"n" * 20]
+    expected = dict.fromkeys(("directory/" + "n" * 21, "d" * 21, "l" * 21), "its name is longer than 20 bytes")
+    assert {each.name.decode().removeprefix("top/"): each.reason for each in skipped} == expected
+    assert {each.kind for each in skipped} == {SkipKind.UNREADABLE}
+
+
+def test_a_name_of_a_path_that_is_longer_than_the_protocol_takes(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a tree at the start. Of a single file the receiver may have a name of its own."""
+    monkeypatch.setattr(limits, "NAME_BYTES", 20)
+    long = top / ("d" * 21)
+    file = trees.write(long / ("n" * 21), b"x")
+    for paths in ([long], [file, top / "a"]):
+        with pytest.raises(TransferFailed, match="longer than 20 bytes: send it alone, with --as") as caught:
+            walked(*paths)
+        assert caught.value.code is Code.SOURCE
+    assert names(walked(long, as_name="short")[0]) == [b"short"]
+    assert names(walked(file)[0]) == [b"n" * 21]
 
 
 def test_what_vanishes_while_it_is_walked_is_told(top: Path) -> None:
