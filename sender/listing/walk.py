@@ -321,7 +321,9 @@ class Walk:
         """
         fd = self._directories.get(root, below)
         status = os.fstat(fd)
-        entry = self._with_xattrs(self._directory(name, status), path, fd)
+        entry = self._directory(name, status)
+        if name:  # else it is the destination itself, which keeps its own attributes
+            entry = self._with_xattrs(entry, path, fd)
         level = _Level(Item(entry, path), root, below, iter(()), status=status, parent=parent, is_whole=is_whole)
         if self._follows and (above := level.find_again()) is not None:
             raise _unreadable(path, f"it is a symbolic link that leads back to {above.item.shown}")

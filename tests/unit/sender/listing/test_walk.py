@@ -16,6 +16,7 @@ from filestreamer.wire.tree_shares import TreeShares
 from sender.listing import walk
 from sender.listing.patterns import pattern_filter
 from sender.listing.walk import LEFT_OUT, Walk
+from sender.listing.xattrs import LEFT_OUT as XATTRS_LEFT_OUT
 from sender.source.item import Item, Unsendable
 from tests.support import trees
 
@@ -157,6 +158,24 @@ def test_a_name_of_a_path_that_is_longer_than_the_protocol_takes(top: Path, monk
         assert caught.value.code is Code.SOURCE
     assert names(walked(long, as_name="short")[0]) == [b"short"]
     assert names(walked(file)[0]) == [b"n" * 21]
+
+
+def test_attributes_of_a_directory_that_is_no_entry_are_not_looked_at(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The destination keeps its own. One that can't be sent would be told of an entry without a path."""
+    for path in (top, top / "b"):
+        os.setxattr(path, "user.x", b"1")
+    warnings: list[str] = []
+    walked(f"{top}/", warn=warnings.append)
+    assert warnings == [XATTRS_LEFT_OUT]  # of b
+    os.removexattr(top / "b", "user.x")
+    warnings.clear()
+    walked(f"{top}/", warn=warnings.append)
+    assert warnings == []
+    monkeypatch.setattr(limits, "XATTRS_PER_ENTRY", 0)
+    assert walked(f"{top}/", xattrs=True)[1] == []
+    assert [(each.kind, each.name) for each in walked(top, xattrs=True)[1]] == [(SkipKind.ATTRIBUTE, b"top")]
 
 
 def test_what_vanishes_while_it_is_walked_is_told(top: Path) -> None:
