@@ -78,8 +78,12 @@ class PartPreparer:
         self._large_files = large_files
         self._rehasher = rehasher
         self._counters = counters
-        self._needed_bytes: Counter[Place] = Counter()
-        """Bytes that were to be sent of all parts that were prepared, by the place that they go to."""
+        self._data_bytes: Counter[Place] = Counter()
+        """Bytes that were to be sent of all parts that were prepared, by the place that they go to; so are the next."""
+        self._freed_bytes: Counter[Place] = Counter()
+        """Bytes of what the files of these parts replace."""
+        self._freed_last: dict[Place, int] = {}
+        """The least that one of these files frees by what it replaces."""
         self._staged_keys: dict[Place, set[str]] = {}
         """Keys of the ledgers that earlier runs left, by place; read when the first large file is looked for there."""
         self._stems: dict[Place, dict[str, set[str]]] = {}
@@ -292,7 +296,8 @@ class PartPreparer:
         """Check whether the files of a part can fit on the disk, beside what is still to come of earlier parts.
 
         What a file replaces is free when the file is complete: the last one has the space of all that the others
-        replace. Raises TransferFailed(NO_SPACE), only where they can't fit in any order.
+        replace, those of earlier parts included. Raises TransferFailed(NO_SPACE), only where they can't fit in any
+        order.
         """
         freed_bytes = self._entry_preparer.freed_bytes
         files = [
@@ -306,13 +311,15 @@ class PartPreparer:
         ]
         freed_bytes.clear()
         for place in {place for place, _, _ in files}:
-            needed_bytes = sum([data for there, data, _ in files if there is place])
+            sent_bytes = sum([data for there, data, _ in files if there is place])
             freed = [replaced for there, _, replaced in files if there is place]
             # Each file that is replaced is freed when its successor is there: all but the one that is freed last.
-            needed_bytes += min(freed) - sum(freed)
-            # All that was received so far may have gone to this place.
-            to_come = max(0, self._needed_bytes[place] - self._counters.moved_bytes)
-            self._needed_bytes[place] += needed_bytes
+            last = self._freed_last[place] = min([*freed, self._freed_last.get(place, freed[0])])
+            needed_bytes = sent_bytes - sum(freed) + last
+            # All that was received so far may have gone to this place, and may not be in place yet.
+            to_come = max(0, self._data_bytes[place] - self._counters.moved_bytes) - self._freed_bytes[place]
+            self._data_bytes[place] += sent_bytes
+            self._freed_bytes[place] += sum(freed)
             free = place.free_bytes() - to_come
             if needed_bytes > free and stores_every_byte(place.fd):
                 where = self._counters.name if place is self._destination else place.path

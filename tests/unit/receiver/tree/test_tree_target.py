@@ -114,6 +114,33 @@ def test_what_files_replace_is_free_for_those_that_follow(
     assert [needed(1, 2)] == transfer_of(parts).offer()
 
 
+def test_what_files_of_one_part_replace_is_free_for_the_next_part(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "t" / name).write_bytes(bytes(8192))
+    parts = sample(part_entries=2)
+    parts.add(b"t/a", bytes(9000))
+    parts.add(b"t/b", bytes(9000))
+    first, second = parts.parts
+    free = 9807  # one byte less than in `test_what_files_replace_is_free_for_those_that_follow`
+    monkeypatch.setattr(Destination, "free_bytes", lambda _: free)
+    transfer = transfer_of(parts)
+    assert [needed(1)] == transfer.offer(first)
+    failure(Code.NO_SPACE, transfer.offer, second)
+    free = 9808
+    transfer = transfer_of(parts)
+    assert [needed(1)] == transfer.offer(first)
+    assert [needed(2)] == transfer.offer(second)
+    transfer = transfer_of(parts)
+    assert [needed(1)] == transfer.offer(first)
+    # All of the first file has come, and is not in place yet.
+    transfer.counters.add_connection(0).moved_bytes = 9000
+    free = 808
+    assert [needed(2)] == transfer.offer(second)
+
+
 # ------------------------------------------------------------------------------------------------------------ withdrawn
 
 
