@@ -29,6 +29,7 @@ from filestreamer.wire.messages import Entry, EntryType, SkipKind
 from filestreamer.wire.staging_name import leads_to_staging
 from filestreamer.wire.tree_shares import TreeShares, WalkDigest
 from sender.listing.files_from import PathList, Selection
+from sender.listing.hard_links import HardLinkGroups
 from sender.listing.patterns import Wanted
 from sender.listing.xattrs import XattrReader
 from sender.source.directories import Directories, Root
@@ -101,9 +102,7 @@ class Walk:
         self._follows = follows
         self._mounts = mounts
         self._not_whole: Item | None = None  # says that the directory that is yielded next is not listed whole
-        self._links: dict[Identity, tuple[int, int]] = {}
-        """Files of which more names are to come: their hard-link group, and how many names that are."""
-        self._groups = 0  # hard-link groups so far
+        self._groups = HardLinkGroups()
         self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
         self._shares: TreeShares | None = None  # not a shard
         self._chunk_size = 0
@@ -409,7 +408,7 @@ class Walk:
         identity = Identity.of(status)
         if not size:
             check_empty(Item(entry, path, identity, root=root), status, self._directories)
-        if is_linked and (group := self._follow(identity)):
+        if is_linked and (group := self._groups.follow(identity)):
             return Item(entry._replace(hard_link_group=group), path, root=root)
         if (stored_bytes := status.st_blocks * 512) < size:
             entry = entry._replace(data_bytes=stored_bytes)
@@ -417,9 +416,7 @@ class Walk:
             entry = self._with_xattrs(entry, path, self._here(path, root), follows=root is None or self._follows)
         # Only now, as nothing has failed: the first name of a group carries the bytes of the file.
         if is_linked:
-            self._groups += 1
-            self._links[identity] = (self._groups, status.st_nlink - 1)
-            entry = entry._replace(hard_link_group=self._groups)
+            entry = entry._replace(hard_link_group=self._groups.begin(identity, status.st_nlink - 1))
         return Item(entry, path, identity, None, root)
 
     def _here(self, path: bytes, root: Root | None) -> bytes:
@@ -464,13 +461,6 @@ class Walk:
                 raise changed(item, "and other shards have it as it was")
             self._is_own = True
         return self._file(item.path, item.root, item.entry.path, status)
-
-    def _follow(self, identity: Identity) -> int:
-        """Return the hard-link group of a file that was listed under another name; 0 where it was not."""
-        group, left = self._links.pop(identity, (0, 0))
-        if left > 1:
-            self._links[identity] = (group, left - 1)
-        return group
 
 
 class _Level:
