@@ -86,7 +86,7 @@ class ReadAgain(NamedTuple):
 
 
 class Settled(Event):
-    """A file that moved was read again, and has the same bytes."""
+    """A file that moved was read again, and has the same bytes, or need not be read again any more."""
 
 
 class Verifier:
@@ -126,9 +126,16 @@ class Verifier:
         Return whether chunk `chunk_id`, which carries the segment, is to be held back. Any thread may call.
         """
         is_new, must_hold = self._moved.saw(file_id, item, seen, chunk_id)
-        if is_new and (part := self._manifest.part_of_file(file_id)) is not None:
-            self._work.put(ReadAgain(item, file_id, part))
-            self._begin_thread()
+        if not is_new:
+            return must_hold
+        part = self._manifest.part_of_file(file_id)
+        if part is None:
+            # Its part was dropped while a chunk of it was still read: it is withdrawn, or all of it has arrived.
+            self._moved.forget(file_id)
+            self._mailbox.post(Settled())
+            return False
+        self._work.put(ReadAgain(item, file_id, part))
+        self._begin_thread()
         return must_hold
 
     def has_moved(self, file_id: int) -> bool:
@@ -203,8 +210,8 @@ class Verifier:
         # Before it is forgotten: a single file ends the transfer here, and must not look settled by then.
         withdrew = self._manifest.withdraw(file_id, error)
         self._moved.forget(file_id)
-        if withdrew:
-            self._mailbox.post(withdrew)
+        # Also where it was withdrawn before, and seen since: the coordinator waits for that before it says Finish.
+        self._mailbox.post(withdrew or Settled())
 
     def _compare_files(self, reader: Reader, block: memoryview, held: HeldFiles) -> None:
         """Compare small files. Those that are not what was listed are withdrawn."""

@@ -15,10 +15,12 @@ from filestreamer.wire.sockets.control_link import ControlLink
 from sender.dispatch.manifest import Manifest, Withdrew
 from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import SendQueue
-from sender.dispatch.verify import BACKLOG_MAX, Compared, HeldFiles, Verifier
+from sender.dispatch.verify import BACKLOG_MAX, Compared, HeldFiles, Settled, Verifier
 from sender.listing.walk import Walk
 from sender.mailbox import Event, Mailbox
 from sender.network.control import ControlReader, Received
+from sender.source.item import Identity, vanished
+from tests.support.manifests import item_of
 
 
 @pytest.fixture
@@ -110,3 +112,41 @@ def test_small_files_of_every_kind_are_compared_together(tmp_path: Path) -> None
     assert withdrew == {b"gone": SkipKind.VANISHED, b"changed": SkipKind.CHANGED}
     assert counters.held_bytes == len(b"equal") + len(b"equal too")
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+# --- files that moved
+
+LARGE = item_of(3)
+MOVED = Identity(1, 1, 3, 0, ctime_ns=1)
+
+
+def transfer_of_a_large_file() -> tuple[Manifest, SendQueue, Noted, Verifier]:
+    """Return a tree whose first part is one file of three chunks, and whose last part is empty."""
+    manifest, mailbox = Manifest(chunk_size=1), Noted()
+    queue = SendQueue(manifest, Schedule(1), mailbox)
+    for items in ([LARGE], []):
+        queue.extend(manifest.add(items, last=not items))
+    return manifest, queue, mailbox, Verifier(manifest, queue, TransferCounters(bytes(16), "x"), mailbox)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_a_file_that_is_seen_after_its_part_was_dropped_keeps_no_transfer_from_finishing() -> None:
+    """Another connection read it when it was withdrawn: nothing of it is read again, and the coordinator hears that."""
+    manifest, queue, mailbox, verifier = transfer_of_a_large_file()
+    manifest.parts[0].is_sent = True
+    queue.withdraw(range(3))
+    assert manifest.drop_done_parts() == 1
+    assert not verifier.saw(0, LARGE, MOVED, 0)
+    assert verifier.is_settled
+    assert isinstance(mailbox.events[-1], Settled)
+
+
+def test_a_file_that_is_seen_after_it_was_withdrawn_keeps_no_transfer_from_finishing() -> None:
+    manifest, _, mailbox, verifier = transfer_of_a_large_file()
+    assert manifest.withdraw(0, vanished(LARGE, "it is gone"))
+    assert verifier.saw(0, LARGE, MOVED, 0)
+    verifier.stop()
+    for thread in verifier._threads:
+        thread.join(10)
+    assert verifier.is_settled
+    assert isinstance(mailbox.events[-1], Settled)
