@@ -107,7 +107,7 @@ class Verifier:
         self._counters = counters
         self._mailbox = mailbox
         self._mutex = threading.Lock()  # protects the byte counts in `counters`, which all these threads write
-        self._work: SimpleQueue[Held | HeldFiles | ReadAgain | None] = SimpleQueue()  # None: a thread ends
+        self._work: SimpleQueue[Held | HeldFiles | ReadAgain | None] = SimpleQueue()  # None: the threads end
         self._beginning = threading.Lock()  # protects _threads
         self._threads: list[threading.Thread] = []
         self._most_threads = min(THREADS_MAX, os.cpu_count() or 1)  # asked once: the kernel is asked each time
@@ -181,8 +181,7 @@ class Verifier:
 
     def stop(self) -> None:
         """Ask the threads to end after the queued work, or when the transfer is over."""
-        for _ in self._threads:
-            self._work.put(None)
+        self._work.put(None)
 
     def _run(self) -> None:
         if error := run_to_end("comparing held chunks", self._compare_all):
@@ -203,6 +202,7 @@ class Verifier:
                         self._compare(reader, block, work)
                 except Unsendable as error:
                     self._withdraw(work.file_id, error)
+            self._work.put(None)  # for the next thread: a connection that still reads may begin one after `stop`
         finally:
             reader.close()
 

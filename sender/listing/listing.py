@@ -62,7 +62,7 @@ class ListingThread(threading.Thread):
         super().__init__(name="walk", daemon=True)
         self._mailbox = mailbox
         self._room = threading.Semaphore(PARTS_AHEAD)  # how many more parts may be posted
-        self._is_stopped = threading.Event()
+        self._is_over = threading.Event()
         self._changed: SimpleQueue[Sequence[ChangedFile]] = SimpleQueue()
         self.single: Item | None = None
         """The one file, or the stream, that is sent: then there is nothing to walk. None: a tree."""
@@ -91,7 +91,7 @@ class ListingThread(threading.Thread):
 
         def run() -> None:
             self._list()
-            while not self._is_stopped.is_set():
+            while not self._is_over.is_set():
                 self._list_again(self._changed.get())
 
         if error := run_to_end("the walk", run):
@@ -106,7 +106,7 @@ class ListingThread(threading.Thread):
 
     def _list_again(self, files: Sequence[ChangedFile]) -> None:
         given_up: list[ChangedFile] = []
-        if rest := self._post_full_parts(list_quiet(self._walk, files, self._is_stopped.wait, given_up)):
+        if rest := self._post_full_parts(list_quiet(self._walk, files, self._is_over.wait, given_up)):
             self._post_part(rest, last=False)
         self._mailbox.post(ListedAgain(given_up))
 
@@ -115,7 +115,7 @@ class ListingThread(threading.Thread):
         items: list[Item] = []
         budget, since = PartBudget(), time.monotonic()
         for item in found:
-            if self._is_stopped.is_set():
+            if self._is_over.is_set():
                 break
             fits = budget.take(item)
             if not fits or (items and time.monotonic() - since > PART_SECONDS):
@@ -127,6 +127,9 @@ class ListingThread(threading.Thread):
 
     def _post_part(self, items: list[Item], *, last: bool) -> None:
         self._room.acquire()
+        if self._is_over.is_set():
+            self._room.release()  # what `stop` has released is for every part that is still to come
+            return
         self._mailbox.post(Listed(items, last))
 
     def make_room(self, parts: int) -> None:
@@ -136,7 +139,7 @@ class ListingThread(threading.Thread):
 
     def stop(self) -> None:
         """Have the thread end, soon."""
-        self._is_stopped.set()
+        self._is_over.set()
         self._room.release()
         self._changed.put(())
 

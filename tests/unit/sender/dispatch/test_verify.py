@@ -150,3 +150,13 @@ def test_a_file_that_is_seen_after_it_was_withdrawn_keeps_no_transfer_from_finis
         thread.join(10)
     assert verifier.is_settled
     assert isinstance(mailbox.events[-1], Settled)
+
+
+def test_a_thread_that_begins_when_the_others_were_stopped_ends_too() -> None:
+    """A connection that still sends when a transfer ends may see that a file moved."""
+    _, _, _, verifier = transfer_of_a_large_file()
+    verifier.stop()
+    verifier.saw(0, LARGE, MOVED, 0)
+    (thread,) = verifier._threads
+    thread.join(10)
+    assert not thread.is_alive()

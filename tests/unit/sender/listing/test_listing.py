@@ -1,6 +1,7 @@
 """What is looked at before anything is sent."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from filestreamer.telemetry.counters import TransferCounters
 from filestreamer.wire.errors import Code, TransferFailed
 from sender.listing.listing import ListingThread
+from sender.listing.part_budget import PartBudget
 from sender.listing.skipped_entries import SkippedEntries
 from sender.mailbox import Mailbox
 from sender.settings import parse
+from sender.source.item import Item
 from tests.support import trees
 
 
@@ -36,3 +39,26 @@ def test_one_file_is_listed_at_once(tmp_path: Path) -> None:
     assert single.entry.path == b"file"
     assert listing(tmp_path).single is None
     assert listing(file, tmp_path).single is None
+
+
+def test_a_walk_that_waits_for_room_ends_with_its_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the part that is full and the last one, there are two that nobody makes room for any more."""
+    for name in "abc":
+        trees.write(tmp_path / name, b"a")
+    walk = listing(tmp_path)
+
+    class Budget(PartBudget):
+        """Ends the transfer when a part is full."""
+
+        def take(self, item: Item) -> bool:
+            is_full = not super().take(item)
+            if is_full:
+                walk.stop()
+            return not is_full
+
+    monkeypatch.setattr("sender.listing.listing.PartBudget", Budget)
+    monkeypatch.setattr("filestreamer.wire.limits.ENTRIES_PER_PART", 2)
+    monkeypatch.setattr(walk, "_room", threading.Semaphore(0))
+    walk.start()
+    walk.join(10)
+    assert not walk.is_alive()
