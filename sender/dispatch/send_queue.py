@@ -384,8 +384,9 @@ class SendQueue:
             first, stop = share.ordinal(chunk_id), share.ordinals(chunk_id, end).stop
             taken = bytearray(stop - first)
             for chunk_ids in self._schedule.remove(chunk_id + 1, end):
-                ordinals = slice(share.ordinal(chunk_ids[0]) - first, share.ordinal(chunk_ids[-1]) - first + 1)
-                taken[ordinals.start : ordinals.stop : chunk_ids.step // share.count] = b"\x01" * len(chunk_ids)
+                ordinals = share.ordinals_of(chunk_ids)
+                places = slice(ordinals.start - first, ordinals.stop - first, ordinals.step)
+                taken[places] = b"\x01" * len(chunk_ids)
             queued_again = [at for at in self.digests.pinned_between(first, stop) if taken[at - first]]
             for ordinal in queued_again:
                 taken[ordinal - first] = 0

@@ -356,6 +356,16 @@ def test_zeros_are_told_and_done_when_the_receiver_knows_them() -> None:
     assert (queue.states.done_count, queue.zeros(0, 10), done.count) == (5, [(0, 1), (2, 6)], 0)
 
 
+def test_a_chunk_of_a_shard_that_was_put_back_is_told_with_the_others() -> None:
+    """Shard 1 of 3 of 11 chunks: its connection was lost before the next one found the hole."""
+    queue = SendQueue(manifest_of(11), Schedule(2, shard_count=3), Mailbox(), Share(1, 3))
+    queue.need(0, 11)
+    assert [queue.next(connection_id, 1) for connection_id in (0, 1)] == [1, 4]
+    queue.put_back([4], 1)
+    assert queue.take_zeros(1, 11, 1) == [(1, 11)]
+    assert queue.remaining == 0
+
+
 def test_what_was_read_is_not_told_as_zeros() -> None:
     """Its digest may be at the receiver already: it is sent again, whatever the file system says of it now."""
     queue, _ = make(4)
