@@ -188,6 +188,7 @@ def make_walk(settings: SenderSettings, skipped: SkippedEntries, listed: PathLis
         listed=listed,
         follows=settings.dereference,
         mounts=mounts,
+        chunk_size=choose_chunk_size(settings, None),
     )
 
 

@@ -32,6 +32,7 @@ from sender.listing.files_from import PathList, Selection
 from sender.listing.hard_links import HardLinkGroups
 from sender.listing.patterns import Wanted
 from sender.listing.xattrs import XattrReader
+from sender.source.chunk_size import too_many_chunks
 from sender.source.directories import Directories, Root
 from sender.source.item import Identity, Item, Unsendable, changed, check_empty, check_readable, kind_of, type_name
 
@@ -71,14 +72,15 @@ class Walk:
         listed: PathList | None = None,
         follows: bool = False,
         mounts: "Mounts | None" = None,
+        chunk_size: int = limits.CHUNK_SIZE_MAX,
     ) -> None:
         """Prepare to walk. `as_name` replaces the name of a single path.
 
         If `is_sparing`, directories without a file that is `wanted` are left out. If `owner`, entries have numeric
         owners, if `xattrs`, extended attributes. If `keeps` (--delete), a KEPT entry stands for what is there and is
         not moved, such as a FIFO, and an empty directory is refused where the user names it. `warn` is called with what
-        the user should know, maybe several times. Raises UsageError where two paths have the same name at the
-        destination.
+        the user should know, maybe several times. A file that `chunk_size` cuts into too many chunks is left out,
+        unless it is all that the user names. Raises UsageError where two paths have the same name at the destination.
         """
         self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
         names = [name for _, name in self._roots]
@@ -105,7 +107,8 @@ class Walk:
         self._groups = HardLinkGroups()
         self._directories = Directories(DIRECTORIES_OPEN, os.O_RDONLY)
         self._shares: TreeShares | None = None  # not a shard
-        self._chunk_size = 0
+        self._chunk_size = chunk_size
+        self._size_max = limits.CHUNKS_PER_FILE * chunk_size
         self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
         self._is_own = False  # whether the entry that is looked at was found to be this shard's
 
@@ -140,8 +143,15 @@ class Walk:
                 yield from self._tree(root, name)
             else:
                 status = check_readable(path)
-                if self._is_own_file(name, status):
-                    yield self._file(path, None, name, status)
+                if not self._is_own_file(name, status):
+                    continue
+                if len(self._roots) > 1:  # a file that is sent alone has a chunk size of its own
+                    try:
+                        self._check_size(path, status)
+                    except Unsendable as error:
+                        self._skip(path, name, error.kind, error.why)
+                        continue
+                yield self._file(path, None, name, status)
 
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first."""
@@ -207,7 +217,7 @@ class Walk:
         files: nearly always, the status of a file is all that has to be looked at.
         """
         prefix, wire_prefix, root = level.prefix, level.wire_prefix, level.root
-        longest = min(limits.PATH_BYTES - len(wire_prefix), limits.NAME_BYTES)
+        longest, largest = min(limits.PATH_BYTES - len(wire_prefix), limits.NAME_BYTES), self._size_max
         try:
             directory_fd = self._directories.get(root, level.below)
         except OSError:
@@ -217,7 +227,7 @@ class Walk:
                 status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             except OSError:
                 return name, None
-            if not stat.S_ISREG(status.st_mode) or not status.st_size or len(name) > longest:
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= largest or len(name) > longest:
                 return name, status
             yield self._file(prefix + name, root, wire_prefix + name, status)
         return None, None
@@ -380,7 +390,10 @@ class Walk:
     def _item(self, path: bytes, root: Root, name: bytes, status: os.stat_result) -> Item | None:
         """Return the item of anything but a directory; None where it is not sent. Raises OSError, Unsendable."""
         if stat.S_ISREG(status.st_mode):
-            return self._file(path, root, name, status) if self._is_own_file(name, status) else None
+            if not self._is_own_file(name, status):
+                return None
+            self._check_size(path, status)
+            return self._file(path, root, name, status)
         if not self._is_own_other(name, status):
             return None
         if stat.S_ISLNK(status.st_mode):
@@ -401,6 +414,11 @@ class Walk:
             if error.errno == errno.EINVAL:
                 raise OSError(errno.ELOOP, "it is no longer a symbolic link") from None
             raise
+
+    def _check_size(self, path: bytes, status: os.stat_result) -> None:
+        """Check that a file has no more chunks than a file may have: tables are made for them. Raises Unsendable."""
+        if status.st_size > self._size_max:
+            raise _unreadable(path, f"--chunk-size {self._chunk_size} cuts it {too_many_chunks(status.st_size)}")
 
     def _file(self, path: bytes, root: Root | None, name: bytes, status: os.stat_result) -> Item:
         size, is_linked = status.st_size, status.st_nlink > 1
@@ -460,6 +478,7 @@ class Walk:
             if was_shared or is_shared or was_linked != is_linked:
                 raise changed(item, "and other shards have it as it was")
             self._is_own = True
+        self._check_size(item.path, status)
         return self._file(item.path, item.root, item.entry.path, status)
 
 

@@ -10,7 +10,7 @@ from filestreamer.wire import limits
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.errors import Code, TransferFailed, UsageError
 from filestreamer.wire.grid import Share
-from filestreamer.wire.limits import KIB, PATH_BYTES
+from filestreamer.wire.limits import CHUNKS_PER_FILE, KIB, PATH_BYTES
 from filestreamer.wire.messages import Entry, EntryType, ManifestPart, SkipKind
 from filestreamer.wire.tree_shares import TreeShares
 from sender.listing import walk
@@ -355,3 +355,40 @@ def test_a_shared_file_that_changed_is_not_listed_again(top: Path) -> None:
         large.write_bytes(b"y" * size)
         with pytest.raises(Unsendable, match="other shards"):
             walking.list_again(item, large.stat())
+
+
+# --- files of too many chunks
+
+
+def huge(path: Path) -> Path:
+    """Make a sparse file of one byte more than chunks of one byte reach."""
+    with path.open("wb") as file:
+        file.truncate(CHUNKS_PER_FILE + 1)
+    return path
+
+
+def test_a_file_of_too_many_chunks_is_left_out_of_a_tree(top: Path) -> None:
+    """Also where the user names it beside others. It is told with the chunk size that fits."""
+    lone = huge(top.parent / "lone")
+    huge(top / "b" / "huge")
+    items, skipped = walked(lone, top, chunk_size=1)
+    assert names(items) == [b"top", b"top/a", b"top/b", b"top/b/1", b"top/b/2", b"top/c", b"top/c/d", b"top/c/d/e"]
+    assert [(each.path, each.kind) for each in skipped] == [
+        (str(lone), SkipKind.UNREADABLE),
+        (f"{top}/b/huge", SkipKind.UNREADABLE),
+    ]
+    assert all(each.reason.endswith("use at least 2") for each in skipped)
+    assert b"top/b/huge" in names(walked(top, chunk_size=2)[0])
+
+
+def test_a_file_that_is_sent_alone_has_a_chunk_size_of_its_own(top: Path) -> None:
+    lone = huge(top.parent / "lone")
+    items, skipped = walked(lone, chunk_size=1)
+    assert (names(items), skipped) == ([b"lone"], [])
+
+
+def test_a_file_that_has_grown_to_too_many_chunks_is_not_listed_again(top: Path) -> None:
+    walking = Walk([str(top)], lambda _: None, chunk_size=1)
+    (item,) = [item for item in walking if item.entry.path == b"top/a"]
+    with pytest.raises(Unsendable, match="use at least 2"):
+        walking.list_again(item, huge(top / "a").stat())
