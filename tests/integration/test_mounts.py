@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_trees import unprivileged
 from tests.support import trees
 from tests.support.disks import disk, image, mounted
 from tests.support.services import UNIT, Pair, Service, inject, same
@@ -176,6 +177,17 @@ def test_a_file_system_without_locks(pair: Pair, tmp_path: Path) -> None:
     assert receiver.times("destination_lacks") == 1
     assert trees.differences(root, pair.destination / "s") == []
     receiver.wait_for_results(2)
+    assert left_behind(pair.destination) == []
+
+
+def test_a_boundary_that_only_the_rename_of_a_file_that_denies_its_owner_shows(pair: Pair) -> None:
+    """It is copied with the mode that it has, although that does not let its own user read it."""
+    root = pair.source / "s"
+    trees.write(root / "f", os.urandom(MIB), mode=0)
+    args = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    receiver = pair.start("receiver", *args, under=unprivileged(), env=inject("rename", "EXDEV", path=".data"))
+    pair.sender(root, pair.address(receiver), "--chunk-size", "256KiB").succeeds()
+    assert trees.differences(root, pair.destination / "s") == []
     assert left_behind(pair.destination) == []
 
 

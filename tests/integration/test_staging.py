@@ -12,9 +12,11 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
+from tests.integration.test_trees import unprivileged
+from tests.support import trees
 from tests.support.exchange import deliver
 from tests.support.peer import Link, RawSender, Sample, TreeSample, acknowledged
-from tests.support.services import Pair, Service, same, tree
+from tests.support.services import Pair, Service, inject, same, tree
 from tests.support.staging import Staging
 from tests.support.waiting import until
 
@@ -346,6 +348,24 @@ def test_a_stream_that_ends_early_leaves_nothing(pair: Pair) -> None:
         control.end_writing()
         receiver.wait_for("transfer_failed")
     until(lambda: pair.received() == [], "nothing is left")
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o200, 0])
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_a_file_that_denies_its_owner_is_put_in_place_by_the_next_run(pair: Pair, mode: int, is_tree: bool) -> None:
+    """It was complete, and had its mode, when the receiver was killed just before the rename."""
+    source = trees.write(pair.source / "s" / "f", os.urandom(10 * CHUNK), mode=mode)
+    sent, received = (source.parent, pair.destination / "s" / "f") if is_tree else (source, pair.destination / "f")
+    args = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    killed = pair.start("receiver", *args, under=unprivileged(), env=inject("rename", "before", path=".data"))
+    sender = pair.sender(sent, pair.address(killed), "--chunk-size", CHUNK, "--give-up-after", 1)
+    assert killed.wait() == 128 + signal.SIGKILL
+    sender.end()
+    again = pair.start("receiver", *args, under=unprivileged())
+    result = pair.sender(sent, pair.address(again), "--chunk-size", CHUNK).succeeds()
+    assert (result["held_bytes"], result["sent_bytes"]) == (10 * CHUNK, 0)
+    assert received.read_bytes() == source.read_bytes()
+    assert received.stat().st_mode & 0o777 == mode
 
 
 def test_what_a_killed_receiver_had_taken(pair: Pair, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from filestreamer.wire.limits import KIB
 from tests.integration.test_trees import unprivileged
 from tests.support import trees
-from tests.support.services import Pair, Service
+from tests.support.services import Pair, Service, inject
 from tests.support.waiting import until
 
 CHUNK_SIZE = 8 * KIB
@@ -228,6 +228,22 @@ def test_a_shard_that_is_killed_is_run_again_alone(pair: Pair, tree: Path) -> No
     receiver = pair.receiver()
     last = ends_well(shard(pair, pair.address(receiver), 1, 3), committed=True)
     assert last["job"]["shards_finished"] == 3
+    check_arrived(pair)
+
+
+def test_a_shared_file_that_denies_its_owner_is_put_in_place_by_the_next_run(pair: Pair, tree: Path) -> None:
+    """It had its mode when the receiver of the last shard was killed just before the rename."""
+    for file in (tree / "holes", *(tree / "large").iterdir()):
+        file.chmod(0)
+    args = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    killed = pair.start("receiver", *args, under=unprivileged(), env=inject("rename", "before", path=".shared"))
+    to = pair.address(killed)
+    ends_well(shard(pair, to, 0, 2), committed=False)
+    last = shard(pair, to, 1, 2, "--give-up-after", 1)
+    assert killed.wait() == 128 + signal.SIGKILL
+    last.end()
+    to = pair.address(pair.start("receiver", *args, under=unprivileged()))
+    ends_well(shard(pair, to, 1, 2), committed=True)
     check_arrived(pair)
 
 

@@ -18,7 +18,7 @@ from filestreamer.wire.grid import Share
 from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.final_name import put_in_place
-from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
+from receiver.disk.paths import LEDGER_SUFFIX
 from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import make_zeros
 from receiver.disk.staging import ledger
@@ -27,6 +27,7 @@ from receiver.disk.staging.lock import is_own, locked
 from receiver.disk.staging.readable import Readable
 from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staged_copy import copy_file
+from receiver.disk.staging.staged_file import open_staged
 
 _CHANGED: Final = "another process changed or removed its staging: run the same command again"
 
@@ -105,7 +106,7 @@ class ClosedShare(NamedTuple):
 
     def _is_on_disk(self, staging_fd: int, share: Share, claims: ledger.Claims) -> bool:
         """Re-hash a share that an earlier process has sealed; make zeros again what it was told to be zeros."""
-        fd = os.open(self.names.data, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+        fd = open_staged(self.names.data, os.O_RDWR, staging_fd)
         try:
             staged, block = Readable(self.names.data, fd), memoryview(bytearray(limits.BLOCK_BYTES))
             grid = self.names.grid
@@ -135,7 +136,7 @@ class ClosedShare(NamedTuple):
 
         No share is written any more. Raises OSError.
         """
-        fd = os.open(self.names.data, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
+        fd = open_staged(self.names.data, os.O_RDWR, staging_fd)
         try:
             status = os.fstat(fd)
             if not is_own(status) or status.st_size != self.entry.size:

@@ -7,20 +7,23 @@ from typing import Final
 
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.space import write_at
+from receiver.disk.staging.staged_file import open_staged
 
 _PIECE_BYTES: Final = 1 << 20
 
 
 def copy_file(name: str, directory_fd: int, copy: str, copy_directory_fd: int) -> None:
     """Copy a file with its attributes and holes, durably. Raises OSError."""
-    source_fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=directory_fd)
+    # Before it is opened: where its mode denies that, the file gets another one.
+    status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    source_fd = open_staged(name, os.O_RDONLY, directory_fd)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(copy, dir_fd=copy_directory_fd)
         fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o600, dir_fd=copy_directory_fd)
         try:
             _copy_bytes(source_fd, fd)
-            _copy_attributes(source_fd, fd)
+            _copy_attributes(source_fd, status, fd)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -43,8 +46,7 @@ def _copy_bytes(source_fd: int, fd: int) -> None:
     os.ftruncate(fd, size)
 
 
-def _copy_attributes(source_fd: int, fd: int) -> None:
-    status = os.fstat(source_fd)
+def _copy_attributes(source_fd: int, status: os.stat_result, fd: int) -> None:
     made = os.fstat(fd)
     if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(fd, status.st_uid, status.st_gid)

@@ -27,7 +27,7 @@ from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import write_failure
-from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, OPEN_FLAGS, staging_key
+from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
 from receiver.disk.place import NO_LOCKS, Place
 from receiver.disk.report import Report
 from receiver.disk.space import (
@@ -46,6 +46,7 @@ from receiver.disk.staging.ledger_file import LedgerFile
 from receiver.disk.staging.lock import Lock, is_named, is_own, lock
 from receiver.disk.staging.readable import Readable
 from receiver.disk.staging.shared_names import SharedNames
+from receiver.disk.staging.staged_file import open_staged
 from receiver.disk.staging.sweep import free_unclaimed
 
 _OPEN_TRIES: Final = 3
@@ -168,13 +169,12 @@ class Staging(Readable):
     def _open_file(self, name: str, flags: int, *, with_lock: bool = False) -> int:
         """Open a file of this staging. Raises TransferFailed (BUSY, DESTINATION), OSError."""
         try:
-            fd = os.open(name, flags | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=self._staging_fd)
+            fd = open_staged(name, flags, self._staging_fd)
         except OSError as error:
             raise inodes.explain(error, self._staging_fd) from None
         self._fds.append(fd)
         status = os.fstat(fd)
-        is_ours = status.st_uid == os.geteuid()
-        if not stat.S_ISREG(status.st_mode) or (with_lock and not is_ours):
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise TransferFailed(
                 Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
             )
@@ -185,9 +185,7 @@ class Staging(Readable):
                 raise TransferFailed(Code.BUSY, f"{self.path} is locked by another process; retrying") from None
             if self._lock.is_file:
                 self.place.lacks(NO_LOCKS)
-        if status.st_nlink > 1 or not is_ours:
-            # The other name may be the final one (a crash between link and unlink): never write into that file. A file
-            # of another owner was given away, and then a crash prevented its rename: it may have a setuid bit.
+        if status.st_nlink > 1:  # never write into a file that may be in use under another name
             os.unlink(name, dir_fd=self._staging_fd)
             if with_lock and self._lock is not None:
                 self._lock.release()
@@ -208,7 +206,7 @@ class Staging(Readable):
 
     def _open_data(self, create: Create | None) -> int:
         """Open the staged bytes; a new file has what its final directory hands down. Raises as `_open_file`."""
-        if self._data_exists():
+        if self._keeps_data():
             return self._open_file(self._data_name, os.O_RDWR | os.O_CREAT)
         create = create or partial(create_as_in, self._destination.fd)
         fd = create(self._staging_fd, self._data_name)
@@ -219,6 +217,19 @@ class Staging(Readable):
         if self._shared is not None:
             self.place.sealed_shares.forget(map(self._shared.key_of, self._shared.indices), os.fstat(fd))
         return fd
+
+    def _keeps_data(self) -> bool:
+        """Whether there are staged bytes to go on with; such as must not be written to are removed. Raises OSError."""
+        try:
+            status = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if is_own(status) or not stat.S_ISREG(status.st_mode):
+            return True
+        # Another name may be the final one (a crash between link and unlink). A file of another owner was given away,
+        # and then a crash prevented its rename: it may have a setuid bit. Both may be such that we can't open them.
+        os.unlink(self._data_name, dir_fd=self._staging_fd)
+        return False
 
     def _check_space(self, reserved_bytes: int) -> None:
         """Check whether the missing bytes can fit on the disk. Raises TransferFailed(NO_SPACE), OSError."""

@@ -261,3 +261,17 @@ def test_staging_that_was_given_away_before_a_crash_begins_anew(path: Path, dest
     again.commit()
     again.close()
     assert (path / "f").read_bytes() == CONTENT
+
+
+def test_a_file_that_another_name_leads_to_keeps_its_mode(path: Path, destination: Destination) -> None:
+    """A crash between link and unlink: what is staged may be in place already, and its mode is that of the user."""
+    staged = stage(destination)
+    write(staged, 0, 1, 2, 3)
+    os.fchmod(staged.fd, 0o444)
+    os.link(staged_data(path), path / "in place")
+    kill(staged)
+    again = stage(destination)
+    write(again, 0)
+    again.close()
+    status = (path / "in place").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_nlink) == (0o444, 1)
