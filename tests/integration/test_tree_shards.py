@@ -247,6 +247,53 @@ def test_a_shared_file_that_denies_its_owner_is_put_in_place_by_the_next_run(pai
     check_arrived(pair)
 
 
+@pytest.fixture
+def owned(tree: Path) -> Path:
+    """Give each large file of the tree an owner of its own."""
+    for number, file in enumerate((tree / "holes", *(tree / "large").iterdir())):
+        os.chown(file, 1000 + number, 2000 + number)
+    return tree
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_shared_file_that_was_given_away_is_put_in_place_by_the_next_run(pair: Pair, owned: Path) -> None:
+    """It had its owner when the receiver of the last shard was killed just before the rename."""
+    killed = pair.receiver("--allow-privileged", env=inject("rename", "before", path=".shared"))
+    to = pair.address(killed)
+    ends_well(shard(pair, to, 0, 2, "--owner"), committed=False)
+    last = shard(pair, to, 1, 2, "--owner", "--give-up-after", 1)
+    assert killed.wait() == 128 + signal.SIGKILL
+    last.end()
+    to = pair.address(pair.receiver("--allow-privileged"))
+    ends_well(shard(pair, to, 1, 2, "--owner"), committed=True)
+    assert trees.differences(owned, pair.destination / "tree", owner=True) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("existing", ["newer", "replace"])
+def test_a_shared_file_that_was_given_away_takes_another_attempt(pair: Pair, owned: Path, existing: str) -> None:
+    """To replace a file that is older, or to be copied over a boundary that only its rename shows."""
+    env = inject("rename", "EXDEV", path=".shared") if existing == "replace" else {}
+    old = trees.write(pair.destination / "tree" / "holes", b"old", mtime_ns=1)
+    to = pair.address(pair.receiver("--allow-privileged", env=env))
+    for index in range(2):
+        ends_well(shard(pair, to, index, 2, "--owner", "--existing", existing), committed=index == 1)
+    assert trees.differences(owned, pair.destination / "tree", owner=True) == []
+    assert old.stat().st_uid >= 1000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_shared_file_of_which_the_rename_failed_is_no_other_users(pair: Pair, owned: Path) -> None:
+    """Until it is in place it is the receiver's own, and the next run puts it there."""
+    receiver = pair.receiver("--allow-privileged", env=inject("rename", "EIO", path=".shared"))
+    to = pair.address(receiver)
+    ends_well(shard(pair, to, 0, 2, "--owner"), committed=False)
+    shard(pair, to, 1, 2, "--owner").fails(4, "destination")
+    assert {file.stat().st_uid for file in (pair.destination / ".filestreamer").glob("*.shared")} == {0}
+    ends_well(shard(pair, to, 1, 2, "--owner"), committed=True)
+    assert trees.differences(owned, pair.destination / "tree", owner=True) == []
+
+
 def test_a_share_that_was_spoiled_while_nobody_ran(pair: Pair, tree: Path) -> None:
     """A restarted receiver re-hashes what others have moved: the last shard fails, as the job is not complete."""
     receiver = pair.receiver()

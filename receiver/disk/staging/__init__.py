@@ -4,7 +4,7 @@
                      their offsets, KEY.ledger says which of them are there;
    `lock`            keeps other processes away: a lock on KEY.ledger, until the staging is closed. The staging of a
                      tree is locked in the same way, by its directory (`receiver.tree.commit.tree_staging`);
-   `staged_file`     opens the bytes also where an earlier run had given them their final mode, which denies that.
+   `staged_file`     opens the bytes also where an earlier run had given them their final owner or mode.
 2. `ledger_file`     loads the ledger and appends to it; `ledger` is its format (pure). A ledger is a hint: whatever it
                      claims is hashed again.
 3. `staging`         writes bytes at their offsets; appends their digests to the ledger before they are acknowledged;

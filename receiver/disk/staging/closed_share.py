@@ -23,11 +23,11 @@ from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import make_zeros
 from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
-from receiver.disk.staging.lock import is_own, locked
+from receiver.disk.staging.lock import locked
 from receiver.disk.staging.readable import Readable
 from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staged_copy import copy_file
-from receiver.disk.staging.staged_file import open_staged
+from receiver.disk.staging.staged_file import has_one_name, open_staged, take_back
 
 _CHANGED: Final = "another process changed or removed its staging: run the same command again"
 
@@ -132,24 +132,28 @@ class ClosedShare(NamedTuple):
 
     @contextlib.contextmanager
     def _finished(self, staging_fd: int) -> Iterator[None]:
-        """Set the attributes of the complete file, durably; after an error its owner may write it again.
+        """Set the attributes of the complete file, durably; after an error it is as before, for the next attempt.
 
         No share is written any more. Raises OSError.
         """
         fd = open_staged(self.names.data, os.O_RDWR, staging_fd)
         try:
             status = os.fstat(fd)
-            if not is_own(status) or status.st_size != self.entry.size:
+            if not has_one_name(status) or status.st_size != self.entry.size:
                 raise OSError(errno.ESTALE, _CHANGED)
-            if self.attributes is not None:
-                self.attributes.put_file(fd, self.entry, self.file_id)
-            os.fsync(fd)
-            yield
+            if status.st_uid != os.geteuid():  # it was given away, and then a crash prevented its rename
+                take_back(fd)
+            try:
+                if self.attributes is not None:
+                    self.attributes.put_file(fd, self.entry, self.file_id)
+                os.fsync(fd)
+                yield
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    if has_one_name(os.fstat(fd)):
+                        take_back(fd, status.st_gid)
+                raise
             self.here.forget(map(self.names.key_of, self.names.indices), status)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.fchmod(fd, 0o600)
-            raise
         finally:
             os.close(fd)
 
