@@ -30,7 +30,7 @@ from receiver.disk.staging.closed_share import ClosedShare, is_sealed
 from receiver.disk.staging.closed_staging import ClosedStaging, StagingMark
 from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staging import Staging
-from receiver.disk.staging.sweep import discard_share, discard_staged
+from receiver.disk.staging.sweep import discard_share, discard_staged, discard_unsynced
 from receiver.file.shared_file import File, SourceVersion
 from receiver.file.states import DECLINED, FREE, HELD, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import Connection
@@ -443,8 +443,15 @@ class LargeFiles:
             open_file.stop_writes()
 
     def close(self) -> None:
-        """Close the open files, and keep their staging for the next run. Raises an error after all are closed."""
+        """Close the open files, and keep their staging for the next run, unless a sync failed.
+
+        Raises an error after all are closed.
+        """
+        lost_device = self._committer.lost_device
         with contextlib.ExitStack() as steps:
+            if lost_device is not None:  # last, when nothing is locked any more
+                for place in self._stagings.places.on(lost_device):
+                    steps.callback(discard_unsynced, place)
             steps.callback(self.open_files.close)
             for open_file, _, _ in self.open_files.all():
                 open_file.close_ledger(records_rest=False)

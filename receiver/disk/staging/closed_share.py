@@ -146,7 +146,7 @@ class ClosedShare(NamedTuple):
             try:
                 if self.attributes is not None:
                     self.attributes.put_file(fd, self.entry, self.file_id)
-                os.fsync(fd)
+                self._sync(fd, staging_fd)
                 yield
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -156,6 +156,14 @@ class ClosedShare(NamedTuple):
             self.here.forget(map(self.names.key_of, self.names.indices), status)
         finally:
             os.close(fd)
+
+    def _sync(self, fd: int, staging_fd: int) -> None:
+        """Sync the file; one of which that fails is discarded: a second sync would succeed without its bytes."""
+        try:
+            os.fsync(fd)
+        except OSError:
+            self.discard(staging_fd)
+            raise
 
     def _remove_ledgers(self, staging_fd: int) -> None:
         for index in self.names.indices:

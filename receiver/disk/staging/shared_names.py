@@ -61,7 +61,7 @@ class SharedNames(NamedTuple):
 
         Each share has a lock of its own, so only this keeps the shares of one file from doing so at the same moment.
         """
-        return _GUARDS[hash(self.stem) % len(_GUARDS)]
+        return guard_of(self.stem)
 
     def has_ledgers(self, staging_fd: int) -> bool:
         """Whether any share has a ledger. Raises OSError."""
@@ -72,6 +72,11 @@ class SharedNames(NamedTuple):
                 continue
             return True
         return False
+
+
+def guard_of(stem: str) -> AbstractContextManager[object]:
+    """Return the guard of a shared file (`SharedNames.guard`)."""
+    return _GUARDS[hash(stem) % len(_GUARDS)]
 
 
 def path_key(stem: str) -> str:

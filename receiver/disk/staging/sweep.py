@@ -5,7 +5,8 @@ At the start of a receiver:
 1. `discard_older_than` removes staged files that no run has resumed for long, and small files of killed trees.
 2. `give_back_space` frees the space that killed receivers had taken ahead.
 
-During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_leftovers`, and `clear_tree` for a tree.
+During a transfer, for one file: `staged_keys`, `discard_staged`, `drop_leftovers`, and `clear_tree` for a tree. After
+a sync that failed: `discard_unsynced`.
 A file that a process is receiving is locked, and stays.
 """
 
@@ -43,7 +44,7 @@ from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
 from receiver.disk.staging.lock import is_own, lock, locked
 from receiver.disk.staging.record_file import NEW_SUFFIX
-from receiver.disk.staging.shared_names import SharedNames
+from receiver.disk.staging.shared_names import SharedNames, guard_of
 
 _SUFFIXES: Final = (DATA_SUFFIX, LEDGER_SUFFIX)
 
@@ -250,6 +251,38 @@ def discard_version(staging_fd: int, stem: str) -> None:
     """Remove all of one version of a shared file (`shared_names`) that no process has locked."""
     names = [name for name in os.listdir(staging_fd) if name.startswith((stem + "-", stem + "."))]
     _discard_group(staging_fd, names, -math.inf, 0)
+
+
+def discard_unsynced(place: Place) -> None:
+    """Remove what is staged of all files that no process has locked, after a sync that failed; sealed shares stay.
+
+    The kernel may have dropped bytes of any file, also of one that an earlier run has left, and reports that once: the
+    next run would hash pages that are only in memory. A share was synced before it was sealed.
+    """
+    with contextlib.suppress(OSError, TransferFailed):
+        staging_fd = place.open_staging(create=False)
+        try:
+            names = os.listdir(staging_fd)
+            for stem, suffix in map(os.path.splitext, names):
+                if suffix in _SUFFIXES and "-" not in stem:
+                    _discard(staging_fd, stem, -math.inf, 0)
+            for stem, group in _groups(names).items():
+                _discard_unsealed(staging_fd, stem, group)
+        finally:
+            os.close(staging_fd)
+
+
+def _discard_unsealed(staging_fd: int, stem: str, names: list[str]) -> None:
+    """Remove the ledgers of a shared file that have no seal; its bytes, too, where none is left."""
+    ledgers = [name for name in names if name.endswith(LEDGER_SUFFIX)]
+    with contextlib.suppress(OSError), guard_of(stem):
+        for name in ledgers:
+            with contextlib.suppress(BlockingIOError), locked(staging_fd, name.removesuffix(LEDGER_SUFFIX)) as (fd, _):
+                claims = read_ledger(fd)
+                if claims is None or not claims.seals:
+                    os.unlink(name, dir_fd=staging_fd)
+        if not any(name.startswith(stem + "-") for name in os.listdir(staging_fd)):
+            os.unlink(stem + SHARED_SUFFIX, dir_fd=staging_fd)
 
 
 def drop_leftovers(place: Place, path: bytes, there: os.stat_result) -> None:

@@ -84,6 +84,11 @@ class Places:
         for place in {place.side.device: place for place in places}.values():
             sync_file_system(place.fd)
 
+    def on(self, device: int) -> list[Place]:
+        """Return the places on this device."""
+        with self._lock:
+            return [place for place in (self._destination, *self._all) if place.side.device == device]
+
     def check_paths(self) -> None:
         """Check that every place is still where the user sees it. Raises TransferFailed: DESTINATION, LIMIT."""
         self._destination.check_path()

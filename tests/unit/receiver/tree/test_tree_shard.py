@@ -1,6 +1,7 @@
 """One shard of a tree at the receiver: what it takes, how it answers, and what becomes of shared files."""
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from receiver.disk.staging import closed_share, lock
 from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.ledger import Claims
 from receiver.tree import large_files
-from receiver.tree.commit import traits, tree_staging
+from receiver.tree.commit import committer, traits, tree_staging
 from tests.support.peer import TreeSample
 from tests.support.services import UNIT
 from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, sample, staged
@@ -356,6 +357,39 @@ def sends_all(transfer: TreeTransfer, index: int) -> None:
     """Offer another shard, and send all of it."""
     comes(transfer, index)
     transfer.send_all()
+
+
+def test_a_sync_that_fails_leaves_no_share_that_is_not_sealed(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another shard has sealed was synced before: it is not moved again."""
+    comes_and_goes(shard_of(0))
+    second = shard_of(1)
+    assert isinstance(second.sample, Shard)
+    entries = [m.Entry(b"t/%d" % number, m.EntryType.FILE, 5, 0o644, MTIME) for number in range(100)]
+    small = second.sample.add(next(filter(second.sample.shares.has, entries)).path, b"small")
+    second.offer()
+    assert second.send(second.sample.segment(second.sample.own[0]))
+    assert second.send(m.Segment(small, 0, 5))
+    with monkeypatch.context() as failing:
+        failing.setattr(committer, "sync_file_system", fail_to_sync)
+        failure(Code.DESTINATION, second.tree._committer.flush)
+    second.tree.close(cleanly=True)
+    (noted,) = [name for name in staged(tmp_path) if name.endswith(".ledger")]
+    assert noted.endswith(f"-{Shard(0).first}.ledger")
+
+
+def fail_to_sync(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_shared_file_of_which_the_sync_fails_is_discarded(
+    tmp_path: Path, shard_of: ShardOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, last = sealed_but_for_the_last(shard_of)
+    monkeypatch.setattr(os, "fsync", fail_to_sync)
+    last.fail_to_commit(Code.DESTINATION)
+    assert [name for name in staged(tmp_path) if name.endswith((".shared", ".ledger"))] == []
 
 
 def test_a_standing_receiver_forgets_the_shares_of_a_file_in_place(tmp_path: Path) -> None:
