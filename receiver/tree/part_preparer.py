@@ -109,6 +109,7 @@ class PartPreparer:
 
     def _prepare_entries(self, part_state: PartState) -> list[int]:
         preparer, entries = self._entry_preparer, part_state.entries
+        preparer.look_again()
         finals = []
         sizes = []
         deferred = []

@@ -480,6 +480,7 @@ class TreeTarget:
         self._stagings.places.check_paths()
         self._committer.flush()
         parts = range(self._archive.parts)
+        self._entry_preparer.look_again()
         for number in parts:
             self._entry_preparer.correct_held(number)
             self._entry_preparer.hard_links.link(number)
@@ -489,6 +490,7 @@ class TreeTarget:
             self._deleter.delete(map(self._archive.part, parts))
         # While another shard writes, directories stay open for their owner: the last one to end closes them.
         with self._top_level_names.closing() as is_last:
+            self._entry_preparer.look_again()
             for number in reversed(parts):
                 self._entry_preparer.finish_directories(number, keeps_open=not is_last)
             try:

@@ -224,6 +224,7 @@ class Committer:
                 self.lost_device = staging.place.side.device
                 self._discard(files)
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {staging.place.path}") from None
+        self._directories.look_again()
         for file in files:
             try:
                 if self._put(file):

@@ -56,22 +56,27 @@ class Directories:
         self._open: OrderedDict[bytes, Directory] = OrderedDict(
             {b"": Directory(destination.fd, False, destination, handed_down=self._handed_down(destination.fd))}
         )
+        self._at_path: set[bytes] = set()
+        """Open directories that were seen at their paths since `look_again`."""
         self._changed: set[bytes] = set()
         """Open directories that have to be fsynced by themselves."""
 
     def get(self, path: bytes, *, create: bool = False) -> Directory:
         """Open the directory at `path`, b"" being the destination; `create` makes the components that are missing.
 
-        The descriptor is valid until the next call. Raises Obstacle where a component can't be opened or made,
-        TransferFailed(DESTINATION).
+        The descriptor is valid until the next call. Raises Obstacle where a component can't be opened or made, or has
+        lost its path, TransferFailed(DESTINATION).
         """
         known = self._open.get(path)
         if known is not None:
+            self._check_path(path)
             self._open.move_to_end(path)
             return known
         parts = path.split(b"/")
         depth = next(depth for depth in range(len(parts), -1, -1) if b"/".join(parts[:depth]) in self._open)
-        directory, is_cached = self._open[b"/".join(parts[:depth])], True
+        nearest = b"/".join(parts[:depth])
+        self._check_path(nearest)
+        directory, is_cached = self._open[nearest], True
         for at in range(depth, len(parts)):
             try:
                 below = self._enter(directory, parts[at], b"/".join(parts[: at + 1]), create=create)
@@ -80,6 +85,42 @@ class Directories:
                     os.close(directory.fd)
             directory, is_cached = below, False
         return self._cache(path, directory)
+
+    def look_again(self) -> None:
+        """Have each open directory looked for at its path before it is used again: others may have moved it away.
+
+        What is put into it would not be where the user looks for it, and maybe outside the destination. To look before
+        each file would cost more than the file.
+        """
+        self._at_path.clear()
+
+    def _check_path(self, path: bytes) -> None:
+        """Check that an open directory is still at its path, unless it was seen there. Raises as `get` does."""
+        if not path or path in self._at_path:
+            return
+        parts = path.split(b"/")
+        for depth in range(1, len(parts) + 1):  # from the top, so that no symlink is followed
+            above = b"/".join(parts[:depth])
+            if above in self._at_path:
+                continue
+            known = self._open.get(above)
+            if not self._is_at(above, known):
+                why = "it was moved, removed, replaced or mounted over during the transfer"
+                shown = shown_path(self._destination, above)
+                raise Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, above)
+            if known is not None:
+                self._at_path.add(above)
+
+    def _is_at(self, path: bytes, known: Directory | None) -> bool:
+        """Whether a directory is at a path; if it is open, this one. Raises as `get` does."""
+        try:
+            there = os.stat(path, dir_fd=self._destination.fd, follow_symlinks=False)
+            return stat.S_ISDIR(there.st_mode) and (known is None or os.path.samestat(there, os.fstat(known.fd)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            shown = shown_path(self._destination, path)
+            raise tree_failure(self._destination, error, f"can't look at {shown}", path, path) from None
 
     def _enter(self, parent: Directory, name: bytes, path: bytes, *, create: bool) -> Directory:
         """Open the last component of `path`. Raises as `get` does."""
@@ -132,6 +173,7 @@ class Directories:
 
     def _cache(self, path: bytes, directory: Directory) -> Directory:
         self._open[path] = directory
+        self._at_path.add(path)
         self._shrink(self._most, directory.fd)
         return directory
 
@@ -144,6 +186,7 @@ class Directories:
                 try:
                     self._sync(path)
                 finally:
+                    self._at_path.discard(path)
                     os.close(self._open.pop(path).fd)
 
     # --- directories that have to be fsynced by themselves
@@ -173,9 +216,8 @@ class Directories:
         """
         parent, _, name = path.rpartition(b"/")
         above = self.get(parent, create=True)
-        known = self._open.get(path)
-        if known is not None:
-            return known
+        if path in self._open:
+            return self.get(path)
         try:
             is_new = _make_directory(above.fd, name, mode | stat.S_IRWXU)
             if is_new:

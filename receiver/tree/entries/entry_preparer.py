@@ -140,6 +140,10 @@ class EntryPreparer:
             self._top_level_names.release(root)
         return state
 
+    def look_again(self) -> None:
+        """Look again whether directories are at their paths: the caller has waited for others."""
+        self._locations.directories.look_again()
+
     def count_alike(self, entries: Sequence[Entry], index: int, state: int, most_bytes: int) -> int:
         """Return how many of the files behind entries[index] have the same state, as far as that shows at one look.
 
@@ -334,7 +338,11 @@ class EntryPreparer:
         The caller goes from the last part to the first, as writing into a directory changes its mtime.
         """
         for file_id, entry in reversed(self._archive.deferred(number)):
-            if entry.type is not EntryType.DIRECTORY or self._declines.above(entry.path + b"/"):
+            if entry.type is not EntryType.DIRECTORY:
+                continue
+            if self._declines.above(entry.path + b"/"):  # it was declined, unless that showed after it was made
+                gone = self._locations.obstacle(entry, "it can't be entered any more")
+                self._declines.decline(entry.path, file_id, 0, gone, is_file=False)
                 continue
             if keeps_open:
                 entry = entry._replace(mode=entry.mode | stat.S_IRWXU)  # noqa: PLW2901

@@ -19,6 +19,7 @@ from receiver.file import shared_file
 from receiver.tree import open_files
 from receiver.tree.commit import committer
 from tests.support.tree_receiver import (
+    MTIME,
     C,
     TransferOf,
     failure,
@@ -26,6 +27,7 @@ from tests.support.tree_receiver import (
     staged,
     two_large_files,
 )
+from tests.support.waiting import until
 
 
 def test_no_replace_and_a_file_that_appears_meanwhile(tmp_path: Path, transfer_of: TransferOf) -> None:
@@ -54,8 +56,41 @@ def test_a_directory_that_becomes_a_symlink_is_not_followed(tmp_path: Path, tran
     (tmp_path / "t/d").symlink_to(outside)
     transfer.send_all()
     transfer.finish()
-    assert set(transfer.declined()) == {"t/d/f"}
+    assert set(transfer.declined()) == {"t/d", "t/d/f"}
     assert os.listdir(outside) == []
+
+
+@pytest.mark.parametrize("by", ["nothing", "a directory", "a symlink"])
+@pytest.mark.parametrize("moved", ["t/d", "t/d/e"])
+def test_a_directory_that_is_moved_away_after_a_file_was_put_into_it(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, moved: str, by: str
+) -> None:
+    """It is open. What comes later does not follow it, and its mode and time are not set where it is now."""
+    monkeypatch.setattr(committer, "BATCH_FILES", 1)
+    tree = sample()
+    for directory in (b"t/d", b"t/d/e"):
+        tree.directory(directory, mode=0o711, mtime_ns=MTIME)
+    for path in (b"t/d/e/first", b"t/d/e/second", b"t/other"):
+        tree.add(path, bytes(C))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    first, *others = tree.chunks().values()
+    transfer.send(*first)
+    until((tmp_path / "t/d/e/first").exists, "the first file is in place")
+    gone = (tmp_path / moved).rename(tmp_path / "elsewhere")
+    if by == "a directory":
+        (tmp_path / "t/d/e").mkdir(parents=True)
+    elif by == "a symlink":
+        (tmp_path / moved).symlink_to(gone)
+    for chunk in others:
+        transfer.send(*chunk)
+    transfer.finish()
+    declined = transfer.declined()
+    assert {moved, "t/d/e/second"} <= set(declined) <= {"t/d", "t/d/e", "t/d/e/second"}
+    assert {kind for kind, _ in declined.values()} == {SkipKind.DECLINED}
+    assert [path.name for path in gone.rglob("*") if path.is_file()] == ["first"]
+    assert gone.stat().st_mtime_ns != MTIME
+    assert (tmp_path / "t/other").read_bytes() == bytes(C)
 
 
 def test_a_directory_appears_where_a_file_shall_go(tmp_path: Path, transfer_of: TransferOf) -> None:

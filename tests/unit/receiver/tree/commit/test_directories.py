@@ -49,3 +49,24 @@ def test_the_owner_enters_a_directory_that_its_mode_closes(mode: int) -> None:
             destination.close()
         finally:
             os.seteuid(0)
+
+
+@pytest.mark.parametrize("moved", ["a", "a/b", "a/b/c"])
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_a_directory_that_is_open_and_was_moved_away(tmp_path: Path, moved: str, *, is_linked: bool) -> None:
+    """Neither it nor what is below it is entered again, also not through a symlink that leads to it."""
+    destination = Destination(str(tmp_path))
+    directories = Directories(destination, Places(destination))
+    for path in (b"a", b"a/b", b"a/b/c", b"x"):
+        directories.make(path, 0o755)
+    (tmp_path / moved).rename(tmp_path / "elsewhere")
+    if is_linked:
+        (tmp_path / moved).symlink_to(tmp_path / "elsewhere")
+    directories.look_again()
+    for path in (b"a/b/c", b"a/b/c/new"):
+        assert "moved" in failure(Code.DESTINATION, lambda path=path: directories.get(path, create=True))
+    assert "moved" in failure(Code.DESTINATION, directories.make, b"a/b/c", 0o755)
+    assert directories.get(b"x").fd >= 0
+    assert not (tmp_path / "elsewhere" / "new").exists()
+    directories.close()
+    destination.close()
