@@ -78,7 +78,14 @@ class EntryPreparer:
         self._locations = Locations(destination, stagings.places, policy)
         self._folding = Folding(stagings, archive, self._locations)
         self.hard_links = HardLinks(
-            destination, stagings, committer, archive, self._locations, attributes=attributes, declines=declines
+            destination,
+            stagings,
+            committer,
+            archive,
+            self._locations,
+            attributes=attributes,
+            declines=declines,
+            checksum=self._checksum,
         )
 
     def close(self) -> None:

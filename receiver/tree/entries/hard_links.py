@@ -13,10 +13,12 @@ from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
 from receiver.disk.attributes.attributes import Attributes
+from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.destination import Destination, tree_failure
 from receiver.disk.existing import Fate
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle
+from receiver.disk.paths import OPEN_FLAGS
 from receiver.file.states import DECLINED, WITHDRAWN
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
@@ -45,7 +47,9 @@ class HardLinks:
         *,
         attributes: Attributes,
         declines: Declines,
+        checksum: bool,
     ) -> None:
+        """`checksum` has copies compared by their bytes, whatever their times are."""
         self._destination = destination
         self._stagings = stagings
         self._committer = committer
@@ -53,6 +57,7 @@ class HardLinks:
         self._locations = locations
         self._attributes = attributes
         self._declines = declines
+        self._checksum = checksum
         self._firsts = array("Q")
         """Offset in the spool of the first entry of each hard-link group; groups are numbered from 1."""
 
@@ -161,15 +166,9 @@ class HardLinks:
 
     def _copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Stage a copy of the first name, and hand it to the committer. Raises Obstacle, TransferFailed, OSError."""
-        first_fd, first_name = first
-        there = location.there
-        is_copied = (
-            there is not None
-            and stat.S_ISREG(there.st_mode)
-            and (there.st_size, there.st_mtime_ns) == (entry.size, entry.mtime_ns)
-        )
-        if is_copied:  # by an earlier run
+        if self._is_copied(entry, file_id, location, first):
             return
+        first_fd, first_name = first
         self._locations.check(entry, location)
         staging = self._stagings.of(entry.path)
         staged = staging.name(file_id)
@@ -188,8 +187,23 @@ class HardLinks:
             raise
         finally:
             os.close(source_fd)
-        is_new = there is None
+        is_new = location.there is None
         self._committer.add([StagedFile(entry.path, staged, entry.size, staging, file_id, 0, is_new)], entry.size)
+
+    def _is_copied(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> bool:
+        """Whether an earlier run has made the copy: then it gets what its entry has now. Raises Obstacle, OSError."""
+        directory, name, there = location
+        if there is None:
+            return False
+        times = directory.place.times
+        likeness = times.likeness(directory.fd, there, entry, checksum=self._checksum)
+        if likeness is Likeness.OTHER:
+            return False
+        if likeness is Likeness.UNSURE and not _have_equal_bytes(first, (directory.fd, name), entry.size):
+            return False
+        self._attributes.correct_file(directory.fd, name, entry, file_id, there, times=times)
+        self._declines.settle(file_id)
+        return True
 
     def _copy_bytes(self, source_fd: int, copy_fd: int, entry: Entry) -> None:
         """Copy what is not a hole. Raises TransferFailed, OSError."""
@@ -209,6 +223,25 @@ class HardLinks:
                     raise from_os_error(error, Code.DESTINATION, f"can't copy {self._locations.shown(entry)}") from None
                 at = end
         os.ftruncate(copy_fd, entry.size)
+
+
+def _have_equal_bytes(one: tuple[int, bytes], other: tuple[int, bytes], size: int) -> bool:
+    """Whether two files of this size are equal, as far as they may be read. Raises OSError.
+
+    Each is the descriptor of a directory, and the name in it.
+    """
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for directory_fd, name in (one, other):
+            try:
+                fds.append(os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=directory_fd))
+            except PermissionError:
+                return False
+            opened.callback(os.close, fds[-1])
+        for at in range(0, size, _COPY_BYTES):
+            if os.pread(fds[0], _COPY_BYTES, at) != os.pread(fds[1], _COPY_BYTES, at):
+                return False
+    return True
 
 
 def _next_data(fd: int, at: int, size: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from receiver.tree.commit import committer, small_file, tree_staging
 from receiver.tree.commit.traits import Traits
 from receiver.tree.manifest.large_file import Spooled
 from tests.support.peer import TreeSample
-from tests.support.tree_receiver import C, TransferOf, held, sample, staged
+from tests.support.tree_receiver import MTIME, C, TransferOf, held, sample, staged
 
 KINDS = {SkipKind.DECLINED, SkipKind.EXISTING}
 LARGE = bytes(range(200))
@@ -489,6 +489,67 @@ def test_copies_instead_of_hard_links(
         inodes.append({each.st_ino for each in there.values()})
         tree.unchecked = {1}
     assert inodes[0] == inodes[1]
+
+
+def copies(monkeypatch: pytest.MonkeyPatch, **more: bool) -> TreeSample:
+    """Return a tree with a file of two names, for a destination without hard links."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    tree = sample(**more)
+    for name in (b"t/a", b"t/b"):
+        tree.add(name, LARGE, hard_link_group=1, mode=0o644)
+    return tree
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+@pytest.mark.parametrize("how", ["times in steps", "no times", "--checksum"])
+def test_copies_that_are_there(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, how: str, *, is_changed: bool
+) -> None:
+    """They are known again, also where nothing may be replaced; bytes are compared where times say nothing."""
+    utime = os.utime
+
+    def rounded(path: int | str, *, ns: tuple[int, int]) -> None:
+        if how != "no times":
+            step_ns = 2_000_000_000 if how == "times in steps" else 1
+            utime(path, ns=(ns[0] // step_ns * step_ns, ns[1] // step_ns * step_ns))
+
+    monkeypatch.setattr(os, "utime", rounded)
+    having(monkeypatch, keeps_times=how != "no times")
+    tree = copies(monkeypatch, checksum=how == "--checksum")
+    tree.entries = [entry._replace(mtime_ns=MTIME + 1_234_567_890) for entry in tree.entries]
+    transfer_of(tree).move()
+    copy = tmp_path / "t/b"
+    before = copy.stat()
+    if is_changed:
+        copy.write_bytes(LARGE[::-1])
+        utime(copy, ns=(before.st_mtime_ns, before.st_mtime_ns + (how == "times in steps")))
+    transfer = transfer_of(tree, replace=is_changed)
+    transfer.offer()
+    if how == "times in steps":
+        tree.unchecked = {1}
+    else:
+        assert held(transfer.rehashed()).keys() == {1}
+    transfer.finish()
+    assert transfer.declined() == {}
+    assert copy.read_bytes() == LARGE
+    assert is_changed or copy.stat().st_ino == before.st_ino
+
+
+def test_the_attributes_of_a_copy_that_is_there(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = copies(monkeypatch)
+    transfer_of(tree).move()
+    tree.entries = [entry._replace(mode=0o600) if entry.hard_link_group else entry for entry in tree.entries]
+    tree.unchecked = {1}
+    transfer = transfer_of(tree)
+    transfer.move()
+    assert transfer.declined() == {}
+    assert [stat.S_IMODE((tmp_path / "t" / name).stat().st_mode) for name in "ab"] == [0o600, 0o600]
 
 
 def test_no_symlinks(tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch) -> None:
