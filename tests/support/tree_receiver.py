@@ -17,6 +17,7 @@ from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolErro
 from filestreamer.wire.limits import DIGEST_BYTES
 from receiver.disk.destination import Destination
 from receiver.disk.report import Report
+from receiver.disk.staging.lock import TreeLock
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.target import IncomingRun
 from receiver.memory.budget import Budget
@@ -253,5 +254,6 @@ def held(answers: list[m.Message]) -> dict[int, bytes]:
 
 
 def staged(path: Path) -> list[str]:
-    """List the files in staging."""
-    return sorted(str(each.relative_to(path)) for each in (path / ".filestreamer").rglob("*") if each.is_file())
+    """List the files in staging, but for the locks of trees."""
+    files = [each for each in (path / ".filestreamer").rglob("*") if each.is_file()]
+    return sorted(str(each.relative_to(path)) for each in files if each.name not in TreeLock.NAMES)

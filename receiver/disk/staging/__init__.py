@@ -3,7 +3,7 @@
 1. `staging`         opens the two files of one staged file, new or left by an earlier run: KEY.data has the bytes at
                      their offsets, KEY.ledger says which of them are there;
    `lock`            keeps other processes away: a lock on KEY.ledger, until the staging is closed. The staging of a
-                     tree is locked in the same way, by its directory (`receiver.tree.commit.tree_staging`);
+                     tree is locked in the same way, by a file in it;
    `staged_file`     opens the bytes also where an earlier run had given them their final owner or mode.
 2. `ledger_file`     loads the ledger and appends to it; `ledger` is its format (pure). A ledger is a hint: whatever it
                      claims is hashed again.

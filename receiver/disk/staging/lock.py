@@ -1,7 +1,8 @@
 """Locks of staged files: an flock keeps other processes away from what one process is receiving.
 
-An flock belongs to an open file, not to a name. So `lock` checks, once it has the lock, that the file still has its
-name. Where the file system has no flock, the lock is a file of its own (`filesystem.lock_file`).
+Only files are locked, no directories (`TreeLock`). An flock belongs to an open file, not to a name. So `lock` checks,
+once it has the lock, that the file still has its name. Where the file system has no flock, the lock is a file of its
+own (`filesystem.lock_file`).
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from receiver.disk.filesystem.lock_file import LockFile
-from receiver.disk.paths import LEDGER_SUFFIX, OPEN_FLAGS
+from receiver.disk.paths import LEDGER_SUFFIX, LOCK_SUFFIX, OPEN_FLAGS
 
 _UNABLE: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """The errors of a file system without flock: NFS without its lock service, and many FUSE servers."""
@@ -46,7 +47,7 @@ class Lock:
 
 
 def lock(fd: int, name: str, directory_fd: int) -> Lock:
-    """Lock an open file or directory that was found under `name`, until it is closed.
+    """Lock an open file that was found under `name`, until it is closed.
 
     Raises BlockingIOError where another process has the lock, FileNotFoundError where the name is another file's now.
     """
@@ -64,6 +65,48 @@ def lock(fd: int, name: str, directory_fd: int) -> Lock:
         made.release()
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     return made
+
+
+class TreeLock:
+    """The lock of the staging of a tree, held until `release`.
+
+    It is on a file in that directory: on a directory itself, NFS, SMB and FUSE lock nothing for other machines, but say
+    that they do.
+    """
+
+    NAME: Final = "lock"
+    NAMES: Final = (NAME, NAME + LOCK_SUFFIX)
+    """What the lock has in the directory."""
+
+    def __init__(self, tree_fd: int) -> None:
+        """Lock an open directory. Raises as `lock` does."""
+        self._tree_fd = tree_fd
+        self._fd = os.open(self.NAME, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | OPEN_FLAGS, 0o600, dir_fd=tree_fd)
+        try:
+            self._lock = lock(self._fd, self.NAME, tree_fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a file stands for the lock, as the file system has none."""
+        return self._lock.is_file
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the lock still protects the directory. Raises OSError."""
+        return self._lock.is_held
+
+    def release(self, *, with_name: bool = False) -> None:
+        """Release the lock; `with_name` removes its file, so that the directory is empty. Once."""
+        try:
+            if with_name and self._lock.is_held:
+                os.unlink(self.NAME, dir_fd=self._tree_fd)
+        finally:
+            self._lock.release()
+            # NFS and FUSE keep an open file that was removed under another name: it has to be closed for an rmdir.
+            os.close(self._fd)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ from receiver.disk.place import Place
 from receiver.disk.space import free_ranges
 from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
-from receiver.disk.staging.lock import is_own, lock, locked
+from receiver.disk.staging.lock import TreeLock, is_own, locked
 from receiver.disk.staging.record_file import NEW_SUFFIX
 from receiver.disk.staging.shared_names import SharedNames, guard_of
 
@@ -351,10 +351,10 @@ def _discard_lock(staging_fd: int, name: str) -> None:
 
 
 def clear_tree(tree_fd: int) -> None:
-    """Remove what lies in the staging of a tree: files, and directories of files. Raises OSError."""
+    """Remove what lies in the staging of a tree but its lock: files, and directories of files. Raises OSError."""
     # btrfs lists what was there when the directory was opened, or was set back to its beginning.
     os.lseek(tree_fd, 0, os.SEEK_SET)
-    for name in os.listdir(tree_fd):
+    for name in set(os.listdir(tree_fd)).difference(TreeLock.NAMES):
         try:
             os.unlink(name, dir_fd=tree_fd)
         except IsADirectoryError:
@@ -372,12 +372,12 @@ def _discard_tree(staging_fd: int, name: str) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS, dir_fd=staging_fd)
         try:
-            held = lock(fd, name, staging_fd)
+            held = TreeLock(fd)
             try:
                 clear_tree(fd)
-                os.rmdir(name, dir_fd=staging_fd)
             finally:
-                held.release()
+                held.release(with_name=True)
+            os.rmdir(name, dir_fd=staging_fd)
         finally:
             os.close(fd)
 

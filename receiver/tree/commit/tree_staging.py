@@ -20,7 +20,7 @@ from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import TREE_SUFFIX, staging_key
 from receiver.disk.place import NO_LOCKS, Place, make_private
 from receiver.disk.report import Report
-from receiver.disk.staging.lock import Lock, lock
+from receiver.disk.staging.lock import TreeLock, is_named
 from receiver.disk.staging.sweep import clear_tree
 from receiver.tree.commit.directories import OPEN_DIRECTORY
 from receiver.tree.commit.inherited_files import InheritedFiles
@@ -48,7 +48,7 @@ class TreeStaging:
         name = b"\0".join((root, place.prefix)) if place.prefix else root
         self._name = staging_key(name + shard) + TREE_SUFFIX
         self._staging_fd, self.fd = -1, -1
-        self._lock: Lock | None = None
+        self._lock: TreeLock | None = None
         self.traits = Traits()
         """What the file system of the place does otherwise."""
         try:
@@ -82,9 +82,13 @@ class TreeStaging:
                 self.fd = os.open(self._name, OPEN_DIRECTORY, dir_fd=self._staging_fd)
                 self._check_owner(shown)
                 try:
-                    self._lock = lock(self.fd, self._name, self._staging_fd)
+                    self._lock = TreeLock(self.fd)
                 except BlockingIOError:
                     raise TransferFailed(Code.BUSY, f"{shown} is locked by another process; retrying") from None
+                except OSError:
+                    with contextlib.suppress(OSError):  # nothing is left where there is no room for the lock
+                        os.rmdir(self._name, dir_fd=self._staging_fd)
+                    raise
                 if self._lock.is_file:
                     self.place.lacks(NO_LOCKS)
                 return
@@ -140,8 +144,12 @@ class TreeStaging:
         """
         if self._lock is not None:
             with contextlib.suppress(OSError):
-                clear_tree(self.fd)
-                if self._lock.is_held:
+                if self._lock.is_held:  # else what is there may be another process's
+                    clear_tree(self.fd)
+            held, self._lock = self._lock, None
+            with contextlib.suppress(OSError):
+                held.release(with_name=True)
+                if is_named(self.fd, self._name, self._staging_fd):
                     os.rmdir(self._name, dir_fd=self._staging_fd)
         is_ours = self._staging_fd >= 0
         self._close_descriptors()
@@ -149,9 +157,6 @@ class TreeStaging:
             self.place.tidy()
 
     def _close_descriptors(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
         for fd in (self.fd, self._staging_fd):
             if fd >= 0:
                 os.close(fd)

@@ -1,8 +1,12 @@
 """The staging of a tree: locked, of this user alone, emptied of what a killed receiver left."""
 
+import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
+
+import pytest
 
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
@@ -40,6 +44,36 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, transfe
     transfer.finish()
     assert (tmp_path / "t/f").read_bytes() == b"content"
     assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_second_process_is_refused_where_directories_are_not_locked(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, *, has_locks: bool
+) -> None:
+    """As on NFS, SMB and FUSE: the kernel says that it has locked one, and no other machine sees it."""
+    real = fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            return
+        if not has_locks:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    tree = sample()
+    tree.add(b"t/f", b"content")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    transfer.send_all()
+    other = Destination(str(tmp_path))
+    assert "another process" in failure(Code.BUSY, opened, other)
+    assert discard_older_than(other, None, 0) == (0, 0)
+    other.close()
+    transfer.finish()
+    assert (tmp_path / "t/f").read_bytes() == b"content"
+    assert bool(transfer.destination.lacking) is not has_locks
+    assert os.listdir(tmp_path) == ["t"]
 
 
 def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_of: TransferOf) -> None:
