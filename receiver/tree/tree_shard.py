@@ -48,6 +48,9 @@ class Shard:
         if finish.walk_digest:
             raise RemoteProtocolError("Finish has the digest of a walk, and this is no shard of a tree")
 
+    def look_for_pending(self) -> None:
+        """Look which shared files are in place, before directories are closed. Raises TransferFailed(DESTINATION)."""
+
     def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
         """Count the shard as finished, now that all of it is durable.
 
@@ -96,6 +99,10 @@ class TreeShard(Shard):
         if not finish.walk_digest:
             raise RemoteProtocolError("a shard of a tree said Finish without the digest of its walk")
         self._walk_digest = finish.walk_digest
+
+    def look_for_pending(self) -> None:
+        """Look which shared files are in place, before directories are closed. Raises TransferFailed(DESTINATION)."""
+        self._record.look_for_pending()
 
     def finish(self, counters: TransferCounters, first_files: int, report: Report) -> None:
         """Count the shard as finished, now that all of it is durable.

@@ -491,6 +491,8 @@ class TreeTarget:
         # While another shard writes, directories stay open for their owner: the last one to end closes them.
         with self._top_level_names.closing() as is_last:
             self._entry_preparer.look_again()
+            if is_last:
+                self._shard.look_for_pending()
             for number in reversed(parts):
                 self._entry_preparer.finish_directories(number, keeps_open=not is_last)
             try:
@@ -500,9 +502,10 @@ class TreeTarget:
                 self._stagings.close()
             except OSError as error:
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {self._destination.path}") from None
-        report = self._declines.report
-        self._counters.left_files = report.left
-        self._shard.finish(self._counters, self._part_preparer.first_files, report)
+            # Here, so that the last one finds all others finished: it is the one that has looked at what they wait for.
+            report = self._declines.report
+            self._counters.left_files = report.left
+            self._shard.finish(self._counters, self._part_preparer.first_files, report)
         self._tell_empty()
         self._counters.sync_seconds = time.monotonic() - begun
         self._is_committed = True

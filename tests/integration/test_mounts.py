@@ -53,6 +53,24 @@ def test_a_bind_mount_below_the_destination(pair: Pair, tmp_path: Path) -> None:
         assert (tmp_path / "other/large").exists()
 
 
+@pytest.mark.parametrize("closed", ["b", "b/c"])
+@pytest.mark.parametrize("mode", [0o300, 0o600])
+def test_a_mount_that_the_modes_of_the_source_close_to_the_receiver(
+    pair: Pair, tmp_path: Path, mode: int, closed: str
+) -> None:
+    """Directories get their modes when all is in place: the mount is where it was."""
+    (tmp_path / "other").mkdir()
+    root = a_tree(pair)
+    (root / "b/c/hard").unlink()  # no hard link leads over a mount
+    (root / closed).chmod(mode)
+    with mounted(pair.destination / "s/b/c", "--bind", tmp_path / "other"):
+        receiver = pair.start(
+            "receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=unprivileged()
+        )
+        pair.sender(root, pair.address(receiver)).succeeds()
+        assert trees.differences(root, pair.destination / "s") == []
+
+
 def test_a_disk_below_the_destination(pair: Pair) -> None:
     root = a_tree(pair)
     with disk(pair.destination / "s/b", 16 * MIB), disk(pair.destination / "s/b/c", 16 * MIB):

@@ -127,6 +127,18 @@ def test_every_oddity(pair: Pair) -> None:
     check_arrived(pair)
 
 
+@pytest.mark.parametrize("mode", [0o300, 0o600, 0o000])
+def test_a_directory_that_its_mode_closes_to_the_receiver(pair: Pair, mode: int) -> None:
+    """It gets that mode when all is in place."""
+    closed = trees.write(pair.source / "tree" / "closed" / "large", random.Random(3).randbytes(9 * CHUNK_SIZE)).parent
+    closed.chmod(mode)
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=unprivileged())
+    to = pair.address(receiver)
+    for index in range(2):
+        ends_well(shard(pair, to, index, 2), committed=index == 1)
+    check_arrived(pair)
+
+
 def test_more_shards_than_files_and_a_tree_of_nothing(pair: Pair) -> None:
     trees.write(pair.source / "tree" / "one", b"file")
     to = pair.address(pair.receiver())

@@ -95,8 +95,15 @@ class Places:
         with self._lock:
             places = list(self._all)
         for place in places:
-            if not place.is_at(partial(open_directory, self._destination, place.prefix)):
+            if not place.is_at(partial(self._open, place)):
                 raise self._changed(place.prefix)
+
+    def _open(self, place: Place) -> int:
+        """Open what has the path of a place; the place itself where that is closed to this process. Raises OSError."""
+        try:
+            return open_directory(self._destination, place.prefix)
+        except PermissionError:  # at the end, directories have the modes of the source: this was looked at before
+            return os.dup(place.fd)
 
     def close(self) -> None:
         """Close the places below the destination. Idempotent."""
