@@ -10,6 +10,7 @@ import stat
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk import descriptors
 from receiver.disk.attributes.attributes import MODE_BITS
@@ -119,6 +120,8 @@ class Directories:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and len(path) == limits.PATH_BYTES:
+                return True  # one byte too many for the kernel, but all above it was looked at
             shown = shown_path(self._destination, path)
             raise tree_failure(self._destination, error, f"can't look at {shown}", path, path) from None
 

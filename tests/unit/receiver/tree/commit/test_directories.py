@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from filestreamer.wire import limits
 from filestreamer.wire.errors import Code
 from receiver.disk.destination import Destination
 from receiver.tree.commit.directories import Directories
@@ -68,5 +69,21 @@ def test_a_directory_that_is_open_and_was_moved_away(tmp_path: Path, moved: str,
     assert "moved" in failure(Code.DESTINATION, directories.make, b"a/b/c", 0o755)
     assert directories.get(b"x").fd >= 0
     assert not (tmp_path / "elsewhere" / "new").exists()
+    directories.close()
+    destination.close()
+
+
+def test_a_directory_with_the_longest_path_is_looked_for(tmp_path: Path) -> None:
+    """It is one byte longer than what the kernel takes at once."""
+    destination = Destination(str(tmp_path))
+    directories = Directories(destination, Places(destination))
+    path = b"/".join([b"d" * 200] * 20)
+    path += b"/" + b"e" * (limits.PATH_BYTES - len(path) - 1)
+    assert len(path) == limits.PATH_BYTES
+    parts = path.split(b"/")
+    for depth in range(1, len(parts) + 1):
+        directories.make(b"/".join(parts[:depth]), 0o755)
+    directories.look_again()
+    assert directories.get(path).fd >= 0
     directories.close()
     destination.close()
