@@ -17,8 +17,11 @@ def open_staged(name: str, flags: int, staging_fd: int) -> int:
     """Open a staged file; take it back where its owner or mode denies that. Raises OSError."""
     try:
         return _open(name, flags, staging_fd)
-    except PermissionError:
-        _take_back_named(name, staging_fd)
+    except PermissionError as error:
+        try:
+            _take_back_named(name, staging_fd)
+        except FileNotFoundError:
+            raise error from None  # it is to be made, and the directory is what denies that
     return _open(name, flags, staging_fd)
 
 
