@@ -748,14 +748,19 @@ def _on_terminal(run: Running, *arguments: str) -> tuple[int, str]:
             stderr=its,
             start_new_session=True,
         )
-        os.close(its)
+        stack.callback(os.close, its)  # not before all was read: the last lines may be lost with the other end
+
+        def end() -> None:
+            process.wait(60)
+            os.write(its, b"\0")
+
+        waiting = threading.Thread(target=end)
+        waiting.start()
+        stack.callback(waiting.join)
         shown = b""
-        try:
-            while part := os.read(terminal, 65536):
-                shown += part
-        except OSError:  # its other end is closed
-            pass
-        return process.wait(30), shown.decode()
+        while not shown.endswith(b"\0"):
+            shown += os.read(terminal, 65536)
+        return process.wait(), shown[:-1].decode()
 
 
 def test_a_terminal_shows_progress_and_a_summary(run: Running) -> None:
