@@ -314,6 +314,7 @@ class Client:
             self._transfer, self._wanted = None, 0
             self._trouble = error.with_traceback(None)
             self._log.warning("transfer_lost", reason=str(error))
+            self._clock.start_over(done=self._new_bytes)
             self._is_control_wanted = True
             self._wait_for_control()
             return None
@@ -346,7 +347,7 @@ class Client:
         )
         # What a transfer only repeats of an earlier one is no progress: one may begin and end again and again.
         self._new_bytes += transfer.connection_set.new_bytes
-        at = counters.last_progress_at
+        at = max(counters.last_progress_at, self._clock.at)  # a transfer that was replaced may end late
         progress = [self._clock.done(self._new_bytes, at)]
         progress += [self._clock.reach(what, count, at) for what, count in transfer.liveness.counts.items()]
         if any(progress):

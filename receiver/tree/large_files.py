@@ -447,10 +447,10 @@ class LargeFiles:
 
         Raises an error after all are closed.
         """
-        lost_device = self._committer.lost_device
         with contextlib.ExitStack() as steps:
-            if lost_device is not None:  # last, when nothing is locked any more
-                for place in self._stagings.places.on(lost_device):
+            if self._committer.is_lost:  # last, when nothing is locked any more
+                # Everywhere: what has another device number may be on the same disk, as a subvolume of btrfs is.
+                for place in self._stagings.places.all:
                     steps.callback(discard_unsynced, place)
             steps.callback(self.open_files.close)
             for open_file, _, _ in self.open_files.all():

@@ -2,9 +2,9 @@
 
 A stranger costs one `Handshake` for OPENING_SILENCE_SECONDS, or OPENING_SECONDS if it says something now and then. When
 all places are taken, a new connection evicts the oldest one of its kind: those that say no word of what they are for,
-or those that say one and prove nothing, whichever are more; if one network floods, of its own. So a thousand strangers
-keep no peer out, however long its path, and wherever they come from. A connection whose opening is over, so that the
-token is proved if one is required, goes on in a thread of its transfer.
+or those that say one and prove nothing, whichever are more; if one network floods, of its own. So strangers keep no
+peer out, wherever they come from, unless they take all places anew within its few round-trips. A connection whose
+opening is over, so that the token is proved if one is required, goes on in a thread of its transfer.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ HANDSHAKE_BYTES: Final = 192 * limits.KIB
 HANDSHAKES_SHARE: Final = 8
 """Openings get one part in so many of the memory for peers."""
 FLOOD_SHARE: Final = 4
-"""A network floods if it has more than one part in so many of the places."""
+"""A network floods if it has more than one in so many of the connections."""
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors that connections in their opening leave for the transfers that are under way."""
 PAUSE_SECONDS: Final = 0.05
@@ -138,7 +138,7 @@ class Acceptor(Generic[O]):
         oldest_first = list(self._handshakes.values())
         (network, count), *_ = Counter(handshake.network for handshake in oldest_first).most_common(1)
         # Where each stranger comes from another network, a peer with several connections is not the flood.
-        if count > self._most // FLOOD_SHARE:
+        if count > len(oldest_first) // FLOOD_SHARE:
             oldest_first = [handshake for handshake in oldest_first if handshake.network == network]
         # A peer is silent for one round-trip, and then has said Hello for another one: it is safe while strangers do
         # the other thing, and has the time of all other places while they do the same.

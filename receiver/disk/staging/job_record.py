@@ -76,8 +76,8 @@ class JobRecord:
         self._job, self._run = job, run
         self._index, self._count = index, count
         self._key = staging_key(b"job\0" + job.encode())
-        self._in_place = set[str]()
-        """The names that files had in staging which were seen in place."""
+        self._in_place = set[SharedFile]()
+        """Files that were seen in place."""
 
     def begin(self) -> None:
         """Count this shard as not finished: it moves its share again."""
@@ -107,7 +107,7 @@ class JobRecord:
     def look_for_pending(self) -> None:
         """Note which files that waited are in place, before their directories get modes that may close them to us."""
         with self._changing() as staging_fd:
-            self._in_place = {file.data for file in self._pending(staging_fd) if not self._still_waits(file)}
+            self._in_place = {file for file in self._pending(staging_fd) if not self._still_waits(file)}
 
     def finish(self, shard: FinishedShard) -> JobState:
         """Count this shard as finished, durably; return what is finished by now.
@@ -240,7 +240,7 @@ class JobRecord:
         left_out = {index for index, shard in shards.items() if shard.left_out}
         waiting, lost = 0, set[int]()
         for file in self._pending(staging_fd):
-            if file.data not in self._in_place and self._still_waits(file):
+            if file not in self._in_place and self._still_waits(file):
                 gone = self._missing(file) - left_out
                 # Where nothing is missing, the shard that comes again puts the file in place.
                 gone = gone or ({self._index} if not left_out else set())

@@ -101,8 +101,8 @@ class Committer:
         self._is_over = False
         """The transfer is over: `add` does not wait."""
         self._error: FilestreamerError | None = None
-        self.lost_device: int | None = None
-        """Where a sync failed: the kernel may have dropped bytes of any file that was written there before."""
+        self.is_lost = False
+        """Whether a sync failed: the kernel may have dropped bytes of any file that was written before."""
         self._thread: threading.Thread | None = None
         self._directories = Directories(destination, stagings.places, again=True)
 
@@ -221,7 +221,7 @@ class Committer:
                 if not staging.place.syncs_each:  # else each file was fsynced when it was closed
                     sync_file_system(staging.fd)
             except OSError as error:
-                self.lost_device = staging.place.side.device
+                self.is_lost = True
                 self._discard(files)
                 raise from_os_error(error, Code.DESTINATION, f"can't sync {staging.place.path}") from None
         self._directories.look_again()
@@ -386,7 +386,7 @@ class Committer:
                     continue
             if isinstance(staged, str):
                 file.staging.remove(staged)
-            elif file.staging.place.side.device == self.lost_device:
+            elif self.is_lost:
                 staged.discard(file.staging.files_fd)
 
 

@@ -79,15 +79,14 @@ class Places:
 
     def sync(self) -> None:
         """Make everything durable that was put into any place. Raises OSError."""
-        with self._lock:
-            places = [self._destination, *self._all]
-        for place in {place.side.device: place for place in places}.values():
+        for place in {place.side.device: place for place in self.all}.values():
             sync_file_system(place.fd)
 
-    def on(self, device: int) -> list[Place]:
-        """Return the places on this device."""
+    @property
+    def all(self) -> list[Place]:
+        """The destination, and the places below it that were met."""
         with self._lock:
-            return [place for place in (self._destination, *self._all) if place.side.device == device]
+            return [self._destination, *self._all]
 
     def check_paths(self) -> None:
         """Check that every place is still where the user sees it. Raises TransferFailed: DESTINATION, LIMIT."""

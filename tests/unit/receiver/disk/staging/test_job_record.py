@@ -126,6 +126,19 @@ def test_a_file_that_waits_for_a_share_that_is_gone(tmp_path: Path, destination:
     assert end(first) == 2
 
 
+def test_files_of_two_places_may_have_one_name_in_staging(tmp_path: Path, destination: Destination) -> None:
+    """As replicas on two disks have: one of them is in place, and a share of the other one is gone."""
+    first = shard(destination, 0)
+    for place in ("m1", "m2"):
+        (tmp_path / place).mkdir()
+        first.note_pending(SharedFile("x.shared", place.encode(), f"{place}/large".encode(), 5, 1))
+    end(first)
+    (tmp_path / "m1" / "large").write_bytes(b"whole")
+    second = shard(destination, 1)
+    second.look_for_pending()
+    assert "Run all of them again" in fails(second, Code.DESTINATION)
+
+
 def test_a_file_of_which_a_shard_left_its_share_out_waits_for_nobody(tmp_path: Path, destination: Destination) -> None:
     first = shard(destination, 0)
     first.note_pending(SharedFile("x.shared", b"", b"large", 5, 2))
