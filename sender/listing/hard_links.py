@@ -29,7 +29,7 @@ class HardLinkGroups:
         """Hashes of what changes when a file is written to, or gets or loses a name."""
         self._left = array("I")
         """How many names are to come."""
-        self._cells = _empty_cells(FIRST_CELLS)
+        self._cells = array("I", [0]) * FIRST_CELLS
 
     def begin(self, identity: Identity, left: int) -> int:
         """Return a new group for a file of which so many names are to come."""
@@ -63,13 +63,9 @@ class HardLinkGroups:
         return cell
 
     def _grow(self) -> None:
-        self._cells = _empty_cells(2 * len(self._cells))
+        self._cells = array("I", [0]) * (2 * len(self._cells))
         for group, (device, inode) in enumerate(zip(self._devices, self._inodes, strict=True), 1):
             self._cells[self._find(device, inode)] = group  # a later group of the same file takes its cell
-
-
-def _empty_cells(count: int) -> "array[int]":
-    return array("I", bytes(4 * count))
 
 
 def _state(identity: Identity) -> int:

@@ -79,7 +79,7 @@ class ListingThread(threading.Thread):
                 self.single = item._replace(entry=item.entry._replace(hard_link_group=0))
         if self.single is None and settings.shard.count > 1:
             chunk_size = choose_chunk_size(settings, None)
-            self._walk.share_out(TreeShares(settings.shard, chunk_size, checksum=settings.checksum), chunk_size)
+            self._walk.share_out(TreeShares(settings.shard, chunk_size, checksum=settings.checksum))
 
     @property
     def walk_digest(self) -> bytes:

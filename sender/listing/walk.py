@@ -112,9 +112,9 @@ class Walk:
         self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
         self._is_own = False  # whether the entry that is looked at was found to be this shard's
 
-    def share_out(self, shares: TreeShares, chunk_size: int) -> None:
+    def share_out(self, shares: TreeShares) -> None:
         """Yield only the entries of one shard from now on, and all directories."""
-        self._shares, self._chunk_size = shares, chunk_size
+        self._shares = shares
 
     @property
     def digest(self) -> bytes:

@@ -1,5 +1,6 @@
 """A tree at the receiver, without sockets: the steps of the sender are those of a test."""
 
+import errno
 import os
 import queue
 from collections.abc import Callable
@@ -233,6 +234,11 @@ def failure(code: Code, run: Callable[..., object], *args: Any) -> str:
         run(*args)
     assert code is caught.value.code, caught.value.reason
     return caught.value.reason
+
+
+def fail_to_sync(_: int) -> None:
+    """Stand for a sync of a disk that has lost a write."""
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def needed(*file_ids: int) -> m.Needed:

@@ -23,11 +23,11 @@ from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import make_zeros
 from receiver.disk.staging import ledger
 from receiver.disk.staging.ledger_file import read_ledger
-from receiver.disk.staging.lock import locked
+from receiver.disk.staging.lock import has_one_name, locked
 from receiver.disk.staging.readable import Readable
 from receiver.disk.staging.shared_names import SharedNames
 from receiver.disk.staging.staged_copy import copy_file
-from receiver.disk.staging.staged_file import has_one_name, open_staged, take_back
+from receiver.disk.staging.staged_file import open_staged, take_back
 
 _CHANGED: Final = "another process changed or removed its staging: run the same command again"
 

@@ -143,8 +143,13 @@ def is_named(fd: int, name: str, directory_fd: int) -> bool:
 
 
 def is_own(status: os.stat_result) -> bool:
-    """Return whether this is a plain file of our own user that has no other name.
+    """Return whether this is a plain file of our own user that has no other name."""
+    return has_one_name(status) and status.st_uid == os.geteuid()
+
+
+def has_one_name(status: os.stat_result) -> bool:
+    """Return whether this is a plain file that has no other name.
 
     A file that has another name may be under a final name, too: a crash between link and unlink leaves it so.
     """
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

@@ -4,10 +4,10 @@ They are set before the sync and the rename. A crash between them, or a rename t
 """
 
 import os
-import stat
 from typing import Final
 
 from receiver.disk.paths import OPEN_FLAGS
+from receiver.disk.staging.lock import has_one_name
 
 STAGED_MODE: Final = 0o600
 """The mode of staged bytes while they are written."""
@@ -37,11 +37,6 @@ def _take_back_named(name: str, staging_fd: int) -> None:
             take_back(f"/proc/self/fd/{fd}")  # chmod(2) and chown(2) refuse an O_PATH descriptor itself
     finally:
         os.close(fd)
-
-
-def has_one_name(status: os.stat_result) -> bool:
-    """Whether this is a plain file that has no other name: the other one may be the final one."""
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def take_back(this: int | str, gid: int = -1) -> None:

@@ -71,7 +71,7 @@ def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, i
         return 0, 0
     try:
         names = os.listdir(staging_fd)
-        keys = {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES and "-" not in stem}
+        keys = _keys(names)
         groups = _groups(names)
         trees = [name for name in names if name.endswith(TREE_SUFFIX)]
         for name in trees:
@@ -87,6 +87,11 @@ def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, i
         os.close(staging_fd)
     place.tidy()
     return removed, len(keys) + len(groups) - removed
+
+
+def _keys(names: list[str]) -> set[str]:
+    """Return the keys of the staged files that are not shared."""
+    return {stem for stem, suffix in map(os.path.splitext, names) if suffix in _SUFFIXES and "-" not in stem}
 
 
 def _groups(names: list[str]) -> dict[str, list[str]]:
@@ -263,9 +268,8 @@ def discard_unsynced(place: Place) -> None:
         staging_fd = place.open_staging(create=False)
         try:
             names = os.listdir(staging_fd)
-            for stem, suffix in map(os.path.splitext, names):
-                if suffix in _SUFFIXES and "-" not in stem:
-                    _discard(staging_fd, stem, -math.inf, 0)
+            for key in _keys(names):
+                _discard(staging_fd, key, -math.inf, 0)
             for stem, group in _groups(names).items():
                 _discard_unsealed(staging_fd, stem, group)
         finally:

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import pytest
 
@@ -75,33 +76,15 @@ def test_wake_after_the_end_touches_no_other_file() -> None:
         os.close(writer)
 
 
-def test_where_places_run_out_a_connection_that_has_said_hello_stays() -> None:
-    """On a long path, the Proof of an honest sender comes seconds after its Hello: others connect meanwhile."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4 * HANDSHAKES_MIN)
-    listener.setblocking(False)
-    made = acceptor(listener, token=lambda: "a token of these tests, and it is long")
-    with contextlib.ExitStack() as stack:
-        stack.callback(made.close)
-        stack.callback(made.stop)
+class Connect(Protocol):
+    """Opens a connection from an address, which may say Hello and no more."""
 
-        def connect() -> socket.socket:
-            sock = stack.enter_context(socket.create_connection(listener.getsockname()))
-            assert list(made.select(UNIT)) == []
-            return sock
-
-        honest = connect()
-        honest.sendall(frame_of(SenderOpening(b"a token").hello(random_id(), m.Role.CONTROL, 0, 1)))
-        assert list(made.select(UNIT)) == []
-        strangers = [connect() for _ in range(3 * HANDSHAKES_MIN)]
-        assert not is_ended(honest)
-        assert [is_ended(stranger) for stranger in strangers] == [True] * (2 * HANDSHAKES_MIN + 1) + [False] * (
-            HANDSHAKES_MIN - 1
-        )
+    def __call__(self, host: str = "127.0.0.1", *, says_hello: bool = False) -> socket.socket: ...
 
 
-@pytest.mark.parametrize("say_hello", [False, True])
-def test_strangers_from_many_addresses_take_each_other_s_places(say_hello: bool) -> None:
-    """Not those of a peer with several connections from one address, of which one has said Hello, and one nothing."""
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Serve HANDSHAKES_MIN places."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4 * HANDSHAKES_MIN)
     listener.setblocking(False)
     made = acceptor(listener, token=lambda: "a token of these tests, and it is long")
@@ -110,7 +93,7 @@ def test_strangers_from_many_addresses_take_each_other_s_places(say_hello: bool)
         stack.callback(made.close)
         stack.callback(made.stop)
 
-        def connect(host: str, *, says_hello: bool) -> socket.socket:
+        def connect(host: str = "127.0.0.1", *, says_hello: bool = False) -> socket.socket:
             sock = stack.enter_context(socket.create_connection(listener.getsockname(), source_address=(host, 0)))
             assert list(made.select(UNIT)) == []
             if says_hello:
@@ -118,11 +101,27 @@ def test_strangers_from_many_addresses_take_each_other_s_places(say_hello: bool)
                 assert list(made.select(UNIT)) == []
             return sock
 
-        first = [connect(f"127.0.1.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN)]
-        peer = [connect("127.0.0.1", says_hello=says_hello) for says_hello in (True, False)]
-        strangers = [connect(f"127.0.2.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN - 3)]
-        assert [is_ended(sock) for sock in peer] == [False, False]
-        assert sum(map(is_ended, first + strangers)) == len(first) + len(strangers) + len(peer) - HANDSHAKES_MIN
+        yield connect
+
+
+def test_where_places_run_out_a_connection_that_has_said_hello_stays(connect: Connect) -> None:
+    """On a long path, the Proof of an honest sender comes seconds after its Hello: others connect meanwhile."""
+    honest = connect(says_hello=True)
+    strangers = [connect() for _ in range(3 * HANDSHAKES_MIN)]
+    assert not is_ended(honest)
+    assert [is_ended(stranger) for stranger in strangers] == [True] * (2 * HANDSHAKES_MIN + 1) + [False] * (
+        HANDSHAKES_MIN - 1
+    )
+
+
+@pytest.mark.parametrize("say_hello", [False, True])
+def test_strangers_from_many_addresses_take_each_other_s_places(connect: Connect, say_hello: bool) -> None:
+    """Not those of a peer with several connections from one address, of which one has said Hello, and one nothing."""
+    first = [connect(f"127.0.1.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN)]
+    peer = [connect(says_hello=says_hello) for says_hello in (True, False)]
+    strangers = [connect(f"127.0.2.{at}", says_hello=say_hello) for at in range(1, HANDSHAKES_MIN - 3)]
+    assert [is_ended(sock) for sock in peer] == [False, False]
+    assert sum(map(is_ended, first + strangers)) == len(first) + len(strangers) + len(peer) - HANDSHAKES_MIN
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """One shard of a tree at the receiver: what it takes, how it answers, and what becomes of shared files."""
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from receiver.tree import large_files
 from receiver.tree.commit import committer, traits, tree_staging
 from tests.support.peer import TreeSample
 from tests.support.services import UNIT
-from tests.support.tree_receiver import MTIME, C, TreeTransfer, failure, sample, staged
+from tests.support.tree_receiver import MTIME, C, TreeTransfer, fail_to_sync, failure, sample, staged
 
 COUNT = 3
 CONTENT = bytes(range(256)) * 3
@@ -377,10 +376,6 @@ def test_a_sync_that_fails_leaves_no_share_that_is_not_sealed(
     second.tree.close(cleanly=True)
     (noted,) = [name for name in staged(tmp_path) if name.endswith(".ledger")]
     assert noted.endswith(f"-{Shard(0).first}.ledger")
-
-
-def fail_to_sync(_: int) -> None:
-    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_shared_file_of_which_the_sync_fails_is_discarded(

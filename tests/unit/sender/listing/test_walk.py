@@ -288,8 +288,8 @@ def test_staging_is_left_out_in_every_form_and_that_is_said(tmp_path: Path) -> N
 def walked_for(shard: Share, *paths: Path) -> tuple[list[Item], list[Skipped], bytes]:
     """Walk for one shard; return the items, what was left out, and the digest."""
     skipped: list[Skipped] = []
-    walking = Walk([str(path) for path in paths], skipped.append)
-    walking.share_out(TreeShares(shard, 4 * KIB, checksum=False), 4 * KIB)
+    walking = Walk([str(path) for path in paths], skipped.append, chunk_size=4 * KIB)
+    walking.share_out(TreeShares(shard, 4 * KIB, checksum=False))
     return list(walking), skipped, walking.digest
 
 
@@ -348,8 +348,8 @@ def test_what_shards_see_of_a_change(top: Path, change: str) -> None:
 def test_a_shared_file_that_changed_is_not_listed_again(top: Path) -> None:
     """The other shards have it as it was."""
     large = trees.write(top / "large", b"x" * 9 * KIB)
-    walking = Walk([str(top)], lambda _: None)
-    walking.share_out(TreeShares(Share(0, 2), 4 * KIB, checksum=False), 4 * KIB)
+    walking = Walk([str(top)], lambda _: None, chunk_size=4 * KIB)
+    walking.share_out(TreeShares(Share(0, 2), 4 * KIB, checksum=False))
     (item,) = [item for item in walking if item.entry.path == b"top/large"]
     for size in (10 * KIB, 1):
         large.write_bytes(b"y" * size)

@@ -22,6 +22,7 @@ from tests.support.tree_receiver import (
     MTIME,
     C,
     TransferOf,
+    fail_to_sync,
     failure,
     sample,
     staged,
@@ -155,10 +156,6 @@ def test_a_large_file_that_another_process_takes_up_before_it_is_in_place(
         assert "another process" in transfer.fail_to_commit(Code.DESTINATION)
     assert not (tmp_path / "t/large").exists()
     assert len(staged(tmp_path)) == 2
-
-
-def fail_to_sync(_: int) -> None:
-    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_sync_that_fails_puts_nothing_in_place(
