@@ -310,6 +310,8 @@ class Asking:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self.counters.passed_over_files = self._listing.passed_over
+        self._clock.reach("passed_over", self.counters.passed_over_files, now)
         if self._link.is_heartbeat_due(now):
             self._link.say(self.counters.heartbeat())
         channel = self._link.channel

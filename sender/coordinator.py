@@ -619,6 +619,7 @@ class Transfer:
         if now < self._tick_at:
             return
         self._tick_at = now + TICK_SECONDS / 2
+        self.counters.passed_over_files = self._listing.passed_over
         if self._link.is_heartbeat_due(now):
             self._link.say(self.counters.heartbeat())
         self._liveness.note_progress(now)

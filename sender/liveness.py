@@ -138,6 +138,7 @@ class Liveness:
             is_chunk_done,
             clock.under_way(under_way, now, read=read),
             clock.reach("listed", self._manifest.files, now),
+            clock.reach("passed_over", counters.passed_over_files, now),
             clock.reach("answered", states.chunks - self._queue.unanswered, now),
             clock.reach("deleted", self._peer_deleted, now),
             clock.reach("rehashed", counters.rehashed_bytes, now, most=size_bytes),

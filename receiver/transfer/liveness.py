@@ -48,6 +48,8 @@ class Liveness:
         self.has_listed = False
         """Whether any part of a manifest came."""
         self._peer_rehashed_bytes = 0
+        self._passed_over = 0
+        """Entries that the sender has found and does not list, as far as it has said."""
         self._peer_waits = False
         """Whether the sender says that it waits for the program that writes its standard input."""
         self._has_begun = False
@@ -109,6 +111,7 @@ class Liveness:
         counters = self._counters
         return {
             "listed": self._listed,
+            "passed_over": self._passed_over,
             "deleted": counters.deleted_files,
             "judged": sum((counters.verdicts or {}).values()),
             "zeros": counters.zero_bytes,
@@ -123,6 +126,7 @@ class Liveness:
     def take_progress(self, message: m.Progress) -> None:
         """Take in a Progress message of the sender."""
         self._peer_rehashed_bytes = message.rehashed_bytes
+        self._passed_over = message.passed_over
         self._peer_waits = message.phase is m.Phase.WAITING
 
     def tick(self, now: float) -> None:

@@ -86,6 +86,11 @@ class ListingThread(threading.Thread):
         """The digest of all that the walk found, once it has ended; b"" if no shard of a tree is sent."""
         return self._walk.digest if self.single is None else b""
 
+    @property
+    def passed_over(self) -> int:
+        """How many entries the walk has found so far that are not sent."""
+        return self._walk.passed_over if self.single is None else 0
+
     def run(self) -> None:
         """Walk until the end, then list files again as they are asked for, until `stop`."""
 

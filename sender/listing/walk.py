@@ -111,6 +111,8 @@ class Walk:
         self._size_max = limits.CHUNKS_PER_FILE * chunk_size
         self._digest: WalkDigest | None = None  # of the walk that is under way, if it is for a shard
         self._is_own = False  # whether the entry that is looked at was found to be this shard's
+        self.passed_over = 0
+        """How many entries were found so far and not yielded. For any thread."""
 
     def share_out(self, shares: TreeShares) -> None:
         """Yield only the entries of one shard from now on, and all directories."""
@@ -126,32 +128,52 @@ class Walk:
         if self._shares is not None:
             self._digest = WalkDigest(self._shares, self._chunk_size)
         for path, name in self._roots:
-            try:
-                status = os.stat(path)
-                root = None
-                if stat.S_ISDIR(status.st_mode):
-                    root = Root(
-                        path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD, follows=self._follows
-                    )
-            except OSError as error:
-                raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
-            if len(name) > limits.NAME_BYTES and (root is not None or len(self._roots) > 1):
-                # A receiver would refuse all of the tree. It may have another name for one file.
-                what = f"the name of {os.fsdecode(path)} is longer than {limits.NAME_BYTES} bytes"
-                raise TransferFailed(Code.SOURCE, f"{what}: send it alone, with --as")
+            root = self._root(path)
+            if self._is_refused(path, name, root):
+                continue
             if root is not None:
                 yield from self._tree(root, name)
-            else:
-                status = check_readable(path)
-                if not self._is_own_file(name, status):
-                    continue
-                if len(self._roots) > 1:  # a file that is sent alone has a chunk size of its own
-                    try:
-                        self._check_size(path, status)
-                    except Unsendable as error:
-                        self._skip(path, name, error.kind, error.why)
-                        continue
-                yield self._file(path, None, name, status)
+            elif (item := self._named_file(path, name)) is not None:
+                yield item
+
+    def _root(self, path: bytes) -> Root | None:
+        """Open a directory that the user names; return None for anything else. Raises TransferFailed(SOURCE)."""
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                return None
+            return Root(path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD, follows=self._follows)
+        except OSError as error:
+            raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
+
+    def _is_refused(self, path: bytes, name: bytes, root: Root | None) -> bool:
+        """Skip a path that the user names where a receiver would refuse all of the tree because of its name.
+
+        Return whether it does. Raises TransferFailed(SOURCE) where there is no other path.
+        """
+        is_single = len(self._roots) == 1
+        if len(name) <= limits.NAME_BYTES or (
+            is_single and root is None
+        ):  # a receiver may have another name for a file
+            return False
+        why = f"its name is longer than {limits.NAME_BYTES} bytes: send it alone, with --as"
+        if is_single:
+            raise TransferFailed(Code.SOURCE, f"can't send {os.fsdecode(path)}: {why}")
+        self._is_own = False
+        self._skip(path, name, SkipKind.UNREADABLE, why)
+        return True
+
+    def _named_file(self, path: bytes, name: bytes) -> Item | None:
+        """Return the item of a file that the user names; None where it is not sent."""
+        status = check_readable(path)
+        if not self._is_own_file(name, status):
+            return None
+        if len(self._roots) > 1:  # a file that is sent alone has a chunk size of its own
+            try:
+                self._check_size(path, status)
+            except Unsendable as error:
+                self._skip(path, name, error.kind, error.why)
+                return None
+        return self._file(path, None, name, status)
 
     def _tree(self, root: Root, name: bytes) -> Iterator[Item]:
         """Walk a directory, depth first."""
@@ -197,10 +219,12 @@ class Walk:
                 continue
             found = self._enter(level, name, status)
             if found is None:
+                self.passed_over += 1
                 continue
             if isinstance(found, _Level):
                 levels.append(found)
                 if self._is_sparing or not found.is_whole:
+                    self.passed_over += 1  # until something in it is yielded, if ever
                     continue
             if not levels[-1].is_listed:  # else all above it are
                 yield from (level.item for level in levels if level.is_to_be_listed())

@@ -667,7 +667,8 @@ def some_answers(rng: Random, segments: int) -> Iterator[m.Message]:
                 yield m.Held(0, first, rng.randbytes(16 * count))
             case 5:
                 starved = tuple(rng.sample(range(8), rng.randrange(3)))
-                yield m.Progress(rng.choice(list(m.Phase)), rng.getrandbits(63), 0, starved=starved)
+                phase, numbers = rng.choice(list(m.Phase)), (rng.getrandbits(63), 0)
+                yield m.Progress(phase, *numbers, starved=starved, passed_over=rng.getrandbits(64))
             case 6:
                 yield m.Complete(rng.random() < 0.8)
             case _:

@@ -216,6 +216,10 @@ MESSAGES: list[tuple[str, m.Message]] = [
         m.Progress(m.Phase.MOVING, 0, 0, starved=(1, 255)),
     ),
     ("the first heartbeat of a sender", m.Progress(m.Phase.OFFERING, 0, 0)),
+    (
+        "a heartbeat of a sender that has found a million files, none of which it lists",
+        m.Progress(m.Phase.OFFERING, 0, 0, passed_over=1_000_000),
+    ),
     ("every chunk is acknowledged or held", m.Finish(2, root_digest([segment_digest(b"one"), segment_digest(b"two")]))),
     ("nothing had to be moved: the digest of no digests", m.Finish(0, root_digest([]))),
     (

@@ -22,6 +22,7 @@ from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError
 from filestreamer.wire.limits import KIB, MIB
+from tests.support import trees
 from tests.support.exchange import deliver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
 from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject, same
@@ -441,6 +442,24 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
     result = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow)).succeeds(6 * UNIT)
     assert result["held_bytes"] == 8 * MIB
     assert result["seconds"] > 2 * PATIENT
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["moved", "dry run"])
+def test_a_walk_that_finds_nothing_to_send_for_long(pair: Pair, more: tuple[str, ...]) -> None:
+    """The walk gets on, so neither side gives up before the one file that --include chooses."""
+    tree = pair.source / "t"
+    for number in range(24):
+        trees.write(tree / f"other-{number}", b"x")
+    trees.write(tree / "z.ckpt", b"the one")
+    slow = dict(inject("stat", PATIENT / 8, nth=0, path="other-"))
+    patience = ("--give-up-after", PATIENT)
+    listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
+    receiver = pair.start("receiver", *listen, *patience, **impatient("receiver", EACH_TICK))
+    flags = (tree, "--to", Pair.address(receiver), "--include", "*.ckpt", *patience, *more)
+    sender = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow))
+    assert sender.wait(6 * UNIT) == 0, sender.stderr
+    assert json.loads(sender.stdout.splitlines()[-1])["seconds"] > 2 * PATIENT
+    assert (pair.destination / "t" / "z.ckpt").exists() == (not more)
 
 
 # ---------------------------------------------------------------------------------------------------- a disk that hangs

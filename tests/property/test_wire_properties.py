@@ -219,6 +219,7 @@ BY_KIND: dict[str, st.SearchStrategy[m.Message]] = {
         integers(U64),
         integers(U64),
         st.lists(integers(limits.CONNECTIONS_MAX - 1), max_size=limits.CONNECTIONS_MAX).map(tuple),
+        integers(U64),
     ),
     "Connections": st.builds(m.Connections, integers(limits.CONNECTIONS_MAX)),
     "Finish": finishes(),
@@ -365,7 +366,7 @@ def test_numbers_that_do_not_fit_are_our_error(one: int, two: int, three: int) -
     """Any number at all: encoded, or LocalProtocolError."""
     for message in (
         m.ChunkHeader(one, (m.Segment(two, three, one),)),
-        m.Progress(m.Phase.MOVING, one, two),
+        m.Progress(m.Phase.MOVING, one, two, passed_over=three),
         m.ManifestPart(one, (m.Entry(b"f", m.EntryType.FILE, two, 0, three),), True),
         m.Needed((m.FileRange(one, two),), (m.SegmentRange(one, two, three),)),
     ):

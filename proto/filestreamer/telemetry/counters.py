@@ -217,6 +217,8 @@ class TransferCounters:
     forgotten_hole_bytes: int = 0
     """Bytes in holes of the chunks that these belong to."""
     files: int = 1
+    passed_over_files: int = 0
+    """Sender: entries that the walk has found and that are not listed, as a filter or another shard has them."""
     chunks: int = 0
     chunk_size: int = 0
     chunk_map: ChunkMap = field(default_factory=ChunkMap)
@@ -382,7 +384,14 @@ class TransferCounters:
         if self.is_waiting:
             phase = WirePhase.WAITING
         rehashed_bytes = max(self.rehashed_bytes, self.hashing_bytes)
-        return Progress(phase, self.acknowledged_bytes, rehashed_bytes, self.stage_microseconds(), self.deleted_files)
+        return Progress(
+            phase,
+            self.acknowledged_bytes,
+            rehashed_bytes,
+            self.stage_microseconds(),
+            self.deleted_files,
+            passed_over=self.passed_over_files,
+        )
 
     def totals(self) -> dict[str, int]:
         """Sum up over the connections what only ever grows, also where a receiver is restarted."""

@@ -408,7 +408,7 @@ class Held(_message.Message):
     def __init__(self, file_id: _Optional[int] = ..., first_segment: _Optional[int] = ..., digests: _Optional[bytes] = ..., unchecked: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., final: _Optional[bool] = ..., left: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRange, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds", "deleted", "under_way_bytes", "starved")
+    __slots__ = ("phase", "acknowledged_bytes", "rehashed_bytes", "stage_microseconds", "deleted", "under_way_bytes", "starved", "passed_over")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REHASHED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -416,6 +416,7 @@ class Progress(_message.Message):
     DELETED_FIELD_NUMBER: _ClassVar[int]
     UNDER_WAY_BYTES_FIELD_NUMBER: _ClassVar[int]
     STARVED_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     acknowledged_bytes: int
     rehashed_bytes: int
@@ -423,7 +424,8 @@ class Progress(_message.Message):
     deleted: int
     under_way_bytes: int
     starved: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ..., deleted: _Optional[int] = ..., under_way_bytes: _Optional[int] = ..., starved: _Optional[_Iterable[int]] = ...) -> None: ...
+    passed_over: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., acknowledged_bytes: _Optional[int] = ..., rehashed_bytes: _Optional[int] = ..., stage_microseconds: _Optional[_Iterable[int]] = ..., deleted: _Optional[int] = ..., under_way_bytes: _Optional[int] = ..., starved: _Optional[_Iterable[int]] = ..., passed_over: _Optional[int] = ...) -> None: ...
 
 class LeftOutCount(_message.Message):
     __slots__ = ("kind", "entries")

@@ -305,6 +305,8 @@ class Progress(NamedTuple):
     starved: tuple[int, ...] = ()
     """Ids of data connections that the receiver reads, over which no byte came for HEARTBEAT_SECONDS, and on which it
     owes no answer to a chunk."""
+    passed_over: int = 0
+    """Entries that the sender has found so far and does not list, as a filter or another shard has them."""
 
 
 class LeftOutCount(NamedTuple):

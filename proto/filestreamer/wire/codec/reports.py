@@ -21,6 +21,7 @@ def _encode_progress(p: m.Progress) -> pb.Frame:
             deleted=p.deleted,
             under_way_bytes=p.under_way_bytes,
             starved=p.starved,
+            passed_over=p.passed_over,
         )
     )
 
@@ -38,6 +39,7 @@ def _decode_progress(p: pb.Progress) -> m.Progress:
         p.deleted,
         p.under_way_bytes,
         tuple(p.starved),
+        p.passed_over,
     )
 
 

@@ -92,7 +92,7 @@ WITHIN: list[m.Message] = [
         0, 0, ID * limits.DIGESTS_PER_HELD, files=(m.FileRange(U63 - limits.DIGESTS_PER_HELD, limits.DIGESTS_PER_HELD),)
     ),
     m.Progress(m.Phase.OFFERING, 0, 0),
-    m.Progress(m.Phase.SYNCING, U64, U64),
+    m.Progress(m.Phase.SYNCING, U64, U64, passed_over=U64),
     m.Finish(0, ID),
     m.Finish(U64, ID),
     LEFT_OUT,

@@ -148,14 +148,18 @@ def test_a_name_longer_than_the_protocol_takes_is_told(top: Path, monkeypatch: p
 
 
 def test_a_name_of_a_path_that_is_longer_than_the_protocol_takes(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends a tree at the start. Of a single file the receiver may have a name of its own."""
+    """It ends a tree of one path, and costs one of several. Of a single file the receiver may have another name."""
     monkeypatch.setattr(limits, "NAME_BYTES", 20)
     long = top / ("d" * 21)
     file = trees.write(long / ("n" * 21), b"x")
-    for paths in ([long], [file, top / "a"]):
-        with pytest.raises(TransferFailed, match="longer than 20 bytes: send it alone, with --as") as caught:
-            walked(*paths)
-        assert caught.value.code is Code.SOURCE
+    with pytest.raises(TransferFailed, match="longer than 20 bytes: send it alone, with --as") as caught:
+        walked(long)
+    assert caught.value.code is Code.SOURCE
+    for path in (long, file):
+        items, skipped = walked(path, top / "a")
+        assert names(items) == [b"a"]
+        assert [(each.path, each.kind) for each in skipped] == [(str(path), SkipKind.UNREADABLE)]
+        assert "send it alone, with --as" in skipped[0].reason
     assert names(walked(long, as_name="short")[0]) == [b"short"]
     assert names(walked(file)[0]) == [b"n" * 21]
 
