@@ -73,7 +73,7 @@ class Dialler:
         self._incarnation = incarnation
         self._job = settings.job or ""
         self._tokens = Tokens(settings, log)
-        self._trust = trust_of(settings, log)
+        self._trust = trust_of(settings, log, "senders")
         self._mutex = threading.Lock()  # protects the fields below
         self._sockets: set[socket.socket] = set()  # on which an opening is under way
         self._is_closed = False
@@ -205,14 +205,14 @@ class _Link:
                 self._wait(select.POLLIN)
                 continue
             except OSError as error:
-                raise ConnectionLost(f"{self._peer}: {error.strerror or error}") from None
+                raise self._lost(error) from None
             if not some:
                 raise ConnectionLost(f"{self._peer} closed the connection before {self._awaits}")
             received += some
         return bytes(received)
 
     def send(self, data: bytes) -> None:
-        """Send all of `data`. Raises ConnectionLost."""
+        """Send all of `data`. Raises ConnectionLost, RemoteProtocolError."""
         self._until = time.monotonic() + limits.OPENING_SILENCE_SECONDS
         while data:
             try:
@@ -220,7 +220,16 @@ class _Link:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._wait(select.POLLOUT)
             except OSError as error:
-                raise ConnectionLost(f"{self._peer}: {error.strerror or error}") from None
+                raise self._lost(error) from None
+
+    def _lost(self, error: OSError) -> FilestreamerError:
+        """Make the error of a connection that was lost."""
+        if self.tls is not None:
+            from filestreamer.wire.sockets.tls_errors import exchange_ends, explain_refusal
+
+            if refusal := explain_refusal(error):
+                return RemoteProtocolError(exchange_ends(refusal.reason), refusal.code)
+        return ConnectionLost(f"{self._peer}: {error.strerror or error}")
 
     def _wait(self, events: int) -> None:
         poll = select.poll()

@@ -398,7 +398,12 @@ def test_both_ends_show_a_certificate(pair: Pair, tmp_path: Path) -> None:
     checks = ("--tls-ca", authority.certificate)
     sending = listening_sender(pair, file, "--once", *authority.issue("server").shown, *checks, env=TOKEN)
     address = pair.address(sending)
-    connecting_receiver(pair, address, *checks, "--give-up-after", "2", env=TOKEN).wait()
+    for shown, told in (
+        ((), "the sender asks for a certificate: pass --tls-cert and --tls-key"),
+        (authority.issue("old", expired=True).shown, "the sender does not accept this receiver's certificate"),
+        (Authority(tmp_path, "other").issue("foreign").shown, "--tls-ca there must have the CA that signed it"),
+    ):
+        assert told in connecting_receiver(pair, address, *shown, *checks, env=TOKEN).fails(3, "policy")
     assert pair.received() in ([], [".filestreamer"])
     connecting_receiver(pair, address, *authority.issue("client").shown, *checks, env=TOKEN).succeeds()
     sending.succeeds()

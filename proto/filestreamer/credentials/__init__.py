@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings
 
 
-def trust_of(settings: "CommonSettings", log: Any) -> "Trust | None":
-    """Return what does the TLS handshakes of an end that dials; None without TLS. Raises UsageError."""
+def trust_of(settings: "CommonSettings", log: Any, peers: str = "receivers") -> "Trust | None":
+    """Return what does the TLS handshakes of an end that dials `peers`; None without TLS. Raises UsageError."""
     if not settings.tls:
         return None
     from filestreamer.credentials.trust import Trust  # it loads OpenSSL
 
-    return Trust(settings, log)
+    return Trust(settings, log, peers)

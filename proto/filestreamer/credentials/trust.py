@@ -34,15 +34,15 @@ class _Contexts(NamedTuple):
 class Trust:
     """Does the TLS handshakes of one transfer. Any thread may."""
 
-    def __init__(self, settings: CommonSettings, log: Any) -> None:
-        """Read the certificates. Raises UsageError, which names the file."""
+    def __init__(self, settings: CommonSettings, log: Any, peers: str) -> None:
+        """Read the certificates; `peers` may check the user's own. Raises UsageError, which names the file."""
         self._settings = settings
         self.is_by_token = not settings.is_certificate_named
         """Whether a token decides, where there is one."""
         files = [path for path in (settings.tls_ca, settings.tls_cert, settings.tls_key) if path is not None]
         seen = renewed.look(files)
         self._contexts = renewed.Renewed(self._read(), seen, self._read, log, look_seconds=0)
-        self._own = None if settings.tls_cert is None else OwnCertificate("sender", settings.tls_cert, log)
+        self._own = None if settings.tls_cert is None else OwnCertificate("sender", settings.tls_cert, log, peers)
         self._look_at_own(self._contexts.get())
 
     def handshake(

@@ -19,7 +19,7 @@ class OwnCertificate:
         `peers` names those that may check the certificate; None: those that a service of this name usually has.
         """
         self._side = side
-        self._peers = peers or ("senders" if side == "receiver" else "a receiver")
+        self._peers = peers or ("senders" if side == "receiver" else "receivers")
         self._path = path
         self._log = log
         self._mutex = threading.Lock()  # protects what follows

@@ -62,15 +62,17 @@ class Facts(NamedTuple):
 
     def fault_of_usage(self, side: Side) -> str | None:
         """Say that it must not be used by this side; None where it may be."""
-        wanted = _PURPOSE_NAMES[side]
-        if self.purposes is not None and not {_PURPOSES[side], ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {
-            *self.purposes
-        }:
-            found = ", ".join(_oid(each) for each in self.purposes[:_SHOWN_NAMES])
-            return f"has the extended key usage {found}, and needs {wanted}"
-        if not self.can_sign:
-            return "has a key usage without digitalSignature"
-        return None
+        if fault := self.fault_of_purpose(side):
+            return fault
+        return None if self.can_sign else "has a key usage without digitalSignature"
+
+    def fault_of_purpose(self, side: Side) -> str | None:
+        """Say that neither it nor what it signs must be used by this side; None where that is allowed."""
+        allowed = {_PURPOSES[side], ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+        if self.purposes is None or allowed & {*self.purposes}:
+            return None
+        found = ", ".join(_oid(each) for each in self.purposes[:_SHOWN_NAMES])
+        return f"has the extended key usage {found}, and needs {_PURPOSE_NAMES[side]}"
 
 
 def facts(der: bytes) -> Facts | None:

@@ -16,6 +16,11 @@ _CERTIFICATES: Final = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICA
 _SEQUENCE: Final = 0x30
 _INTEGER_3: Final = b"\x02\x01\x03"
 _INTEGER: Final = b"\x02"
+_OBJECT_IDENTIFIER: Final = b"\x06"
+_SIGNED_DATA: Final = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"
+"""The OID with which PKCS#7 begins (RFC 2315, 14)."""
+_ENCRYPTED: Final = "the key is encrypted: decrypt it with openssl pkey {}-in FILE -out FILE.pem"
+_PKCS7: Final = "make PEM of its certificates with openssl pkcs7 {}-print_certs -in FILE -out FILE.pem"
 
 
 def certificates(content: bytes) -> list[bytes]:
@@ -31,7 +36,7 @@ def private_keys(content: bytes) -> list[bytes]:
     found = []
     for label, body in _blocks(content):
         if label == b"ENCRYPTED PRIVATE KEY" or (label.endswith(b"PRIVATE KEY") and b"ENCRYPTED" in body):
-            raise ValueError("the key is encrypted: decrypt it with openssl pkey -in FILE -out FILE.pem")
+            raise ValueError(_ENCRYPTED.format(""))
         if label == b"OPENSSH PRIVATE KEY":
             raise ValueError(
                 "the key is in OpenSSH's format: make PEM of a copy of it with ssh-keygen -p -m PEM -f COPY"
@@ -92,12 +97,23 @@ def _what_it_is(content: bytes, wanted: str, command: str) -> str:
         return "it is UTF-16 text: save it as UTF-8"
     labels = sorted({label.decode() for label, _ in _blocks(content)})
     if labels:
-        return f"it has no {wanted}, only {', '.join(labels)}"
+        remedy = f": {_PKCS7.format('')}" if wanted == "certificate" and labels == ["PKCS7"] else ""
+        return f"it has no {wanted}, only {', '.join(labels)}{remedy}"
     if content[0] != _SEQUENCE:
         return f"it is not PEM: there is no {wanted} in it"
+    return _what_der_is(content, wanted, command)
+
+
+def _what_der_is(content: bytes, wanted: str, command: str) -> str:
     inside = content[_header_bytes(content) :]
     if inside.startswith(_INTEGER_3):
         return "it is PKCS#12: make PEM of it with openssl pkcs12 -in FILE -nodes -out FILE.pem"
-    if inside.startswith(_INTEGER) == (wanted == "certificate"):
+    if inside.startswith(_SIGNED_DATA):
+        return f"it is PKCS#7, which has no key: {_PKCS7.format('-inform DER ')}"
+    # Of an encrypted key, the first value names the cipher (RFC 5958, 3).
+    is_encrypted = inside[:1] == bytes([_SEQUENCE]) and inside[_header_bytes(inside) :].startswith(_OBJECT_IDENTIFIER)
+    if is_encrypted and wanted == "private key":
+        return _ENCRYPTED.format("-inform DER ")
+    if (is_encrypted or inside.startswith(_INTEGER)) == (wanted == "certificate"):
         return f"it is DER, but not a {wanted}"
     return f"it is DER: make PEM of it with openssl {command} -inform DER -in FILE -out FILE.pem"

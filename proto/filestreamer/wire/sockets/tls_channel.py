@@ -4,11 +4,10 @@ import select
 import socket
 import ssl
 import time
-from typing import cast
 
 from filestreamer.wire import limits
 from filestreamer.wire.errors import FilestreamerError
-from filestreamer.wire.sockets.tls_errors import explain
+from filestreamer.wire.sockets.tls_errors import explain_refusal
 from filestreamer.wire.sockets.tls_stream import BATCH_BYTES, SMALL_BATCH_BYTES, TlsStream
 from filestreamer.wire.sockets.transport import TICK_SECONDS, Channel, Patience
 
@@ -24,11 +23,7 @@ class TlsChannel(Channel):
 
     def _lost(self, error: OSError) -> FilestreamerError:
         """Make the error of a connection that was lost."""
-        # In TLS 1.3, a peer refuses this side's certificate only after the handshake.
-        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-            return explain(cast("ssl.SSLError", error))
-        return super()._lost(error)
+        return explain_refusal(error) or super()._lost(error)
 
     def _receive_some(self, view: memoryview, wait: bool) -> int | None:
         try:

@@ -23,6 +23,7 @@ _UNKNOWN_ISSUER: Final = (2, 19, 20, 21, 27)
 _BAD_USAGE: Final = 26
 _NO_CA: Final = (24, 25, 32, 79)
 _OTHER_NAME: Final = (62, 64)
+_OTHER_SIGNATURE: Final = 7
 _WEAK: Final = {
     66: "its key is too short",
     67: "the key of a CA above it is too short",
@@ -41,9 +42,11 @@ _ALERTS: Final = {
     "BAD_CERTIFICATE": "it is not valid yet by {peer}'s clock, is for another name, or its key or signature is weak",
     "CERTIFICATE_REVOKED": "it was revoked: make a new one",
     "CERTIFICATE_UNKNOWN": "{peer} can't use it",
+    "DECRYPT_ERROR": "the CA of its issuer's name there has not signed it: --tls-ca there must have the CA that did",
 }
 """Why the peer does not accept a certificate, by the alert that it sends."""
 _END: Final = re.compile(r"\b(the|this) (sender|receiver)\b")
+_NO_CERTIFICATE: Final = "CERTIFICATE_REQUIRED"
 _CLOCK_ALERTS: Final = ("CERTIFICATE_EXPIRED", "BAD_CERTIFICATE")
 
 
@@ -61,6 +64,7 @@ _WORDS: Final[dict[Side, _Words]] = {
     "receiver": _Words("the sender's", "this receiver's", "the sender", "the sender's --tls-cert"),
 }
 """By the end that says them."""
+_PEER: Final[dict[str, Side]] = {"sender": "receiver", "receiver": "sender"}
 
 
 def weakness(error: ssl.SSLError) -> str | None:
@@ -94,11 +98,23 @@ def explain(
         return _refusal(
             "the other side does not speak TLS: leave out --tls, or start the receiver with --tls", Code.POLICY
         )
-    if "CERTIFICATE_REQUIRED" in reason:
+    if _NO_CERTIFICATE in reason:
         return _refusal(
             "the receiver asks for a certificate: pass --tls-cert and --tls-key, signed by a CA of its --tls-ca"
         )
     return _refusal(_other("sender", error))
+
+
+def explain_refusal(error: OSError) -> RemoteProtocolError | None:
+    """Return the error of an established session in which the receiver refuses the sender's certificate.
+
+    In TLS 1.3 it does so when the sender's handshake is over (RFC 8446, 2). None for any other error.
+    """
+    alert = _ALERT.search(_reason(error))
+    if alert is None or alert[1] not in (*_ALERTS, _NO_CERTIFICATE):
+        return None
+    assert isinstance(error, ssl.SSLError)
+    return explain(error)
 
 
 def explain_as_receiver(error: ssl.SSLError, chain: Sequence[bytes] = ()) -> RemoteProtocolError:
@@ -153,7 +169,7 @@ def _other(side: Side, error: ssl.SSLError) -> str:
     )
 
 
-def _reason(error: ssl.SSLError) -> str:
+def _reason(error: OSError) -> str:
     """Return OpenSSL's name of an error; "" where it is none of OpenSSL's."""
     return getattr(error, "reason", None) or ""
 
@@ -189,19 +205,30 @@ def _untrusted(
     if code in _WEAK:
         return f"{what} is not accepted: {_WEAK[code]}: {_MAKE_STRONG}"
     if code == _BAD_USAGE:
-        fault = leaf and leaf.fault_of_usage("receiver" if side == "sender" else "sender")
-        return (
-            f"{what} is for another purpose: it {fault or 'is a CA, or not for this side of TLS'}"
-            f" (unsuitable certificate purpose): issue {words.renew} anew"
-        )
+        return _other_purpose(side, found)
     if code in _NO_CA:
         return f"{what} is signed by one that may not sign ({error.verify_message}): issue {words.renew} anew by a CA"
-    if code == _SELF_SIGNED:
-        return f"{what} is signed by itself, and no CA vouches for it: {_trust(side, chain, has_ca=has_ca)}"
-    if code in _UNKNOWN_ISSUER:
-        issuer = f", {found[-1].issuer}," if found else ""
-        return f"the issuer of {what}{issuer} is not trusted here: {_trust(side, chain, has_ca=has_ca)}"
+    issuer = f", {found[-1].issuer}," if found else ""
+    unsigned = {
+        _SELF_SIGNED: f"{what} is signed by itself, and no CA vouches for it",
+        _OTHER_SIGNATURE: f"{what} is not signed by the CA of its issuer's name here",
+        **dict.fromkeys(_UNKNOWN_ISSUER, f"the issuer of {what}{issuer} is not trusted here"),
+    }
+    if code in unsigned:
+        return f"{unsigned[code]}: {_trust(side, chain, has_ca=has_ca)}"
     return f"{what} is not trusted: {error.verify_message}"
+
+
+def _other_purpose(side: Side, found: Sequence["Facts"]) -> str:
+    words = _WORDS[side]
+    what, peer_side = f"{words.peers} certificate", _PEER[side]
+    of_tls = "(unsuitable certificate purpose)"
+    if found and (fault := found[0].fault_of_usage(peer_side)):
+        return f"{what} is for another purpose: it {fault} {of_tls}: issue {words.renew} anew"
+    for each in found[1:]:
+        if fault := each.fault_of_purpose(peer_side):
+            return f"the CA {each.subject} above {what} {fault} {of_tls}: issue {words.renew} anew by another CA"
+    return f"{what} is for another purpose: it is a CA, or not for this side of TLS {of_tls}: issue {words.renew} anew"
 
 
 def _out_of_date(words: _Words, found: Sequence["Facts"], error: ssl.SSLCertVerificationError) -> str:
@@ -245,4 +272,5 @@ def _trust(side: Side, chain: Sequence[bytes], *, has_ca: bool) -> str:
 
 def exchange_ends(text: str) -> str:
     """Return a message that was written for a sender that dials, or its receiver, for the ends the other way round."""
-    return _END.sub(lambda found: f"{found[1]} {'receiver' if found[2] == 'sender' else 'sender'}", text)
+    text = text.replace("--to,", "--connect,")
+    return _END.sub(lambda found: f"{found[1]} {_PEER[found[2]]}", text)

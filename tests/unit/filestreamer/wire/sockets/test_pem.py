@@ -84,7 +84,17 @@ def test_a_key_in_each_form(made: tuple[Pem, Path], form: str) -> None:
             "openssl pkcs12 -in FILE -nodes",
         ),
         ("req -new -key {0.key} -subj /CN=x -out {1}", "CERTIFICATE REQUEST", "CERTIFICATE REQUEST"),
-        ("crl2pkcs7 -nocrl -certfile {0.certificate} -out {1}", "no certificate, only PKCS7", "only PKCS7"),
+        ("crl2pkcs7 -nocrl -certfile {0.certificate} -out {1}", "only PKCS7: make .* -print_certs", "only PKCS7$"),
+        (
+            "crl2pkcs7 -nocrl -certfile {0.certificate} -outform DER -out {1}",
+            "openssl pkcs7 -inform DER -print_certs",
+            "it is PKCS#7, which has no key",
+        ),
+        (
+            "pkcs8 -topk8 -in {0.key} -outform DER -passout pass:x -out {1}",
+            "it is DER, but not a certificate",
+            "the key is encrypted: decrypt it with openssl pkey -inform DER",
+        ),
         ("pkey -in {0.key} -pubout -out {1}", "no certificate, only PUBLIC KEY", "no private key, only PUBLIC KEY"),
         ("pkey -in {0.key} -aes256 -passout pass:x -out {1}", "only ENCRYPTED PRIVATE KEY", "the key is encrypted"),
         ("ec -in {0.key} -aes256 -passout pass:x -out {1}", "only EC PRIVATE KEY", "the key is encrypted"),

@@ -81,6 +81,23 @@ def client(ca: Path, shown: Pem | None = None) -> ssl.SSLContext:
     return tls.client_context(str(ca), *own).context
 
 
+def issue_below(ca: Path, ca_key: Path, directory: Path, name: str, *extensions: str) -> Pem:
+    """Issue a certificate by another CA than an `Authority`, without that CA above it."""
+    made = Pem(directory / f"{name}-leaf.pem", make_key(directory / f"{name}.key"))
+    request, file = directory / f"{name}.csr", directory / f"{name}.extensions"
+    file.write_text("\n".join(("subjectAltName=DNS:localhost", *extensions)))
+    openssl("req", "-new", "-key", made.key, "-subj", "/CN=leaf", "-out", request)
+    signing = ("-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-extfile", file, "-days", 2)
+    openssl("x509", "-req", "-in", request, *signing, "-out", made.certificate)
+    return made
+
+
+def with_above(shown: Pem, ca: Path) -> Pem:
+    chain = shown.certificate.with_suffix(".chain")
+    chain.write_bytes(shown.certificate.read_bytes() + ca.read_bytes())
+    return shown._replace(certificate=chain)
+
+
 Issue = Callable[[Pki, str], Pem]
 
 FAULTS: dict[str, tuple[Issue, tuple[str, ...], tuple[str, ...], str]] = {
@@ -154,6 +171,35 @@ def test_certificates_of_the_other_side_of_tls(pki: Pki) -> None:
     assert "extended key usage" in str(said.sender)
 
 
+def test_a_ca_that_is_for_one_side_of_tls_only(pki: Pki) -> None:
+    """It is named, and not the certificate below it, which would be the same if it were issued anew."""
+    key, ca = make_key(pki.directory / "servers-ca.key"), pki.directory / "servers-ca.pem"
+    pki.ours.sign(key, "/CN=servers ca", ca, "basicConstraints=critical,CA:TRUE", "extendedKeyUsage=serverAuth")
+    shown = with_above(issue_below(ca, key, pki.directory, "below"), ca)
+    said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate, shown))
+    assert "the CA CN=servers ca above the sender's certificate has the extended key usage serverAuth" in str(
+        said.receiver
+    )
+    assert "by another CA" in str(said.receiver)
+
+
+def test_a_ca_that_was_made_anew_under_its_name(pki: Pki, tmp_path: Path) -> None:
+    """A certificate may say nothing of the key of its issuer, whose name is known here."""
+    key, ca = make_key(tmp_path / "anew.key"), tmp_path / "anew.pem"
+    openssl("req", "-x509", "-key", key, "-subj", "/CN=filestreamer test ours", "-days", 2, "-out", ca)
+    shown = issue_below(ca, key, tmp_path, "shown", "authorityKeyIdentifier=none")
+    refused = (
+        "is not signed by the CA of its issuer's name here: --tls-ca must have the CA that signed it",
+        "--tls-ca there must have the CA that did",
+    )
+    said = shake(server(shown), client(pki.ours.certificate))
+    assert refused[0] in str(said.sender)
+    assert refused[1] in str(said.receiver)
+    said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate, shown))
+    assert refused[0] in str(said.receiver)
+    assert refused[1] in str(said.sender)
+
+
 def test_a_sender_without_a_certificate(pki: Pki) -> None:
     said = shake(server(pki.receiver, pki.ours.certificate), client(pki.ours.certificate))
     assert "pass --tls-cert and --tls-key" in str(said.sender)
@@ -201,16 +247,8 @@ def test_the_ca_has_expired(pki: Pki) -> None:
     old = pki.directory / "old-ca.pem"
     times = ("-startdate", "20200101000000Z", "-enddate", "20200102000000Z")
     pki.ours.sign(key, "/CN=old ca", old, "basicConstraints=critical,CA:TRUE", times=times)
-    leaf = pki.directory / "under-old.pem"
-    leaf_key = make_key(pki.directory / "under-old.key")
-    request = pki.directory / "under-old.csr"
-    names = ("-addext", "subjectAltName=DNS:localhost")
-    openssl("req", "-new", "-key", leaf_key, "-subj", "/CN=leaf", *names, "-out", request)
-    signing = ("-CA", old, "-CAkey", key, "-CAcreateserial", "-copy_extensions", "copy", "-days", 2)
-    openssl("x509", "-req", "-in", request, *signing, "-out", leaf)
-    chain = pki.directory / "under-old-chain.pem"
-    chain.write_bytes(leaf.read_bytes() + old.read_bytes())
-    said = shake(server(Pem(chain, leaf_key)), client(pki.ours.certificate))
+    shown = with_above(issue_below(old, key, pki.directory, "under-old"), old)
+    said = shake(server(shown), client(pki.ours.certificate))
     assert "the CA CN=old ca above the receiver's certificate expired on 2020-01-02" in str(said.sender)
 
 
