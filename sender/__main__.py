@@ -135,8 +135,7 @@ def _send(
             try:
                 committed = transfer.run()
             except BeginAgain:
-                logger.warning("transfer_begins_again", reason=_BEGINS_AGAIN)
-                transfer = transfer.again()
+                transfer = _again(transfer, logger, monitor)
                 for number in signalled[:1]:
                     transfer.interrupt(number)
         failure = transfer.counters.shortfall()
@@ -151,6 +150,13 @@ def _send(
     )
     monitor.ended(transfer.counters, outcome.status)
     return outcome
+
+
+def _again(transfer: "Transfer", logger: Any, monitor: "Monitor") -> "Transfer":
+    """Return the transfer that continues one."""
+    logger.warning("transfer_begins_again", reason=_BEGINS_AGAIN)
+    monitor.replaced(transfer.counters)
+    return transfer.again()
 
 
 def _begin(settings: "SenderSettings", logger: Any, route: "Route | None") -> "Transfer":

@@ -307,10 +307,10 @@ class Client:
         has_spent_output = transfer.has_spent_output
         self._note_progress(transfer)
         if transfer is not self._transfer:
-            self.admission.remove(transfer)
+            self._remove_replaced(transfer)
             return None
         if not transfer.is_complete and not has_spent_output and error is not None and _may_pass(error):
-            self.admission.remove(transfer)
+            self._remove_replaced(transfer)
             self._transfer, self._wanted = None, 0
             self._trouble = error.with_traceback(None)
             self._log.warning("transfer_lost", reason=str(error))
@@ -319,6 +319,10 @@ class Client:
             self._wait_for_control()
             return None
         return self._report(transfer, self._explain(error))
+
+    def _remove_replaced(self, transfer: Transfer) -> None:
+        self._monitor.replaced(transfer.counters)
+        self.admission.remove(transfer)
 
     def _explain(self, error: FilestreamerError | None) -> FilestreamerError | None:
         """Return why a transfer has ended: where it has waited in vain for the sender of a job, that is absent."""

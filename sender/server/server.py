@@ -273,7 +273,14 @@ class Server:
             self._rate_limit,
         )
         log = self._log.bind(transfer=hello.transfer_id.hex()[:8])
-        return Serving(self._settings, served, ended=self._report_end, on_few_threads=self._few_threads, log=log)
+        return Serving(
+            self._settings,
+            served,
+            ended=self._report_end,
+            replaced=self._monitor.replaced,
+            on_few_threads=self._few_threads,
+            log=log,
+        )
 
     def _few_threads(self) -> None:
         self.on_few_threads()

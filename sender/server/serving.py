@@ -28,14 +28,19 @@ class Serving(threading.Thread):
         served: Served,
         *,
         ended: "Callable[[Serving, TransferResult], None]",
+        replaced: Callable[[TransferCounters], None],
         on_few_threads: Callable[[], None],
         log: Any,
     ) -> None:
-        """Prepare to send. `ended` is called in this thread, with the result of the last transfer."""
+        """Prepare to send. `ended` is called in this thread, with the result of the last transfer.
+
+        `replaced` is called with each transfer before, with which the next one has gone on.
+        """
         super().__init__(name=f"transfer-{served.transfer_id.hex()[:8]}", daemon=True)
         self._settings = settings
         self._served = served
         self._ended = ended
+        self._replaced = replaced
         self._on_few_threads = on_few_threads
         self._log = log
         self.token: bytes | None = None
@@ -145,6 +150,7 @@ class Serving(threading.Thread):
                 self._committed = transfer.run()
             except BeginAgain:
                 self._log.warning("transfer_begins_again", reason="the receiver no longer knows this transfer")
+                self._replaced(transfer.counters)
                 transfer = self._begin(transfer.again(self._renew()))
 
     def _begin(self, transfer: Transfer) -> Transfer:

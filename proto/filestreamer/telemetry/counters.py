@@ -227,6 +227,8 @@ class TransferCounters:
     """The peer's stages in microseconds, from its last Progress; () before the first one."""
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float | None = None
+    is_replaced: bool = False
+    """Another transfer goes on with this one, which has no result; `telemetry.history` has its totals."""
     status: str | None = None
     """How the transfer ended (telemetry.result.Status); None while it runs."""
     job: JobCounts | None = None

@@ -61,8 +61,15 @@ class History:
             if transfer.user:
                 self._users.setdefault(transfer.user, UserSums()).results[status] += 1
             self.ended_at = time.monotonic()
-            self._recent.append((self.ended_at, transfer))
+            if not transfer.is_replaced:  # else the one that was to go on with it could not begin
+                self._recent.append((self.ended_at, transfer))
             self._drop_old()
+
+    def replaced(self, transfer: TransferCounters) -> None:
+        """Add what a transfer has moved with which another one goes on: it has no result, and is shown no more."""
+        with self._lock:
+            transfer.is_replaced = True
+            self._drop(transfer)
 
     def snapshot(self, running: Sequence[TransferCounters]) -> Snapshot:
         """Return the transfers at this moment, given those that are running.
@@ -94,7 +101,7 @@ class History:
         """Return the transfers whose last values are kept, and those that are running. Call it with the lock."""
         recent = [transfer for _, transfer in self._recent]
         known = {id(transfer) for transfer in recent}
-        return recent + [transfer for transfer in running if id(transfer) not in known]
+        return recent + [each for each in running if id(each) not in known and not each.is_replaced]
 
     def _drop_old(self) -> None:
         oldest = time.monotonic() - self._keep_seconds
@@ -106,6 +113,9 @@ class History:
         ):
             dropped = self._recent.popleft()[1]
             connections -= len(dropped.connections)
-            self._dropped_sums.update(dropped.totals())
-            if dropped.user in self._users:
-                self._users[dropped.user].received_bytes += dropped.moved_bytes
+            self._drop(dropped)
+
+    def _drop(self, transfer: TransferCounters) -> None:
+        self._dropped_sums.update(transfer.totals())
+        if transfer.user in self._users:
+            self._users[transfer.user].received_bytes += transfer.moved_bytes

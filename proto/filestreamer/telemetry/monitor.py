@@ -147,6 +147,10 @@ class Monitor:
         """Add a transfer that has ended, with its last values."""
         self._history.add(transfer, status)
 
+    def replaced(self, transfer: TransferCounters) -> None:
+        """Take out a transfer with which another one goes on: what it moved stays in the totals."""
+        self._history.replaced(transfer)
+
     def push(self) -> None:
         """Push the metrics to the Pushgateway in the settings, if there is one and a transfer has ended.
 

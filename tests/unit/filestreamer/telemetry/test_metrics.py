@@ -183,6 +183,24 @@ def test_totals_never_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before["received_bytes_total"] == moved
 
 
+def test_what_another_transfer_goes_on_with_stays_in_the_totals() -> None:
+    """It has no result, and is shown no more."""
+    source = Source()
+    first, second = transfer(1), transfer(2)
+    source.running = [first]
+    moved = source.snapshot().totals["moved_bytes"]
+    source.history.replaced(first)
+    assert source.snapshot().totals["moved_bytes"] == moved > 0
+    source.running = [second]
+    snapshot = source.snapshot()
+    assert snapshot.totals["moved_bytes"] == 2 * moved
+    assert snapshot.transfers == [second]
+    assert sum(source.history.results.values()) == 0
+    source.history.add(first, "failed")  # its result is that of the run where nothing goes on with it after all
+    assert source.snapshot().totals["moved_bytes"] == 2 * moved
+    assert source.history.results["failed"] == 1
+
+
 def _check_totals(source: Source, before: dict[str, float]) -> None:
     totals = source.snapshot().totals
     now = {"received_bytes_total": totals["moved_bytes"], "acknowledged_bytes_total": totals["acknowledged_bytes"]}
