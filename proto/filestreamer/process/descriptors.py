@@ -1,6 +1,11 @@
-"""How many descriptors this process may have."""
+"""Descriptors of this process: how many it may have, and which one a path names."""
 
 import contextlib
+import os
+from typing import Final
+
+_LINKS: Final = 40
+"""As many symbolic links as Linux follows in a path."""
 
 
 def allow_all() -> None:
@@ -10,3 +15,18 @@ def allow_all() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def named_by(path: str) -> int | None:
+    """Return the descriptor that a path such as /dev/stderr or /dev/fd/3 names; None for any other path."""
+    own = f"/proc/{os.getpid()}/fd"
+    for _ in range(_LINKS):
+        directory, name = os.path.split(path)
+        directory = os.path.realpath(directory)
+        if directory == own and name.isascii() and name.isdecimal():
+            return int(name)
+        try:
+            path = os.path.join(directory, os.readlink(os.path.join(directory, name)))
+        except OSError:
+            return None
+    return None

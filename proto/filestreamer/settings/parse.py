@@ -176,9 +176,9 @@ def _from_sources(
 
 def _from_environment(definition: Definition, service: Side, environ: Mapping[str, str]) -> Found | None:
     for variable, kind in definition.variables(service):
-        value = environ.get(variable, "")
         # A YAML block ends each line, and an editor of Windows ends it with CR and LF. Other characters at which Python
         # splits lines may be part of a name.
+        value = environ.get(variable, "").rstrip("\r\n")
         lines = [line for line in re.split(r"\r?\n", value) if line.strip()]
         if definition.multiple and lines:
             return Found(lines, variable)

@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeAlias
 
 from filestreamer.process.background import write_some
+from filestreamer.process.descriptors import named_by
 from filestreamer.process.log import printable
 from filestreamer.records import Record
 from filestreamer.settings.sizes import format_rate, format_size
@@ -311,7 +312,12 @@ def write(
     try:
         if result_file is not None:
             path = os.path.realpath(result_file)
-            _write_file(path, _content(result, path) + "\n")
+            content = _content(result, path) + "\n"
+            fd = named_by(result_file)
+            if fd is None:
+                _write_file(path, content)
+            else:  # what it is open on is not this program's to replace, and may have no path
+                _write_descriptor(fd, content)
     except OSError as error:
         log.warning("result_not_written", to=result_file, reason=error.strerror)
     try:
@@ -358,7 +364,18 @@ def _show(text: str, stdout: TextIO) -> None:
         return
     # The buffer of sys.stdout is bypassed. To a pipe that another process made non-blocking it writes only part of a
     # text, and it tries the rest again when the interpreter ends, which then exits with 120.
-    view = memoryview(text.encode(stdout.encoding, "backslashreplace"))
+    _write_all(fd, text.encode(stdout.encoding, "backslashreplace"))
+
+
+def _write_descriptor(fd: int, content: str) -> None:
+    """Write to a descriptor that this process was started with. Raises OSError."""
+    if not os.get_inheritable(fd):  # one of its own has the number
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    _write_all(fd, content.encode("ascii"))
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    view = memoryview(content)
     while view:
         view = view[write_some(fd, view) :]
 

@@ -268,6 +268,40 @@ def test_a_device_is_written_and_not_replaced(log: Any) -> None:
     assert log.lines == []
 
 
+@pytest.mark.parametrize("path", ["/dev/fd/{}", "/proc/self/fd/{}", "{link}"])
+def test_an_open_descriptor_is_written_to(tmp_path: Path, log: Any, path: str) -> None:
+    """As the shell gives it: `>(...)` is a pipe without a path, and `>> FILE` a file with more than this in it."""
+    reads, writes = os.pipe()
+    os.set_inheritable(writes, True)
+    link = tmp_path / "link"
+    link.symlink_to(f"/dev/fd/{writes}")
+    write(result(), io.StringIO(), path.format(writes, link=link), log)
+    os.close(writes)
+    with open(reads) as pipe:
+        assert json.loads(pipe.read())["status"] == "complete"
+    assert (log.lines, os.listdir(tmp_path)) == ([], ["link"])
+
+
+def test_a_file_that_is_open_is_not_replaced(tmp_path: Path, log: Any) -> None:
+    path = tmp_path / "transfers.log"
+    path.write_text("the run before\n")
+    inode = path.stat().st_ino
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.set_inheritable(fd, True)
+    write(result(), io.StringIO(), f"/dev/fd/{fd}", log)
+    os.close(fd)
+    assert path.read_text().splitlines() == ["the run before", result().to_json()]
+    assert path.stat().st_ino == inode
+
+
+def test_a_descriptor_of_this_program_is_not_written_to(tmp_path: Path, log: Any) -> None:
+    with (tmp_path / "its own").open("wb") as file:
+        write(result(), io.StringIO(), f"/dev/fd/{file.fileno()}", log)
+        write(result(), io.StringIO(), "/dev/fd/999", log)
+    assert (tmp_path / "its own").read_bytes() == b""
+    assert [event for event, _ in log.lines] == ["result_not_written"] * 2
+
+
 def test_a_file_that_can_not_be_replaced_is_written_in_place(
     tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
