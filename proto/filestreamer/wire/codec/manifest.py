@@ -166,10 +166,13 @@ def _decode_details(details: Sequence[pb.EntryDetails], entries: list[m.Entry], 
         entry, data_bytes = entries[index], None
         if d.HasField("data_bytes"):
             data_bytes = within(d.data_bytes, 0, entry.size, f"{what}.data_bytes")
+        if d.hard_link_group:
+            require(entry.type is m.EntryType.FILE, f"{what}.hard_link_group is for files only")
         xattrs = _decode_xattrs(d.xattrs, f"{what}.xattrs") if d.xattrs else ()
         if d.link_target:
             require(index in symlinks, f"{what}.link_target is for symlinks only")
             within(len(d.link_target), 1, limits.PATH_BYTES, f"the length of {what}.link_target")
+            require(b"\0" not in d.link_target, f"{what}.link_target has a byte 0")
             symlinks.discard(index)
         had = entry[: -len(_NO_DETAILS)]
         entries[index] = m.Entry._make((*had, d.link_target, d.hard_link_group, xattrs, data_bytes))
