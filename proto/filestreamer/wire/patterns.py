@@ -5,6 +5,7 @@ peer says both the patterns and the names, so no pattern may take long: see `_wi
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 
 Matches = Callable[[bytes, bool], bool]
@@ -23,10 +24,16 @@ def matcher(patterns: Iterable[bytes]) -> Matches:
     """Return what tells whether a path matches one of the patterns. Raises ValueError for an invalid pattern."""
     from pathspec import GitIgnoreSpec
 
-    made = list(GitIgnoreSpec.from_lines(map(_on_one_line, patterns)).patterns)
-    for pattern in made:
-        if pattern.regex is not None:
-            pattern.regex = re.compile(_without_backtracking(pattern.regex.pattern))
+    # Python warns of classes such as `[[a]`, on standard error, as later versions may read them in another way.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            made = list(GitIgnoreSpec.from_lines(map(_on_one_line, patterns)).patterns)
+            for pattern in made:
+                if pattern.regex is not None:
+                    pattern.regex = re.compile(_without_backtracking(pattern.regex.pattern))
+        except re.error as error:  # such as `[z-a]`
+            raise ValueError(f"a pattern makes no sense: {error}") from None
     spec = GitIgnoreSpec(made)
 
     def matches(path: bytes, is_directory: bool) -> bool:

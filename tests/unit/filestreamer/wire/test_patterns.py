@@ -1,5 +1,9 @@
 """Patterns that a peer may choose so that they take long."""
 
+import warnings
+
+import pytest
+
 from filestreamer.wire.patterns import matcher
 
 
@@ -15,3 +19,16 @@ def test_classes_match_no_slash_and_take_no_time() -> None:
     assert matches(b"axc", False)
     assert not matches(b"x/a/c" + b"x" * 250 + b"d", False)
     assert not matches(b"]" * 255, False)
+
+
+@pytest.mark.parametrize("pattern", [b"[z-a]", b"*[z-a]*", b"x/[b-a]/**"])
+def test_a_class_that_makes_no_sense(pattern: bytes) -> None:
+    with pytest.raises(ValueError, match="a pattern makes no sense: bad character range"):
+        matcher([b"fine", pattern])
+
+
+@pytest.mark.parametrize("pattern", [b"[[a]", b"[a&&b]", b"[a||b]", b"[[:alpha:]]"])
+def test_nothing_is_said_of_a_class_that_python_may_read_in_another_way(pattern: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not matcher([pattern])(b"x/y", False)

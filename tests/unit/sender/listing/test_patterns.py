@@ -21,5 +21,6 @@ def test_patterns_hold_for_names_with_newlines(name: str) -> None:
 
 
 def test_no_pattern() -> None:
-    with pytest.raises(UsageError, match="--include, --exclude"):
-        pattern_filter(["!"], [])
+    for pattern in ("!", "[z-a]"):
+        with pytest.raises(UsageError, match="--include, --exclude"):
+            pattern_filter([pattern], [])
