@@ -185,14 +185,17 @@ class LargeFile:
         spool.write(self.spool_at + _SIZE * first, digests)
 
     def save(self, spool: Spool, spooled: Spooled) -> None:
-        """Write the states and digests of the open file into the spool, while no connection is inside."""
+        """Write the states and digests of the open file into the spool, while no connection is inside.
+
+        A sender says in a few bytes that a file has millions of segments: those of which nothing came take no space.
+        """
         open_file = self.open_file
         assert open_file is not None
         chunk_states = open_file.file.chunk_states
         self._reserve(spool)
         for start, stop in self.pieces():
-            spool.write(self.spool_at + _SIZE * start, b"".join(chunk_states.digests(WHOLE, start, stop)))
-            spool.write(self._states_at + start, chunk_states.states_between(start, stop))
+            spool.update(self.spool_at + _SIZE * start, b"".join(chunk_states.digests(WHOLE, start, stop)))
+            spool.update(self._states_at + start, chunk_states.states_between(start, stop))
         self.spooled = spooled
 
     def restore(self, open_file: OpenLargeFile, spool: Spool) -> None:

@@ -5,6 +5,7 @@ are gathered in memory first.
 """
 
 import contextlib
+import itertools
 import os
 import threading
 from typing import Final
@@ -14,6 +15,8 @@ from filestreamer.wire.errors import Code, from_os_error
 from receiver.disk.space import write_at
 
 GATHER_BYTES: Final = 64 * limits.KIB
+BLOCK_BYTES: Final = 4 * limits.KIB
+"""As much as a file system stores at least."""
 _OPEN: Final = os.O_RDWR | os.O_CLOEXEC
 
 
@@ -68,6 +71,14 @@ class Spool:
             self._flush()
             self._write(data, at)
 
+    def update(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Overwrite bytes, but for blocks that do not change: zeros that were reserved go on to take no space."""
+        before, rest = self.read(at, len(data)), memoryview(data)
+        for differ, blocks in itertools.groupby(range(0, len(data), BLOCK_BYTES), lambda i: _differ(before, rest, i)):
+            first, *others = blocks
+            if differ:
+                self.write(at + first, rest[first : (others[-1] if others else first) + BLOCK_BYTES])
+
     def read(self, at: int, count: int) -> bytes:
         """Read bytes that were appended, reserved or overwritten."""
         with self._lock:
@@ -101,6 +112,11 @@ class Spool:
             write_at(self._fd, memoryview(data), at)
         except OSError as error:
             raise from_os_error(error, Code.DESTINATION, f"can't write the manifest into {self._shown}") from None
+
+
+def _differ(one: bytes, other: memoryview, at: int) -> bool:
+    """Whether two blocks differ."""
+    return one[at : at + BLOCK_BYTES] != other[at : at + BLOCK_BYTES]
 
 
 def _open_unnamed(directory_fd: int) -> int:

@@ -45,6 +45,20 @@ def test_what_was_written_is_read_back(spool: Spool, seed: int) -> None:
     assert 0 not in kept
 
 
+def test_what_is_updated_takes_space_only_where_it_changes(spool: Spool, seed: int) -> None:
+    """A file of millions of segments is reserved in a few bytes of a manifest."""
+    rng = random.Random(seed)
+    size = 8 << 20
+    at = spool.reserve(size)
+    kept = bytearray(size)
+    for _ in range(20):
+        start = rng.randrange(size - 20_000)
+        kept[start : start + 20_000] = rng.choice([bytes(20_000), rng.randbytes(20_000)])
+        spool.update(at, kept)
+        assert spool.read(at, size) == kept
+    assert os.fstat(spool._fd).st_blocks * 512 < size // 4
+
+
 def test_a_full_disk(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
