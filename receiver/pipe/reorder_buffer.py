@@ -204,6 +204,8 @@ class ReorderBuffer:
         with self._changed:
             chunk = self._chunks.get(position)
             if chunk is None:  # the chunk was already passed on
+                if position < self._passed - len(self._digests):
+                    raise RemoteProtocolError(f"chunk {position} was sent again, and took longer than a whole window")
                 return digest == actual == self._digests[position - self._passed]
             if chunk.digest:  # another connection already brought the chunk, and it waits for its turn
                 return digest == actual == chunk.digest

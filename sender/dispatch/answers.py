@@ -48,7 +48,9 @@ class Answers:
 
     def reopen(self, message: m.Needed) -> None:
         """Queue the chunks again that the receiver of a single file misses after Finish."""
-        for _ in message.files:
+        if sum(segments.segments for segments in message.segments) > self._manifest.chunks:
+            raise RemoteProtocolError("the receiver misses more chunks than there are")
+        if sum(len(self._offered(files)) for files in message.files):
             self._queue.reopen(0, self._manifest.chunks)
         for segments in message.segments:
             part = self._manifest.parts[0]

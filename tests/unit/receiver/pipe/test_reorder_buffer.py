@@ -325,3 +325,14 @@ def test_what_a_header_announces_is_begun(bench: Bench) -> None:
     begun += bench.buffer.begin_chunk(connection, m.ChunkHeader(1, (m.Segment(0, CHUNK, CHUNK),), 2, 1))
     assert [each.segment for each in begun] == [sparse, *(m.Segment(0, at * CHUNK, CHUNK) for at in (1, 2))]
     assert [each.position for each in begun] == [0, 1, 2]
+
+
+def test_a_chunk_that_comes_again_for_longer_than_a_window(bench: Bench) -> None:
+    """Nothing is known of it any more when its end comes."""
+    for position in range(2 * SLOTS + 1):
+        bench.bring(position, chunk(position))
+        bench.until_acknowledged(*range(position + 1))
+        if position == 0:
+            assert bench.begin(0, chunk(0), Connection()) is Delivery.COMPARE
+    with pytest.raises(RemoteProtocolError, match="chunk 0 was sent again, and took longer than a whole window"):
+        bench.deliver(0, chunk(0))
