@@ -102,6 +102,8 @@ class Asking:
         """The file_id of the first entry without a verdict."""
         self._sent = 0
         """Entries that were sent."""
+        self._sent_bytes = 0
+        """Their sizes together: a receiver re-hashes no more."""
         self._compared: tuple[int, int, bool] | None = None
         """Of the file whose digests come: file_id, how many segments were compared, and whether all were equal."""
         self._is_complete = False
@@ -195,6 +197,7 @@ class Asking:
             items, last = self._listed.popleft()
             self._link.say(m.ManifestPart(self._sent, tuple([item.entry._replace(xattrs=()) for item in items]), last))
             self._sent += len(items)
+            self._sent_bytes += sum(item.entry.size for item in items)
             self._open.append(items)
             self.counters.phase = "moving"
         while self._open and self._next >= self._first_open + len(self._open[0]):
@@ -220,7 +223,8 @@ class Asking:
                 for text in message.texts:
                     self._skipped.warn(text)
             case m.Progress():
-                self._clock.reach("peer_rehashed", message.rehashed_bytes, time.monotonic())
+                now, most, step = time.monotonic(), self._sent_bytes, limits.REHASH_STEP_BYTES
+                self._clock.reach("peer_rehashed", message.rehashed_bytes, now, most=most, step=step)
             case m.Complete():
                 if message.committed or self._link.state != "complete" or self._open or self._listed:
                     raise RemoteProtocolError("the receiver has committed what was only asked about")

@@ -534,6 +534,8 @@ class Transfer:
     def _take_needed(self, message: m.Needed, *, reopen: bool) -> None:
         """Queue the needed chunks. Raises BeginAgain if a tree misses chunks after Finish (`reopen`)."""
         if message.window_bytes:
+            if self._is_tree or self._queue.share.count > 1:
+                raise RemoteProtocolError("the receiver tells the window of an output, which takes one whole file")
             self._queue.limit_window(message.window_bytes)
         if self._manifest.stream is not None and message.files:
             self._queue.need_stream()

@@ -48,8 +48,13 @@ class Liveness:
         self.has_listed = False
         """Whether any part of a manifest came."""
         self._peer_rehashed_bytes = 0
+        self._is_listed = False
+        """Whether the last part of the manifest came."""
         self._passed_over = 0
         """Entries that the sender has found and does not list, as far as it has said."""
+        self._passed_over_at = self._started_at
+        """When there was one more: the sender looks on. It counts for this transfer's own end alone, as it costs a peer
+        nothing to say so, and others may wait for the place."""
         self._peer_waits = False
         """Whether the sender says that it waits for the program that writes its standard input."""
         self._has_begun = False
@@ -111,7 +116,6 @@ class Liveness:
         counters = self._counters
         return {
             "listed": self._listed,
-            "passed_over": self._passed_over,
             "deleted": counters.deleted_files,
             "judged": sum((counters.verdicts or {}).values()),
             "zeros": counters.zero_bytes,
@@ -121,12 +125,14 @@ class Liveness:
     def listed(self, part: m.ManifestPart) -> None:
         """Count a part of the manifest; a repeated part is no progress."""
         self.has_listed = True
+        self._is_listed = self._is_listed or part.last
         self._listed = max(self._listed, part.first_file_id + len(part.entries))
 
     def take_progress(self, message: m.Progress) -> None:
         """Take in a Progress message of the sender."""
         self._peer_rehashed_bytes = message.rehashed_bytes
-        self._passed_over = message.passed_over
+        if message.passed_over > self._passed_over and not self._is_listed:
+            self._passed_over, self._passed_over_at = message.passed_over, time.monotonic()
         self._peer_waits = message.phase is m.Phase.WAITING
 
     def tick(self, now: float) -> None:
@@ -155,7 +161,12 @@ class Liveness:
         if any(progress):
             self.black_hole = None
             self._away_seconds = 0.0
-        counters.last_progress_at = clock.at
+        counters.last_progress_at = self._progress_at
+
+    @property
+    def _progress_at(self) -> float:
+        """When the last progress was that counts for this transfer's own end (monotonic)."""
+        return max(self._clock.at, self._passed_over_at)
 
     def _excuse(self, now: float) -> None:
         """Count it as progress that a pipe waits for a program, or that a sync is under way."""
@@ -180,7 +191,7 @@ class Liveness:
         most = self._patience.seconds(has_begun=self._has_begun)
         if not self.is_connected and now - self.connected_at > most:
             self._give_up(f"the sender did not come back within {most:g} s")
-        if now - self._clock.at - min(self._away_seconds, most) > most:
+        if now - self._progress_at - min(self._away_seconds, most) > most:
             if self.finishing_at:
                 self._give_up(f"the sync did not end within {most:g} s: it waits for the disk")
             self._give_up(f"there was no progress for {most:g} s, waiting for {self._waits_for(now, is_busy=is_busy)}")

@@ -92,16 +92,30 @@ def test_heartbeats_are_no_progress(pair: Pair, background: Callable[..., object
         assert "without progress" in sender.fails(1, "timeout", seconds=2 * UNIT)
 
 
-def test_re_hashing_that_only_counts(pair: Pair, background: Callable[..., object]) -> None:
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["moved", "dry run"])
+def test_re_hashing_that_only_counts(pair: Pair, background: Callable[..., object], more: tuple[str, ...]) -> None:
     """A byte at a time, for ever."""
     counted = iter(range(1 << 30))
     with RawReceiver() as receiver:
-        sender = hurried(pair, pair.file("f", 3 * MIB), receiver)
+        sender = hurried(pair, pair.file("f", 3 * MIB), receiver, *more)
         control, _, _ = receiver.control()
         background(lambda: control.send(m.Progress(m.Phase.OFFERING, 0, next(counted))))
         control.rest()
         receiver.hang_up()
         sender.fails(1, "timeout", seconds=2 * UNIT)
+
+
+def test_a_window_of_a_tree(pair: Pair) -> None:
+    """An output takes one file: who tells a window for a tree could say for ever that its reader takes nothing."""
+    tree = pair.source / "t"
+    trees.write(tree / "f", b"x")
+    with RawReceiver() as receiver:
+        sender = hurried(pair, tree, receiver)
+        control, _ = receiver.welcome(m.Role.CONTROL)
+        control.expect(m.Offer)
+        control.expect(m.ManifestPart)
+        control.send(m.Needed((m.FileRange(1, 1),), (), window_bytes=MIB))
+        assert "the window of an output" in sender.fails(3, "protocol", status="refused", seconds=2 * UNIT)
 
 
 def test_a_sync_that_never_ends(pair: Pair, background: Callable[..., object]) -> None:

@@ -27,6 +27,7 @@ from receiver.transfer.mailbox import CONTROLS_MOST, ControlUp, Nudged
 from receiver.transfer.names import Claimant
 from receiver.transfer.transfer import CONTROL_FRAMES, Transfer
 from tests.support.services import UNIT
+from tests.support.waiting import until
 
 ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
 OFFER = (m.Offer(1024, None, False, 0), m.ManifestPart(0, (ENTRY,), True))
@@ -177,6 +178,23 @@ def test_a_sender_may_look_for_its_first_file_for_as_long_as_the_user_says(tmp_p
         transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
         transfer.join(3 * UNIT)
     assert not transfer.is_alive()
+
+
+def test_a_sender_that_passes_entries_over_looks_on_for_itself_alone(tmp_path: Path, ends: Ends) -> None:
+    """Who waits for the place does not wait for that; and when all is listed, there is nothing left to pass over."""
+    transfer = begin(Registry(Destination(str(tmp_path)), None), ends, seconds=600)
+    liveness, counters = transfer.liveness, transfer.counters
+    try:
+        channel = control(transfer)
+        channel.hear(OFFER[0], m.Progress(m.Phase.OFFERING, 0, 0, passed_over=1))
+        until(lambda: counters.last_progress_at == liveness._passed_over_at, "the sender has passed something over")
+        assert liveness.idle_seconds > time.monotonic() - counters.last_progress_at
+        channel.hear(OFFER[1], m.Progress(m.Phase.OFFERING, 0, 0, passed_over=2), FINISH)
+        until(lambda: liveness.finishing_at is not None or transfer.is_complete, "the sender has said Finish")
+        assert liveness._passed_over == 1
+    finally:
+        transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
+        transfer.join(3 * UNIT)
 
 
 class Slow(Registry):
