@@ -52,6 +52,10 @@ class Monitor:
         self._memory: Callable[[], tuple[int, int]] | None = None
         self._users: Callable[[], Collection[str]] | None = None
         self._endpoint: Endpoint | None = None
+        self._push_lock = threading.Lock()  # protects the next two
+        self._is_pushing = False
+        self._is_push_due = False
+        """Whether a transfer has ended since the last push began."""
         self._linger_ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_lingering_over = False
 
@@ -154,11 +158,28 @@ class Monitor:
     def push(self) -> None:
         """Push the metrics to the Pushgateway in the settings, if there is one and a transfer has ended.
 
-        Returns after PUSH_SECONDS at the latest, after `stop_lingering` sooner. A push that fails is one warning.
+        Returns after PUSH_SECONDS at the latest, after `stop_lingering` sooner. Where another thread pushes, it returns
+        at once, and that one pushes once more, as transfers may end faster than a gateway answers. A push that fails is
+        one warning.
         """
         url = self._settings.pushgateway
         if url is None or self._history.ended_at is None:
             return
+        with self._push_lock:
+            self._is_push_due = True
+            if self._is_pushing:
+                return
+            self._is_pushing = True
+        while self._takes_push():
+            self._push_now(url)
+
+    def _takes_push(self) -> bool:
+        """Return whether this thread, which pushes, has to do so once more."""
+        with self._push_lock:
+            self._is_pushing, self._is_push_due = self._is_push_due, False
+            return self._is_pushing
+
+    def _push_now(self, url: str) -> None:
         from filestreamer.settings import values
         from filestreamer.telemetry.push import PUSH_SECONDS, Push
 

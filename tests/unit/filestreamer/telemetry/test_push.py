@@ -155,6 +155,26 @@ def test_a_gateway_that_takes_it(answer: bytes) -> None:
     assert gateway.asked == [b"POST /metrics/job/a/instance/b HTTP/1.1"]
 
 
+def test_transfers_that_end_while_a_gateway_takes_its_time_are_pushed_together() -> None:
+    """There is one push at a time, and the last one has what ended meanwhile."""
+    goes_on, seen = threading.Event(), threading.Event()
+
+    def behave(sock: socket.socket) -> None:
+        seen.set()
+        assert goes_on.wait(SECONDS)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    def during(monitor: Monitor) -> None:
+        assert seen.wait(SECONDS)
+        for _ in range(20):
+            monitor.push()
+        goes_on.set()
+
+    with Gateway(behave) as gateway:
+        assert pushed(f"http://127.0.0.1:{gateway.port}", during=during) == []
+    assert len(gateway.asked) == 2
+
+
 def test_a_gateway_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path, "ca")
     pem = authority.issue("gateway")
