@@ -8,7 +8,6 @@ A file under a final name is therefore complete even after a power failure: its 
 there. The renames themselves are made durable by the sync of the next batch, or by the one at the end of the transfer.
 """
 
-import contextlib
 import errno
 import os
 import stat
@@ -31,7 +30,7 @@ from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories, Directory
-from receiver.tree.commit.traits import folded, has_another_name
+from receiver.tree.commit.traits import has_another_name, listed_name
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging, TreeStagings
 from receiver.tree.top_level_names import TopLevelNames
 
@@ -353,7 +352,7 @@ class Committer:
             there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         except OSError:
             return  # if that is not because it is missing, the rename fails, too
-        by = _name_of(directory_fd, name, there)
+        by = listed_name(directory_fd, name, there)
         if by == name and not has_another_name(directory_fd, name, there):
             return  # another process has made it: the policy decides
         why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
@@ -388,16 +387,3 @@ class Committer:
                 file.staging.remove(staged)
             elif self.is_lost:
                 staged.discard(file.staging.files_fd)
-
-
-def _name_of(directory_fd: int, name: bytes, there: os.stat_result) -> bytes | None:
-    """Return the name under which a directory lists what was found under `name`; None where that does not show."""
-    alike = None
-    with contextlib.suppress(OSError), os.scandir(directory_fd) as entries:
-        for entry in entries:
-            listed = os.fsencode(entry.name)
-            if listed == name or entry.inode() == there.st_ino:
-                return listed
-            if folded(listed) == folded(name):  # some file systems list other inode numbers
-                alike = listed
-    return alike

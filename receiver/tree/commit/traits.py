@@ -71,6 +71,21 @@ def has_another_name(directory_fd: int, name: bytes, found: os.stat_result) -> b
     return False
 
 
+def listed_name(directory_fd: int, name: bytes, found: os.stat_result) -> bytes | None:
+    """Return the name under which a directory lists what was found under `name`; None where that does not show."""
+    by = alike = None
+    with contextlib.suppress(OSError), os.scandir(directory_fd) as entries:
+        for entry in entries:
+            listed = os.fsencode(entry.name)
+            if listed == name:  # whatever other names a file has that has hard links
+                return name
+            if entry.inode() == found.st_ino:
+                by = listed
+            elif folded(listed) == folded(name):  # some file systems list other inode numbers
+                alike = listed
+    return by or alike
+
+
 def _variants(name: bytes) -> list[bytes]:
     """Return other names that may lead to the same file."""
     text = name.decode("utf-8", "surrogateescape")

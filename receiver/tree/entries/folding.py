@@ -12,7 +12,7 @@ from filestreamer.process.log import printable
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle
 from receiver.tree.cells import FIRST_CELLS, cells_for, empty_cells, find_cell, key_of
-from receiver.tree.commit.traits import folded, has_another_name, takes_for_one
+from receiver.tree.commit.traits import folded, has_another_name, listed_name, takes_for_one
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
@@ -62,9 +62,10 @@ class Folding:
         Raises Obstacle as `check` does.
         """
         found = location.there
-        if self.is_needed or found is None or (found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)):
+        if self.is_needed or found is None:
             return
-        if has_another_name(location.directory.fd, location.name, found):
+        fd, name = location.directory.fd, location.name
+        if has_another_name(fd, name, found) and _has_one_name(fd, name, found):
             self.is_needed = True
             self.check(entry, file_id)
 
@@ -85,7 +86,7 @@ class Folding:
                 other = os.stat(own, dir_fd=fd, follow_symlinks=False)
             except OSError:
                 return
-            is_one = os.path.samestat(there, other) and (there.st_nlink == 1 or stat.S_ISDIR(there.st_mode))
+            is_one = os.path.samestat(there, other) and _has_one_name(fd, own, other)
         if is_one:
             raise self.obstacle(entry, first)
 
@@ -132,3 +133,10 @@ class Folding:
     def _path_of(self, file_id: int) -> bytes:
         part = self._archive.part(self._archive.number_with(file_id))
         return part.entries[file_id - part.first_file_id].path
+
+
+def _has_one_name(directory_fd: int, name: bytes, found: os.stat_result) -> bool:
+    """Whether a file that is found under two names that are alike has only one: else they are hard links."""
+    if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode):
+        return True
+    return listed_name(directory_fd, name, found) != name

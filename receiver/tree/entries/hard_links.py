@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+from filestreamer.process.log import printable
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
@@ -22,6 +23,7 @@ from receiver.disk.paths import OPEN_FLAGS
 from receiver.file.states import DECLINED, WITHDRAWN
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
+from receiver.tree.commit.traits import has_another_name, listed_name
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
@@ -134,11 +136,27 @@ class HardLinks:
                 if location.there is not None and os.path.samestat(location.there, file):
                     return
                 location = location._replace(directory=location.directory._replace(fd=directory_fd))
+                self._check_told_apart(entry, location)
                 self._link_or_copy(entry, file_id, location, (first_fd, first_name))
         except OSError as error:
             raise tree_failure(
                 self._destination, error, f"can't link {self._locations.shown(entry)}", entry.path
             ) from None
+
+    def _check_told_apart(self, entry: Entry, location: Location) -> None:
+        """Check that what is there is no file of another name, which would be lost. Raises Obstacle.
+
+        Where staging folds names, that was found when the entries were prepared; a directory below it may alone do so.
+        """
+        (fd, *_), name, there = location
+        if there is None or self._stagings.of(entry.path).traits.folds_names:
+            return
+        if not has_another_name(fd, name, there):  # nearly always: spare each name the whole directory
+            return
+        by = listed_name(fd, name, there)
+        if by is not None and by != name:
+            shown = printable(os.fsdecode(by))
+            raise self._locations.obstacle(entry, f"the destination does not tell its name from that of {shown}")
 
     def _link_or_copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Give a file another name. `first` is its first one: the descriptor of a directory, and the name in it."""

@@ -692,6 +692,71 @@ def test_the_second_of_two_names_that_are_one(
             path.unlink()
 
 
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "copies"])
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+@pytest.mark.parametrize("is_link_first", [False, True], ids=["file first", "link first"])
+def test_a_hard_link_whose_name_is_one_with_that_of_a_file(
+    tmp_path: Path,
+    transfer_of: TransferOf,
+    monkeypatch: pytest.MonkeyPatch,
+    one: bytes,
+    other: bytes,
+    *,
+    is_link_first: bool,
+    has_links: bool,
+) -> None:
+    """Where staging tells them apart: the file is in place when links are made, and must not be lost."""
+    Folding(monkeypatch, one, other)
+    having(monkeypatch, folds_names=False)
+    tree, group = (sample(), 1) if has_links else (copies(monkeypatch), 2)
+    tree.add(b"t/0", b"linked", hard_link_group=group)
+    rest = [(other, b"linked", group), (one, b"a file", 0)]
+    for name, content, of_group in rest if is_link_first else rest[::-1]:
+        tree.add(b"t/" + name, content, hard_link_group=of_group)
+    transfer = transfer_of(tree)
+    transfer.move()
+    assert kinds(transfer.declined()) == declined("t/" + os.fsdecode(other))
+    assert (tmp_path / "t" / os.fsdecode(one)).read_bytes() == b"a file"
+
+
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_a_name_that_is_one_with_that_of_a_file_with_hard_links(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The file is in place from an earlier run: that it has other names does not mean that this is one of them."""
+    one, other = ALIKE[0]
+    Folding(monkeypatch, one, other)
+    tree = sample()
+    tree.add(b"t/0", b"linked", hard_link_group=1)
+    tree.add(b"t/" + one, b"linked", hard_link_group=1)
+    transfer_of(tree).move()
+    tree.unchecked = {1}
+    if kind == "file":
+        tree.add(b"t/" + other, b"another one")
+    else:
+        tree.symlink(b"t/" + other, b"target")
+    transfer = transfer_of(tree)
+    transfer.offer()
+    told = transfer.withdraw_declined()
+    transfer.finish()
+    assert kinds(told | transfer.declined()) == declined("t/" + os.fsdecode(other))
+    assert (tmp_path / "t" / os.fsdecode(one)).read_bytes() == b"linked"
+
+
+def test_hard_links_that_are_told_apart(tmp_path: Path, transfer_of: TransferOf) -> None:
+    """Names that are alike, of one file, where case counts: both get the next file."""
+    tree = sample()
+    for name in (b"t/0", b"t/README", b"t/Readme", b"t/readme"):
+        tree.add(name, b"linked", hard_link_group=1)
+    transfer_of(tree).move()
+    for at in range(1, 5):
+        tree.entries[at] = tree.entries[at]._replace(mtime_ns=MTIME + 1)
+    transfer = transfer_of(tree)
+    transfer.move()
+    assert transfer.declined() == {}
+    assert len({path.stat().st_ino for path in (tmp_path / "t").iterdir()}) == 1
+
+
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_two_directories_that_are_one(
     tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, one: bytes, other: bytes
