@@ -136,8 +136,10 @@ class Judge:
         if self.is_further_name(entry) and stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
             if self._is_link_of(there, self._firsts[entry.hard_link_group][0]):
                 return Likeness.SAME
-            # Of equal bytes, but not the same file: with --checksum that is no difference.
-            return Likeness.UNSURE if self._checksum else Likeness.OTHER
+            # Of equal bytes, but not the same file: with --checksum, or where it may not be replaced, that is no
+            # difference.
+            if not self._checksum and self._policy.fate(there, entry.mtime_ns) is Fate.REPLACED:
+                return Likeness.OTHER
         return self._times.likeness(directory_fd, there, entry, checksum=self._checksum)
 
     def is_further_name(self, entry: Entry) -> bool:

@@ -144,6 +144,23 @@ def test_further_names_of_a_file_that_is_left_can_not_be_made(pair: Pair) -> Non
     assert receiver.wait_for_results(1)[0]["bytes"] == answer.result["bytes"]
 
 
+@pytest.mark.parametrize("existing", ["skip", "newer", "refuse"])
+def test_names_of_one_file_that_are_equal_files_there(pair: Pair, existing: str) -> None:
+    """As `cp` and `rsync -a` leave them: where nothing is replaced, they are what they should be."""
+    tree, there = pair.source / "tree", pair.destination / "tree"
+    trees.write(tree / "a", b"content")
+    os.link(tree / "a", tree / "b")
+    there.mkdir()
+    for name in "ab":
+        shutil.copy2(tree / name, there / name)
+    receiver = pair.receiver()
+    answer = ask(pair, receiver, tree, "--existing", existing)
+    assert answer.lines == {"tree": "same", "tree/a": "same", "tree/b": "same"}
+    sent = pair.sender(tree, pair.address(receiver), "--existing", existing).succeeds()
+    assert (sent["left_files"], sent["sent_bytes"]) == (0, 0)
+    assert not (there / "a").samefile(there / "b")
+
+
 def test_checksum_verifies_two_sides(pair: Pair) -> None:
     """Only bytes count: a file of another time is the same, one of the same size and time is not."""
     tree = pair.source / "tree"

@@ -101,33 +101,30 @@ class HardLinks:
             if entry.type is not EntryType.FILE or self._archive.state(file_id) in (WITHDRAWN, DECLINED):
                 continue
             first_id, first = self._first_of(entry.hard_link_group)
-            is_declined = self._declines.is_group_declined(entry.hard_link_group)
-            is_left = self._declines.is_group_left(entry.hard_link_group)
-            if not (is_declined or is_left) and self._archive.is_withdrawn(first_id):
+            is_kept_away = self._is_kept_away(entry)
+            if not is_kept_away and self._archive.is_withdrawn(first_id):
                 continue
             try:
-                if is_declined:
-                    raise self._locations.obstacle(entry, "it is another name of a file that could not be put in place")
-                if is_left:
-                    self._leave(entry)
-                self._make(entry, file_id, first)
+                self._make(entry, file_id, first, is_kept_away=is_kept_away)
                 self._locations.directories.note_change(entry.path.rpartition(b"/")[0])
             except Obstacle as obstacle:
                 self._declines.decline(entry.path, file_id, 0, obstacle)
 
-    def _leave(self, entry: Entry) -> None:
-        """Raise the obstacle of a further name of a file whose first name was left as it is."""
-        there = self._locations.look(entry, everywhere=True).there
-        if there is not None and not stat.S_ISDIR(there.st_mode):
-            raise self._locations.existing(entry, "it exists", Fate.LEFT)
-        raise self._locations.obstacle(entry, "it is another name of a file that was left as it is (--existing)")
+    def _is_kept_away(self, entry: Entry) -> bool:
+        """Whether the first name of a file was not put in place: then nothing can be linked to it."""
+        group = entry.hard_link_group
+        return self._declines.is_group_declined(group) or self._declines.is_group_left(group)
 
-    def _make(self, entry: Entry, file_id: int, first: bytes) -> None:
+    def _make(self, entry: Entry, file_id: int, first: bytes, *, is_kept_away: bool) -> None:
         """Make one further name. Raises Obstacle, TransferFailed."""
         if (above := self._declines.above(entry.path)) is not None:
             raise above
         try:
             location = self._locations.look(entry, everywhere=True)
+            if is_kept_away:
+                if not self._stays(entry, file_id, location, None):
+                    raise self._kept_away(entry, location.there)
+                return
             # The cache of directories may close this one to open the other.
             with _duplicate(location.directory.fd) as directory_fd:
                 parent, _, first_name = first.rpartition(b"/")
@@ -137,11 +134,30 @@ class HardLinks:
                     return
                 location = location._replace(directory=location.directory._replace(fd=directory_fd))
                 self._check_told_apart(entry, location)
-                self._link_or_copy(entry, file_id, location, (first_fd, first_name))
+                if not self._stays(entry, file_id, location, (first_fd, first_name)):
+                    self._link_or_copy(entry, file_id, location, (first_fd, first_name))
         except OSError as error:
             raise tree_failure(
                 self._destination, error, f"can't link {self._locations.shown(entry)}", entry.path
             ) from None
+
+    def _stays(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes] | None) -> bool:
+        """Whether a file of its own is there that may not be replaced, and is equal: it stays, with what its entry has.
+
+        Raises Obstacle, OSError.
+        """
+        there = location.there
+        if there is None or self._locations.policy.fate(there, entry.mtime_ns) is Fate.REPLACED:
+            return False
+        return self._is_copied(entry, file_id, location, first)
+
+    def _kept_away(self, entry: Entry, there: os.stat_result | None) -> Obstacle:
+        """Return the obstacle of a further name of a file whose first name was not put in place."""
+        if self._declines.is_group_declined(entry.hard_link_group):
+            return self._locations.obstacle(entry, "it is another name of a file that could not be put in place")
+        if there is not None and not stat.S_ISDIR(there.st_mode):
+            return self._locations.existing(entry, "it exists", Fate.LEFT)
+        return self._locations.obstacle(entry, "it is another name of a file that was left as it is (--existing)")
 
     def _check_told_apart(self, entry: Entry, location: Location) -> None:
         """Check that what is there is no file of another name, which would be lost. Raises Obstacle.
@@ -208,8 +224,11 @@ class HardLinks:
         is_new = location.there is None
         self._committer.add([StagedFile(entry.path, staged, entry.size, staging, file_id, 0, is_new)], entry.size)
 
-    def _is_copied(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> bool:
-        """Whether an earlier run has made the copy: then it gets what its entry has now. Raises Obstacle, OSError."""
+    def _is_copied(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes] | None) -> bool:
+        """Whether an equal file is there, as of an earlier run: then it gets what its entry has now.
+
+        Where its time does not tell, its bytes do, if there is a first name. Raises Obstacle, OSError.
+        """
         directory, name, there = location
         if there is None:
             return False
@@ -217,7 +236,9 @@ class HardLinks:
         likeness = times.likeness(directory.fd, there, entry, checksum=self._checksum)
         if likeness is Likeness.OTHER:
             return False
-        if likeness is Likeness.UNSURE and not _have_equal_bytes(first, (directory.fd, name), entry.size):
+        if likeness is Likeness.UNSURE and not (
+            first is not None and _have_equal_bytes(first, (directory.fd, name), entry.size)
+        ):
             return False
         self._attributes.correct_file(directory.fd, name, entry, file_id, there, times=times)
         self._declines.settle(file_id)

@@ -347,6 +347,54 @@ def test_no_replace(tmp_path: Path, transfer_of: TransferOf) -> None:
         assert before.st_size == path.lstat().st_size
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+def test_no_replace_and_equal_files_where_hard_links_go(
+    tmp_path: Path, transfer_of: TransferOf, *, checksum: bool
+) -> None:
+    """As `cp` and `rsync -a` leave them, one for each name: they are accepted, and get the mode that they lack."""
+    tree = sample(checksum=checksum)
+    for path in (b"t/a", b"t/b"):
+        tree.add(path, b"content", hard_link_group=1)
+    (tmp_path / "t").mkdir()
+    for name in "ab":
+        (tmp_path / "t" / name).write_bytes(b"content")
+        (tmp_path / "t" / name).chmod(0o600)
+        os.utime(tmp_path / "t" / name, ns=(MTIME, MTIME))
+    before = [(tmp_path / "t" / name).stat().st_ino for name in "ab"]
+    transfer = transfer_of(tree, replace=False)
+    transfer.offer()
+    if checksum:
+        assert held(transfer.rehashed()).keys() == {1}
+    else:
+        tree.unchecked = {1}
+    transfer.finish()
+    assert transfer.declined() == {}
+    after = [(tmp_path / "t" / name).stat() for name in "ab"]
+    assert [each.st_ino for each in after] == before
+    assert [stat.S_IMODE(each.st_mode) for each in after] == [0o644, 0o644]
+
+
+@pytest.mark.parametrize("differing", ["a", "b"])
+def test_no_replace_and_one_of_several_names_that_differs(
+    tmp_path: Path, transfer_of: TransferOf, differing: str
+) -> None:
+    tree = sample()
+    for path in (b"t/a", b"t/b"):
+        tree.add(path, b"content", hard_link_group=1)
+    (tmp_path / "t").mkdir()
+    for name in "ab":
+        (tmp_path / "t" / name).write_bytes(b"another" if name == differing else b"content")
+        os.utime(tmp_path / "t" / name, ns=(MTIME, MTIME + (name == differing)))
+    tree.unchecked = {1} if differing == "b" else set()
+    transfer = transfer_of(tree, replace=False)
+    transfer.offer()
+    told = transfer.withdraw_declined()
+    transfer.finish()
+    reason = "it exists, and --no-replace forbids replacing it"
+    assert told | transfer.declined() == {f"t/{differing}": (m.SkipKind.EXISTING, reason)}
+    assert (tmp_path / "t" / differing).read_bytes() == b"another"
+
+
 @pytest.fixture
 def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Have another process put a file under a name, once, right after nothing was found under it."""
