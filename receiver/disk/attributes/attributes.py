@@ -129,9 +129,11 @@ class Attributes:
         there: os.stat_result,
         *,
         times: StoredTimes | None = None,
+        syncs: bool = False,
     ) -> None:
         """Set what differs of a file that stays as it is; `there` is its stat(2), with `times`, its mtime, too.
 
+        With `syncs` a file that was changed is fsynced, as no sync of the whole file system reaches it.
         Setuid and setgid bits that the file and its entry have stay, unless its owner is to be another.
         """
         if self.has_all(there, entry):
@@ -154,6 +156,8 @@ class Attributes:
                 reasons = self._put(this, entry, file_id, now, kept_bits=kept_bits)
             if not is_dated:
                 self._policy.set_times(this, entry)
+            if syncs:
+                _sync(this)
             self.tell(entry, file_id, reasons)
 
     def new_directory_mode(self, entry: Entry, file_id: int) -> int:
@@ -303,6 +307,18 @@ def _reopened(name: str | bytes, directory_fd: int) -> Iterator[tuple[str, os.st
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         yield f"/proc/self/fd/{fd}", os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(path: str) -> None:
+    """Make a file durable, if it can be opened: fsync(2) refuses an O_PATH descriptor."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:  # its owner may change its mode, and yet not read it
+        return
+    try:
+        os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -238,10 +238,12 @@ class EntryPreparer:
         self.was_found = there is not None
         likeness = Likeness.OTHER
         if there is not None:
-            directory_fd, times = location.directory.fd, location.directory.place.times
-            likeness = times.likeness(directory_fd, there, entry, checksum=self._checksum)
+            directory_fd, place = location.directory.fd, location.directory.place
+            likeness = place.times.likeness(directory_fd, there, entry, checksum=self._checksum)
             if likeness is Likeness.SAME or (likeness is Likeness.UNSURE and not entry.size):
-                self._attributes.correct_file(directory_fd, location.name, entry, file_id, there, times=times)
+                self._attributes.correct_file(
+                    directory_fd, location.name, entry, file_id, there, times=place.times, syncs=place.syncs_each
+                )
                 return UNCHECKED if entry.size else NOTHING
         elif not entry.size:
             self._locations.check(entry, location)
@@ -286,6 +288,8 @@ class EntryPreparer:
             return False
         try:
             self._attributes.put_file(fd, entry, file_id)
+            if location.directory.place.syncs_each:  # it has its name already, and no bytes that could be missing
+                os.fsync(fd)
         except Obstacle:
             os.unlink(location.name, dir_fd=location.directory.fd)
             raise

@@ -232,7 +232,7 @@ class HardLinks:
         directory, name, there = location
         if there is None:
             return False
-        times = directory.place.times
+        times, syncs = directory.place.times, directory.place.syncs_each
         likeness = times.likeness(directory.fd, there, entry, checksum=self._checksum)
         if likeness is Likeness.OTHER:
             return False
@@ -240,7 +240,7 @@ class HardLinks:
             first is not None and _have_equal_bytes(first, (directory.fd, name), entry.size)
         ):
             return False
-        self._attributes.correct_file(directory.fd, name, entry, file_id, there, times=times)
+        self._attributes.correct_file(directory.fd, name, entry, file_id, there, times=times, syncs=syncs)
         self._declines.settle(file_id)
         return True
 

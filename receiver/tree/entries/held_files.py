@@ -35,7 +35,10 @@ def correct_held_files(
             directory_fd = directory.fd
             there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             if stat.S_ISREG(there.st_mode) and there.st_size == entry.size:
-                attributes.correct_file(directory_fd, name, entry, file_id, there, times=directory.place.times)
+                place = directory.place
+                attributes.correct_file(
+                    directory_fd, name, entry, file_id, there, times=place.times, syncs=place.syncs_each
+                )
             declines.settle(file_id)
         except Obstacle as obstacle:
             declines.decline(entry.path, file_id, entry.hard_link_group, obstacle)

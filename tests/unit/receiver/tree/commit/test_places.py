@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,39 @@ def test_each_file_and_directory_is_synced_where_no_sync_reaches_all(
     assert sum(name.endswith(".data") for name in synced) >= 1, "large"
     files = [at for at, name in enumerate(synced) if ".tree/" in name or name.endswith(".data")]
     assert max(files) < synced.index("/t/b/c"), "before they get their names"
+
+
+def test_what_needs_no_bytes_is_synced_where_no_sync_reaches_all(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file, and files that only get the mode of the source: compared, empty, or accepted unread."""
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            synced.append(f"{os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))} {stat.S_IMODE(status.st_mode):o}")
+
+    monkeypatch.setattr("receiver.disk.place.syncs_each", lambda _: True)
+    tree = sample()
+    tree.add(b"t/empty", mode=0o640)
+    tree.add(b"t/f", b"content", mode=0o640)
+    monkeypatch.setattr(os, "fsync", fsync)
+    transfer_of(tree).move()
+    assert "empty 640" in synced
+    for checksum in (False, True):
+        for name in ("empty", "f"):
+            (tmp_path / "t" / name).chmod(0o600)
+        synced.clear()
+        again = sample(checksum=checksum)
+        again.entries, again.contents = tree.entries, tree.contents
+        again.unchecked = set() if checksum else {2}
+        transfer = transfer_of(again)
+        transfer.offer()
+        if checksum:
+            transfer.rehashed()
+        transfer.finish()
+        assert sorted(synced) == ["empty 640", "f 640"]
 
 
 def test_nothing_is_synced_by_itself_where_one_sync_does(
