@@ -16,6 +16,7 @@ from typing import Final
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.sync import sync_directory
+from receiver.disk.final_name import check_replaceable
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
@@ -114,18 +115,21 @@ class Destination(Place):
     # --- names
 
     def check_final(self, name: bytes) -> None:
-        """Check that a file may be put under this name. Raises TransferFailed (DESTINATION, EXISTS), OSError."""
+        """Check that a file may and can be put under this name. Raises TransferFailed: DESTINATION, EXISTS, LIMIT."""
         shown = shown_path(self, name)
         try:
             there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+            if stat.S_ISDIR(there.st_mode):
+                raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
+            if not (self.replace_special or stat.S_ISREG(there.st_mode)):
+                raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is no plain file any more")
+            if not self.replace:
+                raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids replacing it")
+            check_replaceable(name, self.fd, self.side.mount)
         except FileNotFoundError:
             return
-        if stat.S_ISDIR(there.st_mode):
-            raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is a directory")
-        if not (self.replace_special or stat.S_ISREG(there.st_mode)):
-            raise TransferFailed(Code.DESTINATION, f"can't write {shown}: it is no plain file any more")
-        if not self.replace:
-            raise TransferFailed(Code.EXISTS, f"{shown} exists, and --no-replace forbids replacing it")
+        except OSError as error:
+            raise from_os_error(error, Code.DESTINATION, f"can't write {shown}") from None
 
 
 def shown_path(place: Place, path: bytes) -> str:

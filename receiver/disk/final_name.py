@@ -10,6 +10,8 @@ import errno
 import os
 from typing import Any, Final
 
+from filestreamer.process.mount import mount_of
+
 _RENAME_NOREPLACE: Final = 1
 _UNABLE: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """The errors of a file system that has no hard links, or no RENAME_NOREPLACE."""
@@ -24,6 +26,31 @@ def put_in_place(staged: str, final: bytes, staging_fd: int, directory_fd: int, 
         os.rename(staged, final, src_dir_fd=staging_fd, dst_dir_fd=directory_fd)
     else:
         rename_new(staged, final, staging_fd, directory_fd)
+
+
+def check_replaceable(name: bytes, directory_fd: int, mount: int) -> None:
+    """Check that what has a name, and is no directory, can be replaced, before bytes are sent for it in vain.
+
+    `mount` is that of its directory (`mount_of`). Raises OSError.
+    """
+    # What rename(2) checks of what it replaces (permissions, a sticky directory, an immutable file) rmdir(2) checks in
+    # the same way, before it finds that this is no directory.
+    with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+        os.rmdir(name, dir_fd=directory_fd)
+    if _mount_of(name, directory_fd, mount) != mount:
+        raise OSError(errno.EBUSY, "something is mounted on it: unmount it, or mount its directory instead")
+
+
+def _mount_of(name: bytes, directory_fd: int, otherwise: int) -> int:
+    """Return the mount that what has a name lies on; `otherwise` where it is gone meanwhile."""
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    except OSError:
+        return otherwise
+    try:
+        return mount_of(fd)
+    finally:
+        os.close(fd)
 
 
 def rename_new(source: str | bytes, name: bytes, source_fd: int, directory_fd: int) -> None:

@@ -301,3 +301,23 @@ def test_a_file_that_is_a_mount_point(pair: Pair, tmp_path: Path) -> None:
             assert "mounted" in skipped["reason"]
             assert run == 0 or sender.result["sent_bytes"] == 0
         assert (tmp_path / "outside").read_text() == "outside"
+
+
+@pytest.mark.parametrize("to", ["--directory", "--output-file"])
+def test_a_single_file_onto_a_mount_point(pair: Pair, tmp_path: Path, to: str) -> None:
+    """As with `docker run -v FILE:/data/f`: that is told before a byte is sent, and nothing is staged."""
+    file = pair.file("f", 3 * MIB)
+    (tmp_path / "outside").write_text("outside")
+    (pair.destination / "f").touch()
+    args = (to, pair.destination / "f") if to == "--output-file" else (to, pair.destination)
+    why = f"can't write {pair.destination}/f: something is mounted on it: unmount it, or mount its directory instead"
+    with mounted(pair.destination / "f", "--bind", tmp_path / "outside"):
+        receiver = pair.start("receiver", "--listen", "127.0.0.1:0", *args)
+        failed = receiver
+        if to == "--directory":
+            failed = pair.sender(file, pair.address(receiver))
+        assert failed.wait(3 * UNIT) == 4, failed.stderr
+        assert why in failed.stderr
+        assert failed.result.get("sent_bytes", 0) == 0
+        assert (tmp_path / "outside").read_text() == "outside"
+        assert left_behind(pair.destination) == []

@@ -3,17 +3,16 @@
 Each obstacle that shows before a byte is sent is found here, so that no run sends the bytes in vain.
 """
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from filestreamer.process.mount import mount_of
 from filestreamer.wire.errors import Code
 from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination, shown_path
 from receiver.disk.existing import Fate, Policy
+from receiver.disk.final_name import check_replaceable
 from receiver.disk.obstacles import Obstacle, existing
 from receiver.tree.commit.directories import Directories, Directory
 from receiver.tree.commit.places import Places
@@ -68,12 +67,7 @@ class Locations:
         fate = self.policy.fate(there, entry.mtime_ns)
         if fate is not Fate.REPLACED:
             raise self.existing(entry, "it exists", fate)
-        # What rename(2) checks of what it replaces (permissions, a sticky directory, an immutable file) rmdir(2) checks
-        # in the same way, before it finds that this is no directory.
-        with contextlib.suppress(NotADirectoryError, FileNotFoundError):
-            os.rmdir(name, dir_fd=directory.fd)
-        if _is_mount_point(location):
-            raise self.obstacle(entry, "something is mounted on it")
+        check_replaceable(name, directory.fd, directory.place.side.mount)
 
     def obstacle(self, entry: Entry, why: str) -> Obstacle:
         """Return the error for something in the way of an entry."""
@@ -88,15 +82,3 @@ class Locations:
         fate = self.policy.put(put, location.name, location.directory.fd, lambda: entry.mtime_ns)
         if fate is not Fate.REPLACED:
             raise self.existing(entry, "it exists by now", fate)
-
-
-def _is_mount_point(location: Location) -> bool:
-    """Whether a file is mounted on what has the name: it can't be replaced."""
-    try:
-        fd = os.open(location.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=location.directory.fd)
-    except OSError:  # it is gone meanwhile
-        return False
-    try:
-        return mount_of(fd) != location.directory.place.side.mount
-    finally:
-        os.close(fd)

@@ -140,3 +140,32 @@ def test_without_descriptors_nothing_is_known_of_the_path(
     monkeypatch.setattr(descriptors, "PATIENCE_SECONDS", 20.0)
     monkeypatch.setattr(os, "open", lacking_twice)
     destination.check_path()
+
+
+# --------------------------------------------------------------------------------------- what can't be replaced there
+
+
+def test_a_file_that_can_not_be_replaced(path: Path, destination: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an immutable one, which the kernel tells of a file before it finds that this is no directory."""
+    (path / "f").write_bytes(b"precious")
+    destination.check_final(b"f")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    shown = f"can't write {path}/f: Operation not permitted"
+    assert failure(Code.DESTINATION, destination.check_final, b"f") == shown
+    assert failure(Code.DESTINATION, stage, destination) == shown
+    destination.check_final(b"g")
+    assert os.listdir(path) == ["f"]
+    assert (path / "f").read_bytes() == b"precious"
+
+
+def test_a_file_that_is_a_mount_point(path: Path, destination: Destination) -> None:
+    for name in ("f", "outside"):
+        (path / name).write_bytes(b"precious")
+    with mounted(path / "f", "--bind", path / "outside"):
+        why = failure(Code.DESTINATION, destination.check_final, b"f")
+    assert why == f"can't write {path}/f: something is mounted on it: unmount it, or mount its directory instead"
+    destination.check_final(b"f")
