@@ -9,7 +9,7 @@ from filestreamer.wire.messages import Entry
 from receiver.disk.destination import Destination
 from receiver.disk.filesystem.kind import stores_every_byte
 from receiver.disk.paths import DATA_SUFFIX, STAGING, staging_key
-from receiver.disk.space import data_bytes
+from receiver.disk.space import data_bytes, free_bytes
 
 _BLOCK_BYTES: Final = 512
 """The unit of st_blocks."""
@@ -70,8 +70,7 @@ class Room:
     def _free_bytes(self, directory_fd: int, device: int) -> int:
         if device == self._device:
             return self._destination.free_bytes()
-        space = os.fstatvfs(directory_fd)
-        return space.f_bavail * space.f_frsize
+        return free_bytes(directory_fd)
 
     def _staged_bytes(self, path: bytes) -> int:
         """Return what an earlier run left of a file: the next one goes on with it, or removes it."""

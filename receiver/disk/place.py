@@ -20,7 +20,7 @@ from receiver.disk.filesystem.sync import syncs_each
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import NOTE_SUFFIX, OPEN_FLAGS, STAGING, staging_key
 from receiver.disk.sealed_shares import SealedShares
-from receiver.disk.space import SpaceLender
+from receiver.disk.space import SpaceLender, free_bytes
 
 NO_LOCKS: Final = (
     "the file system has no locks (flock): files stand for them, and one of a machine that is gone is waited for"
@@ -184,8 +184,7 @@ class Place:
 
     def free_bytes(self) -> int:
         """Return how many bytes may still be written here, including space that staged files have taken ahead."""
-        space = os.fstatvfs(self.fd)
-        return space.f_bavail * space.f_frsize + self.space.ahead_bytes()
+        return free_bytes(self.fd) + self.space.ahead_bytes()
 
     def close(self) -> None:
         """Close the directory. Idempotent; a place that nobody has any more is closed by itself."""

@@ -47,6 +47,15 @@ _fallocate: Final = getattr(_libc, "fallocate64", _libc.fallocate)
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+def free_bytes(fd: int) -> int:
+    """Return how many bytes this process may still write to a file system. Raises OSError.
+
+    A file system may have a reserve (ext4: 5 %), which is root's to use (statvfs(3)).
+    """
+    space = os.fstatvfs(fd)
+    return (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
+
+
 def data_bytes(entry: Entry) -> int:
     """Return how many bytes a file is going to take on a disk that stores each of them, as far as its sender says."""
     return entry.size if entry.data_bytes is None else entry.data_bytes

@@ -44,7 +44,8 @@ from receiver.tree.manifest.spool import Spool
 from receiver.tree.open_files import OWN_BYTES, OpenFiles, Room, table_bytes
 
 DESCRIPTOR_SECONDS: Final = 20.0
-"""How long a large file waits for descriptors, if other threads took those of its place."""
+"""How long a large file waits for descriptors, if other threads took those of its place; and for space, while nothing
+comes of the files that may free some."""
 WAIT_SECONDS: Final = 0.1
 
 
@@ -91,8 +92,10 @@ class LargeFiles:
         When this returns, it may be open already, complete, declined or withdrawn, or its part may be archived: the
         caller looks again.
         """
-        until = time.monotonic() + DESCRIPTOR_SECONDS
+        until, moved_bytes = time.monotonic() + DESCRIPTOR_SECONDS, self._counters.moved_bytes
         while True:
+            # What is under way may replace other files, and free their space.
+            is_freeing = self._committer.has_files or len(self.open_files) > 0
             room = self._take_room(part_state.large[index], connection)
             try:
                 with part_state.lock:
@@ -105,11 +108,14 @@ class LargeFiles:
                 return
             except BaseException as error:
                 self.open_files.give_back(room)
-                is_short = isinstance(error, TransferFailed) and error.code is Code.LIMIT
-                if not is_short or time.monotonic() > until:
+                code = error.code if isinstance(error, TransferFailed) else None
+                is_full = code is Code.NO_SPACE and is_freeing
+                if not (is_full or code is Code.LIMIT) or time.monotonic() > until:
                     raise
-            if not self._make_room():
+            if is_full or not self._make_room():
                 self.wait(connection)
+            if is_full and moved_bytes != (moved_bytes := self._counters.moved_bytes):
+                until = time.monotonic() + DESCRIPTOR_SECONDS
 
     def try_open(self, part_state: PartState, index: int) -> OpenLargeFile | None:
         """Open a file if there is room now, and it is not declined. Call it with the lock of the part.

@@ -147,6 +147,19 @@ def test_there_need_not_be_room_for_two(pair: Pair, args: tuple[str, ...]) -> No
             assert send(pair, file, *args)["sent_bytes"] == sent_bytes
 
 
+@pytest.mark.parametrize(("count", "size", "connections"), [(150, 100_000, 1), (150, 100_000, 2), (3, 4_700_000, 1)])
+def test_a_tree_that_has_changed_needs_room_for_some_of_it(pair: Pair, count: int, size: int, connections: int) -> None:
+    """What each file replaces is free for the next ones, as for programs that write one file after the other."""
+    with disk(pair.destination, 20 * MIB):
+        for side in (pair.source, pair.destination):
+            (side / "s").mkdir()
+        for at in range(count):
+            pair.file(f"s/{at}", size)
+            (pair.destination / f"s/{at}").write_bytes(bytes(size - 1))
+        send(pair, pair.source / "s", "--connections", connections, "--chunk-size", "256KiB")
+        assert all(same(pair.source / f"s/{at}", pair.destination / f"s/{at}") for at in range(count))
+
+
 # ---------------------------------------------------------------------------------------------- times that are not kept
 
 

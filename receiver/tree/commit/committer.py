@@ -8,6 +8,7 @@ A file under a final name is therefore complete even after a power failure: its 
 there. The renames themselves are made durable by the sync of the next batch, or by the one at the end of the transfer.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,6 +26,7 @@ from receiver.disk.existing import Fate, Policy
 from receiver.disk.filesystem.sync import sync_file_system
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import Obstacle, existing
+from receiver.disk.place import Place
 from receiver.disk.staging.closed_share import ClosedShare
 from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staged_copy import copy_file
@@ -35,6 +37,8 @@ from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging, TreeStag
 from receiver.tree.top_level_names import TopLevelNames
 
 BATCH_BYTES: Final = 256 * limits.MIB
+SHARE_OF_FREE: Final = 8
+"""A batch has at most this part of what is free: what its files replace is free only when they are in place."""
 BATCH_SECONDS: Final = 5.0
 """How long a complete file waits for its batch to fill."""
 _CLOSED: Final = (ClosedStaging, ClosedShare)
@@ -90,6 +94,8 @@ class Committer:
         self._waiting: list[StagedFile] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
+        self._batch_bytes = BATCH_BYTES
+        """A batch of so many bytes is full."""
         self._is_flushing = False
         """`flush` is waiting: batches need not be full."""
         self._is_flush_requested = False
@@ -107,6 +113,7 @@ class Committer:
 
     def start(self) -> None:
         """Start the thread, before any file depends on it. Raises TransferFailed(LIMIT)."""
+        self._limit_batch(self._destination)
         thread = threading.Thread(target=self._run, name="place", daemon=True)
         start_thread(thread, "putting files in place")
         self._thread = thread
@@ -135,8 +142,17 @@ class Committer:
             return self._is_far_behind()
 
     def _is_far_behind(self) -> bool:
-        far = len(self._waiting) > BACKLOG_BATCHES * BATCH_FILES or self._waiting_bytes > BACKLOG_BATCHES * BATCH_BYTES
+        far = (
+            len(self._waiting) > BACKLOG_BATCHES * BATCH_FILES
+            or self._waiting_bytes > BACKLOG_BATCHES * self._batch_bytes
+        )
         return far and self._error is None and not (self._is_stopping or self._is_over)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether files wait for their names, or are getting them."""
+        with self._changed:
+            return bool(self._waiting) or self._is_busy
 
     def request_flush(self) -> None:
         """Put the waiting files in place soon: another thread waits for descriptors or memory that they hold."""
@@ -176,6 +192,7 @@ class Committer:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             error = run_to_end("putting files in place", lambda batch=batch: self._commit(batch))  # type: ignore[misc]
+            self._limit_batch(batch[0].staging.place)
             with self._changed:
                 self._is_busy = False
                 waiting: list[StagedFile] = []
@@ -201,12 +218,17 @@ class Committer:
             self._changed.notify_all()
             return batch
 
+    def _limit_batch(self, place: Place) -> None:
+        """Let the next batches be as large as the space that is free in a place allows."""
+        with contextlib.suppress(OSError):  # a write meets it, too, and tells
+            self._batch_bytes = min(BATCH_BYTES, place.free_bytes() // SHARE_OF_FREE)
+
     def _is_due(self) -> bool:
         if not self._waiting:
             return False
         if self._is_flushing or self._is_stopping or self._is_flush_requested:
             return True
-        is_full = len(self._waiting) >= BATCH_FILES or self._waiting_bytes >= BATCH_BYTES
+        is_full = len(self._waiting) >= BATCH_FILES or self._waiting_bytes >= self._batch_bytes
         return is_full or time.monotonic() - self._waiting_since > BATCH_SECONDS
 
     def _commit(self, batch: list[StagedFile]) -> None:

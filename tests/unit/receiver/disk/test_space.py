@@ -96,11 +96,20 @@ def test_taking_space_ends_when_it_is_told_to(
     staged.close()
 
 
+@pytest.mark.parametrize(("user", "expected"), [(0, 300), (1000, 200)])
+def test_the_reserve_of_a_file_system_is_free_for_root(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch, user: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bfree=3, f_bavail=2, f_frsize=100))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert destination.free_bytes() == expected
+
+
 def test_space_that_was_taken_ahead_counts_as_free(
     destination: Destination, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is there for what is still to come of its file, and is not missing a second time."""
-    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=10 << 20, f_frsize=1))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bfree=10 << 20, f_bavail=10 << 20, f_frsize=1))
     staged = stage(destination, Grid(8 << 20, 1 << 20))
     staged.reserve(never)
     assert (destination.free_bytes(), staged.space.taken_bytes) == (18 << 20, 0)
