@@ -7,6 +7,7 @@ a file is staged in the place that it goes to, as its last step is a rename.
 import contextlib
 import errno
 import os
+import secrets
 import weakref
 from collections.abc import Callable
 from typing import Final
@@ -51,6 +52,7 @@ class Place:
         )
         self._top: Place = self if above is None else above._top
         self._sealed_shares = SealedShares()
+        self._new_uid: int | None = None
         self.lacking: dict[str, str] = {}
         """What was found to be missing, and has its substitute, with the text that says so; of the place at the top."""
         self.tell: Callable[[str], None] = lambda _: None
@@ -146,7 +148,26 @@ class Place:
             return f"is on another file system than {self.path}: unmount it"
         if side != self.side:
             return f"has another project or encryption policy than {self.path}: remove it"
-        return None if status.st_uid == os.geteuid() else "belongs to another user: remove it"
+        is_ours = status.st_uid == os.geteuid() or status.st_uid == self._uid_of_new_files()
+        return None if is_ours else "belongs to another user: remove it"
+
+    def _uid_of_new_files(self) -> int | None:
+        """Return the owner that a file shows which this process makes here, found once; None where it can make none.
+
+        NFS with root_squash shows another one than the user of this process, and so do FAT, CIFS and bindfs with uid=.
+        What another user has put there shows that only where the file system does not tell users apart.
+        """
+        if self._new_uid is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS
+            name = f"{STAGING}-{secrets.token_hex(8)}"
+            with contextlib.suppress(OSError):
+                fd = os.open(name, flags, 0o600, dir_fd=self.fd)
+                try:
+                    self._new_uid = os.fstat(fd).st_uid  # of the file itself, whatever has the name by now
+                finally:
+                    os.close(fd)
+                    os.unlink(name, dir_fd=self.fd)
+        return self._new_uid
 
     def tidy(self) -> None:
         """Remove the staging directory if it is empty."""
@@ -204,6 +225,14 @@ def make_private(fd: int, status: os.stat_result, bits: int) -> None:
     except PermissionError:
         if status.st_mode & 0o022:
             raise
+
+
+def is_ours(status: os.stat_result, staging_fd: int) -> bool:
+    """Return whether something belongs to us, as the open directory of staging does that it is in.
+
+    `Place` has checked the directory. Its owner need not be the user of this process: a file system may show another.
+    """
+    return status.st_uid == os.fstat(staging_fd).st_uid
 
 
 def _note_name(prefix: bytes) -> str:

@@ -19,6 +19,7 @@ from filestreamer.wire.messages import Entry
 from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.final_name import put_in_place
 from receiver.disk.paths import LEDGER_SUFFIX
+from receiver.disk.place import is_ours
 from receiver.disk.sealed_shares import SealedShares
 from receiver.disk.space import make_zeros
 from receiver.disk.staging import ledger
@@ -141,7 +142,7 @@ class ClosedShare(NamedTuple):
             status = os.fstat(fd)
             if not has_one_name(status) or status.st_size != self.entry.size:
                 raise OSError(errno.ESTALE, _CHANGED)
-            if status.st_uid != os.geteuid():  # it was given away, and then a crash prevented its rename
+            if not is_ours(status, staging_fd):  # it was given away, and then a crash prevented its rename
                 take_back(fd)
             try:
                 if self.attributes is not None:

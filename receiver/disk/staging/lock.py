@@ -15,6 +15,7 @@ from typing import Final
 
 from receiver.disk.filesystem.lock_file import LockFile
 from receiver.disk.paths import LEDGER_SUFFIX, LOCK_SUFFIX, OPEN_FLAGS
+from receiver.disk.place import is_ours
 
 _UNABLE: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """The errors of a file system without flock: NFS without its lock service, and many FUSE servers."""
@@ -142,9 +143,9 @@ def is_named(fd: int, name: str, directory_fd: int) -> bool:
         return False
 
 
-def is_own(status: os.stat_result) -> bool:
-    """Return whether this is a plain file of our own user that has no other name."""
-    return has_one_name(status) and status.st_uid == os.geteuid()
+def is_own(status: os.stat_result, staging_fd: int) -> bool:
+    """Return whether this is a plain file of our own, in this directory of ours, that has no other name."""
+    return has_one_name(status) and is_ours(status, staging_fd)
 
 
 def has_one_name(status: os.stat_result) -> bool:

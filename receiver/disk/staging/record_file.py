@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.paths import OPEN_FLAGS
+from receiver.disk.place import is_ours
 
 NEW_SUFFIX: Final = "-new"
 """What the name of a record has while it is written. A crash may leave it."""
@@ -21,8 +22,8 @@ def read_record(staging_fd: int, name: str, most_bytes: int) -> dict[str, Any]:
         return {}
     with open(fd, "rb") as file:
         status = os.fstat(file.fileno())
-        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        content = file.read(most_bytes) if is_ours else b""
+        is_readable = stat.S_ISREG(status.st_mode) and is_ours(status, staging_fd)
+        content = file.read(most_bytes) if is_readable else b""
     try:
         fields = json.loads(content)
     except ValueError:

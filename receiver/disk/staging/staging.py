@@ -28,7 +28,7 @@ from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import put_in_place
 from receiver.disk.obstacles import write_failure
 from receiver.disk.paths import DATA_SUFFIX, LEDGER_SUFFIX, staging_key
-from receiver.disk.place import NO_LOCKS, Place
+from receiver.disk.place import NO_LOCKS, Place, is_ours
 from receiver.disk.report import Report
 from receiver.disk.space import (
     FileSpace,
@@ -174,7 +174,7 @@ class Staging(Readable):
             raise inodes.explain(error, self._staging_fd) from None
         self._fds.append(fd)
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        if not stat.S_ISREG(status.st_mode) or not is_ours(status, self._staging_fd):
             raise TransferFailed(
                 Code.DESTINATION, f"{self.path}: its staging is not a plain file of this user: remove it"
             )
@@ -224,7 +224,7 @@ class Staging(Readable):
             status = os.stat(self._data_name, dir_fd=self._staging_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        if is_own(status) or not stat.S_ISREG(status.st_mode):
+        if is_own(status, self._staging_fd) or not stat.S_ISREG(status.st_mode):
             return True
         # Another name may be the final one (a crash between link and unlink). A file of another owner was given away,
         # and then a crash prevented its rename: it may have a setuid bit. Both may be such that we can't open them.
@@ -515,7 +515,8 @@ class Staging(Readable):
         if self._shared is not None:
             return
         with contextlib.suppress(OSError):
-            if self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd) and is_own(os.fstat(self.fd)):
+            is_here = self._has_lock() and is_named(self.fd, self._data_name, self._staging_fd)
+            if is_here and is_own(os.fstat(self.fd), self._staging_fd):
                 free_ranges(self.fd, ranges, kept_end)
 
     def close(self) -> None:

@@ -156,7 +156,7 @@ def _give_back(staging_fd: int, key: str) -> int:
         fd = os.open(key + DATA_SUFFIX, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=staging_fd)
         try:
             before = os.fstat(fd)
-            if not (is_own(before) and is_own(os.fstat(ledger_fd))):
+            if not (is_own(before, staging_fd) and is_own(os.fstat(ledger_fd), staging_fd)):
                 return 0
             claims = read_ledger(ledger_fd) or ledger.Claims.none(Grid(before.st_size, limits.CHUNK_SIZE_DEFAULT))
             free_unclaimed(fd, claims)

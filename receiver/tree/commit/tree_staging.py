@@ -18,7 +18,7 @@ from receiver.disk.destination import Destination, shown_path
 from receiver.disk.filesystem import inodes
 from receiver.disk.obstacles import Obstacle, failure
 from receiver.disk.paths import TREE_SUFFIX, staging_key
-from receiver.disk.place import NO_LOCKS, Place, make_private
+from receiver.disk.place import NO_LOCKS, Place, is_ours, make_private
 from receiver.disk.report import Report
 from receiver.disk.staging.lock import TreeLock, is_named
 from receiver.disk.staging.sweep import clear_tree
@@ -98,7 +98,7 @@ class TreeStaging:
     def _check_owner(self, shown: str) -> None:
         """Check that no other user can change files in the directory. Raises TransferFailed(DESTINATION), OSError."""
         status = os.fstat(self.fd)
-        if status.st_uid != os.geteuid():
+        if not is_ours(status, self._staging_fd):
             why = f"the staging of {shown} belongs to another user: remove it"
             raise Obstacle(Code.DESTINATION, why, why)
         make_private(self.fd, status, 0o077)

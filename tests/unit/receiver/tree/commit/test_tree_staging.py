@@ -4,10 +4,13 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import Code
 from receiver.disk.destination import Destination
@@ -16,7 +19,7 @@ from receiver.disk.staging.sweep import discard_older_than
 from receiver.tree.commit.inherited_files import InheritedFiles
 from receiver.tree.commit.places import Places
 from receiver.tree.commit.tree_staging import TreeStaging
-from tests.support.tree_receiver import TransferOf, failure, sample
+from tests.support.tree_receiver import C, TransferOf, failure, held, sample
 
 
 def opened(destination: Destination) -> TreeStaging:
@@ -98,6 +101,66 @@ def test_the_staging_of_a_tree_belongs_to_nobody_else(tmp_path: Path, transfer_o
         assert "another user" in failure(Code.DESTINATION, opened, destination)
         assert there.exists()
     destination.close()
+
+
+SQUASHED, STRANGER = 65534, 12345
+
+
+class OtherOwners:
+    """Has a file system that shows an owner of its own for all that this process makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.strange: set[int] = set()
+        """The inodes of what somebody else has made."""
+        for name in ("stat", "fstat"):
+            monkeypatch.setattr(os, name, self._shown(getattr(os, name)))
+
+    def _shown(self, call: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def shown(*args: Any, **more: Any) -> os.stat_result:
+            found = call(*args, **more)
+            fields = {name: getattr(found, name) for name in dir(found) if name.startswith(("st_bl", "st_rdev"))}
+            fields |= {name: getattr(found, name) for name in dir(found) if name.endswith(("time", "time_ns"))}
+            uid = STRANGER if found.st_ino in self.strange else SQUASHED
+            return os.stat_result((*found[:4], uid, *found[5:]), fields)
+
+        return shown
+
+
+def test_a_file_system_that_shows_another_owner(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS with root_squash, or FAT, CIFS and bindfs with uid=: a run is resumed there like anywhere."""
+    OtherOwners(monkeypatch)
+    tree = sample()
+    tree.add(b"t/small", b"content")
+    tree.add(b"t/large", bytes(range(200)))
+    transfer = transfer_of(tree)
+    transfer.offer()
+    assert transfer.send(m.Segment(2, 0, C))
+    transfer.close()
+    transfer = transfer_of(tree)
+    answers = transfer.offer()
+    assert held([*answers, *transfer.rehashed()]).keys() == {2}
+    transfer.send_all()
+    transfer.finish()
+    assert transfer.declined() == {}
+    assert (tmp_path / "t/small").read_bytes() == b"content"
+    assert (tmp_path / "t/large").read_bytes() == bytes(range(200))
+
+
+@pytest.mark.parametrize("is_top", [True, False])
+def test_what_somebody_else_has_put_where_another_owner_is_shown(
+    tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, *, is_top: bool
+) -> None:
+    staging = tmp_path / ".filestreamer"
+    there = staging / f"{segment_digest(b't').hex()}.tree"
+    there.mkdir(mode=0o700, parents=True)
+    staging.chmod(0o700)
+    OtherOwners(monkeypatch).strange.add((staging if is_top else there).stat().st_ino)
+    destination = Destination(str(tmp_path))
+    assert "another user" in failure(Code.DESTINATION, opened, destination)
+    destination.close()
+    assert os.listdir(tmp_path) == [".filestreamer"]
 
 
 def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, transfer_of: TransferOf) -> None:
