@@ -124,8 +124,8 @@ def entries(draw: st.DrawFn) -> m.Entry:
         draw(integers(U63, -1 << 63)),
         draw(st.none() | integers(U32 - 1)),
         draw(st.none() | integers(U32 - 1)),
-        draw(paths) if kind is m.EntryType.SYMLINK else b"",
-        draw(integers(U64)),
+        draw(paths.filter(lambda path: b"\0" not in path)) if kind is m.EntryType.SYMLINK else b"",
+        draw(integers(U64)) if kind is m.EntryType.FILE else 0,
         draw(tuples_of(XATTRS, most=3)),
         draw(st.none() | integers(size)),
     )
