@@ -99,8 +99,13 @@ class Destination(Place):
         )
 
     def free_bytes_at_path(self) -> int:
-        """Return how many bytes a transfer that begins now may write. Raises OSError, TransferFailed(DESTINATION)."""
-        return self.at_path().free_bytes()
+        """Return how many bytes are free, for people: as df says, without the reserve of a file system that root has.
+
+        Raises OSError, TransferFailed(DESTINATION).
+        """
+        place = self.at_path()
+        space = os.fstatvfs(place.fd)
+        return space.f_bavail * space.f_frsize + place.space.ahead_bytes()
 
     def check_path(self) -> None:
         """Check that this directory still has its path. Raises TransferFailed: DESTINATION, LIMIT."""

@@ -22,7 +22,6 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from filestreamer.process import descriptors
 from filestreamer.telemetry.counters import Skipped
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
@@ -51,8 +50,6 @@ _REASONS: Final = {
 }
 ROOTS_HELD: Final = 64
 """If the user names more paths than these, the directories among them are not kept open."""
-ROOTS_HELD_OF_ALL: Final = 8
-"""Nor if they were more than this part of the descriptors that the process may have."""
 DIRECTORIES_OPEN: Final = 32
 """How many directories the walk keeps open: a tree may be deeper than a process may have open files."""
 
@@ -94,7 +91,6 @@ class Walk:
             raise UsageError(
                 "two of the paths have the same name at the destination: send them one by one, each with --as"
             )
-        self._holds_roots = len(paths) == 1 or len(paths) <= min(ROOTS_HELD, descriptors.most() // ROOTS_HELD_OF_ALL)
         self._skipped = skipped
         self._wanted = wanted
         self._is_sparing = is_sparing
@@ -145,7 +141,7 @@ class Walk:
         try:
             if not stat.S_ISDIR(os.stat(path).st_mode):
                 return None
-            return Root(path.rstrip(b"/") or b"/", is_held=self._holds_roots, follows=self._follows)
+            return Root(path.rstrip(b"/") or b"/", is_held=len(self._roots) <= ROOTS_HELD, follows=self._follows)
         except OSError as error:
             raise from_os_error(error, Code.SOURCE, f"can't read {os.fsdecode(path)}") from None
 

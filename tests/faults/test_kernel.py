@@ -48,7 +48,7 @@ STEPS = [
     ("rename", "after", 1),
     ("fsync", "after", 2),
     ("unlink", "after", 1),
-    ("rmdir", "after", 1),
+    ("rmdir", "after", 2),  # the first one asks whether the file can be replaced
 ]
 RENAMED = STEPS.index(("rename", "after", 1))
 

@@ -403,7 +403,9 @@ def test_both_ends_show_a_certificate(pair: Pair, tmp_path: Path) -> None:
         (authority.issue("old", expired=True).shown, "the sender does not accept this receiver's certificate"),
         (Authority(tmp_path, "other").issue("foreign").shown, "--tls-ca there must have the CA that signed it"),
     ):
-        assert told in connecting_receiver(pair, address, *shown, *checks, env=TOKEN).fails(3, "policy")
+        assert told in connecting_receiver(pair, address, *shown, *checks, env=TOKEN).fails(
+            3, "policy", status="refused"
+        )
     assert pair.received() in ([], [".filestreamer"])
     connecting_receiver(pair, address, *authority.issue("client").shown, *checks, env=TOKEN).succeeds()
     sending.succeeds()

@@ -237,8 +237,8 @@ def test_a_read_only_destination_is_named(pair: Pair) -> None:
         assert "Read-only file system" in pair.start("receiver", *flags).fails(4, "destination")
 
 
-@pytest.mark.parametrize(("side", "named"), [("sender", "one path"), ("sender", "60 paths"), ("receiver", "one path")])
-def test_few_descriptors_and_many_connections(pair: Pair, side: str, named: str) -> None:
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_few_descriptors_and_many_connections(pair: Pair, side: str) -> None:
     """Fewer connections, and fewer directories kept open: nothing fails."""
     root = pair.source / "s"
     for number in range(60):
@@ -248,11 +248,9 @@ def test_few_descriptors_and_many_connections(pair: Pair, side: str, named: str)
     few = ["prlimit", "--nofile=64:64"]
     where = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     receiver = pair.start("receiver", *where, under=few if side == "receiver" else ())
-    flags = ("--to", Pair.address(receiver), "--connections", 64, "--chunk-size", "64KiB")
-    paths: list[Path] = [root] if named == "one path" else sorted(root.iterdir())
-    pair.start("sender", *paths, *flags, under=few if side == "sender" else ()).succeeds(8 * UNIT)
-    there = pair.destination / "s" if named == "one path" else pair.destination
-    assert trees.differences(root, there) == []
+    flags = (root, "--to", Pair.address(receiver), "--connections", 64, "--chunk-size", "64KiB")
+    pair.start("sender", *flags, under=few if side == "sender" else ()).succeeds(8 * UNIT)
+    assert trees.differences(root, pair.destination / "s") == []
     assert receiver.times("transfer_failed") == 0
 
 

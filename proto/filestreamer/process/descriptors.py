@@ -17,13 +17,6 @@ def allow_all() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def most() -> int:
-    """Return how many descriptors this process may have now."""
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 def named_by(path: str) -> int | None:
     """Return the descriptor that a path such as /dev/stderr or /dev/fd/3 names; None for any other path."""
     own = f"/proc/{os.getpid()}/fd"

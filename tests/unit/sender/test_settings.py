@@ -416,6 +416,14 @@ def test_a_variable_of_empty_lines_counts_as_unset(config: Any, value: str) -> N
     assert failure("--to", "h", environ={"FILESTREAMER_INPUT_FILE": value}).startswith("INPUT_FILE is required")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"], ids=repr)
+def test_the_end_of_a_line_is_no_part_of_a_value(end: str) -> None:
+    """A block of YAML has one, and so has a file of variables with the line ends of Windows."""
+    environ = {f"FILESTREAMER_{name}": f"{value}{end}" for name, value in (("AS", "copy.bin"), ("CONNECTIONS", "3"))}
+    parsed = settings(*LEAST, environ=environ)
+    assert (parsed.as_name, parsed.connections) == ("copy.bin", 3)
+
+
 @pytest.mark.parametrize("name", [" a b ", "a\x0bb", "a\x1cb", "a\x85b", "a\u2028b", "a\rb"])
 def test_a_name_in_a_variable_keeps_all_its_characters(name: str) -> None:
     environ = {"FILESTREAMER_INPUT_FILE": f"{name}\nother"}
