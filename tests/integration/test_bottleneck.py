@@ -2,17 +2,19 @@
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from filestreamer.wire import limits
+from tests.support import disks, services
 from tests.support.certificates import Authority
 from tests.support.relay import READ_BYTES, Relay
 from tests.support.services import UNIT, Pair, Service, inject, same
 
+NEEDED_BYTES = 256 * limits.MIB
 BLOCKS = 12
 """Blocks that each connection moves."""
 SECONDS = 0.05
@@ -30,6 +32,13 @@ DIGEST = inject("digest", SECONDS, nth=0)
 Shape = tuple[int, str]
 SHAPES: list[Shape] = [(1, "16KiB"), (8, "16KiB"), (1, "4MiB"), (8, "4MiB")]
 """Connections, and the chunk size."""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """Return a pair whose files are in memory: a disk that other tests use may take longer than what is slow here."""
+    with disks.scratch(NEEDED_BYTES, tmp_path) as directory, services.pair(directory) as made:
+        yield made
 
 
 def source(pair: Pair, shape: Shape, seed: int) -> Path:
