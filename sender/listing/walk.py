@@ -151,9 +151,8 @@ class Walk:
         Return whether it does. Raises TransferFailed(SOURCE) where there is no other path.
         """
         is_single = len(self._roots) == 1
-        if len(name) <= limits.NAME_BYTES or (
-            is_single and root is None
-        ):  # a receiver may have another name for a file
+        is_renamable = is_single and root is None  # a receiver may have another name for a single file
+        if len(name) <= limits.NAME_BYTES or is_renamable:
             return False
         why = f"its name is longer than {limits.NAME_BYTES} bytes: send it alone, with --as"
         if is_single:
