@@ -41,6 +41,7 @@ FILE_SYSTEM_BLOCK_BYTES: Final = 4096
 _PUNCH_HOLE: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM)
 """The errors of a file system that can't punch holes."""
+_UID_MAP: Final = "/proc/self/uid_map"
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _fallocate: Final = getattr(_libc, "fallocate64", _libc.fallocate)
@@ -53,7 +54,18 @@ def free_bytes(fd: int) -> int:
     A file system may have a reserve (ext4: 5 %), which is root's to use (statvfs(3)).
     """
     space = os.fstatvfs(fd)
-    return (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
+    return (space.f_bfree if _is_root_of_machine() else space.f_bavail) * space.f_frsize
+
+
+def _is_root_of_machine() -> bool:
+    """Whether this process is root for file systems, too: root of a rootless container is another user there."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        with open(_UID_MAP, encoding="ascii") as lines:
+            return lines.readline().split()[:2] == ["0", "0"]  # user_namespaces(7): 0 here is 0 outside
+    except OSError:  # a kernel without user namespaces, or a container without /proc
+        return True
 
 
 def data_bytes(entry: Entry) -> int:

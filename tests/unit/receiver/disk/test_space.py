@@ -96,13 +96,23 @@ def test_taking_space_ends_when_it_is_told_to(
     staged.close()
 
 
-@pytest.mark.parametrize(("user", "expected"), [(0, 300), (1000, 200)])
+ROOT, ROOTLESS = (
+    "         0          0 4294967295\n",
+    "         0       1000          1\n         1     100000      65536\n",
+)
+
+
+@pytest.mark.parametrize(("user", "uid_map", "is_free"), [(0, ROOT, True), (0, ROOTLESS, False), (1000, ROOT, False)])
 def test_the_reserve_of_a_file_system_is_free_for_root(
-    destination: Destination, monkeypatch: pytest.MonkeyPatch, user: int, expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, uid_map: str, is_free: bool
 ) -> None:
+    """Root of a rootless container is another user outside of it, where the file system is."""
+    shown = tmp_path / "uid_map"
+    shown.write_text(uid_map)
+    monkeypatch.setattr(space, "_UID_MAP", shown)
     monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bfree=3, f_bavail=2, f_frsize=100))
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    assert destination.free_bytes() == expected
+    assert space.free_bytes(0) == (300 if is_free else 200)
 
 
 def test_space_that_was_taken_ahead_counts_as_free(
