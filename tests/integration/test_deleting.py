@@ -1,6 +1,7 @@
 """`sender --delete` into `receiver --allow-delete`: an exact mirror, or nothing is removed at all."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
+from tests.integration.test_trees import unprivileged
 from tests.support import sending, trees
 from tests.support.peer import RawSender
 from tests.support.services import Pair, tree
@@ -85,6 +87,26 @@ def test_what_is_excluded_is_neither_sent_nor_removed(pair: Pair, source: Path) 
     assert (there / "x.tmp").read_bytes() == b"kept"
     assert {"y.tmp", "old", "old/z.tmp"} <= set(tree(there))
     assert "old/w" not in tree(there)
+
+
+def test_directories_that_their_modes_close_to_their_owner_are_removed(pair: Pair, source: Path) -> None:
+    """A cache of packages is read-only, directories too; what has to stay in one leaves its mode as it was."""
+    mirror(pair, source)
+    there = pair.destination / "tree"
+    for name in ("old/in/file", "old/in/deep/file", "shut/file", "half/file", "half/kept.tmp"):
+        trees.write(there / name, b"old")
+    for name, mode in (("old/in/deep", 0o500), ("old/in", 0o555), ("old", 0o555), ("shut", 0), ("half", 0o1555)):
+        (there / name).chmod(mode)
+    receiver = pair.start(
+        *("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, "--allow-delete"),
+        under=unprivileged(),
+    )
+    address = pair.address(receiver)
+    sent = pair.sender(source, address, "--delete", "--exclude", "*.tmp").succeeds()
+    assert (sent["deleted_files"], sent["undeletable_files"]) == (8, 0)
+    assert sorted(path.name for path in there.iterdir()) == ["a", "empty", "half", "link", "sub", "twin", "x.tmp"]
+    assert os.listdir(there / "half") == ["kept.tmp"]
+    assert stat.S_IMODE((there / "half").stat().st_mode) == 0o1555
 
 
 def test_special_files_are_not_moved_and_their_names_are_kept(pair: Pair, source: Path) -> None:

@@ -276,12 +276,25 @@ def _let_owner_in(parent_fd: int, name: bytes) -> None:
         return
     fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
     try:
-        # What the descriptor has is what is changed, whatever has the name by now.
-        if (status := os.fstat(fd)).st_uid == os.geteuid():
-            with contextlib.suppress(OSError):  # then it may be open to this process, nevertheless
-                os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+        let_owner_in(fd)  # what the descriptor has is what is changed, whatever has the name by now
     finally:
         os.close(fd)
+
+
+def let_owner_in(fd: int) -> int | None:
+    """Let the owner of a directory, if that is this process's user, read it and write into it. `fd` may be O_PATH.
+
+    Return the mode that it had, if that was changed. Raises OSError where its status can't be read.
+    """
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+        return None
+    mode = stat.S_IMODE(status.st_mode)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode | stat.S_IRWXU)
+    except OSError:  # then it may be open to this process, nevertheless
+        return None
+    return mode
 
 
 def _make_directory(parent_fd: int, name: bytes, mode: int) -> bool:

@@ -100,6 +100,7 @@ class Extras:
             is_kept=lambda path, is_directory: self._is_kept(directory, path, is_directory),
             remove=self._remove,
             failed=self._failed,
+            is_dry=self._is_dry,
         )
         with os.scandir(fd) as found:
             for each in found:

@@ -2,6 +2,7 @@
 
 Everything is looked up from the descriptor of the directory, component by component, without following a symlink.
 What is on another mount stays, and so does what the caller wants kept, and each directory that leads to such a thing.
+A directory may have a mode that closes it to its owner: that is lifted while it is emptied.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import Final
 
 from filestreamer.process.mount import device_and_mount
 from receiver.disk.paths import OPEN_FLAGS
+from receiver.tree.commit.directories import let_owner_in
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | OPEN_FLAGS
 
@@ -53,19 +55,24 @@ class _Level:
         self.directories: list[bytes] | None = None
         """Directories in it that are to be removed; None: it was not looked into."""
         self.is_kept = False
+        self.mode: int | None = None
+        """The mode that it gets again if it stays; None: it has that."""
 
 
 class Removal:
     """Removes names of one directory."""
 
-    def __init__(self, fd: int, path: bytes, *, is_kept: IsKept, remove: Remove, failed: Failed) -> None:
-        """`fd` is the open directory at `path`, below the destination."""
+    def __init__(
+        self, fd: int, path: bytes, *, is_kept: IsKept, remove: Remove, failed: Failed, is_dry: bool = False
+    ) -> None:
+        """`fd` is the open directory at `path`, below the destination. `is_dry`: `remove` only tells."""
         self._fd = fd
         self._path = path
         self._device_and_mount = device_and_mount(fd)
         self._is_kept = is_kept
         self._remove = remove
         self._failed = failed
+        self._is_dry = is_dry
 
     def remove(self, name: bytes) -> Iterator[None]:
         """Remove a name of the directory, with all that is in it, but for what is kept; yield after each step."""
@@ -85,8 +92,10 @@ class Removal:
             levels.pop()
             if not level.is_kept:
                 level.is_kept = not self._remove_directory(level.below)
-            if levels and level.is_kept:
-                levels[-1].is_kept = True
+            if level.is_kept:
+                self._set_mode_again(level)
+                if levels:
+                    levels[-1].is_kept = True
 
     def _remove_unless_directory(self, directory_fd: int, below: list[bytes]) -> _Found:
         """Remove a name that is no directory, unless it is kept."""
@@ -110,13 +119,16 @@ class Removal:
         """Remove what is in a directory, but for the directories in it; yield after each name."""
         level.directories = []
         try:
-            with self._opened(level.below) as fd:
-                if device_and_mount(fd) != self._device_and_mount:
+            with self._opened(level.below) as path_fd:
+                if device_and_mount(path_fd) != self._device_and_mount:
                     level.is_kept = True
                     return
-                names = list(map(os.fsencode, os.listdir(fd)))
+                if not self._is_dry:
+                    level.mode = let_owner_in(path_fd)
+                with opened(path_fd, [b"."]) as fd:
+                    names = list(map(os.fsencode, os.listdir(fd)))
                 for name in names:
-                    found = self._remove_unless_directory(fd, [*level.below, name])
+                    found = self._remove_unless_directory(path_fd, [*level.below, name])
                     if found is _Found.DIRECTORY:
                         level.directories.append(name)
                     level.is_kept = level.is_kept or found is _Found.STAYS
@@ -142,23 +154,27 @@ class Removal:
             return False
         return True
 
+    def _set_mode_again(self, level: _Level) -> None:
+        """Give a directory that stays the mode that it had."""
+        if level.mode is not None:
+            with contextlib.suppress(OSError), self._opened(level.below) as fd:
+                os.chmod(f"/proc/self/fd/{fd}", level.mode)
+
     def _full(self, below: list[bytes]) -> bytes:
         return b"/".join([self._path, *below] if self._path else below)
 
-    @contextlib.contextmanager
-    def _opened(self, below: list[bytes]) -> Iterator[int]:
-        """Open a directory below, for the length of the block. Raises OSError."""
-        with opened(self._fd, below) as fd:
-            yield fd
+    def _opened(self, below: list[bytes]) -> contextlib.AbstractContextManager[int]:
+        """Open a directory below as O_PATH, for which no mode has to let this process in. Raises OSError."""
+        return opened(self._fd, below, os.O_PATH)
 
 
 @contextlib.contextmanager
-def opened(fd: int, components: list[bytes]) -> Iterator[int]:
+def opened(fd: int, components: list[bytes], flags: int = 0) -> Iterator[int]:
     """Open a directory by its components, without following a symlink, for the length of the block. Raises OSError."""
     at, is_own = fd, False
     try:
         for name in components:
-            below = os.open(name, OPEN_DIRECTORY, dir_fd=at)
+            below = os.open(name, OPEN_DIRECTORY | flags, dir_fd=at)
             if is_own:
                 os.close(at)
             at, is_own = below, True
