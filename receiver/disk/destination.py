@@ -13,11 +13,12 @@ import os
 import stat
 from typing import Final
 
+from filestreamer.process.mount import is_mounted_below
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import patiently
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import check_replaceable
-from receiver.disk.obstacles import Obstacle, failure
+from receiver.disk.obstacles import BROKEN, Obstacle, failure
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.disk.place import Place
 
@@ -187,9 +188,13 @@ def tree_failure(
 ) -> TransferFailed:
     """Return the error for an OSError at a path below a destination, as `failure` does.
 
-    What is mounted below it may be read-only, and the destination is not: that is an obstacle, too.
+    What is mounted below it may be read-only, damaged or gone, and the destination is not: that is an obstacle, too.
     """
-    if error.errno == errno.EROFS and not is_read_only(place.fd) and _is_read_only_at(place, path):
+    if error.errno in BROKEN:
+        is_of_mount = is_mounted_below(place.fd, path)
+    else:
+        is_of_mount = error.errno == errno.EROFS and not is_read_only(place.fd) and _is_read_only_at(place, path)
+    if is_of_mount:
         failed = from_os_error(error, Code.DESTINATION, what)
         return Obstacle(failed.code, failed.reason, error.strerror or str(error), directory)
     return failure(error, what, directory)

@@ -9,11 +9,17 @@ from typing import Final
 
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 
-_OF_ALL: Final = frozenset(
+BROKEN: Final = frozenset(
     (
-        # The disk or the quota is full, the file system is read-only, damaged, or does not answer any more.
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV, errno.ENXIO),
+        *(errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV, errno.ENXIO),
         *(errno.ESTALE, errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN, errno.EREMOTEIO, errno.ETIMEDOUT),
+    )
+)
+"""The errors of a file system that is damaged, or does not answer any more."""
+_OF_ALL: Final = BROKEN.union(
+    (
+        # The disk or the quota is full, or the file system is read-only.
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
         # This process lacks descriptors or memory, or has a bug.
         *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EFAULT, errno.EINTR, errno.EAGAIN),
     )

@@ -1,9 +1,11 @@
 """What people have under a destination: other mounts, a directory that is replaced, no locks, few descriptors."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,38 @@ def test_what_is_left_on_another_disk_is_resumed(pair: Pair) -> None:
         assert result["held_bytes"] > 0
         assert trees.differences(root, pair.destination / "s") == []
         assert left_behind(pair.destination) == []
+
+
+@contextlib.contextmanager
+def broken(mount_point: Path, tmp_path: Path) -> Iterator[None]:
+    """Mount a file system that is shut down, as where a disk is gone: every call says EIO."""
+    with image(tmp_path / "disk", "xfs", 320 * MIB) as top, mounted(mount_point, "--bind", top):
+        subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(top)], check=True)
+        yield
+
+
+def test_a_mount_that_is_broken_costs_what_lies_below_it(pair: Pair, tmp_path: Path) -> None:
+    """So does one whose server or FUSE process is gone."""
+    root = a_tree(pair)
+    (root / "b/c/hard").unlink()  # no hard link leads over a mount
+    with broken(pair.destination / "s/b/c", tmp_path):
+        address = pair.address(pair.receiver())
+        sender = pair.sender(root, address)
+        assert sender.wait() == 5
+        assert sender.result["skipped_kinds"] == {"declined": 21}
+        assert all(each["path"].startswith(str(root / "b/c")) for each in sender.result["skipped"])
+    assert trees.differences(root, pair.destination / "s", b"b/c") == ["too much: b'b/c'"]
+
+
+def test_a_mirror_keeps_a_mount_that_is_broken(pair: Pair, tmp_path: Path) -> None:
+    root = a_tree(pair)
+    for name in ("a/old", "z"):
+        trees.write(pair.destination / "s/extra" / name, b"old")
+    with broken(pair.destination / "s/extra/m", tmp_path):
+        address = pair.address(pair.receiver("--allow-delete"))
+        result = pair.sender(root, address, "--delete").succeeds()
+        assert (result["deleted_files"], result["undeletable_files"]) == (3, 0)
+        assert os.listdir(pair.destination / "s/extra") == ["m"]
 
 
 # ------------------------------------------------------------------------------- the directory at the path is another

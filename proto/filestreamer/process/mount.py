@@ -1,5 +1,6 @@
 """On which mount an open file lies: a bind mount of the same disk has the same device number, and is another mount."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -35,6 +36,21 @@ def device_and_mount(fd: int) -> tuple[int, int]:
     """
     device, mount = os.fstat(fd).st_dev, mount_of(fd)
     return device, device if mount == UNKNOWN else mount
+
+
+def is_mounted_below(directory_fd: int, path: bytes) -> bool:
+    """Return whether something is mounted on a path below an open directory, or on the way; False: it may be.
+
+    No symlink is followed, and what is mounted need not answer.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        mount, at = mount_of(directory_fd), directory_fd
+        for name in path.split(b"/"):
+            at = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            opened.callback(os.close, at)
+            if mount_of(at) != mount:
+                return True
+    return False
 
 
 def look_at(fd: int) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from filestreamer.process.mount import device_and_mount
+from filestreamer.process.mount import device_and_mount, is_mounted_below
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.tree.commit.directories import let_owner_in
 
@@ -110,7 +110,8 @@ class Removal:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno != errno.EBUSY:  # a mount point
+            # Busy: a mount point. One whose file system is gone can't even be looked at.
+            if error.errno != errno.EBUSY and not is_mounted_below(directory_fd, below[-1]):
                 self._failed(path, error)
             return _Found.STAYS
         return _Found.GONE
