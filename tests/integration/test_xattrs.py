@@ -11,7 +11,8 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.limits import KIB
 from filestreamer.wire.xattr_parts import split
-from tests.support import loops
+from tests.integration.test_trees import unprivileged
+from tests.support import loops, trees
 from tests.support.peer import RawSender
 from tests.support.services import Pair
 
@@ -101,6 +102,26 @@ def test_a_second_run_corrects_what_is_there(pair: Pair) -> None:
     put(there / "d/small", other=b"stays")
     send(pair, top)
     assert look(there)["d/small"]["user.other"] == b"stays"
+
+
+def test_files_and_directories_that_nobody_may_write(pair: Pair) -> None:
+    """Their owner may set no attribute `user.*` of them, either, as long as they have their modes."""
+    top = source(pair)
+    modes = {"": 0o500, "d": 0o555, "empty": 0o444, "hole": 0o400, "d/small": 0o400, "d/large": 0o444}
+    receiver = pair.start(
+        *("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination), under=unprivileged()
+    )
+    address = pair.address(receiver)
+    for value in (b"one", b"other"):
+        for name in modes:
+            (top / name).chmod(0o700)
+            os.setxattr(top / name, "user.comment", value)
+        os.removexattr(top / "d/large", "user.comment")
+        for name, mode in modes.items():
+            (top / name).chmod(mode)
+        pair.sender(top, address, "--xattrs", "--chunk-size", "10KiB").succeeds()
+        assert trees.differences(top, pair.destination / "t") == []
+        assert look(pair.destination / "t") == look(top)
 
 
 def test_a_single_file(pair: Pair) -> None:

@@ -260,7 +260,7 @@ class Attributes:
         wanted = {xattr.name: xattr.value for xattr in xattrs if xattr.name != acl.ACCESS}
         for name in names - wanted.keys():
             if self._is_kept_exact(name):
-                _try(failed, name, lambda name=name: os.removexattr(this, name))  # type: ignore[misc]
+                _try(this, failed, name, lambda name=name: os.removexattr(this, name))  # type: ignore[misc]
         for name in sorted(wanted, key=lambda name: name == _CAPABILITY):
             value = wanted[name]
             with contextlib.suppress(OSError):
@@ -268,7 +268,7 @@ class Attributes:
                     continue
             problem = self._forbidden(name, is_owned=is_owned)
             if problem is None:
-                _try(failed, name, lambda name=name, value=value: os.setxattr(this, name, value))  # type: ignore[misc]
+                _try(this, failed, name, lambda name=name, value=value: os.setxattr(this, name, value))  # type: ignore[misc]
             elif problem:
                 failed[name] = problem
         if failed:
@@ -323,16 +323,37 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def _try(failed: dict[bytes, str], name: bytes, change: Callable[[], None]) -> None:
+def _try(this: This, failed: dict[bytes, str], name: bytes, change: Callable[[], None]) -> None:
     """Change an attribute; note why that failed."""
     try:
-        change()
+        try:
+            change()
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                raise
+            with _writable(this):
+                change()
     except OSError as error:
         if error.errno == errno.ENODATA:  # another process removed it first
             return
         if error.errno in (errno.EIO, errno.EROFS):
             raise
         failed[name] = error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def _writable(this: This) -> Iterator[None]:
+    """Let the owner write for the length of the block: `user.*` takes that, and the source may be read-only."""
+    status = os.stat(this)
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & stat.S_ISGID and not _may_keep_setgid(status.st_gid):  # the kernel would take the bit away
+        yield
+        return
+    os.chmod(this, mode | stat.S_IWUSR)
+    try:
+        yield
+    finally:
+        os.chmod(this, mode)
 
 
 def _told(failed: dict[bytes, str]) -> str:
