@@ -16,6 +16,7 @@ from typing import Final
 from filestreamer.process.mount import is_mounted_below
 from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.descriptors import patiently
+from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.sync import sync_directory
 from receiver.disk.final_name import check_replaceable
 from receiver.disk.obstacles import BROKEN, Obstacle, failure
@@ -190,6 +191,7 @@ def tree_failure(
 
     What is mounted below it may be read-only, damaged or gone, and the destination is not: that is an obstacle, too.
     """
+    error = inodes.explain(error, place.fd)
     if error.errno in BROKEN:
         is_of_mount = is_mounted_below(place.fd, path)
     else:

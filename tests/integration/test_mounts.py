@@ -253,12 +253,19 @@ def test_a_file_system_that_syncs_no_directories(pair: Pair, call: str, error: s
     assert same(file, pair.destination / "f")
 
 
-def test_no_inodes_left(pair: Pair) -> None:
-    """Both sides name what is missing: there is free space."""
+@pytest.mark.parametrize("kind", ["file", "empty file", "symlink", "hard link"])
+def test_no_inodes_left(pair: Pair, kind: str) -> None:
+    """Both sides name what is missing: there is free space. Where links are inodes, as on tmpfs, they count, too."""
     root = pair.source / "s"
     root.mkdir()
+    (root / "first").write_text("x")
     for number in range(100):
-        (root / str(number)).write_text("x")
+        if kind == "symlink":
+            (root / str(number)).symlink_to("x")
+        elif kind == "hard link":
+            os.link(root / "first", root / str(number))
+        else:
+            (root / str(number)).write_text("x" if kind == "file" else "")
     with mounted(pair.destination, "-t", "tmpfs", "-o", "nr_inodes=60", "filestreamer-test"):
         receiver = pair.receiver()
         assert "no inodes left" in pair.sender(root, pair.address(receiver)).fails(4, "no_space")
