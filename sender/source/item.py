@@ -107,7 +107,8 @@ def kind_of(error: OSError) -> SkipKind:
     """Return the reason to skip an entry of a tree that could not be looked at, opened or read."""
     if error.errno in (errno.ENOENT, errno.ESTALE):
         return SkipKind.VANISHED
-    if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a directory of its path was replaced, maybe by a symbolic link
+    # A directory of its path was replaced, maybe by a symbolic link; ENXIO: it is a socket by now.
+    if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
         return SkipKind.CHANGED
     return SkipKind.UNREADABLE
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,16 @@ def test_a_whole_file_that_changes(path: Path, change: Callable[[Path], None], m
 
     monkeypatch.setattr(os, "preadv", change_and_read)
     assert str(path) in fails(Code.SOURCE_CHANGED, reader.read_whole, item, memoryview(bytearray(10)))
+    reader.close()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFSOCK, stat.S_IFIFO])
+def test_what_is_no_file_any_more_has_changed(path: Path, kind: int) -> None:
+    """A tree that is in use is sent with --tolerate changed; a socket can't even be opened."""
+    reader, item = Reader(), listed(path)
+    path.unlink()
+    os.mknod(path, kind | 0o600)
+    assert "another file took its place" in fails(Code.SOURCE_CHANGED, reader.look, item)
     reader.close()
 
 
