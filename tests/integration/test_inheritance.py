@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import loops
+from tests.support import loops, trees
 from tests.support.services import Pair, make_file
 
 LARGE = 3_000_000
@@ -185,6 +185,27 @@ def test_a_receiver_that_is_not_in_the_group(pair: Pair) -> None:
     assert stat.S_IMODE((there / "new").stat().st_mode) == 0o2750
     assert {(there / file).stat().st_gid for file in FILES} == {GROUP}
     assert ["setgid" in warning for warning in sent["warnings"]] == [True]
+
+
+@roots
+@pytest.mark.parametrize("mode", [0o2570, 0o2070])
+def test_a_directory_that_is_closed_to_a_receiver_that_is_not_in_its_group(pair: Pair, mode: int) -> None:
+    """To let its owner in would cost its setgid bit: what goes into it is declined, and all else arrives."""
+    there = pair.destination / "t/there"
+    there.mkdir(parents=True)
+    os.chown(there, 0, GROUP)
+    there.chmod(mode)
+    source = tree(pair)
+    trees.write(source / "z", b"z")
+    without = "-fsetid,-chown,-fowner,-dac_override,-dac_read_search"
+    under = (loops.tool("setpriv"), "--clear-groups", f"--bounding-set={without}", f"--inh-caps={without}", "--")
+    receiver = pair.start("receiver", "--listen", "127.0.0.1:0", "--directory", pair.destination, under=under)
+    sender = pair.sender(source, pair.address(receiver))
+    assert sender.wait() == 5
+    assert set(sender.result["skipped_kinds"]) == {"declined"}
+    assert stat.S_IMODE(there.stat().st_mode) == mode
+    assert os.listdir(there) == []
+    assert (pair.destination / "t/z").read_bytes() == b"z"
 
 
 def test_a_group_of_the_user(pair: Pair) -> None:

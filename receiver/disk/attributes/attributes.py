@@ -346,7 +346,7 @@ def _writable(this: This) -> Iterator[None]:
     """Let the owner write for the length of the block: `user.*` takes that, and the source may be read-only."""
     status = os.stat(this)
     mode = stat.S_IMODE(status.st_mode)
-    if mode & stat.S_ISGID and not _may_keep_setgid(status.st_gid):  # the kernel would take the bit away
+    if loses_setgid(status):
         yield
         return
     os.chmod(this, mode | stat.S_IWUSR)
@@ -361,6 +361,11 @@ def _told(failed: dict[bytes, str]) -> str:
     shown = [f"{ascii(os.fsdecode(name))[1:-1]} ({why})" for name, why in list(failed.items())[:_NAMES_SHOWN]]
     more = f" and {len(failed) - _NAMES_SHOWN} more" if len(failed) > _NAMES_SHOWN else ""
     return f"extended attributes are not set: {', '.join(shown)}{more}"
+
+
+def loses_setgid(there: os.stat_result) -> bool:
+    """Return whether chmod(2) would take the setgid bit of something away, whatever mode it is given."""
+    return bool(there.st_mode & stat.S_ISGID) and not _may_keep_setgid(there.st_gid)
 
 
 def _may_keep_setgid(gid: int) -> bool:

@@ -3,7 +3,6 @@
 On the way it shows which place each directory belongs to (`places`).
 """
 
-import contextlib
 import errno
 import os
 import stat
@@ -13,7 +12,7 @@ from typing import Final, NamedTuple
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed
 from receiver.disk import descriptors
-from receiver.disk.attributes.attributes import MODE_BITS
+from receiver.disk.attributes.attributes import MODE_BITS, loses_setgid
 from receiver.disk.attributes.inheritance import HandedDown, handed_down
 from receiver.disk.destination import Destination, is_read_only, shown_path, tree_failure
 from receiver.disk.filesystem import inodes
@@ -228,11 +227,7 @@ class Directories:
             else:
                 _let_owner_in(above.fd, name)
             directory = self._cache(path, self._open_directory(above, path, name, is_new=is_new))
-            there = os.fstat(directory.fd)
-            if there.st_mode & stat.S_IRWXU != stat.S_IRWXU and there.st_uid == os.geteuid():
-                # A file system that refuses this may still let this process write: that shows with the first entry.
-                with contextlib.suppress(OSError):
-                    os.fchmod(directory.fd, stat.S_IMODE(there.st_mode) | stat.S_IRWXU)
+            if let_owner_in(directory.fd) is not None:
                 directory = self._cache(
                     path, directory._replace(is_writable=is_new or self._may_write(directory.fd, directory.place))
                 )
@@ -284,10 +279,11 @@ def _let_owner_in(parent_fd: int, name: bytes) -> None:
 def let_owner_in(fd: int) -> int | None:
     """Let the owner of a directory, if that is this process's user, read it and write into it. `fd` may be O_PATH.
 
-    Return the mode that it had, if that was changed. Raises OSError where its status can't be read.
+    A directory that would hand down another group after that stays as it is. Return the mode that it had, if that was
+    changed. Raises OSError where its status can't be read.
     """
     status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IRWXU == stat.S_IRWXU or loses_setgid(status):
         return None
     mode = stat.S_IMODE(status.st_mode)
     try:
