@@ -14,7 +14,12 @@ from filestreamer.process.mount import mount_of
 
 _RENAME_NOREPLACE: Final = 1
 _UNABLE: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-"""The errors of a file system that has no hard links, or no RENAME_NOREPLACE."""
+"""The errors of a file system that has no RENAME_NOREPLACE."""
+NO_LINKS: Final = (*_UNABLE, errno.EACCES, errno.EXDEV)
+"""The errors of link(2) where there are no hard links, not of this file, or no further one.
+
+A policy of SELinux says EACCES (Android); EXDEV is said between directories by AFS, and between mounts by all.
+"""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _renameat2: Final[Any] = getattr(_libc, "renameat2", None)
@@ -63,7 +68,7 @@ def rename_new(source: str | bytes, name: bytes, source_fd: int, directory_fd: i
     try:
         os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _UNABLE:
+        if error.errno not in NO_LINKS:
             raise
         _rename_noreplace(source, name, source_fd, directory_fd)
         return

@@ -17,7 +17,7 @@ from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.attributes.stored_times import Likeness
 from receiver.disk.destination import Destination, tree_failure
 from receiver.disk.existing import Fate
-from receiver.disk.final_name import put_in_place
+from receiver.disk.final_name import NO_LINKS, put_in_place
 from receiver.disk.obstacles import Obstacle
 from receiver.disk.paths import OPEN_FLAGS
 from receiver.file.states import DECLINED, WITHDRAWN
@@ -30,8 +30,6 @@ from receiver.tree.manifest.archive import Archive
 
 _FIRST: Final = struct.Struct("=QI")
 """The first entry of a hard-link group in the spool: its file_id, and the length of the path that follows."""
-_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-"""The errors of link(2) after which a copy is made: no hard links here, not of this file, or no further one."""
 _LINK: Final = "link"
 _COPY_BYTES: Final = 8 * limits.MIB
 
@@ -184,7 +182,7 @@ class HardLinks:
                 os.unlink(_LINK, dir_fd=staging_fd)
             os.link(first_name, _LINK, src_dir_fd=first_fd, dst_dir_fd=staging_fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             why = error.strerror or str(error)
             self._declines.report.warn(f"some further names of files are copies instead of hard links: {why}")

@@ -457,7 +457,9 @@ def having(monkeypatch: pytest.MonkeyPatch, **traits: object) -> None:
 
 
 @pytest.mark.parametrize("replace", [True, False])
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "number", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES, errno.EXDEV]
+)
 def test_copies_instead_of_hard_links(
     tmp_path: Path, transfer_of: TransferOf, monkeypatch: pytest.MonkeyPatch, number: int, *, replace: bool
 ) -> None:
