@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def ignoring(*numbers: signal.Signals) -> tuple[str, ...]:
     return ("sh", "-c", f'trap "" {names}; exec "$0" "$@"')
 
 
+def begun_with(statement: str) -> tuple[str, ...]:
+    """Return the command under which a service starts in the state that a statement of Python makes."""
+    return (sys.executable, "-c", f"import os, signal, sys; {statement}; os.execvp(sys.argv[1], sys.argv[1:])")
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_a_hangup_ends_it_in_order(pair: Pair, side: str) -> None:
     sender, receiver = moving(pair)
@@ -56,6 +62,29 @@ def test_a_signal_that_was_ignored_stays_ignored(pair: Pair, side: str, number: 
     assert same(pair.source / "f", pair.destination / "f")
     assert receiver.poll() is None
     assert receiver.wait_for_results()[0]["status"] == "complete"
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_signal_that_was_blocked_ends_it_in_order(pair: Pair, side: str) -> None:
+    """So the threads of some runtimes start programs: with most signals blocked, which outlives exec."""
+    sender, receiver = moving(pair, *begun_with("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))"), side=side)
+    ended = sender if side == "sender" else receiver
+    ended.signal(signal.SIGTERM)
+    assert ended.wait() == 143
+    assert ended.results[-1]["status"] == "interrupted"
+
+
+def test_how_ssh_ended_is_known_where_the_ends_of_children_were_ignored(pair: Pair, tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho 'ssh: connect to host nas port 22: Connection refused' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    under = begun_with("signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+    sender = pair.start("sender", pair.file("f", 1), "--to", "nas:there", "--ssh", ssh, under=under)
+    assert sender.wait() == 1
+    assert (
+        sender.result["error"]["message"]
+        == "nas can't be reached: ssh: connect to host nas port 22: Connection refused"
+    )
 
 
 def test_nohup(pair: Pair) -> None:

@@ -5,8 +5,11 @@ signal; the service's own loop acts on it, and has SHUTDOWN_SECONDS. Handlers ar
 a container's command runs, has no default ones: without them, `docker stop` would wait and then kill the process.
 
 A signal that was ignored when the process started stays ignored: `nohup` does that with SIGHUP, and a shell with SIGINT
-for what it runs in the background. SIGHUP says that the terminal is gone. It never counts as the second signal, as it
-seldom comes alone: the kernel and the shell both send it, and systemd sends it together with SIGTERM.
+for what it runs in the background. One that was blocked does not stay blocked: nobody asks for that, but the runtimes
+of Java and Ruby, and others, block signals in their threads, and what a thread starts inherits it.
+
+SIGHUP says that the terminal is gone. It never counts as the second signal, as it seldom comes alone: the kernel and
+the shell both send it, and systemd sends it together with SIGTERM.
 """
 
 import atexit
@@ -40,6 +43,8 @@ _exit_hooks: Final[list[Callable[[float], None]]] = []
 def exit_on_signal() -> None:
     """Make a signal end the process at once, until `on_signal` is called: so far, nothing has to end in order."""
     _handle(lambda number, _frame: _exit_by_signal(number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it was ignored, nobody could know how ssh has ended
     atexit.register(_run_exit_hooks)  # an exception that nobody caught ends the process without `exit_process`
 
 
