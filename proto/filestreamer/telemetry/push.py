@@ -19,6 +19,9 @@ from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Reque
 
 from filestreamer.process.log import printable
 from filestreamer.settings.values import without_password
+from filestreamer.wire.errors import ConnectionLost
+from filestreamer.wire.sockets import dial
+from filestreamer.wire.sockets.addresses import LOOKUP_SECONDS_MAX, Address, resolve
 
 PUSH_SECONDS: Final = 5.0
 """How long a push may take: looking up the name, connecting, TLS, and the answer together."""
@@ -124,12 +127,21 @@ def _connect(push: Push, connection: HTTPConnection, connect: Callable[[], None]
     # Before `connect`, which would do it as well, so that an error can tell a dead name server from a dead gateway.
     push.step(f"{connection.host} was not found")
     try:
-        socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise OSError(f"{connection.host} does not resolve: {error.strerror}") from error
+        found = resolve(connection.host, connection.port, seconds=LOOKUP_SECONDS_MAX)
+    except ConnectionLost as error:
+        raise OSError(str(error)) from error
     push.step(f"no connection to {connection.host} port {connection.port}")
+    # http.client would try one address after the other: one that is silent would take all the time.
+    connection._create_connection = partial(_dial, found)  # type: ignore[attr-defined]
     connect()
     push.step("no whole answer", connection.sock)
+
+
+def _dial(found: list[Address], *_: object) -> socket.socket:
+    try:
+        return dial.connect(found, PUSH_SECONDS)
+    except ConnectionLost as error:
+        raise OSError(str(error)) from error
 
 
 class _PlainConnection(HTTPConnection):

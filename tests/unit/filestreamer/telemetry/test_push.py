@@ -4,7 +4,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.support.certificates import Authority
 
 SECONDS = 20.0
 SECRET = "s3cr3t-w0rd"
+SILENT = "127.0.0.2"
 
 
 # --- where it goes
@@ -238,6 +239,33 @@ def test_nobody_there() -> None:
         held.bind(("127.0.0.1", 0))
         assert "Connection refused" in refusal(f"http://127.0.0.1:{held.getsockname()[1]}")
     assert refusal("http://no-such-host.invalid:9091").startswith("no-such-host.invalid does not resolve: ")
+
+
+def test_a_gateway_with_an_address_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that has IPv6 and IPv4, on a network that passes one of them: the other is tried at its side."""
+    look_up = socket.getaddrinfo
+    with Gateway(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as gateway, silent(gateway.port):
+
+        def both(_host: str, *args: Any, **more: Any) -> list[Any]:
+            return [found for host in (SILENT, "127.0.0.1") for found in look_up(host, *args, **more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", both)
+        assert pushed(f"http://gateway.example:{gateway.port}") == []
+    assert len(gateway.asked) == 1
+
+
+@contextlib.contextmanager
+def silent(port: int) -> Iterator[None]:
+    """Have a port at SILENT that does not answer whoever connects, as its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((SILENT, port))
+        listener.listen(0)
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((SILENT, port))
+        yield
 
 
 # --- one deadline
