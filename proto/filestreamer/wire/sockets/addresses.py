@@ -111,7 +111,7 @@ class _Lookup:
             if lookup is not None:
                 return lookup
             lookup = cls(*key)
-            if _is_numeric(host):
+            if is_numeric(host):
                 lookup._run()
                 return lookup
             cls._under_way[key] = lookup
@@ -140,7 +140,7 @@ class _Lookup:
         return self._found
 
 
-def _is_numeric(host: str) -> bool:
+def is_numeric(host: str) -> bool:
     """Whether a host is an address, or empty: then no name server is asked."""
     if not host or ":" in host:
         return True

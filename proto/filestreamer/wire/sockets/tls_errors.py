@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.session import Side
+from filestreamer.wire.sockets.addresses import is_numeric
 
 if TYPE_CHECKING:
     from filestreamer.wire.sockets.certificate import Facts
@@ -247,6 +248,12 @@ def _other_name(leaf: "Facts", host: str) -> str:
         return (
             f"the receiver's certificate does not match {host}: it names no host (subjectAltName):"
             f" issue one for {host}, or pass --tls-pin"
+        )
+    if host in leaf.names:  # of another kind: what makes certificates often takes an address for a name
+        kind = "an IP address" if is_numeric(host) else "a DNS name"
+        return (
+            f"the receiver's certificate does not match {host}: it has that in its subjectAltName, but not as {kind}:"
+            " issue one where it is, or pass --tls-pin"
         )
     names = ", ".join(leaf.names)
     return (

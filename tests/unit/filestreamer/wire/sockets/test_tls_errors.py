@@ -222,6 +222,17 @@ def test_another_name(pki: Pki, names: tuple[str, ...], host: str, shown: str) -
     assert "another name" in str(said.receiver)
 
 
+@pytest.mark.parametrize(
+    ("name", "host", "kind"),
+    [("DNS:127.0.0.1", "127.0.0.1", "an IP address"), ("URI:localhost", "localhost", "a DNS name")],
+)
+def test_a_name_that_is_of_another_kind(pki: Pki, name: str, host: str, kind: str) -> None:
+    """Such as an address among the DNS names, as many tools make it: it is not told that 127.0.0.1 is another name."""
+    said = shake(server(pki.ours.issue("named", name)), client(pki.ours.certificate), host)
+    assert f"does not match {host}: it has that in its subjectAltName, but not as {kind}:" in str(said.sender)
+    assert "Use such a name" not in str(said.sender)
+
+
 def test_a_certificate_without_names(pki: Pki) -> None:
     out = pki.directory / "nameless.pem"
     key = make_key(pki.directory / "nameless.key")
