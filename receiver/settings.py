@@ -155,7 +155,8 @@ class ReceiverSettings(SourceSettings, kw_only=True):
     """In bytes (`receiver.memory`); None is the limit of its container."""
 
     def __post_init__(self) -> None:
-        """Let `output_file` and `connect` imply `once`. Raises UsageError where TLS settings are incomplete."""
+        """Let `output_file` and `connect` imply `once`. Raises UsageError where settings contradict each other."""
+        self.check_result_file(self.output_file)
         if self.fetch:
             self._check_fetch()
         if self.connect is not None:

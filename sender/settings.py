@@ -169,6 +169,7 @@ class SenderSettings(SourceSettings, kw_only=True):
     def __post_init__(self) -> None:
         """Let TLS files imply `tls`. Raises UsageError where settings contradict each other."""
         self._check_tls()
+        self.check_result_file(*self.input_files, self.files_from)
         if self.listen is not None:
             self._check_listen()
         if self.as_name and len(self.input_files) > 1:

@@ -435,6 +435,31 @@ def test_what_is_required(pair: Pair) -> None:
     fails_usage(pair.start("sender", pair.source / "f", pair.source / "g", "--to", NOBODY, "--as", "h"), "--as")
 
 
+def test_a_result_in_the_place_of_what_the_run_uses(pair: Pair, tmp_path: Path) -> None:
+    file, link, token = pair.file("f", 1000), tmp_path / "link", tmp_path / "token"
+    link.symlink_to(file)
+    content = file.read_bytes()
+    for sent, result_file in ((file, file), (file, link), (link, file)):
+        fails_usage(pair.sender(sent, NOBODY, "--result-file", result_file), "--result-file", str(sent))
+    assert file.read_bytes() == content
+
+    token.write_text("a token of its own\n")
+    fails_usage(pair.receiver("--token-file", token, "--result-file", token), "--result-file", str(token))
+    assert token.read_text() == "a token of its own\n"
+    output = pair.destination / "output"
+    fails_usage(pair.start("receiver", "--output-file", output, "--result-file", output), "--result-file", str(output))
+
+
+def test_a_result_file_that_was_meant_to_be_sent(pair: Pair) -> None:
+    """`sender --result-file $RESULT FILE`, where the variable is not set."""
+    file = pair.file("f", 1000)
+    content = file.read_bytes()
+    sender = pair.start("sender", "--to", NOBODY, "--result-file", file)
+    fails_usage(sender, "INPUT_FILE")
+    assert file.read_bytes() == content
+    assert sender.events("result_not_written")[0]["to"] == str(file)
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc/passwd", "x" * 256, ""])
 def test_as_no_file_name(pair: Pair, name: str) -> None:
     fails_usage(pair.sender(pair.file("f", 10), NOBODY, "--as", name), "--as")

@@ -4,6 +4,7 @@ import os
 from typing import Final
 
 from filestreamer.process import log
+from filestreamer.process.descriptors import named_by
 from filestreamer.records import Record
 from filestreamer.settings import values
 from filestreamer.settings.definition import setting, several
@@ -156,6 +157,16 @@ class CommonSettings(Record, kw_only=True):
     def tolerated(self) -> frozenset[SkipKind]:
         """The kinds in `tolerate`, as a set."""
         return frozenset(SkipKind[word.upper()] for words in self.tolerate for word in words)
+
+    def check_result_file(self, *paths: str | None) -> None:
+        """Raise UsageError where the result would replace one of `paths`, or another file that this run uses."""
+        result = self.result_file
+        if result is None or named_by(result) is not None or (os.path.exists(result) and not os.path.isfile(result)):
+            return
+        token = self.token.path if isinstance(self.token, values.Token) else None
+        for path in (*paths, token, self.tls_cert, self.tls_key, self.tls_ca):
+            if path is not None and os.path.realpath(path) == os.path.realpath(result):
+                raise UsageError(f"--result-file: the result would replace {path}: name another file")
 
     def exposed(self) -> list[str]:
         """Return a warning for each secret file that every user of this machine may read or change."""

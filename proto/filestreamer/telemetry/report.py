@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import configure, on_terminal
 from filestreamer.process.threads import as_failure
-from filestreamer.telemetry.result import STDOUT, TransferResult, is_termination_log, write
+from filestreamer.telemetry.result import STDOUT, TransferResult, is_termination_log, may_be_replaced, write
 
 if TYPE_CHECKING:
     from filestreamer.wire.session import Side
@@ -95,7 +95,12 @@ def begin(result_file: str | None, log: Any) -> None:
 def report_early(error: Exception, service: "Side", argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Report an error of a service whose settings are not known yet; return the exit code."""
     failure = as_failure("reading the settings", error)
-    report(TransferResult.without_transfer(failure), _named_file(service, argv, environ), configure(service))
+    log = configure(service)
+    result_file = _named_file(service, argv, environ)
+    if result_file is not None and not may_be_replaced(result_file):
+        log.warning("result_not_written", to=result_file, reason="it holds something else, and the settings are wrong")
+        result_file = None
+    report(TransferResult.without_transfer(failure), result_file, log)
     return failure.exit_code
 
 

@@ -333,6 +333,20 @@ def is_termination_log(result_file: str) -> bool:
     return os.path.realpath(result_file) == TERMINATION_LOG
 
 
+def may_be_replaced(result_file: str) -> bool:
+    """Whether a file has nothing to lose, as it is empty or holds a result; also where it is no file.
+
+    `--result-file $UNSET FILE` takes the file that was to be sent for that of the result.
+    """
+    if named_by(result_file) is not None or not os.path.isfile(result_file):
+        return True
+    try:
+        with open(result_file, "rb") as file:
+            return file.read(len(_BEGINNING)) in (b"", _BEGINNING)
+    except OSError:
+        return False
+
+
 def _content(result: TransferResult, path: str) -> str:
     """Return the content of the result file; for Kubernetes' termination log, as much JSON as is kept of it."""
     content = result.to_json()
@@ -379,6 +393,8 @@ def _write_all(fd: int, content: bytes) -> None:
     while view:
         view = view[write_some(fd, view) :]
 
+
+_BEGINNING: Final = b'{"status": "'
 
 STDOUT: Final = "standard output"
 
