@@ -37,7 +37,9 @@ def fetched(value: object) -> "Remote":
 
     path = values.text(value)
     if not (path.startswith(":") or is_remote(path)):
-        raise ValueError(f"{value!r} is not a path at another machine: write it as [USER@]HOST:PATH")
+        raise ValueError(
+            f"{value!r} is not a path at another machine, [USER@]HOST:PATH; received files go to --directory"
+        )
     read = Remote("", path[1:]) if path.startswith(":") else parse_remote(value)
     if read.name in ("", ".", "..") or (read.name.startswith("~") and "/" not in read.path.rstrip("/")):
         raise ValueError(f"{value!r} does not name what is to be fetched: end it with the name of a file or directory")

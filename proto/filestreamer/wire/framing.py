@@ -35,9 +35,9 @@ def parse_header(header: bytes | memoryview, limit: int) -> tuple[int, bytes]:
     """
     length, expected = _HEADER.unpack(header)
     if not 0 < length <= limit:
-        stranger = _other_protocol(bytes(header))
-        reason = f"a frame announces {length} bytes, the limit is {limit}{stranger}"
-        raise RemoteProtocolError(reason, Code.PROTOCOL if stranger else Code.CORRUPT)
+        if stranger := _other_protocol(bytes(header)):
+            raise RemoteProtocolError(stranger, Code.PROTOCOL)
+        raise RemoteProtocolError(f"a frame announces {length} bytes, the limit is {limit}", Code.CORRUPT)
     return length, expected
 
 
@@ -59,11 +59,11 @@ def read_body(read_exact: Callable[[int], bytes | memoryview], limit: int) -> by
 
 
 def _other_protocol(header: bytes) -> str:
-    """Name the protocol that begins with these bytes, in brackets; "" where it is none of the usual ones."""
+    """Return the error of a peer whose protocol begins with these bytes; "" where it is none of the usual ones."""
     if header[:2] == b"\x16\x03":
-        return " (a TLS client: this port speaks clear text)"
+        return "a TLS client is at the other end, and this port speaks clear text"
     if header[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"HTTP"):
-        return " (an HTTP peer)"
+        return "an HTTP peer is at the other end, and not filestreamer: check the address and the port"
     if header[:4] == b"SSH-":
-        return " (an SSH peer)"
+        return "an SSH peer is at the other end, and not filestreamer: check the address and the port"
     return ""

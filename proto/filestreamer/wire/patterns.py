@@ -4,6 +4,7 @@ The sender leaves out what they match; with a Deletion, the receiver keeps it (p
 peer says both the patterns and the names, so no pattern may take long: see `_without_backtracking`.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -25,15 +26,17 @@ def matcher(patterns: Iterable[bytes]) -> Matches:
     from pathspec import GitIgnoreSpec
 
     # Python warns of classes such as `[[a]`, on standard error, as later versions may read them in another way.
+    made = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            made = list(GitIgnoreSpec.from_lines(map(_on_one_line, patterns)).patterns)
-            for pattern in made:
-                if pattern.regex is not None:
-                    pattern.regex = re.compile(_without_backtracking(pattern.regex.pattern))
-        except re.error as error:  # such as `[z-a]`
-            raise ValueError(f"a pattern makes no sense: {error}") from None
+        for pattern in patterns:
+            try:
+                for each in GitIgnoreSpec.from_lines([_on_one_line(pattern)]).patterns:
+                    if each.regex is not None:
+                        each.regex = re.compile(_without_backtracking(each.regex.pattern))
+                    made.append(each)
+            except re.error as error:  # such as `[z-a]`
+                raise ValueError(f"{os.fsdecode(pattern)!r} is no pattern: {error.msg}") from None
     spec = GitIgnoreSpec(made)
 
     def matches(path: bytes, is_directory: bool) -> bool:

@@ -216,7 +216,10 @@ def test_keys_of_the_sender_are_let_pass(config: Any) -> None:
         (["--from", "nas:f", "--tls-ca", "ca.pem"], "--from: its certificate is told over ssh: leave out --tls-ca"),
         (["--from", "nas:f", "--tls-pin", "ab" * 32], "--from: its certificate is told over ssh: leave out --tls-ca"),
         (["--from", "nas:f", "--tls", "--no-tls"], "--no-tls contradicts --tls"),
-        (["in.txt"], "PATH: 'in.txt' is not a path at another machine: write it as [USER@]HOST:PATH"),
+        (
+            ["in.txt"],
+            "PATH: 'in.txt' is not a path at another machine, [USER@]HOST:PATH; received files go to --directory",
+        ),
     ],
 )
 def test_a_bad_flag_is_named(argv: list[str], expected: str) -> None:

@@ -120,7 +120,7 @@ def test_a_good_body_passes_the_check() -> None:
     ],
 )
 def test_the_usual_strangers_are_named(first_bytes: bytes, who: str) -> None:
-    with pytest.raises(RemoteProtocolError, match=who) as caught:
+    with pytest.raises(RemoteProtocolError, match=f"^{who} is at the other end") as caught:
         parse_header(first_bytes, limits.FRAME_BYTES)
     assert caught.value.code is Code.PROTOCOL
 
