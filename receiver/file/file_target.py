@@ -19,10 +19,10 @@ from receiver.file.file_share import MISSING_MOST, FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.file.shared_file import ShareStep
 from receiver.file.states import CLAIMED
-from receiver.file.target import NextStep
+from receiver.file.target import NextStep, OneFile
 
 
-class FileTarget:
+class FileTarget(OneFile):
     """Receives one file, or a share of it, into a `FileShare` that was claimed."""
 
     def __init__(
@@ -36,9 +36,9 @@ class FileTarget:
         attributes: Attributes,
     ) -> None:
         """Begin: describe the transfer in `counters` and `log`, and have the CLAIMED segments re-hashed."""
+        super().__init__(entry)
         self.name = file_share.file.name
         self.chunks = file_share
-        self._manifest = (entry,)
         self._attributes = attributes
         self._counters = counters
         self._rehasher = rehasher
@@ -79,12 +79,8 @@ class FileTarget:
     def take_part(self, part: m.ManifestPart, body: bytes) -> Iterable[m.Message]:
         """Answer what is needed and what is held, each time that the manifest comes."""
         del body
-        if part.entries != self._manifest or part.first_file_id or not part.last:
-            raise RemoteProtocolError("the manifest was repeated with other entries")
+        self._check_part(part)
         return self.chunks.answers()
-
-    def rejoin(self) -> None:
-        """Do nothing: the manifest has one part, which is answered each time that it comes."""
 
     def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Iterator[m.Message]:
         """Answer CLAIMED segments of this share, now that they are re-hashed."""
@@ -108,10 +104,6 @@ class FileTarget:
                 raise RemoteProtocolError(f"file {file_id} was told as zeros, and was not offered")
             self._counters.zero_bytes += self.chunks.make_zeros(first, first + count)
         yield message
-
-    def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Refuse: a sender that can't send its one file has to end the transfer."""
-        raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")
 
     # --- the end
 

@@ -7,10 +7,10 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from receiver.file.rehash import FinalsRehashed, Rehashed
-from receiver.file.target import Connection, Incoming, NextStep
+from receiver.file.target import Connection, Incoming, NextStep, OneFile
 
 
-class LeftTarget:
+class LeftTarget(OneFile):
     """Answers one file with Held.left, and completes without a byte of it."""
 
     has_more = False
@@ -18,21 +18,17 @@ class LeftTarget:
 
     def __init__(self, entry: m.Entry, name: bytes, shown: str, counters: TransferCounters) -> None:
         """`name` is that at the destination, `shown` the whole path."""
+        super().__init__(entry)
         self.name = name
         self.chunks = NoChunks("of a file that is left as it is")
-        self._manifest = (entry,)
         self._counters = counters
         counters.name = shown
 
     def take_part(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         """Answer that the file is left, each time that the manifest comes."""
         del body
-        if part.entries != self._manifest or part.first_file_id or not part.last:
-            raise RemoteProtocolError("the manifest was repeated with other entries")
+        self._check_part(part)
         return (m.Held(0, 0, b"", (), False, (m.FileRange(0, 1),)),)
-
-    def rejoin(self) -> None:
-        """Do nothing: the manifest has one part, which is answered each time that it comes."""
 
     def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Do nothing: nothing is re-hashed."""
@@ -46,10 +42,6 @@ class LeftTarget:
     def take_zeros(self, message: m.Zeros) -> Sequence[m.Message]:
         """Refuse: nothing was asked for."""
         raise RemoteProtocolError(f"file {message.segments[0].file_id} was left as it is, and was told to have zeros")
-
-    def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Refuse: a sender that can't send its one file has to end the transfer."""
-        raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")
 
     def missing(self) -> Sequence[m.Message]:
         """Return nothing: nothing is needed."""

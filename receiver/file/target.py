@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from filestreamer.wire import messages as m
+from filestreamer.wire.errors import RemoteProtocolError
 from receiver.disk.staging.staging import Staging
 from receiver.file.chunk_states import Writer
 from receiver.file.rehash import FinalsRehashed, Rehashed
@@ -194,3 +195,21 @@ class Target(Protocol):
 
     def close(self, *, cleanly: bool) -> None:
         """Keep what is complete, and release everything. `cleanly`: no thread hangs in a file."""
+
+
+class OneFile:
+    """What the targets of a transfer that is no tree have in common: a manifest of one part, with one entry."""
+
+    def __init__(self, entry: m.Entry) -> None:
+        self._manifest = (entry,)
+
+    def _check_part(self, part: m.ManifestPart) -> None:
+        if part.entries != self._manifest or part.first_file_id or not part.last:
+            raise RemoteProtocolError("the manifest was repeated with other entries")
+
+    def rejoin(self) -> None:
+        """Do nothing: the one part is answered each time that it comes."""
+
+    def withdraw(self, file_ids: Sequence[int]) -> None:
+        """Refuse: a sender that can't send its one file has to end the transfer."""
+        raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")

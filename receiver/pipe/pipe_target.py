@@ -14,11 +14,11 @@ from filestreamer.wire.grid import Grid
 from receiver.disk.attributes.attributes import Attributes
 from receiver.file.file_share import FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed
-from receiver.file.target import NextStep
+from receiver.file.target import NextStep, OneFile
 from receiver.pipe.reorder_buffer import ReorderBuffer
 
 
-class PipeTarget:
+class PipeTarget(OneFile):
     """Receives one file or stream, and writes it in order."""
 
     def __init__(
@@ -32,9 +32,9 @@ class PipeTarget:
         attributes: Attributes,
     ) -> None:
         """Begin with a buffer that was started. `file_share` is that of a stream that goes into a file."""
+        super().__init__(entry)
         self.name = file_share.file.name if file_share is not None else b""
         self.chunks = buffer
-        self._manifest = (entry,)
         self._file_share = file_share
         self._attributes = attributes
         self._counters = counters
@@ -57,16 +57,12 @@ class PipeTarget:
     def take_part(self, part: m.ManifestPart, body: bytes) -> Sequence[m.Message]:
         """Answer that everything is needed, and how large the window is."""
         del body
-        if part.entries != self._manifest or part.first_file_id or not part.last:
-            raise RemoteProtocolError("the manifest was repeated with other entries")
+        self._check_part(part)
         if self.chunks.size == 0:
             return []
         # A sender that reconnects knows which of its chunks were acknowledged: the answer has only the window.
         files = () if self.chunks.was_sent_chunks else (m.FileRange(0, 1),)
         return [m.Needed(files, (), self.chunks.window_bytes)]
-
-    def rejoin(self) -> None:
-        """Do nothing: the manifest has one part, which is answered each time that it comes."""
 
     def take_rehashed(self, batch: Rehashed | FinalsRehashed) -> Sequence[m.Message]:
         """Return nothing: nothing is claimed."""
@@ -91,10 +87,6 @@ class PipeTarget:
         """Refuse: in order, zeros come as chunks without payload."""
         del message
         raise RemoteProtocolError("zeros were told, where chunks are written in order")
-
-    def withdraw(self, file_ids: Sequence[int]) -> None:
-        """Refuse: a sender that can't send its one file has to end the transfer."""
-        raise RemoteProtocolError(f"file {file_ids[0]} was withdrawn, which is possible in trees only")
 
     # --- the end
 
