@@ -17,7 +17,6 @@ from filestreamer.process.backoff import Backoff
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
-from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import (
     Aborted,
@@ -331,12 +330,7 @@ class Client:
         return self._absence(seconds) or error if is_timeout else error
 
     def _report(self, transfer: Transfer, error: FilestreamerError | None) -> int:
-        outcome = TransferResult.from_counters(
-            transfer.counters,
-            error=transfer.counters.shortfall() if transfer.is_complete else error,
-            committed=transfer.is_committed,
-            root_digest=transfer.root_digest,
-        )
+        outcome = transfer.outcome(error)
         self._monitor.ended(transfer.counters, outcome.status)  # before it is removed, so that no scrape misses it
         self.admission.remove(transfer)
         report(outcome, self._settings.result_file, self._log, file=transfer.counters.name)

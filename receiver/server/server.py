@@ -11,7 +11,6 @@ from filestreamer.listening.acceptor import HANDSHAKE_BYTES, Acceptor, Listener,
 from filestreamer.listening.handshake import Handshake
 from filestreamer.telemetry.monitor import Monitor
 from filestreamer.telemetry.report import report
-from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire.errors import Code, ConnectionLost, FilestreamerError, RemoteProtocolError, TransferFailed
 from filestreamer.wire.opening import ReceiverOpening, random_id
 from receiver.disk.destination import Destination
@@ -169,12 +168,7 @@ class Server:
 
     def _report_end(self, transfer: Transfer, error: FilestreamerError | None) -> None:
         """Report how a transfer ended; end the service where that was the last one. For the transfer's thread."""
-        outcome = TransferResult.from_counters(
-            transfer.counters,
-            error=transfer.counters.shortfall() if transfer.is_complete else error,
-            committed=transfer.is_committed,
-            root_digest=transfer.root_digest,
-        )
+        outcome = transfer.outcome(error)
         was_offered = transfer.opener.was_offered
         if was_offered:  # added to those that have ended before it is removed from the others, so no scrape misses it
             self._monitor.ended(transfer.counters, outcome.status)

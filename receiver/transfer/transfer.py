@@ -12,6 +12,7 @@ from typing import Any, Final
 from filestreamer.process.rate_limit import RateLimit
 from filestreamer.process.threads import run_to_end
 from filestreamer.telemetry.counters import TransferCounters
+from filestreamer.telemetry.result import TransferResult
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code, FilestreamerError, RemoteProtocolError, TransferFailed
@@ -161,6 +162,15 @@ class Transfer(threading.Thread):
     def root_digest(self) -> bytes | None:
         """The root digest of what was received, once the sender's Finish was right."""
         return self._coordinator.root_digest
+
+    def outcome(self, error: FilestreamerError | None) -> TransferResult:
+        """Return the result, now that the transfer has ended: with `error` unless it is complete."""
+        return TransferResult.from_counters(
+            self.counters,
+            error=self.counters.shortfall() if self.is_complete else error,
+            committed=self.is_committed,
+            root_digest=self.root_digest,
+        )
 
     @property
     def has_passed_on(self) -> bool:
