@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from filestreamer.process.log import printable
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, FilestreamerError, TransferFailed, from_os_error
@@ -32,7 +31,7 @@ from receiver.disk.staging.closed_staging import ClosedStaging
 from receiver.disk.staging.staged_copy import copy_file
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.directories import Directories, Directory
-from receiver.tree.commit.traits import has_another_name, listed_name
+from receiver.tree.commit.traits import has_another_name, listed_name, not_told_apart
 from receiver.tree.commit.tree_staging import BATCH_FILES, TreeStaging, TreeStagings
 from receiver.tree.top_level_names import TopLevelNames
 
@@ -379,7 +378,7 @@ class Committer:
             return  # another process has made it: the policy decides
         why = "another process, or another entry that the destination does not tell from it, took its place meanwhile"
         if by is not None and by != name:
-            why = f"the destination does not tell its name from that of {printable(os.fsdecode(by))}"
+            why = not_told_apart(by)
         raise Obstacle(Code.DESTINATION, f"can't put {shown_path(self._destination, file.path)} in place: {why}", why)
 
     def _check_unchanged(self, name: str, file: StagedFile) -> None:

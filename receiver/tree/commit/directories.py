@@ -132,10 +132,7 @@ class Directories:
                 sync_directory(parent.fd)
             return self._open_directory(parent, path, name, is_new=is_new)
         except OSError as error:
-            shown = shown_path(self._destination, path)
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise _no_directory(shown, path) from None
-            raise tree_failure(self._destination, error, f"can't open {shown}", path, path) from None
+            raise self._failure(error, "open", path) from None
 
     def _open_directory(self, parent: Directory, path: bytes, name: bytes, *, is_new: bool) -> Directory:
         fd = descriptors.patiently(
@@ -232,11 +229,16 @@ class Directories:
                     path, directory._replace(is_writable=is_new or self._may_write(directory.fd, directory.place))
                 )
         except OSError as error:
-            shown = shown_path(self._destination, path)
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise _no_directory(shown, path) from None
-            raise tree_failure(self._destination, error, f"can't make the directory {shown}", path, path) from None
+            raise self._failure(error, "make the directory", path) from None
         return directory
+
+    def _failure(self, error: OSError, what: str, path: bytes) -> TransferFailed:
+        """Return the error of a directory that can't be made or opened."""
+        shown = shown_path(self._destination, path)
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            why = "something that is no directory has this name"
+            return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
+        return tree_failure(self._destination, error, f"can't {what} {shown}", path, path)
 
     def close(self) -> None:
         """Close all directories but the destination."""
@@ -254,11 +256,6 @@ def _is_staging(fd: int, parent_fd: int) -> bool:
     except OSError:
         return False
     return os.path.samestat(staging, os.fstat(fd))
-
-
-def _no_directory(shown: str, path: bytes) -> Obstacle:
-    why = "something that is no directory has this name"
-    return Obstacle(Code.DESTINATION, f"can't write into {shown}: {why}", why, path)
 
 
 def _let_owner_in(parent_fd: int, name: bytes) -> None:

@@ -6,6 +6,7 @@ import resource
 import unicodedata
 from typing import Final, NamedTuple
 
+from filestreamer.process.log import printable
 from filestreamer.wire import limits
 from receiver.disk.attributes.attributes import MODE_BITS
 
@@ -84,6 +85,11 @@ def listed_name(directory_fd: int, name: bytes, found: os.stat_result) -> bytes 
             elif folded(listed) == folded(name):  # some file systems list other inode numbers
                 alike = listed
     return by or alike
+
+
+def not_told_apart(name: bytes) -> str:
+    """Return why an entry is declined where this is the name of what its own name leads to."""
+    return f"the destination does not tell its name from that of {printable(os.fsdecode(name))}"
 
 
 def _variants(name: bytes) -> list[bytes]:

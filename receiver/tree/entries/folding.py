@@ -8,11 +8,10 @@ this one does not, a table has a hash and the file_id of each entry from then on
 import os
 import stat
 
-from filestreamer.process.log import printable
 from filestreamer.wire.messages import Entry
 from receiver.disk.obstacles import Obstacle
 from receiver.tree.cells import FIRST_CELLS, cells_for, empty_cells, find_cell, key_of
-from receiver.tree.commit.traits import folded, has_another_name, listed_name, takes_for_one
+from receiver.tree.commit.traits import folded, has_another_name, listed_name, not_told_apart, takes_for_one
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
@@ -92,8 +91,7 @@ class Folding:
 
     def obstacle(self, entry: Entry, first: bytes) -> Obstacle:
         """Return the error for an entry that would take the place of an earlier one."""
-        shown = printable(os.fsdecode(first))
-        obstacle = self._locations.obstacle(entry, f"the destination does not tell its name from that of {shown}")
+        obstacle = self._locations.obstacle(entry, not_told_apart(first))
         obstacle.directory = entry.path
         return obstacle
 

@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from filestreamer.process.log import printable
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, RemoteProtocolError, from_os_error
 from filestreamer.wire.messages import Entry, EntryType
@@ -23,7 +22,7 @@ from receiver.disk.paths import OPEN_FLAGS
 from receiver.file.states import DECLINED, WITHDRAWN
 from receiver.tree.commit.committer import Committer, StagedFile
 from receiver.tree.commit.declines import Declines
-from receiver.tree.commit.traits import has_another_name, listed_name
+from receiver.tree.commit.traits import has_another_name, listed_name, not_told_apart
 from receiver.tree.commit.tree_staging import TreeStagings
 from receiver.tree.entries.locations import Location, Locations
 from receiver.tree.manifest.archive import Archive
@@ -169,8 +168,7 @@ class HardLinks:
             return
         by = listed_name(fd, name, there)
         if by is not None and by != name:
-            shown = printable(os.fsdecode(by))
-            raise self._locations.obstacle(entry, f"the destination does not tell its name from that of {shown}")
+            raise self._locations.obstacle(entry, not_told_apart(by))
 
     def _link_or_copy(self, entry: Entry, file_id: int, location: Location, first: tuple[int, bytes]) -> None:
         """Give a file another name. `first` is its first one: the descriptor of a directory, and the name in it."""
