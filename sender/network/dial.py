@@ -81,7 +81,7 @@ class Dialer:
         self._job = settings.job or ""
         self._connections = settings.connections or limits.CONNECTIONS_AUTO
         self._tokens = Tokens(settings, log)
-        self._trust = trust_of(settings, log)
+        self._trust = trust_of(settings, log, "receivers")
         self._speaks_tls = settings.tls
         self.path_mtu = path_mtu or PathMtu()
         self._user_timeout = USER_TIMEOUT_SECONDS

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from filestreamer.settings.common import CommonSettings
 
 
-def trust_of(settings: "CommonSettings", log: Any, peers: str = "receivers") -> "Trust | None":
+def trust_of(settings: "CommonSettings", log: Any, peers: str) -> "Trust | None":
     """Return what does the TLS handshakes of an end that dials `peers`; None without TLS. Raises UsageError."""
     if not settings.tls:
         return None

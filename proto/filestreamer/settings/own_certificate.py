@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 class OwnCertificate:
     """Looks at this side's certificate whenever it is used: it may be renewed, and it may expire. For any thread."""
 
-    def __init__(self, side: Side, path: str, log: Any, peers: str | None = None) -> None:
+    def __init__(self, side: Side, path: str, log: Any, peers: str) -> None:
         """`side` is "receiver" for a TLS server, "sender" for a client; `path` is the file of --tls-cert.
 
-        `peers` names those that may check the certificate; None: those that a service of this name usually has.
+        `peers` names those that may check the certificate.
         """
         self._side = side
-        self._peers = peers or ("senders" if side == "receiver" else "receivers")
+        self._peers = peers
         self._path = path
         self._log = log
         self._mutex = threading.Lock()  # protects what follows

@@ -52,11 +52,6 @@ class Ssh:
         self._said = self._ask()
 
     @property
-    def program(self) -> str:
-        """The name of the program, for messages."""
-        return self._words[0]
-
-    @property
     def by_hand(self) -> str:
         """What a user types to log in there."""
         return shlex.join([*self._words, *self._port, self._remote.destination])

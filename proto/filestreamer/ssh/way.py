@@ -19,7 +19,6 @@ from filestreamer.wire.sockets.dial import Dialing
 
 DIRECT: Final = "direct"
 THROUGH_SSH: Final = "ssh"
-WAYS: Final = (DIRECT, THROUGH_SSH)
 TRYING_SECONDS: Final = 5.0
 """How long a direct connection may take, the TLS handshake included."""
 CONNECTIONS: Final = 8

@@ -56,7 +56,7 @@ def der(pem: Pem) -> bytes:
 
 def test_one_that_expires_while_it_is_shown(authority: Authority, clock: Clock) -> None:
     log = Log()
-    own = OwnCertificate("receiver", "tls.crt", log)
+    own = OwnCertificate("receiver", "tls.crt", log, "peers")
     shown = der(authority.issue("short"))  # two days
     own.look(shown)
     assert log.reasons == []
@@ -72,7 +72,7 @@ def test_one_that_expires_while_it_is_shown(authority: Authority, clock: Clock) 
 
 def test_a_clock_that_was_wrong(authority: Authority, clock: Clock) -> None:
     log = Log()
-    own = OwnCertificate("sender", "tls.crt", log)
+    own = OwnCertificate("sender", "tls.crt", log, "peers")
     shown = der(authority.issue("good"))
     clock.time -= timedelta(days=20_000)
     own.look(shown)
@@ -86,15 +86,15 @@ def test_a_clock_that_was_wrong(authority: Authority, clock: Clock) -> None:
 def test_one_that_is_for_the_other_side(authority: Authority, side: Side, usage: str) -> None:
     log = Log()
     shown = der(authority.issue(f"for-{side}", extensions=[f"extendedKeyUsage={usage}"]))
-    OwnCertificate(side, "tls.crt", log).look(shown)
+    OwnCertificate(side, "tls.crt", log, "peers").look(shown)
     assert f"has the extended key usage {usage}" in log.reasons[0]
     log.reasons.clear()
     both = der(authority.issue("both", extensions=["extendedKeyUsage=serverAuth,clientAuth"]))
-    OwnCertificate(side, "tls.crt", log).look(both)
+    OwnCertificate(side, "tls.crt", log, "peers").look(both)
     assert log.reasons == []
 
 
 def test_what_can_not_be_read_is_left_to_openssl() -> None:
     log = Log()
-    OwnCertificate("receiver", "tls.crt", log).look(b"\x30\x00")
+    OwnCertificate("receiver", "tls.crt", log, "peers").look(b"\x30\x00")
     assert log.reasons == []
