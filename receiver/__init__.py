@@ -4,6 +4,7 @@ The floors, from the top; each imports only floors below it:
 
     server       the service: lets connections in, gives out names, reports every transfer that has ended
     transfer     one transfer: its coordinator, its data connections, its end
+    check        what a dry run is answered; nothing is written
     tree | pipe  what a transfer receives into, if it is no single file: a tree; an output that is written in order
     file         a single file: the states of its chunks, what the sender is answered, what is re-hashed
     disk         the destination: staging, ledger, locks, space, renames
@@ -26,7 +27,8 @@ The path of a file through them:
    siblings are missing seals its share in the ledger instead. Then the receiver sends Complete.
 6. `server` reports the result, and frees the name.
 
-`__main__` is the command, `settings` its flags, `health` the command that the image's HEALTHCHECK runs.
+`__main__` is the command, `settings` its flags, `health` the command that the image's HEALTHCHECK runs. `pull` starts
+the sender over ssh (--from), and `far_side` is what `sender --to HOST:DIR` starts over ssh.
 """
 
 import os

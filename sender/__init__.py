@@ -1,7 +1,7 @@
 """The sender: walks trees, sends their chunks over N connections, and ends when the receiver says all is durable.
 
-The floors, from the top: __main__, coordinator and asking, declined, liveness and withdrawals and zeros, second_tries,
-network, dispatch and listing, source, mailbox and settings. Each imports only floors below it. What happens, in order:
+The folders, from the top: server, network, dispatch and listing, source. Each imports only what is below it; where the
+modules beside them stand is in pyproject.toml, which `make check` enforces. What happens, in order:
 
 1. `__main__`      reads the `settings`, runs one transfer, and reports its result and exit code
                    (`filestreamer.wire.errors` has the codes);
@@ -16,8 +16,9 @@ network, dispatch and listing, source, mailbox and settings. Each imports only f
 7. `liveness`      notes what counts as progress, and gives up where there is none for too long, and `presence` where
                    the receiver of a job is gone.
 
-`farewell` tells the receiver of a job why its sender ends, where no control connection does.
-`asking` is a dry run that asks the receiver: nothing is sent.
+`asking` is a dry run that asks the receiver: nothing is sent. `farewell` tells the receiver of a job why its sender
+ends, where no control connection does. `server` is --listen: a transfer for each receiver that connects. `push` starts
+the receiver over ssh, and `far_side` is what `receiver --from` starts over ssh.
 
 The life of a chunk, each step in one place:
 

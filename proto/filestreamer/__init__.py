@@ -9,8 +9,11 @@ From the bottom, each floor importing only floors below it:
 2. `wire`       the protocol: limits, messages, frames, session, errors; and in `wire.sockets` the sockets;
 3. `process`    the process of a command: log, standard error, signals, threads;
 4. `settings`   flags, environment variables and the config file;
-5. `telemetry`  what is measured of transfers: counters, metrics, the live page, the result;
-6. `terminal`   the progress display.
+   `listening`  the side that listens: connections in their opening;
+5. `credentials`  what each end shows and asks for: tokens and certificates;
+6. `ssh`        the far side over ssh, and the way to it;
+7. `telemetry`  what is measured of transfers: counters, metrics, the live page, the result;
+8. `terminal`   the progress display.
 
 The normative text of the protocol is proto/README.md. Its words, which the code uses:
 

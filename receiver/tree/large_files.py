@@ -43,9 +43,9 @@ from receiver.tree.manifest.part_state import PartState
 from receiver.tree.manifest.spool import Spool
 from receiver.tree.open_files import OWN_BYTES, OpenFiles, Room, table_bytes
 
-DESCRIPTOR_SECONDS: Final = 20.0
-"""How long a large file waits for descriptors, if other threads took those of its place; and for space, while nothing
-comes of the files that may free some."""
+ROOM_SECONDS: Final = 20.0
+"""How long `open` tries again without descriptors, which other threads took, or without space on the disk, since bytes
+last came of the files that may free some."""
 WAIT_SECONDS: Final = 0.1
 
 
@@ -92,7 +92,7 @@ class LargeFiles:
         When this returns, it may be open already, complete, declined or withdrawn, or its part may be archived: the
         caller looks again.
         """
-        until, moved_bytes = time.monotonic() + DESCRIPTOR_SECONDS, self._counters.moved_bytes
+        until, moved_bytes = time.monotonic() + ROOM_SECONDS, self._counters.moved_bytes
         while True:
             # What is under way may replace other files, and free their space.
             is_freeing = self._committer.has_files or len(self.open_files) > 0
@@ -115,7 +115,7 @@ class LargeFiles:
             if is_full or not self._make_room():
                 self.wait(connection)
             if is_full and moved_bytes != (moved_bytes := self._counters.moved_bytes):
-                until = time.monotonic() + DESCRIPTOR_SECONDS
+                until = time.monotonic() + ROOM_SECONDS
 
     def try_open(self, part_state: PartState, index: int) -> OpenLargeFile | None:
         """Open a file if there is room now, and it is not declined. Call it with the lock of the part.

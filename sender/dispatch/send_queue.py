@@ -348,7 +348,8 @@ class SendQueue:
     def _mark_done(self, ordinal: int, by: int | None, part: Part) -> None:
         self.states.mark_done(ordinal, by)
         part.open_chunks -= 1
-        # Only trees have bundles and an AheadLimit, and a tree has no shards: an ordinal is a chunk's number there.
+        # Only trees have bundles and an AheadLimit, and the queue of a tree counts the chunks of other shards, too: an
+        # ordinal is a chunk's number there.
         if self._ahead_limit is not None:
             self._ahead_limit.arrived(ordinal)
         self.digests.close_bundle(ordinal, self._manifest.withdrawn)

@@ -60,6 +60,11 @@ class Staging(Readable):
     _is_prepared = False
     """Whether it waits for its final name: it stays then, even if nothing is in its ledger, as of a file of zeros."""
 
+    policy: Policy | None = None
+    """What becomes of what has the final name by the time of the commit; None: what the destination says."""
+    was_left = False
+    """Whether that was left as it is, and the staged file was not put in place."""
+
     # --- opening
 
     @classmethod
@@ -110,11 +115,6 @@ class Staging(Readable):
         except OSError as error:
             raise write_failure(error, f"can't write {shown}") from None
         raise TransferFailed(Code.DESTINATION, f"can't write {shown}: another process keeps removing .filestreamer/")
-
-    policy: Policy | None = None
-    """What becomes of what has the final name by the time of the commit; None: what the destination says."""
-    was_left = False
-    """Whether that was left as it is, and the staged file was not put in place."""
 
     def __init__(  # noqa: PLR0917 - only `open` calls it
         self,
