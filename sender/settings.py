@@ -27,7 +27,7 @@ EVERYWHERE: Final = f":{limits.DEFAULT_PORT}"
 SUMMARY = """Send files and directories to a receiver, over several TCP connections at once.
 
 \b
-sender big.iso photos/ --to alice@nas:incoming   start the receiver there, over ssh
+sender big.iso photos --to alice@nas:incoming    start the receiver there, over ssh
 sender big.iso --to receiver.example:7800        a receiver that listens there
 sender big.iso --listen                          wait for receivers that connect"""
 
