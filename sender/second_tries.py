@@ -1,7 +1,7 @@
 """Files of a tree that changed while they were sent, and are tried again in the same transfer.
 
-Each was withdrawn. When everything else is done, it is listed again as soon as it is quiet (`source.changed_files`): as
-a new entry, in a later part of the manifest. So the last part waits for that.
+Each was withdrawn. When everything else is done, it is listed again as soon as it is quiet (`listing.changed_files`):
+as a new entry, in a later part of the manifest. So the last part waits for that.
 """
 
 from typing import Final

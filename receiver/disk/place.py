@@ -9,11 +9,11 @@ import errno
 import os
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from filestreamer.process.mount import mount_of
-from filestreamer.wire.errors import Code, from_os_error
+from filestreamer.wire.errors import Code, TransferFailed, from_os_error
 from receiver.disk.attributes.stored_times import StoredTimes
 from receiver.disk.filesystem import inodes
 from receiver.disk.filesystem.boundary import Side, side_of
@@ -130,6 +130,19 @@ class Place:
             os.close(fd)
             raise
         return fd
+
+    @contextlib.contextmanager
+    def staging_there(self) -> Iterator[int | None]:
+        """Open the staging directory for a moment; None where there is none, or none that a transfer would accept."""
+        try:
+            fd = self.open_staging(create=False)
+        except (OSError, TransferFailed):
+            yield None
+            return
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _make_staging(self) -> None:
         try:

@@ -212,9 +212,10 @@ class PartPreparer:
             part_state.set(index, FREE)
         key = path_key(names.stem)
         self._discard_shared(place, key, names.stem if state == FREE else "")  # else the file is in place
-        if key in keys and (staging_fd := self._staging_fd(place)) is not None:
-            discard_staged(staging_fd, place.below(entry.path))  # of a transfer that was no shard
-            os.close(staging_fd)
+        if key in keys:
+            with place.staging_there() as staging_fd:
+                if staging_fd is not None:
+                    discard_staged(staging_fd, place.below(entry.path))  # of a transfer that was no shard
         if state != FREE:
             return
         is_staged = names.key in keys
@@ -232,17 +233,11 @@ class PartPreparer:
         """
         self._keys_in(place)
         needless = self._stems[place].get(key, set()) - {kept}
-        if needless and (staging_fd := self._staging_fd(place)) is not None:
-            for stem in needless:
-                discard_version(staging_fd, stem)
-            os.close(staging_fd)
-
-    def _staging_fd(self, place: Place) -> int | None:
-        """Open the staging of a place; None where there is none."""
-        try:
-            return place.open_staging(create=False)
-        except (OSError, TransferFailed):
-            return None
+        if needless:
+            with place.staging_there() as staging_fd:
+                if staging_fd is not None:
+                    for stem in needless:
+                        discard_version(staging_fd, stem)
 
     def _keys_in(self, place: Place) -> set[str]:
         """Return the keys of the ledgers that earlier runs left in a place. Raises TransferFailed."""

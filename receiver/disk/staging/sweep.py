@@ -65,11 +65,9 @@ def discard_older_than(destination: Destination, seconds: float | None, now: flo
 
 
 def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, int]:
-    try:
-        staging_fd = place.open_staging(create=False)
-    except (OSError, TransferFailed):  # there is no staging directory, or none that a transfer would accept
-        return 0, 0
-    try:
+    with place.staging_there() as staging_fd:
+        if staging_fd is None:
+            return 0, 0
         names = os.listdir(staging_fd)
         keys = _keys(names)
         groups = _groups(names)
@@ -83,8 +81,6 @@ def _discard_in(place: Place, seconds: float | None, now: float) -> tuple[int, i
             _discard_jobs(staging_fd, names, seconds, now)
         for name in names:
             _discard_lock(staging_fd, name)
-    finally:
-        os.close(staging_fd)
     place.tidy()
     return removed, len(keys) + len(groups) - removed
 
@@ -139,15 +135,11 @@ def give_back_space(destination: Destination) -> int:
 
 
 def _give_back_in(place: Place) -> int:
-    try:
-        staging_fd = place.open_staging(create=False)
-    except (OSError, TransferFailed):
-        return 0
-    try:
+    with place.staging_there() as staging_fd:
+        if staging_fd is None:
+            return 0
         names = {os.path.splitext(name) for name in os.listdir(staging_fd)}
         return sum(_give_back(staging_fd, stem) for stem, suffix in names if suffix == DATA_SUFFIX)
-    finally:
-        os.close(staging_fd)
 
 
 def _give_back(staging_fd: int, key: str) -> int:
@@ -170,11 +162,9 @@ def _give_back(staging_fd: int, key: str) -> int:
 
 def places_below(destination: Destination) -> Iterator[Place]:
     """Yield the places below a destination in which earlier runs left something; forget those that are gone."""
-    try:
-        staging_fd = destination.open_staging(create=False)
-    except (OSError, TransferFailed):
-        return
-    try:
+    with destination.staging_there() as staging_fd:
+        if staging_fd is None:
+            return
         notes = [name for name in os.listdir(staging_fd) if name.endswith(NOTE_SUFFIX)]
         for note in notes:
             place = _noted_place(destination, staging_fd, note)
@@ -183,8 +173,6 @@ def places_below(destination: Destination) -> Iterator[Place]:
                 continue
             with contextlib.suppress(OSError):
                 os.unlink(note, dir_fd=staging_fd)
-    finally:
-        os.close(staging_fd)
 
 
 def _noted_place(destination: Destination, staging_fd: int, note: str) -> Place | None:
@@ -227,13 +215,10 @@ def staged_keys(place: Place) -> set[str]:
 
 def has_staged_bytes(place: Place, path: bytes) -> bool:
     """Whether an earlier run left bytes of a file; `path` is that in its place."""
-    with contextlib.suppress(OSError, TransferFailed):
-        staging_fd = place.open_staging(create=False)
-        try:
+    with contextlib.suppress(OSError), place.staging_there() as staging_fd:
+        if staging_fd is not None:
             os.stat(staging_key(path) + DATA_SUFFIX, dir_fd=staging_fd, follow_symlinks=False)
             return True
-        finally:
-            os.close(staging_fd)
     return False
 
 
@@ -264,16 +249,14 @@ def discard_unsynced(place: Place) -> None:
     The kernel may have dropped bytes of any file, also of one that an earlier run has left, and reports that once: the
     next run would hash pages that are only in memory. A share was synced before it was sealed.
     """
-    with contextlib.suppress(OSError, TransferFailed):
-        staging_fd = place.open_staging(create=False)
-        try:
-            names = os.listdir(staging_fd)
-            for key in _keys(names):
-                _discard(staging_fd, key, -math.inf, 0)
-            for stem, group in _groups(names).items():
-                _discard_unsealed(staging_fd, stem, group)
-        finally:
-            os.close(staging_fd)
+    with contextlib.suppress(OSError), place.staging_there() as staging_fd:
+        if staging_fd is None:
+            return
+        names = os.listdir(staging_fd)
+        for key in _keys(names):
+            _discard(staging_fd, key, -math.inf, 0)
+        for stem, group in _groups(names).items():
+            _discard_unsealed(staging_fd, stem, group)
 
 
 def _discard_unsealed(staging_fd: int, stem: str, names: list[str]) -> None:
