@@ -5,7 +5,7 @@ segments are counted by their ordinal; messages and the ledger count the segment
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from filestreamer.telemetry.chunk_map import ChunkMap
@@ -16,6 +16,7 @@ from filestreamer.wire.errors import Code, ConnectionLost, RemoteProtocolError, 
 from filestreamer.wire.grid import Share
 from filestreamer.wire.runs import runs
 from receiver.disk.staging.staging import Staging
+from receiver.file.answers import Runs, needed_messages, zeros_messages
 from receiver.file.chunk_states import Delivery, Writer
 from receiver.file.shared_file import File
 from receiver.file.states import CLAIMED, FREE, HELD, UNCHECKED, VERIFIED, WRITING, ZERO
@@ -26,9 +27,6 @@ MISSING_MOST: Final = 1 << 15
 
 ZEROS_AT_ONCE: Final = 1 << 16
 """The most segments that are turned to zeros at once: the runs of all segments may take more than their table."""
-
-Runs = Iterable[tuple[int, int]]
-"""Runs [start, stop) of ordinals."""
 
 
 class Answer(NamedTuple):
@@ -275,9 +273,9 @@ class FileShare:
         states = self.states()
         if UNCHECKED in states:
             yield m.Held(0, 0, b"", (m.FileRange(0, 1),))
-        yield from self.needed_messages(runs(states, FREE, WRITING))
+        yield from needed_messages(0, self.share, runs(states, FREE, WRITING))
         yield from self.held_messages(runs(states, HELD, VERIFIED))
-        yield from self.zeros_messages(runs(states, ZERO))
+        yield from zeros_messages(0, self.share, runs(states, ZERO))
 
     def missing(self, most: int | None = None) -> list[tuple[int, int]]:
         """Return the runs of ordinals that are not here: all of them, or the first `most`."""
@@ -302,24 +300,6 @@ class FileShare:
                     self.chunk_map.add(ordinal, None)
                 _extend(answer.held if is_held else answer.needed, ordinal)
         return answer
-
-    # A file of many chunks can have as many runs: messages are made one by one, never as a list.
-
-    def needed_messages(self, ordinals: Runs) -> Iterator[m.Needed]:
-        """Yield Needed for these ordinals, in messages that a frame has room for."""
-        ranges = self._ranges(ordinals)
-        while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
-            yield m.Needed((), some)
-
-    def zeros_messages(self, ordinals: Runs) -> Iterator[m.Zeros]:
-        """Yield Zeros for these ordinals, in messages that a frame has room for."""
-        ranges = self._ranges(ordinals)
-        while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
-            yield m.Zeros(some)
-
-    def _ranges(self, ordinals: Runs) -> Iterator[m.SegmentRange]:
-        spans = (self.share.span(start, stop) for start, stop in ordinals)
-        return (m.SegmentRange(0, first, end - first) for first, end in spans)
 
     def held_messages(self, ordinals: Runs) -> Iterator[m.Held]:
         """Yield Held, with digests, for these ordinals, in messages that a frame has room for."""

@@ -15,6 +15,7 @@ from filestreamer.wire.errors import Code, RemoteProtocolError, TransferFailed
 from filestreamer.wire.grid import Share
 from filestreamer.wire.runs import runs
 from receiver.disk.attributes.attributes import Attributes
+from receiver.file.answers import needed_messages
 from receiver.file.file_share import MISSING_MOST, FileShare
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.file.shared_file import ShareStep
@@ -90,7 +91,7 @@ class FileTarget(OneFile):
         if batch.share != self.chunks.share:  # a sealed share: its sender has ended, and waits for no answer
             self._rehashing -= 1
             return
-        yield from self.chunks.needed_messages(answer.needed)
+        yield from needed_messages(0, self.chunks.share, answer.needed)
         yield from self.chunks.held_messages(answer.held)
 
     def more(self) -> Sequence[m.Message]:
@@ -109,7 +110,7 @@ class FileTarget(OneFile):
 
     def missing(self) -> Iterable[m.Needed]:
         """Return what is missing, or as much of it as keeps the sender busy."""
-        return self.chunks.needed_messages(self.chunks.missing(MISSING_MOST))
+        return needed_messages(0, self.chunks.share, self.chunks.missing(MISSING_MOST))
 
     def finish(self, finish: m.Finish) -> bytes:
         """Stop all writes, and compare the root digest of what is staged with the sender's."""

@@ -1,12 +1,11 @@
 """The answers for the files of a part of a tree, Needed, Held and Zeros, by the states at the moment of the answer."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
-from filestreamer.wire.grid import Share
 from filestreamer.wire.runs import equal_runs, runs, runs_without
+from receiver.file.answers import needed_messages, zeros_messages
 from receiver.file.states import (
     CLAIMED,
     FREE,
@@ -94,13 +93,6 @@ def missing(part_state: PartState, spool: Spool, *, is_answered: bool) -> Iterat
         yield from (each for each in answers(part_state, spool) if isinstance(each, m.Needed) and each.files)
 
 
-def needed_messages(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.Needed]:
-    """Yield Needed for the ordinals [start, stop) of a share of a large file, in messages within the limit."""
-    ranges = _ranges(file_id, share, runs)
-    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
-        yield m.Needed((), some)
-
-
 def held_messages(
     part_state: PartState, index: int, runs: Iterable[tuple[int, int]], spool: Spool, *, final: bool
 ) -> Iterator[m.Held]:
@@ -131,19 +123,7 @@ def _large_file_answers(part_state: PartState, index: int, spool: Spool) -> Iter
         else:  # complete: for a file under its final name, no states were kept
             held = ((start + first, start + end) for first, end in runs_without(states, ZERO))
         yield from held_messages(part_state, index, held, spool, final=is_final)
-        yield from _zeros_messages(file_id, share, _runs(start, states, ZERO))
-
-
-def _ranges(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.SegmentRange]:
-    spans = (share.span(start, stop) for start, stop in runs)
-    return (m.SegmentRange(file_id, first, end - first) for first, end in spans)
-
-
-def _zeros_messages(file_id: int, share: Share, runs: Iterable[tuple[int, int]]) -> Iterator[m.Zeros]:
-    """Yield Zeros for the ordinals [start, stop) of a share of a large file, in messages within the limit."""
-    ranges = _ranges(file_id, share, runs)
-    while some := tuple(itertools.islice(ranges, limits.RANGES_PER_NEEDED)):
-        yield m.Zeros(some)
+        yield from zeros_messages(file_id, share, _runs(start, states, ZERO))
 
 
 def _states(part_state: PartState, index: int, spool: Spool) -> Iterator[tuple[int, bytes]]:

@@ -19,11 +19,12 @@ from receiver.disk.attributes.attributes import Attributes
 from receiver.disk.destination import shown_path
 from receiver.disk.existing import policy
 from receiver.disk.report import Report
+from receiver.file.answers import needed_messages
 from receiver.file.rehash import FinalsRehashed, Rehashed, Rehasher
 from receiver.file.states import CLAIMED, DECLINED, FREE, HELD, NOTHING, UNCHECKED, VERIFIED, WITHDRAWN, WRITING
 from receiver.file.target import LEAVE_SECONDS, NextStep
 from receiver.memory.budget import Account
-from receiver.tree.answers import FileRanges, answers, held_files, held_messages, missing, needed_messages
+from receiver.tree.answers import FileRanges, answers, held_files, held_messages, missing
 from receiver.tree.commit.committer import Committer
 from receiver.tree.commit.declines import Declines
 from receiver.tree.commit.tree_staging import TreeStagings

@@ -8,6 +8,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.errors import RemoteProtocolError
 from filestreamer.wire.grid import WHOLE, Grid, Share
+from receiver.file.answers import needed_messages
 from receiver.file.file_share import FileShare
 from receiver.file.target import IncomingRun
 from receiver.server.registry import Registry
@@ -24,7 +25,7 @@ def test_messages_have_segments_and_not_ordinals(files: Registry) -> None:
     sender, file_share = claim(files, Share(1, 2))
     write(sender, file_share, 3)
     now = answer(file_share)
-    assert list(file_share.needed_messages(now.needed)) == [m.Needed((), (m.SegmentRange(0, 1, 1),))]
+    assert list(needed_messages(0, file_share.share, now.needed)) == [m.Needed((), (m.SegmentRange(0, 1, 1),))]
     assert list(file_share.held_messages(now.held)) == [m.Held(0, 3, segment_digest(CONTENT[9:]))]
 
 
