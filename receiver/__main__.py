@@ -182,20 +182,16 @@ def _watch(
     users: "Users | None" = None,
 ) -> None:
     """Serve the metrics of a service, by default at `metrics`, and have signals end it."""
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
+    from filestreamer.telemetry.report import reporting_overdue
 
     def stop(number: int) -> None:
         service.stop(Interrupted(number))
         monitor.stop_lingering()
 
-    def report_overdue(number: int) -> None:
-        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
-
     names = None if users is None else lambda: users.names
     monitor.watch(service.admission.counters, lambda: None, service.admission.memory, names)
     monitor.start(metrics)
-    signals.on_signal(stop, report_overdue)
+    signals.on_signal(stop, reporting_overdue(settings.result_file, logger))
 
 
 def _run(service: "Server | Client", monitor: "Monitor", logger: Any) -> int:
@@ -227,7 +223,9 @@ def _report_start(
     elif chosen.is_own:
         logger.info("token", path=chosen.path, hint=f"this user's senders on this machine find it themselves{secure}")
     elif chosen.is_new and chosen.token is not None:
-        _show_command(chosen.token, addresses[0], tls=settings.tls)
+        from filestreamer.listening.command import show_command
+
+        show_command("send", "filestreamer-sender FILE --to", chosen.token, addresses[0], tls=settings.tls)
     elif chosen.path is not None:
         logger.info(
             "token", path=chosen.path, hint=f"senders need this token: --token-file or FILESTREAMER_TOKEN{secure}"
@@ -295,24 +293,6 @@ def _look_at_homes(
                 continue
             _clean_staging(settings, home, log)
             home.close()
-
-
-def _show_command(token: str, address: tuple[object, ...], *, tls: bool) -> None:
-    """Print the command that sends a file here. A wildcard address is shown as this machine's name."""
-    import socket
-
-    from filestreamer.wire.sockets.addresses import format_address
-
-    if address[0] in ("0.0.0.0", "::"):
-        address = (socket.gethostname(), address[1])
-    secure = " --tls" if tls else ""
-    if sys.stderr is not None:  # without it, print writes to standard output, where the received file may go
-        with contextlib.suppress(OSError):
-            command = f"filestreamer-sender FILE --to {format_address(address)}{secure}"
-            print(f"send with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
-            _, percent, interface = format_address(address).rpartition("]")[0].partition("%")
-            if percent:
-                print(f"            (in place of {interface}: the sender's own interface)", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             from filestreamer.process import log
             from filestreamer.process.threads import as_failure, log_defects
             from filestreamer.telemetry.monitor import Monitor
-            from filestreamer.telemetry.report import begin, report
+            from filestreamer.telemetry.report import begin, report, reporting_overdue
             from filestreamer.telemetry.result import TransferResult
             from sender.settings import parse
         with signals.raised():
@@ -73,9 +73,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return _serve(settings, logger)
     monitor = Monitor("sender", settings, logger)
 
-    def overdue(number: int) -> None:
-        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
-
+    overdue = reporting_overdue(settings.result_file, logger)
     with contextlib.ExitStack() as until_reported:
         try:
             outcome = _send(settings, logger, monitor, overdue, until_reported)
@@ -206,6 +204,7 @@ def _listen(settings: "SenderSettings", logger: Any) -> int:
         from filestreamer.credentials import certificate
         from filestreamer.listening.listeners import open_listeners
         from filestreamer.telemetry.monitor import Monitor
+        from filestreamer.telemetry.report import reporting_overdue
         from filestreamer.terminal.display import ProgressDisplay
         from sender.server import token
         from sender.server.server import Server
@@ -231,7 +230,7 @@ def _listen(settings: "SenderSettings", logger: Any) -> int:
 
         monitor.watch(server.counters, lambda: None)
         monitor.start()
-        signals.on_signal(stop, _reporting_overdue(settings, logger))
+        signals.on_signal(stop, reporting_overdue(settings.result_file, logger))
     _report_start(settings, addresses, chosen, logger)
     progress = ProgressDisplay(server.counters, logger, direction="sending")
     progress.start()
@@ -241,14 +240,6 @@ def _listen(settings: "SenderSettings", logger: Any) -> int:
     finally:
         progress.stop()
         monitor.stop()
-
-
-def _reporting_overdue(settings: "SenderSettings", logger: Any) -> Callable[[int], None]:
-    """Return what reports that the service did not end in time after a signal, which is given."""
-    from filestreamer.telemetry.report import report
-    from filestreamer.telemetry.result import TransferResult
-
-    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
 
 
 def _report_start(settings: "SenderSettings", addresses: list[Any], chosen: "Chosen", logger: Any) -> None:
@@ -261,38 +252,21 @@ def _report_start(settings: "SenderSettings", addresses: list[Any], chosen: "Cho
     if chosen.path is not None:
         logger.info("token", path=chosen.path, hint=f"this user's receivers on this machine find it themselves{secure}")
     elif chosen.is_new:
-        _show_command(chosen.token, addresses[0], tls=settings.tls)
+        from filestreamer.listening.command import show_command
 
-
-def _show_command(token: str, address: tuple[Any, ...], *, tls: bool) -> None:
-    """Print the command that receives from here. A wildcard address is shown as this machine's name."""
-    import contextlib
-    import socket
-
-    from filestreamer.wire.sockets.addresses import format_address
-
-    if address[0] in ("0.0.0.0", "::"):
-        address = (socket.gethostname(), address[1])
-    secure = " --tls" if tls else ""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            command = f"filestreamer-receiver --connect {format_address(address)}{secure}"
-            print(f"receive with:  FILESTREAMER_TOKEN={token} {command}", file=sys.stderr)
+        show_command("receive", "filestreamer-receiver --connect", chosen.token, addresses[0], tls=settings.tls)
 
 
 def _ask(settings: "SenderSettings", logger: Any) -> int:
     """Print how each entry stands at the receiver, then the result; return the exit code."""
     from filestreamer.process.threads import as_failure
-    from filestreamer.telemetry.report import begin, report
+    from filestreamer.telemetry.report import begin, report, reporting_overdue
     from filestreamer.telemetry.result import TransferResult
     from sender.asking import Asking
     from sender.push import reached
 
     begin(settings.result_file, logger)
-
-    def overdue(number: int) -> None:
-        report(TransferResult.without_transfer(Interrupted(number)), settings.result_file, logger)
-
+    overdue = reporting_overdue(settings.result_file, logger)
     failure: FilestreamerError | None
     with contextlib.ExitStack() as until_reported:
         try:

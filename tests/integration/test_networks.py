@@ -156,21 +156,23 @@ def test_link_local_addresses_with_tls(pair: Pair, ends: tuple[End, End], tmp_pa
     sender(pair, here, pair.file("f", 1000), host, *authority.trusted).succeeds()
 
 
-def test_the_printed_command_has_the_interface(pair: Pair, ends: tuple[End, End]) -> None:
+@pytest.mark.parametrize(("service", "verb"), [("receiver", "send"), ("sender", "receive")])
+def test_the_printed_command_has_the_interface(pair: Pair, ends: tuple[End, End], service: str, verb: str) -> None:
+    """And says so: it means another one, or none, on the machine that connects."""
     here, there = ends
-    where = ("--listen", f"[fe80::2%{INTERFACE}]:{PORT}", "--directory", pair.destination)
-    started = pair.start("receiver", *where, under=there.inside)
-    started.wait_for("listening")
+    file, directory = pair.file("f", 1000), ("--directory", pair.destination)
+    listens, connects = {"receiver": (directory, (file,)), "sender": ((file, "--once"), directory)}[service]
+    started = pair.start(service, *listens, "--listen", f"[fe80::2%{INTERFACE}]:{PORT}", under=there.inside)
     until = time.monotonic() + 2 * UNIT
-    while "own interface" not in started.stderr:
+    while f"(in place of {INTERFACE}: " not in started.stderr:
         assert time.monotonic() < until
         time.sleep(0.01)
-    (command,) = [line.partition("  ")[2] for line in started.stderr.splitlines() if line.startswith("send with:")]
-    token, _, *arguments = command.split()
-    file = pair.file("f", 1000)
+    (command,) = [line.partition("  ")[2] for line in started.stderr.splitlines() if line.startswith(f"{verb} with:")]
+    token, program, *arguments = command.split()
     env = dict([token.split("=")])
-    assert [f"[fe80::2%{INTERFACE}]:{PORT}"] == arguments[2:]
-    pair.start("sender", file, *arguments[1:], env=env, under=here.inside).succeeds()
+    assert arguments[-1] == f"[fe80::2%{INTERFACE}]:{PORT}"
+    other = program.removeprefix("filestreamer-")
+    pair.start(other, *connects, *arguments[-2:], env=env, under=here.inside).succeeds()
 
 
 def test_a_name_with_a_final_dot(pair: Pair, ends: tuple[End, End], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import configure, on_terminal
 from filestreamer.process.threads import as_failure
 from filestreamer.telemetry.result import STDOUT, TransferResult, is_termination_log, may_be_replaced, write
+from filestreamer.wire.errors import Interrupted
 
 if TYPE_CHECKING:
     from filestreamer.wire.session import Side
@@ -90,6 +91,11 @@ def begin(result_file: str | None, log: Any) -> None:
     """Write how this process ends if it is killed from now on, where the result file is Kubernetes' termination log."""
     if result_file is not None and is_termination_log(result_file):
         write(TransferResult.killed(), None, result_file, log)
+
+
+def reporting_overdue(result_file: str | None, log: Any) -> Callable[[int], None]:
+    """Return what reports that this process has not ended in time after a signal, whose number it takes."""
+    return lambda number: report(TransferResult.without_transfer(Interrupted(number)), result_file, log)
 
 
 def report_early(error: Exception, service: "Side", argv: Sequence[str], environ: Mapping[str, str]) -> int:
