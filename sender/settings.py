@@ -99,7 +99,7 @@ class SenderSettings(SourceSettings, kw_only=True):
     listen: Address | None = setting(
         parse_address,
         "Wait for receivers, which connect with receiver --connect, and send to each of them."
-        f"  [without HOST:PORT: {EVERYWHERE}, every address of this machine]",
+        f"  [without a value: {EVERYWHERE}, every address of this machine]",
         metavar="HOST:PORT",
         bare=EVERYWHERE,
         is_own=True,

@@ -60,7 +60,7 @@ class Definition(NamedTuple):
             type=self.read,
             is_flag=True if self.read is bool else None if self.bare is None else False,
             help=self.help,
-            metavar=self.metavar,
+            metavar=self.metavar if self.bare is None else f"[{self.metavar}]",
             multiple=self.multiple,
             show_default=self.default not in (None, False),
             **({"required": True} if self.required else {"default": self.default}),

@@ -157,7 +157,10 @@ def _explain(
     definition = defined.get(name, CONFIG)
     if isinstance(error, click.MissingParameter):
         variables = " or ".join(variable for variable, _ in definition.variables(service))
-        return f"{definition.shown} is required (or {variables}, or {definition.key} in the config file)"
+        required = f"{definition.shown} is required (or {variables}, or {definition.key} in the config file)"
+        # A flag that may be given without its value has taken the word behind it.
+        took = [item.shown for key, item in defined.items() if item.bare and error.ctx.params.get(key) is not None]
+        return f"{required}: write it before {took[0]}, which takes what follows as its value" if took else required
     from_found = error.ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP
     return f"{found[name].origin if from_found else definition.shown}: {error.message}"
 

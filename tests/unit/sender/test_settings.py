@@ -455,6 +455,7 @@ def test_required_settings_say_where_they_can_come_from() -> None:
         "INPUT_FILE is required "
         "(or FILESTREAMER_SENDER_INPUT_FILE or FILESTREAMER_INPUT_FILE, or input_file in the config file)"
     )
+    assert failure("--listen", "f").endswith(": write it before --listen, which takes what follows as its value")
 
 
 @pytest.mark.parametrize(
