@@ -19,6 +19,7 @@ import heapq
 import itertools
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -83,14 +84,7 @@ class Walk:
         unless it is all that the user names. Raises UsageError where two paths have the same name at the destination.
         """
         self._roots = [(os.fsencode(path), destination_name(path, as_name)) for path in paths]
-        names = [name for _, name in self._roots]
-        if len(set(names)) < len(names) or any(
-            not name and any(os.path.lexists(os.path.join(path, other)) for other in names if other)
-            for path, name in self._roots
-        ):
-            raise UsageError(
-                "two of the paths have the same name at the destination: send them one by one, each with --as"
-            )
+        _check_names(self._roots)
         self._skipped = skipped
         self._wanted = wanted
         self._is_sparing = is_sparing
@@ -583,6 +577,24 @@ def _followed(name: bytes, directory_fd: int, path: bytes) -> os.stat_result:
 
 def _unreadable(path: bytes, why: str) -> Unsendable:
     return Unsendable(Code.SOURCE, f"can't read {os.fsdecode(path)}: {why}", SkipKind.UNREADABLE, why)
+
+
+def _check_names(roots: Sequence[tuple[bytes, bytes]]) -> None:
+    """Check that no two paths, each with its name, have the same at the destination. Raises UsageError."""
+    counts = Counter(name for _, name in roots)
+    if counts[b""] > 1:
+        raise UsageError("DIR/ goes straight into the destination, and only one can: send the others one by one")
+    alike = [name for name, count in counts.items() if count > 1]
+    alike += [
+        other
+        for path, name in roots
+        for other in counts
+        if not name and other and os.path.lexists(os.path.join(path, other))
+    ]
+    if alike:
+        raise UsageError(
+            f"two of the paths would be {os.fsdecode(alike[0])!r} at the destination: send them one by one, with --as"
+        )
 
 
 def destination_name(path: str, as_name: str) -> bytes:

@@ -74,15 +74,17 @@ def test_the_working_directory_has_a_name(top: Path, monkeypatch: pytest.MonkeyP
 
 def test_one_name_for_two_paths_is_refused(top: Path) -> None:
     trees.write(top / "c/a", b"another a")
-    with pytest.raises(UsageError, match="same name"):
+    with pytest.raises(UsageError, match=r"^two of the paths would be 'a' at the destination"):
         walked(top / "a", top / "c/a")
 
 
 def test_one_name_for_a_path_and_for_something_in_another_is_refused(top: Path) -> None:
     """Of two entries with one path, whichever came last would stand there."""
     trees.write(top / "c/a", b"another a")
-    with pytest.raises(UsageError, match="same name"):
+    with pytest.raises(UsageError, match=r"^two of the paths would be 'a' at the destination"):
         walked(f"{top / 'c'}/", top / "a")
+    with pytest.raises(UsageError, match=r"^DIR/ goes straight into the destination"):
+        walked(f"{top / 'c'}/", f"{top / 'b'}/")
     assert names(walked(f"{top / 'c'}/", top / "b/1")[0]) == [b"a", b"d", b"d/e", b"1"]
 
 
