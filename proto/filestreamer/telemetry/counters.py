@@ -175,6 +175,8 @@ class TransferCounters:
     """The stages of this end's connections: SENDER_STAGES or RECEIVER_STAGES."""
     user: str = ""
     """Receiver: whose transfer it is; empty where the receiver has no users."""
+    label: str = ""
+    """Its label in metrics, and on the page: `History` gives it one that no other transfer has there."""
     size_bytes: int = 0
     """Bytes of all files that were listed, holes included."""
     zero_bytes: int = 0

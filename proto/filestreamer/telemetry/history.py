@@ -1,6 +1,7 @@
 """Transfers that have ended: how many ended in which way and, for a while, their last values."""
 
 import collections
+import itertools
 import threading
 import time
 from collections import deque
@@ -79,10 +80,11 @@ class History:
         with self._lock:
             self._drop_old()
             transfers = self._with_recent(running)
+            _label(transfers)
             totals = self._dropped_sums.copy()
         for transfer in transfers:
             totals.update(transfer.totals())
-        return Snapshot(list({transfer.transfer_id: transfer for transfer in transfers}.values()), totals)
+        return Snapshot(list({transfer.label: transfer for transfer in transfers}.values()), totals)
 
     def users(self, running: Iterable[TransferCounters], names: Collection[str]) -> dict[str, UserSums]:
         """Return the sums of each of these users, given the transfers that are running; forget those of others."""
@@ -119,3 +121,18 @@ class History:
         self._dropped_sums.update(transfer.totals())
         if transfer.user in self._users:
             self._users[transfer.user].received_bytes += transfer.moved_bytes
+
+
+def _label(transfers: Collection[TransferCounters]) -> None:
+    """Give each transfer that has none a label, which it keeps: the same as that of an earlier run of it.
+
+    Senders choose the ids: those of two transfers may begin with the same digits, and those of two users be equal. One
+    label for both would make a scrape inconsistent, and a Pushgateway refuses that as a whole.
+    """
+    labels = {(transfer.user, transfer.transfer_id): transfer.label for transfer in transfers if transfer.label}
+    for transfer in transfers:
+        digits, owner = transfer.transfer_id.hex()[:8], (transfer.user, transfer.transfer_id)
+        if owner not in labels:
+            free = itertools.chain([digits], (f"{digits}-{number}" for number in itertools.count(2)))
+            labels[owner] = next(label for label in free if label not in labels.values())
+        transfer.label = labels[owner]

@@ -217,7 +217,7 @@ class Collector:
         transfers, totals = self._source.snapshot()
         if self._connections_too:
             yield from self._connections(transfers)
-        rows = [([_label(transfer)], transfer) for transfer in transfers]
+        rows = [([transfer.label], transfer) for transfer in transfers]
         for reading in TRANSFER:
             yield self._family(reading, ["transfer"], rows)
         if self.service == "sender":
@@ -237,7 +237,7 @@ class Collector:
         yield self._simple(Counter, "user_transfers", text, ["user", "result"], results)
 
     def _connections(self, transfers: list[TransferCounters]) -> Iterator[Metric]:
-        rows = [([_label(t), str(c.connection_id)], c) for t in _with_connections(transfers) for c in t.connections]
+        rows = [([t.label, str(c.connection_id)], c) for t in _with_connections(transfers) for c in t.connections]
         labels = ["transfer", "connection"]
         for reading in (SENDING if self.service == "sender" else RECEIVING) + CONNECTION:
             yield self._family(reading, labels, rows)
@@ -273,7 +273,7 @@ class Collector:
         for transfer in transfers:
             has_failed = transfer.ended_at is not None and transfer.phase != "complete"
             for phase in PHASES:
-                samples.append(([_label(transfer), phase], phase == transfer.phase and not has_failed))
+                samples.append(([transfer.label, phase], phase == transfer.phase and not has_failed))
         text = "1 for the current phase of the transfer; 0 for every phase once it has failed."
         return self._simple(Gauge, "transfer_phase", text, ["transfer", "phase"], samples)
 
@@ -290,7 +290,7 @@ class Collector:
             for at, bound in enumerate([*map(str, LATENCY_SECONDS), "+Inf"]):
                 number += sum(each.counts[at] for each in latencies)
                 buckets.append((bound, number))
-            family.add_metric([_label(transfer)], buckets, sum(each.sum_seconds for each in latencies))
+            family.add_metric([transfer.label], buckets, sum(each.sum_seconds for each in latencies))
         return family
 
     def _process(self, totals: Mapping[str, int]) -> Iterator[Metric]:
@@ -349,10 +349,6 @@ def _with_connections(transfers: list[TransferCounters]) -> list[TransferCounter
                 continue
         shown.append(transfer)
     return shown[::-1]
-
-
-def _label(transfer: TransferCounters) -> str:
-    return transfer.transfer_id.hex()[:8]
 
 
 def exposition(collector: Collector, accept: str) -> Response:

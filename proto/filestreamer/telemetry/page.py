@@ -70,7 +70,7 @@ def _transfer(counters: TransferCounters) -> dict[str, Any]:
     sends = counters.stages == SENDER_STAGES
     chunk_map = counters.chunk_map
     return {
-        "transfer": counters.transfer_id.hex()[:8],
+        "transfer": counters.label,
         "direction": "sending" if sends else "receiving",
         "phase": counters.phase,
         "ended": counters.ended_at is not None,

@@ -239,3 +239,28 @@ def test_the_latest_transfer_keeps_its_connections() -> None:
 
     labels = set(values(source, "connection_up"))
     assert labels == {f"00000002 {connection_id}" for connection_id in range(256)}
+
+
+# --- labels
+
+
+def test_no_series_is_there_twice_whatever_ids_senders_choose() -> None:
+    """Ids that begin alike, and equal ids of two users; a transfer that is started again keeps its series."""
+    source = Source()
+    for tail, user in ((b"one", "alice"), (b"two", "alice"), (b"two", "bob")):
+        each = transfer(1)
+        each.transfer_id, each.user = each.transfer_id[:4] + tail, user
+        source.running.append(each)
+    text = exposition(Collector("receiver", source), "").body.decode()
+    series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert sorted(set(series)) == sorted(series)
+    labels = {"00000001", "00000001-2", "00000001-3"}
+    assert set(values(source, "transfer_size_bytes")) == labels
+
+    first, second, _ = source.running
+    source.history.add(second, "failed")
+    again = transfer(1)
+    again.transfer_id, again.user, again.size_bytes = second.transfer_id, second.user, 5
+    source.running[1] = again
+    source.running.remove(first)
+    assert values(source, "transfer_size_bytes") == {"00000001-2": 5, "00000001-3": 0}
