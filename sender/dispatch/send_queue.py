@@ -64,7 +64,9 @@ class SendQueue:
         self._window_chunks: int | None = None  # what the receiver of a pipe has room for; None: not a pipe
         self._needs_all = False  # whether chunks of a stream that are still to come are needed, too
         self._differing_files: set[int] = set()  # by their first chunk: files that are needed whole (`compared`)
-        self._sends: dict[int, int] = {}  # how often chunks that arrived damaged were sent
+        # How often each chunk arrived damaged, by ordinal: a byte, as a receiver may say so of all of them. As long as
+        # the chunks that there were when one did so last.
+        self._damages = bytearray()
         self._failure: FilestreamerError | None = None
         self._is_complete = False
         self._sent_epoch = 0  # the epoch for which the coordinator knows that everything was sent
@@ -299,14 +301,15 @@ class SendQueue:
         with self._changed:
             if epoch != self.epoch:
                 return
-            sends = self._sends.get(chunk_id, 1) + 1
-            if sends > limits.SENDS_PER_CHUNK:
+            ordinal = self.share.ordinal(chunk_id)
+            self._damages.extend(bytes(max(0, self.states.chunks - len(self._damages))))
+            self._damages[ordinal] += 1
+            if self._damages[ordinal] == limits.SENDS_PER_CHUNK:
                 raise TransferFailed(
                     Code.DIGEST,
                     f"chunk {chunk_id} arrived damaged {limits.SENDS_PER_CHUNK} times over connection"
                     f" {connection.connection_id}: suspect the network, or the memory of either machine",
                 )
-            self._sends[chunk_id] = sends
             self._put_back([chunk_id])
             self._changed.notify_all()
 

@@ -1,6 +1,7 @@
 """The queue: which chunks are answered, taken and done."""
 
 import threading
+import tracemalloc
 
 import pytest
 
@@ -151,6 +152,25 @@ def test_lost_connections_do_not_count_as_damage() -> None:
     assert queue.next(0, queue.epoch) == 0
     with pytest.raises(TransferFailed):
         queue.put_back_damaged(0, ConnectionCounters(7), queue.epoch)
+
+
+def test_damage_takes_little_memory() -> None:
+    """A receiver may say of each chunk that it arrived damaged, and take it when it comes again."""
+    queue, _ = make(chunks := 20_000)
+    queue.need(0, chunks)
+    chunk_ids = taken(queue)
+    counters = ConnectionCounters(0)
+    tracemalloc.start()
+    try:
+        for chunk_id in chunk_ids:
+            queue.put_back_damaged(chunk_id, counters, queue.epoch)
+            assert queue.next(0, queue.epoch) == chunk_id
+            queue.mark_done((chunk_id,), queue.epoch)
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert queue.all_done
+    assert used_bytes < 8 * chunks
 
 
 def test_another_incarnation_answers_anew() -> None:
