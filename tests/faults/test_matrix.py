@@ -33,7 +33,7 @@ from tests.support.proxy import (
     Stall,
     Truncate,
 )
-from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
 from tests.support.staging import Staging
 
 SIZE = 12 * MIB
@@ -43,6 +43,8 @@ STEADY = ("--connections", 4, "--chunk-size", CHUNK_SIZE, "--rate-limit", "8MiB/
 """One second and a half for a file of SIZE: time for something to happen in the middle."""
 END_SECONDS = 15.0
 """What an end may take beyond --give-up-after."""
+PATIENT = 8.0
+"""A --give-up-after that a busy machine does not use up before what the test is about has happened."""
 SOME = CHUNKS // 4
 
 
@@ -147,7 +149,7 @@ def test_nobody_ever_listens(pair: Pair) -> None:
     file = pair.file("f", 1000)
     with held_port() as port:
         message = pair.sender(file, f"127.0.0.1:{port}", "--give-up-after", 2).fails(
-            1, "timeout", seconds=2 + END_SECONDS
+            1, "timeout", seconds=2 + END_SECONDS + UNIT
         )
     assert f"127.0.0.1:{port}" in message
 
@@ -323,8 +325,8 @@ def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) ->
     file = pair.file("f", SIZE, seed)
     receiver = pair.receiver()
     with Proxy(pair.address(receiver), [Blackhole(on="*", at=MIB)]) as proxy:
-        sender = pair.sender(file, proxy.address, *STEADY, "--give-up-after", 4)
-        message = sender.fails(1, "timeout", seconds=4 + END_SECONDS + UNIT)
+        sender = pair.sender(file, proxy.address, *STEADY, "--give-up-after", PATIENT)
+        message = sender.fails(1, "timeout", seconds=PATIENT + END_SECONDS + UNIT)
     assert "without progress" in message
     check_nothing_arrived(pair)
     result = pair.sender(file, pair.address(receiver), "--chunk-size", CHUNK_SIZE).succeeds()
@@ -333,7 +335,6 @@ def test_a_connection_that_is_a_black_hole_is_given_up(pair: Pair, seed: int) ->
     no_accident(sender, receiver)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", [Blackhole(on="data 1", at=MIB), Truncate(on="data 1", at=MIB, lost=SIZE)])
 def test_one_connection_is_a_black_hole(pair: Pair, seed: int, fault: Fault) -> None:
     """A proxy takes no more of it, or takes all and passes nothing on: it is dead after DEAD_SECONDS, and replaced."""
@@ -343,7 +344,6 @@ def test_one_connection_is_a_black_hole(pair: Pair, seed: int, fault: Fault) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_control_is_a_black_hole(pair: Pair, seed: int) -> None:
     """Data has ended long before control counts as dead; the next control connection brings the end."""
     file = pair.file("f", SIZE, seed)
@@ -360,7 +360,6 @@ def test_control_is_a_black_hole(pair: Pair, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_chunk_that_takes_long_to_send_may_be_acknowledged_late(pair: Pair, seed: int) -> None:
     """For 35 s the sender sends at its rate limit and receives nothing; an answer that is 2 s late is in time."""
     file = pair.file("f", 35 * 64 * 1024, seed)
@@ -423,7 +422,7 @@ def holding(proxy: Proxy, name: str) -> Iterator[None]:
     yield
 
 
-def wait_for_file(path: Path, seconds: float = 3 * UNIT) -> None:
+def wait_for_file(path: Path, seconds: float = HANG) -> None:
     """Wait until a file stands under its name."""
     end = time.monotonic() + seconds
     while not path.exists():
@@ -658,7 +657,6 @@ def test_destination_was_too_small_from_the_beginning(pair: Pair, memory: Path, 
 # -------------------------------------------------------------------------------------------------------------- frozen
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("side", ["receiver", pytest.param("sender", marks=pytest.mark.slow)])
 def test_one_side_is_frozen_for_20_seconds(pair: Pair, seed: int, side: str) -> None:
     file = pair.file("f", SIZE, seed)
@@ -680,10 +678,10 @@ def test_receiver_is_frozen_for_ever(pair: Pair, seed: int) -> None:
     file = pair.file("f", SIZE, seed)
     receiver = pair.receiver()
     address = pair.address(receiver)
-    sender = pair.sender(file, address, *STEADY, "--give-up-after", 3)
+    sender = pair.sender(file, address, *STEADY, "--give-up-after", PATIENT)
     staging(pair, file).wait_for_records(SOME)
     receiver.signal(signal.SIGSTOP)
-    message = sender.fails(1, "timeout", seconds=3 + END_SECONDS + UNIT)
+    message = sender.fails(1, "timeout", seconds=PATIENT + END_SECONDS + UNIT)
     assert "without progress" in message
     check_nothing_arrived(pair)
     receiver.signal(signal.SIGCONT)
@@ -693,7 +691,6 @@ def test_receiver_is_frozen_for_ever(pair: Pair, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_receiver_is_frozen_for_ever_and_the_sender_waits_long(pair: Pair, seed: int) -> None:
     """Longer than after what a peer counts as dead: dialling anew finds nobody who answers."""
     file = pair.file("f", SIZE, seed)
@@ -707,7 +704,6 @@ def test_receiver_is_frozen_for_ever_and_the_sender_waits_long(pair: Pair, seed:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_sender_is_frozen_for_ever(pair: Pair, seed: int) -> None:
     """Once it counts as dead, another sender of the file takes its place; what it held is not sent again."""
     file = pair.file("f", SIZE, seed)
@@ -716,7 +712,7 @@ def test_sender_is_frozen_for_ever(pair: Pair, seed: int) -> None:
     frozen = pair.sender(file, address, *STEADY)
     staging(pair, file).wait_for_records(SOME)
     frozen.signal(signal.SIGSTOP)
-    result = pair.sender(file, address, *STEADY).succeeds(6 * UNIT)
+    result = pair.sender(file, address, *STEADY).succeeds()
     check_arrived(pair, file)
     assert result["held_bytes"] >= SOME * CHUNK_SIZE
     assert result["held_bytes"] + result["sent_bytes"] == SIZE
@@ -741,7 +737,7 @@ def test_a_signal_ends_it_in_the_middle_of_a_chunk(pair: Pair, seed: int, side: 
     staging(pair, file).wait_for_records(2)
     ended = {"receiver": receiver, "sender": sender}[side]
     ended.signal(number)
-    assert ended.wait(UNIT) == 128 + number
+    assert ended.wait(HANG) == 128 + number
     assert "interrupted" in [result["status"] for result in ended.results]
     check_nothing_arrived(pair)
     if side == "receiver":
@@ -766,7 +762,7 @@ def test_a_second_signal_ends_the_sender_now(pair: Pair, seed: int) -> None:
         sender.signal(signal.SIGTERM)
         proxy.wait_until(lambda: control.up.has_ended, "the sender's goodbye")
         sender.signal(signal.SIGINT)
-        assert sender.wait(UNIT) == 130
+        assert sender.wait(HANG) == 130
     receiver.signal(signal.SIGCONT)
     check_nothing_arrived(pair)
 
@@ -782,7 +778,7 @@ def test_a_second_signal_ends_the_receiver_now(pair: Pair, seed: int) -> None:
         receiver.signal(signal.SIGTERM)
         proxy.wait_until(lambda: control.down.has_ended, "the receiver's goodbye")
         receiver.signal(signal.SIGINT)
-        assert receiver.wait(UNIT) == 130
+        assert receiver.wait(HANG) == 130
     check_nothing_arrived(pair)
 
 
@@ -792,7 +788,7 @@ def test_a_signal_ends_a_sender_that_has_reached_nobody(pair: Pair) -> None:
         sender = pair.sender(file, f"127.0.0.1:{port}")
         sender.wait_for("cannot_connect")
         sender.signal(signal.SIGTERM)
-        assert sender.wait(UNIT) == 143
+        assert sender.wait(HANG) == 143
     assert sender.result["status"] == "interrupted"
 
 
@@ -800,5 +796,5 @@ def test_a_signal_ends_a_receiver_without_work(pair: Pair) -> None:
     receiver = pair.receiver()
     pair.address(receiver)
     receiver.signal(signal.SIGINT)
-    assert receiver.wait(UNIT) == 130
+    assert receiver.wait(HANG) == 130
     no_accident(receiver)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.services import UNIT, Pair, Service, inject, same
+from tests.support.services import HANG, Pair, Service, inject, same
 
 COUNT = 3
 CHUNK_SIZE = 16 * 1024
@@ -72,7 +72,7 @@ def test_the_receiver_crashes(pair: Pair, file: Path, step: int, *, dies: bool) 
 
 def wait_for_either(sender: Service, receiver: Service) -> Service:
     """Wait until one of them ends. The sender can't while the receiver has a step to crash at before its last word."""
-    end = time.monotonic() + 3 * UNIT
+    end = time.monotonic() + HANG
     while time.monotonic() < end:
         if sender.process.poll() is not None:
             return sender

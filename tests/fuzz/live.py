@@ -30,7 +30,7 @@ from tests.fuzz.targets import Ended as StreamEnded
 from tests.fuzz.targets import Reading, mutated_body, mutated_stream
 from tests.support.peer import Ended, Link, RawSender, Sample
 from tests.support.processes import Watch, descriptors, resident_bytes, thread_count
-from tests.support.services import UNIT, Pair, Service, make_file, pair, same
+from tests.support.services import HANG, UNIT, Pair, Service, make_file, pair, same
 
 TOKEN: Final = "correct horse battery staple"
 PEERS: Final = 6
@@ -145,7 +145,7 @@ class Transfers:
     def _move(self, number: int) -> None:
         file = make_file(self._services.source / f"real-{number}", (8 << 20) + number, seed=number + self.done)
         flags = ("--rate-limit", "6MiB/s", "--chunk-size", "64KiB", "--connections", 3)
-        self._services.sender(file, self._address, *flags, env=self._env).succeeds(8 * UNIT)
+        self._services.sender(file, self._address, *flags, env=self._env).succeeds()
         assert same(file, self._services.destination / file.name), f"{file.name} is not what was sent"
 
 
@@ -319,7 +319,7 @@ class Hostile(RawSender):
 
     def connect(self) -> HostileLink:
         """Connect, and no more."""
-        link = HostileLink(socket.create_connection(self._address, timeout=3 * UNIT))
+        link = HostileLink(socket.create_connection(self._address, timeout=HANG))
         self._links.append(link)
         self.connected += 1
         return link
@@ -332,7 +332,7 @@ class Hostile(RawSender):
 
     def control(self) -> HostileLink:
         """Open the control connection, as soon as there is room for another transfer."""
-        end = time.monotonic() + 3 * UNIT
+        end = time.monotonic() + HANG
         while True:
             try:
                 link = self.open(m.Role.CONTROL)
@@ -488,7 +488,7 @@ def against_senders(directory: Path, seed: int, first: int, runs: int) -> str:
 
 def until_threads_end(before: set[threading.Thread]) -> None:
     """Wait until no thread of a sender is left."""
-    end = time.monotonic() + 2 * UNIT
+    end = time.monotonic() + HANG
     while left := [thread.name for thread in set(threading.enumerate()) - before]:
         assert time.monotonic() < end, f"threads of senders that ended are left: {left}"
         time.sleep(0.05)
@@ -557,7 +557,7 @@ class Impostor:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(UNIT)
+            thread.join(HANG)
         for sock in self._sockets:
             sock.close()
 

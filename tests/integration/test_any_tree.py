@@ -33,7 +33,7 @@ IN_SHARDS = EXAMPLES // 2
 PHASES = set(Phase) if FULL else {Phase.explicit, Phase.reuse, Phase.generate}
 """A failure is not made smaller in a plain run: that takes minutes, and the test would be ended before it is shown."""
 LEFT = b"lost+found"  # at the top; anywhere else it is a name like others
-pytestmark = pytest.mark.timeout(EXAMPLES)
+pytestmark = pytest.mark.timeout(max(300, EXAMPLES))
 
 names = st.binary(min_size=1, max_size=12).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..", trees.STAGING)
@@ -329,7 +329,7 @@ class Job:
         assert left == []
 
 
-@pytest.mark.timeout(2 * EXAMPLES)
+@pytest.mark.timeout(max(600, 2 * EXAMPLES))
 @settings(
     max_examples=IN_SHARDS,
     phases=PHASES,

@@ -22,7 +22,6 @@ from tests.bench.contestants import (
     steady_seconds,
 )
 from tests.bench.data import Data, difference
-from tests.support.services import UNIT
 
 TREE = Data(900, 0, files=30)
 
@@ -41,7 +40,6 @@ def copies(how: Callable[[Path, Path], object]) -> Contestant:
     return Contestant("other", copy)
 
 
-@pytest.mark.timeout(12 * UNIT)
 @pytest.mark.parametrize("data", [Data(300_000), TREE], ids=["file", "tree"])
 def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
     """Every round of both is there, with figures of both ends; nothing is left behind."""
@@ -53,7 +51,6 @@ def test_the_pair_beside_cp(tmp_path: Path, data: Data) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(12 * UNIT)
 def test_the_pair_once_more(tmp_path: Path) -> None:
     """Each of the two copies into what it has copied before; the first run is not among those that count."""
     there: list[bool] = []
@@ -70,14 +67,12 @@ def test_the_pair_once_more(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_the_pair_over_tls(tmp_path: Path) -> None:
     saved = run.measure("a-case", case(tmp_path, Data(300_000), filestreamer(is_secured=True)), rounds=1)
     assert saved["failed"] == {}
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("data", [Data(300_000), TREE], ids=["file", "tree"])
 def test_by_one_command_over_ssh(tmp_path: Path, data: Data) -> None:
     if not ssh.scp().is_there:
@@ -114,7 +109,6 @@ def test_copies_are_kept_until_the_round_is_over(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_scraped(tmp_path: Path) -> None:
     """The time that scrapes take is told below the table."""
     slow = filestreamer("--rate-limit", "1MB/s", metrics="scraped")

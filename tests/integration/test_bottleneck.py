@@ -12,7 +12,7 @@ from filestreamer.wire import limits
 from tests.support import disks, services
 from tests.support.certificates import Authority
 from tests.support.relay import READ_BYTES, Relay
-from tests.support.services import UNIT, Pair, Service, inject, same
+from tests.support.services import HANG, Pair, Service, inject, same
 
 NEEDED_BYTES = 256 * limits.MIB
 BLOCKS = 12
@@ -190,7 +190,7 @@ def test_nothing_left_to_send_is_bound_by_nothing(pair: Pair, seed: int) -> None
 def wait_for_acknowledged(pair: Pair, at_least: int) -> None:
     """Wait until the ledger has records of so many bytes, in chunks of 64 KiB."""
     records = at_least // (64 * limits.KIB)
-    end = time.monotonic() + 2 * UNIT
+    end = time.monotonic() + HANG
     while not any(
         path.stat().st_size >= 32 * (records + 2) for path in pair.destination.glob(".filestreamer/*.ledger")
     ):
@@ -247,7 +247,7 @@ def test_a_peer_that_said_nothing_leaves_no_verdict(pair: Pair, seed: int) -> No
 
 def wait_for_staged_bytes(pair: Pair, at_least: float) -> None:
     """Wait until so much is in the staged file, which has its full size from the beginning."""
-    end = time.monotonic() + 2 * UNIT
+    end = time.monotonic() + HANG
     while not any(path.stat().st_blocks * 512 >= at_least for path in pair.destination.glob(".filestreamer/*.data")):
         assert time.monotonic() < end, "nothing was written"
         time.sleep(0.01)

@@ -19,7 +19,7 @@ from tests.integration.test_moves import needs_ipv6
 from tests.support.processes import descriptors, peak_bytes, thread_count
 from tests.support.prometheus import program, wait_for
 from tests.support.scrape import METRICS, get, metrics_address, scrape
-from tests.support.services import UNIT, Pair, Service, free_port, held_port, same
+from tests.support.services import HANG, UNIT, Pair, Service, free_port, held_port, same
 
 SOON_SECONDS = 2 * UNIT
 """Within which a scrape gets through, and a linger that is cut short has ended, on a machine that has much to do."""
@@ -27,7 +27,7 @@ SOON_SECONDS = 2 * UNIT
 
 def connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), UNIT)
+    return socket.create_connection((host.strip("[]"), int(port)), HANG)
 
 
 def status_of(address: str, path: str) -> tuple[int, str]:
@@ -62,7 +62,7 @@ class Attack:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(UNIT)
+            thread.join(HANG)
 
     def _run(self, body: object) -> None:
         while not self._ended.is_set():
@@ -388,7 +388,7 @@ def test_a_dead_gateway_changes_nothing(pair: Pair, seed: int, answer: str) -> N
         url = f"http://127.0.0.1:{port}"
         sender = pair.sender(file, pair.address(receiver), "--pushgateway", url)
         if answer != "nobody":
-            listener.settimeout(2 * UNIT)
+            listener.settimeout(HANG)
             client = stack.enter_context(listener.accept()[0])
             assert sender.wait_for_results(), "the result does not wait for a gateway"
             if answer == "nonsense":

@@ -11,7 +11,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.limits import KIB
 from tests.support.exchange import deliver
 from tests.support.peer import RawReceiver, RawSender, Sample, read_chunk
-from tests.support.services import EACH_TICK, UNIT, Pair, Service, free_port, impatient
+from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, free_port, impatient
 
 GIVE_UP = 0.3 * UNIT
 
@@ -25,7 +25,7 @@ def mute() -> Iterator[str]:
 
 def gives_up(pair: Pair, to: str, *args: object, **more: object) -> str:
     sender = pair.sender(pair.file("f", 10 * KIB), to, "--give-up-after", GIVE_UP, *args, **more)  # type: ignore[arg-type]
-    return sender.fails(1, "timeout", seconds=3 * UNIT)
+    return sender.fails(1, "timeout")
 
 
 def test_the_name_of_a_receiver(pair: Pair) -> None:
@@ -55,7 +55,7 @@ def test_an_answer_to_the_offer(pair: Pair) -> None:
         control.send(m.Progress(m.Phase.OFFERING, 0, 4 * KIB))
         control.rest()
         receiver.hang_up()
-        message = sender.fails(1, "timeout", seconds=3 * UNIT)
+        message = sender.fails(1, "timeout")
         assert "waiting for the receiver's answer to the offer, which has re-hashed 4.00 KiB" in message
 
 
@@ -66,7 +66,7 @@ def test_acknowledgements(pair: Pair) -> None:
         read_chunk(data)
         control.rest()
         receiver.hang_up()
-        message = sender.fails(1, "timeout", seconds=3 * UNIT)
+        message = sender.fails(1, "timeout")
         assert "waiting for acknowledgements of 10.0 KiB on 1 connection; none came in" in message
 
 
@@ -78,7 +78,7 @@ def test_a_sync(pair: Pair) -> None:
         control.expect(m.Finish)
         control.rest()
         receiver.hang_up()
-        assert "the receiver to sync the files" in sender.fails(1, "timeout", seconds=3 * UNIT)
+        assert "the receiver to sync the files" in sender.fails(1, "timeout")
 
 
 def test_chunks_of_a_sender(pair: Pair) -> None:
@@ -106,7 +106,7 @@ def interrupted(pair: Pair, *args: object) -> Service:
     file = pair.file("f", 512 * KIB)
     slowly = ("--rate-limit", "64KiB", "--chunk-size", "16KiB")
     sender = pair.start("sender", file, "--to", pair.address(receiver), *slowly, *args, **impatient("sender", BOUNDS))
-    end = time.monotonic() + 2 * UNIT
+    end = time.monotonic() + HANG
     while not any(path.stat().st_size > LEDGER_BYTES for path in pair.destination.rglob("*.ledger")):
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -120,15 +120,15 @@ def test_what_has_begun_waits_longer(pair: Pair) -> None:
     with pytest.raises(AssertionError, match="still runs"):
         sender.wait(0.8 * UNIT)
     pair.receiver(listen=str(sender.events("connected")[0]["address"])).wait_for("listening")
-    sender.succeeds(4 * UNIT)
+    sender.succeeds()
 
 
 def test_what_has_not_begun_does_not(pair: Pair) -> None:
     to = f"127.0.0.1:{free_port()}"
     sender = pair.start("sender", pair.file("f", KIB), "--to", to, **impatient("sender", BOUNDS))
-    assert f"gave up after {BOUNDS[FIRST]:g} s" in sender.fails(1, "timeout", seconds=2 * UNIT)
+    assert f"gave up after {BOUNDS[FIRST]:g} s" in sender.fails(1, "timeout")
 
 
 def test_a_value_holds_for_both(pair: Pair) -> None:
     sender = interrupted(pair, "--give-up-after", GIVE_UP)
-    assert f"gave up after {GIVE_UP:g} s" in sender.fails(1, "timeout", seconds=3 * UNIT)
+    assert f"gave up after {GIVE_UP:g} s" in sender.fails(1, "timeout")

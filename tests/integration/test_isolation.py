@@ -12,7 +12,7 @@ import pytest
 from tests.support import traps
 from tests.support.certificates import Authority
 from tests.support.scrape import METRICS, get, metrics_address
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import HANG, UNIT, Pair, Service, same
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -93,7 +93,7 @@ def test_the_health_check_in_a_directory_of_traps(pair: Pair, start: Start, mark
             check,
             cwd=pair.destination,
             env={"FILESTREAMER_RECEIVER_METRICS": metrics},
-            timeout=2 * UNIT,
+            timeout=HANG,
             check=False,
         )
         assert done.returncode == exit_code
@@ -106,7 +106,7 @@ def test_wrong_settings_in_a_directory_of_traps(pair: Pair, start: Start, marks:
     traps.fill(pair.destination, marks, without=start.of_python)
     for args, exit_code in ((["--conections", "1"], 2), (["--help"], 0), (["--version"], 0)):
         done = subprocess.run(
-            [*start.command(name), *args], cwd=pair.destination, capture_output=True, timeout=2 * UNIT, check=False
+            [*start.command(name), *args], cwd=pair.destination, capture_output=True, timeout=HANG, check=False
         )
         assert done.returncode == exit_code
     assert traps.sprung(marks) == []
@@ -117,9 +117,7 @@ def test_the_long_names_are_the_same_commands(name: str) -> None:
     """`sender` alone may be another program's name: messages use the long ones."""
     programs = Path(sys.executable).parent
     said = [
-        subprocess.run(
-            [programs / each, "--version"], capture_output=True, text=True, timeout=2 * UNIT, check=True
-        ).stdout
+        subprocess.run([programs / each, "--version"], capture_output=True, text=True, timeout=HANG, check=True).stdout
         for each in (name, f"filestreamer-{name}")
     ]
     assert said[0] == said[1] != ""
@@ -129,7 +127,7 @@ def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     script = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m sender --version"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=2 * UNIT, check=False)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=HANG, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -13,7 +13,7 @@ from filestreamer.wire.errors import Code
 from tests.support.peer import Link, RawSender, Sample, TreeSample, ack, acknowledged
 from tests.support.processes import descriptors, thread_count
 from tests.support.scrape import METRICS, scrape
-from tests.support.services import UNIT, Pair, Service
+from tests.support.services import HANG, Pair, Service
 
 CHUNK: Final = 4 * limits.KIB
 ROUNDS: Final = 4
@@ -227,7 +227,7 @@ def test_what_ended_badly_leaves_nothing(pair: Pair, way: Callable[[RawSender], 
 
 def steady_resources(receiver: Service, most: tuple[int, int, float]) -> tuple[int, int, float]:
     """Wait until nothing is lent and no more is taken than this; return what is."""
-    until = time.monotonic() + 3 * UNIT
+    until = time.monotonic() + HANG
     while True:
         now = taken(receiver)
         if all(mine <= other for mine, other in zip(now, most, strict=True)) or time.monotonic() > until:

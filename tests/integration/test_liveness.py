@@ -25,7 +25,7 @@ from filestreamer.wire.limits import KIB, MIB
 from tests.support import trees
 from tests.support.exchange import deliver
 from tests.support.peer import Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, acknowledged, read_chunk
-from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject, same
+from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient, inject, same
 
 GIVE_UP: Final = UNIT / 5
 PATIENT: Final = 0.3 * UNIT
@@ -53,7 +53,7 @@ def background() -> Iterator[Callable[..., threading.Event]]:
     yield begin
     over.set()
     for thread in threads:
-        thread.join(3 * UNIT)
+        thread.join(HANG)
 
 
 # ----------------------------------------------------------------------------------------- a sender, and a bad receiver
@@ -89,7 +89,7 @@ def test_heartbeats_are_no_progress(pair: Pair, background: Callable[..., object
         background(lambda: control.send(HEARTBEATS[what]))
         control.rest()
         receiver.hang_up()
-        assert "without progress" in sender.fails(1, "timeout", seconds=2 * UNIT)
+        assert "without progress" in sender.fails(1, "timeout")
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["moved", "dry run"])
@@ -102,7 +102,7 @@ def test_re_hashing_that_only_counts(pair: Pair, background: Callable[..., objec
         background(lambda: control.send(m.Progress(m.Phase.OFFERING, 0, next(counted))))
         control.rest()
         receiver.hang_up()
-        sender.fails(1, "timeout", seconds=2 * UNIT)
+        sender.fails(1, "timeout")
 
 
 def test_a_window_of_a_tree(pair: Pair) -> None:
@@ -115,7 +115,7 @@ def test_a_window_of_a_tree(pair: Pair) -> None:
         control.expect(m.Offer)
         control.expect(m.ManifestPart)
         control.send(m.Needed((m.FileRange(1, 1),), (), window_bytes=MIB))
-        assert "the window of an output" in sender.fails(3, "protocol", status="refused", seconds=2 * UNIT)
+        assert "the window of an output" in sender.fails(3, "protocol", status="refused")
 
 
 def test_a_sync_that_never_ends(pair: Pair, background: Callable[..., object]) -> None:
@@ -128,7 +128,7 @@ def test_a_sync_that_never_ends(pair: Pair, background: Callable[..., object]) -
         background(lambda: control.send(m.Progress(m.Phase.SYNCING, 0, 0)))
         control.rest()
         receiver.hang_up()
-        sender.fails(1, "timeout", seconds=3 * UNIT)
+        sender.fails(1, "timeout")
 
 
 def test_everything_is_missing_after_each_finish(pair: Pair) -> None:
@@ -147,9 +147,9 @@ def test_everything_is_missing_after_each_finish(pair: Pair) -> None:
                 finishes += 1
                 control.send(needed)
         control.end_writing()
-        sender.fails(1, "timeout", seconds=2 * UNIT)
+        sender.fails(1, "timeout")
         receiver.hang_up()
-        acknowledging.join(2 * UNIT)
+        acknowledging.join(HANG)
     assert finishes > 2
 
 
@@ -191,7 +191,7 @@ def forgetful(receiver: RawReceiver, over: threading.Event) -> list[list[m.Messa
             control.close()
     receiver.hang_up()
     for thread in acknowledging:
-        thread.join(2 * UNIT)
+        thread.join(HANG)
     return said
 
 
@@ -208,10 +208,10 @@ def test_a_receiver_that_forgets_a_tree_again_and_again(pair: Pair) -> None:
         taking.start()
         sender = pair.sender(pair.source / "t", receiver.address, "--give-up-after", GIVE_UP)
         try:
-            sender.fails(1, "timeout", seconds=3 * UNIT)
+            sender.fails(1, "timeout")
         finally:
             over.set()
-            taking.join(3 * UNIT)
+            taking.join(HANG)
     assert len(said) > 1
     goodbyes = [messages[-1] for messages in said[:-1]]
     assert all(isinstance(goodbye, m.Abort) and goodbye.code is Code.SUPERSEDED for goodbye in goodbyes)
@@ -363,7 +363,7 @@ def test_who_offers_and_goes_no_further_keeps_nobody_out(pair: Pair, background:
             sample = Sample.random(number, 10, 10, b"f%d" % number)
             controls.append(stack.enter_context(RawSender(address)).offer(sample))
         background(lambda: [beat(control)() for control in controls], UNIT / 10)
-        pair.sender(pair.file("f", 10), address, "--give-up-after", 4 * UNIT).succeeds(5 * UNIT)
+        pair.sender(pair.file("f", 10), address, "--give-up-after", 4 * UNIT).succeeds()
 
 
 def test_data_connections_without_a_chunk_keep_nobody_out(pair: Pair, background: Callable[..., object]) -> None:
@@ -380,7 +380,7 @@ def test_data_connections_without_a_chunk_keep_nobody_out(pair: Pair, background
         background(beat(control))
         file = pair.file("f", 100 * KIB)
         flags = ("--connections", 2, "--give-up-after", 2 * limits.OPENING_SECONDS + UNIT)
-        pair.sender(file, address, *flags).succeeds(5 * UNIT)
+        pair.sender(file, address, *flags).succeeds()
 
 
 # -------------------------------------------------------------------------------------------------- what takes its time
@@ -394,7 +394,7 @@ def test_a_few_bytes_per_second(pair: Pair) -> None:
     rate = size / (3 * GIVE_UP)
     flags = ("--rate-limit", int(rate), "--chunk-size", "1MiB", *patience)
     file = pair.file("f", size)
-    assert pair.sender(file, Pair.address(receiver), *flags).succeeds(2 * UNIT)["seconds"] > 2 * GIVE_UP
+    assert pair.sender(file, Pair.address(receiver), *flags).succeeds()["seconds"] > 2 * GIVE_UP
     assert same(file, pair.destination / "f")
 
 
@@ -453,7 +453,7 @@ def test_re_hashing_that_takes_long(pair: Pair) -> None:
     listen = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     again = pair.start("receiver", *listen, *patience, **impatient("receiver", EACH_TICK, slow))
     flags = (file, "--to", Pair.address(again), "--chunk-size", 8 * MIB, *patience)
-    result = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow)).succeeds(6 * UNIT)
+    result = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow)).succeeds()
     assert result["held_bytes"] == 8 * MIB
     assert result["seconds"] > 2 * PATIENT
 
@@ -471,7 +471,7 @@ def test_a_walk_that_finds_nothing_to_send_for_long(pair: Pair, more: tuple[str,
     receiver = pair.start("receiver", *listen, *patience, **impatient("receiver", EACH_TICK))
     flags = (tree, "--to", Pair.address(receiver), "--include", "*.ckpt", *patience, *more)
     sender = pair.start("sender", *flags, **impatient("sender", EACH_TICK, slow))
-    assert sender.wait(6 * UNIT) == 0, sender.stderr
+    assert sender.wait(HANG) == 0, sender.stderr
     assert json.loads(sender.stdout.splitlines()[-1])["seconds"] > 2 * PATIENT
     assert (pair.destination / "t" / "z.ckpt").exists() == (not more)
 
@@ -488,13 +488,13 @@ def test_a_sync_that_hangs_is_told_and_its_name_is_free_after_it(pair: Pair) -> 
     receiver = pair.start("receiver", *flags, **hangs)
     address = Pair.address(receiver)
     first = pair.sender(pair.file("f", 10 * KIB), address, "--give-up-after", GIVE_UP)
-    (told,) = receiver.wait_for_results(seconds=2 * UNIT)
+    (told,) = receiver.wait_for_results()
     assert told["error"]["code"] == "timeout"
     first.fails(1, "timeout")
     second = pair.sender(pair.source / "f", address, "--give-up-after", GIVE_UP)
     assert "hangs" in second.fails(1, "busy")
     comes_back.touch()
-    pair.sender(pair.source / "f", address, "--give-up-after", 4 * UNIT).succeeds(5 * UNIT)
+    pair.sender(pair.source / "f", address, "--give-up-after", 4 * UNIT).succeeds()
     assert same(pair.source / "f", pair.destination / "f")
 
 
@@ -559,7 +559,7 @@ def test_a_hung_disk_does_not_hold_the_end_of_the_process(pair: Pair) -> None:
     receiver = pair.receiver(env=inject("fsync", 10 * UNIT, path=".data"))
     sender = pair.sender(pair.file("f", 10 * KIB), Pair.address(receiver), "--give-up-after", GIVE_UP)
     with RawReceiver():
-        sender.fails(1, "timeout", seconds=4 * UNIT)
+        sender.fails(1, "timeout")
     begun = time.monotonic()
     receiver.signal(signal.SIGTERM)
     assert receiver.wait() == 128 + signal.SIGTERM
@@ -622,7 +622,7 @@ def defective(pair: Pair, command: str, where: str, what: str, args: Sequence[ob
         [sys.executable, "-c", code, *map(str, args), "--metrics", "off", "--result-file", str(result_file)],
         capture_output=True,
         text=True,
-        timeout=4 * UNIT,
+        timeout=HANG,
         check=False,
     )
     assert "Traceback" not in run.stderr
@@ -733,7 +733,7 @@ def test_few_descriptors_are_fewer_connections(pair: Pair, side: str) -> None:
     flags = (file, "--to", Pair.address(receiver), "--connections", 32, "--chunk-size", "256KiB")
     sender = pair.start("sender", *flags, under=few if side == "sender" else ())
     # Not how many there were: one that finds no descriptor for the source ends, and another one takes its place.
-    sender.succeeds(4 * UNIT)
+    sender.succeeds()
     assert same(file, pair.destination / "f")
     told = {str(line.get("reason")) for line in (sender if side == "sender" else receiver).log}
     assert any("oo many" in reason for reason in told), told

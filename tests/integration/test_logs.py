@@ -24,7 +24,7 @@ import pytest
 
 from tests.support.disks import disk, fill
 from tests.support.scrape import METRICS, scrape
-from tests.support.services import UNIT, Pair, Service, held_port, same
+from tests.support.services import HANG, UNIT, Pair, Service, held_port, same
 from tests.support.waiting import until
 
 MIB = 1 << 20
@@ -82,7 +82,7 @@ def ends(service: Service, code: int) -> None:
 
 def is_alive(address: str) -> bool:
     """Ask a metrics port whether its service lives."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/healthz", timeout=UNIT) as response:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/healthz", timeout=HANG) as response:
         return bool(response.read() == b"alive\n")
     return False
 
@@ -91,7 +91,7 @@ def disturb(address: str, number: int) -> None:
     """Connect so often, and say what no sender says."""
     host, _, port = address.rpartition(":")
     for _ in range(number):
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), UNIT) as stranger:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), HANG) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             while stranger.recv(4096):
                 pass
@@ -209,7 +209,7 @@ def test_metrics_tell_what_was_dropped(pair: Pair) -> None:
         pair.sender(pair.file("f", 10), f"127.0.0.1:{port}").succeeds()
 
         def dropped() -> float:
-            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=UNIT) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=HANG) as response:
                 lines = response.read().decode().splitlines()
             return float(
                 next(x for x in lines if x.startswith("filestreamer_receiver_log_lines_dropped_total")).split()[1]
@@ -245,7 +245,7 @@ def test_lines_come_in_order_and_what_is_missing_is_told(full: FullPipe) -> None
         full.read()
         process.stdin.write("\n")
         process.stdin.close()
-        assert process.wait(2 * UNIT) == 0
+        assert process.wait(HANG) == 0
     at, told = 0, 0
     for line in full.lines():
         assert line["service"] == "sender"
@@ -273,7 +273,7 @@ raise RuntimeError("the bug")
 def test_the_traceback_of_a_bug(full: FullPipe, is_read: bool) -> None:
     """It is written whole, and nobody waits for who does not read it."""
     process = subprocess.Popen([sys.executable, "-c", BUG], stderr=subprocess.PIPE if is_read else full.writer)
-    _, told = process.communicate(timeout=2 * UNIT)
+    _, told = process.communicate(timeout=HANG)
     assert process.returncode == 1
     assert not is_read or told.decode().endswith("RuntimeError: the bug\n")
 

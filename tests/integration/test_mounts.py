@@ -13,7 +13,7 @@ import pytest
 from tests.integration.test_trees import unprivileged
 from tests.support import trees
 from tests.support.disks import disk, image, mounted
-from tests.support.services import UNIT, Pair, Service, inject, same
+from tests.support.services import HANG, Pair, Service, inject, same
 
 MIB = 1 << 20
 
@@ -290,7 +290,7 @@ def test_few_descriptors_and_many_connections(pair: Pair, side: str) -> None:
     where = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     receiver = pair.start("receiver", *where, under=few if side == "receiver" else ())
     flags = (root, "--to", Pair.address(receiver), "--connections", 64, "--chunk-size", "64KiB")
-    pair.start("sender", *flags, under=few if side == "sender" else ()).succeeds(8 * UNIT)
+    pair.start("sender", *flags, under=few if side == "sender" else ()).succeeds()
     assert trees.differences(root, pair.destination / "s") == []
     assert receiver.times("transfer_failed") == 0
 
@@ -334,7 +334,7 @@ def test_a_file_that_is_a_mount_point(pair: Pair, tmp_path: Path) -> None:
         address = pair.address(pair.receiver())
         for run in range(2):
             sender = pair.sender(root, address)
-            assert sender.wait(3 * UNIT) == 5, sender.stderr
+            assert sender.wait(HANG) == 5, sender.stderr
             (skipped,) = sender.result["skipped"]
             assert skipped["path"] == str(root / "z")
             assert "mounted" in skipped["reason"]
@@ -355,7 +355,7 @@ def test_a_single_file_onto_a_mount_point(pair: Pair, tmp_path: Path, to: str) -
         failed = receiver
         if to == "--directory":
             failed = pair.sender(file, pair.address(receiver))
-        assert failed.wait(3 * UNIT) == 4, failed.stderr
+        assert failed.wait(HANG) == 4, failed.stderr
         assert why in failed.stderr
         assert failed.result.get("sent_bytes", 0) == 0
         assert (tmp_path / "outside").read_text() == "outside"

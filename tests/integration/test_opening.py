@@ -18,7 +18,7 @@ from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
 from filestreamer.wire.receiver_dials import DiallingReceiverOpening
 from tests.support.certificates import Authority, Pem
 from tests.support.peer import NO_RUNS, Ended, Link, RawReceiver, RawSender, Sample, TreeSample, ack, read_chunk
-from tests.support.services import UNIT, Pair, Service
+from tests.support.services import HANG, Pair, Service
 from tests.support.waiting import until
 
 KIB = 1024
@@ -323,7 +323,7 @@ class LateProxy:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(UNIT)
+            thread.join(HANG)
         for sock in (self._listener, *self._sockets):
             sock.close()
 
@@ -375,12 +375,12 @@ def shake_hands(context: ssl.SSLContext, server: ssl.SSLContext) -> tuple[ssl.SS
     """Return both ends of a TLS connection, the client first."""
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
-        sock.settimeout(3 * UNIT)
+        sock.settimeout(HANG)
     accepted: list[ssl.SSLSocket] = []
     thread = threading.Thread(target=lambda: accepted.append(server.wrap_socket(theirs, server_side=True)))
     thread.start()
     client = context.wrap_socket(ours)
-    thread.join(3 * UNIT)
+    thread.join(HANG)
     return client, accepted[0]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import sending
-from tests.support.services import UNIT, Pair, Service, held_port
+from tests.support.services import Pair, Service, held_port
 
 AT_ONCE = 4
 ALL = range(1, 101)
@@ -75,7 +75,6 @@ def move_many(pair: Pair, several: Iterable[int]) -> dict[int, bytes]:
     return arrived
 
 
-@pytest.mark.timeout(20 * UNIT)
 def test_the_original_test(pair: Pair, tmp_path: Path) -> None:
     """100 of 100."""
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -13,7 +13,7 @@ from filestreamer.wire.limits import KIB, MIB
 from tests.support.browser import Browser, Page
 from tests.support.proxy import Blackhole, Proxy, Stall
 from tests.support.scrape import METRICS, get, metrics_address, scrape
-from tests.support.services import UNIT, Pair, Service
+from tests.support.services import HANG, UNIT, Pair, Service
 from tests.support.waiting import until
 
 STEADY = ("--chunk-size", "64KiB", "--rate-limit", "8MiB/s", "--connections", 4, *METRICS)
@@ -51,7 +51,7 @@ def test_headers_forbid_what_the_page_does_not_need(pair: Pair, path: str) -> No
 
     def ask(method: str) -> tuple[int, HTTPMessage, bytes]:
         request = urllib.request.Request(f"http://{address}{path}", method=method)
-        with urllib.request.urlopen(request, timeout=UNIT) as response:
+        with urllib.request.urlopen(request, timeout=HANG) as response:
             return response.status, response.headers, response.read()
 
     status, headers, body = ask("GET")

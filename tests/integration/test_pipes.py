@@ -22,7 +22,7 @@ from filestreamer.wire import limits
 from tests.support.processes import peak_bytes
 from tests.support.relay import Relay
 from tests.support.scrape import METRICS, Scrape, scrape
-from tests.support.services import UNIT, Pair, Service, make_file, same
+from tests.support.services import HANG, UNIT, Pair, Service, make_file, same
 from tests.support.waiting import until
 
 MIB = 1 << 20
@@ -239,9 +239,9 @@ def test_tar_at_both_ends(pair: Pair, seed: int, tmp_path: Path) -> None:
         cwd=pair.source,
         check=True,
         capture_output=True,
-        timeout=3 * UNIT,
+        timeout=HANG,
     )
-    assert receiving.wait(3 * UNIT) == 0
+    assert receiving.wait(HANG) == 0
     for number in range(20):
         assert same(directory / f"{number}", pair.destination / "d" / f"{number}")
 
@@ -327,7 +327,7 @@ def test_a_reader_that_takes_nothing_is_waited_for(pipes: Pipes, seed: int) -> N
         stuck.append(writer.written)
         return len(stuck) > 800 and len(set(stuck[-800:])) == 1  # eight seconds: longer than --give-up-after
 
-    until(stands_still, "nothing more is taken", 5 * UNIT)
+    until(stands_still, "nothing more is taken")
     # Two windows, and what pipes hold: of the writer, of the reader, and one write of either.
     assert writer.written <= 2 * window + 3 * MIB
     assert reader.read_all() == content

@@ -20,7 +20,7 @@ import pytest
 
 from tests.integration.test_moves import own_address, printed_command, run_as_printed
 from tests.support.certificates import Authority, Pem, openssl
-from tests.support.services import PRIVATE, UNIT, Pair, Service, free_port, same
+from tests.support.services import HANG, PRIVATE, UNIT, Pair, Service, free_port, same
 
 TOKEN = "a token of these tests"
 SOMEBODY = 12345
@@ -259,7 +259,7 @@ def pipes(directory: Path, *files: Path) -> Iterator[list[Path]]:
         made.append(path)
     yield made
     for thread in threads:
-        thread.join(UNIT)
+        thread.join(HANG)
         assert not thread.is_alive(), "nobody read a pipe"
 
 
@@ -379,7 +379,7 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(UNIT)
+        self._thread.join(HANG)
 
 
 def push(pair: Pair, gateway: Gateway, *, how: str = "flag") -> list[Service]:

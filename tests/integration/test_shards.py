@@ -17,7 +17,7 @@ from filestreamer.wire.digests import root_digest
 from filestreamer.wire.errors import Code
 from tests.support.exchange import deliver
 from tests.support.peer import Link, RawReceiver, RawSender, Sample, acknowledged
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import HANG, UNIT, Pair, Service, same
 from tests.support.staging import Staging
 
 MIB = 1 << 20
@@ -471,7 +471,7 @@ class Part(RawSender):
 
     def answered(self) -> tuple[Link, set[int], dict[int, bytes]]:
         """Offer the shard, again while it is busy, as a sender does; return control and the answers."""
-        end = time.monotonic() + 3 * UNIT
+        end = time.monotonic() + HANG
         while True:
             control = self.offered()
             try:

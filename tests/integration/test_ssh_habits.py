@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import HANG, Pair, Service, same
 from tests.support.sshd import Sshd, sshd
 from tests.support.waiting import until
 
@@ -25,8 +25,6 @@ while data := os.read(0, 65536):
 os._exit(0)
 """
 """What nc does, which has no such standard streams everywhere."""
-
-pytestmark = pytest.mark.timeout(6 * UNIT)
 
 
 def push(pair: Pair, far: Sshd, *args: object, size: int = 3_000_000) -> Service:
@@ -132,7 +130,7 @@ def test_connections_that_the_user_shares_himself(pair: Pair, tmp_path: Path, vi
         shared = {"ControlMaster": "auto", "ControlPath": f"{sockets}/%C", "ControlPersist": "60"}
         far.write_config(far.block(far.host, **shared))
         if is_open:
-            subprocess.run([*far.client, far.host, "true"], check=True, timeout=UNIT, stderr=subprocess.DEVNULL)
+            subprocess.run([*far.client, far.host, "true"], check=True, timeout=HANG, stderr=subprocess.DEVNULL)
         arrives(push(pair, far, "--via", via), pair, far)
         if is_open:
             assert (

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.networks import End, network
-from tests.support.services import UNIT, Pair, Service, make_file, same
+from tests.support.services import HANG, UNIT, Pair, Service, make_file, same
 from tests.support.sshd import Sshd, sshd
 from tests.support.waiting import until
 
@@ -32,7 +32,7 @@ class Move(NamedTuple):
     source: Path
     target: Path
 
-    def arrives(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+    def arrives(self, seconds: float = HANG) -> dict[str, Any]:
         """Wait for the end; return the result. The file is there, and nothing of the far side runs any more."""
         result = self.service.succeeds(seconds)
         assert same(self.source, self.target)
@@ -42,7 +42,7 @@ class Move(NamedTuple):
     def leaves_nobody(self) -> None:
         """Wait until nothing runs there that this has started, nor any ssh here."""
         far = self.far
-        until(lambda: not far.remote() and not far.logins() and not far.clients(), "all ends", seconds=4 * UNIT)
+        until(lambda: not far.remote() and not far.logins() and not far.clients(), "all ends")
 
 
 class Site(NamedTuple):
@@ -123,7 +123,6 @@ def test_without_anything_in_the_way(site: Site, move: Mover) -> None:
 
 
 @BOTH
-@pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
@@ -144,7 +143,6 @@ def test_only_port_22_is_open(site: Site, move: Mover, verdict: str, words: list
     moved.arrives()
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_a_firewall_that_lets_only_small_packets_through(site: Site, move: Mover) -> None:
     """Connections come, and nothing can be done with them."""
     site.there.admit_only(22, "meta length > 100 drop")
@@ -155,7 +153,6 @@ def test_a_firewall_that_lets_only_small_packets_through(site: Site, move: Mover
 
 
 @PULL
-@pytest.mark.timeout(6 * UNIT)
 def test_the_user_wants_no_other_way(site: Site, move: Mover) -> None:
     site.there.admit_only(22, "reject with tcp reset")
     far = site.sshd()
@@ -176,7 +173,6 @@ def test_the_user_wants_ssh(site: Site, move: Mover) -> None:
 
 
 @PULL
-@pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("forbids", ["AllowTcpForwarding no", "PermitOpen none", "DisableForwarding yes"])
 def test_neither_another_port_nor_forwarding(site: Site, move: Mover, forbids: str) -> None:
     """The bytes go through the standard streams of the remote command."""
@@ -200,7 +196,6 @@ def test_by_ipv6(site: Site, move: Mover, address: str) -> None:
 
 
 @PULL
-@pytest.mark.timeout(6 * UNIT)
 def test_a_jump_host(site: Site, move: Mover) -> None:
     """Nothing but the jump host can be reached from here."""
     site.there.ip("address add", f"{INNER_ADDRESS}/32", "dev lo")
@@ -215,7 +210,6 @@ def test_a_jump_host(site: Site, move: Mover) -> None:
     assert jump.log.count("Accepted publickey") == far.log.count("Accepted publickey") == 5
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_a_router_that_translates_addresses(site: Site, move: Mover) -> None:
     """It hands its port 2222 on to port 22 of a machine behind it, whose own address is not known here."""
     site.there.ip("address add", f"{INNER_ADDRESS}/32", "dev lo")
@@ -234,7 +228,6 @@ def test_a_router_that_translates_addresses(site: Site, move: Mover) -> None:
 
 
 @PULL
-@pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("via", ["direct", "ssh"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_name_that_leads_to_two_machines(site: Site, move: Mover, via: str, first: int) -> None:
@@ -269,13 +262,12 @@ def test_a_name_that_leads_to_two_machines(site: Site, move: Mover, via: str, fi
 # ------------------------------------------------------------------------------------------------- limits of the sshd
 
 
-@pytest.mark.timeout(18 * UNIT)
 def test_64_connections_where_10_may_be_logging_in(site: Site, move: Mover) -> None:
     far = site.sshd(config={"MaxStartups": "10"})
     many = ("--via", "ssh", "--connections", 64, *SMALL)
     moved = move(far, 200_000_000, *many, "--rate-limit", "2MB/s")
     # The login, control, and all others.
-    until(lambda: far.log.count("Accepted publickey") == 66, "all have come", seconds=8 * UNIT)
+    until(lambda: far.log.count("Accepted publickey") == 66, "all have come")
     moved.service.signal(signal.SIGINT)
     assert moved.service.wait() == 130
     moved.leaves_nobody()
@@ -284,7 +276,6 @@ def test_64_connections_where_10_may_be_logging_in(site: Site, move: Mover) -> N
 
 
 @PULL
-@pytest.mark.timeout(12 * UNIT)
 def test_others_are_logging_in_too(site: Site, move: Mover) -> None:
     """Where some logins are refused, the transfer goes on with those that come."""
     far = site.sshd(config={"MaxStartups": "2"})
@@ -295,7 +286,6 @@ def test_others_are_logging_in_too(site: Site, move: Mover) -> None:
 # ---------------------------------------------------------------------------------------------------- a second login
 
 
-@pytest.mark.timeout(6 * UNIT)
 @pytest.mark.parametrize("forwards", ["yes", "no"])
 def test_only_the_first_login_needs_no_answer(site: Site, move: Mover, forwards: str) -> None:
     """All share its connection, and the user is told."""
@@ -309,7 +299,6 @@ def test_only_the_first_login_needs_no_answer(site: Site, move: Mover, forwards:
 
 
 @PULL
-@pytest.mark.timeout(6 * UNIT)
 def test_fewer_sessions_than_connections(site: Site, move: Mover) -> None:
     """One connection with four sessions, of which the login is one: where neither forwarding nor logins are allowed."""
     limits = {"AllowTcpForwarding": "no", "PasswordAuthentication": "yes", "MaxSessions": 4}
@@ -327,7 +316,6 @@ def asking(site: Site) -> tuple[Path, dict[str, str]]:
     return asked, {"SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
     far = site.sshd(passphrase="open sesame")
     asked, env = asking(site)
@@ -336,7 +324,6 @@ def test_a_passphrase_is_asked_for_once(site: Site, move: Mover) -> None:
     assert asked.read_text() == "x\n"
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_a_jump_host_that_asks_something(site: Site) -> None:
     """The ssh to the jump host is one that ssh starts itself, without BatchMode: what it asks is answered only once."""
     site.there.ip("address add", f"{INNER_ADDRESS}/32", "dev lo")
@@ -382,7 +369,6 @@ def test_strangers_are_told_nothing(site: Site, move: Mover) -> None:
 
 
 @BOTH
-@pytest.mark.timeout(6 * UNIT)
 def test_a_firewall_that_closes_meanwhile(site: Site, move: Mover) -> None:
     """The run ends in time, nobody is left, and the same command goes on through ssh."""
     far = site.sshd()
@@ -398,7 +384,6 @@ def test_a_firewall_that_closes_meanwhile(site: Site, move: Mover) -> None:
 
 
 @BOTH
-@pytest.mark.timeout(6 * UNIT)
 def test_tunnels_that_are_killed_come_back(site: Site, move: Mover) -> None:
     site.there.admit_only(22, "reject with tcp reset")
     far = site.sshd()
@@ -421,7 +406,6 @@ def test_the_sshd_is_not_there(site: Site, move: Mover) -> None:
 
 
 @BOTH
-@pytest.mark.timeout(6 * UNIT)
 def test_nobody_is_left_where_the_near_side_is_killed(site: Site, move: Mover) -> None:
     """Neither there nor here, and what arrived is there for the next run."""
     site.there.admit_only(22, "reject with tcp reset")

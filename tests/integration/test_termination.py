@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.services import UNIT, Pair, Service, impatient
+from tests.support.services import HANG, UNIT, Pair, Service, impatient
 
 SIDES = ["sender", "receiver"]
 SLOW = ("--rate-limit", "200KiB/s", "--chunk-size", "64KiB", "--window", "64KiB")
@@ -136,11 +136,11 @@ def test_another_result_file_is_written_only_at_the_end(pair: Pair, tmp_path: Pa
 # --- the liveness probe
 
 
-def is_alive(service: Service) -> bool:
-    """Ask as the kubelet does."""
+def is_alive(service: Service, seconds: float = HANG) -> bool:
+    """Ask as the kubelet does, which waits for some seconds."""
     address = service.wait_for("metrics")["address"]
     try:
-        with urllib.request.urlopen(f"http://{address}/healthz", timeout=UNIT / 5) as answer:
+        with urllib.request.urlopen(f"http://{address}/healthz", timeout=seconds) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -156,6 +156,6 @@ def test_a_frozen_process_does_not_answer_and_a_transfer_that_is_slow_or_stands_
     other.signal(signal.SIGSTOP)
     assert is_alive(service)
     service.signal(signal.SIGSTOP)
-    assert not is_alive(service)
+    assert not is_alive(service, UNIT / 5)
     service.signal(signal.SIGCONT)
     assert is_alive(service)

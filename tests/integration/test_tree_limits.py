@@ -19,11 +19,11 @@ from tests.support import trees
 from tests.support.peer import RawSender, ack
 from tests.support.processes import resident_bytes
 from tests.support.proxy import Proxy, Reset, SlowReader
-from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, inject
+from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient, inject
 
 MTIME = 1_700_000_000_000_000_000
 ENTRIES = 2_000_000 if "TEST_LARGE" in os.environ else 50_000
-LONG = pytest.mark.timeout(max(60, ENTRIES // 1000))
+LONG = pytest.mark.timeout(max(300, ENTRIES // 1000))
 SLACK_BYTES = min(16 * MIB, 80 * ENTRIES)
 """What memory may grow by without being kept for each entry: less than an object of Python for each."""
 
@@ -151,7 +151,7 @@ def test_files_of_two_chunks_over_unequal_connections(pair: Pair, photos: Path) 
     slow = SlowReader(on="data 1", bytes_per_read=4 * KIB, pause_seconds=0.1, span=1 << 40, nth=None)
     with Proxy(pair.address(receiver), [slow]) as proxy:
         sender = pair.sender(photos, proxy.address, "--chunk-size", "1KiB", "--connections", 2)
-        result = sender.succeeds(8 * UNIT)
+        result = sender.succeeds()
     receiver.succeeds()
     assert result["sent_bytes"] < 1.1 * result["bytes"]
     assert trees.differences(photos, pair.destination / "photos") == []
@@ -161,7 +161,7 @@ def test_few_descriptors_are_enough(pair: Pair, photos: Path) -> None:
     where = ("--listen", "127.0.0.1:0", "--directory", pair.destination)
     receiver = pair.start("receiver", *where, under=("prlimit", "--nofile=64:64"))
     address = pair.address(receiver)
-    result = pair.sender(photos, address, "--chunk-size", "1KiB", "--connections", 3).succeeds(8 * UNIT)
+    result = pair.sender(photos, address, "--chunk-size", "1KiB", "--connections", 3).succeeds()
     assert (result["sent_bytes"], result["reconnects"]) == (result["bytes"], 0)
     assert trees.differences(photos, pair.destination / "photos") == []
     assert len(os.listdir(f"/proc/{receiver.process.pid}/fd")) < 40
@@ -205,7 +205,7 @@ def test_a_transfer_ends_while_its_disk_hangs(pair: Pair) -> None:
         receiver.wait_for("transfer_started")
         receiver.signal(signal.SIGTERM)
         assert control.expect(m.Abort).code.name == "SHUTTING_DOWN"
-        assert receiver.wait(6 * UNIT) == 128 + signal.SIGTERM
+        assert receiver.wait(HANG) == 128 + signal.SIGTERM
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def many(pair: Pair) -> Path:
 
 def test_any_number_of_names_at_the_top(pair: Pair, many: Path) -> None:
     receiver = pair.receiver("--once")
-    pair.start("sender", f"{many}/", "--to", pair.address(receiver)).succeeds(4 * UNIT)
+    pair.start("sender", f"{many}/", "--to", pair.address(receiver)).succeeds()
     receiver.succeeds()
     assert [each for each in trees.differences(many, pair.destination) if not each.startswith("b''")] == []
 
@@ -246,7 +246,7 @@ def test_a_name_at_the_top_is_another_ones_only_after_it_is_in_place(pair: Pair)
         data = first.data()
         data.send_raw(chunk(0, m.Segment(1, 0, 1), b"x"))
         assert ack(data).verdict is m.Verdict.OK
-        until = time.monotonic() + 3 * UNIT
+        until = time.monotonic() + HANG
         while not (pair.destination / "f").exists():
             assert time.monotonic() < until, "it is not put in place"
         other = second.control()
@@ -269,6 +269,6 @@ def test_lost_connections_while_files_are_set_aside(pair: Pair, seed: int) -> No
     faults += [Reset(on="control", at=at, nth=nth) for nth, at in enumerate((2000, 1500))]
     with Proxy(pair.address(receiver), faults) as proxy:
         sender = pair.sender(root, proxy.address, "--chunk-size", "1KiB", "--connections", 5)
-        sender.succeeds(8 * UNIT)
+        sender.succeeds()
     receiver.succeeds()
     assert trees.differences(root, pair.destination / "tree") == []

@@ -20,7 +20,7 @@ from sender.second_tries import TRIES_MAX
 from sender.source.item import Item
 from tests.support import sending, trees
 from tests.support.proxy import OPENED_BYTES, Cut, Fault, FlipPayload, Proxy, Reset
-from tests.support.services import UNIT, Pair, Service
+from tests.support.services import HANG, Pair, Service
 from tests.support.waiting import until
 
 
@@ -398,7 +398,7 @@ def test_the_other_names_of_a_file_that_changes_are_left_out_with_it(
 
     def append_when_listed() -> None:
         """Change the file when every name was seen as it was before."""
-        assert walked.wait(UNIT)
+        assert walked.wait(HANG)
         append(path)
 
     with sending.once_read(monkeypatch, b"large", 10, append_when_listed):
@@ -786,7 +786,7 @@ def test_a_killed_sender_goes_on_where_it_was(pair: Pair, long: Path) -> None:
     receiver = pair.receiver()
     sender = pair.sender(long, pair.address(receiver), *SLOW)
     until(lambda: list(pair.destination.glob(".filestreamer/*.tree")), "a tree is staged")
-    until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB, "100 KiB are staged", 3 * UNIT)
+    until(lambda: sum(path.stat().st_size for path in staged(pair)) > 100 * KIB, "100 KiB are staged")
     sender.end()
     sent = pair.sender(long, pair.address(receiver), *SLOW[2:]).succeeds()
     assert 0 < sent["sent_bytes"] < sent["bytes"]
@@ -805,7 +805,7 @@ def test_a_receiver_that_is_started_anew_gets_the_rest(pair: Pair, long: Path, n
     receiver = pair.receiver()
     address = pair.address(receiver)
     sender = pair.sender(long, address, *SLOW)
-    until(lambda: len(staged(pair)) > 50, "50 files are staged", 3 * UNIT)
+    until(lambda: len(staged(pair)) > 50, "50 files are staged")
     receiver.signal(number)
     receiver.wait()
     again = pair.receiver("--once", listen=address)
@@ -842,7 +842,7 @@ def test_connections_that_are_cut(pair: Pair, long: Path, plan: list[Fault]) -> 
         else:
             sent = pair.sender(long, proxy.address, *SLOW).succeeds()
             assert sent["reconnects"] or sent["resent_chunks"] or len(plan) == 1
-    assert receiver.wait(3 * UNIT) == 0
+    assert receiver.wait(HANG) == 0
     assert receiver.results[-1]["status"] == "complete"  # a sender that gave up may have come as far as to offer
     assert trees.differences(long, pair.destination / "tree") == []
 

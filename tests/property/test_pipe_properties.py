@@ -23,7 +23,7 @@ from sender.dispatch.send_queue import SendQueue
 from sender.mailbox import Failed, Mailbox
 from sender.source.item import Item
 from sender.source.stream import Stream
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 Held = tuple[m.Segment, bytes]
 
@@ -166,8 +166,8 @@ class Pipe:
 
     def close(self) -> None:
         self.stream.stop()
-        assert self.buffer.stop(UNIT)
-        self.writing.join(UNIT)
+        assert self.buffer.stop(HANG)
+        self.writing.join(HANG)
         os.close(self.read_fd)
 
 
@@ -189,7 +189,7 @@ def test_a_pipe_delivers_what_was_put_into_it(
     try:
         for step, number in steps:
             getattr(pipe, step)(pipe.connections[number % len(pipe.connections)])
-        deadline = time.monotonic() + UNIT
+        deadline = time.monotonic() + HANG
         while not pipe.is_done():  # then every connection does what it can
             moved = [step(each) for each in pipe.connections for step in (pipe.take, pipe.deliver)]
             assert not pipe.has_failed()

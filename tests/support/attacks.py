@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from filestreamer.wire.framing import frame_of
 from tests.support.processes import descriptors
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import Pair, Service, same
 from tests.support.staging import Staging
 
 TOKEN = "a token that is long enough"
@@ -55,6 +55,6 @@ class Running:
 
     def arrives(self) -> None:
         """Wait for its end: identical, and no connection of it was lost."""
-        result = self.sender.succeeds(6 * UNIT)
+        result = self.sender.succeeds()
         assert same(self.file, self._pair.destination / "running")
         assert (result["reconnects"], result["resent_chunks"]) == (0, 0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.services import UNIT, Pair, Service
+from tests.support.services import HANG, Pair, Service
 from tests.support.sshd import Process, Sshd, sshd
 from tests.support.waiting import until
 
@@ -58,7 +58,7 @@ class Far:
         """Return what is left of both sides, where nothing should be."""
         return [*self.machine.remote(), *self.machine.clients(), *os.listdir(self.temporary)]
 
-    def ends(self, seconds: float = 2 * UNIT) -> None:
+    def ends(self, seconds: float = HANG) -> None:
         """Wait until nothing is left."""
         until(lambda: not self.is_left(), f"nothing is left: {self.is_left()}", seconds)
 

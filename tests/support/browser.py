@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import pytest
 
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 
 COMMANDS: Final = ("chromium", "chromium-browser", "google-chrome")
 
@@ -95,7 +95,7 @@ class Browser:
         told = {"id": number, "method": method, "params": params, **({"sessionId": session} if session else {})}
         self._out.write(json.dumps(told).encode() + b"\0")
         try:
-            got = answer.get(timeout=3 * UNIT)
+            got = answer.get(timeout=HANG)
         except queue.Empty:
             raise AssertionError(f"the browser does not answer {method}") from None
         assert "error" not in got, f"{method}: {got}"
@@ -175,7 +175,7 @@ class Page:
         assert "exceptionDetails" not in got, f"{expression}: {got['exceptionDetails']}"
         return got["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 2 * UNIT) -> Any:
+    def wait_for(self, expression: str, seconds: float = HANG) -> Any:
         """Wait until an expression is true; return its value."""
         end = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):

@@ -11,7 +11,7 @@ from typing import Self
 
 import pytest
 
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 V1 = Path("/sys/fs/cgroup/memory")
 V2 = Path("/sys/fs/cgroup")
@@ -88,7 +88,7 @@ class Group:
 
     def remove(self) -> None:
         """Remove it, now that its processes have ended."""
-        until = time.monotonic() + UNIT
+        until = time.monotonic() + HANG
         while True:
             try:
                 self.path.rmdir()

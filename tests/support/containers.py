@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from tests.support.services import UNIT, Command, make_file
+from tests.support.services import HANG, UNIT, Command, make_file
 from tests.support.staging import Staging
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -148,7 +148,7 @@ class Container(Command):
         state = self.engine.attrs["State"]
         return None if state["Running"] or state["Status"] == "created" else int(state["ExitCode"])
 
-    def wait(self, seconds: float = 3 * UNIT) -> int:
+    def wait(self, seconds: float = HANG) -> int:
         """Wait for the end; return the exit code."""
         until(lambda: self.poll() is not None, f"{self.name} still runs", seconds, lambda: self.stderr)
         code = self.poll()
@@ -178,7 +178,7 @@ class Container(Command):
         """Scrape it once, as soon as it serves."""
         self.wait_for("metrics")
         url = f"http://{self.address}:{METRICS_PORT[self.command]}/metrics"
-        with urllib.request.urlopen(url, timeout=UNIT) as answer:
+        with urllib.request.urlopen(url, timeout=HANG) as answer:
             text = answer.read().decode()
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
@@ -198,7 +198,7 @@ class Container(Command):
             value for (sample, _), value in self.metrics().items() if sample == f"filestreamer_{self.command}_{name}"
         )
 
-    def wait_for_total(self, name: str, *, above: float, at_most: float = math.inf, seconds: float = 2 * UNIT) -> None:
+    def wait_for_total(self, name: str, *, above: float, at_most: float = math.inf, seconds: float = HANG) -> None:
         """Scrape it until `total` of a metric is between these."""
         until(lambda: above < self.total(name) <= at_most, f"{self.name}: {name} is not above {above}", seconds)
 
@@ -279,7 +279,7 @@ def site(root: Path) -> Iterator[Site]:
 
 
 def until(
-    condition: Callable[[], bool], otherwise: str, seconds: float = 2 * UNIT, details: Callable[[], str] = str
+    condition: Callable[[], bool], otherwise: str, seconds: float = HANG, details: Callable[[], str] = str
 ) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds

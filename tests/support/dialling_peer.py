@@ -9,7 +9,7 @@ from filestreamer.wire.framing import frame_of, read_body
 from filestreamer.wire.opening import random_id
 from filestreamer.wire.receiver_dials import DialledSenderOpening, DiallingReceiverOpening, Joined
 from tests.support.peer import NO_RUNS, Link, own_token
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 class DiallingReceiver:
@@ -34,7 +34,7 @@ class DiallingReceiver:
 
     def connect(self) -> Link:
         """Connect, and no more."""
-        link = Link(socket.create_connection(self._address, timeout=3 * UNIT))
+        link = Link(socket.create_connection(self._address, timeout=HANG))
         self._links.append(link)
         return link
 
@@ -60,7 +60,7 @@ class ListeningSender:
 
     def __init__(self, *, connections: int = 4) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(3 * UNIT)
+        self._listener.settimeout(HANG)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.token = own_token()
         self.transfer_id = random_id()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -87,7 +87,7 @@ class Forwarder:
         self._listener.close()
         self.cut()
         for thread in self._threads:
-            thread.join(UNIT)
+            thread.join(HANG)
 
 
 def _reset(*sockets: socket.socket) -> None:

@@ -22,7 +22,7 @@ from filestreamer.wire.errors import Code, Refused
 from filestreamer.wire.framing import frame, frame_of, read_body
 from filestreamer.wire.grid import Grid
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
-from tests.support.services import PRIVATE, UNIT, Service
+from tests.support.services import HANG, PRIVATE, Service
 
 M = TypeVar("M", bound=tuple[object, ...])
 
@@ -36,7 +36,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        sock.settimeout(2 * UNIT)
+        sock.settimeout(HANG)
 
     def read_exact(self, count: int) -> bytes:
         """Read so many bytes. Raises Ended where the stream ends first."""
@@ -320,7 +320,7 @@ class RawSender:
 
     def connect(self) -> Link:
         """Connect, and no more."""
-        link = Link(socket.create_connection(self._address, timeout=3 * UNIT))
+        link = Link(socket.create_connection(self._address, timeout=HANG))
         self._links.append(link)
         return link
 
@@ -361,7 +361,7 @@ class RawSender:
 
     def control(self) -> Link:
         """Open the control connection; again, as a sender does, while the end of one that was refused is under way."""
-        end = time.monotonic() + UNIT
+        end = time.monotonic() + HANG
         while True:
             try:
                 return self.open(m.Role.CONTROL)
@@ -419,7 +419,7 @@ class RawReceiver:
         """`named` are the features that its Greeting names. By default it takes chunks one by one, no runs of them."""
         self._named = named
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(3 * UNIT)
+        self._listener.settimeout(HANG)
         self._token = token.encode() if token else None
         self.incarnation = random_id()
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -525,7 +525,7 @@ def receive_all(receiver: RawReceiver, connections: int, segments: int) -> dict[
     assert segments == finish.chunks
     control.send(m.Complete(True))
     for thread in threads:
-        thread.join(3 * UNIT)
+        thread.join(HANG)
     return received
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import yaml
 
-from tests.support.services import UNIT, held_port
+from tests.support.services import HANG, held_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
@@ -91,7 +91,7 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """Ask the API; return `data` of its answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=UNIT)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG)
         try:
             connection.request("GET", f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
             answer = json.loads(connection.getresponse().read())
@@ -118,7 +118,7 @@ class Prometheus:
         return [alert for alert in self.get("alerts")["alerts"] if alert["state"] == state]
 
 
-def wait_for(find: Callable[[], Found], what: str, seconds: float = 6 * UNIT) -> Found:
+def wait_for(find: Callable[[], Found], what: str, seconds: float = HANG) -> Found:
     """Wait until something is found; return it."""
     end = time.monotonic() + seconds
     while not (found := find()):

@@ -28,7 +28,7 @@ from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import FilestreamerError
 from filestreamer.wire.features import KNOWN
 from filestreamer.wire.framing import frame, parse_header
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 Direction = Literal["up", "down"]
 """up: from the sender to the receiver. down: back."""
@@ -577,7 +577,7 @@ class Proxy:
             done.set()
 
         self._command(run)
-        assert done.wait(3 * UNIT), "the proxy does not answer"
+        assert done.wait(HANG), "the proxy does not answer"
 
     def reset(self, name: str) -> None:
         """Reset the connection of this name that is open; `*`: all of them."""
@@ -619,7 +619,7 @@ class Proxy:
 
         self.do(run)
 
-    def wait_until(self, holds: Callable[[], object], what: str, seconds: float = 3 * UNIT) -> None:
+    def wait_until(self, holds: Callable[[], object], what: str, seconds: float = HANG) -> None:
         """Wait until something holds of the proxy."""
         end = time.monotonic() + seconds
         while not holds():
@@ -680,7 +680,7 @@ class Proxy:
         try:
             if self._refuses:
                 raise ConnectionRefusedError
-            server = socket.create_connection(self._to, UNIT)
+            server = socket.create_connection(self._to, HANG)
         except OSError:
             self.refused += 1
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

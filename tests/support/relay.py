@@ -17,7 +17,7 @@ import time
 from typing import Self
 
 from filestreamer.wire import limits
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 READ_BYTES = 64 * 1024
 KEPT_BYTES = 4 << 20
@@ -102,7 +102,7 @@ class Relay:
                 if not self._threads:
                     break
                 thread = self._threads.pop()
-            thread.join(UNIT)
+            thread.join(HANG)
         for each in self.carried:
             each.close()
 
@@ -112,7 +112,7 @@ class Relay:
         with self._lock:
             return list(self._carried)
 
-    def openings(self, count: int, seconds: float = 3 * UNIT, *, said: int = 2) -> list[bytes]:
+    def openings(self, count: int, seconds: float = HANG, *, said: int = 2) -> list[bytes]:
         """Wait until `count` connections are let in, and the sender `said` so many frames on each; return these."""
         deadline = time.monotonic() + seconds
         while True:
@@ -146,10 +146,10 @@ class Relay:
         """Connect onwards, do both handshakes, then copy both ways."""
         server: socket.socket | None = None
         try:
-            client.settimeout(3 * UNIT)
+            client.settimeout(HANG)
             if self._as_server is not None:
                 client = self._as_server.wrap_socket(client, server_side=True)
-            server = socket.create_connection(self._to, 3 * UNIT)
+            server = socket.create_connection(self._to, HANG)
             if self._as_client is not None:
                 server = self._as_client.wrap_socket(server, server_hostname=self._to[0])
         except OSError:

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tests.support.services import UNIT, Service
+from tests.support.services import HANG, Service
 
 METRICS: Final = ("--metrics", "127.0.0.1:0")
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
@@ -49,7 +49,7 @@ class Scrape:
 def get(address: str, path: str, accept: str = "") -> tuple[str, str]:
     """Get a path of a metrics port; return the body and its content type. Raises urllib's HTTPError."""
     request = urllib.request.Request(f"http://{address}{path}", headers={"Accept": accept} if accept else {})
-    with urllib.request.urlopen(request, timeout=UNIT) as response:
+    with urllib.request.urlopen(request, timeout=HANG) as response:
         return response.read().decode(), response.headers["Content-Type"]
 
 

@@ -1,7 +1,8 @@
 """The real services as processes: started, watched through their logs, ended by their own process id.
 
 `Service` runs one command with its standard output and error in files; `wait_for` waits for a log event instead of
-sleeping. Everything has a deadline of UNIT seconds times a factor; TEST_UNIT_SECONDS scales them all.
+sleeping. What a test lasts is UNIT seconds times a factor, and every wait for something that comes ends after HANG
+seconds; TEST_UNIT_SECONDS scales them all.
 """
 
 import abc
@@ -27,6 +28,9 @@ from tests.support.fork_server import Forked
 
 UNIT = float(os.environ.get("TEST_UNIT_SECONDS", "10"))
 """Seconds that anything on a busy machine may take which takes milliseconds on an idle one."""
+
+HANG = 9 * UNIT
+"""After so many seconds a wait fails: only what hangs takes as long. It is no bound that a service has to keep."""
 
 PRIVATE = Path(tempfile.mkdtemp(prefix="filestreamer-tests-"))
 """Where the tests' own token lies, never the user's: what services and `RawSender` have as XDG_RUNTIME_DIR."""
@@ -95,7 +99,7 @@ class Command(abc.ABC):
         """Return the exit code, None while it runs."""
 
     @abc.abstractmethod
-    def wait(self, seconds: float = 3 * UNIT) -> int:
+    def wait(self, seconds: float = HANG) -> int:
         """Wait for the end; return the exit code (128+N where a signal ended it)."""
 
     @property
@@ -127,7 +131,7 @@ class Command(abc.ABC):
         """Return how often it happened, as its lines say: one with a `count` stands for so many."""
         return sum(line.get("count", 1) for line in self.events(event))
 
-    def wait_for(self, event: str, *, count: int = 1, seconds: float = 2 * UNIT) -> dict[str, Any]:
+    def wait_for(self, event: str, *, count: int = 1, seconds: float = HANG) -> dict[str, Any]:
         """Wait until an event was logged `count` times; return that line. Fails where the process ends before."""
         end = time.monotonic() + seconds
         while True:
@@ -139,7 +143,7 @@ class Command(abc.ABC):
             assert time.monotonic() < end, f"no {event} from {self.command} within {seconds} s:\n{self.stderr}"
             time.sleep(0.01)
 
-    def wait_for_results(self, count: int = 1, seconds: float = 2 * UNIT) -> list[dict[str, Any]]:
+    def wait_for_results(self, count: int = 1, seconds: float = HANG) -> list[dict[str, Any]]:
         """Wait for so many result objects, of a service that stays (its log line comes a moment before); return all."""
         end = time.monotonic() + seconds
         while len(found := self.results) < count:
@@ -147,7 +151,7 @@ class Command(abc.ABC):
             time.sleep(0.01)
         return found
 
-    def succeeds(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+    def succeeds(self, seconds: float = HANG) -> dict[str, Any]:
         """Wait for the end with exit 0; return the result object, which says complete and committed."""
         code = self.wait(seconds)
         assert code == 0, f"{self.command} exited with {code}:\n{self.stderr}"
@@ -156,7 +160,7 @@ class Command(abc.ABC):
         assert (result["status"], result["committed"], result["error"]) == ("complete", True, None)
         return result
 
-    def falls_short(self, seconds: float = 3 * UNIT) -> dict[str, Any]:
+    def falls_short(self, seconds: float = HANG) -> dict[str, Any]:
         """Wait for the end with exit 5; return the result, in which everything is durable that is not skipped."""
         code = self.wait(seconds)
         assert code == 5, f"{self.command} exited with {code}:\n{self.stderr}"
@@ -168,7 +172,7 @@ class Command(abc.ABC):
         assert result["skipped_files"] == sum(result["skipped_kinds"].values()) > 0
         return result
 
-    def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = 3 * UNIT) -> str:
+    def fails(self, exit_code: int, error_code: str, *, status: str = "failed", seconds: float = HANG) -> str:
         """Wait for the end with `exit_code`; return the error, which is the same one line in log and result."""
         code = self.wait(seconds)
         assert code == exit_code, f"{self.command} exited with {code}, not {exit_code}:\n{self.stderr}"
@@ -245,7 +249,7 @@ class Service(Command):
         """Return the exit code, None while it runs."""
         return self.process.poll()
 
-    def wait(self, seconds: float = 3 * UNIT) -> int:
+    def wait(self, seconds: float = HANG) -> int:
         """Wait for the end of the process; return its exit code (128+N where a signal ended it)."""
         try:
             code = self.process.wait(seconds)

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.support.services import UNIT, held_port
+from tests.support.services import HANG, held_port
 
 HOST: Final = "far"
 """What the client's configuration calls the machine."""
@@ -107,9 +107,7 @@ class Sshd:
     def run(self, command: str, *, under: Sequence[str] = (), host: str = HOST) -> "subprocess.CompletedProcess[str]":
         """Run a command there by ssh, without asking anything."""
         argv = [*under, *self.client, "-o", "BatchMode=yes", host, command]
-        return subprocess.run(
-            argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=3 * UNIT
-        )
+        return subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=HANG)
 
     def remote(self, word: str | None = None) -> list[Process]:
         """Return what was started by logins here and still runs, with `word` as one of its own; orphans, too."""
@@ -135,7 +133,7 @@ class Sshd:
         command = [*inside, _program("sshd"), "-D", "-e", "-f", str(self.root / "sshd_config")]
         with (self.root / "sshd.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
-        end = time.monotonic() + 2 * UNIT
+        end = time.monotonic() + HANG
         while f"Server listening on {self.address} port {self.port}." not in self.log:
             assert self.process.poll() is None, f"sshd has ended:\n{self.log}"
             assert time.monotonic() < end, f"sshd does not listen:\n{self.log}"

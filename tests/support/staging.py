@@ -12,7 +12,7 @@ from pathlib import Path
 from filestreamer.wire.digests import segment_digest
 from filestreamer.wire.grid import Grid
 from receiver.disk.staging import ledger
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 class Staging:
@@ -35,7 +35,7 @@ class Staging:
             return 0
         return max(0, size - ledger.HEADER_BYTES) // ledger.RECORD_BYTES
 
-    def wait_for_records(self, count: int, seconds: float = 3 * UNIT) -> None:
+    def wait_for_records(self, count: int, seconds: float = HANG) -> None:
         """Wait until so many chunks were noted."""
         end = time.monotonic() + seconds
         while (there := self.records) < count:

@@ -25,7 +25,7 @@ from receiver.memory.budget import Budget
 from receiver.tree.top_level_names import TopLevelNames
 from receiver.tree.tree_target import TreeTarget
 from tests.support.peer import TreeSample
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 C = 64
 """The chunk size, in bytes."""
@@ -109,7 +109,7 @@ class TreeTransfer:
 
     def rehashed(self) -> list[m.Message]:
         """Wait for a batch that was re-hashed; return the answers."""
-        return list(self.tree.take_rehashed(self._rehashed.get(timeout=UNIT)))
+        return list(self.tree.take_rehashed(self._rehashed.get(timeout=HANG)))
 
     def begin(self, *segments: m.Segment, connection: Connection | None = None) -> list[Any]:
         """Begin a chunk."""
@@ -190,7 +190,7 @@ class TreeTransfer:
     def close(self) -> None:
         """End the transfer, however far it came."""
         self.tree.stop_writes()
-        assert self._rehasher.stop(UNIT)
+        assert self._rehasher.stop(HANG)
         self.tree.close(cleanly=True)
         self.destination.close()
 

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
-def until(holds: Callable[[], object], what: str, seconds: float = 2 * UNIT) -> None:
+def until(holds: Callable[[], object], what: str, seconds: float = HANG) -> None:
     """Look again and again until something holds; `what` says in a failure what did not."""
     end = time.monotonic() + seconds
     while not holds():

@@ -17,7 +17,7 @@ from filestreamer.wire.framing import frame, frame_of
 from tests.support.attacks import GROWTH_BYTES, MIB, Running, unharmed
 from tests.support.peer import Ended, Link, RawSender, Sample, ack, acknowledged
 from tests.support.processes import Watch, resident_bytes
-from tests.support.services import UNIT, Pair, Service, same
+from tests.support.services import HANG, UNIT, Pair, Service, same
 
 # -------------------------------------------------------------------------------------------- transfers and connections
 
@@ -120,7 +120,7 @@ class Deaf(RawSender):
         """Connect, and no more."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(3 * UNIT)
+        sock.settimeout(HANG)
         sock.connect(self._address)
         self._links.append(Link(sock))
         return self._links[-1]
@@ -164,7 +164,7 @@ def test_data_peer_that_never_reads_acknowledgements(pair: Pair, deaf_data: Serv
     assert same(file, pair.destination / "f")
     unharmed(deaf_data)
     deaf_data.signal(signal.SIGTERM)
-    assert deaf_data.wait(2 * UNIT) == 143
+    assert deaf_data.wait(HANG) == 143
 
 
 def test_control_peer_that_never_reads_answers(pair: Pair) -> None:
@@ -193,7 +193,7 @@ def test_control_peer_that_never_reads_answers(pair: Pair) -> None:
             pair.sender(file, pair.address(receiver)).succeeds()
             assert watch.grown_bytes < 2 * GROWTH_BYTES
             receiver.signal(signal.SIGTERM)
-            assert receiver.wait(2 * UNIT) == 143
+            assert receiver.wait(HANG) == 143
         finally:
             over.set()
             dribble.join()

@@ -9,7 +9,7 @@ from filestreamer.wire import messages as m
 from filestreamer.wire.errors import Code
 from tests.support.attacks import unharmed
 from tests.support.peer import RawSender, Sample
-from tests.support.services import UNIT, Pair, Service, tree
+from tests.support.services import HANG, Pair, Service, tree
 
 
 def check_untouched(pair: Pair, receiver: Service) -> None:
@@ -102,4 +102,4 @@ def test_hostile_name_from_the_real_sender(pair: Pair) -> None:
     assert ".filestreamer" in message
     check_untouched(pair, receiver)
     receiver.signal(signal.SIGTERM)
-    assert receiver.wait(2 * UNIT) == 143
+    assert receiver.wait(HANG) == 143

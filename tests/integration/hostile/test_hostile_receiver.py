@@ -18,7 +18,7 @@ from filestreamer.wire.opening import ReceiverOpening, random_id
 from tests.support.attacks import DAMAGE, MIB, STRANGERS, TOKEN, WITH_TOKEN
 from tests.support.peer import NO_RUNS, Ended, Link, RawReceiver, read_chunk, refuses
 from tests.support.processes import Watch
-from tests.support.services import EACH_TICK, UNIT, Pair, Service, impatient, make_file
+from tests.support.services import EACH_TICK, HANG, UNIT, Pair, Service, impatient, make_file
 
 KIB = 1024
 
@@ -188,7 +188,6 @@ def test_flood_of_answers_from_a_receiver(pair: Pair) -> None:
 # ----------------------------------------------------------------------------------------------------------------- ends
 
 
-@pytest.mark.timeout(9 * UNIT)
 @pytest.mark.parametrize("how", ["refusal", "abort"])
 def test_codes(pair: Pair, source: Path, how: str) -> None:
     """The sender exits as CONSEQUENCES says: at once, or after trying again until it gives up; the reason is shown."""
@@ -292,7 +291,7 @@ def test_the_sender_stays_in_the_window(pair: Pair) -> None:
         data.socket.settimeout(UNIT / 20)
         with contextlib.suppress(TimeoutError):
             raise AssertionError(f"chunk {read_chunk(data).chunk_id} was sent beyond the window")
-        data.socket.settimeout(2 * UNIT)
+        data.socket.settimeout(HANG)
         data.send(m.ChunkAck(m.Verdict.OK, (0,)))
         assert [read_chunk(data).chunk_id for _ in range(2)] == [3, 4]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support import sending
 from tests.support.attacks import GROWTH_BYTES, MIB, Running, unharmed
 from tests.support.processes import Watch
-from tests.support.services import UNIT, Pair, Service, same, tree
+from tests.support.services import HANG, Pair, Service, same, tree
 from tests.support.staging import Staging
 
 # ------------------------------------------------------------------------------------------------------- the final name
@@ -129,7 +129,7 @@ def test_staged_file_swapped_before_commit(pair: Pair, outside: Path, swapped_fo
         staging.data.symlink_to(outside / "precious")
     else:
         staging.data.write_bytes(b"evil content")
-    if running.sender.wait(6 * UNIT) == 0:
+    if running.sender.wait(HANG) == 0:
         assert not (pair.destination / "running").is_symlink()
         assert same(running.file, pair.destination / "running")
     else:
@@ -198,7 +198,7 @@ def test_destination_replaced_in_the_middle(pair: Pair, outside: Path) -> None:
     moved = pair.destination.with_name("moved")
     pair.destination.rename(moved)
     pair.destination.symlink_to(outside)
-    assert "moved" in running.sender.fails(4, "destination", seconds=6 * UNIT)
+    assert "moved" in running.sender.fails(4, "destination")
     assert os.listdir(moved) == [".filestreamer"]
     is_untouched(outside)
 

@@ -22,7 +22,7 @@ from tests.support.attacks import DAMAGE, GROWTH_BYTES, MIB, STRANGERS, TOKEN, W
 from tests.support.peer import Link, RawSender
 from tests.support.processes import Watch, command_line
 from tests.support.relay import Relay
-from tests.support.services import UNIT, Pair, Service, fresh, impatient, same
+from tests.support.services import HANG, UNIT, Pair, Service, fresh, impatient, same
 from tests.support.waiting import until
 
 # ------------------------------------------------------------------------------------------------------------- guessing
@@ -121,7 +121,7 @@ def test_superseding_without_the_token(pair: Pair) -> None:
             with RawSender(pair.address(receiver), connections=hello.connections, token=TOKEN[::-1]) as peer:
                 peer.transfer_id = hello.transfer_id
                 assert peer.refused(hello.role, hello.connection_id).code is Code.TOKEN
-            with socket.create_connection((host, int(port)), 3 * UNIT) as sock:
+            with socket.create_connection((host, int(port)), HANG) as sock:
                 link = Link(sock)
                 link.send_raw(recording)  # the whole conversation again, from its Hello on
                 link.expect(m.Greeting)
@@ -239,7 +239,7 @@ def test_a_thousand_idle_connections(pair: Pair) -> None:
     with contextlib.ExitStack() as stack:
         running = Running(pair, address)
         watch = stack.enter_context(Watch(receiver.process.pid))
-        idle = [stack.enter_context(socket.create_connection((host, int(port)), 3 * UNIT)) for _ in range(1000)]
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), HANG)) for _ in range(1000)]
         late = pair.file("late", 100_000)
         pair.sender(late, address, "--connections", 8, "--chunk-size", "8KiB").succeeds()
         assert same(late, pair.destination / "late")
@@ -248,11 +248,11 @@ def test_a_thousand_idle_connections(pair: Pair) -> None:
         assert watch.most_descriptors < 600, "512 openings, and what the transfers have"
         until_closed(idle)
     assert {"limit", "timeout"} >= {line["code"] for line in receiver.events("connection_refused")}
-    until(lambda: len(sockets_of(receiver)) == before, "no socket of a peer is left", 3 * UNIT)
+    until(lambda: len(sockets_of(receiver)) == before, "no socket of a peer is left")
     unharmed(receiver)
 
 
-def until_closed(sockets: list[socket.socket], seconds: float = 3 * UNIT) -> None:
+def until_closed(sockets: list[socket.socket], seconds: float = HANG) -> None:
     """Wait until the other end has closed every one of these."""
     end = time.monotonic() + seconds
     for sock in sockets:
@@ -282,7 +282,7 @@ def test_a_flood_of_connects(pair: Pair, seed: int) -> None:
                 link.close()
         running.arrives()
         assert watch.grown_bytes < GROWTH_BYTES
-    until(lambda: len(sockets_of(receiver)) == before, "no socket of a peer is left", 3 * UNIT)
+    until(lambda: len(sockets_of(receiver)) == before, "no socket of a peer is left")
     unharmed(receiver)
 
 
@@ -291,7 +291,6 @@ A_THIRD = {OPENING: limits.OPENING_SECONDS / 3, SILENCE: limits.OPENING_SILENCE_
 """Of the time that an opening has, for those who use it up."""
 
 
-@pytest.mark.timeout(6 * UNIT)
 def test_slow_openings(pair: Pair) -> None:
     """Silence, half a frame, Hello without Proof, a byte now and then: the time runs from accept, whatever comes.
 
@@ -346,8 +345,8 @@ def test_more_connections_than_descriptors(pair: Pair) -> None:
     host, _, port = address.rpartition(":")
     with contextlib.ExitStack() as stack:
         for _ in range(limit + 20):
-            stack.enter_context(socket.create_connection((host, int(port)), 3 * UNIT))
+            stack.enter_context(socket.create_connection((host, int(port)), HANG))
         file = pair.file("f", 1000)
-        pair.sender(file, address, "--give-up-after", 3 * UNIT).succeeds(4 * UNIT)
+        pair.sender(file, address, "--give-up-after", 3 * UNIT).succeeds()
     assert same(file, pair.destination / "f")
     unharmed(receiver)

@@ -14,7 +14,7 @@ from filestreamer.wire.codec import decode
 from filestreamer.wire.errors import Code, RemoteProtocolError
 from filestreamer.wire.framing import frame_of, read_body
 from filestreamer.wire.opening import ReceiverOpening, SenderOpening, random_id
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 class Stingy(socket.socket):
@@ -37,7 +37,7 @@ class Bench:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.peer = socket.create_connection(listener.getsockname())
             accepted, _ = listener.accept()
-        self.peer.settimeout(2 * UNIT)
+        self.peer.settimeout(HANG)
         stingy = Stingy(fileno=accepted.detach())
         stingy.says = says
         self.handshake = Handshake(stingy, ReceiverOpening(random_id(), None), None)
@@ -105,7 +105,7 @@ class Silent(Bench):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.peer = socket.create_connection(listener.getsockname())
             accepted, _ = listener.accept()
-        self.peer.settimeout(2 * UNIT)
+        self.peer.settimeout(HANG)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.begun_at = time.monotonic()
         self.handshake = Handshake(accepted, ReceiverOpening(random_id(), None), context)

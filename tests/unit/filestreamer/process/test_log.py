@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from filestreamer.process import log
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 class Terminal(io.StringIO):
@@ -243,7 +243,7 @@ def test_a_count_is_written_when_its_time_is_over_without_a_further_line(
     for _ in range(20):
         logger.warning("control_lost")
     written = lines_of(capsys)
-    end = time.monotonic() + UNIT
+    end = time.monotonic() + HANG
     while not written or "count" not in written[-1]:
         assert time.monotonic() < end
         time.sleep(0.01)

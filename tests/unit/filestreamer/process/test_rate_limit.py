@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filestreamer.process.rate_limit import BURST_SECONDS, Pacer, RateLimit
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 def test_the_first_piece_goes_at_once() -> None:
@@ -71,5 +71,5 @@ def test_closing_wakes_the_threads_that_wait() -> None:
     waiting.start()
     limit.close()
     for each in (thread, waiting):
-        each.join(2 * UNIT)
+        each.join(HANG)
         assert not each.is_alive()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 STARTS = """
 import os, signal, sys, time
@@ -33,7 +33,7 @@ except Interrupted as error:
 def test_a_signal_that_comes_with_the_clock_that_wakes(number: signal.Signals) -> None:
     """The clock of the start must not be taken for the one that ends a process which does not end by itself."""
     program = f"number = {number.value}\n{STARTS}"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * UNIT, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
     assert (ran.returncode, ran.stdout) == (0, f"interrupted by {number.value}\n"), ran.stderr
 
 
@@ -61,7 +61,7 @@ SWALLOWS = (
 @pytest.mark.parametrize("program", [DEFERS, SWALLOWS], ids=["put off", "swallowed"])
 def test_a_signal_in_a_step_that_goes_on_counts_at_its_end(program: str) -> None:
     """Imports can't be cut short; and where Python drops the exception, the signal is not lost."""
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * UNIT, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
     assert ran.stdout == "to the end\ninterrupted by 15\n", ran.stderr
 
 
@@ -71,5 +71,5 @@ def test_after_the_block_the_clock_stands_still() -> None:
         "with signals.raised(): pass\n"
         "print(signal.getitimer(signal.ITIMER_REAL))"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * UNIT, check=False)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
     assert ran.stdout == "(0.0, 0.0)\n", ran.stderr

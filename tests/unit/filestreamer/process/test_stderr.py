@@ -11,7 +11,7 @@ import pytest
 from filestreamer.process.background import BACKLOG_BYTES
 from filestreamer.process.stderr import Stderr
 from tests.support.disks import disk, fill
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 
 LINE = "{:06d} " + 1000 * "x" + "\n"
 
@@ -24,7 +24,7 @@ def drained(reader: int, stderr: Stderr) -> list[str]:
     """Read until all is written; return the lines."""
     content = bytearray()
     os.set_blocking(reader, False)
-    end = time.monotonic() + UNIT
+    end = time.monotonic() + HANG
     while True:
         is_finished = stderr.drain(0.01)
         with contextlib.suppress(BlockingIOError):
@@ -115,7 +115,7 @@ def test_a_reader_that_left(pipe: tuple[int, int]) -> None:
     for at in range(10):
         stderr.write(f"{at}\n")
 
-    assert stderr.drain(UNIT)
+    assert stderr.drain(HANG)
     assert stderr.dropped == 10
 
 
@@ -126,13 +126,13 @@ def test_a_full_disk_tears_one_line_and_the_next_ones_are_whole(tmp_path: Path) 
         stderr = Stderr(fd, "utf-8")
         for at in range(50):
             stderr.write(LINE.format(at))
-        assert stderr.drain(UNIT)
+        assert stderr.drain(HANG)
         dropped = stderr.dropped
         assert 0 < dropped < 50
         ballast.unlink()
         for at in range(50, 60):
             stderr.write(LINE.format(at))
-        assert stderr.drain(UNIT)
+        assert stderr.drain(HANG)
         lines = (small / "log").read_text().splitlines()
         os.close(fd)
     torn = [line for line in lines if not line.endswith("xxx" * 100) or len(line) != 1007]

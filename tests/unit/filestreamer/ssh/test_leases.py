@@ -15,7 +15,7 @@ from filestreamer.ssh import leases, places
 from filestreamer.ssh.leases import Leases, Streams
 from filestreamer.wire.errors import FarSideFailed
 from filestreamer.wire.progress_clock import Patience
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 SESSION = f"{os.getpid():032x}"  # several processes run tests at once
 
@@ -40,7 +40,7 @@ class Service:
 
     def end(self) -> None:
         """Do what the end of the process does."""
-        self.leases.join(UNIT)
+        self.leases.join(HANG)
         self.leases.tell()
         self.listener.close()
         for lease in self.leases._leases.values():
@@ -81,7 +81,7 @@ def test_it_ends_with_the_near_side(serve: Callable[..., Service]) -> None:
     service = serve(is_used=True)
     os.write(service.stdin, b"whatever")
     os.close(service.stdin)
-    assert service.ended.get(timeout=UNIT) is None
+    assert service.ended.get(timeout=HANG) is None
 
 
 def test_a_lost_ssh_is_no_end_while_there_is_a_connection(serve: Callable[..., Service]) -> None:
@@ -90,7 +90,7 @@ def test_a_lost_ssh_is_no_end_while_there_is_a_connection(serve: Callable[..., S
     with pytest.raises(queue.Empty):
         service.ended.get(timeout=0.5)
     service.is_used = False
-    assert "did not come back" in (service.ended.get(timeout=UNIT) or "")
+    assert "did not come back" in (service.ended.get(timeout=HANG) or "")
 
 
 def test_another_ssh_holds_it(serve: Callable[..., Service]) -> None:
@@ -105,9 +105,9 @@ def test_another_ssh_holds_it(serve: Callable[..., Service]) -> None:
     codes = list[int]()
     holder = threading.Thread(target=lambda: codes.append(leases.hold(lease, Streams(stdin, stdout))))
     holder.start()
-    assert service.ended.get(timeout=UNIT) is None
+    assert service.ended.get(timeout=HANG) is None
     service.end()
-    holder.join(UNIT)
+    holder.join(HANG)
     assert codes == [0]
     os.close(near_stdout)
 
@@ -119,12 +119,12 @@ def test_a_lease_that_is_lost_is_no_end(serve: Callable[..., Service]) -> None:
     with pytest.raises(queue.Empty):
         service.ended.get(timeout=0.5)
     service.is_used = False
-    assert service.ended.get(timeout=UNIT)
+    assert service.ended.get(timeout=HANG)
 
 
 def test_a_line_that_is_cut_says_nothing(serve: Callable[..., Service]) -> None:
     service = serve(is_used=False, seconds=0.1)
-    assert "had no connection" in (service.ended.get(timeout=UNIT) or "")
+    assert "had no connection" in (service.ended.get(timeout=HANG) or "")
 
 
 @pytest.mark.parametrize(("said", "code"), [(b"E", 0), (b"", 1)])

@@ -18,7 +18,7 @@ from filestreamer.ssh.command import Ssh
 from filestreamer.ssh.remote import Remote
 from filestreamer.ssh.tunnels import Tunnels
 from filestreamer.wire.errors import ConnectionLost
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 from tests.support.waiting import until
 
 SESSION = "0123456789abcdef" * 2
@@ -272,5 +272,5 @@ def test_four_are_opened_at_once_and_each_can_be_shut(fake: Any) -> None:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
     for thread in threads:
-        thread.join(2 * UNIT)
+        thread.join(HANG)
     assert len(failed) == 10

@@ -12,7 +12,7 @@ from filestreamer.wire.grid import WHOLE, Grid
 from receiver.disk.staging.readable import Readable
 from receiver.file.rehash import THREAD_BYTES, FinalsRehashed, Rehashed, Rehasher, Work
 from receiver.memory.budget import Budget
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 GRID = Grid(100_000, 10)
 
@@ -27,7 +27,7 @@ class Disk(Readable):
     def read_into(self, view: memoryview, offset: int) -> None:
         del offset
         self.readers.release()
-        assert self.open.wait(3 * UNIT)
+        assert self.open.wait(HANG)
         view[:] = bytes(len(view))
 
 
@@ -47,16 +47,16 @@ def test_every_run_is_hashed_once_and_none_is_asked_for_ahead(disk: Disk) -> Non
 
     rehasher = Rehasher(posted.put, lambda error: pytest.fail(str(error)))
     rehasher.add_all(works())
-    assert disk.readers.acquire(timeout=UNIT)
+    assert disk.readers.acquire(timeout=HANG)
     assert next(asked) <= 8
     disk.open.set()
-    found = [posted.get(timeout=UNIT) for _ in range(GRID.segments // 2)]
+    found = [posted.get(timeout=HANG) for _ in range(GRID.segments // 2)]
     assert {batch.start for batch in found if isinstance(batch, Rehashed)} == set(range(0, GRID.segments, 2))
     assert all(batch.digests == [segment_digest(bytes(10))] for batch in found)
     assert rehasher.add(Work(0, disk, GRID, WHOLE, 0, 1000)) == 4
-    batches = [posted.get(timeout=UNIT) for _ in range(4)]
+    batches = [posted.get(timeout=HANG) for _ in range(4)]
     assert sum(len(batch.digests) for batch in batches) == 1000
-    assert rehasher.stop(UNIT)
+    assert rehasher.stop(HANG)
     assert posted.empty()
 
 
@@ -72,7 +72,7 @@ def test_further_threads_are_for_who_has_memory_for_them(disk: Disk, monkeypatch
         assert budget.used_bytes == 1 + (threads - 1) * THREAD_BYTES
         disk.open.set()
         for _ in range(8):
-            posted.get(timeout=UNIT)
-        assert rehasher.stop(UNIT)
+            posted.get(timeout=HANG)
+        assert rehasher.stop(HANG)
         account.close()
         assert budget.used_bytes == 0

@@ -16,7 +16,7 @@ from receiver.file.chunk_states import Delivery
 from receiver.file.file_share import FileShare
 from receiver.file.shared_file import ShareStep
 from receiver.server.registry import Registry
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 from tests.support.shares import (
     CONTENT,
     ENTRY,
@@ -192,14 +192,14 @@ def test_the_mtime_is_the_last_that_is_set(
     """The thread that takes space may be slow: a commit waits until it is done."""
     begun, go_on = taking
     sender, file_share = claim(files, grid=LARGE)
-    assert begun.wait(UNIT)
+    assert begun.wait(HANG)
     bring(file_share, sender, *range(LARGE.segments))
     assert finish(file_share) is ShareStep.COMMIT
     commit = threading.Thread(target=file_share.file.commit)
     commit.start()
     commit.join(0.3)  # it waits, or has gone ahead by then
     go_on.set()
-    commit.join(UNIT)
+    commit.join(HANG)
     leave(files, sender)
     assert os.stat(f"{destination.path}/f").st_mtime_ns == ENTRY.mtime_ns
     assert os.stat(f"{destination.path}/f").st_size == LARGE.size

@@ -9,7 +9,7 @@ import pytest
 
 from filestreamer.wire.errors import Code, ConnectionLost, TransferFailed
 from receiver.memory.budget import SHARE, Account, Budget
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 
 TOTAL = 1000
 MINIMUM = 10
@@ -38,7 +38,7 @@ class Borrower:
         return self._thread.is_alive()
 
     def ends(self) -> None:
-        self._thread.join(3 * UNIT)
+        self._thread.join(HANG)
         assert not self._thread.is_alive()
 
 
@@ -276,7 +276,7 @@ def test_many_threads_never_have_more_than_there_is() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(3 * UNIT)
+        thread.join(HANG)
     assert failures == []
     assert (budget.used_bytes, budget._borrowed, budget._waiting) == (0, {}, {})
 
@@ -297,7 +297,7 @@ def test_those_who_wait_are_all_served_in_the_end() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(3 * UNIT)
+        thread.join(HANG)
         assert not thread.is_alive()
     assert budget.used_bytes == 0
 

@@ -14,7 +14,7 @@ from receiver.file.chunk_states import Delivery
 from receiver.file.target import IncomingSegment
 from receiver.pipe.reorder_buffer import ReorderBuffer
 from receiver.pipe.window import SLOTS_MOST
-from tests.support.services import UNIT
+from tests.support.services import HANG
 from tests.support.waiting import until
 
 CHUNK = 1000
@@ -35,7 +35,7 @@ class Pipe:
 
     def write(self, view: memoryview) -> None:
         self.entered.release()
-        assert self.open.wait(UNIT)
+        assert self.open.wait(HANG)
         if self.error is not None:
             raise self.error
         self.content += view
@@ -106,7 +106,7 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.pipe.open.set()
-    assert made.buffer.stop(UNIT)
+    assert made.buffer.stop(HANG)
 
 
 def chunk(position: int, length: int = CHUNK) -> bytes:
@@ -130,7 +130,7 @@ def test_acknowledged_is_what_was_taken(bench: Bench) -> None:
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
     bench.bring(1, chunk(1))
-    assert bench.pipe.entered.acquire(timeout=UNIT)
+    assert bench.pipe.entered.acquire(timeout=HANG)
     assert (bench.acknowledged, bench.buffer.passed, bench.buffer.has_begun) == ([], 0, True)
     bench.pipe.open.set()
     bench.until_acknowledged(0, 1)
@@ -223,7 +223,7 @@ def test_the_end_of_a_stream_is_what_the_sender_says(bench: Bench) -> None:
 def test_nothing_follows_a_short_chunk(bench: Bench) -> None:
     bench.bring(0, chunk(0, 10))
     bench.bring(1, chunk(1))
-    assert bench.failed.wait(UNIT)
+    assert bench.failed.wait(HANG)
     (failure,) = bench.failures
     assert isinstance(failure, RemoteProtocolError)
     assert bench.pipe.content == chunk(0, 10)
@@ -232,7 +232,7 @@ def test_nothing_follows_a_short_chunk(bench: Bench) -> None:
 def test_a_reader_that_has_gone_ends_it(bench: Bench) -> None:
     bench.pipe.error = TransferFailed(Code.DESTINATION, "gone")
     bench.bring(0, chunk(0))
-    assert bench.failed.wait(UNIT)
+    assert bench.failed.wait(HANG)
     assert bench.failures == [bench.pipe.error]
     assert bench.acknowledged == []
 
@@ -272,16 +272,16 @@ def test_a_file_is_whole_when_it_has_its_size() -> None:
     bench.bring(1, chunk(1, 10))
     bench.until_acknowledged(0, 1)
     assert bench.buffer.is_whole(finish(chunk(0), chunk(1, 10))._replace(stream_bytes=0))
-    assert bench.buffer.stop(UNIT)
+    assert bench.buffer.stop(HANG)
 
 
 def test_the_end_does_not_wait_for_a_reader_that_takes_nothing(bench: Bench) -> None:
     bench.pipe.open.clear()
     bench.bring(0, chunk(0))
-    assert bench.pipe.entered.acquire(timeout=UNIT)
+    assert bench.pipe.entered.acquire(timeout=HANG)
     assert not bench.buffer.stop(0.01)
     bench.pipe.open.set()
-    assert bench.buffer.stop(UNIT)
+    assert bench.buffer.stop(HANG)
     assert bench.acknowledged == []
 
 
@@ -298,7 +298,7 @@ def test_a_window_is_a_number_until_it_is_used() -> None:
     assert list(bench.buffer._digests) == [segment_digest(chunk(at)) for at in range(2 * SLOTS, 3 * SLOTS)]
     assert bench.begin(3 * SLOTS - 1, chunk(3 * SLOTS - 1)) is Delivery.COMPARE
     assert bench.deliver(3 * SLOTS - 1, chunk(3 * SLOTS - 1))
-    assert bench.buffer.stop(UNIT)
+    assert bench.buffer.stop(HANG)
 
 
 def test_who_brings_a_chunk_again_is_told_once_and_who_is_gone_never(bench: Bench) -> None:

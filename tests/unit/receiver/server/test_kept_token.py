@@ -12,7 +12,7 @@ from filestreamer.wire.errors import FilestreamerError
 from receiver.disk.destination import Destination
 from receiver.server import token as receiver_token
 from receiver.settings import parse as parse_receiver
-from tests.support.services import UNIT
+from tests.support.services import HANG
 
 
 class Quiet:
@@ -41,11 +41,11 @@ def test_the_token_is_no_fifo(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=choose, daemon=True)
     thread.start()
-    thread.join(UNIT)
+    thread.join(HANG)
     hangs = thread.is_alive()
     if hangs:  # let it go, whatever it reads
         os.close(os.open(staging / "token", os.O_WRONLY | os.O_NONBLOCK))
-        thread.join(UNIT)
+        thread.join(HANG)
     assert not hangs
 
 

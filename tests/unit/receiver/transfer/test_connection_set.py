@@ -25,7 +25,7 @@ from receiver.transfer.connection_set import ConnectionSet
 from receiver.transfer.context import Context
 from receiver.transfer.liveness import Liveness
 from receiver.transfer.mailbox import Mailbox
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 
 POISONED: Final = TransferFailed(Code.DESTINATION, "somebody changed the staging")
 
@@ -105,7 +105,7 @@ def host(budget: Budget) -> Iterator[Host]:
 
 def joined(host: Host, connection: DataConnection) -> bool:
     """Whether a connection has its place, within some time."""
-    until = time.monotonic() + UNIT
+    until = time.monotonic() + HANG
     while host.connection_set._connections.get(connection.connection_id) is not connection and time.monotonic() < until:
         time.sleep(0.01)
     return host.connection_set._connections.get(connection.connection_id) is connection
@@ -118,14 +118,14 @@ def test_files_that_can_not_be_left_end_the_transfer_and_keep_no_place(host: Hos
     target: Any = Poisoned()
     host.connection_set.target = target
     peer.close()
-    first.join(UNIT)
+    first.join(HANG)
     assert host.mailbox.take(0) is POISONED
     assert (host.connection_set.admitted, host.connection_set.is_connected) == (0, False)
     assert budget.used_bytes == before
     second, peer = host.connect(1)
     assert joined(host, second)  # and spins around no connection that never goes
     peer.close()
-    second.join(UNIT)
+    second.join(HANG)
     assert not second.is_alive()
 
 
@@ -133,7 +133,7 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
     """The thread of an output writes acknowledgements, which a peer need not read."""
     connection, peer = host.connect(1)
     assert joined(host, connection)
-    peer.settimeout(UNIT)
+    peer.settimeout(HANG)
     ends = []
 
     class Waiting(Poisoned):
@@ -158,7 +158,7 @@ def test_connections_are_shut_before_what_may_wait_for_one(host: Host) -> None:
 
 def waits(connection: DataConnection) -> bool:
     """Whether a connection waits for bytes, within some time."""
-    until = time.monotonic() + UNIT
+    until = time.monotonic() + HANG
     while connection.stage != "receive" and time.monotonic() < until:
         time.sleep(0.01)
     return connection.stage == "receive"

@@ -26,7 +26,7 @@ from receiver.server.registry import Registry
 from receiver.transfer.mailbox import CONTROLS_MOST, ControlUp, Nudged
 from receiver.transfer.names import Claimant
 from receiver.transfer.transfer import CONTROL_FRAMES, Transfer
-from tests.support.services import UNIT
+from tests.support.services import HANG
 from tests.support.waiting import until
 
 ENTRY = m.Entry(b"empty", m.EntryType.FILE, 0, 0o644, 1)
@@ -80,7 +80,7 @@ class Scripted:
     buffered_bytes = 0
 
     def expect(self, kind: type[m.Message]) -> None:
-        while not isinstance(self.said.get(timeout=2 * UNIT), kind):
+        while not isinstance(self.said.get(timeout=HANG), kind):
             pass
 
 
@@ -95,7 +95,7 @@ class Ends:
         self.errors.append(error)
 
 
-def begin(registry: Registry, ends: Ends, *, seconds: float = UNIT) -> Transfer:
+def begin(registry: Registry, ends: Ends, *, seconds: float = HANG) -> Transfer:
     hello = m.Hello(1, 1, random_id(), m.Role.CONTROL, 0, 1, random_id())
     account = Budget(1 << 30).admit("scripted", 1 << 20)
     made = Transfer(registry, hello, account, Patience(seconds, seconds), ended=ends, log=log.configure("receiver"))
@@ -113,7 +113,7 @@ def transfer(tmp_path: Path, ends: Ends) -> Iterator[Transfer]:
     made = begin(Registry(Destination(str(tmp_path)), None), ends)
     yield made
     made.dismiss()
-    made.join(3 * UNIT)
+    made.join(HANG)
     assert not made.is_alive()
 
 
@@ -127,7 +127,7 @@ def test_a_reset_that_only_the_writer_hears_of_is_no_close_after_complete(transf
     """Complete met a reset: the sender did not get it, and gets it when it reconnects."""
     first = control(transfer, breaks_at=m.Complete)
     first.hear(*OFFER, FINISH)
-    assert first.closed.wait(2 * UNIT)
+    assert first.closed.wait(HANG)
     again = control(transfer)
     again.hear(*OFFER)
     again.expect(m.Complete)
@@ -138,9 +138,9 @@ def test_who_comes_to_a_transfer_that_just_ended_is_not_left_waiting(transfer: T
     first.hear(*OFFER, FINISH)
     first.expect(m.Complete)
     first.shut()
-    transfer.join(2 * UNIT)
+    transfer.join(HANG)
     assert ends.errors == [None]
-    assert control(transfer).closed.wait(2 * UNIT)
+    assert control(transfer).closed.wait(HANG)
 
 
 def test_a_commit_without_a_thread_is_not_forgotten_where_many_events_wait(
@@ -176,7 +176,7 @@ def test_a_sender_may_look_for_its_first_file_for_as_long_as_the_user_says(tmp_p
         assert given_up.value.code is Code.TIMEOUT
     finally:
         transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
-        transfer.join(3 * UNIT)
+        transfer.join(HANG)
     assert not transfer.is_alive()
 
 
@@ -194,7 +194,7 @@ def test_a_sender_that_passes_entries_over_looks_on_for_itself_alone(tmp_path: P
         assert liveness._passed_over == 1
     finally:
         transfer.end_soon(TransferFailed(Code.SHUTTING_DOWN, "the test is over"))
-        transfer.join(3 * UNIT)
+        transfer.join(HANG)
 
 
 class Slow(Registry):
@@ -209,7 +209,7 @@ class Slow(Registry):
         self, transfer: Claimant, entry: m.Entry, grid: Grid, share: Share, *, checksum: bool = False
     ) -> FileShare:
         self.asked.set()
-        assert self.go_on.wait(3 * UNIT)
+        assert self.go_on.wait(HANG)
         return super().claim(transfer, entry, grid, share, checksum=checksum)
 
 
@@ -220,7 +220,7 @@ def slow(tmp_path: Path) -> Iterator[tuple[Slow, Transfer]]:
     yield registry, made
     registry.go_on.set()
     made.dismiss()
-    made.join(3 * UNIT)
+    made.join(HANG)
     assert not made.is_alive()
 
 
@@ -234,7 +234,7 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
     monkeypatch.setattr(limits, "DEAD_SECONDS", 0.2)
     channel = control(transfer)
     channel.hear(*OFFER)
-    assert registry.asked.wait(2 * UNIT)
+    assert registry.asked.wait(HANG)
     progress = m.Progress(m.Phase.MOVING, 0, 0)
     channel.hear(*[progress] * 20)
     until = time.monotonic() + 1.0
@@ -251,7 +251,7 @@ def test_a_sender_that_is_not_read_is_not_taken_for_dead(
 def test_few_control_connections_wait_for_a_coordinator(slow: tuple[Slow, Transfer]) -> None:
     registry, transfer = slow
     control(transfer).hear(*OFFER)
-    assert registry.asked.wait(2 * UNIT)
+    assert registry.asked.wait(HANG)
     channels = [Scripted() for _ in range(20)]
     came_in = [transfer.mailbox.post_now(ControlUp(channel, m.Welcome(b""))) for channel in channels]  # type: ignore[arg-type]
     assert came_in == [True] * CONTROLS_MOST + [False] * (20 - CONTROLS_MOST)
@@ -282,6 +282,6 @@ def test_a_sender_that_talks_and_reads_nothing_holds_no_transfer(
     channel.expect(m.Welcome)
     transfer.end_soon(TransferFailed(Code.TIMEOUT, "others wait for the place"))
     channel.hear(*[m.Progress(m.Phase.MOVING, 0, 0)] * 1000)
-    transfer.join(2 * UNIT)
+    transfer.join(HANG)
     assert not transfer.is_alive()
     assert [str(error) for error in ends.errors] == ["others wait for the place"]

@@ -23,7 +23,7 @@ from receiver.disk.staging.ledger import Claims
 from receiver.tree import large_files
 from receiver.tree.commit import committer, traits, tree_staging
 from tests.support.peer import TreeSample
-from tests.support.services import UNIT
+from tests.support.services import HANG
 from tests.support.tree_receiver import MTIME, C, TreeTransfer, fail_to_sync, failure, sample, staged
 
 COUNT = 3
@@ -260,13 +260,13 @@ def offered_while_rehashed(
         assert isinstance(again.sample, Shard)
         if whose.index == again.sample.first:
             offered.append(other.submit(again.offer))
-            assert is_refused.wait(UNIT)
+            assert is_refused.wait(HANG)
         return rehash(share, staging_fd, whose, claims)
 
     monkeypatch.setattr(closed_share, "locked", locking)
     monkeypatch.setattr(ClosedShare, "_is_on_disk", rehash_meanwhile)
     finished(last)
-    return offered[0].result(UNIT)
+    return offered[0].result(HANG)
 
 
 @pytest.mark.parametrize("when", ["before it looks for its share", "while it looks for its share"])

@@ -15,7 +15,7 @@ from sender.dispatch.schedule import Schedule
 from sender.dispatch.send_queue import PartDone, SendQueue
 from sender.mailbox import Event, Mailbox
 from tests.support.manifests import manifest_of
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 
 
 class DoneParts(Mailbox):
@@ -243,7 +243,7 @@ def test_a_connection_that_waits_is_woken(how: str) -> None:
         queue.complete()
     else:
         queue.fail(ConnectionLost("over"))
-    thread.join(2 * UNIT)
+    thread.join(HANG)
     assert not thread.is_alive()
     assert got == {"need": [0], "put_back": [0], "complete": [None], "fail": ["over"]}[how]
 

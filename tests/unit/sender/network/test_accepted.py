@@ -10,7 +10,7 @@ from filestreamer.wire.errors import ConnectionLost
 from filestreamer.wire.sockets.transport import Channel
 from sender.network.accepted import Accepted
 from sender.network.control_state import ControlState
-from tests.support.services import UNIT
+from tests.support.services import HANG
 from tests.support.waiting import until
 
 INCARNATION = bytes(16)
@@ -68,7 +68,7 @@ class Waiting(threading.Thread):
             self.error = error
 
     def ends_within(self) -> None:
-        self.join(3 * UNIT)
+        self.join(HANG)
         assert not self.is_alive()
 
 

@@ -10,7 +10,7 @@ import pytest
 from filestreamer.wire.errors import Code, TransferFailed
 from sender.mailbox import Failed, Mailbox
 from sender.source.stream import Stream
-from tests.support.services import UNIT
+from tests.support.services import HANG, UNIT
 from tests.support.waiting import until
 
 CHUNK = 1000
@@ -27,7 +27,7 @@ class Piped(NamedTuple):
     def wait(self, changes: int = 1) -> None:
         """Wait for so many changes: a chunk, or the end."""
         for _ in range(changes):
-            assert self.changed.acquire(timeout=UNIT)
+            assert self.changed.acquire(timeout=HANG)
 
     def content(self) -> bytes:
         """Everything that is in its chunks, which must still be there."""
