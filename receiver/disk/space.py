@@ -269,10 +269,14 @@ def _seek(fd: int, at: int, how: int, otherwise: int) -> int:
         return otherwise
 
 
-def inner_bytes(start: int, end: int) -> int:
-    """Return how many of the bytes [start, end) are whole blocks: no file system has fewer of them in a hole."""
-    first = -(-start // FILE_SYSTEM_BLOCK_BYTES)
-    return max(0, end // FILE_SYSTEM_BLOCK_BYTES - first) * FILE_SYSTEM_BLOCK_BYTES
+def inner_bytes(start: int, end: int, size: int) -> int:
+    """Return how many of the bytes [start, end) are whole blocks: no file system has fewer of them in a hole.
+
+    The last block of a file of `size` bytes is whole, too, as far as the file has it.
+    """
+    first = -(-start // FILE_SYSTEM_BLOCK_BYTES) * FILE_SYSTEM_BLOCK_BYTES
+    last = end if end >= size else end // FILE_SYSTEM_BLOCK_BYTES * FILE_SYSTEM_BLOCK_BYTES
+    return max(0, last - first)
 
 
 # -------------------------------------------------------------------------------------------------------- giving back

@@ -26,8 +26,9 @@ class KnownHoles:
 
     def count(self, segment: Segment) -> None:
         """Count the holes of a segment that is here."""
+        size = self._grid.size
         with self._mutex:
-            self._bytes += sum(inner_bytes(start, end) for start, end, is_data in segment.pieces() if not is_data)
+            self._bytes += sum(inner_bytes(start, end, size) for start, end, is_data in segment.pieces() if not is_data)
 
     def count_claimed(self, fd: int, claims: ledger.Claims) -> None:
         """Count the holes that the segments of an earlier run have on the disk: these segments are hashed again."""
@@ -35,19 +36,21 @@ class KnownHoles:
         with self._mutex:
             self._bytes += found
 
-    def suspects(self, fd: int) -> Iterator[tuple[int, int, int]]:
-        """Yield each hole [start, end) of the file with the number of each segment that it touches.
+    def suspects(self, fd: int) -> Iterator[int]:
+        """Yield the number of each segment that a hole of the file touches, once, in order.
 
         Yield nothing if the file has no more holes than are known. Raises OSError.
         """
         grid = self._grid
         zeros = [(grid.offset(first), min(grid.offset(end), grid.size)) for first, end in self.zero_segments()]
-        known_bytes = self._bytes + sum(inner_bytes(*run) for run in zeros)
+        known_bytes = self._bytes + sum(inner_bytes(*run, grid.size) for run in zeros)
         status = os.fstat(fd)
         if not os.major(status.st_dev) and status.st_blocks * 512 >= grid.size - known_bytes:
             return  # a file system in memory: to look for holes there would visit every page
         if sum(end - start for start, end in holes(fd, 0, grid.size)) <= known_bytes:
             return
+        first = 0
         for start, end in holes(fd, 0, grid.size):
-            for index in range(start // grid.chunk_size, min(grid.segments, -(-end // grid.chunk_size))):
-                yield start, end, index
+            next_first = min(grid.segments, -(-end // grid.chunk_size))
+            yield from range(max(first, start // grid.chunk_size), next_first)
+            first = next_first

@@ -477,10 +477,11 @@ class Staging(Readable):
         # A file that was shortened and made longer again has holes where bytes were written. But a file system may also
         # store zeros as holes: so where it has more holes than the sender told, what is in them is read and compared.
         block = memoryview(bytearray(limits.BLOCK_BYTES))
-        for start, end, index in self.known_holes.suspects(self.fd):
+        for index in self.known_holes.suspects(self.fd):
             expected = self.expected_digest(index)
             if expected is not None and self.digest(block, self._grid, index) != expected:
-                raise self._poisoned(f"bytes {start} to {end} are gone")
+                start = self._grid.offset(index)
+                raise self._poisoned(f"some of its bytes {start} to {start + self._grid.length(index)} are gone")
 
     def _poisoned(self, what: str) -> TransferFailed:
         """Mark the staging as not to be trusted until it is opened and hashed again; return the error that says so."""

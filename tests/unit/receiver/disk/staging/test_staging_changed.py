@@ -80,6 +80,27 @@ def test_holes_of_a_file_are_no_damage(path: Path, destination: Destination) -> 
     assert (path / "f").read_bytes() == content
 
 
+def test_a_hole_at_the_end_of_a_file_that_ends_in_the_middle_of_a_block(path: Path, destination: Destination) -> None:
+    staged = stage(destination, Grid(2 * MIB - 1000, MIB), ENTRY._replace(data_bytes=MIB))
+    fill(staged, 0)
+    last = Segment(0, MIB, MIB - 1000, (0, MIB - 1000))
+    staged.begin_sparse(last)
+    staged.known_holes.count(last)
+    os.truncate(staged_data(path), 2 * MIB - 1000)
+    assert list(staged.known_holes.suspects(staged.fd)) == []
+    staged.close()
+
+
+def test_a_segment_with_many_holes_that_nobody_told_is_read_once(path: Path, destination: Destination) -> None:
+    """A file system may have thousands of them in a segment, and a file thousands of such segments."""
+    staged = stage(destination, Grid(4 * MIB, 2 * MIB))
+    for at in range(0, 4 * MIB, 64 << 10):
+        staged.write(memoryview(bytes(4096)), at)
+    os.truncate(staged_data(path), 4 * MIB)
+    assert list(staged.known_holes.suspects(staged.fd)) == [0, 1]
+    staged.close()
+
+
 def test_a_stream_that_was_shortened(path: Path, destination: Destination) -> None:
     """It is noticed by the next bytes: they would make it long enough again."""
     staged = stage(destination, Grid(0, MIB))
