@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from filestreamer.process.variables import value_of
 from filestreamer.settings.address import parse_address
 
 TIMEOUT_SECONDS: Final = 2.0
@@ -20,7 +21,7 @@ TIMEOUT_SECONDS: Final = 2.0
 
 def check(environ: Mapping[str, str]) -> str | None:
     """Ask the receiver once; return what is wrong. None where it answers, and where its metrics are `off`."""
-    value = environ.get("FILESTREAMER_RECEIVER_METRICS") or environ.get("FILESTREAMER_METRICS") or "127.0.0.1:9464"
+    value = value_of(environ, "FILESTREAMER_RECEIVER_METRICS", "FILESTREAMER_METRICS") or "127.0.0.1:9464"
     if value == "off":
         return None
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from filestreamer.wire import limits
+from receiver import health
 from tests.integration.test_moves import needs_ipv6
 from tests.support.processes import descriptors, peak_bytes, thread_count
 from tests.support.prometheus import program, wait_for
@@ -207,6 +208,17 @@ def test_off_is_off(pair: Pair, seed: int) -> None:
     sender.succeeds()
     assert receiver.wait() == 0
     assert not sender.events("metrics") + sender.events("metrics_linger") + receiver.events("metrics")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_health_check_takes_the_variable_as_the_receiver_does(pair: Pair, end: str) -> None:
+    """A YAML block and a Secret that was made with `echo` end with a line."""
+    metrics = {"FILESTREAMER_RECEIVER_METRICS": f"127.0.0.1:{free_port()}{end}"}
+    receiver = pair.receiver(env=metrics)
+    metrics_address(receiver)
+    for environ in (metrics, {"FILESTREAMER_RECEIVER_METRICS": f"off{end}"}):
+        assert health.check(environ) is None
+    assert "does not answer" in str(health.check({"FILESTREAMER_METRICS": pair.address(receiver) + end}))
 
 
 @needs_ipv6

@@ -52,8 +52,16 @@ def told(message: Path) -> Any:
             {"FILESTREAMER_SENDER_RESULT_FILE": "FILE", "FILESTREAMER_RECEIVER_RESULT_FILE": "FILE"},
         ),
         (("--result-file",), {"FILESTREAMER_RESULT_FILE": "FILE"}),
+        (("--unheard-of",), {"FILESTREAMER_RESULT_FILE": "FILE\r\n"}),
     ],
-    ids=["flag", "flag with =", "variable", "variable of the service", "flag without a value"],
+    ids=[
+        "flag",
+        "flag with =",
+        "variable",
+        "variable of the service",
+        "flag without a value",
+        "variable that is a line",
+    ],
 )
 def test_wrong_usage_is_told_in_the_result_file(
     pair: Pair, message: Path, side: str, args: tuple[str, ...], env: dict[str, str]

@@ -9,5 +9,6 @@
 5. `backoff`  says how long to wait before the next attempt at something that failed;
 6. `mount`    says on which mount an open file lies;
 7. `rate_limit` makes the data connections wait, so that all together stay below a rate;
-8. `garbage`  has Python search for cycles of objects less often than it would.
+8. `variables` says what a variable of the environment holds;
+9. `garbage`  has Python search for cycles of objects less often than it would.
 """

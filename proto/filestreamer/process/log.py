@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from filestreamer import imports
 from filestreamer.process import signals, stderr
 from filestreamer.process.repeats import RepeatFilter, Summary
+from filestreamer.process.variables import value_of
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -64,8 +65,7 @@ def configure(service: "Side", level: str | None = None) -> "Logger":
     """
     structlog = _import_structlog()
     if level is None:
-        variables = (f"FILESTREAMER_{service.upper()}_LOG_LEVEL", "FILESTREAMER_LOG_LEVEL")
-        level = next(filter(None, map(os.environ.get, variables)), "info")
+        level = value_of(os.environ, f"FILESTREAMER_{service.upper()}_LOG_LEVEL", "FILESTREAMER_LOG_LEVEL")
     processors = _for_terminal() if on_terminal() else _for_programs()
 
     def wrap(sink: object, *first: "Processor", level: str = "debug") -> "Logger":

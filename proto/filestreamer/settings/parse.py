@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import click
 import click.core
 
+from filestreamer.process.variables import value_of
 from filestreamer.settings import values
 from filestreamer.settings.common import CommonSettings
 from filestreamer.settings.config_file import SERVICES, Found, read_settings, suggestion
@@ -179,9 +180,8 @@ def _from_sources(
 
 def _from_environment(definition: Definition, service: Side, environ: Mapping[str, str]) -> Found | None:
     for variable, kind in definition.variables(service):
-        # A YAML block ends each line, and an editor of Windows ends it with CR and LF. Other characters at which Python
-        # splits lines may be part of a name.
-        value = environ.get(variable, "").rstrip("\r\n")
+        value = value_of(environ, variable)
+        # Not `splitlines`: other characters at which that splits may be part of a name.
         lines = [line for line in re.split(r"\r?\n", value) if line.strip()]
         if definition.multiple and lines:
             return Found(lines, variable)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from filestreamer.process import background, signals, stderr
 from filestreamer.process.log import configure, on_terminal
 from filestreamer.process.threads import as_failure
+from filestreamer.process.variables import value_of
 from filestreamer.telemetry.result import STDOUT, TransferResult, is_termination_log, may_be_replaced, write
 from filestreamer.wire.errors import Interrupted
 
@@ -118,8 +119,8 @@ def _named_file(service: "Side", argv: Sequence[str], environ: Mapping[str, str]
             break
         if word == flag or word.startswith(f"{flag}="):
             found = following if word == flag else word.removeprefix(f"{flag}=")
-    named = (found, environ.get(f"FILESTREAMER_{service.upper()}_RESULT_FILE"), environ.get("FILESTREAMER_RESULT_FILE"))
-    return next((path for path in named if path), None)
+    variables = (f"FILESTREAMER_{service.upper()}_RESULT_FILE", "FILESTREAMER_RESULT_FILE")
+    return found or value_of(environ, *variables) or None
 
 
 def _log(outcome: TransferResult, log: Any, fields: dict[str, Any]) -> None:
