@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
+from filestreamer.process.descriptors import wait_readable
 from filestreamer.wire import limits
 from filestreamer.wire.errors import UsageError
 
@@ -142,14 +143,29 @@ def read_list(path: str, directory: str) -> PathList:
 def _lines(path: str) -> Iterator[bytes]:
     """Yield each line, or what is between NULs; of one that is too long the beginning, as the last. Raises OSError."""
     with _open(path) as file:
-        block = file.read(BLOCK_BYTES)
+        block = _read_block(file.fileno())
         end = b"\0" if b"\0" in block else b"\n"
         rest = b""
         while block and len(rest) <= LINE_BYTES_MAX:
             *lines, rest = (rest + block).split(end)
             yield from lines
-            block = file.read(BLOCK_BYTES)
+            block = _read_block(file.fileno())
         yield rest
+
+
+def _read_block(fd: int) -> bytes:
+    """Read BLOCK_BYTES, or less at the end. Raises OSError."""
+    block = b""
+    while len(block) < BLOCK_BYTES:
+        try:
+            some = os.read(fd, BLOCK_BYTES - len(block))
+        except BlockingIOError:  # `read` of a file object would take that for the end
+            wait_readable(fd)
+            continue
+        if not some:
+            break
+        block += some
+    return block
 
 
 def _open(path: str) -> BinaryIO:

@@ -9,12 +9,12 @@ stream can be sent again.
 import contextlib
 import fcntl
 import os
-import select
 import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
+from filestreamer.process.descriptors import wait_readable
 from filestreamer.process.threads import run_to_end, start_thread
 from filestreamer.wire import limits
 from filestreamer.wire.errors import Code, TransferFailed, UsageError, from_os_error
@@ -185,7 +185,5 @@ class Stream:
         while True:
             try:
                 return os.readv(self._fd, [view])
-            except BlockingIOError:  # another process that has the same pipe open made it non-blocking
-                poll = select.poll()
-                poll.register(self._fd, select.POLLIN)
-                poll.poll()
+            except BlockingIOError:
+                wait_readable(self._fd)

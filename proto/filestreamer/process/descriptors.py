@@ -1,7 +1,8 @@
-"""Descriptors of this process: how many it may have, and which one a path names."""
+"""Descriptors of this process: how many it may have, which a path names, and waiting for one that does not block."""
 
 import contextlib
 import os
+import select
 from typing import Final
 
 _LINKS: Final = 40
@@ -30,3 +31,10 @@ def named_by(path: str) -> int | None:
         except OSError:
             return None
     return None
+
+
+def wait_readable(fd: int) -> None:
+    """Wait for bytes, or their end, where a read would not: another process that has it open made it non-blocking."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()

@@ -2,8 +2,10 @@
 
 import io
 import os
+import select
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from filestreamer.wire.errors import UsageError
 from sender.listing import files_from
 from sender.listing.files_from import PathList, Selection, read_list
+from tests.support.services import UNIT
+from tests.support.waiting import until
 
 
 def listed(tmp_path: Path, content: bytes, directory: str = "top") -> list[bytes]:
@@ -73,6 +77,20 @@ def test_a_list_that_can_not_be_read(tmp_path: Path) -> None:
         read_list(str(tmp_path / "no list"), "top")
     with pytest.raises(UsageError, match="Is a directory"):
         read_list(str(tmp_path), "top")
+
+
+def test_standard_input_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a program that shares the pipe can make it: what has not come yet is waited for, and is not the end."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    with open(read_fd) as stdin, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        os.write(write_fd, b"a\n")
+        found = pool.submit(read_list, "-", "/")
+        until(lambda: not select.select([read_fd], [], [], 0)[0], "it has read the first line")
+        os.write(write_fd, b"b\n")
+        os.close(write_fd)
+        assert list(found.result(UNIT)) == [b"a", b"b"]
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
