@@ -32,6 +32,13 @@ C = 64
 MTIME = 1_700_000_000_000_000_000
 
 
+def told(report: Report) -> tuple[list[m.DeclinedEntry], list[str]]:
+    """Return what was reported since the last call: entries, and warnings."""
+    messages = list(report.messages())
+    entries = [entry for message in messages if isinstance(message, m.Declined) for entry in message.entries]
+    return entries, [text for message in messages if isinstance(message, m.Notice) for text in message.texts]
+
+
 class Connection:
     """A data connection, as far as a tree uses it."""
 
@@ -171,9 +178,8 @@ class TreeTransfer:
 
     def declined(self) -> dict[str, tuple[m.SkipKind, str]]:
         """Return what was reported of entries since the last call: kind and reason by path; keep the warnings."""
-        messages = list(self.report.messages())
-        self.warnings += [text for message in messages if isinstance(message, m.Notice) for text in message.texts]
-        entries = [entry for message in messages if isinstance(message, m.Declined) for entry in message.entries]
+        entries, warnings = told(self.report)
+        self.warnings += warnings
         assert len({entry.file_id for entry in entries}) == len(entries)
         self.declined_ids += [entry.file_id for entry in entries]
         return {os.fsdecode(entry.path): (entry.kind, entry.reason) for entry in entries}

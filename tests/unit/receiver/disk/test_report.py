@@ -1,11 +1,16 @@
 """What is reported of single entries: told once, in order, within the limits of a frame, and again on request."""
 
+import os
+import tracemalloc
+from pathlib import Path
+
 from filestreamer.telemetry.counters import WARNINGS_MAX
 from filestreamer.wire import limits
 from filestreamer.wire import messages as m
 from filestreamer.wire.codec import decode, encode
 from filestreamer.wire.messages import SkipKind
 from receiver.disk.report import Report
+from receiver.tree.manifest.spool import Spool as DiskSpool
 
 
 class Spool:
@@ -69,6 +74,34 @@ def test_what_was_told_is_told_again_in_order() -> None:
         assert [entry.file_id for entry in entries(list(report.messages()))] == [7]
         assert [entry.file_id for entry in entries(list(report.again()))] == [0, 1, 2, 7]
         assert (spool is None) == bool(report._kept)
+
+
+def test_what_a_sender_does_not_read_takes_no_memory(tmp_path: Path) -> None:
+    """A sender may read no more after Finish, while any number of hard links and directories is declined."""
+    directory_fd = os.open(tmp_path, os.O_RDONLY)
+    spool = DiskSpool(directory_fd, "here")
+    os.close(directory_fd)
+    report = Report(lambda: None)
+    report.store = spool
+    count = 20_000
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            report.decline(number, b"%d/" % number + b"d" * 1000, f"{number} is a directory")
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used_bytes < 1 << 20
+    assert report.untold(lambda kind: kind is SkipKind.DECLINED) == count
+    assert list(report.again()) == []
+    told = list(report.messages())
+    assert [(entry.file_id, entry.reason) for entry in entries(told)] == [
+        (number, f"{number} is a directory") for number in range(count)
+    ]
+    assert report.untold(lambda _: True) == 0
+    assert report.is_empty
+    assert list(report.again()) == told
+    spool.close()
 
 
 def test_a_message_fits_a_frame_however_long_paths_and_reasons_are() -> None:

@@ -13,7 +13,8 @@ import pytest
 from filestreamer.wire import messages as m
 from receiver.disk.attributes import acl, attributes
 from receiver.disk.attributes.attributes import Attributes
-from receiver.disk.report import Report, Reported
+from receiver.disk.report import Report
+from tests.support.tree_receiver import told
 
 MTIME = 1_700_000_000_000_000_000
 IS_ROOT = os.geteuid() == 0
@@ -32,8 +33,8 @@ class Setter:
         xattrs_of = None if xattrs is None else lambda _: xattrs
         self.attributes = Attributes(self.report, allow_privileged=allow_privileged, xattrs_of=xattrs_of)
 
-    def told(self) -> tuple[list[Reported], list[str]]:
-        return self.report.take()
+    def told(self) -> tuple[list[m.DeclinedEntry], list[str]]:
+        return told(self.report)
 
     def file(self, path: Path, wanted: m.Entry) -> int:
         """Give a file what its entry has; return its mode."""
@@ -264,7 +265,16 @@ def test_what_can_not_be_set_is_told_and_the_rest_is_set(file: Path) -> None:
         m.Xattr(b"security.capability", bytes(20)),
         m.Xattr(b"trusted.x", b""),
     )
-    setter = Setter([user("\xff" * 200), label, capability, trusted, m.Xattr(b"system.nfs4_acl", b"x"), user("z")])
+    setter = Setter(
+        [
+            m.Xattr(b"user.large", bytes(100_000)),
+            label,
+            capability,
+            trusted,
+            m.Xattr(b"system.nfs4_acl", b"x"),
+            user("z"),
+        ]
+    )
     assert setter.file(file, entry()) == 0o640
     assert values(file) == {"user.z": b"value"}
     (told,), (warning,) = setter.told()

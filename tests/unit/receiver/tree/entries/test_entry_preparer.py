@@ -24,6 +24,7 @@ from tests.support.tree_receiver import (
     held,
     needed,
     sample,
+    told,
 )
 
 
@@ -144,9 +145,9 @@ def test_an_owner_that_may_not_be_given_costs_the_attribute_alone(
     transfer = transfer_of(tree, allow_privileged=True)
     transfer.move()
     assert stat.S_IMODE((tmp_path / "t/f").stat().st_mode) == 0o755
-    (told,), (warning,) = transfer.report.take()
-    assert (told.file_id, told.path, told.kind) == (1, b"t/f", m.SkipKind.ATTRIBUTE)
-    assert told.reason == "its owner is not set to 1234:: Operation not permitted"
+    (declined,), (warning,) = told(transfer.report)
+    assert (declined.file_id, declined.path, declined.kind) == (1, b"t/f", m.SkipKind.ATTRIBUTE)
+    assert declined.reason == "its owner is not set to 1234:: Operation not permitted"
     assert "setuid" in warning
 
 
@@ -161,9 +162,9 @@ def test_owners_that_the_receiver_does_not_allow(tmp_path: Path, transfer_of: Tr
     there = {path.name: path.stat() for path in (tmp_path / "t").iterdir()}
     assert {(status.st_uid, status.st_gid) for status in there.values()} == {(uid, gid)}
     assert stat.S_IMODE(there["ours"].st_mode) == 0o755
-    told, warnings = transfer.report.take()
-    assert sorted(each.path for each in told) == [b"t/empty", b"t/other"]
-    assert {"--allow-privileged" in each.reason for each in told} == {True}
+    declined, warnings = told(transfer.report)
+    assert sorted(each.path for each in declined) == [b"t/empty", b"t/other"]
+    assert {"--allow-privileged" in each.reason for each in declined} == {True}
     assert ["setuid" in warning for warning in warnings] == [True]
 
 

@@ -20,6 +20,7 @@ from receiver.tree.top_level_names import TopLevelNames
 from tests.support import disks, trees
 from tests.support.processes import own_descriptors
 from tests.support.services import tree as names_below
+from tests.support.tree_receiver import told
 
 
 def entry(path: str, kind: m.EntryType = m.EntryType.FILE) -> m.Entry:
@@ -75,7 +76,7 @@ class Mirrored:
 
     @property
     def warnings(self) -> list[str]:
-        return self.report.take()[1]
+        return told(self.report)[1]
 
 
 @pytest.fixture
