@@ -223,7 +223,7 @@ def main() -> None:
     every = cases(settings.disk)
     if settings.list:
         for name, case in every.items():
-            print(f"{name:16}{case.title}{' (optional)' * case.is_optional}")
+            print(f"{name:17}{case.title}{' (optional)' * case.is_optional}")
         return
     try:
         names = chosen(settings.case, every)
