@@ -76,15 +76,12 @@ class Directories:
         depth = next(depth for depth in range(len(parts), -1, -1) if b"/".join(parts[:depth]) in self._open)
         nearest = b"/".join(parts[:depth])
         self._check_path(nearest)
-        directory, is_cached = self._open[nearest], True
+        directory = self._open[nearest]
         for at in range(depth, len(parts)):
-            try:
-                below = self._enter(directory, parts[at], b"/".join(parts[: at + 1]), create=create)
-            finally:
-                if not is_cached:
-                    os.close(directory.fd)
-            directory, is_cached = below, False
-        return self._cache(path, directory)
+            # Each one on the way is cached: in a deep tree, the directory above is often the next that is asked for.
+            below = b"/".join(parts[: at + 1])
+            directory = self._cache(below, self._enter(directory, parts[at], below, create=create))
+        return directory
 
     def look_again(self) -> None:
         """Have each open directory looked for at its path before it is used again: others may have moved it away.

@@ -87,3 +87,27 @@ def test_a_directory_with_the_longest_path_is_looked_for(tmp_path: Path) -> None
     assert directories.get(path).fd >= 0
     directories.close()
     destination.close()
+
+
+def test_a_deep_tree_is_not_opened_from_its_top_for_each_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files come from the bottom up, when what is above them was closed long ago."""
+    depth, opened, real = 500, 0, os.open
+
+    def count(*args: object, **kwargs: object) -> int:
+        nonlocal opened
+        opened += 1
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    destination = Destination(str(tmp_path))
+    directories = Directories(destination, Places(destination))
+    paths = [b"/".join([b"d"] * level) for level in range(1, depth + 1)]
+    for path in paths:
+        directories.make(path, 0o755)
+    monkeypatch.setattr(os, "open", count)
+    for path in reversed(paths):
+        assert directories.get(path).fd >= 0
+    assert opened < 10 * depth
+    directories.close()
+    destination.close()
