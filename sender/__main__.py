@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sender.settings import SenderSettings
 
 
+LIST_CHARACTERS: Final = 8192
+"""How many characters of the list of --dry-run are written together."""
 _BEGINS_AGAIN: Final = "the receiver no longer knows this transfer; starting over, finished files are kept"
 
 
@@ -265,6 +267,7 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
     from sender.asking import Asking
     from sender.push import reached
 
+    lines = _Lines()
     begin(settings.result_file, logger)
     overdue = reporting_overdue(settings.result_file, logger)
     failure: FilestreamerError | None
@@ -272,16 +275,18 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
         try:
             with signals.raised():
                 settings, route = until_reported.enter_context(reached(settings, logger))
-                asking = Asking(settings, logger, print, route)
+                asking = Asking(settings, logger, lines.add, route)
                 signals.on_signal(asking.interrupt, overdue)
         except Exception as error:  # noqa: BLE001 - the top of the command
             outcome = TransferResult.without_transfer(as_failure("asking", error))
             report(outcome, settings.result_file, logger)
             return outcome.exit_code
         try:
-            asking.run()
-            failure = asking.shortfall()
-            sys.stdout.flush()
+            try:
+                asking.run()
+                failure = asking.shortfall()
+            finally:
+                lines.flush()
         except FilestreamerError as error:
             failure = error
         except OSError as error:
@@ -289,6 +294,31 @@ def _ask(settings: "SenderSettings", logger: Any) -> int:
         outcome = TransferResult.from_counters(asking.counters, error=failure, committed=False, root_digest=None)
         report(outcome, settings.result_file, logger, file=settings.input_files[0])
     return outcome.exit_code
+
+
+class _Lines:
+    """Lines on standard output: each at once on a terminal, else some thousand characters together.
+
+    `print` loses text where another process made standard output non-blocking, and fails where it is closed, or has an
+    encoding without a character of a name.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def add(self, line: str) -> None:
+        """Write a line, now or later. Raises OSError."""
+        self._text += f"{line}\n"
+        if len(self._text) >= LIST_CHARACTERS or (sys.stdout is not None and sys.stdout.isatty()):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was not written yet. Raises OSError."""
+        from filestreamer.telemetry.result import show_text
+
+        text, self._text = self._text, ""
+        if sys.stdout is not None and text:
+            show_text(text, sys.stdout)
 
 
 def _list(settings: "SenderSettings", logger: Any) -> int:
@@ -301,15 +331,18 @@ def _list(settings: "SenderSettings", logger: Any) -> int:
     from sender.listing.listing import make_walk, read_files_from
     from sender.listing.skipped_entries import SkippedEntries
 
+    lines = _Lines()
     counters = TransferCounters(b"", settings.name, tolerated=settings.tolerated)
     try:
         find_deletion(settings)  # raises UsageError where there is nothing to be mirrored
-        for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
-            if item.entry.type is EntryType.KEPT:  # its name is offered, for --delete, and nothing of it
-                continue
-            kind = item.entry.type.name.lower()
-            print(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
-        sys.stdout.flush()
+        try:
+            for item in make_walk(settings, SkippedEntries(counters, logger), read_files_from(settings)):
+                if item.entry.type is EntryType.KEPT:  # its name is offered, for --delete, and nothing of it
+                    continue
+                kind = item.entry.type.name.lower()
+                lines.add(f"{kind:9} {item.entry.size:>15} {printable(os.fsdecode(item.entry.path))}")
+        finally:
+            lines.flush()
     except FilestreamerError as error:
         logger.error("dry_run_failed", reason=str(error))
         return error.exit_code

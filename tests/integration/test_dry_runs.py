@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -340,3 +341,40 @@ def test_a_peer_that_sends_a_chunk_or_comes_again_is_refused(pair: Pair) -> None
         control.send(m.Finish(0, root_digest([])))
         assert control.expect(m.Complete) == m.Complete(False)
     assert pair.received() == []
+
+
+# --- wherever the list goes
+
+
+@pytest.fixture(params=["a receiver", "nobody"])
+def asked(request: pytest.FixtureRequest, pair: Pair) -> tuple[str, ...]:
+    """Return the arguments of a dry run that asks a receiver, or nobody."""
+    return ("--to", pair.address(pair.receiver()), "--dry-run") if request.param == "a receiver" else ("--dry-run",)
+
+
+def test_a_list_goes_to_a_pipe_that_does_not_block_as_a_whole(pair: Pair, asked: tuple[str, ...]) -> None:
+    """Another program that has the pipe open can make it so; this one reads nothing until the pipe is full."""
+    for number in range(2000):
+        trees.write(pair.source / "tree" / f"{number:040}", b"")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb") as reads, open(writer, "wb") as writes:
+        sender = pair.start("sender", pair.source / "tree", *asked, stdout=writes)
+        until(lambda: sender.poll() is not None or not select.select([], [writer], [], 0)[1], "the pipe is full")
+        writes.close()
+        listed = [line for line in reads if not line.startswith(b"{")]
+    assert sender.wait() == 0
+    assert [line[-41:] for line in listed[1:]] == [b"%040d\n" % number for number in range(2000)]
+
+
+def test_a_list_that_nobody_can_get(pair: Pair, asked: tuple[str, ...]) -> None:
+    under = ("sh", "-c", 'exec "$0" "$@" >&-')
+    sender = pair.start("sender", pair.file("f", 10), *asked, under=under)
+    assert sender.wait() == 0
+    assert "Traceback" not in sender.stderr
+
+
+def test_a_list_with_names_that_the_encoding_has_not(pair: Pair, asked: tuple[str, ...]) -> None:
+    sender = pair.start("sender", pair.file("\u754c", 10), *asked, env={"PYTHONIOENCODING": "latin-1"})
+    assert sender.wait() == 0
+    assert sender.stdout.splitlines()[0].endswith(" \\u754c")

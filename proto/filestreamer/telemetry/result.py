@@ -323,7 +323,7 @@ def write(
     try:
         # sys.stdout is None if the process was started with standard output closed.
         if stdout is not None:
-            _show((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
+            show_text((result.summary(name) if stdout.isatty() else result.to_json()) + "\n", stdout)
     except OSError as error:
         log.warning("result_not_written", to=STDOUT, reason=error.strerror)
 
@@ -366,8 +366,8 @@ def _content(result: TransferResult, path: str) -> str:
     return dataclasses.replace(shorter, skipped=result.skipped[:fitting]).to_json()
 
 
-def _show(text: str, stdout: TextIO) -> None:
-    """Write to standard output. Raises OSError."""
+def show_text(text: str, stdout: TextIO) -> None:
+    """Write to standard output, in its encoding; wait where it does not block. Raises OSError."""
     fd = None
     if isinstance(stdout, io.TextIOWrapper):  # not the object by which rich replaces it
         with contextlib.suppress(OSError):  # a stream in memory has no descriptor
