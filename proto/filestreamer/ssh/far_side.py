@@ -392,8 +392,8 @@ def _close(stream: IO[bytes]) -> None:
 
 def _make_directory() -> str | None:
     """Make a private directory, whose path is short and plain enough for a socket in it; None: nothing is shared."""
-    place = tempfile.gettempdir()
-    is_fit = len(os.fsencode(place)) < CONTROL_PATH_BYTES and _PLAIN.fullmatch(place)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # all is read-only, as in a container may be
+        place = tempfile.gettempdir()
+        is_fit = len(os.fsencode(place)) < CONTROL_PATH_BYTES and _PLAIN.fullmatch(place)
         return tempfile.mkdtemp(prefix="filestreamer-", dir=place if is_fit else "/tmp")
     return None

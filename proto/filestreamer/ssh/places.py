@@ -95,8 +95,10 @@ def path_of(session: str) -> str:
 
 
 def _place() -> str:
-    place = tempfile.gettempdir()
-    return place if len(os.fsencode(place)) <= PATH_BYTES else "/tmp"
+    with contextlib.suppress(OSError):  # nothing can be written anywhere: told where the directory is made
+        if len(os.fsencode(place := tempfile.gettempdir())) <= PATH_BYTES:
+            return place
+    return "/tmp"
 
 
 def sweep() -> None:

@@ -51,6 +51,13 @@ def test_ssh_finds_the_socket_of_a_shared_connection(monkeypatch: pytest.MonkeyP
         os.rmdir(directory)
 
 
+def test_nothing_is_shared_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container whose root is read-only may have no directory for temporary files: each connection logs in then."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    assert far_side._make_directory() is None
+
+
 ANSWERING = f"""
 import sys
 if "-G" in sys.argv: sys.exit(1)

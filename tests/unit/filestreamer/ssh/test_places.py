@@ -1,6 +1,7 @@
 """Where the far side is."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,6 +114,14 @@ def test_a_service_that_is_stopped_holds_nobody_up(temporary: Path) -> None:
                 stack.enter_context(places.connect_to(SESSION, places.LEASE, waits=False))
         places.sweep()
         assert os.path.exists(path)
+
+
+def test_where_nothing_can_be_written_the_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    monkeypatch.setattr(os, "mkdir", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
+    with pytest.raises(FarSideFailed, match=f"can't make a private directory: /tmp/.*{SESSION}: Read-only file system"):
+        places.make_directory(SESSION)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o701])
